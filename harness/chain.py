@@ -1,0 +1,321 @@
+"""The recursive algorithm: for every generation build the training set, fit, sample, evaluate, commit.
+
+`run_branch` is the same under every engine, on a laptop and on a cluster. Everything it needs it asks the store for, and what the
+store lacks is computed first, so it goes on wherever an earlier process stopped.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from harness.config.schema import Config, LanguageModel
+from harness.curation import accepted
+from harness.data.base import RealData
+from harness.errors import DamagedError, LearnerError
+from harness.files import write_json
+from harness.learners.base import EvaluateTask, FitOutcome, FitTask, Learner, Ranks, SampleTask, TrainingSet
+from harness.lineage import Node
+from harness.records import EXTERNAL, REAL, Examples, Provenance, Record, Status, finite_or_none
+from harness.regimes import draw
+from harness.store import Store
+
+MAX_OVERSAMPLING = 20
+"""A filtered corpus is sampled until enough examples pass, at most this many times the number needed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One branch with all that is needed to run it; travels to the gang.
+
+    Attributes:
+        branch: The branch's id.
+        config: The cell.
+        order: The branch's nodes, in order.
+        nodes: These and all nodes they descend from.
+        specs: Key to spec, for everything that may be committed.
+        examples: Corpus key to the number of examples that the grid reads.
+        external: Path of the fixed corpus; None where there is none.
+        attempt: 1 for the first try.
+        commit: Revision of the source, for provenance.
+    """
+
+    branch: str
+    config: Config
+    order: tuple[str, ...]
+    nodes: Mapping[str, Node]
+    specs: Mapping[str, Mapping[str, Any]]
+    examples: Mapping[str, int]
+    external: str | None = None
+    attempt: int = 1
+    commit: str = ""
+
+
+class Observer(Protocol):
+    """Hears what a branch does; called on rank 0 only."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something happened that must be provable afterwards."""
+        ...
+
+    def progress(self, node: Node, phase: str, done: int, total: int, rate: float) -> None:
+        """A phase has come so far."""
+        ...
+
+
+def run_branch(plan: Plan, learner: Learner, store: Store, data: RealData, ranks: Ranks, observer: Observer) -> Status:
+    """Run a branch of the lineage, generation by generation.
+
+    Args:
+        plan: The branch.
+        learner: The cell's learner, on every rank.
+        store: The store, on every rank.
+        data: The real distribution.
+        ranks: The ranks that run this together.
+        observer: Hears of events and progress.
+
+    Returns:
+        ``diverged`` where a generation has no finite model; later generations of the branch then do not exist.
+    """
+    branch = _Branch(plan, learner, store, data, ranks, observer)
+    for key in plan.order:
+        node = plan.nodes[key]
+        if not ranks.broadcast(store.sound("evaluations", node.evaluation)):
+            status = branch.fit(node)
+            if status == "ok":
+                branch.sample(node, plan.examples[node.corpus])
+            branch.evaluate(node, status)
+        if branch.status(node) == "diverged":
+            return "diverged"
+    return "ok"
+
+
+class _Branch:
+    """The four steps of a generation; each returns at once where the store has its result."""
+
+    def __init__(self, plan: Plan, learner: Learner, store: Store, data: RealData, ranks: Ranks, observer: Observer) -> None:
+        self.plan, self.learner, self.store = plan, learner, store
+        self.data, self.ranks, self.observer = data, ranks, observer
+        self.seconds: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
+
+    # --- build the training set ------------------------------------------------------------------------------------------
+
+    def training_set(self, node: Node) -> TrainingSet:
+        """Every training example of a node, with its origin."""
+        drawn = draw(node.recipe, self.data.num_examples, node.seed, node.generation)
+        sources: dict[int, Examples] = {}
+        for part in node.recipe.parts:
+            if part.origin == REAL:
+                sources[REAL] = self.data.real(node.seed, max(part.offset + part.count, self.data.num_examples))
+            elif part.origin == EXTERNAL:
+                sources[EXTERNAL] = self._external()
+            else:
+                sources[part.origin] = self.filtered(self.plan.nodes[node.corpora[part.origin]], part.count)
+        width = max(source.values.shape[1] for source in sources.values())
+        values = np.zeros((len(drawn), width), dtype=next(iter(sources.values())).values.dtype)
+        lengths = np.zeros(len(drawn), dtype=np.int32)
+        for origin, source in sources.items():
+            rows = np.flatnonzero(drawn.origin == origin)
+            chosen = source.take(drawn.index[rows])
+            values[rows, : chosen.values.shape[1]] = chosen.values
+            lengths[rows] = chosen.lengths
+        return TrainingSet(Examples(values, lengths), drawn)
+
+    def _external(self) -> Examples:
+        from harness.data.text import TextCorpus
+
+        assert self.plan.external is not None and isinstance(self.data, TextCorpus)
+        return self.data.external(self.plan.external, "text")
+
+    def filtered(self, node: Node, count: int) -> Examples:
+        """The first ``count`` examples of a node's corpus that pass the filters; samples more of it where too few do."""
+        filters, raw = self.plan.config.filters, count
+        while True:
+            examples = self.corpus(node, raw)
+            index = accepted(filters, examples)
+            if len(index) >= count:
+                return examples.take(index[:count])
+            if raw >= MAX_OVERSAMPLING * count:
+                raise LearnerError(f"filters: {len(index)} of {raw} examples of generation {node.generation} pass, {count} are needed; "
+                                   "the filters reject nearly everything this model writes")  # fmt: skip
+            raw = min(MAX_OVERSAMPLING * count, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
+
+    def corpus(self, node: Node, count: int) -> Examples:
+        """The first ``count`` raw examples of a node's corpus; a damaged shard is sampled again."""
+        for _ in range(3):
+            self.sample(node, count)
+            try:
+                found = self.store.corpora.load(node.corpus, count) if self.ranks.rank == 0 else None
+            except DamagedError as error:
+                found = None
+                self.observer.event("damaged", corpus=node.corpus, reason=str(error))
+            if self.ranks.broadcast(found is not None):
+                return found if found is not None else self.store.corpora.load(node.corpus, count)
+        raise DamagedError(f"corpus {node.corpus} was sampled again and is still damaged; check the disk")
+
+    # --- fit -------------------------------------------------------------------------------------------------------------
+
+    def fit(self, node: Node) -> Status:
+        """Make sure that a node's fit is committed and has its weights."""
+        sound = self.ranks.broadcast(self.store.sound("fits", node.fit))
+        status = self._fit_status(node) if sound else "ok"
+        if sound and (status == "diverged" or self.ranks.broadcast(self.store.has_weights(node.fit))):
+            return status
+        if node.init_from is not None:
+            self.fit(self.plan.nodes[node.init_from])
+        training = self.training_set(node)
+        staged = Path(self.ranks.broadcast(str(self.store.stage(node.fit)) if self.ranks.rank == 0 else ""))
+        parent = None if node.init_from is None else self.store.path("fits", self.plan.nodes[node.init_from].fit)
+        self._event("fit_started", node, examples=len(training.drawn))
+        with self._timed("fit"):
+            outcome = self.learner.fit(FitTask(
+                training=training, seed=node.seed, generation=node.generation, init=self._init(node), init_from=parent,
+                budget=node.recipe.budget, out=staged, report=self._reporter(node, "fit"),
+            ))  # fmt: skip
+        self.rates["fit"] = outcome.tokens / max(self.seconds["fit"], 1e-9)
+        if self.ranks.rank == 0:
+            self._commit_fit(node, staged, training, outcome, refit=sound)
+        self.ranks.barrier()
+        return self._fit_status(node)
+
+    def _commit_fit(self, node: Node, staged: Path, training: TrainingSet, outcome: FitOutcome, refit: bool) -> None:
+        if refit:
+            self.store.restore_weights(node.fit, staged)
+            self.observer.event("weights_restored", fit=node.fit)
+            return
+        save_file({"origin": training.drawn.origin, "index": training.drawn.index}, staged / "training_set.safetensors")
+        write_json(staged / "fit.json", {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log})
+        write_json(staged / "provenance.json", self._provenance().to_json())
+        won = self.store.commit("fits", node.fit, staged, self.plan.specs[node.fit])
+        self._event("fit_committed" if won else "fit_discarded", node)
+
+    def _init(self, node: Node) -> Any:
+        if node.init_from is not None:
+            return "previous"
+        learner = self.plan.config.learner
+        if not isinstance(learner, LanguageModel):
+            return "scratch"
+        if node.recipe.init is not None:
+            return node.recipe.init
+        if learner.init == "previous":  # generation 0 has no previous one
+            return "pretrained" if learner.model.pretrained else "scratch"
+        return learner.init
+
+    def _fit_status(self, node: Node) -> Status:
+        status: Status = self.ranks.broadcast(
+            self.store.json("fits", node.fit, "fit.json")["status"] if self.ranks.rank == 0 else "ok"
+        )
+        return status
+
+    # --- sample ----------------------------------------------------------------------------------------------------------
+
+    def sample(self, node: Node, count: int) -> None:
+        """Make sure that a node's corpus has at least ``count`` examples."""
+        have = self.ranks.broadcast(self.store.corpora.count(node.corpus))
+        if have >= count:
+            return
+        self.fit(node)
+        prompts = self._prompts(node)
+        if self.ranks.rank == 0:
+            self.store.corpora.create(node.corpus, self.plan.specs[node.corpus])
+        self.ranks.barrier()
+        self._event("sample_started", node, start=have, stop=count)
+        with self._timed("sample"):
+            tokens = self.learner.sample(SampleTask(
+                fit=self.store.path("fits", node.fit), seed=node.seed, generation=node.generation, start=have, stop=count,
+                prompts=prompts, append=lambda start, examples: self.store.corpora.append(node.corpus, start, examples),
+                report=self._reporter(node, "sample"),
+            ))  # fmt: skip
+        self.ranks.barrier()
+        self.rates["sample"] = tokens / max(self.seconds["sample"], 1e-9)
+        self._event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
+
+    def _prompts(self, node: Node) -> Examples | None:
+        learner = self.plan.config.learner
+        if not isinstance(learner, LanguageModel) or learner.sample.prompt == "bos":
+            return None
+        if learner.sample.prompt == "previous_prefix" and node.previous is not None:
+            return self.corpus(self.plan.nodes[node.previous], self.data.num_examples)
+        return self.data.real(node.seed, self.data.num_examples)
+
+    # --- evaluate and commit ---------------------------------------------------------------------------------------------
+
+    def evaluate(self, node: Node, status: Status) -> None:
+        """Measure a generation and commit its record; a diverged one has no metrics."""
+        metrics: Mapping[str, float] = {}
+        arrays, texts = {}, []
+        if status == "ok":
+            first = self.plan.nodes[node.first]
+            self.fit(first)
+            evaluated = min(self.data.num_examples, self.plan.config.evaluate.examples)
+            corpus = self.corpus(node, evaluated)
+            with self._timed("evaluate"):
+                found = self.learner.evaluate(EvaluateTask(
+                    fit=self.store.path("fits", node.fit), generation_0=self.store.path("fits", first.fit), seed=node.seed,
+                    generation=node.generation, corpus=corpus, training=lambda: self.training_set(node),
+                    report=self._reporter(node, "evaluate"),
+                ))  # fmt: skip
+            metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
+        if self.ranks.rank == 0:
+            parent = None if node.previous is None else self.plan.nodes[node.previous].fit
+            record = Record(node.generation, node.seed, status, node.fit, node.corpus, node.evaluation, parent,
+                            {name: finite_or_none(value) for name, value in metrics.items()})  # fmt: skip
+            staged = self.store.stage(node.evaluation)
+            write_json(staged / "record.json", record.to_json())
+            write_json(staged / "provenance.json", self._provenance().to_json())
+            write_json(staged / "continuations.json", texts)
+            save_file({name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}, staged / "arrays.safetensors")
+            won = self.store.commit("evaluations", node.evaluation, staged, self.plan.specs[node.evaluation])
+            self._event("committed" if won else "discarded", node, status=status)
+        self.seconds, self.rates = {}, {}
+        self.ranks.barrier()
+
+    def status(self, node: Node) -> Status:
+        """``ok`` or ``diverged``, from the committed record."""
+        record = self.store.record(node.evaluation) if self.ranks.rank == 0 else None
+        return self.ranks.broadcast(record.status if record else "ok")
+
+    # --- bookkeeping -----------------------------------------------------------------------------------------------------
+
+    def _event(self, kind: str, node: Node, **fields: Any) -> None:
+        if self.ranks.rank == 0:
+            self.observer.event(kind, branch=self.plan.branch, generation=node.generation, seed=node.seed, fit=node.fit,
+                                evaluation=node.evaluation, attempt=self.plan.attempt, **fields)  # fmt: skip
+
+    def _reporter(self, node: Node, phase: str) -> Any:
+        def report(done: int, total: int, rate: float) -> None:
+            if self.ranks.rank == 0:
+                self.observer.progress(node, phase, done, total, rate)
+
+        return report
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
+
+    def _provenance(self) -> Provenance:
+        found = dict(self.learner.describe())
+        peak = found.get("peak_memory_bytes") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        base = Provenance(
+            host=socket.gethostname(), device=str(found["device"]), world_size=self.ranks.world_size,
+            zero_stage=found["zero_stage"], threads=self.plan.config.resources.threads, attempt=self.plan.attempt,
+            commit=self.plan.commit,
+            versions={"harness": version("harness"), "python": platform.python_version(), **found["versions"]},
+        )  # fmt: skip
+        return replace(base, seconds=dict(self.seconds), tokens_per_s=dict(self.rates), peak_memory_bytes=int(peak),
+                       finished=datetime.now(UTC).isoformat(timespec="seconds"))  # fmt: skip

@@ -1,0 +1,214 @@
+"""The grid: axes over any field, their product, and the overrides that parts of it need."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.config.load import nearest, validate
+from harness.config.presets import preset_names, resolve_model
+from harness.config.schema import Config, LanguageModel, Override, TextData
+from harness.config.source import Source, get, put, with_values
+from harness.errors import ConfigError
+
+EXECUTION_SECTIONS = ("experiment", "resources", "retention", "tracking")
+"""Fields that never change a result: an axis over one would ask for the same chain twice."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid, seeds aside.
+
+    Attributes:
+        config: The cell's whole configuration (its seed is that of the base).
+        axes: Dotted field to value, one entry per column of ``export``.
+    """
+
+    config: Config
+    axes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A configuration file, expanded.
+
+    Attributes:
+        base: The first cell's configuration: experiment, resources, retention and tracking are the same in all, overrides aside.
+        cells: The grid without its seeds.
+        seeds: The seeds that every cell is run with.
+        columns: The dotted names of the axes, as ``export`` shows them.
+        generations_is_axis: Chains get a suffix ``-G<n>``.
+        source: The file.
+    """
+
+    base: Config
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, ...]
+    columns: tuple[str, ...]
+    generations_is_axis: bool
+    source: Source
+
+
+def expand(source: Source) -> Study:
+    """Expand a configuration file into its cells and seeds.
+
+    Raises:
+        ConfigError: Anything in it is wrong; nothing has been started or written.
+    """
+    data = dict(source.data)
+    grid = data.pop("grid", None)
+    overrides = _overrides(source, data.pop("overrides", None))
+    axes = _axes(source, grid)
+    seeds = axes.pop("seed", None)
+    columns = _columns(axes)
+    cells = []
+    for combination in itertools.product(*(list(enumerate(values)) for values in axes.values())):
+        values = {name: value for name, (_, value) in zip(axes, combination, strict=True)}
+        places = {name: f"grid.{name}.{index}" for name, (index, _) in zip(axes, combination, strict=True)}
+        try:
+            raw = with_values(data, values)
+            for index, override in enumerate(overrides):
+                if all(get(raw, name) == wanted for name, wanted in override.when.items()):
+                    raw = with_values(raw, override.set)
+                    places.update({name: f"overrides.{index}" for name in override.set})
+        except TypeError as error:
+            raise source.error("grid", str(error)) from None
+        config = validate(source, raw, places)
+        _check_model(source, config, places)
+        cells.append(Cell(config, {name: get(raw, name) for name in columns}))
+    base = cells[0].config
+    if seeds is None:
+        seeds = [base.seed]
+    for index, seed in enumerate(seeds):
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
+            raise source.error(f"grid.seed.{index}", f"found {seed!r}, expected an integer from 0 to 2**62 - 1")
+    shown = (*columns, *(["seed"] if len(seeds) > 1 else []))
+    return Study(base, tuple(cells), tuple(seeds), tuple(c for c in shown if c != "seed"), "generations" in axes, source)
+
+
+def _overrides(source: Source, items: Any) -> list[Override]:
+    if items is None:
+        return []
+    if not isinstance(items, list):
+        raise source.error("overrides", f"found {items!r}, expected a list of {{when: {{...}}, set: {{...}}}}")
+    found = []
+    for index, item in enumerate(items):
+        try:
+            found.append(Override.model_validate(item))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["overrides", str(index), *(str(part) for part in first["loc"])])
+            raise source.error(where, str(first["msg"]).removeprefix("Value error, ")) from None
+        for name in (*found[-1].when, *found[-1].set):
+            _check_field(source, f"overrides.{index}", name)
+        if "seed" in found[-1].when or "seed" in found[-1].set:
+            raise source.error(f"overrides.{index}", "seed cannot be overridden: the cells of a grid share their seeds")
+    return found
+
+
+def _check_field(source: Source, place: str, name: str) -> None:
+    first = name.split(".")[0]
+    if first not in Config.model_fields:
+        message = f"unknown field {name!r}{nearest(first, Config.model_fields)}; allowed: {', '.join(Config.model_fields)}"
+        raise source.error(place, message)
+
+
+def _axes(source: Source, grid: Any) -> dict[str, list[Any]]:
+    """The axes with their values, checked against each other."""
+    if grid is None:
+        return {}
+    if not isinstance(grid, Mapping):
+        raise source.error("grid", f"found {grid!r}, expected fields with lists of values")
+    axes = {str(name): _axis_values(source, str(name), values) for name, values in grid.items()}
+    for name in axes:
+        _check_field(source, f"grid.{name}", name)
+        if name.split(".")[0] in EXECUTION_SECTIONS:
+            message = "changes how a chain is computed, not its result, so it cannot be an axis; use overrides"
+            raise source.error(f"grid.{name}", message)
+        for other in axes:
+            if other != name and (name + ".").startswith(other + "."):
+                raise source.error(f"grid.{name}", f"touches the same field as the axis {other}")
+    return axes
+
+
+def _axis_values(source: Source, name: str, values: Any) -> list[Any]:
+    place = f"grid.{name}"
+    if isinstance(values, Mapping):
+        if set(values) != {"from", "count"} or not all(type(v) is int for v in values.values()) or values["count"] < 1:
+            raise source.error(place, f"found {dict(values)!r}, expected a list of values, or {{from: INTEGER, count: INTEGER >= 1}}")
+        return list(range(values["from"], values["from"] + values["count"]))
+    if not isinstance(values, list):
+        raise source.error(place, f"found {values!r}, expected a list of values")
+    if not values:
+        raise source.error(place, "is an empty axis; give at least one value")
+    seen: set[str] = set()
+    for index, value in enumerate(values):
+        text = json.dumps(value, sort_keys=True, default=str)
+        text = repr(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else text
+        if text in seen:
+            raise source.error(f"{place}.{index}", f"the value {value!r} is given twice")
+        seen.add(text)
+    return values
+
+
+def _columns(axes: Mapping[str, Sequence[Any]]) -> list[str]:
+    """One column per axis; for an axis of whole objects one per field in which they differ."""
+    columns = []
+    for name, values in axes.items():
+        if not any(isinstance(value, Mapping) for value in values):
+            columns.append(name)
+            continue
+        flat = [_flatten(value, name) for value in values]
+        fields = sorted({field for item in flat for field in item})
+        differing = [f for f in fields if len({json.dumps(item.get(f), default=str) for item in flat}) > 1]
+        columns.extend(differing or fields)
+    return columns
+
+
+def _flatten(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {path: value}
+    return {field: leaf for key, inner in value.items() for field, leaf in _flatten(inner, f"{path}.{key}").items()}
+
+
+def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> None:
+    """What needs a preset's content or two sections: the preset's name, context, pretrained tokenizer."""
+    learner, data = config.learner, config.data
+    if not isinstance(learner, LanguageModel) or not isinstance(data, TextData):
+        return
+    preset = learner.model.preset
+    if preset is not None and preset not in preset_names():
+        place = next((p for f, p in places.items() if "learner.model.preset".startswith(f)), "learner.model.preset")
+        at = source.problem(place, "")
+        message = f"found {preset!r}, allowed: {', '.join(preset_names())}{nearest(preset, preset_names())}"
+        raise ConfigError([type(at)(at.where, at.line, "learner.model.preset", message)])
+    if learner.model.pretrained and data.tokenizer.kind == "bpe" and learner.init == "pretrained":
+        raise source.error("data.tokenizer", "a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}")
+    context, needed = resolve_model(learner.model).context, sequence_length(config)
+    if context is not None and needed > context:
+        detail = f"{data.block_size} tokens" if needed == data.block_size else f"{needed} tokens with the prompt"
+        raise source.error("data.block_size", f"an example takes {detail}, more than the model's context of {context}")
+
+
+def prompt_length(config: Config) -> int:
+    """Tokens of the prefix that a sampled example continues; 0 for ``prompt: bos``."""
+    if not isinstance(config.learner, LanguageModel) or not isinstance(config.data, TextData):
+        return 0
+    sample = config.learner.sample
+    return 0 if sample.prompt == "bos" else sample.prompt_tokens or config.data.block_size // 2
+
+
+def sequence_length(config: Config) -> int:
+    """The longest sequence, in tokens, that sampling or training feeds to the model."""
+    assert isinstance(config.data, TextData) and isinstance(config.learner, LanguageModel)
+    prompt = prompt_length(config)
+    kept = config.learner.sample.keep_prompt
+    return config.data.block_size if kept else prompt + config.data.block_size
+
+
+__all__ = ["Cell", "Study", "expand", "prompt_length", "put", "sequence_length"]

@@ -1,0 +1,149 @@
+"""From plain data to a `Config`: every error names the file, the line, the field, what was found and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from harness.config.schema import Config, GaussianData, TextData
+from harness.config.source import Source, join, read_source
+from harness.errors import ConfigError, Problem
+
+TOP_LEVEL_EXTRA = ("grid", "overrides")
+
+
+def load_file(path: Path, assignments: tuple[str, ...] = ()) -> Source:
+    """Read a configuration file (`harness.config.source.read_source`)."""
+    return read_source(path, assignments)
+
+
+def validate(source: Source, data: Mapping[str, Any], places: Mapping[str, str] | None = None) -> Config:
+    """Validate one cell's data.
+
+    Args:
+        source: The file, for lines.
+        data: Plain data, without ``grid`` and ``overrides``.
+        places: Where a field's value came from when not from its own place: dotted field to the dotted path in the file.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    try:
+        text = json.dumps(data, default=str)
+        return Config.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ConfigError(_problems(source, data, places or {}, error)) from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError([source.problem("", f"cannot be read as data: {error}")]) from None
+
+
+def _problems(source: Source, data: Mapping[str, Any], places: Mapping[str, str], error: ValidationError) -> list[Problem]:
+    messages: dict[str, list[str]] = {}
+    for detail in error.errors():
+        path = _path(data, detail["loc"])
+        message = _message(data, path, detail)
+        if message not in messages.setdefault(path, []):
+            messages[path].append(message)
+    problems = []
+    for path, found in messages.items():
+        origin = next((place for field, place in places.items() if path == field or path.startswith(field + ".")), None)
+        at = source.problem(origin or path, "")
+        problems.append(Problem(at.where, at.line, path, "; or ".join(found)))
+    return sorted(problems, key=lambda problem: problem.line or 0)
+
+
+def _path(data: Any, loc: tuple[int | str, ...]) -> str:
+    """The dotted path of an error, without the tags of unions that pydantic puts in between."""
+    path: list[str] = []
+    for position, part in enumerate(loc):
+        last = position == len(loc) - 1
+        if isinstance(data, Mapping):
+            if part in data:
+                data = data[str(part)]
+            elif not last or part in ("text", "gaussian", data.get("kind")) or str(part) in _CLASS_NAMES:
+                continue
+            else:
+                data = None
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            continue
+        path.append(str(part))
+    return ".".join(path)
+
+
+def _classes(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in typing.get_args(annotation) for found in _classes(part)]
+
+
+def _class_names(section: type[BaseModel]) -> set[str]:
+    inner = [found for info in section.model_fields.values() for found in _classes(info.annotation)]
+    return {section.__name__}.union(*(_class_names(found) for found in inner))
+
+
+_CLASS_NAMES = _class_names(Config)
+
+
+def _section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
+    """The class of the section at a path, following ``kind`` and ``source`` through unions."""
+    section: type[BaseModel] | None = Config
+    value: Any = data
+    for part in path.split(".") if path else []:
+        value = value.get(part) if isinstance(value, Mapping) else None
+        info = section.model_fields.get(part) if section else None
+        found = _classes(info.annotation) if info else []
+        if not found and section and part.isdigit():
+            continue
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+        matching = [c for c in found if "kind" in c.model_fields and kind in typing.get_args(c.model_fields["kind"].annotation)]
+        if path == "data" or path.startswith("data.") and part == "data":
+            is_gaussian = isinstance(value, Mapping) and value.get("source") == "gaussian"
+            matching = [GaussianData if is_gaussian else TextData]
+        section = (matching or found or [None])[0]  # type: ignore[list-item]
+    return section
+
+
+def nearest(word: str, allowed: typing.Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` or nothing."""
+    close = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
+    kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        parent, _, name = path.rpartition(".")
+        section = _section_at(data, parent)
+        allowed = [*section.model_fields, *(TOP_LEVEL_EXTRA if not parent else ())] if section else []
+        return f"unknown field{nearest(name, allowed)}; allowed: {', '.join(allowed)}"
+    if kind == "missing":
+        return "is required"
+    if kind == "value_error":
+        return str(context.get("error", detail["msg"]))
+    if kind in ("union_tag_invalid", "literal_error"):
+        expected = str(context.get("expected_tags") or context.get("expected", ""))
+        names = [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
+        value = found.get("kind") if isinstance(found, Mapping) and "discriminator" in context else found
+        return f"found {value!r}, allowed: {', '.join(names)}{nearest(str(value), names)}"
+    if kind == "union_tag_not_found":
+        return "needs a kind"
+    if kind == "finite_number":
+        return f"found {found!r}, must be a finite number"
+    if kind == "string_pattern_mismatch":
+        return f"found {found!r}, allowed: letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
+    text = detail["msg"].removeprefix("Input should be ")
+    expected = "a section with fields" if kind in ("model_type", "model_attributes_type", "dict_type") else text
+    return f"found {'nothing' if found is None else repr(found)}, expected {expected}"
+
+
+__all__ = ["Source", "join", "load_file", "nearest", "validate"]

@@ -1,0 +1,415 @@
+"""The configuration: frozen pydantic models, one per section of the YAML file.
+
+Fields that belong to the science enter the keys; a field marked `execution()` never does. A science field at the default that it
+had when it was introduced is left out of the key, so that a field added later changes no old key: a changed default keeps its
+``introduced`` value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown fields, NaN and infinity are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def since(default: Any, **kwargs: Any) -> Any:
+    """A science field with a default; the default is recorded as the one at introduction."""
+    extra = {"introduced": kwargs.pop("introduced", default)}
+    return Field(default=default, json_schema_extra=extra, **kwargs)
+
+
+def execution(default: Any, **kwargs: Any) -> Any:
+    """A field that decides how something is computed, never what; not part of any key."""
+    return Field(default=default, json_schema_extra={"execution": True}, **kwargs)
+
+
+def science(section: BaseModel) -> dict[str, Any]:
+    """What of a section belongs to its key, as plain data (see the module's text)."""
+    found: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value, extra = getattr(section, name), info.json_schema_extra
+        marks = extra if isinstance(extra, Mapping) else {}
+        if marks.get("execution") or ("introduced" in marks and value == marks["introduced"]):
+            continue
+        found[name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return science(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+# --- data -----------------------------------------------------------------------------------------------------------------
+
+
+class BpeTokenizer(Section):
+    """A byte-level BPE trained on the real training split."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 512
+    """Tokens, the 256 bytes and the end-of-text token included."""
+
+
+class PretrainedTokenizer(Section):
+    """A tokenizer of the Hugging Face hub, or of a local folder."""
+
+    kind: Literal["pretrained"]
+    name: str
+    revision: str | None = since(None)
+
+
+class Split(Section):
+    """Shares of the real documents that are held out; a document falls on one side by the hash of its text."""
+
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+
+
+class TextData(Section):
+    """Text as the real distribution."""
+
+    source: str
+    """``python-docs``, ``python-stdlib``, ``hf:NAME[/CONFIG]``, or a path: .txt, .jsonl, .parquet, or a folder of them."""
+    text_field: str = since("text")
+    """Field or column of .jsonl, .parquet and hub data that holds the text."""
+    revision: str | None = since(None)
+    """Revision of hub data."""
+    tokenizer: Annotated[BpeTokenizer | PretrainedTokenizer, Field(discriminator="kind")] = BpeTokenizer()
+    block_size: Annotated[int, Field(ge=2)] = 64
+    """Tokens per example."""
+    num_examples: Annotated[int, Field(gt=0)] | None = since(None)
+    """Training examples; all when null. The rest is the reservoir of ``fresh_real``."""
+    separator: Literal["none", "eos"] = since("none")
+    """``eos`` puts the end-of-text token behind every document; ``none`` joins documents by a blank line."""
+    prepend_bos: bool = since(True)
+    """Train with the beginning-of-text token before every example, so that its first token is learned too."""
+    split: Split = since(Split())
+
+
+class GaussianData(Section):
+    """N(mean, variance x I) as the real distribution."""
+
+    source: Literal["gaussian"]
+    dim: PositiveInt = 1
+    num_examples: Annotated[int, Field(ge=2)] = 100
+    mean: float = since(0.0)
+    variance: Annotated[float, Field(gt=0)] = 1.0
+
+
+def _data_tag(value: Any) -> str:
+    source = value.get("source") if isinstance(value, Mapping) else getattr(value, "source", None)
+    return "gaussian" if source == "gaussian" else "text"
+
+
+Data = Annotated[Annotated[TextData, Tag("text")] | Annotated[GaussianData, Tag("gaussian")], Discriminator(_data_tag)]
+
+# --- learners -------------------------------------------------------------------------------------------------------------
+
+
+class Model(Section):
+    """A causal language model: a preset, a pretrained model, or an architecture with its sizes."""
+
+    preset: str | None = since(None)
+    pretrained: str | None = since(None)
+    revision: str | None = since(None)
+    architecture: Literal["gpt2", "llama", "opt"] | None = since(None)
+    num_layers: PositiveInt | None = since(None)
+    width: PositiveInt | None = since(None)
+    num_heads: PositiveInt | None = since(None)
+    num_kv_heads: PositiveInt | None = since(None)
+    mlp_width: PositiveInt | None = since(None)
+    context: PositiveInt | None = since(None)
+    """Longest sequence in tokens; what the prompts and blocks need when null."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = since(0.0)
+    tie_embeddings: bool = since(True)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Model:
+        ways = [name for name in ("preset", "pretrained", "architecture") if getattr(self, name) is not None]
+        if len(ways) != 1:
+            raise ValueError(f"give exactly one of preset, pretrained or architecture; found {', '.join(ways) or 'none'}")
+        sizes = ("num_layers", "width", "num_heads")
+        given = [name for name in sizes if getattr(self, name) is not None]
+        if ways == ["architecture"]:
+            missing = [name for name in sizes if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"architecture needs {', '.join(missing)} too")
+            if self.width is not None and self.num_heads is not None and self.width % self.num_heads:
+                raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        elif given:
+            raise ValueError(f"{', '.join(given)} only go with architecture, not with {ways[0]}")
+        return self
+
+
+class Train(Section):
+    """How one generation is fitted."""
+
+    epochs: PositiveInt | None = since(None)
+    """Passes over the training set; 1 when neither it nor max_steps is given."""
+    max_steps: PositiveInt | None = since(None)
+    """Optimizer steps, instead of epochs."""
+    batch_size: PositiveInt = 16
+    """Examples per optimizer step, all ranks together."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["constant", "cosine", "linear"] = since("cosine")
+    """The learning rate after the warm-up; cosine and linear end at min_learning_rate_ratio of the peak."""
+    min_learning_rate_ratio: Share = since(0.1)
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = since(0.05)
+    """Share of the steps in which the learning rate rises linearly from 0."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    weight_decay: Annotated[float, Field(ge=0)] = since(0.01)
+    betas: tuple[Share, Share] = since((0.9, 0.999))
+    eps: Annotated[float, Field(gt=0)] = since(1e-8)
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = since(1.0)
+    """Gradients are clipped to this norm; null never clips."""
+    weights: Literal["last", "best"] = since("last")
+    """``best``: the weights with the lowest validation loss at the end of an epoch."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("give epochs or max_steps, not both")
+        if self.weights == "best" and self.max_steps is not None:
+            raise ValueError("weights: best compares epochs; give epochs, not max_steps")
+        return self
+
+
+class Sample(Section):
+    """How a generation writes its corpus."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = since(0)
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
+    """Keep the smallest set of tokens with this probability."""
+    prompt: Literal["bos", "real_prefix", "previous_prefix"] = "bos"
+    prompt_tokens: PositiveInt | None = since(None)
+    """Length of the prefix, for real_prefix and previous_prefix; half a block when null."""
+    keep_prompt: bool = since(False)
+    """The prefix is part of the example (which then still has block_size tokens)."""
+    length: Literal["block", "natural"] = "block"
+    """``natural`` ends an example at the end-of-text token."""
+
+    @model_validator(mode="after")
+    def _prompt_fields(self) -> Sample:
+        if self.prompt == "bos" and (self.prompt_tokens is not None or self.keep_prompt):
+            raise ValueError("prompt: bos has no prompt_tokens or keep_prompt; use real_prefix or previous_prefix")
+        return self
+
+
+class LanguageModel(Section):
+    """Causal language models, trained through DeepSpeed."""
+
+    kind: Literal["language_model"]
+    model: Model
+    init: Literal["scratch", "pretrained", "previous"] = "scratch"
+    """``scratch``: new weights each generation; ``pretrained``: the pretrained ones each time; ``previous``: go on from g-1."""
+    train: Train = Train()
+    sample: Sample = Sample()
+
+    @model_validator(mode="after")
+    def _init_fits(self) -> LanguageModel:
+        if self.init == "pretrained" and self.model.pretrained is None:
+            raise ValueError("init: pretrained needs model: {pretrained: NAME}")
+        return self
+
+
+class Gaussian(Section):
+    """A multivariate normal distribution, fitted in closed form."""
+
+    kind: Literal["gaussian"]
+    estimator: Literal["mle", "unbiased"] = "mle"
+    """Divide the scatter matrix by n (mle) or n - 1 (unbiased)."""
+
+
+Learner = Annotated[LanguageModel | Gaussian, Field(discriminator="kind")]
+
+# --- regime, filters, evaluation ----------------------------------------------------------------------------------------------
+
+RegimeKind = Literal["replace", "replace_grown", "accumulate", "accumulate_subsample", "augment", "fresh_real"]
+RATIO_REGIMES = ("replace", "augment", "fresh_real")
+CORPUS_SOURCE_REGIMES = ("replace", "replace_grown", "augment", "fresh_real")
+
+
+class CorpusSource(Section):
+    """Synthetic examples from a fixed corpus that someone else's model wrote."""
+
+    corpus: str
+    """A .txt, .jsonl or .parquet file, or a folder of them."""
+
+
+class Refresh(Section):
+    """Every k-th generation trains on real data alone."""
+
+    every: PositiveInt
+    init: Literal["scratch", "pretrained", "previous"] | None = since(None)
+    """Where a refresh starts from; the learner's init when null."""
+
+
+class Regime(Section):
+    """How a generation's training set is built (generation 0 always trains on the real examples)."""
+
+    kind: RegimeKind = "replace"
+    synthetic_ratio: Share | None = since(None)
+    """Share of the training examples that models wrote; replace, augment and fresh_real need it."""
+    real_part: Literal["resample", "fixed"] | None = since(None)
+    """replace: a new random subset of the real examples each generation (the default), or the same one."""
+    source: Literal["self"] | CorpusSource = "self"
+    refresh: Refresh | None = since(None)
+    budget: Literal["examples", "tokens", "steps"] = "examples"
+    """Held equal across regimes: passes over the examples (default), tokens seen, or optimizer steps of generation 0."""
+
+    @model_validator(mode="after")
+    def _used_fields(self) -> Regime:
+        if self.kind in RATIO_REGIMES and self.synthetic_ratio is None:
+            raise ValueError(f"{self.kind} needs synthetic_ratio, a number from 0 to 1")
+        if self.kind not in RATIO_REGIMES and self.synthetic_ratio is not None:
+            raise ValueError(f"{self.kind} does not use synthetic_ratio (it follows); only {', '.join(RATIO_REGIMES)} do")
+        if self.kind != "replace" and self.real_part is not None:
+            raise ValueError(f"{self.kind} does not use real_part; only replace does")
+        if self.kind == "augment" and self.synthetic_ratio == 1:
+            raise ValueError("augment keeps all real examples, so synthetic_ratio must be below 1")
+        if self.source != "self" and self.kind not in CORPUS_SOURCE_REGIMES:
+            raise ValueError(f"{self.kind} pools the chain's own corpora; source: {{corpus: ...}} goes with "
+                             f"{', '.join(CORPUS_SOURCE_REGIMES)}")  # fmt: skip
+        return self
+
+
+class DeduplicateFilter(Section):
+    """Drops an example that equals an earlier one of the same corpus."""
+
+    kind: Literal["deduplicate"]
+
+
+class RepetitionFilter(Section):
+    """Drops an example in which too many n-grams repeat."""
+
+    kind: Literal["repetition"]
+    n: PositiveInt = 4
+    max_share: Share = 0.2
+    """Largest allowed share of n-grams that occurred before in the example."""
+
+
+Filter = Annotated[DeduplicateFilter | RepetitionFilter, Field(discriminator="kind")]
+
+
+class Evaluate(Section):
+    """What is measured in every generation."""
+
+    prompts: Annotated[int, Field(ge=0, le=1000)] | tuple[str, ...] = 8
+    """Texts that every generation continues, or how many to take from the test split."""
+    examples: PositiveInt = since(1024)
+    """The metrics of the corpus read its first this many examples (at most as many as there are real ones)."""
+
+
+# --- execution ------------------------------------------------------------------------------------------------------------
+
+
+class Resources(Section):
+    """What one gang uses."""
+
+    ranks: PositiveInt = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    micro_batch: PositiveInt | None = None
+    """Examples per forward pass and rank; batch_size / ranks when null, up to 64."""
+    sample_batch: PositiveInt = 128
+    """Examples sampled together; examples are computed in whole batches of this size."""
+    threads: PositiveInt = 1
+    """CPU threads per rank (and CPUs reserved for it)."""
+    gpus_per_rank: Annotated[int, Field(ge=0, le=1)] | None = None
+    """1 on a machine with GPUs, else 0, when null."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """How often a branch may fail and be tried again before its chains are failed."""
+
+
+class Retention(Section):
+    """What stays on disk once a chain is complete; records and corpora always stay."""
+
+    weights: Literal["all", "last", "none"] = "last"
+    """Whose weights stay: generation 0 and the last, all, or none."""
+
+
+class Tracking(Section):
+    """Where records are mirrored to."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "model-collapse"
+    entity: str | None = None
+
+
+class Override(Section):
+    """Values that a part of the grid needs: where every ``when`` holds, ``set`` applies."""
+
+    when: dict[str, Any]
+    set: dict[str, Any]
+
+    @field_validator("when", "set")
+    @classmethod
+    def _not_empty(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not value:
+            raise ValueError("is empty; give at least one dotted field")
+        return value
+
+
+class Config(Section):
+    """One cell's configuration: what the YAML file holds, less ``grid`` and ``overrides``."""
+
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    data: Data
+    learner: Learner
+    regime: Regime = Regime(kind="replace", synthetic_ratio=1.0)
+    filters: tuple[Filter, ...] = ()
+    evaluate: Evaluate = Evaluate()
+    generations: Annotated[int, Field(ge=0)] = 3
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    resources: Resources = Resources()
+    retention: Retention = Retention()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        is_text = isinstance(self.data, TextData)
+        if isinstance(self.learner, LanguageModel):
+            if not is_text:
+                raise ValueError(f"learner language_model reads text; data.source {self.data.source!r} is not")
+            self._check_batch(self.learner.train.batch_size)
+        elif isinstance(self.data, TextData):
+            raise ValueError(f"learner gaussian reads data.source gaussian, not {self.data.source!r}")
+        elif self.resources.ranks != 1:
+            raise ValueError(f"learner {self.learner.kind} runs on one rank; found resources.ranks {self.resources.ranks}")
+        if isinstance(self.learner, LanguageModel) and self.learner.train.max_steps and self.regime.budget != "examples":
+            raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
+        if not is_text and self.filters:
+            raise ValueError("filters read text; remove them for this learner")
+        return self
+
+    def _check_batch(self, batch_size: int) -> None:
+        ranks, micro = self.resources.ranks, self.resources.micro_batch
+        if batch_size % ranks:
+            raise ValueError(f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks}")
+        if micro is not None and (batch_size // ranks) % micro:
+            raise ValueError(
+                f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks} x micro_batch {micro}"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples per forward pass and rank."""
+        if self.resources.micro_batch is not None or not isinstance(self.learner, LanguageModel):
+            return self.resources.micro_batch or 1
+        per_rank = self.learner.train.batch_size // self.resources.ranks
+        return max(size for size in range(1, min(per_rank, 64) + 1) if per_rank % size == 0)

@@ -1,0 +1,58 @@
+"""Which weights stay: a fit's weights go once nothing in the grid can still need them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from harness.store import Experiment, Store
+from harness.study import Prepared
+
+
+def kept_fits(prepared: Prepared) -> set[str]:
+    """The fits whose weights an experiment keeps: all, or the first and last of every chain, or none."""
+    kept: set[str] = set()
+    nodes = prepared.lineage.nodes
+    for chain in prepared.lineage.chains:
+        policy = prepared.cell(chain).config.retention.weights
+        if policy == "all":
+            kept.update(nodes[node].fit for node in chain.nodes)
+        elif policy == "last":
+            kept.update((nodes[chain.nodes[0]].fit, nodes[chain.nodes[-1]].fit))
+    return kept
+
+
+class Retention:
+    """Evicts weights while a grid runs."""
+
+    def __init__(self, prepared: Prepared, store: Store, experiment: Experiment, done: Collection[str]) -> None:
+        """Note who may need which fit.
+
+        Args:
+            prepared: The study.
+            store: The store.
+            experiment: The experiment.
+            done: Nodes that are committed.
+        """
+        self.store, self.experiment = store, experiment
+        self.nodes = prepared.lineage.nodes
+        self.kept = kept_fits(prepared)
+        self._users: dict[str, set[str]] = {}
+        self._needs: dict[str, set[str]] = {}
+        for node in self.nodes.values():
+            if node.evaluation in done:
+                continue
+            # A generation needs its own weights, those it goes on from, and generation 0's to be evaluated.
+            needs = {node.fit, self.nodes[node.first].fit} | ({self.nodes[node.init_from].fit} if node.init_from else set())
+            self._needs[node.evaluation] = needs
+            for fit in needs:
+                self._users.setdefault(fit, set()).add(node.evaluation)
+
+    def committed(self, node: str) -> None:
+        """A node is committed: free what only it needed."""
+        for fit in self._needs.pop(node, ()):
+            users = self._users[fit]
+            users.discard(node)
+            if not users and fit not in self.kept and fit not in self.experiment.kept_by_others():
+                freed = self.store.evict_weights(fit, f"retention of {self.experiment.name}")
+                if freed:
+                    self.experiment.event("weights_evicted", fit=fit, bytes=freed)

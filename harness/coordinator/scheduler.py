@@ -1,0 +1,171 @@
+"""The scheduler: which branch goes to which gang. Pure: no Ray, no clock, no files."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.lineage import Branch
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """What a gang occupies; a branch runs in any gang of its shape.
+
+    Attributes:
+        ranks: Ray actors.
+        cpus: CPUs per rank.
+        gpus: GPUs per rank.
+        solo: The learner needs no process group.
+    """
+
+    ranks: int
+    cpus: int
+    gpus: int
+    solo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Free CPUs and GPUs of one machine."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """A gang that exists. ``branch`` is None while it is idle."""
+
+    id: int
+    shape: Shape
+    branch: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Give a branch to an idle gang."""
+
+    gang: int
+    branch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a gang for a branch."""
+
+    shape: Shape
+    branch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """End an idle gang, to make room or because nothing is left for it."""
+
+    gang: int
+
+
+Action = Assign | Start | Retire
+
+
+def place(shape: Shape, free: Sequence[Capacity]) -> list[Capacity] | None:
+    """What is left free after a gang is placed rank by rank, fullest machine that fits first; None where it does not fit."""
+    left = list(free)
+    for _ in range(shape.ranks):
+        fits = [i for i, machine in enumerate(left) if machine.cpus >= shape.cpus and machine.gpus >= shape.gpus]
+        if not fits:
+            return None
+        chosen = min(fits, key=lambda i: (left[i].gpus, left[i].cpus, i))
+        left[chosen] = Capacity(left[chosen].cpus - shape.cpus, left[chosen].gpus - shape.gpus)
+    return left
+
+
+class Queue:
+    """Branches that wait for what they need, and those that are ready, the longest remaining path first.
+
+    Longest path first bounds the time of the whole grid (Graham 1969). Ties go by id, so a schedule is a function of its input.
+    """
+
+    def __init__(self, branches: Iterable[Branch], done: Collection[str]) -> None:
+        """Take the branches in.
+
+        Args:
+            branches: All branches that are to be run.
+            done: Nodes that are committed.
+        """
+        self._missing: dict[str, set[str]] = {}
+        self._waits: dict[str, list[Branch]] = {}
+        self._ready: list[tuple[float, str, Branch]] = []
+        for branch in branches:
+            missing = {node for node in branch.needs if node not in done}
+            self._missing[branch.id] = missing
+            for node in missing:
+                self._waits.setdefault(node, []).append(branch)
+            if not missing:
+                self.push(branch)
+
+    def push(self, branch: Branch) -> None:
+        """A branch is ready, or ready again."""
+        bisect.insort(self._ready, (-branch.rank, branch.id, branch), key=lambda item: item[:2])
+
+    def complete(self, node: str) -> None:
+        """A node is committed."""
+        for branch in self._waits.pop(node, ()):
+            self._missing[branch.id].discard(node)
+            if not self._missing[branch.id]:
+                self.push(branch)
+
+    def take(self, branch: str) -> Branch:
+        """Remove a branch that a gang runs now."""
+        index = next(i for i, item in enumerate(self._ready) if item[1] == branch)
+        return self._ready.pop(index)[2]
+
+    @property
+    def ready(self) -> Iterator[Branch]:
+        """Ready branches in order."""
+        return (item[2] for item in self._ready)
+
+    def __len__(self) -> int:
+        """Number of ready branches."""
+        return len(self._ready)
+
+
+def decide(ready: Iterable[Branch], shapes: Mapping[str, Shape], gangs: Sequence[Gang], machines: Sequence[Capacity]) -> list[Action]:
+    """What to do now.
+
+    Args:
+        ready: Branches whose needs are committed and that no gang runs, the most urgent first.
+        shapes: The shape of every branch, by id.
+        gangs: The gangs that exist.
+        machines: Every machine with all its CPUs and GPUs.
+
+    Returns:
+        Actions, in the order in which they are to be done; a gang gets one branch at most. Gangs of one shape are reused. A branch
+        that has no place gets the next that is freed: idle gangs of other shapes retire for it, and nothing less urgent starts
+        before it, so a large gang cannot starve behind small ones.
+    """
+    free: list[Capacity] = list(machines)
+    for gang in gangs:
+        free = place(gang.shape, free) or free
+    idle = [gang for gang in gangs if gang.branch is None]
+    actions: list[Action] = []
+    for branch in ready:
+        shape = shapes[branch.id]
+        match = next((gang for gang in idle if gang.shape == shape), None)
+        if match is not None:
+            idle.remove(match)
+            actions.append(Assign(match.id, branch.id))
+            continue
+        placed = place(shape, free)
+        if placed is None:
+            actions.extend(Retire(gang.id) for gang in idle)
+            break
+        free = placed
+        actions.append(Start(shape, branch.id))
+    return actions
+
+
+def feasible(shape: Shape, machines: Sequence[Capacity]) -> bool:
+    """Whether a gang fits the machines when they are empty."""
+    return place(shape, machines) is not None

@@ -1,0 +1,5 @@
+"""Curation: filters that a corpus passes through when it is read; the raw corpus stays as it was sampled."""
+
+from harness.curation.filters import VERSIONS, accepted
+
+__all__ = ["VERSIONS", "accepted"]

@@ -1,0 +1,207 @@
+"""Documents: where text comes from, before anything is split or tokenized."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config.schema import TextData
+from harness.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "lib2to3"}
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Text in documents.
+
+    Attributes:
+        whole: Documents that are still to be split; empty where the source has splits of its own.
+        splits: The source's own splits, by name; empty where there are none.
+    """
+
+    whole: Sequence[str]
+    splits: Mapping[str, Sequence[str]]
+
+    def fingerprint(self) -> str:
+        """A hash of all text, in order, with the splits' names."""
+        digest = hashlib.sha256()
+        for name, documents in (("", self.whole), *self.splits.items()):
+            digest.update(f"{name}:{len(documents)}\n".encode())
+            for document in documents:
+                content = document.encode("utf-8", "surrogatepass")
+                digest.update(f"{len(content)}\n".encode() + content)
+        return digest.hexdigest()[:32]
+
+
+def read_documents(config: TextData) -> Documents:
+    """Read the documents that ``data.source`` names.
+
+    Raises:
+        DataError: There is no such source, or it cannot be read.
+    """
+    if config.source in BUILT_IN:
+        return Documents(tuple(BUILT_IN[config.source]()), {})
+    if config.source.startswith("hf:"):
+        return _hub(config)
+    return Documents(tuple(read_path(Path(config.source), config.text_field, "data.source")), {})
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text: what blank lines separate."""
+    found, lines = [], []
+    for line in [*text.splitlines(), ""]:
+        if line.strip():
+            lines.append(line.rstrip())
+        elif lines:
+            found.append("\n".join(lines))
+            lines = []
+    return found
+
+
+def _python_docs() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield from paragraphs(topics[name])
+
+
+def _python_stdlib() -> Iterator[str]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        if _NOT_LIBRARY.intersection(path.relative_to(root).parts):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node, clean=False)
+                if text and inspect.cleandoc(text):
+                    yield inspect.cleandoc(text)
+
+
+BUILT_IN: Mapping[str, Callable[[], Iterator[str]]] = {"python-docs": _python_docs, "python-stdlib": _python_stdlib}
+"""Text that every Python carries; it differs between Python's versions, and so do the keys."""
+
+
+def read_path(path: Path, text_field: str, field: str) -> Iterator[str]:
+    """Documents of a file, or of all files of a folder in the order of their names.
+
+    Args:
+        path: .txt (paragraphs), .jsonl or .parquet (one document a row), or a folder of them.
+        text_field: Field or column that holds the text.
+        field: The configuration's field, for messages.
+
+    Raises:
+        DataError: Missing, of an unknown kind, or malformed; names the file and the line or column.
+    """
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.is_dir():
+        files = sorted(found for found in path.rglob("*") if found.suffix in readers)
+        if not files:
+            raise DataError(f"{field}: {path} holds no .txt, .jsonl or .parquet file")
+    elif path.suffix in readers:
+        files = [path]
+    else:
+        known = ", ".join(BUILT_IN)
+        raise DataError(f"{field}: found {str(path)!r}, allowed: {known}, hf:NAME, or a .txt, .jsonl or .parquet path or folder")
+    for file in files:
+        try:
+            yield from readers[file.suffix](file, text_field)
+        except OSError as error:
+            raise DataError(f"{field}: {file} cannot be read: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{field}: {file} is not UTF-8 text at byte {error.start}") from None
+
+
+def _read_txt(path: Path, _: str) -> Iterator[str]:
+    yield from paragraphs(path.read_text(encoding="utf-8"))
+
+
+def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise DataError(f"data.source: {path}:{number} is not JSON") from None
+            if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
+                raise DataError(f"data.source: {path}:{number} has no text in the field {text_field!r} (data.text_field)")
+            yield row[text_field]
+
+
+def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"data.source: {path} is not Parquet: {error}") from None
+    if text_field not in file.schema_arrow.names:
+        names = ", ".join(file.schema_arrow.names)
+        raise DataError(f"data.source: {path} has no column {text_field!r} (data.text_field); it has {names}")
+    for batch in file.iter_batches(columns=[text_field]):
+        yield from (text for text in batch.column(0).to_pylist() if text)
+
+
+def _hub(config: TextData) -> Documents:
+    import datasets
+
+    datasets.disable_progress_bars()
+    name, configuration = _hub_name(config.source.removeprefix("hf:"))
+    try:
+        loaded = datasets.load_dataset(name, configuration, revision=config.revision)
+    except Exception as error:  # the library raises whatever its transport raises; the user needs one line
+        reason = (str(error).splitlines() or [""])[0]
+        raise DataError(f"data.source: {config.source} cannot be loaded ({type(error).__name__}: {reason})") from None
+    splits: dict[str, tuple[str, ...]] = {}
+    for split, rows in loaded.items():
+        if config.text_field not in rows.column_names:
+            raise DataError(f"data.source: {config.source} has no column {config.text_field!r} (data.text_field); "
+                            f"it has {', '.join(rows.column_names)}")  # fmt: skip
+        splits[str(split)] = tuple(text for text in rows[config.text_field] if text)
+    if all(split in splits for split in SPLITS):
+        return Documents((), {split: splits[split] for split in SPLITS})
+    if "train" not in splits:
+        raise DataError(f"data.source: {config.source} has no split 'train'; it has {', '.join(splits)}")
+    return Documents(splits["train"], {})
+
+
+def _hub_name(text: str) -> tuple[str, str | None]:
+    """``NAME``, ``ORG/NAME``, ``ORG/NAME/CONFIG``, or ``NAME/CONFIG`` where no data set is called so.
+
+    Asks the hub which of the two a name with one slash is.
+    """
+    parts = text.split("/")
+    if not all(parts) or len(parts) > 3:
+        raise DataError(f"data.source: found 'hf:{text}', expected hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG or hf:NAME/CONFIG")
+    if len(parts) == 3:
+        return f"{parts[0]}/{parts[1]}", parts[2]
+    if len(parts) == 1:
+        return parts[0], None
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        huggingface_hub.HfApi().dataset_info(text)
+    except RepositoryNotFoundError:
+        return parts[0], parts[1]
+    except (HfHubHTTPError, OSError) as error:  # offline: the cache knows repositories by their name
+        print(f"the hub cannot be asked about {text} ({type(error).__name__}); taking it as ORG/NAME", file=sys.stderr)
+    return text, None

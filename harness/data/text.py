@@ -1,0 +1,235 @@
+"""Text as blocks of token ids: split by document, a tokenizer from the training split, packed blocks; made once per fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
+from harness.data.documents import SPLITS, Documents, read_documents, read_path
+from harness.errors import DataError
+from harness.files import read_json, write_json
+from harness.records import Examples
+from harness.streams import stream
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+VERSION = 1
+"""Version of splitting, tokenizer training and packing; part of every key."""
+END_OF_TEXT = "<|endoftext|>"
+_NOT_CONTENT = ("source", "text_field", "revision")
+
+
+def data_science(config: TextData, content: str, tokenizer: str | None) -> dict[str, Any]:
+    """What of text data enters keys: their content, never their path.
+
+    Args:
+        config: The section.
+        content: Fingerprint of the documents.
+        tokenizer: Fingerprint of a pretrained tokenizer; None for a trained one.
+    """
+    spec = {name: value for name, value in science(config).items() if name not in _NOT_CONTENT}
+    if tokenizer is not None:
+        spec["tokenizer"] = {"kind": "pretrained", "content": tokenizer}
+    return {"kind": "text", "version": VERSION, "content": content, **spec}
+
+
+def prepared_science(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `data_science` that decides the prepared folder (how many blocks are used does not)."""
+    return {name: value for name, value in spec.items() if name not in ("num_examples", "prepend_bos")}
+
+
+def split_documents(documents: Documents, split: Split) -> dict[str, list[str]]:
+    """Documents by side; a document's side is a function of its text, so no document is on two sides."""
+    if documents.splits:
+        return {name: list(documents.splits[name]) for name in SPLITS}
+    sides: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for document in documents.whole:
+        digest = hashlib.sha256(document.strip().encode("utf-8", "surrogatepass")).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        side = "test" if place < split.test else "validation" if place < split.test + split.validation else "train"
+        sides[side].append(document)
+    return sides
+
+
+def train_tokenizer(documents: Sequence[str], config: BpeTokenizer) -> Tokenizer:
+    """A byte-level BPE trained on the training split; token 0 is the end-of-text token.
+
+    Raises:
+        DataError: The documents do not hold enough distinct pairs for the vocabulary.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer=trainer)
+    found = tokenizer.get_vocab_size()
+    if found < config.vocab_size:
+        raise DataError(f"data.tokenizer.vocab_size: {config.vocab_size} tokens are asked for, the training split yields {found}; "
+                        "lower it or give more text")  # fmt: skip
+    return tokenizer
+
+
+def pretrained_fingerprint(config: PretrainedTokenizer) -> str:
+    """A hash of what a pretrained tokenizer does: its serialised form and special tokens."""
+    tokenizer = _load_pretrained(config)
+    text = tokenizer.backend_tokenizer.to_str() + f"/{tokenizer.bos_token_id}/{tokenizer.eos_token_id}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _load_pretrained(config: PretrainedTokenizer) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise DataError(f"data.tokenizer.name: {config.name!r} cannot be loaded ({reason})") from None
+    if not tokenizer.is_fast:
+        raise DataError(f"data.tokenizer.name: {config.name!r} has no fast tokenizer (tokenizer.json)")
+    return tokenizer
+
+
+def prepare(config: TextData, documents: Documents, folder: Path) -> None:
+    """Split, tokenize and pack; writes ``blocks.safetensors``, ``tokenizer.json`` and ``meta.json`` into a folder.
+
+    Raises:
+        DataError: The documents are too few for a block on every side, or for the vocabulary.
+    """
+    from safetensors.numpy import save_file
+
+    sides = split_documents(documents, config.split)
+    for side, texts in sides.items():
+        if not texts:
+            raise DataError(f"data.source: the {side} split is empty: {sum(map(len, sides.values()))} documents are too few")
+    if isinstance(config.tokenizer, BpeTokenizer):
+        tokenizer = train_tokenizer(sides["train"], config.tokenizer)
+        bos = eos = tokenizer.token_to_id(END_OF_TEXT)
+        vocab_size = tokenizer.get_vocab_size()
+    else:
+        loaded = _load_pretrained(config.tokenizer)
+        tokenizer, eos, vocab_size = loaded.backend_tokenizer, loaded.eos_token_id, len(loaded)
+        bos = loaded.bos_token_id if loaded.bos_token_id is not None else eos
+        if eos is None:
+            raise DataError(f"data.tokenizer.name: {config.tokenizer.name!r} has no end-of-text token")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    separator = [eos] if config.separator == "eos" else tokenizer.encode("\n\n", add_special_tokens=False).ids
+    packed = {side: pack(tokenizer, texts, separator, config.block_size) for side, texts in sides.items()}
+    for side, blocks in packed.items():
+        if not len(blocks):
+            raise DataError(f"data.source: the {side} split has fewer than {config.block_size} tokens, not one block "
+                            "(data.block_size); give more text or smaller blocks")  # fmt: skip
+    # A fixed shuffle makes the first n blocks a fair sample, and the reservoir behind them another one.
+    packed["train"] = packed["train"][stream(0, 0, "blocks").permutation(len(packed["train"]))]
+    counts = np.bincount(packed["train"].reshape(-1), minlength=vocab_size).astype(np.int64)
+    save_file({**packed, "counts": counts}, folder / "blocks.safetensors")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    test_bytes = sum(len(text.encode()) for text in tokenizer.decode_batch(packed["test"].tolist()))
+    meta = {"bos": bos, "eos": eos, "vocab_size": vocab_size, "block_size": config.block_size, "test_bytes": test_bytes,
+            "blocks": {side: len(blocks) for side, blocks in packed.items()},
+            "documents": {side: len(texts) for side, texts in sides.items()}}  # fmt: skip
+    write_json(folder / "meta.json", meta)
+
+
+def pack(tokenizer: Tokenizer, documents: Sequence[str], separator: Sequence[int], block_size: int) -> npt.NDArray[np.int32]:
+    """Documents as one stream of tokens, a separator behind each, cut into blocks; the remainder is dropped.
+
+    Returns:
+        Shape [num_blocks, block_size].
+    """
+    pieces = []
+    for encoding in tokenizer.encode_batch_fast(list(documents), add_special_tokens=False):
+        pieces.append(np.asarray([*encoding.ids, *separator], dtype=np.int32))
+    flat = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+    return flat[: len(flat) // block_size * block_size].reshape(-1, block_size)
+
+
+class TextCorpus:
+    """Prepared text, read from its folder.
+
+    Attributes:
+        meta: What `prepare` wrote: special tokens, vocabulary, numbers of blocks and bytes.
+    """
+
+    def __init__(self, folder: Path, num_examples: int | None) -> None:
+        """Read the blocks.
+
+        Args:
+            folder: What `prepare` wrote.
+            num_examples: ``data.num_examples``.
+        """
+        from safetensors.numpy import load_file
+
+        self.folder = folder
+        self.meta: Mapping[str, Any] = read_json(folder / "meta.json")
+        self._blocks = load_file(folder / "blocks.safetensors")
+        self._num_examples = num_examples
+
+    @property
+    def num_examples(self) -> int:
+        """Real training examples of generation 0."""
+        return self._num_examples or self.supply
+
+    @property
+    def supply(self) -> int:
+        """Blocks of the training split."""
+        return len(self._blocks["train"])
+
+    def real(self, seed: int, count: int) -> Examples:
+        """The first ``count`` training blocks, the same for every seed; shape [count, block_size]."""
+        return Examples.full(self._blocks["train"][:count])
+
+    @property
+    def validation(self) -> Examples:
+        """Validation blocks, shape [num_blocks, block_size]."""
+        return Examples.full(self._blocks["validation"])
+
+    @property
+    def test(self) -> Examples:
+        """Test blocks, shape [num_blocks, block_size]."""
+        return Examples.full(self._blocks["test"])
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Occurrences of every token in the training split, shape [vocab_size]."""
+        counts: npt.NDArray[np.int64] = self._blocks["counts"]
+        return counts
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+        text: str = self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
+        return text
+
+    def external(self, path: str, text_field: str) -> Examples:
+        """A fixed corpus, packed as the real text is; shape [num_blocks, block_size]."""
+        documents = list(read_path(Path(path), text_field, "regime.source.corpus"))
+        separator = self.encode("\n\n")
+        return Examples.full(pack(self.tokenizer, documents, separator, int(self.meta["block_size"])))
+
+
+__all__ = ["TextCorpus", "data_science", "prepare", "prepared_science", "pretrained_fingerprint", "read_documents"]

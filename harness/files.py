@@ -1,0 +1,111 @@
+"""Files that are whole or absent: atomic writes, fsync, checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import DamagedError
+
+CHECKSUMS = "checksums.json"
+TOMBSTONE = ".evicted.json"
+"""Suffix of the note that stands for a file whose bytes were freed on purpose."""
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file or a directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_file(path.parent)
+
+
+def dump_json(value: Any) -> bytes:
+    """Readable JSON; refuses NaN and infinity."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_atomic(path, dump_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        DamagedError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing") from None
+    except ValueError as error:
+        raise DamagedError(f"{path} is not JSON: {error}") from None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of all files in a folder beside them, and flush everything to disk."""
+    sums = {}
+    for path in _files(folder):
+        if path.name == CHECKSUMS:
+            continue
+        sums[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        sync_file(path)
+    write_json(folder / CHECKSUMS, sums)
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_file(path)
+    sync_file(folder)
+
+
+def verify(folder: Path) -> None:
+    """Check a sealed folder against its checksums; a file with a tombstone may be absent.
+
+    Raises:
+        DamagedError: Names the first file that is missing, of another size, or of other content.
+    """
+    sums: Mapping[str, Mapping[str, Any]] = read_json(folder / CHECKSUMS)
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.exists():
+            if (folder / (name + TOMBSTONE)).exists():
+                continue
+            raise DamagedError(f"{path} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise DamagedError(f"{path} has {path.stat().st_size} bytes, {expected['bytes']} were committed")
+        if file_sha256(path) != expected["sha256"]:
+            raise DamagedError(f"{path} does not match its checksum")

@@ -1,0 +1,1 @@
+"""Causal language models: transformers architectures, trained through DeepSpeed."""

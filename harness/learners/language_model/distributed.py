@@ -1,0 +1,75 @@
+"""The process group of a gang: one TCP store, gloo or NCCL by device, DeepSpeed on top of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)
+
+
+def device() -> torch.device:
+    """This rank's device: the one GPU that it was given, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def open_store(world_size: int) -> tuple[dist.TCPStore, str, int]:
+    """Rank 0's rendezvous, listening on a port that the system chose (bound at once, so nobody can take it in between)."""
+    store = dist.TCPStore("0.0.0.0", 0, world_size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+    host = socket.gethostbyname(socket.gethostname()) if world_size > 1 else "127.0.0.1"
+    return store, host, store.port
+
+
+class TorchRanks:
+    """A torch.distributed process group with DeepSpeed's communication on it."""
+
+    def __init__(self, rank: int, world_size: int, store: Any, threads: int) -> None:
+        """Join the group.
+
+        Args:
+            rank: This process's rank.
+            world_size: Number of ranks.
+            store: The rendezvous: rank 0's own, or a client of it.
+            threads: CPU threads of this rank.
+        """
+        self.rank, self.world_size = rank, world_size
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        on_gpu = device().type == "cuda"
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        backend = "nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        # Objects travel over gloo, so that a barrier or a broadcast needs no device memory.
+        self._objects = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
+        from harness.learners.language_model.engine import start_deepspeed
+
+        start_deepspeed(backend)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier(group=self._objects)
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        holder: list[Any] = [value]
+        dist.broadcast_object_list(holder, src=0, group=self._objects)
+        result: T = holder[0]
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        holder: list[Any] = [None] * self.world_size
+        dist.all_gather_object(holder, value, group=self._objects)
+        return holder
+
+    def close(self) -> None:
+        """Leave the group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()

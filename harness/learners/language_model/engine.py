@@ -1,0 +1,107 @@
+"""The only module that imports deepspeed: its configuration is derived here, and the engine's differences between stages end here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import PreTrainedModel
+
+from harness.config.schema import Train
+
+
+def start_deepspeed(backend: str) -> None:
+    """Put DeepSpeed's communication on the process group that exists."""
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # The shared-memory all-reduce is compiled at first use: it needs a compiler, and a kill during the build leaves a lock that
+    # hangs later builds. gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def deepspeed_config(train: Train, micro_batch: int, world_size: int, zero_stage: int) -> dict[str, Any]:
+    """DeepSpeed's configuration, derived from ours."""
+    return {
+        "train_batch_size": train.batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": train.batch_size // (micro_batch * world_size),
+        "gradient_clipping": train.max_grad_norm or 0.0,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "zero_optimization": {
+            "stage": zero_stage,
+            "overlap_comm": False,
+            "contiguous_gradients": zero_stage > 0,
+            "stage3_param_persistence_threshold": 0 if zero_stage == 3 else 100_000,
+        },
+        # torch's AdamW: DeepSpeed's own is compiled at first use (see start_deepspeed).
+        "optimizer": {"type": "AdamW", "params": {"lr": train.learning_rate, "betas": list(train.betas), "eps": train.eps,
+                                                  "weight_decay": train.weight_decay, "torch_adam": True}},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }  # fmt: skip
+
+
+class Engine:
+    """A DeepSpeed engine for one fit."""
+
+    def __init__(self, model: PreTrainedModel, train: Train, micro_batch: int, world_size: int, zero_stage: int) -> None:
+        """Hand the model to DeepSpeed; weight decay leaves out biases and normalisation."""
+        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+        plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.zero_stage = zero_stage
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            model_parameters=[group for group in groups if group["params"]],
+            config=deepspeed_config(train, micro_batch, world_size, zero_stage),
+            dist_init_required=False,
+        )
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The model inside."""
+        module: PreTrainedModel = self._engine.module
+        return module
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """A forward pass: [batch, length] token ids to [batch, length, vocab] logits."""
+        logits: torch.Tensor = self._engine(input_ids=tokens, use_cache=False).logits
+        return logits
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradients of one micro batch, and step at the end of a batch."""
+        self._engine.backward(loss)
+        self._engine.step()
+
+    def set_learning_rate(self, value: float) -> None:
+        """The learning rate of the next step."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = value
+
+    def state(self, keep: bool) -> Mapping[str, torch.Tensor]:
+        """All weights on the CPU, gathered from the ranks; collective.
+
+        Args:
+            keep: Whether this rank wants them; others get an empty mapping.
+        """
+        found: dict[str, torch.Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3):
+                if keep:
+                    found[name] = parameter.detach().to("cpu", copy=True)
+        if keep:
+            persistent = self.module.state_dict().keys()
+            found.update((n, b.detach().to("cpu", copy=True)) for n, b in self.module.named_buffers() if n in persistent)
+        return found
+
+    def train_mode(self, on: bool) -> None:
+        """Switch dropout on or off."""
+        self.module.train(on)
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        self._engine.destroy()
+        del self._engine

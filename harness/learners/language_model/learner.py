@@ -1,0 +1,175 @@
+"""The language model as a learner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from harness.config.grid import prompt_length, sequence_length
+from harness.config.schema import Config, LanguageModel, TextData
+from harness.data.base import RealData
+from harness.data.text import TextCorpus
+from harness.errors import DataError
+from harness.learners.base import EvaluateTask, Evaluation, FitOutcome, FitTask, Ranks, SampleTask
+from harness.learners.language_model import model as models
+from harness.learners.language_model.distributed import device
+from harness.learners.language_model.sampling import Sampler, draw_batch
+from harness.learners.language_model.scoring import score
+from harness.learners.language_model.training import Trainer, plan_steps
+from harness.metrics import likelihood
+from harness.metrics.lexical import copying_metrics, lexical_metrics
+from harness.records import Examples
+from harness.streams import stream_seed, uniforms
+
+
+class LanguageModelLearner:
+    """A causal language model under one cell's configuration."""
+
+    stores_corpora = True
+
+    def __init__(self, config: Config, data: RealData, ranks: Ranks) -> None:
+        """Keep the configuration; ``data`` is a `TextCorpus`."""
+        assert isinstance(config.learner, LanguageModel) and isinstance(data, TextCorpus) and isinstance(config.data, TextData)
+        self.config, self.learner, self.data, self.ranks = config, config.learner, data, ranks
+        self.device = device()
+        self.block_size = config.data.block_size
+        self.bos: int | None = data.meta["bos"] if config.data.prepend_bos else None
+        if self.bos is None and self.learner.sample.prompt == "bos":
+            self.start_token: int | None = data.meta["bos"]
+        else:
+            self.start_token = self.bos
+        self.dtype = models.DTYPES[self.learner.train.precision]
+        self._loaded: tuple[Path, PreTrainedModel] | None = None
+
+    @property
+    def context(self) -> int:
+        """Longest sequence that this cell feeds to a model."""
+        return sequence_length(self.config)
+
+    def fit(self, task: FitTask) -> FitOutcome:
+        """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
+        self._loaded = None
+        model = self._initial(task)
+        if getattr(model.config, "max_position_embeddings", self.context) < self.context:
+            raise DataError(f"data.block_size: sequences of {self.context} tokens, but the model's context is "
+                            f"{model.config.max_position_embeddings}")  # fmt: skip
+        reference = self.data.real(task.seed, self.data.num_examples)
+        schedule = plan_steps(self.learner.train, task.training.examples, task.budget, reference)
+        trainer = Trainer(self.learner.train, self.config.micro_batch, self.config.resources.zero_stage, self.bos, self.ranks,
+                          self.device)  # fmt: skip
+        config = model.config
+        fitted = trainer.run(model, task.training.examples, self.data.validation, schedule, task.seed, task.generation, task.report)
+        if self.ranks.rank == 0 and fitted.status == "ok":
+            models.write_model(task.out, config, fitted.state)
+        self.ranks.barrier()
+        return FitOutcome(fitted.status, fitted.log, fitted.tokens)
+
+    def _initial(self, task: FitTask) -> PreTrainedModel:
+        model, vocab_size = self.learner.model, int(self.data.meta["vocab_size"])
+        if task.init == "previous" and task.init_from is not None:
+            return models.read_model(task.init_from, torch.float32, torch.device("cpu")).to(self.device)
+        if model.pretrained is not None and task.init != "scratch":
+            return models.pretrained_model(model, vocab_size).to(self.device)
+        seed = stream_seed(task.seed, task.generation, "init")
+        bos, eos = int(self.data.meta["bos"]), int(self.data.meta["eos"])
+        return models.new_model(model, vocab_size, self.context, bos, eos, seed).to(self.device)
+
+    def _model(self, folder: Path) -> PreTrainedModel:
+        """The fitted model in a folder; the last one stays loaded."""
+        if self._loaded is None or self._loaded[0] != folder:
+            self._loaded = None
+            self._loaded = (folder, models.read_model(folder, self.dtype, self.device))
+        return self._loaded[1]
+
+    def sample(self, task: SampleTask) -> int:
+        """Whole batches, dealt out over the ranks; each is committed as a shard when it is done."""
+        size, width = self.config.resources.sample_batch, self.block_size
+        sampler = Sampler(self._model(task.fit), self.learner.sample, self.start_token, int(self.data.meta["eos"]))
+        batches = range(task.start // size, -(-task.stop // size))
+        mine = [batch for batch in batches if batch % self.ranks.world_size == self.ranks.rank]
+        started, done = time.monotonic(), 0
+        for number, batch in enumerate(mine):
+            examples = draw_batch(sampler, task.prompts, prompt_length(self.config), width, task.seed, task.generation,
+                                  batch * size, size)  # fmt: skip
+            task.append(batch * size, examples)
+            done += int(examples.lengths.sum())
+            rate = done / (time.monotonic() - started) * self.ranks.world_size
+            task.report((number + 1) * self.ranks.world_size * size, len(batches) * size, rate)
+        return sum(self.ranks.gather(done))
+
+    def _score(self, folder: Path, examples: Examples) -> npt.NDArray[np.float64]:
+        """Nats per sequence under the model in a folder, the ranks sharing the work."""
+        mine = score(self._model(folder), examples, self.bos, self.ranks.rank, self.ranks.world_size)
+        merged = np.full(len(examples), np.nan)
+        for share in self.ranks.gather(mine):
+            merged = np.where(np.isnan(share), merged, share)
+        return merged
+
+    def _predicted(self, examples: Examples) -> npt.NDArray[np.int64]:
+        lengths = examples.lengths.astype(np.int64)
+        return lengths if self.bos is not None else np.maximum(lengths - 1, 0)
+
+    def evaluate(self, task: EvaluateTask) -> Evaluation:
+        """All metrics of a generation, the per-sequence values behind them, and the prompts' continuations."""
+        test, corpus = self.data.test, task.corpus
+        test_nll, own = self._score(task.fit, test), self._score(task.fit, corpus)
+        texts = self._continuations(task)
+        task.report(1, 2, 0.0)
+        under_gen0 = own if task.fit == task.generation_0 else self._score(task.generation_0, corpus)
+        if self.ranks.rank:
+            return Evaluation({})
+        test_tokens, tokens = self._predicted(test), self._predicted(corpus)
+        metrics = {
+            **likelihood.test_metrics(test_nll, test_tokens, int(self.data.meta["test_bytes"])),
+            **likelihood.gen0_metrics(under_gen0, tokens),
+            **likelihood.self_metrics(own, tokens),
+            **lexical_metrics(corpus, self.data.counts),
+            **copying_metrics(corpus, task.training().examples),
+        }
+        arrays = {"test_nll": test_nll, "test_tokens": test_tokens.astype(np.float64), "gen0_nll": under_gen0, "self_nll": own,
+                  "tokens": tokens.astype(np.float64)}  # fmt: skip
+        task.report(2, 2, 0.0)
+        return Evaluation(metrics, arrays, texts)
+
+    def _prompts(self) -> list[list[int]]:
+        """The evaluation's prompts as token ids, at most half a block or what leaves room for a block in the context."""
+        prompts = self.config.evaluate.prompts
+        if isinstance(prompts, int):
+            return [list(map(int, row)) for row in self.data.test.values[:prompts, : self.block_size // 2]]
+        return [self.data.encode(text) for text in prompts]
+
+    def _continuations(self, task: EvaluateTask) -> Sequence[Mapping[str, str]]:
+        """Each prompt with what this generation makes of it; rank 0 draws, prompts of one length together."""
+        if self.ranks.rank:
+            return []
+        model = self._model(task.fit)
+        limit = getattr(model.config, "max_position_embeddings", None) or self.context
+        sampler = Sampler(model, self.learner.sample, self.start_token, int(self.data.meta["eos"]))
+        prompts = [prompt[: max(1, limit // 2)] for prompt in self._prompts()]
+        found: dict[int, str] = {}
+        for width in sorted({len(prompt) for prompt in prompts}):
+            rows = [row for row, prompt in enumerate(prompts) if len(prompt) == width]
+            length = max(1, min(self.block_size, limit - width - 1))
+            uniform = np.concatenate([uniforms(task.seed, task.generation, "continuation", row, row + 1, length) for row in rows])
+            drawn = sampler.draw(np.array([prompts[row] for row in rows], dtype=np.int64).reshape(len(rows), width), length, uniform)
+            for row, values, used in zip(rows, drawn.values, drawn.lengths, strict=True):
+                found[row] = self.data.decode(values[:used])
+        return [{"prompt": self.data.decode(prompt), "continuation": found[row]} for row, prompt in enumerate(prompts)]
+
+    def describe(self) -> Mapping[str, Any]:
+        """Device, ZeRO stage and versions."""
+        import deepspeed
+        import transformers
+
+        on_gpu = self.device.type == "cuda"
+        versions = {"torch": torch.__version__, "deepspeed": deepspeed.__version__, "transformers": transformers.__version__}
+        peak = torch.cuda.max_memory_allocated() if on_gpu else None
+        return {"device": torch.cuda.get_device_name(0) if on_gpu else "cpu", "zero_stage": self.config.resources.zero_stage,
+                "versions": versions, "peak_memory_bytes": peak}  # fmt: skip

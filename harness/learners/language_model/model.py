@@ -1,0 +1,140 @@
+"""transformers models: built from sizes, loaded from a hub or a folder, written as an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PretrainedConfig, PreTrainedModel
+
+from harness.config.presets import resolve_model
+from harness.config.schema import Model
+from harness.errors import DataError, LearnerError
+from harness.files import write_atomic
+from harness.learners.language_model.sizes import default_mlp_width
+
+WEIGHTS = "model.safetensors"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def transformers_config(model: Model, vocab_size: int, context: int, bos: int, eos: int) -> PretrainedConfig:
+    """The transformers configuration of an architecture.
+
+    Args:
+        model: The model's section, preset or not.
+        vocab_size: Tokens.
+        context: Longest sequence, where the model gives none.
+        bos: Beginning-of-text token.
+        eos: End-of-text token.
+    """
+    sizes = resolve_model(model)
+    context = sizes.context or context
+    mlp = sizes.mlp_width or default_mlp_width(sizes)
+    common: dict[str, Any] = dict(vocab_size=vocab_size, bos_token_id=bos, eos_token_id=eos, pad_token_id=None,
+                                  tie_word_embeddings=sizes.tie_embeddings)  # fmt: skip
+    if sizes.architecture == "gpt2":
+        return GPT2Config(n_positions=context, n_embd=sizes.width, n_layer=sizes.num_layers, n_head=sizes.num_heads, n_inner=mlp,
+                          resid_pdrop=sizes.dropout, embd_pdrop=sizes.dropout, attn_pdrop=sizes.dropout, **common)  # fmt: skip
+    if sizes.architecture == "llama":
+        return LlamaConfig(hidden_size=sizes.width, num_hidden_layers=sizes.num_layers, num_attention_heads=sizes.num_heads,
+                           num_key_value_heads=sizes.num_kv_heads or sizes.num_heads, intermediate_size=mlp,
+                           max_position_embeddings=context, attention_dropout=sizes.dropout, **common)  # fmt: skip
+    if sizes.architecture == "opt":
+        return OPTConfig(hidden_size=sizes.width, word_embed_proj_dim=sizes.width, num_hidden_layers=sizes.num_layers,
+                         num_attention_heads=sizes.num_heads, ffn_dim=mlp, max_position_embeddings=context,
+                         dropout=sizes.dropout, **common)  # fmt: skip
+    raise LearnerError(f"no architecture in {model}")
+
+
+def pretrained_config(model: Model) -> PretrainedConfig:
+    """The configuration of a pretrained model, without its weights.
+
+    Raises:
+        DataError: It cannot be loaded.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(model.pretrained, revision=model.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DataError(_unloadable(model, error)) from None
+    return config
+
+
+def _unloadable(model: Model, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"learner.model.pretrained: {model.pretrained!r} cannot be loaded ({reason})"
+
+
+def new_model(model: Model, vocab_size: int, context: int, bos: int, eos: int, seed: int) -> PreTrainedModel:
+    """A model with random weights, in fp32; the weights are a function of the seed."""
+    if model.pretrained is not None:
+        config = pretrained_config(model)
+    else:
+        config = transformers_config(model, vocab_size, context, bos, eos)
+    _check_vocabulary(config, vocab_size)
+    torch.manual_seed(seed)
+    built: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return built
+
+
+def pretrained_model(model: Model, vocab_size: int) -> PreTrainedModel:
+    """A pretrained model with its weights, in fp32.
+
+    Raises:
+        DataError: It cannot be loaded.
+    """
+    try:
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model.pretrained, revision=model.revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(_unloadable(model, error)) from None
+    _check_vocabulary(loaded.config, vocab_size)
+    return loaded
+
+
+def _check_vocabulary(config: PretrainedConfig, vocab_size: int) -> None:
+    known = config.get_text_config().vocab_size
+    if vocab_size > known:
+        raise DataError(f"data.tokenizer: {vocab_size} tokens, but the model knows {known}")
+
+
+def write_model(folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
+    """Write a model as a Hugging Face folder: ``config.json`` and ``model.safetensors``."""
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    plain = json.loads(config.to_json_string(use_diff=True))
+    plain["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    write_atomic(folder / "config.json", (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Load what `write_model` wrote."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = model.to_empty(device=device)
+    fresh_buffers(model, config, dtype, device)
+    state = load_file(folder / WEIGHTS, device=str(device))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    if unexpected or (set(missing) - tied):
+        raise LearnerError(f"{folder / WEIGHTS} does not fit its configuration: missing {sorted(set(missing) - tied)}, "
+                           f"unexpected {sorted(unexpected)}")  # fmt: skip
+    return model.eval()
+
+
+def fresh_buffers(model: PreTrainedModel, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Give buffers that no file holds (rotary frequencies, masks) the values that a newly built model has."""
+    wanted = {name for name, _ in model.named_buffers()}
+    if not wanted:
+        return
+    torch.manual_seed(0)
+    reference = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    values = dict(reference.named_buffers())
+    for name in wanted:
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._buffers[leaf] = values[name].to(device)

@@ -1,0 +1,123 @@
+"""Sampling: batches of a fixed shape, one stream of uniforms per example, tokens by inverse transform.
+
+An example is the same whatever else is sampled: its uniforms depend on its index, and its batch is always computed whole, with the
+example in the same row. Drawing by inverse transform takes one uniform a token; the usual exponential race takes one for every entry
+of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from harness.config.schema import Sample
+from harness.records import Examples
+from harness.streams import uniforms
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws sequences from a model.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        config: The sampling section.
+        bos: Token in front of everything; None where examples are trained without.
+        eos: End-of-text token.
+    """
+
+    model: PreTrainedModel
+    config: Sample
+    bos: int | None
+    eos: int
+
+    def draw(self, prompts: npt.NDArray[np.int64], length: int, uniform: npt.NDArray[np.float64]) -> Examples:
+        """Continue prompts.
+
+        Args:
+            prompts: Shape [batch, prompt_length], token ids; prompt_length may be 0 where there is a bos token.
+            length: Tokens to draw for each.
+            uniform: Shape [batch, length], values in [0, 1).
+
+        Returns:
+            The drawn tokens, shape [batch, length]; with ``length: natural`` an example ends with its end-of-text token.
+        """
+        device = next(self.model.parameters()).device
+        tokens = torch.from_numpy(prompts.astype(np.int64)).to(device)
+        if self.bos is not None:
+            tokens = torch.cat([torch.full((len(tokens), 1), self.bos, dtype=torch.int64, device=device), tokens], dim=1)
+        numbers = torch.from_numpy(uniform).to(device)
+        natural = self.config.length == "natural"
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=device)
+        drawn: list[torch.Tensor] = []
+        with torch.inference_mode():
+            cache = DynamicCache(config=self.model.config)
+            for position in range(length):
+                logits = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                choice = self.choose(logits, numbers[:, position])
+                choice = torch.where(ended, self.eos, choice)
+                drawn.append(choice)
+                tokens = choice[:, None]
+                if natural:
+                    ended |= choice == self.eos
+                    if bool(ended.all()):
+                        break
+        values = np.zeros((len(uniform), length), dtype=np.int32)
+        values[:, : len(drawn)] = torch.stack(drawn, dim=1).cpu().numpy()
+        lengths = np.full(len(values), len(drawn), dtype=np.int32)
+        if natural:
+            at_end = values[:, : len(drawn)] == self.eos
+            lengths = np.where(at_end.any(axis=1), at_end.argmax(axis=1) + 1, len(drawn)).astype(np.int32)
+            values[np.arange(length)[None, :] >= lengths[:, None]] = 0
+        return Examples(values, lengths)
+
+    def choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """One token per row by inverse transform: [batch, vocab] logits and [batch] uniforms to [batch] token ids."""
+        probabilities = self.distribution(logits)
+        cumulative = probabilities.cumsum(dim=-1)
+        threshold = uniform.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+    def distribution(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities after temperature, top-k and top-p, in that order, unnormalised by the cuts; [batch, vocab], fp64."""
+        scaled = logits.float() / self.config.temperature
+        if 0 < self.config.top_k < scaled.shape[-1]:
+            least = scaled.topk(self.config.top_k, dim=-1).values[:, -1:]
+            scaled = scaled.masked_fill(scaled < least, -torch.inf)
+        probabilities = torch.softmax(scaled.double(), dim=-1)
+        if self.config.top_p < 1.0:
+            ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
+            # A token stays if the mass before it is below top_p, so the one that crosses it stays too.
+            dropped = ordered.cumsum(dim=-1) - ordered >= self.config.top_p
+            probabilities = probabilities.masked_fill(dropped.scatter(-1, index, dropped), 0.0)
+        return probabilities
+
+
+def draw_batch(sampler: Sampler, prompts: Examples | None, prompt_tokens: int, block_size: int, seed: int, generation: int,
+               start: int, size: int) -> Examples:  # fmt: skip
+    """Examples start..start+size-1 of a corpus.
+
+    Args:
+        sampler: The sampler.
+        prompts: Rows whose first ``prompt_tokens`` tokens are continued, row i modulo their number for example i; None for none.
+        prompt_tokens: Length of the prefix.
+        block_size: Tokens per example.
+        seed: The chain's seed.
+        generation: Index of the generation.
+        start: First example.
+        size: Number of examples.
+    """
+    keep = sampler.config.keep_prompt
+    if prompts is None:
+        prefix = np.zeros((size, 0), dtype=np.int64)
+    else:
+        prefix = prompts.values[np.arange(start, start + size) % len(prompts), :prompt_tokens].astype(np.int64)
+    length = block_size - prefix.shape[1] if keep else block_size
+    drawn = sampler.draw(prefix, length, uniforms(seed, generation, "sample", start, start + size, length))
+    if not keep:
+        return drawn
+    return Examples(np.concatenate([prefix.astype(np.int32), drawn.values], axis=1), drawn.lengths + np.int32(prefix.shape[1]))

@@ -1,0 +1,275 @@
+"""Keys, the graph of all generations of a grid, and the branches that it is cut into.
+
+A key is the hash of canonical JSON that describes the science and nothing else. Chains that agree on everything up to a generation
+have equal keys there, so they share the node; nothing else does the sharing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.records import Recipe
+
+KEY_FORMAT = 1
+"""Enters every key; raised only if the meaning of canonical JSON itself changes."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces, and nothing that two machines could write differently.
+
+    Raises:
+        HarnessError: The value holds something that has no one way to be written: NaN, infinity, an object, a key that is no text.
+    """
+    _check_plain(value, "")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _check_plain(value: Any, path: str) -> None:
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return
+    if kind is dict:
+        for name, inner in value.items():
+            if type(name) is not str:
+                raise HarnessError(f"a key cannot hold {path or 'a mapping'} with the name {name!r}: names must be text")
+            _check_plain(inner, f"{path}.{name}")
+    elif kind is list or kind is tuple:
+        for index, inner in enumerate(value):
+            _check_plain(inner, f"{path}.{index}")
+    elif kind is not float or not math.isfinite(value):
+        raise HarnessError(f"a key cannot hold {path} = {value!r} ({kind.__name__}): only finite plain data")
+
+
+def key_of(spec: Mapping[str, Any]) -> str:
+    """The key of a spec: 128 bits of SHA-256, in hexadecimal."""
+    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class CellScience:
+    """What a cell's keys are made of; everything is plain data but ``recipe``.
+
+    Attributes:
+        data: The real data by content, with the recipe of the tokenizer and the blocks.
+        fit: The learner: kind, version, model, init, training.
+        sampling: The learner's version and sampling, the source of prompts.
+        evaluation: Names and versions of the metrics, prompts, number of examples.
+        filters: The filters with their versions.
+        recipe: Generation to training set.
+        init_previous: A generation starts from the weights of the one before.
+        previous_prompts: Examples continue the previous corpus.
+        n: Real training examples.
+        evaluated: Examples of each corpus that the metrics read.
+        generations: Index of the last generation.
+        cost: Relative cost of one training example (for priorities).
+    """
+
+    data: Mapping[str, Any]
+    fit: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    filters: Sequence[Mapping[str, Any]]
+    recipe: Callable[[int], Recipe]
+    init_previous: bool
+    previous_prompts: bool
+    n: int
+    evaluated: int
+    generations: int
+    cost: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One generation of the lineage, shared by all chains that agree on it; ``evaluation`` is its identity.
+
+    Attributes:
+        generation: Index, from 0.
+        seed: The chain's seed.
+        cell: Index of the first cell that has it.
+        fit: Key of the fit.
+        corpus: Key of the corpus.
+        evaluation: Key of the evaluation.
+        recipe: Its training set.
+        corpora: Origin to the node whose corpus is read.
+        previous: The node before it; None for generation 0.
+        first: The node of generation 0 (itself for generation 0).
+        init_from: The node whose weights it starts from; None where it does not.
+        dependencies: Nodes that must be committed before: the previous one, and owners of what it shares.
+        cost: Estimated relative cost.
+    """
+
+    generation: int
+    seed: int
+    cell: int
+    fit: str
+    corpus: str
+    evaluation: str
+    recipe: Recipe
+    corpora: Mapping[int, str]
+    previous: str | None
+    first: str
+    init_from: str | None
+    dependencies: tuple[str, ...]
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One cell and seed: the nodes of its generations, in order."""
+
+    id: str
+    cell: int
+    seed: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The graph.
+
+    Attributes:
+        nodes: By evaluation key, parents before children.
+        chains: In the order of cells, then seeds.
+        examples: Corpus key to the number of examples that the grid reads from it.
+        specs: Key to the full spec behind it.
+    """
+
+    nodes: Mapping[str, Node]
+    chains: tuple[Chain, ...]
+    examples: Mapping[str, int]
+    specs: Mapping[str, Mapping[str, Any]]
+
+
+class _Builder:
+    """Collects nodes; the specs of one cell are assembled here and nowhere else."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.examples: dict[str, int] = {}
+        self.specs: dict[str, Mapping[str, Any]] = {}
+        self.owners: dict[str, str] = {}
+
+    def key(self, spec: Mapping[str, Any]) -> str:
+        key = key_of(spec)
+        self.specs.setdefault(key, spec)
+        return key
+
+    def read(self, corpus: str, count: int) -> None:
+        self.examples[corpus] = max(self.examples.get(corpus, 0), count)
+
+    def chain(self, index: int, cell: CellScience, seed: int, recipes: Sequence[Recipe]) -> tuple[str, ...]:
+        path: list[Node] = []
+        for generation, recipe in enumerate(recipes):
+            path.append(self.node(index, cell, seed, generation, recipe, path))
+        return tuple(node.evaluation for node in path)
+
+    def node(self, index: int, cell: CellScience, seed: int, generation: int, recipe: Recipe, path: Sequence[Node]) -> Node:
+        previous = path[-1] if path else None
+        reads = {part.origin: part.count for part in recipe.parts if part.origin >= 0}
+        goes_on = recipe.init == "previous" if recipe.init else cell.init_previous
+        init_from = previous if previous is not None and goes_on else None
+        fit_spec: dict[str, Any] = {"format": KEY_FORMAT, "data": cell.data, "learner": cell.fit, "seed": seed,
+                                    "generation": generation}  # fmt: skip
+        if generation:
+            corpora = [{"corpus": path[origin].corpus, "examples": count} for origin, count in reads.items()]
+            fit_spec["training_set"] = {**recipe.spec, "corpora": corpora, "filters": list(cell.filters) if reads else []}
+        if init_from is not None:
+            fit_spec["parent"] = init_from.fit
+        fit = self.key(fit_spec)
+        corpus_spec: dict[str, Any] = {"format": KEY_FORMAT, "fit": fit, "sampling": cell.sampling}
+        if cell.previous_prompts and previous is not None:
+            corpus_spec["prompts"] = previous.corpus
+            self.read(previous.corpus, cell.n)
+        corpus = self.key(corpus_spec)
+        first = path[0].fit if path else fit
+        evaluation = self.key(
+            {"format": KEY_FORMAT, "fit": fit, "corpus": corpus, "generation_0": first, "evaluation": cell.evaluation}
+        )
+        for origin, count in reads.items():
+            self.read(path[origin].corpus, count)
+        self.read(corpus, cell.evaluated)
+        if evaluation in self.nodes:
+            return self.nodes[evaluation]
+        shared = {self.owners.setdefault(key, evaluation) for key in (fit, corpus)} - {evaluation}
+        node = Node(
+            generation=generation, seed=seed, cell=index, fit=fit, corpus=corpus, evaluation=evaluation, recipe=recipe,
+            corpora={origin: path[origin].evaluation for origin in reads},
+            previous=previous.evaluation if previous else None, first=path[0].evaluation if path else evaluation,
+            init_from=init_from.evaluation if init_from else None,
+            dependencies=tuple(dict.fromkeys(([previous.evaluation] if previous else []) + sorted(shared))),
+            cost=cell.cost * recipe.size,
+        )  # fmt: skip
+        self.nodes[evaluation] = node
+        return node
+
+
+def build(cells: Sequence[CellScience], chain_ids: Callable[[int, int], str], seeds: Sequence[int]) -> Lineage:
+    """Build the lineage of a grid.
+
+    Args:
+        cells: The cells.
+        chain_ids: From the index of a cell and a seed to the id of the chain (`chain_id`).
+        seeds: The seeds that every cell is run with.
+    """
+    builder, chains = _Builder(), []
+    for index, cell in enumerate(cells):
+        recipes = [cell.recipe(generation) for generation in range(cell.generations + 1)]
+        for seed in seeds:
+            nodes = builder.chain(index, cell, seed, recipes)
+            chains.append(Chain(chain_ids(index, seed), index, seed, nodes))
+    return Lineage(builder.nodes, tuple(chains), builder.examples, builder.specs)
+
+
+def chain_id(science: Mapping[str, Any], seed: int, suffix: str = "") -> str:
+    """A chain's id: the hash of its cell (without ``generations``) and seed, with a suffix where generations is an axis."""
+    return hashlib.sha256(canonical_json({"cell": science, "seed": seed}).encode()).hexdigest()[:12] + suffix
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A path of the lineage that one gang runs from a fork to a leaf.
+
+    Attributes:
+        id: Short name, from its first node.
+        nodes: Evaluation keys in order.
+        needs: Nodes outside the branch that must be committed before it starts.
+        rank: Cost of the longest path from its first node to a leaf: the scheduler's priority.
+    """
+
+    id: str
+    nodes: tuple[str, ...]
+    needs: frozenset[str]
+    rank: float
+
+
+def cut(lineage: Lineage) -> tuple[Branch, ...]:
+    """Cut the graph into branches: each path goes on with its costliest child, other children start branches of their own."""
+    children: dict[str, list[str]] = {}
+    for node in lineage.nodes.values():
+        if node.previous is not None:
+            children.setdefault(node.previous, []).append(node.evaluation)
+    height: dict[str, float] = {}
+    for key in reversed(lineage.nodes):
+        below = max((height[child] for child in children.get(key, ())), default=0.0)
+        height[key] = lineage.nodes[key].cost + below
+    heirs: dict[str, str] = {}
+    for key, below_keys in children.items():
+        own = [child for child in below_keys if lineage.nodes[child].dependencies == (key,)]
+        if own:
+            heirs[key] = max(own, key=lambda child: height[child])
+    continued = set(heirs.values())
+    branches = []
+    for key, node in lineage.nodes.items():
+        if key in continued:
+            continue
+        path = [key]
+        while path[-1] in heirs:
+            path.append(heirs[path[-1]])
+        branches.append(Branch(key[:12], tuple(path), frozenset(node.dependencies), height[key]))
+    return tuple(branches)

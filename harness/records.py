@@ -1,0 +1,165 @@
+"""Frozen data that crosses a process or the disk: recipes, records, provenance, plans."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+REAL = -1
+"""Origin of a training example that no model wrote; other origins are the index of the generation that wrote it."""
+
+EXTERNAL = -2
+"""Origin of a training example from a fixed corpus that someone else's model wrote."""
+
+Status = Literal["ok", "diverged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One source of a training set.
+
+    Attributes:
+        origin: `REAL`, or the generation whose corpus is read.
+        count: How many examples are read from it.
+        draw: ``first``: examples 0..count-1; ``resample``: a random subset, new each generation; ``fixed``: one random subset,
+            the same in every generation; ``unseen``: the next ``count`` that no earlier generation read, from ``offset`` on.
+        offset: First example, for ``unseen``.
+    """
+
+    origin: int
+    count: int
+    draw: Literal["first", "resample", "fixed", "unseen"] = "first"
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a generation's training set is built; part of the identity of its fit.
+
+    Attributes:
+        spec: What enters the key: the regime, its version and the fields it uses.
+        parts: The sources, in order.
+        subsample: Draw this many from all parts together, without replacement; None keeps everything.
+        budget: What is held equal across regimes: ``examples``, ``tokens`` or ``steps``.
+        init: Overrides the learner's ``init`` (for a refresh); None leaves it.
+    """
+
+    spec: Mapping[str, Any]
+    parts: tuple[Part, ...]
+    subsample: int | None = None
+    budget: Literal["examples", "tokens", "steps"] = "examples"
+    init: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of training examples."""
+        return self.subsample if self.subsample is not None else sum(part.count for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The result of one generation: deterministic metrics only.
+
+    Attributes:
+        generation: Index, from 0.
+        seed: The chain's seed.
+        status: ``ok`` or ``diverged``.
+        fit: Key of the fit.
+        corpus: Key of the corpus.
+        evaluation: Key of the evaluation.
+        parent: Key of the previous generation's fit; None for generation 0.
+        metrics: Name to value; None where the value is not finite.
+    """
+
+    generation: int
+    seed: int
+    status: Status
+    fit: str
+    corpus: str
+    evaluation: str
+    parent: str | None
+    metrics: Mapping[str, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """The inverse of `to_json`."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """How, where and when something was computed; never part of a key or of the default export.
+
+    Attributes:
+        host: Host name of rank 0.
+        device: Device model.
+        world_size: Number of ranks.
+        zero_stage: DeepSpeed ZeRO stage; None where it does not apply.
+        threads: CPU threads per rank.
+        attempt: 1 for the first try.
+        commit: Source revision, with ``+dirty`` where the tree had changes; empty if unknown.
+        versions: Package to version.
+        seconds: Phase to seconds.
+        tokens_per_s: Phase to tokens (or examples) per second.
+        peak_memory_bytes: Peak memory of rank 0: device memory on a GPU, else resident memory.
+        finished: UTC time of the commit, ISO 8601.
+    """
+
+    host: str
+    device: str
+    world_size: int
+    zero_stage: int | None
+    threads: int
+    attempt: int
+    commit: str
+    versions: Mapping[str, str]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    tokens_per_s: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    finished: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples as rows.
+
+    Attributes:
+        values: Shape [num_examples, width]: token ids (int32) or numbers (float64). Behind a row's length the content is 0.
+        lengths: Shape [num_examples], int32: how much of each row is used.
+    """
+
+    values: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.values)
+
+    def take(self, index: npt.NDArray[Any] | slice) -> Examples:
+        """The examples at these positions."""
+        return Examples(self.values[index], self.lengths[index])
+
+    @classmethod
+    def full(cls, values: npt.NDArray[Any]) -> Examples:
+        """Rows that are all used to their whole width."""
+        return cls(values, np.full(len(values), values.shape[1], dtype=np.int32))
+
+
+def finite_or_none(value: float) -> float | None:
+    """A float that JSON can hold: None where it is not finite (never 0)."""
+    value = float(value)
+    return value if math.isfinite(value) else None

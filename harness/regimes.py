@@ -1,0 +1,194 @@
+"""Regimes: how the training set of a generation is built from real data and from what models wrote.
+
+A regime is a pure function from a generation's index to a `Recipe` (counts only), and one function turns any recipe into the origin
+and index of every training example. Neither looks at the examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.config.schema import CorpusSource, Regime
+from harness.errors import DataError
+from harness.records import EXTERNAL, REAL, Part, Recipe
+from harness.streams import stream
+
+Rule = Callable[[Regime, int, int], tuple[tuple[Part, ...], int | None]]
+
+
+def synthetic_count(ratio: float, n: int) -> int:
+    """ratio * n rounded to the nearest example, halves up; exact in decimal, so 0.15 of 10 is 2."""
+    return int(Fraction(Decimal(str(ratio))) * n + Fraction(1, 2))
+
+
+def augment_count(ratio: float, n: int) -> int:
+    """Synthetic examples beside all n real ones: ratio / (1 - ratio) * n, rounded as in `synthetic_count`."""
+    share = Fraction(Decimal(str(ratio)))
+    return int(share / (1 - share) * n + Fraction(1, 2))
+
+
+def _replace(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
+    return (Part(REAL, n - synthetic, regime.real_part or "resample"), Part(generation - 1, synthetic)), None
+
+
+def _replace_grown(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    return (Part(generation - 1, n * (generation + 1)),), None
+
+
+def _pool(n: int, generation: int) -> tuple[Part, ...]:
+    return (Part(REAL, n), *(Part(origin, n) for origin in range(generation)))
+
+
+def _accumulate(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    return _pool(n, generation), None
+
+
+def _accumulate_subsample(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    return _pool(n, generation), n
+
+
+def _augment(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    return (Part(REAL, n), Part(generation - 1, augment_count(regime.synthetic_ratio or 0.0, n))), None
+
+
+def _fresh_real(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
+    real = n - synthetic
+    return (Part(REAL, real, "unseen", offset=n + (generation - 1) * real), Part(generation - 1, synthetic)), None
+
+
+RULES: Mapping[str, tuple[int, Rule]] = {
+    "replace": (1, _replace),
+    "replace_grown": (1, _replace_grown),
+    "accumulate": (1, _accumulate),
+    "accumulate_subsample": (1, _accumulate_subsample),
+    "augment": (1, _augment),
+    "fresh_real": (1, _fresh_real),
+}
+"""Registry: kind to version (part of every key) and rule."""
+
+
+def is_refresh(regime: Regime, generation: int) -> bool:
+    """Whether this generation trains on real data alone because of ``refresh``."""
+    return regime.refresh is not None and generation > 0 and generation % regime.refresh.every == 0
+
+
+def recipe(regime: Regime, n: int, generation: int, external: str | None = None) -> Recipe:
+    """The training set of one generation, as counts.
+
+    Args:
+        regime: The regime.
+        n: Number of real training examples.
+        generation: Index of the generation; 0 trains on the n real examples under every regime.
+        external: Fingerprint of the fixed corpus, for ``source: {corpus: ...}``.
+
+    Returns:
+        The recipe; its ``spec`` is empty for generation 0, which no regime enters.
+    """
+    if generation == 0:
+        return Recipe({}, (Part(REAL, n),))
+    budget = regime.budget
+    extra = {} if budget == "examples" else {"budget": budget}
+    if is_refresh(regime, generation):
+        assert regime.refresh is not None
+        init = regime.refresh.init
+        spec = {"kind": "refresh", "version": 1, **({"init": init} if init else {}), **extra}
+        return Recipe(spec, (Part(REAL, n),), budget=budget, init=init)
+    version, rule = RULES[regime.kind]
+    parts, subsample = rule(regime, n, generation)
+    if isinstance(regime.source, CorpusSource):
+        parts = tuple(part if part.origin == REAL else Part(EXTERNAL, part.count, part.draw, part.offset) for part in parts)
+    parts = tuple(part for part in parts if part.count)
+    return Recipe(_spec(regime, version, parts, external), parts, subsample, budget)
+
+
+def _spec(regime: Regime, version: int, parts: tuple[Part, ...], external: str | None) -> dict[str, Any]:
+    """The fields of the regime that this training set depends on."""
+    spec: dict[str, Any] = {"kind": regime.kind, "version": version}
+    if regime.synthetic_ratio is not None:
+        spec["synthetic_ratio"] = regime.synthetic_ratio
+    drawn = [part.draw for part in parts if part.origin == REAL]
+    if "fixed" in drawn:
+        spec["real_part"] = "fixed"
+    if any(part.origin == EXTERNAL for part in parts):
+        spec["source"] = {"corpus": external}
+    if regime.budget != "examples":
+        spec["budget"] = regime.budget
+    return spec
+
+
+def check_supply(regime: Regime, n: int, generations: int, real: int, external: int | None) -> None:
+    """Check that the regime's real and fixed synthetic examples exist.
+
+    Args:
+        regime: The regime.
+        n: Number of real training examples.
+        generations: Index of the last generation.
+        real: Real examples there are, the reservoir included.
+        external: Examples of the fixed corpus; None where there is none.
+
+    Raises:
+        DataError: With the number that is missing.
+    """
+    if n > real:
+        raise DataError(f"data.num_examples: {n} training examples are asked for, the training split has {real}")
+    for generation in range(1, generations + 1):
+        for part in recipe(regime, n, generation, "").parts:
+            needed = part.offset + part.count
+            if part.origin == REAL and needed > real:
+                raise DataError(
+                    f"regime.kind fresh_real: generation {generation} needs {needed} real examples in all, the training split has "
+                    f"{real}: {needed - real} are missing; lower data.num_examples or generations, or raise synthetic_ratio"
+                )
+            if part.origin == EXTERNAL and external is not None and needed > external:
+                raise DataError(f"regime.source: generation {generation} needs {needed} examples, the corpus has {external}")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The origin and index of every training example.
+
+    Attributes:
+        origin: Shape [size], `REAL`, `EXTERNAL` or the generation that wrote the example.
+        index: Shape [size], position within the real examples or within that corpus as filtered.
+    """
+
+    origin: npt.NDArray[np.int32]
+    index: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of training examples."""
+        return len(self.origin)
+
+
+def draw(made: Recipe, n: int, seed: int, generation: int) -> Drawn:
+    """Turn a recipe into the origin and index of every training example.
+
+    Args:
+        made: The recipe.
+        n: Number of real training examples (subsets of the real ones are drawn from these).
+        seed: The chain's seed.
+        generation: Index of the generation.
+    """
+    origins, indices = [], []
+    for part in made.parts:
+        if part.draw in ("resample", "fixed") and part.count < n:
+            when = generation if part.draw == "resample" else 0
+            chosen = np.sort(stream(seed, when, "real_part").permutation(n)[: part.count])
+        else:
+            chosen = np.arange(part.offset, part.offset + part.count)
+        origins.append(np.full(len(chosen), part.origin, dtype=np.int32))
+        indices.append(chosen.astype(np.int64))
+    origin, index = np.concatenate(origins), np.concatenate(indices)
+    if made.subsample is not None:
+        kept = np.sort(stream(seed, generation, "subsample").permutation(len(origin))[: made.subsample])
+        origin, index = origin[kept], index[kept]
+    return Drawn(origin, index)

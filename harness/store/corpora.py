@@ -1,0 +1,116 @@
+"""Corpora: token ids in Parquet shards that are committed one by one, so that a corpus can be extended by appending.
+
+A shard is one file, ``<start>-<stop>.parquet``, linked into place when it is complete. Example i is a function of the corpus key and
+i, so shards that two processes wrote are equal where they overlap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.errors import DamagedError
+from harness.records import Examples
+from harness.files import sync_file, write_json
+
+_NAME = re.compile(r"^(\d{10})-(\d{10})\.parquet$")
+
+
+class Corpora:
+    """The corpora under a root."""
+
+    def __init__(self, root: Path, work: Path) -> None:
+        """Keep the folders; nothing is read yet."""
+        self.root, self.work = root, work
+
+    def shards(self, key: str) -> list[tuple[int, int]]:
+        """The committed shards of a corpus as (start, stop), in order."""
+        folder = self.root / key
+        if not folder.is_dir():
+            return []
+        matches = (_NAME.match(name) for name in os.listdir(folder))
+        return sorted((int(m[1]), int(m[2])) for m in matches if m)
+
+    def count(self, key: str) -> int:
+        """How many examples there are from 0 on without a gap."""
+        end = 0
+        for start, stop in self.shards(key):
+            if start <= end:
+                end = max(end, stop)
+        return end
+
+    def create(self, key: str, spec: Mapping[str, Any]) -> None:
+        """Make the folder of a corpus, with its spec."""
+        folder = self.root / key
+        folder.mkdir(exist_ok=True)
+        if not (folder / "spec.json").exists():
+            write_json(folder / "spec.json", spec)
+
+    def append(self, key: str, start: int, examples: Examples) -> None:
+        """Commit one shard; one that is there already stays."""
+        name = f"{start:010d}-{start + len(examples):010d}.parquet"
+        folder = self.work / key
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{uuid.uuid4().hex[:12]}.parquet"
+        width = examples.values.shape[1]
+        flat = pa.array(np.ascontiguousarray(examples.values).reshape(-1))
+        table = pa.table({"values": pa.FixedSizeListArray.from_arrays(flat, width), "length": pa.array(examples.lengths)})
+        pq.write_table(table.replace_schema_metadata({"sha256": _digest(examples), "width": str(width)}), temporary)
+        sync_file(temporary)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, self.root / key / name)
+        temporary.unlink()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        sync_file(self.root / key)
+
+    def load(self, key: str, count: int) -> Examples:
+        """The first ``count`` examples.
+
+        Raises:
+            DamagedError: A shard is missing or damaged; its path is in the message and it has been set aside.
+        """
+        values, lengths, end = [], [], 0
+        for start, stop in self.shards(key):
+            if start > end or stop <= end or end >= count:
+                continue
+            shard = self._read(key, start, stop).take(slice(end - start, None))
+            values.append(shard.values)
+            lengths.append(shard.lengths)
+            end = stop
+        if end < count:
+            raise DamagedError(f"corpus {key} has {end} examples, {count} are needed")
+        return Examples(np.concatenate(values)[:count], np.concatenate(lengths)[:count])
+
+    def _read(self, key: str, start: int, stop: int) -> Examples:
+        path = self.root / key / f"{start:010d}-{stop:010d}.parquet"
+        try:
+            table = pq.read_table(path)
+            width = int((table.schema.metadata or {})[b"width"])
+            flat = table["values"].combine_chunks().flatten().to_numpy()
+            examples = Examples(flat.reshape(-1, width), table["length"].to_numpy().astype(np.int32))
+            good = _digest(examples) == (table.schema.metadata or {})[b"sha256"].decode() and len(examples) == stop - start
+        except (OSError, KeyError, ValueError, pa.ArrowException):
+            good = False
+        if not good:
+            damaged = self.root.parent / "damaged"
+            damaged.mkdir(exist_ok=True)
+            os.replace(path, damaged / f"corpora-{key}-{path.name}-{uuid.uuid4().hex[:8]}")
+            raise DamagedError(f"{path} does not match its checksum")
+        return examples
+
+
+def _digest(examples: Examples) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(examples.values).tobytes())
+    digest.update(np.ascontiguousarray(examples.lengths).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""The folder of one experiment: its resolved configuration, chains, events, progress, logs, report and W&B files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.files import read_json, write_json
+
+
+class Experiment:
+    """``experiments/<name>/`` under a root. Nothing in it is needed to compute: the store's items are the truth."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        """Keep the path; nothing is made yet."""
+        self.path = root.absolute() / "experiments" / name
+        self.name = name
+
+    def begin(self, config: Mapping[str, Any], chains: Sequence[Mapping[str, Any]], keep: Sequence[str]) -> None:
+        """Make the folder and write down what the experiment is.
+
+        Args:
+            config: The resolved configuration.
+            chains: One entry per chain: id, axes, seed, keys.
+            keep: Fits whose weights this experiment keeps.
+        """
+        for name in ("logs", "progress"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "config.json", config)
+        write_json(self.path / "chains.json", list(chains))
+        write_json(self.path / "keep.json", list(keep))
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the log files."""
+        return self.path / "logs"
+
+    def kept_by_others(self) -> set[str]:
+        """Fits whose weights other experiments on the root keep."""
+        kept: set[str] = set()
+        for other in self.path.parent.glob("*/keep.json"):
+            if other.parent != self.path:
+                kept.update(read_json(other))
+        return kept
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one event; a line is written in one call, so writers do not mix."""
+        line = json.dumps({"time": time.time(), "event": kind, "host": socket.gethostname(), "pid": os.getpid(), **fields}) + "\n"
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """All events so far; a line cut short by a crash is left out."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
+
+    def write_progress(self, branch: str, progress: Mapping[str, Any]) -> None:
+        """Replace the progress of a branch (not flushed to disk: it is only a display)."""
+        path = self.path / "progress" / f"{branch}.json"
+        temporary = path.with_suffix(".tmp")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps({**progress, "updated": time.time()}), encoding="utf-8")
+            os.replace(temporary, path)
+
+    def clear_progress(self, branch: str) -> None:
+        """Remove the progress of a branch that is no longer run."""
+        with contextlib.suppress(OSError):
+            (self.path / "progress" / f"{branch}.json").unlink()
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """Progress of the branches that are being run, by branch id."""
+        found = {}
+        for path in sorted((self.path / "progress").glob("*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        return found

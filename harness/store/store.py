@@ -1,0 +1,200 @@
+"""Committed items under a root: one rename makes an item whole, and the first commit of a key wins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import __version__
+from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
+from harness.records import Record
+from harness.store.corpora import Corpora
+from harness.files import TOMBSTONE, read_json, seal, verify, write_json
+
+FORMAT = 1
+Kind = Literal["data", "fits", "evaluations"]
+WEIGHTS = "model.safetensors"
+
+
+class Store:
+    """A root directory.
+
+    Work goes on in ``work/<key>/<token>/``; `commit` renames it to ``<kind>/<key>/``, which fails where the key is already there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Use `open` or `read`; this makes no checks."""
+        self.root = root
+        self.corpora = Corpora(root / "corpora", root / "work")
+        self._verified: set[Path] = set()
+
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """Open a root for writing, and make it where there is none.
+
+        Raises:
+            InputError: The root cannot be written.
+            StoreVersionError: A newer version wrote it.
+        """
+        root = root.absolute()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if not (root / "format").exists():
+                if any(root.iterdir()):
+                    raise InputError(f"--root {root} is not empty and is not a store of the harness; name another directory")
+                write_json(root / "format", {"format": FORMAT, "harness": __version__})
+            cls._check_format(root)
+            for name in ("data", "fits", "corpora", "evaluations", "work", "experiments"):
+                (root / name).mkdir(exist_ok=True)
+            probe = root / "work" / f".probe-{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"--root {root} cannot be written: {error.strerror}") from None
+        return cls(root)
+
+    @classmethod
+    def read(cls, root: Path) -> Store:
+        """Open a root for reading; one that does not exist yet reads as empty.
+
+        Raises:
+            StoreVersionError: A newer version wrote it.
+        """
+        root = root.absolute()
+        if (root / "format").exists():
+            cls._check_format(root)
+        return cls(root)
+
+    @staticmethod
+    def _check_format(root: Path) -> None:
+        found = read_json(root / "format")
+        version = found.get("format") if isinstance(found, dict) else None
+        if not isinstance(version, int):
+            raise StoreError(f"{root / 'format'} does not hold a store's version")
+        if version > FORMAT:
+            raise StoreVersionError(f"--root {root} has format {version}, written by harness {found.get('harness')}; "
+                                    f"this is harness {__version__}, which knows formats up to {FORMAT}: upgrade it")  # fmt: skip
+
+    def path(self, kind: Kind, key: str) -> Path:
+        """Where a committed item lies."""
+        return self.root / kind / key
+
+    def has(self, kind: Kind, key: str) -> bool:
+        """Whether an item is committed; its content is not looked at."""
+        return self.path(kind, key).is_dir()
+
+    def committed(self, kind: Kind) -> set[str]:
+        """The keys of all committed items of a kind."""
+        folder = self.root / kind
+        return set(os.listdir(folder)) if folder.is_dir() else set()
+
+    def sound(self, kind: Kind, key: str) -> bool:
+        """Whether an item is committed and matches its checksums; a damaged one is set aside and counts as absent.
+
+        An item is checked once per process.
+        """
+        path = self.path(kind, key)
+        if path in self._verified:
+            return True
+        if not path.is_dir():
+            return False
+        try:
+            verify(path)
+        except DamagedError:
+            self.set_aside(path)
+            return False
+        self._verified.add(path)
+        return True
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a damaged item to ``damaged/``, where it does no harm and can be looked at."""
+        folder = self.root / "damaged"
+        folder.mkdir(exist_ok=True)
+        target = folder / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
+        os.rename(path, target)
+        return target
+
+    def stage(self, key: str) -> Path:
+        """A new empty directory to build an item in."""
+        path = self.root / "work" / key / uuid.uuid4().hex[:12]
+        path.mkdir(parents=True)
+        return path
+
+    def commit(self, kind: Kind, key: str, staged: Path, spec: Mapping[str, Any]) -> bool:
+        """Commit a staged directory under its key.
+
+        Args:
+            kind: What it is.
+            key: Its key.
+            staged: From `stage`, with its content complete.
+            spec: The full spec behind the key, kept beside the content.
+
+        Returns:
+            False where the key was committed by someone else first; the staged directory is discarded.
+        """
+        write_json(staged / "spec.json", spec)
+        seal(staged)
+        target = self.path(kind, key)
+        try:
+            os.rename(staged, target)
+            won = True
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise StoreError(f"{target} cannot be committed: {error.strerror}") from error
+            won = False
+        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+        if won:
+            self._verified.add(target)
+        return won
+
+    def json(self, kind: Kind, key: str, name: str) -> Any:
+        """A JSON file of a committed item."""
+        return read_json(self.path(kind, key) / name)
+
+    def record(self, evaluation: str) -> Record | None:
+        """The record of an evaluation, or None where it is not committed."""
+        if not self.has("evaluations", evaluation):
+            return None
+        return Record.from_json(self.json("evaluations", evaluation, "record.json"))
+
+    def has_weights(self, fit: str) -> bool:
+        """Whether a committed fit still has its weights."""
+        return (self.path("fits", fit) / WEIGHTS).exists()
+
+    def evict_weights(self, fit: str, reason: str) -> int:
+        """Free the weights of a fit and leave a tombstone.
+
+        Returns:
+            Bytes freed.
+        """
+        path = self.path("fits", fit) / WEIGHTS
+        if not path.exists():
+            return 0
+        size = path.stat().st_size
+        write_json(path.with_name(path.name + TOMBSTONE), {"bytes": size, "reason": reason})
+        path.unlink(missing_ok=True)
+        return size
+
+    def restore_weights(self, fit: str, staged: Path) -> None:
+        """Put refitted weights where a tombstone stood.
+
+        Raises:
+            DamagedError: The refit's weights differ from the ones that were committed: the execution class differs.
+        """
+        target = self.path("fits", fit)
+        expected = read_json(target / "checksums.json").get(WEIGHTS)
+        seal(staged)
+        found = read_json(staged / "checksums.json").get(WEIGHTS)
+        if expected != found:
+            shutil.rmtree(staged.parent, ignore_errors=True)
+            raise DamagedError(f"the weights of fit {fit} were evicted and refitted, and the refit differs bit for bit from what was "
+                               "committed (another execution class?); nothing was mixed in. Keep weights with retention: "
+                               "{weights: all}, or use a fresh --root")  # fmt: skip
+        os.replace(staged / WEIGHTS, target / WEIGHTS)
+        (target / (WEIGHTS + TOMBSTONE)).unlink(missing_ok=True)
+        shutil.rmtree(staged.parent, ignore_errors=True)

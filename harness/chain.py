@@ -149,8 +149,10 @@ class _Branch:
             if len(index) >= count:
                 return examples.take(index[:count])
             if raw >= MAX_OVERSAMPLING * count:
-                raise LearnerError(f"filters: {len(index)} of {raw} examples of generation {node.generation} pass, {count} are needed; "
-                                   "the filters reject nearly everything this model writes")  # fmt: skip
+                raise LearnerError(
+                    f"filters: {len(index)} of {raw} examples of generation {node.generation} pass, {count} are needed; "
+                    "the filters reject nearly everything this model writes"
+                )
             raw = min(MAX_OVERSAMPLING * count, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
 
     def corpus(self, node: Node, count: int) -> Examples:
@@ -181,10 +183,18 @@ class _Branch:
         parent = None if node.init_from is None else self.store.path("fits", self.plan.nodes[node.init_from].fit)
         self._event("fit_started", node, examples=len(training.drawn))
         with self._timed("fit"):
-            outcome = self.learner.fit(FitTask(
-                training=training, seed=node.seed, generation=node.generation, init=self._init(node), init_from=parent,
-                budget=node.recipe.budget, out=staged, report=self._reporter(node, "fit"),
-            ))  # fmt: skip
+            outcome = self.learner.fit(
+                FitTask(
+                    training=training,
+                    seed=node.seed,
+                    generation=node.generation,
+                    init=self._init(node),
+                    init_from=parent,
+                    budget=node.recipe.budget,
+                    out=staged,
+                    report=self._reporter(node, "fit"),
+                )
+            )
         self.rates["fit"] = outcome.tokens / max(self.seconds["fit"], 1e-9)
         if self.ranks.rank == 0:
             self._commit_fit(node, staged, training, outcome, refit=sound)
@@ -234,11 +244,18 @@ class _Branch:
         self.ranks.barrier()
         self._event("sample_started", node, start=have, stop=count)
         with self._timed("sample"):
-            tokens = self.learner.sample(SampleTask(
-                fit=self.store.path("fits", node.fit), seed=node.seed, generation=node.generation, start=have, stop=count,
-                prompts=prompts, append=lambda start, examples: self.store.corpora.append(node.corpus, start, examples),
-                report=self._reporter(node, "sample"),
-            ))  # fmt: skip
+            tokens = self.learner.sample(
+                SampleTask(
+                    fit=self.store.path("fits", node.fit),
+                    seed=node.seed,
+                    generation=node.generation,
+                    start=have,
+                    stop=count,
+                    prompts=prompts,
+                    append=lambda start, examples: self.store.corpora.append(node.corpus, start, examples),
+                    report=self._reporter(node, "sample"),
+                )
+            )
         self.ranks.barrier()
         self.rates["sample"] = tokens / max(self.seconds["sample"], 1e-9)
         self._event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
@@ -263,16 +280,30 @@ class _Branch:
             evaluated = min(self.data.num_examples, self.plan.config.evaluate.examples)
             corpus = self.corpus(node, evaluated)
             with self._timed("evaluate"):
-                found = self.learner.evaluate(EvaluateTask(
-                    fit=self.store.path("fits", node.fit), generation_0=self.store.path("fits", first.fit), seed=node.seed,
-                    generation=node.generation, corpus=corpus, training=lambda: self.training_set(node),
-                    report=self._reporter(node, "evaluate"),
-                ))  # fmt: skip
+                found = self.learner.evaluate(
+                    EvaluateTask(
+                        fit=self.store.path("fits", node.fit),
+                        generation_0=self.store.path("fits", first.fit),
+                        seed=node.seed,
+                        generation=node.generation,
+                        corpus=corpus,
+                        training=lambda: self.training_set(node),
+                        report=self._reporter(node, "evaluate"),
+                    )
+                )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
         if self.ranks.rank == 0:
             parent = None if node.previous is None else self.plan.nodes[node.previous].fit
-            record = Record(node.generation, node.seed, status, node.fit, node.corpus, node.evaluation, parent,
-                            {name: finite_or_none(value) for name, value in metrics.items()})  # fmt: skip
+            record = Record(
+                node.generation,
+                node.seed,
+                status,
+                node.fit,
+                node.corpus,
+                node.evaluation,
+                parent,
+                {name: finite_or_none(value) for name, value in metrics.items()},
+            )
             staged = self.store.stage(node.evaluation)
             write_json(staged / "record.json", record.to_json())
             write_json(staged / "provenance.json", self._provenance().to_json())
@@ -292,8 +323,16 @@ class _Branch:
 
     def _event(self, kind: str, node: Node, **fields: Any) -> None:
         if self.ranks.rank == 0:
-            self.observer.event(kind, branch=self.plan.branch, generation=node.generation, seed=node.seed, fit=node.fit,
-                                evaluation=node.evaluation, attempt=self.plan.attempt, **fields)  # fmt: skip
+            self.observer.event(
+                kind,
+                branch=self.plan.branch,
+                generation=node.generation,
+                seed=node.seed,
+                fit=node.fit,
+                evaluation=node.evaluation,
+                attempt=self.plan.attempt,
+                **fields,
+            )
 
     def _reporter(self, node: Node, phase: str) -> Any:
         def report(done: int, total: int, rate: float) -> None:
@@ -312,10 +351,19 @@ class _Branch:
         found = dict(self.learner.describe())
         peak = found.get("peak_memory_bytes") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         base = Provenance(
-            host=socket.gethostname(), device=str(found["device"]), world_size=self.ranks.world_size,
-            zero_stage=found["zero_stage"], threads=self.plan.config.resources.threads, attempt=self.plan.attempt,
+            host=socket.gethostname(),
+            device=str(found["device"]),
+            world_size=self.ranks.world_size,
+            zero_stage=found["zero_stage"],
+            threads=self.plan.config.resources.threads,
+            attempt=self.plan.attempt,
             commit=self.plan.commit,
             versions={"harness": version("harness"), "python": platform.python_version(), **found["versions"]},
-        )  # fmt: skip
-        return replace(base, seconds=dict(self.seconds), tokens_per_s=dict(self.rates), peak_memory_bytes=int(peak),
-                       finished=datetime.now(UTC).isoformat(timespec="seconds"))  # fmt: skip
+        )
+        return replace(
+            base,
+            seconds=dict(self.seconds),
+            tokens_per_s=dict(self.rates),
+            peak_memory_bytes=int(peak),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )

@@ -174,8 +174,13 @@ class _Builder:
         reads = {part.origin: part.count for part in recipe.parts if part.origin >= 0}
         goes_on = recipe.init == "previous" if recipe.init else cell.init_previous
         init_from = previous if previous is not None and goes_on else None
-        fit_spec: dict[str, Any] = {"format": KEY_FORMAT, "data": cell.data, "learner": cell.fit, "seed": seed,
-                                    "generation": generation}  # fmt: skip
+        fit_spec: dict[str, Any] = {
+            "format": KEY_FORMAT,
+            "data": cell.data,
+            "learner": cell.fit,
+            "seed": seed,
+            "generation": generation,
+        }
         if generation:
             corpora = [{"corpus": path[origin].corpus, "examples": count} for origin, count in reads.items()]
             fit_spec["training_set"] = {**recipe.spec, "corpora": corpora, "filters": list(cell.filters) if reads else []}
@@ -198,13 +203,20 @@ class _Builder:
             return self.nodes[evaluation]
         shared = {self.owners.setdefault(key, evaluation) for key in (fit, corpus)} - {evaluation}
         node = Node(
-            generation=generation, seed=seed, cell=index, fit=fit, corpus=corpus, evaluation=evaluation, recipe=recipe,
+            generation=generation,
+            seed=seed,
+            cell=index,
+            fit=fit,
+            corpus=corpus,
+            evaluation=evaluation,
+            recipe=recipe,
             corpora={origin: path[origin].evaluation for origin in reads},
-            previous=previous.evaluation if previous else None, first=path[0].evaluation if path else evaluation,
+            previous=previous.evaluation if previous else None,
+            first=path[0].evaluation if path else evaluation,
             init_from=init_from.evaluation if init_from else None,
             dependencies=tuple(dict.fromkeys(([previous.evaluation] if previous else []) + sorted(shared))),
             cost=cell.cost * recipe.size,
-        )  # fmt: skip
+        )
         self.nodes[evaluation] = node
         return node
 
@@ -255,7 +267,7 @@ def cut(lineage: Lineage) -> tuple[Branch, ...]:
         if node.previous is not None:
             children.setdefault(node.previous, []).append(node.evaluation)
     height: dict[str, float] = {}
-    for key in reversed(lineage.nodes):
+    for key in reversed(list(lineage.nodes)):
         below = max((height[child] for child in children.get(key, ())), default=0.0)
         height[key] = lineage.nodes[key].cost + below
     heirs: dict[str, str] = {}

@@ -24,7 +24,7 @@ Rule = Callable[[Regime, int, int], tuple[tuple[Part, ...], int | None]]
 
 
 def synthetic_count(ratio: float, n: int) -> int:
-    """ratio * n rounded to the nearest example, halves up; exact in decimal, so 0.15 of 10 is 2."""
+    """Ratio * n rounded to the nearest example, halves up; exact in decimal, so 0.15 of 10 is 2."""
     return int(Fraction(Decimal(str(ratio))) * n + Fraction(1, 2))
 
 

@@ -182,8 +182,9 @@ def _parameters(config: Config, real: RealData) -> int | None:
     found = pretrained_identity(model).config
     context, vocabulary = found.get("max_position_embeddings") or found.get("n_positions"), found.get("vocab_size")
     if context is not None and sequence_length(config) > context:
-        raise DataError(f"data.block_size: sequences of {sequence_length(config)} tokens, more than {model.pretrained!r}'s context of "
-                        f"{context}")  # fmt: skip
+        raise DataError(
+            f"data.block_size: sequences of {sequence_length(config)} tokens, more than {model.pretrained!r}'s context of {context}"
+        )
     if vocabulary is not None and real.meta["vocab_size"] > vocabulary:
         raise DataError(f"data.tokenizer: {real.meta['vocab_size']} tokens, but {model.pretrained!r} knows {vocabulary}")
     return None
@@ -208,20 +209,34 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
     if isinstance(learner, LanguageModel):
         evaluation |= {"prompts": science(config.evaluate)["prompts"], "examples": evaluated}
     return CellScience(
-        data=data.spec, fit=fit, sampling=sampling, evaluation=evaluation,
+        data=data.spec,
+        fit=fit,
+        sampling=sampling,
+        evaluation=evaluation,
         filters=[{**science(item), "version": curation.VERSIONS[item.kind]} for item in config.filters],
         recipe=partial(recipe, config.regime, n, external=external),
         init_previous=isinstance(learner, LanguageModel) and learner.init == "previous",
         previous_prompts=isinstance(learner, LanguageModel) and learner.sample.prompt == "previous_prefix",
-        n=n, evaluated=evaluated, generations=config.generations, cost=cost,
-    )  # fmt: skip
+        n=n,
+        evaluated=evaluated,
+        generations=config.generations,
+        cost=cost,
+    )
 
 
 def _lineage(study: Study, sciences: list[CellScience]) -> Lineage:
     names = []
     for cell, item in zip(study.cells, sciences, strict=True):
-        names.append({"data": item.data, "learner": item.fit, "sampling": item.sampling, "evaluation": item.evaluation,
-                      "filters": list(item.filters), "regime": science(cell.config.regime) | {"source": _source_name(item)}})  # fmt: skip
+        names.append(
+            {
+                "data": item.data,
+                "learner": item.fit,
+                "sampling": item.sampling,
+                "evaluation": item.evaluation,
+                "filters": list(item.filters),
+                "regime": science(cell.config.regime) | {"source": _source_name(item)},
+            }
+        )
 
     def name(index: int, seed: int) -> str:
         suffix = f"-G{study.cells[index].config.generations}" if study.generations_is_axis else ""

@@ -140,7 +140,9 @@ def _axis_values(source: Source, name: str, values: Any) -> list[Any]:
     place = f"grid.{name}"
     if isinstance(values, Mapping):
         if set(values) != {"from", "count"} or not all(type(v) is int for v in values.values()) or values["count"] < 1:
-            raise source.error(place, f"found {dict(values)!r}, expected a list of values, or {{from: INTEGER, count: INTEGER >= 1}}")
+            raise source.error(
+                place, f"found {dict(values)!r}, expected a list of values, or {{from: INTEGER, count: INTEGER >= 1}}"
+            )
         return list(range(values["from"], values["from"] + values["count"]))
     if not isinstance(values, list):
         raise source.error(place, f"found {values!r}, expected a list of values")

@@ -168,7 +168,7 @@ class Train(Section):
     schedule: Literal["constant", "cosine", "linear"] = since("cosine")
     """The learning rate after the warm-up; cosine and linear end at min_learning_rate_ratio of the peak."""
     min_learning_rate_ratio: Share = since(0.1)
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = since(0.05)
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = since(0.1)
     """Share of the steps in which the learning rate rises linearly from 0."""
     precision: Literal["fp32", "bf16"] = "bf16"
     weight_decay: Annotated[float, Field(ge=0)] = since(0.01)
@@ -284,8 +284,9 @@ class Regime(Section):
         if self.kind == "augment" and self.synthetic_ratio == 1:
             raise ValueError("augment keeps all real examples, so synthetic_ratio must be below 1")
         if self.source != "self" and self.kind not in CORPUS_SOURCE_REGIMES:
-            raise ValueError(f"{self.kind} pools the chain's own corpora; source: {{corpus: ...}} goes with "
-                             f"{', '.join(CORPUS_SOURCE_REGIMES)}")  # fmt: skip
+            raise ValueError(
+                f"{self.kind} pools the chain's own corpora; source: {{corpus: ...}} goes with {', '.join(CORPUS_SOURCE_REGIMES)}"
+            )
         return self
 
 

@@ -113,7 +113,7 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError([Problem(name, 1, "", "expected a mapping of fields such as 'experiment: NAME'")])
         _walk(node, "", lines, name)
-        data = loader.construct_document(node)  # type: ignore[no-untyped-call]
+        data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError([Problem(name, line, "", f"is not valid YAML: {error.problem or error.context}")]) from None

@@ -41,8 +41,14 @@ def connected(address: str | None) -> Iterator[tuple[Capacity, ...]]:
     if address is None:
         # A short private folder: socket paths must stay under 107 bytes, and /tmp/ray may belong to somebody else.
         folder = tempfile.mkdtemp(prefix="hr-", dir="/tmp")
-        ray.init(address="local", num_cpus=usable_cpus(), include_dashboard=False, object_store_memory=200_000_000, _temp_dir=folder,
-                 **common)  # fmt: skip
+        ray.init(
+            address="local",
+            num_cpus=usable_cpus(),
+            include_dashboard=False,
+            object_store_memory=200_000_000,
+            _temp_dir=folder,
+            **common,
+        )
     else:
         try:
             ray.init(address=address, **common)
@@ -76,6 +82,7 @@ def check_feasible(shapes: Collection[Shape], found: Collection[Capacity]) -> No
         asked = shape.ranks * (shape.gpus or shape.cpus)
         sizes = [machine.gpus if shape.gpus else machine.cpus for machine in found]
         raise ResourceError(
-            f"resources: this grid asks for {asked} {kind}s a gang ({shape.ranks} ranks x {shape.gpus or shape.cpus}); the largest machine "
+            f"resources: this grid asks for {asked} {kind}s a gang ({shape.ranks} ranks x {shape.gpus or shape.cpus}); "
+            f"the largest machine "
             f"has {max(sizes, default=0):g}, all {len(sizes)} together {sum(sizes):g}; lower resources.ranks or resources.threads"
         )

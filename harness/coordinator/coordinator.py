@@ -55,6 +55,10 @@ class Display(Protocol):
         """Something worth a line in a log."""
         ...
 
+    def close(self) -> None:
+        """The run is over."""
+        ...
+
 
 def shape_of(config: Config, gpus: bool) -> Shape:
     """What a gang for this cell occupies, on machines with GPUs or without."""
@@ -100,8 +104,16 @@ class _State:
 class Coordinator:
     """Runs one grid on one Ray."""
 
-    def __init__(self, prepared: Prepared, store: Store, experiment: Experiment, machines: tuple[Capacity, ...], display: Display,
-                 on_chain: Callable[[Chain], None], stop: threading.Event) -> None:  # fmt: skip
+    def __init__(
+        self,
+        prepared: Prepared,
+        store: Store,
+        experiment: Experiment,
+        machines: tuple[Capacity, ...],
+        display: Display,
+        on_chain: Callable[[Chain], None],
+        stop: threading.Event,
+    ) -> None:
         """Take stock of the store.
 
         Args:
@@ -167,8 +179,15 @@ class Coordinator:
         complete = sum(self._complete(chain) for chain in self.lineage.chains)
         stopped = self.stop.is_set() and complete < len(self.lineage.chains)
         failed = 0 if stopped else len(self.lineage.chains) - complete
-        return Summary(complete, failed, len(self.state.done) - self.reused, self.reused, round(time.monotonic() - started, 3),
-                       stopped, tuple(self.state.failed.items()))  # fmt: skip
+        return Summary(
+            complete,
+            failed,
+            len(self.state.done) - self.reused,
+            self.reused,
+            round(time.monotonic() - started, 3),
+            stopped,
+            tuple(self.state.failed.items()),
+        )
 
     def _act(self) -> bool:
         """Do what the scheduler says; False where there was nothing to do."""
@@ -208,10 +227,16 @@ class Coordinator:
         source = config.regime.source
         external = str(Path(source.corpus).absolute()) if isinstance(source, CorpusSource) else None
         plan = Plan(
-            branch=branch.id, config=config, order=branch.nodes, nodes=nodes, specs={key: self.lineage.specs[key] for key in keys},
-            examples={node.corpus: self.lineage.examples[node.corpus] for node in nodes.values()}, external=external,
-            attempt=self.state.failures.get(branch.id, 0) + 1, commit=self._revision,
-        )  # fmt: skip
+            branch=branch.id,
+            config=config,
+            order=branch.nodes,
+            nodes=nodes,
+            specs={key: self.lineage.specs[key] for key in keys},
+            examples={node.corpus: self.lineage.examples[node.corpus] for node in nodes.values()},
+            external=external,
+            attempt=self.state.failures.get(branch.id, 0) + 1,
+            commit=self._revision,
+        )
         return plan, self.prepared.data[cell].key
 
     def _wait(self) -> None:
@@ -314,8 +339,15 @@ class Coordinator:
         for running in self.running.values():
             first = self.lineage.nodes[running.branch.nodes[0]]
             axes = self.prepared.study.cells[first.cell].axes
-            rows.append({"branch": running.branch.id, "axes": axes, "seed": first.seed, "last": self.lineage.nodes[
-                running.branch.nodes[-1]].generation, **progress.get(running.branch.id, {})})  # fmt: skip
+            rows.append(
+                {
+                    "branch": running.branch.id,
+                    "axes": axes,
+                    "seed": first.seed,
+                    "last": self.lineage.nodes[running.branch.nodes[-1]].generation,
+                    **progress.get(running.branch.id, {}),
+                }
+            )
         self.display.update(len(self.state.done), len(self.lineage.nodes), rows)
 
 

@@ -62,7 +62,6 @@ class _Observer:
         self.experiment.write_progress(self.branch, {**state, "node": node.evaluation})
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class _Rank:
     """One rank. Heavy imports happen in `join`, once the environment is right."""
 
@@ -96,11 +95,9 @@ class _Rank:
         if self.shape.solo:
             self._ranks = SoloRanks()
             return
-        import torch.distributed as dist
+        from harness.learners.language_model.distributed import TorchRanks, join_store
 
-        from harness.learners.language_model.distributed import TIMEOUT, TorchRanks
-
-        store = self._rendezvous or dist.TCPStore(host, port, self.shape.ranks, is_master=False, timeout=TIMEOUT)
+        store = self._rendezvous or join_store(host, port, self.shape.ranks)
         self._ranks = TorchRanks(self.rank, self.shape.ranks, store, self.shape.cpus)
 
     def run(self, plan: Any, root: str, data_key: str | None) -> Outcome:
@@ -160,14 +157,20 @@ class GangHandle:
         self._place = self._actors[0].rendezvous.remote() if not shape.solo else None
 
     def _actor(self, rank: int) -> Any:
-        environment = {"OMP_NUM_THREADS": str(self.shape.cpus), "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled",
-                       "LOCAL_SIZE": str(self.shape.ranks), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # fmt: skip
+        environment = {
+            "OMP_NUM_THREADS": str(self.shape.cpus),
+            "TOKENIZERS_PARALLELISM": "false",
+            "WANDB_MODE": "disabled",
+            "LOCAL_SIZE": str(self.shape.ranks),
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        }
         if not self.shape.gpus:
             # Ray shows every GPU to an actor that asked for none.
             environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank)
-        options = {"num_cpus": self.shape.cpus, "num_gpus": self.shape.gpus, "scheduling_strategy": strategy}
-        return _Rank.options(**options).remote(rank, self.shape, str(self.logs[rank]), environment)
+        places = {"num_cpus": self.shape.cpus, "num_gpus": self.shape.gpus, "scheduling_strategy": strategy}
+        options = {"max_restarts": 0, "max_task_retries": 0, **places}
+        return ray.remote(_Rank).options(**options).remote(rank, self.shape, str(self.logs[rank]), environment)
 
     def run(self, plan: Any, root: Path, data_key: str | None) -> list[Any]:
         """Start a branch on every rank; returns one reference per rank."""

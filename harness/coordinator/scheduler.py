@@ -131,7 +131,9 @@ class Queue:
         return len(self._ready)
 
 
-def decide(ready: Iterable[Branch], shapes: Mapping[str, Shape], gangs: Sequence[Gang], machines: Sequence[Capacity]) -> list[Action]:
+def decide(
+    ready: Iterable[Branch], shapes: Mapping[str, Shape], gangs: Sequence[Gang], machines: Sequence[Capacity]
+) -> list[Action]:
     """What to do now.
 
     Args:

@@ -12,56 +12,75 @@ GANG_START_S = 15.0
 """Seconds until a new gang can work: processes and imports (docs/LOG.md)."""
 
 
-def simulate(branches: Sequence[Branch], shapes: Mapping[str, Shape], seconds: Mapping[str, float], machines: Sequence[Capacity],
-             start_s: float = GANG_START_S) -> tuple[float, float]:  # fmt: skip
+class _Clock:
+    """The state of a simulated run."""
+
+    def __init__(
+        self, branches: Sequence[Branch], shapes: Mapping[str, Shape], seconds: Mapping[str, float], start_s: float
+    ) -> None:
+        self.branches = {branch.id: branch for branch in branches}
+        self.shapes, self.seconds, self.start_s = shapes, seconds, start_s
+        self.queue = Queue(branches, {node for branch in branches for node in branch.needs} - set(seconds))
+        self.gangs: dict[int, Gang] = {}
+        self.born: dict[int, float] = {}
+        self.now = self.busy = self.alive = 0.0
+        self.events: list[tuple[float, int, str, bool]] = []
+
+    def begin(self, gang: int, branch: Branch, delay: float) -> None:
+        """A gang takes a branch: its commits and its end are events to come."""
+        self.gangs[gang] = Gang(gang, self.shapes[branch.id], branch.id)
+        self.queue.take(branch.id)
+        at = self.now + delay
+        for node in branch.nodes:
+            at += self.seconds.get(node, 0.0)
+            self.busy += self.seconds.get(node, 0.0)
+            heapq.heappush(self.events, (at, gang, node, node == branch.nodes[-1]))
+
+    def act(self, machines: Sequence[Capacity]) -> bool:
+        """Do what the scheduler says; False where there was nothing to do."""
+        actions = decide(self.queue.ready, self.shapes, list(self.gangs.values()), machines)
+        for action in actions:
+            if isinstance(action, Assign):
+                self.begin(action.gang, self.branches[action.branch], 0.0)
+            elif isinstance(action, Start):
+                number = len(self.born)
+                self.born[number] = self.now
+                self.begin(number, self.branches[action.branch], self.start_s)
+            elif isinstance(action, Retire):
+                self.alive += self.now - self.born[action.gang]
+                del self.gangs[action.gang]
+        return bool(actions)
+
+    def advance(self) -> None:
+        """The next commit."""
+        self.now, gang, node, ends = heapq.heappop(self.events)
+        self.queue.complete(node)
+        if ends:
+            self.gangs[gang] = Gang(gang, self.gangs[gang].shape, None)
+
+
+def simulate(
+    branches: Sequence[Branch],
+    shapes: Mapping[str, Shape],
+    seconds: Mapping[str, float],
+    machines: Sequence[Capacity],
+    start_s: float = GANG_START_S,
+) -> tuple[float, float]:
     """Run a schedule on a virtual clock.
 
     Args:
         branches: The branches that are left.
         shapes: Their shapes, by id.
         seconds: How long each node takes, by evaluation key; nodes without an entry are done.
-        machines: The machines.
+        machines: The machines; every shape fits them.
         start_s: Seconds to start a gang.
 
     Returns:
-        Seconds until the last branch ends, and the share of that time in which gangs that exist are idle or starting.
+        Seconds until the last branch ends, and the share of the gangs' time in which they are idle or starting.
     """
-    done = {node for branch in branches for node in branch.needs} - set(seconds)
-    queue = Queue(branches, done)
-    gangs: dict[int, Gang] = {}
-    clock, busy, alive, number = 0.0, 0.0, 0.0, 0
-    born: dict[int, float] = {}
-    events: list[tuple[float, int, str, str]] = []
-
-    def begin(gang: int, branch: Branch, delay: float) -> None:
-        nonlocal busy
-        gangs[gang] = Gang(gang, shapes[branch.id], branch.id)
-        queue.take(branch.id)
-        at = clock + delay
-        for node in branch.nodes:
-            at += seconds.get(node, 0.0)
-            busy += seconds.get(node, 0.0)
-            heapq.heappush(events, (at, gang, node, branch.id if node == branch.nodes[-1] else ""))
-
-    by_id = {branch.id: branch for branch in branches}
-    while len(queue) or events:
-        actions = decide(queue.ready, shapes, list(gangs.values()), machines)
-        for action in actions:
-            if isinstance(action, Assign):
-                begin(action.gang, by_id[action.branch], 0.0)
-            elif isinstance(action, Start):
-                number, born[number] = number + 1, clock
-                begin(number - 1, by_id[action.branch], start_s)
-            elif isinstance(action, Retire):
-                alive += clock - born.pop(action.gang)
-                del gangs[action.gang]
-        if actions:
-            continue
-        if not events:
-            break  # what is left fits no machine
-        clock, gang, node, ended = heapq.heappop(events)
-        queue.complete(node)
-        if ended:
-            gangs[gang] = Gang(gang, gangs[gang].shape, None)
-    alive += sum(clock - at for at in born.values())
-    return clock, 1 - busy / alive if alive else 0.0
+    clock = _Clock(branches, shapes, seconds, start_s)
+    while len(clock.queue) or clock.events:
+        if not clock.act(machines):
+            clock.advance()
+    alive = clock.alive + sum(clock.now - clock.born[gang] for gang in clock.gangs)
+    return clock.now, 1 - clock.busy / alive if alive else 0.0

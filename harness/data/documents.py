@@ -173,8 +173,10 @@ def _hub(config: TextData) -> Documents:
     splits: dict[str, tuple[str, ...]] = {}
     for split, rows in loaded.items():
         if config.text_field not in rows.column_names:
-            raise DataError(f"data.source: {config.source} has no column {config.text_field!r} (data.text_field); "
-                            f"it has {', '.join(rows.column_names)}")  # fmt: skip
+            raise DataError(
+                f"data.source: {config.source} has no column {config.text_field!r} (data.text_field); "
+                f"it has {', '.join(rows.column_names)}"
+            )
         splits[str(split)] = tuple(text for text in rows[config.text_field] if text)
     if all(split in splits for split in SPLITS):
         return Documents((), {split: splits[split] for split in SPLITS})

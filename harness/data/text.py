@@ -77,8 +77,10 @@ def train_tokenizer(documents: Sequence[str], config: BpeTokenizer) -> Tokenizer
     tokenizer.train_from_iterator(documents, trainer=trainer)
     found = tokenizer.get_vocab_size()
     if found < config.vocab_size:
-        raise DataError(f"data.tokenizer.vocab_size: {config.vocab_size} tokens are asked for, the training split yields {found}; "
-                        "lower it or give more text")  # fmt: skip
+        raise DataError(
+            f"data.tokenizer.vocab_size: {config.vocab_size} tokens are asked for, the training split yields {found}; "
+            "lower it or give more text"
+        )
     return tokenizer
 
 
@@ -116,7 +118,7 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
             raise DataError(f"data.source: the {side} split is empty: {sum(map(len, sides.values()))} documents are too few")
     if isinstance(config.tokenizer, BpeTokenizer):
         tokenizer = train_tokenizer(sides["train"], config.tokenizer)
-        bos = eos = tokenizer.token_to_id(END_OF_TEXT)
+        bos = eos = 0  # the trainer numbers special tokens first
         vocab_size = tokenizer.get_vocab_size()
     else:
         loaded = _load_pretrained(config.tokenizer)
@@ -130,17 +132,25 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
     packed = {side: pack(tokenizer, texts, separator, config.block_size) for side, texts in sides.items()}
     for side, blocks in packed.items():
         if not len(blocks):
-            raise DataError(f"data.source: the {side} split has fewer than {config.block_size} tokens, not one block "
-                            "(data.block_size); give more text or smaller blocks")  # fmt: skip
+            raise DataError(
+                f"data.source: the {side} split has fewer than {config.block_size} tokens, not one block "
+                "(data.block_size); give more text or smaller blocks"
+            )
     # A fixed shuffle makes the first n blocks a fair sample, and the reservoir behind them another one.
     packed["train"] = packed["train"][stream(0, 0, "blocks").permutation(len(packed["train"]))]
     counts = np.bincount(packed["train"].reshape(-1), minlength=vocab_size).astype(np.int64)
     save_file({**packed, "counts": counts}, folder / "blocks.safetensors")
     tokenizer.save(str(folder / "tokenizer.json"))
     test_bytes = sum(len(text.encode()) for text in tokenizer.decode_batch(packed["test"].tolist()))
-    meta = {"bos": bos, "eos": eos, "vocab_size": vocab_size, "block_size": config.block_size, "test_bytes": test_bytes,
-            "blocks": {side: len(blocks) for side, blocks in packed.items()},
-            "documents": {side: len(texts) for side, texts in sides.items()}}  # fmt: skip
+    meta = {
+        "bos": bos,
+        "eos": eos,
+        "vocab_size": vocab_size,
+        "block_size": config.block_size,
+        "test_bytes": test_bytes,
+        "blocks": {side: len(blocks) for side, blocks in packed.items()},
+        "documents": {side: len(texts) for side, texts in sides.items()},
+    }
     write_json(folder / "meta.json", meta)
 
 

@@ -42,8 +42,12 @@ def gen0_metrics(nll: Array, tokens: npt.NDArray[np.int64]) -> Mapping[str, floa
     """
     per_token = per_sequence(nll, tokens)
     low, middle, high = np.quantile(per_token, [0.05, 0.5, 0.95])
-    return {"gen0/nll_mean": float(per_token.mean()), "gen0/nll_p05": float(low), "gen0/nll_p50": float(middle),
-            "gen0/nll_p95": float(high)}  # fmt: skip
+    return {
+        "gen0/nll_mean": float(per_token.mean()),
+        "gen0/nll_p05": float(low),
+        "gen0/nll_p50": float(middle),
+        "gen0/nll_p95": float(high),
+    }
 
 
 def self_metrics(nll: Array, tokens: npt.NDArray[np.int64]) -> Mapping[str, float]:

@@ -1,7 +1,7 @@
 """Corpora: token ids in Parquet shards that are committed one by one, so that a corpus can be extended by appending.
 
-A shard is one file, ``<start>-<stop>.parquet``, linked into place when it is complete. Example i is a function of the corpus key and
-i, so shards that two processes wrote are equal where they overlap.
+A shard is one file, ``<start>-<stop>.parquet``, linked into place when it is complete. Example i is a function of the corpus key
+and i, so shards that two processes wrote are equal where they overlap.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import DamagedError
-from harness.records import Examples
 from harness.files import sync_file, write_json
+from harness.records import Examples
 
 _NAME = re.compile(r"^(\d{10})-(\d{10})\.parquet$")
 

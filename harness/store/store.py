@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from harness import __version__
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
+from harness.files import TOMBSTONE, read_json, seal, verify, write_json
 from harness.records import Record
 from harness.store.corpora import Corpora
-from harness.files import TOMBSTONE, read_json, seal, verify, write_json
 
 FORMAT = 1
 Kind = Literal["data", "fits", "evaluations"]
@@ -77,8 +77,10 @@ class Store:
         if not isinstance(version, int):
             raise StoreError(f"{root / 'format'} does not hold a store's version")
         if version > FORMAT:
-            raise StoreVersionError(f"--root {root} has format {version}, written by harness {found.get('harness')}; "
-                                    f"this is harness {__version__}, which knows formats up to {FORMAT}: upgrade it")  # fmt: skip
+            raise StoreVersionError(
+                f"--root {root} has format {version}, written by harness {found.get('harness')}; "
+                f"this is harness {__version__}, which knows formats up to {FORMAT}: upgrade it"
+            )
 
     def path(self, kind: Kind, key: str) -> Path:
         """Where a committed item lies."""
@@ -192,9 +194,11 @@ class Store:
         found = read_json(staged / "checksums.json").get(WEIGHTS)
         if expected != found:
             shutil.rmtree(staged.parent, ignore_errors=True)
-            raise DamagedError(f"the weights of fit {fit} were evicted and refitted, and the refit differs bit for bit from what was "
-                               "committed (another execution class?); nothing was mixed in. Keep weights with retention: "
-                               "{weights: all}, or use a fresh --root")  # fmt: skip
+            raise DamagedError(
+                f"the weights of fit {fit} were evicted and refitted, and the refit differs bit for bit from what was "
+                "committed (another execution class?); nothing was mixed in. Keep weights with retention: "
+                "{weights: all}, or use a fresh --root"
+            )
         os.replace(staged / WEIGHTS, target / WEIGHTS)
         (target / (WEIGHTS + TOMBSTONE)).unlink(missing_ok=True)
         shutil.rmtree(staged.parent, ignore_errors=True)

@@ -98,10 +98,19 @@ def _write_run(view: ChainView, identity: str, mode: Mode, folder: Path, first: 
     folder.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True, disable_git=True, silent=True)
     run = wandb.init(
-        mode=mode, reinit="create_new", id=identity, name=view.chain, group=view.experiment, job_type="chain",
-        project=view.project, entity=view.entity, dir=str(folder), config=dict(view.config), settings=settings,
+        mode=mode,
+        reinit="create_new",
+        id=identity,
+        name=view.chain,
+        group=view.experiment,
+        job_type="chain",
+        project=view.project,
+        entity=view.entity,
+        dir=str(folder),
+        config=dict(view.config),
+        settings=settings,
         resume="allow" if mode == "online" else None,
-    )  # fmt: skip
+    )
     try:
         run.define_metric("generation")
         run.define_metric("*", step_metric="generation")
@@ -170,5 +179,7 @@ class Mirror:
             started = time.monotonic()
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                self.errors.append(f"W&B did not finish within {time.monotonic() - started:.0f} s; run the command again to send the rest")
+                self.errors.append(
+                    f"W&B did not finish within {time.monotonic() - started:.0f} s; run the command again to send the rest"
+                )
         return self.errors

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -19,11 +20,16 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def open_store(world_size: int) -> tuple[dist.TCPStore, str, int]:
+def open_store(world_size: int) -> tuple[Any, str, int]:
     """Rank 0's rendezvous, listening on a port that the system chose (bound at once, so nobody can take it in between)."""
-    store = dist.TCPStore("0.0.0.0", 0, world_size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+    store = TCPStore("0.0.0.0", 0, world_size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
     host = socket.gethostbyname(socket.gethostname()) if world_size > 1 else "127.0.0.1"
     return store, host, store.port
+
+
+def join_store(host: str, port: int, world_size: int) -> Any:
+    """Another rank's end of the rendezvous."""
+    return TCPStore(host, port, world_size, is_master=False, timeout=TIMEOUT)
 
 
 class TorchRanks:
@@ -44,6 +50,8 @@ class TorchRanks:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Otherwise every torch.empty is filled, which finds reads of uninitialised memory, and costs most of a small fit.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (the stub does not know it)
         backend = "nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         # Objects travel over gloo, so that a barrier or a broadcast needs no device memory.

@@ -1,4 +1,4 @@
-"""The only module that imports deepspeed: its configuration is derived here, and the engine's differences between stages end here."""
+"""The only module that runs deepspeed: its configuration is derived here, and differences between ZeRO stages end here."""
 
 from __future__ import annotations
 
@@ -22,8 +22,20 @@ def start_deepspeed(backend: str) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def deepspeed_config(train: Train, micro_batch: int, world_size: int, zero_stage: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, derived from ours."""
+MAX_BUCKET = 500_000_000
+"""DeepSpeed's default size of its communication buckets, in elements."""
+
+
+def deepspeed_config(train: Train, micro_batch: int, world_size: int, zero_stage: int, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration, derived from ours.
+
+    Args:
+        train: The training section.
+        micro_batch: Examples per forward pass and rank.
+        world_size: Number of ranks.
+        zero_stage: ZeRO stage.
+        parameters: Parameters of the model: a bucket larger than all of them is memory for nothing.
+    """
     return {
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -33,15 +45,25 @@ def deepspeed_config(train: Train, micro_batch: int, world_size: int, zero_stage
         "zero_optimization": {
             "stage": zero_stage,
             "overlap_comm": False,
+            "reduce_bucket_size": min(parameters, MAX_BUCKET),
+            "allgather_bucket_size": min(parameters, MAX_BUCKET),
             "contiguous_gradients": zero_stage > 0,
             "stage3_param_persistence_threshold": 0 if zero_stage == 3 else 100_000,
         },
         # torch's AdamW: DeepSpeed's own is compiled at first use (see start_deepspeed).
-        "optimizer": {"type": "AdamW", "params": {"lr": train.learning_rate, "betas": list(train.betas), "eps": train.eps,
-                                                  "weight_decay": train.weight_decay, "torch_adam": True}},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": train.learning_rate,
+                "betas": list(train.betas),
+                "eps": train.eps,
+                "weight_decay": train.weight_decay,
+                "torch_adam": True,
+            },
+        },
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-    }  # fmt: skip
+    }
 
 
 class Engine:
@@ -53,10 +75,11 @@ class Engine:
         plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.zero_stage = zero_stage
+        count = sum(p.numel() for p in model.parameters())
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             model_parameters=[group for group in groups if group["params"]],
-            config=deepspeed_config(train, micro_batch, world_size, zero_stage),
+            config=deepspeed_config(train, micro_batch, world_size, zero_stage, count),
             dist_init_required=False,
         )
 

@@ -58,12 +58,15 @@ class LanguageModelLearner:
         self._loaded = None
         model = self._initial(task)
         if getattr(model.config, "max_position_embeddings", self.context) < self.context:
-            raise DataError(f"data.block_size: sequences of {self.context} tokens, but the model's context is "
-                            f"{model.config.max_position_embeddings}")  # fmt: skip
+            raise DataError(
+                f"data.block_size: sequences of {self.context} tokens, but the model's context is "
+                f"{model.config.max_position_embeddings}"
+            )
         reference = self.data.real(task.seed, self.data.num_examples)
         schedule = plan_steps(self.learner.train, task.training.examples, task.budget, reference)
-        trainer = Trainer(self.learner.train, self.config.micro_batch, self.config.resources.zero_stage, self.bos, self.ranks,
-                          self.device)  # fmt: skip
+        trainer = Trainer(
+            self.learner.train, self.config.micro_batch, self.config.resources.zero_stage, self.bos, self.ranks, self.device
+        )
         config = model.config
         fitted = trainer.run(model, task.training.examples, self.data.validation, schedule, task.seed, task.generation, task.report)
         if self.ranks.rank == 0 and fitted.status == "ok":
@@ -96,8 +99,9 @@ class LanguageModelLearner:
         mine = [batch for batch in batches if batch % self.ranks.world_size == self.ranks.rank]
         started, done = time.monotonic(), 0
         for number, batch in enumerate(mine):
-            examples = draw_batch(sampler, task.prompts, prompt_length(self.config), width, task.seed, task.generation,
-                                  batch * size, size)  # fmt: skip
+            examples = draw_batch(
+                sampler, task.prompts, prompt_length(self.config), width, task.seed, task.generation, batch * size, size
+            )
             task.append(batch * size, examples)
             done += int(examples.lengths.sum())
             rate = done / (time.monotonic() - started) * self.ranks.world_size
@@ -133,8 +137,13 @@ class LanguageModelLearner:
             **lexical_metrics(corpus, self.data.counts),
             **copying_metrics(corpus, task.training().examples),
         }
-        arrays = {"test_nll": test_nll, "test_tokens": test_tokens.astype(np.float64), "gen0_nll": under_gen0, "self_nll": own,
-                  "tokens": tokens.astype(np.float64)}  # fmt: skip
+        arrays = {
+            "test_nll": test_nll,
+            "test_tokens": test_tokens.astype(np.float64),
+            "gen0_nll": under_gen0,
+            "self_nll": own,
+            "tokens": tokens.astype(np.float64),
+        }
         task.report(2, 2, 0.0)
         return Evaluation(metrics, arrays, texts)
 
@@ -158,7 +167,9 @@ class LanguageModelLearner:
             rows = [row for row, prompt in enumerate(prompts) if len(prompt) == width]
             length = max(1, min(self.block_size, limit - width - 1))
             uniform = np.concatenate([uniforms(task.seed, task.generation, "continuation", row, row + 1, length) for row in rows])
-            drawn = sampler.draw(np.array([prompts[row] for row in rows], dtype=np.int64).reshape(len(rows), width), length, uniform)
+            drawn = sampler.draw(
+                np.array([prompts[row] for row in rows], dtype=np.int64).reshape(len(rows), width), length, uniform
+            )
             for row, values, used in zip(rows, drawn.values, drawn.lengths, strict=True):
                 found[row] = self.data.decode(values[:used])
         return [{"prompt": self.data.decode(prompt), "continuation": found[row]} for row, prompt in enumerate(prompts)]
@@ -171,5 +182,9 @@ class LanguageModelLearner:
         on_gpu = self.device.type == "cuda"
         versions = {"torch": torch.__version__, "deepspeed": deepspeed.__version__, "transformers": transformers.__version__}
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
-        return {"device": torch.cuda.get_device_name(0) if on_gpu else "cpu", "zero_stage": self.config.resources.zero_stage,
-                "versions": versions, "peak_memory_bytes": peak}  # fmt: skip
+        return {
+            "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
+            "zero_stage": self.config.resources.zero_stage,
+            "versions": versions,
+            "peak_memory_bytes": peak,
+        }

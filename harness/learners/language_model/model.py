@@ -34,19 +34,43 @@ def transformers_config(model: Model, vocab_size: int, context: int, bos: int, e
     sizes = resolve_model(model)
     context = sizes.context or context
     mlp = sizes.mlp_width or default_mlp_width(sizes)
-    common: dict[str, Any] = dict(vocab_size=vocab_size, bos_token_id=bos, eos_token_id=eos, pad_token_id=None,
-                                  tie_word_embeddings=sizes.tie_embeddings)  # fmt: skip
+    common: dict[str, Any] = dict(
+        vocab_size=vocab_size, bos_token_id=bos, eos_token_id=eos, pad_token_id=None, tie_word_embeddings=sizes.tie_embeddings
+    )
     if sizes.architecture == "gpt2":
-        return GPT2Config(n_positions=context, n_embd=sizes.width, n_layer=sizes.num_layers, n_head=sizes.num_heads, n_inner=mlp,
-                          resid_pdrop=sizes.dropout, embd_pdrop=sizes.dropout, attn_pdrop=sizes.dropout, **common)  # fmt: skip
+        return GPT2Config(
+            n_positions=context,
+            n_embd=sizes.width,
+            n_layer=sizes.num_layers,
+            n_head=sizes.num_heads,
+            n_inner=mlp,
+            resid_pdrop=sizes.dropout,
+            embd_pdrop=sizes.dropout,
+            attn_pdrop=sizes.dropout,
+            **common,
+        )
     if sizes.architecture == "llama":
-        return LlamaConfig(hidden_size=sizes.width, num_hidden_layers=sizes.num_layers, num_attention_heads=sizes.num_heads,
-                           num_key_value_heads=sizes.num_kv_heads or sizes.num_heads, intermediate_size=mlp,
-                           max_position_embeddings=context, attention_dropout=sizes.dropout, **common)  # fmt: skip
+        return LlamaConfig(
+            hidden_size=sizes.width,
+            num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            num_key_value_heads=sizes.num_kv_heads or sizes.num_heads,
+            intermediate_size=mlp,
+            max_position_embeddings=context,
+            attention_dropout=sizes.dropout,
+            **common,
+        )
     if sizes.architecture == "opt":
-        return OPTConfig(hidden_size=sizes.width, word_embed_proj_dim=sizes.width, num_hidden_layers=sizes.num_layers,
-                         num_attention_heads=sizes.num_heads, ffn_dim=mlp, max_position_embeddings=context,
-                         dropout=sizes.dropout, **common)  # fmt: skip
+        return OPTConfig(
+            hidden_size=sizes.width,
+            word_embed_proj_dim=sizes.width,
+            num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            ffn_dim=mlp,
+            max_position_embeddings=context,
+            dropout=sizes.dropout,
+            **common,
+        )
     raise LearnerError(f"no architecture in {model}")
 
 
@@ -122,8 +146,10 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     model.tie_weights()
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     if unexpected or (set(missing) - tied):
-        raise LearnerError(f"{folder / WEIGHTS} does not fit its configuration: missing {sorted(set(missing) - tied)}, "
-                           f"unexpected {sorted(unexpected)}")  # fmt: skip
+        raise LearnerError(
+            f"{folder / WEIGHTS} does not fit its configuration: missing {sorted(set(missing) - tied)}, "
+            f"unexpected {sorted(unexpected)}"
+        )
     return model.eval()
 
 

@@ -1,8 +1,8 @@
 """Sampling: batches of a fixed shape, one stream of uniforms per example, tokens by inverse transform.
 
-An example is the same whatever else is sampled: its uniforms depend on its index, and its batch is always computed whole, with the
-example in the same row. Drawing by inverse transform takes one uniform a token; the usual exponential race takes one for every entry
-of the vocabulary.
+An example is the same whatever else is sampled: its uniforms depend on its index, and its batch is always computed whole, with
+the example in the same row. Drawing by inverse transform takes one uniform a token; the usual exponential race takes one for every
+entry of the vocabulary.
 """
 
 from __future__ import annotations
@@ -97,8 +97,16 @@ class Sampler:
         return probabilities
 
 
-def draw_batch(sampler: Sampler, prompts: Examples | None, prompt_tokens: int, block_size: int, seed: int, generation: int,
-               start: int, size: int) -> Examples:  # fmt: skip
+def draw_batch(
+    sampler: Sampler,
+    prompts: Examples | None,
+    prompt_tokens: int,
+    block_size: int,
+    seed: int,
+    generation: int,
+    start: int,
+    size: int,
+) -> Examples:
     """Examples start..start+size-1 of a corpus.
 
     Args:

@@ -43,7 +43,9 @@ def sequence_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def score(model: PreTrainedModel, examples: Examples, bos: int | None, rank: int = 0, world_size: int = 1) -> npt.NDArray[np.float64]:
+def score(
+    model: PreTrainedModel, examples: Examples, bos: int | None, rank: int = 0, world_size: int = 1
+) -> npt.NDArray[np.float64]:
     """Nats per sequence of this rank's share of the examples.
 
     Every batch has the same shape, padded where needed, so that a sequence's value does not depend on how many there are.

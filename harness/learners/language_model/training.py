@@ -113,7 +113,9 @@ class Fitted:
 class Trainer:
     """Runs one fit on all ranks."""
 
-    def __init__(self, train: Train, micro_batch: int, zero_stage: int, bos: int | None, ranks: Ranks, device: torch.device) -> None:
+    def __init__(
+        self, train: Train, micro_batch: int, zero_stage: int, bos: int | None, ranks: Ranks, device: torch.device
+    ) -> None:
         """Keep what is the same for all fits of a cell.
 
         Args:
@@ -127,8 +129,16 @@ class Trainer:
         self.train, self.micro_batch, self.zero_stage = train, micro_batch, zero_stage
         self.bos, self.ranks, self.device = bos, ranks, device
 
-    def run(self, model: PreTrainedModel, examples: Examples, validation: Examples, schedule: Schedule, seed: int, generation: int,
-            report: Report) -> Fitted:  # fmt: skip
+    def run(
+        self,
+        model: PreTrainedModel,
+        examples: Examples,
+        validation: Examples,
+        schedule: Schedule,
+        seed: int,
+        generation: int,
+        report: Report,
+    ) -> Fitted:
         """Fit a model.
 
         Args:
@@ -146,8 +156,16 @@ class Trainer:
         finally:
             engine.close()
 
-    def _loop(self, engine: Engine, examples: Examples, validation: Examples, schedule: Schedule, seed: int, generation: int,
-              report: Report) -> Fitted:  # fmt: skip
+    def _loop(
+        self,
+        engine: Engine,
+        examples: Examples,
+        validation: Examples,
+        schedule: Schedule,
+        seed: int,
+        generation: int,
+        report: Report,
+    ) -> Fitted:
         cache: dict[int, npt.NDArray[np.int64]] = {}
         losses: list[torch.Tensor] = []
         curve: list[dict[str, float]] = []
@@ -173,8 +191,11 @@ class Trainer:
         state = best[1] if best[1] else engine.state(self.ranks.rank == 0)
         finite = self.ranks.broadcast(all(bool(torch.isfinite(tensor).all()) for tensor in state.values()))
         status = status if finite else "diverged"
-        log = {"steps": schedule.steps, "train_loss": [_number(value) for value in self._reduced(losses)],
-               "validation": [{"step": point["step"], "nll": _number(point["nll"])} for point in curve]}  # fmt: skip
+        log = {
+            "steps": schedule.steps,
+            "train_loss": [_number(value) for value in self._reduced(losses)],
+            "validation": [{"step": point["step"], "nll": _number(point["nll"])} for point in curve],
+        }
         return Fitted("diverged" if status == "diverged" else "ok", state, log, tokens)
 
     def _predicted(self, batch: Examples) -> npt.NDArray[np.int64]:

@@ -1,0 +1,302 @@
+"""The commands: they turn errors into messages and exit codes, and wire the rest together.
+
+Nothing heavy is imported before a command runs, so ``--help`` is quick and needs neither ray nor torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness import __version__
+from harness.errors import HarnessError, InputError
+
+if TYPE_CHECKING:
+    from harness.store import Store
+    from harness.study import Prepared
+
+EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
+
+app = typer.Typer(
+    help="Studies of model collapse: recursive training chains from one YAML file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's YAML file.", show_default=False)]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Set a field, or pin a grid axis; repeatable.")
+]
+Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_ROOT", help="The store.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+DEFAULT_ROOT = Path("runs")
+
+
+def _prepare(config: Path, assignments: list[str] | None, root: Path, scratch: str) -> tuple[Prepared, Store]:
+    """The study, with the store opened for reading only."""
+    from harness.store import Store
+    from harness.study import prepare_study
+
+    store = Store.read(root)
+    return prepare_study(config, tuple(assignments or ()), store, Path(scratch)), store
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    json_output: Json = False,
+    address: Annotated[str | None, typer.Option(help="A running Ray to join; without it one is started here.")] = None,
+) -> None:
+    """Run the grid, or what is left of it."""
+    from harness.store import Store
+
+    stop = threading.Event()
+    listen = _signals(stop)
+    listen()
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, _ = _prepare(config, assignments, root, scratch)
+        store = Store.open(root)
+        from harness.coordinator.display import make_display
+        from harness.coordinator.session import run_study
+
+        summary, warnings = run_study(
+            prepared, store, prepared.study.source, address, lambda: make_display(json_output), stop, listen
+        )
+    for warning in warnings:
+        print(f"warning: W&B: {warning}", file=sys.stderr)
+    for branch, reason in summary.failures:
+        print(f"failed: branch {branch}: {reason}", file=sys.stderr)
+    names = ("chains_complete", "chains_failed", "generations_computed", "generations_reused", "wall_s")
+    found = {name: getattr(summary, name) for name in names}
+    if json_output:
+        _print_json(found)
+    else:
+        print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
+        if summary.stopped:
+            print("stopped early with work left; run the same command again")
+    raise typer.Exit(summary.exit_code)
+
+
+def _signals(stop: threading.Event) -> Callable[[], None]:
+    """A function that makes signals set ``stop``; the second SIGINT interrupts at once."""
+
+    def heard(number: int, _: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    def listen() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, heard)
+
+    return listen
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    json_output: Json = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines of the simulated run.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each; 0 for a machine like this one.")] = 0,
+) -> None:
+    """Say what the grid is, what the store has of it, and what the rest will cost; writes nothing."""
+    from harness.coordinator.cluster import check_feasible, usable_cpus
+    from harness.coordinator.coordinator import shape_of
+    from harness.coordinator.planner import plan as make_plan
+    from harness.coordinator.scheduler import Capacity
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, store = _prepare(config, assignments, root, scratch)
+        # On GPU machines the GPUs are what runs out; a CPU is taken to be there for every thread that a rank asks for.
+        threads = max(cell.config.resources.threads for cell in prepared.study.cells)
+        cpus = gpus_per_node * threads if gpus_per_node else usable_cpus()
+        machines = [Capacity(cpus, gpus_per_node)] * nodes
+        check_feasible({shape_of(cell.config, gpus_per_node > 0) for cell in prepared.study.cells}, machines)
+        found = make_plan(prepared, store, machines)
+    if json_output:
+        _print_json(asdict(found))
+        return
+    from harness.coordinator.display import duration
+
+    print(f"{found.experiment}: {found.cells} cells, {found.chains} chains")
+    print(
+        f"generations     {found.generations_requested} asked for, {found.generations_unique} after sharing "
+        f"({found.fits_unique} fits), "
+        f"{found.generations_stored} in the store, {found.generations_unique - found.generations_stored} to compute"
+    )
+    for shape in found.shapes:
+        device = f"{shape['gpus']} GPU" if shape["gpus"] else f"{shape['cpus']} CPU"
+        print(
+            f"gang            {shape['ranks']} rank(s) x {device}, {shape['cells']} cells, "
+            f"about {shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of model and activations a rank"
+        )
+    print(f"device-hours    {found.device_hours:.2f} ({found.throughput} throughput)")
+    print(f"disk            {found.disk_bytes / 2**20:.1f} MiB when complete")
+    print(
+        f"wall time       {duration(found.wall_s)} on {nodes} machine(s), "
+        f"gangs idle or starting {100 * found.idle_share:.0f} % of it"
+    )
+
+
+@app.command()
+def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEFAULT_ROOT, json_output: Json = False) -> None:
+    """Say what is committed, running, waiting and failed; reads only the store."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness.coordinator.status import chain_states
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, store = _prepare(config, assignments, root, scratch)
+        states = chain_states(prepared, store)
+    if json_output:
+        _print_json({"experiment": prepared.study.base.experiment, "chains": [asdict(state) for state in states]})
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("chain", *prepared.study.columns, "seed", "generations", "state"):
+        table.add_column(name)
+    for state in states:
+        axes = [str(state.axes.get(name, "")) for name in prepared.study.columns]
+        cells = [state.chain, *axes, str(state.seed), f"{state.committed}/{state.total}", f"{state.state} {state.detail}".strip()]
+        table.add_row(*(Text(cell) for cell in cells))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    counts: dict[str, int] = {}
+    for state in states:
+        counts[state.state] = counts.get(state.state, 0) + 1
+    print(", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+
+
+@app.command()
+def export(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    form: Annotated[str, typer.Option("--format", help="csv, json or parquet.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="The file; standard output when absent.")] = None,
+    provenance: Annotated[bool, typer.Option(help="Add how, where and when.")] = False,
+) -> None:
+    """Write the tidy table of records, one row per chain and generation."""
+    from harness.reporting import ledger
+
+    if form not in ledger.FORMATS:
+        raise InputError(f"--format: found {form!r}, allowed: {', '.join(ledger.FORMATS)}")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"--out: the folder {out.absolute().parent} does not exist")
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, store = _prepare(config, assignments, root, scratch)
+        part = Path(scratch) / "export"
+        ledger.write(ledger.rows(prepared, store, provenance), form, part)
+        content = part.read_bytes()
+    if out is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    from harness.files import write_atomic
+
+    try:
+        write_atomic(out.absolute(), content)
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    out: Annotated[Path | None, typer.Option(help="Folder; experiments/NAME/report/ in the store when absent.")] = None,
+) -> None:
+    """Write a self-contained HTML page with curves, intervals and samples; figures as PNG and PDF beside it."""
+    from harness.reporting import ledger
+    from harness.reporting.report import build, summary_table
+    from harness.store import Experiment, Store
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, _ = _prepare(config, assignments, root, scratch)
+        store = Store.open(root)
+        rows = ledger.rows(prepared, store)
+        folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
+        page = build(prepared, store, rows, folder)
+    _print_table(summary_table(rows, prepared.study.columns))
+    print(f"report: {page}")
+
+
+def _print_table(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if summary["metric"] is None:
+        print("nothing has been committed yet")
+        return
+    table = Table(title=f"{summary['metric']} by generation", title_justify="left", box=None, pad_edge=False)
+    for axis in summary["axes"]:
+        table.add_column(axis)
+    for generation in summary["generations"]:
+        table.add_column(str(generation), justify="right", no_wrap=True)
+    for line in summary["lines"]:
+        table.add_row(*(Text(text) for text in (*line["cell"], *line["points"])))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def main() -> None:
+    """The console script: every error is one message and an exit code, never a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_INPUT) from None
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        print("interrupted; nothing committed is lost, run the same command again", file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(EXIT_FAILED) from None
+    except Exception as error:
+        path = Path(tempfile.mkstemp(prefix="harness-error-", suffix=".log")[1])
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        print(f"error: this is a defect of the harness: {type(error).__name__}: {error} (details: {path})", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Progress: live bars on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+HEARTBEAT_S = 60.0
+"""Seconds between plain lines when nothing is committed."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``42s``, ``3m05s``, ``2h10m``."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def axes_text(axes: Mapping[str, Any], seed: int) -> str:
+    """A cell's axes by the last part of their names, and the seed."""
+    return " ".join([*(f"{name.rpartition('.')[2]}={value}" for name, value in axes.items()), f"seed={seed}"])
+
+
+class PlainDisplay:
+    """Lines with the time; for logs, pipes and ``--json`` (then on standard error)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to a stream."""
+        self.stream, self._last = stream, time.monotonic()
+
+    def update(self, done: int, total: int, running: Sequence[Mapping[str, Any]]) -> None:
+        """A heartbeat now and then."""
+        if time.monotonic() - self._last > HEARTBEAT_S:
+            phases = ", ".join(
+                f"{axes_text(r['axes'], r['seed'])} generation {r.get('generation', '?')} {r.get('phase', 'starting')}"
+                for r in running
+            )
+            self.line(f"{done}/{total} generations; {phases or 'waiting'}")
+
+    def line(self, text: str) -> None:
+        """One line."""
+        self._last = time.monotonic()
+        print(time.strftime("%H:%M:%S"), text, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing to tidy."""
+
+
+class LiveDisplay:
+    """A table of what runs, redrawn in place, under a bar for the grid."""
+
+    def __init__(self, console: Console) -> None:
+        """Start drawing."""
+        self.console, self._started = console, time.monotonic()
+        self._first: int | None = None
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def update(self, done: int, total: int, running: Sequence[Mapping[str, Any]]) -> None:
+        """Redraw."""
+        if self._first is None:
+            self._first = done
+        self._live.update(Group(self._grid_bar(done, total), self._table(running)))
+
+    def _grid_bar(self, done: int, total: int) -> Table:
+        elapsed, new = time.monotonic() - self._started, done - (self._first or 0)
+        left = f"about {duration(elapsed / new * (total - done))} left" if new else "estimating"
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        bar.add_row("grid", ProgressBar(total=max(total, 1), completed=done), f"{done}/{total} {duration(elapsed)} {left}")
+        return bar
+
+    def _table(self, running: Sequence[Mapping[str, Any]]) -> Table:
+        room = max(1, self.console.size.height - 3)
+        table = Table(box=None, expand=True, pad_edge=False)
+        for name in ("chain", "gen", "phase", "progress", "tokens/s", "left"):
+            table.add_column(name, no_wrap=True, ratio=2 if name == "progress" else None, overflow="ellipsis")
+        for row in running[:room]:
+            label = Text(axes_text(row["axes"], row["seed"]))
+            if "phase" not in row:
+                table.add_row(label, "", Text("starting", style="dim"), "", "", "")
+                continue
+            done, total, rate = row["done"], max(row["total"], 1), row["rate"]
+            age = time.time() - row.get("updated", time.time())
+            table.add_row(
+                label,
+                f"{row['generation']}/{row['last']}",
+                row["phase"],
+                ProgressBar(total=total, completed=done),
+                f"{rate:,.0f}" if rate else "",
+                f"{100 * done / total:.0f}%" + (" stalled?" if age > 120 else ""),
+            )
+        return table
+
+    def line(self, text: str) -> None:
+        """A line above the bars; the text is not read as markup."""
+        self._live.console.print(Text(f"{time.strftime('%H:%M:%S')} {text}"))
+
+    def close(self) -> None:
+        """Stop drawing and leave the terminal as it was."""
+        self._live.stop()
+
+
+def make_display(json_output: bool) -> PlainDisplay | LiveDisplay:
+    """Live on a terminal, plain otherwise; with ``--json`` standard output is left to the result."""
+    if json_output:
+        return PlainDisplay(sys.stderr)
+    console = Console()
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(sys.stdout)

@@ -1,0 +1,216 @@
+"""What a grid will cost: generations before and after sharing, memory, device-hours, disk, wall time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harness.config.grid import sequence_length
+from harness.config.presets import resolve_model
+from harness.config.schema import Config, LanguageModel, TextData
+from harness.coordinator.coordinator import shape_of
+from harness.coordinator.retention import kept_fits
+from harness.coordinator.scheduler import Capacity, Shape
+from harness.coordinator.simulate import simulate
+from harness.errors import DamagedError
+from harness.files import read_json
+from harness.learners.language_model.sizes import Memory, memory_per_rank
+from harness.lineage import Branch, Node, cut
+from harness.store import Store
+from harness.study import Prepared
+
+CPU_FLOPS = 8e10
+"""FLOP/s of one CPU thread in training (docs/LOG.md); used until the store holds a measurement."""
+GPU_FLOPS = 1.5e14
+"""FLOP/s of one GPU in training: two fifths of a current device's bf16 peak. An assumption, until the store holds a measurement."""
+SAMPLING_SHARE = 0.4
+"""FLOP/s of sampling over FLOP/s of training."""
+SECONDS_PER_TURN = 2.0
+"""What a generation costs besides arithmetic: engine, files, evaluation's text."""
+CHEAP_SECONDS = 0.02
+"""One generation of a learner in closed form."""
+BYTES_PER_TOKEN = 1.5
+"""Of a corpus on disk, compressed."""
+BYTES_PER_EVALUATION = 60_000
+MAX_MEASUREMENTS = 500
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """The plan; field names are those of ``plan --json``."""
+
+    experiment: str
+    cells: int
+    chains: int
+    generations_requested: int
+    generations_unique: int
+    generations_stored: int
+    fits_unique: int
+    branches: int
+    device_hours: float
+    disk_bytes: int
+    wall_s: float
+    idle_share: float
+    throughput: str
+    memory_per_rank_bytes: int
+    shapes: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Tokens per second of one rank."""
+
+    fit: float
+    sample: float
+    measured: bool
+
+
+class Planner:
+    """Estimates the cost of nodes."""
+
+    def __init__(self, prepared: Prepared, store: Store, gpus: bool) -> None:
+        """Read what the store has measured.
+
+        Args:
+            prepared: The study.
+            store: The store.
+            gpus: Whether ranks run on GPUs.
+        """
+        self.prepared, self.gpus = prepared, gpus
+        self.measured = self._measurements(store)
+        self.rates = [self._rates(index) for index in range(len(prepared.study.cells))]
+
+    def _measurements(self, store: Store) -> dict[str, tuple[float, float]]:
+        """Model to tokens per second and rank, (fit, sample), from the provenance of what is stored."""
+        wanted = {json.dumps(science.fit.get("model"), sort_keys=True) for science in self.prepared.sciences}
+        found: dict[str, list[tuple[float, float]]] = {}
+        for key in sorted(store.committed("evaluations"))[:MAX_MEASUREMENTS]:
+            folder = store.path("evaluations", key)
+            try:
+                rates = read_json(folder / "provenance.json")
+                fit = read_json(folder / "spec.json")["fit"]
+                model = json.dumps(read_json(store.path("fits", fit) / "spec.json")["learner"].get("model"), sort_keys=True)
+            except DamagedError:
+                continue
+            on_gpu = rates["device"] != "cpu"
+            speed = rates["tokens_per_s"]
+            if model in wanted and on_gpu == self.gpus and speed.get("fit") and speed.get("sample"):
+                found.setdefault(model, []).append((speed["fit"] / rates["world_size"], speed["sample"] / rates["world_size"]))
+        middle = {model: sorted(pairs)[len(pairs) // 2] for model, pairs in found.items()}
+        return middle
+
+    def _rates(self, cell: int) -> _Rates:
+        science, config = self.prepared.sciences[cell], self.prepared.study.cells[cell].config
+        measured = self.measured.get(json.dumps(science.fit.get("model"), sort_keys=True))
+        if measured:
+            return _Rates(*measured, measured=True)
+        flops = GPU_FLOPS if self.gpus else CPU_FLOPS * config.resources.threads
+        parameters = self.prepared.parameters[cell] or 1e8
+        return _Rates(flops / (6 * parameters), SAMPLING_SHARE * flops / (2 * parameters), measured=False)
+
+    def seconds(self, node: Node) -> float:
+        """Estimated seconds of one generation on its gang."""
+        config = self.prepared.study.cells[node.cell].config
+        if not isinstance(config.learner, LanguageModel) or not isinstance(config.data, TextData):
+            return CHEAP_SECONDS
+        rates, ranks, block = self.rates[node.cell], config.resources.ranks, config.data.block_size
+        science = self.prepared.sciences[node.cell]
+        sampled = self.prepared.lineage.examples[node.corpus] * block
+        scored = 2 * science.evaluated * block
+        seconds = self.trained_tokens(node, config) / rates.fit + sampled / rates.sample + scored / (3 * rates.fit)
+        return SECONDS_PER_TURN + seconds / ranks
+
+    def trained_tokens(self, node: Node, config: Config) -> int:
+        """Tokens that a fit processes."""
+        assert isinstance(config.learner, LanguageModel) and isinstance(config.data, TextData)
+        train, block = config.learner.train, config.data.block_size
+        if train.max_steps is not None:
+            return train.max_steps * train.batch_size * block
+        size = node.recipe.size if node.recipe.budget == "examples" else self.prepared.sciences[node.cell].n
+        return size * block * (train.epochs or 1)
+
+    def memory(self, cell: int) -> Memory | None:
+        """Bytes per rank; None where the model's sizes are not known."""
+        config = self.prepared.study.cells[cell].config
+        if not isinstance(config.learner, LanguageModel) or self.prepared.parameters[cell] is None:
+            return None
+        model = resolve_model(config.learner.model)
+        length, meta = sequence_length(config), self.prepared.data[cell].real
+        vocab = int(getattr(meta, "meta", {}).get("vocab_size", 0))
+        return memory_per_rank(
+            model,
+            vocab,
+            model.context or length,
+            config.micro_batch * length,
+            config.learner.train.precision == "bf16",
+            config.resources.ranks,
+            config.resources.zero_stage,
+        )
+
+
+def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> PlanSummary:
+    """The plan of a grid on some machines; reads the store, writes nothing.
+
+    Args:
+        prepared: The study.
+        store: The store.
+        machines: The machines of the simulated run.
+    """
+    gpus = any(machine.gpus for machine in machines)
+    planner = Planner(prepared, store, gpus)
+    lineage = prepared.lineage
+    stored = set(lineage.nodes) & store.committed("evaluations")
+    seconds = {key: planner.seconds(node) for key, node in lineage.nodes.items() if key not in stored}
+    shapes_of_cells = [shape_of(cell.config, gpus) for cell in prepared.study.cells]
+    branches = [branch for branch in cut(lineage) if any(node in seconds for node in branch.nodes)]
+    shapes = {branch.id: shapes_of_cells[lineage.nodes[branch.nodes[0]].cell] for branch in branches}
+    wall, idle = simulate(branches, shapes, seconds, machines)
+    hours = sum(value * shapes_of_cells[lineage.nodes[key].cell].ranks for key, value in seconds.items()) / 3600
+    memories = [planner.memory(cell) for cell in range(len(prepared.study.cells))]
+    known = {rate.measured for rate in planner.rates}
+    return PlanSummary(
+        experiment=prepared.study.base.experiment,
+        cells=len(prepared.study.cells),
+        chains=len(lineage.chains),
+        generations_requested=sum(len(chain.nodes) for chain in lineage.chains),
+        generations_unique=len(lineage.nodes),
+        generations_stored=len(stored),
+        fits_unique=len({node.fit for node in lineage.nodes.values()}),
+        branches=len(branches),
+        device_hours=round(hours, 4),
+        disk_bytes=disk_bytes(prepared),
+        wall_s=round(wall, 1),
+        idle_share=round(idle, 3),
+        throughput="measured" if known == {True} else "estimated" if known == {False} else "partly measured",
+        memory_per_rank_bytes=max((memory.total for memory in memories if memory), default=0),
+        shapes=tuple(_shape_row(prepared, shapes_of_cells, planner, shape) for shape in sorted(set(shapes_of_cells))),
+    )
+
+
+def _shape_row(prepared: Prepared, shapes: Sequence[Shape], planner: Planner, shape: Shape) -> dict[str, Any]:
+    cells = [index for index, found in enumerate(shapes) if found == shape]
+    memories = [memory.total for memory in map(planner.memory, cells) if memory]
+    return {**asdict(shape), "cells": len(cells), "memory_per_rank_bytes": max(memories, default=0)}
+
+
+def disk_bytes(prepared: Prepared) -> int:
+    """Estimate of what the grid leaves on disk, under its retention."""
+    lineage, kept = prepared.lineage, kept_fits(prepared)
+    weights, total = {}, 0.0
+    for node in lineage.nodes.values():
+        config = prepared.study.cells[node.cell].config
+        if isinstance(config.learner, LanguageModel) and node.fit in kept:
+            width = 2 if config.learner.train.precision == "bf16" else 4
+            weights[node.fit] = (prepared.parameters[node.cell] or 0) * width
+    widths = {node.corpus: _example_bytes(prepared.study.cells[node.cell].config) for node in lineage.nodes.values()}
+    total += sum(lineage.examples[corpus] * width for corpus, width in widths.items())
+    return int(total + sum(weights.values()) + BYTES_PER_EVALUATION * len(lineage.nodes))
+
+
+def _example_bytes(config: Config) -> float:
+    return config.data.block_size * BYTES_PER_TOKEN if isinstance(config.data, TextData) else config.data.dim * 8.0
+
+
+__all__ = ["Branch", "PlanSummary", "Planner", "disk_bytes", "plan"]

@@ -1,0 +1,108 @@
+"""One `harness run`: the experiment's folder, Ray, the coordinator and the mirror, put together and taken apart."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from harness.config.source import Source
+from harness.coordinator.cluster import check_feasible, connected
+from harness.coordinator.coordinator import Coordinator, Display, Summary, shape_of
+from harness.coordinator.retention import kept_fits
+from harness.lineage import Chain
+from harness.records import Record
+from harness.store import Experiment, Store
+from harness.study import Prepared, commit_data
+from harness.tracking import ChainView, GenerationView, Mirror
+
+
+def chain_view(prepared: Prepared, store: Store, chain: Chain) -> ChainView:
+    """A chain as W&B shows it: the cell as configuration, every generation that is committed."""
+    cell = prepared.cell(chain)
+    nodes = [prepared.lineage.nodes[key] for key in chain.nodes]
+    generations = []
+    for node in nodes:
+        record: Record | None = store.record(node.evaluation)
+        if record is None:
+            break
+        log = store.json("fits", node.fit, "fit.json")["log"] if store.has("fits", node.fit) else {}
+        texts = store.json("evaluations", node.evaluation, "continuations.json")
+        generations.append(GenerationView(record, log.get("train_loss", ()), texts))
+    config = cell.config.model_dump(mode="json") | {"seed": chain.seed, "chain": chain.id, "axes": prepared.axes(chain)}
+    tracking = cell.config.tracking
+    return ChainView(cell.config.experiment, chain.id, tracking.project, tracking.entity, config, generations)
+
+
+def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
+    """The chains for ``chains.json``: id, axes, seed and keys."""
+    nodes = prepared.lineage.nodes
+    return [
+        {
+            "chain": chain.id,
+            "axes": prepared.axes(chain),
+            "seed": chain.seed,
+            "generations": [{"fit": nodes[n].fit, "corpus": nodes[n].corpus, "evaluation": n} for n in chain.nodes],
+        }
+        for chain in prepared.lineage.chains
+    ]
+
+
+def run_study(
+    prepared: Prepared,
+    store: Store,
+    source: Source,
+    address: str | None,
+    make_display: Callable[[], Any],
+    stop: threading.Event,
+    on_connected: Callable[[], None],
+) -> tuple[Summary, list[str]]:
+    """Run a grid, or what is left of it.
+
+    Args:
+        prepared: The study.
+        store: The store, open for writing.
+        source: The configuration file, kept beside the results.
+        address: A running Ray to join, or None for one of our own.
+        make_display: Makes the display once nothing can be wrong with the input any more.
+        stop: Set from outside to end early.
+        on_connected: Called when Ray is up (it takes signals for itself; the caller may want them back).
+
+    Returns:
+        What was done, and the mirror's warnings.
+    """
+    base = prepared.study.base
+    experiment = Experiment(store.root, base.experiment)
+    committed = store.committed("evaluations")
+    if all(node in committed for node in prepared.lineage.nodes):
+        if not experiment.path.exists():
+            experiment.begin(source.data, describe_chains(prepared), sorted(kept_fits(prepared)))
+        return _only_read(prepared, store, experiment)
+    with connected(address) as machines:
+        on_connected()
+        gpus = any(machine.gpus for machine in machines)
+        check_feasible({shape_of(cell.config, gpus) for cell in prepared.study.cells}, machines)
+        commit_data(prepared, store)
+        experiment.begin(source.data, describe_chains(prepared), sorted(kept_fits(prepared)))
+        mirror = Mirror(base.tracking.wandb, experiment.path / "wandb")
+        display: Display = make_display()
+        try:
+            coordinator = Coordinator(
+                prepared, store, experiment, machines, display, lambda chain: mirror.add(chain_view(prepared, store, chain)), stop
+            )
+            summary = coordinator.run()
+        finally:
+            display.close()
+    return summary, mirror.close()
+
+
+def _only_read(prepared: Prepared, store: Store, experiment: Experiment) -> tuple[Summary, list[str]]:
+    """Everything is there: no Ray is started; what W&B has not been sent is sent."""
+    mirror = Mirror(prepared.study.base.tracking.wandb, experiment.path / "wandb")
+    for chain in prepared.lineage.chains:
+        mirror.add(chain_view(prepared, store, chain))
+    warnings = mirror.close()
+    return Summary(len(prepared.lineage.chains), 0, 0, len(prepared.lineage.nodes), 0.0), warnings
+
+
+__all__ = ["chain_view", "run_study"]

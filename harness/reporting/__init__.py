@@ -1,0 +1,1 @@
+"""Reporting: records to tables, statistics, figures and pages."""

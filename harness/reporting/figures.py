@@ -1,0 +1,160 @@
+"""Figures: metrics against generation, and the histogram of synthetic text under generation 0's model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from harness.reporting.statistics import Aggregate, curves
+
+LABELS = {
+    "test/perplexity": "perplexity on real test text",
+    "test/nll": "NLL on real test text (nats/token)",
+    "test/bits_per_byte": "bits per byte on real test text",
+    "gen0/nll_mean": "NLL of synthetic text under generation 0 (nats/token)",
+    "self/nll_mean": "NLL of synthetic text under its own model (nats/token)",
+    "text/distinct_2": "distinct-2",
+    "text/rep_4": "rep-4 (share of repeated 4-grams)",
+    "text/entropy_2": "bigram entropy (nats)",
+    "text/type_token_ratio": "type-token ratio",
+    "text/vocab_coverage": "vocabulary coverage",
+    "text/tail_mass": "tail mass (rarest tokens, 10 % of real text)",
+    "text/duplicate_share": "share of duplicates",
+    "text/copy_share": "share copied from the training set",
+    "gaussian/log_variance": "log variance",
+    "gaussian/trace_ratio": "trace of covariance, fitted / true",
+    "gaussian/det_ratio": "determinant of covariance, fitted / true",
+    "gaussian/mean_sq_error": "squared error of the mean",
+}
+"""Metrics that have a figure, in the order of the report."""
+_HIDDEN_AXES = ("generations",)
+
+
+def _name(cell: Sequence[Any], axes: Sequence[str]) -> str:
+    return (
+        ", ".join(f"{axis.rpartition('.')[2].replace('_', ' ')} {value}" for axis, value in zip(axes, cell, strict=True)) or "all"
+    )
+
+
+def panels(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    """Cells by panel: one panel per value of the first axis where there are several axes."""
+    if len(axes) < 2 or len({cell[0] for cell in cells}) == 1:
+        return [("", list(cells))]
+    values = list(dict.fromkeys(cell[0] for cell in cells))
+    return [(_name((value,), axes[:1]), [cell for cell in cells if cell[0] == value]) for value in values]
+
+
+def metric_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str) -> Figure | None:
+    """A metric against generation: one line per cell, the seeds as points, the interval as a band; None where nothing is finite."""
+    shown = [axis for axis in axes if axis not in _HIDDEN_AXES]
+    found = curves(rows, shown, metric)
+    if not any(point.values for curve in found.values() for point in curve.values()):
+        return None
+    parts = panels(list(found), shown)
+    figure = Figure(figsize=(max(6.0, 4.4 * len(parts)), 3.6), layout="constrained")
+    plots = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]
+    for plot, (title, cells) in zip(plots, parts, strict=True):
+        colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(cells)))
+        for colour, cell in zip(colours, cells, strict=True):
+            name = _name(cell[1:], shown[1:]) if title else _name(cell, shown)
+            _curve(plot, found[cell], colour, name)
+        plot.set_title(title, fontsize=10)
+        plot.set_xlabel("generation")
+        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.grid(alpha=0.25)
+        plot.spines[["top", "right"]].set_visible(False)
+    plots[0].set_ylabel(LABELS.get(metric, metric), fontsize=9)
+    if len(next(iter(parts))[1]) <= 12:
+        plots[-1].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str) -> None:
+    known = [(g, point) for g, point in curve.items() if point.mean is not None]
+    if not known:
+        return
+    generations = [g for g, _ in known]
+    plot.plot(generations, [point.mean for _, point in known], color=colour, label=name, linewidth=1.8)
+    for g, point in known:
+        plot.scatter([g] * len(point.values), point.values, color=[colour], s=12, alpha=0.7, linewidths=0)
+    banded = [(g, point) for g, point in known if point.low is not None]
+    if banded:
+        plot.fill_between(
+            [g for g, _ in banded], [p.low for _, p in banded], [p.high for _, p in banded], color=colour, alpha=0.15, linewidth=0
+        )
+
+
+def histogram_figure(
+    title: str, by_generation: Mapping[int, npt.NDArray[np.float64]], real: npt.NDArray[np.float64] | None
+) -> Figure:
+    """How likely generation 0's model finds what each generation wrote (Shumailov et al. 2023, figure 1b).
+
+    Args:
+        title: The cell.
+        by_generation: Generation to nats per token of each synthetic sequence, shape [num_sequences].
+        real: The same for real test text; None to leave it out.
+    """
+    everything = np.concatenate([*by_generation.values(), *([real] if real is not None else [])])
+    edges = np.linspace(float(everything.min()), float(everything.max()), 41).tolist()
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    plot = figure.subplots()
+    if real is not None:
+        plot.hist(real, bins=edges, density=True, color="0.8", label="real test text")
+    colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(by_generation)))
+    for colour, (generation, values) in zip(colours, by_generation.items(), strict=True):
+        plot.hist(values, bins=edges, density=True, histtype="step", color=colour, linewidth=1.6, label=f"generation {generation}")
+    plot.set_title(title, fontsize=10)
+    plot.set_xlabel("NLL under generation 0's model (nats/token)")
+    plot.set_ylabel("density")
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def bands_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Figure | None:
+    """Over- and under-representation of each frequency band in the last generation, one line per cell."""
+    names = sorted({name for row in rows for name in row if name.startswith("text/band_")})
+    if not names:
+        return None
+    shown = [axis for axis in axes if axis not in _HIDDEN_AXES]
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    plot = figure.subplots()
+    cells = list(curves(rows, shown, names[0]))
+    colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(cells)))
+    for colour, cell in zip(colours, cells, strict=True):
+        last = [curves(rows, shown, name)[cell] for name in names]
+        points = [curve[max(curve)].mean for curve in last]
+        plot.plot(
+            range(1, len(names) + 1),
+            [np.nan if p is None else p for p in points],
+            marker="o",
+            markersize=4,
+            color=colour,
+            label=_name(cell, shown),
+        )
+    plot.axhline(1.0, color="0.5", linewidth=1, linestyle="--")
+    plot.set_xticks(range(1, len(names) + 1), ["most\nfrequent", *[str(i) for i in range(2, len(names))], "rarest"])
+    plot.set_xlabel("frequency band, each a fifth of the real text")
+    plot.set_ylabel("share in last generation / share in real text", fontsize=9)
+    plot.spines[["top", "right"]].set_visible(False)
+    if len(cells) <= 12:
+        plot.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def encode(figure: Figure, form: str) -> bytes:
+    """A figure as PNG or PDF; without a date, so that equal figures are equal bytes."""
+    buffer = io.BytesIO()
+    metadata = {"CreationDate": None} if form == "pdf" else {"Software": None}
+    figure.savefig(buffer, format=form, dpi=130, metadata=metadata)
+    return buffer.getvalue()

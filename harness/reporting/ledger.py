@@ -1,0 +1,107 @@
+"""The ledger: one row per chain and generation, as a DuckDB table over the store's records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from harness.store import Store
+from harness.study import Prepared
+
+IDENTITY = ("experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status")
+_PROVENANCE = ("host", "device", "world_size", "zero_stage", "threads", "attempt", "commit", "finished", "peak_memory_bytes")
+
+
+def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dict[str, Any]]:
+    """The tidy table of records, in the order of chains and generations.
+
+    Args:
+        prepared: The study.
+        store: The store.
+        provenance: Add how, where and when each was computed; the rest is deterministic.
+
+    Returns:
+        One mapping per committed generation: `IDENTITY`, the axes by dotted name, the metrics; a metric that is not finite is None.
+    """
+    found = []
+    cache: dict[str, dict[str, Any] | None] = {}
+    for chain in prepared.lineage.chains:
+        axes = {name: _cell_value(value) for name, value in prepared.axes(chain).items()}
+        for key in chain.nodes:
+            if key not in cache:
+                cache[key] = _measured(prepared, store, key, provenance)
+            measured = cache[key]
+            if measured is None:
+                break
+            identity = {"experiment": prepared.study.base.experiment, "chain": chain.id, "seed": chain.seed}
+            found.append({**identity, **measured["identity"], **axes, **measured["values"]})
+    return found
+
+
+def _measured(prepared: Prepared, store: Store, key: str, provenance: bool) -> dict[str, Any] | None:
+    record = store.record(key)
+    if record is None:
+        return None
+    identity = {
+        "generation": record.generation,
+        "fit": record.generation + 1,
+        "key": record.fit,
+        "parent_key": record.parent,
+        "status": record.status,
+    }
+    values: dict[str, Any] = dict(record.metrics)
+    if provenance:
+        values |= _flat_provenance(store.json("evaluations", key, "provenance.json"))
+    return {"identity": identity, "values": values}
+
+
+def _flat_provenance(found: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {f"provenance/{name}": found[name] for name in _PROVENANCE}
+    for group in ("seconds", "tokens_per_s", "versions"):
+        flat |= {f"provenance/{group}/{name}": value for name, value in found[group].items()}
+    return flat
+
+
+def _cell_value(value: Any) -> Any:
+    """An axis value as one column holds it: objects and lists as text."""
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def table(records: list[dict[str, Any]]) -> pa.Table:
+    """Rows as an Arrow table; a column that mixes kinds of values becomes text."""
+    names = list(dict.fromkeys([*IDENTITY, *(name for row in records for name in row)]))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in records]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds <= {int, float} and float in kinds:
+            values = [None if value is None else float(value) for value in values]
+        elif len(kinds) > 1:
+            values = [None if value is None else str(value) for value in values]
+        columns[name] = pa.array(values, type=pa.string() if not kinds else None)
+    return pa.table(columns)
+
+
+FORMATS = {"csv": "(FORMAT csv, HEADER)", "json": "(FORMAT json, ARRAY true)", "parquet": "(FORMAT parquet)"}
+
+
+def write(records: list[dict[str, Any]], form: str, out: Path) -> None:
+    """Write rows to a file.
+
+    Args:
+        records: From `rows`.
+        form: ``csv``, ``json`` or ``parquet``.
+        out: The file.
+    """
+    connection = duckdb.connect()
+    try:
+        connection.execute("SET threads = 1")
+        connection.register("ledger", table(records))
+        target = str(out).replace("'", "''")
+        connection.execute(f"COPY (SELECT * FROM ledger) TO '{target}' {FORMATS[form]}")
+    finally:
+        connection.close()

@@ -188,7 +188,7 @@ class _Branch:
                     training=training,
                     seed=node.seed,
                     generation=node.generation,
-                    init=self._init(node),
+                    init=node.init,
                     init_from=parent,
                     budget=node.recipe.budget,
                     out=staged,
@@ -211,18 +211,6 @@ class _Branch:
         write_json(staged / "provenance.json", self._provenance().to_json())
         won = self.store.commit("fits", node.fit, staged, self.plan.specs[node.fit])
         self._event("fit_committed" if won else "fit_discarded", node)
-
-    def _init(self, node: Node) -> Any:
-        if node.init_from is not None:
-            return "previous"
-        learner = self.plan.config.learner
-        if not isinstance(learner, LanguageModel):
-            return "scratch"
-        if node.recipe.init is not None:
-            return node.recipe.init
-        if learner.init == "previous":  # generation 0 has no previous one
-            return "pretrained" if learner.model.pretrained else "scratch"
-        return learner.init
 
     def _fit_status(self, node: Node) -> Status:
         status: Status = self.ranks.broadcast(

@@ -62,6 +62,7 @@ class CellScience:
         evaluation: Names and versions of the metrics, prompts, number of examples.
         filters: The filters with their versions.
         recipe: Generation to training set.
+        init: Where generation 0 starts from, and later ones too unless ``init_previous``; None for a learner without weights.
         init_previous: A generation starts from the weights of the one before.
         previous_prompts: Examples continue the previous corpus.
         n: Real training examples.
@@ -76,6 +77,7 @@ class CellScience:
     evaluation: Mapping[str, Any]
     filters: Sequence[Mapping[str, Any]]
     recipe: Callable[[int], Recipe]
+    init: str | None
     init_previous: bool
     previous_prompts: bool
     n: int
@@ -99,7 +101,8 @@ class Node:
         corpora: Origin to the node whose corpus is read.
         previous: The node before it; None for generation 0.
         first: The node of generation 0 (itself for generation 0).
-        init_from: The node whose weights it starts from; None where it does not.
+        init: ``scratch``, ``pretrained`` or ``previous``; None for a learner without weights to start from.
+        init_from: The node whose weights it starts from; None unless ``previous``.
         dependencies: Nodes that must be committed before: the previous one, and owners of what it shares.
         cost: Estimated relative cost.
     """
@@ -114,6 +117,7 @@ class Node:
     corpora: Mapping[int, str]
     previous: str | None
     first: str
+    init: str | None
     init_from: str | None
     dependencies: tuple[str, ...]
     cost: float
@@ -172,18 +176,21 @@ class _Builder:
     def node(self, index: int, cell: CellScience, seed: int, generation: int, recipe: Recipe, path: Sequence[Node]) -> Node:
         previous = path[-1] if path else None
         reads = {part.origin: part.count for part in recipe.parts if part.origin >= 0}
-        goes_on = recipe.init == "previous" if recipe.init else cell.init_previous
-        init_from = previous if previous is not None and goes_on else None
+        init = recipe.init or ("previous" if cell.init_previous else cell.init)
+        if init == "previous" and previous is None:
+            init = cell.init
+        init_from = previous if init == "previous" else None
         fit_spec: dict[str, Any] = {
             "format": KEY_FORMAT,
             "data": cell.data,
-            "learner": cell.fit,
+            "learner": {**cell.fit, **({"init": init} if init else {})},
             "seed": seed,
             "generation": generation,
         }
         if generation:
             corpora = [{"corpus": path[origin].corpus, "examples": count} for origin, count in reads.items()]
-            fit_spec["training_set"] = {**recipe.spec, "corpora": corpora, "filters": list(cell.filters) if reads else []}
+            filters = {"filters": list(cell.filters)} if reads and cell.filters else {}
+            fit_spec["training_set"] = {**recipe.spec, "corpora": corpora, **filters}
         if init_from is not None:
             fit_spec["parent"] = init_from.fit
         fit = self.key(fit_spec)
@@ -213,6 +220,7 @@ class _Builder:
             corpora={origin: path[origin].evaluation for origin in reads},
             previous=previous.evaluation if previous else None,
             first=path[0].evaluation if path else evaluation,
+            init=init,
             init_from=init_from.evaluation if init_from else None,
             dependencies=tuple(dict.fromkeys(([previous.evaluation] if previous else []) + sorted(shared))),
             cost=cell.cost * recipe.size,

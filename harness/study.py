@@ -196,18 +196,21 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
     version = LEARNERS[learner.kind][0]
     fit: dict[str, Any] = {**science(learner), "version": version}
     sampling: dict[str, Any] = {"version": version, **fit.pop("sample", {})}
-    cost = 1.0
+    cost, init = 1.0, None
     if isinstance(learner, LanguageModel) and isinstance(config.data, TextData):
         model = resolve_model(learner.model)
         if model.pretrained is not None:
             fit["model"] = {"pretrained": pretrained_identity(model).content}
         else:
             fit["model"] = {**science(model), "context": model.context or sequence_length(config)}
+        fit.pop("init", None)
+        first = "pretrained" if model.pretrained else "scratch"
+        init = first if learner.init == "previous" else learner.init
         cost = 6.0 * (parameters or 1e8) * config.data.block_size
     evaluated = min(n, config.evaluate.examples)
     evaluation: dict[str, Any] = {"metrics": VERSIONS[learner.kind]}
     if isinstance(learner, LanguageModel):
-        evaluation |= {"prompts": science(config.evaluate)["prompts"], "examples": evaluated}
+        evaluation |= {**science(config.evaluate), "examples": evaluated}
     return CellScience(
         data=data.spec,
         fit=fit,
@@ -215,6 +218,7 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
         evaluation=evaluation,
         filters=[{**science(item), "version": curation.VERSIONS[item.kind]} for item in config.filters],
         recipe=partial(recipe, config.regime, n, external=external),
+        init=init,
         init_previous=isinstance(learner, LanguageModel) and learner.init == "previous",
         previous_prompts=isinstance(learner, LanguageModel) and learner.sample.prompt == "previous_prefix",
         n=n,

@@ -60,7 +60,7 @@ class BpeTokenizer(Section):
     """A byte-level BPE trained on the real training split."""
 
     kind: Literal["bpe"] = "bpe"
-    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 512
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = since(512)
     """Tokens, the 256 bytes and the end-of-text token included."""
 
 
@@ -75,8 +75,8 @@ class PretrainedTokenizer(Section):
 class Split(Section):
     """Shares of the real documents that are held out; a document falls on one side by the hash of its text."""
 
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = since(0.05)
+    test: Annotated[float, Field(gt=0, lt=0.5)] = since(0.05)
 
 
 class TextData(Section):
@@ -88,8 +88,8 @@ class TextData(Section):
     """Field or column of .jsonl, .parquet and hub data that holds the text."""
     revision: str | None = since(None)
     """Revision of hub data."""
-    tokenizer: Annotated[BpeTokenizer | PretrainedTokenizer, Field(discriminator="kind")] = BpeTokenizer()
-    block_size: Annotated[int, Field(ge=2)] = 64
+    tokenizer: Annotated[BpeTokenizer | PretrainedTokenizer, Field(discriminator="kind")] = since(BpeTokenizer())
+    block_size: Annotated[int, Field(ge=2)] = since(64)
     """Tokens per example."""
     num_examples: Annotated[int, Field(gt=0)] | None = since(None)
     """Training examples; all when null. The rest is the reservoir of ``fresh_real``."""
@@ -104,10 +104,10 @@ class GaussianData(Section):
     """N(mean, variance x I) as the real distribution."""
 
     source: Literal["gaussian"]
-    dim: PositiveInt = 1
-    num_examples: Annotated[int, Field(ge=2)] = 100
+    dim: PositiveInt = since(1)
+    num_examples: Annotated[int, Field(ge=2)] = since(100)
     mean: float = since(0.0)
-    variance: Annotated[float, Field(gt=0)] = 1.0
+    variance: Annotated[float, Field(gt=0)] = since(1.0)
 
 
 def _data_tag(value: Any) -> str:
@@ -162,15 +162,15 @@ class Train(Section):
     """Passes over the training set; 1 when neither it nor max_steps is given."""
     max_steps: PositiveInt | None = since(None)
     """Optimizer steps, instead of epochs."""
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = since(16)
     """Examples per optimizer step, all ranks together."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = since(1e-3)
     schedule: Literal["constant", "cosine", "linear"] = since("cosine")
     """The learning rate after the warm-up; cosine and linear end at min_learning_rate_ratio of the peak."""
     min_learning_rate_ratio: Share = since(0.1)
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = since(0.1)
     """Share of the steps in which the learning rate rises linearly from 0."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = since("bf16")
     weight_decay: Annotated[float, Field(ge=0)] = since(0.01)
     betas: tuple[Share, Share] = since((0.9, 0.999))
     eps: Annotated[float, Field(gt=0)] = since(1e-8)
@@ -191,17 +191,17 @@ class Train(Section):
 class Sample(Section):
     """How a generation writes its corpus."""
 
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = since(1.0)
     top_k: Annotated[int, Field(ge=0)] = since(0)
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
     """Keep the smallest set of tokens with this probability."""
-    prompt: Literal["bos", "real_prefix", "previous_prefix"] = "bos"
+    prompt: Literal["bos", "real_prefix", "previous_prefix"] = since("bos")
     prompt_tokens: PositiveInt | None = since(None)
     """Length of the prefix, for real_prefix and previous_prefix; half a block when null."""
     keep_prompt: bool = since(False)
     """The prefix is part of the example (which then still has block_size tokens)."""
-    length: Literal["block", "natural"] = "block"
+    length: Literal["block", "natural"] = since("block")
     """``natural`` ends an example at the end-of-text token."""
 
     @model_validator(mode="after")
@@ -216,10 +216,10 @@ class LanguageModel(Section):
 
     kind: Literal["language_model"]
     model: Model
-    init: Literal["scratch", "pretrained", "previous"] = "scratch"
+    init: Literal["scratch", "pretrained", "previous"] = since("scratch")
     """``scratch``: new weights each generation; ``pretrained``: the pretrained ones each time; ``previous``: go on from g-1."""
-    train: Train = Train()
-    sample: Sample = Sample()
+    train: Train = since(Train())
+    sample: Sample = since(Sample())
 
     @model_validator(mode="after")
     def _init_fits(self) -> LanguageModel:
@@ -232,7 +232,7 @@ class Gaussian(Section):
     """A multivariate normal distribution, fitted in closed form."""
 
     kind: Literal["gaussian"]
-    estimator: Literal["mle", "unbiased"] = "mle"
+    estimator: Literal["mle", "unbiased"] = since("mle")
     """Divide the scatter matrix by n (mle) or n - 1 (unbiased)."""
 
 
@@ -263,14 +263,14 @@ class Refresh(Section):
 class Regime(Section):
     """How a generation's training set is built (generation 0 always trains on the real examples)."""
 
-    kind: RegimeKind = "replace"
+    kind: RegimeKind
     synthetic_ratio: Share | None = since(None)
     """Share of the training examples that models wrote; replace, augment and fresh_real need it."""
     real_part: Literal["resample", "fixed"] | None = since(None)
     """replace: a new random subset of the real examples each generation (the default), or the same one."""
-    source: Literal["self"] | CorpusSource = "self"
+    source: Literal["self"] | CorpusSource = since("self")
     refresh: Refresh | None = since(None)
-    budget: Literal["examples", "tokens", "steps"] = "examples"
+    budget: Literal["examples", "tokens", "steps"] = since("examples")
     """Held equal across regimes: passes over the examples (default), tokens seen, or optimizer steps of generation 0."""
 
     @model_validator(mode="after")
@@ -300,8 +300,8 @@ class RepetitionFilter(Section):
     """Drops an example in which too many n-grams repeat."""
 
     kind: Literal["repetition"]
-    n: PositiveInt = 4
-    max_share: Share = 0.2
+    n: PositiveInt = since(4)
+    max_share: Share = since(0.2)
     """Largest allowed share of n-grams that occurred before in the example."""
 
 
@@ -311,7 +311,7 @@ Filter = Annotated[DeduplicateFilter | RepetitionFilter, Field(discriminator="ki
 class Evaluate(Section):
     """What is measured in every generation."""
 
-    prompts: Annotated[int, Field(ge=0, le=1000)] | tuple[str, ...] = 8
+    prompts: Annotated[int, Field(ge=0, le=1000)] | tuple[Annotated[str, Field(min_length=1)], ...] = since(8)
     """Texts that every generation continues, or how many to take from the test split."""
     examples: PositiveInt = since(1024)
     """The metrics of the corpus read its first this many examples (at most as many as there are real ones)."""
@@ -388,6 +388,8 @@ class Config(Section):
             if not is_text:
                 raise ValueError(f"learner language_model reads text; data.source {self.data.source!r} is not")
             self._check_batch(self.learner.train.batch_size)
+            if self.regime.refresh and self.regime.refresh.init == "pretrained" and self.learner.model.pretrained is None:
+                raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
         elif isinstance(self.data, TextData):
             raise ValueError(f"learner gaussian reads data.source gaussian, not {self.data.source!r}")
         elif self.resources.ranks != 1:

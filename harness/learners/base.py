@@ -81,7 +81,7 @@ class FitTask:
         training: The training set.
         seed: The chain's seed.
         generation: Index of the generation.
-        init: ``scratch``, ``pretrained`` or ``previous``.
+        init: ``scratch``, ``pretrained`` or ``previous``; None for a learner without weights to start from.
         init_from: Folder of the fit to go on from, for ``previous``.
         budget: What is held equal to generation 0: ``examples`` (nothing), ``tokens`` or ``steps``.
         out: Folder that the fitted model is written to, by rank 0.
@@ -91,7 +91,7 @@ class FitTask:
     training: TrainingSet
     seed: int
     generation: int
-    init: Literal["scratch", "pretrained", "previous"]
+    init: str | None
     init_from: Path | None
     budget: Literal["examples", "tokens", "steps"]
     out: Path

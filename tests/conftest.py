@@ -1,0 +1,129 @@
+"""Fixtures: small configurations, one Ray for the whole session, a recording W&B endpoint."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+ROOT = Path(__file__).parents[1]
+
+TEXT: dict[str, Any] = {
+    "experiment": "text",
+    "data": {"source": "python-docs", "tokenizer": {"kind": "bpe", "vocab_size": 300}, "block_size": 16, "num_examples": 96},
+    "learner": {
+        "kind": "language_model",
+        "model": {"architecture": "gpt2", "num_layers": 1, "width": 16, "num_heads": 2, "context": 48},
+        "train": {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3},
+        "sample": {"temperature": 1.0},
+    },
+    "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+    "evaluate": {"prompts": 2, "examples": 64},
+    "generations": 2,
+    "resources": {"sample_batch": 32},
+    "tracking": {"wandb": "disabled"},
+}
+GAUSSIAN: dict[str, Any] = {
+    "experiment": "normal",
+    "data": {"source": "gaussian", "dim": 1, "num_examples": 20, "variance": 1.0},
+    "learner": {"kind": "gaussian"},
+    "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+    "generations": 3,
+    "tracking": {"wandb": "disabled"},
+}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A deep copy with dotted changes; None removes a field."""
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(base))
+    for dotted, value in changes.items():
+        section = result
+        *path, last = dotted.split("/") if "/" in dotted else dotted.split(".")
+        for part in path:
+            section = section.setdefault(part, {})
+        if value is None:
+            section.pop(last, None)
+        else:
+            section[last] = value
+    return result
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Make:
+    """Write a configuration file: a base and dotted changes (``grid/axis.name`` for an axis)."""
+
+    def make(base: dict[str, Any] = TEXT, name: str = "config.yaml", **changes: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(merged(base, changes), sort_keys=False), encoding="utf-8")
+        return path
+
+    return make
+
+
+def harness(*arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "harness", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False)
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """One Ray for the session, on this machine, with room for two ranks."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": 10**8}
+    )
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+class Quiet:
+    """A display for tests: keeps lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def update(self, done: int, total: int, running: Any) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
+    """Run a configuration in this process on the session's Ray; returns the summary and the mirror's warnings."""
+    from harness.coordinator import session
+    from harness.store import Store
+    from harness.study import open_study
+
+    def run(config: Path, root: Path, *assignments: str, stop: threading.Event | None = None) -> Any:
+        prepared, scratch = open_study(config, assignments, Store.read(root))
+        with scratch:
+            store = Store.open(root)
+            display = Quiet()
+            summary, warnings = session.run_study(
+                prepared, store, prepared.study.source, ray_address, lambda: display, stop or threading.Event(), lambda: None
+            )
+        return summary, warnings, display.lines
+
+    return run

@@ -1,0 +1,219 @@
+"""Configurations: what is accepted, and one clear message for everything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.config import expand, load_file
+from harness.config.schema import Config, Section, science
+from harness.errors import ConfigError, InputError
+
+
+def study(path: Path, *assignments: str) -> Any:
+    return expand(load_file(path, assignments))
+
+
+BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("unknown field", {"learner.modle": 1}, ("learner.modle", "did you mean 'model'", "kind, model, init")),
+    ("unknown top-level field", {"generatoins": 1}, ("generatoins", "did you mean 'generations'", "experiment")),
+    ("wrong type", {"data.block_size": "many"}, ("data.block_size", "'many'", "integer")),
+    ("a boolean is no number", {"generations": True}, ("generations", "True", "integer")),
+    ("ratio above 1", {"regime.synthetic_ratio": 1.5}, ("regime.synthetic_ratio", "1.5", "less than or equal to 1")),
+    ("ratio below 0", {"regime.synthetic_ratio": -0.1}, ("regime.synthetic_ratio", "-0.1", "greater than or equal to 0")),
+    ("NaN", {"regime.synthetic_ratio": float("nan")}, ("regime.synthetic_ratio", "nan", "finite")),
+    ("infinity", {"learner.train.learning_rate": float("inf")}, ("learner.train.learning_rate", "inf", "finite")),
+    ("negative generations", {"generations": -1}, ("generations", "-1", "greater than or equal to 0")),
+    ("empty axis", {"grid": {"seed": []}}, ("grid.seed", "empty axis")),
+    ("duplicate axis value", {"grid": {"seed": [1, 2, 1]}}, ("grid.seed.2", "1 is given twice")),
+    ("equal numbers", {"grid": {"regime.synthetic_ratio": [1, 1.0]}}, ("grid.regime.synthetic_ratio.1", "twice")),
+    ("two axes on one field", {"grid": {"regime": [{"kind": "accumulate"}], "regime.kind": ["replace"]}}, ("same field", "regime")),
+    ("axis over execution", {"grid": {"resources.ranks": [1, 2]}}, ("grid.resources.ranks", "not its result")),
+    ("axis on nothing", {"grid": {"learnr.init": ["scratch"]}}, ("grid.learnr.init", "unknown field", "learner")),
+    ("bad axis value", {"grid": {"regime.synthetic_ratio": [0.5, 2]}}, ("regime.synthetic_ratio", "2", "less than or equal")),
+    ("integer range", {"grid": {"seed": {"from": 1}}}, ("grid.seed", "from", "count")),
+    ("bad seed", {"grid": {"seed": [-1]}}, ("grid.seed.0", "-1", "integer from 0")),
+    ("unused ratio", {"regime": {"kind": "accumulate", "synthetic_ratio": 0.5}}, ("accumulate does not use synthetic_ratio",)),
+    ("missing ratio", {"regime": {"kind": "replace"}}, ("replace needs synthetic_ratio",)),
+    ("unused real_part", {"regime": {"kind": "accumulate", "real_part": "fixed"}}, ("does not use real_part",)),
+    ("augment at 1", {"regime": {"kind": "augment", "synthetic_ratio": 1.0}}, ("augment", "below 1")),
+    ("unknown regime", {"regime.kind": "replce"}, ("regime.kind", "did you mean 'replace'", "accumulate_subsample")),
+    ("unknown preset", {"learner.model": {"preset": "tinny"}}, ("learner.model.preset", "did you mean 'tiny'", "gpt2-124m")),
+    ("no model", {"learner.model": {}}, ("learner.model", "exactly one of preset, pretrained or architecture")),
+    ("sizes beside a preset", {"learner.model": {"preset": "tiny", "width": 8}}, ("width", "only go with architecture")),
+    ("width and heads", {"learner.model.num_heads": 3}, ("width 16 is not a multiple of num_heads 3",)),
+    ("block over context", {"data.block_size": 64}, ("data.block_size", "64 tokens", "context of 48")),
+    ("prompt over context", {"learner.sample": {"prompt": "real_prefix", "prompt_tokens": 40}}, ("with the prompt", "context of 48")),
+    ("vocabulary below bytes", {"data.tokenizer.vocab_size": 100}, ("data.tokenizer.vocab_size", "100", "257")),
+    ("indivisible batch", {"resources": {"ranks": 3}}, ("batch_size 8", "resources.ranks 3")),
+    ("indivisible micro batch", {"resources": {"micro_batch": 3}}, ("batch_size 8", "micro_batch 3")),
+    ("epochs and steps", {"learner.train": {"epochs": 1, "max_steps": 2}}, ("epochs or max_steps",)),
+    ("prompt_tokens with bos", {"learner.sample": {"prompt_tokens": 4}}, ("prompt: bos has no prompt_tokens",)),
+    ("init pretrained of nothing", {"learner.init": "pretrained"}, ("init: pretrained needs model",)),
+    ("budget and steps", {"learner.train": {"max_steps": 2}, "regime.budget": "tokens"}, ("regime.budget",)),
+    ("learner and data", {"data": {"source": "gaussian"}}, ("language_model reads text",)),
+    ("unknown learner", {"learner.kind": "lstm"}, ("learner", "'lstm'", "language_model", "gaussian")),
+    ("unknown filter", {"filters": [{"kind": "dedup"}]}, ("filters.0", "did you mean 'deduplicate'")),
+    ("experiment name", {"experiment": "a/b"}, ("experiment", "letters, digits")),
+    ("missing section", {"data": None}, ("data", "required")),
+    ("override of nothing", {"overrides": [{"when": {}, "set": {"generations": 1}}]}, ("overrides.0.when", "empty")),
+    ("override of unknown field", {"overrides": [{"when": {"sed": 1}, "set": {"generations": 1}}]}, ("overrides.0", "unknown field")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "expected"), [pytest.param(c, e, id=name) for name, c, e in BAD])
+def test_bad_input_is_one_message_with_file_field_and_what_is_allowed(
+    make_config: Make, changes: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    path = make_config(TEXT, **changes)
+    with pytest.raises(InputError) as caught:
+        study(path)
+    message = str(caught.value)
+    assert str(path) in message
+    for part in expected:
+        assert part in message
+    assert "Input should" not in message and "Traceback" not in message
+
+
+def test_the_line_is_that_of_the_field(make_config: Make) -> None:
+    path = make_config(TEXT, **{"learner.train.batch_sise": 4})
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "batch_sise" in text)
+    with pytest.raises(ConfigError) as caught:
+        study(path)
+    assert f"{path}:{line}: learner.train.batch_sise" in str(caught.value)
+
+
+def test_the_line_of_an_axis_value_is_that_of_the_value(make_config: Make) -> None:
+    path = make_config(TEXT, grid={"regime.synthetic_ratio": [0.5, 7]})
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if text.strip() == "- 7")
+    with pytest.raises(ConfigError, match=f":{line}: regime.synthetic_ratio"):
+        study(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1, 2", "not valid YAML"),
+        ("- 1\n- 2\n", "expected a mapping"),
+        ("a: 1\na: 2\n", "given twice"),
+        ("", "expected a mapping"),
+        ("experiment: !!python/object:os.system x\n", "not valid YAML"),
+    ],
+)
+def test_unreadable_yaml(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        study(path)
+
+
+def test_a_missing_file_and_a_binary_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        study(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        study(tmp_path / "binary.yaml")
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path, make_config: Make) -> None:
+    path = make_config(TEXT)
+    path.write_text(path.read_text().replace("learning_rate: 0.003", "learning_rate: 2e-3"))
+    assert study(path).base.learner.train.learning_rate == 2e-3
+
+
+def test_set_wins_over_the_file_and_pins_an_axis(make_config: Make) -> None:
+    path = make_config(TEXT, grid={"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]})
+    found = study(path, "regime.synthetic_ratio=0.25", "generations=5", "grid.seed=[7]")
+    assert [cell.config.regime.synthetic_ratio for cell in found.cells] == [0.25]
+    assert found.base.generations == 5
+    assert found.seeds == (7,)
+
+
+@pytest.mark.parametrize("assignment", ["generations", "=3", "a..b=1", "generations.x=1", "generations=["])
+def test_bad_assignments(make_config: Make, assignment: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        study(make_config(TEXT), assignment)
+
+
+def test_grid_is_the_product_and_ranges_are_integers(make_config: Make) -> None:
+    path = make_config(TEXT, grid={"regime.synthetic_ratio": [0.5, 1.0], "generations": [1, 2], "seed": {"from": 1000, "count": 3}})
+    found = study(path)
+    assert [(c.axes["regime.synthetic_ratio"], c.axes["generations"]) for c in found.cells] == [(0.5, 1), (0.5, 2), (1.0, 1), (1.0, 2)]
+    assert found.seeds == (1000, 1001, 1002)
+    assert found.generations_is_axis
+
+
+def test_an_axis_of_objects_has_a_column_for_each_field_in_which_they_differ(make_config: Make) -> None:
+    regimes = [{"kind": "replace", "synthetic_ratio": 1.0}, {"kind": "augment", "synthetic_ratio": 0.5}]
+    found = study(make_config(TEXT, grid={"regime": regimes}))
+    assert found.columns == ("regime.kind", "regime.synthetic_ratio")
+    assert [dict(cell.axes) for cell in found.cells] == [
+        {"regime.kind": "replace", "regime.synthetic_ratio": 1.0},
+        {"regime.kind": "augment", "regime.synthetic_ratio": 0.5},
+    ]
+
+
+def test_overrides_apply_where_they_match(make_config: Make) -> None:
+    overrides = [{"when": {"regime.synthetic_ratio": 1.0}, "set": {"learner.train.learning_rate": 0.5}}]
+    found = study(make_config(TEXT, grid={"regime.synthetic_ratio": [0.5, 1.0]}, overrides=overrides))
+    assert [cell.config.learner.train.learning_rate for cell in found.cells] == [0.003, 0.5]
+
+
+def sections(section: type[Section]) -> set[type[Section]]:
+    from harness.config.load import _classes
+
+    inner = [found for info in section.model_fields.values() for found in _classes(info.annotation)]
+    return {section}.union(*(sections(found) for found in inner if issubclass(found, Section)))
+
+
+def test_every_science_field_with_a_default_says_at_which_it_was_introduced() -> None:
+    not_science = {"Config", "Resources", "Retention", "Tracking", "Override"}
+    for section in sections(Config):
+        if section.__name__ in not_science:
+            continue
+        for name, info in section.model_fields.items():
+            if not info.is_required() and name != "kind":
+                assert "introduced" in (info.json_schema_extra or {}), f"{section.__name__}.{name}"
+
+
+def test_defaults_and_their_spelling_out_are_the_same_science(make_config: Make) -> None:
+    spelled = make_config(TEXT, "a.yaml", **{"learner.train.weight_decay": 0.01, "learner.init": "scratch", "data.separator": "none"})
+    bare = make_config(TEXT, "b.yaml", **{"learner.sample": None})
+    assert science(study(spelled).base.learner) == science(study(bare).base.learner)
+    assert science(study(spelled).base.data) == science(study(bare).base.data)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)))  # fmt: skip
+def test_no_value_anywhere_is_a_traceback(value: Any) -> None:
+    import tempfile
+
+    for field in ("learner", "grid", "overrides", "data", "regime", "filters", "evaluate", "seed", "tracking"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            path.write_text(yaml.safe_dump({**GAUSSIAN, field: value}), encoding="utf-8", errors="surrogatepass")
+            try:
+                study(path)
+            except InputError as error:
+                assert str(error)
+
+
+def test_all_shipped_configurations_are_valid() -> None:
+    paths = [p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "models"]
+    assert paths
+    for path in paths:
+        assert study(path).cells
+
+
+def test_bad_input_exits_with_2_and_writes_nothing(make_config: Make, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    done = harness("run", make_config(GAUSSIAN, **{"generations": -1}), "--root", root)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "generations: found -1" in done.stderr and "Traceback" not in done.stderr
+    assert not root.exists()

@@ -1,0 +1,128 @@
+"""Metrics against values that follow from their definitions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.config.schema import DeduplicateFilter, RepetitionFilter
+from harness.curation import accepted
+from harness.metrics import lexical, likelihood
+from harness.metrics.bigram import bigram_nll
+from harness.metrics.gaussian import gaussian_metrics
+from harness.records import Examples
+
+rows = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=9), min_size=1, max_size=8)
+
+
+def examples(lists: list[list[int]]) -> Examples:
+    values = np.zeros((len(lists), max(map(len, lists))), dtype=np.int32)
+    for row, items in enumerate(lists):
+        values[row, : len(items)] = items
+    return Examples(values, np.array([len(items) for items in lists], dtype=np.int32))
+
+
+def grams(items: list[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
+
+
+@given(rows, st.integers(1, 5))
+def test_ngram_metrics_are_those_of_a_plain_count(lists: list[list[int]], n: int) -> None:
+    found = examples(lists)
+    everything = [gram for items in lists for gram in grams(items, n)]
+    counts = Counter(everything)
+    if everything:
+        assert lexical.distinct(found, n) == pytest.approx(len(counts) / len(everything))
+        expected = -sum(c / len(everything) * math.log(c / len(everything)) for c in counts.values())
+        assert lexical.entropy(found, n) == pytest.approx(expected, abs=1e-12)
+    else:
+        assert math.isnan(lexical.distinct(found, n)) and math.isnan(lexical.entropy(found, n))
+    for items, share in zip(lists, lexical.repetition_shares(found, n), strict=True):
+        own = grams(items, n)
+        assert (math.isnan(share) if not own else share == pytest.approx(1 - len(set(own)) / len(own)))
+
+
+@given(rows, st.integers(1, 40))
+def test_the_token_budget_reads_the_first_tokens(lists: list[list[int]], budget: int) -> None:
+    clipped = lexical.clip(examples(lists), budget)
+    flat = [t for items in lists for t in items][:budget]
+    assert [int(t) for row, n in zip(clipped.values, clipped.lengths, strict=True) for t in row[:n]] == flat
+
+
+def test_large_vocabularies_do_not_overflow() -> None:
+    values = np.array([[2**31 - 1, 2**31 - 2, 2**31 - 3, 2**31 - 1, 2**31 - 2, 2**31 - 3, 5]], dtype=np.int32)
+    assert lexical.distinct(Examples.full(values), 3) == pytest.approx(4 / 5)
+
+
+def test_tail_bands_and_coverage_on_a_known_text() -> None:
+    real = np.array([50, 30, 10, 6, 4, 0])
+    assert lexical.tail_tokens(real).tolist() == [False, False, False, True, True, True]
+    assert lexical.band_of(real, 5).tolist() == [0, 2, 4, 4, 4, 4]
+    same = examples([[0] * 50 + [1] * 30 + [2] * 10 + [3] * 6 + [4] * 4])
+    metrics = lexical.lexical_metrics(same, real)
+    assert metrics["text/tail_mass"] == pytest.approx(0.1)
+    assert metrics["text/vocab_coverage"] == 1.0
+    assert metrics["text/band_1"] == pytest.approx(1.0) and metrics["text/band_5"] == pytest.approx(1.0)
+    collapsed = lexical.lexical_metrics(examples([[0] * 100]), real)
+    assert collapsed["text/tail_mass"] == 0.0 and collapsed["text/vocab_coverage"] == pytest.approx(1 / 5)
+    assert collapsed["text/band_1"] == pytest.approx(2.0) and collapsed["text/band_5"] == 0.0
+
+
+@given(rows, rows)
+def test_copies_and_duplicates(written: list[list[int]], training: list[list[int]]) -> None:
+    metrics = lexical.copying_metrics(examples(written), examples(training))
+    trained = {tuple(items) for items in training}
+    assert metrics["text/copy_share"] == pytest.approx(sum(tuple(w) in trained for w in written) / len(written))
+    assert metrics["text/duplicate_share"] == pytest.approx(1 - len({tuple(w) for w in written}) / len(written))
+
+
+def test_test_nll_weights_tokens_and_not_sequences() -> None:
+    nll, count = np.array([10.0, 1.0]), np.array([10, 100])
+    metrics = likelihood.test_metrics(nll, count, text_bytes=220)
+    assert metrics["test/nll"] == pytest.approx(0.1)
+    assert metrics["test/perplexity"] == pytest.approx(math.exp(0.1))
+    assert metrics["test/bits_per_byte"] == pytest.approx(11 / math.log(2) / 220)
+    assert likelihood.test_metrics(np.array([1e6]), np.array([1]), 1)["test/perplexity"] == math.inf
+
+
+def test_gen0_quantiles_are_per_sequence_and_leave_out_empty_ones() -> None:
+    nll = np.concatenate([np.arange(1, 102, dtype=float), [7.0]])
+    metrics = likelihood.gen0_metrics(nll, np.concatenate([np.ones(101, int), [0]]))
+    assert metrics["gen0/nll_mean"] == pytest.approx(51) and metrics["gen0/nll_p50"] == 51
+    assert (metrics["gen0/nll_p05"], metrics["gen0/nll_p95"]) == (6, 96)
+
+
+def test_the_bigram_model_learns_a_markov_chain_to_its_entropy_rate() -> None:
+    rng = np.random.default_rng(0)
+    stay = 0.9
+    flips = rng.random((4000, 32)) > stay
+    blocks = (1 + np.cumsum(flips, axis=1) % 2).astype(np.int32)
+    nll = bigram_nll(blocks[:3000], blocks[3000:3500], blocks[3500:], bos=0, vocab_size=3)
+    rate = -(stay * math.log(stay) + (1 - stay) * math.log(1 - stay))
+    # All 32 tokens of a block follow the same rule (the first as if after a 2). Standard error of the mean over 16,000: 0.005.
+    assert nll == pytest.approx(rate, abs=0.02)
+
+
+def test_gaussian_metrics() -> None:
+    metrics = gaussian_metrics(np.array([1.0, 2.0]), np.diag([2.0, 8.0]), 0.0, 2.0)
+    assert metrics["gaussian/mean_sq_error"] == 5.0
+    assert metrics["gaussian/trace_ratio"] == pytest.approx(10 / 4)
+    assert metrics["gaussian/det_ratio"] == pytest.approx(16 / 4)
+    assert metrics["gaussian/log_variance"] == pytest.approx(math.log(5))
+    assert gaussian_metrics(np.zeros(1), np.zeros((1, 1)), 0.0, 1.0)["gaussian/log_variance"] == -math.inf
+
+
+@given(rows, rows)
+def test_filters_keep_their_verdicts_when_a_corpus_grows(first: list[list[int]], more: list[list[int]]) -> None:
+    filters = (DeduplicateFilter(kind="deduplicate"), RepetitionFilter(kind="repetition", n=2, max_share=0.3))
+    short, long = examples(first), examples(first + more)
+    kept = accepted(filters, long)
+    assert accepted(filters, short).tolist() == [i for i in kept.tolist() if i < len(first)]
+    texts = [tuple((first + more)[i]) for i in kept]
+    assert len(texts) == len(set(texts))
+    assert all(len(grams(list(t), 2)) == 0 or 1 - len(set(grams(list(t), 2))) / len(grams(list(t), 2)) <= 0.3 for t in texts)

@@ -1,0 +1,150 @@
+"""Regimes: sizes, shares and the origin of every training example, for any n, ratio and generation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.config.schema import Regime
+from harness.errors import DataError
+from harness.records import EXTERNAL, REAL
+from harness.regimes import RULES, augment_count, check_supply, draw, is_refresh, recipe, synthetic_count
+
+sizes = st.integers(2, 200)
+generations = st.integers(0, 8)
+seeds = st.integers(0, 2**40)
+ratios = st.integers(0, 100).map(lambda percent: percent / 100)
+below_one = st.integers(0, 90).map(lambda percent: percent / 100)
+
+
+def drawn(regime: Regime, n: int, generation: int, seed: int = 0):  # type: ignore[no-untyped-def]
+    made = recipe(regime, n, generation)
+    found = draw(made, n, seed, generation)
+    assert len(found) == made.size
+    return found
+
+
+def test_rounding_is_to_the_nearest_example_and_exact_in_decimal() -> None:
+    assert [synthetic_count(ratio, 10) for ratio in (0.0, 0.04, 0.05, 0.15, 0.25, 0.94, 0.95, 1.0)] == [0, 0, 1, 2, 3, 9, 10, 10]
+    assert [augment_count(ratio, 100) for ratio in (0.0, 0.1, 0.5, 0.9)] == [0, 11, 100, 900]
+
+
+@given(sizes, st.sampled_from(sorted(RULES)), seeds)
+def test_generation_0_is_the_n_real_examples_under_every_regime(n: int, kind: str, seed: int) -> None:
+    ratio = 0.5 if kind in ("replace", "augment", "fresh_real") else None
+    found = drawn(Regime(kind=kind, synthetic_ratio=ratio), n, 0, seed)
+    assert (found.origin == REAL).all() and (found.index == np.arange(n)).all()
+    assert recipe(Regime(kind=kind, synthetic_ratio=ratio), n, 0).spec == {}
+
+
+@given(sizes, ratios, st.integers(1, 8), seeds, st.sampled_from(["resample", "fixed"]))
+def test_replace(n: int, ratio: float, generation: int, seed: int, real_part: str) -> None:
+    found = drawn(Regime(kind="replace", synthetic_ratio=ratio, real_part=real_part), n, generation, seed)
+    synthetic = found.origin == generation - 1
+    assert len(found) == n
+    assert abs(synthetic.sum() - ratio * n) <= 0.5
+    assert (synthetic | (found.origin == REAL)).all()
+    real = found.index[found.origin == REAL]
+    assert len(set(real)) == len(real) and set(real) <= set(range(n))
+    assert (found.index[synthetic] == np.arange(synthetic.sum())).all()
+
+
+@given(seeds)
+def test_the_real_part_is_drawn_anew_or_stays(seed: int) -> None:
+    def real(part: str, generation: int) -> list[int]:
+        found = drawn(Regime(kind="replace", synthetic_ratio=0.5, real_part=part), 200, generation, seed)
+        return found.index[found.origin == REAL].tolist()
+
+    assert real("fixed", 1) == real("fixed", 2)
+    assert real("resample", 1) != real("resample", 2)
+    assert real("resample", 1) == real("resample", 1)
+
+
+@given(sizes, st.integers(1, 8))
+def test_replace_grown_has_as_many_as_accumulate_but_only_of_the_latest(n: int, generation: int) -> None:
+    found = drawn(Regime(kind="replace_grown"), n, generation)
+    assert len(found) == n * (generation + 1) == len(drawn(Regime(kind="accumulate"), n, generation))
+    assert (found.origin == generation - 1).all()
+    assert len(set(found.index)) == len(found)
+
+
+@given(sizes, st.integers(1, 8))
+def test_accumulate_is_everything_once(n: int, generation: int) -> None:
+    found = drawn(Regime(kind="accumulate"), n, generation)
+    pairs = set(zip(found.origin.tolist(), found.index.tolist(), strict=True))
+    assert pairs == {(origin, i) for origin in [REAL, *range(generation)] for i in range(n)}
+    assert len(found) == len(pairs)
+
+
+@given(sizes, st.integers(1, 8), seeds)
+def test_accumulate_subsample_is_n_of_the_pool_without_replacement(n: int, generation: int, seed: int) -> None:
+    found = drawn(Regime(kind="accumulate_subsample"), n, generation, seed)
+    pairs = set(zip(found.origin.tolist(), found.index.tolist(), strict=True))
+    assert len(found) == len(pairs) == n
+    assert pairs <= {(origin, i) for origin in [REAL, *range(generation)] for i in range(n)}
+
+
+def test_accumulate_subsample_draws_evenly() -> None:
+    counts = np.zeros(4)
+    for seed in range(200):
+        found = drawn(Regime(kind="accumulate_subsample"), 50, 3, seed)
+        counts += np.bincount(found.origin + 1, minlength=4)
+    # Hypergeometric: 200 draws of 50 out of 200, a quarter each; standard error of a count about 43.
+    assert np.abs(counts - 2500).max() < 4 * np.sqrt(200 * 50 * 0.25 * 0.75 * 150 / 199)
+
+
+@given(sizes, below_one, st.integers(1, 8))
+def test_augment_keeps_all_real(n: int, ratio: float, generation: int) -> None:
+    found = drawn(Regime(kind="augment", synthetic_ratio=ratio), n, generation)
+    assert sorted(found.index[found.origin == REAL]) == list(range(n))
+    synthetic = int((found.origin == generation - 1).sum())
+    assert synthetic + n == len(found)
+    assert abs(synthetic - ratio / (1 - ratio) * n) <= 0.5 + 1e-9
+
+
+@given(sizes, ratios, st.integers(1, 6))
+def test_fresh_real_never_shows_a_real_example_twice(n: int, ratio: float, last: int) -> None:
+    regime = Regime(kind="fresh_real", synthetic_ratio=ratio)
+    seen = list(range(n))
+    for generation in range(1, last + 1):
+        found = drawn(regime, n, generation)
+        assert len(found) == n
+        seen += found.index[found.origin == REAL].tolist()
+    assert len(seen) == len(set(seen))
+    check_supply(regime, n, last, len(seen), None)
+    if len(seen) > n:
+        with pytest.raises(DataError, match="1 are missing"):
+            check_supply(regime, n, last, len(seen) - 1, None)
+
+
+@given(st.integers(1, 4), generations, st.sampled_from(["replace_grown", "accumulate", "accumulate_subsample"]))
+def test_refresh_trains_every_kth_generation_on_real_data_alone(every: int, generation: int, kind: str) -> None:
+    regime = Regime(kind=kind, refresh={"every": every, "init": "scratch"})
+    made = recipe(regime, 10, generation)
+    if generation and generation % every == 0:
+        assert is_refresh(regime, generation)
+        assert [part.origin for part in made.parts] == [REAL] and made.size == 10 and made.init == "scratch"
+    else:
+        assert made == recipe(Regime(kind=kind), 10, generation)
+
+
+@pytest.mark.parametrize("kind", ["replace", "replace_grown", "augment", "fresh_real"])
+def test_a_fixed_corpus_takes_the_place_of_the_chains_own(kind: str) -> None:
+    ratio = None if kind == "replace_grown" else 0.5
+    regime = Regime(kind=kind, synthetic_ratio=ratio, source={"corpus": "somewhere.txt"})
+    own = recipe(Regime(kind=kind, synthetic_ratio=ratio), 10, 2)
+    made = recipe(regime, 10, 2, "fingerprint")
+    assert [(p.origin, p.count) for p in made.parts] == [(EXTERNAL if p.origin >= 0 else p.origin, p.count) for p in own.parts]
+    assert made.spec["source"] == {"corpus": "fingerprint"}
+    with pytest.raises(DataError, match="regime.source"):
+        check_supply(regime, 10, 2, 1000, 4)
+
+
+def test_the_key_holds_only_what_the_training_set_depends_on() -> None:
+    fixed = recipe(Regime(kind="replace", synthetic_ratio=1.0, real_part="fixed"), 10, 1).spec
+    assert fixed == recipe(Regime(kind="replace", synthetic_ratio=1.0), 10, 1).spec
+    assert recipe(Regime(kind="replace", synthetic_ratio=0.5, real_part="fixed"), 10, 1).spec != recipe(
+        Regime(kind="replace", synthetic_ratio=0.5), 10, 1
+    ).spec

@@ -1,0 +1,192 @@
+"""The store: whole or absent, the first commit wins, damage is found and set aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
+from harness.files import write_atomic, write_json
+from harness.records import Examples, Record
+from harness.store import Experiment, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "root")
+
+
+def staged(store: Store, key: str, content: str = "x") -> Path:
+    folder = store.stage(key)
+    (folder / "model.safetensors").write_text(content)
+    return folder
+
+
+def test_a_commit_is_whole_and_keeps_the_spec(store: Store) -> None:
+    assert not store.has("fits", "k")
+    assert store.commit("fits", "k", staged(store, "k"), {"a": 1})
+    assert store.json("fits", "k", "spec.json") == {"a": 1}
+    assert Store(store.root).sound("fits", "k")
+    assert not list((store.root / "work").iterdir())
+
+
+def test_the_first_commit_of_a_key_wins(store: Store) -> None:
+    first, second = staged(store, "k", "first"), staged(store, "k", "second")
+    assert store.commit("fits", "k", first, {})
+    second.mkdir(parents=True, exist_ok=True)
+    (second / "model.safetensors").write_text("second")
+    assert not store.commit("fits", "k", second, {})
+    assert (store.path("fits", "k") / "model.safetensors").read_text() == "first"
+
+
+def test_of_many_racing_commits_exactly_one_survives(store: Store) -> None:
+    folders = [staged(store, f"race-{i}", str(i)) for i in range(8)]
+    won: list[int] = []
+    barrier = threading.Barrier(8)
+
+    def commit(i: int) -> None:
+        barrier.wait()
+        if store.commit("fits", "race", folders[i], {}):
+            won.append(i)
+
+    threads = [threading.Thread(target=commit, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert (store.path("fits", "race") / "model.safetensors").read_text() == str(won[0])
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+def test_damage_is_found_and_set_aside(store: Store, harm: str) -> None:
+    store.commit("fits", "k", staged(store, "k", "weights"), {})
+    path = store.path("fits", "k") / "model.safetensors"
+    if harm == "flip":
+        path.write_text("weightz")
+    elif harm == "truncate":
+        path.write_text("wei")
+    else:
+        path.unlink()
+    assert not Store(store.root).sound("fits", "k")
+    assert not store.has("fits", "k")
+    assert len(list((store.root / "damaged").iterdir())) == 1
+
+
+def test_evicted_weights_are_not_damage_and_come_back_only_bit_for_bit(store: Store) -> None:
+    store.commit("fits", "k", staged(store, "k", "weights"), {})
+    assert store.evict_weights("k", "test") == len("weights")
+    assert Store(store.root).sound("fits", "k") and not store.has_weights("k")
+    with pytest.raises(DamagedError, match="differs bit for bit"):
+        store.restore_weights("k", staged(store, "k", "Weights"))
+    assert not store.has_weights("k")
+    store.restore_weights("k", staged(store, "k", "weights"))
+    assert store.has_weights("k") and Store(store.root).sound("fits", "k")
+
+
+def test_roots(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        Store.open(Path("/proc/nowhere"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="not empty"):
+        Store.open(tmp_path)
+    root = tmp_path / "newer"
+    Store.open(root)
+    write_json(root / "format", {"format": 99, "harness": "9.9"})
+    for opened in (Store.open, Store.read):
+        with pytest.raises(StoreVersionError, match="format 99.*upgrade"):
+            opened(root)
+    write_json(root / "format", {})
+    with pytest.raises(StoreError):
+        Store.read(root)
+
+
+def test_reading_a_root_that_does_not_exist_makes_nothing(tmp_path: Path) -> None:
+    store = Store.read(tmp_path / "absent")
+    assert store.committed("fits") == set() and store.record("k") is None
+    assert not (tmp_path / "absent").exists()
+
+
+def tokens(count: int, start: int = 0, width: int = 5) -> Examples:
+    values = (np.arange(start * width, (start + count) * width) % 97).reshape(count, width).astype(np.int32)
+    return Examples(values, np.full(count, width, dtype=np.int32))
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=8), st.integers(1, 30))
+def test_a_corpus_is_its_longest_prefix_whatever_the_order_of_its_shards(shards: list[tuple[int, int]], count: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(Path(folder))
+        store.corpora.create("c", {})
+        covered = set()
+        for start, size in shards:
+            store.corpora.append("c", start, tokens(size, start))
+            covered.update(range(start, start + size))
+        prefix = next(i for i in range(100) if i not in covered)
+        assert store.corpora.count("c") == prefix
+        if count <= prefix:
+            assert (store.corpora.load("c", count).values == tokens(count).values).all()
+        else:
+            with pytest.raises(DamagedError):
+                store.corpora.load("c", count)
+
+
+def test_numbers_and_lengths_survive(store: Store) -> None:
+    store.corpora.create("c", {"a": 1})
+    values = np.array([[0.1, -1e300], [np.pi, 5e-324]])
+    store.corpora.append("c", 0, Examples(values, np.array([2, 1], dtype=np.int32)))
+    found = store.corpora.load("c", 2)
+    assert (found.values == values).all() and found.lengths.tolist() == [2, 1]
+
+
+def test_a_damaged_shard_is_set_aside(store: Store) -> None:
+    store.corpora.create("c", {})
+    store.corpora.append("c", 0, tokens(4))
+    path = next((store.root / "corpora" / "c").glob("*.parquet"))
+    data = bytearray(path.read_bytes())
+    at = data.index(tokens(4).values.tobytes()[4:12]) if tokens(4).values.tobytes()[4:12] in data else 30
+    data[at] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(DamagedError, match="does not match"):
+        store.corpora.load("c", 4)
+    assert store.corpora.count("c") == 0
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f.json"
+    write_json(path, {"a": 1})
+
+    def fail(source: object, target: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, b"new")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_records_round_trip_and_nothing_becomes_zero(store: Store) -> None:
+    record = Record(1, 0, "ok", "f", "c", "e", None, {"x": None, "y": 0.5})
+    folder = store.stage("e")
+    write_json(folder / "record.json", record.to_json())
+    store.commit("evaluations", "e", folder, {})
+    assert store.record("e") == record
+
+
+def test_events_of_many_writers_are_whole_lines(tmp_path: Path) -> None:
+    experiment = Experiment(tmp_path, "e")
+    threads = [threading.Thread(target=lambda: [experiment.event("x", text="y" * 500) for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list(experiment.events())) == 200

@@ -179,8 +179,6 @@ class Evaluation:
 class Learner(Protocol):
     """A family of models under one cell's configuration. All state lies in folders; calls are collective over the ranks."""
 
-    stores_corpora: bool
-
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit a model and write it to ``task.out``."""
         ...

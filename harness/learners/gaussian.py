@@ -21,8 +21,6 @@ from harness.streams import stream
 class GaussianLearner:
     """Fits mean and covariance; samples by the symmetric square root of the covariance (which may be singular)."""
 
-    stores_corpora = True
-
     def __init__(self, config: Config, data: RealData, ranks: Ranks) -> None:
         """Keep the configuration; ``data`` is a `GaussianTruth`."""
         assert isinstance(config.learner, Gaussian) and isinstance(data, GaussianTruth)

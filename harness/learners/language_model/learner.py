@@ -32,8 +32,6 @@ from harness.streams import stream_seed, uniforms
 class LanguageModelLearner:
     """A causal language model under one cell's configuration."""
 
-    stores_corpora = True
-
     def __init__(self, config: Config, data: RealData, ranks: Ranks) -> None:
         """Keep the configuration; ``data`` is a `TextCorpus`."""
         assert isinstance(config.learner, LanguageModel) and isinstance(data, TextCorpus) and isinstance(config.data, TextData)

@@ -79,7 +79,10 @@ class Sampler:
         """One token per row by inverse transform: [batch, vocab] logits and [batch] uniforms to [batch] token ids."""
         probabilities = self.distribution(logits)
         cumulative = probabilities.cumsum(dim=-1)
-        threshold = uniform.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+        total = cumulative[:, -1:]
+        # Below the total even after rounding, so that a token of probability 0 is never drawn.
+        below = torch.nextafter(total, torch.zeros_like(total))
+        threshold = torch.minimum(uniform.to(cumulative.dtype)[:, None] * total, below)
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
     def distribution(self, logits: torch.Tensor) -> torch.Tensor:

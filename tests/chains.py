@@ -1,0 +1,80 @@
+"""Run a chain in this process: no Ray, the real store, the real learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.chain import Plan, run_branch
+from harness.learners import Ranks, SoloRanks, make_learner
+from harness.lineage import Node, cut
+from harness.store import Store
+from harness.study import Prepared, commit_data, load_data, open_study
+
+
+class Events:
+    """An observer that keeps what it hears; ``on`` may raise to play a crash."""
+
+    def __init__(self, on: Any = None) -> None:
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.on = on
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self.seen.append((kind, fields))
+        if self.on is not None:
+            self.on(kind, fields)
+
+    def progress(self, node: Node, phase: str, done: int, total: int, rate: float) -> None:
+        if self.on is not None:
+            self.on(f"progress {phase}", {"done": done, "total": total, "generation": node.generation})
+
+
+def open_prepared(config: Path, root: Path, *assignments: str) -> tuple[Prepared, Store]:
+    """The study, its data committed to the store."""
+    prepared, scratch = open_study(config, assignments, Store.read(root))
+    with scratch:
+        store = Store.open(root)
+        commit_data(prepared, store)
+        return prepared, store
+
+
+def run_all(config: Path, root: Path, *assignments: str, ranks: Ranks | None = None, observer: Any = None) -> tuple[Prepared, Store]:
+    """Run every branch of a grid, one after another."""
+    prepared, store = open_prepared(config, root, *assignments)
+    done: set[str] = set()
+    waiting = list(cut(prepared.lineage))
+    while waiting:
+        branch = next(branch for branch in waiting if branch.needs <= done)
+        waiting.remove(branch)
+        done.update(branch.nodes)
+        cell = prepared.lineage.nodes[branch.nodes[0]].cell
+        settings = prepared.study.cells[cell].config
+        source = settings.regime.source
+        plan = Plan(
+            branch.id,
+            settings,
+            branch.nodes,
+            prepared.lineage.nodes,
+            prepared.lineage.specs,
+            prepared.lineage.examples,
+            external=None if source == "self" else source.corpus,
+        )
+        data = load_data(settings, store, prepared.data[cell].key)
+        used = ranks or SoloRanks()
+        run_branch(plan, make_learner(settings, data, used), store, data, used, observer or Events())
+    return prepared, store
+
+
+def contents(store: Store, prepared: Prepared) -> dict[str, bytes]:
+    """All records, per-sequence values, texts and corpora of a grid, as bytes: what two runs must agree on."""
+    found = {}
+    for key, node in prepared.lineage.nodes.items():
+        folder = store.path("evaluations", key)
+        for name in ("record.json", "continuations.json", "arrays.safetensors"):
+            if (folder / name).exists():
+                found[f"{key}/{name}"] = (folder / name).read_bytes()
+        count = prepared.lineage.examples[node.corpus]
+        if store.corpora.count(node.corpus) >= count:
+            examples = store.corpora.load(node.corpus, count)
+            found[f"{node.corpus}/corpus"] = examples.values.tobytes() + examples.lengths.tobytes()
+    return found

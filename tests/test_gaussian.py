@@ -1,0 +1,158 @@
+"""The Gaussian learner under every regime against closed forms (derived in docs/gaussian.md; no recorded numbers)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chains import Events, contents, open_prepared, run_all
+from conftest import GAUSSIAN, Make
+from scipy.special import psi
+
+from harness.records import REAL
+from harness.store import Store
+from harness.study import Prepared
+
+SEEDS = 200
+
+
+def metric(prepared: Prepared, store: Store, name: str, generation: int) -> np.ndarray:
+    found = [store.record(chain.nodes[generation]) for chain in prepared.lineage.chains]
+    return np.array([record.metrics[name] for record in found if record is not None and record.metrics[name] is not None])
+
+
+def assert_mean(values: Iterable[float], expected: float, errors: float = 4.5) -> None:
+    """The mean of independent values is within some of its standard errors of what theory says."""
+    sample = np.asarray(list(values))
+    error = sample.std(ddof=1) / math.sqrt(len(sample))
+    assert abs(sample.mean() - expected) < errors * error, f"{sample.mean():.5f} ± {error:.5f}, theory {expected:.5f}"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import yaml
+
+    folder = tmp_path_factory.mktemp("gaussian")
+    cells: dict[str, Any] = {}
+
+    def run(estimator: str, kind: str, n: int, generations: int) -> tuple[Prepared, Store]:
+        name = f"{estimator}-{kind}-{n}-{generations}"
+        if name not in cells:
+            ratio = {"synthetic_ratio": 1.0} if kind == "replace" else {}
+            config = {**GAUSSIAN, "generations": generations, "regime": {"kind": kind, **ratio},
+                      "data": {"source": "gaussian", "num_examples": n}, "learner": {"kind": "gaussian", "estimator": estimator},
+                      "grid": {"seed": {"from": 0, "count": SEEDS}}}  # fmt: skip
+            path = folder / f"{name}.yaml"
+            path.write_text(yaml.safe_dump(config))
+            cells[name] = run_all(path, folder / name)
+        return cells[name]
+
+    return run
+
+
+@pytest.mark.parametrize("generation", [0, 2, 4])
+def test_replace_mle_variance_shrinks_geometrically(grid: Any, generation: int) -> None:
+    """E sigma_g^2 = (1 - 1/n)^(g+1) sigma^2 (PROTOCOLS row 6: fit t = g + 1)."""
+    variance = metric(*grid("mle", "replace", 10, 4), "gaussian/trace_ratio", generation)
+    assert_mean(variance, (1 - 1 / 10) ** (generation + 1))
+
+
+@pytest.mark.parametrize("generation", [0, 2, 4])
+def test_replace_mle_mean_walks(grid: Any, generation: int) -> None:
+    """E (mu_g - mu)^2 = sigma^2 (1 - (1 - 1/n)^(g+1))."""
+    error = metric(*grid("mle", "replace", 10, 4), "gaussian/mean_sq_error", generation)
+    assert_mean(error, 1 - (1 - 1 / 10) ** (generation + 1))
+
+
+@pytest.mark.parametrize("generation", [1, 4])
+def test_replace_unbiased_collapses_in_the_logarithm(grid: Any, generation: int) -> None:
+    """E ln sigma_g^2 = t [psi((n-1)/2) - ln((n-1)/2)], t = g + 1; the mean variance stays 1 and says nothing (heavy tail)."""
+    log_variance = metric(*grid("unbiased", "replace", 10, 4), "gaussian/log_variance", generation)
+    assert_mean(log_variance, (generation + 1) * (psi(4.5) - math.log(4.5)))
+
+
+@pytest.mark.parametrize("generation", [1, 4])
+def test_accumulate_mle_stops_collapsing(grid: Any, generation: int) -> None:
+    """E sigma_g^2 = prod_{i=1..t} (1 - 1/(n i^2)) (Kazdan et al. 2410.16713), t = g + 1."""
+    variance = metric(*grid("mle", "accumulate", 10, 4), "gaussian/trace_ratio", generation)
+    assert_mean(variance, math.prod(1 - 1 / (10 * i * i) for i in range(1, generation + 2)))
+
+
+def test_seeds_draw_independent_data(grid: Any) -> None:
+    errors = metric(*grid("mle", "replace", 10, 4), "gaussian/mean_sq_error", 0)
+    assert len(set(errors.tolist())) == SEEDS
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["replace", "accumulate", "replace_grown", "accumulate_subsample", "augment", "fresh_real"])
+def test_a_chain_that_crashed_at_any_boundary_continues_to_the_same_bytes(make_config: Make, tmp_path: Path, kind: str) -> None:
+    ratio = {"synthetic_ratio": 0.5} if kind in ("replace", "augment", "fresh_real") else {}
+    config = make_config(GAUSSIAN, regime={"kind": kind, **ratio}, generations=3)
+    clean, store = run_all(config, tmp_path / "clean")
+    expected = contents(store, clean)
+    observer = Events()
+    run_all(config, tmp_path / "count", observer=observer)
+    for stop in range(len(observer.seen)):
+        heard = Events()
+
+        def crash(event: str, fields: Any, heard: Events = heard, stop: int = stop) -> None:
+            if len(heard.seen) == stop + 1:
+                raise Crash
+
+        heard.on = crash
+        root = tmp_path / f"stop-{stop}"
+        with pytest.raises(Crash):
+            run_all(config, root, observer=heard)
+        prepared, store = run_all(config, root)
+        assert contents(store, prepared) == expected
+
+
+def test_every_example_of_a_fit_is_kept_with_its_origin(make_config: Make, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    prepared, store = run_all(make_config(GAUSSIAN, regime={"kind": "accumulate"}, generations=2), tmp_path / "root")
+    for generation, key in enumerate(prepared.lineage.chains[0].nodes):
+        kept = load_file(store.path("fits", prepared.lineage.nodes[key].fit) / "training_set.safetensors")
+        assert sorted(set(kept["origin"].tolist())) == [REAL, *range(generation)]
+        assert len(kept["origin"]) == 20 * (generation + 1)
+
+
+def test_a_corpus_is_extended_by_appending(make_config: Make, tmp_path: Path) -> None:
+    small, root = make_config(GAUSSIAN, generations=1), tmp_path / "root"
+    prepared, store = run_all(small, root)
+    node = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[0]]
+    before = store.corpora.load(node.corpus, 20)
+    grown = make_config(GAUSSIAN, "grown.yaml", generations=1, regime={"kind": "replace_grown"})
+    observer = Events()
+    run_all(grown, root, observer=observer)
+    after = store.corpora.load(node.corpus, 40)
+    assert (after.values[:20] == before.values).all()
+    assert [f["start"] for kind, f in observer.seen if kind == "sample_started"] == [20, 0]
+    assert [f["generation"] for kind, f in observer.seen if kind == "fit_started"] == [1], "generation 0 is not fitted again"
+
+
+def test_a_damaged_corpus_and_a_damaged_fit_are_made_again(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(GAUSSIAN, generations=1)
+    prepared, store = run_all(config, tmp_path / "root")
+    expected = contents(store, prepared)
+    first, last = (prepared.lineage.nodes[key] for key in prepared.lineage.chains[0].nodes)
+    shard = next((store.root / "corpora" / first.corpus).glob("*.parquet"))
+    shard.write_bytes(b"not parquet")
+    (store.path("fits", last.fit) / "model.safetensors").write_bytes(b"damaged")
+    (store.path("evaluations", last.evaluation) / "record.json").write_text("{}")
+    prepared, store = run_all(config, tmp_path / "root")
+    assert contents(store, prepared) == expected
+    assert len(list((store.root / "damaged").iterdir())) == 3
+
+
+def test_prepared_twice_is_prepared_once(make_config: Make, tmp_path: Path) -> None:
+    first, _ = open_prepared(make_config(GAUSSIAN), tmp_path / "a")
+    second, _ = open_prepared(make_config(GAUSSIAN), tmp_path / "b")
+    assert list(first.lineage.nodes) == list(second.lineage.nodes)

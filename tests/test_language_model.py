@@ -1,0 +1,327 @@
+"""The language model learner in this process, one rank, the real DeepSpeed engine on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chains import Events, contents, open_prepared, run_all
+from conftest import TEXT, Make
+
+from harness.config.presets import preset_names, read_preset, resolve_model
+from harness.config.schema import Model, Sample, Train
+from harness.records import EXTERNAL, Examples
+from harness.study import load_data
+
+torch = pytest.importorskip("torch")
+
+from harness.learners.language_model import model as models  # noqa: E402
+from harness.learners.language_model.sampling import Sampler, draw_batch  # noqa: E402
+from harness.learners.language_model.scoring import score  # noqa: E402
+from harness.learners.language_model.sizes import memory_per_rank, num_parameters  # noqa: E402
+from harness.learners.language_model.training import Schedule, learning_rate, plan_steps  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Any]:
+    from harness.learners.language_model.distributed import TorchRanks, open_store
+
+    store, _, _ = open_store(1)
+    found = TorchRanks(0, 1, store, threads=1)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    made = models.new_model(Model(architecture="gpt2", num_layers=1, width=16, num_heads=2, context=48), 40, 48, 0, 0, seed=1)
+    with torch.no_grad():
+        for parameter in made.parameters():  # a model that has opinions: at initialisation everything is nearly uniform
+            parameter.mul_(8.0)
+    return made.eval()
+
+
+# --- models -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_have_the_published_number_of_parameters(name: str) -> None:
+    about, model = read_preset(name), resolve_model(Model(preset=name))
+    config = models.transformers_config(model, about["vocab_size"], model.context or 0, 0, 0)
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
+        built = AutoModelForCausalLM.from_config(config)
+    count = sum(parameter.numel() for parameter in built.parameters())
+    assert count == num_parameters(model, about["vocab_size"], model.context or 0), "arithmetic and the real model differ"
+    assert abs(count / about["published_parameters"] - 1) < 0.01
+
+
+def test_zero_stages_divide_what_they_shard() -> None:
+    model = resolve_model(Model(preset="gpt2-124m"))
+    by_stage = [memory_per_rank(model, 50257, 1024, 1024, True, 8, stage) for stage in range(4)]
+    parameters = num_parameters(model, 50257, 1024)
+    assert (by_stage[0].weights, by_stage[0].gradients, by_stage[0].optimizer) == (2 * parameters, 2 * parameters, 12 * parameters)
+    assert [m.optimizer for m in by_stage[1:]] == [12 * parameters // 8] * 3
+    assert [m.gradients for m in by_stage[2:]] == [2 * parameters // 8] * 2 and by_stage[3].weights == 2 * parameters // 8
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_written_model_is_read_back_bit_for_bit(tmp_path: Path, architecture: str, precision: str) -> None:
+    section = Model(architecture=architecture, num_layers=2, width=16, num_heads=2, context=32)
+    made = models.new_model(section, 40, 32, 0, 0, seed=3).to(models.DTYPES[precision]).eval()
+    models.write_model(tmp_path, made.config, dict(made.named_parameters()))
+    again = models.read_model(tmp_path, models.DTYPES[precision], torch.device("cpu"))
+    tokens = torch.arange(20).reshape(2, 10)
+    assert torch.equal(made(input_ids=tokens).logits, again(input_ids=tokens).logits)
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=models.DTYPES[precision]).eval()
+    assert torch.equal(made(input_ids=tokens).logits, theirs(input_ids=tokens).logits), "an ordinary Hugging Face folder"
+
+
+def test_new_weights_are_a_function_of_the_seed() -> None:
+    section = Model(preset="tiny")
+    a, b, c = (next(models.new_model(section, 40, 64, 0, 0, seed).parameters()) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_librarys_loss(tiny: Any) -> None:
+    tokens = np.random.default_rng(0).integers(1, 40, (7, 12)).astype(np.int32)
+    with torch.inference_mode():
+        loss = tiny(input_ids=torch.from_numpy(tokens).long(), labels=torch.from_numpy(tokens).long()).loss
+    ours = score(tiny, Examples.full(tokens), bos=None)
+    assert ours.sum() / (7 * 11) == pytest.approx(float(loss), rel=1e-5)
+    with_bos = np.concatenate([np.zeros((7, 1), np.int32), tokens], axis=1)
+    assert score(tiny, Examples.full(tokens), bos=0) == pytest.approx(score(tiny, Examples.full(with_bos), bos=None), rel=1e-5)
+
+
+def test_a_score_does_not_depend_on_the_others_nor_on_padding(tiny: Any) -> None:
+    tokens = np.random.default_rng(1).integers(1, 40, (9, 12)).astype(np.int32)
+    lengths = np.array([12, 3, 5, 12, 1, 7, 12, 2, 9], dtype=np.int32)
+    whole = score(tiny, Examples(tokens, lengths), bos=0)
+    for row in range(9):
+        alone = Examples(tokens[row : row + 1].copy(), lengths[row : row + 1])
+        alone.values[0, lengths[row] :] = 0
+        assert score(tiny, alone, bos=0)[0] == pytest.approx(whole[row], rel=1e-6)
+    shares = [score(tiny, Examples(tokens, lengths), 0, rank, 2) for rank in (0, 1)]
+    assert (np.isnan(shares[0]) ^ np.isnan(shares[1])).all()
+
+
+def test_tokens_are_drawn_from_the_models_distribution(tiny: Any) -> None:
+    """Chi-square of 20,000 first tokens against the model's own probabilities."""
+    from scipy import stats
+
+    sampler = Sampler(tiny, Sample(), bos=0, eos=0)
+    with torch.inference_mode():
+        logits = tiny(input_ids=torch.zeros((1, 1), dtype=torch.long)).logits[0, -1:]
+    expected = torch.softmax(logits.double(), -1)[0].numpy() * 20_000
+    uniform = torch.from_numpy(np.random.default_rng(5).random(20_000))
+    drawn = sampler.choose(logits.expand(20_000, -1), uniform).numpy()
+    counts = np.bincount(drawn, minlength=40)
+    likely = expected >= 5
+    observed, wanted = np.append(counts[likely], counts[~likely].sum()), np.append(expected[likely], expected[~likely].sum())
+    observed, wanted = (observed, wanted) if wanted[-1] > 0 else (observed[:-1], wanted[:-1])
+    assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
+
+
+def test_temperature_top_k_and_top_p() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]]))
+
+    def probabilities(**settings: Any) -> list[float]:
+        found = Sampler(torch.nn.Linear(1, 1), Sample(**settings), None, 0).distribution(logits)[0]  # type: ignore[arg-type]
+        return (found / found.sum()).tolist()
+
+    assert probabilities() == pytest.approx([0.5, 0.25, 0.125, 0.0625, 0.0625])
+    assert probabilities(top_k=2) == pytest.approx([2 / 3, 1 / 3, 0, 0, 0])
+    assert probabilities(top_p=0.5) == pytest.approx([1, 0, 0, 0, 0])
+    assert probabilities(top_p=0.51) == pytest.approx([2 / 3, 1 / 3, 0, 0, 0])
+    squares = np.array([0.25, 0.0625, 0.015625, 0.00390625, 0.00390625])
+    assert probabilities(temperature=0.5) == pytest.approx((squares / squares.sum()).tolist())
+    never = Sampler(torch.nn.Linear(1, 1), Sample(top_k=1), None, 0)  # type: ignore[arg-type]
+    assert never.choose(logits.expand(3, -1), torch.tensor([0.0, 0.5, 1 - 1e-16])).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("prompt", ["bos", "real_prefix"])
+def test_an_example_is_the_same_whatever_else_is_sampled(tiny: Any, prompt: str) -> None:
+    config = Sample(prompt=prompt, prompt_tokens=None if prompt == "bos" else 3, keep_prompt=prompt != "bos")
+    prompts = None if prompt == "bos" else Examples.full(np.arange(60).reshape(5, 12).astype(np.int32) % 40)
+    sampler = Sampler(tiny, config, bos=0, eos=0)
+
+    def batch(start: int) -> np.ndarray:
+        return draw_batch(sampler, prompts, 0 if prompt == "bos" else 3, 12, seed=7, generation=2, start=start, size=8).values
+
+    assert (batch(8) == batch(8)).all()
+    assert not (batch(0) == batch(8)).all(), "another batch draws other numbers"
+    assert len({row.tobytes() for row in batch(0)}) > 4, "rows with one prompt do not share a stream"
+    if prompts is not None:
+        assert (batch(8)[:, :3] == prompts.values[np.arange(8, 16) % 5, :3]).all()
+
+
+def test_natural_length_ends_with_the_end_of_text_token(tiny: Any) -> None:
+    sampler = Sampler(tiny, Sample(length="natural", temperature=3.0), bos=0, eos=5)
+    drawn = draw_batch(sampler, None, 0, 40, seed=1, generation=0, start=0, size=64)
+    ended = drawn.lengths < 40
+    assert ended.any()
+    for row, length in zip(drawn.values[ended], drawn.lengths[ended], strict=True):
+        assert row[length - 1] == 5 and 5 not in row[: length - 1] and (row[length:] == 0).all()
+
+
+def test_sampling_with_a_cache_is_the_whole_sequence_read_again_at_every_token(tiny: Any) -> None:
+    prompts = np.array([[3, 4], [9, 1]], dtype=np.int64)
+    drawn = Sampler(tiny, Sample(temperature=1e-4), None, 0).draw(prompts, 10, np.full((2, 10), 0.5))
+    tokens = torch.from_numpy(prompts)
+    with torch.inference_mode():
+        for _ in range(10):
+            tokens = torch.cat([tokens, tiny(input_ids=tokens).logits[:, -1:].argmax(-1)], dim=1)
+    assert (drawn.values == tokens[:, 2:].numpy()).all()
+
+
+# --- training -----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_reads_every_example_once_and_batches_run_on() -> None:
+    schedule, cache = Schedule(size=10, batch_size=4, steps=5), {}  # type: ignore[var-annotated]
+    read = np.concatenate([schedule.order(3, 1, step, cache) for step in range(5)])
+    assert sorted(read[:10]) == sorted(read[10:]) == list(range(10))
+    assert read[:10].tolist() != read[10:].tolist()
+    assert (schedule.order(3, 1, 2, {}) == read[8:12]).all(), "a step's batch is a function of the step"
+
+
+def test_learning_rate_schedules() -> None:
+    def rates(**settings: Any) -> list[float]:
+        train = Train(learning_rate=1.0, warmup_ratio=0.2, min_learning_rate_ratio=0.1, **settings)
+        return [learning_rate(train, step, 10) for step in range(10)]
+
+    assert rates(schedule="constant") == pytest.approx([0.5, 1.0] + [1.0] * 8)
+    assert rates(schedule="linear") == pytest.approx([0.5, 1.0] + [1 - 0.9 * i / 8 for i in range(8)])
+    assert rates(schedule="cosine") == pytest.approx([0.5, 1.0] + [0.1 + 0.45 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
+
+
+def test_budgets_equalise_what_they_name() -> None:
+    reference = Examples.full(np.zeros((100, 8), np.int32))
+    grown = Examples(np.zeros((300, 8), np.int32), np.full(300, 4, dtype=np.int32))
+    train = Train(epochs=2, batch_size=10)
+    assert plan_steps(train, grown, "examples", reference).steps == 60
+    assert plan_steps(train, grown, "steps", reference).steps == 20
+    assert plan_steps(train, grown, "tokens", reference).steps == 40
+    assert plan_steps(Train(max_steps=7), grown, "examples", reference).steps == 7
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_micro_batches_do_not_change_the_science(ranks: Any, make_config: Make, tmp_path: Path, stage: int) -> None:
+    """Gradients are summed in another order, so fp32 losses agree to rounding and not to the bit."""
+    losses = []
+    for micro in (8, 2):
+        changes = {"learner.train.precision": "fp32", "generations": 0, "resources.micro_batch": micro, "resources.zero_stage": stage}
+        prepared, store = run_all(make_config(TEXT, f"{micro}.yaml", **changes), tmp_path / str(micro), ranks=ranks)
+        fit = next(iter(prepared.lineage.nodes.values())).fit
+        losses.append(store.json("fits", fit, "fit.json")["log"]["train_loss"])
+    assert len(losses[0]) == 12
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][-1] < losses[0][0], "it learns"
+
+
+def test_a_chain_run_again_is_the_same_and_crashes_change_nothing(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+    config = make_config(TEXT)
+    observer = Events()
+    clean, store = run_all(config, tmp_path / "clean", ranks=ranks, observer=observer)
+    expected = contents(store, clean)
+    assert [store.record(key).metrics["test/nll"] for key in clean.lineage.nodes]  # type: ignore[union-attr]
+    for stop in ("fit_started", "fit_committed", "progress sample", "sample_committed", "progress fit"):
+        for generation in (0, 1):
+
+            def crash(kind: str, fields: Any, stop: str = stop, generation: int = generation) -> None:
+                if kind == stop and fields["generation"] == generation:
+                    raise KeyboardInterrupt
+
+            root = tmp_path / f"{stop}-{generation}"
+            with pytest.raises(KeyboardInterrupt):
+                run_all(config, root, ranks=ranks, observer=Events(crash))
+            prepared, store = run_all(config, root, ranks=ranks)
+            assert contents(store, prepared) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learner.sample": {"prompt": "previous_prefix", "prompt_tokens": 4}, "regime": {"kind": "accumulate_subsample"}},
+        {"learner.sample": {"prompt": "real_prefix", "keep_prompt": True, "top_k": 20}, "learner.init": "previous"},
+        {"filters": [{"kind": "deduplicate"}, {"kind": "repetition", "n": 2, "max_share": 0.6}], "learner.train.weights": "best"},
+        {"data.separator": "eos", "learner.sample": {"length": "natural"}, "regime": {"kind": "accumulate", "budget": "tokens"}},
+        {"learner.model": {"architecture": "llama", "num_layers": 1, "width": 16, "num_heads": 2, "context": 48}},
+        {"learner.model.dropout": 0.1, "regime": {"kind": "replace_grown", "refresh": {"every": 2, "init": "previous"}}},
+    ],
+    ids=["previous_prefix", "real_prefix", "filters", "natural", "llama", "dropout-refresh"],
+)
+def test_switches_run_and_are_reproducible(ranks: Any, make_config: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = make_config(TEXT, **changes)
+    first = contents(*reversed(run_all(config, tmp_path / "a", ranks=ranks)))  # type: ignore[misc]
+    prepared, store = run_all(config, tmp_path / "b", ranks=ranks)
+    assert contents(store, prepared) == first
+    for chain in prepared.lineage.chains:
+        for key in chain.nodes:
+            record = store.record(key)
+            assert record is not None and record.status == "ok" and record.metrics["test/nll"] is not None
+
+
+def test_a_corpus_that_someone_else_wrote(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    (tmp_path / "web.txt").write_text("".join(f"The {i}th page of the web.\n\n" for i in range(900)))
+    source = {"kind": "replace", "synthetic_ratio": 0.5, "source": {"corpus": str(tmp_path / "web.txt")}}
+    prepared, store = run_all(make_config(TEXT, regime=source, generations=1), tmp_path / "root", ranks=ranks)
+    last = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[-1]]
+    origin = load_file(store.path("fits", last.fit) / "training_set.safetensors")["origin"]
+    assert (origin == EXTERNAL).sum() == 48
+
+
+def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+    config = make_config(TEXT, **{"learner.train": {"epochs": 1, "batch_size": 8, "learning_rate": 1e30, "max_grad_norm": None}})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    first, second, _ = prepared.lineage.chains[0].nodes
+    record = store.record(first)
+    assert record is not None and record.status == "diverged" and record.metrics == {}
+    assert store.record(second) is None
+    losses = store.json("fits", record.fit, "fit.json")["log"]["train_loss"]
+    assert None in losses and 0 not in losses
+
+
+def test_longer_corpora_and_refits_are_those_of_a_first_try(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+    """Evicted weights are fitted again when a corpus must grow, and give the same bits."""
+    config = make_config(TEXT, generations=1)
+    prepared, store = run_all(config, tmp_path / "a", ranks=ranks)
+    first = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[0]]
+    store.evict_weights(first.fit, "test")
+    grown = make_config(TEXT, "grown.yaml", generations=1, regime={"kind": "replace_grown"})
+    observer = Events()
+    prepared, store = run_all(grown, tmp_path / "a", ranks=ranks, observer=observer)
+    assert "weights_restored" in [kind for kind, _ in observer.seen]
+    fresh, fresh_store = run_all(grown, tmp_path / "b", ranks=ranks)
+    assert contents(store, prepared) == contents(fresh_store, fresh)
+
+
+def test_data_are_split_by_document_and_the_tokenizer_is_reversible(make_config: Make, tmp_path: Path) -> None:
+    from harness.config.schema import Split, TextData
+    from harness.data.documents import SPLITS, read_documents
+    from harness.data.text import TextCorpus, split_documents
+
+    documents = read_documents(TextData(source="python-docs"))
+    sides = split_documents(documents, Split())
+    sets = [set(sides[name]) for name in SPLITS]
+    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    assert sum(len(sides[name]) for name in SPLITS) == len(documents.whole)
+    prepared, store = open_prepared(make_config(TEXT), tmp_path / "root")
+    corpus = load_data(prepared.study.base, store, prepared.data[0].key)
+    assert isinstance(corpus, TextCorpus)
+    text = "def résumé(x): # ünïcode ☃\n    return x"
+    assert corpus.decode(corpus.encode(text)) == text
+    assert corpus.counts.sum() == corpus.supply * 16

@@ -1,0 +1,124 @@
+"""The scheduler: pure, so any grid on any machines can be tried."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, feasible, place
+from harness.coordinator.simulate import simulate
+from harness.lineage import Branch
+
+SHAPES = [Shape(1, 1, 0), Shape(2, 1, 0), Shape(4, 1, 0), Shape(1, 2, 1), Shape(2, 1, 1)]
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[list[Branch], dict[str, Shape], list[Capacity]]:
+    """A random forest of branches; each may wait for a node of an earlier one."""
+    branches: list[Branch] = []
+    for number in range(draw(st.integers(1, 14))):
+        nodes = tuple(f"{number}.{g}" for g in range(draw(st.integers(1, 4))))
+        needs: frozenset[str] = frozenset()
+        if branches and draw(st.booleans()):
+            parent = draw(st.sampled_from(branches))
+            needs = frozenset({draw(st.sampled_from(parent.nodes))})
+        branches.append(Branch(str(number), nodes, needs, float(draw(st.integers(1, 9)))))
+    shapes = {branch.id: draw(st.sampled_from(SHAPES)) for branch in branches}
+    machines = [Capacity(draw(st.integers(4, 8)), draw(st.integers(2, 4))) for _ in range(draw(st.integers(1, 3)))]
+    return branches, shapes, machines
+
+
+@settings(max_examples=150, deadline=None)
+@given(grids(), st.randoms(use_true_random=False))
+def test_every_branch_runs_once_after_what_it_needs_and_machines_are_never_overbooked(grid: Any, random: Any) -> None:
+    branches, shapes, machines = grid
+    by_id = {branch.id: branch for branch in branches}
+    queue, done, gangs, ran, number = Queue(branches, set()), set(), {}, [], 0
+    while True:
+        actions = decide(queue.ready, shapes, list(gangs.values()), machines)
+        for action in actions:
+            if isinstance(action, Retire):
+                assert gangs.pop(action.gang).branch is None
+                continue
+            branch = by_id[action.branch]
+            assert branch.needs <= done
+            queue.take(branch.id)
+            ran.append(branch.id)
+            if isinstance(action, Start):
+                assert action.shape == shapes[branch.id]
+                number += 1
+                gangs[number] = Gang(number, action.shape, branch.id)
+            else:
+                assert isinstance(action, Assign)
+                assert gangs[action.gang].branch is None and gangs[action.gang].shape == shapes[branch.id]
+                gangs[action.gang] = Gang(action.gang, shapes[branch.id], branch.id)
+        used = sum(gang.shape.ranks * gang.shape.cpus for gang in gangs.values())
+        assert used <= sum(machine.cpus for machine in machines)
+        busy = [gang for gang in gangs.values() if gang.branch is not None]
+        if actions:
+            continue
+        if not busy:
+            break
+        ended = random.choice(busy)
+        gangs[ended.id] = Gang(ended.id, ended.shape, None)
+        for node in by_id[str(ended.branch)].nodes:
+            done.add(node)
+            queue.complete(node)
+    assert sorted(ran) == sorted(by_id)
+
+
+@settings(max_examples=100, deadline=None)
+@given(grids())
+def test_the_virtual_clock_ends_between_the_two_bounds(grid: Any) -> None:
+    branches, shapes, machines = grid
+    seconds = {node: 10.0 for branch in branches for node in branch.nodes}
+    wall, idle = simulate(branches, shapes, seconds, machines, start_s=1.0)
+    longest = max(10.0 * len(branch.nodes) for branch in branches)
+    assert longest < wall <= sum(seconds.values()) + len(branches)
+    assert 0 <= idle < 1
+
+
+def test_the_longest_remaining_path_goes_first() -> None:
+    branches = [Branch("short", ("a",), frozenset(), 1.0), Branch("long", ("b", "c"), frozenset(), 5.0)]
+    shapes = {"short": SHAPES[0], "long": SHAPES[0]}
+    assert decide(Queue(branches, set()).ready, shapes, [], [Capacity(1, 0)]) == [Start(SHAPES[0], "long")]
+
+
+def test_gangs_of_a_shape_are_reused_and_others_make_room() -> None:
+    small, large = SHAPES[0], SHAPES[2]
+    ready = [Branch("large", ("a",), frozenset(), 9.0), Branch("small", ("b",), frozenset(), 1.0)]
+    shapes = {"large": large, "small": small}
+    machines = [Capacity(4, 0)]
+    idle = [Gang(1, small, None), Gang(2, small, "running")]
+    assert decide(ready, shapes, idle, machines) == [Retire(1)]
+    # While another small gang runs, nothing less urgent takes the place that the large one waits for.
+    assert decide(ready, shapes, [Gang(2, small, "running")], machines) == []
+    assert decide(ready[1:], shapes, idle, machines) == [Assign(1, "small")]
+
+
+def test_a_gang_may_span_machines_but_not_exceed_them() -> None:
+    machines = [Capacity(2, 1), Capacity(2, 1)]
+    assert place(Shape(2, 1, 1), machines) == [Capacity(1, 0), Capacity(1, 0)]
+    assert not feasible(Shape(3, 1, 1), machines)
+    assert not feasible(Shape(1, 3, 0), machines)
+
+
+def test_an_eight_gpu_grid_on_two_machines_takes_half_the_time_of_one() -> None:
+    branches = [Branch(str(i), (f"{i}.0",), frozenset(), 1.0) for i in range(8)]
+    shapes = {branch.id: Shape(4, 1, 1) for branch in branches}
+    seconds = {f"{i}.0": 100.0 for i in range(8)}
+    one, _ = simulate(branches, shapes, seconds, [Capacity(64, 8)], start_s=0)
+    two, _ = simulate(branches, shapes, seconds, [Capacity(64, 8)] * 2, start_s=0)
+    assert (one, two) == (400.0, 200.0)
+
+
+def test_a_large_grid_is_simulated_in_a_bounded_number_of_steps() -> None:
+    branches = [Branch(f"{i:05d}", tuple(f"{i}.{g}" for g in range(4)), frozenset(), float(i % 7)) for i in range(5000)]
+    seconds = {node: 1.0 for branch in branches for node in branch.nodes}
+    started = time.process_time()
+    wall, _ = simulate(branches, {b.id: SHAPES[0] for b in branches}, seconds, [Capacity(10, 0)], start_s=0)
+    assert wall == 2000.0
+    assert time.process_time() - started < 60  # a quadratic schedule takes minutes

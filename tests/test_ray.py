@@ -1,0 +1,248 @@
+"""Grids on a real Ray with real DeepSpeed gangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from chains import contents
+from conftest import GAUSSIAN, TEXT, Make, harness
+
+from harness.errors import ResourceError
+from harness.store import Experiment, Store
+from harness.study import open_study
+
+pytestmark = pytest.mark.ray
+
+
+def result(config: Path, root: Path) -> dict[str, bytes]:
+    prepared, scratch = open_study(config, (), Store.read(root))
+    scratch.cleanup()
+    return contents(Store.read(root), prepared)
+
+
+def events(root: Path, experiment: str, kind: str) -> list[dict[str, Any]]:
+    return [event for event in Experiment(root, experiment).events() if event["event"] == kind]
+
+
+def test_a_grid_computes_what_the_plan_says_and_never_twice(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    grid = {"regime.synthetic_ratio": [0.5, 1.0], "generations": [1, 3], "seed": [0, 1]}
+    config = make_config(TEXT, grid=grid)
+    planned = json.loads(harness("plan", config, "--root", root, "--json").stdout)
+    assert (planned["cells"], planned["chains"], planned["generations_requested"]) == (4, 8, 24)
+    assert (planned["generations_unique"], planned["generations_stored"]) == (14, 0)
+    summary, _, _ = run_study(config, root)
+    assert (summary.generations_computed, summary.generations_reused) == (14, 0)
+    assert (summary.chains_complete, summary.chains_failed, summary.exit_code) == (8, 0, 0)
+    assert len(events(root, "text", "committed")) == len(events(root, "text", "fit_committed")) == 14
+    again, _, _ = run_study(config, root)
+    assert (again.generations_computed, again.generations_reused) == (0, 14)
+    more = make_config(TEXT, "more.yaml", grid=grid | {"seed": [0, 1, 2]})
+    assert json.loads(harness("plan", more, "--root", root, "--json").stdout)["generations_stored"] == 14
+    third, _, _ = run_study(more, root)
+    assert (third.generations_computed, third.generations_reused) == (7, 14)
+    assert {event["seed"] for event in events(root, "text", "committed")[14:]} == {2}
+    rows = json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
+    assert len(rows) == 24 and {row["status"] for row in rows} == {"ok"}
+    assert all(value is not None for row in rows for name, value in row.items() if name != "parent_key")
+    weights = sorted(path.parent.name for path in (root / "fits").glob("*/model.safetensors"))
+    kept = json.loads((root / "experiments" / "text" / "keep.json").read_text())
+    assert weights == sorted(kept), "generation 0 and the last generations keep their weights, the others have gone"
+
+
+def test_zero_stages_on_two_ranks_agree_and_a_rerun_is_equal_to_the_bit(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Stages sum the same gradients in other orders and buckets: in fp32 the losses of 12 steps agree to 1e-4, not to the bit."""
+    curves, found = {}, {}
+    for stage in (0, 1, 2, 3):
+        changes = {"resources": {"ranks": 2, "zero_stage": stage, "sample_batch": 32}, "learner.train.precision": "fp32", "generations": 1}
+        config = make_config(TEXT, f"{stage}.yaml", **changes)
+        root = tmp_path / str(stage)
+        summary, _, lines = run_study(config, root)
+        assert summary.exit_code == 0, lines
+        prepared, scratch = open_study(config, (), Store.read(root))
+        scratch.cleanup()
+        first = next(iter(prepared.lineage.nodes.values()))
+        curves[stage] = Store.read(root).json("fits", first.fit, "fit.json")["log"]["train_loss"]
+        found[stage] = result(config, root)
+    for stage in (1, 2, 3):
+        assert curves[stage] == pytest.approx(curves[0], rel=1e-4)
+    rerun = tmp_path / "rerun"
+    run_study(tmp_path / "3.yaml", rerun)
+    assert result(tmp_path / "3.yaml", rerun) == found[3]
+
+
+def test_a_branch_run_second_in_a_gang_equals_the_branch_in_a_fresh_gang(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
+    only_one_gang_fits = {"resources.threads": 3, "generations": 1}
+    both = make_config(TEXT, "both.yaml", grid={"seed": [0, 1]}, **only_one_gang_fits)
+    run_study(both, tmp_path / "both")
+    started = events(tmp_path / "both", "text", "branch_started")
+    assert len(started) == 2 and len({event["gang"] for event in started}) == 1
+    alone = {}
+    for seed in (0, 1):
+        config = make_config(TEXT, f"{seed}.yaml", seed=seed, **only_one_gang_fits)
+        run_study(config, tmp_path / str(seed))
+        alone |= result(config, tmp_path / str(seed))
+    assert result(both, tmp_path / "both") == alone
+
+
+def test_a_chain_that_fails_or_diverges_is_told_and_the_rest_goes_on(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
+    rejects_all = [{"kind": "repetition", "n": 1, "max_share": 0.0}]
+    grid = {"filters": [[], rejects_all], "learner.train.learning_rate": [3e-3, 1e30]}
+    config = make_config(TEXT, generations=1, grid=grid, **{"learner.train.max_grad_norm": None})
+    root = tmp_path / "root"
+    for _ in range(2):
+        summary, _, lines = run_study(config, root)
+        assert (summary.chains_complete, summary.chains_failed, summary.exit_code) == (3, 1, 1)
+        assert any("filters reject nearly everything" in line and ".log" in line for line in lines)
+    assert summary.generations_computed == 0
+    states = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]
+    assert sorted(state["state"] for state in states) == ["complete", "diverged", "diverged", "failed"]
+    assert "filters" in next(state["detail"] for state in states if state["state"] == "failed")
+    rows = json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
+    diverged = [row for row in rows if row["status"] == "diverged"]
+    assert len(diverged) == 2 and all(row["test/nll"] is None for row in diverged)
+
+
+def ranks_of(root: Path) -> list[psutil.Process]:
+    """The actors of gangs, by the log file that they write to."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "_Rank" in "".join(process.cmdline()) and os.path.realpath(f"/proc/{process.pid}/fd/1").startswith(str(root)):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def test_a_gang_that_loses_a_rank_is_replaced(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
+    import threading
+
+    config = make_config(TEXT, **{"resources": {"ranks": 2, "zero_stage": 2, "sample_batch": 32}, "learner.train.epochs": 6})
+    run_study(config, tmp_path / "clean")
+    root, killed = tmp_path / "root", []
+
+    def kill() -> None:
+        while not killed:
+            if any(event["generation"] == 1 for event in events(root, "text", "fit_started")):
+                killed.append(ranks_of(root)[-1].pid)
+                os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    summary, _, lines = run_study(config, root)
+    thread.join(5)
+    assert killed and summary.exit_code == 0, lines
+    assert any("a rank died" in line and "trying again" in line for line in lines)
+    assert [event["generation"] for event in events(root, "text", "committed")] == [0, 1, 2]
+    assert result(config, root) == result(config, tmp_path / "clean")
+    deadline = time.monotonic() + 10
+    while ranks_of(root) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not ranks_of(root)
+
+
+def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = make_config(TEXT, **{"resources.ranks": 8})
+    with pytest.raises(ResourceError, match="asks for 8 CPUs a gang"):
+        run_study(config, tmp_path / "root")
+    assert not list((tmp_path / "root" / "experiments").iterdir())
+    assert not list((tmp_path / "root" / "data").iterdir())
+    done = harness("plan", config, "--nodes", 2, "--gpus-per-node", 2)
+    assert done.returncode == 2 and "asks for 8 GPUs a gang" in done.stderr
+    assert harness("run", config, "--root", tmp_path / "b", "--address", "127.0.0.1:1").returncode == 2
+
+
+@pytest.fixture
+def tag() -> Iterator[str]:
+    """A mark in the environment of everything that a test starts; whatever carries it at the end is killed."""
+    value = uuid.uuid4().hex
+    yield value
+    for process in tagged(value):
+        process.kill()
+
+
+def tagged(value: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("HARNESS_TEST_TAG") == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def start(tag: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "harness", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HARNESS_TEST_TAG": tag}
+    )
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_killed_at_once_and_continued_a_chain_ends_with_the_records_of_an_undisturbed_run(
+    make_config: Make, tmp_path: Path, tag: str
+) -> None:
+    """SIGKILL to the driver: Ray and the gang go with it, and the same command goes on."""
+    config = make_config(TEXT, **{"learner.train.epochs": 8})
+    done = harness("run", config, "--root", tmp_path / "clean", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["generations_computed"] == 3
+    root = tmp_path / "root"
+    for kind, generation in (("fit_started", 0), ("sample_started", 1)):
+        process = start(tag, "run", config, "--root", root)
+        wait_for(lambda kind=kind, generation=generation: [e for e in events(root, "text", kind) if e["generation"] == generation])
+        process.kill()
+        process.wait()
+        wait_for(lambda: not tagged(tag), 30)
+    done = harness("run", config, "--root", root, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["generations_reused"] == 1
+    assert result(config, root) == result(config, tmp_path / "clean")
+    export = [harness("export", config, "--root", tmp_path / name).stdout for name in ("root", "clean")]
+    assert export[0] == export[1] and export[0].count("\n") == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_early_with_75_and_leaves_no_process(make_config: Make, tmp_path: Path, tag: str, number: int) -> None:
+    config, root = make_config(TEXT, **{"learner.train.epochs": 300}), tmp_path / "root"
+    process = start(tag, "run", config, "--root", root)
+    wait_for(lambda: events(root, "text", "fit_started"))
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "run the same command again" in out and "Traceback" not in err
+    wait_for(lambda: not tagged(tag), 20)
+
+
+def test_cheap_learners_run_without_a_process_group(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
+    config = make_config(GAUSSIAN, grid={"seed": {"from": 0, "count": 5}})
+    summary, _, _ = run_study(config, tmp_path / "root")
+    assert (summary.chains_complete, summary.generations_computed) == (5, 20)

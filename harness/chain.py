@@ -108,13 +108,19 @@ class _Branch:
     def __init__(self, plan: Plan, learner: Learner, store: Store, data: RealData, ranks: Ranks, observer: Observer) -> None:
         self.plan, self.learner, self.store = plan, learner, store
         self.data, self.ranks, self.observer = data, ranks, observer
+        self._training: tuple[str, TrainingSet] | None = None
         self.seconds: dict[str, float] = {}
         self.rates: dict[str, float] = {}
 
     # --- build the training set ------------------------------------------------------------------------------------------
 
     def training_set(self, node: Node) -> TrainingSet:
-        """Every training example of a node, with its origin."""
+        """Every training example of a node, with its origin; collective, and remembered for the node's evaluation."""
+        if self._training is None or self._training[0] != node.evaluation:
+            self._training = (node.evaluation, self._build(node))
+        return self._training[1]
+
+    def _build(self, node: Node) -> TrainingSet:
         drawn = draw(node.recipe, self.data.num_examples, node.seed, node.generation)
         sources: dict[int, Examples] = {}
         for part in node.recipe.parts:
@@ -245,6 +251,8 @@ class _Branch:
                 )
             )
         self.ranks.barrier()
+        if self.ranks.rank == 0:
+            self.store.corpora.tidy(node.corpus)
         self.rates["sample"] = tokens / max(self.seconds["sample"], 1e-9)
         self._event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
 
@@ -267,6 +275,7 @@ class _Branch:
             self.fit(first)
             evaluated = min(self.data.num_examples, self.plan.config.evaluate.examples)
             corpus = self.corpus(node, evaluated)
+            training = self.training_set(node)
             with self._timed("evaluate"):
                 found = self.learner.evaluate(
                     EvaluateTask(
@@ -275,7 +284,7 @@ class _Branch:
                         seed=node.seed,
                         generation=node.generation,
                         corpus=corpus,
-                        training=lambda: self.training_set(node),
+                        training=training,
                         report=self._reporter(node, "evaluate"),
                     )
                 )

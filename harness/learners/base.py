@@ -157,7 +157,7 @@ class EvaluateTask:
     seed: int
     generation: int
     corpus: Examples
-    training: Callable[[], TrainingSet]
+    training: TrainingSet
     report: Report
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,9 +71,11 @@ class Corpora:
         with contextlib.suppress(FileExistsError):
             os.link(temporary, self.root / key / name)
         temporary.unlink()
-        with contextlib.suppress(OSError):
-            folder.rmdir()
         sync_file(self.root / key)
+
+    def tidy(self, key: str) -> None:
+        """Remove what unfinished shards left behind; called by one rank while no rank samples this corpus."""
+        shutil.rmtree(self.work / key, ignore_errors=True)
 
     def load(self, key: str, count: int) -> Examples:
         """The first ``count`` examples.

@@ -133,7 +133,7 @@ class LanguageModelLearner:
             **likelihood.gen0_metrics(under_gen0, tokens),
             **likelihood.self_metrics(own, tokens),
             **lexical_metrics(corpus, self.data.counts),
-            **copying_metrics(corpus, task.training().examples),
+            **copying_metrics(corpus, task.training.examples),
         }
         arrays = {
             "test_nll": test_nll,

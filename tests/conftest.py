@@ -127,3 +127,33 @@ def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
         return summary, warnings, display.lines
 
     return run
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """GPU tests skip with a reason where there are too few devices."""
+    wanted = 2 if item.get_closest_marker("multigpu") else 1 if item.get_closest_marker("gpu") else 0
+    if wanted:
+        import torch
+
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found < wanted:
+            pytest.skip(f"needs {wanted} CUDA device(s), this machine has {found}")
+
+
+_skipped: list[str] = []
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.skipped and not (item.get_closest_marker("gpu") or item.get_closest_marker("multigpu")):
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where every component must be there, a skipped test is a failure (GPUs apart)."""
+    if os.environ.get("HARNESS_NO_SKIPS") and _skipped:
+        print("\nskipped, but must run here:", *_skipped, sep="\n  ")
+        session.exitstatus = 1

@@ -105,7 +105,7 @@ def test_a_chain_that_fails_or_diverges_is_told_and_the_rest_goes_on(
 ) -> None:
     rejects_all = [{"kind": "repetition", "n": 1, "max_share": 0.0}]
     grid = {"filters": [[], rejects_all], "learner.train.learning_rate": [3e-3, 1e30]}
-    config = make_config(TEXT, generations=1, grid=grid, **{"learner.train.max_grad_norm": None})
+    config = make_config(TEXT, generations=1, grid=grid, **{"learner.train.max_grad_norm": None, "data.block_size": 47})
     root = tmp_path / "root"
     for _ in range(2):
         summary, _, lines = run_study(config, root)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -50,6 +51,7 @@ def connected(address: str | None) -> Iterator[tuple[Capacity, ...]]:
             **common,
         )
     else:
+        _probe(address)
         try:
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -61,6 +63,19 @@ def connected(address: str | None) -> Iterator[tuple[Capacity, ...]]:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _probe(address: str) -> None:
+    """Ray tries an address for minutes; one connection says at once whether anything is there."""
+    host, separator, port = address.rpartition(":")
+    if address == "auto":
+        return
+    try:
+        if not separator:
+            raise ValueError("expected HOST:PORT or auto")
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ResourceError(f"--address {address}: there is no Ray that can be joined ({error})") from None
 
 
 def machines() -> tuple[Capacity, ...]:

@@ -1,0 +1,167 @@
+"""The command line, the report and the export, as a person and a script see them."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from chains import run_all
+from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
+
+from harness.files import write_json
+from harness.reporting.statistics import aggregate
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; sys.argv=['harness','--help']\nfrom harness.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print(sorted({'ray','torch','deepspeed','wandb','transformers','duckdb'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("run", "plan", "status", "export", "report"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["nonsense"], ["run", "a.yaml", "--bad"], ["plan", "x.yaml", "--nodes", "0"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    done = harness(*arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_one_message_for_roots_that_cannot_be(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(GAUSSIAN)
+    done = harness("run", config, "--root", "/proc/nowhere")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be written" in done.stderr
+    root = tmp_path / "newer"
+    root.mkdir()
+    write_json(root / "format", {"format": 7, "harness": "9.0"})
+    for command in ("run", "plan", "status", "export"):
+        done = harness(command, config, "--root", root)
+        assert done.returncode == 2 and "upgrade" in done.stderr, command
+    assert sorted(path.name for path in root.iterdir()) == ["format"]
+
+
+def test_the_root_comes_from_the_environment_too(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(GAUSSIAN)
+    run_all(config, tmp_path / "there")
+    done = harness("plan", config, "--json", HARNESS_ROOT=str(tmp_path / "there"))
+    assert json.loads(done.stdout)["generations_stored"] == 4
+
+
+def test_plan_json_has_the_names_that_scripts_rely_on(make_config: Make, tmp_path: Path) -> None:
+    done = harness("plan", make_config(TEXT), "--root", tmp_path / "absent", "--json")
+    found = json.loads(done.stdout)
+    names = {"cells", "chains", "generations_requested", "generations_unique", "generations_stored", "device_hours", "disk_bytes", "wall_s"}
+    assert names <= found.keys() and all(found[name] >= 0 for name in names)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_plan_of_many_devices_is_shorter_and_costs_the_same(make_config: Make) -> None:
+    config = make_config(TEXT, "c.yaml", grid={"seed": {"from": 0, "count": 16}})
+    one, four = (json.loads(harness("plan", config, "--nodes", n, "--gpus-per-node", 1, "--json").stdout) for n in (1, 4))
+    assert four["wall_s"] < one["wall_s"] / 2.5
+    assert four["device_hours"] == one["device_hours"]
+
+
+def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
+    grid = {"regime": [{"kind": "replace", "synthetic_ratio": 1.0}, {"kind": "accumulate"}], "seed": [0, 1]}
+    config, root = make_config(GAUSSIAN, grid=grid), tmp_path / "root"
+    run_all(config, root)
+    for form in ("csv", "json", "parquet"):
+        assert harness("export", config, "--root", root, "--format", form, "--out", tmp_path / f"t.{form}").returncode == 0
+    frames = [pd.read_csv(tmp_path / "t.csv"), pd.read_json(tmp_path / "t.json"), pd.read_parquet(tmp_path / "t.parquet")]
+    identity = ["experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status"]
+    for frame in frames:
+        assert len(frame) == 4 * 4 and not frame.duplicated(["chain", "generation"]).any()
+        assert list(frame.columns[:8]) == identity
+        assert list(frame.columns[8:10]) == ["regime.kind", "regime.synthetic_ratio"]
+        assert not frame.drop(columns=["parent_key", "regime.synthetic_ratio"]).isna().any().any()
+        assert (frame["fit"] == frame["generation"] + 1).all()
+        assert frame["gaussian/log_variance"].tolist() == pytest.approx(frames[0]["gaussian/log_variance"].tolist(), rel=1e-12)
+    twice = harness("export", config, "--root", root).stdout
+    assert twice == (tmp_path / "t.csv").read_text()
+    assert "provenance/host" in harness("export", config, "--root", root, "--provenance").stdout.splitlines()[0]
+    assert pd.read_csv(io.StringIO(twice)).shape == frames[0].shape
+    wrong = harness("export", config, "--root", root, "--format", "xml")
+    assert wrong.returncode == 2 and "allowed: csv, json, parquet" in wrong.stderr
+    assert harness("export", config, "--root", root, "--out", tmp_path / "no" / "where.csv").returncode == 2
+
+
+def test_a_number_that_is_not_finite_is_empty_and_never_zero(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(GAUSSIAN, generations=0, **{"data.num_examples": 2, "data.dim": 3})
+    run_all(config, tmp_path / "root")  # two points in three dimensions: the determinant is 0, not its logarithm's infinity
+    row = json.loads(harness("export", config, "--root", tmp_path / "root", "--format", "json").stdout)[0]
+    assert row["gaussian/det_ratio"] is not None
+    assert aggregate([None, float("nan"), float("inf")]).mean is None
+    found = aggregate([1.0, None, 3.0])
+    assert (found.mean, found.missing) == (2.0, 1)
+    assert found.low == pytest.approx(2 - 12.7062047 * 2**0.5 / 2**0.5) and aggregate([1.0]).low is None
+
+
+def test_the_report_shows_everything_and_escapes_what_models_wrote(make_config: Make, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from harness.learners.language_model.distributed import TorchRanks, open_store
+
+    config, root = make_config(TEXT, generations=1, grid={"regime.synthetic_ratio": [0.5, 1.0]}), tmp_path / "root"
+    store_handle, _, _ = open_store(1)
+    ranks = TorchRanks(0, 1, store_handle, threads=1)
+    try:
+        prepared, store = run_all(config, root, ranks=ranks)
+    finally:
+        ranks.close()
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
+    path = store.path("evaluations", prepared.lineage.chains[0].nodes[-1]) / "continuations.json"
+    texts = json.loads(path.read_text())
+    write_json(path, [{"prompt": text["prompt"], "continuation": hostile} for text in texts])
+    done = harness("report", config, "--root", root, "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert hostile not in page and html.escape("<script>alert(1)</script>") in page and "{{ 7*7 }}" in page
+    assert "<script" not in page and "http" not in page.replace("http-equiv", ""), "self-contained"
+    names = {path.stem for path in (tmp_path / "report" / "figures").glob("*.png")}
+    assert {"test-perplexity", "text-tail_mass", "text-distinct_2", "frequency-bands"} <= names
+    assert sum(name.startswith("histogram-") for name in names) == 2
+    assert names == {path.stem for path in (tmp_path / "report" / "figures").glob("*.pdf")}
+    assert "test/perplexity by generation" in done.stdout
+
+
+def test_a_report_of_nothing_says_so(make_config: Make, tmp_path: Path) -> None:
+    done = harness("report", make_config(GAUSSIAN), "--root", tmp_path / "root")
+    assert done.returncode == 0 and "nothing has been committed yet" in done.stdout
+
+
+def test_status_of_a_study_that_has_not_begun(make_config: Make, tmp_path: Path) -> None:
+    done = harness("status", make_config(GAUSSIAN, grid={"seed": [0, 1]}), "--root", tmp_path / "root")
+    assert done.returncode == 0 and "2 waiting" in done.stdout
+
+
+def test_an_internal_error_is_one_line_with_its_details_in_a_file(tmp_path: Path) -> None:
+    code = ("import harness.cli as cli\ndef broken(): raise KeyError('x')\ncli.app = broken\ncli.main()")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.returncode == 1 and "defect of the harness: KeyError" in done.stderr and "Traceback" not in done.stderr
+    assert "Traceback" in next(tmp_path.glob("harness-error-*.log")).read_text()
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    import re
+
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_large_grids_are_planned_quickly(make_config: Make) -> None:
+    """100,000 generations; the bound is several times what it takes, so only another order of growth fails it."""
+    grid: dict[str, Any] = {"regime.synthetic_ratio": [i / 100 for i in range(1, 101)], "seed": {"from": 0, "count": 100}}
+    config = make_config(GAUSSIAN, generations=9, grid=grid)
+    done = harness("plan", config, "--json", timeout=100)
+    found = json.loads(done.stdout)
+    assert (found["generations_requested"], found["generations_unique"]) == (100_000, 100 * (1 + 100 * 9))

@@ -38,7 +38,9 @@ def open_prepared(config: Path, root: Path, *assignments: str) -> tuple[Prepared
         return prepared, store
 
 
-def run_all(config: Path, root: Path, *assignments: str, ranks: Ranks | None = None, observer: Any = None) -> tuple[Prepared, Store]:
+def run_all(
+    config: Path, root: Path, *assignments: str, ranks: Ranks | None = None, observer: Any = None
+) -> tuple[Prepared, Store]:
     """Run every branch of a grid, one after another."""
     prepared, store = open_prepared(config, root, *assignments)
     done: set[str] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -45,10 +46,10 @@ GAUSSIAN: dict[str, Any] = {
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A deep copy with dotted changes; None removes a field."""
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(base))
-    for dotted, value in changes.items():
+    result: dict[str, Any] = copy.deepcopy(base)
+    for dotted, value in copy.deepcopy(changes).items():
         section = result
-        *path, last = dotted.split("/") if "/" in dotted else dotted.split(".")
+        *path, last = dotted.split(".")
         for part in path:
             section = section.setdefault(part, {})
         if value is None:
@@ -63,7 +64,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> Make:
-    """Write a configuration file: a base and dotted changes (``grid/axis.name`` for an axis)."""
+    """Write a configuration file: a base and dotted changes."""
 
     def make(base: dict[str, Any] = TEXT, name: str = "config.yaml", **changes: Any) -> Path:
         path = tmp_path / name

@@ -58,7 +58,16 @@ def test_the_root_comes_from_the_environment_too(make_config: Make, tmp_path: Pa
 def test_plan_json_has_the_names_that_scripts_rely_on(make_config: Make, tmp_path: Path) -> None:
     done = harness("plan", make_config(TEXT), "--root", tmp_path / "absent", "--json")
     found = json.loads(done.stdout)
-    names = {"cells", "chains", "generations_requested", "generations_unique", "generations_stored", "device_hours", "disk_bytes", "wall_s"}
+    names = {
+        "cells",
+        "chains",
+        "generations_requested",
+        "generations_unique",
+        "generations_stored",
+        "device_hours",
+        "disk_bytes",
+        "wall_s",
+    }
     assert names <= found.keys() and all(found[name] >= 0 for name in names)
     assert not (tmp_path / "absent").exists()
 

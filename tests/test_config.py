@@ -49,7 +49,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("sizes beside a preset", {"learner.model": {"preset": "tiny", "width": 8}}, ("width", "only go with architecture")),
     ("width and heads", {"learner.model.num_heads": 3}, ("width 16 is not a multiple of num_heads 3",)),
     ("block over context", {"data.block_size": 64}, ("data.block_size", "64 tokens", "context of 48")),
-    ("prompt over context", {"learner.sample": {"prompt": "real_prefix", "prompt_tokens": 40}}, ("with the prompt", "context of 48")),
+    ("long prompt", {"learner.sample": {"prompt": "real_prefix", "prompt_tokens": 40}}, ("with the prompt", "context of 48")),
     ("vocabulary below bytes", {"data.tokenizer.vocab_size": 100}, ("data.tokenizer.vocab_size", "100", "257")),
     ("indivisible batch", {"resources": {"ranks": 3}}, ("batch_size 8", "resources.ranks 3")),
     ("indivisible micro batch", {"resources": {"micro_batch": 3}}, ("batch_size 8", "micro_batch 3")),
@@ -63,7 +63,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("experiment name", {"experiment": "a/b"}, ("experiment", "letters, digits")),
     ("missing section", {"data": None}, ("data", "required")),
     ("override of nothing", {"overrides": [{"when": {}, "set": {"generations": 1}}]}, ("overrides.0.when", "empty")),
-    ("override of unknown field", {"overrides": [{"when": {"sed": 1}, "set": {"generations": 1}}]}, ("overrides.0", "unknown field")),
+    ("override of what", {"overrides": [{"when": {"sed": 1}, "set": {"generations": 1}}]}, ("overrides.0", "unknown field")),
 ]  # fmt: skip
 
 
@@ -144,7 +144,12 @@ def test_bad_assignments(make_config: Make, assignment: str) -> None:
 def test_grid_is_the_product_and_ranges_are_integers(make_config: Make) -> None:
     path = make_config(TEXT, grid={"regime.synthetic_ratio": [0.5, 1.0], "generations": [1, 2], "seed": {"from": 1000, "count": 3}})
     found = study(path)
-    assert [(c.axes["regime.synthetic_ratio"], c.axes["generations"]) for c in found.cells] == [(0.5, 1), (0.5, 2), (1.0, 1), (1.0, 2)]
+    assert [(c.axes["regime.synthetic_ratio"], c.axes["generations"]) for c in found.cells] == [
+        (0.5, 1),
+        (0.5, 2),
+        (1.0, 1),
+        (1.0, 2),
+    ]
     assert found.seeds == (1000, 1001, 1002)
     assert found.generations_is_axis
 
@@ -183,14 +188,18 @@ def test_every_science_field_with_a_default_says_at_which_it_was_introduced() ->
 
 
 def test_defaults_and_their_spelling_out_are_the_same_science(make_config: Make) -> None:
-    spelled = make_config(TEXT, "a.yaml", **{"learner.train.weight_decay": 0.01, "learner.init": "scratch", "data.separator": "none"})
+    spelled = make_config(
+        TEXT, "a.yaml", **{"learner.train.weight_decay": 0.01, "learner.init": "scratch", "data.separator": "none"}
+    )
     bare = make_config(TEXT, "b.yaml", **{"learner.sample": None})
     assert science(study(spelled).base.learner) == science(study(bare).base.learner)
     assert science(study(spelled).base.data) == science(study(bare).base.data)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)))  # fmt: skip
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+
+
+@given(st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)))
 def test_no_value_anywhere_is_a_traceback(value: Any) -> None:
     import tempfile
 

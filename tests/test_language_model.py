@@ -221,7 +221,12 @@ def test_micro_batches_do_not_change_the_science(ranks: Any, make_config: Make, 
     """Gradients are summed in another order, so fp32 losses agree to rounding and not to the bit."""
     losses = []
     for micro in (8, 2):
-        changes = {"learner.train.precision": "fp32", "generations": 0, "resources.micro_batch": micro, "resources.zero_stage": stage}
+        changes = {
+            "learner.train.precision": "fp32",
+            "generations": 0,
+            "resources.micro_batch": micro,
+            "resources.zero_stage": stage,
+        }
         prepared, store = run_all(make_config(TEXT, f"{micro}.yaml", **changes), tmp_path / str(micro), ranks=ranks)
         fit = next(iter(prepared.lineage.nodes.values())).fit
         losses.append(store.json("fits", fit, "fit.json")["log"]["train_loss"])

@@ -205,13 +205,16 @@ def test_too_little_data_says_how_much_is_missing(prepare: Any, make_config: Mak
         prepare(make_config(TEXT, generations=400, regime={"kind": "fresh_real", "synthetic_ratio": 0.1}))
 
 
+LARGE_BLOCKS = {"data.block_size": 48, "data.tokenizer.vocab_size": 260}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "changes", "expected"),
     [
         ("absent.txt", None, {}, "cannot be read"),
         ("empty.txt", "", {}, "split is empty"),
         ("small.txt", "a few words\n\n" * 3, {}, "split is empty"),
-        ("short.txt", "".join(f"word {i}\n\n" for i in range(200)), {"data.block_size": 48, "data.tokenizer.vocab_size": 260}, "not one block"),
+        ("short.txt", "".join(f"word {i}\n\n" for i in range(200)), LARGE_BLOCKS, "not one block"),
         ("bad.jsonl", '{"text": "a"}\nnot json\n', {}, "bad.jsonl:2 is not JSON"),
         ("field.jsonl", '{"body": "a"}\n', {}, "no text in the field 'text'"),
         ("what.doc", "x", {}, "allowed: python-docs, python-stdlib, hf:NAME"),

@@ -44,7 +44,7 @@ def test_ngram_metrics_are_those_of_a_plain_count(lists: list[list[int]], n: int
         assert math.isnan(lexical.distinct(found, n)) and math.isnan(lexical.entropy(found, n))
     for items, share in zip(lists, lexical.repetition_shares(found, n), strict=True):
         own = grams(items, n)
-        assert (math.isnan(share) if not own else share == pytest.approx(1 - len(set(own)) / len(own)))
+        assert math.isnan(share) if not own else share == pytest.approx(1 - len(set(own)) / len(own))
 
 
 @given(rows, st.integers(1, 40))

@@ -35,7 +35,9 @@ def events(root: Path, experiment: str, kind: str) -> list[dict[str, Any]]:
     return [event for event in Experiment(root, experiment).events() if event["event"] == kind]
 
 
-def test_a_grid_computes_what_the_plan_says_and_never_twice(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_grid_computes_what_the_plan_says_and_never_twice(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
     root = tmp_path / "root"
     grid = {"regime.synthetic_ratio": [0.5, 1.0], "generations": [1, 3], "seed": [0, 1]}
     config = make_config(TEXT, grid=grid)
@@ -67,7 +69,11 @@ def test_zero_stages_on_two_ranks_agree_and_a_rerun_is_equal_to_the_bit(
     """Stages sum the same gradients in other orders and buckets: in fp32 the losses of 12 steps agree to 1e-4, not to the bit."""
     curves, found = {}, {}
     for stage in (0, 1, 2, 3):
-        changes = {"resources": {"ranks": 2, "zero_stage": stage, "sample_batch": 32}, "learner.train.precision": "fp32", "generations": 1}
+        changes = {
+            "resources": {"ranks": 2, "zero_stage": stage, "sample_batch": 32},
+            "learner.train.precision": "fp32",
+            "generations": 1,
+        }
         config = make_config(TEXT, f"{stage}.yaml", **changes)
         root = tmp_path / str(stage)
         summary, _, lines = run_study(config, root)
@@ -211,14 +217,14 @@ def test_killed_at_once_and_continued_a_chain_ends_with_the_records_of_an_undist
     make_config: Make, tmp_path: Path, tag: str
 ) -> None:
     """SIGKILL to the driver: Ray and the gang go with it, and the same command goes on."""
-    config = make_config(TEXT, **{"learner.train.epochs": 8})
+    config = make_config(TEXT, **{"learner.train.epochs": 120})  # a fit outlives the seconds that orphaned ranks have left
     done = harness("run", config, "--root", tmp_path / "clean", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["generations_computed"] == 3
     root = tmp_path / "root"
-    for kind, generation in (("fit_started", 0), ("sample_started", 1)):
+    for generation in (0, 1):
         process = start(tag, "run", config, "--root", root)
-        wait_for(lambda kind=kind, generation=generation: [e for e in events(root, "text", kind) if e["generation"] == generation])
+        wait_for(lambda generation=generation: [e for e in events(root, "text", "fit_started") if e["generation"] == generation])
         process.kill()
         process.wait()
         wait_for(lambda: not tagged(tag), 30)

@@ -145,6 +145,7 @@ def test_a_fixed_corpus_takes_the_place_of_the_chains_own(kind: str) -> None:
 def test_the_key_holds_only_what_the_training_set_depends_on() -> None:
     fixed = recipe(Regime(kind="replace", synthetic_ratio=1.0, real_part="fixed"), 10, 1).spec
     assert fixed == recipe(Regime(kind="replace", synthetic_ratio=1.0), 10, 1).spec
-    assert recipe(Regime(kind="replace", synthetic_ratio=0.5, real_part="fixed"), 10, 1).spec != recipe(
-        Regime(kind="replace", synthetic_ratio=0.5), 10, 1
-    ).spec
+    assert (
+        recipe(Regime(kind="replace", synthetic_ratio=0.5, real_part="fixed"), 10, 1).spec
+        != recipe(Regime(kind="replace", synthetic_ratio=0.5), 10, 1).spec
+    )

@@ -1,0 +1,101 @@
+"""``hf:`` data and ``pretrained:`` models through the hub's real client, against a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TEXT, Make, harness
+from hub_endpoint import SHA, Hub, serve
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A small GPT-2 with its tokenizer, and two data sets: one with splits of its own, one without."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    root = tmp_path_factory.mktemp("hub")
+    texts = [f"Entry {i} is about the number {i * 7} and nothing else.\n" for i in range(800)]
+    for name, splits in {"lab/plain": {"train": texts}, "lab/split": {"train": texts[:600], "validation": texts[600:700],
+                                                                      "test": texts[700:]}}.items():  # fmt: skip
+        folder = root / "datasets" / name
+        folder.mkdir(parents=True)
+        for split, rows in splits.items():
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=270, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    folder = root / "models" / "lab" / "small"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=270, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    with serve(root) as found:
+        yield found
+
+
+def environment(hub: Hub, cache: Path) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+CHANGES: dict[str, Any] = {
+    "data": {
+        "source": "hf:lab/split",
+        "tokenizer": {"kind": "pretrained", "name": "lab/small"},
+        "block_size": 16,
+        "num_examples": 64,
+    },
+    "learner.model": {"pretrained": "lab/small"},
+    "learner.init": "pretrained",
+    "generations": 1,
+}
+
+
+def test_a_chain_of_a_pretrained_model_on_hub_data(hub: Hub, make_config: Make, tmp_path: Path) -> None:
+    config, root, cache = make_config(TEXT, **CHANGES), tmp_path / "root", tmp_path / "cache"
+    done = harness("run", config, "--root", root, "--json", **environment(hub, cache))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["generations_computed"] == 2
+    assert any("/lab/small/resolve/" in request for request in hub.requests)
+    assert any("/datasets/lab/split/resolve/" in request for request in hub.requests)
+    spec = json.loads(next((root / "fits").glob("*/spec.json")).read_text())
+    assert spec["learner"]["model"] == {"pretrained": f"hub:lab/small@{SHA}"}, "the key names the revision"
+    assert "content" in spec["data"]["tokenizer"]
+    offline = environment(hub, cache) | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    again = harness("run", config, "--root", root, "--json", **offline)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["generations_reused"] == 2, "the cache has all, and the keys are the same"
+
+
+def test_hub_data_without_splits_are_split_here(hub: Hub, make_config: Make, tmp_path: Path) -> None:
+    data = {"source": "hf:lab/plain", "tokenizer": {"kind": "bpe", "vocab_size": 270}, "block_size": 16}
+    done = harness("plan", make_config(TEXT, data=data), "--root", tmp_path / "r", "--json", **environment(hub, tmp_path / "c"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data.source": "hf:lab/absent/x"}, "data.source: hf:lab/absent/x cannot be loaded"),
+        ({"data.source": "hf:a/b/c/d"}, "expected hf:NAME"),
+        ({"data.text_field": "body"}, "no column 'body'"),
+        ({"learner.model": {"pretrained": "lab/nothing"}}, "learner.model.pretrained: 'lab/nothing'"),
+        ({"data.tokenizer": {"kind": "pretrained", "name": "lab/nothing"}}, "data.tokenizer.name: 'lab/nothing'"),
+        ({"data.block_size": 33}, "context of 32"),
+    ],
+)
+def test_what_the_hub_has_not_is_one_message(hub: Hub, make_config: Make, tmp_path: Path, changes: dict[str, Any],
+                                              expected: str) -> None:  # fmt: skip
+    config = make_config(TEXT, **{**CHANGES, **changes})
+    done = harness("plan", config, "--root", tmp_path / "root", **environment(hub, tmp_path / "cache"))
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,60 @@
+"""The quickstart as it is shipped: it must show real collapse of models that have learned something."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import ROOT, harness
+
+from harness.data.text import TextCorpus
+from harness.metrics.bigram import bigram_nll
+from harness.store import Store
+from harness.study import open_study
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+CONFIG = ROOT / "configs" / "quickstart.yaml"
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("quickstart") / "runs"
+    done = harness("run", CONFIG, "--root", root, "--json", timeout=900)
+    assert done.returncode == 0, done.stderr
+    export = root.parent / "table.csv"
+    assert harness("export", CONFIG, "--root", root, "--format", "csv", "--out", export).returncode == 0
+    return json.loads(done.stdout), pd.read_csv(export), root
+
+
+def test_generation_0_beats_a_bigram_model_of_the_same_tokens(quickstart: Any) -> None:
+    _, table, root = quickstart
+    prepared, scratch = open_study(CONFIG, (), Store.read(root))
+    with scratch:
+        corpus = prepared.data[0].real
+        assert isinstance(corpus, TextCorpus)
+        train = corpus.real(0, corpus.num_examples).values
+        baseline = bigram_nll(train, corpus.validation.values, corpus.test.values, corpus.meta["bos"], corpus.meta["vocab_size"])
+    first = table[table.generation == 0].groupby("learner.model.preset")["test/perplexity"].first()
+    assert len(first) >= 2
+    assert (first < math.exp(baseline)).all(), f"{first.to_dict()} against a bigram's {math.exp(baseline):.1f}"
+
+
+def test_collapse_is_real_and_half_the_ratio_lies_between(quickstart: Any) -> None:
+    _, table, _ = quickstart
+    for _, rows in table.groupby("learner.model.preset"):
+        curve = rows.pivot(index="generation", columns="regime.synthetic_ratio", values="test/perplexity")
+        last = curve.iloc[-1]
+        assert last[1.0] >= 1.3 * curve.loc[0, 1.0]
+        assert curve.loc[0, 0.5] < last[0.5] < last[1.0]
+
+
+def test_the_table_is_whole(quickstart: Any) -> None:
+    summary, table, root = quickstart
+    assert (summary["chains_complete"], summary["chains_failed"]) == (4, 0)
+    assert len(table) == 4 * 3 and not table.duplicated(["chain", "generation"]).any()
+    assert not table.drop(columns=["parent_key"]).isna().any().any()
+    again = json.loads(harness("run", CONFIG, "--root", root, "--json").stdout)
+    assert (again["generations_computed"], again["generations_reused"]) == (0, summary["generations_computed"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide
 from harness.lineage import Branch
 
-GANG_START_S = 15.0
+GANG_START_S = 5.0
 """Seconds until a new gang can work: processes and imports (docs/LOG.md)."""
 
 

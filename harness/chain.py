@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from harness import __version__
 from harness.config.schema import Config, LanguageModel
 from harness.curation import accepted
 from harness.data.base import RealData
@@ -251,8 +251,6 @@ class _Branch:
                 )
             )
         self.ranks.barrier()
-        if self.ranks.rank == 0:
-            self.store.corpora.tidy(node.corpus)
         self.rates["sample"] = tokens / max(self.seconds["sample"], 1e-9)
         self._event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
 
@@ -355,7 +353,7 @@ class _Branch:
             threads=self.plan.config.resources.threads,
             attempt=self.plan.attempt,
             commit=self.plan.commit,
-            versions={"harness": version("harness"), "python": platform.python_version(), **found["versions"]},
+            versions={"harness": __version__, "python": platform.python_version(), **found["versions"]},
         )
         return replace(
             base,

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +87,8 @@ def run(
     listen()
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, _ = _prepare(config, assignments, root, scratch)
+        if address is None:
+            _check_this_machine(prepared)
         store = Store.open(root)
         from harness.coordinator.display import make_display
         from harness.coordinator.session import run_study
@@ -107,6 +109,16 @@ def run(
         if summary.stopped:
             print("stopped early with work left; run the same command again")
     raise typer.Exit(summary.exit_code)
+
+
+def _check_this_machine(prepared: Prepared) -> None:
+    """Refuse a gang with more threads than this machine has CPUs, before anything is started or written (Ray finds the GPUs)."""
+    from harness.coordinator.cluster import check_feasible, usable_cpus
+    from harness.coordinator.coordinator import shape_of
+    from harness.coordinator.scheduler import Capacity
+
+    shapes = {replace(shape_of(cell.config, False), gpus=0) for cell in prepared.study.cells}
+    check_feasible(shapes, [Capacity(usable_cpus(), 0)])
 
 
 def _signals(stop: threading.Event) -> Callable[[], None]:

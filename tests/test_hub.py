@@ -82,6 +82,25 @@ def test_hub_data_without_splits_are_split_here(hub: Hub, make_config: Make, tmp
     assert done.returncode == 0, done.stderr
 
 
+def test_a_model_in_a_folder_is_known_by_its_content(hub: Hub, make_config: Make, tmp_path: Path) -> None:
+    import shutil
+
+    for name in ("here", "there"):
+        shutil.copytree(hub.root / "models" / "lab" / "small", tmp_path / name)
+    changes = {**CHANGES, "data.source": "python-docs", "data.num_examples": 64}
+    runs = []
+    for name in ("here", "there"):
+        local = {
+            "learner.model": {"pretrained": str(tmp_path / name)},
+            "data.tokenizer": {"kind": "pretrained", "name": str(tmp_path / name)},
+        }
+        config = make_config(TEXT, f"{name}.yaml", **{**changes, **local})
+        done = harness("run", config, "--root", tmp_path / "root", "--json", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "none"))
+        assert done.returncode == 0, done.stderr
+        runs.append(json.loads(done.stdout))
+    assert [run["generations_computed"] for run in runs] == [2, 0], "another path is the same science"
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

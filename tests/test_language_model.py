@@ -314,6 +314,24 @@ def test_longer_corpora_and_refits_are_those_of_a_first_try(ranks: Any, make_con
     assert contents(store, prepared) == contents(fresh_store, fresh)
 
 
+def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from harness.config.schema import TextData
+    from harness.data.documents import read_documents
+
+    (tmp_path / "a.txt").write_text("one\nstill one\n\n\n  \ntwo\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "three"}\n\n{"text": "four"}\n')
+    pq.write_table(pa.table({"text": ["five", None, "six"]}), tmp_path / "c.parquet")
+    (tmp_path / "ignored.csv").write_text("x")
+    found = read_documents(TextData(source=str(tmp_path)))
+    assert list(found.whole) == ["one\nstill one", "two", "three", "four", "five", "six"]
+    assert found.fingerprint() == read_documents(TextData(source=str(tmp_path))).fingerprint()
+    (tmp_path / "a.txt").write_text("another\n")
+    assert found.fingerprint() != read_documents(TextData(source=str(tmp_path))).fingerprint()
+
+
 def test_data_are_split_by_document_and_the_tokenizer_is_reversible(make_config: Make, tmp_path: Path) -> None:
     from harness.config.schema import Split, TextData
     from harness.data.documents import SPLITS, read_documents

@@ -126,6 +126,17 @@ def test_a_chain_that_fails_or_diverges_is_told_and_the_rest_goes_on(
     assert len(diverged) == 2 and all(row["test/nll"] is None for row in diverged)
 
 
+def test_sizes_with_other_rank_counts_are_packed_in_one_grid(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
+    overrides = [{"when": {"learner.model.width": 32}, "set": {"resources.ranks": 2}}]
+    config = make_config(TEXT, generations=1, grid={"learner.model.width": [16, 32], "seed": [0, 1]}, overrides=overrides)
+    summary, _, lines = run_study(config, tmp_path / "root")
+    assert (summary.chains_complete, summary.generations_computed) == (4, 8), lines
+    sizes = [json.loads(path.read_text())["world_size"] for path in (tmp_path / "root" / "evaluations").glob("*/provenance.json")]
+    assert sorted(sizes) == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
 def ranks_of(root: Path) -> list[psutil.Process]:
     """The actors of gangs, by the log file that they write to."""
     found = []
@@ -174,6 +185,8 @@ def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
         run_study(config, tmp_path / "root")
     assert not list((tmp_path / "root" / "experiments").iterdir())
     assert not list((tmp_path / "root" / "data").iterdir())
+    done = harness("run", config, "--root", tmp_path / "local")
+    assert done.returncode == 2 and "asks for 8 CPUs a gang" in done.stderr and not (tmp_path / "local").exists()
     done = harness("plan", config, "--nodes", 2, "--gpus-per-node", 2)
     assert done.returncode == 2 and "asks for 8 GPUs a gang" in done.stderr
     assert harness("run", config, "--root", tmp_path / "b", "--address", "127.0.0.1:1").returncode == 2

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,9 +59,7 @@ class Corpora:
     def append(self, key: str, start: int, examples: Examples) -> None:
         """Commit one shard; one that is there already stays."""
         name = f"{start:010d}-{start + len(examples):010d}.parquet"
-        folder = self.work / key
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{uuid.uuid4().hex[:12]}.parquet"
+        temporary = self.work / f"{key}-{uuid.uuid4().hex[:12]}.parquet"
         width = examples.values.shape[1]
         flat = pa.array(np.ascontiguousarray(examples.values).reshape(-1))
         table = pa.table({"values": pa.FixedSizeListArray.from_arrays(flat, width), "length": pa.array(examples.lengths)})
@@ -72,10 +69,6 @@ class Corpora:
             os.link(temporary, self.root / key / name)
         temporary.unlink()
         sync_file(self.root / key)
-
-    def tidy(self, key: str) -> None:
-        """Remove what unfinished shards left behind; called by one rank while no rank samples this corpus."""
-        shutil.rmtree(self.work / key, ignore_errors=True)
 
     def load(self, key: str, count: int) -> Examples:
         """The first ``count`` examples.

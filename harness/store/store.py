@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -149,7 +150,9 @@ class Store:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise StoreError(f"{target} cannot be committed: {error.strerror}") from error
             won = False
-        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+            shutil.rmtree(staged, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.root / "work" / key).rmdir()  # another process may be at work on the same key
         if won:
             self._verified.add(target)
         return won
@@ -193,7 +196,7 @@ class Store:
         seal(staged)
         found = read_json(staged / "checksums.json").get(WEIGHTS)
         if expected != found:
-            shutil.rmtree(staged.parent, ignore_errors=True)
+            shutil.rmtree(staged, ignore_errors=True)
             raise DamagedError(
                 f"the weights of fit {fit} were evicted and refitted, and the refit differs bit for bit from what was "
                 "committed (another execution class?); nothing was mixed in. Keep weights with retention: "
@@ -201,4 +204,6 @@ class Store:
             )
         os.replace(staged / WEIGHTS, target / WEIGHTS)
         (target / (WEIGHTS + TOMBSTONE)).unlink(missing_ok=True)
-        shutil.rmtree(staged.parent, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            staged.parent.rmdir()

@@ -13,6 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+STALLED_S = 120.0
+"""Seconds without progress after which a chain is marked."""
 HEARTBEAT_S = 60.0
 """Seconds between plain lines when nothing is committed."""
 
@@ -93,14 +95,9 @@ class LiveDisplay:
                 continue
             done, total, rate = row["done"], max(row["total"], 1), row["rate"]
             age = time.time() - row.get("updated", time.time())
-            table.add_row(
-                label,
-                f"{row['generation']}/{row['last']}",
-                row["phase"],
-                ProgressBar(total=total, completed=done),
-                f"{rate:,.0f}" if rate else "",
-                f"{100 * done / total:.0f}%" + (" stalled?" if age > 120 else ""),
-            )
+            left = "stalled?" if age > STALLED_S else duration(row["left_s"]) if row["left_s"] else ""
+            bar = ProgressBar(total=total, completed=done)
+            table.add_row(label, f"{row['generation']}/{row['last']}", row["phase"], bar, f"{rate:,.0f}" if rate else "", left)
         return table
 
     def line(self, text: str) -> None:

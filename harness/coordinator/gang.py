@@ -49,17 +49,21 @@ class _Observer:
         from harness.store import Experiment
 
         self.experiment, self.branch, self._last = Experiment(root, experiment), branch, 0.0
+        self._phase, self._since = ("", ""), 0.0
 
     def event(self, kind: str, **fields: Any) -> None:
         self.experiment.event(kind, **fields)
 
     def progress(self, node: Any, phase: str, done: int, total: int, rate: float) -> None:
         now = time.monotonic()
+        if (node.evaluation, phase) != self._phase:
+            self._phase, self._since = (node.evaluation, phase), now
         if done < total and now - self._last < PROGRESS_EVERY_S:
             return
         self._last = now
         state = {"generation": node.generation, "seed": node.seed, "phase": phase, "done": done, "total": total, "rate": rate}
-        self.experiment.write_progress(self.branch, {**state, "node": node.evaluation})
+        left = (now - self._since) * (total - done) / max(done, 1)
+        self.experiment.write_progress(self.branch, {**state, "node": node.evaluation, "left_s": left})
 
 
 class _Rank:

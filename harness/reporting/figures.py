@@ -41,9 +41,11 @@ _HIDDEN_AXES = ("generations",)
 
 
 def _name(cell: Sequence[Any], axes: Sequence[str]) -> str:
-    return (
-        ", ".join(f"{axis.rpartition('.')[2].replace('_', ' ')} {value}" for axis, value in zip(axes, cell, strict=True)) or "all"
-    )
+    """A cell for people; an axis that it does not have is left out."""
+    parts = [
+        f"{axis.rpartition('.')[2].replace('_', ' ')} {value}" for axis, value in zip(axes, cell, strict=True) if value is not None
+    ]
+    return ", ".join(parts) or "all"
 
 
 def panels(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> list[tuple[str, list[tuple[Any, ...]]]]:

@@ -98,7 +98,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dic
                 points.append(f"{point.mean:.4g}")
             else:
                 points.append(f"{point.mean:.4g} ± {(point.high - point.low) / 2:.2g}")
-        lines.append({"cell": [str(value) for value in cell], "points": points})
+        lines.append({"cell": ["" if value is None else str(value) for value in cell], "points": points})
     return {"metric": metric, "axes": list(axes), "generations": generations, "lines": lines}
 
 
@@ -109,7 +109,7 @@ def _first_chains(prepared: Prepared, limit: int) -> list[Chain]:
 
 
 def _title(prepared: Prepared, chain: Chain) -> str:
-    axes = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in prepared.axes(chain).items())
+    axes = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in prepared.axes(chain).items() if value is not None)
     return f"{axes or prepared.study.base.experiment}, seed {chain.seed}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any
 
 from scipy import stats
@@ -43,7 +44,7 @@ def aggregate(values: Iterable[float | None]) -> Aggregate:
     mean = sum(finite) / len(finite)
     low = high = None
     if len(finite) > 1:
-        half = float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1)) * float(stats.tstd(finite)) / math.sqrt(len(finite))
+        half = float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1)) * stdev(finite) / math.sqrt(len(finite))
         low, high = mean - half, mean + half
     return Aggregate(mean, low, high, finite, len(given) - len(finite))
 

@@ -14,6 +14,7 @@ import ray
 
 from harness.chain import Plan
 from harness.config.schema import Config, CorpusSource
+from harness.coordinator.cluster import machines
 from harness.coordinator.gang import GangHandle, Outcome
 from harness.coordinator.retention import Retention
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide
@@ -109,7 +110,7 @@ class Coordinator:
         prepared: Prepared,
         store: Store,
         experiment: Experiment,
-        machines: tuple[Capacity, ...],
+        found: tuple[Capacity, ...],
         display: Display,
         on_chain: Callable[[Chain], None],
         stop: threading.Event,
@@ -120,15 +121,15 @@ class Coordinator:
             prepared: The study.
             store: The store.
             experiment: The experiment's folder.
-            machines: The machines of the cluster.
+            found: The machines of the cluster.
             display: Shows progress.
             on_chain: Called once for every chain that is complete.
             stop: Set from outside to end early.
         """
         self.prepared, self.store, self.experiment = prepared, store, experiment
-        self.machines, self.display, self.on_chain, self.stop = machines, display, on_chain, stop
+        self.machines, self.display, self.on_chain, self.stop = found, display, on_chain, stop
         self.lineage = prepared.lineage
-        gpus = any(machine.gpus for machine in machines)
+        gpus = any(machine.gpus for machine in found)
         cells = prepared.study.cells
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
         self.shapes = {b.id: shape_of(cells[self.lineage.nodes[b.nodes[0]].cell].config, gpus) for b in self.branches.values()}
@@ -291,6 +292,7 @@ class Coordinator:
         self.experiment.event("branch_failed", branch=branch.id, gang=number, reason=reason, attempt=failures, again=again)
         logs = ", ".join(str(path) for path in gang.logs)
         self.display.line(f"branch {branch.id} failed{', trying again' if again else ''}: {reason} (log: {logs})")
+        self.machines = machines() or self.machines  # one of them may be gone
         if again:
             self.queue.push(branch)
         else:

@@ -92,16 +92,16 @@ class _Rank:
         self._rendezvous, host, port = open_store(self.shape.ranks)
         return host, port
 
-    def join(self, host: str, port: int) -> None:
-        """Join the process group."""
+    def join(self, place: tuple[str, int] | None) -> None:
+        """Join the process group at rank 0's rendezvous; a solo gang has none."""
         from harness.learners.base import SoloRanks
 
-        if self.shape.solo:
+        if place is None:
             self._ranks = SoloRanks()
             return
         from harness.learners.language_model.distributed import TorchRanks, join_store
 
-        store = self._rendezvous or join_store(host, port, self.shape.ranks)
+        store = self._rendezvous or join_store(*place, self.shape.ranks)
         self._ranks = TorchRanks(self.rank, self.shape.ranks, store, self.shape.cpus)
 
     def run(self, plan: Any, root: str, data_key: str | None) -> Outcome:
@@ -179,9 +179,9 @@ class GangHandle:
     def run(self, plan: Any, root: Path, data_key: str | None) -> list[Any]:
         """Start a branch on every rank; returns one reference per rank."""
         if self._joined is None:
-            host, port = ray.get(self._place, timeout=300) if self._place is not None else ("", 0)
-            self._joined = [actor.join.remote(host, port) for actor in self._actors]
-        # An actor runs its calls in order, so the branch begins when the rank has joined; a failed join fails the wait below.
+            self._joined = [actor.join.remote(self._place) for actor in self._actors]
+        # Nothing waits here: Ray hands rank 0's address on, and an actor runs its calls in order. A failed join is seen by the
+        # coordinator, which waits for these references too.
         runs = [actor.run.remote(plan, str(root), data_key) for actor in self._actors]
         return [*self._joined, *runs]
 

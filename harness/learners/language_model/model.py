@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PretrainedConfig, PreTrainedModel
 
 from harness.config.presets import resolve_model
@@ -135,32 +135,16 @@ def write_model(folder: Path, config: PretrainedConfig, state: Mapping[str, torc
 
 
 def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Load what `write_model` wrote."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model = model.to_empty(device=device)
-    fresh_buffers(model, config, dtype, device)
-    state = load_file(folder / WEIGHTS, device=str(device))
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    model.tie_weights()
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    if unexpected or (set(missing) - tied):
-        raise LearnerError(
-            f"{folder / WEIGHTS} does not fit its configuration: missing {sorted(set(missing) - tied)}, "
-            f"unexpected {sorted(unexpected)}"
-        )
-    return model.eval()
+    """Load what `write_model` wrote.
 
-
-def fresh_buffers(model: PreTrainedModel, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Give buffers that no file holds (rotary frequencies, masks) the values that a newly built model has."""
-    wanted = {name for name, _ in model.named_buffers()}
-    if not wanted:
-        return
-    torch.manual_seed(0)
-    reference = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    values = dict(reference.named_buffers())
-    for name in wanted:
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner)._buffers[leaf] = values[name].to(device)
+    Raises:
+        LearnerError: The weights do not fit the configuration beside them.
+    """
+    loaded, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    wrong = {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]}
+    if wrong:
+        raise LearnerError(f"{folder / WEIGHTS} does not fit its configuration: {wrong}")
+    model: PreTrainedModel = loaded
+    return model.to(device).eval()

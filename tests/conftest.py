@@ -81,6 +81,17 @@ def harness(*arguments: object, timeout: float = 240, **environment: str) -> sub
 
 
 @pytest.fixture(scope="session")
+def ranks() -> Iterator[Any]:
+    """One rank in this process, with its process group: DeepSpeed takes one group a process."""
+    from harness.learners.language_model.distributed import TorchRanks, open_store
+
+    store, _, _ = open_store(1)
+    found = TorchRanks(0, 1, store, threads=1)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
     """One Ray for the session, on this machine, with room for two ranks."""
     import ray

@@ -114,17 +114,9 @@ def test_a_number_that_is_not_finite_is_empty_and_never_zero(make_config: Make, 
     assert found.low == pytest.approx(2 - 12.7062047 * 2**0.5 / 2**0.5) and aggregate([1.0]).low is None
 
 
-def test_the_report_shows_everything_and_escapes_what_models_wrote(make_config: Make, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    from harness.learners.language_model.distributed import TorchRanks, open_store
-
+def test_the_report_shows_everything_and_escapes_what_models_wrote(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(TEXT, generations=1, grid={"regime.synthetic_ratio": [0.5, 1.0]}), tmp_path / "root"
-    store_handle, _, _ = open_store(1)
-    ranks = TorchRanks(0, 1, store_handle, threads=1)
-    try:
-        prepared, store = run_all(config, root, ranks=ranks)
-    finally:
-        ranks.close()
+    prepared, store = run_all(config, root, ranks=ranks)
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
     path = store.path("evaluations", prepared.lineage.chains[0].nodes[-1]) / "continuations.json"
     texts = json.loads(path.read_text())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +16,21 @@ from harness.store import Store
 from harness.study import open_study
 
 
-@pytest.fixture(scope="module")
-def cuda_ranks() -> Iterator[Any]:
-    from harness.learners.language_model.distributed import TorchRanks, open_store
-
-    store, _, _ = open_store(1)
-    found = TorchRanks(0, 1, store, threads=1)
-    yield found
-    found.close()
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_chain_on_one_device_is_reproducible(
-    cuda_ranks: Any, make_config: Make, tmp_path: Path, stage: int, precision: str
-) -> None:
+def test_a_chain_on_one_device_is_reproducible(ranks: Any, make_config: Make, tmp_path: Path, stage: int, precision: str) -> None:
     config = make_config(TEXT, **{"resources.zero_stage": stage, "learner.train.precision": precision, "generations": 1})
-    first, store = run_all(config, tmp_path / "a", ranks=cuda_ranks)
+    first, store = run_all(config, tmp_path / "a", ranks=ranks)
     expected = contents(store, first)
-    again, store = run_all(config, tmp_path / "b", ranks=cuda_ranks)
+    again, store = run_all(config, tmp_path / "b", ranks=ranks)
     assert contents(store, again) == expected
 
 
 @pytest.mark.gpu
-def test_a_chain_that_crashed_continues_to_the_same_bytes(cuda_ranks: Any, make_config: Make, tmp_path: Path) -> None:
+def test_a_chain_that_crashed_continues_to_the_same_bytes(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     config = make_config(TEXT)
-    clean, store = run_all(config, tmp_path / "clean", ranks=cuda_ranks)
+    clean, store = run_all(config, tmp_path / "clean", ranks=ranks)
     expected = contents(store, clean)
 
     def crash(kind: str, fields: Any) -> None:
@@ -50,13 +38,13 @@ def test_a_chain_that_crashed_continues_to_the_same_bytes(cuda_ranks: Any, make_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_all(config, tmp_path / "root", ranks=cuda_ranks, observer=Events(crash))
-    prepared, store = run_all(config, tmp_path / "root", ranks=cuda_ranks)
+        run_all(config, tmp_path / "root", ranks=ranks, observer=Events(crash))
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     assert contents(store, prepared) == expected
 
 
 @pytest.mark.gpu
-def test_sampling_on_the_device_draws_from_the_model(cuda_ranks: Any) -> None:
+def test_sampling_on_the_device_draws_from_the_model(ranks: Any) -> None:
     import torch
     from scipy import stats
 

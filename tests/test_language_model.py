@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,6 @@ from harness.learners.language_model.sampling import Sampler, draw_batch  # noqa
 from harness.learners.language_model.scoring import score  # noqa: E402
 from harness.learners.language_model.sizes import memory_per_rank, num_parameters  # noqa: E402
 from harness.learners.language_model.training import Schedule, learning_rate, plan_steps  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Any]:
-    from harness.learners.language_model.distributed import TorchRanks, open_store
-
-    store, _, _ = open_store(1)
-    found = TorchRanks(0, 1, store, threads=1)
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")

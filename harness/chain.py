@@ -10,12 +10,12 @@ import platform
 import resource
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -32,6 +32,7 @@ from harness.records import EXTERNAL, REAL, Examples, Provenance, Record, Status
 from harness.regimes import draw
 from harness.store import Store
 
+T = TypeVar("T")
 MAX_OVERSAMPLING = 20
 """A filtered corpus is sampled until enough examples pass, at most this many times the number needed."""
 
@@ -47,7 +48,7 @@ class Plan:
         nodes: These and all nodes they descend from.
         specs: Key to spec, for everything that may be committed.
         examples: Corpus key to the number of examples that the grid reads.
-        external: Path of the fixed corpus; None where there is none.
+        external: Path and fingerprint of the fixed corpus; None where there is none.
         attempt: 1 for the first try.
         commit: Revision of the source, for provenance.
     """
@@ -58,7 +59,7 @@ class Plan:
     nodes: Mapping[str, Node]
     specs: Mapping[str, Mapping[str, Any]]
     examples: Mapping[str, int]
-    external: str | None = None
+    external: tuple[str, str] | None = None
     attempt: int = 1
     commit: str = ""
 
@@ -92,7 +93,7 @@ def run_branch(plan: Plan, learner: Learner, store: Store, data: RealData, ranks
     branch = _Branch(plan, learner, store, data, ranks, observer)
     for key in plan.order:
         node = plan.nodes[key]
-        if not ranks.broadcast(store.sound("evaluations", node.evaluation)):
+        if not branch.committed(node):
             status = branch.fit(node)
             if status == "ok":
                 branch.sample(node, plan.examples[node.corpus])
@@ -144,7 +145,11 @@ class _Branch:
         from harness.data.text import TextCorpus
 
         assert self.plan.external is not None and isinstance(self.data, TextCorpus)
-        return self.data.external(self.plan.external, "text")
+        path, fingerprint = self.plan.external
+        found = self.data.external(path)
+        if found.fingerprint != fingerprint:
+            raise LearnerError(f"regime.source: {path} has changed since this run began; run the command again")
+        return found.examples
 
     def filtered(self, node: Node, count: int) -> Examples:
         """The first ``count`` examples of a node's corpus that pass the filters; samples more of it where too few do."""
@@ -178,14 +183,14 @@ class _Branch:
 
     def fit(self, node: Node) -> Status:
         """Make sure that a node's fit is committed and has its weights."""
-        sound = self.ranks.broadcast(self.store.sound("fits", node.fit))
+        sound = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
         status = self._fit_status(node) if sound else "ok"
-        if sound and (status == "diverged" or self.ranks.broadcast(self.store.has_weights(node.fit))):
+        if sound and (status == "diverged" or self.on_rank_0(lambda: self.store.has_weights(node.fit))):
             return status
         if node.init_from is not None:
             self.fit(self.plan.nodes[node.init_from])
         training = self.training_set(node)
-        staged = Path(self.ranks.broadcast(str(self.store.stage(node.fit)) if self.ranks.rank == 0 else ""))
+        staged = self.on_rank_0(lambda: self.store.stage(node.fit))
         parent = None if node.init_from is None else self.store.path("fits", self.plan.nodes[node.init_from].fit)
         self._event("fit_started", node, examples=len(training.drawn))
         with self._timed("fit"):
@@ -219,16 +224,14 @@ class _Branch:
         self._event("fit_committed" if won else "fit_discarded", node)
 
     def _fit_status(self, node: Node) -> Status:
-        status: Status = self.ranks.broadcast(
-            self.store.json("fits", node.fit, "fit.json")["status"] if self.ranks.rank == 0 else "ok"
-        )
+        status: Status = self.on_rank_0(lambda: self.store.json("fits", node.fit, "fit.json")["status"])
         return status
 
     # --- sample ----------------------------------------------------------------------------------------------------------
 
     def sample(self, node: Node, count: int) -> None:
         """Make sure that a node's corpus has at least ``count`` examples."""
-        have = self.ranks.broadcast(self.store.corpora.count(node.corpus))
+        have = self.on_rank_0(lambda: self.store.corpora.count(node.corpus))
         if have >= count:
             return
         self.fit(node)
@@ -311,10 +314,22 @@ class _Branch:
 
     def status(self, node: Node) -> Status:
         """``ok`` or ``diverged``, from the committed record."""
-        record = self.store.record(node.evaluation) if self.ranks.rank == 0 else None
-        return self.ranks.broadcast(record.status if record else "ok")
+        return self.on_rank_0(lambda: self._record_status(node))
+
+    def _record_status(self, node: Node) -> Status:
+        record = self.store.record(node.evaluation)
+        return record.status if record else "ok"
 
     # --- bookkeeping -----------------------------------------------------------------------------------------------------
+
+    def committed(self, node: Node) -> bool:
+        """Whether a node's evaluation is there and undamaged."""
+        return self.on_rank_0(lambda: self.store.sound("evaluations", node.evaluation))
+
+    def on_rank_0(self, look: Callable[[], T]) -> T:
+        """What rank 0 sees in the store, on every rank: two ranks that look for themselves may see different things."""
+        found: T = self.ranks.broadcast(look() if self.ranks.rank == 0 else None)  # type: ignore[assignment]
+        return found
 
     def _event(self, kind: str, node: Node, **fields: Any) -> None:
         if self.ranks.rank == 0:

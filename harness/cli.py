@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import __version__
-from harness.errors import HarnessError, InputError
+from harness.errors import HarnessError, InputError, ResourceError
 
 if TYPE_CHECKING:
     from harness.store import Store
@@ -80,8 +80,6 @@ def run(
     address: Annotated[str | None, typer.Option(help="A running Ray to join; without it one is started here.")] = None,
 ) -> None:
     """Run the grid, or what is left of it."""
-    from harness.store import Store
-
     stop = threading.Event()
     listen = _signals(stop)
     listen()
@@ -89,12 +87,11 @@ def run(
         prepared, _ = _prepare(config, assignments, root, scratch)
         if address is None:
             _check_this_machine(prepared)
-        store = Store.open(root)
         from harness.coordinator.display import make_display
         from harness.coordinator.session import run_study
 
         summary, warnings = run_study(
-            prepared, store, prepared.study.source, address, lambda: make_display(json_output), stop, listen
+            prepared, root, prepared.study.source, address, lambda: make_display(json_output), stop, listen
         )
     for warning in warnings:
         print(f"warning: W&B: {warning}", file=sys.stderr)
@@ -118,7 +115,10 @@ def _check_this_machine(prepared: Prepared) -> None:
     from harness.coordinator.scheduler import Capacity
 
     shapes = {replace(shape_of(cell.config, False), gpus=0) for cell in prepared.study.cells}
-    check_feasible(shapes, [Capacity(usable_cpus(), 0)])
+    try:
+        check_feasible(shapes, [Capacity(usable_cpus(), 0)])
+    except ResourceError as error:
+        raise prepared.study.source.located(error) from None
 
 
 def _signals(stop: threading.Event) -> Callable[[], None]:
@@ -157,7 +157,10 @@ def plan(
         threads = max(cell.config.resources.threads for cell in prepared.study.cells)
         cpus = gpus_per_node * threads if gpus_per_node else usable_cpus()
         machines = [Capacity(cpus, gpus_per_node)] * nodes
-        check_feasible({shape_of(cell.config, gpus_per_node > 0) for cell in prepared.study.cells}, machines)
+        try:
+            check_feasible({shape_of(cell.config, gpus_per_node > 0) for cell in prepared.study.cells}, machines)
+        except ResourceError as error:
+            raise prepared.study.source.located(error) from None
         found = make_plan(prepared, store, machines)
     if json_output:
         _print_json(asdict(found))
@@ -263,7 +266,10 @@ def report(
         store = Store.open(root)
         rows = ledger.rows(prepared, store)
         folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
-        page = build(prepared, store, rows, folder)
+        try:
+            page = build(prepared, store, rows, folder)
+        except OSError as error:
+            raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
     _print_table(summary_table(rows, prepared.study.columns))
     print(f"report: {page}")
 

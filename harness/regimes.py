@@ -36,7 +36,7 @@ def augment_count(ratio: float, n: int) -> int:
 
 def _replace(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
     synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
-    return (Part(REAL, n - synthetic, regime.real_part or "resample"), Part(generation - 1, synthetic)), None
+    return (Part(REAL, n - synthetic, regime.real_part), Part(generation - 1, synthetic)), None
 
 
 def _replace_grown(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
@@ -107,16 +107,15 @@ def recipe(regime: Regime, n: int, generation: int, external: str | None = None)
     if isinstance(regime.source, CorpusSource):
         parts = tuple(part if part.origin == REAL else Part(EXTERNAL, part.count, part.draw, part.offset) for part in parts)
     parts = tuple(part for part in parts if part.count)
-    return Recipe(_spec(regime, version, parts, external), parts, subsample, budget)
+    return Recipe(_spec(regime, n, version, parts, external), parts, subsample, budget)
 
 
-def _spec(regime: Regime, version: int, parts: tuple[Part, ...], external: str | None) -> dict[str, Any]:
+def _spec(regime: Regime, n: int, version: int, parts: tuple[Part, ...], external: str | None) -> dict[str, Any]:
     """The fields of the regime that this training set depends on."""
     spec: dict[str, Any] = {"kind": regime.kind, "version": version}
     if regime.synthetic_ratio is not None:
         spec["synthetic_ratio"] = regime.synthetic_ratio
-    drawn = [part.draw for part in parts if part.origin == REAL]
-    if "fixed" in drawn:
+    if any(part.draw == "fixed" and part.count < n for part in parts):
         spec["real_part"] = "fixed"
     if any(part.origin == EXTERNAL for part in parts):
         spec["source"] = {"corpus": external}

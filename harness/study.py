@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from harness.config.load import load_file
 from harness.config.presets import resolve_model
 from harness.config.schema import Config, CorpusSource, GaussianData, LanguageModel, PretrainedTokenizer, TextData, science
 from harness.data.base import RealData
-from harness.data.documents import read_documents, read_path
+from harness.data.documents import read_documents
 from harness.data.gaussian import GaussianTruth
-from harness.data.text import TextCorpus, data_science, prepare, prepared_science, pretrained_fingerprint
+from harness.data.text import ExternalCorpus, TextCorpus, data_science, prepare, prepared_science, pretrained_fingerprint
 from harness.errors import ConfigError, DataError
 from harness.learners.base import LEARNERS
 from harness.learners.language_model.identity import pretrained_identity
@@ -57,6 +56,8 @@ class Prepared:
         sciences: One entry per cell.
         lineage: The graph of all generations.
         parameters: Parameters of each cell's model; None where unknown or not a language model.
+        configs: What gangs get, one entry per cell: a hub model is pinned to the revision that its keys name.
+        externals: Path and fingerprint of each cell's fixed corpus; None where there is none.
     """
 
     study: Study
@@ -64,6 +65,8 @@ class Prepared:
     sciences: tuple[CellScience, ...]
     lineage: Lineage
     parameters: tuple[int | None, ...]
+    configs: tuple[Config, ...]
+    externals: tuple[tuple[str, str] | None, ...]
 
     def cell(self, chain: Chain) -> Cell:
         """The cell of a chain."""
@@ -119,23 +122,44 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
         InputError: Anything the user gave is wrong.
     """
     study = expand(load_file(path, assignments))
-    data_of = _Data(store, scratch)
-    data, sciences, parameters, externals = [], [], [], {}
+    try:
+        return _resolve(study, _Data(store, scratch))
+    except DataError as error:
+        raise study.source.located(error) from None
+
+
+def _resolve(study: Study, data_of: _Data) -> Prepared:
+    data, sciences, parameters, externals = [], [], [], []
+    packed: dict[tuple[str, str], ExternalCorpus] = {}
     for cell in study.cells:
         prepared = data_of.get(cell.config.data)
-        count = _parameters(cell.config, prepared.real)
-        source = cell.config.regime.source
-        if isinstance(source, CorpusSource) and source.corpus not in externals:
-            externals[source.corpus] = _external(source.corpus, prepared.real)
-        external = externals.get(source.corpus) if isinstance(source, CorpusSource) else None
-        supply = external[1] if external else None
-        real = prepared.real
+        real, source = prepared.real, cell.config.regime.source
+        count = _parameters(cell.config, real)
+        external = None
+        if isinstance(source, CorpusSource):
+            if not isinstance(real, TextCorpus):
+                raise DataError("regime.source: a fixed corpus is text, the real data are not")
+            name = (source.corpus, cell.config.data.model_dump_json())
+            external = packed.setdefault(name, packed.get(name) or real.external(source.corpus))
+        supply = len(external.examples) if external else None
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         data.append(prepared)
         parameters.append(count)
-        sciences.append(_science(cell.config, prepared, external[0] if external else None, count))
+        externals.append((str(Path(source.corpus).absolute()), external.fingerprint) if external and source != "self" else None)
+        sciences.append(_science(cell.config, prepared, external.fingerprint if external else None, count))
     lineage = _lineage(study, sciences)
-    return Prepared(study, tuple(data), tuple(sciences), lineage, tuple(parameters))
+    configs = tuple(_pinned(cell.config) for cell in study.cells)
+    return Prepared(study, tuple(data), tuple(sciences), lineage, tuple(parameters), configs, tuple(externals))
+
+
+def _pinned(config: Config) -> Config:
+    """The configuration with a hub model's revision resolved, so that every generation loads what the key names."""
+    learner = config.learner
+    if not isinstance(learner, LanguageModel) or learner.model.pretrained is None:
+        return config
+    revision = pretrained_identity(learner.model).revision
+    model = learner.model.model_copy(update={"revision": revision})
+    return config.model_copy(update={"learner": learner.model_copy(update={"model": model})})
 
 
 def open_study(path: Path, assignments: tuple[str, ...], store: Store) -> tuple[Prepared, tempfile.TemporaryDirectory[str]]:
@@ -160,16 +184,6 @@ def load_data(config: Config, store: Store, key: str | None) -> RealData:
         return GaussianTruth(config.data)
     assert key is not None
     return TextCorpus(store.path("data", key), config.data.num_examples)
-
-
-def _external(path: str, real: RealData) -> tuple[str, int]:
-    """Fingerprint and number of examples of a fixed corpus."""
-    if not isinstance(real, TextCorpus):
-        raise DataError("regime.source: a fixed corpus is text, the real data are not")
-    digest = hashlib.sha256()
-    for document in read_path(Path(path), "text", "regime.source.corpus"):
-        digest.update(f"{len(document)}\n{document}".encode())
-    return digest.hexdigest()[:32], len(real.external(path, "text"))
 
 
 def _parameters(config: Config, real: RealData) -> int | None:
@@ -212,7 +226,7 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
     if isinstance(learner, LanguageModel):
         evaluation |= {**science(config.evaluate), "examples": evaluated}
     return CellScience(
-        data=data.spec,
+        data={**data.spec, "num_examples": n},
         fit=fit,
         sampling=sampling,
         evaluation=evaluation,
@@ -229,15 +243,15 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
 
 
 def _lineage(study: Study, sciences: list[CellScience]) -> Lineage:
-    names = []
+    names: list[dict[str, Any]] = []
     for cell, item in zip(study.cells, sciences, strict=True):
         names.append(
             {
                 "data": item.data,
-                "learner": item.fit,
-                "sampling": item.sampling,
-                "evaluation": item.evaluation,
-                "filters": list(item.filters),
+                "learner": dict(item.fit) | {"init": getattr(cell.config.learner, "init", None), "version": None},
+                "sampling": dict(item.sampling) | {"version": None},
+                "evaluation": science(cell.config.evaluate),
+                "filters": [science(found) for found in cell.config.filters],
                 "regime": science(cell.config.regime) | {"source": _source_name(item)},
             }
         )

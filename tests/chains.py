@@ -50,8 +50,7 @@ def run_all(
         waiting.remove(branch)
         done.update(branch.nodes)
         cell = prepared.lineage.nodes[branch.nodes[0]].cell
-        settings = prepared.study.cells[cell].config
-        source = settings.regime.source
+        settings = prepared.configs[cell]
         plan = Plan(
             branch.id,
             settings,
@@ -59,11 +58,13 @@ def run_all(
             prepared.lineage.nodes,
             prepared.lineage.specs,
             prepared.lineage.examples,
-            external=None if source == "self" else source.corpus,
+            external=prepared.externals[cell],
         )
         data = load_data(settings, store, prepared.data[cell].key)
         used = ranks or SoloRanks()
-        run_branch(plan, make_learner(settings, data, used), store, data, used, observer or Events())
+        status = run_branch(plan, make_learner(settings, data, used), store, data, used, observer or Events())
+        if status == "diverged":
+            waiting = [other for other in waiting if not other.needs & set(branch.nodes)]
     return prepared, store
 
 

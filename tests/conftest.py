@@ -131,10 +131,9 @@ def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
     def run(config: Path, root: Path, *assignments: str, stop: threading.Event | None = None) -> Any:
         prepared, scratch = open_study(config, assignments, Store.read(root))
         with scratch:
-            store = Store.open(root)
             display = Quiet()
             summary, warnings = session.run_study(
-                prepared, store, prepared.study.source, ray_address, lambda: display, stop or threading.Event(), lambda: None
+                prepared, root, prepared.study.source, ray_address, lambda: display, stop or threading.Event(), lambda: None
             )
         return summary, warnings, display.lines
 

@@ -16,8 +16,8 @@ import pytest
 from chains import run_all
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 
-from harness.files import write_json
-from harness.reporting.statistics import aggregate
+from harness.files import seal, write_json
+from harness.reporting.statistics import aggregate, curves
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -104,10 +104,12 @@ def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_not_finite_is_empty_and_never_zero(make_config: Make, tmp_path: Path) -> None:
-    config = make_config(GAUSSIAN, generations=0, **{"data.num_examples": 2, "data.dim": 3})
-    run_all(config, tmp_path / "root")  # two points in three dimensions: the determinant is 0, not its logarithm's infinity
+    config = make_config(GAUSSIAN, generations=0, **{"data.variance": 1e-320, "data.mean": 1.0})
+    run_all(config, tmp_path / "root")  # the examples are equal, so the fitted variance is 0 and its logarithm is not finite
     row = json.loads(harness("export", config, "--root", tmp_path / "root", "--format", "json").stdout)[0]
-    assert row["gaussian/det_ratio"] is not None
+    assert row["gaussian/log_variance"] is None
+    header, line = harness("export", config, "--root", tmp_path / "root").stdout.splitlines()
+    assert dict(zip(header.split(","), line.split(","), strict=True))["gaussian/log_variance"] == ""
     assert aggregate([None, float("nan"), float("inf")]).mean is None
     found = aggregate([1.0, None, 3.0])
     assert (found.mean, found.missing) == (2.0, 1)
@@ -120,7 +122,8 @@ def test_the_report_shows_everything_and_escapes_what_models_wrote(ranks: Any, m
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
     path = store.path("evaluations", prepared.lineage.chains[0].nodes[-1]) / "continuations.json"
     texts = json.loads(path.read_text())
-    write_json(path, [{"prompt": text["prompt"], "continuation": hostile} for text in texts])
+    write_json(path, [{"prompt": "the same prompt", "continuation": hostile} for _ in texts])
+    seal(path.parent)
     done = harness("report", config, "--root", root, "--out", tmp_path / "report")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "report" / "report.html").read_text()
@@ -131,6 +134,11 @@ def test_the_report_shows_everything_and_escapes_what_models_wrote(ranks: Any, m
     assert sum(name.startswith("histogram-") for name in names) == 2
     assert names == {path.stem for path in (tmp_path / "report" / "figures").glob("*.pdf")}
     assert "test/perplexity by generation" in done.stdout
+
+
+def test_chains_that_share_generations_do_not_count_a_seed_twice() -> None:
+    rows = [{"generation": 0, "seed": seed, "generations": g, "x": float(seed)} for g in (1, 3) for seed in (0, 1)]
+    assert curves(rows, [], "x")[()][0].values == (0.0, 1.0)
 
 
 def test_a_report_of_nothing_says_so(make_config: Make, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def study(path: Path, *assignments: str) -> Any:
     return expand(load_file(path, assignments))
 
 
+PREFIX_20 = {"prompt": "real_prefix", "prompt_tokens": 20}
 BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("unknown field", {"learner.modle": 1}, ("learner.modle", "did you mean 'model'", "kind, model, init")),
     ("unknown top-level field", {"generatoins": 1}, ("generatoins", "did you mean 'generations'", "experiment")),
@@ -39,6 +41,15 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("bad axis value", {"grid": {"regime.synthetic_ratio": [0.5, 2]}}, ("regime.synthetic_ratio", "2", "less than or equal")),
     ("integer range", {"grid": {"seed": {"from": 1}}}, ("grid.seed", "from", "count")),
     ("bad seed", {"grid": {"seed": [-1]}}, ("grid.seed.0", "-1", "integer from 0")),
+    ("prefix as long as a block", {"learner.sample": {"prompt": "real_prefix", "prompt_tokens": 16}}, ("prompt_tokens", "below")),
+    ("prefix of natural text", {"learner.sample": {"prompt": "previous_prefix", "length": "natural"}}, ("needs length: block",)),
+    ("sizes of a pretrained model", {"learner.model": {"pretrained": "x/y", "dropout": 0.1}}, ("dropout", "cannot be changed")),
+    ("revision of a preset", {"learner.model": {"preset": "tiny", "revision": "a"}}, ("revision only goes with pretrained",)),
+    ("filters on a fixed corpus", {"filters": [{"kind": "deduplicate"}], "regime.source": {"corpus": "x"}}, ("filters", "itself")),
+    ("override that matches nothing", {"overrides": [{"when": {"seed.x": 1}, "set": {"generations": 1}}]}, ("overrides.0", "seed")),
+    ("override without a match", {"overrides": [{"when": {"generations": 9}, "set": {"seed": 1}}]}, ("overrides.0", "same in all")),
+    ("override for no cell", {"overrides": [{"when": {"generations": 9}, "set": {"data.block_size": 8}}]}, ("matches no cell",)),
+    ("override misspelled", {"overrides": [{"when": {"learner.modle.preset": "x"}, "set": {"seed": 8}}]}, ("did you mean",)),
     ("unused ratio", {"regime": {"kind": "accumulate", "synthetic_ratio": 0.5}}, ("accumulate does not use synthetic_ratio",)),
     ("missing ratio", {"regime": {"kind": "replace"}}, ("replace needs synthetic_ratio",)),
     ("unused real_part", {"regime": {"kind": "accumulate", "real_part": "fixed"}}, ("does not use real_part",)),
@@ -49,10 +60,10 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("sizes beside a preset", {"learner.model": {"preset": "tiny", "width": 8}}, ("width", "only go with architecture")),
     ("width and heads", {"learner.model.num_heads": 3}, ("width 16 is not a multiple of num_heads 3",)),
     ("block over context", {"data.block_size": 64}, ("data.block_size", "64 tokens", "context of 48")),
-    ("long prompt", {"learner.sample": {"prompt": "real_prefix", "prompt_tokens": 40}}, ("with the prompt", "context of 48")),
+    ("long prompt", {"data.block_size": 30, "learner.sample": PREFIX_20}, ("with the prompt", "context of 48")),
     ("vocabulary below bytes", {"data.tokenizer.vocab_size": 100}, ("data.tokenizer.vocab_size", "100", "257")),
-    ("indivisible batch", {"resources": {"ranks": 3}}, ("batch_size 8", "resources.ranks 3")),
-    ("indivisible micro batch", {"resources": {"micro_batch": 3}}, ("batch_size 8", "micro_batch 3")),
+    ("indivisible batch", {"resources": {"ranks": 3}}, ("learner.train.batch_size: 8", "resources.ranks 3")),
+    ("indivisible micro batch", {"resources": {"micro_batch": 3}}, ("learner.train.batch_size: 8", "micro_batch 3")),
     ("epochs and steps", {"learner.train": {"epochs": 1, "max_steps": 2}}, ("epochs or max_steps",)),
     ("prompt_tokens with bos", {"learner.sample": {"prompt_tokens": 4}}, ("prompt: bos has no prompt_tokens",)),
     ("init pretrained of nothing", {"learner.init": "pretrained"}, ("init: pretrained needs model",)),
@@ -63,7 +74,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("experiment name", {"experiment": "a/b"}, ("experiment", "letters, digits")),
     ("missing section", {"data": None}, ("data", "required")),
     ("override of nothing", {"overrides": [{"when": {}, "set": {"generations": 1}}]}, ("overrides.0.when", "empty")),
-    ("override of what", {"overrides": [{"when": {"sed": 1}, "set": {"generations": 1}}]}, ("overrides.0", "unknown field")),
+    ("override what", {"overrides": [{"when": {"sed": 1}, "set": {"generations": 1}}]}, ("overrides.0", "unknown field")),
 ]  # fmt: skip
 
 
@@ -75,7 +86,7 @@ def test_bad_input_is_one_message_with_file_field_and_what_is_allowed(
     with pytest.raises(InputError) as caught:
         study(path)
     message = str(caught.value)
-    assert str(path) in message
+    assert re.match(rf"^{re.escape(str(path))}:\d+: ", message) or "is required" in message, message
     for part in expected:
         assert part in message
     assert "Input should" not in message and "Traceback" not in message
@@ -170,10 +181,15 @@ def test_overrides_apply_where_they_match(make_config: Make) -> None:
     assert [cell.config.learner.train.learning_rate for cell in found.cells] == [0.003, 0.5]
 
 
-def sections(section: type[Section]) -> set[type[Section]]:
-    from harness.config.load import _classes
+def test_an_override_matches_a_default_that_is_not_spelled_out(make_config: Make) -> None:
+    overrides = [{"when": {"learner.init": "scratch"}, "set": {"learner.train.learning_rate": 0.5}}]
+    assert study(make_config(TEXT, overrides=overrides)).base.learner.train.learning_rate == 0.5
 
-    inner = [found for info in section.model_fields.values() for found in _classes(info.annotation)]
+
+def sections(section: type[Section]) -> set[type[Section]]:
+    from harness.config.load import section_classes
+
+    inner = [found for info in section.model_fields.values() for found in section_classes(info.annotation)]
     return {section}.union(*(sections(found) for found in inner if issubclass(found, Section)))
 
 

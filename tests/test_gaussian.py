@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chains import Events, contents, open_prepared, run_all
-from conftest import GAUSSIAN, Make
+from conftest import GAUSSIAN, Make, harness
 from scipy.special import psi
 
 from harness.records import REAL
@@ -150,6 +150,22 @@ def test_a_damaged_corpus_and_a_damaged_fit_are_made_again(make_config: Make, tm
     prepared, store = run_all(config, tmp_path / "root")
     assert contents(store, prepared) == expected
     assert len(list((store.root / "damaged").iterdir())) == 3
+
+
+def test_a_record_with_a_changed_digit_is_not_believed(make_config: Make, tmp_path: Path) -> None:
+    import json
+
+    config, root = make_config(GAUSSIAN, generations=1), tmp_path / "root"
+    prepared, store = run_all(config, root)
+    expected = contents(store, prepared)
+    path = store.path("evaluations", prepared.lineage.chains[0].nodes[-1]) / "record.json"
+    path.write_text(path.read_text().replace("0.", "1.", 1))
+    rows = json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
+    assert [row["generation"] for row in rows] == [0]
+    done = harness("run", config, "--root", root, "--json")
+    assert json.loads(done.stdout)["generations_computed"] == 1, done.stderr
+    prepared, store = run_all(config, root)
+    assert contents(store, prepared) == expected
 
 
 def test_prepared_twice_is_prepared_once(make_config: Make, tmp_path: Path) -> None:

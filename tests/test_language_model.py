@@ -148,7 +148,11 @@ def test_an_example_is_the_same_whatever_else_is_sampled(tiny: Any, prompt: str)
     def batch(start: int) -> np.ndarray:
         return draw_batch(sampler, prompts, 0 if prompt == "bos" else 3, 12, seed=7, generation=2, start=start, size=8).values
 
-    assert (batch(8) == batch(8)).all()
+    first = batch(8)
+    for _ in range(2):
+        rest = draw_batch(sampler, prompts, 0 if prompt == "bos" else 3, 12, seed=7, generation=2, start=16, size=8)
+        torch.rand(5)  # the global generator has no say
+        assert (batch(8) == first).all() and (rest.values != first).any()
     assert not (batch(0) == batch(8)).all(), "another batch draws other numbers"
     assert len({row.tobytes() for row in batch(0)}) > 4, "rows with one prompt do not share a stream"
     if prompts is not None:
@@ -276,6 +280,17 @@ def test_a_corpus_that_someone_else_wrote(ranks: Any, make_config: Make, tmp_pat
     last = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[-1]]
     origin = load_file(store.path("fits", last.fit) / "training_set.safetensors")["origin"]
     assert (origin == EXTERNAL).sum() == 48
+
+
+def test_bits_per_byte_count_the_bytes_of_what_is_predicted(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+    sample = {"prompt": "real_prefix", "prompt_tokens": 4}
+    config = make_config(TEXT, generations=0, **{"data.prepend_bos": False, "learner.sample": sample})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    record = store.record(prepared.lineage.chains[0].nodes[0])
+    corpus = load_data(prepared.study.base, store, prepared.data[0].key)
+    text = [corpus.decode(row[1:]) for row in corpus.test.values]  # type: ignore[attr-defined]
+    nats = record.metrics["test/nll"] * 15 * len(text)  # type: ignore[union-attr, operator]
+    assert record.metrics["test/bits_per_byte"] == pytest.approx(nats / math.log(2) / sum(len(t.encode()) for t in text))  # type: ignore[union-attr]
 
 
 def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from conftest import GAUSSIAN, TEXT, Make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import ConfigError, DataError, HarnessError
+from harness.errors import ConfigError, HarnessError, InputError
 from harness.lineage import Branch, Chain, Lineage, canonical_json, cut, key_of
 from harness.store import Store
 from harness.study import Prepared, open_study
@@ -130,6 +130,21 @@ def test_a_preset_and_its_sizes_written_out_are_one_science(prepare: Any, make_c
         prepare(make_config(TEXT, "c.yaml", grid={"learner.model": [{"preset": "tiny"}, sizes]}))
 
 
+@pytest.mark.parametrize("changes", [{"learner.train.epochs": 1}, {"regime.real_part": "resample"}, {"data.separator": "none"}])
+def test_what_is_spelled_out_is_what_is_left_out(prepare: Any, make_config: Make, changes: dict[str, Any]) -> None:
+    bare = make_config(TEXT, "a.yaml", **{"learner.train": {"batch_size": 8}})
+    spelled = make_config(TEXT, "b.yaml", **{"learner.train": {"batch_size": 8}, **changes})
+    first, second = prepare(bare).lineage, prepare(spelled).lineage
+    assert list(first.nodes) == list(second.nodes) and first.chains == second.chains
+
+
+def test_all_examples_and_their_number_are_one_science(prepare: Any, make_config: Make) -> None:
+    everything = prepare(make_config(TEXT, "a.yaml", **{"data.num_examples": None}))
+    count = everything.sciences[0].n
+    counted = prepare(make_config(TEXT, "b.yaml", **{"data.num_examples": count}))
+    assert list(everything.lineage.nodes) == list(counted.lineage.nodes)
+
+
 def test_the_chains_id_has_a_suffix_only_where_generations_is_an_axis(prepare: Any, make_config: Make) -> None:
     single = prepare(make_config(TEXT)).lineage.chains[0].id
     longer = prepare(make_config(TEXT, "b.yaml", generations=9)).lineage.chains[0].id
@@ -199,9 +214,9 @@ def test_cells_that_share_a_fit_but_not_its_sampling_wait_for_it(prepare: Any, m
 
 
 def test_too_little_data_says_how_much_is_missing(prepare: Any, make_config: Make) -> None:
-    with pytest.raises(DataError, match="num_examples: 1000000 training examples are asked for"):
+    with pytest.raises(InputError, match=r"config.yaml:\d+: data.num_examples: 1000000 training examples are asked for"):
         prepare(make_config(TEXT, **{"data.num_examples": 10**6}))
-    with pytest.raises(DataError, match=r"fresh_real: generation \d+ needs .* are missing"):
+    with pytest.raises(InputError, match=r"config.yaml:\d+: regime.kind: fresh_real: generation \d+ needs .* are missing"):
         prepare(make_config(TEXT, generations=400, regime={"kind": "fresh_real", "synthetic_ratio": 0.1}))
 
 
@@ -218,6 +233,7 @@ LARGE_BLOCKS = {"data.block_size": 48, "data.tokenizer.vocab_size": 260}
         ("bad.jsonl", '{"text": "a"}\nnot json\n', {}, "bad.jsonl:2 is not JSON"),
         ("field.jsonl", '{"body": "a"}\n', {}, "no text in the field 'text'"),
         ("what.doc", "x", {}, "allowed: python-docs, python-stdlib, hf:NAME"),
+        ("half.jsonl", '{"text": "\\ud800"}\n', {}, "half a surrogate pair"),
         ("vocabulary.txt", "".join(f"a{i}\n\n" for i in range(3000)), {"data.tokenizer.vocab_size": 9000}, "training split yields"),
     ],
 )  # fmt: skip
@@ -225,5 +241,5 @@ def test_bad_data_is_one_message(prepare: Any, make_config: Make, tmp_path: Path
                                  changes: dict[str, Any], expected: str) -> None:  # fmt: skip
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=expected):
+    with pytest.raises(InputError, match=rf"config.yaml:\d+: data[.a-z_]*: .*{expected}"):
         prepare(make_config(TEXT, **{"data.source": str(tmp_path / name), **changes}))

@@ -18,7 +18,7 @@ import pytest
 from chains import contents
 from conftest import GAUSSIAN, TEXT, Make, harness
 
-from harness.errors import ResourceError
+from harness.errors import InputError
 from harness.store import Experiment, Store
 from harness.study import open_study
 
@@ -90,6 +90,25 @@ def test_zero_stages_on_two_ranks_agree_and_a_rerun_is_equal_to_the_bit(
     assert result(tmp_path / "3.yaml", rerun) == found[3]
 
 
+def test_the_best_weights_of_two_ranks_under_zero_3(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
+    train = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "weights": "best"}
+    changes = {"learner.train": train, "resources": {"ranks": 2, "zero_stage": 3, "sample_batch": 32}, "generations": 1}
+    config = make_config(TEXT, **changes)
+    summary, _, lines = run_study(config, tmp_path / "root")
+    assert summary.exit_code == 0, lines
+    for path in (tmp_path / "root" / "fits").glob("*/fit.json"):
+        assert len(json.loads(path.read_text())["log"]["validation"]) == 3
+
+
+def test_filters_find_the_weights_that_they_need(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
+    config = make_config(TEXT, filters=[{"kind": "repetition", "n": 1, "max_share": 0.3}])
+    summary, _, lines = run_study(config, tmp_path / "root")
+    assert summary.exit_code == 0, lines
+    assert len(events(tmp_path / "root", "text", "sample_started")) > 3, "the filter rejects some, and more is sampled"
+    assert not events(tmp_path / "root", "text", "weights_restored")
+    assert len(events(tmp_path / "root", "text", "weights_evicted")) == 1
+
+
 def test_a_branch_run_second_in_a_gang_equals_the_branch_in_a_fresh_gang(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -118,6 +137,8 @@ def test_a_chain_that_fails_or_diverges_is_told_and_the_rest_goes_on(
         assert (summary.chains_complete, summary.chains_failed, summary.exit_code) == (3, 1, 1)
         assert any("filters reject nearly everything" in line and ".log" in line for line in lines)
     assert summary.generations_computed == 0
+    failed = {event["reason"].split(":")[0] for event in events(root, "text", "branch_failed")}
+    assert failed == {"filters"}, "nothing is tried behind a diverged generation"
     states = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]
     assert sorted(state["state"] for state in states) == ["complete", "diverged", "diverged", "failed"]
     assert "filters" in next(state["detail"] for state in states if state["state"] == "failed")
@@ -181,15 +202,16 @@ def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = make_config(TEXT, **{"resources.ranks": 8})
-    with pytest.raises(ResourceError, match="asks for 8 CPUs a gang"):
+    line = next(n for n, text in enumerate(config.read_text().splitlines(), 1) if "resources" in text)
+    with pytest.raises(InputError, match=f":{line}: resources: this grid asks for 8 CPUs a gang"):
         run_study(config, tmp_path / "root")
-    assert not list((tmp_path / "root" / "experiments").iterdir())
-    assert not list((tmp_path / "root" / "data").iterdir())
+    assert not (tmp_path / "root").exists()
     done = harness("run", config, "--root", tmp_path / "local")
     assert done.returncode == 2 and "asks for 8 CPUs a gang" in done.stderr and not (tmp_path / "local").exists()
     done = harness("plan", config, "--nodes", 2, "--gpus-per-node", 2)
     assert done.returncode == 2 and "asks for 8 GPUs a gang" in done.stderr
-    assert harness("run", config, "--root", tmp_path / "b", "--address", "127.0.0.1:1").returncode == 2
+    assert harness("run", make_config(TEXT), "--root", tmp_path / "b", "--address", "127.0.0.1:1").returncode == 2
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from chains import run_all
-from conftest import GAUSSIAN, Make, harness
+from conftest import GAUSSIAN, TEXT, Make, harness
 from wandb_endpoint import Recorder, endpoint
 
 from harness.tracking import run_id
@@ -63,7 +63,7 @@ def test_offline_files_synced_by_wandb_itself(study: Any, tmp_path: Path) -> Non
     with endpoint() as recorder:
         wandb = Path(sys.executable).parent / "wandb"
         for folder in folders:
-            subprocess.run([wandb, "sync", "--yes", folder], check=True, capture_output=True, timeout=120,
+            subprocess.run([wandb, "sync", "--yes", folder], check=True, capture_output=True, timeout=120, cwd=tmp_path,
                            env={**os.environ, **environment(recorder, tmp_path)})  # fmt: skip
         check(recorder, config, root)
 
@@ -87,6 +87,22 @@ def test_a_failing_wandb_is_a_warning_and_loses_nothing(study: Any, tmp_path: Pa
         assert "not logged in to W&B" in done.stderr and "Traceback" not in done.stderr and KEY not in done.stderr
         harness("run", config, "--root", root, **environment(recorder, tmp_path))
         check(recorder, config, root)
+
+
+def test_loss_curves_and_samples_of_a_language_model(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(TEXT, generations=1, **{"tracking.wandb": "online"}), tmp_path / "root"
+    prepared, store = run_all(config, root, ranks=ranks)
+    with endpoint() as recorder:
+        done = harness("run", config, "--root", root, **environment(recorder, tmp_path))
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        lines = recorder.history(run_id("text", prepared.lineage.chains[0].id))
+    for generation, key in enumerate(prepared.lineage.chains[0].nodes):
+        losses = store.json("fits", prepared.lineage.nodes[key].fit, "fit.json")["log"]["train_loss"]
+        name = f"loss/generation_{generation}"
+        assert [(line["fit_step"], line[name]) for line in lines if name in line] == list(enumerate(losses, start=1))
+    tables = [line["samples"] for line in lines if "samples" in line]
+    assert len(tables) == 1 and (tables[0]["nrows"], tables[0]["ncols"]) == (4, 3)
+    assert sum("status" in line for line in lines) == 2
 
 
 def test_disabled_writes_nothing(study: Any) -> None:

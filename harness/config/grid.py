@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from harness.config.load import nearest, validate
+from harness.config.load import nearest, section_classes, validate
 from harness.config.presets import preset_names, resolve_model
 from harness.config.schema import Config, LanguageModel, Override, TextData
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
 
+SHARED_SECTIONS = ("experiment", "tracking", "seed")
+"""Fields that all cells of a grid share."""
 EXECUTION_SECTIONS = ("experiment", "resources", "retention", "tracking")
 """Fields that never change a result: an axis over one would ask for the same chain twice."""
 
@@ -66,14 +68,15 @@ def expand(source: Source) -> Study:
     axes = _axes(source, grid)
     seeds = axes.pop("seed", None)
     columns = _columns(axes)
-    cells = []
+    cells, used = [], set[int]()
     for combination in itertools.product(*(list(enumerate(values)) for values in axes.values())):
         values = {name: value for name, (_, value) in zip(axes, combination, strict=True)}
         places = {name: f"grid.{name}.{index}" for name, (index, _) in zip(axes, combination, strict=True)}
         try:
             raw = with_values(data, values)
             for index, override in enumerate(overrides):
-                if all(get(raw, name) == wanted for name, wanted in override.when.items()):
+                if all(_value(source, raw, name) == wanted for name, wanted in override.when.items()):
+                    used.add(index)
                     raw = with_values(raw, override.set)
                     places.update({name: f"overrides.{index}" for name in override.set})
         except TypeError as error:
@@ -81,6 +84,9 @@ def expand(source: Source) -> Study:
         config = validate(source, raw, places)
         _check_model(source, config, places)
         cells.append(Cell(config, {name: get(raw, name) for name in columns}))
+    for index in range(len(overrides)):
+        if index not in used:
+            raise source.error(f"overrides.{index}.when", f"matches no cell: {dict(overrides[index].when)}")
     base = cells[0].config
     if seeds is None:
         seeds = [base.seed]
@@ -106,16 +112,32 @@ def _overrides(source: Source, items: Any) -> list[Override]:
             raise source.error(where, str(first["msg"]).removeprefix("Value error, ")) from None
         for name in (*found[-1].when, *found[-1].set):
             _check_field(source, f"overrides.{index}", name)
-        if "seed" in found[-1].when or "seed" in found[-1].set:
-            raise source.error(f"overrides.{index}", "seed cannot be overridden: the cells of a grid share their seeds")
+            if name.split(".")[0] in SHARED_SECTIONS:
+                message = f"{name} is the same in all cells: {', '.join(SHARED_SECTIONS)} cannot be in an override"
+                raise source.error(f"overrides.{index}", message)
     return found
 
 
 def _check_field(source: Source, place: str, name: str) -> None:
-    first = name.split(".")[0]
-    if first not in Config.model_fields:
-        message = f"unknown field {name!r}{nearest(first, Config.model_fields)}; allowed: {', '.join(Config.model_fields)}"
-        raise source.error(place, message)
+    """Check that a dotted name is a field of the configuration, in any of the forms that its sections take."""
+    sections: list[type[BaseModel]] = [Config]
+    for part in name.split("."):
+        allowed = sorted({field for section in sections for field in section.model_fields})
+        if part not in allowed:
+            raise source.error(place, f"unknown field {name!r}{nearest(part, allowed)}; allowed: {', '.join(allowed)}")
+        found = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
+        sections = [inner for annotation in found for inner in section_classes(annotation)]
+
+
+def _value(source: Source, raw: Mapping[str, Any], name: str) -> Any:
+    """A cell's value of a field: as given, else the default that it has."""
+    given = get(raw, name)
+    if given is not None:
+        return given
+    try:
+        return get(validate(source, raw).model_dump(mode="json"), name)
+    except ConfigError:
+        return None  # what is missing may be what the override sets; the cell is validated when all are applied
 
 
 def _axes(source: Source, grid: Any) -> dict[str, list[Any]]:
@@ -191,6 +213,9 @@ def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> N
         raise ConfigError([type(at)(at.where, at.line, "learner.model.preset", message)])
     if learner.model.pretrained and data.tokenizer.kind == "bpe" and learner.init == "pretrained":
         raise source.error("data.tokenizer", "a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}")
+    if prompt_length(config) >= data.block_size:
+        message = f"found {prompt_length(config)}, must be below data.block_size ({data.block_size})"
+        raise source.error("learner.sample.prompt_tokens", message)
     context, needed = resolve_model(learner.model).context, sequence_length(config)
     if context is not None and needed > context:
         detail = f"{data.block_size} tokens" if needed == data.block_size else f"{needed} tokens with the prompt"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.config.schema import Config, GaussianData, TextData
-from harness.config.source import Source, join, read_source
+from harness.config.source import Source, join, read_source, split_field
 from harness.errors import ConfigError, Problem
 
 TOP_LEVEL_EXTRA = ("grid", "overrides")
@@ -49,6 +49,8 @@ def _problems(source: Source, data: Mapping[str, Any], places: Mapping[str, str]
     for detail in error.errors():
         path = _path(data, detail["loc"])
         message = _message(data, path, detail)
+        if not path:
+            path, message = split_field(message)
         if message not in messages.setdefault(path, []):
             messages[path].append(message)
     problems = []
@@ -79,15 +81,15 @@ def _path(data: Any, loc: tuple[int | str, ...]) -> str:
     return ".".join(path)
 
 
-def _classes(annotation: Any) -> list[type[BaseModel]]:
+def section_classes(annotation: Any) -> list[type[BaseModel]]:
     """The sections that an annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for part in typing.get_args(annotation) for found in _classes(part)]
+    return [found for part in typing.get_args(annotation) for found in section_classes(part)]
 
 
 def _class_names(section: type[BaseModel]) -> set[str]:
-    inner = [found for info in section.model_fields.values() for found in _classes(info.annotation)]
+    inner = [found for info in section.model_fields.values() for found in section_classes(info.annotation)]
     return {section.__name__}.union(*(_class_names(found) for found in inner))
 
 
@@ -101,7 +103,7 @@ def _section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
     for part in path.split(".") if path else []:
         value = value.get(part) if isinstance(value, Mapping) else None
         info = section.model_fields.get(part) if section else None
-        found = _classes(info.annotation) if info else []
+        found = section_classes(info.annotation) if info else []
         if not found and section and part.isdigit():
             continue
         kind = value.get("kind") if isinstance(value, Mapping) else None

@@ -152,14 +152,19 @@ class Model(Section):
                 raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         elif given:
             raise ValueError(f"{', '.join(given)} only go with architecture, not with {ways[0]}")
+        shape = {"num_kv_heads", "mlp_width", "context", "dropout", "tie_embeddings"} & self.model_fields_set
+        if self.pretrained is not None and shape:
+            raise ValueError(f"{', '.join(sorted(shape))} cannot be changed in a pretrained model")
+        if self.pretrained is None and self.revision is not None:
+            raise ValueError("revision only goes with pretrained")
         return self
 
 
 class Train(Section):
     """How one generation is fitted."""
 
-    epochs: PositiveInt | None = since(None)
-    """Passes over the training set; 1 when neither it nor max_steps is given."""
+    epochs: PositiveInt = since(1)
+    """Passes over the training set."""
     max_steps: PositiveInt | None = since(None)
     """Optimizer steps, instead of epochs."""
     batch_size: PositiveInt = since(16)
@@ -181,7 +186,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
-        if self.epochs is not None and self.max_steps is not None:
+        if self.max_steps is not None and "epochs" in self.model_fields_set:
             raise ValueError("give epochs or max_steps, not both")
         if self.weights == "best" and self.max_steps is not None:
             raise ValueError("weights: best compares epochs; give epochs, not max_steps")
@@ -208,6 +213,10 @@ class Sample(Section):
     def _prompt_fields(self) -> Sample:
         if self.prompt == "bos" and (self.prompt_tokens is not None or self.keep_prompt):
             raise ValueError("prompt: bos has no prompt_tokens or keep_prompt; use real_prefix or previous_prefix")
+        if self.prompt == "previous_prefix" and self.length == "natural":
+            raise ValueError(
+                "prompt: previous_prefix needs length: block; examples of natural length may be shorter than the prefix"
+            )
         return self
 
 
@@ -266,7 +275,7 @@ class Regime(Section):
     kind: RegimeKind
     synthetic_ratio: Share | None = since(None)
     """Share of the training examples that models wrote; replace, augment and fresh_real need it."""
-    real_part: Literal["resample", "fixed"] | None = since(None)
+    real_part: Literal["resample", "fixed"] = since("resample")
     """replace: a new random subset of the real examples each generation (the default), or the same one."""
     source: Literal["self"] | CorpusSource = since("self")
     refresh: Refresh | None = since(None)
@@ -279,7 +288,7 @@ class Regime(Section):
             raise ValueError(f"{self.kind} needs synthetic_ratio, a number from 0 to 1")
         if self.kind not in RATIO_REGIMES and self.synthetic_ratio is not None:
             raise ValueError(f"{self.kind} does not use synthetic_ratio (it follows); only {', '.join(RATIO_REGIMES)} do")
-        if self.kind != "replace" and self.real_part is not None:
+        if self.kind != "replace" and "real_part" in self.model_fields_set:
             raise ValueError(f"{self.kind} does not use real_part; only replace does")
         if self.kind == "augment" and self.synthetic_ratio == 1:
             raise ValueError("augment keeps all real examples, so synthetic_ratio must be below 1")
@@ -386,19 +395,30 @@ class Config(Section):
         is_text = isinstance(self.data, TextData)
         if isinstance(self.learner, LanguageModel):
             if not is_text:
-                raise ValueError(f"learner language_model reads text; data.source {self.data.source!r} is not")
+                raise ValueError(f"data.source: learner language_model reads text, {self.data.source!r} is not")
             self._check_batch(self.learner.train.batch_size)
             if self.regime.refresh and self.regime.refresh.init == "pretrained" and self.learner.model.pretrained is None:
                 raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
         elif isinstance(self.data, TextData):
-            raise ValueError(f"learner gaussian reads data.source gaussian, not {self.data.source!r}")
-        elif self.resources.ranks != 1:
-            raise ValueError(f"learner {self.learner.kind} runs on one rank; found resources.ranks {self.resources.ranks}")
+            raise ValueError(f"data.source: learner gaussian reads gaussian, not {self.data.source!r}")
+        else:
+            self._check_closed_form()
         if isinstance(self.learner, LanguageModel) and self.learner.train.max_steps and self.regime.budget != "examples":
             raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
-        if not is_text and self.filters:
-            raise ValueError("filters read text; remove them for this learner")
+        if self.filters and self.regime.source != "self":
+            raise ValueError("filters apply to what the chain writes; with regime.source {corpus: ...} filter the corpus itself")
         return self
+
+    def _check_closed_form(self) -> None:
+        kind, refresh = self.learner.kind, self.regime.refresh
+        if self.resources.ranks != 1:
+            raise ValueError(f"resources.ranks: found {self.resources.ranks}, learner {kind} runs on one rank")
+        if self.regime.budget != "examples":
+            raise ValueError(f"regime.budget: is not used by learner {kind}, which takes no steps")
+        if refresh is not None and refresh.init is not None:
+            raise ValueError(f"regime.refresh.init: is not used by learner {kind}, which has no weights to start from")
+        if self.filters:
+            raise ValueError("filters read text: remove them for this learner")
 
     def _check_batch(self, batch_size: int) -> None:
         ranks, micro = self.resources.ranks, self.resources.micro_batch

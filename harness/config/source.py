@@ -53,6 +53,11 @@ class Source:
             probe = probe.rpartition(".")[0]
         return Problem(self.name, None, path, message)
 
+    def located(self, error: Exception) -> ConfigError:
+        """An error whose message begins with a field, at that field's line."""
+        path, message = split_field(str(error))
+        return ConfigError([self.problem(path, message)])
+
     def error(self, path: str, message: str) -> ConfigError:
         """A `ConfigError` with one problem."""
         return ConfigError([self.problem(path, message)])
@@ -114,6 +119,8 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
             raise ConfigError([Problem(name, 1, "", "expected a mapping of fields such as 'experiment: NAME'")])
         _walk(node, "", lines, name)
         data = loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError([Problem(name, None, "", "refers to itself")]) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError([Problem(name, line, "", f"is not valid YAML: {error.problem or error.context}")]) from None
@@ -141,6 +148,15 @@ def _walk(node: yaml.Node, path: str, lines: dict[str, int], name: str) -> None:
         for index, value in enumerate(node.value):
             lines[join(path, str(index))] = value.start_mark.line + 1
             _walk(value, join(path, str(index)), lines, name)
+
+
+_FIELD = re.compile(r"^((?:data|learner|regime|filters|evaluate|resources|generations)(?:\.[a-z_0-9]+)*)(?::)? (.*)$", re.DOTALL)
+
+
+def split_field(message: str) -> tuple[str, str]:
+    """A message that begins with a dotted field, as (field, rest); the field is empty where there is none."""
+    match = _FIELD.match(message)
+    return (match[1], match[2]) if match else ("", message)
 
 
 def join(path: str, part: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ray
 
 from harness.chain import Plan
-from harness.config.schema import Config, CorpusSource
+from harness.config.schema import Config
 from harness.coordinator.cluster import machines
 from harness.coordinator.gang import GangHandle, Outcome
 from harness.coordinator.retention import Retention
@@ -133,7 +133,8 @@ class Coordinator:
         cells = prepared.study.cells
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
         self.shapes = {b.id: shape_of(cells[self.lineage.nodes[b.nodes[0]].cell].config, gpus) for b in self.branches.values()}
-        self.state = _State(done=set(self.lineage.nodes) & store.committed("evaluations"))
+        committed = set(self.lineage.nodes) & store.committed("evaluations")
+        self.state = _State(done={node for node in committed if store.sound("evaluations", node)})
         self.reused = len(self.state.done)
         self.gangs: dict[int, GangHandle] = {}
         self.running: dict[int, _Running] = {}
@@ -166,7 +167,7 @@ class Coordinator:
             if self._complete(chain):
                 self.on_chain(chain)
         remaining = [branch for branch in self.branches.values() if any(node not in self.state.done for node in branch.nodes)]
-        self.queue = Queue((b for b in remaining if not self._unreachable(b)), self.state.done)
+        self.queue = Queue((b for b in remaining if not self._unreachable(b)), self.state.done - self.state.diverged)
         try:
             while not self.stop.is_set() and (len(self.queue) or self.running):
                 if not self._act() and not self.running:
@@ -224,9 +225,7 @@ class Coordinator:
             todo.extend(other for other in (*node.corpora.values(), node.previous, node.first, node.init_from) if other)
         keys = {key for node in nodes.values() for key in (node.fit, node.corpus, node.evaluation)}
         cell = nodes[branch.nodes[0]].cell
-        config = self.prepared.study.cells[cell].config
-        source = config.regime.source
-        external = str(Path(source.corpus).absolute()) if isinstance(source, CorpusSource) else None
+        config = self.prepared.configs[cell]
         plan = Plan(
             branch=branch.id,
             config=config,
@@ -234,7 +233,7 @@ class Coordinator:
             nodes=nodes,
             specs={key: self.lineage.specs[key] for key in keys},
             examples={node.corpus: self.lineage.examples[node.corpus] for node in nodes.values()},
-            external=external,
+            external=self.prepared.externals[cell],
             attempt=self.state.failures.get(branch.id, 0) + 1,
             commit=self._revision,
         )
@@ -273,8 +272,6 @@ class Coordinator:
         """A branch is complete; the gang is free for another one, unless it has grown too large."""
         running = self.running.pop(number)
         self._notice_commits(running)
-        if any(outcome.status == "diverged" for outcome in running.outcomes):
-            self._diverge(running.branch)
         self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status=running.outcomes[0].status)
         if self.gangs[number].outgrown(running.outcomes):
             self.gangs.pop(number).end()
@@ -311,22 +308,18 @@ class Coordinator:
 
     def _committed(self, node: str) -> None:
         self.state.done.add(node)
-        self.queue.complete(node)
         record = self.store.record(node)
+        diverged = record is not None and record.status == "diverged"
+        if diverged:
+            self.state.diverged.add(node)  # whatever needs it stays unscheduled: there is nothing to go on from
+        else:
+            self.queue.complete(node)
         self.display.line(_describe(record, len(self.state.done), len(self.lineage.nodes)) if record else f"{node} committed")
         for chain in self._chains_of.pop(node, ()):
             self._left[chain.id] -= 1
-            if self._left[chain.id] == 0:
+            if self._left[chain.id] == 0 or diverged:
                 self.on_chain(chain)
         self.retention.committed(node)
-
-    def _diverge(self, branch: Branch) -> None:
-        """The last committed node of a branch has no finite model: the chains through it end there."""
-        last = [node for node in branch.nodes if node in self.state.done][-1]
-        self.state.diverged.add(last)
-        for chain in self.lineage.chains:
-            if last in chain.nodes and self._left[chain.id]:
-                self.on_chain(chain)
 
     def _unreachable(self, branch: Branch) -> bool:
         first = next(node for node in branch.nodes if node not in self.state.done)

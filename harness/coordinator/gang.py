@@ -89,7 +89,7 @@ class _Rank:
         """Rank 0 listens; returns where."""
         from harness.learners.language_model.distributed import open_store
 
-        self._rendezvous, host, port = open_store(self.shape.ranks)
+        self._rendezvous, host, port = open_store(self.shape.ranks, ray.util.get_node_ip_address())
         return host, port
 
     def join(self, place: tuple[str, int] | None) -> None:

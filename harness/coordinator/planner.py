@@ -16,7 +16,8 @@ from harness.coordinator.scheduler import Capacity, Shape
 from harness.coordinator.simulate import simulate
 from harness.errors import DamagedError
 from harness.files import read_json
-from harness.learners.language_model.sizes import Memory, memory_per_rank
+from harness.learners.language_model.identity import pretrained_identity
+from harness.learners.language_model.sizes import Memory, architecture_of, memory_per_rank
 from harness.lineage import Branch, Node, cut
 from harness.store import Store
 from harness.study import Prepared
@@ -129,7 +130,7 @@ class Planner:
         if train.max_steps is not None:
             return train.max_steps * train.batch_size * block
         size = node.recipe.size if node.recipe.budget == "examples" else self.prepared.sciences[node.cell].n
-        return size * block * (train.epochs or 1)
+        return size * block * train.epochs
 
     def memory(self, cell: int) -> Memory | None:
         """Bytes per rank; None where the model's sizes are not known."""
@@ -137,6 +138,8 @@ class Planner:
         if not isinstance(config.learner, LanguageModel) or self.prepared.parameters[cell] is None:
             return None
         model = resolve_model(config.learner.model)
+        if model.pretrained is not None:
+            model = architecture_of(pretrained_identity(config.learner.model).config) or model
         length, meta = sequence_length(config), self.prepared.data[cell].real
         vocab = int(getattr(meta, "meta", {}).get("vocab_size", 0))
         return memory_per_rank(

@@ -43,6 +43,9 @@ class Retention:
                 continue
             # A generation needs its own weights, those it goes on from, and generation 0's to be evaluated.
             needs = {node.fit, self.nodes[node.first].fit} | ({self.nodes[node.init_from].fit} if node.init_from else set())
+            if prepared.study.cells[node.cell].config.filters:
+                # A filter may reject examples, and then more of the corpus is sampled.
+                needs |= {self.nodes[other].fit for other in node.corpora.values()}
             self._needs[node.evaluation] = needs
             for fit in needs:
                 self._users.setdefault(fit, set()).add(node.evaluation)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from harness.config.source import Source
 from harness.coordinator.cluster import check_feasible, connected
 from harness.coordinator.coordinator import Coordinator, Display, Summary, shape_of
 from harness.coordinator.retention import kept_fits
+from harness.errors import ResourceError
 from harness.lineage import Chain
 from harness.records import Record
 from harness.store import Experiment, Store
@@ -50,7 +52,7 @@ def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
 
 def run_study(
     prepared: Prepared,
-    store: Store,
+    root: Path,
     source: Source,
     address: str | None,
     make_display: Callable[[], Any],
@@ -61,7 +63,7 @@ def run_study(
 
     Args:
         prepared: The study.
-        store: The store, open for writing.
+        root: The store's root; it is made or opened for writing once nothing can be wrong with the input any more.
         source: The configuration file, kept beside the results.
         address: A running Ray to join, or None for one of our own.
         make_display: Makes the display once nothing can be wrong with the input any more.
@@ -72,16 +74,20 @@ def run_study(
         What was done, and the mirror's warnings.
     """
     base = prepared.study.base
-    experiment = Experiment(store.root, base.experiment)
-    committed = store.committed("evaluations")
-    if all(node in committed for node in prepared.lineage.nodes):
-        if not experiment.path.exists():
-            experiment.begin(source.data, describe_chains(prepared), sorted(kept_fits(prepared)))
-        return _only_read(prepared, store, experiment)
+    Store.check_writable(root)
+    reader = Store.read(root)
+    committed = reader.committed("evaluations")
+    if all(node in committed and reader.sound("evaluations", node) for node in prepared.lineage.nodes):
+        return _only_read(prepared, Store.open(root), source)
     with connected(address) as machines:
         on_connected()
         gpus = any(machine.gpus for machine in machines)
-        check_feasible({shape_of(cell.config, gpus) for cell in prepared.study.cells}, machines)
+        try:
+            check_feasible({shape_of(cell.config, gpus) for cell in prepared.study.cells}, machines)
+        except ResourceError as error:
+            raise source.located(error) from None
+        store = Store.open(root)
+        experiment = Experiment(store.root, base.experiment)
         commit_data(prepared, store)
         experiment.begin(source.data, describe_chains(prepared), sorted(kept_fits(prepared)))
         mirror = Mirror(base.tracking.wandb, experiment.path / "wandb")
@@ -96,8 +102,11 @@ def run_study(
     return summary, mirror.close()
 
 
-def _only_read(prepared: Prepared, store: Store, experiment: Experiment) -> tuple[Summary, list[str]]:
+def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summary, list[str]]:
     """Everything is there: no Ray is started; what W&B has not been sent is sent."""
+    experiment = Experiment(store.root, prepared.study.base.experiment)
+    if not experiment.path.exists():
+        experiment.begin(source.data, describe_chains(prepared), sorted(kept_fits(prepared)))
     mirror = Mirror(prepared.study.base.tracking.wandb, experiment.path / "wandb")
     for chain in prepared.lineage.chains:
         mirror.add(chain_view(prepared, store, chain))

@@ -142,6 +142,8 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
                 raise DataError(f"data.source: {path}:{number} is not JSON") from None
             if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
                 raise DataError(f"data.source: {path}:{number} has no text in the field {text_field!r} (data.text_field)")
+            if any("\ud800" <= character <= "\udfff" for character in row[text_field]):
+                raise DataError(f"data.source: {path}:{number} holds half a surrogate pair, which is not text")
             yield row[text_field]
 
 
@@ -156,8 +158,14 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
     if text_field not in file.schema_arrow.names:
         names = ", ".join(file.schema_arrow.names)
         raise DataError(f"data.source: {path} has no column {text_field!r} (data.text_field); it has {names}")
-    for batch in file.iter_batches(columns=[text_field]):
-        yield from (text for text in batch.column(0).to_pylist() if text)
+    kind = file.schema_arrow.field(text_field).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise DataError(f"data.source: {path} has {kind} in the column {text_field!r} (data.text_field), not text")
+    try:
+        for batch in file.iter_batches(columns=[text_field]):
+            yield from (text for text in batch.column(0).to_pylist() if text)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"data.source: {path} is damaged: {str(error).splitlines()[0]}") from None
 
 
 def _hub(config: TextData) -> Documents:
@@ -198,12 +206,14 @@ def _hub_name(text: str) -> tuple[str, str | None]:
     if len(parts) == 1:
         return parts[0], None
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
         huggingface_hub.HfApi().dataset_info(text)
     except RepositoryNotFoundError:
         return parts[0], parts[1]
-    except (HfHubHTTPError, OSError) as error:  # offline: the cache knows repositories by their name
+    except HFValidationError as error:
+        raise DataError(f"data.source: found 'hf:{text}': {str(error).splitlines()[0]}") from None
+    except Exception as error:  # offline, whatever the transport calls it: the cache knows repositories by their name
         print(f"the hub cannot be asked about {text} ({type(error).__name__}); taking it as ORG/NAME", file=sys.stderr)
     return text, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,13 +142,12 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
     counts = np.bincount(packed["train"].reshape(-1), minlength=vocab_size).astype(np.int64)
     save_file({**packed, "counts": counts}, folder / "blocks.safetensors")
     tokenizer.save(str(folder / "tokenizer.json"))
-    test_bytes = sum(len(text.encode()) for text in tokenizer.decode_batch(packed["test"].tolist()))
     meta = {
         "bos": bos,
         "eos": eos,
         "vocab_size": vocab_size,
         "block_size": config.block_size,
-        "test_bytes": test_bytes,
+        "separator": [int(token) for token in separator],
         "blocks": {side: len(blocks) for side, blocks in packed.items()},
         "documents": {side: len(texts) for side, texts in sides.items()},
     }
@@ -165,6 +165,14 @@ def pack(tokenizer: Tokenizer, documents: Sequence[str], separator: Sequence[int
         pieces.append(np.asarray([*encoding.ids, *separator], dtype=np.int32))
     flat = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
     return flat[: len(flat) // block_size * block_size].reshape(-1, block_size)
+
+
+@dataclass(frozen=True)
+class ExternalCorpus:
+    """A corpus that someone else's model wrote: a hash of its text, and its blocks."""
+
+    fingerprint: str
+    examples: Examples
 
 
 class TextCorpus:
@@ -235,11 +243,15 @@ class TextCorpus:
         text: str = self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
         return text
 
-    def external(self, path: str, text_field: str) -> Examples:
-        """A fixed corpus, packed as the real text is; shape [num_blocks, block_size]."""
-        documents = list(read_path(Path(path), text_field, "regime.source.corpus"))
-        separator = self.encode("\n\n")
-        return Examples.full(pack(self.tokenizer, documents, separator, int(self.meta["block_size"])))
+    def external(self, path: str) -> ExternalCorpus:
+        """A fixed corpus (its text in the field ``text``), packed as the real text is.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        documents = Documents(tuple(read_path(Path(path), "text", "regime.source.corpus")), {})
+        blocks = pack(self.tokenizer, documents.whole, self.meta["separator"], int(self.meta["block_size"]))
+        return ExternalCorpus(documents.fingerprint(), Examples.full(blocks))
 
 
 __all__ = ["TextCorpus", "data_science", "prepare", "prepared_science", "pretrained_fingerprint", "read_documents"]

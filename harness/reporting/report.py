@@ -139,15 +139,15 @@ def _samples(prepared: Prepared, store: Store) -> list[dict[str, Any]]:
     """The prompts with every generation's continuation, for one chain of each cell."""
     shown = []
     for chain in _first_chains(prepared, MAX_SAMPLE_CELLS):
-        by_prompt: dict[str, list[str]] = {}
+        by_prompt: dict[int, tuple[str, list[str]]] = {}
         generations = 0
         for key in chain.nodes:
             if not store.has("evaluations", key):
                 break
             generations += 1
-            for text in store.json("evaluations", key, "continuations.json"):
-                by_prompt.setdefault(text["prompt"], []).append(text["continuation"])
+            for index, text in enumerate(store.json("evaluations", key, "continuations.json")):
+                by_prompt.setdefault(index, (text["prompt"], []))[1].append(text["continuation"])
         if by_prompt:
-            rows = [{"prompt": prompt, "continuations": texts} for prompt, texts in by_prompt.items()]
+            rows = [{"prompt": prompt, "continuations": texts} for prompt, texts in by_prompt.values()]
             shown.append({"title": _title(prepared, chain), "generations": generations, "rows": rows})
     return shown

@@ -51,8 +51,9 @@ def aggregate(values: Iterable[float | None]) -> Aggregate:
 
 def curves(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str) -> dict[tuple[Any, ...], dict[int, Aggregate]]:
     """A metric against generation for every cell: cell to generation to aggregate over seeds."""
-    groups: dict[tuple[Any, ...], dict[int, list[float | None]]] = {}
+    groups: dict[tuple[Any, ...], dict[int, dict[int, float | None]]] = {}
     for row in rows:
         cell = tuple(row.get(name) for name in axes)
-        groups.setdefault(cell, {}).setdefault(int(row["generation"]), []).append(row.get(metric))
-    return {cell: {g: aggregate(values) for g, values in sorted(found.items())} for cell, found in groups.items()}
+        # By seed: chains that differ in an axis left out here share generations, and a seed counts once.
+        groups.setdefault(cell, {}).setdefault(int(row["generation"]), {})[int(row["seed"])] = row.get(metric)
+    return {cell: {g: aggregate(values.values()) for g, values in sorted(found.items())} for cell, found in groups.items()}

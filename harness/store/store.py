@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,20 @@ class Store:
         except OSError as error:
             raise InputError(f"--root {root} cannot be written: {error.strerror}") from None
         return cls(root)
+
+    @staticmethod
+    def check_writable(root: Path) -> None:
+        """Check, without leaving a trace, that a root can be made or written.
+
+        Raises:
+            InputError: It cannot.
+        """
+        ancestor = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=ancestor):
+                pass
+        except OSError as error:
+            raise InputError(f"--root {root} cannot be written: {error.strerror}") from None
 
     @classmethod
     def read(cls, root: Path) -> Store:
@@ -117,9 +132,12 @@ class Store:
     def set_aside(self, path: Path) -> Path:
         """Move a damaged item to ``damaged/``, where it does no harm and can be looked at."""
         folder = self.root / "damaged"
-        folder.mkdir(exist_ok=True)
         target = folder / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
-        os.rename(path, target)
+        try:
+            folder.mkdir(exist_ok=True)
+            os.rename(path, target)
+        except OSError as error:
+            raise DamagedError(f"{path} is damaged and cannot be set aside: {error.strerror}") from None
         return target
 
     def stage(self, key: str) -> Path:
@@ -162,8 +180,8 @@ class Store:
         return read_json(self.path(kind, key) / name)
 
     def record(self, evaluation: str) -> Record | None:
-        """The record of an evaluation, or None where it is not committed."""
-        if not self.has("evaluations", evaluation):
+        """The record of an evaluation, checked; None where it is not committed, or was damaged and has been set aside."""
+        if not self.sound("evaluations", evaluation):
             return None
         return Record.from_json(self.json("evaluations", evaluation, "record.json"))
 

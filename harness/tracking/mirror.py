@@ -11,7 +11,6 @@ import os
 import queue
 import shutil
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +147,7 @@ class Mirror:
         """
         self.mode, self.folder = mode, folder
         self.errors: list[str] = []
+        self._mirrored = 0
         self._queue: queue.SimpleQueue[ChainView | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if mode != "disabled":
@@ -167,19 +167,23 @@ class Mirror:
             except BaseException as error:  # a tracker must never stop a chain, whatever it raises
                 reason = (str(error).splitlines() or [""])[0]
                 self.errors.append(f"{view.chain}: {type(error).__name__}: {reason}")
+            self._mirrored += 1
 
     def close(self, timeout_s: float = 120.0) -> list[str]:
-        """Wait for what is queued.
+        """Wait for what is queued, as long as there is progress.
+
+        Args:
+            timeout_s: Give up after this long without one more chain.
 
         Returns:
             What went wrong, one line each.
         """
         if self._thread is not None:
             self._queue.put(None)
-            started = time.monotonic()
-            self._thread.join(timeout_s)
-            if self._thread.is_alive():
-                self.errors.append(
-                    f"W&B did not finish within {time.monotonic() - started:.0f} s; run the command again to send the rest"
-                )
+            while self._thread.is_alive():
+                before = self._mirrored
+                self._thread.join(timeout_s)
+                if self._thread.is_alive() and self._mirrored == before:
+                    self.errors.append(f"W&B took no chain for {timeout_s:.0f} s; run the command again to send the rest")
+                    break
         return self.errors

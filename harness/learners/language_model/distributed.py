@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,11 +19,15 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def open_store(world_size: int) -> tuple[Any, str, int]:
-    """Rank 0's rendezvous, listening on a port that the system chose (bound at once, so nobody can take it in between)."""
+def open_store(world_size: int, address: str = "127.0.0.1") -> tuple[Any, str, int]:
+    """Rank 0's rendezvous, listening on a port that the system chose (bound at once, so nobody can take it in between).
+
+    Args:
+        world_size: Number of ranks.
+        address: This machine's address, as the other ranks reach it.
+    """
     store = TCPStore("0.0.0.0", 0, world_size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
-    host = socket.gethostbyname(socket.gethostname()) if world_size > 1 else "127.0.0.1"
-    return store, host, store.port
+    return store, address, store.port
 
 
 def join_store(host: str, port: int, world_size: int) -> Any:

@@ -22,10 +22,12 @@ class Pretrained:
     Attributes:
         content: Revision of the hub's snapshot, or a hash of the folder's files; never a path.
         config: Its ``config.json``.
+        revision: Revision of the hub's snapshot; None for a folder.
     """
 
     content: str
     config: Mapping[str, Any]
+    revision: str | None = None
 
 
 @cache
@@ -52,4 +54,4 @@ def pretrained_identity(model: Model) -> Pretrained:
         reason = (str(error).strip().splitlines() or [""])[0]
         message = f"learner.model.pretrained: {name!r} is no folder, and the hub cannot give it ({type(error).__name__}: {reason})"
         raise DataError(message) from None
-    return Pretrained(f"hub:{name}@{path.parent.name}", json.loads(path.read_bytes()))
+    return Pretrained(f"hub:{name}@{path.parent.name}", json.loads(path.read_bytes()), path.parent.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class LanguageModelLearner:
         """Longest sequence that this cell feeds to a model."""
         return sequence_length(self.config)
 
+    @cached_property
+    def test_bytes(self) -> int:
+        """UTF-8 bytes of the test tokens that are predicted: without a beginning-of-text token a block's first one is not."""
+        first = 0 if self.bos is not None else 1
+        return sum(len(self.data.decode(row[first:]).encode()) for row in self.data.test.values)
+
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
         self._loaded = None
@@ -75,12 +82,12 @@ class LanguageModelLearner:
     def _initial(self, task: FitTask) -> PreTrainedModel:
         model, vocab_size = self.learner.model, int(self.data.meta["vocab_size"])
         if task.init == "previous" and task.init_from is not None:
-            return models.read_model(task.init_from, torch.float32, torch.device("cpu")).to(self.device)
+            return models.read_model(task.init_from, torch.float32, torch.device("cpu"))
         if model.pretrained is not None and task.init != "scratch":
-            return models.pretrained_model(model, vocab_size).to(self.device)
+            return models.pretrained_model(model, vocab_size)
         seed = stream_seed(task.seed, task.generation, "init")
         bos, eos = int(self.data.meta["bos"]), int(self.data.meta["eos"])
-        return models.new_model(model, vocab_size, self.context, bos, eos, seed).to(self.device)
+        return models.new_model(model, vocab_size, self.context, bos, eos, seed)
 
     def _model(self, folder: Path) -> PreTrainedModel:
         """The fitted model in a folder; the last one stays loaded."""
@@ -129,7 +136,7 @@ class LanguageModelLearner:
             return Evaluation({})
         test_tokens, tokens = self._predicted(test), self._predicted(corpus)
         metrics = {
-            **likelihood.test_metrics(test_nll, test_tokens, int(self.data.meta["test_bytes"])),
+            **likelihood.test_metrics(test_nll, test_tokens, self.test_bytes),
             **likelihood.gen0_metrics(under_gen0, tokens),
             **likelihood.self_metrics(own, tokens),
             **lexical_metrics(corpus, self.data.counts),

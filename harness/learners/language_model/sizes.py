@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from harness.config.schema import Model
 
@@ -34,6 +36,25 @@ def default_mlp_width(model: Model) -> int:
     """Width of the feed-forward layer where none is given: 4 x width, or 8/3 x width rounded up to 32 for llama."""
     assert model.width
     return -(-8 * model.width // 3 // 32) * 32 if model.architecture == "llama" else 4 * model.width
+
+
+_PUBLISHED_NAMES = {
+    "gpt2": ("n_layer", "n_embd", "n_head", "n_inner"),
+    "llama": ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"),
+    "opt": ("num_hidden_layers", "hidden_size", "num_attention_heads", "ffn_dim"),
+}
+
+
+def architecture_of(config: Mapping[str, Any]) -> Model | None:
+    """The sizes of a pretrained model from its ``config.json``; None for an architecture whose arithmetic is not known here."""
+    kind = str(config.get("model_type"))
+    names = _PUBLISHED_NAMES.get(kind)
+    if names is None or any(config.get(name) is None for name in names[:3]):
+        return None
+    layers, width, heads, mlp = (config.get(name) for name in names)
+    sizes = {"architecture": kind, "num_layers": layers, "width": width, "num_heads": heads, "mlp_width": mlp}
+    tied = config.get("tie_word_embeddings", kind != "llama")
+    return Model(**sizes, num_kv_heads=config.get("num_key_value_heads"), tie_embeddings=tied)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def plan_steps(train: Train, examples: Examples, budget: str, reference: Example
     size, batch = len(examples), train.batch_size
     if train.max_steps is not None:
         return Schedule(size, batch, train.max_steps)
-    epochs = train.epochs or 1
+    epochs = train.epochs
     if budget == "steps":
         steps = epochs * len(reference) // batch
     elif budget == "tokens":
@@ -169,7 +169,7 @@ class Trainer:
         cache: dict[int, npt.NDArray[np.int64]] = {}
         losses: list[torch.Tensor] = []
         curve: list[dict[str, float]] = []
-        best: tuple[float, Mapping[str, torch.Tensor]] = (math.inf, {})
+        best: tuple[float, Mapping[str, torch.Tensor]] = (math.inf, {})  # the value is the same on every rank
         tokens, started, status = 0, time.monotonic(), "ok"
         engine.train_mode(True)
         for step in range(schedule.steps):
@@ -184,11 +184,11 @@ class Trainer:
                     break
                 report(step + 1, schedule.steps, tokens / (time.monotonic() - started))
             if self._ends_epoch(schedule, step):
-                value = self._validate(engine, validation)
+                value = self.ranks.broadcast(self._validate(engine, validation))
                 curve.append({"step": step + 1, "nll": value})
                 if self.train.weights == "best" and value < best[0]:
                     best = (value, engine.state(self.ranks.rank == 0))
-        state = best[1] if best[1] else engine.state(self.ranks.rank == 0)
+        state = best[1] if best[0] < math.inf else engine.state(self.ranks.rank == 0)
         finite = self.ranks.broadcast(all(bool(torch.isfinite(tensor).all()) for tensor in state.values()))
         status = status if finite else "diverged"
         log = {

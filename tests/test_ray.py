@@ -101,7 +101,7 @@ def test_the_best_weights_of_two_ranks_under_zero_3(make_config: Make, run_study
 
 
 def test_filters_find_the_weights_that_they_need(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
-    config = make_config(TEXT, filters=[{"kind": "repetition", "n": 1, "max_share": 0.3}])
+    config = make_config(TEXT, filters=[{"kind": "repetition", "n": 1, "max_share": 0.07}])
     summary, _, lines = run_study(config, tmp_path / "root")
     assert summary.exit_code == 0, lines
     assert len(events(tmp_path / "root", "text", "sample_started")) > 3, "the filter rejects some, and more is sampled"

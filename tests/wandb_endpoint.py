@@ -42,6 +42,13 @@ class Recorder:
             bucket = {"id": name, "name": name, "displayName": variables.get("displayName"), "description": "", "config": "{}",
                       "sweepName": None, "project": project, "historyLineCount": 0}  # fmt: skip
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if "createArtifact(" in query:
+            # Already there, as the same table sent before would be: nothing is uploaded, the reference in the history counts.
+            return {
+                "createArtifact": {
+                    "artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": {"id": "a"}}}
+                }
+            }
         if "createRunFiles" in query:
             files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables.get("files", [])]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}

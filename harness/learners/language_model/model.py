@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from harness.config.presets import resolve_model
 from harness.config.schema import Model
@@ -17,6 +18,7 @@ from harness.errors import DataError, LearnerError
 from harness.files import write_atomic
 from harness.learners.language_model.sizes import default_mlp_width
 
+logging.disable_progress_bar()
 WEIGHTS = "model.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -56,7 +56,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("generation", [0, 2, 4])
 def test_replace_mle_variance_shrinks_geometrically(grid: Any, generation: int) -> None:
-    """E sigma_g^2 = (1 - 1/n)^(g+1) sigma^2 (PROTOCOLS row 6: fit t = g + 1)."""
+    """E sigma_g^2 = (1 - 1/n)^(g+1) sigma^2, one factor for each of the g + 1 fits."""
     variance = metric(*grid("mle", "replace", 10, 4), "gaussian/trace_ratio", generation)
     assert_mean(variance, (1 - 1 / 10) ** (generation + 1))
 

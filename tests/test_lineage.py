@@ -1,4 +1,4 @@
-"""Keys, sharing, branches: what DESIGN says enters a key, and nothing else."""
+"""Keys, sharing, branches: what enters a key, and what does not."""
 
 from __future__ import annotations
 

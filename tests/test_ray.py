@@ -202,8 +202,8 @@ def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = make_config(TEXT, **{"resources.ranks": 8})
-    line = next(n for n, text in enumerate(config.read_text().splitlines(), 1) if "resources" in text)
-    with pytest.raises(InputError, match=f":{line}: resources: this grid asks for 8 CPUs a gang"):
+    line = next(n for n, text in enumerate(config.read_text().splitlines(), 1) if "ranks:" in text)
+    with pytest.raises(InputError, match=f":{line}: resources.ranks: this grid asks for 8 CPUs a gang"):
         run_study(config, tmp_path / "root")
     assert not (tmp_path / "root").exists()
     done = harness("run", config, "--root", tmp_path / "local")

@@ -97,7 +97,7 @@ def check_feasible(shapes: Collection[Shape], found: Collection[Capacity]) -> No
         asked = shape.ranks * (shape.gpus or shape.cpus)
         sizes = [machine.gpus if shape.gpus else machine.cpus for machine in found]
         raise ResourceError(
-            f"resources: this grid asks for {asked} {kind}s a gang ({shape.ranks} ranks x {shape.gpus or shape.cpus}); "
+            f"resources.ranks: this grid asks for {asked} {kind}s a gang ({shape.ranks} ranks x {shape.gpus or shape.cpus}); "
             f"the largest machine "
             f"has {max(sizes, default=0):g}, all {len(sizes)} together {sum(sizes):g}; lower resources.ranks or resources.threads"
         )

@@ -287,3 +287,16 @@ def test_cheap_learners_run_without_a_process_group(make_config: Make, run_study
     config = make_config(GAUSSIAN, grid={"seed": {"from": 0, "count": 5}})
     summary, _, _ = run_study(config, tmp_path / "root")
     assert (summary.chains_complete, summary.generations_computed) == (5, 20)
+
+
+def test_a_gang_retires_when_its_memory_has_grown_too_far() -> None:
+    from harness.coordinator.gang import MEMORY_GROWTH_BYTES, GangHandle, Outcome
+
+    gang = GangHandle.__new__(GangHandle)
+    gang.first_rss = None
+    sizes = [10**9, 10**9 + MEMORY_GROWTH_BYTES, 10**9 + MEMORY_GROWTH_BYTES + 1]
+    assert [gang.outgrown([Outcome("ok", rss_bytes=10**9), Outcome("ok", rss_bytes=size)]) for size in sizes] == [
+        False,
+        False,
+        True,
+    ]

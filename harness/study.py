@@ -22,7 +22,7 @@ from harness.data.text import ExternalCorpus, TextCorpus, data_science, prepare,
 from harness.errors import ConfigError, DataError
 from harness.learners.base import LEARNERS
 from harness.learners.language_model.identity import pretrained_identity
-from harness.learners.language_model.sizes import num_parameters
+from harness.learners.language_model.sizes import architecture_of, num_parameters
 from harness.lineage import CellScience, Chain, Lineage, build, chain_id, key_of
 from harness.metrics import VERSIONS
 from harness.regimes import check_supply, recipe
@@ -201,7 +201,8 @@ def _parameters(config: Config, real: RealData) -> int | None:
         )
     if vocabulary is not None and real.meta["vocab_size"] > vocabulary:
         raise DataError(f"data.tokenizer: {real.meta['vocab_size']} tokens, but {model.pretrained!r} knows {vocabulary}")
-    return None
+    known = architecture_of(found)
+    return num_parameters(known, int(vocabulary), int(context or 0)) if known and vocabulary else None
 
 
 def _science(config: Config, data: PreparedData, external: str | None, parameters: int | None) -> CellScience:

@@ -85,6 +85,8 @@ def test_hub_data_without_splits_are_split_here(hub: Hub, make_config: Make, tmp
 def test_a_model_in_a_folder_is_known_by_its_content(hub: Hub, make_config: Make, tmp_path: Path) -> None:
     import shutil
 
+    from safetensors import safe_open
+
     for name in ("here", "there"):
         shutil.copytree(hub.root / "models" / "lab" / "small", tmp_path / name)
     changes = {**CHANGES, "data.source": "python-docs", "data.num_examples": 64}
@@ -95,6 +97,10 @@ def test_a_model_in_a_folder_is_known_by_its_content(hub: Hub, make_config: Make
             "data.tokenizer": {"kind": "pretrained", "name": str(tmp_path / name)},
         }
         config = make_config(TEXT, f"{name}.yaml", **{**changes, **local})
+        plan = json.loads(harness("plan", config, "--root", tmp_path / "none", "--json", HF_HUB_OFFLINE="1").stdout)
+        with safe_open(tmp_path / name / "model.safetensors", "np") as file:
+            parameters = sum(file.get_tensor(key).size for key in file.keys())  # noqa: SIM118 (not a mapping)
+        assert plan["memory_per_rank_bytes"] > 16 * parameters, "weights, gradients and optimizer in bf16, and activations"
         done = harness("run", config, "--root", tmp_path / "root", "--json", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "none"))
         assert done.returncode == 0, done.stderr
         runs.append(json.loads(done.stdout))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ torch = pytest.importorskip("torch")
 from harness.learners.language_model import model as models  # noqa: E402
 from harness.learners.language_model.sampling import Sampler, draw_batch  # noqa: E402
 from harness.learners.language_model.scoring import score  # noqa: E402
-from harness.learners.language_model.sizes import memory_per_rank, num_parameters  # noqa: E402
+from harness.learners.language_model.sizes import architecture_of, memory_per_rank, num_parameters  # noqa: E402
 from harness.learners.language_model.training import Schedule, learning_rate, plan_steps  # noqa: E402
 
 
@@ -48,6 +49,18 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     count = sum(parameter.numel() for parameter in built.parameters())
     assert count == num_parameters(model, about["vocab_size"], model.context or 0), "arithmetic and the real model differ"
     assert abs(count / about["published_parameters"] - 1) < 0.01
+
+
+@pytest.mark.parametrize("name", ["gpt2-124m", "opt-125m", "llama-1b", "llama-12m"])
+def test_a_pretrained_models_size_is_read_from_its_configuration(name: str) -> None:
+    """As `plan` does: from the content of config.json, which leaves defaults out."""
+    about, model = read_preset(name), resolve_model(Model(preset=name))
+    config = models.transformers_config(model, about["vocab_size"], model.context or 0, 0, 0)
+    found = architecture_of(json.loads(config.to_json_string(use_diff=True)) | {"model_type": config.model_type})
+    assert found is not None
+    assert num_parameters(found, about["vocab_size"], model.context or 0) == num_parameters(
+        model, about["vocab_size"], model.context or 0
+    )
 
 
 def test_zero_stages_divide_what_they_shard() -> None:

@@ -51,6 +51,8 @@ def architecture_of(config: Mapping[str, Any]) -> Model | None:
     names = _PUBLISHED_NAMES.get(kind)
     if names is None or any(config.get(name) is None for name in names[:3]):
         return None
+    if config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):
+        return None  # OPT-350m projects its embeddings
     layers, width, heads, mlp = (config.get(name) for name in names)
     sizes = {"architecture": kind, "num_layers": layers, "width": width, "num_heads": heads, "mlp_width": mlp}
     tied = config.get("tie_word_embeddings", kind != "llama")

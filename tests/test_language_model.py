@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chains import Events, contents, open_prepared, run_all
-from conftest import TEXT, Make
+from conftest import TEXT, Make, harness
 
 from harness.config.presets import preset_names, read_preset, resolve_model
 from harness.config.schema import Model, Sample, Train
@@ -315,6 +315,11 @@ def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -
     assert store.record(second) is None
     losses = store.json("fits", record.fit, "fit.json")["log"]["train_loss"]
     assert None in losses and 0 not in losses
+    # Nothing is left to do, so no Ray is asked for: at this address there is none.
+    again = harness("run", config, "--root", tmp_path / "root", "--json", "--address", "127.0.0.1:1")
+    assert again.returncode == 0, again.stderr
+    summary = json.loads(again.stdout)
+    assert (summary["chains_complete"], summary["generations_computed"], summary["generations_reused"]) == (1, 0, 1)
 
 
 def test_longer_corpora_and_refits_are_those_of_a_first_try(ranks: Any, make_config: Make, tmp_path: Path) -> None:

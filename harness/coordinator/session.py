@@ -75,9 +75,7 @@ def run_study(
     """
     base = prepared.study.base
     Store.check_writable(root)
-    reader = Store.read(root)
-    committed = reader.committed("evaluations")
-    if all(node in committed and reader.sound("evaluations", node) for node in prepared.lineage.nodes):
+    if not work_left(prepared, Store.read(root)):
         return _only_read(prepared, Store.open(root), source)
     with connected(address) as machines:
         on_connected()
@@ -102,6 +100,21 @@ def run_study(
     return summary, mirror.close()
 
 
+def work_left(prepared: Prepared, store: Store) -> bool:
+    """Whether any generation is still to be computed; those behind a diverged one do not exist."""
+    closed: set[str] = set()
+    for key, node in prepared.lineage.nodes.items():
+        if node.previous in closed:
+            closed.add(key)
+            continue
+        record = store.record(key)
+        if record is None:
+            return True
+        if record.status == "diverged":
+            closed.add(key)
+    return False
+
+
 def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summary, list[str]]:
     """Everything is there: no Ray is started; what W&B has not been sent is sent."""
     experiment = Experiment(store.root, prepared.study.base.experiment)
@@ -111,7 +124,8 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
     for chain in prepared.lineage.chains:
         mirror.add(chain_view(prepared, store, chain))
     warnings = mirror.close()
-    return Summary(len(prepared.lineage.chains), 0, 0, len(prepared.lineage.nodes), 0.0), warnings
+    reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
+    return Summary(len(prepared.lineage.chains), 0, 0, reused, 0.0), warnings
 
 
 __all__ = ["chain_view", "run_study"]

@@ -1,7 +1,9 @@
 """The recursive algorithm: for every generation build the training set, fit, sample, evaluate, commit.
 
 `run_branch` is the same under every engine, on a laptop and on a cluster. Everything it needs it asks the store for, and what the
-store lacks is computed first, so it goes on wherever an earlier process stopped.
+store lacks is computed first, so it goes on wherever an earlier process stopped: inside a fit from its checkpoint, inside a
+sampling from its shards, inside an evaluation from its pieces. What is being computed is leased, so that others on the same store
+wait for it or do something else.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ import platform
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from harness import __version__
@@ -25,12 +28,22 @@ from harness.config.schema import Config, LanguageModel
 from harness.curation import accepted
 from harness.data.base import RealData
 from harness.errors import DamagedError, LearnerError
-from harness.files import write_json
-from harness.learners.base import EvaluateTask, FitOutcome, FitTask, Learner, Ranks, SampleTask, TrainingSet
+from harness.files import checksum, write_json
+from harness.learners.base import (
+    Control,
+    EvaluateTask,
+    FitOutcome,
+    FitTask,
+    Learner,
+    Ranks,
+    SampleTask,
+    Stopped,
+    TrainingSet,
+)
 from harness.lineage import Node
 from harness.records import EXTERNAL, REAL, Examples, Provenance, Record, Status, finite_or_none
 from harness.regimes import draw
-from harness.store import Store
+from harness.store import Lease, Leases, Store, Workplace
 
 T = TypeVar("T")
 MAX_OVERSAMPLING = 20
@@ -51,6 +64,7 @@ class Plan:
         external: Path and fingerprint of the fixed corpus; None where there is none.
         attempt: 1 for the first try.
         commit: Revision of the source, for provenance.
+        coordinator: Who scheduled it, for provenance.
     """
 
     branch: str
@@ -62,6 +76,30 @@ class Plan:
     external: tuple[str, str] | None = None
     attempt: int = 1
     commit: str = ""
+    coordinator: str = ""
+
+
+class Busy(Exception):
+    """Somebody else, who may be alive, works on a key that is needed; raised on every rank."""
+
+    def __init__(self, key: str) -> None:
+        """Keep the key."""
+        super().__init__(key)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class End:
+    """How a branch ended.
+
+    Attributes:
+        status: ``ok``: all its generations are committed; ``diverged``: one has no finite model, and later ones do not exist;
+            ``busy``: somebody else works on what is needed; ``stopped``: it was asked to stop, and saved what it had.
+        key: What somebody else works on, for ``busy``.
+    """
+
+    status: Literal["ok", "diverged", "busy", "stopped"]
+    key: str | None = None
 
 
 class Observer(Protocol):
@@ -76,7 +114,16 @@ class Observer(Protocol):
         ...
 
 
-def run_branch(plan: Plan, learner: Learner, store: Store, data: RealData, ranks: Ranks, observer: Observer) -> Status:
+def run_branch(
+    plan: Plan,
+    learner: Learner,
+    store: Store,
+    data: RealData,
+    ranks: Ranks,
+    observer: Observer,
+    leases: Leases,
+    control: Control,
+) -> End:
     """Run a branch of the lineage, generation by generation.
 
     Args:
@@ -86,29 +133,47 @@ def run_branch(plan: Plan, learner: Learner, store: Store, data: RealData, ranks
         data: The real distribution.
         ranks: The ranks that run this together.
         observer: Hears of events and progress.
-
-    Returns:
-        ``diverged`` where a generation has no finite model; later generations of the branch then do not exist.
+        leases: Taken on rank 0 for what is computed.
+        control: Through which the branch is asked to stop.
     """
-    branch = _Branch(plan, learner, store, data, ranks, observer)
-    for key in plan.order:
-        node = plan.nodes[key]
-        if not branch.committed(node):
-            status = branch.fit(node)
-            if status == "ok":
-                branch.sample(node, plan.examples[node.corpus])
-            branch.evaluate(node, status)
-        if branch.status(node) == "diverged":
-            return "diverged"
-    return "ok"
+    branch = _Branch(plan, learner, store, data, ranks, observer, leases, control)
+    try:
+        for key in plan.order:
+            node = plan.nodes[key]
+            if not branch.complete(node):
+                with branch.claim(node.evaluation, node):
+                    branch.check_stop()
+                    status = branch.fit(node)
+                    if status == "ok":
+                        branch.sample(node, plan.examples[node.corpus])
+                    branch.evaluate(node, status)
+            if branch.status(node) == "diverged":
+                return End("diverged")
+    except Busy as busy:
+        return End("busy", busy.key)
+    except Stopped:
+        return End("stopped")
+    return End("ok")
 
 
 class _Branch:
     """The four steps of a generation; each returns at once where the store has its result."""
 
-    def __init__(self, plan: Plan, learner: Learner, store: Store, data: RealData, ranks: Ranks, observer: Observer) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        learner: Learner,
+        store: Store,
+        data: RealData,
+        ranks: Ranks,
+        observer: Observer,
+        leases: Leases,
+        control: Control,
+    ) -> None:
         self.plan, self.learner, self.store = plan, learner, store
         self.data, self.ranks, self.observer = data, ranks, observer
+        self.leases, self.control = leases, control
+        self._since = 0.0
         self._training: tuple[str, TrainingSet] | None = None
         self.seconds: dict[str, float] = {}
         self.rates: dict[str, float] = {}
@@ -183,15 +248,30 @@ class _Branch:
 
     def fit(self, node: Node) -> Status:
         """Make sure that a node's fit is committed and has its weights."""
-        sound = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
-        status = self._fit_status(node) if sound else "ok"
-        if sound and (status == "diverged" or self.on_rank_0(lambda: self.store.has_weights(node.fit))):
-            return status
+        if self._has_fit(node):
+            return self._fit_status(node)
+        with self.claim(node.fit, node):
+            if not self._has_fit(node):
+                self._fit(node)
+        return self._fit_status(node)
+
+    def _has_fit(self, node: Node) -> bool:
+        def look() -> bool:
+            if not self.store.sound("fits", node.fit):
+                return False
+            diverged = self.store.json("fits", node.fit, "fit.json")["status"] == "diverged"
+            return diverged or self.store.has_weights(node.fit)
+
+        return self.on_rank_0(look)
+
+    def _fit(self, node: Node) -> None:
+        refit = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
         if node.init_from is not None:
             self.fit(self.plan.nodes[node.init_from])
         training = self.training_set(node)
         staged = self.on_rank_0(lambda: self.store.stage(node.fit))
         parent = None if node.init_from is None else self.store.path("fits", self.plan.nodes[node.init_from].fit)
+        resume = self._adopt(node, staged)
         self._event("fit_started", node, examples=len(training.drawn))
         with self._timed("fit"):
             outcome = self.learner.fit(
@@ -204,13 +284,66 @@ class _Branch:
                     budget=node.recipe.budget,
                     out=staged,
                     report=self._reporter(node, "fit"),
+                    control=self.control,
+                    resume=resume,
+                    checkpoint_s=self.plan.config.resources.checkpoint_s,
+                    save=lambda step, write: self._save_checkpoint(node, staged, step, write),
                 )
             )
-        self.rates["fit"] = outcome.tokens / max(self.seconds["fit"], 1e-9)
+        self.rates["fit"] = outcome.computed / max(self.seconds["fit"], 1e-9)
         if self.ranks.rank == 0:
-            self._commit_fit(node, staged, training, outcome, refit=sound)
+            self._commit_fit(node, staged, training, outcome, refit=refit)
         self.ranks.barrier()
-        return self._fit_status(node)
+
+    def _execution_class(self) -> dict[str, Any]:
+        """What can change bits without changing the science; a checkpoint names it."""
+        found, resources = self.learner.describe(), self.plan.config.resources
+        return {
+            "world_size": self.ranks.world_size,
+            "zero_stage": found["zero_stage"],
+            "device": found["device"],
+            "micro_batch": self.plan.config.micro_batch,
+            "threads": resources.threads,
+            "versions": dict(found["versions"]),
+        }
+
+    def _adopt(self, node: Node, staged: Path) -> Path | None:
+        """The checkpoint to go on from, on every rank; says what could not be used and why."""
+        own = self._execution_class()
+
+        def usable(about: Mapping[str, Any]) -> str | None:
+            for name, what in (("world_size", "ranks"), ("zero_stage", "ZeRO stage")):
+                if about[name] != own[name]:
+                    return f"it was written with {what} {about[name]}, this gang has {own[name]}; DeepSpeed cannot convert it"
+            return None
+
+        def look() -> tuple[Path | None, float]:
+            found, reasons = Workplace(staged).adopt(usable)
+            for reason in reasons:
+                self._event("checkpoint_refused", node, reason=reason, again_from_step=found.step if found else 0)
+            if found is None:
+                return None, 0.0
+            other = {name: found.about[name] for name in own if found.about[name] != own[name]}
+            # Another device or library version goes on, in another execution class: provenance must not hide it.
+            self._event("resumed", node, step=found.step, **({"other_class": other} if other else {}))
+            return found.folder, float(found.about["seconds"])
+
+        folder, seconds = self.on_rank_0(look)
+        self.seconds["fit"] = seconds
+        return folder
+
+    def _save_checkpoint(self, node: Node, staged: Path, step: int, write: Callable[[Path], Sequence[Path]]) -> None:
+        """Every rank writes and hashes its own files; rank 0 makes them count."""
+        workplace = Workplace(staged)
+        folder = self.on_rank_0(lambda: workplace.begin(step))
+        own = {str(path.relative_to(folder)): checksum(path) for path in write(folder)}
+        sums = {name: entry for share in self.ranks.gather(own) for name, entry in share.items()}
+        if self.ranks.rank == 0:
+            seconds = self.seconds.get("fit", 0.0) + time.monotonic() - self._since
+            workplace.commit(step, {**self._execution_class(), "seconds": seconds}, sums)
+            self._event("checkpointed", node, step=step)
+        self.ranks.barrier()
+        self.control.tick()
 
     def _commit_fit(self, node: Node, staged: Path, training: TrainingSet, outcome: FitOutcome, refit: bool) -> None:
         if refit:
@@ -231,15 +364,24 @@ class _Branch:
 
     def sample(self, node: Node, count: int) -> None:
         """Make sure that a node's corpus has at least ``count`` examples."""
-        have = self.on_rank_0(lambda: self.store.corpora.count(node.corpus))
-        if have >= count:
+        if self._count(node) >= count:
             return
-        self.fit(node)
+        with self.claim(node.corpus, node):
+            have = self._count(node)
+            if have < count:
+                self.fit(node)
+                self._sample(node, have, count)
+
+    def _count(self, node: Node) -> int:
+        return self.on_rank_0(lambda: self.store.corpora.count(node.corpus))
+
+    def _sample(self, node: Node, have: int, count: int) -> None:
         prompts = self._prompts(node)
         if self.ranks.rank == 0:
+            self.store.clear_work(node.corpus)
             self.store.corpora.create(node.corpus, self.plan.specs[node.corpus])
-        self.ranks.barrier()
-        self._event("sample_started", node, start=have, stop=count)
+        shards = self.on_rank_0(lambda: frozenset(self.store.corpora.shards(node.corpus)))
+        self._event("sample_started", node, start=have, stop=count, shards=len(shards))
         with self._timed("sample"):
             tokens = self.learner.sample(
                 SampleTask(
@@ -250,10 +392,14 @@ class _Branch:
                     stop=count,
                     prompts=prompts,
                     append=lambda start, examples: self.store.corpora.append(node.corpus, start, examples),
+                    shards=shards,
                     report=self._reporter(node, "sample"),
+                    control=self.control,
                 )
             )
         self.ranks.barrier()
+        if self.ranks.rank == 0:
+            self.store.clear_work(node.corpus)
         self.rates["sample"] = tokens / max(self.seconds["sample"], 1e-9)
         self._event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
 
@@ -269,6 +415,11 @@ class _Branch:
 
     def evaluate(self, node: Node, status: Status) -> None:
         """Measure a generation and commit its record; a diverged one has no metrics."""
+        if self.on_rank_0(lambda: self.store.sound("evaluations", node.evaluation)):
+            return  # only its corpus or its fit was missing
+        staged = self.on_rank_0(lambda: self.store.stage(node.evaluation))
+        if self.ranks.rank == 0:
+            Workplace(staged).adopt(lambda _: "an evaluation has no checkpoints")
         metrics: Mapping[str, float] = {}
         arrays, texts = {}, []
         if status == "ok":
@@ -287,6 +438,8 @@ class _Branch:
                         corpus=corpus,
                         training=training,
                         report=self._reporter(node, "evaluate"),
+                        piece=lambda name, compute: self._piece(staged, name, compute),
+                        control=self.control,
                     )
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
@@ -302,7 +455,6 @@ class _Branch:
                 parent,
                 {name: finite_or_none(value) for name, value in metrics.items()},
             )
-            staged = self.store.stage(node.evaluation)
             write_json(staged / "record.json", record.to_json())
             write_json(staged / "provenance.json", self._provenance().to_json())
             write_json(staged / "continuations.json", texts)
@@ -311,6 +463,18 @@ class _Branch:
             self._event("committed" if won else "discarded", node, status=status)
         self.seconds, self.rates = {}, {}
         self.ranks.barrier()
+
+    def _piece(self, staged: Path, name: str, compute: Callable[[], npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+        """A part of an evaluation, kept when it is done; the same call on every rank."""
+        workplace = Workplace(staged)
+        kept = workplace.read_piece(name) if self.ranks.rank == 0 else None
+        if self.ranks.broadcast(kept is not None):
+            return np.zeros(0) if kept is None else kept
+        values = compute()
+        if self.ranks.rank == 0:
+            workplace.write_piece(name, values)
+        self.check_stop()
+        return values
 
     def status(self, node: Node) -> Status:
         """``ok`` or ``diverged``, from the committed record."""
@@ -322,9 +486,44 @@ class _Branch:
 
     # --- bookkeeping -----------------------------------------------------------------------------------------------------
 
-    def committed(self, node: Node) -> bool:
-        """Whether a node's evaluation is there and undamaged."""
-        return self.on_rank_0(lambda: self.store.sound("evaluations", node.evaluation))
+    def complete(self, node: Node) -> bool:
+        """Whether all that a node leaves is there, and its record undamaged."""
+        return self.on_rank_0(lambda: self.store.complete(node, self.plan.examples[node.corpus]))
+
+    def check_stop(self) -> None:
+        """Stop here where that is wished; collective."""
+        if self.ranks.broadcast(self.control.stopping):
+            raise Stopped
+
+    @contextmanager
+    def claim(self, key: str, node: Node) -> Iterator[None]:
+        """Hold the lease of a key for the time of a block; collective.
+
+        Raises:
+            Busy: Somebody else holds it.
+        """
+        about = {"branch": self.plan.branch, "generation": node.generation, "seed": node.seed, "coordinator": self.plan.coordinator}
+        lease = self.leases.acquire(key, about) if self.ranks.rank == 0 else None
+        if not self.ranks.broadcast(lease is not None):
+            raise Busy(key)
+        whole = key == node.evaluation
+        finished = False
+        try:
+            if whole:
+                self._event("claimed", node, epoch=lease.epoch if lease else 0)
+            yield
+            finished = True
+        finally:
+            if lease is not None:
+                self._release(lease, finished)
+                if whole:
+                    self._event("released", node, finished=finished)
+
+    def _release(self, lease: Lease, finished: bool) -> None:
+        try:
+            self.leases.release(lease, finished)
+        except OSError as error:  # a disk that is full must not hide why the block ended
+            self.observer.event("release_failed", key=lease.key, reason=str(error))
 
     def on_rank_0(self, look: Callable[[], T]) -> T:
         """What rank 0 sees in the store, on every rank: two ranks that look for themselves may see different things."""
@@ -346,6 +545,7 @@ class _Branch:
 
     def _reporter(self, node: Node, phase: str) -> Any:
         def report(done: int, total: int, rate: float) -> None:
+            self.control.tick()
             if self.ranks.rank == 0:
                 self.observer.progress(node, phase, done, total, rate)
 
@@ -353,9 +553,9 @@ class _Branch:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        started = time.monotonic()
+        self._since = time.monotonic()
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - self._since
 
     def _provenance(self) -> Provenance:
         found = dict(self.learner.describe())
@@ -368,6 +568,7 @@ class _Branch:
             threads=self.plan.config.resources.threads,
             attempt=self.plan.attempt,
             commit=self.plan.commit,
+            coordinator=self.plan.coordinator,
             versions={"harness": __version__, "python": platform.python_version(), **found["versions"]},
         )
         return replace(

@@ -104,7 +104,8 @@ def run(
     else:
         print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
         if summary.stopped:
-            print("stopped early with work left; run the same command again")
+            because = f" ({summary.reason})" if summary.reason else ""
+            print(f"stopped early with work left{because}; run the same command again")
     raise typer.Exit(summary.exit_code)
 
 

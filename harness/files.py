@@ -77,14 +77,24 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def seal(folder: Path) -> None:
-    """Write the checksums of all files in a folder beside them, and flush everything to disk."""
-    sums = {}
+def checksum(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, which is flushed to disk."""
+    sync_file(path)
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def seal(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Write the checksums of all files in a folder beside them, and flush everything to disk.
+
+    Args:
+        folder: The folder.
+        known: Checksums that other processes have computed for the files they wrote, by path within the folder.
+    """
+    sums = dict(known or {})
     for path in _files(folder):
-        if path.name == CHECKSUMS:
-            continue
-        sums[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        sync_file(path)
+        name = str(path.relative_to(folder))
+        if path.name != CHECKSUMS and name not in sums:
+            sums[name] = checksum(path)
     write_json(folder / CHECKSUMS, sums)
     for path in folder.rglob("*"):
         if path.is_dir():

@@ -113,6 +113,7 @@ class Provenance:
         tokens_per_s: Phase to tokens (or examples) per second.
         peak_memory_bytes: Peak memory of rank 0: device memory on a GPU, else resident memory.
         finished: UTC time of the commit, ISO 8601.
+        coordinator: Who scheduled it: one `harness run`.
     """
 
     host: str
@@ -127,6 +128,7 @@ class Provenance:
     tokens_per_s: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     finished: str = ""
+    coordinator: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""

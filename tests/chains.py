@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.chain import Plan, run_branch
-from harness.learners import Ranks, SoloRanks, make_learner
+from harness.learners import Control, Ranks, SoloRanks, make_learner
 from harness.lineage import Node, cut
-from harness.store import Store
+from harness.store import Leases, Owner, Store
 from harness.study import Prepared, commit_data, load_data, open_study
 
 
@@ -39,10 +39,28 @@ def open_prepared(config: Path, root: Path, *assignments: str) -> tuple[Prepared
 
 
 def run_all(
-    config: Path, root: Path, *assignments: str, ranks: Ranks | None = None, observer: Any = None
+    config: Path,
+    root: Path,
+    *assignments: str,
+    ranks: Ranks | None = None,
+    observer: Any = None,
+    control: Control | None = None,
+    leases: Leases | None = None,
+    prepared: Prepared | None = None,
 ) -> tuple[Prepared, Store]:
-    """Run every branch of a grid, one after another."""
-    prepared, store = open_prepared(config, root, *assignments)
+    """Run every branch of a grid, one after another, until one ends early."""
+    if prepared is None:
+        prepared, store = open_prepared(config, root, *assignments)
+    else:
+        store = Store(root)
+    if leases is None:
+        owner = Owner(root / "leases" / "owners")
+        try:
+            return run_all(
+                config, root, ranks=ranks, observer=observer, control=control, leases=Leases(root, owner), prepared=prepared
+            )
+        finally:
+            owner.close()
     done: set[str] = set()
     waiting = list(cut(prepared.lineage))
     while waiting:
@@ -62,8 +80,11 @@ def run_all(
         )
         data = load_data(settings, store, prepared.data[cell].key)
         used = ranks or SoloRanks()
-        status = run_branch(plan, make_learner(settings, data, used), store, data, used, observer or Events())
-        if status == "diverged":
+        learner = make_learner(settings, data, used)
+        end = run_branch(plan, learner, store, data, used, observer or Events(), leases, control or Control())
+        if end.status in ("busy", "stopped"):
+            break
+        if end.status == "diverged":
             waiting = [other for other in waiting if not other.needs & set(branch.nodes)]
     return prepared, store
 

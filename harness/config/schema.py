@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -342,8 +343,18 @@ class Resources(Section):
     """CPU threads per rank (and CPUs reserved for it)."""
     gpus_per_rank: Annotated[int, Field(ge=0, le=1)] | None = None
     """1 on a machine with GPUs, else 0, when null."""
-    max_failures: Annotated[int, Field(ge=0)] = 1
-    """How often a branch may fail and be tried again before its chains are failed."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """How often a gang may fail in one generation and try again before its chains are failed."""
+    max_preemptions: Annotated[int, Field(ge=0)] = 1000
+    """How often a gang may lose its machine in one generation; that is nobody's fault, and counted apart."""
+    checkpoint_s: Seconds = 300.0
+    """Seconds between the checkpoints of a fit: what a kill can cost at most."""
+    watchdog_s: Seconds = 600.0
+    """A gang that makes no step, token or batch for this many seconds hangs: it is ended and its branch tried again."""
+    lease_s: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] = 60.0
+    """Others on the store take over what a process held once it has shown no life for this many seconds."""
+    grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    """Seconds that a run takes at most to save its work and end after SIGTERM, SIGINT or SIGUSR1."""
 
 
 class Retention(Section):

@@ -8,9 +8,12 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from harness.coordinator.scheduler import Capacity, Shape, feasible
@@ -22,12 +25,80 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+WATCH_S = 1.0
+"""Seconds between looks at Ray's own processes."""
+REFUSALS = 3
+"""A head that refuses this many connections in a row is gone."""
+PREFIX = "hr-"
+
+
+class _HeadWatch:
+    """Notices that Ray's head, or the local Ray, is gone. Ray itself waits a minute for it, and then ends the process."""
+
+    def __init__(self, daemons: Sequence[psutil.Process], address: str, on_lost: Callable[[str], None]) -> None:
+        """Watch from now on.
+
+        Args:
+            daemons: Ray's processes, where this process started them.
+            address: HOST:PORT of the head; looked at where there are no daemons.
+            on_lost: Called in a thread of its own, once, with what is gone.
+        """
+        self.daemons, self.on_lost, self._end = daemons, on_lost, threading.Event()
+        host, _, port = address.rpartition(":")
+        self.head, self._refused = (host, int(port)), 0
+        self._thread = threading.Thread(target=self._work, name="head-watch", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while not self._end.wait(WATCH_S):
+            gone = self._gone()
+            if gone and not self._end.is_set():
+                self.on_lost(gone)
+                return
+
+    def _gone(self) -> str:
+        for process in self.daemons:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    continue
+            return "Ray on this machine died"
+        if not self.daemons:
+            try:
+                socket.create_connection(self.head, timeout=5).close()
+                self._refused = 0
+            except OSError:
+                self._refused += 1
+        return f"Ray's head at {self.head[0]}:{self.head[1]} is gone" if self._refused >= REFUSALS else ""
+
+    def close(self) -> None:
+        self._end.set()
+
+
+def _clear_leftovers() -> None:
+    """Remove the folders of local Rays whose driver was killed."""
+    for path in Path("/tmp").glob(f"{PREFIX}*-*"):
+        owner = path.name.removeprefix(PREFIX).split("-")[0]
+        with contextlib.suppress(OSError):
+            if owner.isdigit() and path.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def end_children() -> None:
+    """Kill everything that this process has started."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    psutil.wait_procs(children, timeout=5)
+
+
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[tuple[Capacity, ...]]:
+def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[tuple[Capacity, ...]]:
     """Ray for the time of a run.
 
     Args:
         address: A running Ray, or None to start one on this machine that ends with the run.
+        on_lost: Called, in a thread of its own, if Ray goes away meanwhile; nothing can be asked of Ray then.
 
     Yields:
         The machines.
@@ -41,7 +112,8 @@ def connected(address: str | None) -> Iterator[tuple[Capacity, ...]]:
     folder = None
     if address is None:
         # A short private folder: socket paths must stay under 107 bytes, and /tmp/ray may belong to somebody else.
-        folder = tempfile.mkdtemp(prefix="hr-", dir="/tmp")
+        _clear_leftovers()
+        folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
         ray.init(
             address="local",
             num_cpus=usable_cpus(),
@@ -57,9 +129,13 @@ def connected(address: str | None) -> Iterator[tuple[Capacity, ...]]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ResourceError(f"--address {address}: there is no Ray that can be joined ({reason})") from None
+    started = psutil.Process().children(recursive=True) if address is None else []
+    daemons = [process for process in started if process.name() in ("gcs_server", "raylet")]
+    watch = _HeadWatch(daemons, ray.get_runtime_context().gcs_address, on_lost)
     try:
         yield machines()
     finally:
+        watch.close()
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -76,6 +152,11 @@ def _probe(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
         raise ResourceError(f"--address {address}: there is no Ray that can be joined ({error})") from None
+
+
+def living_nodes() -> set[str]:
+    """Ray's ids of the machines that are alive."""
+    return {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}
 
 
 def machines() -> tuple[Capacity, ...]:

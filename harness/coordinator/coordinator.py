@@ -14,16 +14,30 @@ import ray
 
 from harness.chain import Plan
 from harness.config.schema import Config
-from harness.coordinator.cluster import machines
+from harness.coordinator.cluster import living_nodes, machines
+from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome
 from harness.coordinator.retention import Retention
-from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide
+from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, feasible
+from harness.errors import DamagedError, StoreError
+from harness.files import read_json
 from harness.lineage import Branch, Chain, cut
 from harness.records import Record
-from harness.store import Experiment, Store
+from harness.store import Experiment, Leases, Store
+from harness.store.leases import bury
 from harness.study import Prepared
 
 TICK_S = 0.25
+POLL_S = 1.0
+"""Seconds between looks at what others have committed, and at the leases that branches wait for; more where a look takes long."""
+MACHINES_S = 5.0
+"""Seconds between looks at the cluster's machines."""
+NODE_WAIT_S = 60.0
+"""How long a run waits for machines that could hold what is left, when none of them is there any more."""
+NODE_DEATH_S = 3.0
+"""How long after the death of a rank its machine's death may take to become known."""
+TEARDOWN_SHARE = 0.3
+"""Share of the grace period that is kept for ending gangs and Ray."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,8 @@ class Summary:
     generations_reused: int
     wall_s: float
     stopped: bool = False
+    reason: str = ""
+    """Why it stopped early, where nobody asked it to."""
     failures: tuple[tuple[str, str], ...] = ()
     """Branch or chain, and why, for people."""
 
@@ -97,19 +113,22 @@ class _State:
     """What the loop knows; everything in it can be derived again from the store."""
 
     done: set[str]
+    mine: set[str] = field(default_factory=set)
     diverged: set[str] = field(default_factory=set)
-    failures: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    held: dict[str, tuple[Branch, str]] = field(default_factory=dict)
+    """Branches that wait for a key that somebody else works on."""
 
 
 class Coordinator:
-    """Runs one grid on one Ray."""
+    """Runs one grid on one Ray; others may run the same or other grids on the same store."""
 
     def __init__(
         self,
         prepared: Prepared,
         store: Store,
         experiment: Experiment,
+        leases: Leases,
         found: tuple[Capacity, ...],
         display: Display,
         on_chain: Callable[[Chain], None],
@@ -121,25 +140,31 @@ class Coordinator:
             prepared: The study.
             store: The store.
             experiment: The experiment's folder.
+            leases: As this coordinator sees them.
             found: The machines of the cluster.
             display: Shows progress.
             on_chain: Called once for every chain that is complete.
             stop: Set from outside to end early.
         """
-        self.prepared, self.store, self.experiment = prepared, store, experiment
+        assert leases.owner is not None
+        self.prepared, self.store, self.experiment, self.leases = prepared, store, experiment, leases
         self.machines, self.display, self.on_chain, self.stop = found, display, on_chain, stop
-        self.lineage = prepared.lineage
+        self.id = leases.owner.id
+        self.lineage, self.resources = prepared.lineage, prepared.study.base.resources
+        self.budget = Budget(self.resources.max_failures, self.resources.max_preemptions)
         gpus = any(machine.gpus for machine in found)
         cells = prepared.study.cells
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
         self.shapes = {b.id: shape_of(cells[self.lineage.nodes[b.nodes[0]].cell].config, gpus) for b in self.branches.values()}
         committed = set(self.lineage.nodes) & store.committed("evaluations")
-        self.state = _State(done={node for node in committed if store.sound("evaluations", node)})
+        self.state = _State(done={node for node in committed if self._complete_node(node)})
         self.reused = len(self.state.done)
         self.gangs: dict[int, GangHandle] = {}
         self.running: dict[int, _Running] = {}
-        self._gang_count = 0
+        self._owners: list[str] = []
         self._revision = source_revision()
+        self._polled = self._looked = self._shown = time.monotonic()
+        self._poll_s = POLL_S
         self._chains_of: dict[str, list[Chain]] = {}
         self._left: dict[str, int] = {}
         for chain in self.lineage.chains:
@@ -149,6 +174,10 @@ class Coordinator:
                 self._chains_of.setdefault(node, []).append(chain)
         self.retention = Retention(prepared, store, experiment, self.state.done)
         self._find_diverged()
+
+    def _complete_node(self, key: str) -> bool:
+        node = self.lineage.nodes[key]
+        return self.store.complete(node, self.lineage.examples[node.corpus])
 
     def _find_diverged(self) -> None:
         """Committed divergence ends a chain: its later generations do not exist."""
@@ -161,53 +190,102 @@ class Coordinator:
     # --- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> Summary:
-        """Run what is left of the grid."""
-        started = time.monotonic()
+        """Run what is left of the grid.
+
+        Raises:
+            StoreError: The store cannot be written any more.
+        """
+        started, reason = time.monotonic(), ""
         for chain in self.lineage.chains:
             if self._complete(chain):
                 self.on_chain(chain)
         remaining = [branch for branch in self.branches.values() if any(node not in self.state.done for node in branch.nodes)]
         self.queue = Queue((b for b in remaining if not self._unreachable(b)), self.state.done - self.state.diverged)
+        self._sweep()
+        self.experiment.event("run_started", coordinator=self.id, generations=len(self.lineage.nodes), done=len(self.state.done))
         try:
-            while not self.stop.is_set() and (len(self.queue) or self.running):
-                if not self._act() and not self.running:
-                    break
+            while not self.stop.is_set() and (len(self.queue) or self.running or self.state.held):
+                self._poll()
+                self._act()
+                if not self.running and len(self.queue):
+                    reason = self._await_machines()
+                    if reason:
+                        break
                 self._wait()
+                self._watch()
                 self._show()
+            if self.stop.is_set():
+                self._drain()
         finally:
-            for gang in list(self.gangs.values()):
-                gang.end()
-        self._show()
+            self._end_gangs()
+        self._show(last=True)
         complete = sum(self._complete(chain) for chain in self.lineage.chains)
-        stopped = self.stop.is_set() and complete < len(self.lineage.chains)
+        stopped = (self.stop.is_set() or bool(reason)) and complete < len(self.lineage.chains)
         failed = 0 if stopped else len(self.lineage.chains) - complete
+        self.experiment.event("run_ended", coordinator=self.id, stopped=stopped, complete=complete, failed=failed)
         return Summary(
             complete,
             failed,
-            len(self.state.done) - self.reused,
-            self.reused,
+            len(self.state.mine),
+            len(self.state.done) - len(self.state.mine),
             round(time.monotonic() - started, 3),
             stopped,
+            reason,
             tuple(self.state.failed.items()),
         )
 
-    def _act(self) -> bool:
-        """Do what the scheduler says; False where there was nothing to do."""
-        gangs = [Gang(n, g.shape, self.running[n].branch.id if n in self.running else None) for n, g in self.gangs.items()]
-        actions = decide(self.queue.ready, self.shapes, gangs, self.machines)
-        for action in actions:
-            if isinstance(action, Retire):
-                self.gangs.pop(action.gang).end()
-                continue
-            if isinstance(action, Start):
-                self._gang_count += 1
-                number = self._gang_count
-                self.gangs[number] = GangHandle(number, action.shape, self.experiment.logs)
-            else:
-                assert isinstance(action, Assign)
-                number = action.gang
-            self._begin(number, self.queue.take(action.branch))
-        return bool(actions)
+    def _sweep(self) -> None:
+        """Remove what killed processes have left of work that is committed by now."""
+        work = self.store.root / "work"
+        keys = {key for node in self.lineage.nodes.values() for key in (node.fit, node.corpus, node.evaluation)}
+        for key in keys & {path.name for path in work.iterdir()}:
+            committed = self.store.has("evaluations", key) or self.store.has("fits", key) or self.store.corpora.count(key) > 0
+            if committed and not self.leases.held(self.leases.look(key)):
+                self.store.clear_work(key)
+
+    def _act(self) -> None:
+        """Do what the scheduler says."""
+        possible = {shape: feasible(shape, self.machines) for shape in set(self.shapes.values())}
+        again = True
+        while again:
+            again = False
+            gangs = [Gang(n, g.shape, self.running[n].branch.id if n in self.running else None) for n, g in self.gangs.items()]
+            ready = (branch for branch in self.queue.ready if possible[self.shapes[branch.id]])
+            for action in decide(ready, self.shapes, gangs, self.machines):
+                if isinstance(action, Retire):
+                    self._retire(action.gang)
+                elif self._held_elsewhere(self.branches[action.branch]):
+                    again = True
+                else:
+                    number = action.gang if isinstance(action, Assign) else self._start_gang(action)
+                    self._begin(number, self.queue.take(action.branch))
+
+    def _held_elsewhere(self, branch: Branch) -> bool:
+        """Put a branch aside whose next generation is done, or is being computed, by somebody else."""
+        node = next((node for node in branch.nodes if node not in self.state.done), None)
+        if node is None:
+            self.queue.take(branch.id)
+            return True
+        view = self.leases.look(node)
+        if not self.leases.held(view):
+            return False
+        self._hold(self.queue.take(branch.id), node)
+        return True
+
+    def _hold(self, branch: Branch, key: str) -> None:
+        view = self.leases.look(key)
+        who = self.leases.watch.identity(view.owner) if view.owner else {}
+        self.state.held[branch.id] = (branch, key)
+        self.experiment.event("branch_held", branch=branch.id, key=key, owner=view.owner)
+        if who.get("about", {}).get("coordinator") != self.id:
+            self.display.line(f"branch {branch.id} waits: {who.get('host', 'somebody else')} computes its next generation")
+
+    def _start_gang(self, action: Start) -> int:
+        number = len(self._owners) + 1
+        owner = f"{self.id}-gang-{number}"
+        self._owners.append(owner)
+        self.gangs[number] = GangHandle(number, action.shape, self.experiment.logs, owner, self.resources.lease_s)
+        return number
 
     def _begin(self, number: int, branch: Branch) -> None:
         plan, key = self._plan(branch)
@@ -234,8 +312,9 @@ class Coordinator:
             specs={key: self.lineage.specs[key] for key in keys},
             examples={node.corpus: self.lineage.examples[node.corpus] for node in nodes.values()},
             external=self.prepared.externals[cell],
-            attempt=self.state.failures.get(branch.id, 0) + 1,
+            attempt=self.budget.attempt(branch.id),
             commit=self._revision,
+            coordinator=self.id,
         )
         return plan, self.prepared.data[cell].key
 
@@ -243,12 +322,14 @@ class Coordinator:
         """Handle what has happened since the last look: commits, ends, failures."""
         owner = {ref: number for number, running in self.running.items() for ref in running.pending}
         if not owner:
+            self.stop.wait(TICK_S)
             return
         finished, _ = ray.wait(list(owner), num_returns=1, timeout=TICK_S)
         for running in self.running.values():
             self._notice_commits(running)
         for ref in finished:
-            self._handle(owner[ref], ref)
+            if owner[ref] in self.running:
+                self._handle(owner[ref], ref)
 
     def _handle(self, number: int, ref: Any) -> None:
         """One call of one rank is over; the first bad one ends the gang, the last good one ends the branch."""
@@ -256,46 +337,137 @@ class Coordinator:
         try:
             outcome = ray.get(ref)
         except ray.exceptions.RayError as error:
-            reason = (str(error).strip().splitlines() or [""])[0]
-            self._fail(number, f"a rank died ({type(error).__name__}: {reason})", retry=True)
+            self._fail(number, *_death(error))
             return
         running.pending.remove(ref)
         if isinstance(outcome, Outcome):
             if outcome.status == "failed":
-                self._fail(number, outcome.error, outcome.retry)
+                self._fail(number, outcome.kind, outcome.error)
                 return
             running.outcomes.append(outcome)
         if not running.pending:
             self._end(number)
 
     def _end(self, number: int) -> None:
-        """A branch is complete; the gang is free for another one, unless it has grown too large."""
+        """A branch has ended well; the gang is free for another one, unless it has grown too large."""
         running = self.running.pop(number)
         self._notice_commits(running)
-        self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status=running.outcomes[0].status)
+        outcome = running.outcomes[0]
+        self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status=outcome.status)
+        if outcome.status == "busy" and outcome.key is not None:
+            self._hold(running.branch, outcome.key)
         if self.gangs[number].outgrown(running.outcomes):
-            self.gangs.pop(number).end()
+            self._retire(number)
 
-    def _fail(self, number: int, reason: str, retry: bool) -> None:
+    def _retire(self, number: int) -> None:
+        gang = self.gangs.pop(number)
+        gang.end()
+        bury(self.leases.watch.folder, gang.owner)
+
+    # --- what goes wrong -----------------------------------------------------------------------------------------------
+
+    def _fail(self, number: int, kind: Kind, reason: str) -> None:
         """A gang is lost: kill all of it, keep what it committed, try its branch again or give the branch up."""
         running, gang = self.running.pop(number), self.gangs.pop(number)
-        gang.end()
         branch = running.branch
+        killed_for_memory = gang.end()
+        bury(self.leases.watch.folder, gang.owner)
+        if kind == "crash" and any(killed_for_memory.values()):
+            kind, reason = "memory", f"{HOST_ADVICE} (the kernel killed a rank)"
+        if kind == "crash" and self._has_lost_machine(gang):
+            kind, reason = "preempted", "a machine of the gang is gone"
+        if kind == "store":
+            trouble = store_trouble(self.store.root)
+            if trouble:
+                raise StoreError(f"{trouble} ({reason}); nothing that was committed is lost: make room, and run the command again")
+            kind = "crash"
         self._notice_commits(running)
         self.experiment.clear_progress(branch.id)
-        failures = self.state.failures[branch.id] = self.state.failures.get(branch.id, 0) + 1
-        config = self.prepared.study.cells[self.lineage.nodes[branch.nodes[0]].cell].config
-        again = retry and failures <= config.resources.max_failures
-        self.experiment.event("branch_failed", branch=branch.id, gang=number, reason=reason, attempt=failures, again=again)
+        attempt = self.budget.attempt(branch.id)
+        again = self.budget.again(branch.id, kind)
+        self.experiment.event(
+            "branch_failed", branch=branch.id, gang=number, failure=kind, reason=reason, attempt=attempt, again=again
+        )
         logs = ", ".join(str(path) for path in gang.logs)
         self.display.line(f"branch {branch.id} failed{', trying again' if again else ''}: {reason} (log: {logs})")
-        self.machines = machines() or self.machines  # one of them may be gone
+        self._refresh_machines()
         if again:
             self.queue.push(branch)
         else:
             self.state.failed[branch.id] = f"{reason} (log: {logs})"
 
+    @staticmethod
+    def _has_lost_machine(gang: GangHandle) -> bool:
+        """Whether a machine of the gang is dead; Ray may learn of it a little after its processes are gone."""
+        nodes = {process.node for process in gang.processes}
+        deadline = time.monotonic() + NODE_DEATH_S
+        while nodes <= living_nodes():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def _watch(self) -> None:
+        """End gangs that hang, and look whether machines have come or gone."""
+        for number, running in list(self.running.items()):
+            config = self.prepared.study.cells[self.lineage.nodes[running.branch.nodes[0]].cell].config
+            still = self.gangs[number].still_s()
+            if still >= config.resources.watchdog_s:
+                self._fail(number, "hang", f"the gang hangs: no step, token or batch for {still:.0f} s (resources.watchdog_s)")
+        if time.monotonic() - self._looked >= MACHINES_S:
+            self._refresh_machines()
+
+    def _refresh_machines(self) -> None:
+        self.machines, self._looked = machines(), time.monotonic()
+
+    def _await_machines(self) -> str:
+        """Nothing runs and nothing could be started: wait for machines; says so when none have come in time."""
+        deadline = time.monotonic() + NODE_WAIT_S
+        while not any(feasible(self.shapes[branch.id], self.machines) for branch in self.queue.ready):
+            if self.stop.is_set():
+                return ""
+            if time.monotonic() > deadline:
+                return f"no machine that could hold what is left has come within {NODE_WAIT_S:.0f} s"
+            self.stop.wait(TICK_S)
+            self._refresh_machines()
+        return ""
+
+    def _drain(self) -> None:
+        """Ask every gang to save what it has, and wait for it as long as the grace period allows."""
+        grace = self.resources.grace_s * (1 - TEARDOWN_SHARE)
+        deadline = time.monotonic() + grace
+        for number in self.running:
+            self.gangs[number].stop(grace)
+        while self.running and time.monotonic() < deadline:
+            self._wait()
+        for number, running in self.running.items():
+            self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status="cut off")
+
+    def _end_gangs(self) -> None:
+        for number in list(self.gangs):
+            self._retire(number)
+        for running in self.running.values():
+            self.experiment.clear_progress(running.branch.id)
+        self.leases.forget(self._owners)
+
     # --- what has been committed ---------------------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        """Take note of what others have committed, and take up branches that no longer have to wait for them."""
+        started = time.monotonic()
+        if started - self._polled < self._poll_s:
+            return
+        for node in (set(self.lineage.nodes) - self.state.done) & self.store.committed("evaluations"):
+            if self._complete_node(node):
+                self._committed(node)
+        for branch, key in list(self.state.held.values()):
+            if all(node in self.state.done for node in branch.nodes) or self._unreachable(branch):
+                del self.state.held[branch.id]
+            elif not self.leases.held(self.leases.look(key)):
+                del self.state.held[branch.id]
+                self.queue.push(branch)
+        self._polled = time.monotonic()
+        self._poll_s = max(POLL_S, 20 * (self._polled - started))
 
     def _notice_commits(self, running: _Running) -> None:
         """Take note of the nodes that a branch has committed since the last look."""
@@ -305,10 +477,13 @@ class Coordinator:
             running.next_node += 1
             if node not in self.state.done:
                 self._committed(node)
+                self.budget.progress(running.branch.id)
 
     def _committed(self, node: str) -> None:
         self.state.done.add(node)
         record = self.store.record(node)
+        if self._is_mine(node):
+            self.state.mine.add(node)
         diverged = record is not None and record.status == "diverged"
         if diverged:
             self.state.diverged.add(node)  # whatever needs it stays unscheduled: there is nothing to go on from
@@ -321,14 +496,24 @@ class Coordinator:
                 self.on_chain(chain)
         self.retention.committed(node)
 
+    def _is_mine(self, node: str) -> bool:
+        try:
+            found = read_json(self.store.path("evaluations", node) / "provenance.json")
+        except DamagedError:
+            return False
+        return bool(found.get("coordinator") == self.id)
+
     def _unreachable(self, branch: Branch) -> bool:
-        first = next(node for node in branch.nodes if node not in self.state.done)
-        return self.lineage.nodes[first].previous in self.state.diverged
+        first = next((node for node in branch.nodes if node not in self.state.done), None)
+        return first is not None and self.lineage.nodes[first].previous in self.state.diverged
 
     def _complete(self, chain: Chain) -> bool:
         return self._left[chain.id] == 0 or any(node in self.state.diverged for node in chain.nodes)
 
-    def _show(self) -> None:
+    def _show(self, last: bool = False) -> None:
+        if not last and time.monotonic() - self._shown < TICK_S:
+            return
+        self._shown = time.monotonic()
         progress = self.experiment.progress() if self.running else {}
         rows = []
         for running in self.running.values():
@@ -350,3 +535,14 @@ def _describe(record: Record, done: int, total: int) -> str:
     shown = [name for name in ("test/perplexity", "gaussian/log_variance") if record.metrics.get(name) is not None]
     values = "".join(f" {name} {record.metrics[name]:.4g}" for name in shown)
     return f"[{done}/{total}] generation {record.generation} seed {record.seed} fit {record.fit[:12]} {record.status}{values}"
+
+
+def _death(error: BaseException) -> tuple[Kind, str]:
+    """What the death of a rank's process means, from Ray's report of it."""
+    text = str(error)
+    line = (text.strip().splitlines() or [""])[0]
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory monitor" in text or "low memory" in text:
+        return "memory", f"{HOST_ADVICE} (Ray's memory monitor ended a rank)"
+    if "node has died" in text or "node was terminated" in text or getattr(error, "preempted", False):
+        return "preempted", "a machine of the gang is gone"
+    return "crash", f"a rank died ({type(error).__name__}: {line})"

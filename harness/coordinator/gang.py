@@ -9,20 +9,25 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from harness.coordinator.failures import Kind, classify
+from harness.coordinator.processes import ProcessId, build_folder, clear_stale_locks, reap, this_process
 from harness.coordinator.scheduler import Shape
-from harness.errors import HarnessError
 
 MEMORY_GROWTH_BYTES = 4 * 2**30
 """A gang whose ranks have grown by this much since their first branch retires: ZeRO-3 keeps host memory at every fit."""
 PROGRESS_EVERY_S = 0.5
+BEAT_EVERY_S = 1.0
+"""Seconds between the coordinator's looks at a gang's counters."""
+REAP_REMOTE_S = 10.0
+"""Seconds that a machine has to say that a gang's processes are gone; a machine that is lost says nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,17 @@ class Outcome:
     """How a rank's part of a branch ended.
 
     Attributes:
-        status: ``ok``, ``diverged`` or ``failed``.
+        status: ``ok``, ``diverged``, ``busy``, ``stopped`` or ``failed``.
         error: One line, for ``failed``.
-        retry: Whether another try can help: not where the input is wrong.
+        kind: What failed.
+        key: What somebody else works on, for ``busy``.
         rss_bytes: Resident memory of the rank.
     """
 
     status: str
     error: str = ""
-    retry: bool = True
+    kind: Kind = "crash"
+    key: str | None = None
     rss_bytes: int = 0
 
 
@@ -67,10 +74,17 @@ class _Observer:
 
 
 class _Rank:
-    """One rank. Heavy imports happen in `join`, once the environment is right."""
+    """One rank. Heavy imports happen in `join`, once the environment is right.
 
-    def __init__(self, rank: int, shape: Shape, log: str, environment: Mapping[str, str]) -> None:
+    Calls of the group ``control`` are answered by a thread of their own while `run` is at work.
+    """
+
+    def __init__(self, rank: int, shape: Shape, log: str, environment: Mapping[str, str], owner: str, lease_s: float) -> None:
+        from harness.learners.base import Control
+
         os.environ.update(environment)
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(build_folder())
+        clear_stale_locks(build_folder())
         # Libraries and C code write to the descriptors, so the descriptors go to the log file.
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (sys.stdout, sys.stderr):
@@ -81,9 +95,22 @@ class _Rank:
         self._rendezvous: Any = None
         self._ranks: Any = None
         self._data: dict[str, Any] = {}
+        self._owner, self._lease_s = owner, lease_s
+        self._leases: Any = None
+        self._control = Control()
 
-    def describe(self) -> dict[str, Any]:
-        return {"pid": os.getpid(), "host": socket.gethostname()}
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def describe(self) -> ProcessId:
+        return this_process(ray.get_runtime_context().get_node_id())
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def beat(self) -> int:
+        """How much has been done: goes up as long as the rank moves."""
+        return self._control.ticks
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def stop(self, grace_s: float) -> None:
+        self._control.stop(grace_s)
 
     def rendezvous(self) -> tuple[str, int]:
         """Rank 0 listens; returns where."""
@@ -106,35 +133,39 @@ class _Rank:
 
     def run(self, plan: Any, root: str, data_key: str | None) -> Outcome:
         """Run a branch; an error is logged here and told in one line."""
-        try:
-            status = self._run(plan, Path(root), data_key)
-            outcome = Outcome(status)
-        except HarnessError as error:
-            traceback.print_exc()
-            outcome = Outcome("failed", str(error), retry=False)
-        except Exception as error:
-            traceback.print_exc()
-            outcome = Outcome("failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        sys.stdout.flush()
-        sys.stderr.flush()
         import psutil
 
-        return Outcome(outcome.status, outcome.error, outcome.retry, psutil.Process().memory_info().rss)
+        try:
+            end = self._run(plan, Path(root), data_key)
+            outcome = Outcome(end.status, key=end.key)
+        except Exception as error:
+            traceback.print_exc()
+            kind, message = classify(error)
+            outcome = Outcome("failed", message, kind)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return replace(outcome, rss_bytes=psutil.Process().memory_info().rss)
 
-    def _run(self, plan: Any, root: Path, data_key: str | None) -> str:
+    def _run(self, plan: Any, root: Path, data_key: str | None) -> Any:
         from harness.chain import run_branch
         from harness.learners import make_learner
-        from harness.store import Store
+        from harness.store import Leases, Owner, Store
         from harness.study import load_data
 
         store = Store(root)
+        if self._leases is None:
+            owner = None
+            if self.rank == 0:
+                about = {"experiment": plan.config.experiment, "coordinator": plan.coordinator}
+                owner = Owner(root / "leases" / "owners", self._lease_s, about, self._owner).start()
+            self._leases = Leases(root, owner)
         name = plan.config.data.model_dump_json()
         if name not in self._data:
             self._data = {name: load_data(plan.config, store, data_key)}
         learner = make_learner(plan.config, self._data[name], self._ranks)
         observer = _Observer(root, plan.config.experiment, plan.branch)
         try:
-            return run_branch(plan, learner, store, self._data[name], self._ranks, observer)
+            return run_branch(plan, learner, store, self._data[name], self._ranks, observer, self._leases, self._control)
         finally:
             observer.experiment.clear_progress(plan.branch)
 
@@ -142,15 +173,17 @@ class _Rank:
 class GangHandle:
     """The coordinator's side of a gang."""
 
-    def __init__(self, number: int, shape: Shape, logs: Path) -> None:
+    def __init__(self, number: int, shape: Shape, logs: Path, owner: str, lease_s: float) -> None:
         """Ask Ray for the places and start the actors; nothing here waits.
 
         Args:
             number: The gang's number, for log files.
             shape: What it occupies.
             logs: Folder of the log files.
+            owner: Under which rank 0 takes leases.
+            lease_s: How long they hold without a sign of life.
         """
-        self.number, self.shape = number, shape
+        self.number, self.shape, self.owner, self.lease_s = number, shape, owner, lease_s
         self.first_rss: list[int] | None = None
         bundle = {"CPU": float(shape.cpus), **({"GPU": float(shape.gpus)} if shape.gpus else {})}
         self._group: PlacementGroup = placement_group([bundle] * shape.ranks, strategy="PACK")
@@ -159,6 +192,11 @@ class GangHandle:
         self._actors = [self._actor(rank) for rank in range(shape.ranks)]
         self._joined: list[Any] | None = None
         self._place = self._actors[0].rendezvous.remote() if not shape.solo else None
+        self._describing = [actor.describe.remote() for actor in self._actors]
+        self.processes: list[ProcessId] = []
+        self._beats: dict[Any, int] = {}
+        self._counters, self._moved = [-1] * shape.ranks, time.monotonic()
+        self._asked = self._moved
 
     def _actor(self, rank: int) -> Any:
         environment = {
@@ -174,16 +212,52 @@ class GangHandle:
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank)
         places = {"num_cpus": self.shape.cpus, "num_gpus": self.shape.gpus, "scheduling_strategy": strategy}
         options = {"max_restarts": 0, "max_task_retries": 0, **places}
-        return ray.remote(_Rank).options(**options).remote(rank, self.shape, str(self.logs[rank]), environment)
+        actor = ray.remote(concurrency_groups={"control": 1})(_Rank).options(**options)
+        return actor.remote(rank, self.shape, str(self.logs[rank]), environment, self.owner, self.lease_s)
 
     def run(self, plan: Any, root: Path, data_key: str | None) -> list[Any]:
         """Start a branch on every rank; returns one reference per rank."""
+        self._moved = time.monotonic()
         if self._joined is None:
             self._joined = [actor.join.remote(self._place) for actor in self._actors]
         # Nothing waits here: Ray hands rank 0's address on, and an actor runs its calls in order. A failed join is seen by the
         # coordinator, which waits for these references too.
         runs = [actor.run.remote(plan, str(root), data_key) for actor in self._actors]
         return [*self._joined, *runs]
+
+    def stop(self, grace_s: float) -> None:
+        """Ask all ranks to save and stop."""
+        for actor in self._actors:
+            actor.stop.remote(grace_s)
+
+    def still_s(self) -> float:
+        """For how long no rank has moved. A gang that waits for its places stands still, but does not hang: 0."""
+        now = time.monotonic()
+        self._learn_processes()
+        if not self.processes:
+            self._moved = now
+            return 0.0
+        ready, _ = ray.wait(list(self._beats), num_returns=len(self._beats), timeout=0) if self._beats else ([], [])
+        for reference in ready:
+            rank = self._beats.pop(reference)
+            with contextlib.suppress(ray.exceptions.RayError):
+                count = ray.get(reference)
+                if count != self._counters[rank]:
+                    self._counters[rank], self._moved = count, now
+        if now - self._asked >= BEAT_EVERY_S:
+            unanswered = set(self._beats.values())
+            self._beats |= {actor.beat.remote(): rank for rank, actor in enumerate(self._actors) if rank not in unanswered}
+            self._asked = now
+        return now - self._moved
+
+    def _learn_processes(self) -> None:
+        """Who the ranks are, once all of them run."""
+        if self.processes:
+            return
+        ready, _ = ray.wait(self._describing, num_returns=len(self._describing), timeout=0)
+        if len(ready) == len(self._describing):
+            with contextlib.suppress(ray.exceptions.RayError):
+                self.processes = ray.get(self._describing)
 
     def outgrown(self, outcomes: list[Outcome]) -> bool:
         """Whether the gang's memory has grown too far since its first branch."""
@@ -192,10 +266,34 @@ class GangHandle:
             self.first_rss = now
         return any(later - first > MEMORY_GROWTH_BYTES for first, later in zip(self.first_rss, now, strict=True))
 
-    def end(self) -> None:
-        """Kill all ranks and give the places back."""
+    def end(self) -> dict[str, int]:
+        """Kill all ranks, see that they are gone, and give the places back.
+
+        Returns:
+            Node to how many processes its kernel has killed for want of memory since the gang started.
+        """
+        with contextlib.suppress(Exception):
+            self._learn_processes()
         for actor in self._actors:
             with contextlib.suppress(Exception):
                 ray.kill(actor, no_restart=True)
+        killed = {}
+        for node in {process.node for process in self.processes}:
+            there = [process for process in self.processes if process.node == node]
+            now = self._reap(node, there)
+            if now is not None:
+                killed[node] = now - min(process.oom_kills for process in there)
         with contextlib.suppress(Exception):
             remove_placement_group(self._group)
+        return killed
+
+    @staticmethod
+    def _reap(node: str, processes: list[ProcessId]) -> int | None:
+        if processes[0].host == socket.gethostname():
+            return reap(processes)
+        with contextlib.suppress(Exception):  # the node may be gone, and its processes with it
+            strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+            task = ray.remote(reap).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+            counted: int = ray.get(task.remote(processes), timeout=REAP_REMOTE_S)
+            return counted
+        return None

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.config.schema import Config
 from harness.config.source import Source
-from harness.coordinator.cluster import check_feasible, connected
+from harness.coordinator.cluster import check_feasible, connected, end_children
 from harness.coordinator.coordinator import Coordinator, Display, Summary, shape_of
+from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_fits
 from harness.errors import ResourceError
 from harness.lineage import Chain
 from harness.records import Record
-from harness.store import Experiment, Store
+from harness.store import Experiment, Leases, Owner, Store
 from harness.study import Prepared, commit_data
 from harness.tracking import ChainView, GenerationView, Mirror
+
+STOPPED_MIRROR_S = 3.0
+"""How long a run that stops early waits for W&B; the next one sends the rest."""
+
+
+class _Gangs:
+    """Who must not outlive this run if Ray dies under it."""
+
+    coordinator: Coordinator | None = None
+
+    def ray_is_lost(self, reason: str) -> None:
+        """End everything without asking Ray, which no longer answers; called in a thread, while the main thread may hang in Ray."""
+        if self.coordinator is not None:
+            with contextlib.suppress(Exception):
+                self.coordinator.experiment.event("ray_lost", coordinator=self.coordinator.id, reason=reason)
+            here = socket.gethostname()
+            processes = [process for gang in self.coordinator.gangs.values() for process in gang.processes]
+            with contextlib.suppress(Exception):
+                reap([process for process in processes if process.host == here], patience_s=0.0)
+        with contextlib.suppress(Exception):
+            end_children()
+        print(f"stopped early with work left ({reason}); run the same command again", file=sys.stderr, flush=True)
+        os._exit(75)
 
 
 def chain_view(prepared: Prepared, store: Store, chain: Chain) -> ChainView:
@@ -77,7 +106,8 @@ def run_study(
     Store.check_writable(root)
     if not work_left(prepared, Store.read(root)):
         return _only_read(prepared, Store.open(root), source)
-    with connected(address) as machines:
+    gangs = _Gangs()
+    with connected(address, gangs.ray_is_lost) as machines:
         on_connected()
         gpus = any(machine.gpus for machine in machines)
         try:
@@ -88,16 +118,28 @@ def run_study(
         experiment = Experiment(store.root, base.experiment)
         commit_data(prepared, store)
         experiment.begin(source.data, describe_chains(prepared), sorted(kept_fits(prepared)))
-        mirror = Mirror(base.tracking.wandb, experiment.path / "wandb")
+        owner = _owner(store, base)
+        leases = Leases(store.root, owner)
+        mirror = Mirror(base.tracking.wandb, experiment.path / "wandb", leases)
         display: Display = make_display()
+
+        def on_chain(chain: Chain) -> None:
+            mirror.add(chain_view(prepared, store, chain))
+
         try:
-            coordinator = Coordinator(
-                prepared, store, experiment, machines, display, lambda chain: mirror.add(chain_view(prepared, store, chain)), stop
-            )
+            coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop)
+            gangs.coordinator = coordinator
             summary = coordinator.run()
+            warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)
         finally:
             display.close()
-    return summary, mirror.close()
+            owner.close()
+            leases.forget([owner.id])
+    return summary, warnings
+
+
+def _owner(store: Store, config: Config) -> Owner:
+    return Owner(store.root / "leases" / "owners", config.resources.lease_s, {"experiment": config.experiment}).start()
 
 
 def work_left(prepared: Prepared, store: Store) -> bool:
@@ -108,7 +150,7 @@ def work_left(prepared: Prepared, store: Store) -> bool:
             closed.add(key)
             continue
         record = store.record(key)
-        if record is None:
+        if record is None or not store.complete(node, prepared.lineage.examples[node.corpus]):
             return True
         if record.status == "diverged":
             closed.add(key)
@@ -120,10 +162,14 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
     experiment = Experiment(store.root, prepared.study.base.experiment)
     if not experiment.path.exists():
         experiment.begin(source.data, describe_chains(prepared), sorted(kept_fits(prepared)))
-    mirror = Mirror(prepared.study.base.tracking.wandb, experiment.path / "wandb")
+    owner = _owner(store, prepared.study.base)
+    leases = Leases(store.root, owner)
+    mirror = Mirror(prepared.study.base.tracking.wandb, experiment.path / "wandb", leases)
     for chain in prepared.lineage.chains:
         mirror.add(chain_view(prepared, store, chain))
     warnings = mirror.close()
+    owner.close()
+    leases.forget([owner.id])
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     return Summary(len(prepared.lineage.chains), 0, 0, reused, 0.0), warnings
 

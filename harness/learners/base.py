@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -65,6 +66,41 @@ class SoloRanks:
         """Nothing to leave."""
 
 
+class Stopped(Exception):
+    """A learner stopped because it was asked to; raised on every rank. What it had is in a checkpoint, in shards or in pieces."""
+
+
+class Control:
+    """What reaches a rank that is at work: the wish that it stops; and what can be seen of it meanwhile: that it moves."""
+
+    def __init__(self) -> None:
+        """Nobody has asked."""
+        self.ticks = 0
+        self._deadline: float | None = None
+
+    def tick(self) -> None:
+        """A step, a token or a batch is done."""
+        self.ticks += 1
+
+    def stop(self, grace_s: float) -> None:
+        """Ask it to stop, with this many seconds to save what it has."""
+        self._deadline = time.monotonic() + grace_s
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has asked."""
+        return self._deadline is not None
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the end of the grace period; without end where nobody has asked."""
+        return float("inf") if self._deadline is None else self._deadline - time.monotonic()
+
+
+SaveCheckpoint = Callable[[int, Callable[[Path], Sequence[Path]]], None]
+"""Commits a checkpoint, collectively: the steps that are done, and what writes this rank's files into a folder and names them."""
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """What a generation is fitted to: every example with its origin."""
@@ -86,6 +122,10 @@ class FitTask:
         budget: What is held equal to generation 0: ``examples`` (nothing), ``tokens`` or ``steps``.
         out: Folder that the fitted model is written to, by rank 0.
         report: Called with progress.
+        control: Asked between steps whether to stop (then `Stopped` is raised), and told of every step.
+        resume: Folder of a checkpoint to go on from; None to start.
+        checkpoint_s: Seconds between checkpoints.
+        save: Commits a checkpoint. A learner that fits in closed form needs none.
     """
 
     training: TrainingSet
@@ -96,6 +136,10 @@ class FitTask:
     budget: Literal["examples", "tokens", "steps"]
     out: Path
     report: Report
+    control: Control
+    resume: Path | None
+    checkpoint_s: float
+    save: SaveCheckpoint
 
 
 @dataclass(frozen=True)
@@ -105,12 +149,14 @@ class FitOutcome:
     Attributes:
         status: ``diverged`` where loss or parameters are no longer finite; nothing can be sampled then.
         log: What is kept beside the model: loss curves, numbers of steps and tokens.
-        tokens: Tokens (or examples) that were processed.
+        tokens: Tokens (or examples) that the fit processed.
+        computed: Those of them that this process did, after the checkpoint that it went on from.
     """
 
     status: Status
     log: Mapping[str, Any]
     tokens: int = 0
+    computed: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,7 +171,9 @@ class SampleTask:
         stop: One past the last that is needed.
         prompts: Source of prefixes: example i continues row i modulo their number; None for none.
         append: Commits one shard: first index and its examples.
+        shards: (start, stop) of the shards that are committed, also behind a gap.
         report: Called with progress.
+        control: Asked between batches whether to stop.
     """
 
     fit: Path
@@ -135,7 +183,9 @@ class SampleTask:
     stop: int
     prompts: Examples | None
     append: Callable[[int, Examples], None]
+    shards: frozenset[tuple[int, int]]
     report: Report
+    control: Control
 
 
 @dataclass(frozen=True)
@@ -150,6 +200,9 @@ class EvaluateTask:
         corpus: The examples of its corpus that metrics read.
         training: What it was trained on.
         report: Called with progress.
+        piece: Computes an array, or reads it where an interrupted evaluation left it: its name, and what computes it (collectively;
+            only rank 0's result counts). Raises `Stopped` after a piece where that is wished.
+        control: Told of every batch.
     """
 
     fit: Path
@@ -159,6 +212,8 @@ class EvaluateTask:
     corpus: Examples
     training: TrainingSet
     report: Report
+    piece: Callable[[str, Callable[[], npt.NDArray[np.float64]]], npt.NDArray[np.float64]]
+    control: Control
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class GaussianLearner:
         centred = values - mean
         divisor = len(values) - (1 if self.estimator == "unbiased" else 0)
         save_file({"mean": mean, "covariance": centred.T @ centred / divisor}, task.out / "model.safetensors")
-        return FitOutcome("ok", {"examples": len(values)}, len(values))
+        return FitOutcome("ok", {"examples": len(values)}, len(values), len(values))
 
     def sample(self, task: SampleTask) -> int:
         """Examples of N(mean, covariance); a longer corpus begins with a shorter one."""

@@ -59,7 +59,8 @@ class Corpora:
     def append(self, key: str, start: int, examples: Examples) -> None:
         """Commit one shard; one that is there already stays."""
         name = f"{start:010d}-{start + len(examples):010d}.parquet"
-        temporary = self.work / f"{key}-{uuid.uuid4().hex[:12]}.parquet"
+        temporary = self.work / key / f"shard-{uuid.uuid4().hex[:12]}.parquet"
+        temporary.parent.mkdir(exist_ok=True)
         width = examples.values.shape[1]
         flat = pa.array(np.ascontiguousarray(examples.values).reshape(-1))
         table = pa.table({"values": pa.FixedSizeListArray.from_arrays(flat, width), "length": pa.array(examples.lengths)})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ class Experiment:
         """Keep the path; nothing is made yet."""
         self.path = root.absolute() / "experiments" / name
         self.name = name
+        self._own_events: Path | None = None
 
     def begin(self, config: Mapping[str, Any], chains: Sequence[Mapping[str, Any]], keep: Sequence[str]) -> None:
         """Make the folder and write down what the experiment is.
@@ -52,22 +55,35 @@ class Experiment:
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; a line is written in one call, so writers do not mix."""
         line = json.dumps({"time": time.time(), "event": kind, "host": socket.gethostname(), "pid": os.getpid(), **fields}) + "\n"
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = os.open(self._events_file(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
 
+    def _events_file(self) -> Path:
+        """This host's file: ``events.jsonl`` for the host that began it, ``events-<host>.jsonl`` for others.
+
+        Appending is atomic within one kernel only: over NFS, two hosts that append to one file overwrite each other.
+        """
+        if self._own_events is None:
+            host, first = socket.gethostname().split(".")[0], self.path / "events.jsonl"
+            if not first.exists():
+                self.path.mkdir(parents=True, exist_ok=True)
+                temporary = self.path / f".events-{uuid.uuid4().hex}"
+                temporary.write_text(json.dumps({"time": time.time(), "event": "opened", "host": host, "pid": os.getpid()}) + "\n")
+                with contextlib.suppress(FileExistsError):
+                    os.link(temporary, first)
+                temporary.unlink()
+            with open(first, encoding="utf-8") as lines:
+                mine = json.loads(lines.readline())["host"].split(".")[0] == host
+            self._own_events = first if mine else self.path / f"events-{host}.jsonl"
+        return self._own_events
+
     def events(self) -> Iterator[dict[str, Any]]:
-        """All events so far; a line cut short by a crash is left out."""
-        path = self.path / "events.jsonl"
-        if not path.exists():
-            return
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+        """All events so far, of all hosts, in the order of their times; a line cut short by a crash is left out."""
+        files = sorted(self.path.glob("events*.jsonl"))
+        yield from heapq.merge(*map(_read_lines, files), key=lambda event: float(event["time"]))
 
     def write_progress(self, branch: str, progress: Mapping[str, Any]) -> None:
         """Replace the progress of a branch (not flushed to disk: it is only a display)."""
@@ -89,3 +105,12 @@ class Experiment:
             with contextlib.suppress(OSError, ValueError):
                 found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and "time" in event and event.get("event", "opened") != "opened":
+                    yield event

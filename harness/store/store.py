@@ -15,6 +15,7 @@ from typing import Any, Literal
 from harness import __version__
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
 from harness.files import TOMBSTONE, read_json, seal, verify, write_json
+from harness.lineage import Node
 from harness.records import Record
 from harness.store.corpora import Corpora
 
@@ -26,7 +27,8 @@ WEIGHTS = "model.safetensors"
 class Store:
     """A root directory.
 
-    Work goes on in ``work/<key>/<token>/``; `commit` renames it to ``<kind>/<key>/``, which fails where the key is already there.
+    Work goes on in ``work/<key>/<token>/``; `commit` renames its ``item/`` to ``<kind>/<key>/``, which fails where the key is
+    already there. Checkpoints and finished pieces lie beside ``item/`` and go with the commit (`harness.store.work`).
     """
 
     def __init__(self, root: Path) -> None:
@@ -129,6 +131,13 @@ class Store:
         self._verified.add(path)
         return True
 
+    def complete(self, node: Node, examples: int) -> bool:
+        """Whether all that a generation leaves is there: its record undamaged, its fit, and so many examples of its corpus."""
+        record = self.record(node.evaluation)
+        if record is None or not self.has("fits", node.fit):
+            return False
+        return record.status == "diverged" or self.corpora.count(node.corpus) >= examples
+
     def set_aside(self, path: Path) -> Path:
         """Move a damaged item to ``damaged/``, where it does no harm and can be looked at."""
         folder = self.root / "damaged"
@@ -141,10 +150,14 @@ class Store:
         return target
 
     def stage(self, key: str) -> Path:
-        """A new empty directory to build an item in."""
-        path = self.root / "work" / key / uuid.uuid4().hex[:12]
+        """A new empty directory to build an item in: ``item/`` of a new workplace."""
+        path = self.root / "work" / key / uuid.uuid4().hex[:12] / "item"
         path.mkdir(parents=True)
         return path
+
+    def clear_work(self, key: str) -> None:
+        """Remove all that was left of work on a key; only for who holds its lease."""
+        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
 
     def commit(self, kind: Kind, key: str, staged: Path, spec: Mapping[str, Any]) -> bool:
         """Commit a staged directory under its key.
@@ -168,12 +181,16 @@ class Store:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise StoreError(f"{target} cannot be committed: {error.strerror}") from error
             won = False
-            shutil.rmtree(staged, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (self.root / "work" / key).rmdir()  # another process may be at work on the same key
+        self._leave(staged)
         if won:
             self._verified.add(target)
         return won
+
+    def _leave(self, staged: Path) -> None:
+        """Remove a workplace with its checkpoints; another process may be at work on the same key in its own."""
+        shutil.rmtree(staged.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            staged.parent.parent.rmdir()
 
     def json(self, kind: Kind, key: str, name: str) -> Any:
         """A JSON file of a committed item."""
@@ -214,7 +231,7 @@ class Store:
         seal(staged)
         found = read_json(staged / "checksums.json").get(WEIGHTS)
         if expected != found:
-            shutil.rmtree(staged, ignore_errors=True)
+            self._leave(staged)
             raise DamagedError(
                 f"the weights of fit {fit} were evicted and refitted, and the refit differs bit for bit from what was "
                 "committed (another execution class?); nothing was mixed in. Keep weights with retention: "
@@ -222,6 +239,4 @@ class Store:
             )
         os.replace(staged / WEIGHTS, target / WEIGHTS)
         (target / (WEIGHTS + TOMBSTONE)).unlink(missing_ok=True)
-        shutil.rmtree(staged, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            staged.parent.rmdir()
+        self._leave(staged)

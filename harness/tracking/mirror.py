@@ -19,6 +19,7 @@ from typing import Any, Literal
 from harness.errors import HarnessError
 from harness.files import read_json, write_json
 from harness.records import Record
+from harness.store import Leases
 
 Mode = Literal["offline", "online"]
 CURVE_POINTS = 200
@@ -138,14 +139,15 @@ def _write_run(view: ChainView, identity: str, mode: Mode, folder: Path, first: 
 class Mirror:
     """The one writer: chains are queued and mirrored by a thread."""
 
-    def __init__(self, mode: Literal["offline", "online", "disabled"], folder: Path) -> None:
+    def __init__(self, mode: Literal["offline", "online", "disabled"], folder: Path, leases: Leases) -> None:
         """Start the thread, unless tracking is disabled.
 
         Args:
             mode: ``tracking.wandb``.
             folder: The experiment's ``wandb/`` folder.
+            leases: Several coordinators may complete the same chain; one of them sends it.
         """
-        self.mode, self.folder = mode, folder
+        self.mode, self.folder, self.leases = mode, folder, leases
         self.errors: list[str] = []
         self._mirrored = 0
         self._queue: queue.SimpleQueue[ChainView | None] = queue.SimpleQueue()
@@ -163,11 +165,21 @@ class Mirror:
         while (view := self._queue.get()) is not None:
             try:
                 assert self.mode != "disabled"
-                mirror_chain(view, self.mode, self.folder)
+                self._mirror(view, self.mode)
             except BaseException as error:  # a tracker must never stop a chain, whatever it raises
                 reason = (str(error).splitlines() or [""])[0]
                 self.errors.append(f"{view.chain}: {type(error).__name__}: {reason}")
             self._mirrored += 1
+
+    def _mirror(self, view: ChainView, mode: Mode) -> None:
+        key = f"wandb-{run_id(view.experiment, view.chain)}"
+        lease = self.leases.acquire(key)
+        if lease is None:
+            return
+        try:
+            mirror_chain(view, mode, self.folder)
+        finally:
+            self.leases.release(lease, finished=True)
 
     def close(self, timeout_s: float = 120.0) -> list[str]:
         """Wait for what is queued, as long as there is progress.

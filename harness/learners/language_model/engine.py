@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -11,6 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.config.schema import Train
+from harness.errors import LearnerError
+from harness.learners.language_model.checkpoint import SafeCheckpointEngine
 
 
 def start_deepspeed(backend: str) -> None:
@@ -82,6 +85,7 @@ class Engine:
             config=deepspeed_config(train, micro_batch, world_size, zero_stage, count),
             dist_init_required=False,
         )
+        self._files = self._engine.checkpoint_engine = SafeCheckpointEngine(self._derived)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -119,6 +123,23 @@ class Engine:
             persistent = self.module.state_dict().keys()
             found.update((n, b.detach().to("cpu", copy=True)) for n, b in self.module.named_buffers() if n in persistent)
         return found
+
+    def _derived(self) -> Mapping[str, Any]:
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return {} if scaler is None else {"loss_scaler": scaler}
+
+    def save(self, folder: Path) -> Sequence[Path]:
+        """Write model, optimizer and step counts, collectively; returns the files that this rank wrote."""
+        self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        for script in folder.glob("*.py"):  # DeepSpeed adds converters, which cannot read these files
+            script.unlink(missing_ok=True)
+        return [Path(name) for name in self._files.written]
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote under the same number of ranks and the same ZeRO stage, collectively."""
+        found, _ = self._engine.load_checkpoint(str(folder), tag="engine")
+        if found is None:
+            raise LearnerError(f"DeepSpeed cannot read the checkpoint in {folder}")
 
     def train_mode(self, on: bool) -> None:
         """Switch dropout on or off."""

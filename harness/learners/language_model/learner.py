@@ -18,7 +18,7 @@ from harness.config.schema import Config, LanguageModel, TextData
 from harness.data.base import RealData
 from harness.data.text import TextCorpus
 from harness.errors import DataError
-from harness.learners.base import EvaluateTask, Evaluation, FitOutcome, FitTask, Ranks, SampleTask
+from harness.learners.base import Control, EvaluateTask, Evaluation, FitOutcome, FitTask, Ranks, SampleTask, Stopped
 from harness.learners.language_model import model as models
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.sampling import Sampler, draw_batch
@@ -73,11 +73,11 @@ class LanguageModelLearner:
             self.learner.train, self.config.micro_batch, self.config.resources.zero_stage, self.bos, self.ranks, self.device
         )
         config = model.config
-        fitted = trainer.run(model, task.training.examples, self.data.validation, schedule, task.seed, task.generation, task.report)
+        fitted = trainer.run(model, self.data.validation, schedule, task)
         if self.ranks.rank == 0 and fitted.status == "ok":
             models.write_model(task.out, config, fitted.state)
         self.ranks.barrier()
-        return FitOutcome(fitted.status, fitted.log, fitted.tokens)
+        return FitOutcome(fitted.status, fitted.log, fitted.tokens, fitted.computed)
 
     def _initial(self, task: FitTask) -> PreTrainedModel:
         model, vocab_size = self.learner.model, int(self.data.meta["vocab_size"])
@@ -99,11 +99,15 @@ class LanguageModelLearner:
     def sample(self, task: SampleTask) -> int:
         """Whole batches, dealt out over the ranks; each is committed as a shard when it is done."""
         size, width = self.config.resources.sample_batch, self.block_size
-        sampler = Sampler(self._model(task.fit), self.learner.sample, self.start_token, int(self.data.meta["eos"]))
-        batches = range(task.start // size, -(-task.stop // size))
-        mine = [batch for batch in batches if batch % self.ranks.world_size == self.ranks.rank]
+        model, control = self._model(task.fit), task.control
+        sampler = Sampler(model, self.learner.sample, self.start_token, int(self.data.meta["eos"]), control.tick)
+        wanted = range(task.start // size, -(-task.stop // size))
+        batches = [batch for batch in wanted if (batch * size, (batch + 1) * size) not in task.shards]
+        mine = batches[self.ranks.rank :: self.ranks.world_size]
         started, done = time.monotonic(), 0
         for number, batch in enumerate(mine):
+            if control.stopping:
+                break
             examples = draw_batch(
                 sampler, task.prompts, prompt_length(self.config), width, task.seed, task.generation, batch * size, size
             )
@@ -111,11 +115,13 @@ class LanguageModelLearner:
             done += int(examples.lengths.sum())
             rate = done / (time.monotonic() - started) * self.ranks.world_size
             task.report((number + 1) * self.ranks.world_size * size, len(batches) * size, rate)
+        if any(self.ranks.gather(control.stopping)):
+            raise Stopped
         return sum(self.ranks.gather(done))
 
-    def _score(self, folder: Path, examples: Examples) -> npt.NDArray[np.float64]:
+    def _score(self, folder: Path, examples: Examples, control: Control) -> npt.NDArray[np.float64]:
         """Nats per sequence under the model in a folder, the ranks sharing the work."""
-        mine = score(self._model(folder), examples, self.bos, self.ranks.rank, self.ranks.world_size)
+        mine = score(self._model(folder), examples, self.bos, self.ranks.rank, self.ranks.world_size, control.tick)
         merged = np.full(len(examples), np.nan)
         for share in self.ranks.gather(mine):
             merged = np.where(np.isnan(share), merged, share)
@@ -128,10 +134,13 @@ class LanguageModelLearner:
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """All metrics of a generation, the per-sequence values behind them, and the prompts' continuations."""
         test, corpus = self.data.test, task.corpus
-        test_nll, own = self._score(task.fit, test), self._score(task.fit, corpus)
+        test_nll = task.piece("test", lambda: self._score(task.fit, test, task.control))
+        own = task.piece("self", lambda: self._score(task.fit, corpus, task.control))
         texts = self._continuations(task)
         task.report(1, 2, 0.0)
-        under_gen0 = own if task.fit == task.generation_0 else self._score(task.generation_0, corpus)
+        under_gen0 = own
+        if task.fit != task.generation_0:
+            under_gen0 = task.piece("gen0", lambda: self._score(task.generation_0, corpus, task.control))
         if self.ranks.rank:
             return Evaluation({})
         test_tokens, tokens = self._predicted(test), self._predicted(corpus)
@@ -165,7 +174,7 @@ class LanguageModelLearner:
             return []
         model = self._model(task.fit)
         limit = getattr(model.config, "max_position_embeddings", None) or self.context
-        sampler = Sampler(model, self.learner.sample, self.start_token, int(self.data.meta["eos"]))
+        sampler = Sampler(model, self.learner.sample, self.start_token, int(self.data.meta["eos"]), task.control.tick)
         prompts = [prompt[: max(1, limit // 2)] for prompt in self._prompts()]
         found: dict[int, str] = {}
         for width in sorted({len(prompt) for prompt in prompts}):

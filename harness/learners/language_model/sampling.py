@@ -7,6 +7,7 @@ entry of the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +29,14 @@ class Sampler:
         config: The sampling section.
         bos: Token in front of everything; None where examples are trained without.
         eos: End-of-text token.
+        tick: Told of every token.
     """
 
     model: PreTrainedModel
     config: Sample
     bos: int | None
     eos: int
+    tick: Callable[[], None] = lambda: None
 
     def draw(self, prompts: npt.NDArray[np.int64], length: int, uniform: npt.NDArray[np.float64]) -> Examples:
         """Continue prompts.
@@ -62,6 +65,7 @@ class Sampler:
                 choice = torch.where(ended, self.eos, choice)
                 drawn.append(choice)
                 tokens = choice[:, None]
+                self.tick()
                 if natural:
                     ended |= choice == self.eos
                     if bool(ended.all()):

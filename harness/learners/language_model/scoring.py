@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -44,7 +46,12 @@ def sequence_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def score(
-    model: PreTrainedModel, examples: Examples, bos: int | None, rank: int = 0, world_size: int = 1
+    model: PreTrainedModel,
+    examples: Examples,
+    bos: int | None,
+    rank: int = 0,
+    world_size: int = 1,
+    tick: Callable[[], None] = lambda: None,
 ) -> npt.NDArray[np.float64]:
     """Nats per sequence of this rank's share of the examples.
 
@@ -56,6 +63,7 @@ def score(
         bos: Token before every example; None for none.
         rank: This rank scores batches rank, rank + world_size, ...
         world_size: Number of ranks.
+        tick: Told of every batch.
 
     Returns:
         Shape [num_examples]; NaN where another rank scores.
@@ -71,5 +79,6 @@ def score(
         padded = Examples(np.pad(part.values, ((0, short), (0, 0))), np.pad(part.lengths, (0, short)))
         inputs, targets = with_bos(padded, bos, device)
         nll = sequence_nll(model(input_ids=inputs, use_cache=False).logits, targets)
+        tick()
         result[start : start + len(part)] = nll[: len(part)].double().cpu().numpy()
     return result

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from harness.config.schema import Train
-from harness.learners.base import Ranks, Report
+from harness.learners.base import Control, FitTask, Ranks, Stopped
+from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.scoring import sequence_nll, with_bos
 from harness.records import Examples, Status
@@ -23,6 +25,8 @@ from harness.streams import stream, stream_seed
 
 CHECK_EVERY = 10
 """Steps between looks at the loss: a look costs a synchronisation of the device and of the ranks."""
+LOOK_S = 0.5
+"""Seconds between the moments at which the ranks agree whether to save or to stop."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,65 @@ class Fitted:
         state: The weights, on rank 0.
         log: Loss curves and counts.
         tokens: Tokens that were predicted, all ranks together.
+        computed: Those of them since the checkpoint that the fit went on from.
     """
 
     status: Status
     state: Mapping[str, torch.Tensor]
     log: Mapping[str, Any]
     tokens: int
+    computed: int
+
+
+@dataclass
+class _Progress:
+    """How far a fit is, apart from what DeepSpeed holds.
+
+    Attributes:
+        step: Optimizer steps done.
+        tokens: Tokens predicted.
+        losses: This rank's share of each step's loss.
+        curve: Validation loss.
+        best: Lowest validation loss and, on rank 0, its weights.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    losses: list[torch.Tensor] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    best: tuple[float, Mapping[str, torch.Tensor]] = (math.inf, {})  # the value is the same on every rank
+
+    def write(self, path: Path) -> None:
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+        tree = {"step": self.step, "tokens": self.tokens, "losses": losses, "curve": self.curve, "best": self.best}
+        save_tree(tree, path)
+
+    @classmethod
+    def read(cls, path: Path, device: torch.device) -> _Progress:
+        tree = load_tree(path)
+        return cls(tree["step"], tree["tokens"], list(tree["losses"].to(device)), tree["curve"], tree["best"])
+
+
+class _Looks:
+    """What the ranks do at a look, decided by rank 0: go on, save, stop; and when they look again."""
+
+    def __init__(self, control: Control, checkpoint_s: float, step: int) -> None:
+        self.control, self.checkpoint_s = control, checkpoint_s
+        self.started = self.saved = time.monotonic()
+        self.first_step, self.save_s = step, 0.0
+
+    def decide(self, step: int) -> tuple[bool, bool, int]:
+        """Whether to save, whether to stop, and the step of the next look."""
+        now = time.monotonic()
+        per_step = (now - self.started) / max(step - self.first_step, 1)
+        ahead = max(1, min(1000, int(LOOK_S / max(per_step, 1e-9))))
+        if self.control.stopping:
+            # Where a checkpoint does not fit into what is left of the grace period, the last one stands.
+            return self.control.left_s > 1.5 * self.save_s, True, step + ahead
+        return now - self.saved >= self.checkpoint_s, False, step + ahead
+
+    def has_saved(self, seconds: float) -> None:
+        self.saved, self.save_s = time.monotonic(), seconds
 
 
 class Trainer:
@@ -129,74 +186,94 @@ class Trainer:
         self.train, self.micro_batch, self.zero_stage = train, micro_batch, zero_stage
         self.bos, self.ranks, self.device = bos, ranks, device
 
-    def run(
-        self,
-        model: PreTrainedModel,
-        examples: Examples,
-        validation: Examples,
-        schedule: Schedule,
-        seed: int,
-        generation: int,
-        report: Report,
-    ) -> Fitted:
-        """Fit a model.
+    def run(self, model: PreTrainedModel, validation: Examples, schedule: Schedule, task: FitTask) -> Fitted:
+        """Fit a model, from its beginning or from a checkpoint.
 
         Args:
             model: The initial model, in fp32 or the training precision.
-            examples: The training set.
             validation: Real validation examples, for ``weights: best`` and the validation curve.
             schedule: From `plan_steps`.
-            seed: The chain's seed.
-            generation: Index of the generation.
-            report: Called with steps done, steps in all, tokens per second.
+            task: The fit: its training set, seed and generation; where to go on from and what to tell meanwhile.
+
+        Raises:
+            Stopped: It was asked to stop; what it had is in a checkpoint.
         """
         engine = Engine(model, self.train, self.micro_batch, self.ranks.world_size, self.zero_stage)
         try:
-            return self._loop(engine, examples, validation, schedule, seed, generation, report)
+            return self._loop(engine, validation, schedule, task)
         finally:
             engine.close()
 
-    def _loop(
-        self,
-        engine: Engine,
-        examples: Examples,
-        validation: Examples,
-        schedule: Schedule,
-        seed: int,
-        generation: int,
-        report: Report,
-    ) -> Fitted:
+    def _loop(self, engine: Engine, validation: Examples, schedule: Schedule, task: FitTask) -> Fitted:
+        progress = _Progress()
+        if task.resume is not None:
+            engine.load(task.resume)
+            progress = _Progress.read(self._progress_file(task.resume), self.device)
+        before, started = progress.tokens, time.monotonic()
+        looks, look_at = _Looks(task.control, task.checkpoint_s, progress.step), progress.step + 1
         cache: dict[int, npt.NDArray[np.int64]] = {}
-        losses: list[torch.Tensor] = []
-        curve: list[dict[str, float]] = []
-        best: tuple[float, Mapping[str, torch.Tensor]] = (math.inf, {})  # the value is the same on every rank
-        tokens, started, status = 0, time.monotonic(), "ok"
+        status = "ok"
         engine.train_mode(True)
-        for step in range(schedule.steps):
-            engine.set_learning_rate(learning_rate(self.train, step, schedule.steps))
-            batch = examples.take(schedule.order(seed, generation, step, cache))
-            predicted = int(self._predicted(batch).sum())
-            losses.append(self._step(engine, batch, predicted, seed, generation, step))
-            tokens += predicted
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == schedule.steps:
-                if not all(map(math.isfinite, self._reduced(losses[-CHECK_EVERY:]))):
+        while progress.step < schedule.steps:
+            self._advance(engine, schedule, task, progress, cache)
+            if progress.step % CHECK_EVERY == 0 or progress.step == schedule.steps:
+                if not all(map(math.isfinite, self._reduced(progress.losses[-CHECK_EVERY:]))):
                     status = "diverged"
                     break
-                report(step + 1, schedule.steps, tokens / (time.monotonic() - started))
-            if self._ends_epoch(schedule, step):
-                value = self.ranks.broadcast(self._validate(engine, validation))
-                curve.append({"step": step + 1, "nll": value})
-                if self.train.weights == "best" and value < best[0]:
-                    best = (value, engine.state(self.ranks.rank == 0))
-        state = best[1] if best[0] < math.inf else engine.state(self.ranks.rank == 0)
+                task.report(progress.step, schedule.steps, (progress.tokens - before) / (time.monotonic() - started))
+            if self._ends_epoch(schedule, progress.step):
+                self._end_epoch(engine, validation, progress)
+            if progress.step == look_at and progress.step < schedule.steps:
+                look_at = self._look(engine, looks, task, progress)
+        best_value, best_state = progress.best
+        state = best_state if best_value < math.inf else engine.state(self.ranks.rank == 0)
         finite = self.ranks.broadcast(all(bool(torch.isfinite(tensor).all()) for tensor in state.values()))
         status = status if finite else "diverged"
         log = {
             "steps": schedule.steps,
-            "train_loss": [_number(value) for value in self._reduced(losses)],
-            "validation": [{"step": point["step"], "nll": _number(point["nll"])} for point in curve],
+            "train_loss": [_number(value) for value in self._reduced(progress.losses)],
+            "validation": [{"step": point["step"], "nll": _number(point["nll"])} for point in progress.curve],
         }
-        return Fitted("diverged" if status == "diverged" else "ok", state, log, tokens)
+        return Fitted("diverged" if status == "diverged" else "ok", state, log, progress.tokens, progress.tokens - before)
+
+    def _advance(
+        self, engine: Engine, schedule: Schedule, task: FitTask, progress: _Progress, cache: dict[int, npt.NDArray[np.int64]]
+    ) -> None:
+        """One optimizer step."""
+        step = progress.step
+        engine.set_learning_rate(learning_rate(self.train, step, schedule.steps))
+        batch = task.training.examples.take(schedule.order(task.seed, task.generation, step, cache))
+        predicted = int(self._predicted(batch).sum())
+        progress.losses.append(self._step(engine, batch, predicted, task.seed, task.generation, step))
+        progress.tokens += predicted
+        progress.step += 1
+        task.control.tick()
+
+    def _end_epoch(self, engine: Engine, validation: Examples, progress: _Progress) -> None:
+        value = self.ranks.broadcast(self._validate(engine, validation))
+        progress.curve.append({"step": progress.step, "nll": value})
+        if self.train.weights == "best" and value < progress.best[0]:
+            progress.best = (value, engine.state(self.ranks.rank == 0))
+
+    def _look(self, engine: Engine, looks: _Looks, task: FitTask, progress: _Progress) -> int:
+        """All ranks save or stop where rank 0 says so; returns the step of the next look."""
+        own = looks.decide(progress.step) if self.ranks.rank == 0 else (False, False, 0)
+        save, stop, look_at = self.ranks.broadcast(own)
+        if save:
+            at = time.monotonic()
+
+            def write(folder: Path) -> Sequence[Path]:
+                progress.write(self._progress_file(folder))
+                return [*engine.save(folder), self._progress_file(folder)]
+
+            task.save(progress.step, write)
+            looks.has_saved(time.monotonic() - at)
+        if stop:
+            raise Stopped
+        return look_at
+
+    def _progress_file(self, folder: Path) -> Path:
+        return folder / f"progress-{self.ranks.rank}.safetensors"
 
     def _predicted(self, batch: Examples) -> npt.NDArray[np.int64]:
         """Tokens of each example that the model predicts: all with a token before them."""
@@ -232,8 +309,7 @@ class Trainer:
         return [float(value) for value in stacked.tolist()]
 
     def _ends_epoch(self, schedule: Schedule, step: int) -> bool:
-        last = step + 1 == schedule.steps
-        return last or (self.train.weights == "best" and (step + 1) % schedule.steps_per_epoch == 0)
+        return step == schedule.steps or (self.train.weights == "best" and step % schedule.steps_per_epoch == 0)
 
     def _validate(self, engine: Engine, validation: Examples) -> float:
         """Nats per token on the validation blocks; collective (every rank runs every block: ZeRO-3 gathers weights in step)."""

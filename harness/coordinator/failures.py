@@ -1,0 +1,100 @@
+"""Why a gang ended, and what follows: whose budget it counts against, and what a person can do about it."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import HarnessError
+from harness.files import sync_file
+
+Kind = Literal["input", "crash", "memory", "device_memory", "hang", "store", "preempted"]
+"""``input``: trying again cannot help. ``store``: the whole run cannot go on. ``preempted``: the machine went away."""
+
+_DISK = re.compile(r"no space left|os error 28|quota exceeded|os error 122|read-only file system|os error 30\b", re.IGNORECASE)
+_HOST_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|unable to allocate|bad_alloc", re.IGNORECASE)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+HOST_ADVICE = (
+    "out of host memory: lower resources.sample_batch or resources.micro_batch, raise resources.ranks with "
+    "resources.zero_stage: 3, or let fewer gangs run at once with a larger resources.threads"
+)
+DEVICE_ADVICE = (
+    "out of GPU memory: lower resources.micro_batch or resources.sample_batch, or raise resources.ranks or resources.zero_stage"
+)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def classify(error: BaseException) -> tuple[Kind, str]:
+    """What an exception on a rank means, with one line for people."""
+    for found in _chain(error):
+        if type(found).__name__ == "OutOfMemoryError" and "torch" in type(found).__module__:
+            return "device_memory", f"{DEVICE_ADVICE} ({_line(found)})"
+        if isinstance(found, MemoryError) or (not isinstance(found, OSError) and _HOST_MEMORY.search(str(found))):
+            return "memory", f"{HOST_ADVICE} ({_line(found)})"
+        if isinstance(found, OSError) and found.errno in _DISK_ERRORS or _DISK.search(str(found)):
+            return "store", _line(found)
+    if isinstance(error, HarnessError):
+        return "input", str(error)
+    return "crash", f"{type(error).__name__}: {_line(error)}"
+
+
+def store_trouble(root: Path) -> str | None:
+    """Why the store cannot be written now; None where it can. Tries it with as much as a record needs."""
+    probe = root / "work" / ".probe"
+    try:
+        probe.write_bytes(b"\0" * 65536)
+        sync_file(probe)
+        return None
+    except OSError as error:
+        return f"--root {root} cannot be written: {error.strerror}"
+    finally:
+        try:
+            probe.unlink(missing_ok=True)
+        except OSError:
+            pass
+
+
+@dataclass
+class Budget:
+    """How often a branch has ended badly since its last commit.
+
+    Attributes:
+        max_failures: Of its own doing, or of unknown cause.
+        max_preemptions: Of its machine's.
+    """
+
+    max_failures: int
+    max_preemptions: int
+    failures: dict[str, int] = field(default_factory=dict)
+    preemptions: dict[str, int] = field(default_factory=dict)
+
+    def again(self, branch: str, kind: Kind) -> bool:
+        """Count one more bad end; whether the branch may try again."""
+        if kind == "input":
+            return False
+        counts, limit = (self.preemptions, self.max_preemptions) if kind == "preempted" else (self.failures, self.max_failures)
+        counts[branch] = counts.get(branch, 0) + 1
+        return counts[branch] <= limit
+
+    def attempt(self, branch: str) -> int:
+        """Number of the next try, from 1."""
+        return self.failures.get(branch, 0) + self.preemptions.get(branch, 0) + 1
+
+    def progress(self, branch: str) -> None:
+        """A generation is committed: what went wrong before no longer counts."""
+        self.failures.pop(branch, None)
+        self.preemptions.pop(branch, None)

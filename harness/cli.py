@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import __version__
+from harness.coordinator.stop import Stop
 from harness.errors import HarnessError, InputError, ResourceError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's YAML file.", show_default=False)]
 Assignments = Annotated[
@@ -80,7 +81,7 @@ def run(
     address: Annotated[str | None, typer.Option(help="A running Ray to join; without it one is started here.")] = None,
 ) -> None:
     """Run the grid, or what is left of it."""
-    stop = threading.Event()
+    stop = Stop()
     listen = _signals(stop)
     listen()
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -122,12 +123,14 @@ def _check_this_machine(prepared: Prepared) -> None:
         raise prepared.study.source.located(error) from None
 
 
-def _signals(stop: threading.Event) -> Callable[[], None]:
-    """A function that makes signals set ``stop``; the second SIGINT interrupts at once."""
+def _signals(stop: Stop) -> Callable[[], None]:
+    """A function that makes signals set ``stop``; after a second SIGINT nothing is saved, a third interrupts whatever goes on."""
 
     def heard(number: int, _: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            if stop.at_once:
+                raise KeyboardInterrupt
+            stop.at_once = True
         stop.set()
 
     def listen() -> None:
@@ -218,6 +221,94 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
 
 
 @app.command()
+def explain(
+    config: ConfigPath,
+    chain: Annotated[str, typer.Option(help="A chain's id, or how it begins (see status).", show_default=False)],
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    json_output: Json = False,
+) -> None:
+    """Say of every generation of a chain why it will run: new, failed, damaged, or which field of which generation changed."""
+    from harness.coordinator.explain import ABSENT, Explainer, find_chain
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, store = _prepare(config, assignments, root, scratch)
+        wanted = find_chain(prepared, chain)
+        found = Explainer(prepared, store).explain(wanted)
+    if json_output:
+        _print_json({"chain": wanted.id, "generations": [asdict(item) for item in found]})
+        return
+    print(f"chain {wanted.id}")
+    for item in found:
+        print(f"generation {item.generation}: {item.reason}: {item.detail}")
+        for difference in item.differences:
+            place = "" if difference.generation == item.generation else f"generation {difference.generation}: "
+            stored, wished = (value if value == ABSENT else json.dumps(value) for value in (difference.stored, difference.wanted))
+            print(f"    {place}{difference.field}: {stored} (stored) -> {wished}")
+
+
+@app.command()
+def doctor(
+    root: Root = DEFAULT_ROOT,
+    store_too: Annotated[bool, typer.Option("--store", help="Check every item of the store against its checksums.")] = False,
+    repair: Annotated[bool, typer.Option(help="With --store: set damaged items aside; the next run computes them again.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Check the store: damage, missing pieces, what killed processes have left; exit code 1 where something is damaged."""
+    from harness.store import Leases, Store
+    from harness.store.health import examine
+
+    if not store_too:
+        raise InputError("doctor: say what to check; allowed: --store")
+    if not (root / "format").exists():
+        raise InputError(f"--root {root} is not a store of the harness")
+    store = Store.open(root) if repair else Store.read(root)
+    findings = list(examine(store, Leases(store.root, None), repair))
+    damage = sum(finding.severity == "damage" for finding in findings)
+    if json_output:
+        _print_json({"damage": damage, "findings": [asdict(finding) for finding in findings]})
+    else:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        for name in ("", "where", "what", "remedy"):
+            table.add_column(name, overflow="fold")
+        for finding in findings:
+            table.add_row(finding.severity, *(Text(text) for text in (finding.where, finding.what, finding.remedy)))
+        Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        print(f"{damage} damaged" if damage else "no damage")
+    raise typer.Exit(EXIT_FAILED if damage else 0)
+
+
+@app.command()
+def gc(
+    root: Root = DEFAULT_ROOT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    damaged: Annotated[bool, typer.Option(help="Also remove what was set aside as damaged.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Free weights and work that no experiment on the root needs; records and corpora always stay."""
+    from harness.store import Leases, Store
+    from harness.store.health import collect
+
+    if not (root / "format").exists():
+        raise InputError(f"--root {root} is not a store of the harness")
+    store = Store.read(root) if dry_run else Store.open(root)
+    freed = collect(store, Leases(store.root, None), dry_run, damaged)
+    if json_output:
+        _print_json(asdict(freed))
+        return
+    size = 2**20
+    print(
+        f"{'would free' if dry_run else 'freed'}: weights of {freed.weights} fits ({freed.weights_bytes / size:,.1f} MiB), "
+        f"unfinished work of {freed.work} keys ({freed.work_bytes / size:,.1f} MiB), {freed.leases} leases, "
+        f"{freed.damaged} damaged items ({freed.damaged_bytes / size:,.1f} MiB)"
+    )
+
+
+@app.command()
 def export(
     config: ConfigPath,
     assignments: Assignments = None,
@@ -297,7 +388,7 @@ def main() -> None:
     """The console script: every error is one message and an exit code, never a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
+        app(standalone_mode=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(EXIT_INPUT) from None

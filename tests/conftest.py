@@ -6,13 +6,14 @@ import copy
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from harness.coordinator.stop import Stop
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -128,12 +129,12 @@ def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
     from harness.store import Store
     from harness.study import open_study
 
-    def run(config: Path, root: Path, *assignments: str, stop: threading.Event | None = None) -> Any:
+    def run(config: Path, root: Path, *assignments: str, stop: Stop | None = None) -> Any:
         prepared, scratch = open_study(config, assignments, Store.read(root))
         with scratch:
             display = Quiet()
             summary, warnings = session.run_study(
-                prepared, root, prepared.study.source, ray_address, lambda: display, stop or threading.Event(), lambda: None
+                prepared, root, prepared.study.source, ray_address, lambda: display, stop or Stop(), lambda: None
             )
         return summary, warnings, display.lines
 

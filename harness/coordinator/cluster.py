@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 import psutil
 import ray
 
+from harness.coordinator import guard
 from harness.coordinator.scheduler import Capacity, Shape, feasible
 from harness.errors import ResourceError
 
@@ -83,6 +86,12 @@ def _clear_leftovers() -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _start_guardian(folder: str) -> subprocess.Popen[bytes]:
+    """A process that outlives this one for a moment: where this one is killed, it ends the Ray that was started here."""
+    assert (module := guard.__file__) is not None
+    return subprocess.Popen([sys.executable, module, folder], stdin=subprocess.DEVNULL, start_new_session=True)
+
+
 def end_children() -> None:
     """Kill everything that this process has started."""
     children = psutil.Process().children(recursive=True)
@@ -130,6 +139,7 @@ def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[t
             reason = (str(error).splitlines() or [""])[0]
             raise ResourceError(f"--address {address}: there is no Ray that can be joined ({reason})") from None
     started = psutil.Process().children(recursive=True) if address is None else []
+    guardian = _start_guardian(folder) if folder is not None else None
     daemons = [process for process in started if process.name() in ("gcs_server", "raylet")]
     watch = _HeadWatch(daemons, ray.get_runtime_context().gcs_address, on_lost)
     try:
@@ -139,6 +149,9 @@ def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[t
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        if guardian is not None:
+            guardian.kill()
+            guardian.wait()
 
 
 def _probe(address: str) -> None:

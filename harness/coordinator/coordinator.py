@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_troubl
 from harness.coordinator.gang import GangHandle, Outcome
 from harness.coordinator.retention import Retention
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, feasible
+from harness.coordinator.stop import Stop
 from harness.errors import DamagedError, StoreError
 from harness.files import read_json
 from harness.lineage import Branch, Chain, cut
@@ -132,7 +132,7 @@ class Coordinator:
         found: tuple[Capacity, ...],
         display: Display,
         on_chain: Callable[[Chain], None],
-        stop: threading.Event,
+        stop: Stop,
     ) -> None:
         """Take stock of the store.
 
@@ -438,7 +438,7 @@ class Coordinator:
         deadline = time.monotonic() + grace
         for number in self.running:
             self.gangs[number].stop(grace)
-        while self.running and time.monotonic() < deadline:
+        while self.running and time.monotonic() < deadline and not self.stop.at_once:
             self._wait()
         for number, running in self.running.items():
             self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status="cut off")

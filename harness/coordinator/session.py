@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from harness.coordinator.cluster import check_feasible, connected, end_children
 from harness.coordinator.coordinator import Coordinator, Display, Summary, shape_of
 from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_fits
+from harness.coordinator.stop import Stop
 from harness.errors import ResourceError
 from harness.lineage import Chain
 from harness.records import Record
@@ -85,7 +85,7 @@ def run_study(
     source: Source,
     address: str | None,
     make_display: Callable[[], Any],
-    stop: threading.Event,
+    stop: Stop,
     on_connected: Callable[[], None],
 ) -> tuple[Summary, list[str]]:
     """Run a grid, or what is left of it.

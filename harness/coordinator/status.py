@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.lineage import cut
-from harness.store import Experiment, Store
+from harness.lineage import Node, cut
+from harness.store import Experiment, Leases, Store
 from harness.study import Prepared
-
-STALE_S = 60.0
-"""Progress that is older than this belongs to a process that is gone, or to a phase that reports rarely."""
 
 
 @dataclass(frozen=True)
 class ChainState:
-    """One chain: ``complete``, ``diverged``, ``running``, ``failed`` or ``waiting``, with detail for people."""
+    """One chain, with detail for people.
+
+    Its state is ``complete``, ``diverged``, ``running``, ``failed``, ``interrupted`` (there is unfinished work to go on from, and
+    nobody is at it) or ``waiting``.
+    """
 
     chain: str
     axes: Mapping[str, Any]
@@ -28,34 +30,75 @@ class ChainState:
     detail: str
 
 
+def lease_holder(leases: Leases, key: str) -> str | None:
+    """Who works on a key: host and process; None where nobody does.
+
+    One look cannot watch a counter, so an owner on another machine counts as alive while its counter's file, by the file system's
+    and this machine's clocks, is not older than two lease times.
+    """
+    view = leases.look(key)
+    if view.owner is None or not leases.held(view):
+        return None
+    who = leases.watch.identity(view.owner)
+    with contextlib.suppress(OSError):
+        age = time.time() - (leases.watch.folder / f"{view.owner}.beat").stat().st_mtime
+        if age < 2 * float(who.get("lease_s", 60.0)):
+            return f"process {who.get('pid')} on {who.get('host')}"
+    return None
+
+
 def chain_states(prepared: Prepared, store: Store) -> list[ChainState]:
-    """The state of every chain."""
-    experiment = Experiment(store.root, prepared.study.base.experiment)
-    committed = store.committed("evaluations")
-    branch_of = {node: branch.id for branch in cut(prepared.lineage) for node in branch.nodes}
-    running = {b: p for b, p in experiment.progress().items() if time.time() - p["updated"] < STALE_S}
-    failed = _failures(experiment)
-    states = []
-    for chain in prepared.lineage.chains:
-        done = next((i for i, node in enumerate(chain.nodes) if node not in committed), len(chain.nodes))
-        record = store.record(chain.nodes[done - 1]) if 0 < done < len(chain.nodes) else None
-        state, detail = "waiting", ""
-        if done == len(chain.nodes):
-            state = "complete"
-        elif record is not None and record.status == "diverged":
-            state, detail = "diverged", f"in generation {record.generation}"
-        elif branch_of[chain.nodes[done]] in running:
-            progress = running[branch_of[chain.nodes[done]]]
+    """The state of every chain, from the store alone."""
+    return _States(prepared, store).all()
+
+
+class _States:
+    """What all chains' states are read from, read once."""
+
+    def __init__(self, prepared: Prepared, store: Store) -> None:
+        self.prepared, self.store = prepared, store
+        experiment = Experiment(store.root, prepared.study.base.experiment)
+        self.committed = store.committed("evaluations")
+        self.branch_of = {node: branch.id for branch in cut(prepared.lineage) for node in branch.nodes}
+        self.progress, self.failed = experiment.progress(), failures(experiment)
+        self.leases = Leases(store.root, None)
+        self.leased = {key for key, view in self.leases.keys() if view.owner is not None}
+        self.work = {path.name for path in (store.root / "work").glob("*")}
+
+    def all(self) -> list[ChainState]:
+        nodes, found = self.prepared.lineage.nodes, []
+        for chain in self.prepared.lineage.chains:
+            done = next((i for i, node in enumerate(chain.nodes) if node not in self.committed), len(chain.nodes))
+            record = self.store.record(chain.nodes[done - 1]) if 0 < done < len(chain.nodes) else None
+            if done == len(chain.nodes):
+                state, detail = "complete", ""
+            elif record is not None and record.status == "diverged":
+                state, detail = "diverged", f"in generation {record.generation}"
+            else:
+                state, detail = self._open(nodes[chain.nodes[done]])
+            found.append(ChainState(chain.id, self.prepared.axes(chain), chain.seed, done, len(chain.nodes), state, detail))
+        return found
+
+    def _open(self, node: Node) -> tuple[str, str]:
+        """The state of a chain whose next generation is this one."""
+        branch = self.branch_of[node.evaluation]
+        keys = (node.evaluation, node.fit, node.corpus)
+        holder = next((found for key in keys if key in self.leased and (found := lease_holder(self.leases, key))), None)
+        if holder is not None:
+            progress = self.progress.get(branch, {})
+            if progress.get("node") != node.evaluation:
+                return "running", f"generation {node.generation}, {holder}"
             share = 100 * progress["done"] / max(progress["total"], 1)
-            state, detail = "running", f"generation {progress['generation']} {progress['phase']} {share:.0f} %"
-        elif branch_of[chain.nodes[done]] in failed:
-            state, detail = "failed", failed[branch_of[chain.nodes[done]]]
-        states.append(ChainState(chain.id, prepared.axes(chain), chain.seed, done, len(chain.nodes), state, detail))
-    return states
+            return "running", f"generation {node.generation} {progress['phase']} {share:.0f} %, {holder}"
+        if branch in self.failed:
+            return "failed", self.failed[branch]
+        if self.work & set(keys):
+            return "interrupted", f"in generation {node.generation}; run the command again to go on"
+        return "waiting", ""
 
 
-def _failures(experiment: Experiment) -> dict[str, str]:
-    """Branches whose last word was a failure without another try."""
+def failures(experiment: Experiment) -> dict[str, str]:
+    """Branch to why it failed, for branches whose last word was a failure without another try."""
     failed: dict[str, str] = {}
     for event in experiment.events():
         if event["event"] == "branch_failed" and not event["again"]:

@@ -81,7 +81,7 @@ class Corpora:
         for start, stop in self.shards(key):
             if start > end or stop <= end or end >= count:
                 continue
-            shard = self._read(key, start, stop).take(slice(end - start, None))
+            shard = self.check(key, start, stop).take(slice(end - start, None))
             values.append(shard.values)
             lengths.append(shard.lengths)
             end = stop
@@ -89,7 +89,18 @@ class Corpora:
             raise DamagedError(f"corpus {key} has {end} examples, {count} are needed")
         return Examples(np.concatenate(values)[:count], np.concatenate(lengths)[:count])
 
-    def _read(self, key: str, start: int, stop: int) -> Examples:
+    def check(self, key: str, start: int, stop: int, set_aside: bool = True) -> Examples:
+        """One shard, checked.
+
+        Args:
+            key: The corpus.
+            start: First example.
+            stop: One past the last.
+            set_aside: Move the shard to ``damaged/`` where it is damaged.
+
+        Raises:
+            DamagedError: It does not match its checksum.
+        """
         path = self.root / key / f"{start:010d}-{stop:010d}.parquet"
         try:
             table = pq.read_table(path)
@@ -99,6 +110,8 @@ class Corpora:
             good = _digest(examples) == (table.schema.metadata or {})[b"sha256"].decode() and len(examples) == stop - start
         except (OSError, KeyError, ValueError, pa.ArrowException):
             good = False
+        if not good and not set_aside:
+            raise DamagedError(f"{path} does not match its checksum")
         if not good:
             damaged = self.root.parent / "damaged"
             damaged.mkdir(exist_ok=True)

@@ -287,6 +287,23 @@ class Leases:
                 with contextlib.suppress(OSError):
                     (self.watch.folder / f"{owner}{suffix}").unlink()
 
+    def sweep(self, dry_run: bool = False) -> int:
+        """Remove leases of dead owners, and what is known of dead owners; returns how many leases that are.
+
+        Only for keys that nobody holds: a process that is about to take one of them fails to, and looks again.
+        """
+        dead = [key for key, view in self.keys() if not self.held(view)]
+        if not dry_run:
+            for key in dead:
+                for epoch in self._epochs(key):
+                    with contextlib.suppress(OSError):
+                        (self.folder / key / f"{epoch:08d}").unlink()
+                with contextlib.suppress(OSError):
+                    (self.folder / key).rmdir()
+            known = {path.stem for path in self.watch.folder.glob("*.*") if path.suffix in (".beat", ".dead", ".json")}
+            self.forget({owner for owner in known if self.watch.dead(owner)})
+        return len(dead)
+
     def keys(self) -> Iterator[tuple[str, View]]:
         """All keys that have a lease, held or not, in order."""
         if self.folder.is_dir():

@@ -1,0 +1,275 @@
+"""Why a generation will run: what is there, what is missing, and how it differs from the nearest one that is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from harness.coordinator.status import failures, lease_holder
+from harness.errors import DamagedError, InputError
+from harness.files import read_json
+from harness.lineage import Chain, Node, cut
+from harness.store import Experiment, Leases, Store
+from harness.study import Prepared
+
+Reason = Literal["committed", "running", "damaged", "failed", "missing", "new", "changed", "waiting", "diverged"]
+NEAREST = 50
+"""Stored generations whose parents are compared too, to find the nearest one."""
+DEPTH = 64
+FIELDS = (
+    ("sampling.", "learner.sample."),
+    ("evaluation.", "evaluate."),
+    ("training_set.filters", "filters"),
+    ("training_set.", "regime."),
+)
+"""From parts of a spec to fields of the configuration."""
+ABSENT = "(default)"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which a generation differs from a stored one.
+
+    Attributes:
+        generation: Whose field it is: the generation itself, or one that it descends from.
+        field: As in the configuration, as far as there is such a field.
+        stored: Value of the stored one.
+        wanted: Value of this one.
+    """
+
+    generation: int
+    field: str
+    stored: Any
+    wanted: Any
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one generation will run, or will not.
+
+    Attributes:
+        generation: Its index.
+        reason: In a word.
+        detail: In a sentence.
+        nearest: Evaluation key of the nearest stored generation, for ``changed``.
+        differences: What differs from it.
+    """
+
+    generation: int
+    reason: Reason
+    detail: str
+    nearest: str | None = None
+    differences: tuple[Difference, ...] = ()
+
+
+def find_chain(prepared: Prepared, name: str) -> Chain:
+    """The chain with an id, or the only one whose id begins so.
+
+    Raises:
+        InputError: There is none, or more than one.
+    """
+    found = [chain for chain in prepared.lineage.chains if chain.id == name] or [
+        chain for chain in prepared.lineage.chains if chain.id.startswith(name)
+    ]
+    if len(found) == 1:
+        return found[0]
+    known = [f"{chain.id} ({_axes(prepared, chain)})" for chain in (found or prepared.lineage.chains)[:12]]
+    more = ", ..." if len(found or prepared.lineage.chains) > 12 else ""
+    what = "several chains begin with" if found else "there is no chain"
+    raise InputError(f"--chain: {what} {name!r}; allowed: {', '.join(known)}{more}")
+
+
+def _axes(prepared: Prepared, chain: Chain) -> str:
+    return " ".join([*(f"{name}={value}" for name, value in prepared.axes(chain).items()), f"seed={chain.seed}"])
+
+
+class Explainer:
+    """Compares a chain with what a store holds; reads only."""
+
+    def __init__(self, prepared: Prepared, store: Store) -> None:
+        """Keep what is compared."""
+        self.prepared, self.store = prepared, store
+        self.leases = Leases(store.root, None)
+        self.experiment = Experiment(store.root, prepared.study.base.experiment)
+        self.branch_of = {node: branch.id for branch in cut(prepared.lineage) for node in branch.nodes}
+
+    def explain(self, chain: Chain) -> list[Explanation]:
+        """Every generation of a chain, in order."""
+        found: list[Explanation] = []
+        for key in chain.nodes:
+            node = self.prepared.lineage.nodes[key]
+            if found and found[-1].reason == "diverged":
+                break
+            found.append(self._one(node, behind=bool(found) and found[-1].reason != "committed"))
+        return found
+
+    def _one(self, node: Node, behind: bool) -> Explanation:
+        record = self._record(node)
+        examples = self.prepared.lineage.examples[node.corpus]
+        if record is not None:
+            return self._recorded(node, record, examples)
+        for key in (node.evaluation, node.fit, node.corpus):
+            holder = lease_holder(self.leases, key)
+            if holder:
+                return Explanation(node.generation, "running", f"{holder} works on it")
+        aside = self._set_aside(node)
+        if aside:
+            return Explanation(node.generation, "damaged", f"will run: it was damaged and set aside as {aside}")
+        failed = failures(self.experiment).get(self.branch_of[node.evaluation])
+        if behind:
+            return Explanation(node.generation, "waiting", f"will run after generation {node.generation - 1}")
+        if failed:
+            return Explanation(node.generation, "failed", f"will be tried again: {failed}")
+        if self._sound_fit(node.fit):
+            have = self.store.corpora.count(node.corpus)
+            differences = self._evaluation_differences(node)
+            detail = f"will run from its fit, which is stored; {have} of {examples} examples are sampled"
+            return Explanation(node.generation, "changed" if differences else "new", detail, differences=differences)
+        return self._nearest(node)
+
+    def _recorded(self, node: Node, record: Mapping[str, Any], examples: int) -> Explanation:
+        if not self.store.has("fits", node.fit):
+            return Explanation(node.generation, "missing", "will be fitted again: its record is there, its fit is not")
+        if record["status"] == "diverged":
+            return Explanation(node.generation, "diverged", "is committed; it diverged, so there are no later generations")
+        have = self.store.corpora.count(node.corpus)
+        if have < examples:
+            return Explanation(node.generation, "missing", f"will be sampled again: {have} of {examples} examples are there")
+        made = self._provenance(node)
+        return Explanation(node.generation, "committed", made)
+
+    def _record(self, node: Node) -> Mapping[str, Any] | None:
+        try:
+            found: Mapping[str, Any] = read_json(self.store.path("evaluations", node.evaluation) / "record.json")
+            return found
+        except DamagedError:
+            return None
+
+    def _provenance(self, node: Node) -> str:
+        try:
+            found = read_json(self.store.path("evaluations", node.evaluation) / "provenance.json")
+            return f"at {found['finished']} on {found['host']}"
+        except (DamagedError, KeyError):
+            return "its provenance cannot be read"
+
+    def _set_aside(self, node: Node) -> str | None:
+        names = (f"evaluations-{node.evaluation}-", f"fits-{node.fit}-", f"corpora-{node.corpus}-")
+        folder = self.store.root / "damaged"
+        found = [path.name for path in folder.glob("*") if path.name.startswith(names)] if folder.is_dir() else []
+        return f"damaged/{found[0]}" if found else None
+
+    def _sound_fit(self, key: str) -> bool:
+        return self.store.has("fits", key)
+
+    # --- differences ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _stored(self) -> dict[int, list[tuple[str, Mapping[str, Any]]]]:
+        """Generation to (evaluation key, spec of its fit) of everything that is stored."""
+        found: dict[int, list[tuple[str, Mapping[str, Any]]]] = {}
+        for key in sorted(self.store.committed("evaluations")):
+            spec = self._spec(key, "evaluations")
+            fit = self._spec(spec["fit"], "fits") if spec else None
+            if fit:
+                found.setdefault(fit["generation"], []).append((key, fit))
+        return found
+
+    def _spec(self, key: str, kind: str) -> Mapping[str, Any] | None:
+        """A spec by key: of the grid, or of the store."""
+        if key in self.prepared.lineage.specs:
+            return self.prepared.lineage.specs[key]
+        try:
+            found: Mapping[str, Any] = read_json(self.store.root / kind / key / "spec.json")
+            return found
+        except DamagedError:
+            return None
+
+    def _nearest(self, node: Node) -> Explanation:
+        wanted = self.prepared.lineage.specs[node.fit]
+        same_kind = [
+            (key, spec)
+            for key, spec in self._stored.get(node.generation, [])
+            if spec["learner"]["kind"] == wanted["learner"]["kind"]
+        ]
+        if not same_kind:
+            return Explanation(node.generation, "new", "will run: nothing like it is stored")
+        same_kind.sort(key=lambda item: (len(_leaves(wanted).items() ^ _leaves(item[1]).items()), item[0]))
+        options = [(key, self._fit_differences(spec, wanted, DEPTH)) for key, spec in same_kind[:NEAREST]]
+        best = min(options, key=lambda option: (len(option[1]), option[0]))
+        detail = f"will run: the nearest stored generation differs in {len(best[1])} field(s)"
+        return Explanation(node.generation, "changed", detail, best[0], tuple(best[1]))
+
+    def _fit_differences(self, stored: Mapping[str, Any], wanted: Mapping[str, Any], depth: int) -> list[Difference]:
+        """Field by field; a corpus or a parent that differs is followed to the fields in which it does."""
+        generation, found = int(wanted["generation"]), []
+        left, right = _leaves(stored), _leaves(wanted)
+        for path in sorted(left.keys() | right.keys()):
+            a, b = left.get(path, ABSENT), right.get(path, ABSENT)
+            if a == b:
+                continue
+            deeper: list[Difference] | None = None
+            if depth and isinstance(a, str) and isinstance(b, str):
+                if path.endswith(".corpus") or path == "prompts":
+                    deeper = self._corpus_differences(a, b, depth - 1)
+                elif path == "parent":
+                    deeper = self._follow(a, b, depth - 1)
+            found += [Difference(generation, _field(path), a, b)] if deeper is None else deeper
+        return list(dict.fromkeys(found))
+
+    def _corpus_differences(self, stored: str, wanted: str, depth: int) -> list[Difference] | None:
+        a, b = self._spec(stored, "corpora"), self._spec(wanted, "corpora")
+        if a is None or b is None:
+            return None
+        fit = self._spec(b["fit"], "fits")
+        found = [] if a["fit"] == b["fit"] else self._follow(a["fit"], b["fit"], depth)
+        if found is None or fit is None:
+            return None
+        left, right = _leaves({"sampling": a["sampling"]}), _leaves({"sampling": b["sampling"]})
+        return found + _differences(int(fit["generation"]), left, right)
+
+    def _follow(self, stored: str, wanted: str, depth: int) -> list[Difference] | None:
+        a, b = self._spec(stored, "fits"), self._spec(wanted, "fits")
+        return None if a is None or b is None else self._fit_differences(a, b, depth)
+
+    def _evaluation_differences(self, node: Node) -> tuple[Difference, ...]:
+        """The fit is stored: how its sampling or its evaluation differs from those that are stored for it."""
+        wanted = self._whole(node.evaluation)
+        others = [self._whole(key) for key, fit in self._stored.get(node.generation, []) if self._fit_of(key) == node.fit]
+        found = [_differences(node.generation, other, wanted) for other in others]
+        closest: list[Difference] = min(found, key=len, default=[])
+        return tuple(closest)
+
+    def _fit_of(self, evaluation: str) -> str | None:
+        spec = self._spec(evaluation, "evaluations")
+        return str(spec["fit"]) if spec else None
+
+    def _whole(self, evaluation: str) -> dict[str, Any]:
+        spec = self._spec(evaluation, "evaluations") or {}
+        corpus = self._spec(str(spec.get("corpus")), "corpora") or {}
+        return _leaves({"evaluation": spec.get("evaluation", {}), "sampling": corpus.get("sampling", {})})
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Dotted path to value, for every leaf of plain data."""
+    if isinstance(value, Mapping):
+        items = [(f"{path}.{name}" if path else str(name), inner) for name, inner in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{path}.{index}", inner) for index, inner in enumerate(value)]
+    else:
+        return {path: value}
+    return {name: leaf for inner_path, inner in items for name, leaf in _leaves(inner, inner_path).items()}
+
+
+def _differences(generation: int, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:
+    names = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name, ABSENT) != wanted.get(name, ABSENT))
+    return [Difference(generation, _field(name), stored.get(name, ABSENT), wanted.get(name, ABSENT)) for name in names]
+
+
+def _field(path: str) -> str:
+    """The field of the configuration behind a part of a spec."""
+    for prefix, field in FIELDS:
+        if path.startswith(prefix):
+            return field + path.removeprefix(prefix)
+    return path

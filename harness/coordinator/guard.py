@@ -1,0 +1,47 @@
+"""Run as a process beside a driver that has started a Ray of its own: where the driver is killed, ends that Ray and its folder.
+
+Ray's processes notice by themselves that their driver is gone, but some take half a minute to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+
+import psutil
+
+WATCH_S = 0.5
+
+
+def members(folder: str) -> list[psutil.Process]:
+    """Processes of the Ray whose files lie in a folder: those that name it, and all that they have started."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and any(folder in part for part in process.cmdline()):
+                for member in (process, *process.children(recursive=True)):
+                    found[member.pid] = member
+    return list(found.values())
+
+
+def main(folder: str) -> None:
+    """Wait for the end of the driver."""
+    driver = psutil.Process(os.getppid())
+    known: dict[int, psutil.Process] = {}
+    with contextlib.suppress(psutil.Error):
+        while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE and os.getppid() == driver.pid:
+            known = {process.pid: process for process in driver.children(recursive=True) if process.pid != os.getpid()}
+            with contextlib.suppress(psutil.TimeoutExpired):
+                driver.wait(WATCH_S)
+                break
+    for process in [*known.values(), *members(folder)]:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running() and process.pid != os.getpid():
+                process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,233 @@
+"""What is wrong with a store, and what in it nobody needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import DamagedError, StoreError
+from harness.files import read_json, verify
+from harness.lineage import key_of
+from harness.store.leases import Leases
+from harness.store.store import WEIGHTS, Kind, Store
+
+CHECKED: tuple[Kind, ...] = ("data", "fits", "evaluations")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about a store.
+
+    Attributes:
+        severity: ``damage``: would be recomputed or mislead; ``leftover``: costs space; ``note``: only worth knowing.
+        where: Path under the root.
+        what: What it is.
+        remedy: What to do about it; empty for a note.
+    """
+
+    severity: Literal["damage", "leftover", "note"]
+    where: str
+    what: str
+    remedy: str = ""
+
+
+def examine(store: Store, leases: Leases, repair: bool = False) -> Iterator[Finding]:
+    """Everything that is wrong with a store, or left over in it.
+
+    Args:
+        store: The store.
+        leases: To tell work that goes on from what was left behind.
+        repair: Set damaged items aside, so that the next run computes them again.
+    """
+    for kind in CHECKED:
+        for key in sorted(store.committed(kind)):
+            yield from _item(store, kind, key, repair)
+    for key in sorted(_names(store.root / "corpora")):
+        yield from _corpus(store, key, repair)
+    yield from _references(store)
+    yield from _left_behind(store, leases)
+
+
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _remedy(repair: bool) -> str:
+    return "set aside; the next run computes it again" if repair else "set it aside with --repair; the next run computes it again"
+
+
+def _item(store: Store, kind: Kind, key: str, repair: bool) -> Iterator[Finding]:
+    path = store.path(kind, key)
+    try:
+        verify(path)
+        if key_of(read_json(path / "spec.json")) != key:
+            raise DamagedError(f"{path / 'spec.json'} does not belong to this key")
+    except (DamagedError, StoreError, AttributeError, TypeError, KeyError) as error:
+        if repair:
+            store.set_aside(path)
+        yield Finding("damage", f"{kind}/{key}", str(error), _remedy(repair))
+
+
+def _corpus(store: Store, key: str, repair: bool) -> Iterator[Finding]:
+    for start, stop in store.corpora.shards(key):
+        try:
+            store.corpora.check(key, start, stop, set_aside=repair)
+        except DamagedError as error:
+            yield Finding("damage", f"corpora/{key}", str(error), _remedy(repair))
+    try:
+        good = key_of(read_json(store.root / "corpora" / key / "spec.json")) == key
+    except (DamagedError, AttributeError, TypeError):
+        good = False
+    if not good:
+        yield Finding(
+            "damage", f"corpora/{key}/spec.json", "is missing or does not belong to this key", "remove the corpus's folder"
+        )
+
+
+def _references(store: Store) -> Iterator[Finding]:
+    """Records whose fit or corpus is not there."""
+    fits, corpora = store.committed("fits"), set(_names(store.root / "corpora"))
+    for key in sorted(store.committed("evaluations")):
+        try:
+            record = store.json("evaluations", key, "record.json")
+        except DamagedError:
+            continue  # told above
+        remedy = "the next run of its experiment makes it again"
+        if record["fit"] not in fits:
+            yield Finding("damage", f"fits/{record['fit']}", f"is missing, and record {key} rests on it", remedy)
+        if record["status"] == "ok" and (record["corpus"] not in corpora or not store.corpora.count(record["corpus"])):
+            yield Finding("damage", f"corpora/{record['corpus']}", f"is missing, and record {key} rests on it", remedy)
+
+
+def _left_behind(store: Store, leases: Leases) -> Iterator[Finding]:
+    for key in sorted(_names(store.root / "work")):
+        size = _size(store.root / "work" / key)
+        if leases.held(leases.look(key)):
+            yield Finding("note", f"work/{key}", f"is being worked on ({_mebibytes(size)})")
+        else:
+            yield Finding(
+                "leftover", f"work/{key}", f"unfinished, nobody works on it ({_mebibytes(size)})", "continue it with run, or gc"
+            )
+    for key, view in leases.keys():
+        if view.owner is not None and not leases.held(view):
+            yield Finding("leftover", f"leases/{key}", f"its owner {view.owner} is dead", "run takes it over; gc removes it")
+    aside = _names(store.root / "damaged")
+    if aside:
+        size = _size(store.root / "damaged")
+        yield Finding("leftover", "damaged", f"{len(aside)} items that were set aside ({_mebibytes(size)})", "gc --damaged")
+    evicted = sum(not store.has_weights(key) for key in store.committed("fits"))
+    yield Finding("note", "fits", f"{evicted} of {len(store.committed('fits'))} have no weights (retention, or diverged)")
+    usage = shutil.disk_usage(store.root)
+    yield Finding("note", ".", f"{_mebibytes(usage.free)} free on its disk")
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    total = 0
+    for inner in path.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += inner.stat().st_size if inner.is_file() else 0
+    return total
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+@dataclass
+class Freed:
+    """What `collect` freed, or would free: number and bytes."""
+
+    weights: int = 0
+    weights_bytes: int = 0
+    work: int = 0
+    work_bytes: int = 0
+    leases: int = 0
+    damaged: int = 0
+    damaged_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the experiments on a root need.
+
+    Attributes:
+        weights: Fits whose weights stay: an experiment keeps them, or has chains that are not complete and may read them.
+        unfinished: Keys of generations that are not complete: their work stays.
+    """
+
+    weights: frozenset[str]
+    unfinished: frozenset[str]
+
+
+def needs(store: Store) -> Needs:
+    """What the experiments on a root need.
+
+    Raises:
+        StoreError: An experiment cannot be read; then nothing may be freed.
+    """
+    weights: set[str] = set()
+    unfinished: set[str] = set()
+    committed = store.committed("evaluations")
+    for folder in sorted((store.root / "experiments").glob("*")):
+        if not (folder / "chains.json").exists():
+            continue
+        try:
+            chains, keep = read_json(folder / "chains.json"), read_json(folder / "keep.json")
+            weights.update(keep)
+            for chain in chains:
+                missing = [entry for entry in chain["generations"] if entry["evaluation"] not in committed]
+                if missing and not _has_diverged(store, chain["generations"], committed):
+                    weights.update(entry["fit"] for entry in chain["generations"])
+                    unfinished.update(key for entry in missing for key in entry.values())
+        except (DamagedError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{folder} cannot be read ({error}), so what it needs is not known: run it again, or remove it"
+            ) from None
+    return Needs(frozenset(weights), frozenset(unfinished))
+
+
+def _has_diverged(store: Store, generations: Collection[dict[str, str]], committed: Collection[str]) -> bool:
+    last = [entry["evaluation"] for entry in generations if entry["evaluation"] in committed]
+    return bool(last) and store.json("evaluations", last[-1], "record.json")["status"] == "diverged"
+
+
+def collect(store: Store, leases: Leases, dry_run: bool = False, damaged: bool = False) -> Freed:
+    """Free weights and work that no experiment on the root needs, and what dead processes have left.
+
+    Records and corpora always stay; so do what somebody works on, and the weights and work of chains that are not complete.
+
+    Args:
+        store: The store.
+        leases: To leave alone what is being worked on.
+        dry_run: Only count.
+        damaged: Also remove what was set aside.
+    """
+    needed, freed = needs(store), Freed()
+    for fit in sorted(store.committed("fits") - needed.weights):
+        path = store.path("fits", fit) / WEIGHTS
+        if path.exists() and not leases.held(leases.look(fit)):
+            freed.weights += 1
+            freed.weights_bytes += path.stat().st_size
+            if not dry_run:
+                store.evict_weights(fit, "gc: no experiment needs them")
+    for key in sorted(_names(store.root / "work")):
+        if key not in needed.unfinished and not leases.held(leases.look(key)):
+            freed.work += 1
+            freed.work_bytes += _size(store.root / "work" / key)
+            if not dry_run:
+                store.clear_work(key)
+    freed.leases = leases.sweep(dry_run)
+    if damaged:
+        for name in _names(store.root / "damaged"):
+            freed.damaged += 1
+            freed.damaged_bytes += _size(store.root / "damaged" / name)
+        if not dry_run:
+            shutil.rmtree(store.root / "damaged", ignore_errors=True)
+    return freed

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,17 @@ def ray_address() -> Iterator[str]:
     yield cluster.address
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture
+def tag() -> Iterator[str]:
+    """A mark in the environment of everything that a test starts; whatever carries it at the end is killed."""
+    value = uuid.uuid4().hex
+    yield value
+    from processes import tagged
+
+    for process in tagged(value):
+        process.kill()
 
 
 class Quiet:

@@ -5,34 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from chains import contents
 from conftest import GAUSSIAN, TEXT, Make, harness
+from processes import events, ranks_of, result, start, tagged, wait_for
 
 from harness.errors import InputError
-from harness.store import Experiment, Store
+from harness.store import Store
 from harness.study import open_study
 
 pytestmark = pytest.mark.ray
-
-
-def result(config: Path, root: Path) -> dict[str, bytes]:
-    prepared, scratch = open_study(config, (), Store.read(root))
-    scratch.cleanup()
-    return contents(Store.read(root), prepared)
-
-
-def events(root: Path, experiment: str, kind: str) -> list[dict[str, Any]]:
-    return [event for event in Experiment(root, experiment).events() if event["event"] == kind]
 
 
 def test_a_grid_computes_what_the_plan_says_and_never_twice(
@@ -158,18 +144,6 @@ def test_sizes_with_other_rank_counts_are_packed_in_one_grid(
     assert sorted(sizes) == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
-def ranks_of(root: Path) -> list[psutil.Process]:
-    """The actors of gangs, by the log file that they write to."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if "_Rank" in "".join(process.cmdline()) and os.path.realpath(f"/proc/{process.pid}/fd/1").startswith(str(root)):
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
 def test_a_gang_that_loses_a_rank_is_replaced(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
     import threading
 
@@ -212,40 +186,6 @@ def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
     assert done.returncode == 2 and "asks for 8 GPUs a gang" in done.stderr
     assert harness("run", make_config(TEXT), "--root", tmp_path / "b", "--address", "127.0.0.1:1").returncode == 2
     assert not (tmp_path / "b").exists()
-
-
-@pytest.fixture
-def tag() -> Iterator[str]:
-    """A mark in the environment of everything that a test starts; whatever carries it at the end is killed."""
-    value = uuid.uuid4().hex
-    yield value
-    for process in tagged(value):
-        process.kill()
-
-
-def tagged(value: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("HARNESS_TEST_TAG") == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def start(tag: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "harness", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HARNESS_TEST_TAG": tag}
-    )
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_killed_at_once_and_continued_a_chain_ends_with_the_records_of_an_undisturbed_run(

@@ -32,6 +32,7 @@ WATCH_S = 1.0
 """Seconds between looks at Ray's own processes."""
 REFUSALS = 3
 """A head that refuses this many connections in a row is gone."""
+PROBE_S = 2.0
 PREFIX = "hr-"
 
 
@@ -143,7 +144,7 @@ def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[t
     daemons = [process for process in started if process.name() in ("gcs_server", "raylet")]
     watch = _HeadWatch(daemons, ray.get_runtime_context().gcs_address, on_lost)
     try:
-        yield machines()
+        yield tuple(machines().values())
     finally:
         watch.close()
         ray.shutdown()
@@ -167,15 +168,34 @@ def _probe(address: str) -> None:
         raise ResourceError(f"--address {address}: there is no Ray that can be joined ({error})") from None
 
 
-def living_nodes() -> set[str]:
-    """Ray's ids of the machines that are alive."""
-    return {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}
+def machines(lost: Collection[str] = ()) -> dict[str, Capacity]:
+    """The machines of the cluster that are alive, by Ray's id, in the order of their ids.
 
-
-def machines() -> tuple[Capacity, ...]:
-    """The living machines of the cluster, in the order of their ids."""
+    Args:
+        lost: Machines that are known to be gone though Ray does not know it yet.
+    """
     nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
-    return tuple(Capacity(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes)
+    return {
+        str(node["NodeID"]): Capacity(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in nodes
+        if str(node["NodeID"]) not in lost
+    }
+
+
+def unreachable(nodes: Collection[str]) -> set[str]:
+    """Which machines are dead: Ray says so (it takes half a minute to know), or nothing answers at the port of their raylet."""
+    addresses = {str(node["NodeID"]): node for node in ray.nodes()}
+    gone = set()
+    for name in nodes:
+        node = addresses.get(name)
+        if node is None or not node["Alive"]:
+            gone.add(name)
+            continue
+        try:
+            socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=PROBE_S).close()
+        except OSError:
+            gone.add(name)
+    return gone
 
 
 def check_feasible(shapes: Collection[Shape], found: Collection[Capacity]) -> None:

@@ -13,7 +13,7 @@ import ray
 
 from harness.chain import Plan
 from harness.config.schema import Config
-from harness.coordinator.cluster import living_nodes, machines
+from harness.coordinator.cluster import machines, unreachable
 from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome
 from harness.coordinator.retention import Retention
@@ -34,8 +34,6 @@ MACHINES_S = 5.0
 """Seconds between looks at the cluster's machines."""
 NODE_WAIT_S = 60.0
 """How long a run waits for machines that could hold what is left, when none of them is there any more."""
-NODE_DEATH_S = 3.0
-"""How long after the death of a rank its machine's death may take to become known."""
 TEARDOWN_SHARE = 0.3
 """Share of the grace period that is kept for ending gangs and Ray."""
 
@@ -149,6 +147,7 @@ class Coordinator:
         assert leases.owner is not None
         self.prepared, self.store, self.experiment, self.leases = prepared, store, experiment, leases
         self.machines, self.display, self.on_chain, self.stop = found, display, on_chain, stop
+        self._lost: set[str] = set()
         self.id = leases.owner.id
         self.lineage, self.resources = prepared.lineage, prepared.study.base.resources
         self.budget = Budget(self.resources.max_failures, self.resources.max_preemptions)
@@ -162,6 +161,7 @@ class Coordinator:
         self.gangs: dict[int, GangHandle] = {}
         self.running: dict[int, _Running] = {}
         self._owners: list[str] = []
+        self._nodes: set[str] = set()
         self._revision = source_revision()
         self._polled = self._looked = self._shown = time.monotonic()
         self._poll_s = POLL_S
@@ -370,11 +370,12 @@ class Coordinator:
         """A gang is lost: kill all of it, keep what it committed, try its branch again or give the branch up."""
         running, gang = self.running.pop(number), self.gangs.pop(number)
         branch = running.branch
-        killed_for_memory = gang.end()
+        lost = self._lost_machines(gang)
+        killed_for_memory = gang.end(skip=lost)
         bury(self.leases.watch.folder, gang.owner)
         if kind == "crash" and any(killed_for_memory.values()):
             kind, reason = "memory", f"{HOST_ADVICE} (the kernel killed a rank)"
-        if kind == "crash" and self._has_lost_machine(gang):
+        if kind == "crash" and lost:
             kind, reason = "preempted", "a machine of the gang is gone"
         if kind == "store":
             trouble = store_trouble(self.store.root)
@@ -396,16 +397,12 @@ class Coordinator:
         else:
             self.state.failed[branch.id] = f"{reason} (log: {logs})"
 
-    @staticmethod
-    def _has_lost_machine(gang: GangHandle) -> bool:
-        """Whether a machine of the gang is dead; Ray may learn of it a little after its processes are gone."""
-        nodes = {process.node for process in gang.processes}
-        deadline = time.monotonic() + NODE_DEATH_S
-        while nodes <= living_nodes():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
-        return True
+    def _lost_machines(self, gang: GangHandle) -> set[str]:
+        """The machines of a gang that are gone; any machine, where the gang had not come to tell where it is."""
+        nodes = {process.node for process in gang.processes} or set(machines(self._lost))
+        lost = unreachable(nodes)
+        self._lost |= lost
+        return lost
 
     def _watch(self) -> None:
         """End gangs that hang, and look whether machines have come or gone."""
@@ -418,7 +415,19 @@ class Coordinator:
             self._refresh_machines()
 
     def _refresh_machines(self) -> None:
-        self.machines, self._looked = machines(), time.monotonic()
+        found = machines(self._lost)
+        self.machines, self._looked = tuple(found.values()), time.monotonic()
+        gone, self._nodes = self._nodes - set(found), set(found)
+        if not gone:
+            return
+        for number, gang in list(self.gangs.items()):
+            # A gang that was about to start on a machine that is gone would wait for ever for another place.
+            if number not in self.gangs:
+                continue
+            if number in self.running and (not gang.processes or gone & {process.node for process in gang.processes}):
+                self._fail(number, "preempted", "a machine of the gang is gone")
+            elif number not in self.running and gone & {process.node for process in gang.processes}:
+                self._retire(number)
 
     def _await_machines(self) -> str:
         """Nothing runs and nothing could be started: wait for machines; says so when none have come in time."""

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -266,8 +266,11 @@ class GangHandle:
             self.first_rss = now
         return any(later - first > MEMORY_GROWTH_BYTES for first, later in zip(self.first_rss, now, strict=True))
 
-    def end(self) -> dict[str, int]:
+    def end(self, skip: Collection[str] = ()) -> dict[str, int]:
         """Kill all ranks, see that they are gone, and give the places back.
+
+        Args:
+            skip: Nodes that are lost, and cannot be asked.
 
         Returns:
             Node to how many processes its kernel has killed for want of memory since the gang started.
@@ -278,7 +281,7 @@ class GangHandle:
             with contextlib.suppress(Exception):
                 ray.kill(actor, no_restart=True)
         killed = {}
-        for node in {process.node for process in self.processes}:
+        for node in {process.node for process in self.processes} - set(skip):
             there = [process for process in self.processes if process.node == node]
             now = self._reap(node, there)
             if now is not None:

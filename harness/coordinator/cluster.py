@@ -142,7 +142,14 @@ def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[t
     started = psutil.Process().children(recursive=True) if address is None else []
     guardian = _start_guardian(folder) if folder is not None else None
     daemons = [process for process in started if process.name() in ("gcs_server", "raylet")]
-    watch = _HeadWatch(daemons, ray.get_runtime_context().gcs_address, on_lost)
+
+    def lost(reason: str) -> None:
+        if folder is not None:
+            end_children()
+            shutil.rmtree(folder, ignore_errors=True)
+        on_lost(reason)
+
+    watch = _HeadWatch(daemons, ray.get_runtime_context().gcs_address, lost)
     try:
         yield tuple(machines().values())
     finally:

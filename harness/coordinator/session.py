@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.config.schema import Config
 from harness.config.source import Source
-from harness.coordinator.cluster import check_feasible, connected, end_children
+from harness.coordinator.cluster import check_feasible, connected
 from harness.coordinator.coordinator import Coordinator, Display, Summary, shape_of
 from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_fits
@@ -42,8 +42,6 @@ class _Gangs:
             processes = [process for gang in self.coordinator.gangs.values() for process in gang.processes]
             with contextlib.suppress(Exception):
                 reap([process for process in processes if process.host == here], patience_s=0.0)
-        with contextlib.suppress(Exception):
-            end_children()
         print(f"stopped early with work left ({reason}); run the same command again", file=sys.stderr, flush=True)
         os._exit(75)
 

@@ -73,6 +73,35 @@ def test_a_killed_rank_goes_on_from_the_last_checkpoint(
     assert len(events(root, "text", "fit_committed")) == 2 and not list((root / "work").iterdir())
 
 
+def test_an_exception_on_one_rank_ends_its_gang_at_once(
+    make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One of two ranks may open no more files, so its next checkpoint raises, while the other waits in a collective."""
+    import ray
+    from ray.util import placement_group_table
+
+    config, root = make_config(TEXT, **LONG, **{"resources.ranks": 2}), tmp_path / "root"
+    expected = clean(config)
+    gang: list[psutil.Process] = []
+
+    def forbid(_: dict[str, Any]) -> None:
+        gang.extend(ranks_of(root))
+        used = max(int(name) for name in os.listdir(f"/proc/{gang[-1].pid}/fd"))
+        gang[-1].rlimit(psutil.RLIMIT_NOFILE, (used + 1, used + 1))
+
+    thread = meanwhile(root, "checkpointed", forbid)
+    summary, _, lines = run_study(config, root)
+    thread.join(5)
+    assert summary.exit_code == 0, lines
+    (failed,) = events(root, "text", "branch_failed")
+    assert failed["failure"] == "crash" and "Too many open files" in failed["reason"] and failed["again"]
+    assert failed["time"] - [e for e in events(root, "text", "checkpointed") if e["time"] < failed["time"]][-1]["time"] < 10
+    assert any("goes on from step" in line for line in lines)
+    assert len(gang) == 2 and not any(process.is_running() and process.status() != "zombie" for process in gang)
+    assert ray.is_initialized() is False or all(group["state"] == "REMOVED" for group in placement_group_table().values())
+    assert result(config, root) == expected
+
+
 def test_a_hung_rank_is_found_by_the_watchdog(
     make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import GAUSSIAN, TEXT, Make, harness
-from processes import events, ranks_of, result, start, tagged, wait_for
+from processes import events, result
 
 from harness.errors import InputError
 from harness.store import Store
@@ -144,34 +141,6 @@ def test_sizes_with_other_rank_counts_are_packed_in_one_grid(
     assert sorted(sizes) == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
-def test_a_gang_that_loses_a_rank_is_replaced(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
-    import threading
-
-    config = make_config(TEXT, **{"resources": {"ranks": 2, "zero_stage": 2, "sample_batch": 32}, "learner.train.epochs": 6})
-    run_study(config, tmp_path / "clean")
-    root, killed = tmp_path / "root", []
-
-    def kill() -> None:
-        while not killed:
-            if any(event["generation"] == 1 for event in events(root, "text", "fit_started")):
-                killed.append(ranks_of(root)[-1].pid)
-                os.kill(killed[0], signal.SIGKILL)
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    summary, _, lines = run_study(config, root)
-    thread.join(5)
-    assert killed and summary.exit_code == 0, lines
-    assert any("a rank died" in line and "trying again" in line for line in lines)
-    assert [event["generation"] for event in events(root, "text", "committed")] == [0, 1, 2]
-    assert result(config, root) == result(config, tmp_path / "clean")
-    deadline = time.monotonic() + 10
-    while ranks_of(root) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not ranks_of(root)
-
-
 def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -186,41 +155,6 @@ def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
     assert done.returncode == 2 and "asks for 8 GPUs a gang" in done.stderr
     assert harness("run", make_config(TEXT), "--root", tmp_path / "b", "--address", "127.0.0.1:1").returncode == 2
     assert not (tmp_path / "b").exists()
-
-
-def test_killed_at_once_and_continued_a_chain_ends_with_the_records_of_an_undisturbed_run(
-    make_config: Make, tmp_path: Path, tag: str
-) -> None:
-    """SIGKILL to the driver: Ray and the gang go with it, and the same command goes on."""
-    config = make_config(TEXT, **{"learner.train.epochs": 120})  # a fit outlives the seconds that orphaned ranks have left
-    done = harness("run", config, "--root", tmp_path / "clean", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["generations_computed"] == 3
-    root = tmp_path / "root"
-    for generation in (0, 1):
-        process = start(tag, "run", config, "--root", root)
-        wait_for(lambda generation=generation: [e for e in events(root, "text", "fit_started") if e["generation"] == generation])
-        process.kill()
-        process.wait()
-        wait_for(lambda: not tagged(tag), 30)
-    done = harness("run", config, "--root", root, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["generations_reused"] == 1
-    assert result(config, root) == result(config, tmp_path / "clean")
-    export = [harness("export", config, "--root", tmp_path / name).stdout for name in ("root", "clean")]
-    assert export[0] == export[1] and export[0].count("\n") == 4
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_early_with_75_and_leaves_no_process(make_config: Make, tmp_path: Path, tag: str, number: int) -> None:
-    config, root = make_config(TEXT, **{"learner.train.epochs": 300}), tmp_path / "root"
-    process = start(tag, "run", config, "--root", root)
-    wait_for(lambda: events(root, "text", "fit_started"))
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    assert "run the same command again" in out and "Traceback" not in err
-    wait_for(lambda: not tagged(tag), 20)
 
 
 def test_cheap_learners_run_without_a_process_group(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:

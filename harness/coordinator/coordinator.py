@@ -14,7 +14,7 @@ import ray
 from harness.chain import Plan
 from harness.config.schema import Config
 from harness.coordinator.cluster import machines, unreachable
-from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
+from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, classify, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome
 from harness.coordinator.retention import Retention
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, feasible
@@ -34,6 +34,11 @@ MACHINES_S = 5.0
 """Seconds between looks at the cluster's machines."""
 NODE_WAIT_S = 60.0
 """How long a run waits for machines that could hold what is left, when none of them is there any more."""
+NEWS = {
+    "resumed": "generation {generation} seed {seed} goes on from step {step}",
+    "checkpoint_refused": "generation {generation} seed {seed} cannot go on from {reason}; again from step {again_from_step}",
+}
+"""Events that are shown."""
 TEARDOWN_SHARE = 0.3
 """Share of the grace period that is kept for ending gangs and Ray."""
 
@@ -161,6 +166,7 @@ class Coordinator:
         self.gangs: dict[int, GangHandle] = {}
         self.running: dict[int, _Running] = {}
         self._owners: list[str] = []
+        self._offsets: dict[str, int] = {}
         self._nodes: set[str] = set()
         self._revision = source_revision()
         self._polled = self._looked = self._shown = time.monotonic()
@@ -202,6 +208,7 @@ class Coordinator:
         remaining = [branch for branch in self.branches.values() if any(node not in self.state.done for node in branch.nodes)]
         self.queue = Queue((b for b in remaining if not self._unreachable(b)), self.state.done - self.state.diverged)
         self._sweep()
+        self.experiment.news(self._offsets)
         self.experiment.event("run_started", coordinator=self.id, generations=len(self.lineage.nodes), done=len(self.state.done))
         try:
             while not self.stop.is_set() and (len(self.queue) or self.running or self.state.held):
@@ -466,6 +473,7 @@ class Coordinator:
         started = time.monotonic()
         if started - self._polled < self._poll_s:
             return
+        self._tell()
         for node in (set(self.lineage.nodes) - self.state.done) & self.store.committed("evaluations"):
             if self._complete_node(node):
                 self._committed(node)
@@ -477,6 +485,13 @@ class Coordinator:
                 self.queue.push(branch)
         self._polled = time.monotonic()
         self._poll_s = max(POLL_S, 20 * (self._polled - started))
+
+    def _tell(self) -> None:
+        """What the gangs of this run report that a person wants to know."""
+        mine = {running.branch.id for running in self.running.values()}
+        for event in self.experiment.news(self._offsets):
+            if event.get("branch") in mine and event["event"] in NEWS:
+                self.display.line(NEWS[event["event"]].format(**event))
 
     def _notice_commits(self, running: _Running) -> None:
         """Take note of the nodes that a branch has committed since the last look."""
@@ -548,6 +563,8 @@ def _describe(record: Record, done: int, total: int) -> str:
 
 def _death(error: BaseException) -> tuple[Kind, str]:
     """What the death of a rank's process means, from Ray's report of it."""
+    if isinstance(error, ray.exceptions.RayTaskError):  # raised by what surrounds a branch
+        return classify(error.cause if isinstance(error.cause, Exception) else error)
     text = str(error)
     line = (text.strip().splitlines() or [""])[0]
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory monitor" in text or "low memory" in text:

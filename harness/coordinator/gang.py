@@ -144,7 +144,9 @@ class _Rank:
             outcome = Outcome("failed", message, kind)
         sys.stdout.flush()
         sys.stderr.flush()
-        return replace(outcome, rss_bytes=psutil.Process().memory_info().rss)
+        with contextlib.suppress(OSError):  # a process in trouble may not even be able to look at itself
+            outcome = replace(outcome, rss_bytes=psutil.Process().memory_info().rss)
+        return outcome
 
     def _run(self, plan: Any, root: Path, data_key: str | None) -> Any:
         from harness.chain import run_branch

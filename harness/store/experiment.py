@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,25 @@ class Experiment:
         files = sorted(self.path.glob("events*.jsonl"))
         yield from heapq.merge(*map(_read_lines, files), key=lambda event: float(event["time"]))
 
+    def news(self, offsets: dict[str, int]) -> list[dict[str, Any]]:
+        """Events that have come since the last call.
+
+        Args:
+            offsets: File to how far it has been read; kept by the caller, begins empty, and then reads from the files' ends.
+        """
+        found = []
+        for path in sorted(self.path.glob("events*.jsonl")):
+            size = path.stat().st_size
+            start = offsets.setdefault(path.name, size if not offsets else 0)
+            if size <= start:
+                continue
+            with open(path, "rb") as file:
+                file.seek(start)
+                data = file.read()
+            offsets[path.name] = start + data.rfind(b"\n") + 1
+            found += list(_parse(data[: data.rfind(b"\n") + 1].decode(errors="replace").splitlines()))
+        return found
+
     def write_progress(self, branch: str, progress: Mapping[str, Any]) -> None:
         """Replace the progress of a branch (not flushed to disk: it is only a display)."""
         path = self.path / "progress" / f"{branch}.json"
@@ -109,8 +128,12 @@ class Experiment:
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and "time" in event and event.get("event", "opened") != "opened":
-                    yield event
+        yield from _parse(lines)
+
+
+def _parse(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and "time" in event and event.get("event", "opened") != "opened":
+                yield event

@@ -106,7 +106,7 @@ def test_a_hung_rank_is_found_by_the_watchdog(
     make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
 ) -> None:
     """One of two ranks is stopped; the other waits for it in a collective. Only SIGKILL reaches the stopped one."""
-    config, root = make_config(TEXT, **LONG, **{"resources.ranks": 2, "resources.watchdog_s": 8}), tmp_path / "root"
+    config, root = make_config(TEXT, **LONG, **{"resources.ranks": 2, "resources.watchdog_s": 15}), tmp_path / "root"
     expected = clean(config)
     stopped: list[psutil.Process] = []
 
@@ -213,12 +213,14 @@ def test_errors_are_classified_by_what_a_person_can_do() -> None:
 
 
 def test_preemptions_and_failures_have_budgets_of_their_own_and_a_commit_renews_them() -> None:
-    budget = Budget(2, 1000)
-    assert [budget.again("b", "crash") for _ in range(2)] == [True, True] and budget.attempt("b") == 3
-    assert all(budget.again("b", "preempted") for _ in range(1000))
-    assert not budget.again("b", "preempted") and not budget.again("b", "hang")
+    from harness.config.schema import Resources
+
+    budget, limits = Budget(), Resources(max_failures=2, max_preemptions=1000)
+    assert [budget.again("b", "crash", limits) for _ in range(2)] == [True, True] and budget.attempt("b") == 3
+    assert all(budget.again("b", "preempted", limits) for _ in range(1000))
+    assert not budget.again("b", "preempted", limits) and not budget.again("b", "hang", limits)
     budget.progress("b")
-    assert budget.again("b", "memory") and budget.attempt("b") == 2 and not budget.again("b", "input")
+    assert budget.again("b", "memory", limits) and budget.attempt("b") == 2 and not budget.again("b", "input", limits)
 
 
 # --- nodes, head, driver ------------------------------------------------------------------------------------------------------

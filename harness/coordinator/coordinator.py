@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import ray
 
 from harness.chain import Plan
-from harness.config.schema import Config
+from harness.config.schema import Config, Resources
 from harness.coordinator.cluster import machines, unreachable
 from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, classify, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome
@@ -155,7 +155,7 @@ class Coordinator:
         self._lost: set[str] = set()
         self.id = leases.owner.id
         self.lineage, self.resources = prepared.lineage, prepared.study.base.resources
-        self.budget = Budget(self.resources.max_failures, self.resources.max_preemptions)
+        self.budget = Budget()
         gpus = any(machine.gpus for machine in found)
         cells = prepared.study.cells
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
@@ -392,7 +392,7 @@ class Coordinator:
         self._notice_commits(running)
         self.experiment.clear_progress(branch.id)
         attempt = self.budget.attempt(branch.id)
-        again = self.budget.again(branch.id, kind)
+        again = self.budget.again(branch.id, kind, self._resources_of(branch))
         self.experiment.event(
             "branch_failed", branch=branch.id, gang=number, failure=kind, reason=reason, attempt=attempt, again=again
         )
@@ -411,12 +411,14 @@ class Coordinator:
         self._lost |= lost
         return lost
 
+    def _resources_of(self, branch: Branch) -> Resources:
+        return self.prepared.study.cells[self.lineage.nodes[branch.nodes[0]].cell].config.resources
+
     def _watch(self) -> None:
         """End gangs that hang, and look whether machines have come or gone."""
         for number, running in list(self.running.items()):
-            config = self.prepared.study.cells[self.lineage.nodes[running.branch.nodes[0]].cell].config
             still = self.gangs[number].still_s()
-            if still >= config.resources.watchdog_s:
+            if still >= self._resources_of(running.branch).watchdog_s:
                 self._fail(number, "hang", f"the gang hangs: no step, token or batch for {still:.0f} s (resources.watchdog_s)")
         if time.monotonic() - self._looked >= MACHINES_S:
             self._refresh_machines()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from harness.config.schema import Resources
 from harness.errors import HarnessError
 from harness.files import sync_file
 
@@ -70,23 +71,19 @@ def store_trouble(root: Path) -> str | None:
 
 @dataclass
 class Budget:
-    """How often a branch has ended badly since its last commit.
+    """How often a branch has ended badly since its last commit, of its own doing (or of unknown cause) and of its machine's."""
 
-    Attributes:
-        max_failures: Of its own doing, or of unknown cause.
-        max_preemptions: Of its machine's.
-    """
-
-    max_failures: int
-    max_preemptions: int
     failures: dict[str, int] = field(default_factory=dict)
     preemptions: dict[str, int] = field(default_factory=dict)
 
-    def again(self, branch: str, kind: Kind) -> bool:
-        """Count one more bad end; whether the branch may try again."""
+    def again(self, branch: str, kind: Kind, limits: Resources) -> bool:
+        """Count one more bad end; whether the branch may try again, by the limits of its cell."""
         if kind == "input":
             return False
-        counts, limit = (self.preemptions, self.max_preemptions) if kind == "preempted" else (self.failures, self.max_failures)
+        if kind == "preempted":
+            counts, limit = self.preemptions, limits.max_preemptions
+        else:
+            counts, limit = self.failures, limits.max_failures
         counts[branch] = counts.get(branch, 0) + 1
         return counts[branch] <= limit
 

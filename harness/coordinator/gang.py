@@ -126,10 +126,13 @@ class _Rank:
         if place is None:
             self._ranks = SoloRanks()
             return
+        self._control.tick()
         from harness.learners.language_model.distributed import TorchRanks, join_store
 
         store = self._rendezvous or join_store(*place, self.shape.ranks)
+        self._control.tick()
         self._ranks = TorchRanks(self.rank, self.shape.ranks, store, self.shape.cpus)
+        self._control.tick()
 
     def run(self, plan: Any, root: str, data_key: str | None) -> Outcome:
         """Run a branch; an error is logged here and told in one line."""
@@ -165,6 +168,7 @@ class _Rank:
         if name not in self._data:
             self._data = {name: load_data(plan.config, store, data_key)}
         learner = make_learner(plan.config, self._data[name], self._ranks)
+        self._control.tick()
         observer = _Observer(root, plan.config.experiment, plan.branch)
         try:
             return run_branch(plan, learner, store, self._data[name], self._ranks, observer, self._leases, self._control)

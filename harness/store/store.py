@@ -35,7 +35,7 @@ class Store:
         """Use `open` or `read`; this makes no checks."""
         self.root = root
         self.corpora = Corpora(root / "corpora", root / "work")
-        self._verified: set[Path] = set()
+        self._verified: dict[Kind, set[str]] = {"data": set(), "fits": set(), "evaluations": set()}
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -119,7 +119,7 @@ class Store:
         An item is checked once per process.
         """
         path = self.path(kind, key)
-        if path in self._verified:
+        if key in self._verified[kind]:
             return True
         if not path.is_dir():
             return False
@@ -128,7 +128,7 @@ class Store:
         except DamagedError:
             self.set_aside(path)
             return False
-        self._verified.add(path)
+        self._verified[kind].add(key)
         return True
 
     def complete(self, node: Node, examples: int) -> bool:
@@ -183,7 +183,7 @@ class Store:
             won = False
         self._leave(staged)
         if won:
-            self._verified.add(target)
+            self._verified[kind].add(key)
         return won
 
     def _leave(self, staged: Path) -> None:

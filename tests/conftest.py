@@ -172,12 +172,12 @@ _skipped: list[str] = []
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    if report.skipped and not (item.get_closest_marker("gpu") or item.get_closest_marker("multigpu")):
+    if report.skipped and not any(item.get_closest_marker(name) for name in ("gpu", "multigpu", "kernel")):
         _skipped.append(report.nodeid)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Where every component must be there, a skipped test is a failure (GPUs apart)."""
+    """Where every component must be there, a skipped test is a failure (GPUs, and what only root may ask of a kernel, apart)."""
     if os.environ.get("HARNESS_NO_SKIPS") and _skipped:
         print("\nskipped, but must run here:", *_skipped, sep="\n  ")
         session.exitstatus = 1

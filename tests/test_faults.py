@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 from processes import events, ranks_of, result, start, tagged, wait_for
 
@@ -26,18 +27,27 @@ from harness.errors import StoreError
 
 pytestmark = pytest.mark.ray
 
-LONG = {"learner.train.epochs": 60, "generations": 1, "resources.checkpoint_s": 0.5}
+LONG = {"learner.train.epochs": 60, "generations": 1, "resources.checkpoint_s": 0.4}
 """A fit of a few seconds with several checkpoints."""
 
 
+_CLEAN: dict[str, dict[str, bytes]] = {}
+"""What undisturbed runs end with, by configuration: many tests share one."""
+
+
 @pytest.fixture
-def clean(make_config: Make, tmp_path: Path, run_study: Callable[..., Any]) -> Callable[..., dict[str, bytes]]:
+def clean(tmp_path: Path, run_study: Callable[..., Any]) -> Callable[..., dict[str, bytes]]:
     """What an undisturbed run of a configuration ends with."""
 
     def run(config: Path) -> dict[str, bytes]:
-        summary, _, lines = run_study(config, tmp_path / "clean")
-        assert summary.exit_code == 0, lines
-        return result(config, tmp_path / "clean")
+        cell = yaml.safe_load(config.read_text())
+        same = {"ranks", "zero_stage", "micro_batch", "sample_batch", "threads"}  # the rest of the resources changes no bits
+        name = json.dumps(cell | {"resources": {k: v for k, v in cell.get("resources", {}).items() if k in same}}, sort_keys=True)
+        if name not in _CLEAN:
+            summary, _, lines = run_study(config, tmp_path / "clean")
+            assert summary.exit_code == 0, lines
+            _CLEAN[name] = result(config, tmp_path / "clean")
+        return _CLEAN[name]
 
     return run
 
@@ -115,13 +125,12 @@ def test_a_hung_rank_is_found_by_the_watchdog(
         stopped[0].suspend()
 
     thread = meanwhile(root, "checkpointed", hang)
-    at = time.monotonic()
     summary, _, lines = run_study(config, root)
     thread.join(5)
     assert summary.exit_code == 0, lines
     assert any("hangs: no step, token or batch for" in line for line in lines)
     assert not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE
-    assert [e["failure"] for e in events(root, "text", "branch_failed")] == ["hang"] and time.monotonic() - at < 60
+    assert [e["failure"] for e in events(root, "text", "branch_failed")] == ["hang"]
     assert result(config, root) == expected
 
 
@@ -156,6 +165,7 @@ def test_a_gang_that_fails_too_often_fails_its_chain_only_and_the_next_run_tries
     assert events(root, "text", "resumed"), "what the failed run had saved was not lost"
 
 
+@pytest.mark.kernel
 def test_the_kernels_out_of_memory_killer_is_told_apart(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path, memory_group: Path
 ) -> None:
@@ -226,11 +236,12 @@ def test_preemptions_and_failures_have_budgets_of_their_own_and_a_commit_renews_
 # --- nodes, head, driver ------------------------------------------------------------------------------------------------------
 
 
-def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(make_config: Make, tmp_path: Path, tag: str) -> None:
+def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
+    make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
+) -> None:
     """A cluster of two nodes with room for one gang each; the second is killed, raylet, workers and all."""
-    config, root = make_config(TEXT, **LONG, grid={"seed": [0, 1, 2]}, **{"resources.max_failures": 0}), tmp_path / "root"
-    done = harness("run", config, "--root", tmp_path / "clean")
-    assert done.returncode == 0, done.stderr
+    config, root = make_config(TEXT, **LONG, grid={"seed": [0, 1]}, **{"resources.max_failures": 0}), tmp_path / "root"
+    expected = clean(config)
     environment = {**os.environ, "HARNESS_TEST_TAG": tag, "RAY_USAGE_STATS_ENABLED": "0"}
     code = (
         "import sys, time; from ray.cluster_utils import Cluster;"
@@ -250,37 +261,37 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(make_config: Ma
     out, err = run.communicate(timeout=200)
     assert run.returncode == 0, out + err
     assert [e["failure"] for e in events(root, "text", "branch_failed")] == ["preempted"]
-    assert result(config, root) == result(config, tmp_path / "clean")
+    assert result(config, root) == expected
     cluster.stdin.close()
     cluster.kill()
     cluster.wait()
     cluster.stdout.close()
 
 
-@pytest.mark.parametrize("victim", ["gcs_server", "raylet", "driver"])
 def test_without_ray_or_its_driver_a_run_ends_at_once_and_the_same_command_goes_on(
-    make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str, victim: str
+    make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
     config, root = make_config(TEXT, **LONG), tmp_path / "root"
-    expected = clean(config)
-    run = start(tag, "run", config, "--root", root)
-    wait_for(lambda: events(root, "text", "checkpointed"))
-    family = psutil.Process(run.pid).children(recursive=True)
-    for process in family if victim != "driver" else []:
-        if process.name() == victim:
-            process.kill()
-    if victim == "driver":
-        run.kill()
-    at = time.monotonic()
-    _, err = run.communicate(timeout=30)
-    wait_for(lambda: not tagged(tag), 10 - (time.monotonic() - at))
-    if victim != "driver":
-        assert run.returncode == 75 and "run the same command again" in err
-    folders = [path for path in Path("/tmp").glob(f"hr-{run.pid}-*")]
-    assert not folders
+    expected, saved = clean(config), 0
+    for victim in ("gcs_server", "raylet", "driver"):
+        run = start(tag, "run", config, "--root", root)
+        wait_for(lambda saved=saved: len(events(root, "text", "checkpointed")) > saved)
+        family = psutil.Process(run.pid).children(recursive=True)
+        for process in family if victim != "driver" else []:
+            if process.name() == victim:
+                process.kill()
+        if victim == "driver":
+            run.kill()
+        at = time.monotonic()
+        _, err = run.communicate(timeout=30)
+        wait_for(lambda: not tagged(tag), 10 - (time.monotonic() - at))
+        if victim != "driver":
+            assert run.returncode == 75 and "run the same command again" in err
+        assert not list(Path("/tmp").glob(f"hr-{run.pid}-*"))
+        saved = len(events(root, "text", "checkpointed"))
     done = harness("run", config, "--root", root)
     assert done.returncode == 0, done.stderr
-    assert events(root, "text", "resumed")[0]["step"] > 0 and result(config, root) == expected
+    assert all(event["step"] > 0 for event in events(root, "text", "resumed")) and result(config, root) == expected
 
 
 # --- signals ------------------------------------------------------------------------------------------------------------------
@@ -289,7 +300,8 @@ def test_without_ray_or_its_driver_a_run_ends_at_once_and_the_same_command_goes_
 def test_signals_save_and_end_with_75_within_the_grace_period(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
-    changes = LONG | {"resources.checkpoint_s": 1000, "resources.ranks": 2, "resources.grace_s": 15}
+    changes = {"learner.train.epochs": 150, "generations": 0, "resources.checkpoint_s": 1000, "resources.ranks": 2}
+    changes["resources.grace_s"] = 15
     config, root = make_config(TEXT, **changes), tmp_path / "root"
     for count, number in enumerate([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]):
         run = start(tag, "run", config, "--root", root)
@@ -333,59 +345,50 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of 3 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], check=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
     yield folder
     subprocess.run(["umount", "--recursive", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(make_config: Make, small_disk: Path, tmp_path: Path) -> None:
-    config, root = make_config(TEXT, generations=1), small_disk / "root"
-    ballast = small_disk / "ballast"
-    done = harness("run", config, "--root", root, "--set", "generations=0")
-    assert done.returncode == 0, done.stderr
-    with contextlib.suppress(OSError):
-        ballast.write_bytes(b"x" * 4 * 2**20)
-    done = harness("run", config, "--root", root)
-    assert done.returncode in (1, 2) and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert len(done.stderr.splitlines()) < 6
-    ballast.unlink()
-    assert harness("doctor", "--store", "--root", root).returncode == 0, "nothing half-written counts"
-    done = harness("run", config, "--root", root)
-    assert done.returncode == 0, done.stderr
-    other = harness("run", config, "--root", tmp_path / "clean")
-    assert other.returncode == 0 and result(config, root) == result(config, tmp_path / "clean")
-
-
-@pytest.mark.parametrize("how", ["full", "read-only"])
-def test_a_disk_that_fails_in_the_middle_of_a_fit_ends_the_run_with_one_message(
-    make_config: Make, small_disk: Path, tmp_path: Path, tag: str, how: str
+@pytest.mark.kernel
+def test_a_disk_that_fails_ends_the_run_with_one_message_and_costs_nothing(
+    make_config: Make, clean: Callable[..., Any], small_disk: Path, tag: str
 ) -> None:
+    """Full before a run, full in the middle of a fit, read-only in the middle of a fit; then there is room."""
     config, root = make_config(TEXT, **LONG), small_disk / "root"
-    run = start(tag, "run", config, "--root", root)
-    wait_for(lambda: events(root, "text", "checkpointed"))
     ballast = small_disk / "ballast"
-    if how == "full":
+
+    def fill() -> None:
         with contextlib.suppress(OSError):
             ballast.write_bytes(b"x" * 4 * 2**20)
-    else:
+
+    def forbid() -> None:
         # A mount of its own on top: what is open stays writable, as on a server that stops to take new files.
         subprocess.run(["mount", "--bind", root, root], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
-    _, err = run.communicate(timeout=90)
-    told = "No space left" if how == "full" else "Read-only file system"
-    assert run.returncode == 1 and told in err and "defect" not in err and "Traceback" not in err, err
-    wait_for(lambda: not tagged(tag), 20)
-    if how == "full":
-        ballast.unlink()
-    else:
-        assert store_trouble(root) and harness("status", config, "--root", root).returncode == 0
-        assert harness("run", config, "--root", root).returncode == 2
-        subprocess.run(["umount", "-l", root], check=True)
+
+    for harm, told in ((fill, "No space left"), (forbid, "Read-only file system")):
+        before = len(events(root, "text", "checkpointed"))
+        run = start(tag, "run", config, "--root", root)
+        wait_for(lambda before=before: len(events(root, "text", "checkpointed")) > before)
+        harm()
+        _, err = run.communicate(timeout=90)
+        assert run.returncode == 1 and told in err and "defect" not in err and "Traceback" not in err, err
+        assert len(err.splitlines()) < 6
+        wait_for(lambda: not tagged(tag), 20)
+        if harm is fill:
+            done = harness("run", config, "--root", root)
+            assert done.returncode in (1, 2) and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+            ballast.unlink()
+        else:
+            assert store_trouble(root) and harness("status", config, "--root", root).returncode == 0
+            assert harness("run", config, "--root", root).returncode == 2
+            subprocess.run(["umount", "-l", root], check=True)
+        assert harness("doctor", "--store", "--root", root).returncode == 0, "nothing half-written counts"
     done = harness("run", config, "--root", root)
     assert done.returncode == 0, done.stderr
-    assert harness("doctor", "--store", "--root", root).returncode == 0
-    other = harness("run", config, "--root", tmp_path / "clean")
-    assert other.returncode == 0 and result(config, root) == result(config, tmp_path / "clean")
+    assert result(config, root) == clean(config)
 
 
 def test_damage_is_found_told_and_made_good(make_config: Make, tmp_path: Path, run_study: Callable[..., Any]) -> None:
@@ -535,7 +538,7 @@ def test_coordinators_on_one_store_share_the_work(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str, count: int
 ) -> None:
     grid = {"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]}
-    config, root = make_config(TEXT, grid=grid, **{"learner.train.epochs": 8}), tmp_path / "root"
+    config, root = make_config(TEXT, grid=grid, **{"learner.train.epochs": 4, "generations": count // 2}), tmp_path / "root"
     runs = [start(tag, "run", config, "--root", root, "--json") for _ in range(count)]
     summaries = []
     for run in runs:
@@ -543,7 +546,7 @@ def test_coordinators_on_one_store_share_the_work(
         assert run.returncode == 0, err
         summaries.append(json.loads(out))
     planned = json.loads(harness("plan", config, "--root", tmp_path / "none", "--json").stdout)["generations_unique"]
-    assert sum(summary["generations_computed"] for summary in summaries) == planned == 10
+    assert sum(summary["generations_computed"] for summary in summaries) == planned == 2 + 4 * (count // 2)
     assert all(summary["chains_complete"] == 4 for summary in summaries)
     for kind in ("fit_started", "fit_committed", "committed"):
         assert len(events(root, "text", kind)) == planned, kind
@@ -573,8 +576,7 @@ def test_a_run_takes_over_from_one_that_died_elsewhere_after_the_lease_time(make
 
 def test_chaos(tmp_path: Path) -> None:
     """The short version of what scripts/chaos does with 50 kills; it judges by itself."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "chaos"), "--kills", "5", "--seed", "7", "--root", str(tmp_path / "chaos")],
-        capture_output=True, text=True, timeout=280, check=False, cwd=ROOT,
-    )  # fmt: skip
+    options = ["--kills", "4", "--slack", "20", "--seed", "7", "--root", str(tmp_path / "chaos")]
+    command = [sys.executable, str(ROOT / "scripts" / "chaos"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=ROOT)
     assert done.returncode == 0 and "as if nothing had happened" in done.stdout, done.stdout + done.stderr

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,16 @@ from harness.errors import DamagedError
 CHECKSUMS = "checksums.json"
 TOMBSTONE = ".evicted.json"
 """Suffix of the note that stands for a file whose bytes were freed on purpose."""
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder that another process may be about to rename: it is moved out of its way first, so that its rename fails."""
+    gone = folder.with_name(f".gone-{uuid.uuid4().hex}")
+    try:
+        os.rename(folder, gone)
+    except OSError:
+        gone = folder
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:
@@ -108,7 +119,10 @@ def verify(folder: Path) -> None:
     Raises:
         DamagedError: Names the first file that is missing, of another size, or of other content.
     """
-    sums: Mapping[str, Mapping[str, Any]] = read_json(folder / CHECKSUMS)
+    sums = read_json(folder / CHECKSUMS)
+    well_formed = isinstance(sums, dict) and all(isinstance(e, dict) and e.keys() >= {"bytes", "sha256"} for e in sums.values())
+    if not well_formed:
+        raise DamagedError(f"{folder / CHECKSUMS} does not hold checksums")
     for name, expected in sums.items():
         path = folder / name
         if not path.exists():

@@ -90,7 +90,7 @@ def _clear_leftovers() -> None:
 def _start_guardian(folder: str) -> subprocess.Popen[bytes]:
     """A process that outlives this one for a moment: where this one is killed, it ends the Ray that was started here."""
     assert (module := guard.__file__) is not None
-    return subprocess.Popen([sys.executable, module, folder], stdin=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen([sys.executable, module, folder, str(os.getpid())], stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def end_children() -> None:

@@ -206,7 +206,7 @@ class Coordinator:
             if self._complete(chain):
                 self.on_chain(chain)
         remaining = [branch for branch in self.branches.values() if any(node not in self.state.done for node in branch.nodes)]
-        self.queue = Queue((b for b in remaining if not self._unreachable(b)), self.state.done - self.state.diverged)
+        self.queue = Queue((b for b in remaining if not self._unreachable(b)), self.state.done)
         self._sweep()
         self.experiment.news(self._offsets)
         self.experiment.event("run_started", coordinator=self.id, generations=len(self.lineage.nodes), done=len(self.state.done))
@@ -268,9 +268,9 @@ class Coordinator:
                     self._begin(number, self.queue.take(action.branch))
 
     def _held_elsewhere(self, branch: Branch) -> bool:
-        """Put a branch aside whose next generation is done, or is being computed, by somebody else."""
+        """Put a branch aside whose next generation is done or does not exist, or is being computed by somebody else."""
         node = next((node for node in branch.nodes if node not in self.state.done), None)
-        if node is None:
+        if node is None or self._unreachable(branch):
             self.queue.take(branch.id)
             return True
         view = self.leases.look(node)
@@ -361,8 +361,12 @@ class Coordinator:
         self._notice_commits(running)
         outcome = running.outcomes[0]
         self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status=outcome.status)
+        missing = next((node for node in running.branch.nodes if node not in self.state.done), None)
         if outcome.status == "busy" and outcome.key is not None:
             self._hold(running.branch, outcome.key)
+        elif outcome.status == "ok" and missing is not None:
+            # Committed on another machine, and this one's view of a shared file system is not that fresh yet.
+            self.state.held[running.branch.id] = (running.branch, missing)
         if self.gangs[number].outgrown(running.outcomes):
             self._retire(number)
 
@@ -382,7 +386,7 @@ class Coordinator:
         bury(self.leases.watch.folder, gang.owner)
         if kind == "crash" and any(killed_for_memory.values()):
             kind, reason = "memory", f"{HOST_ADVICE} (the kernel killed a rank)"
-        if kind == "crash" and lost:
+        if kind in ("crash", "hang") and lost:
             kind, reason = "preempted", "a machine of the gang is gone"
         if kind == "store":
             trouble = store_trouble(self.store.root)
@@ -417,6 +421,8 @@ class Coordinator:
     def _watch(self) -> None:
         """End gangs that hang, and look whether machines have come or gone."""
         for number, running in list(self.running.items()):
+            if number not in self.running:
+                continue  # it went with the one before
             still = self.gangs[number].still_s()
             if still >= self._resources_of(running.branch).watchdog_s:
                 self._fail(number, "hang", f"the gang hangs: no step, token or batch for {still:.0f} s (resources.watchdog_s)")
@@ -498,12 +504,16 @@ class Coordinator:
     def _notice_commits(self, running: _Running) -> None:
         """Take note of the nodes that a branch has committed since the last look."""
         nodes = running.branch.nodes
-        while running.next_node < len(nodes) and self.store.has("evaluations", nodes[running.next_node]):
+        while running.next_node < len(nodes) and self._is_there(nodes[running.next_node]):
             node = nodes[running.next_node]
             running.next_node += 1
             if node not in self.state.done:
                 self._committed(node)
                 self.budget.progress(running.branch.id)
+
+    def _is_there(self, node: str) -> bool:
+        """Whether a node is complete; a record alone can be older than the fit or corpus that is being made again for it."""
+        return node in self.state.done or (self.store.has("evaluations", node) and self._complete_node(node))
 
     def _committed(self, node: str) -> None:
         self.state.done.add(node)
@@ -512,9 +522,8 @@ class Coordinator:
             self.state.mine.add(node)
         diverged = record is not None and record.status == "diverged"
         if diverged:
-            self.state.diverged.add(node)  # whatever needs it stays unscheduled: there is nothing to go on from
-        else:
-            self.queue.complete(node)
+            self.state.diverged.add(node)  # its own later generations do not exist (`_unreachable`); what shares its fit does
+        self.queue.complete(node)
         self.display.line(_describe(record, len(self.state.done), len(self.lineage.nodes)) if record else f"{node} committed")
         for chain in self._chains_of.pop(node, ()):
             self._left[chain.id] -= 1

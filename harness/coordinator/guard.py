@@ -26,11 +26,11 @@ def members(folder: str) -> list[psutil.Process]:
     return list(found.values())
 
 
-def main(folder: str) -> None:
-    """Wait for the end of the driver."""
-    driver = psutil.Process(os.getppid())
+def main(folder: str, pid: int) -> None:
+    """Wait for the end of the driver; where it is gone already, only what names the folder is ended."""
     known: dict[int, psutil.Process] = {}
     with contextlib.suppress(psutil.Error):
+        driver = psutil.Process(pid)
         while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE and os.getppid() == driver.pid:
             known = {process.pid: process for process in driver.children(recursive=True) if process.pid != os.getpid()}
             with contextlib.suppress(psutil.TimeoutExpired):
@@ -44,4 +44,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-import threading
+import time
+
+STEP_S = 0.05
 
 
-class Stop(threading.Event):
-    """Set where a run is to save its work and end.
+class Stop:
+    """Set where a run is to save its work and end. A plain flag: a signal handler sets it, and must not need a lock.
 
     Attributes:
         at_once: End without saving; the checkpoints that there are stand.
     """
 
-    at_once = False
+    def __init__(self) -> None:
+        """Nobody wishes it."""
+        self.at_once = self._set = False
+
+    def set(self) -> None:
+        """Wish it."""
+        self._set = True
+
+    def is_set(self) -> bool:
+        """Whether somebody wishes it."""
+        return self._set
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until somebody does, at most so many seconds."""
+        deadline = time.monotonic() + timeout
+        while not self._set and time.monotonic() < deadline:
+            time.sleep(STEP_S)
+        return self._set

@@ -108,14 +108,17 @@ class Corpora:
             flat = table["values"].combine_chunks().flatten().to_numpy()
             examples = Examples(flat.reshape(-1, width), table["length"].to_numpy().astype(np.int32))
             good = _digest(examples) == (table.schema.metadata or {})[b"sha256"].decode() and len(examples) == stop - start
-        except (OSError, KeyError, ValueError, pa.ArrowException):
+        except pa.ArrowMemoryError as error:
+            raise MemoryError(str(error)) from None
+        except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException):
             good = False
         if not good and not set_aside:
             raise DamagedError(f"{path} does not match its checksum")
         if not good:
             damaged = self.root.parent / "damaged"
             damaged.mkdir(exist_ok=True)
-            os.replace(path, damaged / f"corpora-{key}-{path.name}-{uuid.uuid4().hex[:8]}")
+            with contextlib.suppress(FileNotFoundError):  # somebody else may have found the damage too
+                os.replace(path, damaged / f"corpora-{key}-{path.name}-{uuid.uuid4().hex[:8]}")
             raise DamagedError(f"{path} does not match its checksum")
         return examples
 

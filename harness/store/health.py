@@ -13,6 +13,7 @@ from typing import Literal
 from harness.errors import DamagedError, StoreError
 from harness.files import read_json, verify
 from harness.lineage import key_of
+from harness.records import Record
 from harness.store.leases import Leases
 from harness.store.store import WEIGHTS, Kind, Store
 
@@ -67,7 +68,7 @@ def _item(store: Store, kind: Kind, key: str, repair: bool) -> Iterator[Finding]
         verify(path)
         if key_of(read_json(path / "spec.json")) != key:
             raise DamagedError(f"{path / 'spec.json'} does not belong to this key")
-    except (DamagedError, StoreError, AttributeError, TypeError, KeyError) as error:
+    except (StoreError, OSError, AttributeError, TypeError, KeyError) as error:
         if repair:
             store.set_aside(path)
         yield Finding("damage", f"{kind}/{key}", str(error), _remedy(repair))
@@ -94,14 +95,20 @@ def _references(store: Store) -> Iterator[Finding]:
     fits, corpora = store.committed("fits"), set(_names(store.root / "corpora"))
     for key in sorted(store.committed("evaluations")):
         try:
-            record = store.json("evaluations", key, "record.json")
-        except DamagedError:
+            record = Record.from_json(store.json("evaluations", key, "record.json"))
+            examples = int(store.json("evaluations", key, "spec.json")["evaluation"].get("examples", 1))
+        except (StoreError, OSError, AttributeError, TypeError, KeyError, ValueError):
             continue  # told above
         remedy = "the next run of its experiment makes it again"
-        if record["fit"] not in fits:
-            yield Finding("damage", f"fits/{record['fit']}", f"is missing, and record {key} rests on it", remedy)
-        if record["status"] == "ok" and (record["corpus"] not in corpora or not store.corpora.count(record["corpus"])):
-            yield Finding("damage", f"corpora/{record['corpus']}", f"is missing, and record {key} rests on it", remedy)
+        if record.fit not in fits:
+            yield Finding("damage", f"fits/{record.fit}", f"is missing, and record {key} rests on it", remedy)
+        if record.status != "ok":
+            continue
+        if record.corpus not in corpora or not store.corpora.count(record.corpus):
+            yield Finding("damage", f"corpora/{record.corpus}", f"is missing, and record {key} rests on it", remedy)
+        elif store.corpora.count(record.corpus) < examples:
+            have = store.corpora.count(record.corpus)
+            yield Finding("damage", f"corpora/{record.corpus}", f"has {have} examples, record {key} rests on {examples}", remedy)
 
 
 def _left_behind(store: Store, leases: Leases) -> Iterator[Finding]:

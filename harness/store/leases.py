@@ -292,10 +292,10 @@ class Leases:
 
         Only for keys that nobody holds: a process that is about to take one of them fails to, and looks again.
         """
-        dead = [key for key, view in self.keys() if not self.held(view)]
+        dead = [(key, view.epoch) for key, view in self.keys() if not self.held(view)]
         if not dry_run:
-            for key in dead:
-                for epoch in self._epochs(key):
+            for key, seen in dead:
+                for epoch in (epoch for epoch in self._epochs(key) if epoch <= seen):
                     with contextlib.suppress(OSError):
                         (self.folder / key / f"{epoch:08d}").unlink()
                 with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from harness import __version__
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
-from harness.files import TOMBSTONE, read_json, seal, verify, write_json
+from harness.files import TOMBSTONE, read_json, remove_tree, seal, verify, write_json
 from harness.lineage import Node
 from harness.records import Record
 from harness.store.corpora import Corpora
@@ -145,6 +145,8 @@ class Store:
         try:
             folder.mkdir(exist_ok=True)
             os.rename(path, target)
+        except FileNotFoundError:
+            pass  # somebody else, who has found the damage too, was first
         except OSError as error:
             raise DamagedError(f"{path} is damaged and cannot be set aside: {error.strerror}") from None
         return target
@@ -157,7 +159,7 @@ class Store:
 
     def clear_work(self, key: str) -> None:
         """Remove all that was left of work on a key; only for who holds its lease."""
-        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+        remove_tree(self.root / "work" / key)
 
     def commit(self, kind: Kind, key: str, staged: Path, spec: Mapping[str, Any]) -> bool:
         """Commit a staged directory under its key.

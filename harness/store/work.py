@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from harness.errors import DamagedError
-from harness.files import read_json, seal, sync_file, verify, write_json
+from harness.files import read_json, remove_tree, seal, sync_file, verify, write_json
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d{9})$")
 ABOUT = "about.json"
@@ -111,7 +111,7 @@ class Workplace:
             reasons.append(f"{path.name}: {reason}")
         for place in others:
             self._take_pieces(place)
-            shutil.rmtree(place, ignore_errors=True)
+            remove_tree(place)
         return found, reasons
 
     def _take_pieces(self, place: Path) -> None:

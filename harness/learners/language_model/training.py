@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ class Trainer:
                     break
                 task.report(progress.step, schedule.steps, (progress.tokens - before) / (time.monotonic() - started))
             if self._ends_epoch(schedule, progress.step):
-                self._end_epoch(engine, validation, progress)
+                self._end_epoch(engine, validation, progress, task.control.tick)
             if progress.step == look_at and progress.step < schedule.steps:
                 look_at = self._look(engine, looks, task, progress)
         best_value, best_state = progress.best
@@ -249,8 +249,8 @@ class Trainer:
         progress.step += 1
         task.control.tick()
 
-    def _end_epoch(self, engine: Engine, validation: Examples, progress: _Progress) -> None:
-        value = self.ranks.broadcast(self._validate(engine, validation))
+    def _end_epoch(self, engine: Engine, validation: Examples, progress: _Progress, tick: Callable[[], None]) -> None:
+        value = self.ranks.broadcast(self._validate(engine, validation, tick))
         progress.curve.append({"step": progress.step, "nll": value})
         if self.train.weights == "best" and value < progress.best[0]:
             progress.best = (value, engine.state(self.ranks.rank == 0))
@@ -311,7 +311,7 @@ class Trainer:
     def _ends_epoch(self, schedule: Schedule, step: int) -> bool:
         return step == schedule.steps or (self.train.weights == "best" and step % schedule.steps_per_epoch == 0)
 
-    def _validate(self, engine: Engine, validation: Examples) -> float:
+    def _validate(self, engine: Engine, validation: Examples, tick: Callable[[], None]) -> float:
         """Nats per token on the validation blocks; collective (every rank runs every block: ZeRO-3 gathers weights in step)."""
         engine.train_mode(False)
         total, count = 0.0, 0
@@ -321,6 +321,7 @@ class Trainer:
                 inputs, targets = with_bos(part, self.bos, self.device)
                 total += float(sequence_nll(engine.logits(inputs), targets).double().sum())
                 count += int(self._predicted(part).sum())
+                tick()
         engine.train_mode(True)
         return total / max(count, 1)
 

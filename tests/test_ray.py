@@ -130,6 +130,18 @@ def test_a_chain_that_fails_or_diverges_is_told_and_the_rest_goes_on(
     assert len(diverged) == 2 and all(row["test/nll"] is None for row in diverged)
 
 
+def test_a_cell_that_shares_a_diverged_fit_diverges_too_and_does_not_wait_for_ever(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
+    train = {"epochs": 1, "batch_size": 8, "learning_rate": 1e30, "max_grad_norm": None}
+    grid = {"learner.sample.temperature": [1.0, 0.8]}
+    config, root = make_config(TEXT, grid=grid, **{"learner.train": train}), tmp_path / "root"
+    summary, _, lines = run_study(config, root)
+    assert (summary.chains_complete, summary.exit_code) == (2, 0), lines
+    assert len(events(root, "text", "fit_started")) == 1 and len(events(root, "text", "committed")) == 2
+    assert run_study(config, root)[0].exit_code == 0
+
+
 def test_sizes_with_other_rank_counts_are_packed_in_one_grid(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -190,3 +190,33 @@ def test_events_of_many_writers_are_whole_lines(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(list(experiment.events())) == 200
+
+
+@pytest.mark.parametrize("content", ["[]", "{}x", '{"model.safetensors": 3}', '{"model.safetensors": {"bytes": 7}}'])
+def test_damaged_checksums_are_damage(store: Store, content: str) -> None:
+    store.commit("fits", "k", staged(store, "k", "weights"), {})
+    (store.path("fits", "k") / "checksums.json").write_text(content)
+    assert not Store(store.root).sound("fits", "k") and not store.has("fits", "k")
+
+
+def test_a_predecessor_that_wakes_up_in_its_commit_loses_and_leaves_nothing_hollow(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor removes its workplace at that moment: the item is committed whole, or not at all."""
+    import shutil
+
+    from harness.store import Workplace
+
+    old, new = staged(store, "k", "old"), store.stage("k")
+    plain, tried = shutil.rmtree, []
+
+    def wakes_up(path: Path, **options: object) -> None:
+        if not tried:
+            tried.append(1)
+            with pytest.raises(OSError):
+                os.rename(old, store.path("fits", "k"))
+        plain(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", wakes_up)
+    Workplace(new).adopt(lambda about: None)
+    assert tried and not store.has("fits", "k")

@@ -10,7 +10,7 @@ from typing import Any
 from harness.config.grid import sequence_length
 from harness.config.presets import resolve_model
 from harness.config.schema import Config, LanguageModel, TextData
-from harness.coordinator.coordinator import shape_of
+from harness.coordinator.base import shape_of
 from harness.coordinator.retention import kept_fits
 from harness.coordinator.scheduler import Capacity, Shape
 from harness.coordinator.simulate import simulate

@@ -12,8 +12,9 @@ from typing import Any
 
 from harness.config.schema import Config
 from harness.config.source import Source
+from harness.coordinator.base import Display, Summary, shape_of
 from harness.coordinator.cluster import check_feasible, connected
-from harness.coordinator.coordinator import Coordinator, Display, Summary, shape_of
+from harness.coordinator.coordinator import Coordinator
 from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_fits
 from harness.coordinator.stop import Stop

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.config.load import nearest, section_classes, validate
 from harness.config.presets import preset_names, resolve_model
-from harness.config.schema import Config, LanguageModel, Override, TextData
+from harness.config.schema import CellSource, Config, LanguageModel, Override, TextData
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
 
@@ -200,6 +200,40 @@ def _flatten(value: Any, path: str) -> dict[str, Any]:
     return {field: leaf for key, inner in value.items() for field, leaf in _flatten(inner, f"{path}.{key}").items()}
 
 
+def resolve_sources(study: Study) -> list[int | None]:
+    """The cell that writes each cell's synthetic examples; None where there is no ``regime.source: {cell: ...}``.
+
+    Raises:
+        ConfigError: It is not in the grid, is not one cell, or depends on itself.
+    """
+    found: list[int | None] = []
+    for cell in study.cells:
+        source = cell.config.regime.source
+        found.append(_find_cell(study, cell, source.cell) if isinstance(source, CellSource) else None)
+    for index in range(len(found)):
+        path = [index]
+        while (following := found[path[-1]]) is not None:
+            if following in path:
+                names = " -> ".join(str(dict(study.cells[step].axes)) for step in (*path, following))
+                raise study.source.error("regime.source", f"the cell depends on itself: {names}")
+            path.append(following)
+    return found
+
+
+def _find_cell(study: Study, cell: Cell, wanted: Mapping[str, Any]) -> int:
+    for name in wanted:
+        if name not in study.columns:
+            allowed = ", ".join(study.columns) or "none, the grid has no axes"
+            raise study.source.error(
+                "regime.source", f"cell names {name!r}, which is no axis{nearest(name, study.columns)}; axes: {allowed}"
+            )
+    target = {**cell.axes, **({"regime.source": "self"} if "regime.source" in study.columns else {}), **wanted}
+    matches = [index for index, other in enumerate(study.cells) if all(other.axes[name] == target[name] for name in study.columns)]
+    if not matches:
+        raise study.source.error("regime.source", f"no cell of the grid has {target}")
+    return matches[0]
+
+
 def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> None:
     """What needs a preset's content or two sections: the preset's name, context, pretrained tokenizer."""
     learner, data = config.learner, config.data
@@ -238,4 +272,4 @@ def sequence_length(config: Config) -> int:
     return config.data.block_size if kept else prompt + config.data.block_size
 
 
-__all__ = ["Cell", "Study", "expand", "prompt_length", "put", "sequence_length"]
+__all__ = ["Cell", "Study", "expand", "prompt_length", "put", "resolve_sources", "sequence_length"]

@@ -60,10 +60,10 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         figures=shown,
         summary=summary_table(rows, axes),
         samples=_samples(prepared, store),
-        chains=len(prepared.lineage.chains),
+        chains=len(prepared.chains),
         seeds=len(prepared.study.seeds),
         rows=len(rows),
-        total=sum(len(chain.nodes) for chain in prepared.lineage.chains),
+        total=sum(len(chain.nodes) for chain in prepared.lineage.chains) + sum(c.generations + 1 for c in prepared.bundles),
         diverged=sum(row["status"] == "diverged" for row in rows),
     )
     write_atomic(folder / "report.html", page.encode())

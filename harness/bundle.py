@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from harness import __version__
 from harness.config.schema import Config, ModelSource
-from harness.curation import Judge, accepted, undetected
+from harness.curation import Judge, first_accepted, undetected
 from harness.data.analytic import Truth, make_teacher
 from harness.errors import LearnerError
 from harness.learners.analytic.family import Array, Chains, Model, Summary, fold, make_family, select
@@ -30,9 +30,6 @@ from harness.lineage import BundledChain, CellScience, Lineage, build
 from harness.records import REAL, TEACHER, Examples, Part, Recipe
 from harness.regimes import draw
 from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
-
-MAX_OVERSAMPLING = 20
-"""A filtered corpus is sampled until enough examples pass, at most this many times the number needed."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +214,9 @@ class _Cell:
     def _lesson(self, chains: Chains, chain: int, count: int) -> Examples:
         source = self.job.config.regime.source
         assert isinstance(source, ModelSource)
-        return make_teacher(self.job.truth.config, source).lesson(chains.seeds[chain], chains.generation, count)
+        teacher, seed = make_teacher(self.job.truth.config, source), chains.seeds[chain]
+        judge = Judge(self.job.truth, seed, chains.generation)
+        return first_accepted(self.job.config.filters, lambda raw: teacher.lesson(seed, chains.generation, raw), count, judge)
 
     def _drawn(self, recipe: Recipe, chains: Chains, chain: int) -> Summary:
         """One chain's training set, where it is drawn at random or filtered."""
@@ -247,19 +246,13 @@ class _Cell:
         rows: Array = self.writer.corpora[origin][chain if self.writer is self else int(self.alive[chain])]
         if not config.filters:
             return rows[:count]
-        raw = count
-        while True:
-            if len(rows) < raw:
-                rows = self._more(seed, origin, raw)
-            index = accepted(config.filters, Examples.full(rows[:raw]), Judge(self.job.truth, seed, origin))
-            if len(index) >= count:
-                return rows[index[:count]]
-            if raw >= MAX_OVERSAMPLING * count:
-                raise LearnerError(
-                    f"filters: {len(index)} of {raw} examples of generation {origin} pass, {count} are needed; "
-                    "the filters reject nearly everything this model writes"
-                )
-            raw = min(MAX_OVERSAMPLING * count, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
+        judge = Judge(self.job.truth, seed, origin)
+
+        def first(raw: int) -> Examples:
+            return Examples.full((rows if len(rows) >= raw else self._more(seed, origin, raw))[:raw])
+
+        found: Array = first_accepted(config.filters, first, count, judge).values
+        return found
 
     def _more(self, seed: int, origin: int, count: int) -> Array:
         """A longer corpus of this chain; one that another cell wrote cannot be made longer."""
@@ -276,13 +269,12 @@ class _Cell:
     # --- records -------------------------------------------------------------------------------------------------------
 
     def _note(self, generation: int, alive: npt.NDArray[np.int64], metrics: Mapping[str, Array], status: str) -> None:
-        """One row per chain; a metric that is not finite is null, and the status says so."""
+        """One row per chain; the status says where a metric is not finite. Null is what it does not have."""
         finite = np.ones(len(alive), dtype=bool)
         columns: dict[str, Any] = {}
         for name, values in metrics.items():
-            good = np.isfinite(values)
-            finite &= good
-            columns[name] = pa.array(values, mask=~good)
+            finite &= np.isfinite(values)
+            columns[name] = pa.array(values)
         nodes = [self.nodes[self.seeds[i]][generation] for i in alive]
         before = [self.nodes[self.seeds[i]][generation - 1].fit if generation else None for i in alive]
         identity: dict[str, Any] = {

@@ -27,7 +27,10 @@ def canonical_json(value: Any) -> str:
         HarnessError: The value holds something that has no one way to be written: NaN, infinity, an object, a key that is no text.
     """
     _check_plain(value, "")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _check_plain(value: Any, path: str) -> None:
@@ -46,9 +49,15 @@ def _check_plain(value: Any, path: str) -> None:
         raise HarnessError(f"a key cannot hold {path} = {value!r} ({kind.__name__}): only finite plain data")
 
 
-def key_of(spec: Mapping[str, Any]) -> str:
-    """The key of a spec: 128 bits of SHA-256, in hexadecimal."""
-    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:32]
+def key_of(spec: Mapping[str, Any], checked: bool = False) -> str:
+    """The key of a spec: 128 bits of SHA-256, in hexadecimal.
+
+    Args:
+        spec: Plain data.
+        checked: That it is plain is known already: its parts were in a spec before, or are numbers and keys.
+    """
+    text = _ENCODER.encode(spec) if checked else canonical_json(spec)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -180,8 +189,8 @@ class _Builder:
         self.specs: dict[str, Mapping[str, Any]] = {}
         self.owners: dict[str, str] = {}
 
-    def key(self, spec: Mapping[str, Any]) -> str:
-        key = key_of(spec)
+    def key(self, spec: Mapping[str, Any], generation: int) -> str:
+        key = key_of(spec, checked=generation > 1)  # what a cell gives to its specs is all in those of generations 0 and 1
         self.specs.setdefault(key, spec)
         return key
 
@@ -229,15 +238,15 @@ class _Builder:
             fit_spec["training_set"] = {**recipe.spec, "corpora": corpora, **({"filters": used} if used else {})}
         if init_from is not None:
             fit_spec["parent"] = init_from.fit
-        fit = self.key(fit_spec)
+        fit = self.key(fit_spec, generation)
         corpus_spec: dict[str, Any] = {"format": KEY_FORMAT, "fit": fit, "sampling": cell.sampling}
         if cell.previous_prompts and previous is not None:
             corpus_spec["prompts"] = previous.corpus
             self.read(previous.corpus, cell.n)
-        corpus = self.key(corpus_spec)
+        corpus = self.key(corpus_spec, generation)
         first = path[0].fit if path else fit
         evaluation = self.key(
-            {"format": KEY_FORMAT, "fit": fit, "corpus": corpus, "generation_0": first, "evaluation": cell.evaluation}
+            {"format": KEY_FORMAT, "fit": fit, "corpus": corpus, "generation_0": first, "evaluation": cell.evaluation}, generation
         )
         for origin, count in reads.items():
             self.read(writers[origin].corpus, count)

@@ -105,9 +105,9 @@ IDENTITY_COLUMNS = ("seed", "generation", "status", "fit", "corpus", "evaluation
 
 
 def bundled_record(row: Mapping[str, Any]) -> Record:
-    """The record of one row of a bundle; a metric that another cell's chains have, and this one has not, is left out."""
+    """The record of one row of a bundle; a metric that another cell's chains have, and this one has not, is null and left out."""
     metrics = {name: value for name, value in row.items() if "/" in name and not name.startswith("parameters/")}
-    known = {name: value for name, value in metrics.items() if value is not None}
+    known = {name: finite_or_none(value) for name, value in metrics.items() if value is not None}
     return Record(**{name: row[name] for name in IDENTITY_COLUMNS}, metrics=known)
 
 

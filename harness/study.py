@@ -289,7 +289,7 @@ def _parameters(config: Config, real: RealData) -> int | None:
 def _seconds_per_example(kind: str, width: int) -> float:
     """Rough seconds of a cheap learner's generation per training example, to share work out evenly."""
     each = {"mixture": 3e-5, "kde": 6e-6, "discrete": 4e-8}
-    return each.get(kind, 1e-8 * width + 1e-9 * width**2) + 1e-7
+    return each.get(kind, 1.2e-8 * width + 1.5e-10 * width**2) + 1e-7
 
 
 def _science(config: Config, data: PreparedData, external: Any, parameters: int | None) -> CellScience:

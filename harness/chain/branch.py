@@ -13,7 +13,7 @@ from harness.chain.checkpoints import adopt, save_checkpoint
 from harness.chain.context import Context
 from harness.chain.plan import Plan, Site
 from harness.config.schema import LanguageModel, ModelSource
-from harness.curation import Judge, accepted, undetected
+from harness.curation import Judge, first_accepted, undetected
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
 from harness.learners.base import EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
@@ -21,9 +21,6 @@ from harness.lineage import Node
 from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none
 from harness.regimes import draw
 from harness.store import Workplace
-
-MAX_OVERSAMPLING = 20
-"""A filtered corpus is sampled until enough examples pass, at most this many times the number needed."""
 
 
 class Branch(Context):
@@ -87,22 +84,14 @@ class Branch(Context):
         from harness.data.analytic import Truth, make_teacher
 
         assert isinstance(self.data, Truth) and isinstance(self.plan.config.regime.source, ModelSource)
-        return make_teacher(self.data.config, self.plan.config.regime.source).lesson(node.seed, node.generation, count)
+        teacher = make_teacher(self.data.config, self.plan.config.regime.source)
+        judge = Judge(self.data, node.seed, node.generation)
+        return first_accepted(self.plan.config.filters, lambda raw: teacher.lesson(node.seed, node.generation, raw), count, judge)
 
     def filtered(self, node: Node, count: int) -> Examples:
         """The first ``count`` examples of a node's corpus that pass the filters; samples more of it where too few do."""
-        filters, raw = self.plan.config.filters, count
-        while True:
-            examples = self.corpus(node, raw)
-            index = accepted(filters, examples, Judge(self.data, node.seed, node.generation))
-            if len(index) >= count:
-                return examples.take(index[:count])
-            if raw >= MAX_OVERSAMPLING * count:
-                raise LearnerError(
-                    f"filters: {len(index)} of {raw} examples of generation {node.generation} pass, {count} are needed; "
-                    "the filters reject nearly everything this model writes"
-                )
-            raw = min(MAX_OVERSAMPLING * count, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
+        judge = Judge(self.data, node.seed, node.generation)
+        return first_accepted(self.plan.config.filters, lambda raw: self.corpus(node, raw), count, judge)
 
     def corpus(self, node: Node, count: int) -> Examples:
         """The first ``count`` raw examples of a node's corpus; a damaged shard is sampled again."""

@@ -123,7 +123,9 @@ def make_tasks(prepared: Prepared, store: Store, chains: Sequence[BundledChain],
 def chain_seconds(prepared: Prepared, cell: int) -> float:
     """Estimated seconds of one chain, with the chain that writes for it."""
     science = prepared.sciences[cell]
-    own = sum(GENERATION_S + science.cost * science.recipe(g).size for g in range(science.generations + 1))
+    recipes = [science.recipe(g) for g in range(science.generations + 1)]
+    # A pool that only grows is not read again: what a generation adds is a corpus.
+    own = sum(GENERATION_S + science.cost * (r.size if len(r.parts) < 3 else 2 * science.n) for r in recipes)
     return own + (0.0 if science.source is None else chain_seconds(prepared, science.source))
 
 

@@ -153,7 +153,10 @@ def run_study(
             view = bundle_views(prepared, store)
             bundles = BundleRun(prepared, store, experiment, display, stop)
             workers = max(1, int(sum(machine.cpus for machine in machines)))
-            summary = bundles.run(workers, lambda chain: mirror.add(view(chain))) if prepared.bundles else Summary(0, 0, 0, 0, 0.0)
+            mirrored = base.tracking.wandb != "disabled"
+            summary = Summary(0, 0, 0, 0, 0.0)
+            if prepared.bundles:
+                summary = bundles.run(workers, (lambda chain: mirror.add(view(chain))) if mirrored else (lambda chain: None))
             if prepared.lineage.chains:
                 coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop)
                 gangs.coordinator = coordinator

@@ -16,11 +16,14 @@ import numpy.typing as npt
 from harness.config.schema import DeduplicateFilter, Filter, LabelFilter, RepetitionFilter, VerifierFilter
 from harness.data import RealData
 from harness.data.analytic import LinearTruth, Truth
+from harness.errors import LearnerError
 from harness.metrics.lexical import repetition_shares, row_hashes
 from harness.records import REAL, Examples
 from harness.streams import stream
 
 Mask = npt.NDArray[np.bool_]
+MAX_OVERSAMPLING = 20
+"""A filtered corpus is sampled until enough examples pass, at most this many times the number needed."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,32 @@ def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt
         if config.kind in RULES:
             index = index[RULES[config.kind](config, examples, index, judge, place)]
     return index
+
+
+def first_accepted(filters: Sequence[Filter], draw: Callable[[int], Examples], count: int, judge: Judge) -> Examples:
+    """The first examples that pass all filters of corpora; more are drawn where too few do.
+
+    Args:
+        filters: The cell's filters.
+        draw: The first so many examples, unfiltered.
+        count: How many must pass.
+        judge: What a filter may know besides.
+
+    Raises:
+        LearnerError: Nearly everything is rejected.
+    """
+    raw = count
+    while True:
+        examples = draw(raw)
+        index = accepted(filters, examples, judge)
+        if len(index) >= count:
+            return examples.take(index[:count])
+        if raw >= MAX_OVERSAMPLING * count:
+            raise LearnerError(
+                f"filters: {len(index)} of {raw} examples of generation {judge.generation} pass, {count} are needed; "
+                "the filters reject nearly everything this model writes"
+            )
+        raw = min(MAX_OVERSAMPLING * count, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
 
 
 def undetected(filters: Sequence[Filter], origin: npt.NDArray[np.int32], seed: int, generation: int) -> Mask | None:

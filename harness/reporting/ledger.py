@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from harness.lineage import BundledChain
+from harness.records import finite_or_none
 from harness.store import Store
 from harness.store.bundles import CHAIN
 from harness.study import Prepared
@@ -57,12 +58,6 @@ def _bundled(prepared: Prepared, store: Store) -> dict[str, list[tuple[dict[str,
         return found
     metrics = [name for name in table.column_names if "/" in name]
     columns = {name: table[name].to_pylist() for name in (CHAIN, "generation", "fit", "parent", "status", *metrics)}
-    # A metric that a cell has is there for each of its generations, null where it is not finite.
-    own: dict[str, set[str]] = {}
-    for name in metrics:
-        for chain, value in zip(columns[CHAIN], columns[name], strict=True):
-            if value is not None:
-                own.setdefault(chain, set()).add(name)
     for i, chain in enumerate(columns[CHAIN]):
         identity = {
             "generation": columns["generation"][i],
@@ -71,7 +66,7 @@ def _bundled(prepared: Prepared, store: Store) -> dict[str, list[tuple[dict[str,
             "parent_key": columns["parent"][i],
             "status": columns["status"][i],
         }
-        values = {name: columns[name][i] for name in metrics if name in own.get(chain, ())}
+        values = {name: finite_or_none(columns[name][i]) for name in metrics if columns[name][i] is not None}
         found.setdefault(chain, []).append((identity, values))
     return found
 

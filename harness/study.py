@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from harness import curation
-from harness.config.grid import Cell, Study, expand, resolve_sources, sequence_length
+from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources, sequence_length
 from harness.config.load import load_file
 from harness.config.presets import resolve_model
 from harness.config.schema import (
@@ -158,6 +158,7 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
         InputError: Anything the user gave is wrong.
     """
     study = expand(load_file(path, assignments))
+    check_claims(study)
     try:
         return _resolve(study, _Data(store, scratch))
     except DataError as error:

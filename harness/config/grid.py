@@ -16,9 +16,9 @@ from harness.config.schema import CellSource, Config, LanguageModel, Override, T
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
 
-SHARED_SECTIONS = ("experiment", "tracking", "seed")
+SHARED_SECTIONS = ("experiment", "tracking", "seed", "claims")
 """Fields that all cells of a grid share."""
-EXECUTION_SECTIONS = ("experiment", "resources", "retention", "tracking")
+EXECUTION_SECTIONS = ("experiment", "resources", "retention", "tracking", "claims")
 """Fields that never change a result: an axis over one would ask for the same chain twice."""
 
 
@@ -200,6 +200,42 @@ def _flatten(value: Any, path: str) -> dict[str, Any]:
     return {field: leaf for key, inner in value.items() for field, leaf in _flatten(inner, f"{path}.{key}").items()}
 
 
+def find_cells(study: Study, wanted: Mapping[str, Any]) -> list[int]:
+    """The cells whose axes have these values; a field inside an axis of whole objects can be named too."""
+    found = []
+    for index, cell in enumerate(study.cells):
+        values = {name: cell.axes[name] if name in cell.axes else get(cell.config.model_dump(mode="json"), name) for name in wanted}
+        if all(_same(values[name], value) for name, value in wanted.items()):
+            found.append(index)
+    return found
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    return json.dumps(found, sort_keys=True, default=str) == json.dumps(wanted, sort_keys=True, default=str) or found == wanted
+
+
+def check_claims(study: Study) -> None:
+    """Check that each claim's cells are in the grid.
+
+    Raises:
+        ConfigError: A claim names no cell, or more than one.
+    """
+    for number, claim in enumerate(study.base.claims):
+        for name, wanted in (("where", claim.statistic.where), ("minus", claim.statistic.minus)):
+            if wanted is None:
+                continue
+            place = f"claims.{number}.statistic"
+            for field in wanted:
+                _check_field(study.source, place, field)
+            found = find_cells(study, wanted)
+            if len(found) != 1:
+                cells = "; ".join(str(dict(study.cells[index].axes)) for index in (found or range(len(study.cells)))[:6])
+                what = f"{len(found)} cells match" if found else "no cell matches"
+                raise study.source.error(
+                    place, f"{name} {wanted}: {what}, expected one; {'they are' if found else 'cells'}: {cells}"
+                )
+
+
 def resolve_sources(study: Study) -> list[int | None]:
     """The cell that writes each cell's synthetic examples; None where there is no ``regime.source: {cell: ...}``.
 
@@ -272,4 +308,4 @@ def sequence_length(config: Config) -> int:
     return config.data.block_size if kept else prompt + config.data.block_size
 
 
-__all__ = ["Cell", "Study", "expand", "prompt_length", "put", "resolve_sources", "sequence_length"]
+__all__ = ["Cell", "Study", "check_claims", "expand", "find_cells", "prompt_length", "put", "resolve_sources", "sequence_length"]

@@ -599,6 +599,42 @@ class Tracking(Section):
     entity: str | None = None
 
 
+class Statistic(Section):
+    """One number per seed, from the records of a cell."""
+
+    metric: str
+    of: Literal["first", "last", "change", "ratio", "log_ratio", "slope", "highest", "lowest", "exceeds_first"] = "change"
+    """``first`` and ``last``: in generation 0 and in the last one; ``change``: last - first; ``ratio``: last / first;
+    ``log_ratio``: its logarithm; ``slope``: least squares over the generations, per generation; ``highest``, ``lowest``: over the
+    generations; ``exceeds_first``: 1 where the last one is above the 95 % interval of one more seed's generation 0, else 0."""
+    generation: Annotated[int, Field(ge=0)] | None = None
+    """Taken as the last one; the chains' last when null."""
+    where: dict[str, Any] = {}
+    """Axes and their values, which name one cell."""
+    minus: dict[str, Any] | None = None
+    """Another cell, whose value for the same seed is subtracted."""
+
+
+class Claim(Section):
+    """What a paper says, as an interval that can be computed; ``harness report`` gives the verdict."""
+
+    text: str
+    source: str
+    statistic: Statistic
+    above: float | None = None
+    below: float | None = None
+    between: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _one_range(self) -> Claim:
+        given = [name for name in ("above", "below", "between") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of above, below or between; found {', '.join(given) or 'none'}")
+        if self.between is not None and self.between[0] >= self.between[1]:
+            raise ValueError("between: the first number must be below the second")
+        return self
+
+
 class Override(Section):
     """Values that a part of the grid needs: where every ``when`` holds, ``set`` applies."""
 
@@ -627,6 +663,8 @@ class Config(Section):
     resources: Resources = Resources()
     retention: Retention = Retention()
     tracking: Tracking = Tracking()
+    claims: tuple[Claim, ...] = ()
+    """What is expected; never part of a key."""
 
     @model_validator(mode="after")
     def _agree(self) -> Config:

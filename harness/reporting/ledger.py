@@ -34,7 +34,7 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
     cache: dict[str, dict[str, Any] | None] = {}
     found_bundles = _bundled(prepared, store)
     for chain in prepared.chains:
-        axes = {name: _cell_value(value) for name, value in prepared.axes(chain).items()}
+        axes = {name: cell_value(value) for name, value in prepared.axes(chain).items()}
         identity = {"experiment": prepared.study.base.experiment, "chain": chain.id, "seed": chain.seed}
         if isinstance(chain, BundledChain):
             for row in found_bundles.get(chain.key, ())[: chain.generations + 1]:
@@ -95,7 +95,7 @@ def _flat_provenance(found: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _cell_value(value: Any) -> Any:
+def cell_value(value: Any) -> Any:
     """An axis value as one column holds it: objects and lists as text."""
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 

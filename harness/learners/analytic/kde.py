@@ -62,4 +62,5 @@ class KdeFamily(Family):
         nll = -logs.sum(axis=1) / logs.shape[1]
         variance = moments(model["values"])[1] + model["bandwidth"] ** 2
         with np.errstate(divide="ignore"):
-            return {"kde/test_nll": nll, "test/nll": nll, "kde/log_variance": np.log(variance), "kde/bandwidth": model["bandwidth"]}
+            found = {"kde/test_nll": nll, "test/nll": nll, "kde/variance": variance, "kde/log_variance": np.log(variance)}
+            return {**found, "kde/bandwidth": model["bandwidth"]}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import CorpusSource, ModelSource, Regime
+from harness.config.schema import CellSource, CorpusSource, ModelSource, Regime
 from harness.errors import DataError
 from harness.records import EXTERNAL, REAL, TEACHER, Part, Recipe
 from harness.streams import stream
@@ -78,7 +78,9 @@ RULES: Mapping[str, tuple[int, Rule]] = {
 
 def is_refresh(regime: Regime, generation: int) -> bool:
     """Whether this generation trains on real data alone because of ``refresh``."""
-    return regime.refresh is not None and generation > 0 and generation % regime.refresh.every == 0
+    if regime.refresh is None or generation == 0:
+        return False
+    return generation in regime.refresh.at if regime.refresh.at else generation % (regime.refresh.every or 1) == 0
 
 
 def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Recipe:
@@ -99,16 +101,27 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Rec
     extra = {} if budget == "examples" else {"budget": budget}
     if is_refresh(regime, generation):
         assert regime.refresh is not None
-        init = regime.refresh.init
+        init, count = regime.refresh.init, regime.refresh.examples or n
         spec = {"kind": "refresh", "version": 1, **({"init": init} if init else {}), **extra}
-        return Recipe(spec, (Part(REAL, n),), budget=budget, init=init)
+        if count != n:
+            spec["examples"] = count
+        return Recipe(spec, (Part(REAL, count),), budget=budget, init=init)
     version, rule = RULES[regime.kind]
     parts, subsample = rule(regime, n, generation)
-    if isinstance(regime.source, CorpusSource | ModelSource):
-        origin = EXTERNAL if isinstance(regime.source, CorpusSource) else TEACHER
+    origin = _fixed_origin(regime, external)
+    if origin is not None:
         parts = tuple(part if part.origin == REAL else Part(origin, part.count, part.draw, part.offset) for part in parts)
     parts = tuple(part for part in parts if part.count)
     return Recipe(_spec(regime, n, version, parts, external), parts, subsample, budget)
+
+
+def _fixed_origin(regime: Regime, external: Any) -> int | None:
+    """Where a source that does not go along with the chain has its examples; None where it does."""
+    if isinstance(regime.source, CorpusSource):
+        return EXTERNAL
+    if isinstance(regime.source, ModelSource):
+        return TEACHER if external is not None else 0  # a pretrained teacher is a chain of one generation
+    return regime.source.generation if isinstance(regime.source, CellSource) else None
 
 
 def _spec(regime: Regime, n: int, version: int, parts: tuple[Part, ...], external: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from harness.config.schema import (
     BUNDLED,
     AnalyticData,
     ArrayData,
+    CellSource,
     Config,
     CorpusSource,
     LanguageModel,
@@ -179,7 +180,7 @@ def _resolve(study: Study, data_of: _Data) -> Prepared:
                 raise DataError("regime.source: a fixed corpus is text, the real data are not")
             name = (source.corpus, cell.config.data.model_dump_json())
             external = packed.setdefault(name, packed.get(name) or real.external(source.corpus))
-        if isinstance(source, ModelSource):
+        if isinstance(source, ModelSource) and isinstance(source.model, dict):
             teacher = _teacher(real, source)
         supply = len(external.examples) if external else None
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
@@ -215,10 +216,12 @@ def _check_sources(study: Study, sciences: list[CellScience]) -> None:
         where = f"regime.source: cell {dict(other.axes)}"
         if {**item.data, "num_examples": 0} != {**who.data, "num_examples": 0}:
             raise DataError(f"{where} has other data than the cell that reads it; both need the same data section")
-        if other.config.generations < cell.config.generations - 1:
+        source = cell.config.regime.source
+        fixed = source.generation if isinstance(source, CellSource) else 0
+        needed = cell.config.generations - 1 if fixed is None else fixed
+        if other.config.generations < needed:
             raise DataError(
-                f"{where} has generations up to {other.config.generations}, the cell that reads it needs "
-                f"{cell.config.generations - 1}"
+                f"{where} has generations up to {other.config.generations}, the cell that reads it needs generation {needed}"
             )
         if is_bundled(other.config) != is_bundled(cell.config):
             raise DataError(f"{where}: resources.bundled must be the same in both cells")
@@ -358,7 +361,7 @@ def _lineage(study: Study, sciences: list[CellScience]) -> tuple[Lineage, tuple[
     for index in order:
         source = sciences[index].source
         if source is not None:
-            names[index]["regime"]["source"] = {"cell": key_of({"cell": names[source]})}
+            names[index]["regime"]["source"] = {"cell": key_of({"cell": names[source]}), **_fixed(study.cells[index].config)}
 
     def name(index: int, seed: int) -> str:
         suffix = f"-G{study.cells[index].config.generations}" if study.generations_is_axis else ""
@@ -386,9 +389,15 @@ def _lineage(study: Study, sciences: list[CellScience]) -> tuple[Lineage, tuple[
     return build(single, name, study.seeds), chains
 
 
+def _fixed(config: Config) -> dict[str, int]:
+    """The generation of a source cell that every generation reads, where there is one."""
+    source = config.regime.source
+    return {"generation": source.generation} if isinstance(source, CellSource) and source.generation is not None else {}
+
+
 def _bundle_identity(config: Config, item: CellScience, others: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """What the chains of a cell are known by in bundles: all of its science but seed and length."""
-    source = _source_name(item) if item.source is None else {"cell": key_of(others[item.source])}
+    source = _source_name(item) if item.source is None else {"cell": key_of(others[item.source]), **_fixed(config)}
     return {
         "format": KEY_FORMAT,
         "data": item.data,

@@ -232,6 +232,21 @@ def test_sources_of_another_cell(make_config: Make, tmp_path: Path) -> None:
     assert written["gaussian/log_variance"].tolist() == own["gaussian/log_variance"].tolist()
 
 
+def test_a_generation_of_another_cell_as_a_fixed_teacher(make_config: Make, tmp_path: Path) -> None:
+    """Every generation reads what the teacher's generation 0 wrote: with no real share all of them are the same fit."""
+    when = {
+        "when": {"learner.estimator": "unbiased"},
+        "set": {"regime.source": {"cell": {"learner.estimator": "mle"}, "generation": 0}},
+    }
+    config = {**BASE, **CASES["gaussian"], "grid": {"learner.estimator": ["mle", "unbiased"]}, "overrides": [when]}
+    config["regime"] = {"kind": "replace", "synthetic_ratio": 1.0}
+    bundled = export(*run_bundles(make_config(config, "a.yaml"), tmp_path / "a"))
+    pupil = bundled[bundled["learner.estimator"] == "unbiased"]["gaussian/log_variance"].tolist()
+    assert len(set(pupil[1:])) == 1 and pupil[0] != pupil[1]
+    steps = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b"))
+    pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.config.load import nearest, section_classes, validate
 from harness.config.presets import preset_names, resolve_model
-from harness.config.schema import CellSource, Config, LanguageModel, Override, TextData
+from harness.config.schema import CellSource, Config, LanguageModel, ModelSource, Override, TextData
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
 
@@ -33,6 +33,8 @@ class Cell:
 
     config: Config
     axes: Mapping[str, Any]
+    teacher: bool = False
+    """Not in the grid: a pretrained model as it is, whose corpus other cells read."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def expand(source: Source) -> Study:
         if index not in used:
             raise source.error(f"overrides.{index}.when", f"matches no cell: {dict(overrides[index].when)}")
     base = cells[0].config
+    cells += _teachers(source, cells)
     if seeds is None:
         seeds = [base.seed]
     for index, seed in enumerate(seeds):
@@ -200,10 +203,38 @@ def _flatten(value: Any, path: str) -> dict[str, Any]:
     return {field: leaf for key, inner in value.items() for field, leaf in _flatten(inner, f"{path}.{key}").items()}
 
 
+def _teachers(source: Source, cells: Sequence[Cell]) -> list[Cell]:
+    """One cell for every pretrained model that is named as a teacher, beside the same data and sampling."""
+    found: list[Cell] = []
+    for cell in cells:
+        if isinstance(cell.config.regime.source, ModelSource) and isinstance(cell.config.regime.source.model, str):
+            made = _teacher(source, cell)
+            if made not in found:
+                found.append(made)
+    return found
+
+
+def _teacher(source: Source, cell: Cell) -> Cell:
+    assert isinstance(cell.config.learner, LanguageModel) and isinstance(cell.config.regime.source, ModelSource)
+    raw = cell.config.model_dump(mode="json")
+    learner = {
+        "kind": "language_model",
+        "model": {"pretrained": cell.config.regime.source.model},
+        "init": "pretrained",
+        "train": {"max_steps": 0, "precision": cell.config.learner.train.precision},
+        "sample": cell.config.learner.sample.model_dump(mode="json", exclude_unset=True),
+    }
+    regime = {"kind": "replace", "synthetic_ratio": 1.0}
+    config = validate(source, {**raw, "learner": learner, "regime": regime, "filters": [], "generations": 0, "claims": []})
+    return Cell(config, dict.fromkeys(cell.axes), teacher=True)
+
+
 def find_cells(study: Study, wanted: Mapping[str, Any]) -> list[int]:
     """The cells whose axes have these values; a field inside an axis of whole objects can be named too."""
     found = []
     for index, cell in enumerate(study.cells):
+        if cell.teacher:
+            continue
         values = {name: cell.axes[name] if name in cell.axes else get(cell.config.model_dump(mode="json"), name) for name in wanted}
         if all(_same(values[name], value) for name, value in wanted.items()):
             found.append(index)
@@ -245,7 +276,12 @@ def resolve_sources(study: Study) -> list[int | None]:
     found: list[int | None] = []
     for cell in study.cells:
         source = cell.config.regime.source
-        found.append(_find_cell(study, cell, source.cell) if isinstance(source, CellSource) else None)
+        if isinstance(source, CellSource):
+            found.append(_find_cell(study, cell, source.cell))
+        elif isinstance(source, ModelSource) and isinstance(source.model, str):
+            found.append(study.cells.index(_teacher(study.source, cell)))
+        else:
+            found.append(None)
     for index in range(len(found)):
         path = [index]
         while (following := found[path[-1]]) is not None:
@@ -264,7 +300,8 @@ def _find_cell(study: Study, cell: Cell, wanted: Mapping[str, Any]) -> int:
                 "regime.source", f"cell names {name!r}, which is no axis{nearest(name, study.columns)}; axes: {allowed}"
             )
     target = {**cell.axes, **({"regime.source": "self"} if "regime.source" in study.columns else {}), **wanted}
-    matches = [index for index, other in enumerate(study.cells) if all(other.axes[name] == target[name] for name in study.columns)]
+    in_grid = [(index, other) for index, other in enumerate(study.cells) if not other.teacher]
+    matches = [index for index, other in in_grid if all(other.axes[name] == target[name] for name in study.columns)]
     if not matches:
         raise study.source.error("regime.source", f"no cell of the grid has {target}")
     return matches[0]

@@ -289,8 +289,8 @@ class Train(Section):
 
     epochs: PositiveInt = since(1)
     """Passes over the training set."""
-    max_steps: PositiveInt | None = since(None)
-    """Optimizer steps, instead of epochs."""
+    max_steps: Annotated[int, Field(ge=0)] | None = since(None)
+    """Optimizer steps, instead of epochs; 0 takes a pretrained model as it is."""
     batch_size: PositiveInt = since(16)
     """Examples per optimizer step, all ranks together."""
     learning_rate: Annotated[float, Field(gt=0)] = since(1e-3)
@@ -358,6 +358,8 @@ class LanguageModel(Section):
     def _init_fits(self) -> LanguageModel:
         if self.init == "pretrained" and self.model.pretrained is None:
             raise ValueError("init: pretrained needs model: {pretrained: NAME}")
+        if self.train.max_steps == 0 and self.init != "pretrained":
+            raise ValueError("train.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained")
         return self
 
 
@@ -441,21 +443,35 @@ class CellSource(Section):
 
     cell: Annotated[dict[str, Any], Field(min_length=1)]
     """Axes and their values; an axis that is not named has this cell's own value, regime.source is ``self`` unless named."""
+    generation: Annotated[int, Field(ge=0)] | None = since(None)
+    """A fixed teacher: every generation reads what this one wrote; the same generation as the chain's own when null."""
 
 
 class ModelSource(Section):
     """Synthetic examples from a fixed teacher."""
 
-    model: Annotated[dict[str, Any], Field(min_length=1)]
-    """For analytic data: fields of ``data`` in which the teacher differs from the truth."""
+    model: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[str, Field(min_length=1)]
+    """For text: a pretrained model, which writes one corpus as it is; for analytic data: fields of ``data`` in which the teacher
+    differs from the truth, and new examples each generation."""
 
 
 class Refresh(Section):
     """Every k-th generation trains on real data alone."""
 
-    every: PositiveInt
+    every: PositiveInt | None = since(None)
+    """Generations k, 2k, 3k, ..."""
+    at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = since(None)
+    """Or these generations."""
     init: Literal["scratch", "pretrained", "previous"] | None = since(None)
     """Where a refresh starts from; the learner's init when null."""
+    examples: PositiveInt | None = since(None)
+    """Real examples that a refresh trains on; data.num_examples when null."""
+
+    @model_validator(mode="after")
+    def _when(self) -> Refresh:
+        if (self.every is None) == (self.at is None):
+            raise ValueError("give exactly one of every or at")
+        return self
 
 
 class Regime(Section):
@@ -482,10 +498,10 @@ class Regime(Section):
             raise ValueError(f"{self.kind} does not use real_part; only replace does")
         if self.kind == "augment" and self.synthetic_ratio == 1:
             raise ValueError("augment keeps all real examples, so synthetic_ratio must be below 1")
-        if isinstance(self.source, CorpusSource | ModelSource) and self.kind not in CORPUS_SOURCE_REGIMES:
+        fixed = isinstance(self.source, CellSource) and self.source.generation is not None
+        if (fixed or isinstance(self.source, CorpusSource | ModelSource)) and self.kind not in CORPUS_SOURCE_REGIMES:
             raise ValueError(
-                f"{self.kind} pools a corpus of every generation; source: {{corpus: ...}} or {{model: ...}} goes with "
-                f"{', '.join(CORPUS_SOURCE_REGIMES)}"
+                f"{self.kind} pools a corpus of every generation; a fixed source goes with {', '.join(CORPUS_SOURCE_REGIMES)}"
             )
         return self
 
@@ -675,7 +691,7 @@ class Config(Section):
             self._check_batch(self.learner.train.batch_size)
             if self.regime.refresh and self.regime.refresh.init == "pretrained" and self.learner.model.pretrained is None:
                 raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
-            if self.learner.train.max_steps and self.regime.budget != "examples":
+            if self.learner.train.max_steps is not None and self.regime.budget != "examples":
                 raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
             if self.evaluate.ranges:
                 raise ValueError("evaluate.ranges: reads numbers, and text has none")
@@ -683,6 +699,13 @@ class Config(Section):
             self._check_closed_form()
         for item in self.filters:
             self._check_filter(item)
+        n, refresh = getattr(self.data, "num_examples", None), self.regime.refresh
+        if refresh is not None and refresh.examples is not None and n is not None and refresh.examples > n:
+            raise ValueError(f"regime.refresh.examples: {refresh.examples}, more than data.num_examples ({n})")
+        if isinstance(self.regime.source, ModelSource) and isinstance(self.regime.source.model, str) != (found == "text"):
+            raise ValueError(
+                "regime.source.model: for text the name of a pretrained model, for analytic data fields of data in which it differs"
+            )
         if self.regime.source != "self" and isinstance(self.regime.source, CorpusSource) and self.filters:
             raise ValueError("filters apply to what the chain writes; with regime.source {corpus: ...} filter the corpus itself")
         return self

@@ -362,6 +362,7 @@ def make_teacher(config: AnalyticData, source: ModelSource) -> Truth:
     Raises:
         DataError: The fields do not fit.
     """
+    assert isinstance(source.model, dict)
     try:
         return make_truth(type(config).model_validate({**config.model_dump(), **source.model}), "teacher")
     except ValidationError as error:

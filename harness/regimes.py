@@ -155,6 +155,10 @@ def check_supply(regime: Regime, n: int, generations: int, real: int, external: 
     """
     if n > real:
         raise DataError(f"data.num_examples: {n} training examples are asked for, the training split has {real}")
+    if regime.refresh is not None and (regime.refresh.examples or 0) > n:
+        raise DataError(f"regime.refresh.examples: {regime.refresh.examples}, more than the {n} training examples")
+    if regime.kind != "fresh_real" and external is None:
+        return  # no more than the n real examples, however many generations
     for generation in range(1, generations + 1):
         for part in recipe(regime, n, generation, "").parts:
             needed = part.offset + part.count

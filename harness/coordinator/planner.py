@@ -174,7 +174,8 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     shapes = {branch.id: shapes_of_cells[lineage.nodes[branch.nodes[0]].cell] for branch in branches}
     wall, idle = simulate(branches, shapes, seconds, machines)
     todo = missing(prepared, store.bundles.index())
-    bundled_s = sum(chain_seconds(prepared, chain.cell) for chain in todo)
+    each = {cell: chain_seconds(prepared, cell) for cell in {chain.cell for chain in todo}}
+    bundled_s = sum(each[chain.cell] for chain in todo)
     wall += bundled_s / max(1, sum(machine.cpus for machine in machines))
     bundled = sum(chain.generations + 1 for chain in prepared.bundles)
     hours = bundled_s / 3600 + sum(value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import curation
-from harness.config.grid import Cell, Study, expand, sequence_length
+from harness.config.grid import Cell, Study, expand, prompt_length, sequence_length
 from harness.config.load import load_file
 from harness.config.presets import resolve_model
 from harness.config.schema import Config, CorpusSource, GaussianData, LanguageModel, PretrainedTokenizer, TextData, science
@@ -221,6 +221,8 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
         fit.pop("init", None)
         first = "pretrained" if model.pretrained else "scratch"
         init = first if learner.init == "previous" else learner.init
+        if learner.train.loss == "continuation":  # the length of the prompt is sampling's, but here the fit reads it too
+            fit["train"] = {**fit.get("train", {}), "masked_tokens": prompt_length(config)}
         cost = 6.0 * (parameters or 1e8) * config.data.block_size
     evaluated = min(n, config.evaluate.examples)
     evaluation: dict[str, Any] = {"metrics": VERSIONS[learner.kind]}

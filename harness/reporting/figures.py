@@ -154,6 +154,42 @@ def bands_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Figu
     return figure
 
 
+def homogenisation_figure(
+    lines: Mapping[str, Mapping[str, Mapping[int, Aggregate]]],
+    baseline: Mapping[str, Mapping[int, Aggregate]],
+    labels: Mapping[str, str],
+) -> Figure:
+    """How alike the corpora of different chains are against generation: one panel per measure, one line per group of pairs.
+
+    Args:
+        lines: Measure to group to generation to aggregate over pairs.
+        baseline: Measure to generation to aggregate over pairs of real samples, drawn dashed.
+        labels: Measure to its name with its unit.
+    """
+    figure = Figure(figsize=(max(6.0, 4.4 * len(lines)), 3.9), layout="constrained")
+    plots = figure.subplots(1, len(lines), squeeze=False)[0]
+    groups = list(dict.fromkeys(group for found in lines.values() for group in found))
+    colours = dict(zip(groups, colormaps["viridis"](np.linspace(0.0, 0.85, len(groups))), strict=True))
+    for plot, (measure, found) in zip(plots, lines.items(), strict=True):
+        for group, curve in found.items():
+            _curve(plot, curve, colours[group], group)
+        known = [(g, point) for g, point in baseline[measure].items() if point.mean is not None]
+        at = [g for g, _ in known]
+        plot.plot(at, [point.mean for _, point in known], color="0.4", linestyle="--", label="two samples of real data")
+        low, high = ([end for _, point in known if (end := getattr(point, side)) is not None] for side in ("low", "high"))
+        if len(low) == len(at):
+            plot.fill_between(at, low, high, color="0.5", alpha=0.15, linewidth=0)
+        plot.set_xlabel("generation")
+        plot.set_ylabel(labels[measure], fontsize=9)
+        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.grid(alpha=0.25)
+        plot.spines[["top", "right"]].set_visible(False)
+    handles, names = plots[0].get_legend_handles_labels()
+    if len(names) <= 12:
+        figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    return figure
+
+
 def encode(figure: Figure, form: str) -> bytes:
     """A figure as PNG or PDF; without a date, so that equal figures are equal bytes."""
     buffer = io.BytesIO()

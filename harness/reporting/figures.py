@@ -81,12 +81,12 @@ def metric_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric
     return figure
 
 
-def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str) -> None:
+def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str, style: str = "-") -> None:
     known = [(g, point) for g, point in curve.items() if point.mean is not None]
     if not known:
         return
     generations = [g for g, _ in known]
-    plot.plot(generations, [point.mean for _, point in known], color=colour, label=name, linewidth=1.8)
+    plot.plot(generations, [point.mean for _, point in known], color=colour, label=name, linewidth=1.8, linestyle=style)
     for g, point in known:
         plot.scatter([g] * len(point.values), point.values, color=[colour], s=12, alpha=0.7, linewidths=0)
     banded = [(g, point) for g, point in known if point.low is not None]
@@ -163,16 +163,18 @@ def homogenisation_figure(
 
     Args:
         lines: Measure to group to generation to aggregate over pairs.
-        baseline: Measure to generation to aggregate over pairs of real samples, drawn dashed.
+        baseline: Measure to generation to aggregate over pairs of real samples, drawn dashed. Pairs that differ in more than their
+            seed are drawn dash-dotted.
         labels: Measure to its name with its unit.
     """
-    figure = Figure(figsize=(max(6.0, 4.4 * len(lines)), 3.9), layout="constrained")
-    plots = figure.subplots(1, len(lines), squeeze=False)[0]
     groups = list(dict.fromkeys(group for found in lines.values() for group in found))
+    legend = 0.1 * (len(groups) + 1) if len(groups) < 24 else 0.0  # inches; two columns below the plots
+    figure = Figure(figsize=(max(6.0, 4.4 * len(lines)), 3.4 + legend), layout="constrained")
+    plots = figure.subplots(1, len(lines), squeeze=False)[0]
     colours = dict(zip(groups, colormaps["viridis"](np.linspace(0.0, 0.85, len(groups))), strict=True))
     for plot, (measure, found) in zip(plots, lines.items(), strict=True):
         for group, curve in found.items():
-            _curve(plot, curve, colours[group], group)
+            _curve(plot, curve, colours[group], group, "-" if group.startswith("other seed") else "-.")
         known = [(g, point) for g, point in baseline[measure].items() if point.mean is not None]
         at = [g for g, _ in known]
         plot.plot(at, [point.mean for _, point in known], color="0.4", linestyle="--", label="two samples of real data")
@@ -180,12 +182,12 @@ def homogenisation_figure(
         if len(low) == len(at):
             plot.fill_between(at, low, high, color="0.5", alpha=0.15, linewidth=0)
         plot.set_xlabel("generation")
-        plot.set_ylabel(labels[measure], fontsize=9)
+        plot.set_title(labels[measure], fontsize=9)
         plot.xaxis.get_major_locator().set_params(integer=True)
         plot.grid(alpha=0.25)
         plot.spines[["top", "right"]].set_visible(False)
-    handles, names = plots[0].get_legend_handles_labels()
-    if len(names) <= 12:
+    if legend:
+        handles, names = plots[0].get_legend_handles_labels()
         figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     return figure
 

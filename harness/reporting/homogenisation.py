@@ -99,8 +99,9 @@ def compare(prepared: Prepared, store: Store) -> list[Homogenisation]:
 def choose(prepared: Prepared, chains: Sequence[Chain]) -> tuple[dict[str, list[Pair]], dict[str, int], list[str]]:
     """The pairs to compare.
 
-    Chains of one cell differ by their seed. Chains of different cells are grouped by the axes in which they differ; they have
-    different seeds too, because chains of one seed share their random numbers (in a study of one seed they do share them).
+    Pairs are grouped by the axes in which they differ, and by the values of the others. Chains of one cell differ by their seed;
+    chains of different cells have different seeds too, because chains of one seed share their random numbers (in a study of one
+    seed they do share them).
 
     Args:
         prepared: The study.
@@ -135,11 +136,11 @@ def choose(prepared: Prepared, chains: Sequence[Chain]) -> tuple[dict[str, list[
 
 
 def _group(prepared: Prepared, a: Chain, b: Chain) -> str:
+    """What a pair differs in, and what it has in common."""
     mine, other = prepared.axes(a), prepared.axes(b)
-    if a.cell == b.cell:
-        name = ", ".join(f"{axis.rpartition('.')[2]} {value}" for axis, value in mine.items() if value is not None)
-        return f"other seed: {name}" if name else "other seed"
-    return "other " + ", ".join(axis for axis in mine if mine[axis] != other[axis])
+    differing = [axis for axis in mine if mine[axis] != other[axis]]
+    common = [f"{axis.rpartition('.')[2]} {mine[axis]}" for axis in mine if axis not in differing and mine[axis] is not None]
+    return f"other {', '.join(differing) or 'seed'}" + (f": {', '.join(common)}" if common else "")
 
 
 def _compare(prepared: Prepared, store: Store, chains: Sequence[Chain], titled: bool) -> Homogenisation | None:

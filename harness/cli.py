@@ -112,8 +112,8 @@ def run(
 
 def _check_this_machine(prepared: Prepared) -> None:
     """Refuse a gang with more threads than this machine has CPUs, before anything is started or written (Ray finds the GPUs)."""
+    from harness.coordinator.base import shape_of
     from harness.coordinator.cluster import check_feasible, usable_cpus
-    from harness.coordinator.coordinator import shape_of
     from harness.coordinator.scheduler import Capacity
 
     shapes = {replace(shape_of(cell.config, False), gpus=0) for cell in prepared.study.cells}
@@ -150,8 +150,8 @@ def plan(
     gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each; 0 for a machine like this one.")] = 0,
 ) -> None:
     """Say what the grid is, what the store has of it, and what the rest will cost; writes nothing."""
+    from harness.coordinator.base import shape_of
     from harness.coordinator.cluster import check_feasible, usable_cpus
-    from harness.coordinator.coordinator import shape_of
     from harness.coordinator.planner import plan as make_plan
     from harness.coordinator.scheduler import Capacity
 
@@ -247,6 +247,15 @@ def explain(
             print(f"    {place}{difference.field}: {stored} (stored) -> {wished}")
 
 
+def _existing_store(root: Path, writes: bool) -> Any:
+    """The store at a root, which must be there; opened for writing only where that is needed."""
+    from harness.store import Store
+
+    if not (root / "format").exists():
+        raise InputError(f"--root {root} is not a store of the harness")
+    return Store.open(root) if writes else Store.read(root)
+
+
 @app.command()
 def doctor(
     root: Root = DEFAULT_ROOT,
@@ -255,14 +264,12 @@ def doctor(
     json_output: Json = False,
 ) -> None:
     """Check the store: damage, missing pieces, what killed processes have left; exit code 1 where something is damaged."""
-    from harness.store import Leases, Store
+    from harness.store import Leases
     from harness.store.health import examine
 
     if not store_too:
         raise InputError("doctor: say what to check; allowed: --store")
-    if not (root / "format").exists():
-        raise InputError(f"--root {root} is not a store of the harness")
-    store = Store.open(root) if repair else Store.read(root)
+    store = _existing_store(root, writes=repair)
     findings = list(examine(store, Leases(store.root, None), repair))
     damage = sum(finding.severity == "damage" for finding in findings)
     if json_output:
@@ -290,12 +297,10 @@ def gc(
     json_output: Json = False,
 ) -> None:
     """Free weights and work that no experiment on the root needs; records and corpora always stay."""
-    from harness.store import Leases, Store
+    from harness.store import Leases
     from harness.store.health import collect
 
-    if not (root / "format").exists():
-        raise InputError(f"--root {root} is not a store of the harness")
-    store = Store.read(root) if dry_run else Store.open(root)
+    store = _existing_store(root, writes=not dry_run)
     freed = collect(store, Leases(store.root, None), dry_run, damaged)
     if json_output:
         _print_json(asdict(freed))
@@ -350,6 +355,7 @@ def report(
 ) -> None:
     """Write a self-contained HTML page with curves, intervals and samples; figures as PNG and PDF beside it."""
     from harness.reporting import ledger
+    from harness.reporting.claims import describe, judge
     from harness.reporting.report import build, summary_table
     from harness.store import Experiment, Store
 
@@ -362,8 +368,26 @@ def report(
             page = build(prepared, store, rows, folder)
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
+        verdicts = [describe(found) for found in judge(prepared, rows)]
     _print_table(summary_table(rows, prepared.study.columns))
+    _print_verdicts(verdicts)
     print(f"report: {page}")
+
+
+def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not verdicts:
+        return
+    table = Table(title="claims", title_justify="left", box=None, pad_edge=False)
+    for name in ("verdict", "wanted", "found", "claim", "source"):
+        table.add_column(name, overflow="fold")
+    for item in verdicts:
+        verdict = f"{item['verdict']} ({item['reason']})" if item["reason"] else item["verdict"]
+        table.add_row(*(Text(text) for text in (verdict, item["wanted"], item["found"], item["claim"], item["source"])))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 
 def _print_table(summary: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import CorpusSource, Regime
+from harness.config.schema import CorpusSource, ModelSource, Regime
 from harness.errors import DataError
-from harness.records import EXTERNAL, REAL, Part, Recipe
+from harness.records import EXTERNAL, REAL, TEACHER, Part, Recipe
 from harness.streams import stream
 
 Rule = Callable[[Regime, int, int], tuple[tuple[Part, ...], int | None]]
@@ -81,14 +81,14 @@ def is_refresh(regime: Regime, generation: int) -> bool:
     return regime.refresh is not None and generation > 0 and generation % regime.refresh.every == 0
 
 
-def recipe(regime: Regime, n: int, generation: int, external: str | None = None) -> Recipe:
+def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Recipe:
     """The training set of one generation, as counts.
 
     Args:
         regime: The regime.
         n: Number of real training examples.
         generation: Index of the generation; 0 trains on the n real examples under every regime.
-        external: Fingerprint of the fixed corpus, for ``source: {corpus: ...}``.
+        external: Fingerprint of the fixed corpus, or what the fixed teacher is; None for other sources.
 
     Returns:
         The recipe; its ``spec`` is empty for generation 0, which no regime enters.
@@ -104,13 +104,14 @@ def recipe(regime: Regime, n: int, generation: int, external: str | None = None)
         return Recipe(spec, (Part(REAL, n),), budget=budget, init=init)
     version, rule = RULES[regime.kind]
     parts, subsample = rule(regime, n, generation)
-    if isinstance(regime.source, CorpusSource):
-        parts = tuple(part if part.origin == REAL else Part(EXTERNAL, part.count, part.draw, part.offset) for part in parts)
+    if isinstance(regime.source, CorpusSource | ModelSource):
+        origin = EXTERNAL if isinstance(regime.source, CorpusSource) else TEACHER
+        parts = tuple(part if part.origin == REAL else Part(origin, part.count, part.draw, part.offset) for part in parts)
     parts = tuple(part for part in parts if part.count)
     return Recipe(_spec(regime, n, version, parts, external), parts, subsample, budget)
 
 
-def _spec(regime: Regime, n: int, version: int, parts: tuple[Part, ...], external: str | None) -> dict[str, Any]:
+def _spec(regime: Regime, n: int, version: int, parts: tuple[Part, ...], external: Any) -> dict[str, Any]:
     """The fields of the regime that this training set depends on."""
     spec: dict[str, Any] = {"kind": regime.kind, "version": version}
     if regime.synthetic_ratio is not None:
@@ -119,6 +120,8 @@ def _spec(regime: Regime, n: int, version: int, parts: tuple[Part, ...], externa
         spec["real_part"] = "fixed"
     if any(part.origin == EXTERNAL for part in parts):
         spec["source"] = {"corpus": external}
+    if any(part.origin == TEACHER for part in parts):
+        spec["source"] = {"model": external}
     if regime.budget != "examples":
         spec["budget"] = regime.budget
     return spec
@@ -156,7 +159,7 @@ class Drawn:
     """The origin and index of every training example.
 
     Attributes:
-        origin: Shape [size], `REAL`, `EXTERNAL` or the generation that wrote the example.
+        origin: Shape [size], `REAL`, `EXTERNAL`, `TEACHER` or the generation that wrote the example.
         index: Shape [size], position within the real examples or within that corpus as filtered.
     """
 
@@ -166,6 +169,10 @@ class Drawn:
     def __len__(self) -> int:
         """Number of training examples."""
         return len(self.origin)
+
+    def take(self, kept: npt.NDArray[Any]) -> Drawn:
+        """Some of the training examples."""
+        return Drawn(self.origin[kept], self.index[kept])
 
 
 def draw(made: Recipe, n: int, seed: int, generation: int) -> Drawn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.chain import Plan, run_branch
+from harness.chain import Plan, Site, run_branch
 from harness.learners import Control, Ranks, SoloRanks, make_learner
 from harness.lineage import Node, cut
 from harness.store import Leases, Owner, Store
@@ -81,7 +81,7 @@ def run_all(
         data = load_data(settings, store, prepared.data[cell].key)
         used = ranks or SoloRanks()
         learner = make_learner(settings, data, used)
-        end = run_branch(plan, learner, store, data, used, observer or Events(), leases, control or Control())
+        end = run_branch(plan, Site(learner, store, data, used, observer or Events(), leases, control or Control()))
         if end.status in ("busy", "stopped"):
             break
         if end.status == "diverged":

@@ -128,7 +128,7 @@ def test_the_bootstrap_over_pairs_covers_the_mean_between_chains() -> None:
 def copied(tmp_path: Path, grid: dict[str, Any], rewrite: Any) -> tuple[Any, Store]:
     """A study of the normal distribution, each corpus replaced by what ``rewrite`` makes of its generation and chain."""
     path = tmp_path / "config.yaml"
-    changes = {"data.num_examples": 60, "data.dim": 2, "generations": 2, "grid": grid}
+    changes = {"data.num_examples": 60, "data.dim": 2, "generations": 2, "grid": grid, "resources.bundled": False}
     path.write_text(yaml.safe_dump(merged(GAUSSIAN, changes)))
     prepared, store = run_all(path, tmp_path / "root")
     for chain in prepared.lineage.chains:
@@ -169,7 +169,8 @@ def test_chains_that_write_the_same_are_nearer_than_real_samples_and_others_fart
 def test_pairs_are_a_fixed_subset_and_the_notes_say_so(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     estimators = ["mle", "unbiased"]
-    path.write_text(yaml.safe_dump(merged(GAUSSIAN, {"grid": {"seed": {"from": 0, "count": 25}, "learner.estimator": estimators}})))
+    grid = {"seed": {"from": 0, "count": 25}, "learner.estimator": estimators}
+    path.write_text(yaml.safe_dump(merged(GAUSSIAN, {"grid": grid, "resources.bundled": False})))
     prepared, _ = open_prepared(path, tmp_path / "root")
     chosen, totals, notes = choose(prepared, prepared.lineage.chains)
     assert {name: len(pairs) for name, pairs in chosen.items()} == dict.fromkeys(totals, MAX_PAIRS)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 
 from harness.chain import Plan
-from harness.config.schema import Config, Resources
+from harness.config.schema import Resources
+from harness.coordinator.base import Display, Summary, shape_of, source_revision
 from harness.coordinator.cluster import machines, unreachable
-from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, classify, store_trouble
-from harness.coordinator.gang import GangHandle, Outcome
+from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
+from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.retention import Retention
-from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, feasible
+from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible
+from harness.coordinator.stock import Stock
 from harness.coordinator.stop import Stop
-from harness.errors import DamagedError, StoreError
-from harness.files import read_json
+from harness.errors import StoreError
 from harness.lineage import Branch, Chain, cut
 from harness.records import Record
 from harness.store import Experiment, Leases, Store
@@ -43,64 +42,6 @@ TEARDOWN_SHARE = 0.3
 """Share of the grace period that is kept for ending gangs and Ray."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a run did; field names are those of ``run --json``."""
-
-    chains_complete: int
-    chains_failed: int
-    generations_computed: int
-    generations_reused: int
-    wall_s: float
-    stopped: bool = False
-    reason: str = ""
-    """Why it stopped early, where nobody asked it to."""
-    failures: tuple[tuple[str, str], ...] = ()
-    """Branch or chain, and why, for people."""
-
-    @property
-    def exit_code(self) -> int:
-        """0 all chains complete, 1 some failed, 75 stopped early."""
-        return 75 if self.stopped else 1 if self.chains_failed else 0
-
-
-class Display(Protocol):
-    """Shows the run to a person."""
-
-    def update(self, done: int, total: int, running: Sequence[Mapping[str, Any]]) -> None:
-        """Called every tick."""
-        ...
-
-    def line(self, text: str) -> None:
-        """Something worth a line in a log."""
-        ...
-
-    def close(self) -> None:
-        """The run is over."""
-        ...
-
-
-def shape_of(config: Config, gpus: bool) -> Shape:
-    """What a gang for this cell occupies, on machines with GPUs or without."""
-    resources, solo = config.resources, config.learner.kind != "language_model"
-    per_rank = (1 if gpus else 0) if resources.gpus_per_rank is None else resources.gpus_per_rank
-    return Shape(resources.ranks, resources.threads, 0 if solo else per_rank, solo)
-
-
-def source_revision() -> str:
-    """The revision of the source tree, with ``+dirty`` for local changes; empty outside a checkout."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10).stdout.strip()
-
-    try:
-        revision = git("rev-parse", "--short=12", "HEAD")
-        return revision + ("+dirty" if revision and git("status", "--porcelain", "--", str(folder)) else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 @dataclass
 class _Running:
     """A branch on a gang."""
@@ -109,18 +50,6 @@ class _Running:
     pending: list[Any]
     outcomes: list[Outcome] = field(default_factory=list)
     next_node: int = 0
-
-
-@dataclass
-class _State:
-    """What the loop knows; everything in it can be derived again from the store."""
-
-    done: set[str]
-    mine: set[str] = field(default_factory=set)
-    diverged: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
-    held: dict[str, tuple[Branch, str]] = field(default_factory=dict)
-    """Branches that wait for a key that somebody else works on."""
 
 
 class Coordinator:
@@ -160,9 +89,10 @@ class Coordinator:
         cells = prepared.study.cells
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
         self.shapes = {b.id: shape_of(cells[self.lineage.nodes[b.nodes[0]].cell].config, gpus) for b in self.branches.values()}
-        committed = set(self.lineage.nodes) & store.committed("evaluations")
-        self.state = _State(done={node for node in committed if self._complete_node(node)})
-        self.reused = len(self.state.done)
+        self.stock = Stock(prepared, store, self.id)
+        self.failed: dict[str, str] = {}
+        self.held: dict[str, tuple[Branch, str]] = {}
+        """Branches that wait for a key that somebody else works on."""
         self.gangs: dict[int, GangHandle] = {}
         self.running: dict[int, _Running] = {}
         self._owners: list[str] = []
@@ -171,27 +101,7 @@ class Coordinator:
         self._revision = source_revision()
         self._polled = self._looked = self._shown = time.monotonic()
         self._poll_s = POLL_S
-        self._chains_of: dict[str, list[Chain]] = {}
-        self._left: dict[str, int] = {}
-        for chain in self.lineage.chains:
-            missing = [node for node in chain.nodes if node not in self.state.done]
-            self._left[chain.id] = len(missing)
-            for node in missing:
-                self._chains_of.setdefault(node, []).append(chain)
-        self.retention = Retention(prepared, store, experiment, self.state.done)
-        self._find_diverged()
-
-    def _complete_node(self, key: str) -> bool:
-        node = self.lineage.nodes[key]
-        return self.store.complete(node, self.lineage.examples[node.corpus])
-
-    def _find_diverged(self) -> None:
-        """Committed divergence ends a chain: its later generations do not exist."""
-        for node in self.lineage.nodes.values():
-            if node.evaluation not in self.state.done and node.previous in self.state.done:
-                record = self.store.record(node.previous)
-                if record is not None and record.status == "diverged":
-                    self.state.diverged.add(node.previous)
+        self.retention = Retention(prepared, store, experiment, self.stock.done)
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
@@ -203,15 +113,15 @@ class Coordinator:
         """
         started, reason = time.monotonic(), ""
         for chain in self.lineage.chains:
-            if self._complete(chain):
+            if self.stock.complete(chain):
                 self.on_chain(chain)
-        remaining = [branch for branch in self.branches.values() if any(node not in self.state.done for node in branch.nodes)]
-        self.queue = Queue((b for b in remaining if not self._unreachable(b)), self.state.done)
+        remaining = [branch for branch in self.branches.values() if any(node not in self.stock.done for node in branch.nodes)]
+        self.queue = Queue((b for b in remaining if not self.stock.unreachable(b)), self.stock.done)
         self._sweep()
         self.experiment.news(self._offsets)
-        self.experiment.event("run_started", coordinator=self.id, generations=len(self.lineage.nodes), done=len(self.state.done))
+        self.experiment.event("run_started", coordinator=self.id, generations=len(self.lineage.nodes), done=len(self.stock.done))
         try:
-            while not self.stop.is_set() and (len(self.queue) or self.running or self.state.held):
+            while not self.stop.is_set() and (len(self.queue) or self.running or self.held):
                 self._poll()
                 self._act()
                 if not self.running and len(self.queue):
@@ -226,20 +136,16 @@ class Coordinator:
         finally:
             self._end_gangs()
         self._show(last=True)
-        complete = sum(self._complete(chain) for chain in self.lineage.chains)
-        stopped = (self.stop.is_set() or bool(reason)) and complete < len(self.lineage.chains)
-        failed = 0 if stopped else len(self.lineage.chains) - complete
-        self.experiment.event("run_ended", coordinator=self.id, stopped=stopped, complete=complete, failed=failed)
-        return Summary(
-            complete,
-            failed,
-            len(self.state.mine),
-            len(self.state.done) - len(self.state.mine),
-            round(time.monotonic() - started, 3),
-            stopped,
-            reason,
-            tuple(self.state.failed.items()),
+        stopped = self.stop.is_set() or bool(reason)
+        summary = self.stock.summary(time.monotonic() - started, stopped, reason, tuple(self.failed.items()))
+        self.experiment.event(
+            "run_ended",
+            coordinator=self.id,
+            stopped=summary.stopped,
+            complete=summary.chains_complete,
+            failed=summary.chains_failed,
         )
+        return summary
 
     def _sweep(self) -> None:
         """Remove what killed processes have left of work that is committed by now."""
@@ -269,8 +175,8 @@ class Coordinator:
 
     def _held_elsewhere(self, branch: Branch) -> bool:
         """Put a branch aside whose next generation is done or does not exist, or is being computed by somebody else."""
-        node = next((node for node in branch.nodes if node not in self.state.done), None)
-        if node is None or self._unreachable(branch):
+        node = self.stock.next_of(branch)
+        if node is None or self.stock.unreachable(branch):
             self.queue.take(branch.id)
             return True
         view = self.leases.look(node)
@@ -282,7 +188,7 @@ class Coordinator:
     def _hold(self, branch: Branch, key: str) -> None:
         view = self.leases.look(key)
         who = self.leases.watch.identity(view.owner) if view.owner else {}
-        self.state.held[branch.id] = (branch, key)
+        self.held[branch.id] = (branch, key)
         self.experiment.event("branch_held", branch=branch.id, key=key, owner=view.owner)
         if who.get("about", {}).get("coordinator") != self.id:
             self.display.line(f"branch {branch.id} waits: {who.get('host', 'somebody else')} computes its next generation")
@@ -301,6 +207,11 @@ class Coordinator:
 
     def _plan(self, branch: Branch) -> tuple[Plan, str | None]:
         """The branch with all nodes that it descends from."""
+        own, todo = set[str](), list(branch.nodes)
+        while todo:
+            key = todo.pop()
+            own.add(key)
+            todo.extend(other for other in [self.lineage.nodes[key].previous] if other and other not in own)
         nodes, todo = {}, list(branch.nodes)
         while todo:
             key = todo.pop()
@@ -318,6 +229,7 @@ class Coordinator:
             nodes=nodes,
             specs={key: self.lineage.specs[key] for key in keys},
             examples={node.corpus: self.lineage.examples[node.corpus] for node in nodes.values()},
+            foreign=frozenset(node.fit for key, node in nodes.items() if key not in own) - {nodes[key].fit for key in own},
             external=self.prepared.externals[cell],
             attempt=self.budget.attempt(branch.id),
             commit=self._revision,
@@ -344,7 +256,7 @@ class Coordinator:
         try:
             outcome = ray.get(ref)
         except ray.exceptions.RayError as error:
-            self._fail(number, *_death(error))
+            self._fail(number, *death(error))
             return
         running.pending.remove(ref)
         if isinstance(outcome, Outcome):
@@ -361,12 +273,12 @@ class Coordinator:
         self._notice_commits(running)
         outcome = running.outcomes[0]
         self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status=outcome.status)
-        missing = next((node for node in running.branch.nodes if node not in self.state.done), None)
+        missing = self.stock.next_of(running.branch)
         if outcome.status == "busy" and outcome.key is not None:
             self._hold(running.branch, outcome.key)
         elif outcome.status == "ok" and missing is not None:
             # Committed on another machine, and this one's view of a shared file system is not that fresh yet.
-            self.state.held[running.branch.id] = (running.branch, missing)
+            self.held[running.branch.id] = (running.branch, missing)
         if self.gangs[number].outgrown(running.outcomes):
             self._retire(number)
 
@@ -406,7 +318,7 @@ class Coordinator:
         if again:
             self.queue.push(branch)
         else:
-            self.state.failed[branch.id] = f"{reason} (log: {logs})"
+            self.failed[branch.id] = f"{reason} (log: {logs})"
 
     def _lost_machines(self, gang: GangHandle) -> set[str]:
         """The machines of a gang that are gone; any machine, where the gang had not come to tell where it is."""
@@ -482,14 +394,13 @@ class Coordinator:
         if started - self._polled < self._poll_s:
             return
         self._tell()
-        for node in (set(self.lineage.nodes) - self.state.done) & self.store.committed("evaluations"):
-            if self._complete_node(node):
-                self._committed(node)
-        for branch, key in list(self.state.held.values()):
-            if all(node in self.state.done for node in branch.nodes) or self._unreachable(branch):
-                del self.state.held[branch.id]
+        for node in self.stock.news():
+            self._committed(node)
+        for branch, key in list(self.held.values()):
+            if self.stock.next_of(branch) is None or self.stock.unreachable(branch):
+                del self.held[branch.id]
             elif not self.leases.held(self.leases.look(key)):
-                del self.state.held[branch.id]
+                del self.held[branch.id]
                 self.queue.push(branch)
         self._polled = time.monotonic()
         self._poll_s = max(POLL_S, 20 * (self._polled - started))
@@ -504,46 +415,20 @@ class Coordinator:
     def _notice_commits(self, running: _Running) -> None:
         """Take note of the nodes that a branch has committed since the last look."""
         nodes = running.branch.nodes
-        while running.next_node < len(nodes) and self._is_there(nodes[running.next_node]):
+        while running.next_node < len(nodes) and self.stock.is_there(nodes[running.next_node]):
             node = nodes[running.next_node]
             running.next_node += 1
-            if node not in self.state.done:
+            if node not in self.stock.done:
                 self._committed(node)
                 self.budget.progress(running.branch.id)
 
-    def _is_there(self, node: str) -> bool:
-        """Whether a node is complete; a record alone can be older than the fit or corpus that is being made again for it."""
-        return node in self.state.done or (self.store.has("evaluations", node) and self._complete_node(node))
-
     def _committed(self, node: str) -> None:
-        self.state.done.add(node)
-        record = self.store.record(node)
-        if self._is_mine(node):
-            self.state.mine.add(node)
-        diverged = record is not None and record.status == "diverged"
-        if diverged:
-            self.state.diverged.add(node)  # its own later generations do not exist (`_unreachable`); what shares its fit does
+        record, complete = self.stock.note(node)
         self.queue.complete(node)
-        self.display.line(_describe(record, len(self.state.done), len(self.lineage.nodes)) if record else f"{node} committed")
-        for chain in self._chains_of.pop(node, ()):
-            self._left[chain.id] -= 1
-            if self._left[chain.id] == 0 or diverged:
-                self.on_chain(chain)
+        self.display.line(_describe(record, len(self.stock.done), len(self.lineage.nodes)) if record else f"{node} committed")
+        for chain in complete:
+            self.on_chain(chain)
         self.retention.committed(node)
-
-    def _is_mine(self, node: str) -> bool:
-        try:
-            found = read_json(self.store.path("evaluations", node) / "provenance.json")
-        except DamagedError:
-            return False
-        return bool(found.get("coordinator") == self.id)
-
-    def _unreachable(self, branch: Branch) -> bool:
-        first = next((node for node in branch.nodes if node not in self.state.done), None)
-        return first is not None and self.lineage.nodes[first].previous in self.state.diverged
-
-    def _complete(self, chain: Chain) -> bool:
-        return self._left[chain.id] == 0 or any(node in self.state.diverged for node in chain.nodes)
 
     def _show(self, last: bool = False) -> None:
         if not last and time.monotonic() - self._shown < TICK_S:
@@ -563,23 +448,10 @@ class Coordinator:
                     **progress.get(running.branch.id, {}),
                 }
             )
-        self.display.update(len(self.state.done), len(self.lineage.nodes), rows)
+        self.display.update(len(self.stock.done), len(self.lineage.nodes), rows)
 
 
 def _describe(record: Record, done: int, total: int) -> str:
     shown = [name for name in ("test/perplexity", "gaussian/log_variance") if record.metrics.get(name) is not None]
     values = "".join(f" {name} {record.metrics[name]:.4g}" for name in shown)
     return f"[{done}/{total}] generation {record.generation} seed {record.seed} fit {record.fit[:12]} {record.status}{values}"
-
-
-def _death(error: BaseException) -> tuple[Kind, str]:
-    """What the death of a rank's process means, from Ray's report of it."""
-    if isinstance(error, ray.exceptions.RayTaskError):  # raised by what surrounds a branch
-        return classify(error.cause if isinstance(error.cause, Exception) else error)
-    text = str(error)
-    line = (text.strip().splitlines() or [""])[0]
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory monitor" in text or "low memory" in text:
-        return "memory", f"{HOST_ADVICE} (Ray's memory monitor ended a rank)"
-    if "node has died" in text or "node was terminated" in text or getattr(error, "preempted", False):
-        return "preempted", "a machine of the gang is gone"
-    return "crash", f"a rank died ({type(error).__name__}: {line})"

@@ -17,7 +17,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from harness.coordinator.failures import Kind, classify
+from harness.coordinator.failures import HOST_ADVICE, Kind, classify
 from harness.coordinator.processes import ProcessId, build_folder, clear_stale_locks, reap, this_process
 from harness.coordinator.scheduler import Shape
 
@@ -152,7 +152,7 @@ class _Rank:
         return outcome
 
     def _run(self, plan: Any, root: Path, data_key: str | None) -> Any:
-        from harness.chain import run_branch
+        from harness.chain import Site, run_branch
         from harness.learners import make_learner
         from harness.store import Leases, Owner, Store
         from harness.study import load_data
@@ -171,9 +171,22 @@ class _Rank:
         self._control.tick()
         observer = _Observer(root, plan.config.experiment, plan.branch)
         try:
-            return run_branch(plan, learner, store, self._data[name], self._ranks, observer, self._leases, self._control)
+            return run_branch(plan, Site(learner, store, self._data[name], self._ranks, observer, self._leases, self._control))
         finally:
             observer.experiment.clear_progress(plan.branch)
+
+
+def death(error: BaseException) -> tuple[Kind, str]:
+    """What the death of a rank's process means, from Ray's report of it."""
+    if isinstance(error, ray.exceptions.RayTaskError):  # raised by what surrounds a branch
+        return classify(error.cause if isinstance(error.cause, Exception) else error)
+    text = str(error)
+    line = (text.strip().splitlines() or [""])[0]
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory monitor" in text or "low memory" in text:
+        return "memory", f"{HOST_ADVICE} (Ray's memory monitor ended a rank)"
+    if "node has died" in text or "node was terminated" in text or getattr(error, "preempted", False):
+        return "preempted", "a machine of the gang is gone"
+    return "crash", f"a rank died ({type(error).__name__}: {line})"
 
 
 class GangHandle:

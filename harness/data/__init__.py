@@ -1,7 +1,7 @@
 """The real distribution: documents, their split, the tokenizer and the packed blocks; or an analytic truth."""
 
+from harness.data.analytic import Truth, make_truth
 from harness.data.base import RealData
-from harness.data.gaussian import GaussianTruth
 from harness.data.text import TextCorpus
 
-__all__ = ["GaussianTruth", "RealData", "TextCorpus"]
+__all__ = ["RealData", "TextCorpus", "Truth", "make_truth"]

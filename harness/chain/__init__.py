@@ -1,0 +1,42 @@
+"""The recursive algorithm: for every generation build the training set, fit, sample, evaluate, commit.
+
+`run_branch` is the same under every engine, on a laptop and on a cluster. Everything it needs it asks the store for, and what the
+store lacks is computed first, so it goes on wherever an earlier process stopped: inside a fit from its checkpoint, inside a
+sampling from its shards, inside an evaluation from its pieces. What is being computed is leased, so that others on the same store
+wait for it or do something else.
+"""
+
+from __future__ import annotations
+
+from harness.chain.branch import Branch
+from harness.chain.plan import Busy, End, Observer, Plan, Site
+from harness.learners.base import Stopped
+
+__all__ = ["Busy", "End", "Observer", "Plan", "Site", "run_branch"]
+
+
+def run_branch(plan: Plan, site: Site) -> End:
+    """Run a branch of the lineage, generation by generation.
+
+    Args:
+        plan: The branch: what is computed.
+        site: Where, and with what.
+    """
+    branch = Branch(plan, site)
+    try:
+        for key in plan.order:
+            node = plan.nodes[key]
+            if not branch.complete(node):
+                with branch.claim(node.evaluation, node):
+                    branch.check_stop()
+                    status = branch.fit(node)
+                    if status == "ok":
+                        branch.sample(node, plan.examples[node.corpus])
+                    branch.evaluate(node, status)
+            if branch.status(node) == "diverged":
+                return End("diverged")
+    except Busy as busy:
+        return End("busy", busy.key)
+    except Stopped:
+        return End("stopped")
+    return End("ok")

@@ -1,0 +1,304 @@
+"""The four steps of a generation: build its training set, fit, sample, evaluate and commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from harness.chain.checkpoints import adopt, save_checkpoint
+from harness.chain.context import Context
+from harness.chain.plan import Plan, Site
+from harness.config.schema import LanguageModel, ModelSource
+from harness.curation import Judge, first_accepted, undetected
+from harness.errors import DamagedError, LearnerError
+from harness.files import write_json
+from harness.learners.base import EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
+from harness.lineage import Node
+from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none
+from harness.regimes import draw
+from harness.store import Workplace
+
+
+class Branch(Context):
+    """The four steps; each returns at once where the store has its result."""
+
+    def __init__(self, plan: Plan, site: Site) -> None:
+        """Nothing is built yet."""
+        super().__init__(plan, site)
+        self._training: tuple[str, TrainingSet] | None = None
+
+    def complete(self, node: Node) -> bool:
+        """Whether all that a node leaves is there, and its record undamaged."""
+        return self.on_rank_0(lambda: self.store.complete(node, self.plan.examples[node.corpus]))
+
+    # --- build the training set ------------------------------------------------------------------------------------------
+
+    def training_set(self, node: Node) -> TrainingSet:
+        """Every training example of a node, with its origin; collective, and remembered for the node's evaluation."""
+        if self._training is None or self._training[0] != node.evaluation:
+            self._training = (node.evaluation, self._build(node))
+        return self._training[1]
+
+    def _build(self, node: Node) -> TrainingSet:
+        drawn = draw(node.recipe, self.data.num_examples, node.seed, node.generation)
+        kept = undetected(self.plan.config.filters, drawn.origin, node.seed, node.generation)
+        if kept is not None:
+            if not kept.any():
+                raise LearnerError(f"filters: the detector drops all training examples of generation {node.generation}")
+            drawn = drawn.take(kept)
+        sources: dict[int, Examples] = {}
+        for part in node.recipe.parts:
+            if part.origin == REAL:
+                sources[REAL] = self.data.real(node.seed, max(part.offset + part.count, self.data.num_examples))
+            elif part.origin == EXTERNAL:
+                sources[EXTERNAL] = self._external()
+            elif part.origin == TEACHER:
+                sources[TEACHER] = self._teacher(node, part.count)
+            else:
+                sources[part.origin] = self.filtered(self.plan.nodes[node.corpora[part.origin]], part.count)
+        width = max(source.values.shape[1] for source in sources.values())
+        values = np.zeros((len(drawn), width), dtype=next(iter(sources.values())).values.dtype)
+        lengths = np.zeros(len(drawn), dtype=np.int32)
+        for origin, source in sources.items():
+            rows = np.flatnonzero(drawn.origin == origin)
+            chosen = source.take(drawn.index[rows])
+            values[rows, : chosen.values.shape[1]] = chosen.values
+            lengths[rows] = chosen.lengths
+        return TrainingSet(Examples(values, lengths), drawn)
+
+    def _external(self) -> Examples:
+        from harness.data.text import TextCorpus
+
+        assert self.plan.external is not None and isinstance(self.data, TextCorpus)
+        path, fingerprint = self.plan.external
+        found = self.data.external(path)
+        if found.fingerprint != fingerprint:
+            raise LearnerError(f"regime.source: {path} has changed since this run began; run the command again")
+        return found.examples
+
+    def _teacher(self, node: Node, count: int) -> Examples:
+        from harness.data.analytic import Truth, make_teacher
+
+        assert isinstance(self.data, Truth) and isinstance(self.plan.config.regime.source, ModelSource)
+        teacher = make_teacher(self.data.config, self.plan.config.regime.source)
+        judge = Judge(self.data, node.seed, node.generation)
+        return first_accepted(self.plan.config.filters, lambda raw: teacher.lesson(node.seed, node.generation, raw), count, judge)
+
+    def filtered(self, node: Node, count: int) -> Examples:
+        """The first ``count`` examples of a node's corpus that pass the filters; samples more of it where too few do."""
+        judge = Judge(self.data, node.seed, node.generation)
+        return first_accepted(self.plan.config.filters, lambda raw: self.corpus(node, raw), count, judge)
+
+    def corpus(self, node: Node, count: int) -> Examples:
+        """The first ``count`` raw examples of a node's corpus; a damaged shard is sampled again."""
+        for _ in range(3):
+            self.sample(node, count)
+            try:
+                found = self.store.corpora.load(node.corpus, count) if self.ranks.rank == 0 else None
+            except DamagedError as error:
+                found = None
+                self.observer.event("damaged", corpus=node.corpus, reason=str(error))
+            if self.ranks.broadcast(found is not None):
+                return found if found is not None else self.store.corpora.load(node.corpus, count)
+        raise DamagedError(f"corpus {node.corpus} was sampled again and is still damaged; check the disk")
+
+    # --- fit -------------------------------------------------------------------------------------------------------------
+
+    def fit(self, node: Node) -> Status:
+        """Make sure that a node's fit is committed and has its weights."""
+        if self._has_fit(node):
+            return self._fit_status(node)
+        with self.claim(node.fit, node):
+            if not self._has_fit(node):
+                self._fit(node)
+        return self._fit_status(node)
+
+    def _has_fit(self, node: Node) -> bool:
+        def look() -> bool:
+            if not self.store.sound("fits", node.fit):
+                return False
+            diverged = self.store.json("fits", node.fit, "fit.json")["status"] == "diverged"
+            return diverged or self.store.has_weights(node.fit)
+
+        return self.on_rank_0(look)
+
+    def _fit(self, node: Node) -> None:
+        if node.fit in self.plan.foreign:
+            raise DamagedError(
+                f"more examples of generation {node.generation} of the cell in regime.source are needed than it has, and this "
+                "cell's learner cannot write them: run the command again if something is damaged, or relax the filters"
+            )
+        refit = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
+        if node.init_from is not None:
+            self.fit(self.plan.nodes[node.init_from])
+        training = self.training_set(node)
+        staged = self.on_rank_0(lambda: self.store.stage(node.fit))
+        parent = None if node.init_from is None else self.store.path("fits", self.plan.nodes[node.init_from].fit)
+        resume = adopt(self, node, staged)
+        self.event("fit_started", node, examples=len(training.drawn))
+        with self.timed("fit"):
+            outcome = self.learner.fit(
+                FitTask(
+                    training=training,
+                    seed=node.seed,
+                    generation=node.generation,
+                    init=node.init,
+                    init_from=parent,
+                    budget=node.recipe.budget,
+                    out=staged,
+                    report=self.reporter(node, "fit"),
+                    control=self.control,
+                    resume=resume,
+                    checkpoint_s=self.plan.config.resources.checkpoint_s,
+                    save=lambda step, write: save_checkpoint(self, node, staged, step, write),
+                )
+            )
+        self.rates["fit"] = outcome.computed / max(self.seconds["fit"], 1e-9)
+        if self.ranks.rank == 0:
+            self._commit_fit(node, staged, training, outcome, refit=refit)
+        self.ranks.barrier()
+
+    def _commit_fit(self, node: Node, staged: Path, training: TrainingSet, outcome: FitOutcome, refit: bool) -> None:
+        if refit:
+            self.store.restore_weights(node.fit, staged)
+            self.observer.event("weights_restored", fit=node.fit)
+            return
+        save_file({"origin": training.drawn.origin, "index": training.drawn.index}, staged / "training_set.safetensors")
+        write_json(staged / "fit.json", {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log})
+        write_json(staged / "provenance.json", self.provenance().to_json())
+        won = self.store.commit("fits", node.fit, staged, self.plan.specs[node.fit])
+        self.event("fit_committed" if won else "fit_discarded", node)
+
+    def _fit_status(self, node: Node) -> Status:
+        status: Status = self.on_rank_0(lambda: self.store.json("fits", node.fit, "fit.json")["status"])
+        return status
+
+    # --- sample ----------------------------------------------------------------------------------------------------------
+
+    def sample(self, node: Node, count: int) -> None:
+        """Make sure that a node's corpus has at least ``count`` examples."""
+        if self._count(node) >= count:
+            return
+        with self.claim(node.corpus, node):
+            have = self._count(node)
+            if have < count:
+                self.fit(node)
+                self._sample(node, have, count)
+
+    def _count(self, node: Node) -> int:
+        return self.on_rank_0(lambda: self.store.corpora.count(node.corpus))
+
+    def _sample(self, node: Node, have: int, count: int) -> None:
+        prompts = self._prompts(node)
+        if self.ranks.rank == 0:
+            self.store.clear_work(node.corpus)
+            self.store.corpora.create(node.corpus, self.plan.specs[node.corpus])
+        shards = self.on_rank_0(lambda: frozenset(self.store.corpora.shards(node.corpus)))
+        self.event("sample_started", node, start=have, stop=count, shards=len(shards))
+        with self.timed("sample"):
+            tokens = self.learner.sample(
+                SampleTask(
+                    fit=self.store.path("fits", node.fit),
+                    seed=node.seed,
+                    generation=node.generation,
+                    start=have,
+                    stop=count,
+                    prompts=prompts,
+                    append=lambda start, examples: self.store.corpora.append(node.corpus, start, examples),
+                    shards=shards,
+                    report=self.reporter(node, "sample"),
+                    control=self.control,
+                )
+            )
+        self.ranks.barrier()
+        if self.ranks.rank == 0:
+            self.store.clear_work(node.corpus)
+        self.rates["sample"] = tokens / max(self.seconds["sample"], 1e-9)
+        self.event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
+
+    def _prompts(self, node: Node) -> Examples | None:
+        learner = self.plan.config.learner
+        if not isinstance(learner, LanguageModel) or learner.sample.prompt == "bos":
+            return None
+        if learner.sample.prompt == "previous_prefix" and node.previous is not None:
+            return self.corpus(self.plan.nodes[node.previous], self.data.num_examples)
+        return self.data.real(node.seed, self.data.num_examples)
+
+    # --- evaluate and commit ---------------------------------------------------------------------------------------------
+
+    def evaluate(self, node: Node, status: Status) -> None:
+        """Measure a generation and commit its record; a diverged one has no metrics."""
+        if self.on_rank_0(lambda: self.store.sound("evaluations", node.evaluation)):
+            return  # only its corpus or its fit was missing
+        staged = self.on_rank_0(lambda: self.store.stage(node.evaluation))
+        if self.ranks.rank == 0:
+            Workplace(staged).adopt(lambda _: "an evaluation has no checkpoints")
+        metrics: Mapping[str, float] = {}
+        arrays, texts = {}, []
+        if status == "ok":
+            first = self.plan.nodes[node.first]
+            self.fit(first)
+            evaluated = min(self.data.num_examples, self.plan.config.evaluate.examples)
+            corpus = self.corpus(node, evaluated)
+            training = self.training_set(node)
+            with self.timed("evaluate"):
+                found = self.learner.evaluate(
+                    EvaluateTask(
+                        fit=self.store.path("fits", node.fit),
+                        generation_0=self.store.path("fits", first.fit),
+                        seed=node.seed,
+                        generation=node.generation,
+                        corpus=corpus,
+                        training=training,
+                        report=self.reporter(node, "evaluate"),
+                        piece=lambda name, compute: self._piece(staged, name, compute),
+                        control=self.control,
+                    )
+                )
+            metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
+            if found.degenerate:
+                status = "degenerate"
+        if self.ranks.rank == 0:
+            parent = None if node.previous is None else self.plan.nodes[node.previous].fit
+            record = Record(
+                node.generation,
+                node.seed,
+                status,
+                node.fit,
+                node.corpus,
+                node.evaluation,
+                parent,
+                {name: finite_or_none(value) for name, value in metrics.items()},
+            )
+            write_json(staged / "record.json", record.to_json())
+            write_json(staged / "provenance.json", self.provenance().to_json())
+            write_json(staged / "continuations.json", texts)
+            save_file({name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}, staged / "arrays.safetensors")
+            won = self.store.commit("evaluations", node.evaluation, staged, self.plan.specs[node.evaluation])
+            self.event("committed" if won else "discarded", node, status=status)
+        self.seconds, self.rates = {}, {}
+        self.ranks.barrier()
+
+    def _piece(self, staged: Path, name: str, compute: Callable[[], npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+        """A part of an evaluation, kept when it is done; the same call on every rank."""
+        workplace = Workplace(staged)
+        kept = workplace.read_piece(name) if self.ranks.rank == 0 else None
+        if self.ranks.broadcast(kept is not None):
+            return np.zeros(0) if kept is None else kept
+        values = compute()
+        if self.ranks.rank == 0:
+            workplace.write_piece(name, values)
+        self.check_stop()
+        return values
+
+    def status(self, node: Node) -> Status:
+        """``ok`` or ``diverged``, from the committed record."""
+        return self.on_rank_0(lambda: self._record_status(node))
+
+    def _record_status(self, node: Node) -> Status:
+        record = self.store.record(node.evaluation)
+        return record.status if record else "ok"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from harness import curation
-from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources, sequence_length
+from harness.config.grid import Cell, Study, check_claims, expand, prompt_length, resolve_sources, sequence_length
 from harness.config.load import load_file
 from harness.config.presets import resolve_model
 from harness.config.schema import (
@@ -312,6 +312,8 @@ def _science(config: Config, data: PreparedData, external: Any, parameters: int 
         fit.pop("init", None)
         first = "pretrained" if model.pretrained else "scratch"
         init = first if learner.init == "previous" else learner.init
+        if learner.train.loss == "continuation":  # the length of the prompt is sampling's, but here the fit reads it too
+            fit["train"] = {**fit.get("train", {}), "masked_tokens": prompt_length(config)}
         cost = 6.0 * (parameters or 1e8) * config.data.block_size
     else:
         fit.pop("init", None)
@@ -324,7 +326,8 @@ def _science(config: Config, data: PreparedData, external: Any, parameters: int 
     if isinstance(learner, LanguageModel):
         evaluation |= {**found, "examples": evaluated}
     else:
-        found.pop("prompts", None)
+        for name in ("prompts", "perplexity_batch"):  # of language models only
+            found.pop(name, None)
         evaluation |= {**found, **({"examples": evaluated} if "examples" in found or "ranges" in found else {})}
     return CellScience(
         data={**data.spec, "num_examples": n},

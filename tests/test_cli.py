@@ -134,6 +134,12 @@ def test_the_report_shows_everything_and_escapes_what_models_wrote(ranks: Any, m
     assert sum(name.startswith("histogram-") for name in names) == 2
     assert names == {path.stem for path in (tmp_path / "report" / "figures").glob("*.pdf")}
     assert "test/perplexity by generation" in done.stdout
+    # Both chains share generation 0 and have parted in generation 1.
+    assert "How alike the corpora are" in page and "two samples of real data" in page and "homogenisation" in names
+    lines = (tmp_path / "report" / "homogenisation.csv").read_text().splitlines()
+    assert [line.split(",")[1:4] for line in lines if ",js_1," in line and ",real," not in line] == [
+        ["js_1", "other regime.synthetic_ratio", "1"]
+    ]
 
 
 def test_chains_that_share_generations_do_not_count_a_seed_twice() -> None:

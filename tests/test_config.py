@@ -21,6 +21,7 @@ def study(path: Path, *assignments: str) -> Any:
     return expand(load_file(path, assignments))
 
 
+BEAMS = {"prompt": "real_prefix", "num_beams": 5}
 PREFIX_20 = {"prompt": "real_prefix", "prompt_tokens": 20}
 BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("unknown field", {"learner.modle": 1}, ("learner.modle", "did you mean 'model'", "kind, model, init")),
@@ -41,7 +42,21 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("bad axis value", {"grid": {"regime.synthetic_ratio": [0.5, 2]}}, ("regime.synthetic_ratio", "2", "less than or equal")),
     ("integer range", {"grid": {"seed": {"from": 1}}}, ("grid.seed", "from", "count")),
     ("bad seed", {"grid": {"seed": [-1]}}, ("grid.seed.0", "-1", "integer from 0")),
-    ("prefix as long as a block", {"learner.sample": {"prompt": "real_prefix", "prompt_tokens": 16}}, ("prompt_tokens", "below")),
+    ("prefix longer than a block", {"learner.sample": {**PREFIX_20, "prompt_tokens": 17}}, ("prompt_tokens", "at most")),
+    ("a block of prefix", {"learner.sample": {**PREFIX_20, "prompt_tokens": 16, "keep_prompt": True}}, ("16", "below")),
+    ("beams draw nothing", {"learner.sample": {**BEAMS, "top_k": 5, "top_p": 0.9}}, ("num_beams", "top_k, top_p must stay")),
+    ("beams behind bos", {"learner.sample": {"num_beams": 5}}, ("num_beams", "real_prefix or previous_prefix", "would be equal")),
+    ("beams of natural length", {"learner.sample": {**BEAMS, "length": "natural"}}, ("num_beams", "length: block")),
+    ("no beams", {"learner.sample.num_beams": 0}, ("learner.sample.num_beams", "0", "greater than or equal to 1")),
+    ("too few prompts", {"learner.sample": BEAMS, "regime": {"kind": "replace_grown"}}, ("num_beams", "one example a prompt")),
+    ("penalty 0", {"learner.sample.repetition_penalty": 0}, ("repetition_penalty", "greater than 0")),
+    ("penalised prompt", {"learner.sample.penalize_prompt": False}, ("penalize_prompt", "repetition_penalty is 1")),
+    ("min_new_tokens of a block", {"learner.sample.min_new_tokens": 4}, ("min_new_tokens", "length: natural", "forbid_eos")),
+    ("too many new tokens", {"learner.sample": {"length": "natural", "min_new_tokens": 17}}, ("min_new_tokens", "at most 16")),
+    ("no end of text", {"learner.sample": {"length": "natural", "forbid_eos": True}}, ("forbid_eos", "min_new_tokens")),
+    ("loss without a prompt", {"learner.train.loss": "continuation"}, ("loss: continuation", "keep_prompt: true")),
+    ("duplicates above 1", {"evaluate.max_duplicate_share": 2}, ("evaluate.max_duplicate_share", "less than or equal to 1")),
+    ("batch of no sequences", {"evaluate.perplexity_batch": 0}, ("evaluate.perplexity_batch", "greater than 0")),
     ("prefix of natural text", {"learner.sample": {"prompt": "previous_prefix", "length": "natural"}}, ("needs length: block",)),
     ("sizes of a pretrained model", {"learner.model": {"pretrained": "x/y", "dropout": 0.1}}, ("dropout", "cannot be changed")),
     ("revision of a preset", {"learner.model": {"preset": "tiny", "revision": "a"}}, ("revision only goes with pretrained",)),

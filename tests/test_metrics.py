@@ -85,11 +85,25 @@ def test_copies_and_duplicates(written: list[list[int]], training: list[list[int
 
 def test_test_nll_weights_tokens_and_not_sequences() -> None:
     nll, count = np.array([10.0, 1.0]), np.array([10, 100])
-    metrics = likelihood.test_metrics(nll, count, text_bytes=220)
+    metrics = likelihood.test_metrics(nll, count, text_bytes=220, batch=1)
     assert metrics["test/nll"] == pytest.approx(0.1)
     assert metrics["test/perplexity"] == pytest.approx(math.exp(0.1))
     assert metrics["test/bits_per_byte"] == pytest.approx(11 / math.log(2) / 220)
-    assert likelihood.test_metrics(np.array([1e6]), np.array([1]), 1)["test/perplexity"] == math.inf
+    endless = likelihood.test_metrics(np.array([1e6]), np.array([1]), 1, 8)
+    assert {value for name, value in endless.items() if "perplexity" in name} == {math.inf}
+
+
+def test_three_ways_to_average_a_perplexity() -> None:
+    """By hand: batches of two, the last one of one sequence, which counts as much as a full one."""
+    nll, count = np.array([10.0, 1.0, 3.0]), np.array([10, 100, 1])
+    metrics = likelihood.test_metrics(nll, count, text_bytes=1, batch=2)
+    assert metrics["test/perplexity"] == pytest.approx(math.exp(14 / 111))
+    assert metrics["test/perplexity_batch_mean"] == pytest.approx(math.exp((11 / 110 + 3 / 1) / 2))
+    assert metrics["test/perplexity_sequence_mean"] == pytest.approx((math.exp(1) + math.exp(0.01) + math.exp(3)) / 3)
+    whole = likelihood.test_metrics(nll, count, text_bytes=1, batch=3)
+    assert whole["test/perplexity_batch_mean"] == pytest.approx(whole["test/perplexity"]), "one batch of all is the token's mean"
+    equal = likelihood.test_metrics(np.full(6, 20.0), np.full(6, 10), text_bytes=1, batch=4)
+    assert [value for name, value in equal.items() if "perplexity" in name] == pytest.approx([math.exp(2)] * 3)
 
 
 def test_gen0_quantiles_are_per_sequence_and_leave_out_empty_ones() -> None:

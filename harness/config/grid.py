@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.config.load import nearest, section_classes, validate
 from harness.config.presets import preset_names, resolve_model
-from harness.config.schema import CellSource, Config, LanguageModel, ModelSource, Override, TextData
+from harness.config.schema import CellSource, Config, LanguageModel, ModelSource, Override, Sample, TextData
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
 
@@ -320,13 +320,24 @@ def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> N
         raise ConfigError([type(at)(at.where, at.line, "learner.model.preset", message)])
     if learner.model.pretrained and data.tokenizer.kind == "bpe" and learner.init == "pretrained":
         raise source.error("data.tokenizer", "a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}")
-    if prompt_length(config) >= data.block_size:
-        message = f"found {prompt_length(config)}, must be below data.block_size ({data.block_size})"
-        raise source.error("learner.sample.prompt_tokens", message)
+    _check_lengths(source, prompt_length(config), learner.sample, data.block_size)
     context, needed = resolve_model(learner.model).context, sequence_length(config)
     if context is not None and needed > context:
         detail = f"{data.block_size} tokens" if needed == data.block_size else f"{needed} tokens with the prompt"
         raise source.error("data.block_size", f"an example takes {detail}, more than the model's context of {context}")
+
+
+def _check_lengths(source: Source, prompt: int, sample: Sample, block_size: int) -> None:
+    """Check a prefix, and the number of new tokens behind it, against the block."""
+    if sample.keep_prompt and prompt >= block_size:
+        message = f"found {prompt}, must be below data.block_size ({block_size}), as keep_prompt makes it a part of the block"
+        raise source.error("learner.sample.prompt_tokens", message)
+    if prompt > block_size:
+        raise source.error("learner.sample.prompt_tokens", f"found {prompt}, must be at most data.block_size ({block_size})")
+    new = block_size - prompt if sample.keep_prompt else block_size
+    if sample.min_new_tokens > new:
+        message = f"found {sample.min_new_tokens}, must be at most {new}: an example has no more new tokens (data.block_size)"
+        raise source.error("learner.sample.min_new_tokens", message)
 
 
 def prompt_length(config: Config) -> int:

@@ -307,6 +307,8 @@ class Train(Section):
     """Gradients are clipped to this norm; null never clips."""
     weights: Literal["last", "best"] = since("last")
     """``best``: the weights with the lowest validation loss at the end of an epoch."""
+    loss: Literal["all", "continuation"] = since("all")
+    """``continuation``: the first prompt_tokens tokens of every example, real ones too, are read but not learned."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -332,6 +334,43 @@ class Sample(Section):
     """The prefix is part of the example (which then still has block_size tokens)."""
     length: Literal["block", "natural"] = since("block")
     """``natural`` ends an example at the end-of-text token."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = since(0)
+    """With ``length: natural``: the end-of-text token cannot be among the first this many tokens."""
+    forbid_eos: bool = since(False)
+    """With ``length: block``: the end-of-text token is never written; otherwise it is a token like any other."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = since(1.0)
+    """Tokens that have occurred become this much less likely (CTRL's penalty); 1 is none."""
+    penalize_prompt: bool = since(True)
+    """The tokens before the first new one count as occurred."""
+    num_beams: Annotated[int, Field(ge=1, le=256)] = since(1)
+    """Width of a deterministic beam search; 1 draws."""
+
+    @model_validator(mode="after")
+    def _length_fields(self) -> Sample:
+        if self.min_new_tokens and self.length == "block":
+            raise ValueError("min_new_tokens needs length: natural; in a block, forbid_eos keeps the end-of-text token out")
+        if self.forbid_eos and self.length == "natural":
+            raise ValueError("forbid_eos needs length: block; with length: natural use min_new_tokens")
+        if not self.penalize_prompt and self.repetition_penalty == 1:
+            raise ValueError("penalize_prompt is not used where repetition_penalty is 1")
+        return self
+
+    @model_validator(mode="after")
+    def _beam_fields(self) -> Sample:
+        if self.num_beams == 1:
+            return self
+        drawing = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        used = [name for name, default in drawing.items() if getattr(self, name) != default]
+        if used:
+            raise ValueError(f"num_beams above 1 draws nothing, so {', '.join(used)} must stay at the default")
+        if self.prompt == "bos":
+            raise ValueError(
+                "num_beams above 1 needs prompt: real_prefix or previous_prefix; beam search is deterministic, so all examples "
+                "behind prompt: bos would be equal"
+            )
+        if self.length == "natural":
+            raise ValueError("num_beams above 1 needs length: block; beams of different lengths are not compared")
+        return self
 
     @model_validator(mode="after")
     def _prompt_fields(self) -> Sample:
@@ -360,6 +399,8 @@ class LanguageModel(Section):
             raise ValueError("init: pretrained needs model: {pretrained: NAME}")
         if self.train.max_steps == 0 and self.init != "pretrained":
             raise ValueError("train.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained")
+        if self.train.loss == "continuation" and not self.sample.keep_prompt:
+            raise ValueError("train.loss: continuation needs sample.keep_prompt: true; without it examples hold no prompt to mask")
         return self
 
 
@@ -555,6 +596,10 @@ class Evaluate(Section):
     """Texts that every generation continues, or how many to take from the test split."""
     examples: PositiveInt = since(1024)
     """The metrics of the corpus read its first this many examples (at most as many as there are real ones)."""
+    perplexity_batch: PositiveInt = since(8)
+    """Test sequences in one batch of ``test/perplexity_batch_mean``."""
+    max_duplicate_share: Share | None = since(None)
+    """A chain fails where more of a generation's examples than this equal an earlier one; null never fails."""
     ranges: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], tuple[float, float]] = since({})
     """Names of ranges of the first coordinate, each from (included) to (excluded): ``share/<name>`` is the corpus's share in it."""
 
@@ -695,6 +740,7 @@ class Config(Section):
                 raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
             if self.evaluate.ranges:
                 raise ValueError("evaluate.ranges: reads numbers, and text has none")
+            self._check_beams(self.learner.sample)
         else:
             self._check_closed_form()
         for item in self.filters:
@@ -734,6 +780,8 @@ class Config(Section):
             raise ValueError(f"regime.budget: is not used by learner {kind}, which takes no steps")
         if refresh is not None and refresh.init is not None and not hasattr(learner, "init"):
             raise ValueError(f"regime.refresh.init: is not used by learner {kind}, which has no weights to start from")
+        if self.evaluate.max_duplicate_share is not None:
+            raise ValueError("evaluate.max_duplicate_share: counts equal texts; remove it for this learner")
         if refresh is not None and refresh.init == "pretrained":
             raise ValueError(f"regime.refresh.init: learner {kind} has no pretrained weights; allowed: scratch, previous")
         n = getattr(data, "num_examples", None)
@@ -747,6 +795,17 @@ class Config(Section):
                 )
             if self.evaluate.ranges:
                 raise ValueError("evaluate.ranges: is not used by learner linear_regression")
+
+    def _check_beams(self, sample: Sample) -> None:
+        """Beam search writes one example a prompt, and there are as many prompts as real examples."""
+        ratio = self.regime.synthetic_ratio or 0.0
+        grows = self.regime.kind == "replace_grown" or (self.regime.kind == "augment" and ratio > 0.5)
+        if sample.num_beams > 1 and grows and self.regime.source == "self":
+            raise ValueError(
+                f"learner.sample.num_beams: above 1 writes one example a prompt, but {self.regime.kind} here reads more examples "
+                "than there are prompts (the real examples); allowed: num_beams: 1, another regime, or augment with "
+                "synthetic_ratio up to 0.5"
+            )
 
     def _check_batch(self, batch_size: int) -> None:
         ranks, micro = self.resources.ranks, self.resources.micro_batch

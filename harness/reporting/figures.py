@@ -113,12 +113,12 @@ def _shown(cell: Sequence[Any], axes: Sequence[str], shown: Sequence[str]) -> tu
     return tuple(value for axis, value in zip(axes, cell, strict=True) if axis in shown)
 
 
-def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str) -> None:
+def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str, style: str = "-") -> None:
     known = [(g, point) for g, point in curve.items() if point.mean is not None]
     if not known:
         return
     generations = [g for g, _ in known]
-    plot.plot(generations, [point.mean for _, point in known], color=colour, label=name, linewidth=1.8)
+    plot.plot(generations, [point.mean for _, point in known], color=colour, label=name, linewidth=1.8, linestyle=style)
     for g, point in known if sum(len(point.values) for _, point in known) <= MAX_POINTS else ():
         plot.scatter([g] * len(point.values), point.values, color=[colour], s=12, alpha=0.7, linewidths=0)
     banded = [(g, point) for g, point in known if point.low is not None]
@@ -183,6 +183,44 @@ def bands_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Figu
     plot.spines[["top", "right"]].set_visible(False)
     if len(cells) <= 12:
         plot.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def homogenisation_figure(
+    lines: Mapping[str, Mapping[str, Mapping[int, Aggregate]]],
+    baseline: Mapping[str, Mapping[int, Aggregate]],
+    labels: Mapping[str, str],
+) -> Figure:
+    """How alike the corpora of different chains are against generation: one panel per measure, one line per group of pairs.
+
+    Args:
+        lines: Measure to group to generation to aggregate over pairs.
+        baseline: Measure to generation to aggregate over pairs of real samples, drawn dashed. Pairs that differ in more than their
+            seed are drawn dash-dotted.
+        labels: Measure to its name with its unit.
+    """
+    groups = list(dict.fromkeys(group for found in lines.values() for group in found))
+    legend = 0.1 * (len(groups) + 1) if len(groups) < 24 else 0.0  # inches; two columns below the plots
+    figure = Figure(figsize=(max(6.0, 4.4 * len(lines)), 3.4 + legend), layout="constrained")
+    plots = figure.subplots(1, len(lines), squeeze=False)[0]
+    colours = dict(zip(groups, colormaps["viridis"](np.linspace(0.0, 0.85, len(groups))), strict=True))
+    for plot, (measure, found) in zip(plots, lines.items(), strict=True):
+        for group, curve in found.items():
+            _curve(plot, curve, colours[group], group, "-" if group.startswith("other seed") else "-.")
+        known = [(g, point) for g, point in baseline[measure].items() if point.mean is not None]
+        at = [g for g, _ in known]
+        plot.plot(at, [point.mean for _, point in known], color="0.4", linestyle="--", label="two samples of real data")
+        low, high = ([end for _, point in known if (end := getattr(point, side)) is not None] for side in ("low", "high"))
+        if len(low) == len(at):
+            plot.fill_between(at, low, high, color="0.5", alpha=0.15, linewidth=0)
+        plot.set_xlabel("generation")
+        plot.set_title(labels[measure], fontsize=9)
+        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.grid(alpha=0.25)
+        plot.spines[["top", "right"]].set_visible(False)
+    if legend:
+        handles, names = plots[0].get_legend_handles_labels()
+        figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from harness.files import write_atomic
 from harness.lineage import Chain
-from harness.reporting import claims, figures
+from harness.reporting import claims, figures, homogenisation
 from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.ledger import cell_value
 from harness.reporting.statistics import curves
@@ -66,18 +66,14 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         drawn.append(("frequency-bands", "over- and under-represented tokens in the last generation", bands))
     drawn.extend(_histograms(prepared, store))
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    shown = []
-    for name, label, figure in drawn:
-        image = figures.encode(figure, "png")
-        write_atomic(folder / "figures" / f"{name}.png", image)
-        write_atomic(folder / "figures" / f"{name}.pdf", figures.encode(figure, "pdf"))
-        shown.append({"name": name, "label": label, "image": base64.b64encode(image).decode()})
+    shown = [_save(folder, *item) for item in drawn]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((files("harness.reporting") / "report.html.jinja").read_text(encoding="utf-8"))
     page = template.render(
         experiment=prepared.study.base.experiment,
         figures=shown,
         summary=summary_table(rows, axes),
+        homogenisation=_homogenisation(prepared, store, folder),
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
         losses=[
             {"cell": [_text(value) for value in found.cell], "share": found.share, "when": found.text}
@@ -93,6 +89,35 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     )
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def _save(folder: Path, name: str, label: str, figure: Figure) -> dict[str, str]:
+    """Write a figure as PNG and PDF; what the page shows of it."""
+    image = figures.encode(figure, "png")
+    write_atomic(folder / "figures" / f"{name}.png", image)
+    write_atomic(folder / "figures" / f"{name}.pdf", figures.encode(figure, "pdf"))
+    return {"name": name, "label": label, "image": base64.b64encode(image).decode()}
+
+
+def _homogenisation(prepared: Prepared, store: Store, folder: Path) -> list[dict[str, Any]]:
+    """How alike the corpora are: a figure and a table for each set of real data; all numbers go to ``homogenisation.csv``."""
+    results = homogenisation.compare(prepared, store)
+    if results:
+        write_atomic(folder / "homogenisation.csv", homogenisation.to_csv(results))
+    shown = []
+    for index, result in enumerate(results):
+        name = "homogenisation" if len(results) == 1 else f"homogenisation-{index}"
+        figure = figures.homogenisation_figure(result.lines, result.baseline, homogenisation.LABELS)
+        label = "how alike the corpora of different chains are" + (f": {result.title}" if result.title else "")
+        shown.append(
+            {
+                "title": result.title,
+                "notes": "; ".join(result.notes),
+                "figure": _save(folder, name, label, figure),
+                **homogenisation.table(result),
+            }
+        )
+    return shown
 
 
 def theory_lines(prepared: Prepared, metric: str) -> dict[tuple[Any, ...], list[float]]:

@@ -17,7 +17,7 @@ from harness.config.grid import prompt_length, sequence_length
 from harness.config.schema import Config, LanguageModel, TextData
 from harness.data.base import RealData
 from harness.data.text import TextCorpus
-from harness.errors import DataError
+from harness.errors import DataError, LearnerError
 from harness.learners.base import Control, EvaluateTask, Evaluation, FitOutcome, FitTask, Ranks, SampleTask, Stopped
 from harness.learners.language_model import model as models
 from harness.learners.language_model.distributed import device
@@ -77,9 +77,9 @@ class LanguageModelLearner:
             return FitOutcome("ok", {"train_loss": [], "steps": 0}, 0, 0)
         reference = self.data.real(task.seed, self.data.num_examples)
         schedule = plan_steps(self.learner.train, task.training.examples, task.budget, reference)
-        trainer = Trainer(
-            self.learner.train, self.config.micro_batch, self.config.resources.zero_stage, self.bos, self.ranks, self.device
-        )
+        train, resources = self.learner.train, self.config.resources
+        masked = prompt_length(self.config) if train.loss == "continuation" else 0
+        trainer = Trainer(train, self.config.micro_batch, resources.zero_stage, self.bos, self.ranks, self.device, masked)
         config = model.config
         fitted = trainer.run(model, self.data.validation, schedule, task)
         if self.ranks.rank == 0 and fitted.status == "ok":
@@ -142,6 +142,7 @@ class LanguageModelLearner:
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """All metrics of a generation, the per-sequence values behind them, and the prompts' continuations."""
         test, corpus = self.data.test, task.corpus
+        copying = self._copying(task)
         test_nll = task.piece("test", lambda: self._score(task.fit, test, task.control))
         own = task.piece("self", lambda: self._score(task.fit, corpus, task.control))
         texts = self._continuations(task)
@@ -153,11 +154,11 @@ class LanguageModelLearner:
             return Evaluation({})
         test_tokens, tokens = self._predicted(test), self._predicted(corpus)
         metrics = {
-            **likelihood.test_metrics(test_nll, test_tokens, self.test_bytes),
+            **likelihood.test_metrics(test_nll, test_tokens, self.test_bytes, self.config.evaluate.perplexity_batch),
             **likelihood.gen0_metrics(under_gen0, tokens),
             **likelihood.self_metrics(own, tokens),
             **lexical_metrics(corpus, self.data.counts),
-            **copying_metrics(corpus, task.training.examples),
+            **copying,
         }
         arrays = {
             "test_nll": test_nll,
@@ -168,6 +169,22 @@ class LanguageModelLearner:
         }
         task.report(2, 2, 0.0)
         return Evaluation(metrics, arrays, texts)
+
+    def _copying(self, task: EvaluateTask) -> Mapping[str, float]:
+        """Duplicates and copies; on every rank, so that all of them end where there are too many.
+
+        Raises:
+            LearnerError: More duplicates than ``evaluate.max_duplicate_share``.
+        """
+        found, limit = copying_metrics(task.corpus, task.training.examples), self.config.evaluate.max_duplicate_share
+        share = found["text/duplicate_share"]
+        if limit is not None and share > limit:
+            raise LearnerError(
+                f"evaluate.max_duplicate_share: {share:.4g} of the first {len(task.corpus)} examples of generation "
+                f"{task.generation} (seed {task.seed}) equal an earlier one, allowed: at most {limit:g}; the corpus stays, but the "
+                "chain ends here"
+            )
+        return found
 
     def _prompts(self) -> list[list[int]]:
         """The evaluation's prompts as token ids, at most half a block or what leaves room for a block in the context."""

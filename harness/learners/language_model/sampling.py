@@ -2,7 +2,7 @@
 
 An example is the same whatever else is sampled: its uniforms depend on its index, and its batch is always computed whole, with
 the example in the same row. Drawing by inverse transform takes one uniform a token; the usual exponential race takes one for every
-entry of the vocabulary.
+entry of the vocabulary. A beam search takes none: its examples are functions of their prompts.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from harness.config.schema import Sample
+from harness.learners.language_model.decoding import Adjustment
 from harness.records import Examples
 from harness.streams import uniforms
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws sequences from a model.
+    """Continues prompts with a model.
 
     Attributes:
         model: The model, in evaluation mode.
@@ -43,26 +44,33 @@ class Sampler:
 
         Args:
             prompts: Shape [batch, prompt_length], token ids; prompt_length may be 0 where there is a bos token.
-            length: Tokens to draw for each.
-            uniform: Shape [batch, length], values in [0, 1).
+            length: New tokens for each.
+            uniform: Shape [batch, length], values in [0, 1); a beam search does not read them.
 
         Returns:
-            The drawn tokens, shape [batch, length]; with ``length: natural`` an example ends with its end-of-text token.
+            The new tokens, shape [batch, length]; with ``length: natural`` an example ends with its end-of-text token.
         """
         device = next(self.model.parameters()).device
         tokens = torch.from_numpy(prompts.astype(np.int64)).to(device)
         if self.bos is not None:
             tokens = torch.cat([torch.full((len(tokens), 1), self.bos, dtype=torch.int64, device=device), tokens], dim=1)
-        numbers = torch.from_numpy(uniform).to(device)
+        if self.config.num_beams > 1:
+            return Examples.full(self._search(tokens, length).cpu().numpy().astype(np.int32))
+        return self._draw(tokens, length, torch.from_numpy(uniform).to(device))
+
+    def _draw(self, tokens: torch.Tensor, length: int, numbers: torch.Tensor) -> Examples:
+        """One token after another, each from its distribution."""
+        adjust = Adjustment(self.config, self.eos, tokens)
         natural = self.config.length == "natural"
-        ended = torch.zeros(len(tokens), dtype=torch.bool, device=device)
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         drawn: list[torch.Tensor] = []
         with torch.inference_mode():
             cache = DynamicCache(config=self.model.config)
             for position in range(length):
                 logits = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-                choice = self.choose(logits, numbers[:, position])
+                choice = self.choose(adjust(logits, position), numbers[:, position])
                 choice = torch.where(ended, self.eos, choice)
+                adjust.add(choice)
                 drawn.append(choice)
                 tokens = choice[:, None]
                 self.tick()
@@ -70,7 +78,7 @@ class Sampler:
                     ended |= choice == self.eos
                     if bool(ended.all()):
                         break
-        values = np.zeros((len(uniform), length), dtype=np.int32)
+        values = np.zeros((len(numbers), length), dtype=np.int32)
         values[:, : len(drawn)] = torch.stack(drawn, dim=1).cpu().numpy()
         lengths = np.full(len(values), len(drawn), dtype=np.int32)
         if natural:
@@ -78,6 +86,46 @@ class Sampler:
             lengths = np.where(at_end.any(axis=1), at_end.argmax(axis=1) + 1, len(drawn)).astype(np.int32)
             values[np.arange(length)[None, :] >= lengths[:, None]] = 0
         return Examples(values, lengths)
+
+    def _search(self, tokens: torch.Tensor, length: int) -> torch.Tensor:
+        """Beam search (Sutskever et al. 2014, arXiv 1409.3215, section 3.2) for a fixed number of tokens.
+
+        At every position each beam is continued by every token, and the ``num_beams`` likeliest of all these stay. All beams are
+        equally long, so their log-probabilities compare without a length penalty. Penalties change log-probabilities after the
+        softmax, without normalising again, as the search in transformers does, whose results are published.
+
+        Args:
+            tokens: Shape [batch, context_length], at least one token each.
+            length: New tokens.
+
+        Returns:
+            The likeliest beam of each row, shape [batch, length].
+        """
+        batch, beams = len(tokens), self.config.num_beams
+        adjust = Adjustment(self.config, self.eos, tokens.repeat_interleave(beams, dim=0))
+        first = torch.arange(batch, device=tokens.device)[:, None] * beams  # the row of each example's first beam
+        scores = torch.full((batch, beams), -torch.inf, device=tokens.device)
+        scores[:, 0] = 0.0  # before the first token the beams are equal, and one of them is enough
+        found = torch.zeros((batch * beams, 0), dtype=torch.int64, device=tokens.device)
+        with torch.inference_mode():
+            cache = DynamicCache(config=self.model.config)
+            for position in range(length):
+                logits = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                if position == 0:  # the prompt is read once, whatever the number of beams
+                    cache.batch_repeat_interleave(beams)
+                    logits = logits.repeat_interleave(beams, dim=0)
+                added = adjust(torch.log_softmax(logits.float(), dim=-1), position)
+                total = (scores[:, :, None] + added.view(batch, beams, -1)).flatten(1)
+                scores, best = total.topk(beams, dim=1)
+                rows = (first + best // added.shape[1]).flatten()
+                choice = (best % added.shape[1]).flatten()
+                cache.reorder_cache(rows)
+                adjust.reorder(rows)
+                adjust.add(choice)
+                found = torch.cat([found[rows], choice[:, None]], dim=1)
+                tokens = choice[:, None]
+                self.tick()
+        return found[first[:, 0]]  # topk sorts, so the first beam is the likeliest
 
     def choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """One token per row by inverse transform: [batch, vocab] logits and [batch] uniforms to [batch] token ids."""

@@ -16,20 +16,23 @@ BATCH_TOKENS = 8192
 """Tokens in one forward pass when scoring."""
 
 
-def with_bos(examples: Examples, bos: int | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def with_bos(examples: Examples, bos: int | None, device: torch.device, masked: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets of a causal model.
 
     Args:
         examples: Shape [batch, width].
         bos: Token before every example, so that its first token is predicted too; None for none.
         device: Where the tensors go.
+        masked: Tokens at the start of every example that are no targets.
 
     Returns:
-        Inputs and targets, both [batch, width] (width - 1 without bos); targets behind an example's end are `IGNORED`.
+        Inputs and targets, both [batch, width] (width - 1 without bos); targets behind an example's end, and masked ones, are
+        `IGNORED`.
     """
     tokens = torch.from_numpy(np.ascontiguousarray(examples.values, dtype=np.int64))
     used = torch.arange(tokens.shape[1])[None, :] < torch.from_numpy(examples.lengths.astype(np.int64))[:, None]
     targets = torch.where(used, tokens, IGNORED)
+    targets[:, :masked] = IGNORED
     if bos is None:
         return tokens[:, :-1].to(device), targets[:, 1:].to(device)
     first = torch.full((len(tokens), 1), bos, dtype=torch.int64)

@@ -171,7 +171,14 @@ class Trainer:
     """Runs one fit on all ranks."""
 
     def __init__(
-        self, train: Train, micro_batch: int, zero_stage: int, bos: int | None, ranks: Ranks, device: torch.device
+        self,
+        train: Train,
+        micro_batch: int,
+        zero_stage: int,
+        bos: int | None,
+        ranks: Ranks,
+        device: torch.device,
+        masked: int = 0,
     ) -> None:
         """Keep what is the same for all fits of a cell.
 
@@ -182,8 +189,9 @@ class Trainer:
             bos: Token before every example; None for none.
             ranks: The ranks.
             device: This rank's device.
+            masked: Tokens at the start of every training example that are read but not learned. Validation is on all tokens.
         """
-        self.train, self.micro_batch, self.zero_stage = train, micro_batch, zero_stage
+        self.train, self.micro_batch, self.zero_stage, self.masked = train, micro_batch, zero_stage, masked
         self.bos, self.ranks, self.device = bos, ranks, device
 
     def run(self, model: PreTrainedModel, validation: Examples, schedule: Schedule, task: FitTask) -> Fitted:
@@ -243,7 +251,7 @@ class Trainer:
         step = progress.step
         engine.set_learning_rate(learning_rate(self.train, step, schedule.steps))
         batch = task.training.examples.take(schedule.order(task.seed, task.generation, step, cache))
-        predicted = int(self._predicted(batch).sum())
+        predicted = int(self._predicted(batch, self.masked).sum())
         progress.losses.append(self._step(engine, batch, predicted, task.seed, task.generation, step))
         progress.tokens += predicted
         progress.step += 1
@@ -275,10 +283,10 @@ class Trainer:
     def _progress_file(self, folder: Path) -> Path:
         return folder / f"progress-{self.ranks.rank}.safetensors"
 
-    def _predicted(self, batch: Examples) -> npt.NDArray[np.int64]:
-        """Tokens of each example that the model predicts: all with a token before them."""
-        lengths = batch.lengths.astype(np.int64)
-        return lengths if self.bos is not None else np.maximum(lengths - 1, 0)
+    def _predicted(self, batch: Examples, masked: int = 0) -> npt.NDArray[np.int64]:
+        """Tokens of each example that the model predicts: all with a token before them, less the masked ones."""
+        first = max(masked, 0 if self.bos is not None else 1)
+        return np.maximum(batch.lengths.astype(np.int64) - first, 0)
 
     def _step(self, engine: Engine, batch: Examples, predicted: int, seed: int, generation: int, step: int) -> torch.Tensor:
         """One optimizer step; returns this rank's share of the mean loss.
@@ -293,7 +301,7 @@ class Trainer:
             part = batch.take(slice(start, start + self.micro_batch))
             # Dropout is indexed by the position in the stream of examples, not by what this process drew before.
             torch.manual_seed(stream_seed(seed, generation, "dropout", step * len(batch) + start))
-            inputs, targets = with_bos(part, self.bos, self.device)
+            inputs, targets = with_bos(part, self.bos, self.device, self.masked)
             loss = sequence_nll(engine.logits(inputs), targets).sum() / max(predicted, 1)
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))

@@ -1,0 +1,60 @@
+"""What happens to a model's scores before a token is chosen: what has occurred is penalised, the end of text held back."""
+
+from __future__ import annotations
+
+import torch
+
+from harness.config.schema import Sample
+
+
+class Adjustment:
+    """Changes the scores of a batch, position by position, and remembers which tokens each row has seen."""
+
+    def __init__(self, config: Sample, eos: int, context: torch.Tensor) -> None:
+        """Start behind a context.
+
+        Args:
+            config: The sampling section.
+            eos: End-of-text token.
+            context: Token ids in front of the first new token, shape [rows, context_length].
+        """
+        self.config, self.eos = config, eos
+        self._context = context
+        self._seen: torch.Tensor | None = None
+
+    def __call__(self, scores: torch.Tensor, position: int) -> torch.Tensor:
+        """The scores of one position.
+
+        The penalty is CTRL's (Keskar et al. 2019, arXiv 1909.05858, section 4.1), extended to scores of either sign: a positive
+        score of a token that has occurred is divided by it, a negative one multiplied.
+
+        Args:
+            scores: Shape [rows, vocab]: logits, or log-probabilities in a beam search.
+            position: New tokens before this one.
+        """
+        if self.config.repetition_penalty != 1.0:
+            scores = scores.float()
+            penalty = self.config.repetition_penalty
+            penalised = torch.where(scores < 0, scores * penalty, scores / penalty)
+            scores = torch.where(self._mask(scores), penalised, scores)
+        if self.config.forbid_eos or position < self.config.min_new_tokens:
+            scores = scores.float().index_fill(-1, torch.tensor([self.eos], device=scores.device), -torch.inf)
+        return scores
+
+    def _mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """Which tokens each row has seen, shape [rows, vocab]."""
+        if self._seen is None:
+            self._seen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+            if self.config.penalize_prompt:
+                self._seen.scatter_(1, self._context, True)
+        return self._seen
+
+    def add(self, choice: torch.Tensor) -> None:
+        """A token was chosen in every row; shape [rows]."""
+        if self._seen is not None:
+            self._seen.scatter_(1, choice[:, None], True)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Row i goes on from what row ``rows[i]`` was; shape [rows]."""
+        if self._seen is not None:
+            self._seen = self._seen[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,22 @@ from harness import curation
 from harness.config.grid import Cell, Study, expand, sequence_length
 from harness.config.load import load_file
 from harness.config.presets import resolve_model
-from harness.config.schema import Config, CorpusSource, GaussianData, LanguageModel, PretrainedTokenizer, TextData, science
+from harness.config.schema import (
+    Config,
+    CorpusSource,
+    GaussianData,
+    ImageData,
+    LanguageModel,
+    PretrainedTokenizer,
+    TextData,
+    Vae,
+    science,
+)
+from harness.data import images
 from harness.data.base import RealData
 from harness.data.documents import read_documents
 from harness.data.gaussian import GaussianTruth
+from harness.data.images import ImageSet
 from harness.data.text import ExternalCorpus, TextCorpus, data_science, prepare, prepared_science, pretrained_fingerprint
 from harness.errors import ConfigError, DataError
 from harness.learners.base import LEARNERS
@@ -84,15 +96,37 @@ class _Data:
         self.store, self.scratch = store, scratch
         self.found: dict[str, PreparedData] = {}
 
-    def get(self, config: TextData | GaussianData) -> PreparedData:
+    def get(self, config: TextData | GaussianData | ImageData) -> PreparedData:
         name = config.model_dump_json()
         if name not in self.found:
-            self.found[name] = self._gaussian(config) if isinstance(config, GaussianData) else self._text(config)
+            self.found[name] = self._prepare(config)
         return self.found[name]
+
+    def _prepare(self, config: TextData | GaussianData | ImageData) -> PreparedData:
+        if isinstance(config, ImageData):
+            return self._images(config)
+        return self._gaussian(config) if isinstance(config, GaussianData) else self._text(config)
 
     @staticmethod
     def _gaussian(config: GaussianData) -> PreparedData:
         return PreparedData({"kind": "gaussian", **science(config)}, None, None, GaussianTruth(config))
+
+    def _images(self, config: ImageData) -> PreparedData:
+        source = images.read_images(config)
+        spec = images.data_science(config, source.fingerprint())
+        key = key_of(prepared_science(spec))
+        folder = self._folder(key, lambda folder: images.prepare(config, source, folder))
+        return PreparedData(spec, folder, key, ImageSet(folder, config.num_examples))
+
+    def _folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
+        """Where prepared data lie: in the store, or in scratch, where they are prepared if they are not there yet."""
+        folder = self.store.path("data", key)
+        if not self.store.sound("data", key):
+            folder = self.scratch / key
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                prepare(folder)
+        return folder
 
     def _text(self, config: TextData) -> PreparedData:
         documents = read_documents(config)
@@ -100,12 +134,7 @@ class _Data:
         pretrained = pretrained_fingerprint(tokenizer) if isinstance(tokenizer, PretrainedTokenizer) else None
         spec = data_science(config, documents.fingerprint(), pretrained)
         key = key_of(prepared_science(spec))
-        folder = self.store.path("data", key)
-        if not self.store.sound("data", key):
-            folder = self.scratch / key
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                prepare(config, documents, folder)
+        folder = self._folder(key, lambda folder: prepare(config, documents, folder))
         return PreparedData(spec, folder, key, TextCorpus(folder, config.num_examples))
 
 
@@ -183,6 +212,8 @@ def load_data(config: Config, store: Store, key: str | None) -> RealData:
     if isinstance(config.data, GaussianData):
         return GaussianTruth(config.data)
     assert key is not None
+    if isinstance(config.data, ImageData):
+        return ImageSet(store.path("data", key), config.data.num_examples)
     return TextCorpus(store.path("data", key), config.data.num_examples)
 
 
@@ -222,10 +253,15 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
         first = "pretrained" if model.pretrained else "scratch"
         init = first if learner.init == "previous" else learner.init
         cost = 6.0 * (parameters or 1e8) * config.data.block_size
+    if isinstance(learner, Vae):
+        fit.pop("init", None)
+        init = "scratch"
     evaluated = min(n, config.evaluate.examples)
     evaluation: dict[str, Any] = {"metrics": VERSIONS[learner.kind]}
     if isinstance(learner, LanguageModel):
         evaluation |= {**science(config.evaluate), "examples": evaluated}
+    if isinstance(learner, Vae):
+        evaluation |= {"examples": evaluated}
     return CellScience(
         data={**data.spec, "num_examples": n},
         fit=fit,
@@ -234,7 +270,7 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
         filters=[{**science(item), "version": curation.VERSIONS[item.kind]} for item in config.filters],
         recipe=partial(recipe, config.regime, n, external=external),
         init=init,
-        init_previous=isinstance(learner, LanguageModel) and learner.init == "previous",
+        init_previous=isinstance(learner, LanguageModel | Vae) and learner.init == "previous",
         previous_prompts=isinstance(learner, LanguageModel) and learner.sample.prompt == "previous_prefix",
         n=n,
         evaluated=evaluated,

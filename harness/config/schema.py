@@ -111,12 +111,58 @@ class GaussianData(Section):
     variance: Annotated[float, Field(gt=0)] = since(1.0)
 
 
+class ImageSplit(Section):
+    """The share of the images that is held out, by a fixed shuffle."""
+
+    test: Annotated[float, Field(gt=0, lt=0.5)] = since(0.2)
+
+
+class ImageData(Section):
+    """Grey images as the real distribution, pixels in [0, 1]."""
+
+    source: str
+    """``digits``, ``hf:NAME[/CONFIG]``, or a path: .npy (shape [N, H, W]) or .parquet."""
+    kind: Literal["images"] = since("images")
+    """Says of hub data and files that they are images, not text; ``digits`` is images without it."""
+    image_field: str = since("image")
+    """Column of .parquet and hub data that holds the image."""
+    label_field: str | None = since("label")
+    """Column of .parquet and hub data that holds the class, a whole number; null for none."""
+    labels: str | None = since(None)
+    """For .npy: a second .npy file with the classes, shape [N]; null for none."""
+    revision: str | None = since(None)
+    """Revision of hub data."""
+    num_examples: PositiveInt | None = since(None)
+    """Training images; all when null. The rest is the reservoir of ``fresh_real``."""
+    split: ImageSplit = since(ImageSplit())
+
+    @property
+    def dim(self) -> int:
+        """Numbers per example, as far as the configuration tells: estimates of space use it, nothing else does."""
+        return 8 * 8 if self.source == DIGITS else 28 * 28
+
+
+DIGITS = "digits"
+"""The handwritten digits that scikit-learn carries."""
+
+
+def is_image_data(value: Any) -> bool:
+    """Whether a ``data`` section, as plain data or as a model, is about images."""
+    source, kind = (value.get(name) if isinstance(value, Mapping) else getattr(value, name, None) for name in ("source", "kind"))
+    return source == DIGITS or kind == "images"
+
+
 def _data_tag(value: Any) -> str:
     source = value.get("source") if isinstance(value, Mapping) else getattr(value, "source", None)
+    if is_image_data(value):
+        return "images"
     return "gaussian" if source == "gaussian" else "text"
 
 
-Data = Annotated[Annotated[TextData, Tag("text")] | Annotated[GaussianData, Tag("gaussian")], Discriminator(_data_tag)]
+Data = Annotated[
+    Annotated[TextData, Tag("text")] | Annotated[GaussianData, Tag("gaussian")] | Annotated[ImageData, Tag("images")],
+    Discriminator(_data_tag),
+]
 
 # --- learners -------------------------------------------------------------------------------------------------------------
 
@@ -246,7 +292,41 @@ class Gaussian(Section):
     """Divide the scatter matrix by n (mle) or n - 1 (unbiased)."""
 
 
-Learner = Annotated[LanguageModel | Gaussian, Field(discriminator="kind")]
+class VaeTrain(Section):
+    """How one generation of a VAE is fitted: Adam at a constant learning rate."""
+
+    epochs: PositiveInt = since(30)
+    """Passes over the training set."""
+    batch_size: PositiveInt = since(256)
+    """Images per optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0)] = since(1e-3)
+    weight_decay: Annotated[float, Field(ge=0)] = since(1e-5)
+    """Adam's own: an L2 penalty in the gradient."""
+    beta: Annotated[float, Field(ge=0)] = since(1.0)
+    """Weight of the KL term in the loss; metrics always take 1."""
+
+
+class VaeSample(Section):
+    """How a VAE writes its corpus."""
+
+    binary: bool = since(False)
+    """Draw every pixel, 0 or 1, from the decoder's Bernoulli; otherwise an image is the decoder's mean, in grey."""
+
+
+class Vae(Section):
+    """A convolutional variational autoencoder with a normal latent and a Bernoulli decoder."""
+
+    kind: Literal["vae"]
+    latent_dim: PositiveInt = since(20)
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = since((32, 64))
+    """Of the encoder's convolutions, each of which halves height and width; the decoder is its mirror image."""
+    init: Literal["scratch", "previous"] = since("scratch")
+    """``scratch``: new weights each generation; ``previous``: go on from g-1."""
+    train: VaeTrain = since(VaeTrain())
+    sample: VaeSample = since(VaeSample())
+
+
+Learner = Annotated[LanguageModel | Gaussian | Vae, Field(discriminator="kind")]
 
 # --- regime, filters, evaluation ----------------------------------------------------------------------------------------------
 
@@ -404,7 +484,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _agree(self) -> Config:
         is_text = isinstance(self.data, TextData)
-        if isinstance(self.learner, LanguageModel):
+        if isinstance(self.learner, Vae) or isinstance(self.data, ImageData):
+            self._check_images()
+        elif isinstance(self.learner, LanguageModel):
             if not is_text:
                 raise ValueError(f"data.source: learner language_model reads text, {self.data.source!r} is not")
             self._check_batch(self.learner.train.batch_size)
@@ -430,6 +512,27 @@ class Config(Section):
             raise ValueError(f"regime.refresh.init: is not used by learner {kind}, which has no weights to start from")
         if self.filters:
             raise ValueError("filters read text: remove them for this learner")
+
+    def _check_images(self) -> None:
+        if not isinstance(self.learner, Vae):
+            raise ValueError(f"data.source: {self.data.source!r} is images, which learner vae reads, not {self.learner.kind}")
+        if not isinstance(self.data, ImageData):
+            raise ValueError(
+                f"data.source: learner vae reads images, {self.data.source!r} is not; allowed: {DIGITS}, "
+                "or hub data or a file with kind: images"
+            )
+        if self.resources.ranks != 1:
+            raise ValueError(f"resources.ranks: found {self.resources.ranks}, learner vae runs on one rank")
+        if self.regime.budget == "tokens":
+            raise ValueError("regime.budget: images have no tokens; allowed for learner vae: examples, steps")
+        if self.regime.refresh is not None and self.regime.refresh.init == "pretrained":
+            raise ValueError("regime.refresh.init: learner vae has no pretrained weights; allowed: scratch, previous")
+        if self.regime.source != "self":
+            raise ValueError("regime.source: a fixed corpus is text, the real data are images")
+        if self.filters:
+            raise ValueError("filters read text: remove them for this learner")
+        if "prompts" in self.evaluate.model_fields_set:
+            raise ValueError("evaluate.prompts: is not used by learner vae, which continues no text")
 
     def _check_batch(self, batch_size: int) -> None:
         ranks, micro = self.resources.ranks, self.resources.micro_batch

@@ -2,6 +2,7 @@
 
 from harness.data.base import RealData
 from harness.data.gaussian import GaussianTruth
+from harness.data.images import ImageSet
 from harness.data.text import TextCorpus
 
-__all__ = ["GaussianTruth", "RealData", "TextCorpus"]
+__all__ = ["GaussianTruth", "ImageSet", "RealData", "TextCorpus"]

@@ -222,7 +222,7 @@ class Evaluation:
 
     Attributes:
         metrics: Name to value.
-        arrays: Per-sequence values, each of shape [num_sequences].
+        arrays: Values per example: the first axis is the example.
         texts: Prompts with their continuations.
     """
 
@@ -254,6 +254,7 @@ class Learner(Protocol):
 LEARNERS: Mapping[str, tuple[int, str, str]] = {
     "language_model": (1, "harness.learners.language_model.learner", "LanguageModelLearner"),
     "gaussian": (1, "harness.learners.gaussian", "GaussianLearner"),
+    "vae": (1, "harness.learners.vae.learner", "VaeLearner"),
 }
 """Registry: kind to version (part of every key), module and class; a module is imported when it is needed."""
 

@@ -3,5 +3,6 @@
 VERSIONS = {
     "language_model": {"likelihood": 1, "lexical": 1, "copying": 1},
     "gaussian": {"gaussian": 1},
+    "vae": {"vae": 1},
 }
 """Metric groups of each kind of learner, with their versions."""

@@ -60,6 +60,7 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         figures=shown,
         summary=summary_table(rows, axes),
         samples=_samples(prepared, store),
+        pictures=_pictures(prepared, store, folder / "figures"),
         chains=len(prepared.lineage.chains),
         seeds=len(prepared.study.seeds),
         rows=len(rows),
@@ -71,9 +72,9 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The metric that the table shows: perplexity for text, log variance for the Gaussian."""
+    """The metric that the table shows: perplexity for text, log variance for the Gaussian, spread in the latent for a VAE."""
     names = {name for row in rows for name in row}
-    return next((name for name in ("test/perplexity", "gaussian/log_variance") if name in names), None)
+    return next((name for name in ("test/perplexity", "gaussian/log_variance", "vae/latent_std") if name in names), None)
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dict[str, Any]:
@@ -150,4 +151,23 @@ def _samples(prepared: Prepared, store: Store) -> list[dict[str, Any]]:
         if by_prompt:
             rows = [{"prompt": prompt, "continuations": texts} for prompt, texts in by_prompt.values()]
             shown.append({"title": _title(prepared, chain), "generations": generations, "rows": rows})
+    return shown
+
+
+def _pictures(prepared: Prepared, store: Store, folder: Path) -> list[dict[str, Any]]:
+    """The first samples of every generation as pictures, one strip a generation, for one chain of each cell; files too."""
+    shown = []
+    for chain in _first_chains(prepared, MAX_SAMPLE_CELLS):
+        strips = []
+        for generation, key in enumerate(chain.nodes):
+            path = store.path("evaluations", key) / "arrays.safetensors"
+            if not path.exists():
+                break
+            pictures = load_file(path).get("pictures")
+            if pictures is not None:
+                image = figures.strip(pictures)
+                write_atomic(folder / f"samples-{chain.id}-generation-{generation}.png", image)
+                strips.append({"generation": generation, "image": base64.b64encode(image).decode()})
+        if strips:
+            shown.append({"title": _title(prepared, chain), "strips": strips})
     return shown

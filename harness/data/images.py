@@ -239,7 +239,8 @@ def _read_parquet(path: Path, config: ImageData) -> Images:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with open(path, "rb") as file:  # pyarrow's own message for a missing file names no reason
+            table = pq.read_table(file)
     except pa.ArrowException as error:
         raise DataError(f"data.source: {path} is not Parquet: {str(error).splitlines()[0]}") from None
     columns = {name: table[name].to_pylist() for name in _columns(config, table.column_names, str(path))}

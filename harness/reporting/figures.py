@@ -36,7 +36,7 @@ LABELS = {
     "gaussian/trace_ratio": "trace of covariance, fitted / true",
     "gaussian/det_ratio": "determinant of covariance, fitted / true",
     "gaussian/mean_sq_error": "squared error of the mean",
-    "vae/latent_std": "std of generation 0's encoder means over the samples",
+    "vae/latent_std": "std of samples in generation 0's latent",
     "vae/elbo": "ELBO of real test images (nats/image)",
     "vae/reconstruction": "reconstruction error of real test images (nats/image)",
     "vae/kl": "KL term of real test images (nats/image)",

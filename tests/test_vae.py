@@ -589,7 +589,7 @@ def test_spreads_are_over_the_samples() -> None:
 
 
 def test_images_without_classes_have_no_class_metrics(make_config: Make, tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((60, 5, 6)))
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((60, 28, 28)))
     data = {"source": str(tmp_path / "images.npy"), "kind": "images", "num_examples": 32}
     prepared, store = run_all(make_config(VAE, data=data, generations=0), tmp_path / "root")
     record = store.record(prepared.lineage.chains[0].nodes[0])

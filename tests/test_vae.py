@@ -516,12 +516,12 @@ def test_the_loss_is_the_negative_elbo_and_beta_weighs_the_kl() -> None:
             assert float(model.loss(images, noise, beta)) == pytest.approx(reconstruction + beta * kl, rel=1e-5)
 
 
-def evaluation(learner: VaeLearner, fit: Path, corpus: Examples) -> Any:
+def evaluation(learner: VaeLearner, fit: Path, corpus: Examples, generation_0: Path | None = None) -> Any:
     training = TrainingSet(corpus, Drawn(np.zeros(0, np.int32), np.zeros(0, np.int64)))
     return learner.evaluate(
         EvaluateTask(
             fit=fit,
-            generation_0=fit,
+            generation_0=generation_0 or fit,
             seed=0,
             generation=0,
             corpus=corpus,
@@ -549,6 +549,23 @@ def test_a_model_with_known_output_has_the_known_elbo(make_config: Make, tmp_pat
     assert found.arrays["pictures"].shape == (64, 8, 8)
     assert (found.arrays["pictures"].reshape(64, -1) == data.real(0, 64).values).all()
     assert LATENT_SAMPLES > 1
+
+
+def test_generation_0_looks_at_the_samples_and_the_own_model_at_real_images(make_config: Make, tmp_path: Path) -> None:
+    learner, data = open_learner(make_config(VAE), tmp_path / "root")
+    models = {name: new_model(learner.learner, (8, 8), seed, 0) for seed, name in enumerate(("own", "first"))}
+    for name, model in models.items():
+        (tmp_path / name).mkdir()
+        write_model(model, tmp_path / name)
+    corpus = data.real(0, 50)
+    found = evaluation(learner, tmp_path / "own", corpus, tmp_path / "first").metrics
+    with torch.no_grad():
+        means = models["first"].encode(torch.from_numpy(corpus.values).reshape(-1, 8, 8))[0].numpy()
+        mean, log_variance = (
+            part.double().numpy() for part in models["own"].encode(torch.from_numpy(data.test.values).reshape(-1, 8, 8))
+        )
+    assert found["vae/latent_std"] == pytest.approx(math.sqrt(means.var(axis=0).mean()), rel=1e-4)
+    assert found["vae/kl"] == pytest.approx(metrics.gaussian_kl(mean, log_variance).mean(), rel=1e-4)
 
 
 def test_the_classifier_knows_real_digits_and_nothing_else(make_config: Make, tmp_path: Path) -> None:

@@ -355,6 +355,7 @@ def report(
 ) -> None:
     """Write a self-contained HTML page with curves, intervals and samples; figures as PNG and PDF beside it."""
     from harness.reporting import ledger
+    from harness.reporting.claims import describe, judge
     from harness.reporting.report import build, summary_table
     from harness.store import Experiment, Store
 
@@ -367,8 +368,26 @@ def report(
             page = build(prepared, store, rows, folder)
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
+        verdicts = [describe(found) for found in judge(prepared, rows)]
     _print_table(summary_table(rows, prepared.study.columns))
+    _print_verdicts(verdicts)
     print(f"report: {page}")
+
+
+def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not verdicts:
+        return
+    table = Table(title="claims", title_justify="left", box=None, pad_edge=False)
+    for name in ("verdict", "wanted", "found", "claim", "source"):
+        table.add_column(name, overflow="fold")
+    for item in verdicts:
+        verdict = f"{item['verdict']} ({item['reason']})" if item["reason"] else item["verdict"]
+        table.add_row(*(Text(text) for text in (verdict, item["wanted"], item["found"], item["claim"], item["source"])))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 
 def _print_table(summary: dict[str, Any]) -> None:

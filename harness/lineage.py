@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.records import Recipe
+from harness.records import REAL, Recipe
 
 KEY_FORMAT = 1
 """Enters every key; raised only if the meaning of canonical JSON itself changes."""
@@ -27,7 +27,10 @@ def canonical_json(value: Any) -> str:
         HarnessError: The value holds something that has no one way to be written: NaN, infinity, an object, a key that is no text.
     """
     _check_plain(value, "")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _check_plain(value: Any, path: str) -> None:
@@ -46,9 +49,15 @@ def _check_plain(value: Any, path: str) -> None:
         raise HarnessError(f"a key cannot hold {path} = {value!r} ({kind.__name__}): only finite plain data")
 
 
-def key_of(spec: Mapping[str, Any]) -> str:
-    """The key of a spec: 128 bits of SHA-256, in hexadecimal."""
-    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:32]
+def key_of(spec: Mapping[str, Any], checked: bool = False) -> str:
+    """The key of a spec: 128 bits of SHA-256, in hexadecimal.
+
+    Args:
+        spec: Plain data.
+        checked: That it is plain is known already: its parts were in a spec before, or are numbers and keys.
+    """
+    text = _ENCODER.encode(spec) if checked else canonical_json(spec)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class CellScience:
         evaluated: Examples of each corpus that the metrics read.
         generations: Index of the last generation.
         cost: Relative cost of one training example (for priorities).
+        source: Index of the cell whose chain wrote the synthetic examples, with the same seed; None for the chain itself.
     """
 
     data: Mapping[str, Any]
@@ -84,6 +94,7 @@ class CellScience:
     evaluated: int
     generations: int
     cost: float = 1.0
+    source: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,25 @@ class Chain:
     nodes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class BundledChain:
+    """A chain of a cheap learner: run, committed and found as a whole, beside others of its shape.
+
+    Attributes:
+        id: As of a `Chain`.
+        cell: Index of its cell.
+        seed: Its seed.
+        key: Of its science without its length: what the store knows it by.
+        generations: Index of the last generation.
+    """
+
+    id: str
+    cell: int
+    seed: int
+    key: str
+    generations: int
+
+
 @dataclass(frozen=True)
 class Lineage:
     """The graph.
@@ -159,21 +189,34 @@ class _Builder:
         self.specs: dict[str, Mapping[str, Any]] = {}
         self.owners: dict[str, str] = {}
 
-    def key(self, spec: Mapping[str, Any]) -> str:
-        key = key_of(spec)
+    def key(self, spec: Mapping[str, Any], generation: int) -> str:
+        key = key_of(spec, checked=generation > 1)  # what a cell gives to its specs is all in those of generations 0 and 1
         self.specs.setdefault(key, spec)
         return key
 
     def read(self, corpus: str, count: int) -> None:
         self.examples[corpus] = max(self.examples.get(corpus, 0), count)
 
-    def chain(self, index: int, cell: CellScience, seed: int, recipes: Sequence[Recipe]) -> tuple[str, ...]:
+    def chain(
+        self, index: int, cell: CellScience, seed: int, recipes: Sequence[Recipe], written: Sequence[str] | None
+    ) -> tuple[str, ...]:
+        """Add a chain; ``written`` are the nodes of the chain that writes its synthetic examples, None for itself."""
         path: list[Node] = []
+        writers = path if written is None else [self.nodes[key] for key in written]
         for generation, recipe in enumerate(recipes):
-            path.append(self.node(index, cell, seed, generation, recipe, path))
+            path.append(self.node(index, cell, seed, generation, recipe, path, writers))
         return tuple(node.evaluation for node in path)
 
-    def node(self, index: int, cell: CellScience, seed: int, generation: int, recipe: Recipe, path: Sequence[Node]) -> Node:
+    def node(
+        self,
+        index: int,
+        cell: CellScience,
+        seed: int,
+        generation: int,
+        recipe: Recipe,
+        path: Sequence[Node],
+        writers: Sequence[Node],
+    ) -> Node:
         previous = path[-1] if path else None
         reads = {part.origin: part.count for part in recipe.parts if part.origin >= 0}
         init = recipe.init or ("previous" if cell.init_previous else cell.init)
@@ -188,27 +231,31 @@ class _Builder:
             "generation": generation,
         }
         if generation:
-            corpora = [{"corpus": path[origin].corpus, "examples": count} for origin, count in reads.items()]
-            filters = {"filters": list(cell.filters)} if reads and cell.filters else {}
-            fit_spec["training_set"] = {**recipe.spec, "corpora": corpora, **filters}
+            corpora = [{"corpus": writers[origin].corpus, "examples": count} for origin, count in reads.items()]
+            # A detector looks at real examples too, and errs there.
+            synthetic = any(part.origin != REAL for part in recipe.parts)
+            used = [item for item in cell.filters if synthetic or item["kind"] == "label"]
+            fit_spec["training_set"] = {**recipe.spec, "corpora": corpora, **({"filters": used} if used else {})}
         if init_from is not None:
             fit_spec["parent"] = init_from.fit
-        fit = self.key(fit_spec)
+        fit = self.key(fit_spec, generation)
         corpus_spec: dict[str, Any] = {"format": KEY_FORMAT, "fit": fit, "sampling": cell.sampling}
         if cell.previous_prompts and previous is not None:
             corpus_spec["prompts"] = previous.corpus
             self.read(previous.corpus, cell.n)
-        corpus = self.key(corpus_spec)
+        corpus = self.key(corpus_spec, generation)
         first = path[0].fit if path else fit
         evaluation = self.key(
-            {"format": KEY_FORMAT, "fit": fit, "corpus": corpus, "generation_0": first, "evaluation": cell.evaluation}
+            {"format": KEY_FORMAT, "fit": fit, "corpus": corpus, "generation_0": first, "evaluation": cell.evaluation}, generation
         )
         for origin, count in reads.items():
-            self.read(path[origin].corpus, count)
+            self.read(writers[origin].corpus, count)
         self.read(corpus, cell.evaluated)
         if evaluation in self.nodes:
             return self.nodes[evaluation]
         shared = {self.owners.setdefault(key, evaluation) for key in (fit, corpus)} - {evaluation}
+        if writers is not path:
+            shared |= {writers[origin].evaluation for origin in reads}
         node = Node(
             generation=generation,
             seed=seed,
@@ -217,7 +264,7 @@ class _Builder:
             corpus=corpus,
             evaluation=evaluation,
             recipe=recipe,
-            corpora={origin: path[origin].evaluation for origin in reads},
+            corpora={origin: writers[origin].evaluation for origin in reads},
             previous=previous.evaluation if previous else None,
             first=path[0].evaluation if path else evaluation,
             init=init,
@@ -229,21 +276,40 @@ class _Builder:
         return node
 
 
-def build(cells: Sequence[CellScience], chain_ids: Callable[[int, int], str], seeds: Sequence[int]) -> Lineage:
+def in_order(cells: Mapping[int, CellScience]) -> list[int]:
+    """Cells such that the source of each comes before it, else in their own order."""
+    found: list[int] = []
+
+    def visit(index: int) -> None:
+        source = cells[index].source
+        if source is not None and source not in found:
+            visit(source)
+        if index not in found:
+            found.append(index)
+
+    for index in cells:
+        visit(index)
+    return found
+
+
+def build(cells: Mapping[int, CellScience], chain_ids: Callable[[int, int], str], seeds: Sequence[int]) -> Lineage:
     """Build the lineage of a grid.
 
     Args:
-        cells: The cells.
+        cells: The cells by index; with each cell its source.
         chain_ids: From the index of a cell and a seed to the id of the chain (`chain_id`).
         seeds: The seeds that every cell is run with.
     """
-    builder, chains = _Builder(), []
-    for index, cell in enumerate(cells):
+    builder, chains = _Builder(), dict[tuple[int, int], Chain]()
+    for index in in_order(cells):
+        cell = cells[index]
         recipes = [cell.recipe(generation) for generation in range(cell.generations + 1)]
         for seed in seeds:
-            nodes = builder.chain(index, cell, seed, recipes)
-            chains.append(Chain(chain_ids(index, seed), index, seed, nodes))
-    return Lineage(builder.nodes, tuple(chains), builder.examples, builder.specs)
+            written = None if cell.source is None else chains[cell.source, seed].nodes
+            nodes = builder.chain(index, cell, seed, recipes, written)
+            chains[index, seed] = Chain(chain_ids(index, seed), index, seed, nodes)
+    ordered = tuple(chains[index, seed] for index in cells for seed in seeds)
+    return Lineage(builder.nodes, ordered, builder.examples, builder.specs)
 
 
 def chain_id(science: Mapping[str, Any], seed: int, suffix: str = "") -> str:

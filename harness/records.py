@@ -17,7 +17,11 @@ REAL = -1
 EXTERNAL = -2
 """Origin of a training example from a fixed corpus that someone else's model wrote."""
 
-Status = Literal["ok", "diverged"]
+TEACHER = -3
+"""Origin of a training example from a fixed teacher."""
+
+Status = Literal["ok", "degenerate", "diverged"]
+"""``degenerate``: there is a model, and some metric of it is not finite; ``diverged``: there is no finite model, the chain ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Record:
     Attributes:
         generation: Index, from 0.
         seed: The chain's seed.
-        status: ``ok`` or ``diverged``.
+        status: ``ok``, ``degenerate`` or ``diverged``.
         fit: Key of the fit.
         corpus: Key of the corpus.
         evaluation: Key of the evaluation.
@@ -94,6 +98,17 @@ class Record:
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """The inverse of `to_json`."""
         return cls(**data)
+
+
+IDENTITY_COLUMNS = ("seed", "generation", "status", "fit", "corpus", "evaluation", "parent")
+"""Columns of a bundle that are not metrics, besides the chain's key."""
+
+
+def bundled_record(row: Mapping[str, Any]) -> Record:
+    """The record of one row of a bundle; a metric that another cell's chains have, and this one has not, is null and left out."""
+    metrics = {name: value for name, value in row.items() if "/" in name and not name.startswith("parameters/")}
+    known = {name: finite_or_none(value) for name, value in metrics.items() if value is not None}
+    return Record(**{name: row[name] for name in IDENTITY_COLUMNS}, metrics=known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import CorpusSource, Regime
+from harness.config.schema import CellSource, CorpusSource, ModelSource, Regime
 from harness.errors import DataError
-from harness.records import EXTERNAL, REAL, Part, Recipe
+from harness.records import EXTERNAL, REAL, TEACHER, Part, Recipe
 from harness.streams import stream
 
 Rule = Callable[[Regime, int, int], tuple[tuple[Part, ...], int | None]]
@@ -78,17 +78,19 @@ RULES: Mapping[str, tuple[int, Rule]] = {
 
 def is_refresh(regime: Regime, generation: int) -> bool:
     """Whether this generation trains on real data alone because of ``refresh``."""
-    return regime.refresh is not None and generation > 0 and generation % regime.refresh.every == 0
+    if regime.refresh is None or generation == 0:
+        return False
+    return generation in regime.refresh.at if regime.refresh.at else generation % (regime.refresh.every or 1) == 0
 
 
-def recipe(regime: Regime, n: int, generation: int, external: str | None = None) -> Recipe:
+def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Recipe:
     """The training set of one generation, as counts.
 
     Args:
         regime: The regime.
         n: Number of real training examples.
         generation: Index of the generation; 0 trains on the n real examples under every regime.
-        external: Fingerprint of the fixed corpus, for ``source: {corpus: ...}``.
+        external: Fingerprint of the fixed corpus, or what the fixed teacher is; None for other sources.
 
     Returns:
         The recipe; its ``spec`` is empty for generation 0, which no regime enters.
@@ -99,18 +101,30 @@ def recipe(regime: Regime, n: int, generation: int, external: str | None = None)
     extra = {} if budget == "examples" else {"budget": budget}
     if is_refresh(regime, generation):
         assert regime.refresh is not None
-        init = regime.refresh.init
+        init, count = regime.refresh.init, regime.refresh.examples or n
         spec = {"kind": "refresh", "version": 1, **({"init": init} if init else {}), **extra}
-        return Recipe(spec, (Part(REAL, n),), budget=budget, init=init)
+        if count != n:
+            spec["examples"] = count
+        return Recipe(spec, (Part(REAL, count),), budget=budget, init=init)
     version, rule = RULES[regime.kind]
     parts, subsample = rule(regime, n, generation)
-    if isinstance(regime.source, CorpusSource):
-        parts = tuple(part if part.origin == REAL else Part(EXTERNAL, part.count, part.draw, part.offset) for part in parts)
+    origin = _fixed_origin(regime, external)
+    if origin is not None:
+        parts = tuple(part if part.origin == REAL else Part(origin, part.count, part.draw, part.offset) for part in parts)
     parts = tuple(part for part in parts if part.count)
     return Recipe(_spec(regime, n, version, parts, external), parts, subsample, budget)
 
 
-def _spec(regime: Regime, n: int, version: int, parts: tuple[Part, ...], external: str | None) -> dict[str, Any]:
+def _fixed_origin(regime: Regime, external: Any) -> int | None:
+    """Where a source that does not go along with the chain has its examples; None where it does."""
+    if isinstance(regime.source, CorpusSource):
+        return EXTERNAL
+    if isinstance(regime.source, ModelSource):
+        return TEACHER if external is not None else 0  # a pretrained teacher is a chain of one generation
+    return regime.source.generation if isinstance(regime.source, CellSource) else None
+
+
+def _spec(regime: Regime, n: int, version: int, parts: tuple[Part, ...], external: Any) -> dict[str, Any]:
     """The fields of the regime that this training set depends on."""
     spec: dict[str, Any] = {"kind": regime.kind, "version": version}
     if regime.synthetic_ratio is not None:
@@ -119,6 +133,8 @@ def _spec(regime: Regime, n: int, version: int, parts: tuple[Part, ...], externa
         spec["real_part"] = "fixed"
     if any(part.origin == EXTERNAL for part in parts):
         spec["source"] = {"corpus": external}
+    if any(part.origin == TEACHER for part in parts):
+        spec["source"] = {"model": external}
     if regime.budget != "examples":
         spec["budget"] = regime.budget
     return spec
@@ -156,7 +172,7 @@ class Drawn:
     """The origin and index of every training example.
 
     Attributes:
-        origin: Shape [size], `REAL`, `EXTERNAL` or the generation that wrote the example.
+        origin: Shape [size], `REAL`, `EXTERNAL`, `TEACHER` or the generation that wrote the example.
         index: Shape [size], position within the real examples or within that corpus as filtered.
     """
 
@@ -166,6 +182,10 @@ class Drawn:
     def __len__(self) -> int:
         """Number of training examples."""
         return len(self.origin)
+
+    def take(self, kept: npt.NDArray[Any]) -> Drawn:
+        """Some of the training examples."""
+        return Drawn(self.origin[kept], self.index[kept])
 
 
 def draw(made: Recipe, n: int, seed: int, generation: int) -> Drawn:

@@ -5,40 +5,53 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness import curation
-from harness.config.grid import Cell, Study, expand, sequence_length
+from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources, sequence_length
 from harness.config.load import load_file
 from harness.config.presets import resolve_model
 from harness.config.schema import (
+    BUNDLED,
+    AnalyticData,
+    ArrayData,
+    CellSource,
     Config,
     CorpusSource,
-    GaussianData,
     ImageData,
     LanguageModel,
+    ModelSource,
     PretrainedTokenizer,
     TextData,
     Vae,
     science,
 )
 from harness.data import images
+from harness.data.analytic import ArrayTruth, Truth, make_teacher, make_truth, truth_science
 from harness.data.base import RealData
 from harness.data.documents import read_documents
-from harness.data.gaussian import GaussianTruth
 from harness.data.images import ImageSet
 from harness.data.text import ExternalCorpus, TextCorpus, data_science, prepare, prepared_science, pretrained_fingerprint
 from harness.errors import ConfigError, DataError
 from harness.learners.base import LEARNERS
 from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.sizes import architecture_of, num_parameters
-from harness.lineage import CellScience, Chain, Lineage, build, chain_id, key_of
+from harness.lineage import KEY_FORMAT, BundledChain, CellScience, Chain, Lineage, build, chain_id, in_order, key_of
 from harness.metrics import VERSIONS
-from harness.regimes import check_supply, recipe
+from harness.regimes import RULES, check_supply, recipe
 from harness.store import Store
+
+ROWS = "rows.npy"
+
+
+def rows_science(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an array's science that decides its folder in the store: its content."""
+    return {"kind": "array", "content": spec["content"]}
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,8 @@ class Prepared:
         study: The expanded configuration.
         data: One entry per cell.
         sciences: One entry per cell.
-        lineage: The graph of all generations.
+        lineage: The graph of all generations that are run one by one.
+        bundles: The chains that are run in bundles.
         parameters: Parameters of each cell's model; None where unknown or not a language model.
         configs: What gangs get, one entry per cell: a hub model is pinned to the revision that its keys name.
         externals: Path and fingerprint of each cell's fixed corpus; None where there is none.
@@ -76,15 +90,21 @@ class Prepared:
     data: tuple[PreparedData, ...]
     sciences: tuple[CellScience, ...]
     lineage: Lineage
+    bundles: tuple[BundledChain, ...]
     parameters: tuple[int | None, ...]
     configs: tuple[Config, ...]
     externals: tuple[tuple[str, str] | None, ...]
 
-    def cell(self, chain: Chain) -> Cell:
+    @property
+    def chains(self) -> list[Chain | BundledChain]:
+        """All chains, in the order of cells, then seeds."""
+        return sorted([*self.lineage.chains, *self.bundles], key=lambda chain: (chain.cell, self.study.seeds.index(chain.seed)))
+
+    def cell(self, chain: Chain | BundledChain) -> Cell:
         """The cell of a chain."""
         return self.study.cells[chain.cell]
 
-    def axes(self, chain: Chain) -> dict[str, Any]:
+    def axes(self, chain: Chain | BundledChain) -> dict[str, Any]:
         """The values of a chain's axes, by column."""
         return dict(self.cell(chain).axes)
 
@@ -96,20 +116,29 @@ class _Data:
         self.store, self.scratch = store, scratch
         self.found: dict[str, PreparedData] = {}
 
-    def get(self, config: TextData | GaussianData | ImageData) -> PreparedData:
+    def get(self, config: TextData | ImageData | AnalyticData) -> PreparedData:
         name = config.model_dump_json()
         if name not in self.found:
             self.found[name] = self._prepare(config)
         return self.found[name]
 
-    def _prepare(self, config: TextData | GaussianData | ImageData) -> PreparedData:
+    def _prepare(self, config: TextData | ImageData | AnalyticData) -> PreparedData:
         if isinstance(config, ImageData):
             return self._images(config)
-        return self._gaussian(config) if isinstance(config, GaussianData) else self._text(config)
+        return self._text(config) if isinstance(config, TextData) else self._analytic(config)
 
-    @staticmethod
-    def _gaussian(config: GaussianData) -> PreparedData:
-        return PreparedData({"kind": "gaussian", **science(config)}, None, None, GaussianTruth(config))
+    def _analytic(self, config: AnalyticData) -> PreparedData:
+        truth = make_truth(config)
+        spec = truth_science(truth)
+        if not isinstance(truth, ArrayTruth):
+            return PreparedData(spec, None, None, truth)
+        key = key_of(rows_science(spec))
+        folder = self.store.path("data", key)
+        if not self.store.sound("data", key):
+            folder = self.scratch / key
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / ROWS, truth.rows, allow_pickle=False)
+        return PreparedData(spec, folder, key, truth)
 
     def _images(self, config: ImageData) -> PreparedData:
         source = images.read_images(config)
@@ -151,6 +180,7 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
         InputError: Anything the user gave is wrong.
     """
     study = expand(load_file(path, assignments))
+    check_claims(study)
     try:
         return _resolve(study, _Data(store, scratch))
     except DataError as error:
@@ -160,25 +190,67 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
 def _resolve(study: Study, data_of: _Data) -> Prepared:
     data, sciences, parameters, externals = [], [], [], []
     packed: dict[tuple[str, str], ExternalCorpus] = {}
-    for cell in study.cells:
+    sources = resolve_sources(study)
+    for index, cell in enumerate(study.cells):
         prepared = data_of.get(cell.config.data)
         real, source = prepared.real, cell.config.regime.source
         count = _parameters(cell.config, real)
-        external = None
+        external, teacher = None, None
         if isinstance(source, CorpusSource):
             if not isinstance(real, TextCorpus):
                 raise DataError("regime.source: a fixed corpus is text, the real data are not")
             name = (source.corpus, cell.config.data.model_dump_json())
             external = packed.setdefault(name, packed.get(name) or real.external(source.corpus))
+        if isinstance(source, ModelSource) and isinstance(source.model, dict):
+            teacher = _teacher(real, source)
         supply = len(external.examples) if external else None
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         data.append(prepared)
         parameters.append(count)
-        externals.append((str(Path(source.corpus).absolute()), external.fingerprint) if external and source != "self" else None)
-        sciences.append(_science(cell.config, prepared, external.fingerprint if external else None, count))
-    lineage = _lineage(study, sciences)
+        externals.append(
+            (str(Path(source.corpus).absolute()), external.fingerprint) if external and isinstance(source, CorpusSource) else None
+        )
+        origin = external.fingerprint if external else teacher
+        sciences.append(replace(_science(cell.config, prepared, origin, count), source=sources[index]))
+    _check_sources(study, sciences)
+    lineage, bundles = _lineage(study, sciences)
     configs = tuple(_pinned(cell.config) for cell in study.cells)
-    return Prepared(study, tuple(data), tuple(sciences), lineage, tuple(parameters), configs, tuple(externals))
+    return Prepared(study, tuple(data), tuple(sciences), lineage, bundles, tuple(parameters), configs, tuple(externals))
+
+
+def _teacher(real: RealData, source: ModelSource) -> dict[str, Any]:
+    """What a fixed teacher is, for the key."""
+    if not isinstance(real, Truth):
+        raise DataError(
+            "regime.source: {model: ...} names fields of analytic data; for text, use {cell: ...} with a chain of a larger "
+            "model, or {corpus: ...} with what a teacher wrote"
+        )
+    return truth_science(make_teacher(real.config, source))
+
+
+def _check_sources(study: Study, sciences: list[CellScience]) -> None:
+    """Check that a chain can read what its source writes."""
+    for cell, item in zip(study.cells, sciences, strict=True):
+        if item.source is None:
+            continue
+        other, who = study.cells[item.source], sciences[item.source]
+        where = f"regime.source: cell {dict(other.axes)}"
+        if {**item.data, "num_examples": 0} != {**who.data, "num_examples": 0}:
+            raise DataError(f"{where} has other data than the cell that reads it; both need the same data section")
+        source = cell.config.regime.source
+        fixed = source.generation if isinstance(source, CellSource) else 0
+        needed = cell.config.generations - 1 if fixed is None else fixed
+        if other.config.generations < needed:
+            raise DataError(
+                f"{where} has generations up to {other.config.generations}, the cell that reads it needs generation {needed}"
+            )
+        if is_bundled(other.config) != is_bundled(cell.config):
+            raise DataError(f"{where}: resources.bundled must be the same in both cells")
+
+
+def is_bundled(config: Config) -> bool:
+    """Whether a cell's chains are run in bundles."""
+    return config.learner.kind in BUNDLED and config.resources.bundled
 
 
 def _pinned(config: Config) -> Config:
@@ -204,16 +276,22 @@ def commit_data(prepared: Prepared, store: Store) -> None:
         if item.folder != store.path("data", item.key):
             staged = store.stage(item.key)
             shutil.copytree(item.folder, staged, dirs_exist_ok=True)
-            store.commit("data", item.key, staged, prepared_science(item.spec))
+            spec = rows_science(item.spec) if isinstance(item.real, Truth) else prepared_science(item.spec)
+            store.commit("data", item.key, staged, spec)
 
 
 def load_data(config: Config, store: Store, key: str | None) -> RealData:
     """The real data of a cell, from the store."""
-    if isinstance(config.data, GaussianData):
-        return GaussianTruth(config.data)
-    assert key is not None
     if isinstance(config.data, ImageData):
+        assert key is not None
         return ImageSet(store.path("data", key), config.data.num_examples)
+    if isinstance(config.data, ArrayData):
+        assert key is not None
+        rows = str(store.path("data", key) / ROWS)
+        return make_truth(config.data.model_copy(update={"path": rows, "columns": None}))
+    if not isinstance(config.data, TextData):
+        return make_truth(config.data)
+    assert key is not None
     return TextCorpus(store.path("data", key), config.data.num_examples)
 
 
@@ -236,7 +314,13 @@ def _parameters(config: Config, real: RealData) -> int | None:
     return num_parameters(known, int(vocabulary), int(context or 0)) if known and vocabulary else None
 
 
-def _science(config: Config, data: PreparedData, external: str | None, parameters: int | None) -> CellScience:
+def _seconds_per_example(kind: str, width: int) -> float:
+    """Rough seconds of a cheap learner's generation per training example, to share work out evenly."""
+    each = {"vae": 1.5e-3, "mixture": 3e-5, "kde": 6e-6, "discrete": 4e-8}
+    return each.get(kind, 1.2e-8 * width + 1.5e-10 * width**2) + 1e-7
+
+
+def _science(config: Config, data: PreparedData, external: Any, parameters: int | None) -> CellScience:
     """The parts of a cell's keys."""
     learner, n = config.learner, data.real.num_examples
     version = LEARNERS[learner.kind][0]
@@ -253,15 +337,21 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
         first = "pretrained" if model.pretrained else "scratch"
         init = first if learner.init == "previous" else learner.init
         cost = 6.0 * (parameters or 1e8) * config.data.block_size
-    if isinstance(learner, Vae):
+    else:
         fit.pop("init", None)
-        init = "scratch"
+        kind = getattr(learner, "init", None)
+        init = None if kind is None else "scratch"
+        cost = _seconds_per_example(learner.kind, getattr(data.real, "width", 1))
     evaluated = min(n, config.evaluate.examples)
     evaluation: dict[str, Any] = {"metrics": VERSIONS[learner.kind]}
+    found = science(config.evaluate)
     if isinstance(learner, LanguageModel):
-        evaluation |= {**science(config.evaluate), "examples": evaluated}
-    if isinstance(learner, Vae):
+        evaluation |= {**found, "examples": evaluated}
+    elif isinstance(learner, Vae):
         evaluation |= {"examples": evaluated}
+    else:
+        found.pop("prompts", None)
+        evaluation |= {**found, **({"examples": evaluated} if "examples" in found or "ranges" in found else {})}
     return CellScience(
         data={**data.spec, "num_examples": n},
         fit=fit,
@@ -270,7 +360,7 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
         filters=[{**science(item), "version": curation.VERSIONS[item.kind]} for item in config.filters],
         recipe=partial(recipe, config.regime, n, external=external),
         init=init,
-        init_previous=isinstance(learner, LanguageModel | Vae) and learner.init == "previous",
+        init_previous=getattr(learner, "init", None) == "previous",
         previous_prompts=isinstance(learner, LanguageModel) and learner.sample.prompt == "previous_prefix",
         n=n,
         evaluated=evaluated,
@@ -279,9 +369,10 @@ def _science(config: Config, data: PreparedData, external: str | None, parameter
     )
 
 
-def _lineage(study: Study, sciences: list[CellScience]) -> Lineage:
+def _lineage(study: Study, sciences: list[CellScience]) -> tuple[Lineage, tuple[BundledChain, ...]]:
     names: list[dict[str, Any]] = []
     for cell, item in zip(study.cells, sciences, strict=True):
+        regime = science(cell.config.regime) | {"source": _source_name(item)}
         names.append(
             {
                 "data": item.data,
@@ -289,9 +380,14 @@ def _lineage(study: Study, sciences: list[CellScience]) -> Lineage:
                 "sampling": dict(item.sampling) | {"version": None},
                 "evaluation": science(cell.config.evaluate),
                 "filters": [science(found) for found in cell.config.filters],
-                "regime": science(cell.config.regime) | {"source": _source_name(item)},
+                "regime": regime,
             }
         )
+    order = in_order(dict(enumerate(sciences)))
+    for index in order:
+        source = sciences[index].source
+        if source is not None:
+            names[index]["regime"]["source"] = {"cell": key_of({"cell": names[source]}), **_fixed(study.cells[index].config)}
 
     def name(index: int, seed: int) -> str:
         suffix = f"-G{study.cells[index].config.generations}" if study.generations_is_axis else ""
@@ -303,7 +399,40 @@ def _lineage(study: Study, sciences: list[CellScience]) -> Lineage:
         if other != index:
             both = f"{dict(study.cells[other].axes)} and {dict(cell.axes)}"
             raise ConfigError([study.source.problem("grid", f"two cells are the same science: {both}")])
-    return build(sciences, name, study.seeds)
+    bundled = [index for index, cell in enumerate(study.cells) if is_bundled(cell.config)]
+    identities: dict[int, dict[str, Any]] = {}
+    for index in order:
+        if index in bundled:
+            identities[index] = _bundle_identity(study.cells[index].config, sciences[index], identities)
+    chains = tuple(
+        BundledChain(
+            name(index, seed), index, seed, key_of({**identities[index], "seed": seed}), study.cells[index].config.generations
+        )
+        for index in bundled
+        for seed in study.seeds
+    )
+    single = {index: item for index, item in enumerate(sciences) if index not in set(bundled)}
+    return build(single, name, study.seeds), chains
+
+
+def _fixed(config: Config) -> dict[str, int]:
+    """The generation of a source cell that every generation reads, where there is one."""
+    source = config.regime.source
+    return {"generation": source.generation} if isinstance(source, CellSource) and source.generation is not None else {}
+
+
+def _bundle_identity(config: Config, item: CellScience, others: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the chains of a cell are known by in bundles: all of its science but seed and length."""
+    source = _source_name(item) if item.source is None else {"cell": key_of(others[item.source]), **_fixed(config)}
+    return {
+        "format": KEY_FORMAT,
+        "data": item.data,
+        "learner": {**item.fit, **({"init": config.learner.init} if hasattr(config.learner, "init") else {})},
+        "sampling": item.sampling,
+        "evaluation": item.evaluation,
+        "filters": list(item.filters),
+        "regime": {**science(config.regime), "source": source, "version": RULES[config.regime.kind][0]},
+    }
 
 
 def _source_name(item: CellScience) -> Any:

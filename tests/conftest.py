@@ -42,8 +42,10 @@ GAUSSIAN: dict[str, Any] = {
     "learner": {"kind": "gaussian"},
     "regime": {"kind": "replace", "synthetic_ratio": 1.0},
     "generations": 3,
+    "resources": {"bundled": False},
     "tracking": {"wandb": "disabled"},
 }
+"""A chain of milliseconds that goes through the store generation by generation, as large models do."""
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -124,3 +124,34 @@ def test_what_the_hub_has_not_is_one_message(hub: Hub, make_config: Make, tmp_pa
     done = harness("plan", config, "--root", tmp_path / "root", **environment(hub, tmp_path / "cache"))
     assert done.returncode == 2, done.stderr
     assert expected in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_pretrained_model_teaches_one_that_starts_from_scratch(make_config: Make, tmp_path: Path, hub: Hub) -> None:
+    """``regime.source: {model: NAME}``: the teacher writes one corpus, as it is; every generation learns from it."""
+    changes = {**CHANGES, "learner.model": {"architecture": "gpt2", "num_layers": 1, "width": 16, "num_heads": 2}}
+    config = make_config(
+        TEXT,
+        **{
+            **changes,
+            "learner.init": "scratch",
+            "generations": 2,
+            "regime.source": {"model": "lab/small"},
+            "retention.weights": "all",
+        },
+    )
+    root = tmp_path / "root"
+    done = harness("run", config, "--root", root, **environment(hub, tmp_path / "cache"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(harness("export", config, "--root", root, "--format", "json", **environment(hub, tmp_path / "cache")).stdout)
+    assert sorted(row["generation"] for row in rows) == [0, 0, 1, 2], "the teacher is a chain of one generation"
+    from safetensors.numpy import load_file
+    from safetensors.torch import load_file as load_weights
+
+    teacher = next(row for row in rows if [r["chain"] for r in rows].count(row["chain"]) == 1)
+    weights = load_weights(root / "fits" / teacher["key"] / "model.safetensors")
+    original = load_weights(next((tmp_path / "cache").rglob("model.safetensors")))
+    assert set(original) == set(weights)
+    assert all((original[name].to(weights[name].dtype) == weights[name]).all() for name in weights), "not one step was taken"
+    pupil = {row["generation"]: row for row in rows if row["chain"] != teacher["chain"]}
+    origins = [load_file(root / "fits" / pupil[g]["key"] / "training_set.safetensors")["origin"] for g in (1, 2)]
+    assert all((origin == 0).all() for origin in origins)

@@ -63,6 +63,13 @@ def test_a_golden_configuration_has_golden_keys(make_config: Make, prepare: Any,
         assert [chain.id for chain in prepared.lineage.chains] == entry["chains"]
 
 
+def test_golden_bundles_have_golden_keys(make_config: Make, prepare: Any) -> None:
+    for entry in GOLDEN["bundles"]:
+        found = prepare(make_config(entry["config"]))
+        assert [chain.key for chain in found.bundles] == entry["keys"]
+        assert [chain.id for chain in found.bundles] == entry["chains"]
+
+
 def test_execution_and_paths_never_enter_a_key(make_config: Make, prepare: Any, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for name in ("one.txt", "a/two.txt"):

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config.schema import DeduplicateFilter, RepetitionFilter
-from harness.curation import accepted
+from harness.config.schema import DeduplicateFilter, GaussianData, RepetitionFilter
+from harness.curation import Judge, accepted
+from harness.data import make_truth
 from harness.metrics import lexical, likelihood
+from harness.metrics.analytic import gaussian_metrics
 from harness.metrics.bigram import bigram_nll
-from harness.metrics.gaussian import gaussian_metrics
 from harness.records import Examples
 
+NOBODY = Judge(make_truth(GaussianData(source="gaussian")), 0, 0)
 rows = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=9), min_size=1, max_size=8)
 
 
@@ -109,20 +111,26 @@ def test_the_bigram_model_learns_a_markov_chain_to_its_entropy_rate() -> None:
 
 
 def test_gaussian_metrics() -> None:
-    metrics = gaussian_metrics(np.array([1.0, 2.0]), np.diag([2.0, 8.0]), 0.0, 2.0)
+    """N((1, 2), diag(2, 8)) against N(0, 2 I): every number by hand."""
+    covariance = np.diag([2.0, 8.0])
+    metrics = {k: v[0] for k, v in gaussian_metrics(np.array([[1.0, 2.0]]), covariance[None], np.log([16.0]), 0.0, 2.0).items()}
     assert metrics["gaussian/mean_sq_error"] == 5.0
+    assert metrics["gaussian/covariance_error"] == 6.0
     assert metrics["gaussian/trace_ratio"] == pytest.approx(10 / 4)
     assert metrics["gaussian/det_ratio"] == pytest.approx(16 / 4)
     assert metrics["gaussian/log_variance"] == pytest.approx(math.log(5))
-    assert gaussian_metrics(np.zeros(1), np.zeros((1, 1)), 0.0, 1.0)["gaussian/log_variance"] == -math.inf
+    assert metrics["gaussian/wasserstein_2"] == pytest.approx(math.sqrt(5 + (math.sqrt(8) - math.sqrt(2)) ** 2))
+    assert metrics["gaussian/kl"] == pytest.approx(0.5 * ((10 + 5) / 2 - 2 - math.log(16 / 4)))
+    nothing = gaussian_metrics(np.zeros((1, 1)), np.zeros((1, 1, 1)), np.array([-np.inf]), 0.0, 1.0)
+    assert nothing["gaussian/log_variance"][0] == -math.inf
 
 
 @given(rows, rows)
 def test_filters_keep_their_verdicts_when_a_corpus_grows(first: list[list[int]], more: list[list[int]]) -> None:
     filters = (DeduplicateFilter(kind="deduplicate"), RepetitionFilter(kind="repetition", n=2, max_share=0.3))
     short, long = examples(first), examples(first + more)
-    kept = accepted(filters, long)
-    assert accepted(filters, short).tolist() == [i for i in kept.tolist() if i < len(first)]
+    kept = accepted(filters, long, NOBODY)
+    assert accepted(filters, short, NOBODY).tolist() == [i for i in kept.tolist() if i < len(first)]
     texts = [tuple((first + more)[i]) for i in kept]
     assert len(texts) == len(set(texts))
     assert all(len(grams(list(t), 2)) == 0 or 1 - len(set(grams(list(t), 2))) / len(grams(list(t), 2)) <= 0.3 for t in texts)

@@ -149,3 +149,23 @@ def test_the_key_holds_only_what_the_training_set_depends_on() -> None:
         recipe(Regime(kind="replace", synthetic_ratio=0.5, real_part="fixed"), 10, 1).spec
         != recipe(Regime(kind="replace", synthetic_ratio=0.5), 10, 1).spec
     )
+
+
+def test_refresh_at_named_generations_with_fewer_examples() -> None:
+    regime = Regime(kind="accumulate", refresh={"at": [2], "init": "scratch", "examples": 7})
+    assert [is_refresh(regime, g) for g in range(5)] == [False, False, True, False, False]
+    made = recipe(regime, 20, 2)
+    assert made.size == 7 and made.spec["examples"] == 7
+    drawn = draw(made, 20, 0, 2)
+    assert drawn.origin.tolist() == [REAL] * 7 and drawn.index.tolist() == list(range(7))
+    every = recipe(Regime(kind="accumulate", refresh={"every": 2}), 20, 2)
+    same = recipe(Regime(kind="accumulate", refresh={"at": [2]}), 20, 2)
+    assert every == same, "however a refresh is named, what it trains on is the same"
+
+
+def test_a_fixed_teacher_of_the_grid_writes_one_generation_for_all() -> None:
+    regime = Regime(kind="replace", synthetic_ratio=0.5, source={"cell": {"a.b": 1}, "generation": 0})
+    for generation in (1, 2, 5):
+        assert [part.origin for part in recipe(regime, 10, generation).parts] == [REAL, 0]
+    with pytest.raises(ValueError, match="fixed source"):
+        Regime(kind="accumulate", source={"cell": {"a.b": 1}, "generation": 0})

@@ -135,13 +135,13 @@ def test_what_enters_which_key(make_config: Make, tmp_path: Path, change: dict[s
 
 BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"resources.ranks": 2}, ("resources.ranks", "found 2", "one rank")),
-    ({"data": {"source": "gaussian"}}, ("data.source", "vae reads images", "'gaussian'", "kind: images")),
-    ({"data": {"source": "python-docs"}}, ("data.source", "vae reads images", "'python-docs'")),
-    ({"learner": {"kind": "gaussian"}}, ("data.source", "'digits' is images", "not gaussian")),
+    ({"data": {"source": "gaussian"}}, ("data.source", "vae reads images data", "'gaussian' is gaussian")),
+    ({"data": {"source": "python-docs"}}, ("data.source", "vae reads images data", "'python-docs' is text", "kind: images")),
+    ({"learner": {"kind": "gaussian"}}, ("data.source", "learner gaussian reads gaussian", "'digits' is images")),
     ({"data.block_size": 4}, ("data.block_size", "unknown field", "image_field")),
     ({"data.num_examples": "many"}, ("data.num_examples", "'many'", "integer")),
-    ({"filters": [{"kind": "deduplicate"}]}, ("filters", "read text")),
-    ({"regime.source": {"corpus": "x"}}, ("regime.source", "images")),
+    ({"filters": [{"kind": "deduplicate"}]}, ("filters", "deduplicate reads text, not images")),
+    ({"regime.source": {"corpus": "x"}}, ("regime.source", "images", "{cell: ...}")),
     ({"regime.budget": "tokens"}, ("regime.budget", "examples, steps")),
     ({"regime.refresh": {"every": 2, "init": "pretrained"}}, ("regime.refresh.init", "scratch, previous")),
     ({"evaluate.prompts": 3}, ("evaluate.prompts", "not used by learner vae")),

@@ -12,18 +12,15 @@ from safetensors.numpy import save_file
 from harness.chain.checkpoints import adopt, save_checkpoint
 from harness.chain.context import Context
 from harness.chain.plan import Plan, Site
-from harness.config.schema import LanguageModel
-from harness.curation import accepted
+from harness.config.schema import LanguageModel, ModelSource
+from harness.curation import Judge, first_accepted, undetected
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
 from harness.learners.base import EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
 from harness.lineage import Node
-from harness.records import EXTERNAL, REAL, Examples, Record, Status, finite_or_none
+from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none
 from harness.regimes import draw
 from harness.store import Workplace
-
-MAX_OVERSAMPLING = 20
-"""A filtered corpus is sampled until enough examples pass, at most this many times the number needed."""
 
 
 class Branch(Context):
@@ -48,12 +45,19 @@ class Branch(Context):
 
     def _build(self, node: Node) -> TrainingSet:
         drawn = draw(node.recipe, self.data.num_examples, node.seed, node.generation)
+        kept = undetected(self.plan.config.filters, drawn.origin, node.seed, node.generation)
+        if kept is not None:
+            if not kept.any():
+                raise LearnerError(f"filters: the detector drops all training examples of generation {node.generation}")
+            drawn = drawn.take(kept)
         sources: dict[int, Examples] = {}
         for part in node.recipe.parts:
             if part.origin == REAL:
                 sources[REAL] = self.data.real(node.seed, max(part.offset + part.count, self.data.num_examples))
             elif part.origin == EXTERNAL:
                 sources[EXTERNAL] = self._external()
+            elif part.origin == TEACHER:
+                sources[TEACHER] = self._teacher(node, part.count)
             else:
                 sources[part.origin] = self.filtered(self.plan.nodes[node.corpora[part.origin]], part.count)
         width = max(source.values.shape[1] for source in sources.values())
@@ -76,20 +80,18 @@ class Branch(Context):
             raise LearnerError(f"regime.source: {path} has changed since this run began; run the command again")
         return found.examples
 
+    def _teacher(self, node: Node, count: int) -> Examples:
+        from harness.data.analytic import Truth, make_teacher
+
+        assert isinstance(self.data, Truth) and isinstance(self.plan.config.regime.source, ModelSource)
+        teacher = make_teacher(self.data.config, self.plan.config.regime.source)
+        judge = Judge(self.data, node.seed, node.generation)
+        return first_accepted(self.plan.config.filters, lambda raw: teacher.lesson(node.seed, node.generation, raw), count, judge)
+
     def filtered(self, node: Node, count: int) -> Examples:
         """The first ``count`` examples of a node's corpus that pass the filters; samples more of it where too few do."""
-        filters, raw = self.plan.config.filters, count
-        while True:
-            examples = self.corpus(node, raw)
-            index = accepted(filters, examples)
-            if len(index) >= count:
-                return examples.take(index[:count])
-            if raw >= MAX_OVERSAMPLING * count:
-                raise LearnerError(
-                    f"filters: {len(index)} of {raw} examples of generation {node.generation} pass, {count} are needed; "
-                    "the filters reject nearly everything this model writes"
-                )
-            raw = min(MAX_OVERSAMPLING * count, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
+        judge = Judge(self.data, node.seed, node.generation)
+        return first_accepted(self.plan.config.filters, lambda raw: self.corpus(node, raw), count, judge)
 
     def corpus(self, node: Node, count: int) -> Examples:
         """The first ``count`` raw examples of a node's corpus; a damaged shard is sampled again."""
@@ -125,6 +127,11 @@ class Branch(Context):
         return self.on_rank_0(look)
 
     def _fit(self, node: Node) -> None:
+        if node.fit in self.plan.foreign:
+            raise DamagedError(
+                f"more examples of generation {node.generation} of the cell in regime.source are needed than it has, and this "
+                "cell's learner cannot write them: run the command again if something is damaged, or relax the filters"
+            )
         refit = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
         if node.init_from is not None:
             self.fit(self.plan.nodes[node.init_from])
@@ -253,6 +260,8 @@ class Branch(Context):
                     )
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
+            if found.degenerate:
+                status = "degenerate"
         if self.ranks.rank == 0:
             parent = None if node.previous is None else self.plan.nodes[node.previous].fit
             record = Record(

@@ -24,6 +24,7 @@ class Plan:
         nodes: These and all nodes they descend from.
         specs: Key to spec, for everything that may be committed.
         examples: Corpus key to the number of examples that the grid reads.
+        foreign: Fits of other cells' chains, whose corpora this one only reads.
         external: Path and fingerprint of the fixed corpus; None where there is none.
         attempt: 1 for the first try.
         commit: Revision of the source, for provenance.
@@ -36,6 +37,7 @@ class Plan:
     nodes: Mapping[str, Node]
     specs: Mapping[str, Mapping[str, Any]]
     examples: Mapping[str, int]
+    foreign: frozenset[str] = frozenset()
     external: tuple[str, str] | None = None
     attempt: int = 1
     commit: str = ""

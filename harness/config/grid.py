@@ -12,13 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from harness.config.load import nearest, section_classes, validate
 from harness.config.presets import preset_names, resolve_model
-from harness.config.schema import Config, LanguageModel, Override, TextData
+from harness.config.schema import CellSource, Config, LanguageModel, ModelSource, Override, TextData
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
 
-SHARED_SECTIONS = ("experiment", "tracking", "seed")
+SHARED_SECTIONS = ("experiment", "tracking", "seed", "claims")
 """Fields that all cells of a grid share."""
-EXECUTION_SECTIONS = ("experiment", "resources", "retention", "tracking")
+EXECUTION_SECTIONS = ("experiment", "resources", "retention", "tracking", "claims")
 """Fields that never change a result: an axis over one would ask for the same chain twice."""
 
 
@@ -33,6 +33,8 @@ class Cell:
 
     config: Config
     axes: Mapping[str, Any]
+    teacher: bool = False
+    """Not in the grid: a pretrained model as it is, whose corpus other cells read."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def expand(source: Source) -> Study:
         if index not in used:
             raise source.error(f"overrides.{index}.when", f"matches no cell: {dict(overrides[index].when)}")
     base = cells[0].config
+    cells += _teachers(source, cells)
     if seeds is None:
         seeds = [base.seed]
     for index, seed in enumerate(seeds):
@@ -200,6 +203,110 @@ def _flatten(value: Any, path: str) -> dict[str, Any]:
     return {field: leaf for key, inner in value.items() for field, leaf in _flatten(inner, f"{path}.{key}").items()}
 
 
+def _teachers(source: Source, cells: Sequence[Cell]) -> list[Cell]:
+    """One cell for every pretrained model that is named as a teacher, beside the same data and sampling."""
+    found: list[Cell] = []
+    for cell in cells:
+        if isinstance(cell.config.regime.source, ModelSource) and isinstance(cell.config.regime.source.model, str):
+            made = _teacher(source, cell)
+            if made not in found:
+                found.append(made)
+    return found
+
+
+def _teacher(source: Source, cell: Cell) -> Cell:
+    assert isinstance(cell.config.learner, LanguageModel) and isinstance(cell.config.regime.source, ModelSource)
+    raw = cell.config.model_dump(mode="json")
+    learner = {
+        "kind": "language_model",
+        "model": {"pretrained": cell.config.regime.source.model},
+        "init": "pretrained",
+        "train": {"max_steps": 0, "precision": cell.config.learner.train.precision},
+        "sample": cell.config.learner.sample.model_dump(mode="json", exclude_unset=True),
+    }
+    regime = {"kind": "replace", "synthetic_ratio": 1.0}
+    config = validate(source, {**raw, "learner": learner, "regime": regime, "filters": [], "generations": 0, "claims": []})
+    return Cell(config, dict.fromkeys(cell.axes), teacher=True)
+
+
+def find_cells(study: Study, wanted: Mapping[str, Any]) -> list[int]:
+    """The cells whose axes have these values; a field inside an axis of whole objects can be named too."""
+    found = []
+    for index, cell in enumerate(study.cells):
+        if cell.teacher:
+            continue
+        values = {name: cell.axes[name] if name in cell.axes else get(cell.config.model_dump(mode="json"), name) for name in wanted}
+        if all(_same(values[name], value) for name, value in wanted.items()):
+            found.append(index)
+    return found
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    return json.dumps(found, sort_keys=True, default=str) == json.dumps(wanted, sort_keys=True, default=str) or found == wanted
+
+
+def check_claims(study: Study) -> None:
+    """Check that each claim's cells are in the grid.
+
+    Raises:
+        ConfigError: A claim names no cell, or more than one.
+    """
+    for number, claim in enumerate(study.base.claims):
+        for name, wanted in (("where", claim.statistic.where), ("minus", claim.statistic.minus)):
+            if wanted is None:
+                continue
+            place = f"claims.{number}.statistic"
+            for field in wanted:
+                _check_field(study.source, place, field)
+            found = find_cells(study, wanted)
+            if len(found) != 1:
+                cells = "; ".join(str(dict(study.cells[index].axes)) for index in (found or range(len(study.cells)))[:6])
+                what = f"{len(found)} cells match" if found else "no cell matches"
+                raise study.source.error(
+                    place, f"{name} {wanted}: {what}, expected one; {'they are' if found else 'cells'}: {cells}"
+                )
+
+
+def resolve_sources(study: Study) -> list[int | None]:
+    """The cell that writes each cell's synthetic examples; None where there is no ``regime.source: {cell: ...}``.
+
+    Raises:
+        ConfigError: It is not in the grid, is not one cell, or depends on itself.
+    """
+    found: list[int | None] = []
+    for cell in study.cells:
+        source = cell.config.regime.source
+        if isinstance(source, CellSource):
+            found.append(_find_cell(study, cell, source.cell))
+        elif isinstance(source, ModelSource) and isinstance(source.model, str):
+            found.append(study.cells.index(_teacher(study.source, cell)))
+        else:
+            found.append(None)
+    for index in range(len(found)):
+        path = [index]
+        while (following := found[path[-1]]) is not None:
+            if following in path:
+                names = " -> ".join(str(dict(study.cells[step].axes)) for step in (*path, following))
+                raise study.source.error("regime.source", f"the cell depends on itself: {names}")
+            path.append(following)
+    return found
+
+
+def _find_cell(study: Study, cell: Cell, wanted: Mapping[str, Any]) -> int:
+    for name in wanted:
+        if name not in study.columns:
+            allowed = ", ".join(study.columns) or "none, the grid has no axes"
+            raise study.source.error(
+                "regime.source", f"cell names {name!r}, which is no axis{nearest(name, study.columns)}; axes: {allowed}"
+            )
+    target = {**cell.axes, **({"regime.source": "self"} if "regime.source" in study.columns else {}), **wanted}
+    in_grid = [(index, other) for index, other in enumerate(study.cells) if not other.teacher]
+    matches = [index for index, other in in_grid if all(other.axes[name] == target[name] for name in study.columns)]
+    if not matches:
+        raise study.source.error("regime.source", f"no cell of the grid has {target}")
+    return matches[0]
+
+
 def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> None:
     """What needs a preset's content or two sections: the preset's name, context, pretrained tokenizer."""
     learner, data = config.learner, config.data
@@ -238,4 +345,4 @@ def sequence_length(config: Config) -> int:
     return config.data.block_size if kept else prompt + config.data.block_size
 
 
-__all__ = ["Cell", "Study", "expand", "prompt_length", "put", "sequence_length"]
+__all__ = ["Cell", "Study", "check_claims", "expand", "find_cells", "prompt_length", "put", "resolve_sources", "sequence_length"]

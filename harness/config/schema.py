@@ -111,6 +111,119 @@ class GaussianData(Section):
     variance: Annotated[float, Field(gt=0)] = since(1.0)
 
 
+class DiscreteData(Section):
+    """A distribution over K outcomes as the real one."""
+
+    source: Literal["discrete"]
+    probabilities: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = since(None)
+    """One number per outcome; they sum to 1."""
+    outcomes: Annotated[int, Field(ge=2, le=1_000_000)] | None = since(None)
+    """K outcomes: equally likely, or by ``zipf``."""
+    zipf: Annotated[float, Field(gt=0)] | None = since(None)
+    """Outcome k = 1..K has a probability proportional to k to the power -zipf."""
+    num_examples: Annotated[int, Field(ge=1)] = since(100)
+    stratified: bool = since(False)
+    """The real examples hold each outcome as often as its probability says, to the nearest example, instead of at random."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> DiscreteData:
+        if (self.probabilities is None) == (self.outcomes is None):
+            raise ValueError("give exactly one of probabilities or outcomes")
+        if self.probabilities is not None:
+            if len(self.probabilities) < 2:
+                raise ValueError("probabilities: one outcome cannot collapse; give at least 2")
+            if abs(sum(self.probabilities) - 1) > 1e-9:
+                raise ValueError(f"probabilities: sum to {sum(self.probabilities):.6g}, expected 1")
+            if self.zipf is not None:
+                raise ValueError("zipf goes with outcomes, not with probabilities")
+        return self
+
+
+class LinearData(Section):
+    """y = w.x + noise, x from N(0, I), w of length 1 with equal coordinates, as the real distribution."""
+
+    source: Literal["linear"]
+    dim: PositiveInt = since(10)
+    num_examples: Annotated[int, Field(ge=2)] = since(100)
+    noise_variance: Annotated[float, Field(ge=0)] = since(1.0)
+    labels: Literal["real", "sign"] = since("real")
+    """``sign``: y is the sign of w.x, without noise."""
+    flipped: Share = since(0.0)
+    """Share of the labels that are wrong, with ``labels: sign``."""
+    shift: float = since(0.0)
+    """Length of a fixed vector, at a right angle to w where dim allows, that is added to w: for a teacher that is wrong."""
+
+    @model_validator(mode="after")
+    def _flips_signs(self) -> LinearData:
+        if self.flipped and self.labels != "sign":
+            raise ValueError("flipped only goes with labels: sign")
+        return self
+
+
+class Component(Section):
+    """One component of a mixture of normal distributions."""
+
+    weight: Annotated[float, Field(gt=0, le=1)]
+    mean: tuple[float, ...]
+    std: Annotated[float, Field(gt=0)]
+
+
+class MixtureData(Section):
+    """A mixture of isotropic normal distributions as the real one."""
+
+    source: Literal["mixture"]
+    components: Annotated[tuple[Component, ...], Field(min_length=1)]
+    num_examples: Annotated[int, Field(ge=2)] = since(100)
+    stratified: bool = since(False)
+    """Each component gives as many of the real examples as its weight says, to the nearest example, instead of at random."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> MixtureData:
+        if len({len(component.mean) for component in self.components}) > 1:
+            raise ValueError("components: all means need as many coordinates")
+        total = sum(component.weight for component in self.components)
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"components: the weights sum to {total:.6g}, expected 1")
+        return self
+
+
+class ShapeData(Section):
+    """One of the standard shapes; its geometry is fixed, so training and test examples share it."""
+
+    source: Literal["blobs", "moons", "circles", "swiss_roll"]
+    num_examples: Annotated[int, Field(ge=2)] = since(100)
+    noise: Annotated[float, Field(ge=0)] | None = since(None)
+    """Standard deviation around the shape; 1 for blobs and 0.05 for the others when null."""
+
+
+class ArrayData(Section):
+    """Rows of numbers from a file as the real distribution."""
+
+    source: Literal["array"]
+    path: str
+    """A .npy file of shape [rows] or [rows, columns], or a .parquet file."""
+    columns: tuple[str, ...] | None = since(None)
+    """Columns of a .parquet file; all when null."""
+    num_examples: Annotated[int, Field(ge=2)] | None = since(None)
+    """Training examples; all when null. The rest is the reservoir of ``fresh_real``."""
+    test: Annotated[float, Field(gt=0, lt=0.9)] = since(0.1)
+    """Share of the rows that is held out."""
+
+
+DATA_TAGS = {
+    "gaussian": "gaussian",
+    "discrete": "discrete",
+    "linear": "linear",
+    "mixture": "mixture",
+    "blobs": "shape",
+    "moons": "shape",
+    "circles": "shape",
+    "swiss_roll": "shape",
+    "array": "array",
+}
+"""Source to section; every other source is text."""
+
+
 class ImageSplit(Section):
     """The share of the images that is held out, by a fixed shuffle."""
 
@@ -156,13 +269,21 @@ def _data_tag(value: Any) -> str:
     source = value.get("source") if isinstance(value, Mapping) else getattr(value, "source", None)
     if is_image_data(value):
         return "images"
-    return "gaussian" if source == "gaussian" else "text"
+    return DATA_TAGS.get(source, "text") if isinstance(source, str) else "text"
 
 
 Data = Annotated[
-    Annotated[TextData, Tag("text")] | Annotated[GaussianData, Tag("gaussian")] | Annotated[ImageData, Tag("images")],
+    Annotated[TextData, Tag("text")]
+    | Annotated[GaussianData, Tag("gaussian")]
+    | Annotated[DiscreteData, Tag("discrete")]
+    | Annotated[LinearData, Tag("linear")]
+    | Annotated[MixtureData, Tag("mixture")]
+    | Annotated[ShapeData, Tag("shape")]
+    | Annotated[ArrayData, Tag("array")]
+    | Annotated[ImageData, Tag("images")],
     Discriminator(_data_tag),
 ]
+AnalyticData = GaussianData | DiscreteData | LinearData | MixtureData | ShapeData | ArrayData
 
 # --- learners -------------------------------------------------------------------------------------------------------------
 
@@ -212,8 +333,8 @@ class Train(Section):
 
     epochs: PositiveInt = since(1)
     """Passes over the training set."""
-    max_steps: PositiveInt | None = since(None)
-    """Optimizer steps, instead of epochs."""
+    max_steps: Annotated[int, Field(ge=0)] | None = since(None)
+    """Optimizer steps, instead of epochs; 0 takes a pretrained model as it is."""
     batch_size: PositiveInt = since(16)
     """Examples per optimizer step, all ranks together."""
     learning_rate: Annotated[float, Field(gt=0)] = since(1e-3)
@@ -281,6 +402,8 @@ class LanguageModel(Section):
     def _init_fits(self) -> LanguageModel:
         if self.init == "pretrained" and self.model.pretrained is None:
             raise ValueError("init: pretrained needs model: {pretrained: NAME}")
+        if self.train.max_steps == 0 and self.init != "pretrained":
+            raise ValueError("train.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained")
         return self
 
 
@@ -290,6 +413,46 @@ class Gaussian(Section):
     kind: Literal["gaussian"]
     estimator: Literal["mle", "unbiased"] = since("mle")
     """Divide the scatter matrix by n (mle) or n - 1 (unbiased)."""
+
+
+class Mixture(Section):
+    """A mixture of normal distributions, fitted by expectation-maximisation (scikit-learn's)."""
+
+    kind: Literal["mixture"]
+    components: PositiveInt = since(2)
+    covariance: Literal["full", "diag"] = since("full")
+    tolerance: Annotated[float, Field(gt=0)] = since(1e-3)
+    """The fit ends when the mean log-likelihood gains less than this."""
+    max_iterations: PositiveInt = since(100)
+    regularisation: Annotated[float, Field(ge=0)] = since(1e-6)
+    """Added to the diagonal of every covariance."""
+    init: Literal["scratch", "previous"] = since("scratch")
+    """``scratch``: k-means each generation; ``previous``: go on from the previous generation's parameters."""
+
+
+class Kde(Section):
+    """A kernel density estimate."""
+
+    kind: Literal["kde"]
+    kernel: Literal["gaussian"] = since("gaussian")
+    bandwidth: Annotated[float, Field(gt=0)] | Literal["scott", "silverman"] = since("scott")
+    """Standard deviation of the kernel in every coordinate, or a rule: scott n^(-1/(d+4)), silverman (n(d+2)/4)^(-1/(d+4))."""
+
+
+class Discrete(Section):
+    """Frequencies of outcomes."""
+
+    kind: Literal["discrete"]
+
+
+class LinearRegression(Section):
+    """Least squares; samples new labels with the data's noise."""
+
+    kind: Literal["linear_regression"]
+    design: Literal["fixed", "fresh"] = since("fixed")
+    """``fixed``: every generation labels the real examples' x anew; ``fresh``: new x each generation."""
+    ridge: Annotated[float, Field(ge=0)] = since(0.0)
+    """Added to the diagonal of X'X."""
 
 
 class VaeTrain(Section):
@@ -326,7 +489,19 @@ class Vae(Section):
     sample: VaeSample = since(VaeSample())
 
 
-Learner = Annotated[LanguageModel | Gaussian | Vae, Field(discriminator="kind")]
+Learner = Annotated[LanguageModel | Gaussian | Mixture | Kde | Discrete | LinearRegression | Vae, Field(discriminator="kind")]
+READS: Mapping[str, tuple[str, ...]] = {
+    "language_model": ("text",),
+    "gaussian": ("gaussian", "mixture", "shape", "array"),
+    "mixture": ("gaussian", "mixture", "shape", "array"),
+    "kde": ("gaussian", "mixture", "shape", "array"),
+    "discrete": ("discrete",),
+    "linear_regression": ("linear",),
+    "vae": ("images",),
+}
+"""Learner to the kinds of data that it can be fitted to."""
+BUNDLED = ("gaussian", "mixture", "kde", "discrete", "linear_regression")
+"""Learners so cheap that many chains are run and committed together."""
 
 # --- regime, filters, evaluation ----------------------------------------------------------------------------------------------
 
@@ -342,12 +517,40 @@ class CorpusSource(Section):
     """A .txt, .jsonl or .parquet file, or a folder of them."""
 
 
+class CellSource(Section):
+    """Synthetic examples from another chain of the grid, with the same seed."""
+
+    cell: Annotated[dict[str, Any], Field(min_length=1)]
+    """Axes and their values; an axis that is not named has this cell's own value, regime.source is ``self`` unless named."""
+    generation: Annotated[int, Field(ge=0)] | None = since(None)
+    """A fixed teacher: every generation reads what this one wrote; the same generation as the chain's own when null."""
+
+
+class ModelSource(Section):
+    """Synthetic examples from a fixed teacher."""
+
+    model: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[str, Field(min_length=1)]
+    """For text: a pretrained model, which writes one corpus as it is; for analytic data: fields of ``data`` in which the teacher
+    differs from the truth, and new examples each generation."""
+
+
 class Refresh(Section):
     """Every k-th generation trains on real data alone."""
 
-    every: PositiveInt
+    every: PositiveInt | None = since(None)
+    """Generations k, 2k, 3k, ..."""
+    at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = since(None)
+    """Or these generations."""
     init: Literal["scratch", "pretrained", "previous"] | None = since(None)
     """Where a refresh starts from; the learner's init when null."""
+    examples: PositiveInt | None = since(None)
+    """Real examples that a refresh trains on; data.num_examples when null."""
+
+    @model_validator(mode="after")
+    def _when(self) -> Refresh:
+        if (self.every is None) == (self.at is None):
+            raise ValueError("give exactly one of every or at")
+        return self
 
 
 class Regime(Section):
@@ -358,7 +561,8 @@ class Regime(Section):
     """Share of the training examples that models wrote; replace, augment and fresh_real need it."""
     real_part: Literal["resample", "fixed"] = since("resample")
     """replace: a new random subset of the real examples each generation (the default), or the same one."""
-    source: Literal["self"] | CorpusSource = since("self")
+    source: Literal["self"] | CorpusSource | CellSource | ModelSource = since("self")
+    """Who wrote the synthetic examples: the chain itself, a fixed corpus, another chain of the grid, or a fixed teacher."""
     refresh: Refresh | None = since(None)
     budget: Literal["examples", "tokens", "steps"] = since("examples")
     """Held equal across regimes: passes over the examples (default), tokens seen, or optimizer steps of generation 0."""
@@ -373,9 +577,10 @@ class Regime(Section):
             raise ValueError(f"{self.kind} does not use real_part; only replace does")
         if self.kind == "augment" and self.synthetic_ratio == 1:
             raise ValueError("augment keeps all real examples, so synthetic_ratio must be below 1")
-        if self.source != "self" and self.kind not in CORPUS_SOURCE_REGIMES:
+        fixed = isinstance(self.source, CellSource) and self.source.generation is not None
+        if (fixed or isinstance(self.source, CorpusSource | ModelSource)) and self.kind not in CORPUS_SOURCE_REGIMES:
             raise ValueError(
-                f"{self.kind} pools the chain's own corpora; source: {{corpus: ...}} goes with {', '.join(CORPUS_SOURCE_REGIMES)}"
+                f"{self.kind} pools a corpus of every generation; a fixed source goes with {', '.join(CORPUS_SOURCE_REGIMES)}"
             )
         return self
 
@@ -395,7 +600,31 @@ class RepetitionFilter(Section):
     """Largest allowed share of n-grams that occurred before in the example."""
 
 
-Filter = Annotated[DeduplicateFilter | RepetitionFilter, Field(discriminator="kind")]
+class VerifierFilter(Section):
+    """Keeps synthetic examples whose score is high enough; it may err."""
+
+    kind: Literal["verifier"]
+    score: Literal["agreement", "log_density", "distinct_2", "uniqueness_4"]
+    """``agreement``: 1 where the sign of a label is the truth's, else 0 (linear data); ``log_density``: under the truth (gaussian
+    and mixture data); ``distinct_2``: distinct over all bigrams of the example; ``uniqueness_4``: 1 - repeated 4-grams (text)."""
+    at_least: float
+    false_accept: Share = since(0.0)
+    """Probability that an example below ``at_least`` is kept all the same."""
+    false_reject: Share = since(0.0)
+    """Probability that an example that should be kept is dropped."""
+
+
+class LabelFilter(Section):
+    """Drops training examples that a detector takes for synthetic."""
+
+    kind: Literal["label"]
+    recall: Share
+    """Probability that a synthetic example is recognised, and dropped."""
+    false_positive_rate: Share = since(0.0)
+    """Probability that a real example is taken for synthetic, and dropped."""
+
+
+Filter = Annotated[DeduplicateFilter | RepetitionFilter | VerifierFilter | LabelFilter, Field(discriminator="kind")]
 
 
 class Evaluate(Section):
@@ -405,6 +634,16 @@ class Evaluate(Section):
     """Texts that every generation continues, or how many to take from the test split."""
     examples: PositiveInt = since(1024)
     """The metrics of the corpus read its first this many examples (at most as many as there are real ones)."""
+    ranges: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], tuple[float, float]] = since({})
+    """Names of ranges of the first coordinate, each from (included) to (excluded): ``share/<name>`` is the corpus's share in it."""
+
+    @field_validator("ranges")
+    @classmethod
+    def _ordered(cls, value: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (low, high) in value.items():
+            if low >= high:
+                raise ValueError(f"{name}: found [{low}, {high}], the first number must be below the second")
+        return value
 
 
 # --- execution ------------------------------------------------------------------------------------------------------------
@@ -423,6 +662,9 @@ class Resources(Section):
     """CPU threads per rank (and CPUs reserved for it)."""
     gpus_per_rank: Annotated[int, Field(ge=0, le=1)] | None = None
     """1 on a machine with GPUs, else 0, when null."""
+    bundled: bool = True
+    """Cheap learners: run many chains at once and keep records and parameters only; false runs each generation by itself, with its
+    corpus on disk."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often a gang may fail in one generation and try again before its chains are failed."""
     max_preemptions: Annotated[int, Field(ge=0)] = 1000
@@ -450,6 +692,42 @@ class Tracking(Section):
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "model-collapse"
     entity: str | None = None
+
+
+class Statistic(Section):
+    """One number per seed, from the records of a cell."""
+
+    metric: str
+    of: Literal["first", "last", "change", "ratio", "log_ratio", "slope", "highest", "lowest", "exceeds_first"] = "change"
+    """``first`` and ``last``: in generation 0 and in the last one; ``change``: last - first; ``ratio``: last / first;
+    ``log_ratio``: its logarithm; ``slope``: least squares over the generations, per generation; ``highest``, ``lowest``: over the
+    generations; ``exceeds_first``: 1 where the last one is above the 95 % interval of one more seed's generation 0, else 0."""
+    generation: Annotated[int, Field(ge=0)] | None = None
+    """Taken as the last one; the chains' last when null."""
+    where: dict[str, Any] = {}
+    """Axes and their values, which name one cell."""
+    minus: dict[str, Any] | None = None
+    """Another cell, whose value for the same seed is subtracted."""
+
+
+class Claim(Section):
+    """What a paper says, as an interval that can be computed; ``harness report`` gives the verdict."""
+
+    text: str
+    source: str
+    statistic: Statistic
+    above: float | None = None
+    below: float | None = None
+    between: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _one_range(self) -> Claim:
+        given = [name for name in ("above", "below", "between") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of above, below or between; found {', '.join(given) or 'none'}")
+        if self.between is not None and self.between[0] >= self.between[1]:
+            raise ValueError("between: the first number must be below the second")
+        return self
 
 
 class Override(Section):
@@ -480,57 +758,93 @@ class Config(Section):
     resources: Resources = Resources()
     retention: Retention = Retention()
     tracking: Tracking = Tracking()
+    claims: tuple[Claim, ...] = ()
+    """What is expected; never part of a key."""
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
-        is_text = isinstance(self.data, TextData)
-        if isinstance(self.learner, Vae) or isinstance(self.data, ImageData):
+        kind, found = self.learner.kind, _data_tag(self.data)
+        if found not in READS[kind]:
+            hint = "; hub data and files are images with kind: images" if kind == "vae" else ""
+            reads = ", ".join(READS[kind])
+            raise ValueError(f"data.source: learner {kind} reads {reads} data, {self.data.source!r} is {found}{hint}")
+        if isinstance(self.learner, Vae):
             self._check_images()
         elif isinstance(self.learner, LanguageModel):
-            if not is_text:
-                raise ValueError(f"data.source: learner language_model reads text, {self.data.source!r} is not")
-            self._check_batch(self.learner.train.batch_size)
-            if self.regime.refresh and self.regime.refresh.init == "pretrained" and self.learner.model.pretrained is None:
-                raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
-        elif isinstance(self.data, TextData):
-            raise ValueError(f"data.source: learner gaussian reads gaussian, not {self.data.source!r}")
+            self._check_language_model(self.learner)
         else:
             self._check_closed_form()
-        if isinstance(self.learner, LanguageModel) and self.learner.train.max_steps and self.regime.budget != "examples":
-            raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
-        if self.filters and self.regime.source != "self":
+        for item in self.filters:
+            self._check_filter(item)
+        n, refresh = getattr(self.data, "num_examples", None), self.regime.refresh
+        if refresh is not None and refresh.examples is not None and n is not None and refresh.examples > n:
+            raise ValueError(f"regime.refresh.examples: {refresh.examples}, more than data.num_examples ({n})")
+        if isinstance(self.regime.source, ModelSource) and isinstance(self.regime.source.model, str) != (found == "text"):
+            raise ValueError(
+                "regime.source.model: for text the name of a pretrained model, for analytic data fields of data in which it differs"
+            )
+        if self.regime.source != "self" and isinstance(self.regime.source, CorpusSource) and self.filters:
             raise ValueError("filters apply to what the chain writes; with regime.source {corpus: ...} filter the corpus itself")
         return self
 
+    def _check_filter(self, item: Filter) -> None:
+        found = _data_tag(self.data)
+        scores = {
+            "agreement": ("linear",),
+            "log_density": ("gaussian", "mixture"),
+            "distinct_2": ("text",),
+            "uniqueness_4": ("text",),
+        }
+        if isinstance(item, VerifierFilter) and found not in scores[item.score]:
+            raise ValueError(f"filters: the score {item.score} reads {' or '.join(scores[item.score])} data, not {found}")
+        if isinstance(item, VerifierFilter) and item.score == "agreement" and getattr(self.data, "labels", "") != "sign":
+            raise ValueError("filters: the score agreement needs data.labels: sign")
+        if isinstance(item, DeduplicateFilter | RepetitionFilter) and found != "text":
+            raise ValueError(f"filters: {item.kind} reads text, not {found} data")
+
     def _check_closed_form(self) -> None:
-        kind, refresh = self.learner.kind, self.regime.refresh
+        learner, data, refresh = self.learner, self.data, self.regime.refresh
+        kind = learner.kind
         if self.resources.ranks != 1:
             raise ValueError(f"resources.ranks: found {self.resources.ranks}, learner {kind} runs on one rank")
         if self.regime.budget != "examples":
             raise ValueError(f"regime.budget: is not used by learner {kind}, which takes no steps")
-        if refresh is not None and refresh.init is not None:
+        if refresh is not None and refresh.init is not None and not hasattr(learner, "init"):
             raise ValueError(f"regime.refresh.init: is not used by learner {kind}, which has no weights to start from")
-        if self.filters:
-            raise ValueError("filters read text: remove them for this learner")
+        if refresh is not None and refresh.init == "pretrained":
+            raise ValueError(f"regime.refresh.init: learner {kind} has no pretrained weights; allowed: scratch, previous")
+        n = getattr(data, "num_examples", None)
+        if isinstance(learner, Mixture) and n is not None and learner.components > n:
+            raise ValueError(f"learner.components: {learner.components} components, but only {n} examples (data.num_examples)")
+        if isinstance(learner, LinearRegression) and isinstance(data, LinearData):
+            if learner.ridge == 0 and data.dim >= data.num_examples - 1:
+                raise ValueError(
+                    f"data.dim: least squares needs dim < num_examples - 1, found {data.dim} and {data.num_examples}; "
+                    "give more examples or learner.ridge"
+                )
+            if self.evaluate.ranges:
+                raise ValueError("evaluate.ranges: is not used by learner linear_regression")
+
+    def _check_language_model(self, learner: LanguageModel) -> None:
+        self._check_batch(learner.train.batch_size)
+        if self.regime.refresh and self.regime.refresh.init == "pretrained" and learner.model.pretrained is None:
+            raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
+        if learner.train.max_steps is not None and self.regime.budget != "examples":
+            raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
+        if self.evaluate.ranges:
+            raise ValueError("evaluate.ranges: reads numbers, and text has none")
 
     def _check_images(self) -> None:
-        if not isinstance(self.learner, Vae):
-            raise ValueError(f"data.source: {self.data.source!r} is images, which learner vae reads, not {self.learner.kind}")
-        if not isinstance(self.data, ImageData):
-            raise ValueError(
-                f"data.source: learner vae reads images, {self.data.source!r} is not; allowed: {DIGITS}, "
-                "or hub data or a file with kind: images"
-            )
         if self.resources.ranks != 1:
             raise ValueError(f"resources.ranks: found {self.resources.ranks}, learner vae runs on one rank")
         if self.regime.budget == "tokens":
             raise ValueError("regime.budget: images have no tokens; allowed for learner vae: examples, steps")
         if self.regime.refresh is not None and self.regime.refresh.init == "pretrained":
             raise ValueError("regime.refresh.init: learner vae has no pretrained weights; allowed: scratch, previous")
-        if self.regime.source != "self":
-            raise ValueError("regime.source: a fixed corpus is text, the real data are images")
-        if self.filters:
-            raise ValueError("filters read text: remove them for this learner")
+        if isinstance(self.regime.source, CorpusSource | ModelSource):
+            raise ValueError("regime.source: learner vae reads images; allowed: self, {cell: ...}")
+        if self.evaluate.ranges:
+            raise ValueError("evaluate.ranges: is not used by learner vae")
         if "prompts" in self.evaluate.model_fields_set:
             raise ValueError("evaluate.prompts: is not used by learner vae, which continues no text")
 

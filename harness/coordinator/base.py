@@ -27,6 +27,19 @@ class Summary:
     failures: tuple[tuple[str, str], ...] = ()
     """Branch or chain, and why, for people."""
 
+    def __add__(self, other: Summary) -> Summary:
+        """Two parts of one run, one after the other."""
+        return Summary(
+            self.chains_complete + other.chains_complete,
+            self.chains_failed + other.chains_failed,
+            self.generations_computed + other.generations_computed,
+            self.generations_reused + other.generations_reused,
+            round(self.wall_s + other.wall_s, 3),
+            self.stopped or other.stopped,
+            self.reason or other.reason,
+            (*self.failures, *other.failures),
+        )
+
     @property
     def exit_code(self) -> int:
         """0 all chains complete, 1 some failed, 75 stopped early."""

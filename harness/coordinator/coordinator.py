@@ -207,6 +207,11 @@ class Coordinator:
 
     def _plan(self, branch: Branch) -> tuple[Plan, str | None]:
         """The branch with all nodes that it descends from."""
+        own, todo = set[str](), list(branch.nodes)
+        while todo:
+            key = todo.pop()
+            own.add(key)
+            todo.extend(other for other in [self.lineage.nodes[key].previous] if other and other not in own)
         nodes, todo = {}, list(branch.nodes)
         while todo:
             key = todo.pop()
@@ -224,6 +229,7 @@ class Coordinator:
             nodes=nodes,
             specs={key: self.lineage.specs[key] for key in keys},
             examples={node.corpus: self.lineage.examples[node.corpus] for node in nodes.values()},
+            foreign=frozenset(node.fit for key, node in nodes.items() if key not in own) - {nodes[key].fit for key in own},
             external=self.prepared.externals[cell],
             attempt=self.budget.attempt(branch.id),
             commit=self._revision,

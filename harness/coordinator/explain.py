@@ -10,7 +10,7 @@ from typing import Any, Literal
 from harness.coordinator.status import failures, lease_holder
 from harness.errors import DamagedError, InputError
 from harness.files import read_json
-from harness.lineage import Chain, Node, cut
+from harness.lineage import BundledChain, Chain, Node, cut
 from harness.store import Experiment, Leases, Store
 from harness.study import Prepared
 
@@ -64,24 +64,23 @@ class Explanation:
     differences: tuple[Difference, ...] = ()
 
 
-def find_chain(prepared: Prepared, name: str) -> Chain:
+def find_chain(prepared: Prepared, name: str) -> Chain | BundledChain:
     """The chain with an id, or the only one whose id begins so.
 
     Raises:
         InputError: There is none, or more than one.
     """
-    found = [chain for chain in prepared.lineage.chains if chain.id == name] or [
-        chain for chain in prepared.lineage.chains if chain.id.startswith(name)
-    ]
+    chains = prepared.chains
+    found = [chain for chain in chains if chain.id == name] or [chain for chain in chains if chain.id.startswith(name)]
     if len(found) == 1:
         return found[0]
-    known = [f"{chain.id} ({_axes(prepared, chain)})" for chain in (found or prepared.lineage.chains)[:12]]
-    more = ", ..." if len(found or prepared.lineage.chains) > 12 else ""
+    known = [f"{chain.id} ({_axes(prepared, chain)})" for chain in (found or chains)[:12]]
+    more = ", ..." if len(found or chains) > 12 else ""
     what = "several chains begin with" if found else "there is no chain"
     raise InputError(f"--chain: {what} {name!r}; allowed: {', '.join(known)}{more}")
 
 
-def _axes(prepared: Prepared, chain: Chain) -> str:
+def _axes(prepared: Prepared, chain: Chain | BundledChain) -> str:
     return " ".join([*(f"{name}={value}" for name, value in prepared.axes(chain).items()), f"seed={chain.seed}"])
 
 
@@ -95,8 +94,10 @@ class Explainer:
         self.experiment = Experiment(store.root, prepared.study.base.experiment)
         self.branch_of = {node: branch.id for branch in cut(prepared.lineage) for node in branch.nodes}
 
-    def explain(self, chain: Chain) -> list[Explanation]:
-        """Every generation of a chain, in order."""
+    def explain(self, chain: Chain | BundledChain) -> list[Explanation]:
+        """Every generation of a chain, in order; a bundled chain is there as a whole, or not."""
+        if isinstance(chain, BundledChain):
+            return self._bundled(chain)
         found: list[Explanation] = []
         for key in chain.nodes:
             node = self.prepared.lineage.nodes[key]
@@ -104,6 +105,22 @@ class Explainer:
                 break
             found.append(self._one(node, behind=bool(found) and found[-1].reason != "committed"))
         return found
+
+    def _bundled(self, chain: BundledChain) -> list[Explanation]:
+        place = self.store.bundles.index().get(chain.key)
+        if place is None:
+            detail = f"will run with the whole chain, in a bundle: none in the store has its key {chain.key}"
+            return [Explanation(g, "new", detail) for g in range(chain.generations + 1)]
+        if place.generations < chain.generations:
+            detail = f"will run with the whole chain: {place.path.name} has it up to generation {place.generations}"
+            return [Explanation(g, "new", detail) for g in range(chain.generations + 1)]
+        table = self.store.bundles.read([chain.key])
+        assert table is not None
+        statuses = table["status"].to_pylist()[: chain.generations + 1]
+        return [
+            Explanation(g, "diverged" if status == "diverged" else "committed", f"is in {place.path.name}")
+            for g, status in enumerate(statuses)
+        ]
 
     def _one(self, node: Node, behind: bool) -> Explanation:
         record = self._record(node)

@@ -11,6 +11,7 @@ from harness.config.grid import sequence_length
 from harness.config.presets import resolve_model
 from harness.config.schema import Config, LanguageModel, TextData
 from harness.coordinator.base import shape_of
+from harness.coordinator.bundles import chain_seconds, missing
 from harness.coordinator.retention import kept_fits
 from harness.coordinator.scheduler import Capacity, Shape
 from harness.coordinator.simulate import simulate
@@ -35,6 +36,8 @@ CHEAP_SECONDS = 0.02
 BYTES_PER_TOKEN = 1.5
 """Of a corpus on disk, compressed."""
 BYTES_PER_EVALUATION = 60_000
+BYTES_PER_ROW = 350
+"""Of a bundle, compressed; parameters come on top."""
 MAX_MEASUREMENTS = 500
 
 
@@ -170,17 +173,21 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     branches = [branch for branch in cut(lineage) if any(node in seconds for node in branch.nodes)]
     shapes = {branch.id: shapes_of_cells[lineage.nodes[branch.nodes[0]].cell] for branch in branches}
     wall, idle = simulate(branches, shapes, seconds, machines)
-    hours = sum(value * shapes_of_cells[lineage.nodes[key].cell].ranks for key, value in seconds.items()) / 3600
+    todo = missing(prepared, store.bundles.index())
+    bundled_s = sum(chain_seconds(prepared, chain.cell) for chain in todo)
+    wall += bundled_s / max(1, sum(machine.cpus for machine in machines))
+    bundled = sum(chain.generations + 1 for chain in prepared.bundles)
+    hours = bundled_s / 3600 + sum(value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items())
     memories = [planner.memory(cell) for cell in range(len(prepared.study.cells))]
     known = {rate.measured for rate in planner.rates}
     return PlanSummary(
         experiment=prepared.study.base.experiment,
         cells=len(prepared.study.cells),
-        chains=len(lineage.chains),
-        generations_requested=sum(len(chain.nodes) for chain in lineage.chains),
-        generations_unique=len(lineage.nodes),
-        generations_stored=len(stored),
-        fits_unique=len({node.fit for node in lineage.nodes.values()}),
+        chains=len(prepared.chains),
+        generations_requested=sum(len(chain.nodes) for chain in lineage.chains) + bundled,
+        generations_unique=len(lineage.nodes) + bundled,
+        generations_stored=len(stored) + bundled - sum(chain.generations + 1 for chain in todo),
+        fits_unique=len({node.fit for node in lineage.nodes.values()}) + bundled,
         branches=len(branches),
         device_hours=round(hours, 4),
         disk_bytes=disk_bytes(prepared),
@@ -209,11 +216,12 @@ def disk_bytes(prepared: Prepared) -> int:
             weights[node.fit] = (prepared.parameters[node.cell] or 0) * width
     widths = {node.corpus: _example_bytes(prepared.study.cells[node.cell].config) for node in lineage.nodes.values()}
     total += sum(lineage.examples[corpus] * width for corpus, width in widths.items())
-    return int(total + sum(weights.values()) + BYTES_PER_EVALUATION * len(lineage.nodes))
+    rows = sum(chain.generations + 1 for chain in prepared.bundles)
+    return int(total + sum(weights.values()) + BYTES_PER_EVALUATION * len(lineage.nodes) + BYTES_PER_ROW * rows)
 
 
 def _example_bytes(config: Config) -> float:
-    return config.data.block_size * BYTES_PER_TOKEN if isinstance(config.data, TextData) else config.data.dim * 8.0
+    return config.data.block_size * BYTES_PER_TOKEN if isinstance(config.data, TextData) else 8.0 * getattr(config.data, "dim", 2)
 
 
 __all__ = ["Branch", "PlanSummary", "Planner", "disk_bytes", "plan"]

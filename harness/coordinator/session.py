@@ -13,15 +13,17 @@ from typing import Any
 from harness.config.schema import Config
 from harness.config.source import Source
 from harness.coordinator.base import Display, Summary, shape_of
+from harness.coordinator.bundles import BundleRun, missing
 from harness.coordinator.cluster import check_feasible, connected
 from harness.coordinator.coordinator import Coordinator
 from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_fits
 from harness.coordinator.stop import Stop
 from harness.errors import ResourceError
-from harness.lineage import Chain
-from harness.records import Record
+from harness.lineage import BundledChain, Chain
+from harness.records import Record, bundled_record
 from harness.store import Experiment, Leases, Owner, Store
+from harness.store.bundles import CHAIN
 from harness.study import Prepared, commit_data
 from harness.tracking import ChainView, GenerationView, Mirror
 
@@ -64,6 +66,25 @@ def chain_view(prepared: Prepared, store: Store, chain: Chain) -> ChainView:
     return ChainView(cell.config.experiment, chain.id, tracking.project, tracking.entity, config, generations)
 
 
+def bundle_views(prepared: Prepared, store: Store) -> Callable[[BundledChain], ChainView]:
+    """From a bundled chain to how W&B shows it; the records are read once for all of them."""
+    found: dict[str, list[GenerationView]] = {}
+
+    def view(chain: BundledChain) -> ChainView:
+        if not found:
+            table = store.bundles.read([item.key for item in prepared.bundles])
+            for row in table.to_pylist() if table is not None else []:
+                record = bundled_record(row)
+                found.setdefault(row[CHAIN], []).append(GenerationView(record, (), ()))
+        cell = prepared.cell(chain)
+        config = cell.config.model_dump(mode="json") | {"seed": chain.seed, "chain": chain.id, "axes": prepared.axes(chain)}
+        tracking = cell.config.tracking
+        generations = found.get(chain.key, [])[: chain.generations + 1]
+        return ChainView(cell.config.experiment, chain.id, tracking.project, tracking.entity, config, generations)
+
+    return view
+
+
 def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
     """The chains for ``chains.json``: id, axes, seed and keys."""
     nodes = prepared.lineage.nodes
@@ -75,6 +96,9 @@ def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
             "generations": [{"fit": nodes[n].fit, "corpus": nodes[n].corpus, "evaluation": n} for n in chain.nodes],
         }
         for chain in prepared.lineage.chains
+    ] + [
+        {"chain": chain.id, "axes": prepared.axes(chain), "seed": chain.seed, "bundle": chain.key, "generations": []}
+        for chain in prepared.bundles
     ]
 
 
@@ -126,9 +150,17 @@ def run_study(
             mirror.add(chain_view(prepared, store, chain))
 
         try:
-            coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop)
-            gangs.coordinator = coordinator
-            summary = coordinator.run()
+            view = bundle_views(prepared, store)
+            bundles = BundleRun(prepared, store, experiment, display, stop)
+            workers = max(1, int(sum(machine.cpus for machine in machines)))
+            mirrored = base.tracking.wandb != "disabled"
+            summary = Summary(0, 0, 0, 0, 0.0)
+            if prepared.bundles:
+                summary = bundles.run(workers, (lambda chain: mirror.add(view(chain))) if mirrored else (lambda chain: None))
+            if prepared.lineage.chains:
+                coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop)
+                gangs.coordinator = coordinator
+                summary += coordinator.run()
             warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)
         finally:
             display.close()
@@ -143,6 +175,8 @@ def _owner(store: Store, config: Config) -> Owner:
 
 def work_left(prepared: Prepared, store: Store) -> bool:
     """Whether any generation is still to be computed; those behind a diverged one do not exist."""
+    if missing(prepared, store.bundles.index()):
+        return True
     closed: set[str] = set()
     for key, node in prepared.lineage.nodes.items():
         if node.previous in closed:
@@ -164,13 +198,18 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
     owner = _owner(store, prepared.study.base)
     leases = Leases(store.root, owner)
     mirror = Mirror(prepared.study.base.tracking.wandb, experiment.path / "wandb", leases)
-    for chain in prepared.lineage.chains:
-        mirror.add(chain_view(prepared, store, chain))
+    if prepared.study.base.tracking.wandb != "disabled":
+        for chain in prepared.lineage.chains:
+            mirror.add(chain_view(prepared, store, chain))
+        view = bundle_views(prepared, store)
+        for bundled in prepared.bundles:
+            mirror.add(view(bundled))
     warnings = mirror.close()
     owner.close()
     leases.forget([owner.id])
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
-    return Summary(len(prepared.lineage.chains), 0, 0, reused, 0.0), warnings
+    reused += sum(chain.generations + 1 for chain in prepared.bundles)
+    return Summary(len(prepared.chains), 0, 0, reused, 0.0), warnings
 
 
 __all__ = ["chain_view", "run_study"]

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.compute as pc
+
 from harness.lineage import Node, cut
 from harness.store import Experiment, Leases, Store
+from harness.store.bundles import CHAIN
 from harness.study import Prepared
 
 
@@ -66,7 +69,7 @@ class _States:
         self.work = {path.name for path in (store.root / "work").glob("*")}
 
     def all(self) -> list[ChainState]:
-        nodes, found = self.prepared.lineage.nodes, []
+        nodes, found = self.prepared.lineage.nodes, self._bundled()
         for chain in self.prepared.lineage.chains:
             done = next((i for i, node in enumerate(chain.nodes) if node not in self.committed), len(chain.nodes))
             record = self.store.record(chain.nodes[done - 1]) if 0 < done < len(chain.nodes) else None
@@ -77,6 +80,26 @@ class _States:
             else:
                 state, detail = self._open(nodes[chain.nodes[done]])
             found.append(ChainState(chain.id, self.prepared.axes(chain), chain.seed, done, len(chain.nodes), state, detail))
+        return found
+
+    def _bundled(self) -> list[ChainState]:
+        """Bundled chains are there as a whole, or not."""
+        found, places = [], self.store.bundles.index()
+        table = self.store.bundles.read([chain.key for chain in self.prepared.bundles], places) if self.prepared.bundles else None
+        ended: dict[str, int] = {}
+        if table is not None:
+            diverged = table.filter(pc.equal(table["status"], "diverged"))
+            ended = dict(zip(diverged[CHAIN].to_pylist(), diverged["generation"].to_pylist(), strict=True))
+        for chain in self.prepared.bundles:
+            total, axes = chain.generations + 1, self.prepared.axes(chain)
+            there = chain.key in places and places[chain.key].generations >= chain.generations
+            end = ended.get(chain.key) if there else None
+            if end is not None and end <= chain.generations:
+                found.append(ChainState(chain.id, axes, chain.seed, end + 1, total, "diverged", f"in generation {end}"))
+            else:
+                found.append(
+                    ChainState(chain.id, axes, chain.seed, total if there else 0, total, "complete" if there else "waiting", "")
+                )
         return found
 
     def _open(self, node: Node) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """The real distribution: documents, their split, the tokenizer and the packed blocks; or an analytic truth."""
 
+from harness.data.analytic import Truth, make_truth
 from harness.data.base import RealData
-from harness.data.gaussian import GaussianTruth
 from harness.data.images import ImageSet
 from harness.data.text import TextCorpus
 
-__all__ = ["GaussianTruth", "ImageSet", "RealData", "TextCorpus"]
+__all__ = ["ImageSet", "RealData", "TextCorpus", "Truth", "make_truth"]

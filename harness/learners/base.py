@@ -224,11 +224,13 @@ class Evaluation:
         metrics: Name to value.
         arrays: Values per example: the first axis is the example.
         texts: Prompts with their continuations.
+        degenerate: The model has no finite value of some metric any more; the record's status says so.
     """
 
     metrics: Mapping[str, float]
     arrays: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     texts: Sequence[Mapping[str, str]] = ()
+    degenerate: bool = False
 
 
 class Learner(Protocol):
@@ -253,7 +255,11 @@ class Learner(Protocol):
 
 LEARNERS: Mapping[str, tuple[int, str, str]] = {
     "language_model": (1, "harness.learners.language_model.learner", "LanguageModelLearner"),
-    "gaussian": (1, "harness.learners.gaussian", "GaussianLearner"),
+    "gaussian": (2, "harness.learners.analytic.learner", "AnalyticLearner"),
+    "mixture": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
+    "kde": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
+    "discrete": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
+    "linear_regression": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
     "vae": (1, "harness.learners.vae.learner", "VaeLearner"),
 }
 """Registry: kind to version (part of every key), module and class; a module is imported when it is needed."""

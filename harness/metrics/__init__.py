@@ -2,7 +2,11 @@
 
 VERSIONS = {
     "language_model": {"likelihood": 1, "lexical": 1, "copying": 1},
-    "gaussian": {"gaussian": 1},
+    "gaussian": {"gaussian": 2},
+    "mixture": {"mixture": 1},
+    "kde": {"kde": 1},
+    "discrete": {"discrete": 1},
+    "linear_regression": {"regression": 1},
     "vae": {"vae": 1},
 }
 """Metric groups of each kind of learner, with their versions."""

@@ -36,6 +36,18 @@ LABELS = {
     "gaussian/trace_ratio": "trace of covariance, fitted / true",
     "gaussian/det_ratio": "determinant of covariance, fitted / true",
     "gaussian/mean_sq_error": "squared error of the mean",
+    "gaussian/covariance_error": "error of the covariance (Frobenius norm)",
+    "gaussian/wasserstein_2": "Wasserstein-2 distance to the truth",
+    "gaussian/kl": "KL(fit || truth) (nats)",
+    "mixture/components": "components with more than half an example",
+    "mixture/log_variance": "log variance of the samples",
+    "kde/variance": "variance of the density",
+    "discrete/entropy": "entropy (nats)",
+    "discrete/outcomes": "outcomes that are left",
+    "discrete/heterozygosity": "1 - sum of squared probabilities",
+    "discrete/lost_mass": "true mass of the outcomes that are lost",
+    "regression/test_error": "test error of the weights",
+    "regression/accuracy": "accuracy of the sign",
     "vae/latent_std": "std of samples in generation 0's latent",
     "vae/elbo": "ELBO of real test images (nats/image)",
     "vae/reconstruction": "reconstruction error of real test images (nats/image)",
@@ -47,6 +59,8 @@ LABELS = {
 }
 """Metrics that have a figure, in the order of the report."""
 _HIDDEN_AXES = ("generations",)
+MAX_POINTS = 2000
+"""More seeds than this make points that only hide the band."""
 
 
 def _name(cell: Sequence[Any], axes: Sequence[str]) -> str:
@@ -65,8 +79,20 @@ def panels(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> list[tuple[
     return [(_name((value,), axes[:1]), [cell for cell in cells if cell[0] == value]) for value in values]
 
 
-def metric_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str) -> Figure | None:
-    """A metric against generation: one line per cell, the seeds as points, the interval as a band; None where nothing is finite."""
+def metric_figure(
+    rows: Sequence[Mapping[str, Any]],
+    axes: Sequence[str],
+    metric: str,
+    theory: Mapping[tuple[Any, ...], Sequence[float]] | None = None,
+) -> Figure | None:
+    """A metric against generation: one line per cell, the seeds as points, the interval as a band; None where nothing is finite.
+
+    Args:
+        rows: From `ledger.rows`.
+        axes: The grid's axes.
+        metric: The metric.
+        theory: Cell, by the values of all its axes, to what theory says of each generation: dashed lines.
+    """
     shown = [axis for axis in axes if axis not in _HIDDEN_AXES]
     found = curves(rows, shown, metric)
     if not any(point.values for curve in found.values() for point in curve.values()):
@@ -79,6 +105,8 @@ def metric_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric
         for colour, cell in zip(colours, cells, strict=True):
             name = _name(cell[1:], shown[1:]) if title else _name(cell, shown)
             _curve(plot, found[cell], colour, name)
+            for wanted in [line for whole, line in (theory or {}).items() if _shown(whole, axes, shown) == cell]:
+                plot.plot(range(len(wanted)), wanted, color=colour, linestyle="--", linewidth=1.2)
         plot.set_title(title, fontsize=10)
         plot.set_xlabel("generation")
         plot.xaxis.get_major_locator().set_params(integer=True)
@@ -90,13 +118,17 @@ def metric_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric
     return figure
 
 
+def _shown(cell: Sequence[Any], axes: Sequence[str], shown: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(value for axis, value in zip(axes, cell, strict=True) if axis in shown)
+
+
 def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str) -> None:
     known = [(g, point) for g, point in curve.items() if point.mean is not None]
     if not known:
         return
     generations = [g for g, _ in known]
     plot.plot(generations, [point.mean for _, point in known], color=colour, label=name, linewidth=1.8)
-    for g, point in known:
+    for g, point in known if sum(len(point.values) for _, point in known) <= MAX_POINTS else ():
         plot.scatter([g] * len(point.values), point.values, color=[colour], s=12, alpha=0.7, linewidths=0)
     banded = [(g, point) for g, point in known if point.low is not None]
     if banded:

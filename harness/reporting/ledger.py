@@ -9,7 +9,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from harness.lineage import BundledChain
+from harness.records import finite_or_none
 from harness.store import Store
+from harness.store.bundles import CHAIN
 from harness.study import Prepared
 
 IDENTITY = ("experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status")
@@ -29,16 +32,42 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
     """
     found = []
     cache: dict[str, dict[str, Any] | None] = {}
-    for chain in prepared.lineage.chains:
-        axes = {name: _cell_value(value) for name, value in prepared.axes(chain).items()}
+    found_bundles = _bundled(prepared, store)
+    for chain in prepared.chains:
+        axes = {name: cell_value(value) for name, value in prepared.axes(chain).items()}
+        identity = {"experiment": prepared.study.base.experiment, "chain": chain.id, "seed": chain.seed}
+        if isinstance(chain, BundledChain):
+            for row in found_bundles.get(chain.key, ())[: chain.generations + 1]:
+                found.append({**identity, **row[0], **axes, **row[1]})
+            continue
         for key in chain.nodes:
             if key not in cache:
                 cache[key] = _measured(prepared, store, key, provenance)
             measured = cache[key]
             if measured is None:
                 break
-            identity = {"experiment": prepared.study.base.experiment, "chain": chain.id, "seed": chain.seed}
             found.append({**identity, **measured["identity"], **axes, **measured["values"]})
+    return found
+
+
+def _bundled(prepared: Prepared, store: Store) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """Bundled chains by key: for every generation its identity and its metrics."""
+    found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    table = store.bundles.read([chain.key for chain in prepared.bundles]) if prepared.bundles else None
+    if table is None:
+        return found
+    metrics = [name for name in table.column_names if "/" in name]
+    columns = {name: table[name].to_pylist() for name in (CHAIN, "generation", "fit", "parent", "status", *metrics)}
+    for i, chain in enumerate(columns[CHAIN]):
+        identity = {
+            "generation": columns["generation"][i],
+            "fit": columns["generation"][i] + 1,
+            "key": columns["fit"][i],
+            "parent_key": columns["parent"][i],
+            "status": columns["status"][i],
+        }
+        values = {name: finite_or_none(columns[name][i]) for name in metrics if columns[name][i] is not None}
+        found.setdefault(chain, []).append((identity, values))
     return found
 
 
@@ -66,7 +95,7 @@ def _flat_provenance(found: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _cell_value(value: Any) -> Any:
+def cell_value(value: Any) -> Any:
     """An axis value as one column holds it: objects and lists as text."""
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 

@@ -15,11 +15,23 @@ from safetensors.numpy import load_file
 
 from harness.files import write_atomic
 from harness.lineage import Chain
-from harness.reporting import figures
+from harness.reporting import claims, figures
+from harness.reporting.analysis import RATIO, critical_ratios, losses
+from harness.reporting.ledger import cell_value
 from harness.reporting.statistics import curves
+from harness.reporting.theory import expected
 from harness.store import Store
 from harness.study import Prepared
 
+HEADLINES = (
+    "test/perplexity",
+    "gaussian/log_variance",
+    "regression/accuracy",
+    "regression/test_error",
+    "discrete/entropy",
+    "vae/latent_std",
+    "test/nll",
+)
 MAX_HISTOGRAMS = 12
 MAX_SAMPLE_CELLS = 12
 
@@ -38,8 +50,16 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     """
     axes = prepared.study.columns
     drawn: list[tuple[str, str, Figure]] = []
-    for metric, label in figures.LABELS.items():
-        figure = figures.metric_figure(rows, axes, metric)
+    shares = sorted({name for row in rows for name in row if name.startswith("share/")})
+    labels = figures.LABELS | {name: f"share of {name.removeprefix('share/').replace('_', ' ')}" for name in shares}
+    if "kde/test_nll" in {name for row in rows for name in row}:
+        labels = {name: label for name, label in labels.items() if name != "test/nll"} | {
+            "kde/test_nll": "NLL on real examples (nats)"
+        }
+    if not any("test/perplexity" in row for row in rows):
+        labels |= {"test/nll": "NLL on real examples (nats)"}
+    for metric, label in labels.items():
+        figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric))
         if figure is not None:
             drawn.append((metric.replace("/", "-"), label, figure))
     bands = figures.bands_figure(rows, axes)
@@ -59,22 +79,55 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         experiment=prepared.study.base.experiment,
         figures=shown,
         summary=summary_table(rows, axes),
+        verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
+        losses=[
+            {"cell": [_text(value) for value in found.cell], "share": found.share, "when": found.text}
+            for found in losses(rows, axes)
+        ],
+        critical=critical_table(rows, axes),
         samples=_samples(prepared, store),
         pictures=_pictures(prepared, store, folder / "figures"),
-        chains=len(prepared.lineage.chains),
+        chains=len(prepared.chains),
         seeds=len(prepared.study.seeds),
         rows=len(rows),
-        total=sum(len(chain.nodes) for chain in prepared.lineage.chains),
+        total=sum(len(chain.nodes) for chain in prepared.lineage.chains) + sum(c.generations + 1 for c in prepared.bundles),
         diverged=sum(row["status"] == "diverged" for row in rows),
     )
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"
 
 
+def theory_lines(prepared: Prepared, metric: str) -> dict[tuple[Any, ...], list[float]]:
+    """What theory says of a metric, for the cells where it says something."""
+    found = {}
+    for cell in prepared.study.cells:
+        line = expected(cell.config, metric)
+        if line is not None:
+            found[tuple(cell_value(cell.axes[name]) for name in prepared.study.columns)] = line
+    return found
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def critical_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dict[str, Any]:
+    """The critical synthetic ratios, as text: ``metric``, ``axes`` and ``lines``."""
+    metric = headline(rows)
+    found = critical_ratios(rows, axes, metric) if metric else []
+    lines = []
+    for item in found:
+        ratio = (
+            f"above {item.ratio:.3g}, the largest here" if item.beyond else f"{item.ratio:.3g} [{item.low:.3g}, {item.high:.3g}]"
+        )
+        lines.append({"cell": [_text(value) for value in item.cell], "ratio": ratio, "tolerance": f"{item.tolerance:.3g}"})
+    return {"metric": metric, "axes": [axis for axis in axes if axis != RATIO], "lines": lines}
+
+
 def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The metric that the table shows: perplexity for text, log variance for the Gaussian, spread in the latent for a VAE."""
+    """The metric that the table shows: perplexity for text, and what each other learner loses first."""
     names = {name for row in rows for name in row}
-    return next((name for name in ("test/perplexity", "gaussian/log_variance", "vae/latent_std") if name in names), None)
+    return next((name for name in HEADLINES if name in names), None)
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dict[str, Any]:

@@ -50,6 +50,13 @@ def examine(store: Store, leases: Leases, repair: bool = False) -> Iterator[Find
             yield from _item(store, kind, key, repair)
     for key in sorted(_names(store.root / "corpora")):
         yield from _corpus(store, key, repair)
+    for name in store.bundles.names():
+        try:
+            store.bundles.check(name)
+        except DamagedError as error:
+            if repair:
+                store.bundles.set_aside(name)
+            yield Finding("damage", f"bundles/{name}", str(error), _remedy(repair))
     yield from _references(store)
     yield from _left_behind(store, leases)
 
@@ -102,7 +109,7 @@ def _references(store: Store) -> Iterator[Finding]:
         remedy = "the next run of its experiment makes it again"
         if record.fit not in fits:
             yield Finding("damage", f"fits/{record.fit}", f"is missing, and record {key} rests on it", remedy)
-        if record.status != "ok":
+        if record.status == "diverged":
             continue
         if record.corpus not in corpora or not store.corpora.count(record.corpus):
             yield Finding("damage", f"corpora/{record.corpus}", f"is missing, and record {key} rests on it", remedy)

@@ -17,6 +17,7 @@ from harness.errors import DamagedError, InputError, StoreError, StoreVersionErr
 from harness.files import TOMBSTONE, read_json, remove_tree, seal, verify, write_json
 from harness.lineage import Node
 from harness.records import Record
+from harness.store.bundles import Bundles
 from harness.store.corpora import Corpora
 
 FORMAT = 1
@@ -35,6 +36,7 @@ class Store:
         """Use `open` or `read`; this makes no checks."""
         self.root = root
         self.corpora = Corpora(root / "corpora", root / "work")
+        self.bundles = Bundles(root / "bundles")
         self._verified: dict[Kind, set[str]] = {"data": set(), "fits": set(), "evaluations": set()}
 
     @classmethod

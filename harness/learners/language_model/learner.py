@@ -67,6 +67,14 @@ class LanguageModelLearner:
                 f"data.block_size: sequences of {self.context} tokens, but the model's context is "
                 f"{model.config.max_position_embeddings}"
             )
+        if self.learner.train.max_steps == 0:  # the pretrained model as it is
+            if self.ranks.rank == 0:
+                kept = model.state_dict().keys()
+                named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
+                state = {name: tensor.detach().to(self.dtype) for name, tensor in named}
+                models.write_model(task.out, model.config, state)
+            self.ranks.barrier()
+            return FitOutcome("ok", {"train_loss": [], "steps": 0}, 0, 0)
         reference = self.data.real(task.seed, self.data.num_examples)
         schedule = plan_steps(self.learner.train, task.training.examples, task.budget, reference)
         trainer = Trainer(

@@ -1,0 +1,320 @@
+"""The recursive algorithm for cheap learners: many chains at once, each as it would be alone.
+
+The same steps as `harness.chain`: training set, fit, sample, evaluate; the corpora stay in memory and are not kept. Chains of one
+cell go through them together, as the first axis of every array.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from threadpoolctl import threadpool_limits
+
+from harness import __version__
+from harness.config.schema import Config, ModelSource
+from harness.curation import Judge, first_accepted, undetected
+from harness.data.analytic import Truth, make_teacher
+from harness.errors import LearnerError
+from harness.learners.analytic.family import Array, Chains, Model, Summary, fold, make_family, select
+from harness.learners.analytic.learner import versions
+from harness.lineage import BundledChain, CellScience, Lineage, build
+from harness.records import REAL, TEACHER, Examples, Part, Recipe
+from harness.regimes import draw
+from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """One cell of a bundle: what its chains are, and the data that they share.
+
+    Attributes:
+        config: The cell.
+        science: The parts of its keys.
+        truth: The real distribution.
+    """
+
+    config: Config
+    science: CellScience
+    truth: Truth
+
+    @property
+    def alone(self) -> bool:
+        """Whether a unit holds one chain: filters and other cells' chains may end one chain and not another."""
+        return bool(self.config.filters) or self.science.source is not None
+
+    @property
+    def bytes_per_chain(self) -> int:
+        """Rough memory of one chain's examples: of a training set, or of the whole pool that it is drawn from."""
+        recipes = [self.science.recipe(generation) for generation in (1, self.config.generations)]
+        pooled = any(_random(recipe, self.science.n) and len(recipe.parts) > 2 for recipe in recipes)
+        rows = max(sum(part.count for part in recipe.parts) if pooled else recipe.size for recipe in recipes)
+        return 8 * rows * self.truth.width
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Same-shaped chains, run together.
+
+    Attributes:
+        cell: Index of their cell.
+        chains: The chains, one per seed.
+        jobs: By index: the cell's job, and those of the cells that write for it.
+    """
+
+    cell: int
+    chains: tuple[BundledChain, ...]
+    jobs: Mapping[int, CellJob]
+
+
+def run_unit(unit: Unit, tick: Callable[[], None] = lambda: None) -> pa.Table:
+    """Run the chains of a unit; one row per chain and generation.
+
+    Args:
+        unit: The chains.
+        tick: Called after every generation.
+
+    Raises:
+        LearnerError: The filters leave nothing to train on.
+    """
+    with threadpool_limits(limits=1):
+        seeds = tuple(chain.seed for chain in unit.chains)
+        lineage = build({index: job.science for index, job in unit.jobs.items()}, lambda index, seed: str(index), seeds)
+        cells: dict[int, _Cell] = {}
+        for index, job in unit.jobs.items():  # a source comes before the cell that reads it
+            writer = None if job.science.source is None else cells[job.science.source]
+            cells[index] = _Cell(index, job, seeds, lineage, writer)
+            if writer is not None:
+                writer.read_by_others = frozenset(cells[index].last_use)
+        for generation in range(unit.jobs[unit.cell].config.generations + 1):
+            for cell in cells.values():
+                if generation <= cell.job.config.generations:
+                    cell.step(generation)
+            tick()
+        return cells[unit.cell].rows(unit.chains)
+
+
+class _Cell:
+    """The chains of one cell on their way through the generations."""
+
+    def __init__(self, index: int, job: CellJob, seeds: tuple[int, ...], lineage: Lineage, writer: _Cell | None) -> None:
+        self.job, self.seeds, self.writer = job, seeds, writer or self
+        self.family = make_family(job.config, job.truth)
+        self.recipes = [job.science.recipe(generation) for generation in range(job.config.generations + 1)]
+        self.nodes = {chain.seed: [lineage.nodes[key] for key in chain.nodes] for chain in lineage.chains if chain.cell == index}
+        first = self.nodes[seeds[0]]
+        self.counts = [lineage.examples[node.corpus] for node in first]
+        parts = [part for recipe in self.recipes for part in recipe.parts if part.origin == REAL]
+        needed = max(job.science.n, *(part.offset + part.count for part in parts))
+        self.real = np.stack([job.truth.real(seed, needed).values for seed in seeds])
+        self.read_by_others: frozenset[int] = frozenset()
+        """Generations that another cell of the unit reads."""
+        self.alive = np.arange(len(seeds))
+        """Chains that have a model; those of a writer that has none end too."""
+        self.corpora: dict[int, Array] = {}
+        """Generation to its corpus, of the chains that are alive, for as long as it is read."""
+        self.pool: tuple[tuple[Part, ...], Summary] | None = None
+        """Parts and their merged summary, for training sets that begin with them."""
+        self.model: Model = {}
+        self.models: dict[int, Model] = {}
+        """Generation to its models, where filters may ask for more of its corpus."""
+        self.pieces: list[pa.Table] = []
+        self.whole = not job.config.filters and not any(_random(recipe, job.science.n) for recipe in self.recipes)
+        self.last_use = {part.origin: g for g, recipe in enumerate(self.recipes) for part in recipe.parts if part.origin >= 0}
+
+    # --- the four steps ------------------------------------------------------------------------------------------------
+
+    def step(self, generation: int) -> None:
+        """One generation of every chain that is alive."""
+        if not len(self.alive):
+            return
+        chains = Chains(tuple(self.seeds[i] for i in self.alive), generation)
+        if self.writer is not self and len(self.writer.alive) < len(self.seeds):
+            raise LearnerError(f"regime.source: a chain of the cell that writes the examples ended before generation {generation}")
+        recipe = self.recipes[generation]
+        summary = self._training(recipe, chains)
+        previous = (recipe.init or self.job.config.learner.__dict__.get("init")) == "previous" and generation > 0
+        with np.errstate(invalid="ignore", over="ignore"):
+            self.model = self.family.fit(summary, chains, self.model if previous else None)
+        sound = np.ones(len(self.alive), dtype=bool)
+        for array in self.model.values():
+            sound &= ~np.isnan(array).reshape(len(array), -1).any(axis=1)
+        if not sound.all():
+            self._note(generation, self.alive[~sound], {}, "diverged")
+            self._keep(sound)
+            chains = Chains(tuple(self.seeds[i] for i in self.alive), generation)
+            if not len(self.alive):
+                return
+        self.corpora[generation] = self._sample(chains, self.counts[generation])
+        if self.job.config.filters:
+            self.models[generation] = self.model
+        evaluated = min(self.job.science.n, self.job.config.evaluate.examples)
+        with np.errstate(invalid="ignore", over="ignore"):
+            metrics = self.family.measure(self.model, self.corpora[generation][:, :evaluated])
+        self._note(generation, self.alive, metrics, "ok")
+        self._forget(generation)
+
+    def _sample(self, chains: Chains, count: int) -> Array:
+        real = self.real[self.alive][:, : self.job.science.n] if self.family.reads_real else None
+        return self.family.sample(self.model, chains, count, real)
+
+    def _keep(self, sound: npt.NDArray[np.bool_]) -> None:
+        """Go on with some of the chains."""
+        self.alive = self.alive[sound]
+        self.model = select(self.model, sound)
+        self.corpora = {origin: corpus[sound] for origin, corpus in self.corpora.items()}
+        self.pool = None if self.pool is None else (self.pool[0], select(self.pool[1], sound))
+
+    def _forget(self, generation: int) -> None:
+        """Drop corpora that nobody reads any more, and those that the pool holds."""
+        pooled = {part.origin for part in self.pool[0]} if self.pool is not None and self.whole else set()
+        for origin in [origin for origin in self.corpora if self.last_use.get(origin, -1) <= generation or origin in pooled]:
+            if origin not in self.read_by_others:
+                del self.corpora[origin]
+
+    # --- the training set ----------------------------------------------------------------------------------------------
+
+    def _training(self, recipe: Recipe, chains: Chains) -> Summary:
+        if not _random(recipe, self.job.science.n) and not self.job.config.filters:
+            return self._merged(recipe.parts, chains)
+        made = [self._drawn(recipe, chains, chain) for chain in range(len(chains))]
+        return {name: np.concatenate([summary[name] for summary in made]) for name in made[0]}
+
+    def _merged(self, parts: tuple[Part, ...], chains: Chains) -> Summary:
+        """A training set of whole parts; one that only grows is kept, and the last parts added."""
+        if self.pool is not None and parts[: len(self.pool[0])] == self.pool[0]:
+            known, found = self.pool
+        else:
+            known, found = parts[:1], self.family.summarise(self._rows(parts[0], chains))
+        for part in parts[len(known) :]:
+            found = self.family.merge(found, self.family.summarise(self._rows(part, chains)))
+        if len(parts) > 1 and (self.pool is None or len(parts) > len(self.pool[0])):
+            grows = chains.generation + 1 < len(self.recipes) and any(
+                later.parts[: len(parts)] == parts for later in self.recipes[chains.generation + 1 :]
+            )
+            self.pool = (parts, found) if grows else None
+        return found
+
+    def _rows(self, part: Part, chains: Chains) -> Array:
+        if part.origin == REAL:
+            return self.real[self.alive][:, part.offset : part.offset + part.count]
+        if part.origin == TEACHER:
+            return np.stack([self._lesson(chains, chain, part.count).values for chain in range(len(chains))])
+        corpus = self.writer.corpora[part.origin]
+        return (corpus if self.writer is self else corpus[self.alive])[:, : part.count]
+
+    def _lesson(self, chains: Chains, chain: int, count: int) -> Examples:
+        source = self.job.config.regime.source
+        assert isinstance(source, ModelSource)
+        teacher, seed = make_teacher(self.job.truth.config, source), chains.seeds[chain]
+        judge = Judge(self.job.truth, seed, chains.generation)
+        return first_accepted(self.job.config.filters, lambda raw: teacher.lesson(seed, chains.generation, raw), count, judge)
+
+    def _drawn(self, recipe: Recipe, chains: Chains, chain: int) -> Summary:
+        """One chain's training set, where it is drawn at random or filtered."""
+        seed, config = chains.seeds[chain], self.job.config
+        drawn = draw(recipe, self.job.science.n, seed, chains.generation)
+        kept = undetected(config.filters, drawn.origin, seed, chains.generation)
+        if kept is not None:
+            if not kept.any():
+                raise LearnerError(f"filters: the detector drops all training examples of generation {chains.generation}")
+            drawn = drawn.take(kept)
+        parts = []
+        counts = {part.origin: part.count for part in recipe.parts}
+        for origin in dict.fromkeys(drawn.origin.tolist()):
+            index = drawn.index[drawn.origin == origin]
+            if origin == REAL:
+                rows = self.real[self.alive[chain]]
+            elif origin == TEACHER:
+                rows = self._lesson(chains, chain, counts[origin]).values
+            else:
+                rows = self._filtered(chains, chain, origin, counts[origin])
+            parts.append(self.family.summarise(rows[index][None]))
+        return fold(self.family, parts)
+
+    def _filtered(self, chains: Chains, chain: int, origin: int, count: int) -> Array:
+        """The first ``count`` examples of a corpus that pass the filters; more of it are sampled where too few do."""
+        config, seed = self.job.config, chains.seeds[chain]
+        rows: Array = self.writer.corpora[origin][chain if self.writer is self else int(self.alive[chain])]
+        if not config.filters:
+            return rows[:count]
+        judge = Judge(self.job.truth, seed, origin)
+
+        def first(raw: int) -> Examples:
+            return Examples.full((rows if len(rows) >= raw else self._more(seed, origin, raw))[:raw])
+
+        found: Array = first_accepted(config.filters, first, count, judge).values
+        return found
+
+    def _more(self, seed: int, origin: int, count: int) -> Array:
+        """A longer corpus of this chain; one that another cell wrote cannot be made longer."""
+        if self.writer is not self:
+            raise LearnerError(
+                f"filters: more examples of generation {origin} of the cell in regime.source are needed than it has, and "
+                "another cell's corpus cannot be made longer here: relax the filters"
+            )
+        real = self.real[self.alive][:, : self.job.science.n] if self.family.reads_real else None
+        self.corpora[origin] = self.family.sample(self.models[origin], Chains((seed,), origin), count, real)
+        rows: Array = self.corpora[origin][0]
+        return rows
+
+    # --- records -------------------------------------------------------------------------------------------------------
+
+    def _note(self, generation: int, alive: npt.NDArray[np.int64], metrics: Mapping[str, Array], status: str) -> None:
+        """One row per chain; the status says where a metric is not finite. Null is what it does not have."""
+        finite = np.ones(len(alive), dtype=bool)
+        columns: dict[str, Any] = {}
+        for name, values in metrics.items():
+            finite &= np.isfinite(values)
+            columns[name] = pa.array(values)
+        nodes = [self.nodes[self.seeds[i]][generation] for i in alive]
+        before = [self.nodes[self.seeds[i]][generation - 1].fit if generation else None for i in alive]
+        identity: dict[str, Any] = {
+            "place": pa.array(alive),
+            GENERATION: pa.array(np.full(len(alive), generation)),
+            "status": pa.array(np.where(finite, status, "degenerate").tolist(), pa.string()),
+            "fit": pa.array([node.fit for node in nodes], pa.string()),
+            "corpus": pa.array([node.corpus for node in nodes], pa.string()),
+            "evaluation": pa.array([node.evaluation for node in nodes], pa.string()),
+            "parent": pa.array(before, pa.string()),
+        }
+        kept = {"all": True, "none": False, "last": generation in (0, self.job.config.generations)}
+        if kept[self.job.config.retention.weights] and metrics:
+            for name in self.family.parameters:
+                flat = self.model[name].reshape(len(alive), -1)
+                columns[PARAMETERS + name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1]).cast(
+                    pa.list_(pa.float64())
+                )
+        self.pieces.append(pa.table({**identity, **columns}))
+
+    def rows(self, chains: Sequence[BundledChain]) -> pa.Table:
+        """All rows, with the chains' keys and seeds."""
+        whole = pa.concat_tables(self.pieces, promote_options="default")
+        place = whole["place"].to_numpy()
+        keys, seeds = np.array([chain.key for chain in chains]), np.array([chain.seed for chain in chains])
+        whole = whole.drop_columns(["place"]).add_column(0, CHAIN, pa.array(keys[place].tolist(), pa.string()))
+        return whole.add_column(1, "seed", pa.array(seeds[place]))
+
+
+def _random(recipe: Recipe, n: int) -> bool:
+    """Whether a training set is drawn at random: a subset of the n real examples, or of everything."""
+    return recipe.subsample is not None or any(part.draw in ("resample", "fixed") and part.count < n for part in recipe.parts)
+
+
+def provenance(started: float) -> dict[str, Any]:
+    """How, where and when a bundle was computed."""
+    return {
+        "host": socket.gethostname(),
+        "device": platform.processor() or platform.machine(),
+        "versions": {"harness": __version__, "python": platform.python_version(), "pyarrow": pa.__version__, **versions()},
+        "seconds": round(time.monotonic() - started, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,46 @@
+"""Frequencies of outcomes: genetic drift, in which an outcome that is lost never comes back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.data.analytic import DiscreteTruth, choose
+from harness.learners.analytic.family import Array, Chains, Family, Model, Summary
+from harness.metrics.analytic import discrete_metrics
+
+
+class DiscreteFamily(Family):
+    """One probability per outcome."""
+
+    parameters = ("probabilities",)
+
+    @property
+    def probabilities(self) -> Array:
+        """The true ones, shape [outcomes]."""
+        assert isinstance(self.truth, DiscreteTruth)
+        return self.truth.probabilities
+
+    def summarise(self, values: Array) -> Summary:
+        """Counts, shape [chains, outcomes]."""
+        size, chains = len(self.probabilities), len(values)
+        flat = values[:, :, 0].astype(np.int64) + size * np.arange(chains)[:, None]
+        counts = np.bincount(flat.reshape(-1), minlength=size * chains)
+        return {"counts": counts.reshape(chains, size).astype(np.float64)}
+
+    def merge(self, left: Summary, right: Summary) -> Summary:
+        """Counts add up."""
+        return {"counts": left["counts"] + right["counts"]}
+
+    def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
+        """Relative frequencies: the maximum-likelihood estimate."""
+        return {"probabilities": summary["counts"] / summary["counts"].sum(axis=1, keepdims=True)}
+
+    def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
+        """Indices of outcomes, by inverse transform."""
+        uniforms = chains.uniforms("sample", count)
+        drawn = [choose(uniforms[chain], model["probabilities"][chain]) for chain in range(len(chains))]
+        return np.stack(drawn)[:, :, None].astype(np.float64)
+
+    def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
+        """Entropy, outcomes that are left, heterozygosity, divergence from the truth; shares where outcomes are few."""
+        return discrete_metrics(model["probabilities"], self.probabilities)

@@ -1,0 +1,168 @@
+"""What a cheap family of models is: it works on many same-shaped chains at once, and each chain's numbers are its own.
+
+Arrays have the chains as their first axis. Every operation treats a chain alone: one matrix product per chain, sums along a chain's
+own axis, one random stream per chain. So a chain's bits do not depend on how many others are in the array; tests hold this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.config.schema import Config
+from harness.data.analytic import Draw, Truth
+from harness.metrics.analytic import range_shares
+from harness.streams import stream
+
+Array = npt.NDArray[np.float64]
+Model = Mapping[str, Array]
+"""Fitted parameters by name, each of shape [chains, ...]."""
+Summary = Mapping[str, Array]
+"""All that a fit needs to know of some examples, each array of shape [chains, ...]."""
+ROWS = 32
+"""Rows of a matrix product that samples: a product of fixed shape, so that a row's bits do not depend on how many are sampled."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """The chains of an array: their seeds, in its order, and the generation.
+
+    Attributes:
+        seeds: One per chain.
+        generation: Index of the generation.
+    """
+
+    seeds: tuple[int, ...]
+    generation: int
+
+    def __len__(self) -> int:
+        """Number of chains."""
+        return len(self.seeds)
+
+    def stream(self, chain: int, purpose: str) -> np.random.Generator:
+        """A chain's stream for a purpose."""
+        return stream(self.seeds[chain], self.generation, purpose)
+
+    def draw(self, chain: int) -> Draw:
+        """From a purpose to a chain's stream."""
+        return lambda purpose: self.stream(chain, purpose)
+
+    def uniforms(self, purpose: str, count: int) -> Array:
+        """Shape [chains, count], values in [0, 1); fewer are a prefix of more."""
+        return np.stack([self.stream(chain, purpose).random(count) for chain in range(len(self))])
+
+    def normals(self, purpose: str, count: int, width: int, pad: int = 0) -> Array:
+        """Standard normals of shape [chains, count + pad, width], the padding 0; fewer are a prefix of more."""
+        found = np.zeros((len(self), count + pad, width))
+        for chain in range(len(self)):
+            self.stream(chain, purpose).standard_normal(out=found[chain, :count])
+        return found
+
+
+class Family:
+    """A family of models under one cell's configuration.
+
+    A fit sees its training set as the merged summaries of its parts, in order: one part per origin. Merging goes from the left, so
+    the pool of an accumulating chain can be kept and extended.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = ()
+    """What of a model is kept beside its record; a model has other arrays that follow from these or are examples."""
+    reads_real: bool = False
+    """Whether sampling reads the real training examples."""
+
+    def __init__(self, config: Config, truth: Truth) -> None:
+        """Keep the cell's configuration and the real distribution."""
+        self.config, self.truth = config, truth
+
+    def summarise(self, values: Array) -> Summary:
+        """A summary of examples of shape [chains, count, width]."""
+        return {"values": values}
+
+    def merge(self, left: Summary, right: Summary) -> Summary:
+        """The summary of both together, ``left`` first."""
+        return {name: np.concatenate([left[name], right[name]], axis=1) for name in left}
+
+    def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
+        """Fit a model to each chain's examples.
+
+        Args:
+            summary: Of the training set.
+            chains: Whose.
+            parent: The models to go on from; None for a learner that starts anew.
+        """
+        raise NotImplementedError
+
+    def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
+        """The first ``count`` examples of each chain's corpus, shape [chains, count, width].
+
+        Args:
+            model: The models.
+            chains: Whose.
+            count: How many; fewer are a prefix of more.
+            real: The chains' real training examples, for a learner that reads them (`reads_real`).
+        """
+        raise NotImplementedError
+
+    def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
+        """Metrics by name, each of shape [chains].
+
+        Args:
+            model: The models.
+            corpus: The examples that the metrics read, shape [chains, count, width].
+        """
+        raise NotImplementedError
+
+    def measure(self, model: Model, corpus: Array) -> dict[str, Array]:
+        """`evaluate`, and the shares of the configured ranges."""
+        return {**self.evaluate(model, corpus), **range_shares(corpus[:, :, 0], self.config.evaluate.ranges)}
+
+
+def fold(family: Family, parts: Sequence[Summary]) -> Summary:
+    """Merge summaries from the left."""
+    found = parts[0]
+    for part in parts[1:]:
+        found = family.merge(found, part)
+    return found
+
+
+def select(arrays: Mapping[str, Array], chains: Any) -> dict[str, Array]:
+    """Some of the chains."""
+    return {name: array[chains] for name, array in arrays.items()}
+
+
+def affine(mean: Array, root: Array, normals: Array, count: int) -> Array:
+    """Mean + root @ normal for rows of standard normals: [chains, dim], [chains, dim, dim], [chains, rows, dim].
+
+    The number of rows is a multiple of `ROWS`; the first ``count`` results are returned.
+    """
+    chains, rows, dim = normals.shape
+    blocks = normals.reshape(chains, rows // ROWS, ROWS, dim) @ root.transpose(0, 2, 1)[:, None]
+    return np.asarray((blocks.reshape(chains, rows, dim) + mean[:, None])[:, :count])
+
+
+def padding(count: int) -> int:
+    """Rows that fill ``count`` up to a multiple of `ROWS`."""
+    return -count % ROWS
+
+
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "gaussian": ("harness.learners.analytic.gaussian", "GaussianFamily"),
+    "mixture": ("harness.learners.analytic.mixture", "MixtureFamily"),
+    "kde": ("harness.learners.analytic.kde", "KdeFamily"),
+    "discrete": ("harness.learners.analytic.discrete", "DiscreteFamily"),
+    "linear_regression": ("harness.learners.analytic.linear", "LinearFamily"),
+}
+"""Registry: kind to module and class."""
+
+
+def make_family(config: Config, truth: Truth) -> Family:
+    """The family of a cell."""
+    module, name = FAMILIES[config.learner.kind]
+    family: Family = getattr(import_module(module), name)(config, truth)
+    return family

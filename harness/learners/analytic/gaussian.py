@@ -1,0 +1,92 @@
+"""The multivariate normal distribution, fitted in closed form: the smallest system that collapses."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg.lapack import dpstrf
+
+from harness.config.schema import Gaussian
+from harness.data.analytic import GaussianTruth
+from harness.learners.analytic.family import Array, Chains, Family, Model, Summary, affine, padding
+from harness.metrics.analytic import gaussian_metrics, normal_nll
+
+
+class GaussianFamily(Family):
+    """Mean and covariance; sampled through a pivoted Cholesky factor, which a singular covariance has too."""
+
+    parameters = ("mean", "covariance")
+
+    def summarise(self, values: Array) -> Summary:
+        """Number, mean and scatter matrix."""
+        count = values.shape[1]
+        mean = (np.ones((1, count)) @ values)[:, 0] / max(count, 1)
+        centred = values - mean[:, None]
+        return {"count": np.full(len(values), float(count)), "mean": mean, "scatter": centred.transpose(0, 2, 1) @ centred}
+
+    def merge(self, left: Summary, right: Summary) -> Summary:
+        """Pooled moments (Chan, Golub and LeVeque 1979)."""
+        count = left["count"] + right["count"]
+        apart = right["mean"] - left["mean"]
+        share = (right["count"] / count)[:, None]
+        between = (left["count"] * right["count"] / count)[:, None, None] * apart[:, :, None] * apart[:, None, :]
+        return {
+            "count": count,
+            "mean": left["mean"] + share * apart,
+            "scatter": left["scatter"] + right["scatter"] + between,
+        }
+
+    def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
+        """The sample mean and covariance: divided by n (mle) or n - 1 (unbiased)."""
+        assert isinstance(self.config.learner, Gaussian)
+        divisor = summary["count"] - (1.0 if self.config.learner.estimator == "unbiased" else 0.0)
+        covariance = summary["scatter"] / divisor[:, None, None]
+        root, log_det = factor(covariance)
+        return {"mean": summary["mean"], "covariance": covariance, "root": root, "log_det": log_det}
+
+    def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
+        """Examples of N(mean, covariance)."""
+        normals = chains.normals("sample", count, model["mean"].shape[1], padding(count))
+        return affine(model["mean"], model["root"], normals, count)
+
+    def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
+        """Distance of the fit from the truth, where that is normal; NLL on real examples."""
+        found = {}
+        if isinstance(self.truth, GaussianTruth):
+            truth = self.truth.config
+            found = gaussian_metrics(model["mean"], model["covariance"], model["log_det"], truth.mean, truth.variance)
+            inner: Array | float = truth.variance
+            points = np.full((1, truth.dim), truth.mean)
+        else:
+            inner, points = 0.0, self.truth.test
+            with np.errstate(divide="ignore"):
+                trace = np.trace(model["covariance"], axis1=1, axis2=2)
+                found = {"gaussian/log_variance": np.log(trace / trace.dtype.type(model["mean"].shape[1]))}
+        return {**found, "test/nll": normal_nll(model["mean"], model["root"], model["log_det"], points, inner)}
+
+
+def factor(covariance: Array) -> tuple[Array, Array]:
+    """A root of each covariance, and the log of its determinant.
+
+    Args:
+        covariance: Shape [chains, dim, dim], positive semi-definite.
+
+    Returns:
+        ``root`` with root @ root.T = covariance, shape [chains, dim, dim]; log determinants, shape [chains], -inf where singular.
+    """
+    chains, dim, _ = covariance.shape
+    with np.errstate(divide="ignore"):
+        if dim == 1:
+            root = np.sqrt(covariance)
+            return root, 2 * np.log(root[:, 0, 0])
+        root, log_det = np.zeros_like(covariance), np.full(chains, -np.inf)
+        for chain in range(chains):
+            if not np.isfinite(covariance[chain]).all():
+                root[chain], log_det[chain] = np.nan, np.nan
+                continue
+            lower, pivot, rank, _ = dpstrf(covariance[chain], lower=1)
+            lower = np.tril(lower)
+            lower[:, rank:] = 0.0
+            root[chain, pivot - 1] = lower
+            if rank == dim:
+                log_det[chain] = 2 * np.log(np.diagonal(lower)).sum()
+        return root, log_det

@@ -1,0 +1,74 @@
+"""A family as a learner of its own: one chain, every generation in the store, as for large models."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
+
+from harness.config.schema import Config
+from harness.data.analytic import Truth
+from harness.data.base import RealData
+from harness.learners.analytic.family import Chains, Model, fold, make_family
+from harness.learners.base import EvaluateTask, Evaluation, FitOutcome, FitTask, Ranks, SampleTask
+from harness.records import Examples
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    import scipy
+    import sklearn
+
+    return {"numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
+
+
+class AnalyticLearner:
+    """Fits, samples and measures one chain; the numbers are those of a bundle."""
+
+    def __init__(self, config: Config, data: RealData, ranks: Ranks) -> None:
+        """Keep the family."""
+        assert isinstance(data, Truth)
+        self.family, self.data = make_family(config, data), data
+
+    def fit(self, task: FitTask) -> FitOutcome:
+        """Fit to the parts of the training set, one per origin, in order."""
+        drawn, values = task.training.drawn, task.training.examples.values
+        origins = list(dict.fromkeys(drawn.origin.tolist()))
+        with threadpool_limits(limits=1):
+            parts = [self.family.summarise(values[None, drawn.origin == origin]) for origin in origins]
+            chains = Chains((task.seed,), task.generation)
+            parent = None if task.init_from is None else _load(task.init_from)
+            model = self.family.fit(fold(self.family, parts), chains, parent)
+        save_file({name: np.array(array[0], order="C") for name, array in model.items()}, task.out / "model.safetensors")
+        finite = all(not np.isnan(array).any() for array in model.values())
+        return FitOutcome("ok" if finite else "diverged", {"examples": len(values)}, len(values), len(values))
+
+    def sample(self, task: SampleTask) -> int:
+        """The examples that are missing; a longer corpus begins with a shorter one."""
+        real = None
+        if self.family.reads_real:
+            real = self.data.real(task.seed, self.data.num_examples).values[None]
+        with threadpool_limits(limits=1):
+            found = self.family.sample(_load(task.fit), Chains((task.seed,), task.generation), task.stop, real)[0]
+        task.append(task.start, Examples.full(found[task.start :]))
+        return task.stop - task.start
+
+    def evaluate(self, task: EvaluateTask) -> Evaluation:
+        """Distance of the fit from the truth."""
+        with threadpool_limits(limits=1):
+            found = self.family.measure(_load(task.fit), task.corpus.values[None])
+        metrics = {name: float(value[0]) for name, value in found.items()}
+        return Evaluation(metrics, degenerate=not all(np.isfinite(value) for value in metrics.values()))
+
+    def describe(self) -> Mapping[str, Any]:
+        """Processor and versions."""
+        return {"device": platform.processor() or platform.machine(), "zero_stage": None, "versions": versions()}
+
+
+def _load(folder: Path) -> Model:
+    return {name: np.asarray(array)[None] for name, array in load_file(folder / "model.safetensors").items()}

@@ -1,0 +1,174 @@
+"""Verdicts: what a paper says, beside what the records say, with the interval over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from harness.config.grid import find_cells
+from harness.config.schema import Claim, Statistic
+from harness.reporting.statistics import LEVEL, aggregate
+from harness.study import Prepared
+
+Verdict = Literal["reproduced", "contradicted", "undecided"]
+MIN_SEEDS = 5
+"""With fewer seeds nothing is decided."""
+Series = dict[int, float]
+"""Generation to value, for one seed; without values that are not finite."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim and what came of it.
+
+    Attributes:
+        claim: The claim.
+        verdict: ``reproduced``: all of the interval lies where the claim says; ``contradicted``: none of it; else ``undecided``.
+        value: Mean over seeds; None where there is none.
+        low: Lower end of the interval.
+        high: Upper end.
+        seeds: Seeds with a value.
+        reason: Why nothing is decided; empty otherwise.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    value: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+    reason: str = ""
+
+
+def judge(prepared: Prepared, rows: Sequence[Mapping[str, Any]]) -> list[Judgement]:
+    """The verdict on every claim of a configuration.
+
+    Args:
+        prepared: The study.
+        rows: From `ledger.rows`.
+    """
+    cells = {chain.id: chain.cell for chain in prepared.chains}
+    series: dict[tuple[int, str], dict[int, Series]] = {}
+    metrics = {claim.statistic.metric for claim in prepared.study.base.claims}
+    for row in rows:
+        for metric in metrics:
+            value = row.get(metric)
+            found = series.setdefault((cells[row["chain"]], metric), {}).setdefault(int(row["seed"]), {})
+            if value is not None:
+                found[int(row["generation"])] = float(value)
+    return [_judge(prepared, series, claim) for claim in prepared.study.base.claims]
+
+
+def _judge(prepared: Prepared, series: Mapping[tuple[int, str], dict[int, Series]], claim: Claim) -> Judgement:
+    statistic = claim.statistic
+    values, missing = _values(prepared, series, statistic, statistic.where)
+    if statistic.minus is not None:
+        others, more = _values(prepared, series, statistic, statistic.minus)
+        values = {seed: value - others[seed] for seed, value in values.items() if seed in others}
+        missing = max(missing, more)
+    numbers = [values[seed] for seed in sorted(values)]
+    if not numbers:
+        return Judgement(claim, "undecided", None, None, None, 0, f"no record has a finite {statistic.metric} there")
+    found = aggregate(numbers)
+    low, high = found.low, found.high
+    if statistic.of == "exceeds_first" and statistic.minus is None:
+        interval = stats.binomtest(int(sum(numbers)), len(numbers)).proportion_ci(LEVEL, method="wilson")
+        low, high = float(interval.low), float(interval.high)
+    reason = ""
+    if missing:
+        reason = f"{missing} of {missing + len(numbers)} seeds have no finite value"
+    elif len(numbers) < MIN_SEEDS:
+        reason = f"{len(numbers)} seeds, {MIN_SEEDS} are needed"
+    verdict: Verdict = "undecided"
+    if not reason and low is not None and high is not None:
+        verdict = compare(claim, low, high)
+    return Judgement(claim, verdict, found.mean, low, high, len(numbers), reason)
+
+
+def compare(claim: Claim, low: float, high: float) -> Verdict:
+    """Where an interval lies, seen from the range of a claim."""
+    least = claim.above if claim.above is not None else claim.between[0] if claim.between else -math.inf
+    most = claim.below if claim.below is not None else claim.between[1] if claim.between else math.inf
+    if least < low and high < most:
+        return "reproduced"
+    return "contradicted" if high <= least or low >= most else "undecided"
+
+
+def _values(
+    prepared: Prepared, series: Mapping[tuple[int, str], dict[int, Series]], statistic: Statistic, where: Mapping[str, Any]
+) -> tuple[dict[int, float], int]:
+    """The statistic of every seed of a cell, and how many seeds have none."""
+    (cell,) = find_cells(prepared.study, where)
+    found = series.get((cell, statistic.metric), {})
+    last = prepared.study.cells[cell].config.generations if statistic.generation is None else statistic.generation
+    limit = math.inf
+    firsts = [item[0] for item in found.values() if 0 in item]
+    if statistic.of == "exceeds_first" and len(firsts) > 1:
+        # Where one more seed's generation 0 would lie: the interval of a prediction, not of the mean.
+        spread = float(np.std(firsts, ddof=1)) * math.sqrt(1 + 1 / len(firsts))
+        limit = float(np.mean(firsts)) + float(stats.t.ppf((1 + LEVEL) / 2, len(firsts) - 1)) * spread
+    values = {}
+    for seed, item in found.items():
+        value = _of(item, statistic, last, limit)
+        if value is not None and math.isfinite(value):
+            values[seed] = value
+    return values, len(prepared.study.seeds) - len(values)
+
+
+def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | None:
+    known = {g: value for g, value in item.items() if g <= last}
+    first, final = known.get(0), known.get(last)
+    if statistic.of == "first":
+        return first
+    if statistic.of in ("slope", "highest", "lowest"):
+        if len(known) < (2 if statistic.of == "slope" else 1) or last not in known:
+            return None
+        if statistic.of == "slope":
+            return float(np.polyfit(list(known), list(known.values()), 1)[0])
+        return max(known.values()) if statistic.of == "highest" else min(known.values())
+    if final is None or (first is None and statistic.of != "last"):
+        return None
+    assert first is not None or statistic.of == "last"
+    if statistic.of == "last":
+        return final
+    assert first is not None
+    if statistic.of == "exceeds_first":
+        return float(final > limit)
+    if statistic.of == "change":
+        return final - first
+    ratio = final / first if first else math.nan
+    return ratio if statistic.of == "ratio" else math.log(ratio) if ratio > 0 else None
+
+
+def describe(found: Judgement) -> dict[str, str]:
+    """A verdict as text: what is claimed, what was found."""
+    claim, statistic = found.claim, found.claim.statistic
+    wanted = (
+        f"above {claim.above:g}"
+        if claim.above is not None
+        else f"below {claim.below:g}"
+        if claim.below is not None
+        else f"between {claim.between[0]:g} and {claim.between[1]:g}"
+        if claim.between is not None
+        else ""
+    )
+    where = ", ".join(f"{name} {value}" for name, value in statistic.where.items()) or "the only cell"
+    minus = "" if statistic.minus is None else " minus " + ", ".join(f"{name} {value}" for name, value in statistic.minus.items())
+    value = "" if found.value is None else f"{found.value:.4g}"
+    if found.low is not None and found.high is not None:
+        value += f" [{found.low:.4g}, {found.high:.4g}]"
+    return {
+        "verdict": found.verdict,
+        "claim": claim.text,
+        "statistic": f"{statistic.of.replace('_', ' ')} of {statistic.metric}, {where}{minus}",
+        "wanted": wanted,
+        "found": value,
+        "seeds": str(found.seeds),
+        "reason": found.reason,
+        "source": claim.source,
+    }

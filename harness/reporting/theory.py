@@ -1,0 +1,85 @@
+"""What theory says of a metric by generation, for the cells where a closed form is known (docs/oracles.md has the derivations)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy.special import digamma
+
+from harness.config.schema import (
+    Config,
+    Discrete,
+    DiscreteData,
+    Gaussian,
+    GaussianData,
+    Kde,
+    LinearData,
+    LinearRegression,
+)
+from harness.data.analytic import DiscreteTruth
+
+
+def expected(config: Config, metric: str) -> list[float] | None:
+    """The expectation of a metric over chains, for every generation; None where no closed form is known.
+
+    Args:
+        config: The cell.
+        metric: Name of the metric.
+    """
+    regime, generations = config.regime, range(config.generations + 1)
+    plain = not config.filters and regime.source == "self" and regime.refresh is None
+    whole = regime.kind == "accumulate" or regime.kind == "replace_grown" or regime.synthetic_ratio == 1
+    if not plain or not whole:
+        return None
+    learner, data = config.learner, config.data
+    if isinstance(learner, Gaussian) and isinstance(data, GaussianData):
+        return _gaussian(learner, data, regime.kind, metric, generations)
+    if isinstance(learner, LinearRegression) and isinstance(data, LinearData) and metric == "regression/test_error":
+        return _regression(learner, data, regime.kind, generations)
+    if isinstance(learner, Discrete) and isinstance(data, DiscreteData) and not data.stratified:
+        if metric == "discrete/heterozygosity" and regime.kind == "replace":
+            start = 1 - float((DiscreteTruth(data).probabilities ** 2).sum())
+            return [start * (1 - 1 / data.num_examples) ** (g + 1) for g in generations]
+    if isinstance(learner, Kde) and isinstance(data, GaussianData) and isinstance(learner.bandwidth, float | int):
+        if metric == "kde/variance" and regime.kind == "replace":
+            return _kde(float(learner.bandwidth), data, generations)
+    return None
+
+
+def _gaussian(learner: Gaussian, data: GaussianData, kind: str, metric: str, generations: Sequence[int]) -> list[float] | None:
+    n, mle = data.num_examples, learner.estimator == "mle"
+    left = [(1 - 1 / n) ** (g + 1) if mle else 1.0 for g in generations]
+    if kind == "replace" and metric == "gaussian/trace_ratio":
+        return left if mle else None  # the mean of the unbiased variance is 1 for ever, and no finite set of chains shows it
+    if kind == "replace" and metric == "gaussian/mean_sq_error":
+        drift = [1 - item for item in left] if mle else [(g + 1) / n for g in generations]
+        return [data.dim * data.variance * item for item in drift]
+    if kind == "replace" and metric == "gaussian/log_variance" and data.dim == 1:
+        step = float(digamma((n - 1) / 2)) - math.log((n if mle else n - 1) / 2)
+        return [math.log(data.variance) + (g + 1) * step for g in generations]
+    if kind == "accumulate" and metric == "gaussian/trace_ratio" and mle:
+        return [math.prod(1 - 1 / (n * i * i) for i in range(1, g + 2)) for g in generations]
+    return None
+
+
+def _regression(learner: LinearRegression, data: LinearData, kind: str, generations: Sequence[int]) -> list[float] | None:
+    if learner.ridge or data.labels != "real":
+        return None
+    d, size, fixed = data.dim, data.num_examples, learner.design == "fixed"
+    base = data.noise_variance * d / (size - d - 1)
+    if kind == "replace":
+        return [(g + 1) * base for g in generations]
+    if kind == "accumulate" and fixed:
+        return [base * sum(1 / i**2 for i in range(1, g + 2)) for g in generations]
+    if kind == "replace_grown" and not fixed:
+        return [data.noise_variance * sum(d / (size * i - d - 1) for i in range(1, g + 2)) for g in generations]
+    return None
+
+
+def _kde(bandwidth: float, data: GaussianData, generations: Sequence[int]) -> list[float]:
+    found, inner = [], data.variance
+    for generation in generations:
+        inner = (1 - 1 / data.num_examples) * (inner + (bandwidth**2 if generation else 0.0))
+        found.append(inner + bandwidth**2)
+    return found

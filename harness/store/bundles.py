@@ -1,0 +1,139 @@
+"""Bundles: records and parameters of many cheap chains in one Parquet file, found by the chains' keys.
+
+A file's name is the hash of its content, so writing one is a commit: a link that is there or is not. A chain that is in two files
+is the same in both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from harness.errors import DamagedError
+from harness.files import sync_file
+
+CHAINS = b"harness.chains"
+PROVENANCE = b"harness.provenance"
+CHAIN, GENERATION = "bundle_chain", "generation"
+PARAMETERS = "parameters/"
+"""Prefix of the columns that hold fitted parameters."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chain is, and the index of the last generation that it has there."""
+
+    path: Path
+    generations: int
+
+
+class Bundles:
+    """The folder ``bundles/``."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read yet."""
+        self.folder = folder
+        self._metadata: dict[str, dict[str, int]] = {}
+        self._sound: set[str] = set()
+
+    def commit(self, rows: pa.Table, chains: Mapping[str, int], provenance: Mapping[str, object]) -> Path:
+        """Write a bundle.
+
+        Args:
+            rows: One row per chain and generation, the chain's key in the column `CHAIN`.
+            chains: Key to the index of the last generation asked for (a chain that diverged has fewer rows).
+            provenance: How, where and when.
+        """
+        self.folder.mkdir(exist_ok=True)
+        extra = {CHAINS: json.dumps(dict(chains), sort_keys=True).encode(), PROVENANCE: json.dumps(dict(provenance)).encode()}
+        temporary = self.folder / f".{uuid.uuid4().hex}"
+        try:
+            pq.write_table(rows.replace_schema_metadata(extra), temporary, compression="zstd", compression_level=1)
+            target = self.folder / f"{_hash(temporary)}.parquet"
+            sync_file(temporary)
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_file(self.folder)
+        return target
+
+    def names(self) -> list[str]:
+        """The names of all bundles."""
+        return sorted(path.name for path in self.folder.glob("*.parquet"))
+
+    def index(self) -> dict[str, Place]:
+        """Chain key to its bundle; the longest where there are several. A file that is no bundle is set aside."""
+        found: dict[str, Place] = {}
+        for name in self.names():
+            for key, generations in self._chains(name).items():
+                if key not in found or found[key].generations < generations:
+                    found[key] = Place(self.folder / name, generations)
+        return found
+
+    def _chains(self, name: str) -> dict[str, int]:
+        if name not in self._metadata:
+            try:
+                self.check(name)
+                self._metadata[name] = json.loads(pq.read_metadata(self.folder / name).metadata[CHAINS])
+            except DamagedError:
+                self.set_aside(name)
+                return {}
+        return self._metadata[name]
+
+    def check(self, name: str) -> None:
+        """Compare a bundle with the hash that is its name; once per process.
+
+        Raises:
+            DamagedError: They differ.
+        """
+        if name in self._sound:
+            return
+        if _hash(self.folder / name) != name.removesuffix(".parquet"):
+            raise DamagedError(f"bundles/{name} does not match the hash that is its name")
+        self._sound.add(name)
+
+    def set_aside(self, name: str) -> None:
+        """Move a damaged bundle to ``damaged/``; its chains are computed again."""
+        aside = self.folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.folder / name, aside / f"bundles-{name}-{uuid.uuid4().hex[:8]}")
+
+    def read(self, chains: Collection[str], places: Mapping[str, Place] | None = None, parameters: bool = False) -> pa.Table | None:
+        """The rows of some chains, ordered by chain key and generation; None where there are none.
+
+        Args:
+            chains: Their keys.
+            places: From `index`, where it is known.
+            parameters: Read the fitted parameters too.
+        """
+        places = self.index() if places is None else places
+        files: dict[Path, list[str]] = {}
+        for key in chains:
+            if key in places:
+                files.setdefault(places[key].path, []).append(key)
+        tables = []
+        for path, keys in sorted(files.items()):
+            names = [name for name in pq.read_schema(path).names if parameters or not name.startswith(PARAMETERS)]
+            table = pq.read_table(path, columns=names)
+            tables.append(table.filter(pc.is_in(table[CHAIN], pa.array(keys))))
+        if not tables:
+            return None
+        whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables], promote_options="default")
+        return whole.sort_by([(CHAIN, "ascending"), (GENERATION, "ascending")])
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]

@@ -1,0 +1,388 @@
+"""Bundles: a chain's numbers are its own, whatever runs beside it; what is committed; what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from bundled import at, run_bundles, table
+from chains import run_all
+from conftest import Make, harness
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.config.schema import MixtureData, ShapeData
+from harness.coordinator.bundles import make_tasks, missing
+from harness.data.analytic import make_truth
+from harness.errors import InputError
+from harness.learners.analytic.family import Chains, make_family
+from harness.reporting import ledger
+from harness.store import Store
+from harness.study import open_study
+
+CASES: dict[str, dict[str, Any]] = {
+    "gaussian": {"data": {"source": "gaussian", "dim": 3, "num_examples": 12}, "learner": {"kind": "gaussian"}},
+    "gaussian on moons": {
+        "data": {"source": "moons", "num_examples": 12},
+        "learner": {"kind": "gaussian", "estimator": "unbiased"},
+    },
+    "mixture": {"data": {"source": "blobs", "num_examples": 24}, "learner": {"kind": "mixture", "components": 3}},
+    "mixture goes on": {
+        "data": {"source": "circles", "num_examples": 24},
+        "learner": {"kind": "mixture", "components": 2, "covariance": "diag", "init": "previous"},
+    },
+    "kde": {"data": {"source": "swiss_roll", "num_examples": 12}, "learner": {"kind": "kde", "bandwidth": 0.5}},
+    "kde scott": {"data": {"source": "moons", "num_examples": 12}, "learner": {"kind": "kde"}},
+    "discrete": {"data": {"source": "discrete", "outcomes": 7, "num_examples": 12}, "learner": {"kind": "discrete"}},
+    "regression": {"data": {"source": "linear", "dim": 3, "num_examples": 12}, "learner": {"kind": "linear_regression"}},
+    "regression fresh": {
+        "data": {"source": "linear", "dim": 3, "num_examples": 12},
+        "learner": {"kind": "linear_regression", "design": "fresh", "ridge": 0.1},
+    },
+}
+REGIMES: list[dict[str, Any]] = [
+    {"kind": "replace", "synthetic_ratio": 1.0},
+    {"kind": "replace", "synthetic_ratio": 0.5, "real_part": "fixed"},
+    {"kind": "replace_grown"},
+    {"kind": "accumulate"},
+    {"kind": "accumulate", "refresh": {"every": 2}},
+    {"kind": "accumulate_subsample"},
+    {"kind": "augment", "synthetic_ratio": 0.5},
+    {"kind": "fresh_real", "synthetic_ratio": 0.5},
+]
+BASE = {"experiment": "bundles", "generations": 4, "tracking": {"wandb": "disabled"}}
+
+
+def export(prepared: Any, store: Store) -> pd.DataFrame:
+    return pd.DataFrame(ledger.rows(prepared, store))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_chain_alone_beside_others_and_generation_by_generation_is_the_same(make_config: Make, tmp_path: Path, name: str) -> None:
+    """Bit for bit, keys included: one seed alone, the same among 5 seeds and 8 regimes, and through the store's generations."""
+    together = make_config({**BASE, **CASES[name], "grid": {"regime": REGIMES, "seed": [0, 1, 2, 3, 4]}}, "all.yaml")
+    whole = export(*run_bundles(together, tmp_path / "all", workers=2))
+    assert len(whole) == 8 * 5 * 5
+    for index in (0, 3, 5):
+        alone = make_config({**BASE, **CASES[name], "regime": REGIMES[index], "seed": 3}, "one.yaml")
+        single = export(*run_bundles(alone, tmp_path / f"one-{index}"))
+        same = whole[whole.chain == single.chain.iloc[0]].reset_index(drop=True)
+        pd.testing.assert_frame_equal(single, same[single.columns], check_exact=True)
+    steps = make_config(
+        {**BASE, **CASES[name], "grid": {"regime": REGIMES, "seed": [3]}, "resources": {"bundled": False}}, "s.yaml"
+    )
+    by_generation = export(*run_all(steps, tmp_path / "steps"))
+    same = whole[whole.seed == 3].reset_index(drop=True)
+    pd.testing.assert_frame_equal(by_generation[same.columns], same, check_exact=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(CASES)),
+    beside=st.lists(st.integers(0, 2**40), min_size=1, max_size=9, unique=True),
+    count=st.integers(1, 80),
+    more=st.integers(0, 80),
+    where=st.integers(0, 8),
+)
+def test_fits_and_samples_do_not_depend_on_the_batch(name: str, beside: list[int], count: int, more: int, where: int) -> None:
+    """Any chain in any company: fit, sample and metrics have the same bits; and fewer examples are a prefix of more."""
+    from harness.config.schema import Config
+
+    config = Config.model_validate({"experiment": "x", **CASES[name]})
+    truth = make_truth(config.data)  # type: ignore[arg-type]
+    family = make_family(config, truth)
+    me = where % len(beside)
+    real = np.stack([truth.real(seed, truth.num_examples).values for seed in beside])
+    everyone, alone = Chains(tuple(beside), 1), Chains((beside[me],), 1)
+    many = family.fit(family.summarise(real), everyone, None)
+    one = family.fit(family.summarise(real[me : me + 1]), alone, None)
+    for part in many:
+        assert many[part][me].tobytes() == one[part][0].tobytes(), part
+    long = family.sample(many, everyone, count + more, real)
+    short = family.sample(one, alone, count, real[me : me + 1])
+    assert long[me, :count].tobytes() == short[0].tobytes()
+    found, single = family.measure(many, long), family.measure(one, long[me : me + 1])
+    for metric in found:
+        assert found[metric][me].tobytes() == single[metric][0].tobytes(), metric
+
+
+def test_longer_chains_more_seeds_and_what_is_there_already(make_config: Make, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    small = {**BASE, **CASES["gaussian"], "grid": {"seed": [0, 1]}}
+    run_bundles(make_config(small), root)
+    for changes, computed in (({}, 0), ({"grid": {"seed": [0, 1, 2]}}, 1), ({"generations": 2}, 0), ({"generations": 6}, 2)):
+        prepared, _ = open_study(make_config({**small, **changes}, "next.yaml"), (), Store.read(root))
+        assert len(missing(prepared, Store.read(root).bundles.index())) == computed
+    short, _ = open_study(make_config({**small, "generations": 2}, "short.yaml"), (), Store.read(root))
+    frame = export(short, Store.read(root))
+    assert sorted(frame.generation.unique()) == [0, 1, 2]
+
+
+def test_tasks_hold_every_chain_once_and_are_of_even_size(make_config: Make, tmp_path: Path) -> None:
+    config = {
+        **BASE,
+        **CASES["gaussian"],
+        "generations": 99,
+        "grid": {"data.num_examples": [10, 1000], "seed": {"from": 0, "count": 50}},
+    }
+    prepared, _ = open_study(make_config(config), (), Store.read(tmp_path / "none"))
+    tasks = make_tasks(prepared, Store.read(tmp_path / "none"), prepared.bundles, 2)
+    assert sorted(chain.key for task in tasks for chain in task.chains) == sorted(chain.key for chain in prepared.bundles)
+    assert len(tasks) < 50
+
+
+def test_a_damaged_bundle_is_set_aside_and_made_again(make_config: Make, tmp_path: Path) -> None:
+    root, config = tmp_path / "root", make_config({**BASE, **CASES["discrete"]})
+    expected = export(*run_bundles(config, root))
+    (bundle,) = (root / "bundles").iterdir()
+    bundle.write_bytes(bundle.read_bytes()[:-9] + b"x" * 9)
+    found = harness("doctor", "--store", "--root", root, "--json")
+    assert found.returncode == 1 and json.loads(found.stdout)["findings"][0]["where"] == f"bundles/{bundle.name}"
+    pd.testing.assert_frame_equal(export(*run_bundles(config, root)), expected, check_exact=True)
+    assert len(list((root / "damaged").iterdir())) == 1
+
+
+def test_a_collapsed_covariance_is_a_status_and_the_chain_goes_on() -> None:
+    """Replace with n = 2 loses about ln 2 + 0.6 of log variance a generation: below the smallest number in 1,200 generations."""
+    frame = table({**CASES["gaussian"], "data": {"source": "gaussian", "num_examples": 2}, "generations": 900})
+    assert (frame.generation == np.arange(901)).all()
+    late = frame[frame.status == "degenerate"]
+    assert len(late) and late["gaussian/log_variance"].isna().any()
+    assert (frame["gaussian/trace_ratio"] >= 0).all(), "the variance itself is 0, never null"
+    assert frame.status.iloc[0] == "ok"
+
+
+def test_a_singular_covariance_has_no_density_and_says_so() -> None:
+    frame = table({**CASES["gaussian"], "data": {"source": "gaussian", "dim": 8, "num_examples": 5}, "generations": 3})
+    assert (frame.status == "degenerate").all() and frame["test/nll"].isna().all()
+    assert (frame["gaussian/det_ratio"] == 0).all() and (frame["gaussian/trace_ratio"] > 0).all()
+
+
+def test_a_mixture_that_admits_no_fit_has_diverged_and_ends() -> None:
+    """Without regularisation, two components on a handful of points end on one point: no covariance is left."""
+    changes = {
+        "data": {"source": "gaussian", "num_examples": 3},
+        "learner": {"kind": "mixture", "components": 3, "regularisation": 0.0},
+    }
+    frame = table({**changes, "generations": 3, "grid": {"seed": [0, 1, 2, 3]}})
+    last = frame.groupby("seed").tail(1)
+    assert (last.status == "diverged").sum() >= 2
+    assert ((last.status == "diverged") | (last.generation == 3)).all(), "a chain ends where it diverges, and nowhere else"
+    assert frame[frame.status == "diverged"]["test/nll"].isna().all()
+
+
+def test_blue_cats_vanish() -> None:
+    """10 blue and 90 yellow: as outcomes, blue is lost by drift; on the hue, green ones come first."""
+    outcomes = table(
+        {
+            "data": {"source": "discrete", "probabilities": [0.1, 0.9], "num_examples": 100, "stratified": True},
+            "learner": {"kind": "discrete"},
+            "generations": 60,
+            "grid": {"seed": {"from": 0, "count": 200}},
+        }
+    )
+    assert (at(outcomes, "share/outcome_0", 0) == 0.1).all(), "exactly 10 of 100"
+    lost = [(at(outcomes, "share/outcome_0", g) == 0).mean() for g in (1, 10, 60)]
+    assert lost[0] < 0.01 < lost[1] < lost[2] and lost[2] > 0.25
+    hues = {
+        "data": {
+            "source": "mixture",
+            "stratified": True,
+            "num_examples": 100,
+            "components": [{"weight": 0.1, "mean": [240.0], "std": 10.0}, {"weight": 0.9, "mean": [60.0], "std": 10.0}],
+        },
+        "evaluate": {"ranges": {"yellow": [30, 90], "green": [90, 210], "blue": [210, 270]}},
+        "generations": 40,
+        "grid": {"seed": {"from": 0, "count": 30}},
+    }
+    frame = table({**hues, "learner": {"kind": "kde", "bandwidth": 15.0}})
+    green = frame[frame["share/green"] > 0].groupby("seed").generation.min()
+    blue = frame[frame["share/blue"] == 0].groupby("seed").generation.min().reindex(range(30)).fillna(99)
+    assert (green.reindex(range(30)).fillna(99) < blue).mean() > 0.8, "green cats appear before blue ones are gone"
+
+
+def test_sources_of_another_cell(make_config: Make, tmp_path: Path) -> None:
+    """A normal fitted to what a KDE chain writes: the same in bundles and by generations, and the writer does not change."""
+    grid = {
+        "learner": [{"kind": "kde", "bandwidth": 0.5}, {"kind": "gaussian"}],
+        "regime.source": ["self", {"cell": {"learner": {"kind": "kde", "bandwidth": 0.5}}}],
+    }
+    config = {
+        **BASE,
+        "data": {"source": "moons", "num_examples": 10},
+        "learner": {"kind": "gaussian"},
+        "grid": {**grid, "seed": [0, 1]},
+    }
+    refused = make_config({**config, "regime": {"kind": "accumulate"}}, "refused.yaml")
+    with pytest.raises(InputError, match=r"learner\.kind|depends on itself|no axis"):
+        open_study(refused, (), Store.read(tmp_path / "none"))
+    config = {**BASE, **CASES["gaussian"], "regime": {"kind": "replace", "synthetic_ratio": 1.0}}
+    when = [{"when": {"learner.estimator": "unbiased"}, "set": {"regime.source": {"cell": {"learner.estimator": "mle"}}}}]
+    config = {**config, "grid": {"learner.estimator": ["mle", "unbiased"], "seed": [0, 1]}, "overrides": when}
+    bundled = export(*run_bundles(make_config(config, "two.yaml"), tmp_path / "b"))
+    steps = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "three.yaml"), tmp_path / "s"))
+    pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
+    plain = {name: value for name, value in config.items() if name not in ("overrides", "grid")}
+    own = export(*run_bundles(make_config({**plain, "seed": 1}, "own.yaml"), tmp_path / "o"))
+    written = bundled[(bundled["learner.estimator"] == "mle") & (bundled.seed == 1)]
+    assert written["gaussian/log_variance"].tolist() == own["gaussian/log_variance"].tolist()
+
+
+def test_a_generation_of_another_cell_as_a_fixed_teacher(make_config: Make, tmp_path: Path) -> None:
+    """Every generation reads what the teacher's generation 0 wrote: with no real share all of them are the same fit."""
+    when = {
+        "when": {"learner.estimator": "unbiased"},
+        "set": {"regime.source": {"cell": {"learner.estimator": "mle"}, "generation": 0}},
+    }
+    config = {**BASE, **CASES["gaussian"], "grid": {"learner.estimator": ["mle", "unbiased"]}, "overrides": [when]}
+    config["regime"] = {"kind": "replace", "synthetic_ratio": 1.0}
+    bundled = export(*run_bundles(make_config(config, "a.yaml"), tmp_path / "a"))
+    pupil = bundled[bundled["learner.estimator"] == "unbiased"]["gaussian/log_variance"].tolist()
+    assert len(set(pupil[1:])) == 1 and pupil[0] != pupil[1]
+    steps = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b"))
+    pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"regime.source": {"cell": {"learner.estimator": "mle"}}}, ("regime.source", "learner.estimator", "axis")),
+        (
+            {"grid": {"learner.estimator": ["mle", "unbiased"]}, "regime.source": {"cell": {"learner.estimator": "other"}}},
+            ("regime.source", "no cell"),
+        ),
+        (
+            {"grid": {"learner.estimator": ["mle", "unbiased"]}, "regime.source": {"cell": {"learner.estimator": "mle"}}},
+            ("regime.source", "depends on itself"),
+        ),
+        ({"regime.source": {"model": {"variance": -1}}}, ("regime.source.model.variance",)),
+        ({"regime.source": {"model": {"colour": 1}}}, ("regime.source.model.colour", "variance")),
+        ({"data": {"source": "discrete", "outcomes": 1}, "learner": {"kind": "discrete"}}, ("data.outcomes", "2")),
+        ({"data": {"source": "discrete", "probabilities": [0.5, 0.6]}, "learner": {"kind": "discrete"}}, ("probabilities", "1.1")),
+        ({"data": {"source": "discrete", "probabilities": [1.0]}, "learner": {"kind": "discrete"}}, ("at least 2",)),
+        ({"data": {"source": "moons", "num_examples": 3}, "learner": {"kind": "mixture", "components": 4}}, ("components", "3")),
+        ({"data": {"source": "moons"}, "learner": {"kind": "kde", "bandwidth": 0}}, ("bandwidth", "0")),
+        (
+            {"data": {"source": "linear", "dim": 10, "num_examples": 11}, "learner": {"kind": "linear_regression"}},
+            ("data.dim", "10", "11", "ridge"),
+        ),
+        ({"learner": {"kind": "discrete"}}, ("data.source", "discrete")),
+        ({"data": {"source": "array", "path": "nowhere.npy"}}, ("data.path", "nowhere.npy")),
+        ({"filters": [{"kind": "repetition"}]}, ("filters", "repetition", "text")),
+        ({"filters": [{"kind": "verifier", "score": "agreement", "at_least": 1}]}, ("filters", "agreement", "linear")),
+        ({"evaluate.ranges": {"blue": [2, 1]}}, ("evaluate.ranges", "blue")),
+    ],
+)
+def test_bad_input_is_one_message(make_config: Make, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
+    config = make_config({**BASE, **CASES["gaussian"], "regime": {"kind": "replace", "synthetic_ratio": 1.0}}, **changes)
+    found = harness("plan", config, "--root", tmp_path / "root")
+    assert found.returncode == 2, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+    for word in words:
+        assert word in found.stderr, found.stderr
+    assert not (tmp_path / "root").exists()
+
+
+def test_filters_that_reject_everything_fail_the_chain_with_the_reason(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(
+        {**BASE, **CASES["gaussian"], "filters": [{"kind": "verifier", "score": "log_density", "at_least": 1e6}]},
+    )
+    prepared, scratch = open_study(config, (), Store.read(tmp_path / "root"))
+    with scratch:
+        store = Store.open(tmp_path / "root")
+    from harness.coordinator.bundles import run_task
+
+    (task,) = make_tasks(prepared, store, prepared.bundles, 1)
+    assert "reject nearly everything" in next(iter(run_task(task, str(store.root)).failed.values()))
+    assert store.bundles.names() == []
+
+
+def test_a_verifier_keeps_the_variance_up(make_config: Make, tmp_path: Path) -> None:
+    """A verifier that errs lies between none and a perfect one; in bundles and by generations alike."""
+    data = {"source": "linear", "dim": 3, "num_examples": 40, "labels": "sign"}
+    regime = {"kind": "replace", "synthetic_ratio": 1.0, "source": {"model": {"flipped": 0.4}}}
+    base = {**BASE, "data": data, "learner": {"kind": "linear_regression", "design": "fresh"}, "regime": regime, "generations": 1}
+    perfect = {"kind": "verifier", "score": "agreement", "at_least": 1}
+    found = []
+    for filters in ([], [{**perfect, "false_accept": 0.5}], [perfect]):
+        frame = table({**base, "filters": filters, "grid": {"seed": {"from": 0, "count": 200}}})
+        found.append(at(frame, "regression/accuracy", 1))
+    assert found[0].mean() < found[1].mean() < found[2].mean()
+    config = {**base, "regime": REGIMES[3], "filters": [{**perfect, "false_accept": 0.5, "false_reject": 0.2}], "generations": 3}
+    config["filters"].append({"kind": "label", "recall": 0.3, "false_positive_rate": 0.1})
+    a = export(*run_bundles(make_config(config, "a.yaml"), tmp_path / "a"))
+    b = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b"))
+    pd.testing.assert_frame_equal(a, b[a.columns], check_exact=True)
+
+
+def test_arrays_come_from_files_and_are_known_by_their_content(make_config: Make, tmp_path: Path) -> None:
+    rows = np.random.Generator(np.random.PCG64(1)).normal(size=(50, 2))
+    np.save(tmp_path / "rows.npy", rows)
+    pd.DataFrame(rows, columns=["x", "y"]).to_parquet(tmp_path / "rows.parquet")
+    frames = []
+    for name in ("rows.npy", "rows.parquet"):
+        data = {"source": "array", "path": str(tmp_path / name), "num_examples": 30}
+        config = make_config({**BASE, "data": data, "learner": {"kind": "gaussian"}, "regime": REGIMES[0]}, f"{name}.yaml")
+        frames.append(export(*run_bundles(config, tmp_path / name.replace(".", "-"))))
+    pd.testing.assert_frame_equal(*frames, check_exact=True)
+    assert frames[0]["test/nll"].notna().all()
+
+
+def test_shapes_have_the_geometry_of_scikit_learn() -> None:
+    """Means and variances per coordinate of 20,000 examples, within 5 standard errors of each other."""
+    from sklearn import datasets
+
+    count = 20_000
+    makers = {
+        "moons": lambda: datasets.make_moons(count, noise=0.05, random_state=0)[0],
+        "circles": lambda: datasets.make_circles(count, noise=0.05, random_state=0)[0],
+        "swiss_roll": lambda: datasets.make_swiss_roll(count, noise=0.05, random_state=0)[0],
+        "blobs": lambda: datasets.make_blobs(count, centers=[[-6, -4], [0, 6], [6, -4]], random_state=0)[0],
+    }
+    for name, make in makers.items():
+        ours, theirs = make_truth(ShapeData(source=name, num_examples=10)).real(0, count).values, make()  # type: ignore[arg-type]
+        for power in (1, 2, 4):
+            a, b = ours**power, theirs**power
+            error = np.hypot(a.std(axis=0), b.std(axis=0)) / np.sqrt(count)
+            assert (np.abs(a.mean(axis=0) - b.mean(axis=0)) < 5 * error).all(), (name, power)
+    truth = make_truth(ShapeData(source="blobs", num_examples=10))
+    assert np.allclose(truth.real(0, 5).values, truth.real(0, 500).values[:5]), "fewer are a prefix of more"
+
+
+def test_stratified_examples_are_exact() -> None:
+    parts = [{"weight": 0.1, "mean": [100.0], "std": 1.0}, {"weight": 0.9, "mean": [0.0], "std": 1.0}]
+    truth = make_truth(
+        MixtureData.model_validate({"source": "mixture", "components": parts, "num_examples": 100, "stratified": True})
+    )
+    for seed in range(5):
+        assert (truth.real(seed, 100).values > 50).sum() == 10
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_commands_on_a_bundled_grid(make_config: Make, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    config = make_config(
+        {**BASE, **CASES["gaussian"], "grid": {"regime": REGIMES, "seed": [0, 1]}, "tracking": {"wandb": "offline"}}
+    )
+    plan = json.loads(harness("plan", config, "--root", root, "--json").stdout)
+    assert (plan["cells"], plan["chains"], plan["generations_unique"], plan["generations_stored"]) == (8, 16, 80, 0)
+    done = harness("run", config, "--root", root, "--json")
+    found = json.loads(done.stdout)
+    assert (found["chains_complete"], found["generations_computed"]) == (16, 80), done.stderr
+    again = json.loads(harness("run", config, "--root", root, "--json").stdout)
+    assert (again["chains_complete"], again["generations_computed"], again["generations_reused"]) == (16, 0, 80)
+    assert json.loads(harness("plan", config, "--root", root, "--json").stdout)["generations_stored"] == 80
+    states = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]
+    assert [state["state"] for state in states] == ["complete"] * 16
+    explained = json.loads(harness("explain", config, "--root", root, "--chain", states[0]["chain"], "--json").stdout)
+    assert [item["reason"] for item in explained["generations"]] == ["committed"] * 5
+    assert harness("report", config, "--root", root).returncode == 0
+    assert harness("doctor", "--store", "--root", root).returncode == 0
+    assert harness("gc", "--root", root).returncode == 0
+    runs = list((root / "experiments" / "bundles" / "wandb" / "wandb").glob("offline-run-*"))
+    assert len(runs) == 16

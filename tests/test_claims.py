@@ -1,0 +1,201 @@
+"""Verdicts: what is reproduced, contradicted and undecided, on data whose answer is known; critical ratios; lost shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from bundled import run_bundles
+from conftest import Make, harness
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import digamma
+
+from harness.config.schema import Claim
+from harness.reporting import ledger
+from harness.reporting.analysis import critical_ratios, losses
+from harness.reporting.claims import compare, judge
+from harness.reporting.theory import expected
+from harness.study import Prepared
+
+COLLAPSE = {
+    "text": "the variance collapses",
+    "source": "theory",
+    "statistic": {"metric": "gaussian/log_variance", "of": "slope"},
+    "below": -0.02,
+}
+BASE = {
+    "experiment": "claims",
+    "data": {"source": "gaussian", "num_examples": 20},
+    "learner": {"kind": "gaussian"},
+    "generations": 30,
+    "tracking": {"wandb": "disabled"},
+}
+
+
+def verdicts(config: Path, root: Path) -> list[Any]:
+    prepared, store = run_bundles(config, root)
+    return judge(prepared, ledger.rows(prepared, store))
+
+
+def where(claim: dict[str, Any], cell: Any, **changes: Any) -> dict[str, Any]:
+    return {**claim, **changes, "statistic": {**claim["statistic"], "where": cell, **changes.pop("statistic", {})}}
+
+
+def test_what_collapses_is_reproduced_and_what_does_not_is_not(make_config: Make, tmp_path: Path) -> None:
+    """Replace at n = 20 loses 0.105 of log variance a generation; trained on real data alone nothing collapses."""
+    grid = {"regime.synthetic_ratio": [0.0, 1.0], "seed": {"from": 0, "count": 40}}
+    cells = [{"regime.synthetic_ratio": 1.0}, {"regime.synthetic_ratio": 0.0}]
+    claims = [where(COLLAPSE, cell) for cell in cells]
+    claims.append({**COLLAPSE, "statistic": {**COLLAPSE["statistic"], "where": cells[0], "minus": cells[1]}})  # type: ignore[dict-item]
+    config = make_config({**BASE, "regime": {"kind": "replace", "synthetic_ratio": 1.0}, "grid": grid, "claims": claims})
+    found = verdicts(config, tmp_path / "root")
+    assert [item.verdict for item in found] == ["reproduced", "contradicted", "reproduced"]
+    assert found[0].low < digamma(9.5) - np.log(10) < found[0].high, "E ln of chi-square(19)/20, each generation"
+    assert abs(found[1].value) < 1e-12, "the same real examples every time"
+
+
+def test_few_seeds_and_values_that_are_not_finite_decide_nothing(make_config: Make, tmp_path: Path) -> None:
+    config = make_config({**BASE, "grid": {"seed": [0, 1, 2, 3]}, "claims": [COLLAPSE]})
+    (few,) = verdicts(config, tmp_path / "few")
+    assert few.verdict == "undecided" and "4 seeds, 5 are needed" in few.reason
+    nowhere = {**COLLAPSE, "statistic": {"metric": "no/such_metric"}}
+    (absent,) = verdicts(make_config({**BASE, "claims": [nowhere]}), tmp_path / "absent")
+    assert absent.verdict == "undecided" and absent.value is None
+    singular = {"source": "gaussian", "dim": 9, "num_examples": 5}
+    claim = {**COLLAPSE, "statistic": {"metric": "test/nll", "of": "change"}}
+    config = make_config({**BASE, "data": singular, "grid": {"seed": {"from": 0, "count": 9}}, "claims": [claim]})
+    (infinite,) = verdicts(config, tmp_path / "infinite")
+    assert infinite.verdict == "undecided" and infinite.value is None
+
+
+@given(st.floats(-5, 5), st.floats(0, 3), st.floats(-5, 5))
+def test_a_verdict_is_where_the_interval_lies(middle: float, half: float, bound: float) -> None:
+    low, high = middle - half, middle + half
+    base = {"text": "x", "source": "y", "statistic": {"metric": "m"}}
+    above = compare(Claim.model_validate({**base, "above": bound}), low, high)
+    below = compare(Claim.model_validate({**base, "below": bound}), low, high)
+    assert above == ("reproduced" if low > bound else "contradicted" if high <= bound else "undecided")
+    assert {above, below} != {"reproduced"} and (above == "reproduced") <= (below == "contradicted")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_noise_alone_is_rarely_called_a_collapse(rate: float) -> None:
+    """Records in which nothing happens: a claim at the truth itself is reproduced by at most 2.5 % of 2,000 studies, + 4 errors."""
+    random, wrong = np.random.Generator(np.random.PCG64(7)), 0
+    claim = Claim.model_validate({"text": "x", "source": "y", "statistic": {"metric": "m"}, "above": 0.0})
+    from harness.reporting.statistics import aggregate
+
+    for _ in range(2000):
+        found = aggregate(random.normal(size=5) * (1 + rate))
+        assert found.low is not None and found.high is not None
+        wrong += compare(claim, found.low, found.high) == "reproduced"
+    assert wrong / 2000 < 0.025 + 4 * np.sqrt(0.025 * 0.975 / 2000)
+    assert wrong > 10, "the interval is not so wide that nothing could ever be shown"
+
+
+def test_exceeding_generation_0_is_a_share_of_chains(make_config: Make, tmp_path: Path) -> None:
+    """All chains' variance of the KDE grows (row 10): nearly all exceed; under the normal fit nearly none does."""
+    grid = {"learner": [{"kind": "kde", "bandwidth": 1.0}, {"kind": "kde", "bandwidth": 0.01}], "seed": {"from": 0, "count": 30}}
+    claim = {"text": "x", "source": "y", "statistic": {"metric": "kde/variance", "of": "exceeds_first"}}
+    claims = [where(claim, {"learner.bandwidth": 1.0}, above=0.8), where(claim, {"learner.bandwidth": 0.01}, above=0.5)]
+    config = make_config({**BASE, "learner": {"kind": "kde"}, "grid": grid, "claims": claims})
+    grown, shrunk = verdicts(config, tmp_path / "root")
+    assert grown.verdict == "reproduced" and shrunk.verdict == "contradicted"
+    assert 0 <= shrunk.low <= shrunk.high <= 1
+
+
+def test_a_claim_must_name_one_cell_and_one_range(make_config: Make, tmp_path: Path) -> None:
+    grid = {"data.num_examples": [10, 20]}
+    cases = [
+        ([{**COLLAPSE}], ("claims.0.statistic", "2 cells match")),
+        ([where(COLLAPSE, {"data.num_examples": 30})], ("no cell matches", "10")),
+        ([where(COLLAPSE, {"data.num_exmples": 10})], ("data.num_exmples", "num_examples")),
+        ([{**COLLAPSE, "above": 1.0}], ("exactly one of above, below or between",)),
+    ]
+    for claims, words in cases:
+        found = harness("plan", make_config({**BASE, "grid": grid, "claims": claims}), "--root", tmp_path / "none")
+        assert found.returncode == 2, found.stdout
+        assert all(word in found.stderr for word in words), found.stderr
+
+
+def test_claims_change_no_key(make_config: Make, tmp_path: Path) -> None:
+    run_bundles(make_config(BASE), tmp_path / "root")
+    before = sorted(path.name for path in (tmp_path / "root" / "bundles").iterdir())
+    run_bundles(make_config({**BASE, "claims": [COLLAPSE]}), tmp_path / "root")
+    assert sorted(path.name for path in (tmp_path / "root" / "bundles").iterdir()) == before
+
+
+def test_a_critical_ratio_is_found_where_it_was_put() -> None:
+    """Worsening = ratio - 0.4 + noise around a tolerance of 0.1: it crosses at 0.5."""
+    random = np.random.Generator(np.random.PCG64(3))
+    rows = []
+    for ratio in np.linspace(0, 1, 9):
+        for seed in range(40):
+            first = 1 + 0.1 * random.normal()
+            rows.append({"regime.synthetic_ratio": ratio, "kind": "a", "seed": seed, "generation": 0, "test/nll": first})
+            last = first + ratio - 0.4 + 0.02 * random.normal()
+            rows.append({"regime.synthetic_ratio": ratio, "kind": "a", "seed": seed, "generation": 5, "test/nll": last})
+    (found,) = critical_ratios(rows, ["kind", "regime.synthetic_ratio"], "test/nll")
+    assert found.low < 0.4 + found.tolerance < found.high and abs(found.ratio - 0.5) < 0.05 and not found.beyond
+    flat = [{**row, "test/nll": 1.0 + 0.01 * (row["seed"] % 3)} for row in rows]
+    (never,) = critical_ratios(flat, ["kind", "regime.synthetic_ratio"], "test/nll")
+    assert never.beyond and never.ratio == 1.0
+
+
+def test_lost_shares_by_seed() -> None:
+    rows = [
+        {"cell": "a", "seed": seed, "generation": g, "share/blue": max(0.0, 0.3 - 0.1 * g * (seed + 1)), "share/red": 0.5}
+        for seed in (0, 1)
+        for g in range(3)
+    ]
+    found = {item.share: item for item in losses(rows, ["cell"])}
+    assert dict(found["blue"].lost) == {1: 2} and found["red"].text == "in none of 2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric"),
+    [
+        ({}, "gaussian/trace_ratio"),
+        ({}, "gaussian/log_variance"),
+        ({"learner.estimator": "unbiased"}, "gaussian/mean_sq_error"),
+        ({"regime": {"kind": "accumulate"}}, "gaussian/trace_ratio"),
+        ({"data": {"source": "linear", "num_examples": 60}, "learner": {"kind": "linear_regression"}}, "regression/test_error"),
+        ({"data": {"source": "discrete", "outcomes": 5}, "learner": {"kind": "discrete"}}, "discrete/heterozygosity"),
+        ({"learner": {"kind": "kde", "bandwidth": 0.5}}, "kde/variance"),
+    ],
+)
+def test_the_dashed_lines_go_through_the_records(make_config: Make, tmp_path: Path, changes: dict[str, Any], metric: str) -> None:
+    """The report's theory against what the learners do: 400 chains, 4 standard errors, every third generation."""
+    config = make_config({**BASE, "generations": 9, "grid": {"seed": {"from": 0, "count": 400}}}, **changes)
+    prepared, store = run_bundles(config, tmp_path / "root")
+    assert isinstance(prepared, Prepared)
+    line = expected(prepared.study.base, metric)
+    assert line is not None and len(line) == 10
+    frame = pd.DataFrame(ledger.rows(prepared, store))
+    for generation in (0, 3, 9):
+        values = frame[frame.generation == generation][metric].to_numpy(dtype=float)
+        assert abs(values.mean() - line[generation]) < 4 * values.std(ddof=1) / 20
+
+
+def test_the_report_shows_verdicts_theory_and_losses(make_config: Make, tmp_path: Path) -> None:
+    data = {"source": "discrete", "probabilities": [0.9, 0.1], "num_examples": 20}
+    claim = {
+        "text": "<b>blue</b> dies",
+        "source": "drift",
+        "statistic": {"metric": "share/outcome_1", "of": "change"},
+        "below": 0.5,
+    }
+    config = make_config(
+        {**BASE, "data": data, "learner": {"kind": "discrete"}, "grid": {"seed": list(range(6))}, "claims": [claim]}
+    )
+    run_bundles(config, tmp_path / "root")
+    done = harness("report", config, "--root", tmp_path / "root")
+    assert done.returncode == 0, done.stderr
+    assert "reproduced" in done.stdout
+    page = next((tmp_path / "root").glob("experiments/*/report/report.html")).read_text()
+    assert "reproduced" in page and "&lt;b&gt;blue" in page and "<b>blue" not in page
+    assert "What is lost, and when" in page and "outcome_1" in page

@@ -155,7 +155,7 @@ class Examples:
     """Examples as rows.
 
     Attributes:
-        values: Shape [num_examples, width]: token ids (int32) or numbers (float64). Behind a row's length the content is 0.
+        values: Shape [num_examples, width]: token ids (int32) or numbers (float64, pixels float32). Behind a row's length it is 0.
         lengths: Shape [num_examples], int32: how much of each row is used.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,15 +23,19 @@ from harness.config.schema import (
     CellSource,
     Config,
     CorpusSource,
+    ImageData,
     LanguageModel,
     ModelSource,
     PretrainedTokenizer,
     TextData,
+    Vae,
     science,
 )
+from harness.data import images
 from harness.data.analytic import ArrayTruth, Truth, make_teacher, make_truth, truth_science
 from harness.data.base import RealData
 from harness.data.documents import read_documents
+from harness.data.images import ImageSet
 from harness.data.text import ExternalCorpus, TextCorpus, data_science, prepare, prepared_science, pretrained_fingerprint
 from harness.errors import ConfigError, DataError
 from harness.learners.base import LEARNERS
@@ -112,11 +116,16 @@ class _Data:
         self.store, self.scratch = store, scratch
         self.found: dict[str, PreparedData] = {}
 
-    def get(self, config: TextData | AnalyticData) -> PreparedData:
+    def get(self, config: TextData | ImageData | AnalyticData) -> PreparedData:
         name = config.model_dump_json()
         if name not in self.found:
-            self.found[name] = self._text(config) if isinstance(config, TextData) else self._analytic(config)
+            self.found[name] = self._prepare(config)
         return self.found[name]
+
+    def _prepare(self, config: TextData | ImageData | AnalyticData) -> PreparedData:
+        if isinstance(config, ImageData):
+            return self._images(config)
+        return self._text(config) if isinstance(config, TextData) else self._analytic(config)
 
     def _analytic(self, config: AnalyticData) -> PreparedData:
         truth = make_truth(config)
@@ -131,18 +140,30 @@ class _Data:
             np.save(folder / ROWS, truth.rows, allow_pickle=False)
         return PreparedData(spec, folder, key, truth)
 
+    def _images(self, config: ImageData) -> PreparedData:
+        source = images.read_images(config)
+        spec = images.data_science(config, source.fingerprint())
+        key = key_of(prepared_science(spec))
+        folder = self._folder(key, lambda folder: images.prepare(config, source, folder))
+        return PreparedData(spec, folder, key, ImageSet(folder, config.num_examples))
+
+    def _folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
+        """Where prepared data lie: in the store, or in scratch, where they are prepared if they are not there yet."""
+        folder = self.store.path("data", key)
+        if not self.store.sound("data", key):
+            folder = self.scratch / key
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                prepare(folder)
+        return folder
+
     def _text(self, config: TextData) -> PreparedData:
         documents = read_documents(config)
         tokenizer = config.tokenizer
         pretrained = pretrained_fingerprint(tokenizer) if isinstance(tokenizer, PretrainedTokenizer) else None
         spec = data_science(config, documents.fingerprint(), pretrained)
         key = key_of(prepared_science(spec))
-        folder = self.store.path("data", key)
-        if not self.store.sound("data", key):
-            folder = self.scratch / key
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                prepare(config, documents, folder)
+        folder = self._folder(key, lambda folder: prepare(config, documents, folder))
         return PreparedData(spec, folder, key, TextCorpus(folder, config.num_examples))
 
 
@@ -261,6 +282,9 @@ def commit_data(prepared: Prepared, store: Store) -> None:
 
 def load_data(config: Config, store: Store, key: str | None) -> RealData:
     """The real data of a cell, from the store."""
+    if isinstance(config.data, ImageData):
+        assert key is not None
+        return ImageSet(store.path("data", key), config.data.num_examples)
     if isinstance(config.data, ArrayData):
         assert key is not None
         rows = str(store.path("data", key) / ROWS)
@@ -292,7 +316,7 @@ def _parameters(config: Config, real: RealData) -> int | None:
 
 def _seconds_per_example(kind: str, width: int) -> float:
     """Rough seconds of a cheap learner's generation per training example, to share work out evenly."""
-    each = {"mixture": 3e-5, "kde": 6e-6, "discrete": 4e-8}
+    each = {"vae": 1.5e-3, "mixture": 3e-5, "kde": 6e-6, "discrete": 4e-8}
     return each.get(kind, 1.2e-8 * width + 1.5e-10 * width**2) + 1e-7
 
 
@@ -325,6 +349,8 @@ def _science(config: Config, data: PreparedData, external: Any, parameters: int 
     found = science(config.evaluate)
     if isinstance(learner, LanguageModel):
         evaluation |= {**found, "examples": evaluated}
+    elif isinstance(learner, Vae):
+        evaluation |= {"examples": evaluated}
     else:
         for name in ("prompts", "perplexity_batch"):  # of language models only
             found.pop(name, None)

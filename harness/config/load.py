@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.config.schema import Config, GaussianData, TextData
+from harness.config.schema import Config, GaussianData, ImageData, TextData, is_image_data
 from harness.config.source import Source, join, read_source, split_field
 from harness.errors import ConfigError, Problem
 
@@ -69,7 +69,7 @@ def _path(data: Any, loc: tuple[int | str, ...]) -> str:
         if isinstance(data, Mapping):
             if part in data:
                 data = data[str(part)]
-            elif not last or part in ("text", "gaussian", data.get("kind")) or str(part) in _CLASS_NAMES:
+            elif not last or part in ("text", "gaussian", "images", data.get("kind")) or str(part) in _CLASS_NAMES:
                 continue
             else:
                 data = None
@@ -110,7 +110,7 @@ def _section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
         matching = [c for c in found if "kind" in c.model_fields and kind in typing.get_args(c.model_fields["kind"].annotation)]
         if path == "data" or path.startswith("data.") and part == "data":
             is_gaussian = isinstance(value, Mapping) and value.get("source") == "gaussian"
-            matching = [GaussianData if is_gaussian else TextData]
+            matching = [ImageData if is_image_data(value) else GaussianData if is_gaussian else TextData]
         section = (matching or found or [None])[0]  # type: ignore[list-item]
     return section
 

@@ -224,8 +224,51 @@ DATA_TAGS = {
 """Source to section; every other source is text."""
 
 
+class ImageSplit(Section):
+    """The share of the images that is held out, by a fixed shuffle."""
+
+    test: Annotated[float, Field(gt=0, lt=0.5)] = since(0.2)
+
+
+class ImageData(Section):
+    """Grey images as the real distribution, pixels in [0, 1]."""
+
+    source: str
+    """``digits``, ``hf:NAME[/CONFIG]``, or a path: .npy (shape [N, H, W]) or .parquet."""
+    kind: Literal["images"] = since("images")
+    """Says of hub data and files that they are images, not text; ``digits`` is images without it."""
+    image_field: str = since("image")
+    """Column of .parquet and hub data that holds the image."""
+    label_field: str | None = since("label")
+    """Column of .parquet and hub data that holds the class, a whole number; null for none."""
+    labels: str | None = since(None)
+    """For .npy: a second .npy file with the classes, shape [N]; null for none."""
+    revision: str | None = since(None)
+    """Revision of hub data."""
+    num_examples: PositiveInt | None = since(None)
+    """Training images; all when null. The rest is the reservoir of ``fresh_real``."""
+    split: ImageSplit = since(ImageSplit())
+
+    @property
+    def dim(self) -> int:
+        """Numbers per example, as far as the configuration tells: estimates of space use it, nothing else does."""
+        return 8 * 8 if self.source == DIGITS else 28 * 28
+
+
+DIGITS = "digits"
+"""The handwritten digits that scikit-learn carries."""
+
+
+def is_image_data(value: Any) -> bool:
+    """Whether a ``data`` section, as plain data or as a model, is about images."""
+    source, kind = (value.get(name) if isinstance(value, Mapping) else getattr(value, name, None) for name in ("source", "kind"))
+    return source == DIGITS or kind == "images"
+
+
 def _data_tag(value: Any) -> str:
     source = value.get("source") if isinstance(value, Mapping) else getattr(value, "source", None)
+    if is_image_data(value):
+        return "images"
     return DATA_TAGS.get(source, "text") if isinstance(source, str) else "text"
 
 
@@ -236,7 +279,8 @@ Data = Annotated[
     | Annotated[LinearData, Tag("linear")]
     | Annotated[MixtureData, Tag("mixture")]
     | Annotated[ShapeData, Tag("shape")]
-    | Annotated[ArrayData, Tag("array")],
+    | Annotated[ArrayData, Tag("array")]
+    | Annotated[ImageData, Tag("images")],
     Discriminator(_data_tag),
 ]
 AnalyticData = GaussianData | DiscreteData | LinearData | MixtureData | ShapeData | ArrayData
@@ -452,7 +496,41 @@ class LinearRegression(Section):
     """Added to the diagonal of X'X."""
 
 
-Learner = Annotated[LanguageModel | Gaussian | Mixture | Kde | Discrete | LinearRegression, Field(discriminator="kind")]
+class VaeTrain(Section):
+    """How one generation of a VAE is fitted: Adam at a constant learning rate."""
+
+    epochs: PositiveInt = since(30)
+    """Passes over the training set."""
+    batch_size: PositiveInt = since(256)
+    """Images per optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0)] = since(1e-3)
+    weight_decay: Annotated[float, Field(ge=0)] = since(1e-5)
+    """Adam's own: an L2 penalty in the gradient."""
+    beta: Annotated[float, Field(ge=0)] = since(1.0)
+    """Weight of the KL term in the loss; metrics always take 1."""
+
+
+class VaeSample(Section):
+    """How a VAE writes its corpus."""
+
+    binary: bool = since(False)
+    """Draw every pixel, 0 or 1, from the decoder's Bernoulli; otherwise an image is the decoder's mean, in grey."""
+
+
+class Vae(Section):
+    """A convolutional variational autoencoder with a normal latent and a Bernoulli decoder."""
+
+    kind: Literal["vae"]
+    latent_dim: PositiveInt = since(20)
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = since((32, 64))
+    """Of the encoder's convolutions, each of which halves height and width; the decoder is its mirror image."""
+    init: Literal["scratch", "previous"] = since("scratch")
+    """``scratch``: new weights each generation; ``previous``: go on from g-1."""
+    train: VaeTrain = since(VaeTrain())
+    sample: VaeSample = since(VaeSample())
+
+
+Learner = Annotated[LanguageModel | Gaussian | Mixture | Kde | Discrete | LinearRegression | Vae, Field(discriminator="kind")]
 READS: Mapping[str, tuple[str, ...]] = {
     "language_model": ("text",),
     "gaussian": ("gaussian", "mixture", "shape", "array"),
@@ -460,6 +538,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "kde": ("gaussian", "mixture", "shape", "array"),
     "discrete": ("discrete",),
     "linear_regression": ("linear",),
+    "vae": ("images",),
 }
 """Learner to the kinds of data that it can be fitted to."""
 BUNDLED = ("gaussian", "mixture", "kde", "discrete", "linear_regression")
@@ -731,16 +810,13 @@ class Config(Section):
     def _agree(self) -> Config:
         kind, found = self.learner.kind, _data_tag(self.data)
         if found not in READS[kind]:
-            raise ValueError(f"data.source: learner {kind} reads {', '.join(READS[kind])} data, {self.data.source!r} is {found}")
-        if isinstance(self.learner, LanguageModel):
-            self._check_batch(self.learner.train.batch_size)
-            if self.regime.refresh and self.regime.refresh.init == "pretrained" and self.learner.model.pretrained is None:
-                raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
-            if self.learner.train.max_steps is not None and self.regime.budget != "examples":
-                raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
-            if self.evaluate.ranges:
-                raise ValueError("evaluate.ranges: reads numbers, and text has none")
-            self._check_beams(self.learner.sample)
+            hint = "; hub data and files are images with kind: images" if kind == "vae" else ""
+            reads = ", ".join(READS[kind])
+            raise ValueError(f"data.source: learner {kind} reads {reads} data, {self.data.source!r} is {found}{hint}")
+        if isinstance(self.learner, Vae):
+            self._check_images()
+        elif isinstance(self.learner, LanguageModel):
+            self._check_language_model(self.learner)
         else:
             self._check_closed_form()
         for item in self.filters:
@@ -806,6 +882,30 @@ class Config(Section):
                 "than there are prompts (the real examples); allowed: num_beams: 1, another regime, or augment with "
                 "synthetic_ratio up to 0.5"
             )
+
+    def _check_language_model(self, learner: LanguageModel) -> None:
+        self._check_batch(learner.train.batch_size)
+        if self.regime.refresh and self.regime.refresh.init == "pretrained" and learner.model.pretrained is None:
+            raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
+        if learner.train.max_steps is not None and self.regime.budget != "examples":
+            raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
+        if self.evaluate.ranges:
+            raise ValueError("evaluate.ranges: reads numbers, and text has none")
+        self._check_beams(learner.sample)
+
+    def _check_images(self) -> None:
+        if self.resources.ranks != 1:
+            raise ValueError(f"resources.ranks: found {self.resources.ranks}, learner vae runs on one rank")
+        if self.regime.budget == "tokens":
+            raise ValueError("regime.budget: images have no tokens; allowed for learner vae: examples, steps")
+        if self.regime.refresh is not None and self.regime.refresh.init == "pretrained":
+            raise ValueError("regime.refresh.init: learner vae has no pretrained weights; allowed: scratch, previous")
+        if isinstance(self.regime.source, CorpusSource | ModelSource):
+            raise ValueError("regime.source: learner vae reads images; allowed: self, {cell: ...}")
+        if self.evaluate.ranges:
+            raise ValueError("evaluate.ranges: is not used by learner vae")
+        if "prompts" in self.evaluate.model_fields_set:
+            raise ValueError("evaluate.prompts: is not used by learner vae, which continues no text")
 
     def _check_batch(self, batch_size: int) -> None:
         ranks, micro = self.resources.ranks, self.resources.micro_batch

@@ -2,6 +2,7 @@
 
 from harness.data.analytic import Truth, make_truth
 from harness.data.base import RealData
+from harness.data.images import ImageSet
 from harness.data.text import TextCorpus
 
-__all__ = ["RealData", "TextCorpus", "Truth", "make_truth"]
+__all__ = ["ImageSet", "RealData", "TextCorpus", "Truth", "make_truth"]

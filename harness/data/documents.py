@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.config.schema import TextData
 from harness.errors import DataError
@@ -168,16 +169,30 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
         raise DataError(f"data.source: {path} is damaged: {str(error).splitlines()[0]}") from None
 
 
-def _hub(config: TextData) -> Documents:
+def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
+    """The splits of a data set of the hub, by name.
+
+    Args:
+        source: ``hf:NAME[/CONFIG]``.
+        revision: Its revision; None for the newest.
+
+    Raises:
+        DataError: Neither the hub nor the cache has it.
+    """
     import datasets
 
     datasets.disable_progress_bars()
-    name, configuration = _hub_name(config.source.removeprefix("hf:"))
+    name, configuration = _hub_name(source.removeprefix("hf:"))
     try:
-        loaded = datasets.load_dataset(name, configuration, revision=config.revision)
+        loaded: Mapping[str, Any] = datasets.load_dataset(name, configuration, revision=revision)
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
         reason = (str(error).splitlines() or [""])[0]
-        raise DataError(f"data.source: {config.source} cannot be loaded ({type(error).__name__}: {reason})") from None
+        raise DataError(f"data.source: {source} cannot be loaded ({type(error).__name__}: {reason})") from None
+    return loaded
+
+
+def _hub(config: TextData) -> Documents:
+    loaded = load_hub(config.source, config.revision)
     splits: dict[str, tuple[str, ...]] = {}
     for split, rows in loaded.items():
         if config.text_field not in rows.column_names:

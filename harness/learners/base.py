@@ -222,7 +222,7 @@ class Evaluation:
 
     Attributes:
         metrics: Name to value.
-        arrays: Per-sequence values, each of shape [num_sequences].
+        arrays: Values per example: the first axis is the example.
         texts: Prompts with their continuations.
         degenerate: The model has no finite value of some metric any more; the record's status says so.
     """
@@ -260,6 +260,7 @@ LEARNERS: Mapping[str, tuple[int, str, str]] = {
     "kde": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
     "discrete": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
     "linear_regression": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
+    "vae": (1, "harness.learners.vae.learner", "VaeLearner"),
 }
 """Registry: kind to version (part of every key), module and class; a module is imported when it is needed."""
 

@@ -7,5 +7,6 @@ VERSIONS = {
     "kde": {"kde": 1},
     "discrete": {"discrete": 1},
     "linear_regression": {"regression": 1},
+    "vae": {"vae": 1},
 }
 """Metric groups of each kind of learner, with their versions."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 
 from harness.reporting.statistics import Aggregate, curves
 
@@ -47,6 +48,14 @@ LABELS = {
     "discrete/lost_mass": "true mass of the outcomes that are lost",
     "regression/test_error": "test error of the weights",
     "regression/accuracy": "accuracy of the sign",
+    "vae/latent_std": "std of samples in generation 0's latent",
+    "vae/elbo": "ELBO of real test images (nats/image)",
+    "vae/reconstruction": "reconstruction error of real test images (nats/image)",
+    "vae/kl": "KL term of real test images (nats/image)",
+    "vae/class_entropy": "entropy of the samples' classes (nats)",
+    "vae/classes": "classes with at least 1 % of the samples",
+    "vae/confidence": "classifier's confidence in the samples",
+    "vae/sample_std": "pixel standard deviation over the samples",
 }
 """Metrics that have a figure, in the order of the report."""
 _HIDDEN_AXES = ("generations",)
@@ -222,6 +231,26 @@ def homogenisation_figure(
         handles, names = plots[0].get_legend_handles_labels()
         figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     return figure
+
+
+def strip(pictures: npt.NDArray[np.float64], columns: int = 32, scale: int = 2) -> bytes:
+    """Pictures side by side as one grey PNG, a pixel apart.
+
+    Args:
+        pictures: Values in [0, 1] (1 is ink, and dark), shape [num, height, width].
+        columns: Pictures in a row.
+        scale: Edge of a pixel.
+    """
+    num, height, width = pictures.shape
+    rows = -(-num // columns)
+    sheet = np.zeros((rows * (height + 1) - 1, min(num, columns) * (width + 1) - 1))
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = picture
+    grey = np.round(255 * (1 - np.clip(np.nan_to_num(sheet), 0, 1))).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(grey.repeat(scale, axis=0).repeat(scale, axis=1)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def encode(figure: Figure, form: str) -> bytes:

@@ -29,6 +29,7 @@ HEADLINES = (
     "regression/accuracy",
     "regression/test_error",
     "discrete/entropy",
+    "vae/latent_std",
     "test/nll",
 )
 MAX_HISTOGRAMS = 12
@@ -81,6 +82,7 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         ],
         critical=critical_table(rows, axes),
         samples=_samples(prepared, store),
+        pictures=_pictures(prepared, store, folder / "figures"),
         chains=len(prepared.chains),
         seeds=len(prepared.study.seeds),
         rows=len(rows),
@@ -227,4 +229,23 @@ def _samples(prepared: Prepared, store: Store) -> list[dict[str, Any]]:
         if by_prompt:
             rows = [{"prompt": prompt, "continuations": texts} for prompt, texts in by_prompt.values()]
             shown.append({"title": _title(prepared, chain), "generations": generations, "rows": rows})
+    return shown
+
+
+def _pictures(prepared: Prepared, store: Store, folder: Path) -> list[dict[str, Any]]:
+    """The first samples of every generation as pictures, one strip a generation, for one chain of each cell; files too."""
+    shown = []
+    for chain in _first_chains(prepared, MAX_SAMPLE_CELLS):
+        strips = []
+        for generation, key in enumerate(chain.nodes):
+            path = store.path("evaluations", key) / "arrays.safetensors"
+            if not path.exists():
+                break
+            pictures = load_file(path).get("pictures")
+            if pictures is not None:
+                image = figures.strip(pictures)
+                write_atomic(folder / f"samples-{chain.id}-generation-{generation}.png", image)
+                strips.append({"generation": generation, "image": base64.b64encode(image).decode()})
+        if strips:
+            shown.append({"title": _title(prepared, chain), "strips": strips})
     return shown

@@ -20,46 +20,14 @@ from harness.learners.base import Control, FitTask, Ranks, Stopped
 from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.scoring import sequence_nll, with_bos
+from harness.learners.schedule import Schedule
 from harness.records import Examples, Status
-from harness.streams import stream, stream_seed
+from harness.streams import stream_seed
 
 CHECK_EVERY = 10
 """Steps between looks at the loss: a look costs a synchronisation of the device and of the ranks."""
 LOOK_S = 0.5
 """Seconds between the moments at which the ranks agree whether to save or to stop."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a fit is, and what each step reads.
-
-    Attributes:
-        size: Training examples.
-        batch_size: Examples per step.
-        steps: Optimizer steps.
-    """
-
-    size: int
-    batch_size: int
-    steps: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of one pass over the examples, rounded down, at least 1."""
-        return max(1, self.size // self.batch_size)
-
-    def order(self, seed: int, generation: int, step: int, cache: dict[int, npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-        """The examples of one global batch, shape [batch_size].
-
-        Epochs follow one another as one stream of permutations, so a batch may reach over the end of an epoch.
-        """
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs = positions // self.size
-        for epoch in np.unique(epochs):
-            if int(epoch) not in cache:
-                cache.pop(int(epoch) - 2, None)
-                cache[int(epoch)] = stream(seed, generation, "order", int(epoch)).permutation(self.size)
-        return np.array([cache[int(e)][p % self.size] for e, p in zip(epochs, positions, strict=True)], dtype=np.int64)
 
 
 def plan_steps(train: Train, examples: Examples, budget: str, reference: Examples) -> Schedule:

@@ -1,0 +1,304 @@
+"""Grey images: where they come from, their fixed split, and the folder that they are prepared into."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.config.schema import DIGITS, ImageData, science
+from harness.data.documents import load_hub
+from harness.errors import DataError
+from harness.records import Examples
+from harness.streams import stream
+
+Pixels = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+VERSION = 1
+"""Version of scaling and splitting; part of every key."""
+MAX_CLASSES = 1000
+_NOT_CONTENT = ("source", "kind", "image_field", "label_field", "labels", "revision")
+_DIGITS_MAX = 16.0
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images with their classes.
+
+    Attributes:
+        pixels: Shape [num_images, height, width], from 0 (background) to 1.
+        labels: Shape [num_images], whole numbers from 0; None where the images have no classes.
+    """
+
+    pixels: Pixels
+    labels: Labels | None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pixels)
+
+    def take(self, index: npt.NDArray[np.int64]) -> Images:
+        """The images at these positions."""
+        return Images(self.pixels[index], None if self.labels is None else self.labels[index])
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source holds.
+
+    Attributes:
+        train: Its training images, or all of them.
+        test: Its own test images; None where they are still to be split off.
+    """
+
+    train: Images
+    test: Images | None = None
+
+    def fingerprint(self) -> str:
+        """A hash of all pixels and classes, in order, with the split."""
+        digest = hashlib.sha256()
+        for name, images in (("train", self.train), ("test", self.test)):
+            if images is not None:
+                digest.update(f"{name}:{images.pixels.shape}:{images.labels is not None}\n".encode())
+                digest.update(images.pixels.astype("<f4").tobytes())
+                digest.update(b"" if images.labels is None else images.labels.astype("<i8").tobytes())
+        return digest.hexdigest()[:32]
+
+
+def read_images(config: ImageData) -> Source:
+    """Read the images that ``data.source`` names.
+
+    Raises:
+        DataError: There is no such source, or what it holds is not grey images of one size.
+    """
+    if config.labels is not None and not config.source.endswith(".npy"):
+        raise DataError("data.labels: only goes with a .npy source; elsewhere data.label_field names the column of the classes")
+    if config.source == DIGITS:
+        return Source(_digits())
+    if config.source.startswith("hf:"):
+        return _hub(config)
+    path = Path(config.source)
+    readers = {".npy": _read_npy, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise DataError(f"data.source: found {config.source!r}, allowed for images: {DIGITS}, hf:NAME, or a .npy or .parquet path")
+    try:
+        return Source(readers[path.suffix](path, config))
+    except OSError as error:
+        raise DataError(f"data.source: {path} cannot be read: {error.strerror or error}") from None
+
+
+def data_science(config: ImageData, content: str) -> dict[str, Any]:
+    """What of image data enters keys: their content and their split, never their path.
+
+    Args:
+        config: The section.
+        content: `Source.fingerprint`.
+    """
+    spec = {name: value for name, value in science(config).items() if name not in _NOT_CONTENT}
+    return {"kind": "images", "version": VERSION, "content": content, **spec}
+
+
+def prepare(config: ImageData, source: Source, folder: Path) -> None:
+    """Split by a fixed shuffle, the same for every seed; writes ``images.safetensors`` into a folder.
+
+    Raises:
+        DataError: A side would be empty.
+    """
+    from safetensors.numpy import save_file
+
+    train, test = source.train, source.test
+    order = stream(0, 0, "images").permutation(len(train))
+    if test is None:
+        held_out = max(1, round(config.split.test * len(train)))
+        order, test = order[held_out:], train.take(order[:held_out])
+    train = train.take(order)
+    if not len(train) or not len(test):
+        raise DataError(f"data.source: {len(train)} training and {len(test)} test images are too few")
+    found: dict[str, npt.NDArray[Any]] = {}
+    for side, images in (("train", train), ("test", test)):
+        found[side] = images.pixels
+        if images.labels is not None:
+            found[f"{side}_labels"] = images.labels
+    save_file({name: np.ascontiguousarray(array) for name, array in found.items()}, folder / "images.safetensors")
+
+
+class ImageSet:
+    """Prepared images, read from their folder."""
+
+    def __init__(self, folder: Path, num_examples: int | None) -> None:
+        """Read the images.
+
+        Args:
+            folder: What `prepare` wrote.
+            num_examples: ``data.num_examples``.
+        """
+        from safetensors.numpy import load_file
+
+        self._arrays: Mapping[str, npt.NDArray[Any]] = load_file(folder / "images.safetensors")
+        self._num_examples = num_examples
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        _, height, width = self._arrays["train"].shape
+        return height, width
+
+    @property
+    def num_examples(self) -> int:
+        """Real training examples of generation 0."""
+        return self._num_examples or self.supply
+
+    @property
+    def supply(self) -> int:
+        """Images of the training split."""
+        return len(self._arrays["train"])
+
+    def real(self, seed: int, count: int) -> Examples:
+        """The first ``count`` training images, the same for every seed; float32, shape [count, height * width]."""
+        return Examples.full(_rows(self._arrays["train"][:count]))
+
+    @cached_property
+    def test(self) -> Examples:
+        """Test images, shape [num_images, height * width]."""
+        return Examples.full(_rows(self._arrays["test"]))
+
+    @property
+    def labels(self) -> Labels | None:
+        """Classes of the training split, shape [supply]; None where the images have none."""
+        return self._arrays.get("train_labels")
+
+
+def _rows(pixels: Pixels) -> Pixels:
+    return pixels.reshape(len(pixels), -1)
+
+
+def _digits() -> Images:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return Images((found.images / _DIGITS_MAX).astype(np.float32), found.target.astype(np.int64))
+
+
+def scaled(values: npt.NDArray[Any], where: str) -> Pixels:
+    """Pixels in [0, 1] from values in 0..1 or, where any is above 1, in 0..255.
+
+    Args:
+        values: Shape [num_images, height, width], numbers.
+        where: The source, for messages.
+
+    Raises:
+        DataError: It has another shape, or values outside 0..255.
+    """
+    if values.ndim != 3 or 0 in values.shape:
+        raise DataError(
+            f"data.source: {where} has the shape {list(values.shape)}, expected [images, height, width], none of them 0"
+        )
+    if values.dtype.kind not in "buif":
+        raise DataError(f"data.source: {where} holds {values.dtype}, expected numbers in 0..1 or 0..255")
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 255):  # also where one is not a number
+        raise DataError(f"data.source: {where} has values from {low:g} to {high:g}, expected 0..1 or 0..255")
+    return (values / (255.0 if high > 1 else 1.0)).astype(np.float32)
+
+
+def _classes(values: npt.NDArray[Any], count: int, field: str) -> Labels:
+    if values.shape != (count,) or values.dtype.kind not in "bui" or (count and int(values.min()) < 0):
+        raise DataError(f"{field}: expected {count} whole numbers from 0, found {values.dtype} of the shape {list(values.shape)}")
+    labels = values.astype(np.int64)
+    if len(np.unique(labels)) > MAX_CLASSES:
+        raise DataError(f"{field}: found {len(np.unique(labels))} classes, at most {MAX_CLASSES} are allowed; give null for none")
+    return labels
+
+
+def _load_npy(path: Path, field: str) -> npt.NDArray[Any]:
+    try:
+        found: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{field}: {path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{field}: {path} is no .npy file of numbers: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def _read_npy(path: Path, config: ImageData) -> Images:
+    pixels = scaled(_load_npy(path, "data.source"), str(path))
+    if config.labels is None:
+        return Images(pixels, None)
+    return Images(pixels, _classes(_load_npy(Path(config.labels), "data.labels"), len(pixels), "data.labels"))
+
+
+def _read_parquet(path: Path, config: ImageData) -> Images:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open(path, "rb") as file:  # pyarrow's own message for a missing file names no reason
+            table = pq.read_table(file)
+    except pa.ArrowException as error:
+        raise DataError(f"data.source: {path} is not Parquet: {str(error).splitlines()[0]}") from None
+    columns = {name: table[name].to_pylist() for name in _columns(config, table.column_names, str(path))}
+    return _from_columns(columns, config, str(path))
+
+
+def _hub(config: ImageData) -> Source:
+    loaded = load_hub(config.source, config.revision)
+    if "train" not in loaded:
+        raise DataError(f"data.source: {config.source} has no split 'train'; it has {', '.join(map(str, loaded))}")
+    sides = {}
+    for side in [name for name in ("train", "test") if name in loaded]:
+        rows = loaded[side]
+        columns = {name: list(rows[name]) for name in _columns(config, rows.column_names, config.source)}
+        sides[side] = _from_columns(columns, config, f"{config.source} ({side})")
+    train, test = sides["train"], sides.get("test")
+    if test is not None and test.pixels.shape[1:] != train.pixels.shape[1:]:
+        found = " and ".join(str(list(images.pixels.shape[1:])) for images in (train, test))
+        raise DataError(f"data.source: {config.source} has images of several sizes: {found}")
+    return Source(train, test)
+
+
+def _columns(config: ImageData, there: Sequence[str], where: str) -> list[str]:
+    wanted = {"image_field": config.image_field, "label_field": config.label_field}
+    for field, name in wanted.items():
+        if name is not None and name not in there:
+            none = "; give null where there are no classes" if field == "label_field" else ""
+            raise DataError(f"data.{field}: {where} has no column {name!r}; it has {', '.join(there)}{none}")
+    return [name for name in wanted.values() if name is not None]
+
+
+def _from_columns(columns: Mapping[str, Sequence[Any]], config: ImageData, where: str) -> Images:
+    pictures = [_picture(value, where, row) for row, value in enumerate(columns[config.image_field])]
+    sizes = sorted({picture.shape for picture in pictures})
+    if len(sizes) != 1:
+        found = " and ".join(str(list(size)) for size in sizes[:2]) or "no image at all"
+        raise DataError(f"data.image_field: {where} needs images of one size, found {found}")
+    pixels = scaled(np.stack(pictures), where)
+    if config.label_field is None:
+        return Images(pixels, None)
+    return Images(pixels, _classes(np.asarray(columns[config.label_field]), len(pixels), "data.label_field"))
+
+
+def _picture(value: Any, where: str, row: int) -> npt.NDArray[Any]:
+    """One image in grey, shape [height, width]: a picture, an encoded one (as bytes, or as the hub stores it), or nested lists."""
+    from PIL import Image
+
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    try:
+        if isinstance(value, bytes):
+            value = Image.open(io.BytesIO(value))
+        found = np.asarray(value.convert("L") if isinstance(value, Image.Image) else value)
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.image_field: {where}, row {row}, cannot be decoded: {str(error).splitlines()[0]}") from None
+    if found.ndim != 2 or found.dtype.kind not in "buif":
+        raise DataError(f"data.image_field: {where}, row {row}, is no image: neither a picture nor rows of numbers")
+    return found
+
+
+__all__ = ["ImageSet", "Images", "Source", "data_science", "prepare", "read_images", "scaled"]

@@ -1,0 +1,1 @@
+"""The variational autoencoder: images from a normal latent."""

@@ -1,0 +1,138 @@
+"""The variational autoencoder as a learner: one rank, on the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sklearn
+import torch
+from scipy.special import expit, ndtri
+
+from harness.config.schema import Config, Vae
+from harness.data.base import RealData
+from harness.data.images import ImageSet
+from harness.learners.base import EvaluateTask, Evaluation, FitOutcome, FitTask, Ranks, SampleTask, Stopped
+from harness.learners.vae.model import ConvVae, decoded, encoded, new_model, read_model, write_model
+from harness.learners.vae.training import fit, plan_steps
+from harness.metrics import vae as metrics
+from harness.records import Examples
+from harness.streams import stream, uniforms
+
+LATENT_SAMPLES = 8
+"""Latents per test image in the estimate of the ELBO."""
+PICTURES = 64
+"""Samples whose pictures are kept with an evaluation."""
+
+
+class VaeLearner:
+    """A convolutional VAE under one cell's configuration."""
+
+    def __init__(self, config: Config, data: RealData, ranks: Ranks) -> None:
+        """Keep the configuration, and make torch deterministic; ``data`` is an `ImageSet`."""
+        assert isinstance(config.learner, Vae) and isinstance(data, ImageSet)
+        self.config, self.learner, self.data, self.shape = config, config.learner, data, data.shape
+        torch.set_num_threads(config.resources.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Otherwise every torch.empty is filled, which finds reads of uninitialised memory and costs time.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (the stub does not know it)
+        self._loaded: tuple[Path, ConvVae] | None = None
+
+    def fit(self, task: FitTask) -> FitOutcome:
+        """Fit with Adam; a fit that diverged has no weights."""
+        self._loaded = None
+        if task.init == "previous" and task.init_from is not None:
+            model = read_model(self.learner, self.shape, task.init_from)
+        else:
+            model = new_model(self.learner, self.shape, task.seed, task.generation)
+        images = self._images(task.training.examples)
+        schedule = plan_steps(self.learner.train, len(images), task.budget, self.data.num_examples)
+        outcome = fit(model, self.learner.train, schedule, images, task)
+        if outcome.status == "ok":
+            write_model(model, task.out)
+        return outcome
+
+    def _images(self, examples: Examples) -> npt.NDArray[np.float32]:
+        """Rows as images, shape [num, height, width]."""
+        return np.ascontiguousarray(examples.values, dtype=np.float32).reshape(-1, *self.shape)
+
+    def _model(self, folder: Path) -> ConvVae:
+        """The fitted model in a folder; the last one stays loaded."""
+        if self._loaded is None or self._loaded[0] != folder:
+            self._loaded = (folder, read_model(self.learner, self.shape, folder))
+        return self._loaded[1]
+
+    def sample(self, task: SampleTask) -> int:
+        """Whole batches; each is committed as a shard when it is done."""
+        size, model, started = self.config.resources.sample_batch, self._model(task.fit), time.monotonic()
+        wanted = range(task.start // size, -(-task.stop // size))
+        batches = [batch for batch in wanted if (batch * size, (batch + 1) * size) not in task.shards]
+        for number, batch in enumerate(batches, start=1):
+            if task.control.stopping:
+                raise Stopped
+            task.append(batch * size, self.draw(model, task.seed, task.generation, batch * size, size))
+            task.report(number * size, len(batches) * size, number * size / (time.monotonic() - started))
+        return len(batches) * size
+
+    def draw(self, model: ConvVae, seed: int, generation: int, start: int, count: int) -> Examples:
+        """Examples start..start+count-1 of a corpus; example i is decoded from the i-th stream of uniforms.
+
+        Returns:
+            Float32, shape [count, height * width]: the decoder's means, or its Bernoulli's draws for ``sample.binary``.
+        """
+        latent_dim, pixels = self.learner.latent_dim, self.shape[0] * self.shape[1]
+        width = latent_dim + (pixels if self.learner.sample.binary else 0)
+        uniform = uniforms(seed, generation, "sample", start, start + count, width)
+        latent = ndtri(np.maximum(uniform[:, :latent_dim], 2.0**-54))  # a uniform may be 0, which has no finite quantile
+        logits = decoded(model, latent.astype(np.float32), count).reshape(count, pixels)
+        means = expit(logits)
+        values = uniform[:, latent_dim:] < means if self.learner.sample.binary else means
+        return Examples.full(values.astype(np.float32))
+
+    @cached_property
+    def classifier(self) -> metrics.Classifier | None:
+        """Trained on the real training split alone; None where the images have no classes, or one."""
+        labels = self.data.labels
+        if labels is None or len(np.unique(labels)) < 2:
+            return None
+        count = min(len(labels), metrics.CLASSIFIER_EXAMPLES)
+        return metrics.Classifier(self.data.real(0, count).values, labels[:count])
+
+    def evaluate(self, task: EvaluateTask) -> Evaluation:
+        """The ELBO on the real test set, and what the samples look like to generation 0's encoder and to a fixed classifier."""
+        elbo = task.piece("elbo", lambda: self._elbo(task))
+        task.report(1, 2, 0.0)
+        samples = self._images(task.corpus)
+        means, _ = encoded(self._model(task.generation_0), samples)
+        found = {
+            **metrics.elbo_metrics(elbo[0], elbo[1]),
+            "vae/latent_std": metrics.latent_std(means),
+            "vae/sample_std": metrics.sample_std(samples),
+        }
+        if self.classifier is not None:
+            found |= metrics.class_metrics(self.classifier.probabilities(task.corpus.values), self.classifier.classes)
+        arrays = {"test_elbo": -elbo.sum(axis=0), "pictures": samples[:PICTURES].astype(np.float64)}
+        task.report(2, 2, 0.0)
+        return Evaluation(found, arrays)
+
+    def _elbo(self, task: EvaluateTask) -> npt.NDArray[np.float64]:
+        """Reconstruction and KL of every test image, nats, shape [2, num_test]; all evaluations draw the same noise."""
+        model, test = self._model(task.fit), self._images(self.data.test)
+        mean, log_variance = encoded(model, test)
+        reconstruction = np.zeros(len(test))
+        for index in range(LATENT_SAMPLES):
+            noise = stream(0, 0, "elbo", index).standard_normal(mean.shape)
+            logits = decoded(model, (mean + np.exp(0.5 * log_variance) * noise).astype(np.float32))
+            reconstruction += metrics.bernoulli_nll(logits.reshape(len(test), -1), self.data.test.values) / LATENT_SAMPLES
+            task.control.tick()
+        return np.stack([reconstruction, metrics.gaussian_kl(mean, log_variance)])
+
+    def describe(self) -> Mapping[str, Any]:
+        """Device and versions."""
+        versions = {"torch": torch.__version__, "scikit-learn": sklearn.__version__, "numpy": np.__version__}
+        return {"device": "cpu", "zero_stage": None, "versions": versions}

@@ -1,0 +1,125 @@
+"""One fit: batch order and noise are functions of the step, so a fit goes on from a checkpoint to the same bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.config.schema import VaeTrain
+from harness.learners.base import FitOutcome, FitTask, Stopped
+from harness.learners.schedule import Schedule
+from harness.learners.vae.model import ConvVae
+from harness.streams import stream
+
+CHECKPOINT = "progress.safetensors"
+REPORT_EVERY = 10
+"""Steps between reports of progress."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of every parameter."""
+
+
+def plan_steps(train: VaeTrain, size: int, budget: str, first: int) -> Schedule:
+    """The length of a fit.
+
+    Args:
+        train: The training section.
+        size: Training examples.
+        budget: ``examples``: the epochs asked for; ``steps``: as many steps as generation 0.
+        first: Generation 0's training examples.
+    """
+    counted = first if budget == "steps" else size
+    return Schedule(size, train.batch_size, max(1, train.epochs * counted // train.batch_size))
+
+
+@dataclass
+class _Progress:
+    """How far a fit is.
+
+    Attributes:
+        model: The weights.
+        optimizer: Adam.
+        losses: Of the steps that are done.
+    """
+
+    model: ConvVae
+    optimizer: torch.optim.Adam
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    def write(self, folder: Path) -> Sequence[Path]:
+        tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for name, parameter in self.model.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach().clone()
+            tensors |= {f"{moment}.{name}": self.optimizer.state[parameter][moment].clone() for moment in MOMENTS}
+        save_file(tensors, folder / CHECKPOINT)
+        return [folder / CHECKPOINT]
+
+    def read(self, folder: Path) -> None:
+        tensors = load_file(folder / CHECKPOINT)
+        self.losses = [float(value) for value in tensors["losses"]]
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+                self.optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+
+
+def fit(model: ConvVae, train: VaeTrain, schedule: Schedule, images: npt.NDArray[np.float32], task: FitTask) -> FitOutcome:
+    """Fit a model in place, from its beginning or from a checkpoint.
+
+    Args:
+        model: The initial model.
+        train: The training section.
+        schedule: From `plan_steps`.
+        images: The training set, shape [size, height, width].
+        task: The fit: seed and generation; where to go on from and what to tell meanwhile.
+
+    Raises:
+        Stopped: It was asked to stop; what it had is in a checkpoint, where the grace period had room for one.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    progress = _Progress(model.train(), optimizer)
+    if task.resume is not None:
+        progress.read(task.resume)
+    before, started = progress.step, time.monotonic()
+    saved, save_s = started, 0.0
+    cache: dict[int, npt.NDArray[np.int64]] = {}
+    latent_dim = model.from_latent.in_features
+    while progress.step < schedule.steps:
+        step = progress.step
+        batch = torch.from_numpy(images[schedule.order(task.seed, task.generation, step, cache)])
+        noise = stream(task.seed, task.generation, "reparametrise", step).standard_normal((len(batch), latent_dim))
+        loss = model.loss(batch, torch.from_numpy(noise.astype(np.float32)), train.beta)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress.losses.append(float(loss.detach()))
+        task.control.tick()
+        if not math.isfinite(progress.losses[-1]):
+            break
+        if progress.step % REPORT_EVERY == 0 or progress.step == schedule.steps:
+            rate = (progress.step - before) * train.batch_size / (time.monotonic() - started)
+            task.report(progress.step, schedule.steps, rate)
+        stopping, now = task.control.stopping, time.monotonic()
+        if progress.step < schedule.steps and (stopping or now - saved >= task.checkpoint_s):
+            # Where a checkpoint does not fit into what is left of the grace period, the last one stands.
+            if not stopping or task.control.left_s > 1.5 * save_s:
+                task.save(progress.step, progress.write)
+                saved, save_s = time.monotonic(), time.monotonic() - now
+            if stopping:
+                raise Stopped
+    finite = math.isfinite(progress.losses[-1]) and all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    log = {"steps": schedule.steps, "train_loss": [value if math.isfinite(value) else None for value in progress.losses]}
+    seen = train.batch_size
+    return FitOutcome("ok" if finite else "diverged", log, progress.step * seen, (progress.step - before) * seen)

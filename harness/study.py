@@ -34,15 +34,25 @@ from harness.config.schema import (
 from harness.data import images
 from harness.data.analytic import ArrayTruth, Truth, make_teacher, make_truth, truth_science
 from harness.data.base import RealData
-from harness.data.documents import read_documents
+from harness.data.documents import BUILT_IN, read_documents
 from harness.data.images import ImageSet
-from harness.data.text import ExternalCorpus, TextCorpus, data_science, prepare, prepared_science, pretrained_fingerprint
+from harness.data.text import (
+    ExternalCorpus,
+    TextCorpus,
+    data_science,
+    other_science,
+    prepare,
+    prepared_science,
+    pretrained_fingerprint,
+    write_other,
+)
 from harness.errors import ConfigError, DataError
 from harness.learners.base import LEARNERS
 from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.sizes import architecture_of, num_parameters
 from harness.lineage import KEY_FORMAT, BundledChain, CellScience, Chain, Lineage, build, chain_id, in_order, key_of
-from harness.metrics import VERSIONS
+from harness.metrics import OTHERS_VERSION, VERSIONS
+from harness.records import Examples
 from harness.regimes import RULES, check_supply, recipe
 from harness.store import Store
 
@@ -83,7 +93,8 @@ class Prepared:
         bundles: The chains that are run in bundles.
         parameters: Parameters of each cell's model; None where unknown or not a language model.
         configs: What gangs get, one entry per cell: a hub model is pinned to the revision that its keys name.
-        externals: Path and fingerprint of each cell's fixed corpus; None where there is none.
+        externals: Path (or name) and fingerprint of each cell's fixed corpus; None where there is none.
+        others: Other real texts that models are scored on, by the spec of their folder in the store.
     """
 
     study: Study
@@ -94,6 +105,7 @@ class Prepared:
     parameters: tuple[int | None, ...]
     configs: tuple[Config, ...]
     externals: tuple[tuple[str, str] | None, ...]
+    others: tuple[tuple[Mapping[str, Any], Examples], ...]
 
     @property
     def chains(self) -> list[Chain | BundledChain]:
@@ -190,6 +202,8 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
 def _resolve(study: Study, data_of: _Data) -> Prepared:
     data, sciences, parameters, externals = [], [], [], []
     packed: dict[tuple[str, str], ExternalCorpus] = {}
+    scored: dict[tuple[str, str], ExternalCorpus] = {}
+    others: dict[str, tuple[Mapping[str, Any], Examples]] = {}
     sources = resolve_sources(study)
     for index, cell in enumerate(study.cells):
         prepared = data_of.get(cell.config.data)
@@ -199,23 +213,48 @@ def _resolve(study: Study, data_of: _Data) -> Prepared:
         if isinstance(source, CorpusSource):
             if not isinstance(real, TextCorpus):
                 raise DataError("regime.source: a fixed corpus is text, the real data are not")
+            assert isinstance(cell.config.data, TextData)
             name = (source.corpus, cell.config.data.model_dump_json())
-            external = packed.setdefault(name, packed.get(name) or real.external(source.corpus))
+            external = packed.setdefault(name, packed.get(name) or real.external(source.corpus, cell.config.data.split))
         if isinstance(source, ModelSource) and isinstance(source.model, dict):
             teacher = _teacher(real, source)
         supply = len(external.examples) if external else None
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         data.append(prepared)
         parameters.append(count)
-        externals.append(
-            (str(Path(source.corpus).absolute()), external.fingerprint) if external and isinstance(source, CorpusSource) else None
-        )
+        externals.append((_place(source.corpus), external.fingerprint) if external and isinstance(source, CorpusSource) else None)
         origin = external.fingerprint if external else teacher
-        sciences.append(replace(_science(cell.config, prepared, origin, count), source=sources[index]))
+        found = _science(cell.config, prepared, origin, count)
+        texts = _others(cell.config, real, scored)
+        if texts:
+            contents = {name: text.fingerprint for name, text in texts.items()}
+            found = replace(found, evaluation={**found.evaluation, "others": {"version": OTHERS_VERSION, "texts": contents}})
+        for text in texts.values():
+            spec = other_science(found.data, text.fingerprint)
+            others[key_of(spec)] = (spec, text.examples)
+        sciences.append(replace(found, source=sources[index]))
     _check_sources(study, sciences)
     lineage, bundles = _lineage(study, sciences)
     configs = tuple(_pinned(cell.config) for cell in study.cells)
-    return Prepared(study, tuple(data), tuple(sciences), lineage, bundles, tuple(parameters), configs, tuple(externals))
+    return Prepared(
+        study, tuple(data), tuple(sciences), lineage, bundles, tuple(parameters), configs, tuple(externals), tuple(others.values())
+    )
+
+
+def _place(corpus: str) -> str:
+    """Where gangs find a fixed corpus: the name of an embedded source, or an absolute path."""
+    return corpus if corpus in BUILT_IN else str(Path(corpus).absolute())
+
+
+def _others(config: Config, real: RealData, known: dict[tuple[str, str], ExternalCorpus]) -> dict[str, ExternalCorpus]:
+    """The other real texts of a cell, by name; each is read once."""
+    if not isinstance(config.data, TextData) or not isinstance(real, TextCorpus):
+        return {}
+    found = {}
+    for name, source in config.evaluate.others.items():
+        which = (source, config.data.model_dump_json())
+        found[name] = known.setdefault(which, known.get(which) or real.other(name, source, config.data.split))
+    return found
 
 
 def _teacher(real: RealData, source: ModelSource) -> dict[str, Any]:
@@ -278,6 +317,12 @@ def commit_data(prepared: Prepared, store: Store) -> None:
             shutil.copytree(item.folder, staged, dirs_exist_ok=True)
             spec = rows_science(item.spec) if isinstance(item.real, Truth) else prepared_science(item.spec)
             store.commit("data", item.key, staged, spec)
+    for other, blocks in prepared.others:
+        key = key_of(other)
+        if not store.sound("data", key):
+            staged = store.stage(key)
+            write_other(staged, blocks)
+            store.commit("data", key, staged, other)
 
 
 def load_data(config: Config, store: Store, key: str | None) -> RealData:
@@ -381,7 +426,7 @@ def _lineage(study: Study, sciences: list[CellScience]) -> tuple[Lineage, tuple[
                 "data": item.data,
                 "learner": dict(item.fit) | {"init": getattr(cell.config.learner, "init", None), "version": None},
                 "sampling": dict(item.sampling) | {"version": None},
-                "evaluation": science(cell.config.evaluate),
+                "evaluation": {**science(cell.config.evaluate), **_texts(item)},
                 "filters": [science(found) for found in cell.config.filters],
                 "regime": regime,
             }
@@ -416,6 +461,11 @@ def _lineage(study: Study, sciences: list[CellScience]) -> tuple[Lineage, tuple[
     )
     single = {index: item for index, item in enumerate(sciences) if index not in set(bundled)}
     return build(single, name, study.seeds), chains
+
+
+def _texts(item: CellScience) -> dict[str, Any]:
+    """The other real texts of an evaluation, by content, in the place of where they lie."""
+    return {"others": item.evaluation["others"]} if "others" in item.evaluation else {}
 
 
 def _fixed(config: Config) -> dict[str, int]:

@@ -12,12 +12,13 @@ from safetensors.numpy import save_file
 from harness.chain.checkpoints import adopt, save_checkpoint
 from harness.chain.context import Context
 from harness.chain.plan import Plan, Site
-from harness.config.schema import LanguageModel, ModelSource
+from harness.config.schema import LanguageModel, ModelSource, TextData
 from harness.curation import Judge, first_accepted, undetected
+from harness.data.text import other_science, read_other
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
 from harness.learners.base import EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
-from harness.lineage import Node
+from harness.lineage import Node, key_of
 from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none
 from harness.regimes import draw
 from harness.store import Workplace
@@ -74,8 +75,9 @@ class Branch(Context):
         from harness.data.text import TextCorpus
 
         assert self.plan.external is not None and isinstance(self.data, TextCorpus)
+        assert isinstance(self.plan.config.data, TextData)
         path, fingerprint = self.plan.external
-        found = self.data.external(path)
+        found = self.data.external(path, self.plan.config.data.split)
         if found.fingerprint != fingerprint:
             raise LearnerError(f"regime.source: {path} has changed since this run began; run the command again")
         return found.examples
@@ -257,6 +259,7 @@ class Branch(Context):
                         report=self.reporter(node, "evaluate"),
                         piece=lambda name, compute: self._piece(staged, name, compute),
                         control=self.control,
+                        others=self._others(node),
                     )
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
@@ -282,6 +285,18 @@ class Branch(Context):
             self.event("committed" if won else "discarded", node, status=status)
         self.seconds, self.rates = {}, {}
         self.ranks.barrier()
+
+    def _others(self, node: Node) -> Mapping[str, Examples]:
+        """The other real texts that a node's evaluation names by their content, from the store."""
+        texts = self.plan.specs[node.evaluation]["evaluation"].get("others", {}).get("texts", {})
+        data = self.plan.specs[node.fit]["data"]
+        found = {}
+        for name, fingerprint in texts.items():
+            key = key_of(other_science(data, fingerprint))
+            if not self.on_rank_0(lambda key=key: self.store.sound("data", key)):  # type: ignore[misc]
+                raise LearnerError(f"evaluate.others.{name}: is not in the store; run the command again")
+            found[name] = read_other(self.store.path("data", key))
+        return found
 
     def _piece(self, staged: Path, name: str, compute: Callable[[], npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
         """A part of an evaluation, kept when it is done; the same call on every rank."""

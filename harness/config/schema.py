@@ -555,7 +555,7 @@ class CorpusSource(Section):
     """Synthetic examples from a fixed corpus that someone else's model wrote."""
 
     corpus: str
-    """A .txt, .jsonl or .parquet file, or a folder of them."""
+    """A .txt, .jsonl or .parquet file, or a folder of them; or an embedded source, of which the training side is taken."""
 
 
 class CellSource(Section):
@@ -681,6 +681,8 @@ class Evaluate(Section):
     """A chain fails where more of a generation's examples than this equal an earlier one; null never fails."""
     ranges: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], tuple[float, float]] = since({})
     """Names of ranges of the first coordinate, each from (included) to (excluded): ``share/<name>`` is the corpus's share in it."""
+    others: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[str, Field(min_length=1)]] = since({})
+    """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on their test side."""
 
     @field_validator("ranges")
     @classmethod
@@ -749,6 +751,8 @@ class Statistic(Section):
     generations; ``exceeds_first``: 1 where the last one is above the 95 % interval of one more seed's generation 0, else 0."""
     generation: Annotated[int, Field(ge=0)] | None = None
     """Taken as the last one; the chains' last when null."""
+    baseline: Annotated[int, Field(ge=0)] = 0
+    """Taken as the first one by ``first``, ``change``, ``ratio`` and ``log_ratio``."""
     where: dict[str, Any] = {}
     """Axes and their values, which name one cell."""
     minus: dict[str, Any] | None = None
@@ -805,6 +809,12 @@ class Config(Section):
     tracking: Tracking = Tracking()
     claims: tuple[Claim, ...] = ()
     """What is expected; never part of a key."""
+
+    @model_validator(mode="after")
+    def _others_are_text(self) -> Config:
+        if self.evaluate.others and not isinstance(self.learner, LanguageModel):
+            raise ValueError(f"evaluate.others: holds texts, which learner {self.learner.kind} cannot score; remove it")
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> Config:

@@ -11,6 +11,7 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,35 @@ def read_documents(config: TextData) -> Documents:
     Raises:
         DataError: There is no such source, or it cannot be read.
     """
-    if config.source in BUILT_IN:
-        return Documents(tuple(BUILT_IN[config.source]()), {})
-    if config.source.startswith("hf:"):
-        return _hub(config)
-    return Documents(tuple(read_path(Path(config.source), config.text_field, "data.source")), {})
+    return read_named(config.source, config.text_field, config.revision)
+
+
+def read_named(source: str, text_field: str = "text", revision: str | None = None, field: str = "data.source") -> Documents:
+    """Read the documents of a source.
+
+    Args:
+        source: An embedded source, ``hf:NAME[/CONFIG]`` or a path.
+        text_field: Field or column that holds the text.
+        revision: Revision of hub data; None for the newest.
+        field: The configuration's field that names the source, for messages.
+
+    Raises:
+        DataError: There is no such source, or it cannot be read.
+    """
+    if source in BUILT_IN:
+        return Documents(built_in(source), {})
+    try:
+        if source.startswith("hf:"):
+            return _hub(source, text_field, revision)
+        return Documents(tuple(read_path(Path(source), text_field, field)), {})
+    except DataError as error:
+        raise DataError(str(error).replace("data.source:", f"{field}:", 1)) from None
+
+
+@cache
+def built_in(source: str) -> tuple[str, ...]:
+    """The documents of an embedded source; kept, since a gang may need them in every generation."""
+    return tuple(BUILT_IN[source]())
 
 
 def paragraphs(text: str) -> list[str]:
@@ -191,20 +216,19 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
     return loaded
 
 
-def _hub(config: TextData) -> Documents:
-    loaded = load_hub(config.source, config.revision)
+def _hub(source: str, text_field: str, revision: str | None) -> Documents:
+    loaded = load_hub(source, revision)
     splits: dict[str, tuple[str, ...]] = {}
     for split, rows in loaded.items():
-        if config.text_field not in rows.column_names:
+        if text_field not in rows.column_names:
             raise DataError(
-                f"data.source: {config.source} has no column {config.text_field!r} (data.text_field); "
-                f"it has {', '.join(rows.column_names)}"
+                f"data.source: {source} has no column {text_field!r} (data.text_field); it has {', '.join(rows.column_names)}"
             )
-        splits[str(split)] = tuple(text for text in rows[config.text_field] if text)
+        splits[str(split)] = tuple(text for text in rows[text_field] if text)
     if all(split in splits for split in SPLITS):
         return Documents((), {split: splits[split] for split in SPLITS})
     if "train" not in splits:
-        raise DataError(f"data.source: {config.source} has no split 'train'; it has {', '.join(splits)}")
+        raise DataError(f"data.source: {source} has no split 'train'; it has {', '.join(splits)}")
     return Documents(splits["train"], {})
 
 

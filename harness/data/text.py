@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
-from harness.data.documents import SPLITS, Documents, read_documents, read_path
+from harness.data.documents import BUILT_IN, SPLITS, Documents, built_in, read_documents, read_named, read_path
 from harness.errors import DataError
 from harness.files import read_json, write_json
 from harness.records import Examples
@@ -26,6 +26,8 @@ VERSION = 1
 """Version of splitting, tokenizer training and packing; part of every key."""
 END_OF_TEXT = "<|endoftext|>"
 _NOT_CONTENT = ("source", "text_field", "revision")
+MAX_OTHER_BLOCKS = 256
+"""Blocks of another real text that a model is scored on."""
 
 
 def data_science(config: TextData, content: str, tokenizer: str | None) -> dict[str, Any]:
@@ -137,8 +139,7 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
                 f"data.source: the {side} split has fewer than {config.block_size} tokens, not one block "
                 "(data.block_size); give more text or smaller blocks"
             )
-    # A fixed shuffle makes the first n blocks a fair sample, and the reservoir behind them another one.
-    packed["train"] = packed["train"][stream(0, 0, "blocks").permutation(len(packed["train"]))]
+    packed["train"] = shuffled(packed["train"])
     counts = np.bincount(packed["train"].reshape(-1), minlength=vocab_size).astype(np.int64)
     save_file({**packed, "counts": counts}, folder / "blocks.safetensors")
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -167,12 +168,36 @@ def pack(tokenizer: Tokenizer, documents: Sequence[str], separator: Sequence[int
     return flat[: len(flat) // block_size * block_size].reshape(-1, block_size)
 
 
+def shuffled(blocks: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Blocks in a fixed random order: the first n are a fair sample, and those behind them another one."""
+    return blocks[stream(0, 0, "blocks").permutation(len(blocks))]
+
+
 @dataclass(frozen=True)
 class ExternalCorpus:
-    """A corpus that someone else's model wrote: a hash of its text, and its blocks."""
+    """Text that the chain did not write: a hash of its documents, and its blocks."""
 
     fingerprint: str
     examples: Examples
+
+
+def other_science(data: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+    """What decides the prepared folder of another real text: its test side, and how the cell's own text is packed."""
+    return {"kind": "other", "data": prepared_science(data), "content": fingerprint}
+
+
+def write_other(folder: Path, blocks: Examples) -> None:
+    """Write the blocks of another real text."""
+    from safetensors.numpy import save_file
+
+    save_file({"blocks": np.ascontiguousarray(blocks.values)}, folder / "other.safetensors")
+
+
+def read_other(folder: Path) -> Examples:
+    """The blocks of another real text, shape [num_blocks, block_size]."""
+    from safetensors.numpy import load_file
+
+    return Examples.full(load_file(folder / "other.safetensors")["blocks"])
 
 
 class TextCorpus:
@@ -243,15 +268,46 @@ class TextCorpus:
         text: str = self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
         return text
 
-    def external(self, path: str) -> ExternalCorpus:
-        """A fixed corpus (its text in the field ``text``), packed as the real text is.
+    def external(self, source: str, split: Split) -> ExternalCorpus:
+        """A fixed corpus, packed as the real text is.
+
+        Args:
+            source: A path (its text in the field ``text``), which is read whole and in its order; or an embedded source, of which
+                the training side is taken, in the order in which it would be the real text.
+            split: How an embedded source is split.
 
         Raises:
             DataError: It cannot be read.
         """
-        documents = Documents(tuple(read_path(Path(path), "text", "regime.source.corpus")), {})
-        blocks = pack(self.tokenizer, documents.whole, self.meta["separator"], int(self.meta["block_size"]))
-        return ExternalCorpus(documents.fingerprint(), Examples.full(blocks))
+        if source in BUILT_IN:
+            documents = Documents(tuple(split_documents(Documents(built_in(source), {}), split)["train"]), {})
+            return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(self._pack(documents.whole))))
+        documents = Documents(tuple(read_path(Path(source), "text", "regime.source.corpus")), {})
+        return ExternalCorpus(documents.fingerprint(), Examples.full(self._pack(documents.whole)))
+
+    def other(self, name: str, source: str, split: Split) -> ExternalCorpus:
+        """The test side of another real text, packed as the real text is.
+
+        Args:
+            name: What it is called in ``evaluate.others``.
+            source: As in ``data.source``; its text in the field ``text``.
+            split: How it is split, unless it has splits of its own.
+
+        Returns:
+            At most `MAX_OTHER_BLOCKS` blocks: a fixed random sample where there are more. The hash is of all of the test side.
+
+        Raises:
+            DataError: It cannot be read, or its test side does not fill one block.
+        """
+        field = f"evaluate.others.{name}"
+        documents = Documents(tuple(split_documents(read_named(source, field=field), split)["test"]), {})
+        blocks = self._pack(documents.whole)
+        if not len(blocks):
+            raise DataError(f"{field}: the test side of {source} has fewer than {self.meta['block_size']} tokens, not one block")
+        return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(blocks)[:MAX_OTHER_BLOCKS]))
+
+    def _pack(self, documents: Sequence[str]) -> npt.NDArray[np.int32]:
+        return pack(self.tokenizer, documents, self.meta["separator"], int(self.meta["block_size"]))
 
 
 __all__ = ["TextCorpus", "data_science", "prepare", "prepared_science", "pretrained_fingerprint", "read_documents"]

@@ -203,6 +203,7 @@ class EvaluateTask:
         piece: Computes an array, or reads it where an interrupted evaluation left it: its name, and what computes it (collectively;
             only rank 0's result counts). Raises `Stopped` after a piece where that is wished.
         control: Told of every batch.
+        others: Other real texts that the model is scored on, by name.
     """
 
     fit: Path
@@ -214,6 +215,7 @@ class EvaluateTask:
     report: Report
     piece: Callable[[str, Callable[[], npt.NDArray[np.float64]]], npt.NDArray[np.float64]]
     control: Control
+    others: Mapping[str, Examples] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,3 +10,5 @@ VERSIONS = {
     "vae": {"vae": 1},
 }
 """Metric groups of each kind of learner, with their versions."""
+OTHERS_VERSION = 1
+"""Of the metrics on other real texts, which enter the key only where there are such texts."""

@@ -42,6 +42,25 @@ def test_metrics(nll: Array, tokens: npt.NDArray[np.int64], text_bytes: int, bat
         }
 
 
+def other_metrics(name: str, nll: Array, tokens: npt.NDArray[np.int64], text_bytes: int) -> Mapping[str, float]:
+    """NLL on the test side of another real text; forgetting is its rise (McCloskey and Cohen 1989).
+
+    Args:
+        name: What the text is called.
+        nll: Shape [num_sequences]: sum over the sequence's tokens, nats.
+        tokens: Shape [num_sequences]: predicted tokens.
+        text_bytes: UTF-8 bytes of the text that was scored.
+
+    Returns:
+        ``other/<name>/nll`` (nats per token) and ``other/<name>/bits_per_byte``.
+    """
+    total = float(nll.sum())
+    return {
+        f"other/{name}/nll": total / int(tokens.sum()),
+        f"other/{name}/bits_per_byte": total / math.log(2) / max(text_bytes, 1),
+    }
+
+
 def gen0_metrics(nll: Array, tokens: npt.NDArray[np.int64]) -> Mapping[str, float]:
     """How likely generation 0's model finds synthetic examples, per sequence (Shumailov et al. 2023, histogram of perplexities).
 

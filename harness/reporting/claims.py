@@ -122,7 +122,7 @@ def _values(
 
 def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | None:
     known = {g: value for g, value in item.items() if g <= last}
-    first, final = known.get(0), known.get(last)
+    first, final = item.get(statistic.baseline), known.get(last)
     if statistic.of == "first":
         return first
     if statistic.of in ("slope", "highest", "lowest"):
@@ -162,10 +162,11 @@ def describe(found: Judgement) -> dict[str, str]:
     value = "" if found.value is None else f"{found.value:.4g}"
     if found.low is not None and found.high is not None:
         value += f" [{found.low:.4g}, {found.high:.4g}]"
+    since = f" since generation {statistic.baseline}" if statistic.baseline else ""
     return {
         "verdict": found.verdict,
         "claim": claim.text,
-        "statistic": f"{statistic.of.replace('_', ' ')} of {statistic.metric}, {where}{minus}",
+        "statistic": f"{statistic.of.replace('_', ' ')} of {statistic.metric}{since}, {where}{minus}",
         "wanted": wanted,
         "found": value,
         "seeds": str(found.seeds),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,11 @@ class LanguageModelLearner:
     @cached_property
     def test_bytes(self) -> int:
         """UTF-8 bytes of the test tokens that are predicted: without a beginning-of-text token a block's first one is not."""
+        return self._bytes(self.data.test)
+
+    def _bytes(self, examples: Examples) -> int:
         first = 0 if self.bos is not None else 1
-        return sum(len(self.data.decode(row[first:]).encode()) for row in self.data.test.values)
+        return sum(len(self.data.decode(row[first:]).encode()) for row in examples.values)
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
@@ -144,6 +147,10 @@ class LanguageModelLearner:
         test, corpus = self.data.test, task.corpus
         copying = self._copying(task)
         test_nll = task.piece("test", lambda: self._score(task.fit, test, task.control))
+        others = {
+            name: task.piece(f"other_{name}", partial(self._score, task.fit, task.others[name], task.control))
+            for name in sorted(task.others)
+        }
         own = task.piece("self", lambda: self._score(task.fit, corpus, task.control))
         texts = self._continuations(task)
         task.report(1, 2, 0.0)
@@ -160,12 +167,16 @@ class LanguageModelLearner:
             **lexical_metrics(corpus, self.data.counts),
             **copying,
         }
+        for name, nll in others.items():
+            text = task.others[name]
+            metrics |= likelihood.other_metrics(name, nll, self._predicted(text), self._bytes(text))
         arrays = {
             "test_nll": test_nll,
             "test_tokens": test_tokens.astype(np.float64),
             "gen0_nll": under_gen0,
             "self_nll": own,
             "tokens": tokens.astype(np.float64),
+            **{f"other_{name}_nll": nll for name, nll in others.items()},
         }
         task.report(2, 2, 0.0)
         return Evaluation(metrics, arrays, texts)

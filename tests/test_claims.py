@@ -97,6 +97,21 @@ def test_noise_alone_is_rarely_called_a_collapse(rate: float) -> None:
     assert wrong > 10, "the interval is not so wide that nothing could ever be shown"
 
 
+def test_a_change_is_counted_from_the_generation_that_is_named(make_config: Make, tmp_path: Path) -> None:
+    """The log of a Gaussian chain's variance falls by E ln(chi-square(19)/20) a fit: half of it from generation 15 to 30."""
+    claims = [
+        {**COLLAPSE, "statistic": {"metric": "gaussian/log_variance", "of": "change", "baseline": first}, "below": 0.0}
+        for first in (0, 15)
+    ]
+    config = make_config({**BASE, "grid": {"seed": {"from": 0, "count": 40}}, "claims": claims})
+    prepared, store = run_bundles(config, tmp_path / "root")
+    rows = ledger.rows(prepared, store)
+    for found, first in zip(judge(prepared, rows), (0, 15), strict=True):
+        assert found.low < (30 - first) * (digamma(9.5) - np.log(10)) < found.high  # type: ignore[operator]
+        at = {g: np.mean([row["gaussian/log_variance"] for row in rows if row["generation"] == g]) for g in (first, 30)}
+        assert abs(found.value - (at[30] - at[first])) < 1e-12  # type: ignore[operator]
+
+
 def test_exceeding_generation_0_is_a_share_of_chains(make_config: Make, tmp_path: Path) -> None:
     """All chains' variance of the KDE grows (row 10): nearly all exceed; under the normal fit nearly none does."""
     grid = {"learner": [{"kind": "kde", "bandwidth": 1.0}, {"kind": "kde", "bandwidth": 0.01}], "seed": {"from": 0, "count": 30}}

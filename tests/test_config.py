@@ -22,6 +22,7 @@ def study(path: Path, *assignments: str) -> Any:
 
 
 BEAMS = {"prompt": "real_prefix", "num_beams": 5}
+NUMBERS = {"data": {"source": "gaussian"}, "learner": {"kind": "gaussian"}, "evaluate": {}}
 PREFIX_20 = {"prompt": "real_prefix", "prompt_tokens": 20}
 BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("unknown field", {"learner.modle": 1}, ("learner.modle", "did you mean 'model'", "kind, model, init")),
@@ -83,6 +84,9 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("prompt_tokens with bos", {"learner.sample": {"prompt_tokens": 4}}, ("prompt: bos has no prompt_tokens",)),
     ("init pretrained of nothing", {"learner.init": "pretrained"}, ("init: pretrained needs model",)),
     ("budget and steps", {"learner.train": {"max_steps": 2}, "regime.budget": "tokens"}, ("regime.budget",)),
+    ("other text without a source", {"evaluate.others": {"web": ""}}, ("evaluate.others.web",)),
+    ("name of another text", {"evaluate.others": {"The Web": "python-docs"}}, ("evaluate.others", "The Web")),
+    ("texts for numbers", {**NUMBERS, "evaluate.others": {"web": "python-docs"}}, ("evaluate.others", "gaussian cannot score")),
     ("learner and data", {"data": {"source": "gaussian"}}, ("language_model reads text",)),
     ("unknown learner", {"learner.kind": "lstm"}, ("learner", "'lstm'", "language_model", "gaussian")),
     ("unknown filter", {"filters": [{"kind": "dedup"}]}, ("filters.0", "did you mean 'deduplicate'")),

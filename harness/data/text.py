@@ -280,8 +280,10 @@ class TextCorpus:
             DataError: It cannot be read.
         """
         if source in BUILT_IN:
-            documents = Documents(tuple(split_documents(Documents(built_in(source), {}), split)["train"]), {})
-            return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(self._pack(documents.whole))))
+            # Hashed as a split: a file of the same documents has them in another order, so it is another corpus.
+            train = tuple(split_documents(Documents(built_in(source), {}), split)["train"])
+            documents = Documents((), {"train": train})
+            return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(self._pack(train))))
         documents = Documents(tuple(read_path(Path(source), "text", "regime.source.corpus")), {})
         return ExternalCorpus(documents.fingerprint(), Examples.full(self._pack(documents.whole)))
 

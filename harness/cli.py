@@ -390,6 +390,12 @@ def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 
+MAX_COLUMNS = 7
+"""Generations that a printed table shows."""
+FILE_WIDTH = 250
+"""Columns of a table that is written to a file or a pipe."""
+
+
 def _print_table(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -401,11 +407,15 @@ def _print_table(summary: dict[str, Any]) -> None:
     table = Table(title=f"{summary['metric']} by generation", title_justify="left", box=None, pad_edge=False)
     for axis in summary["axes"]:
         table.add_column(axis)
-    for generation in summary["generations"]:
-        table.add_column(str(generation), justify="right", no_wrap=True)
+    generations = summary["generations"]
+    # The page has them all; a terminal shows the first, the last, and some between.
+    steps = min(len(generations), MAX_COLUMNS) - 1
+    shown = sorted({round(step * (len(generations) - 1) / max(steps, 1)) for step in range(steps + 1)})
+    for index in shown:
+        table.add_column(str(generations[index]), justify="right", no_wrap=True)
     for line in summary["lines"]:
-        table.add_row(*(Text(text) for text in (*line["cell"], *line["points"])))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        table.add_row(*(Text(text) for text in (*line["cell"], *(line["points"][index] for index in shown))))
+    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
 def main() -> None:

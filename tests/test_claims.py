@@ -18,6 +18,7 @@ from harness.config.schema import Claim
 from harness.reporting import ledger
 from harness.reporting.analysis import critical_ratios, losses
 from harness.reporting.claims import compare, judge
+from harness.reporting.report import HEADLINES, critical_table
 from harness.reporting.theory import expected
 from harness.study import Prepared
 
@@ -158,7 +159,46 @@ def test_a_critical_ratio_is_found_where_it_was_put() -> None:
     assert found.low < 0.4 + found.tolerance < found.high and abs(found.ratio - 0.5) < 0.05 and not found.beyond
     flat = [{**row, "test/nll": 1.0 + 0.01 * (row["seed"] % 3)} for row in rows]
     (never,) = critical_ratios(flat, ["kind", "regime.synthetic_ratio"], "test/nll")
-    assert never.beyond and never.ratio == 1.0
+    assert never.beyond and never.ratio == 1.0 and never.low == never.high == np.inf
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [
+        (name, -1 if name in ("gaussian/log_variance", "regression/accuracy", "discrete/entropy", "vae/latent_std") else 1)
+        for name in HEADLINES
+    ],
+)
+def test_worse_is_what_each_headline_calls_worse(metric: str, direction: int) -> None:
+    """Moving by the ratio in the bad direction crosses a tolerance of 0.3 at 0.3; in the good one it never does."""
+    for sign in (direction, -direction):
+        rows = [
+            {"regime.synthetic_ratio": ratio, "seed": seed, "generation": g, metric: 0.3 * 2**0.5 * seed + sign * ratio * g}
+            for ratio in (0.0, 0.5, 1.0)
+            for seed in (0, 1)
+            for g in (0, 1)
+        ]
+        (found,) = critical_ratios(rows, ["regime.synthetic_ratio"], metric)
+        assert found.tolerance == pytest.approx(0.3) and found.beyond == (sign != direction)
+        assert found.beyond or found.ratio == pytest.approx(0.3)
+
+
+def test_an_end_of_the_interval_that_no_ratio_reaches_is_not_a_number() -> None:
+    """At the largest ratio half of the seeds worsen by 4, half by 0: the mean of a resample is under a tolerance of 1.5 in some."""
+    first = [0.0, 3.0] * 4  # a standard deviation of 1.604
+    rows = []
+    for ratio in (0.0, 0.5, 0.9):
+        for seed in range(8):
+            worse = 4.0 * (seed // 2 % 2) if ratio == 0.9 else 0.0
+            for generation, value in ((0, first[seed]), (3, first[seed] + worse)):
+                rows.append({"regime.synthetic_ratio": ratio, "seed": seed, "generation": generation, "test/nll": value})
+    (found,) = critical_ratios(rows, ["regime.synthetic_ratio"], "test/nll")
+    tolerance = float(np.std(first, ddof=1))
+    assert found.tolerance == pytest.approx(tolerance) and not found.beyond
+    assert found.ratio == pytest.approx(0.5 + 0.4 * tolerance / 2), "the mean worsening rises from 0 to 2"
+    assert 0.5 < found.low < found.ratio and found.high == np.inf
+    (line,) = critical_table(rows, ["regime.synthetic_ratio"])["lines"]
+    assert line["ratio"].endswith("beyond the grid]")
 
 
 def test_lost_shares_by_seed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -14,7 +15,7 @@ from harness.streams import stream
 
 RATIO = "regime.synthetic_ratio"
 RESAMPLES = 2000
-HIGHER_IS_BETTER = ("gaussian/log_variance", "discrete/entropy", "vae/elbo")
+HIGHER_IS_BETTER = ("gaussian/log_variance", "discrete/entropy", "regression/accuracy", "vae/elbo", "vae/latent_std")
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Critical:
         cell: Values of the other axes.
         metric: What is compared.
         ratio: Where the mean worsening crosses the tolerance, by linear interpolation; the largest ratio where it never does.
-        low: Lower end of the bootstrap interval over seeds.
-        high: Upper end.
+        low: Lower end of the bootstrap interval over seeds; infinite where it lies beyond the largest ratio.
+        high: Upper end; infinite likewise.
         beyond: The tolerance is not crossed by any ratio of the grid.
         tolerance: Standard deviation of generation 0 over seeds: a chain that is worse by less is within what another seed does.
         ratios: How many ratios there are.
@@ -116,21 +117,24 @@ def critical_ratios(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metr
             continue
         worse = np.array([[by_ratio[r][s][last] - by_ratio[r][s][0] for s in seeds] for r in ratios])
         tolerance = float(np.std([by_ratio[ratios[0]][s][0] for s in seeds], ddof=1))
-        ratio, beyond = _crossing(ratios, worse.mean(axis=1), tolerance)
+        ratio = _crossing(ratios, worse.mean(axis=1), tolerance)
+        beyond = math.isinf(ratio)
         draws = stream(0, 0, "critical_ratio").integers(0, len(seeds), (RESAMPLES, len(seeds)))
-        resampled = [_crossing(ratios, worse[:, draw].mean(axis=1), tolerance)[0] for draw in draws]
-        low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        resampled = [_crossing(ratios, worse[:, draw].mean(axis=1), tolerance) for draw in draws]
+        # Quantiles that are members of the sample: between a number and infinity there is nothing to interpolate.
+        low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+        ratio = ratios[-1] if beyond else ratio
         found.append(Critical(cell, metric, ratio, float(low), float(high), beyond, tolerance, len(ratios), len(seeds)))
     return found
 
 
-def _crossing(ratios: Sequence[float], worse: Any, tolerance: float) -> tuple[float, bool]:
-    """Where a curve first rises above the tolerance; and whether it never does."""
+def _crossing(ratios: Sequence[float], worse: Any, tolerance: float) -> float:
+    """Where a curve first rises above the tolerance; infinity if it never does."""
     above = np.flatnonzero(np.asarray(worse) > tolerance)
     if not len(above):
-        return ratios[-1], True
+        return math.inf
     i = int(above[0])
     if i == 0:
-        return ratios[0], False
+        return ratios[0]
     share = (tolerance - worse[i - 1]) / (worse[i] - worse[i - 1])
-    return float(ratios[i - 1] + share * (ratios[i] - ratios[i - 1])), False
+    return float(ratios[i - 1] + share * (ratios[i] - ratios[i - 1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -142,9 +143,10 @@ def critical_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> di
     found = critical_ratios(rows, axes, metric) if metric else []
     lines = []
     for item in found:
-        ratio = (
-            f"above {item.ratio:.3g}, the largest here" if item.beyond else f"{item.ratio:.3g} [{item.low:.3g}, {item.high:.3g}]"
-        )
+        low, high = (f"{end:.3g}" if math.isfinite(end) else "beyond the grid" for end in (item.low, item.high))
+        ratio = f"above {item.ratio:.3g}, the largest here" if item.beyond else f"{item.ratio:.3g}"
+        if math.isfinite(item.low):
+            ratio += f" [{low}, {high}]"
         lines.append({"cell": [_text(value) for value in item.cell], "ratio": ratio, "tolerance": f"{item.tolerance:.3g}"})
     return {"metric": metric, "axes": [axis for axis in axes if axis != RATIO], "lines": lines}
 

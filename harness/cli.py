@@ -213,7 +213,7 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
         axes = [str(state.axes.get(name, "")) for name in prepared.study.columns]
         cells = [state.chain, *axes, str(state.seed), f"{state.committed}/{state.total}", f"{state.state} {state.detail}".strip()]
         table.add_row(*(Text(cell) for cell in cells))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
     counts: dict[str, int] = {}
     for state in states:
         counts[state.state] = counts.get(state.state, 0) + 1
@@ -284,7 +284,7 @@ def doctor(
             table.add_column(name, overflow="fold")
         for finding in findings:
             table.add_row(finding.severity, *(Text(text) for text in (finding.where, finding.what, finding.remedy)))
-        Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
         print(f"{damage} damaged" if damage else "no damage")
     raise typer.Exit(EXIT_FAILED if damage else 0)
 
@@ -387,7 +387,7 @@ def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
     for item in verdicts:
         verdict = f"{item['verdict']} ({item['reason']})" if item["reason"] else item["verdict"]
         table.add_row(*(Text(text) for text in (verdict, item["wanted"], item["found"], item["claim"], item["source"])))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
 MAX_COLUMNS = 7

@@ -53,6 +53,8 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     drawn: list[tuple[str, str, Figure]] = []
     shares = sorted({name for row in rows for name in row if name.startswith("share/")})
     labels = figures.LABELS | {name: f"share of {name.removeprefix('share/').replace('_', ' ')}" for name in shares}
+    others = sorted({name for row in rows for name in row if name.startswith("other/") and name.endswith("/nll")})
+    labels |= {name: f"NLL on other real text: {name.split('/')[1]} (nats/token)" for name in others}
     if "kde/test_nll" in {name for row in rows for name in row}:
         labels = {name: label for name, label in labels.items() if name != "test/nll"} | {
             "kde/test_nll": "NLL on real examples (nats)"

@@ -380,6 +380,8 @@ class Coordinator:
             self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status="cut off")
 
     def _end_gangs(self) -> None:
+        for gang in self.gangs.values():
+            gang.kill()  # all at once: to see each one gone takes time, and the grace period is for all of them together
         for number in list(self.gangs):
             self._retire(number)
         for running in self.running.values():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -369,7 +370,8 @@ def report(
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
-    _print_table(summary_table(rows, prepared.study.columns))
+    width = shutil.get_terminal_size((120, 24)).columns - 10 * len(prepared.study.columns)
+    _print_table(summary_table(rows, prepared.study.columns, most=max(3, min(11, width // 20))))
     _print_verdicts(verdicts)
     print(f"report: {page}")
 
@@ -400,7 +402,7 @@ def _print_table(summary: dict[str, Any]) -> None:
         return
     table = Table(title=f"{summary['metric']} by generation", title_justify="left", box=None, pad_edge=False)
     for axis in summary["axes"]:
-        table.add_column(axis)
+        table.add_column(axis.rpartition(".")[2], min_width=min(8, len(axis)), overflow="fold")
     for generation in summary["generations"]:
         table.add_column(str(generation), justify="right", no_wrap=True)
     for line in summary["lines"]:

@@ -113,8 +113,9 @@ def metric_figure(
         plot.grid(alpha=0.25)
         plot.spines[["top", "right"]].set_visible(False)
     plots[0].set_ylabel(LABELS.get(metric, metric), fontsize=9)
-    if len(next(iter(parts))[1]) <= 12:
-        plots[-1].legend(fontsize=8, frameon=False)
+    labelled = [plot for plot in plots if plot.get_legend_handles_labels()[0]]
+    if len(next(iter(parts))[1]) <= 12 and labelled:
+        labelled[-1].legend(fontsize=8, frameon=False)
     return figure
 
 

@@ -155,8 +155,13 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return next((name for name in HEADLINES if name in names), None)
 
 
-def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dict[str, Any]:
+def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], most: int = 11) -> dict[str, Any]:
     """One line per cell: the headline metric by generation, mean over seeds with its interval.
+
+    Args:
+        rows: From `ledger.rows`.
+        axes: The grid's axes.
+        most: Generations that are shown at most, evenly spread from the first to the last.
 
     Returns:
         ``metric``, ``axes``, ``generations`` and ``lines``; a line has ``cell`` and ``points`` (text per generation).
@@ -166,6 +171,8 @@ def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dic
         return {"metric": None, "axes": list(axes), "generations": [], "lines": []}
     found = curves(rows, axes, metric)
     generations = sorted({g for curve in found.values() for g in curve})
+    if len(generations) > most:
+        generations = [generations[i] for i in np.linspace(0, len(generations) - 1, most).round().astype(int)]
     lines = []
     for cell, curve in found.items():
         points = []

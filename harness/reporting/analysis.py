@@ -43,7 +43,7 @@ class Loss:
 
 
 def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]:
-    """For every ``share/...`` that is there in generation 0, when it is lost, by seed."""
+    """For every ``share/...`` and the seeds in which it is there in generation 0: when it is lost first."""
     names = sorted({name for row in rows for name in row if name.startswith("share/")})
     found: dict[tuple[tuple[Any, ...], str], dict[int, dict[int, float]]] = {}
     for row in rows:
@@ -53,10 +53,11 @@ def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]
                 found.setdefault((cell, name), {}).setdefault(int(row["seed"]), {})[int(row["generation"])] = float(row[name])
     result = []
     for (cell, name), seeds in found.items():
-        if not any(item.get(0, 0.0) > 0 for item in seeds.values()):
+        there = {seed: item for seed, item in seeds.items() if item.get(0, 0.0) > 0}
+        if not there:
             continue
-        lost = {seed: min(g for g, value in item.items() if value == 0) for seed, item in seeds.items() if 0.0 in item.values()}
-        result.append(Loss(cell, name.removeprefix("share/"), lost, len(seeds)))
+        lost = {seed: min(g for g, value in item.items() if value == 0) for seed, item in there.items() if 0.0 in item.values()}
+        result.append(Loss(cell, name.removeprefix("share/"), lost, len(there)))
     return result
 
 

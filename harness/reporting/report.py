@@ -59,7 +59,7 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     if not any("test/perplexity" in row for row in rows):
         labels |= {"test/nll": "NLL on real examples (nats)"}
     for metric, label in labels.items():
-        figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric))
+        figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric), label)
         if figure is not None:
             drawn.append((metric.replace("/", "-"), label, figure))
     bands = figures.bands_figure(rows, axes)

@@ -59,7 +59,7 @@ LABELS = {
 }
 """Metrics that have a figure, in the order of the report."""
 _HIDDEN_AXES = ("generations",)
-MAX_POINTS = 2000
+MAX_POINTS = 400
 """More seeds than this make points that only hide the band."""
 
 

@@ -33,6 +33,8 @@ HEADLINES = (
     "test/nll",
 )
 MAX_HISTOGRAMS = 12
+WIDE_INCHES = 10.0
+"""A figure that is wider has a row of its own."""
 MAX_SAMPLE_CELLS = 12
 
 
@@ -93,12 +95,13 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     return folder / "report.html"
 
 
-def _save(folder: Path, name: str, label: str, figure: Figure) -> dict[str, str]:
+def _save(folder: Path, name: str, label: str, figure: Figure) -> dict[str, Any]:
     """Write a figure as PNG and PDF; what the page shows of it."""
     image = figures.encode(figure, "png")
     write_atomic(folder / "figures" / f"{name}.png", image)
     write_atomic(folder / "figures" / f"{name}.pdf", figures.encode(figure, "pdf"))
-    return {"name": name, "label": label, "image": base64.b64encode(image).decode()}
+    wide = float(figure.get_size_inches()[0]) > WIDE_INCHES
+    return {"name": name, "label": label, "image": base64.b64encode(image).decode(), "wide": wide}
 
 
 def _homogenisation(prepared: Prepared, store: Store, folder: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from harness.coordinator.bundles import chain_seconds, missing
 from harness.coordinator.retention import kept_fits
 from harness.coordinator.scheduler import Capacity, Shape
 from harness.coordinator.simulate import simulate
+from harness.data.images import ImageSet
 from harness.errors import DamagedError
 from harness.files import read_json
 from harness.learners.language_model.identity import pretrained_identity
@@ -120,7 +122,8 @@ class Planner:
         """Estimated seconds of one generation on its gang."""
         config = self.prepared.study.cells[node.cell].config
         if isinstance(config.learner, Vae):
-            pixels = getattr(self.prepared.data[node.cell].real, "width", 64)
+            real = self.prepared.data[node.cell].real
+            pixels = math.prod(real.shape) if isinstance(real, ImageSet) else 0
             return SECONDS_PER_TURN + config.learner.train.epochs * node.recipe.size * pixels * VAE_SECONDS
         if not isinstance(config.learner, LanguageModel) or not isinstance(config.data, TextData):
             return CHEAP_SECONDS

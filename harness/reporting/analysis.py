@@ -24,22 +24,25 @@ class Loss:
     Attributes:
         cell: Values of the axes.
         share: Name of the share.
-        lost: Seed to the first generation in which it is 0; seeds in which it never is are left out.
-        seeds: How many seeds there are.
+        lost: Seed to the first generation in which it is 0; None where it never is.
     """
 
     cell: tuple[Any, ...]
     share: str
-    lost: Mapping[int, int]
-    seeds: int
+    lost: Mapping[int, int | None]
 
     @property
     def text(self) -> str:
         """For people."""
-        if not self.lost:
-            return f"in none of {self.seeds}"
-        when = sorted(self.lost.values())
-        return f"in {len(when)} of {self.seeds}; median generation {median(when):g}, {when[0]} to {when[-1]}"
+        when = sorted(generation for generation in self.lost.values() if generation is not None)
+        if not when:
+            return f"in none of {len(self.lost)}"
+        return f"in {len(when)} of {len(self.lost)}; median generation {median(when):g}, {when[0]} to {when[-1]}"
+
+    @property
+    def by_seed(self) -> str:
+        """Every seed with its generation."""
+        return ", ".join(f"{seed}: {'never' if when is None else when}" for seed, when in sorted(self.lost.items()))
 
 
 def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]:
@@ -54,10 +57,9 @@ def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]
     result = []
     for (cell, name), seeds in found.items():
         there = {seed: item for seed, item in seeds.items() if item.get(0, 0.0) > 0}
-        if not there:
-            continue
-        lost = {seed: min(g for g, value in item.items() if value == 0) for seed, item in there.items() if 0.0 in item.values()}
-        result.append(Loss(cell, name.removeprefix("share/"), lost, len(there)))
+        if there:
+            lost = {seed: min((g for g, value in item.items() if value == 0), default=None) for seed, item in there.items()}
+            result.append(Loss(cell, name.removeprefix("share/"), lost))
     return result
 
 

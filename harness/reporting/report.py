@@ -79,7 +79,7 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         homogenisation=_homogenisation(prepared, store, folder),
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
         losses=[
-            {"cell": [_text(value) for value in found.cell], "share": found.share, "when": found.text}
+            {"cell": [_text(value) for value in found.cell], "share": found.share, "when": found.text, "by_seed": found.by_seed}
             for found in losses(rows, axes)
         ],
         critical=critical_table(rows, axes),

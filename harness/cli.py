@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -213,7 +214,7 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
         axes = [str(state.axes.get(name, "")) for name in prepared.study.columns]
         cells = [state.chain, *axes, str(state.seed), f"{state.committed}/{state.total}", f"{state.state} {state.detail}".strip()]
         table.add_row(*(Text(cell) for cell in cells))
-    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
     counts: dict[str, int] = {}
     for state in states:
         counts[state.state] = counts.get(state.state, 0) + 1
@@ -284,7 +285,7 @@ def doctor(
             table.add_column(name, overflow="fold")
         for finding in findings:
             table.add_row(finding.severity, *(Text(text) for text in (finding.where, finding.what, finding.remedy)))
-        Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
+        Console(soft_wrap=not sys.stdout.isatty()).print(table)
         print(f"{damage} damaged" if damage else "no damage")
     raise typer.Exit(EXIT_FAILED if damage else 0)
 
@@ -369,7 +370,8 @@ def report(
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
-    _print_table(summary_table(rows, prepared.study.columns))
+    width = shutil.get_terminal_size((120, 24)).columns - 10 * len(prepared.study.columns)
+    _print_table(summary_table(rows, prepared.study.columns, most=max(3, min(11, width // 20))))
     _print_verdicts(verdicts)
     print(f"report: {page}")
 
@@ -387,13 +389,7 @@ def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
     for item in verdicts:
         verdict = f"{item['verdict']} ({item['reason']})" if item["reason"] else item["verdict"]
         table.add_row(*(Text(text) for text in (verdict, item["wanted"], item["found"], item["claim"], item["source"])))
-    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
-
-
-MAX_COLUMNS = 7
-"""Generations that a printed table shows."""
-FILE_WIDTH = 250
-"""Columns of a table that is written to a file or a pipe."""
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 
 def _print_table(summary: dict[str, Any]) -> None:
@@ -406,16 +402,12 @@ def _print_table(summary: dict[str, Any]) -> None:
         return
     table = Table(title=f"{summary['metric']} by generation", title_justify="left", box=None, pad_edge=False)
     for axis in summary["axes"]:
-        table.add_column(axis)
-    generations = summary["generations"]
-    # The page has them all; a terminal shows the first, the last, and some between.
-    steps = min(len(generations), MAX_COLUMNS) - 1
-    shown = sorted({round(step * (len(generations) - 1) / max(steps, 1)) for step in range(steps + 1)})
-    for index in shown:
-        table.add_column(str(generations[index]), justify="right", no_wrap=True)
+        table.add_column(axis.rpartition(".")[2], min_width=min(8, len(axis)), overflow="fold")
+    for generation in summary["generations"]:
+        table.add_column(str(generation), justify="right", no_wrap=True)
     for line in summary["lines"]:
-        table.add_row(*(Text(text) for text in (*line["cell"], *(line["points"][index] for index in shown))))
-    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
+        table.add_row(*(Text(text) for text in (*line["cell"], *line["points"])))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 
 def main() -> None:

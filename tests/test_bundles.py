@@ -14,6 +14,7 @@ from chains import run_all
 from conftest import Make, harness
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import start, tagged, wait_for
 
 from harness.config.schema import MixtureData, ShapeData
 from harness.coordinator.bundles import make_tasks, missing
@@ -21,7 +22,7 @@ from harness.data.analytic import make_truth
 from harness.errors import InputError
 from harness.learners.analytic.family import Chains, make_family
 from harness.reporting import ledger
-from harness.store import Store
+from harness.store import Experiment, Store
 from harness.study import open_study
 
 CASES: dict[str, dict[str, Any]] = {
@@ -386,3 +387,36 @@ def test_the_commands_on_a_bundled_grid(make_config: Make, tmp_path: Path) -> No
     assert harness("gc", "--root", root).returncode == 0
     runs = list((root / "experiments" / "bundles" / "wandb" / "wandb").glob("offline-run-*"))
     assert len(runs) == 16
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_workers_and_signals_cost_a_task_and_no_more(make_config: Make, tmp_path: Path, tag: str) -> None:
+    """A worker is killed: its task is tried again. SIGTERM: the run ends with 75 and keeps what is committed. Then it goes on."""
+    changes = {"data": {"source": "moons", "num_examples": 60}, "learner": {"kind": "kde"}, "generations": 40}
+    grid = {"regime": [REGIMES[0], REGIMES[3]], "seed": {"from": 0, "count": 30}}
+    config, root = make_config({**BASE, **changes, "grid": grid}), tmp_path / "root"
+
+    def committed() -> int:
+        return len(Store.read(root).bundles.names())
+
+    def workers() -> list[Any]:
+        return [process for process in tagged(tag) if "run_task" in " ".join(process.cmdline())]
+
+    run = start(tag, "run", config, "--root", root, "--json")
+    wait_for(lambda: committed() >= 1 and workers())
+    workers()[0].kill()
+    wait_for(lambda: any(True for _ in Experiment(root, "bundles").events() if _["event"] == "bundle_failed"))
+    before = committed()
+    wait_for(lambda: committed() > before)
+    run.terminate()
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 75, out + err
+    kept = committed()
+    assert not workers()
+    done = harness("run", config, "--root", root, "--json")
+    assert json.loads(done.stdout)["chains_complete"] == 60 and committed() > kept, done.stderr
+    clean = tmp_path / "clean"
+    run_bundles(config, clean)
+    frames = [export(open_study(config, (), Store.read(place))[0], Store.read(place)) for place in (root, clean)]
+    pd.testing.assert_frame_equal(*frames, check_exact=True)

@@ -208,7 +208,8 @@ def test_lost_shares_by_seed() -> None:
         for g in range(3)
     ]
     found = {item.share: item for item in losses(rows, ["cell"])}
-    assert dict(found["blue"].lost) == {1: 2} and found["red"].text == "in none of 2"
+    assert dict(found["blue"].lost) == {0: None, 1: 2} and found["red"].text == "in none of 2"
+    assert found["blue"].by_seed == "0: never, 1: 2"
 
 
 @pytest.mark.parametrize(

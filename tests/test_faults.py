@@ -431,14 +431,13 @@ def test_gc_frees_what_no_experiment_needs_and_nothing_else(
         run_study(config, root)
     run_study(open_one, root, "generations=1")
     from harness.config.load import load_file  # the experiment asks for more than it has: its chain is not complete
-    from harness.coordinator.retention import kept_fits
     from harness.coordinator.session import describe_chains
     from harness.store import Experiment, Leases, Owner, Store
     from harness.study import open_study
 
     prepared, scratch = open_study(open_one, (), Store.read(root))
     scratch.cleanup()
-    Experiment(root, "open").begin(load_file(open_one, ()).data, describe_chains(prepared), sorted(kept_fits(prepared)))
+    Experiment(root, "open").begin(load_file(open_one, ()).data, describe_chains(prepared))
     unfinished = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[-1]].fit
     store = Store.open(root)
     for key in (unfinished, "0" * 32, "1" * 32):

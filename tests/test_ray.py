@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chains import open_prepared
 from conftest import GAUSSIAN, TEXT, Make, harness
 from processes import events, result
 
@@ -186,3 +187,22 @@ def test_a_gang_retires_when_its_memory_has_grown_too_far() -> None:
         False,
         True,
     ]
+
+
+def test_one_model_learns_from_what_another_writes(make_config: Make, tmp_path: Path, run_study: Callable[..., Any]) -> None:
+    """``source: {cell: ...}`` between two sizes: the reader's training sets are the writer's corpora, and it writes its own too."""
+    reads = {"when": {"learner.model.width": 32}, "set": {"regime.source": {"cell": {"learner.model.width": 16}}}}
+    config, root = make_config(TEXT, grid={"learner.model.width": [16, 32]}, overrides=[reads]), tmp_path / "root"
+    summary, _, _ = run_study(config, root)
+    assert summary.exit_code == 0 and summary.chains_complete == 2
+    prepared, store = open_prepared(config, root)
+    writer, reader = (
+        [prepared.lineage.nodes[key] for key in chain.nodes] for chain in sorted(prepared.lineage.chains, key=lambda c: c.cell)
+    )
+    for generation in (1, 2):
+        spec = store.json("fits", reader[generation].fit, "spec.json")
+        assert [part["corpus"] for part in spec["training_set"]["corpora"]] == [writer[generation - 1].corpus]
+        assert spec["learner"]["model"]["width"] == 32
+    assert {node.corpus for node in reader} & {node.corpus for node in writer} == set()
+    again, _, _ = run_study(config, root)
+    assert again.generations_computed == 0

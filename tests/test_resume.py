@@ -269,3 +269,39 @@ def test_events_of_several_hosts_are_read_in_the_order_of_time(tmp_path: Path, m
     names = sorted(path.name for path in (tmp_path / "experiments" / "e").iterdir())
     assert names == ["events-n2.jsonl", "events-n3.jsonl", "events.jsonl"]
     assert [event["number"] for event in Experiment(tmp_path, "e").events()] == [0, 1, 2, 3]
+
+
+def test_a_whole_checkpoint_that_cannot_be_loaded_is_refused_and_the_fit_starts_again(
+    make_config: Make, tmp_path: Path, ranks: Any, eager: None
+) -> None:
+    """As when another version of a library wrote it: every checksum is right, and loading raises."""
+    from harness.files import seal
+
+    prepared, store = run_all(make_config(TEXT, "never.yaml", generations=0), tmp_path / "never", ranks=ranks)
+    expected = contents(store, prepared)
+    config, root = make_config(TEXT, generations=0, **EVERY_STEP), tmp_path / "root"
+    with pytest.raises(Crash):
+        run_all(config, root, ranks=ranks, observer=crash_at("checkpointed", 1, step=4))
+    (checkpoint,) = root.glob("work/*/*/checkpoint-*")
+    next(checkpoint.rglob("*optim_states*")).write_bytes(b"another format")
+    seal(checkpoint)
+    events = Events()
+    prepared, store = run_all(config, root, ranks=ranks, observer=events)
+    assert contents(store, prepared) == expected
+    refused = [fields for kind, fields in events.seen if kind == "checkpoint_refused"]
+    assert len(refused) == 1 and refused[0]["again_from_step"] == 0, [kind for kind, _ in events.seen]
+
+
+def test_a_part_of_a_grid_that_is_run_by_itself_does_not_free_what_the_rest_needs(make_config: Make, tmp_path: Path) -> None:
+    from harness.coordinator.session import describe_chains
+    from harness.store.health import needs
+
+    whole, part = make_config(TEXT, grid={"seed": [0, 1]}), make_config(TEXT, "part.yaml", grid={"seed": [0]})
+    from chains import open_prepared
+
+    prepared, store = open_prepared(whole, tmp_path / "root")
+    experiment = Experiment(store.root, "text")
+    experiment.begin({}, describe_chains(prepared))
+    before = needs(store)
+    experiment.begin({}, describe_chains(open_prepared(part, tmp_path / "root")[0]))
+    assert needs(store) == before and len(before.unfinished) == 2 * 3 * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from harness.curation import Judge, first_accepted, undetected
 from harness.data.text import other_science, read_other
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
-from harness.learners.base import EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
+from harness.learners.base import CheckpointUnusable, EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
 from harness.lineage import Node, key_of
 from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none
 from harness.regimes import draw
@@ -143,22 +144,26 @@ class Branch(Context):
         resume = adopt(self, node, staged)
         self.event("fit_started", node, examples=len(training.drawn))
         with self.timed("fit"):
-            outcome = self.learner.fit(
-                FitTask(
-                    training=training,
-                    seed=node.seed,
-                    generation=node.generation,
-                    init=node.init,
-                    init_from=parent,
-                    budget=node.recipe.budget,
-                    out=staged,
-                    report=self.reporter(node, "fit"),
-                    control=self.control,
-                    resume=resume,
-                    checkpoint_s=self.plan.config.resources.checkpoint_s,
-                    save=lambda step, write: save_checkpoint(self, node, staged, step, write),
-                )
+            task = FitTask(
+                training=training,
+                seed=node.seed,
+                generation=node.generation,
+                init=node.init,
+                init_from=parent,
+                budget=node.recipe.budget,
+                out=staged,
+                report=self.reporter(node, "fit"),
+                control=self.control,
+                resume=resume,
+                checkpoint_s=self.plan.config.resources.checkpoint_s,
+                save=lambda step, write: save_checkpoint(self, node, staged, step, write),
             )
+            try:
+                outcome = self.learner.fit(task)
+            except CheckpointUnusable as error:
+                self.event("checkpoint_refused", node, reason=f"its checkpoint ({error})", again_from_step=0)
+                self.seconds["fit"] = 0.0
+                outcome = self.learner.fit(replace(task, resume=None))
         self.rates["fit"] = outcome.computed / max(self.seconds["fit"], 1e-9)
         if self.ranks.rank == 0:
             self._commit_fit(node, staged, training, outcome, refit=refit)

@@ -745,10 +745,11 @@ class Statistic(Section):
     """One number per seed, from the records of a cell."""
 
     metric: str
-    of: Literal["first", "last", "change", "ratio", "log_ratio", "slope", "highest", "lowest", "exceeds_first"] = "change"
+    of: Literal["first", "last", "change", "ratio", "log_ratio", "slope", "highest", "lowest", "exceeds_first", "lost"] = "change"
     """``first`` and ``last``: in generation 0 and in the last one; ``change``: last - first; ``ratio``: last / first;
     ``log_ratio``: its logarithm; ``slope``: least squares over the generations, per generation; ``highest``, ``lowest``: over the
-    generations; ``exceeds_first``: 1 where the last one is above the 95 % interval of one more seed's generation 0, else 0."""
+    generations; ``exceeds_first``: 1 where the last one is above the 95 % interval of one more seed's generation 0, else 0;
+    ``lost``: 1 where the last one is 0, else 0."""
     generation: Annotated[int, Field(ge=0)] | None = None
     """Taken as the last one; the chains' last when null."""
     baseline: Annotated[int, Field(ge=0)] = 0

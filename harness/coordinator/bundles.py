@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from harness.bundle import CellJob, Unit
+from harness.config.schema import Kde, Mixture
 from harness.coordinator.base import Display, Summary
 from harness.coordinator.failures import classify
 from harness.coordinator.stop import Stop
@@ -124,8 +125,10 @@ def chain_seconds(prepared: Prepared, cell: int) -> float:
     """Estimated seconds of one chain, with the chain that writes for it."""
     science = prepared.sciences[cell]
     recipes = [science.recipe(g) for g in range(science.generations + 1)]
-    # A pool that only grows is not read again: what a generation adds is a corpus.
-    own = sum(GENERATION_S + science.cost * (r.size if len(r.parts) < 3 else 2 * science.n) for r in recipes)
+    learner = prepared.configs[cell].learner
+    # Where moments or counts are all that a fit needs, a pool that only grows is not read again: a generation adds a corpus to it.
+    reread = isinstance(learner, Mixture) or (isinstance(learner, Kde) and isinstance(learner.bandwidth, str))
+    own = sum(GENERATION_S + science.cost * (r.size if reread or len(r.parts) < 3 else 2 * science.n) for r in recipes)
     return own + (0.0 if science.source is None else chain_seconds(prepared, science.source))
 
 

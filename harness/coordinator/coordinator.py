@@ -52,6 +52,10 @@ class _Running:
     next_node: int = 0
 
 
+SHOWN = ("test/perplexity", "gaussian/log_variance", "vae/elbo", "vae/latent_std")
+"""Metrics on a run's lines, where a record has them."""
+
+
 class Coordinator:
     """Runs one grid on one Ray; others may run the same or other grids on the same store."""
 
@@ -380,6 +384,8 @@ class Coordinator:
             self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status="cut off")
 
     def _end_gangs(self) -> None:
+        for gang in self.gangs.values():
+            gang.kill()  # all at once: to see each one gone takes time, and the grace period is for all of them together
         for number in list(self.gangs):
             self._retire(number)
         for running in self.running.values():
@@ -452,6 +458,6 @@ class Coordinator:
 
 
 def _describe(record: Record, done: int, total: int) -> str:
-    shown = [name for name in ("test/perplexity", "gaussian/log_variance") if record.metrics.get(name) is not None]
+    shown = [name for name in SHOWN if record.metrics.get(name) is not None]
     values = "".join(f" {name} {record.metrics[name]:.4g}" for name in shown)
     return f"[{done}/{total}] generation {record.generation} seed {record.seed} fit {record.fit[:12]} {record.status}{values}"

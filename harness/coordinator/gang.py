@@ -285,6 +285,12 @@ class GangHandle:
             self.first_rss = now
         return any(later - first > MEMORY_GROWTH_BYTES for first, later in zip(self.first_rss, now, strict=True))
 
+    def kill(self) -> None:
+        """Kill all ranks; waits for nothing."""
+        for actor in self._actors:
+            with contextlib.suppress(Exception):
+                ray.kill(actor, no_restart=True)
+
     def end(self, skip: Collection[str] = ()) -> dict[str, int]:
         """Kill all ranks, see that they are gone, and give the places back.
 
@@ -296,9 +302,7 @@ class GangHandle:
         """
         with contextlib.suppress(Exception):
             self._learn_processes()
-        for actor in self._actors:
-            with contextlib.suppress(Exception):
-                ray.kill(actor, no_restart=True)
+        self.kill()
         killed = {}
         for node in {process.node for process in self.processes} - set(skip):
             there = [process for process in self.processes if process.node == node]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.config.grid import sequence_length
 from harness.config.presets import resolve_model
-from harness.config.schema import Config, LanguageModel, TextData
+from harness.config.schema import Config, LanguageModel, TextData, Vae
 from harness.coordinator.base import shape_of
 from harness.coordinator.bundles import chain_seconds, missing
 from harness.coordinator.retention import kept_fits
 from harness.coordinator.scheduler import Capacity, Shape
 from harness.coordinator.simulate import simulate
+from harness.data.images import ImageSet
 from harness.errors import DamagedError
 from harness.files import read_json
 from harness.learners.language_model.identity import pretrained_identity
@@ -31,6 +33,8 @@ SAMPLING_SHARE = 0.4
 """FLOP/s of sampling over FLOP/s of training."""
 SECONDS_PER_TURN = 2.0
 """What a generation costs besides arithmetic: engine, files, evaluation's text."""
+VAE_SECONDS = 1e-6
+"""A pixel of a training example in one epoch, on one CPU thread (docs/LOG.md)."""
 CHEAP_SECONDS = 0.02
 """One generation of a learner in closed form."""
 BYTES_PER_TOKEN = 1.5
@@ -117,6 +121,10 @@ class Planner:
     def seconds(self, node: Node) -> float:
         """Estimated seconds of one generation on its gang."""
         config = self.prepared.study.cells[node.cell].config
+        if isinstance(config.learner, Vae):
+            real = self.prepared.data[node.cell].real
+            pixels = math.prod(real.shape) if isinstance(real, ImageSet) else 0
+            return SECONDS_PER_TURN + config.learner.train.epochs * node.recipe.size * pixels * VAE_SECONDS
         if not isinstance(config.learner, LanguageModel) or not isinstance(config.data, TextData):
             return CHEAP_SECONDS
         rates, ranks, block = self.rates[node.cell], config.resources.ranks, config.data.block_size

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from harness.lineage import Chain
 from harness.store import Experiment, Store
 from harness.study import Prepared
 
 
+def kept_by_chain(prepared: Prepared, chain: Chain) -> set[str]:
+    """The fits of a chain whose weights stay: all, or the first and the last, or none."""
+    policy = prepared.cell(chain).config.retention.weights
+    kept = {"all": chain.nodes, "last": (chain.nodes[0], chain.nodes[-1]), "none": ()}[policy]
+    return {prepared.lineage.nodes[node].fit for node in kept}
+
+
 def kept_fits(prepared: Prepared) -> set[str]:
-    """The fits whose weights an experiment keeps: all, or the first and last of every chain, or none."""
-    kept: set[str] = set()
-    nodes = prepared.lineage.nodes
-    for chain in prepared.lineage.chains:
-        policy = prepared.cell(chain).config.retention.weights
-        if policy == "all":
-            kept.update(nodes[node].fit for node in chain.nodes)
-        elif policy == "last":
-            kept.update((nodes[chain.nodes[0]].fit, nodes[chain.nodes[-1]].fit))
-    return kept
+    """The fits whose weights an experiment keeps."""
+    return {fit for chain in prepared.lineage.chains for fit in kept_by_chain(prepared, chain)}
 
 
 class Retention:

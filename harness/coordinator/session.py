@@ -17,7 +17,7 @@ from harness.coordinator.bundles import BundleRun, missing
 from harness.coordinator.cluster import check_feasible, connected
 from harness.coordinator.coordinator import Coordinator
 from harness.coordinator.processes import reap
-from harness.coordinator.retention import kept_fits
+from harness.coordinator.retention import kept_by_chain
 from harness.coordinator.stop import Stop
 from harness.errors import ResourceError
 from harness.lineage import BundledChain, Chain
@@ -86,7 +86,7 @@ def bundle_views(prepared: Prepared, store: Store) -> Callable[[BundledChain], C
 
 
 def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
-    """The chains for ``chains.json``: id, axes, seed and keys."""
+    """The chains for ``chains.json``: id, axes, seed, keys, and whose weights are kept."""
     nodes = prepared.lineage.nodes
     return [
         {
@@ -94,6 +94,7 @@ def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
             "axes": prepared.axes(chain),
             "seed": chain.seed,
             "generations": [{"fit": nodes[n].fit, "corpus": nodes[n].corpus, "evaluation": n} for n in chain.nodes],
+            "keep": sorted(kept_by_chain(prepared, chain)),
         }
         for chain in prepared.lineage.chains
     ] + [
@@ -140,7 +141,7 @@ def run_study(
         store = Store.open(root)
         experiment = Experiment(store.root, base.experiment)
         commit_data(prepared, store)
-        experiment.begin(source.data, describe_chains(prepared), sorted(kept_fits(prepared)))
+        experiment.begin(source.data, describe_chains(prepared))
         owner = _owner(store, base)
         leases = Leases(store.root, owner)
         mirror = Mirror(base.tracking.wandb, experiment.path / "wandb", leases)
@@ -194,7 +195,7 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
     """Everything is there: no Ray is started; what W&B has not been sent is sent."""
     experiment = Experiment(store.root, prepared.study.base.experiment)
     if not experiment.path.exists():
-        experiment.begin(source.data, describe_chains(prepared), sorted(kept_fits(prepared)))
+        experiment.begin(source.data, describe_chains(prepared))
     owner = _owner(store, prepared.study.base)
     leases = Leases(store.root, owner)
     mirror = Mirror(prepared.study.base.tracking.wandb, experiment.path / "wandb", leases)

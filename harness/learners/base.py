@@ -70,6 +70,10 @@ class Stopped(Exception):
     """A learner stopped because it was asked to; raised on every rank. What it had is in a checkpoint, in shards or in pieces."""
 
 
+class CheckpointUnusable(Exception):
+    """A checkpoint that is whole cannot be gone on from: say another version of a library wrote it. Raised on every rank."""
+
+
 class Control:
     """What reaches a rank that is at work: the wish that it stops; and what can be seen of it meanwhile: that it moves."""
 

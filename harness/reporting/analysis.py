@@ -25,26 +25,29 @@ class Loss:
     Attributes:
         cell: Values of the axes.
         share: Name of the share.
-        lost: Seed to the first generation in which it is 0; seeds in which it never is are left out.
-        seeds: How many seeds there are.
+        lost: Seed to the first generation in which it is 0; None where it never is.
     """
 
     cell: tuple[Any, ...]
     share: str
-    lost: Mapping[int, int]
-    seeds: int
+    lost: Mapping[int, int | None]
 
     @property
     def text(self) -> str:
         """For people."""
-        if not self.lost:
-            return f"in none of {self.seeds}"
-        when = sorted(self.lost.values())
-        return f"in {len(when)} of {self.seeds}; median generation {median(when):g}, {when[0]} to {when[-1]}"
+        when = sorted(generation for generation in self.lost.values() if generation is not None)
+        if not when:
+            return f"in none of {len(self.lost)}"
+        return f"in {len(when)} of {len(self.lost)}; median generation {median(when):g}, {when[0]} to {when[-1]}"
+
+    @property
+    def by_seed(self) -> str:
+        """Every seed with its generation."""
+        return ", ".join(f"{seed}: {'never' if when is None else when}" for seed, when in sorted(self.lost.items()))
 
 
 def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]:
-    """For every ``share/...`` that is there in generation 0, when it is lost, by seed."""
+    """For every ``share/...`` and the seeds in which it is there in generation 0: when it is lost first."""
     names = sorted({name for row in rows for name in row if name.startswith("share/")})
     found: dict[tuple[tuple[Any, ...], str], dict[int, dict[int, float]]] = {}
     for row in rows:
@@ -54,10 +57,10 @@ def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]
                 found.setdefault((cell, name), {}).setdefault(int(row["seed"]), {})[int(row["generation"])] = float(row[name])
     result = []
     for (cell, name), seeds in found.items():
-        if not any(item.get(0, 0.0) > 0 for item in seeds.values()):
-            continue
-        lost = {seed: min(g for g, value in item.items() if value == 0) for seed, item in seeds.items() if 0.0 in item.values()}
-        result.append(Loss(cell, name.removeprefix("share/"), lost, len(seeds)))
+        there = {seed: item for seed, item in seeds.items() if item.get(0, 0.0) > 0}
+        if there:
+            lost = {seed: min((g for g, value in item.items() if value == 0), default=None) for seed, item in there.items()}
+            result.append(Loss(cell, name.removeprefix("share/"), lost))
     return result
 
 

@@ -16,6 +16,8 @@ from harness.reporting.statistics import LEVEL, aggregate
 from harness.study import Prepared
 
 Verdict = Literal["reproduced", "contradicted", "undecided"]
+SHARES = ("exceeds_first", "lost")
+"""Statistics that are 0 or 1 for a seed; their mean is a share, with Wilson's interval."""
 MIN_SEEDS = 5
 """With fewer seeds nothing is decided."""
 Series = dict[int, float]
@@ -76,7 +78,7 @@ def _judge(prepared: Prepared, series: Mapping[tuple[int, str], dict[int, Series
         return Judgement(claim, "undecided", None, None, None, 0, f"no record has a finite {statistic.metric} there")
     found = aggregate(numbers)
     low, high = found.low, found.high
-    if statistic.of == "exceeds_first" and statistic.minus is None:
+    if statistic.of in SHARES and statistic.minus is None:
         interval = stats.binomtest(int(sum(numbers)), len(numbers)).proportion_ci(LEVEL, method="wilson")
         low, high = float(interval.low), float(interval.high)
     reason = ""
@@ -125,24 +127,20 @@ def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | 
     first, final = item.get(statistic.baseline), known.get(last)
     if statistic.of == "first":
         return first
-    if statistic.of in ("slope", "highest", "lowest"):
-        if len(known) < (2 if statistic.of == "slope" else 1) or last not in known:
-            return None
-        if statistic.of == "slope":
-            return float(np.polyfit(list(known), list(known.values()), 1)[0])
-        return max(known.values()) if statistic.of == "highest" else min(known.values())
-    if final is None or (first is None and statistic.of != "last"):
+    if final is None:
         return None
-    assert first is not None or statistic.of == "last"
-    if statistic.of == "last":
-        return final
-    assert first is not None
-    if statistic.of == "exceeds_first":
-        return float(final > limit)
-    if statistic.of == "change":
-        return final - first
+    alone = {"last": final, "lost": float(final == 0), "highest": max(known.values()), "lowest": min(known.values())}
+    if statistic.of in alone:
+        return alone[statistic.of]
+    if statistic.of == "slope":
+        return float(np.polyfit(list(known), list(known.values()), 1)[0]) if len(known) > 1 else None
+    if first is None:
+        return None
     ratio = final / first if first else math.nan
-    return ratio if statistic.of == "ratio" else math.log(ratio) if ratio > 0 else None
+    against_first = {"exceeds_first": float(final > limit), "change": final - first, "ratio": ratio}
+    if statistic.of in against_first:
+        return against_first[statistic.of]
+    return math.log(ratio) if ratio > 0 else None
 
 
 def describe(found: Judgement) -> dict[str, str]:

@@ -59,7 +59,7 @@ LABELS = {
 }
 """Metrics that have a figure, in the order of the report."""
 _HIDDEN_AXES = ("generations",)
-MAX_POINTS = 2000
+MAX_POINTS = 400
 """More seeds than this make points that only hide the band."""
 
 
@@ -72,11 +72,13 @@ def _name(cell: Sequence[Any], axes: Sequence[str]) -> str:
 
 
 def panels(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> list[tuple[str, list[tuple[Any, ...]]]]:
-    """Cells by panel: one panel per value of the first axis where there are several axes."""
-    if len(axes) < 2 or len({cell[0] for cell in cells}) == 1:
+    """Cells by panel: where there are several axes, one panel per value of the first in which they differ and that all have."""
+    dividing = [i for i in range(len(axes)) if len({cell[i] for cell in cells}) > 1 and all(cell[i] is not None for cell in cells)]
+    if len(axes) < 2 or not dividing:
         return [("", list(cells))]
-    values = list(dict.fromkeys(cell[0] for cell in cells))
-    return [(_name((value,), axes[:1]), [cell for cell in cells if cell[0] == value]) for value in values]
+    at = dividing[0]
+    values = list(dict.fromkeys(cell[at] for cell in cells))
+    return [(_name((value,), axes[at : at + 1]), [cell for cell in cells if cell[at] == value]) for value in values]
 
 
 def metric_figure(
@@ -84,6 +86,7 @@ def metric_figure(
     axes: Sequence[str],
     metric: str,
     theory: Mapping[tuple[Any, ...], Sequence[float]] | None = None,
+    label: str = "",
 ) -> Figure | None:
     """A metric against generation: one line per cell, the seeds as points, the interval as a band; None where nothing is finite.
 
@@ -92,10 +95,12 @@ def metric_figure(
         axes: The grid's axes.
         metric: The metric.
         theory: Cell, by the values of all its axes, to what theory says of each generation: dashed lines.
+        label: Of the metric; that of `LABELS` when empty.
     """
     shown = [axis for axis in axes if axis not in _HIDDEN_AXES]
     found = curves(rows, shown, metric)
-    if not any(point.values for curve in found.values() for point in curve.values()):
+    found = {cell: curve for cell, curve in found.items() if any(point.values for point in curve.values())}
+    if not found:
         return None
     parts = panels(list(found), shown)
     figure = Figure(figsize=(max(6.0, 4.4 * len(parts)), 3.6), layout="constrained")
@@ -103,7 +108,7 @@ def metric_figure(
     for plot, (title, cells) in zip(plots, parts, strict=True):
         colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(cells)))
         for colour, cell in zip(colours, cells, strict=True):
-            name = _name(cell[1:], shown[1:]) if title else _name(cell, shown)
+            name = ", ".join(part for part in _name(cell, shown).split(", ") if part != title)
             _curve(plot, found[cell], colour, name)
             for wanted in [line for whole, line in (theory or {}).items() if _shown(whole, axes, shown) == cell]:
                 plot.plot(range(len(wanted)), wanted, color=colour, linestyle="--", linewidth=1.2)
@@ -112,9 +117,10 @@ def metric_figure(
         plot.xaxis.get_major_locator().set_params(integer=True)
         plot.grid(alpha=0.25)
         plot.spines[["top", "right"]].set_visible(False)
-    plots[0].set_ylabel(LABELS.get(metric, metric), fontsize=9)
-    if len(next(iter(parts))[1]) <= 12:
-        plots[-1].legend(fontsize=8, frameon=False)
+    plots[0].set_ylabel(label or LABELS.get(metric, metric), fontsize=9)
+    labelled = [plot for plot in plots if plot.get_legend_handles_labels()[0]]
+    if len(next(iter(parts))[1]) <= 12 and labelled:
+        labelled[-1].legend(fontsize=8, frameon=False)
     return figure
 
 

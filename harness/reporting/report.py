@@ -34,6 +34,8 @@ HEADLINES = (
     "test/nll",
 )
 MAX_HISTOGRAMS = 12
+WIDE_INCHES = 10.0
+"""A figure that is wider has a row of its own."""
 MAX_SAMPLE_CELLS = 12
 
 
@@ -62,7 +64,7 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     if not any("test/perplexity" in row for row in rows):
         labels |= {"test/nll": "NLL on real examples (nats)"}
     for metric, label in labels.items():
-        figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric))
+        figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric), label)
         if figure is not None:
             drawn.append((metric.replace("/", "-"), label, figure))
     bands = figures.bands_figure(rows, axes)
@@ -80,7 +82,7 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         homogenisation=_homogenisation(prepared, store, folder),
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
         losses=[
-            {"cell": [_text(value) for value in found.cell], "share": found.share, "when": found.text}
+            {"cell": [_text(value) for value in found.cell], "share": found.share, "when": found.text, "by_seed": found.by_seed}
             for found in losses(rows, axes)
         ],
         critical=critical_table(rows, axes),
@@ -96,12 +98,13 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     return folder / "report.html"
 
 
-def _save(folder: Path, name: str, label: str, figure: Figure) -> dict[str, str]:
+def _save(folder: Path, name: str, label: str, figure: Figure) -> dict[str, Any]:
     """Write a figure as PNG and PDF; what the page shows of it."""
     image = figures.encode(figure, "png")
     write_atomic(folder / "figures" / f"{name}.png", image)
     write_atomic(folder / "figures" / f"{name}.pdf", figures.encode(figure, "pdf"))
-    return {"name": name, "label": label, "image": base64.b64encode(image).decode()}
+    wide = float(figure.get_size_inches()[0]) > WIDE_INCHES
+    return {"name": name, "label": label, "image": base64.b64encode(image).decode(), "wide": wide}
 
 
 def _homogenisation(prepared: Prepared, store: Store, folder: Path) -> list[dict[str, Any]]:
@@ -159,8 +162,13 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return next((name for name in HEADLINES if name in names), None)
 
 
-def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dict[str, Any]:
+def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], most: int = 11) -> dict[str, Any]:
     """One line per cell: the headline metric by generation, mean over seeds with its interval.
+
+    Args:
+        rows: From `ledger.rows`.
+        axes: The grid's axes.
+        most: Generations that are shown at most, evenly spread from the first to the last.
 
     Returns:
         ``metric``, ``axes``, ``generations`` and ``lines``; a line has ``cell`` and ``points`` (text per generation).
@@ -170,6 +178,8 @@ def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dic
         return {"metric": None, "axes": list(axes), "generations": [], "lines": []}
     found = curves(rows, axes, metric)
     generations = sorted({g for curve in found.values() for g in curve})
+    if len(generations) > most:
+        generations = [generations[i] for i in np.linspace(0, len(generations) - 1, most).round().astype(int)]
     lines = []
     for cell, curve in found.items():
         points = []

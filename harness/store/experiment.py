@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.errors import DamagedError
 from harness.files import read_json, write_json
 
 
@@ -25,19 +26,25 @@ class Experiment:
         self.name = name
         self._own_events: Path | None = None
 
-    def begin(self, config: Mapping[str, Any], chains: Sequence[Mapping[str, Any]], keep: Sequence[str]) -> None:
+    def begin(self, config: Mapping[str, Any], chains: Sequence[Mapping[str, Any]]) -> None:
         """Make the folder and write down what the experiment is.
+
+        Chains of earlier runs under this name stay in the list: a part of a grid may be run by itself, and what the rest of it
+        needs must not be freed meanwhile.
 
         Args:
             config: The resolved configuration.
-            chains: One entry per chain: id, axes, seed, keys.
-            keep: Fits whose weights this experiment keeps.
+            chains: One entry per chain: id, axes, seed, keys, and the fits whose weights this experiment keeps (``keep``).
         """
         for name in ("logs", "progress"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         write_json(self.path / "config.json", config)
-        write_json(self.path / "chains.json", list(chains))
-        write_json(self.path / "keep.json", list(keep))
+        known: dict[str, Mapping[str, Any]] = {}
+        with contextlib.suppress(DamagedError, KeyError, TypeError):
+            known = {entry["chain"]: entry for entry in read_json(self.path / "chains.json")}
+        known |= {entry["chain"]: entry for entry in chains}
+        write_json(self.path / "chains.json", list(known.values()))
+        write_json(self.path / "keep.json", sorted({fit for entry in known.values() for fit in entry.get("keep", ())}))
 
     @property
     def logs(self) -> Path:

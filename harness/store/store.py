@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from harness import __version__
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
-from harness.files import TOMBSTONE, read_json, remove_tree, seal, verify, write_json
+from harness.files import TOMBSTONE, read_json, remove_tree, seal, sync_file, verify, write_json
 from harness.lineage import Node
 from harness.records import Record
 from harness.store.bundles import Bundles
@@ -180,6 +180,7 @@ class Store:
         target = self.path(kind, key)
         try:
             os.rename(staged, target)
+            sync_file(target.parent)
             won = True
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):

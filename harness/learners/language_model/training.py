@@ -16,7 +16,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from harness.config.schema import Train
-from harness.learners.base import Control, FitTask, Ranks, Stopped
+from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, Stopped
 from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.scoring import sequence_nll, with_bos
@@ -183,8 +183,7 @@ class Trainer:
     def _loop(self, engine: Engine, validation: Examples, schedule: Schedule, task: FitTask) -> Fitted:
         progress = _Progress()
         if task.resume is not None:
-            engine.load(task.resume)
-            progress = _Progress.read(self._progress_file(task.resume), self.device)
+            progress = self._resume(engine, task.resume)
         before, started = progress.tokens, time.monotonic()
         looks, look_at = _Looks(task.control, task.checkpoint_s, progress.step), progress.step + 1
         cache: dict[int, npt.NDArray[np.int64]] = {}
@@ -211,6 +210,18 @@ class Trainer:
             "validation": [{"step": point["step"], "nll": _number(point["nll"])} for point in progress.curve],
         }
         return Fitted("diverged" if status == "diverged" else "ok", state, log, progress.tokens, progress.tokens - before)
+
+    def _resume(self, engine: Engine, folder: Path) -> _Progress:
+        problem, progress = "", _Progress()
+        try:
+            engine.load(folder)
+            progress = _Progress.read(self._progress_file(folder), self.device)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        problems = [found for found in self.ranks.gather(problem) if found]
+        if problems:
+            raise CheckpointUnusable(problems[0])
+        return progress
 
     def _advance(
         self, engine: Engine, schedule: Schedule, task: FitTask, progress: _Progress, cache: dict[int, npt.NDArray[np.int64]]

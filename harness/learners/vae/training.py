@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.config.schema import VaeTrain
-from harness.learners.base import FitOutcome, FitTask, Stopped
+from harness.learners.base import CheckpointUnusable, FitOutcome, FitTask, Stopped
 from harness.learners.schedule import Schedule
 from harness.learners.vae.model import ConvVae
 from harness.streams import stream
@@ -91,7 +91,10 @@ def fit(model: ConvVae, train: VaeTrain, schedule: Schedule, images: npt.NDArray
     optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
     progress = _Progress(model.train(), optimizer)
     if task.resume is not None:
-        progress.read(task.resume)
+        try:
+            progress.read(task.resume)
+        except Exception as error:
+            raise CheckpointUnusable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
     before, started = progress.step, time.monotonic()
     saved, save_s = started, 0.0
     cache: dict[int, npt.NDArray[np.int64]] = {}

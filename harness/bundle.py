@@ -20,7 +20,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from harness import __version__
-from harness.config.schema import Config, ModelSource
+from harness.config.schema import Config, Discrete, Kde, ModelSource
 from harness.curation import Judge, first_accepted, undetected
 from harness.data.analytic import Truth, make_teacher
 from harness.errors import LearnerError
@@ -53,11 +53,18 @@ class CellJob:
 
     @property
     def bytes_per_chain(self) -> int:
-        """Rough memory of one chain's examples: of a training set, or of the whole pool that it is drawn from."""
+        """Rough memory of one chain: its training set, or the whole pool that it is drawn from, its real examples, its model."""
         recipes = [self.science.recipe(generation) for generation in (1, self.config.generations)]
         pooled = any(_random(recipe, self.science.n) and len(recipe.parts) > 2 for recipe in recipes)
         rows = max(sum(part.count for part in recipe.parts) if pooled else recipe.size for recipe in recipes)
-        return 8 * rows * self.truth.width
+        real = max((part.offset + part.count for recipe in recipes for part in recipe.parts if part.origin == REAL), default=0)
+        width, learner = self.truth.width, self.config.learner
+        model = 4 * width**2  # moments, a root, and what is made on the way
+        if isinstance(learner, Discrete):
+            model = 4 * len(getattr(self.truth, "probabilities", ()))
+        elif isinstance(learner, Kde):
+            model = len(self.truth.test) * min(rows, 2 * self.science.n) // 8  # computed for one chain after another
+        return int(8 * ((rows + real) * width + model))
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,11 @@ def run_unit(unit: Unit, tick: Callable[[], None] = lambda: None) -> pa.Table:
             cells[index] = _Cell(index, job, seeds, lineage, writer)
             if writer is not None:
                 writer.read_by_others = frozenset(cells[index].last_use)
-        for generation in range(unit.jobs[unit.cell].config.generations + 1):
-            for cell in cells.values():
-                if generation <= cell.job.config.generations:
-                    cell.step(generation)
-            tick()
+                writer.keeps_models |= bool(job.config.filters)
+        for cell in cells.values():  # a writer goes all its way first: a reader may read any generation of it
+            for generation in range(cell.job.config.generations + 1):
+                cell.step(generation)
+                tick()
         return cells[unit.cell].rows(unit.chains)
 
 
@@ -117,6 +124,7 @@ class _Cell:
         self.real = np.stack([job.truth.real(seed, needed).values for seed in seeds])
         self.read_by_others: frozenset[int] = frozenset()
         """Generations that another cell of the unit reads."""
+        self.keeps_models = bool(job.config.filters)
         self.alive = np.arange(len(seeds))
         """Chains that have a model; those of a writer that has none end too."""
         self.corpora: dict[int, Array] = {}
@@ -137,9 +145,9 @@ class _Cell:
         if not len(self.alive):
             return
         chains = Chains(tuple(self.seeds[i] for i in self.alive), generation)
-        if self.writer is not self and len(self.writer.alive) < len(self.seeds):
-            raise LearnerError(f"regime.source: a chain of the cell that writes the examples ended before generation {generation}")
         recipe = self.recipes[generation]
+        if self.writer is not self and any(part.origin >= 0 and part.origin not in self.writer.corpora for part in recipe.parts):
+            raise LearnerError(f"regime.source: the chain that writes the examples ended before generation {generation}")
         summary = self._training(recipe, chains)
         previous = (recipe.init or self.job.config.learner.__dict__.get("init")) == "previous" and generation > 0
         with np.errstate(invalid="ignore", over="ignore"):
@@ -149,12 +157,13 @@ class _Cell:
             sound &= ~np.isnan(array).reshape(len(array), -1).any(axis=1)
         if not sound.all():
             self._note(generation, self.alive[~sound], {}, "diverged")
+            if not sound.any():
+                self.alive = self.alive[sound]  # what it wrote before stays, for those who read it
+                return
             self._keep(sound)
             chains = Chains(tuple(self.seeds[i] for i in self.alive), generation)
-            if not len(self.alive):
-                return
         self.corpora[generation] = self._sample(chains, self.counts[generation])
-        if self.job.config.filters:
+        if self.keeps_models:
             self.models[generation] = self.model
         evaluated = min(self.job.science.n, self.job.config.evaluate.examples)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -190,13 +199,14 @@ class _Cell:
 
     def _merged(self, parts: tuple[Part, ...], chains: Chains) -> Summary:
         """A training set of whole parts; one that only grows is kept, and the last parts added."""
-        if self.pool is not None and parts[: len(self.pool[0])] == self.pool[0]:
+        taught = any(part.origin == TEACHER for part in parts)  # a teacher's examples are new in each generation
+        if self.pool is not None and not taught and parts[: len(self.pool[0])] == self.pool[0]:
             known, found = self.pool
         else:
             known, found = parts[:1], self.family.summarise(self._rows(parts[0], chains))
         for part in parts[len(known) :]:
             found = self.family.merge(found, self.family.summarise(self._rows(part, chains)))
-        if len(parts) > 1 and (self.pool is None or len(parts) > len(self.pool[0])):
+        if len(parts) > 1 and not taught and (self.pool is None or len(parts) > len(self.pool[0])):
             grows = chains.generation + 1 < len(self.recipes) and any(
                 later.parts[: len(parts)] == parts for later in self.recipes[chains.generation + 1 :]
             )
@@ -255,15 +265,11 @@ class _Cell:
         return found
 
     def _more(self, seed: int, origin: int, count: int) -> Array:
-        """A longer corpus of this chain; one that another cell wrote cannot be made longer."""
-        if self.writer is not self:
-            raise LearnerError(
-                f"filters: more examples of generation {origin} of the cell in regime.source are needed than it has, and "
-                "another cell's corpus cannot be made longer here: relax the filters"
-            )
-        real = self.real[self.alive][:, : self.job.science.n] if self.family.reads_real else None
-        self.corpora[origin] = self.family.sample(self.models[origin], Chains((seed,), origin), count, real)
-        rows: Array = self.corpora[origin][0]
+        """A longer corpus of the chain that wrote it."""
+        writer = self.writer
+        real = writer.real[:, : writer.job.science.n] if writer.family.reads_real else None
+        writer.corpora[origin] = writer.family.sample(writer.models[origin], Chains((seed,), origin), count, real)
+        rows: Array = writer.corpora[origin][0]
         return rows
 
     # --- records -------------------------------------------------------------------------------------------------------

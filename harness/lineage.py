@@ -79,6 +79,7 @@ class CellScience:
         generations: Index of the last generation.
         cost: Relative cost of one training example (for priorities).
         source: Index of the cell whose chain wrote the synthetic examples, with the same seed; None for the chain itself.
+        writer: Fingerprint of a fixed corpus, or what a fixed teacher is; None for other sources.
     """
 
     data: Mapping[str, Any]
@@ -95,6 +96,7 @@ class CellScience:
     generations: int
     cost: float = 1.0
     source: int | None = None
+    writer: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,7 @@ def _resolve(study: Study, data_of: _Data) -> Prepared:
         for text in texts.values():
             spec = other_science(found.data, text.fingerprint)
             others[key_of(spec)] = (spec, text.examples)
-        sciences.append(replace(found, source=sources[index]))
+        sciences.append(replace(found, source=sources[index], writer=origin))
     _check_sources(study, sciences)
     lineage, bundles = _lineage(study, sciences)
     configs = tuple(_pinned(cell.config) for cell in study.cells)
@@ -489,5 +489,7 @@ def _bundle_identity(config: Config, item: CellScience, others: Mapping[int, Map
 
 
 def _source_name(item: CellScience) -> Any:
-    """The source of synthetic examples as generation 1 sees it: a fixed corpus by content, never by path."""
-    return item.recipe(1).spec.get("source", "self")
+    """The source of synthetic examples: a fixed corpus by content, never by path; a teacher by what it is."""
+    if item.writer is None:
+        return "self"
+    return {"corpus" if isinstance(item.writer, str) else "model": item.writer}

@@ -261,6 +261,7 @@ def test_a_generation_of_another_cell_as_a_fixed_teacher(make_config: Make, tmp_
             ("regime.source", "depends on itself"),
         ),
         ({"regime.source": {"model": {"variance": -1}}}, ("regime.source.model.variance",)),
+        ({"regime.source": {"model": {"dim": 2}}}, ("regime.source.model", "shape")),
         ({"regime.source": {"model": {"colour": 1}}}, ("regime.source.model.colour", "variance")),
         ({"data": {"source": "discrete", "outcomes": 1}, "learner": {"kind": "discrete"}}, ("data.outcomes", "2")),
         ({"data": {"source": "discrete", "probabilities": [0.5, 0.6]}, "learner": {"kind": "discrete"}}, ("probabilities", "1.1")),
@@ -318,6 +319,72 @@ def test_a_verifier_keeps_the_variance_up(make_config: Make, tmp_path: Path) -> 
     a = export(*run_bundles(make_config(config, "a.yaml"), tmp_path / "a"))
     b = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b"))
     pd.testing.assert_frame_equal(a, b[a.columns], check_exact=True)
+
+
+TEACHERS: dict[str, Any] = {"gaussian": {"variance": 4.0}, "discrete": {"zipf": 1.0}, "regression fresh": {"shift": 1.0}}
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_teacher_teaches_anew_in_every_generation_under_every_regime(make_config: Make, tmp_path: Path, name: str) -> None:
+    """In bundles as by generations; no two generations of a teacher's pupil are the same fit."""
+    for index in (0, 1, 2, 6, 7):
+        regime = {**REGIMES[index], "source": {"model": TEACHERS[name]}}
+        config = {**BASE, **CASES[name], "regime": regime, "grid": {"seed": [0, 1]}}
+        bundled = export(*run_bundles(make_config(config, f"a{index}.yaml"), tmp_path / f"a{index}"))
+        steps = export(*run_all(make_config({**config, "resources": {"bundled": False}}, f"b{index}.yaml"), tmp_path / f"b{index}"))
+        pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
+        metric = next(column for column in ("gaussian/log_variance", "discrete/entropy", "regression/norm") if column in bundled)
+        assert bundled[bundled.seed == 0][metric].nunique() == 5
+
+
+def test_keys_hold_what_changes_the_result(make_config: Make, tmp_path: Path) -> None:
+    def keys(changes: dict[str, Any], name: str) -> list[str]:
+        path = make_config({**BASE, **CASES["gaussian"], **changes}, f"{name}.yaml")
+        prepared, _ = open_study(path, (), Store.read(tmp_path / "none"))
+        return [prepared.bundles[0].key, prepared.bundles[0].id]
+
+    def taught(variance: float) -> dict[str, Any]:
+        source = {"model": {"variance": variance}}
+        return {"regime": {"kind": "replace", "synthetic_ratio": 1.0, "source": source, "refresh": {"at": [1]}}}
+
+    a, b = keys(taught(4.0), "a"), keys(taught(100.0), "b")
+    assert a[0] != b[0] and a[1] != b[1], "a teacher that generation 1 does not hear is heard later"
+    label = {"kind": "label", "recall": 0.5, "false_positive_rate": 0.4}
+    verifier = {"kind": "verifier", "score": "log_density", "at_least": -99}
+    real = {"regime": {"kind": "replace", "synthetic_ratio": 0.0}, "generations": 2}
+    frames = [table({**CASES["gaussian"], **real, "filters": filters}) for filters in ([label], [verifier, label])]
+    assert frames[0]["key"].tolist() == frames[1]["key"].tolist()
+    assert frames[0]["gaussian/log_variance"].tolist() == frames[1]["gaussian/log_variance"].tolist(), "one key, one result"
+
+
+def test_a_singular_chain_ends_alone(make_config: Make, tmp_path: Path) -> None:
+    """7 examples for 5 weights, drawn from a pool that repeats its design: some chains draw too few rows, the others go on."""
+    config = {
+        "data": {"source": "linear", "dim": 5, "num_examples": 7},
+        "learner": {"kind": "linear_regression"},
+        "regime": {"kind": "accumulate_subsample"},
+        "generations": 2,
+    }
+    frame = table({**config, "grid": {"seed": {"from": 0, "count": 60}}})
+    ended = set(frame[frame.status == "diverged"].seed)
+    assert 0 < len(ended) < 60
+    seed = min(ended)
+    alone = table({**config, "seed": seed})
+    assert alone["status"].tolist() == frame[frame.seed == seed]["status"].tolist()
+
+
+@pytest.mark.parametrize("generation", [2, 4])
+def test_any_generation_of_a_writer_can_be_read_and_filtered_by_the_reader(
+    make_config: Make, tmp_path: Path, generation: int
+) -> None:
+    source = {"cell": {"learner.estimator": "mle"}, "generation": generation}
+    keep = [{"kind": "verifier", "score": "log_density", "at_least": -5.0}]
+    when = {"when": {"learner.estimator": "unbiased"}, "set": {"regime.source": source, "filters": keep}}
+    config = {**BASE, **CASES["gaussian"], "grid": {"learner.estimator": ["mle", "unbiased"]}, "overrides": [when]}
+    config["regime"] = {"kind": "replace", "synthetic_ratio": 1.0}
+    bundled = export(*run_bundles(make_config(config, "a.yaml"), tmp_path / "a"))
+    steps = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b"))
+    pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
 
 
 def test_arrays_come_from_files_and_are_known_by_their_content(make_config: Make, tmp_path: Path) -> None:

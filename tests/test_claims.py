@@ -210,6 +210,8 @@ def test_lost_shares_by_seed() -> None:
     found = {item.share: item for item in losses(rows, ["cell"])}
     assert dict(found["blue"].lost) == {0: None, 1: 2} and found["red"].text == "in none of 2"
     assert found["blue"].by_seed == "0: never, 1: 2"
+    back = [{"cell": "a", "seed": 0, "generation": g, "share/blue": share} for g, share in enumerate((0.1, 0.0, 0.2, 0.0, 0.0))]
+    assert dict(losses(back, ["cell"])[0].lost) == {0: 3}, "a share that comes back was not lost"
 
 
 @pytest.mark.parametrize(

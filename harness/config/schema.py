@@ -164,7 +164,7 @@ class Component(Section):
     """One component of a mixture of normal distributions."""
 
     weight: Annotated[float, Field(gt=0, le=1)]
-    mean: tuple[float, ...]
+    mean: Annotated[tuple[float, ...], Field(min_length=1)]
     std: Annotated[float, Field(gt=0)]
 
 
@@ -875,13 +875,18 @@ class Config(Section):
         if isinstance(learner, Mixture) and n is not None and learner.components > n:
             raise ValueError(f"learner.components: {learner.components} components, but only {n} examples (data.num_examples)")
         if isinstance(learner, LinearRegression) and isinstance(data, LinearData):
-            if learner.ridge == 0 and data.dim >= data.num_examples - 1:
-                raise ValueError(
-                    f"data.dim: least squares needs dim < num_examples - 1, found {data.dim} and {data.num_examples}; "
-                    "give more examples or learner.ridge"
-                )
-            if self.evaluate.ranges:
-                raise ValueError("evaluate.ranges: is not used by learner linear_regression")
+            self._check_regression(learner, data)
+
+    def _check_regression(self, learner: LinearRegression, data: LinearData) -> None:
+        fewest = min(data.num_examples, (self.regime.refresh and self.regime.refresh.examples) or data.num_examples)
+        if learner.ridge == 0 and data.dim >= fewest - 1:
+            where = "data.dim" if fewest == data.num_examples else "regime.refresh.examples"
+            raise ValueError(
+                f"{where}: least squares needs dim < num_examples - 1, found {data.dim} and {fewest}; "
+                "give more examples or learner.ridge"
+            )
+        if self.evaluate.ranges:
+            raise ValueError("evaluate.ranges: is not used by learner linear_regression")
 
     def _check_beams(self, sample: Sample) -> None:
         """Beam search writes one example a prompt, and there are as many prompts as real examples."""

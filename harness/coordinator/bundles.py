@@ -93,7 +93,8 @@ def make_tasks(prepared: Prepared, store: Store, chains: Sequence[BundledChain],
         workers: How many tasks run at once.
     """
     jobs, by_cell = _jobs(prepared, store), dict[int, list[BundledChain]]()
-    for chain in chains:
+    longest = {chain.key: chain for chain in sorted(chains, key=lambda chain: chain.generations)}  # a shorter one is its beginning
+    for chain in longest.values():
         by_cell.setdefault(chain.cell, []).append(chain)
     cost = {cell: chain_seconds(prepared, cell) for cell in by_cell}
     total = sum(cost[chain.cell] for chain in chains)
@@ -232,6 +233,8 @@ class BundleRun:
             self.failed |= {chain.key: reason for chain in task.chains}
             return []
         self.failed |= found.failed
+        for key, why in found.failed.items():
+            self.experiment.event("chain_failed", chain=key, reason=why)
         self.computed += sum(chain.generations + 1 for chain in task.chains if chain.key not in found.failed)
         return []
 

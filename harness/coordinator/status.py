@@ -64,6 +64,7 @@ class _States:
         self.committed = store.committed("evaluations")
         self.branch_of = {node: branch.id for branch in cut(prepared.lineage) for node in branch.nodes}
         self.progress, self.failed = experiment.progress(), failures(experiment)
+        self.events = list(experiment.events()) if prepared.bundles else []
         self.leases = Leases(store.root, None)
         self.leased = {key for key, view in self.leases.keys() if view.owner is not None}
         self.work = {path.name for path in (store.root / "work").glob("*")}
@@ -87,6 +88,7 @@ class _States:
         found, places = [], self.store.bundles.index()
         table = self.store.bundles.read([chain.key for chain in self.prepared.bundles], places) if self.prepared.bundles else None
         ended: dict[str, int] = {}
+        why = {event["chain"]: event["reason"] for event in self.events if event["event"] == "chain_failed"}
         if table is not None:
             diverged = table.filter(pc.equal(table["status"], "diverged"))
             ended = dict(zip(diverged[CHAIN].to_pylist(), diverged["generation"].to_pylist(), strict=True))
@@ -97,9 +99,9 @@ class _States:
             if end is not None and end <= chain.generations:
                 found.append(ChainState(chain.id, axes, chain.seed, end + 1, total, "diverged", f"in generation {end}"))
             else:
-                found.append(
-                    ChainState(chain.id, axes, chain.seed, total if there else 0, total, "complete" if there else "waiting", "")
-                )
+                state = "complete" if there else "failed" if chain.key in why else "waiting"
+                detail = why[chain.key] if state == "failed" else ""
+                found.append(ChainState(chain.id, axes, chain.seed, total if there else 0, total, state, detail))
         return found
 
     def _open(self, node: Node) -> tuple[str, str]:

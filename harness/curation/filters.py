@@ -93,10 +93,20 @@ VERSIONS = {"deduplicate": 1, "repetition": 1, "verifier": 1, "label": 1}
 """Versions of the filters; part of the key of every fit that reads a filtered corpus."""
 
 
+def _placed(filters: Sequence[Filter]) -> list[tuple[int, Filter]]:
+    """Every filter with its place among those of its kind, which names its stream: a key may hold one kind only."""
+    seen: dict[str, int] = {}
+    found = []
+    for config in filters:
+        found.append((seen.get(config.kind, 0), config))
+        seen[config.kind] = seen.get(config.kind, 0) + 1
+    return found
+
+
 def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt.NDArray[np.int64]:
     """The indices of the examples that pass all filters of corpora, in order; a filter sees what earlier ones left."""
     index = np.arange(len(examples))
-    for place, config in enumerate(filters):
+    for place, config in _placed(filters):
         if config.kind in RULES:
             index = index[RULES[config.kind](config, examples, index, judge, place)]
     return index
@@ -137,7 +147,7 @@ def undetected(filters: Sequence[Filter], origin: npt.NDArray[np.int32], seed: i
         seed: The chain's seed.
         generation: The generation that is fitted; 0 is fitted to real data, which nobody doubts.
     """
-    detectors = [(place, config) for place, config in enumerate(filters) if isinstance(config, LabelFilter)]
+    detectors = [(place, config) for place, config in _placed(filters) if isinstance(config, LabelFilter)]
     if not detectors or generation == 0:
         return None
     kept = np.ones(len(origin), dtype=bool)

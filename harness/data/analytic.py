@@ -324,8 +324,10 @@ def _read_rows(config: ArrayData) -> Array:
             values = np.column_stack([found[name].to_numpy() for name in found.column_names])
         else:
             raise DataError(f"data.path: {path}: found {path.suffix or 'no suffix'}, allowed: .npy, .parquet")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"data.path: {path} cannot be read ({(str(error).splitlines() or [''])[0]})") from None
+    if not isinstance(values, np.ndarray):
+        raise DataError(f"data.path: {path} is an archive of arrays, expected one array")
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)):
@@ -363,13 +365,24 @@ def make_teacher(config: AnalyticData, source: ModelSource) -> Truth:
         DataError: The fields do not fit.
     """
     assert isinstance(source.model, dict)
+    if isinstance(config, ArrayData):
+        raise DataError("regime.source.model: rows of a file have no parameters that a teacher could differ in")
     try:
-        return make_truth(type(config).model_validate({**config.model_dump(), **source.model}), "teacher")
+        teacher = make_truth(type(config).model_validate({**config.model_dump(), **source.model}), "teacher")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         allowed = ", ".join(name for name in type(config).model_fields if name != "source")
         raise DataError(f"regime.source.model.{where}: {str(first['msg']).lower()}; fields of this data: {allowed}") from None
+    truth = make_truth(config)
+    same = teacher.width == truth.width
+    if isinstance(teacher, DiscreteTruth) and isinstance(truth, DiscreteTruth):
+        same = len(teacher.probabilities) == len(truth.probabilities)
+    if not same:
+        raise DataError(
+            "regime.source.model: the teacher's examples have another shape than the real ones (dim, outcomes or means)"
+        )
+    return teacher
 
 
 def truth_science(truth: Truth) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Loss:
     Attributes:
         cell: Values of the axes.
         share: Name of the share.
-        lost: Seed to the first generation in which it is 0; None where it never is.
+        lost: Seed to the first generation from which on it is 0; None where it comes back, or never goes.
     """
 
     cell: tuple[Any, ...]
@@ -59,9 +59,19 @@ def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]
     for (cell, name), seeds in found.items():
         there = {seed: item for seed, item in seeds.items() if item.get(0, 0.0) > 0}
         if there:
-            lost = {seed: min((g for g, value in item.items() if value == 0), default=None) for seed, item in there.items()}
+            lost = {seed: _from_then_on(item) for seed, item in there.items()}
             result.append(Loss(cell, name.removeprefix("share/"), lost))
     return result
+
+
+def _from_then_on(shares: Mapping[int, float]) -> int | None:
+    """The first generation from which on a share is 0."""
+    found = None
+    for generation in sorted(shares, reverse=True):
+        if shares[generation] > 0:
+            break
+        found = generation
+    return found
 
 
 @dataclass(frozen=True)
@@ -116,9 +126,10 @@ def critical_ratios(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metr
         if len(ratios) < 3 or len(seeds) < 2:
             continue
         last = max(max(item) for item in by_ratio[ratios[0]].values())
-        if any(0 not in by_ratio[r][s] or last not in by_ratio[r][s] for r in ratios for s in seeds):
+        if any(0 not in by_ratio[r][s] for r in ratios for s in seeds):
             continue
-        worse = np.array([[by_ratio[r][s][last] - by_ratio[r][s][0] for s in seeds] for r in ratios])
+        # A chain without a finite last value is as much worse as can be.
+        worse = np.array([[by_ratio[r][s].get(last, math.inf) - by_ratio[r][s][0] for s in seeds] for r in ratios])
         tolerance = float(np.std([by_ratio[ratios[0]][s][0] for s in seeds], ddof=1))
         ratio = _crossing(ratios, worse.mean(axis=1), tolerance)
         beyond = math.isinf(ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 
 from harness.config.schema import LinearRegression
 from harness.data.analytic import LinearTruth
@@ -20,7 +21,7 @@ class LinearFamily(Family):
         super().__init__(*arguments)  # type: ignore[arg-type]
         assert isinstance(self.config.learner, LinearRegression) and isinstance(self.truth, LinearTruth)
         self.learner, self.data = self.config.learner, self.truth.config
-        self.true_weights = LinearTruth(self.data.model_copy(update={"shift": 0.0})).weights
+        self.true_weights = self.truth.weights
         self.reads_real = self.learner.design == "fixed"
 
     def summarise(self, values: Array) -> Summary:
@@ -32,10 +33,15 @@ class LinearFamily(Family):
         return {name: left[name] + right[name] for name in left}
 
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
-        """(X'X + ridge I)^-1 X'y."""
+        """(X'X + ridge I)^-1 X'y, chain by chain; NaN where the examples do not determine the weights: that chain has diverged."""
         dim = self.data.dim
         gram = summary["gram"][:, :dim, :dim] + self.learner.ridge * np.eye(dim)
-        weights = np.asarray(np.linalg.solve(gram, summary["gram"][:, :dim, dim:])[:, :, 0], dtype=np.float64)
+        weights = np.full((len(gram), dim), np.nan)
+        for chain, matrix in enumerate(gram):
+            lower, failed = dpotrf(matrix, lower=1)
+            if failed or dpocon(lower, np.abs(matrix).sum(axis=0).max(), uplo="L")[0] < dim * np.finfo(np.float64).eps:
+                continue
+            weights[chain] = dpotrs(lower, summary["gram"][chain, :dim, dim], lower=1)[0]
         return {"weights": weights}
 
     def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:

@@ -450,6 +450,7 @@ def test_the_commands_on_a_bundled_grid(make_config: Make, tmp_path: Path) -> No
     explained = json.loads(harness("explain", config, "--root", root, "--chain", states[0]["chain"], "--json").stdout)
     assert [item["reason"] for item in explained["generations"]] == ["committed"] * 5
     assert harness("report", config, "--root", root).returncode == 0
+    assert "provenance/bundle" in harness("export", config, "--root", root, "--provenance").stdout
     assert harness("doctor", "--store", "--root", root).returncode == 0
     assert harness("gc", "--root", root).returncode == 0
     runs = list((root / "experiments" / "bundles" / "wandb" / "wandb").glob("offline-run-*"))

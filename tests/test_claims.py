@@ -130,6 +130,7 @@ def test_a_claim_must_name_one_cell_and_one_range(make_config: Make, tmp_path: P
         ([{**COLLAPSE}], ("claims.0.statistic", "2 cells match")),
         ([where(COLLAPSE, {"data.num_examples": 30})], ("no cell matches", "10")),
         ([where(COLLAPSE, {"data.num_exmples": 10})], ("data.num_exmples", "num_examples")),
+        ([where(COLLAPSE, {"data.num_examples": 10}, statistic={"generation": 50})], ("claims.0.statistic", "50", "0 to 30")),
         ([{**COLLAPSE, "above": 1.0}], ("exactly one of above, below or between",)),
     ]
     for claims, words in cases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -176,7 +177,9 @@ def _axis_values(source: Source, name: str, values: Any) -> list[Any]:
     seen: set[str] = set()
     for index, value in enumerate(values):
         text = json.dumps(value, sort_keys=True, default=str)
-        text = repr(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else text
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):  # too large for a float: its digits tell it apart
+                text = repr(float(value))
         if text in seen:
             raise source.error(f"{place}.{index}", f"the value {value!r} is given twice")
         seen.add(text)
@@ -265,6 +268,11 @@ def check_claims(study: Study) -> None:
                 raise study.source.error(
                     place, f"{name} {wanted}: {what}, expected one; {'they are' if found else 'cells'}: {cells}"
                 )
+            last = study.cells[found[0]].config.generations
+            for field in ("generation", "baseline"):
+                asked = getattr(claim.statistic, field)
+                if asked is not None and asked > last:
+                    raise study.source.error(f"{place}.{field}", f"found {asked}, the cell has generations 0 to {last}")
 
 
 def resolve_sources(study: Study) -> list[int | None]:

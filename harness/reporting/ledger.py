@@ -33,12 +33,13 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
     found = []
     cache: dict[str, dict[str, Any] | None] = {}
     found_bundles = _bundled(prepared, store)
+    origins = _bundle_provenance(prepared, store) if provenance else {}
     for chain in prepared.chains:
         axes = {name: cell_value(value) for name, value in prepared.axes(chain).items()}
         identity = {"experiment": prepared.study.base.experiment, "chain": chain.id, "seed": chain.seed}
         if isinstance(chain, BundledChain):
             for row in found_bundles.get(chain.key, ())[: chain.generations + 1]:
-                found.append({**identity, **row[0], **axes, **row[1]})
+                found.append({**identity, **row[0], **axes, **row[1], **origins.get(chain.key, {})})
             continue
         for key in chain.nodes:
             if key not in cache:
@@ -47,6 +48,23 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
             if measured is None:
                 break
             found.append({**identity, **measured["identity"], **axes, **measured["values"]})
+    return found
+
+
+def _bundle_provenance(prepared: Prepared, store: Store) -> dict[str, dict[str, Any]]:
+    """Bundled chains by key: how, where and when their bundle was computed; the seconds are the whole bundle's."""
+    places, read = store.bundles.index(), dict[str, dict[str, Any]]()
+    found = {}
+    for chain in prepared.bundles:
+        if chain.key not in places:
+            continue
+        name = places[chain.key].path.name
+        if name not in read:
+            about = store.bundles.provenance(name)
+            flat = {f"provenance/{field}": about[field] for field in ("host", "device", "finished")}
+            flat |= {"provenance/bundle": name, "provenance/seconds/bundle": about["seconds"]}
+            read[name] = flat | {f"provenance/versions/{field}": value for field, value in about["versions"].items()}
+        found[chain.key] = read[name]
     return found
 
 

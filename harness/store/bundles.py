@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -109,6 +110,11 @@ class Bundles:
         aside.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.folder / name, aside / f"bundles-{name}-{uuid.uuid4().hex[:8]}")
+
+    def provenance(self, name: str) -> dict[str, Any]:
+        """How, where and when a bundle was computed."""
+        found: dict[str, Any] = json.loads(pq.read_metadata(self.folder / name).metadata[PROVENANCE])
+        return found
 
     def read(self, chains: Collection[str], places: Mapping[str, Place] | None = None, parameters: bool = False) -> pa.Table | None:
         """The rows of some chains, ordered by chain key and generation; None where there are none.

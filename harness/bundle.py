@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -82,12 +82,11 @@ class Unit:
     jobs: Mapping[int, CellJob]
 
 
-def run_unit(unit: Unit, tick: Callable[[], None] = lambda: None) -> pa.Table:
+def run_unit(unit: Unit) -> pa.Table:
     """Run the chains of a unit; one row per chain and generation.
 
     Args:
         unit: The chains.
-        tick: Called after every generation.
 
     Raises:
         LearnerError: The filters leave nothing to train on.
@@ -105,7 +104,6 @@ def run_unit(unit: Unit, tick: Callable[[], None] = lambda: None) -> pa.Table:
         for cell in cells.values():  # a writer goes all its way first: a reader may read any generation of it
             for generation in range(cell.job.config.generations + 1):
                 cell.step(generation)
-                tick()
         return cells[unit.cell].rows(unit.chains)
 
 

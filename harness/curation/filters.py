@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from harness.config.schema import DeduplicateFilter, Filter, LabelFilter, RepetitionFilter, VerifierFilter
 from harness.data import RealData
-from harness.data.analytic import LinearTruth, Truth
+from harness.data.analytic import Density, LinearTruth
 from harness.errors import LearnerError
 from harness.metrics.lexical import repetition_shares, row_hashes
 from harness.records import REAL, Examples
@@ -68,7 +68,7 @@ def _agreement(examples: Examples, real: RealData) -> npt.NDArray[np.float64]:
 
 
 def _log_density(examples: Examples, real: RealData) -> npt.NDArray[np.float64]:
-    assert isinstance(real, Truth)
+    assert isinstance(real, Density)
     return np.asarray(real.log_density(examples.values))
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,7 @@ def density_of_normal(values: Array, mean: Array, std: float) -> Array:
     return np.asarray(-0.5 * ((((values - mean) / std) ** 2).sum(axis=-1) + values.shape[-1] * np.log(2 * np.pi * std**2)))
 
 
-class Truth:
+class Truth(ABC):
     """A known distribution, or rows of numbers, as `RealData`.
 
     Attributes:
@@ -75,6 +76,23 @@ class Truth:
         """Without limit."""
         return sys.maxsize
 
+    @abstractmethod
+    def real(self, seed: int, count: int) -> Examples:
+        """The first ``count`` examples of this seed, shape [count, width]."""
+
+    @property
+    @abstractmethod
+    def test(self) -> Array:
+        """Fresh real examples, the same for every seed: [examples, width]."""
+
+
+class Distribution(Truth):
+    """A distribution that examples are drawn from."""
+
+    @abstractmethod
+    def draw(self, streams: Draw, count: int) -> Array:
+        """``count`` examples from these streams."""
+
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` examples of this seed, shape [count, width]."""
         return Examples.full(self.draw(lambda what: stream(seed, 0, self.purpose + what), count))
@@ -88,16 +106,17 @@ class Truth:
         """Fresh real examples, the same for every seed: [examples, width]."""
         return self.draw(lambda what: stream(0, 0, "test" + what), TEST_EXAMPLES)
 
-    def draw(self, streams: Draw, count: int) -> Array:
-        """``count`` examples from these streams."""
-        raise NotImplementedError
+
+@runtime_checkable
+class Density(Protocol):
+    """A distribution whose density is known."""
 
     def log_density(self, values: Array) -> Array:
         """Log density at rows, [rows]."""
-        raise NotImplementedError
+        ...
 
 
-class GaussianTruth(Truth):
+class GaussianTruth(Distribution):
     """N(mean, variance x I)."""
 
     config: GaussianData
@@ -135,7 +154,7 @@ def choose(uniforms: Array, probabilities: Array) -> npt.NDArray[np.int64]:
     return np.asarray(np.minimum(found, np.flatnonzero(probabilities)[-1]))
 
 
-class DiscreteTruth(Truth):
+class DiscreteTruth(Distribution):
     """A distribution over K outcomes; an example is the index of its outcome."""
 
     config: DiscreteData
@@ -159,7 +178,7 @@ class DiscreteTruth(Truth):
         return choose(streams("").random(count), self.probabilities)[:, None].astype(np.float64)
 
 
-class LinearTruth(Truth):
+class LinearTruth(Distribution):
     """y = w.x + noise; an example is x and then y."""
 
     config: LinearData
@@ -192,7 +211,7 @@ class LinearTruth(Truth):
         return np.where(signal >= 0, 1.0, -1.0) * np.where(wrong, -1.0, 1.0)
 
 
-class MixtureTruth(Truth):
+class MixtureTruth(Distribution):
     """A mixture of isotropic normal distributions."""
 
     config: MixtureData
@@ -220,7 +239,7 @@ class MixtureTruth(Truth):
         return np.asarray(np.logaddexp.reduce(logs, axis=0))
 
 
-class ShapeTruth(Truth):
+class ShapeTruth(Distribution):
     """Blobs, moons, circles and the swiss roll, with scikit-learn's geometry.
 
     Blobs have three fixed centres: a generator that draws its centres anew for the test data compares two distributions.
@@ -301,7 +320,7 @@ class ArrayTruth(Truth):
         """The first ``count`` rows, the same for every seed."""
         return Examples.full(self._train[:count])
 
-    @cached_property
+    @property
     def test(self) -> Array:
         """The rows that are held out."""
         return self._test
@@ -358,7 +377,7 @@ def make_truth(config: AnalyticData, purpose: str = "real") -> Truth:
     return TRUTHS.get(config.source, ShapeTruth)(config, purpose)
 
 
-def make_teacher(config: AnalyticData, source: ModelSource) -> Truth:
+def make_teacher(config: AnalyticData, source: ModelSource) -> Distribution:
     """The fixed teacher of ``regime.source: {model: ...}``: the truth with some of its fields changed.
 
     Raises:
@@ -375,6 +394,7 @@ def make_teacher(config: AnalyticData, source: ModelSource) -> Truth:
         allowed = ", ".join(name for name in type(config).model_fields if name != "source")
         raise DataError(f"regime.source.model.{where}: {str(first['msg']).lower()}; fields of this data: {allowed}") from None
     truth = make_truth(config)
+    assert isinstance(teacher, Distribution)
     same = teacher.width == truth.width
     if isinstance(teacher, DiscreteTruth) and isinstance(truth, DiscreteTruth):
         same = len(teacher.probabilities) == len(truth.probabilities)

@@ -6,6 +6,7 @@ own axis, one random stream per chain. So a chain's bits do not depend on how ma
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -64,7 +65,7 @@ class Chains:
         return found
 
 
-class Family:
+class Family(ABC):
     """A family of models under one cell's configuration.
 
     A fit sees its training set as the merged summaries of its parts, in order: one part per origin. Merging goes from the left, so
@@ -88,6 +89,7 @@ class Family:
         """The summary of both together, ``left`` first."""
         return {name: np.concatenate([left[name], right[name]], axis=1) for name in left}
 
+    @abstractmethod
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
         """Fit a model to each chain's examples.
 
@@ -96,8 +98,8 @@ class Family:
             chains: Whose.
             parent: The models to go on from; None for a learner that starts anew.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
         """The first ``count`` examples of each chain's corpus, shape [chains, count, width].
 
@@ -107,8 +109,8 @@ class Family:
             count: How many; fewer are a prefix of more.
             real: The chains' real training examples, for a learner that reads them (`reads_real`).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
         """Metrics by name, each of shape [chains].
 
@@ -116,7 +118,6 @@ class Family:
             model: The models.
             corpus: The examples that the metrics read, shape [chains, count, width].
         """
-        raise NotImplementedError
 
     def measure(self, model: Model, corpus: Array) -> dict[str, Array]:
         """`evaluate`, and the shares of the configured ranges."""

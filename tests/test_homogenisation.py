@@ -15,6 +15,7 @@ from chains import open_prepared, run_all
 from conftest import GAUSSIAN, TEXT, Make, merged
 from hypothesis import given
 from hypothesis import strategies as st
+from test_metrics import examples
 
 from harness.metrics.homogenisation import energy_distance, jaccard, jensen_shannon
 from harness.records import Examples
@@ -24,13 +25,6 @@ from harness.store import Store
 
 BUDGET = 10_000
 rows = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=9), min_size=1, max_size=8)
-
-
-def examples(lists: list[list[int]]) -> Examples:
-    values = np.zeros((len(lists), max(map(len, lists))), dtype=np.int32)
-    for row, items in enumerate(lists):
-        values[row, : len(items)] = items
-    return Examples(values, np.array([len(items) for items in lists], dtype=np.int32))
 
 
 def grams(lists: list[list[int]], n: int) -> Counter[tuple[int, ...]]:

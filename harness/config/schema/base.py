@@ -1,0 +1,49 @@
+"""What all sections share: no unknown fields, and which fields are science."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown fields, NaN and infinity are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def since(default: Any, **kwargs: Any) -> Any:
+    """A science field with a default; the default is recorded as the one at introduction."""
+    extra = {"introduced": kwargs.pop("introduced", default)}
+    return Field(default=default, json_schema_extra=extra, **kwargs)
+
+
+def execution(default: Any, **kwargs: Any) -> Any:
+    """A field that decides how something is computed, never what; not part of any key."""
+    return Field(default=default, json_schema_extra={"execution": True}, **kwargs)
+
+
+def science(section: BaseModel) -> dict[str, Any]:
+    """What of a section belongs to its key, as plain data (see the module's text)."""
+    found: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value, extra = getattr(section, name), info.json_schema_extra
+        marks = extra if isinstance(extra, Mapping) else {}
+        if marks.get("execution") or ("introduced" in marks and value == marks["introduced"]):
+            continue
+        found[name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return science(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,155 @@
+"""Sections of regimes, sources, filters and evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from harness.config.schema.base import PositiveInt, Section, Share, since
+
+RegimeKind = Literal["replace", "replace_grown", "accumulate", "accumulate_subsample", "augment", "fresh_real"]
+RATIO_REGIMES = ("replace", "augment", "fresh_real")
+CORPUS_SOURCE_REGIMES = ("replace", "replace_grown", "augment", "fresh_real")
+
+
+class CorpusSource(Section):
+    """Synthetic examples from a fixed corpus that someone else's model wrote."""
+
+    corpus: str
+    """A .txt, .jsonl or .parquet file, or a folder of them; or an embedded source, of which the training side is taken."""
+
+
+class CellSource(Section):
+    """Synthetic examples from another chain of the grid, with the same seed."""
+
+    cell: Annotated[dict[str, Any], Field(min_length=1)]
+    """Axes and their values; an axis that is not named has this cell's own value, regime.source is ``self`` unless named."""
+    generation: Annotated[int, Field(ge=0)] | None = since(None)
+    """A fixed teacher: every generation reads what this one wrote; the same generation as the chain's own when null."""
+
+
+class ModelSource(Section):
+    """Synthetic examples from a fixed teacher."""
+
+    model: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[str, Field(min_length=1)]
+    """For text: a pretrained model, which writes one corpus as it is; for analytic data: fields of ``data`` in which the teacher
+    differs from the truth, and new examples each generation."""
+
+
+class Refresh(Section):
+    """Every k-th generation trains on real data alone."""
+
+    every: PositiveInt | None = since(None)
+    """Generations k, 2k, 3k, ..."""
+    at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = since(None)
+    """Or these generations."""
+    init: Literal["scratch", "pretrained", "previous"] | None = since(None)
+    """Where a refresh starts from; the learner's init when null."""
+    examples: PositiveInt | None = since(None)
+    """Real examples that a refresh trains on; data.num_examples when null."""
+
+    @model_validator(mode="after")
+    def _when(self) -> Refresh:
+        if (self.every is None) == (self.at is None):
+            raise ValueError("give exactly one of every or at")
+        return self
+
+
+class Regime(Section):
+    """How a generation's training set is built (generation 0 always trains on the real examples)."""
+
+    kind: RegimeKind
+    synthetic_ratio: Share | None = since(None)
+    """Share of the training examples that models wrote; replace, augment and fresh_real need it."""
+    real_part: Literal["resample", "fixed"] = since("resample")
+    """replace: a new random subset of the real examples each generation (the default), or the same one."""
+    source: Literal["self"] | CorpusSource | CellSource | ModelSource = since("self")
+    """Who wrote the synthetic examples: the chain itself, a fixed corpus, another chain of the grid, or a fixed teacher."""
+    refresh: Refresh | None = since(None)
+    budget: Literal["examples", "tokens", "steps"] = since("examples")
+    """Held equal across regimes: passes over the examples (default), tokens seen, or optimizer steps of generation 0."""
+
+    @model_validator(mode="after")
+    def _used_fields(self) -> Regime:
+        if self.kind in RATIO_REGIMES and self.synthetic_ratio is None:
+            raise ValueError(f"{self.kind} needs synthetic_ratio, a number from 0 to 1")
+        if self.kind not in RATIO_REGIMES and self.synthetic_ratio is not None:
+            raise ValueError(f"{self.kind} does not use synthetic_ratio (it follows); only {', '.join(RATIO_REGIMES)} do")
+        if self.kind != "replace" and "real_part" in self.model_fields_set:
+            raise ValueError(f"{self.kind} does not use real_part; only replace does")
+        if self.kind == "augment" and self.synthetic_ratio == 1:
+            raise ValueError("augment keeps all real examples, so synthetic_ratio must be below 1")
+        fixed = isinstance(self.source, CellSource) and self.source.generation is not None
+        if (fixed or isinstance(self.source, CorpusSource | ModelSource)) and self.kind not in CORPUS_SOURCE_REGIMES:
+            raise ValueError(
+                f"{self.kind} pools a corpus of every generation; a fixed source goes with {', '.join(CORPUS_SOURCE_REGIMES)}"
+            )
+        return self
+
+
+class DeduplicateFilter(Section):
+    """Drops an example that equals an earlier one of the same corpus."""
+
+    kind: Literal["deduplicate"]
+
+
+class RepetitionFilter(Section):
+    """Drops an example in which too many n-grams repeat."""
+
+    kind: Literal["repetition"]
+    n: PositiveInt = since(4)
+    max_share: Share = since(0.2)
+    """Largest allowed share of n-grams that occurred before in the example."""
+
+
+class VerifierFilter(Section):
+    """Keeps synthetic examples whose score is high enough; it may err."""
+
+    kind: Literal["verifier"]
+    score: Literal["agreement", "log_density", "distinct_2", "uniqueness_4"]
+    """``agreement``: 1 where the sign of a label is the truth's, else 0 (linear data); ``log_density``: under the truth (gaussian
+    and mixture data); ``distinct_2``: distinct over all bigrams of the example; ``uniqueness_4``: 1 - repeated 4-grams (text)."""
+    at_least: float
+    false_accept: Share = since(0.0)
+    """Probability that an example below ``at_least`` is kept all the same."""
+    false_reject: Share = since(0.0)
+    """Probability that an example that should be kept is dropped."""
+
+
+class LabelFilter(Section):
+    """Drops training examples that a detector takes for synthetic."""
+
+    kind: Literal["label"]
+    recall: Share
+    """Probability that a synthetic example is recognised, and dropped."""
+    false_positive_rate: Share = since(0.0)
+    """Probability that a real example is taken for synthetic, and dropped."""
+
+
+Filter = Annotated[DeduplicateFilter | RepetitionFilter | VerifierFilter | LabelFilter, Field(discriminator="kind")]
+
+
+class Evaluate(Section):
+    """What is measured in every generation."""
+
+    prompts: Annotated[int, Field(ge=0, le=1000)] | tuple[Annotated[str, Field(min_length=1)], ...] = since(8)
+    """Texts that every generation continues, or how many to take from the test split."""
+    examples: PositiveInt = since(1024)
+    """The metrics of the corpus read its first this many examples (at most as many as there are real ones)."""
+    perplexity_batch: PositiveInt = since(8)
+    """Test sequences in one batch of ``test/perplexity_batch_mean``."""
+    max_duplicate_share: Share | None = since(None)
+    """A chain fails where more of a generation's examples than this equal an earlier one; null never fails."""
+    ranges: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], tuple[float, float]] = since({})
+    """Names of ranges of the first coordinate, each from (included) to (excluded): ``share/<name>`` is the corpus's share in it."""
+    others: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[str, Field(min_length=1)]] = since({})
+    """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on their test side."""
+
+    @field_validator("ranges")
+    @classmethod
+    def _ordered(cls, value: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (low, high) in value.items():
+            if low >= high:
+                raise ValueError(f"{name}: found [{low}, {high}], the first number must be below the second")
+        return value

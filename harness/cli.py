@@ -13,15 +13,16 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from harness import __version__
+from harness import __version__, slurm_commands
 from harness.coordinator.stop import Stop
-from harness.errors import HarnessError, InputError, ResourceError
+from harness.errors import GangError, HarnessError, InputError, ResourceError
 
 if TYPE_CHECKING:
     from harness.store import Store
@@ -80,21 +81,38 @@ def run(
     root: Root = DEFAULT_ROOT,
     json_output: Json = False,
     address: Annotated[str | None, typer.Option(help="A running Ray to join; without it one is started here.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Run on all nodes of the SLURM allocation that this is in.")] = False,
+    idle_exit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="End once others have computed all that is left for so long.")
+    ] = None,
 ) -> None:
     """Run the grid, or what is left of it."""
+    if slurm and address is not None:
+        raise InputError("--slurm starts a Ray on the allocation, --address joins one that runs; give one of them")
     stop = Stop()
     listen = _signals(stop)
     listen()
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, _ = _prepare(config, assignments, root, scratch)
-        if address is None:
+        if address is None and not slurm:
             _check_this_machine(prepared)
+        job = slurm_commands.Job(prepared, root) if slurm else None  # before ray is imported, which then reads how to log in
+        from harness.coordinator.cluster import Place
         from harness.coordinator.display import make_display
         from harness.coordinator.session import run_study
 
-        summary, warnings = run_study(
-            prepared, root, prepared.study.source, address, lambda: make_display(json_output), stop, listen
-        )
+        def place() -> AbstractContextManager[Place]:
+            return job.place() if job else nullcontext(Place(address))
+
+        try:
+            summary, warnings = run_study(
+                prepared, root, prepared.study.source, place, lambda: make_display(json_output), stop, listen, idle_exit
+            )
+        except GangError as error:  # nothing was computed yet, and another try may find better machines
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_STOPPED) from None
+        if job:
+            job.ended(summary)
     for warning in warnings:
         print(f"warning: W&B: {warning}", file=sys.stderr)
     for branch, reason in summary.failures:
@@ -200,12 +218,16 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
     from rich.text import Text
 
     from harness.coordinator.status import chain_states
+    from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = _prepare(config, assignments, root, scratch)
         states = chain_states(prepared, store)
+        name = prepared.study.base.experiment
+        jobs, problem = slurm_commands.find_jobs(Experiment(store.root, name).path)
     if json_output:
-        _print_json({"experiment": prepared.study.base.experiment, "chains": [asdict(state) for state in states]})
+        found = {"experiment": name, "chains": [asdict(state) for state in states], "jobs": slurm_commands.jobs_json(jobs)}
+        _print_json(found)
         return
     table = Table(box=None, pad_edge=False)
     for name in ("chain", *prepared.study.columns, "seed", "generations", "state"):
@@ -218,7 +240,12 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
     counts: dict[str, int] = {}
     for state in states:
         counts[state.state] = counts.get(state.state, 0) + 1
-    print(", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    slurm_commands.print_jobs(jobs, problem)
+
+
+app.command()(slurm_commands.submit)
+app.command()(slurm_commands.cancel)
 
 
 @app.command()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -109,6 +111,23 @@ def ray_address() -> Iterator[str]:
     cluster.shutdown()
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A SLURM of three machines for the session; /tmp is each machine's own, but for this checkout and its environment."""
+    from slurm_cluster import Cluster, missing_programs
+
+    if lacking := missing_programs():
+        pytest.skip(f"needs {', '.join(lacking)}")
+    base = Path(f"/var/tmp/harness-slurm-{os.getpid()}")
+    shutil.rmtree(base, ignore_errors=True)
+    found = Cluster(base, shared=[path for path in {ROOT, Path(sys.prefix)} if path.is_relative_to("/tmp")])
+    try:
+        yield found.up()
+    finally:
+        found.down()
+        shutil.rmtree(base, ignore_errors=True)
+
+
 @pytest.fixture
 def tag() -> Iterator[str]:
     """A mark in the environment of everything that a test starts; whatever carries it at the end is killed."""
@@ -140,6 +159,7 @@ class Quiet:
 def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
     """Run a configuration in this process on the session's Ray; returns the summary and the mirror's warnings."""
     from harness.coordinator import session
+    from harness.coordinator.cluster import Place
     from harness.store import Store
     from harness.study import open_study
 
@@ -147,8 +167,9 @@ def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
         prepared, scratch = open_study(config, assignments, Store.read(root))
         with scratch:
             display = Quiet()
+            place = contextlib.nullcontext(Place(ray_address))
             summary, warnings = session.run_study(
-                prepared, root, prepared.study.source, ray_address, lambda: display, stop or Stop(), lambda: None
+                prepared, root, prepared.study.source, lambda: place, lambda: display, stop or Stop(), lambda: None
             )
         return summary, warnings, display.lines
 

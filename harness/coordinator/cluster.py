@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import ray
 
 from harness.coordinator import guard
 from harness.coordinator.scheduler import Capacity, Shape, feasible
-from harness.errors import ResourceError
+from harness.errors import GangError, ResourceError
 
 
 def usable_cpus() -> int:
@@ -33,6 +35,7 @@ WATCH_S = 1.0
 REFUSALS = 3
 """A head that refuses this many connections in a row is gone."""
 PROBE_S = 2.0
+JOIN_LOOK_S = 0.2
 PREFIX = "hr-"
 
 
@@ -102,12 +105,33 @@ def end_children() -> None:
     psutil.wait_procs(children, timeout=5)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run's Ray is.
+
+    Attributes:
+        address: A running Ray to join; None for one of the run's own, on this machine.
+        nodes: Machines that must have joined it before anything starts.
+        cpus: CPUs that all of them offer together.
+        gpus: GPUs that all of them offer together.
+        wait_s: How long to wait for them.
+        trouble: Says what has gone wrong with its machines, if anything has.
+    """
+
+    address: str | None = None
+    nodes: int = 0
+    cpus: float = 0.0
+    gpus: float = 0.0
+    wait_s: float = 0.0
+    trouble: Callable[[], str] = str
+
+
 @contextlib.contextmanager
-def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[tuple[Capacity, ...]]:
+def connected(place: Place, on_lost: Callable[[str], None]) -> Iterator[tuple[Capacity, ...]]:
     """Ray for the time of a run.
 
     Args:
-        address: A running Ray, or None to start one on this machine that ends with the run.
+        place: Where it is.
         on_lost: Called, in a thread of its own, if Ray goes away meanwhile; nothing can be asked of Ray then.
 
     Yields:
@@ -115,7 +139,9 @@ def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[t
 
     Raises:
         ResourceError: There is no Ray at the address.
+        GangError: Its machines have not come in time.
     """
+    address = place.address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     common: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
@@ -138,7 +164,8 @@ def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[t
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0]
-            raise ResourceError(f"--address {address}: there is no Ray that can be joined ({reason})") from None
+            kind = GangError if place.nodes else ResourceError
+            raise kind(f"--address {address}: there is no Ray that can be joined ({reason})") from None
     started = psutil.Process().children(recursive=True) if address is None else []
     guardian = _start_guardian(folder) if folder is not None else None
     daemons = [process for process in started if process.name() in ("gcs_server", "raylet")]
@@ -151,6 +178,7 @@ def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[t
 
     watch = _HeadWatch(daemons, ray.get_runtime_context().gcs_address, lost)
     try:
+        _await_machines(place)
         yield tuple(machines().values())
     finally:
         watch.close()
@@ -160,6 +188,24 @@ def connected(address: str | None, on_lost: Callable[[str], None]) -> Iterator[t
         if guardian is not None:
             guardian.kill()
             guardian.wait()
+
+
+def _await_machines(place: Place) -> None:
+    """Wait until Ray offers what it should: a machine that has joined may not have told yet what it has."""
+    deadline = time.monotonic() + place.wait_s
+    while True:
+        found = list(machines().values())
+        cpus, gpus = sum(machine.cpus for machine in found), sum(machine.gpus for machine in found)
+        if len(found) >= place.nodes and cpus >= place.cpus and gpus >= place.gpus:
+            return
+        if trouble := place.trouble():
+            raise GangError(trouble)
+        if time.monotonic() > deadline:
+            raise GangError(
+                f"after {place.wait_s:.0f} s Ray has {len(found)} machine(s) with {cpus:g} CPUs and {gpus:g} GPUs; "
+                f"there should be {place.nodes} with {place.cpus:g} and {place.gpus:g}"
+            )
+        time.sleep(JOIN_LOOK_S)
 
 
 def _probe(address: str) -> None:

@@ -27,6 +27,7 @@ from harness.store.leases import bury
 from harness.study import Prepared
 
 TICK_S = 0.25
+IDLE = "others compute all that is left"
 POLL_S = 1.0
 """Seconds between looks at what others have committed, and at the leases that branches wait for; more where a look takes long."""
 MACHINES_S = 5.0
@@ -69,6 +70,7 @@ class Coordinator:
         display: Display,
         on_chain: Callable[[Chain], None],
         stop: Stop,
+        idle_s: float | None = None,
     ) -> None:
         """Take stock of the store.
 
@@ -81,6 +83,7 @@ class Coordinator:
             display: Shows progress.
             on_chain: Called once for every chain that is complete.
             stop: Set from outside to end early.
+            idle_s: End after this many seconds in which all that is left is being computed by others; None to wait for them.
         """
         assert leases.owner is not None
         self.prepared, self.store, self.experiment, self.leases = prepared, store, experiment, leases
@@ -105,6 +108,7 @@ class Coordinator:
         self._revision = source_revision()
         self._polled = self._looked = self._shown = time.monotonic()
         self._poll_s = POLL_S
+        self.idle_s, self._busy = idle_s, time.monotonic()
         self.retention = Retention(prepared, store, experiment, self.stock.done)
 
     # --- the loop ------------------------------------------------------------------------------------------------------
@@ -132,6 +136,9 @@ class Coordinator:
                     reason = self._await_machines()
                     if reason:
                         break
+                if self._idle():
+                    reason = IDLE
+                    break
                 self._wait()
                 self._watch()
                 self._show()
@@ -150,6 +157,12 @@ class Coordinator:
             failed=summary.chains_failed,
         )
         return summary
+
+    def _idle(self) -> bool:
+        """Whether others have been computing all that is left for so long that this run is not needed."""
+        if self.running or len(self.queue) or self.queue.waiting:
+            self._busy = time.monotonic()
+        return self.idle_s is not None and time.monotonic() - self._busy >= self.idle_s
 
     def _sweep(self) -> None:
         """Remove what killed processes have left of work that is committed by now."""

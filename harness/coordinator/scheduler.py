@@ -126,6 +126,11 @@ class Queue:
         """Ready branches in order."""
         return (item[2] for item in self._ready)
 
+    @property
+    def waiting(self) -> int:
+        """Number of branches that wait for others."""
+        return sum(bool(missing) for missing in self._missing.values())
+
     def __len__(self) -> int:
         """Number of ready branches."""
         return len(self._ready)

@@ -7,14 +7,15 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.config.schema import Config
 from harness.config.source import Source
 from harness.coordinator.base import Display, Summary, shape_of
 from harness.coordinator.bundles import BundleRun, missing
-from harness.coordinator.cluster import check_feasible, connected
+from harness.coordinator.cluster import Place, check_feasible, connected
 from harness.coordinator.coordinator import Coordinator
 from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_by_chain
@@ -107,10 +108,11 @@ def run_study(
     prepared: Prepared,
     root: Path,
     source: Source,
-    address: str | None,
+    place: Callable[[], AbstractContextManager[Place]],
     make_display: Callable[[], Any],
     stop: Stop,
     on_connected: Callable[[], None],
+    idle_s: float | None = None,
 ) -> tuple[Summary, list[str]]:
     """Run a grid, or what is left of it.
 
@@ -118,10 +120,11 @@ def run_study(
         prepared: The study.
         root: The store's root; it is made or opened for writing once nothing can be wrong with the input any more.
         source: The configuration file, kept beside the results.
-        address: A running Ray to join, or None for one of our own.
+        place: Makes Ray, or says where it is, for the time of the run; not called where everything is there already.
         make_display: Makes the display once nothing can be wrong with the input any more.
         stop: Set from outside to end early.
         on_connected: Called when Ray is up (it takes signals for itself; the caller may want them back).
+        idle_s: End after this many seconds in which all that is left is being computed by others; None to wait for them.
 
     Returns:
         What was done, and the mirror's warnings.
@@ -131,7 +134,7 @@ def run_study(
     if not work_left(prepared, Store.read(root)):
         return _only_read(prepared, Store.open(root), source)
     gangs = _Gangs()
-    with connected(address, gangs.ray_is_lost) as machines:
+    with place() as where, connected(where, gangs.ray_is_lost) as machines:
         on_connected()
         gpus = any(machine.gpus for machine in machines)
         try:
@@ -144,7 +147,7 @@ def run_study(
         experiment.begin(source.data, describe_chains(prepared))
         owner = _owner(store, base)
         leases = Leases(store.root, owner)
-        mirror = Mirror(base.tracking.wandb, experiment.path / "wandb", leases)
+        mirror = Mirror(_mode(base), experiment.path / "wandb", leases)
         display: Display = make_display()
 
         def on_chain(chain: Chain) -> None:
@@ -159,7 +162,7 @@ def run_study(
             if prepared.bundles:
                 summary = bundles.run(workers, (lambda chain: mirror.add(view(chain))) if mirrored else (lambda chain: None))
             if prepared.lineage.chains:
-                coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop)
+                coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop, idle_s)
                 gangs.coordinator = coordinator
                 summary += coordinator.run()
             warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)
@@ -168,6 +171,12 @@ def run_study(
             owner.close()
             leases.forget([owner.id])
     return summary, warnings
+
+
+def _mode(config: Config) -> Literal["offline", "online", "disabled"]:
+    """How W&B is written here: never online where its own variable says that there is no network."""
+    mode = config.tracking.wandb
+    return "offline" if mode == "online" and os.environ.get("WANDB_MODE") == "offline" else mode
 
 
 def _owner(store: Store, config: Config) -> Owner:
@@ -198,7 +207,7 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
         experiment.begin(source.data, describe_chains(prepared))
     owner = _owner(store, prepared.study.base)
     leases = Leases(store.root, owner)
-    mirror = Mirror(prepared.study.base.tracking.wandb, experiment.path / "wandb", leases)
+    mirror = Mirror(_mode(prepared.study.base), experiment.path / "wandb", leases)
     if prepared.study.base.tracking.wandb != "disabled":
         for chain in prepared.lineage.chains:
             mirror.add(chain_view(prepared, store, chain))

@@ -7,7 +7,7 @@ a process that acts on an old view of the folder always fails.
 
 An owner proves that it lives by a counter that it raises (``leases/owners/<id>.beat``). An observer that has seen the counter stand
 still for the owner's ``lease_s``, by the observer's own clock, takes the lease to be stale. On the same machine a process that no
-longer exists is known to be dead at once.
+longer exists is known to be dead at once, and so are earlier runs of the job that the observer is part of.
 
 Leases only save work. That one commit of a key survives is the commit's doing (`Store.commit`), so an owner that was paused for
 longer than its lease and wakes up does no harm.
@@ -49,6 +49,15 @@ def _start_of(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in ("Z", "X") else fields[19]
+
+
+def _incarnation() -> tuple[str, int] | None:
+    """The job that this process is part of, and the number of its run, from ``$HARNESS_INCARNATION`` (``cluster.12_3/1``).
+
+    Whoever starts a job again has ended its earlier runs first, so what they held is free for the later ones at once.
+    """
+    name, separator, count = os.environ.get("HARNESS_INCARNATION", "").rpartition("/")
+    return (name, int(count)) if separator and count.isdigit() else None
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,8 @@ class Owner:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.id}.beat").write_text(f"{0:020d}")
         who = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "start": _start_of(os.getpid())}
-        write_json(folder / f"{self.id}.json", {**who, "lease_s": lease_s, "about": dict(about or {})})
+        job = {"incarnation": list(found)} if (found := _incarnation()) else {}
+        write_json(folder / f"{self.id}.json", {**who, **job, "lease_s": lease_s, "about": dict(about or {})})
 
     def beat(self) -> None:
         """Raise the counter, in place: it must also work on a disk that is full."""
@@ -170,6 +180,9 @@ class Watch:
             return True
         identity = self.identity(owner)
         if identity.get("machine") and identity["machine"] == _machine() and _start_of(identity["pid"]) != identity["start"]:
+            return True
+        job, mine = identity.get("incarnation"), _incarnation()
+        if job and mine and job[0] == mine[0] and job[1] < mine[1]:
             return True
         try:
             beat = (self.folder / f"{owner}.beat").read_text()

@@ -1,0 +1,263 @@
+"""Inside a SLURM job: what SLURM gave, and a private Ray on all of it.
+
+Ray is started the classic way, one ``srun ... ray start --block`` a node. The job has its own port, token and short folder, so jobs
+that share a node do not meet; sizes are SLURM's, never the machine's. Whether Ray is up is judged by what it offers (the caller
+counts that), and whether work is done by the store: ``srun`` may return 0 although a node has failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import GangError, InputError
+from harness.launch.processes import die_with_parent
+
+TMP = Path("/tmp")
+TOKEN = "token"
+"""The secret of the job's Ray, in a file that only its user may read."""
+LONGEST_TMP = 38
+"""Ray adds some 60 characters to its folder for its sockets, and a socket's path may have 107 bytes."""
+FIRST_PORT, PORTS = 20000, 10000
+HEAD_WAIT_S = 60.0
+END_WAIT_S = 15.0
+LINGER_SHARE = 0.6
+"""Share of SLURM's KillWait for which Ray stays up after SIGTERM, so that ranks can save."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What SLURM gave to this job.
+
+    Attributes:
+        job: Its id, ``12`` or ``12_3`` for a task of an array.
+        job_id: The id that SLURM uses for this allocation alone.
+        cluster: The cluster's name.
+        nodes: Names of its nodes; this process runs on the first.
+        cpus: CPUs on each node, in the same order.
+        gpus: GPUs on each node.
+        memory: Bytes on each node; 0 where SLURM sets no limit.
+        restarts: How often SLURM has requeued it.
+    """
+
+    job: str
+    job_id: str
+    cluster: str
+    nodes: tuple[str, ...]
+    cpus: tuple[int, ...]
+    gpus: int
+    memory: int
+    restarts: int
+
+    @property
+    def incarnation(self) -> str:
+        """Names this run of the job; an earlier one with the same name has certainly ended (see `harness.store.leases`)."""
+        return f"{self.cluster}.{self.job}/{self.restarts}"
+
+    @property
+    def tmp(self) -> Path:
+        """Ray's folder on every node."""
+        return TMP / f"h{self.job_id}"
+
+
+def read_allocation(environment: Mapping[str, str], hostnames: Callable[[str], list[str]] | None = None) -> Allocation:
+    """The allocation that this process runs in.
+
+    Args:
+        environment: As SLURM sets it.
+        hostnames: From SLURM's list of nodes to names; asks ``scontrol`` when absent.
+
+    Raises:
+        InputError: This is no allocation.
+    """
+    listed = environment.get("SLURM_JOB_NODELIST")
+    if not listed or "SLURM_JOB_ID" not in environment:
+        raise InputError(
+            "--slurm: this is not inside a SLURM allocation (SLURM_JOB_NODELIST is not set); use harness submit, or salloc"
+        )
+    nodes = tuple((hostnames or _hostnames)(listed))
+    cpus = _expand(environment.get("SLURM_JOB_CPUS_PER_NODE", str(environment.get("SLURM_CPUS_ON_NODE", 1))))
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    per_node, per_cpu = environment.get("SLURM_MEM_PER_NODE"), environment.get("SLURM_MEM_PER_CPU")
+    memory = int(per_node) if per_node else int(per_cpu) * min(cpus) if per_cpu else 0
+    job_id = environment["SLURM_JOB_ID"]
+    return Allocation(
+        f"{array}_{task}" if array and task else job_id,
+        job_id,
+        environment.get("SLURM_CLUSTER_NAME", "slurm"),
+        nodes,
+        tuple(cpus) if len(cpus) == len(nodes) else (min(cpus),) * len(nodes),
+        int(environment.get("SLURM_GPUS_ON_NODE") or 0),
+        memory * 2**20,
+        int(environment.get("SLURM_RESTART_COUNT") or 0),
+    )
+
+
+def _expand(counts: str) -> list[int]:
+    """SLURM's ``4(x2),8`` as 4, 4, 8."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
+    return [int(count) for count, times in found for _ in range(int(times or 1))]
+
+
+def _hostnames(listed: str) -> list[str]:
+    done = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise InputError(f"--slurm: scontrol cannot read the node list {listed!r}: {done.stderr.strip()}")
+    return done.stdout.split()
+
+
+def kill_wait(timeout_s: float = 20.0) -> float:
+    """Seconds between SLURM's SIGTERM and its SIGKILL (KillWait); SLURM's default where it does not answer."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=timeout_s, check=False)
+        found = re.search(r"^KillWait\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+        if found:
+            return float(found[1])
+    return 30.0
+
+
+class RayInAllocation:
+    """A private Ray on all nodes of an allocation.
+
+    Attributes:
+        address: HOST:PORT of its head.
+    """
+
+    def __init__(self, allocation: Allocation, folder: Path) -> None:
+        """Start the head; returns when it listens. The environment names the token's file already.
+
+        Args:
+            allocation: Where.
+            folder: The job's folder on the shared file system.
+
+        Raises:
+            InputError: A folder for Ray's sockets would have too long a name.
+            GangError: The head does not come up.
+        """
+        if len(str(allocation.tmp)) > LONGEST_TMP:
+            raise InputError(f"{allocation.tmp}: more than {LONGEST_TMP} characters, too long for Ray's sockets")
+        self.allocation, self.folder = allocation, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        token = folder / TOKEN
+        token.unlink(missing_ok=True)
+        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(descriptor, secrets.token_hex(32).encode())
+        os.close(descriptor)
+        self._linger = LINGER_SHARE * kill_wait()
+        self._steps: dict[str, subprocess.Popen[bytes]] = {}
+        host = _own_address(allocation.nodes)
+        self.address = f"{host}:{_free_port(int(allocation.job_id), host)}"
+        try:
+            self._start(0)
+            self._await_head()
+            for index in range(1, len(allocation.nodes)):
+                self._start(index)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, index: int) -> None:
+        allocation, name = self.allocation, self.allocation.nodes[index]
+        log = self.folder / f"ray-{name}.log"
+        step = ["srun", "--overlap", "--exact", "-N1", "-n1", f"-c{allocation.cpus[index]}", "-w", name, "--job-name=ray"]
+        if allocation.gpus:
+            step.append(f"--gpus-per-node={allocation.gpus}")
+        agent = ["--head", self.address, "--tmp", allocation.tmp, "--cpus", allocation.cpus[index]]
+        agent += ["--gpus", allocation.gpus, "--memory", allocation.memory, "--linger", self._linger]
+        if index == 0:
+            agent.append("--is-head")
+        command = [*step, sys.executable, "-m", "harness.launch.node", *map(str, agent)]
+        # An srun that is killed leaves its step running; one that is terminated ends it.
+        tie = functools.partial(die_with_parent, signal.SIGTERM)
+        # SLURM makes the folder that TMPDIR names on every node, and leaves it there.
+        environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+        with open(log, "ab") as output:
+            self._steps[name] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=tie,
+                env=environment,
+            )
+
+    def _await_head(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        deadline = time.monotonic() + HEAD_WAIT_S
+        while time.monotonic() < deadline:
+            if trouble := self.trouble():
+                raise GangError(trouble)
+            with contextlib.suppress(OSError):
+                socket.create_connection((host, int(port)), timeout=1).close()
+                return
+            time.sleep(0.1)
+        raise GangError(f"Ray's head on {self.allocation.nodes[0]} does not listen after {HEAD_WAIT_S:.0f} s{self._said(0)}")
+
+    def trouble(self) -> str:
+        """Which node's Ray has ended, with the last line of its log; empty while all run."""
+        for index, name in enumerate(self.allocation.nodes):
+            step = self._steps.get(name)
+            if step is not None and step.poll() is not None:
+                return f"Ray on {name} ended (srun: {step.returncode}){self._said(index)}"
+        return ""
+
+    def _said(self, index: int) -> str:
+        log = self.folder / f"ray-{self.allocation.nodes[index]}.log"
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+        return f": {lines[-1].strip()} (log: {log})" if lines else f" (log: {log})"
+
+    def close(self) -> None:
+        """End Ray on all nodes; returns when the nodes are clear, or do not answer."""
+        # srun hands SIGUSR2 on, so that every node can clean up; at SIGTERM it would have the step killed.
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + END_WAIT_S
+            for step in self._steps.values():
+                if step.poll() is None:
+                    step.send_signal(number)
+            for step in self._steps.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    step.wait(max(0.1, deadline - time.monotonic()))
+        (self.folder / TOKEN).unlink(missing_ok=True)
+
+
+def _own_address(nodes: tuple[str, ...]) -> str:
+    """This node's address, as the other nodes reach it."""
+    if len(nodes) > 1:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            way.connect((nodes[1], 9))
+            return str(way.getsockname()[0])
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(nodes[0])
+    return "127.0.0.1"
+
+
+def _free_port(job_id: int, host: str) -> int:
+    """A port that is free now; where to look first depends on the job, so jobs on one node do not race for one."""
+    for attempt in range(200):
+        port = FIRST_PORT + (job_id * 7 + attempt * 131) % PORTS
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((host, port))
+            return port
+    raise GangError(f"no free port between {FIRST_PORT} and {FIRST_PORT + PORTS} on {host}")
+
+
+@contextlib.contextmanager
+def ray_in_allocation(allocation: Allocation, folder: Path) -> Iterator[RayInAllocation]:
+    """`RayInAllocation` for the time of a run."""
+    ray = RayInAllocation(allocation, folder)
+    try:
+        yield ray
+    finally:
+        ray.close()

@@ -1,0 +1,162 @@
+"""The process that a job script becomes: runs the harness, hands signals on, and decides whether the job goes back into the queue.
+
+It is a process of its own, apart from the run, because a run can end in ways that let it decide nothing: killed for memory, or with
+its Ray. Its rules:
+
+- USR1 (the time limit comes near, or a preemption with grace): the run saves and ends; with work left the job is requeued.
+- TERM (scancel, preemption, a requeue from outside): SLURM has decided already; save what can be saved, leave nothing behind.
+- The run ends by itself with work left, or is killed: the machine's fault; requeue.
+- Complete, failed chains, wrong input: the exit code says so, nothing is requeued.
+
+A job requeues itself a set number of times at most, and not at all once it was cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.launch.allocation import Allocation, kill_wait, read_allocation
+from harness.launch.jobs import CANCELLED, OUTCOME, REQUEUES
+from harness.launch.processes import adopt_orphans, end_tree, make_private, sweep
+
+COMPLETE, FAILED, INPUT, STOPPED = 0, 1, 2, 75
+LOOK_S = 0.1
+KILL_MARGIN_S = 3.0
+"""Of SLURM's KillWait, kept for cleaning up."""
+REQUEUE_WAIT_S = 60.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the harness in this job; the exit code is the run's."""
+    options, command = _parser().parse_known_args(arguments)
+    try:
+        allocation = read_allocation(os.environ)
+        if not (options.folder / "job.sh").exists():
+            raise InputError(
+                f"--root: {options.folder} is not to be seen on node {allocation.nodes[0]}; give a root that all nodes share"
+            )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INPUT
+    folder = options.folder.parent / "run" / allocation.job
+    folder.mkdir(parents=True, exist_ok=True)
+    return _Batch(allocation, folder, options.max_requeues).run([argument for argument in command if argument != "--"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m harness.launch.batch", allow_abbrev=False)
+    parser.add_argument("--folder", type=Path, required=True, help="the submission's folder in the store")
+    parser.add_argument("--max-requeues", type=int, required=True)
+    return parser
+
+
+class _Batch:
+    """One run of one job."""
+
+    def __init__(self, allocation: Allocation, folder: Path, max_requeues: int) -> None:
+        self.allocation, self.folder, self.max_requeues = allocation, folder, max_requeues
+        self.signals: list[int] = []
+        self.ended_at = 0.0
+        self.tmp = Path(f"{allocation.tmp}b")
+        self.driver: subprocess.Popen[bytes] | None = None
+
+    def run(self, command: list[str]) -> int:
+        adopt_orphans()
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._heard)
+        self._say(f"on {', '.join(self.allocation.nodes)}, requeued {self.allocation.restarts} times so far")
+        sweep("h[0-9]*", self.tmp.parent)
+        make_private(self.tmp)
+        (self.folder / OUTCOME).unlink(missing_ok=True)
+        wait = kill_wait()
+        try:
+            environment = {**os.environ, "TMPDIR": str(self.tmp), "HARNESS_INCARNATION": self.allocation.incarnation}
+            self.driver = subprocess.Popen(command, env=environment)
+            code = self._await(self.driver, wait)
+        finally:
+            end_tree(patience_s=1.0 if signal.SIGTERM in self.signals else 10.0)
+            shutil.rmtree(self.tmp, ignore_errors=True)
+        return self._decide(code)
+
+    def _heard(self, number: int, _: object) -> None:
+        self.signals.append(number)
+        if number != signal.SIGUSR1 and not self.ended_at:
+            self.ended_at = time.monotonic()
+        if self.driver is not None and self.driver.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.driver.send_signal(number)
+
+    def _await(self, driver: subprocess.Popen[bytes], wait: float) -> int:
+        """Wait for the run; where SLURM has sent SIGTERM, not longer than it takes to still clean up before its SIGKILL."""
+        while driver.poll() is None:
+            if self.ended_at and time.monotonic() - self.ended_at > max(1.0, wait - KILL_MARGIN_S):
+                driver.kill()
+            time.sleep(LOOK_S)
+        assert driver.returncode is not None
+        return driver.returncode
+
+    def _decide(self, code: int) -> int:
+        if code in (COMPLETE, FAILED, INPUT):
+            self._say({COMPLETE: "complete", FAILED: "ended, with chains that failed", INPUT: "the input is wrong"}[code])
+            return code
+        outcome = self._outcome()
+        if outcome == "idle":
+            self._say("others compute what is left; this job is not needed any more")
+            return COMPLETE
+        reason = "stopped with work left" if code == STOPPED else f"the run was killed (exit code {code})"
+        if (self.folder / CANCELLED).exists():
+            self._say(f"{reason}; cancelled, so it is not requeued")
+            self._ask("scancel", self.allocation.job)
+            time.sleep(REQUEUE_WAIT_S)
+            return STOPPED
+        if self.ended_at:
+            self._say(f"{reason}; ended by SLURM, which decides whether it starts again")
+            return STOPPED
+        return self._requeue(reason)
+
+    def _outcome(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            return str(json.loads((self.folder / OUTCOME).read_text())["reason"])
+        return ""
+
+    def _requeue(self, reason: str) -> int:
+        counter = self.folder / REQUEUES
+        done = int(counter.read_text()) if counter.exists() else 0
+        if done >= self.max_requeues:
+            self._say(f"{reason}; requeued {done} times already (--max-requeues), so no more: submit again to go on")
+            return STOPPED
+        counter.write_text(str(done + 1))
+        self._say(f"{reason}; requeued ({done + 1} of at most {self.max_requeues})")
+        # SLURM ends this process once the job is requeued, and starts the job again after two minutes of its own.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self._ask("scontrol", "requeue", self.allocation.job_id):
+            time.sleep(REQUEUE_WAIT_S)
+        return STOPPED
+
+    def _ask(self, *command: str) -> bool:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        except (OSError, subprocess.SubprocessError) as error:
+            self._say(f"{command[0]}: {error}")
+            return False
+        if done.returncode != 0:
+            self._say(f"{' '.join(command)}: {done.stderr.strip()}")
+        return done.returncode == 0
+
+    def _say(self, text: str) -> None:
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {self.allocation.job}: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,236 @@
+"""What is asked of SLURM: the options of ``harness submit``, and the lab's defaults from a site file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harness.errors import ConfigError, InputError, Problem
+
+SITE = Path("slurm/site.yaml")
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
+_MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
+_WORD = r"^[^\s#'\"`$\\;&|<>]+$"
+"""A value of an ``#SBATCH`` line: one word, with nothing that a shell reads."""
+
+Word = Annotated[str, Field(pattern=_WORD, max_length=200)]
+Count = Annotated[int, Field(gt=0)]
+
+
+def parse_time(text: str) -> int:
+    """Seconds of one of SLURM's times: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    found = _TIME.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"found {text!r}, allowed: MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]]")
+    days, a, b, c = (found[name] for name in ("days", "a", "b", "c"))
+    if days is not None:
+        return ((int(days) * 24 + int(a)) * 60 + int(b or 0)) * 60 + int(c or 0)
+    if c is not None:
+        return (int(a) * 60 + int(b)) * 60 + int(c)
+    return int(a) * 60 + int(b or 0)
+
+
+def parse_memory(text: str) -> int:
+    """MiB of one of SLURM's sizes: a number with K, M, G or T; M where it has none.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = _MEMORY.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"found {text!r}, allowed: a number with K, M, G or T, such as 64G")
+    return int(int(found[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2].upper()])
+
+
+class Options(BaseModel):
+    """What one submission asks of SLURM, and how its jobs behave. The names are those of ``sbatch``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    nodes: Count = 1
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    cpus_per_node: Count | None = None
+    """CPUs of every node; what one node's gangs need when null."""
+    mem: Word | None = None
+    """Memory of every node, as 64G; SLURM's default when null."""
+    time: Word | None = None
+    """Time limit of every job; SLURM's default when null."""
+    constraint: Word | None = None
+    exclusive: bool = False
+    array: Word | None = None
+    """Tasks of a job array, as ``8`` or ``8%4`` (four at once at most), each an allocation of its own; one allocation when null."""
+    dependency: Word | None = None
+    mail_user: Word | None = None
+    mail_type: Word | None = None
+    reservation: Word | None = None
+    setup: tuple[str, ...] = ()
+    """Lines of shell that make the environment: ``module load cuda``, ``source /shared/venv/bin/activate``."""
+    environment: dict[str, str] = {}
+    """Variables to export."""
+    extra: tuple[str, ...] = ()
+    """Further options for ``#SBATCH`` lines, each as ``--name=value``."""
+    cache: Path | None = None
+    """The hub's shared cache (HF_HOME), which ``harness fetch`` fills; the environment's when null."""
+    network: bool = False
+    """Compute nodes reach the hub and W&B, so jobs need no cache and may send to W&B themselves."""
+    signal_s: Annotated[int, Field(ge=10)] | None = None
+    """Seconds before the time limit at which the run saves its work; twice ``resources.grace_s``, at least 60, when null."""
+    max_requeues: Annotated[int, Field(ge=0)] = 50
+    """How often a job puts itself back into the queue."""
+    idle_s: Annotated[float, Field(ge=0)] = 120.0
+    """An array's task ends after this many seconds in which all that is left is being computed by others."""
+
+    @field_validator("time")
+    @classmethod
+    def _a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_time(value)
+        return value
+
+    @field_validator("mem")
+    @classmethod
+    def _a_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_memory(value)
+        return value
+
+    @field_validator("array")
+    @classmethod
+    def _tasks(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[1-9]\d*(%[1-9]\d*)?", value):
+            raise ValueError(f"found {value!r}, allowed: a number of tasks, such as 8, or 8%4 for at most four at once")
+        return value
+
+    @field_validator("setup")
+    @classmethod
+    def _lines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any("\n" in line for line in value):
+            raise ValueError("give a list of single lines")
+        return value
+
+    @field_validator("extra")
+    @classmethod
+    def _long_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for option in value:
+            if not re.fullmatch(r"--[a-z][a-z-]*(=[^\s#'\"`$\\;&|<>]+)?", option):
+                raise ValueError(f"found {option!r}, allowed: --name or --name=value, one word each")
+        return value
+
+    @field_validator("environment")
+    @classmethod
+    def _names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"found the name {name!r}, allowed: letters, digits and _")
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Options:
+        if self.mail_type is not None and self.mail_user is None:
+            raise ValueError("mail_type: needs mail_user")
+        return self
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of the array; 1 for one allocation."""
+        return int(self.array.partition("%")[0]) if self.array else 1
+
+    @property
+    def time_s(self) -> int | None:
+        """The time limit in seconds."""
+        return parse_time(self.time) if self.time else None
+
+
+def read_site(path: Path | None) -> dict[str, Any]:
+    """The lab's defaults.
+
+    Args:
+        path: The file; when None, ``$HARNESS_SITE``, else ``slurm/site.yaml`` where there is one.
+
+    Raises:
+        InputError: A file that was named is missing, or one is wrong.
+    """
+    named = path or (Path(os.environ["HARNESS_SITE"]) if os.environ.get("HARNESS_SITE") else None)
+    path = named or SITE
+    if not path.is_file():
+        if named is not None:
+            raise InputError(f"--site: {named} does not exist")
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark is not None else None
+        reason = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
+        raise ConfigError([Problem(str(path), line, "", f"is not YAML: {reason}")]) from None
+    found = {} if found is None else found
+    if not isinstance(found, dict):
+        raise ConfigError([Problem(str(path), 1, "", "expected a mapping of options, such as partition: gpu")])
+    _check(found, {name: (str(path), _line_of(path, name)) for name in map(str, found)})
+    return found
+
+
+def make_options(site: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
+    """The options of a submission: those given, else the site's, else the defaults.
+
+    Args:
+        site: From `read_site`.
+        given: From the command line; None for what was not given. ``setup`` and ``extra`` come after the site's.
+
+    Raises:
+        InputError: An option's value is wrong.
+    """
+    told = {name: value for name, value in given.items() if value is not None}
+    merged = {**site, **told}
+    for name in ("setup", "extra"):
+        merged[name] = (*site.get(name, ()), *told.get(name, ()))
+    _check(merged, {name: (f"--{name.replace('_', '-')}", None) for name in told})
+    return Options(**merged)
+
+
+def _check(values: Mapping[str, Any], places: Mapping[str, tuple[str, int | None]]) -> None:
+    """Check options, with messages that say where each was given."""
+    problems = [
+        Problem(*places.get(name, ("site file", None)), name, f"is unknown{_nearest(name)}")
+        for name in map(str, values)
+        if name not in Options.model_fields
+    ]
+    if not problems:
+        try:
+            Options(**values)
+        except ValidationError as error:
+            for item in error.errors():
+                name = str(item["loc"][0]) if item["loc"] else ""
+                message = item["msg"].removeprefix("Value error, ")
+                if item["type"] == "string_pattern_mismatch":
+                    message = f"found {item['input']!r}, allowed: one word without quotes or signs of the shell"
+                where, line = places.get(name, ("site file", None))
+                problems.append(Problem(where, line, "" if where.startswith("--") else name, message))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _nearest(name: str) -> str:
+    near = get_close_matches(name, Options.model_fields, 1)
+    return f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(Options.model_fields)}"
+
+
+def _line_of(path: Path, name: str) -> int | None:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if re.match(rf"['\"]?{re.escape(name)}['\"]?\s*:", line):
+            return number
+    return None

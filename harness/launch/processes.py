@@ -1,0 +1,158 @@
+"""Process trees and temporary folders of a job on one node; the standard library only, since every node pays for its imports."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+OWNER = "owner"
+_PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
+
+
+def adopt_orphans() -> None:
+    """From now on, processes below this one whose parent ends become children of this one, so that none can get away (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """To be called in a child before it runs its program: it gets a signal when the thread that started it ends."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def start_of(pid: int) -> str:
+    """When a process started, in the kernel's ticks; empty where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in ("Z", "X") else fields[19]
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, parents before children."""
+    found, todo = list[int](), [pid]
+    while todo:
+        for task in _listed(f"/proc/{todo.pop()}/task"):
+            with contextlib.suppress(OSError):
+                children = [int(child) for child in (task / "children").read_text().split()]
+                found += children
+                todo += children
+    return found
+
+
+def _listed(folder: str) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from Path(folder).iterdir()
+
+
+def _shared_memory(pid: int) -> set[Path]:
+    """Files of shared memory that a process has mapped."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        return {Path(line.split(maxsplit=5)[5]) for line in lines if " /dev/shm/" in line and not line.endswith(" (deleted)")}
+    return set()
+
+
+def end_tree(patience_s: float) -> None:
+    """End everything below this process: SIGTERM, then SIGKILL; what they shared in /dev/shm goes with them.
+
+    Args:
+        patience_s: How long they may take to end by themselves.
+    """
+    victims = descendants(os.getpid())
+    shared = set[Path]().union(*map(_shared_memory, victims))
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
+    _reap(patience_s)
+    deadline = time.monotonic() + 5.0
+    while (left := descendants(os.getpid())) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        _reap(0.1)
+    for path in shared:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _reap(patience_s: float) -> None:
+    """Take note of children that have ended, until there is none left."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.02)
+
+
+def leave_janitor(tmp: Path) -> None:
+    """Fork a process that waits for the end of this one, and then removes what it could not: it may be killed at any moment.
+
+    The janitor is nobody's child, since SLURM may track a step's processes by their parents and kill all of them at once (it does
+    so where ``srun`` itself is terminated). Where it tracks them by control group, the janitor is killed too; there this process is
+    not, but asked to end.
+    """
+    watched, held = os.pipe()
+    if (child := os.fork()) != 0:
+        os.waitpid(child, 0)
+        os.close(watched)  # `held` stays open as long as this process lives, and is not handed on to programs
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            os.close(held)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):  # SLURM takes a step for running while somebody has its output open
+                os.dup2(nothing, descriptor)
+            os.read(watched, 1)
+            _remove_traces(tmp)
+    finally:
+        os._exit(0)
+
+
+def _remove_traces(tmp: Path) -> None:
+    """Kill the processes that name a folder, and remove it."""
+    for entry in _listed("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            if int(entry.name) != os.getpid() and str(tmp).encode() + b"/" in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+    shutil.rmtree(tmp, ignore_errors=True)
+
+
+def make_private(path: Path) -> None:
+    """Make a folder of this process, for nobody else; what an earlier process left there is removed."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o700, parents=True)
+    (path / OWNER).write_text(f"{os.getpid()} {start_of(os.getpid())} {_namespace()}")
+
+
+def _namespace() -> str:
+    """Within one namespace a process id means one process; containers on a node may share its /tmp and not its processes."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+def sweep(
+    pattern: str, parent: Path, remove: Callable[[Path], None] = lambda path: shutil.rmtree(path, ignore_errors=True)
+) -> None:
+    """Remove folders of `make_private` whose process is gone: its machine, or SLURM, left it no time to."""
+    for path in parent.glob(pattern):
+        with contextlib.suppress(OSError, ValueError):
+            pid, started, namespace = (path / OWNER).read_text().split(" ")
+            mine = path.stat().st_uid == os.getuid() and namespace == _namespace()
+            if mine and start_of(int(pid)) != started:
+                remove(path)

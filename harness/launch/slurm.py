@@ -1,0 +1,202 @@
+"""SLURM's commands: one call for many jobs, a time limit on each, and patience with a controller that is busy."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from harness.errors import HarnessError, InputError
+
+CALL_S = 60.0
+WAITS_S = (1.0, 3.0, 9.0)
+"""Pauses between tries of a call that the controller did not answer."""
+_BUSY = re.compile(
+    r"unable to contact slurm controller|socket timed out|connection (refused|timed out|reset)|slurm_load_\w+ error: unable|"
+    r"temporarily|try again|zero bytes",
+    re.IGNORECASE,
+)
+_LIVE = "PENDING RUNNING SUSPENDED CONFIGURING COMPLETING REQUEUED REQUEUE_HOLD RESIZING SIGNALING STAGE_OUT STOPPED SPECIAL_EXIT"
+LIVE = frozenset(_LIVE.split())
+"""States of a job that may still compute."""
+
+
+class SlurmError(HarnessError):
+    """SLURM refused a request, or does not answer.
+
+    Attributes:
+        output: What the command printed besides.
+    """
+
+    def __init__(self, message: str, output: str = "") -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.output = output
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition, as ``sinfo`` shows it.
+
+    Attributes:
+        name: Its name.
+        default: Jobs that name none go here.
+        time_s: Its time limit; None for none.
+        nodes: How many nodes it has.
+        cpus: CPUs of its largest node.
+        memory: MiB of its largest node.
+        gpus: GPUs of its largest node.
+    """
+
+    name: str
+    default: bool
+    time_s: int | None
+    nodes: int
+    cpus: int
+    memory: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job, or a task of an array, as ``squeue`` shows it."""
+
+    job: str
+    state: str
+    reason: str
+    nodes: str
+    elapsed: str
+    limit: str
+    start: str
+
+    @property
+    def live(self) -> bool:
+        """Whether it may still compute."""
+        return self.state in LIVE
+
+
+@dataclass
+class Slurm:
+    """The controller.
+
+    Attributes:
+        run: Runs a command; replaced in tests of what happens when the controller is busy.
+        sleep: Waits.
+    """
+
+    run: Callable[..., subprocess.CompletedProcess[str]] = field(default=subprocess.run)
+    sleep: Callable[[float], None] = time.sleep
+
+    @staticmethod
+    def here() -> bool:
+        """Whether this machine has SLURM's commands."""
+        return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
+
+    def call(self, *command: str, text: str | None = None, again: bool = True) -> str:
+        """Run one of SLURM's commands; returns what it prints.
+
+        Args:
+            command: The command.
+            text: Its standard input.
+            again: Ask again, after longer and longer pauses, while the controller does not answer. Not for what must not be done
+                twice.
+
+        Raises:
+            InputError: SLURM is not installed here.
+            SlurmError: The command failed.
+        """
+        output = ""
+        for pause in (*(WAITS_S if again else ()), None):
+            try:
+                done = self.run(command, input=text, capture_output=True, text=True, timeout=CALL_S, check=False)
+            except FileNotFoundError:
+                raise InputError(
+                    f"this is not a SLURM machine: there is no {command[0]}; run this on the cluster's login node"
+                ) from None
+            except subprocess.TimeoutExpired:
+                problem = f"no answer within {CALL_S:.0f} s"
+            else:
+                if done.returncode == 0:
+                    return done.stdout
+                problem, output = " ".join(done.stderr.split()) or f"exit code {done.returncode}", done.stdout
+                if not _BUSY.search(problem):
+                    break
+            if pause is not None:
+                self.sleep(pause)
+        raise SlurmError(f"{command[0]}: {problem}", output)
+
+    def partitions(self) -> dict[str, Partition]:
+        """All partitions, by name."""
+        found: dict[str, Partition] = {}
+        for line in self.call("sinfo", "-h", "-a", "-o", "%P|%l|%D|%c|%m|%G").splitlines():
+            name, limit, nodes, cpus, memory, gres = line.split("|")
+            item = Partition(
+                name.rstrip("*"), name.endswith("*"), _limit(limit), int(nodes), _number(cpus), _number(memory), _gpus(gres)
+            )
+            known = found.get(item.name)
+            if known is not None:  # nodes of several sizes: one line each
+                largest = (max(getattr(known, key), getattr(item, key)) for key in ("cpus", "memory", "gpus"))
+                item = Partition(item.name, item.default, item.time_s, known.nodes + item.nodes, *largest)
+            found[item.name] = item
+        return found
+
+    def submit(self, script: str, *arguments: str) -> str:
+        """Submit a job script; returns the job's id.
+
+        Raises:
+            SlurmError: SLURM refused it.
+        """
+        printed = self.call("sbatch", "--parsable", *arguments, text=script, again=False)
+        return printed.strip().splitlines()[-1].partition(";")[0]
+
+    def states(self, jobs: Collection[str], name: str) -> dict[str, list[JobState]]:
+        """The states of jobs, by the id under which they were submitted, one entry per task; one call for all of them.
+
+        Jobs that SLURM has forgotten (it does, some minutes after their end) are absent.
+
+        Args:
+            jobs: Their ids.
+            name: The name that all of them have.
+        """
+        if not jobs:
+            return {}
+        # By name, not by id: to ask for one id that is forgotten is an error.
+        lines = self.call("squeue", "-h", "-r", "-t", "all", f"--name={name}", "-o", "%F|%i|%T|%r|%N|%M|%l|%S").splitlines()
+        found: dict[str, list[JobState]] = {}
+        for line in lines:
+            submitted, *rest = line.split("|")
+            if submitted in jobs:
+                found.setdefault(submitted, []).append(JobState(*rest))
+        return found
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """End jobs at once; SLURM sends SIGTERM, then SIGKILL."""
+        if jobs:
+            self.call("scancel", *jobs)
+
+    def signal(self, jobs: Sequence[str], name: str) -> None:
+        """Send a signal to the batch processes of running jobs."""
+        if jobs:
+            self.call("scancel", "--batch", f"--signal={name}", *jobs)
+
+
+def _limit(text: str) -> int | None:
+    from harness.launch.options import parse_time
+
+    try:
+        return parse_time(text)
+    except ValueError:
+        return None
+
+
+def _number(text: str) -> int:
+    found = re.match(r"\d+", text)
+    return int(found[0]) if found else 0
+
+
+def _gpus(gres: str) -> int:
+    """GPUs in SLURM's ``gpu:a100:8(S:0-1),...``."""
+    return sum(int(count) for count in re.findall(r"gpu(?::[A-Za-z][\w.-]*)?:(\d+)", gres))

@@ -1,0 +1,208 @@
+"""From options and a plan to a job in SLURM's queue, and the end of such jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.launch import jobs
+from harness.launch.jobs import CANCELLED, Submission, Task
+from harness.launch.options import Options
+from harness.launch.render import Job, render
+from harness.launch.slurm import LIVE, Slurm, SlurmError
+from harness.launch.validate import Work, cpus_per_node, signal_s
+
+LOOK_S = 15
+"""Seconds that the look at a compute node may wait for one."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A submission that has passed its checks.
+
+    Attributes:
+        experiment: The experiment's folder in the store.
+        root: The store.
+        config: The configuration file.
+        assignments: ``--set`` items.
+        python: The interpreter that has the harness.
+        cache: The hub's cache.
+    """
+
+    experiment: Path
+    root: Path
+    config: Path
+    assignments: Sequence[str]
+    python: str
+    cache: Path
+
+
+def script(request: Request, options: Options, work: Work, folder: Path) -> str:
+    """The job script of a submission whose files are kept in a folder."""
+    job = Job(
+        experiment=request.experiment.name,
+        folder=folder,
+        root=request.root,
+        directory=Path.cwd(),
+        python=request.python,
+        cpus=cpus_per_node(work, options),
+        signal_s=signal_s(work, options),
+        assignments=request.assignments,
+        cache=request.cache,
+    )
+    return render(job, options)
+
+
+def new_folder(experiment: Path) -> Path:
+    """A name for a submission's folder that nobody has."""
+    return jobs.folder_of(experiment) / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+
+
+def check_alone(experiment: Path, slurm: Slurm, join: bool) -> None:
+    """Refuse a second submission of an experiment that has jobs, unless it is to join them.
+
+    Raises:
+        InputError: There are jobs.
+    """
+    live = [task for task in jobs.tasks(experiment, slurm) if task.state in LIVE]
+    if live and not join:
+        some = ", ".join(f"{task.job} ({task.state.lower()})" for task in live[:5])
+        more = f" and {len(live) - 5} more" if len(live) > 5 else ""
+        raise InputError(
+            f"experiment {experiment.name} has jobs already: {some}{more}; they continue by themselves. "
+            f"--join adds more that share its work with them (best as --array N), harness cancel ends them"
+        )
+
+
+def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: bool) -> Submission:
+    """Write the job's files, see that a compute node finds them, and put it into the queue; on failure nothing stays.
+
+    Args:
+        request: What.
+        options: What is asked of SLURM.
+        work: The plan.
+        slurm: The controller.
+        look: Have a compute node look for the files first, if one is free.
+
+    Raises:
+        InputError: A compute node does not see the store, or SLURM refuses the job for what it asks.
+        SlurmError: SLURM does not answer.
+    """
+    folder = new_folder(request.experiment)
+    folder.mkdir(parents=True)
+    try:
+        shutil.copyfile(request.config, folder / "config.yaml")
+        text = script(request, options, work, folder)
+        (folder / "job.sh").write_text(text, encoding="utf-8")
+        if look:
+            _look(folder, request.python, options, slurm)
+        try:
+            job = slurm.submit(text)
+        except SlurmError as error:
+            raise _refusal(error, options) from None
+        user = ""
+        with contextlib.suppress(OSError, KeyError):
+            user = getpass.getuser()
+        assigned = list(request.assignments)
+        tasks = options.tasks if options.array else 0
+        submission = Submission(job, tasks, time.time(), assigned, folder.name, user, socket.gethostname())
+        jobs.record(folder, submission)
+        return submission
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _look(folder: Path, python: str, options: Options, slurm: Slurm) -> None:
+    """Have a compute node look for the job's files and its Python; where none is free, the job itself will.
+
+    Raises:
+        InputError: The node does not find them.
+    """
+    named = ("partition", "account", "qos", "constraint", "reservation")
+    where = [f"--{name}={getattr(options, name)}" for name in named if getattr(options, name)]
+    program = 'for file in "$@"; do [ -e "$file" ] || { echo "missing on $(hostname): $file"; exit 3; }; done; echo seen'
+    command = [
+        "srun",
+        f"--immediate={LOOK_S}",
+        "--nodes=1",
+        "--ntasks=1",
+        "--time=1",
+        "--chdir=/",
+        "--job-name=harness-look",
+        *where,
+    ]
+    try:
+        said = slurm.call(*command, "bash", "-c", program, "look", str(folder / "job.sh"), python, again=False)
+    except SlurmError as error:
+        said = error.output
+    found = re.search(r"missing on (\S+): (.*)", said)
+    if found is None:
+        return
+    if found[2] == python:
+        raise InputError(
+            f"node {found[1]} has no {python}; put the environment on a file system that all nodes share, or name it in --setup"
+        )
+    raise InputError(
+        f"--root: node {found[1]} does not see {folder.parent.parent}; give a root on a file system that all nodes share"
+    )
+
+
+def _refusal(error: SlurmError, options: Options) -> Exception:
+    text = str(error)
+    hints = {
+        "account": f"--account: {options.account!r}; see `sacctmgr show associations user=$USER`",
+        "qos": f"--qos: {options.qos!r}",
+        "partition": f"--partition: {options.partition!r}",
+        "depend": f"--dependency: {options.dependency!r}",
+        "feature": f"--constraint: {options.constraint!r}",
+        "reservation": f"--reservation: {options.reservation!r}",
+    }
+    reason = re.sub(r"^sbatch: (sbatch: )?(error: )*", "", text)
+    for word, hint in hints.items():
+        if word in text.lower():
+            return InputError(f"{hint}: SLURM refuses the job: {reason}")
+    return InputError(f"SLURM refuses the job: {reason}") if "sbatch: error" in text else error
+
+
+def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> list[Task]:
+    """End jobs of an experiment; what they have saved stays.
+
+    Running jobs are asked to save their work and end; those that wait are taken out of the queue.
+
+    Args:
+        experiment: The experiment's folder.
+        slurm: The controller.
+        only: Jobs or tasks; all of the experiment's when empty.
+        now: Do not let them save.
+
+    Returns:
+        The jobs that were live.
+
+    Raises:
+        InputError: A job is none of this experiment's.
+    """
+    known = jobs.tasks(experiment, slurm)
+    mine = {task.job for task in known} | {task.job.partition("_")[0] for task in known}
+    for name in only:
+        if name not in mine:
+            raise InputError(f"--job: {name} is no job of experiment {experiment.name}; it has {', '.join(sorted(mine)) or 'none'}")
+    live = [task for task in known if task.state in LIVE and (not only or task.job in only or task.job.partition("_")[0] in only)]
+    for task in live:
+        folder = jobs.run_folder(experiment, task.job)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CANCELLED).touch()
+    running = [task.job for task in live if task.state == "RUNNING"]
+    slurm.cancel([task.job for task in live if now or task.job not in running])
+    if not now:
+        slurm.signal(running, "USR1")
+    return live

@@ -1,0 +1,167 @@
+"""Whether a submission can work, before anything is queued."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from harness.errors import InputError
+from harness.launch.options import Options, parse_memory
+from harness.launch.slurm import Partition
+
+START_S = 60
+"""What a job needs before it computes: Python, Ray, models."""
+
+
+@dataclass(frozen=True, order=True)
+class GangNeed:
+    """What one gang of the grid occupies.
+
+    Attributes:
+        ranks: Ranks.
+        cpus: CPUs of each.
+        gpus: GPUs of each.
+    """
+
+    ranks: int
+    cpus: int
+    gpus: int
+
+    def per_node(self, cpus: int, gpus: int) -> int:
+        """How many of its ranks fit a node."""
+        return min(cpus // self.cpus, gpus // self.gpus if self.gpus else self.ranks)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the plan says of the grid.
+
+    Attributes:
+        gangs: The shapes of its gangs.
+        wall_s: Simulated time of what is left, on one job's nodes.
+        checkpoint_s: Longest time between two checkpoints of a fit.
+        grace_s: Longest time that saving takes.
+        left: Generations to compute.
+    """
+
+    gangs: Collection[GangNeed]
+    wall_s: float
+    checkpoint_s: float
+    grace_s: float
+    left: int
+
+
+def signal_s(work: Work, options: Options) -> int:
+    """Seconds before the time limit at which a run is told; SLURM may be up to a minute early, never so late."""
+    return options.signal_s if options.signal_s is not None else max(60, math.ceil(2 * work.grace_s))
+
+
+def cpus_per_node(work: Work, options: Options) -> int:
+    """CPUs to ask for on each node: what its GPUs' ranks need, or the largest gang without GPUs."""
+    if options.cpus_per_node is not None:
+        return options.cpus_per_node
+    needs = [gang.cpus * (options.gpus_per_node // gang.gpus if gang.gpus else gang.ranks) for gang in work.gangs]
+    return max(1, *needs)
+
+
+def check(work: Work, options: Options, partitions: Mapping[str, Partition] | None) -> list[str]:
+    """Check a submission against the plan and the cluster.
+
+    Args:
+        work: The plan.
+        options: What is asked of SLURM.
+        partitions: The cluster's; None where there is no SLURM to ask (a dry run).
+
+    Returns:
+        Remarks that do not forbid it.
+
+    Raises:
+        InputError: It cannot work; one line for every reason.
+    """
+    problems = problems_of_gangs(work, options)
+    limit = options.time_s
+    if partitions is not None:
+        partition = _partition(options, partitions, problems)
+        if partition is not None:
+            problems += _fits(work, options, partition)
+            limit = limit or partition.time_s
+    lead = signal_s(work, options)
+    if limit is not None and limit < START_S + work.checkpoint_s + lead:
+        problems.append(
+            f"--time: {_duration(limit)} is too short: a job needs about {START_S} s to start, writes a checkpoint every "
+            f"{work.checkpoint_s:g} s (resources.checkpoint_s) and saves its work {lead} s before its limit (--signal-s); "
+            f"allowed: {_duration(START_S + work.checkpoint_s + lead)} or more"
+        )
+    if problems:
+        raise InputError("\n".join(problems))
+    return _remarks(work, options, limit)
+
+
+def problems_of_gangs(work: Work, options: Options) -> list[str]:
+    """Why gangs of the grid would find no room in a job; empty where all do."""
+    cpus, problems = cpus_per_node(work, options), []
+    for gang in sorted(work.gangs):
+        there = gang.per_node(cpus, options.gpus_per_node)
+        if there * options.nodes >= gang.ranks:
+            continue
+        what, wanted = (
+            ("GPU", gang.gpus) if gang.gpus and options.gpus_per_node // gang.gpus <= cpus // gang.cpus else ("CPU", gang.cpus)
+        )
+        has = options.gpus_per_node if what == "GPU" else cpus
+        shape = "each task of the array" if options.array else "the job"
+        problems.append(
+            f"--nodes: a gang has {gang.ranks} ranks with {wanted} {what}(s) each; {shape} has {options.nodes} node(s) with {has} "
+            f"{what}(s), room for {there * options.nodes} ranks; "
+            f"give more --nodes or --{what.lower()}s-per-node, or lower resources.ranks"
+        )
+    return problems
+
+
+def _partition(options: Options, partitions: Mapping[str, Partition], problems: list[str]) -> Partition | None:
+    if options.partition is None:
+        return next((item for item in partitions.values() if item.default), None)
+    if options.partition not in partitions:
+        near = get_close_matches(options.partition, partitions, 1)
+        known = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(partitions))}"
+        problems.append(f"--partition: {options.partition!r} does not exist; {known}")
+        return None
+    return partitions[options.partition]
+
+
+def _fits(work: Work, options: Options, partition: Partition) -> list[str]:
+    asked = {
+        "--nodes": (options.nodes, partition.nodes, "nodes"),
+        "--cpus-per-node": (cpus_per_node(work, options), partition.cpus, "CPUs a node"),
+        "--gpus-per-node": (options.gpus_per_node, partition.gpus, "GPUs a node"),
+        "--mem": (parse_memory(options.mem) if options.mem else 0, partition.memory, "MiB a node"),
+    }
+    problems = [
+        f"{name}: {wanted} {what} asked for, partition {partition.name} has {most}"
+        for name, (wanted, most, what) in asked.items()
+        if wanted > most
+    ]
+    if options.time_s is not None and partition.time_s is not None and options.time_s > partition.time_s:
+        problems.append(f"--time: {options.time} is more than partition {partition.name} allows ({_duration(partition.time_s)})")
+    return problems
+
+
+def _remarks(work: Work, options: Options, limit: int | None) -> list[str]:
+    found = []
+    if not work.left:
+        found.append("everything is in the store already; the job will only see that")
+    if limit is not None and not options.array:
+        useful = limit - START_S - signal_s(work, options)
+        jobs = math.ceil(work.wall_s / useful) if useful > 0 else 0
+        if jobs > 1:
+            enough = "" if jobs <= options.max_requeues + 1 else f", more than --max-requeues {options.max_requeues} allows"
+            found.append(f"about {_duration(work.wall_s)} of work: the job will requeue itself about {jobs - 1} times{enough}")
+    return found
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}-{hour:02d}:{minute:02d}:{second:02d}" if days else f"{hour}:{minute:02d}:{second:02d}"

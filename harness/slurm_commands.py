@@ -1,0 +1,240 @@
+"""The commands about SLURM: they bring the plan and SLURM's side together."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.coordinator.base import Summary
+    from harness.coordinator.cluster import Place
+    from harness.launch.jobs import Task
+    from harness.launch.options import Options
+    from harness.launch.slurm import Slurm
+    from harness.launch.validate import Work
+    from harness.store import Store
+    from harness.study import Prepared
+
+JOIN_S = 180.0
+"""How long a job waits for its nodes' Rays: a shared file system that is busy makes Python start slowly."""
+
+
+class Job:
+    """This run as the work of a SLURM job."""
+
+    def __init__(self, prepared: Prepared, root: Path) -> None:
+        """Look where this is.
+
+        Raises:
+            InputError: Not in an allocation.
+        """
+        from harness.launch.allocation import TOKEN, read_allocation
+        from harness.launch.jobs import run_folder
+        from harness.store import Experiment
+
+        self.allocation = read_allocation(os.environ)
+        self.folder = run_folder(Experiment(root, prepared.study.base.experiment).path, self.allocation.job)
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / TOKEN)}
+        os.environ.update(own, HARNESS_INCARNATION=self.allocation.incarnation)
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[Place]:
+        """Ray on all nodes of the allocation."""
+        from harness.coordinator.cluster import Place
+        from harness.launch.allocation import ray_in_allocation
+
+        with ray_in_allocation(self.allocation, self.folder) as ray:
+            nodes = len(self.allocation.nodes)
+            yield Place(ray.address, nodes, sum(self.allocation.cpus), nodes * self.allocation.gpus, JOIN_S, ray.trouble)
+
+    def ended(self, summary: Summary) -> None:
+        """Write down how the run ended, for the process that decides about the job, and for `harness status`."""
+        from harness.coordinator.coordinator import IDLE
+        from harness.launch.jobs import write_outcome
+
+        reason = "idle" if summary.reason == IDLE else "stopped" if summary.stopped else "done"
+        counts = f"{summary.chains_complete} chains complete, {summary.chains_failed} failed"
+        because = f"; {summary.reason or 'stopped with work left'}" if summary.stopped else ""
+        write_outcome(self.folder, reason, counts + because)
+
+
+def _work(prepared: Prepared, store: Store, options: Options) -> Work:
+    from harness.coordinator.base import shape_of
+    from harness.coordinator.planner import plan
+    from harness.coordinator.scheduler import Capacity
+    from harness.launch.validate import GangNeed, Work, cpus_per_node, problems_of_gangs
+
+    configs = [cell.config for cell in prepared.study.cells]
+    shapes = {shape_of(config, options.gpus_per_node > 0) for config in configs}
+    gangs = {GangNeed(shape.ranks, shape.cpus, shape.gpus) for shape in shapes}
+    longest = max(config.resources.checkpoint_s for config in configs)
+    grace = max(config.resources.grace_s for config in configs)
+    work = Work(gangs, 0.0, longest, grace, 0)
+    machine = Capacity(cpus_per_node(work, options), options.gpus_per_node)
+    if problems := problems_of_gangs(work, options):
+        raise InputError("\n".join(problems))
+    found = plan(prepared, store, [machine] * options.nodes)
+    return Work(gangs, found.wall_s, longest, grace, found.generations_unique - found.generations_stored)
+
+
+Text = str | None
+
+
+def submit(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's YAML file.", show_default=False)],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Set a field, or pin a grid axis; repeatable.")
+    ] = None,
+    root: Annotated[Path, typer.Option("--root", envvar="HARNESS_ROOT", help="The store.")] = Path("runs"),
+    partition: Annotated[Text, typer.Option("--partition", "-p", help="Partition.")] = None,
+    account: Annotated[Text, typer.Option("--account", "-A", help="Account.")] = None,
+    qos: Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", "-N", help="Nodes of each job.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of each node.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")] = None,
+    mem: Annotated[Text, typer.Option(help="Memory of each node, as 64G.")] = None,
+    time: Annotated[Text, typer.Option("--time", "-t", help="Time limit, as 4:00:00 or 1-12.")] = None,
+    constraint: Annotated[Text, typer.Option("--constraint", "-C", help="Features of the nodes.")] = None,
+    exclusive: Annotated[bool | None, typer.Option("--exclusive", help="Share no node with other jobs.")] = None,
+    array: Annotated[
+        Text, typer.Option("--array", "-a", metavar="N[%M]", help="N allocations that share the work, M at once at most.")
+    ] = None,
+    dependency: Annotated[Text, typer.Option("--dependency", "-d", help="As for sbatch.")] = None,
+    mail_user: Annotated[Text, typer.Option(help="Whom SLURM tells of the end.")] = None,
+    reservation: Annotated[Text, typer.Option(help="A reservation.")] = None,
+    setup: Annotated[list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")] = None,
+    extra: Annotated[list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="The hub's cache that harness fetch fills.")] = None,
+    signal_s: Annotated[int | None, typer.Option(help="Seconds before the time limit at which work is saved.")] = None,
+    max_requeues: Annotated[int | None, typer.Option(help="How often a job requeues itself at most.")] = None,
+    site: Annotated[Path | None, typer.Option(help="The lab's defaults; slurm/site.yaml when absent.", show_default=False)] = None,
+    join: Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")] = False,
+    look: Annotated[bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Run the grid on a SLURM cluster: one allocation, or an array of allocations that share the work."""
+    from harness.launch.options import Options, make_options, read_site
+    from harness.launch.slurm import Slurm
+    from harness.launch.submit import Request, check_alone, new_folder, script
+    from harness.launch.submit import submit as send
+    from harness.launch.validate import check
+
+    named = {name: value for name, value in locals().items() if name in Options.model_fields}
+    options = make_options(read_site(site), named)
+    slurm = Slurm()
+    partitions = slurm.partitions() if slurm.here() or not dry_run else None
+    from harness.store import Experiment, Store
+    from harness.study import commit_data, prepare_study
+
+    given = tuple(assignments or ())
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        cached = _use_cache(options)
+        store = Store.read(root)
+        prepared = prepare_study(config, given, store, Path(scratch))
+        work = _work(prepared, store, options)
+        remarks = check(work, options, partitions)
+        experiment = Experiment(root, prepared.study.base.experiment)
+        request = Request(experiment.path, root.absolute(), config, given, sys.executable, cached)
+        if dry_run:
+            print(script(request, options, work, new_folder(experiment.path)), end="")
+            _remark(remarks)
+            return
+        check_alone(experiment.path, slurm, join)
+        Store.check_writable(root)
+        commit_data(prepared, Store.open(root))
+        submission = send(request, options, work, slurm, look)
+    folder = experiment.path / "slurm" / submission.folder
+    if json_output:
+        print(json.dumps({**asdict(submission), "folder": str(folder), "remarks": remarks}))
+        return
+    shape = f"array of {options.tasks} allocations" if options.array else "one allocation"
+    print(f"job {submission.job}: {shape}, {options.nodes} node(s) each, {work.left} generations to compute (files: {folder})")
+    _remark(remarks)
+    print(f"harness status {config} shows it, harness cancel {config} ends it")
+
+
+def _remark(remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+
+
+def _use_cache(options: Options) -> Path:
+    """Let the hub's libraries see what the jobs will see: the shared cache, and no network. Before they are imported."""
+    cache = options.cache or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    os.environ["HF_HOME"] = str(cache.absolute())
+    if not options.network:
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    return cache.absolute()
+
+
+def cancel(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's YAML file.", show_default=False)],
+    root: Annotated[Path, typer.Option("--root", envvar="HARNESS_ROOT", help="The store.")] = Path("runs"),
+    job: Annotated[list[str] | None, typer.Option(help="Only this job or task, as 12 or 12_3; repeatable.")] = None,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait until work is saved.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """End the experiment's SLURM jobs; running ones save their work first."""
+    from harness.config.load import load_file
+    from harness.launch.slurm import Slurm
+    from harness.launch.submit import cancel as end
+    from harness.store import Experiment
+
+    name = str(load_file(config, ()).data.get("experiment"))
+    slurm = Slurm()
+    if not slurm.here():
+        slurm.call("squeue")
+    ended = end(Experiment(root, name).path, slurm, tuple(job or ()), now)
+    if json_output:
+        print(json.dumps({"cancelled": [task.job for task in ended]}))
+    elif not ended:
+        print(f"experiment {name} has no jobs that wait or run")
+    else:
+        print(f"cancelled: {', '.join(task.job for task in ended)}" + ("" if now else "; running jobs save their work first"))
+
+
+def find_jobs(experiment: Path) -> tuple[list[Task], str]:
+    """The experiment's jobs, and why SLURM could not be asked, if it could not."""
+    from harness.launch import jobs
+    from harness.launch.slurm import Slurm, SlurmError
+
+    slurm: Slurm = Slurm()
+    try:
+        return jobs.tasks(experiment, slurm), ""
+    except SlurmError as error:
+        return [], str(error)
+
+
+def print_jobs(found: Sequence[Task], problem: str) -> None:
+    """Jobs as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text as Line
+
+    if problem:
+        print(f"jobs: unknown ({problem})")
+    if not found:
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("job", "state", "requeued", ""):
+        table.add_column(name)
+    for task in found:
+        table.add_row(*(Line(text) for text in (task.job, task.state.lower(), str(task.requeues), task.detail)))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def jobs_json(found: Sequence[Task]) -> list[dict[str, Any]]:
+    """Jobs for machines."""
+    return [asdict(task) for task in found]

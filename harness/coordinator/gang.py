@@ -127,8 +127,10 @@ class _Rank:
             self._ranks = SoloRanks()
             return
         self._control.tick()
-        from harness.learners.language_model.distributed import TorchRanks, join_store
+        from harness.learners.language_model.distributed import TorchRanks, check_device, choose_interface, join_store
 
+        check_device(self.shape.gpus)
+        choose_interface(ray.util.get_node_ip_address())
         store = self._rendezvous or join_store(*place, self.shape.ranks)
         self._control.tick()
         self._ranks = TorchRanks(self.rank, self.shape.ranks, store, self.shape.cpus)

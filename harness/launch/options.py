@@ -69,7 +69,7 @@ class Options(BaseModel):
     """Memory of every node, as 64G; SLURM's default when null."""
     time: Word | None = None
     """Time limit of every job; SLURM's default when null."""
-    constraint: Word | None = None
+    constraint: Annotated[str, Field(pattern=r"^[\w&|*\[\](),.:!-]+$", max_length=200)] | None = None
     exclusive: bool = False
     array: Word | None = None
     """Tasks of a job array, as ``8`` or ``8%4`` (four at once at most), each an allocation of its own; one allocation when null."""
@@ -171,7 +171,8 @@ def read_site(path: Path | None) -> dict[str, Any]:
             raise InputError(f"--site: {named} does not exist")
         return {}
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # As text: YAML itself would read 4:00:00 as a number to the base of 60.
+        found = _nulls(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader))  # noqa: S506
     except (OSError, ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
@@ -180,8 +181,18 @@ def read_site(path: Path | None) -> dict[str, Any]:
     found = {} if found is None else found
     if not isinstance(found, dict):
         raise ConfigError([Problem(str(path), 1, "", "expected a mapping of options, such as partition: gpu")])
-    _check(found, {name: (str(path), _line_of(path, name)) for name in map(str, found)})
+    _check(
+        {name: value for name, value in found.items() if value is not None},
+        {name: (str(path), _line_of(path, name)) for name in map(str, found)},
+    )
     return found
+
+
+def _nulls(value: Any) -> Any:
+    """The same with None for what YAML takes for nothing."""
+    if isinstance(value, dict):
+        return {name: _nulls(item) for name, item in value.items()}
+    return None if value in ("", "~", "null") else value
 
 
 def make_options(site: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
@@ -195,9 +206,9 @@ def make_options(site: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
         InputError: An option's value is wrong.
     """
     told = {name: value for name, value in given.items() if value is not None}
-    merged = {**site, **told}
+    merged = {**{name: value for name, value in site.items() if value is not None}, **told}
     for name in ("setup", "extra"):
-        merged[name] = (*site.get(name, ()), *told.get(name, ()))
+        merged[name] = (*(site.get(name) or ()), *told.get(name, ()))
     _check(merged, {name: (f"--{name.replace('_', '-')}", None) for name in told})
     return Options(**merged)
 

@@ -77,10 +77,11 @@ def render(job: Job, options: Options) -> str:
 
 
 def _sbatch(job: Job, options: Options) -> list[str]:
+    """The ``#SBATCH`` lines; SLURM reads quotes in them as a shell does."""
     log = "%A_%a.log" if options.array else "%j.log"
     lines = [f"--job-name={job.experiment}"]
     named = ("partition", "account", "qos", "reservation", "constraint", "dependency")
-    lines += [f"--{name}={getattr(options, name)}" for name in named if getattr(options, name)]
+    lines += [f"--{name}={shlex.quote(getattr(options, name))}" for name in named if getattr(options, name)]
     if options.array:
         count, _, limit = options.array.partition("%")
         lines.append(f"--array=0-{int(count) - 1}{'%' + limit if limit else ''}")
@@ -94,5 +95,4 @@ def _sbatch(job: Job, options: Options) -> list[str]:
         lines += [f"--mail-user={options.mail_user}", f"--mail-type={options.mail_type or 'END,FAIL,REQUEUE'}"]
     lines += options.extra
     lines += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{job.signal_s}"]
-    # SLURM reads quotes in these lines as a shell does.
     return [*lines, f"--chdir={shlex.quote(str(job.directory))}", f"--output={shlex.quote(str(job.folder / log))}"]

@@ -6,9 +6,12 @@ import os
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
+
+from harness.errors import LearnerError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -17,6 +20,31 @@ TIMEOUT = timedelta(minutes=30)
 def device() -> torch.device:
     """This rank's device: the one GPU that it was given, or the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def check_device(gpus: int) -> None:
+    """Refuse to compute on the CPU where a GPU was asked for and given.
+
+    Raises:
+        LearnerError: torch finds no GPU.
+    """
+    if gpus and not torch.cuda.is_available():
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        raise LearnerError(
+            f"this rank was given a GPU (CUDA_VISIBLE_DEVICES={given}), but torch finds no GPU; "
+            "run harness doctor on the node, or set resources.gpus_per_rank: 0 to compute on CPUs"
+        )
+
+
+def choose_interface(address: str) -> None:
+    """Let gloo use the interface that has an address; by itself it takes what the machine's name stands for, often the loopback.
+
+    Args:
+        address: This machine's, as the other ranks reach it.
+    """
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(item.address == address for item in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def open_store(world_size: int, address: str = "127.0.0.1") -> tuple[Any, str, int]:

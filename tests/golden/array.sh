@@ -1,0 +1,33 @@
+#!/bin/bash
+#SBATCH --job-name=quickstart
+#SBATCH --qos=long
+#SBATCH --constraint='a100&nvlink'
+#SBATCH --dependency=singleton
+#SBATCH --array=0-7%4
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --gpus-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@60
+#SBATCH --chdir=/home/ada/collapse
+#SBATCH --output=/shared/runs/experiments/quickstart/slurm/20261121-120000-abcdef/%A_%a.log
+
+# Compute nodes have no network: models and data come from the cache that `harness fetch` fills, W&B is written by `harness sync`.
+export HF_HOME=/shared/hf
+export HF_HUB_OFFLINE=1
+export HF_DATASETS_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
+export WANDB_MODE=offline
+
+# Ray opens many files and starts many threads.
+ulimit -n 65535 2>/dev/null || ulimit -n "$(ulimit -Hn)"
+ulimit -u "$(ulimit -Hu)" 2>/dev/null || true
+
+# This process becomes the one that SLURM signals; it runs the grid and decides whether the job is requeued.
+exec /shared/venv/bin/python -m harness.launch.batch --folder /shared/runs/experiments/quickstart/slurm/20261121-120000-abcdef --max-requeues 50 -- \
+    /shared/venv/bin/python -m harness run /shared/runs/experiments/quickstart/slurm/20261121-120000-abcdef/config.yaml --root /shared/runs --slurm \
+    --set learner.model.preset=tiny \
+    --set learner.sample.temperature=0.7 \
+    --idle-exit 120

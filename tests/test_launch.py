@@ -1,0 +1,329 @@
+"""What needs no SLURM: scripts against golden files, options and the site file, checks against the plan, a busy controller."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import InputError
+from harness.launch.allocation import read_allocation
+from harness.launch.options import Options, make_options, parse_memory, parse_time, read_site
+from harness.launch.processes import OWNER, make_private, sweep
+from harness.launch.render import Job, render
+from harness.launch.slurm import WAITS_S, Partition, Slurm, SlurmError
+from harness.launch.validate import GangNeed, Work, check, cpus_per_node, signal_s
+
+GOLDEN = ROOT / "tests" / "golden"
+JOB = Job(
+    experiment="quickstart",
+    folder=Path("/shared/runs/experiments/quickstart/slurm/20261121-120000-abcdef"),
+    root=Path("/shared/runs"),
+    directory=Path("/home/ada/collapse"),
+    python="/shared/venv/bin/python",
+    cpus=16,
+    signal_s=60,
+    assignments=(),
+    cache=Path("/shared/hf"),
+)
+SCRIPTS: dict[str, tuple[Job, Options]] = {
+    "allocation": (JOB, Options(nodes=4, gpus_per_node=8, partition="gpu", account="collapse", time="1-00:00:00", mem="500G")),
+    "array": (
+        Job(**{**vars(JOB), "assignments": ("learner.model.preset=tiny", "learner.sample.temperature=0.7")}),
+        Options(array="8%4", gpus_per_node=1, qos="long", constraint="a100&nvlink", dependency="singleton"),
+    ),
+    "site": (
+        Job(**{**vars(JOB), "root": Path("/shared/my runs"), "folder": Path("/shared/my runs/it's here")}),
+        Options(
+            exclusive=True,
+            mail_user="ada@example.org",
+            setup=("module load cuda/12.8", "source /shared/venv/bin/activate"),
+            environment={"NCCL_SOCKET_IFNAME": "ib0", "GREETING": "hello there; rm -rf /"},
+            extra=("--comment=collapse", "--nice=100"),
+            network=True,
+            max_requeues=3,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts(name: str) -> None:
+    """A golden file that is missing is a failure; to change one, write what `render` gives and read the difference."""
+    assert render(*SCRIPTS[name]) == (GOLDEN / f"{name}.sh").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_shell(name: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=render(*SCRIPTS[name]), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_words_reach_the_run_unharmed(tmp_path: Path) -> None:
+    """Quotes, blanks and the shell's signs: the command that the script ends in gets names, values and variables as given."""
+    python = tmp_path / "py thon"
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$GREETING" "$@"\n')
+    python.chmod(0o755)
+    nasty = 'a\'b "c" $(touch x) `y` ; z'
+    job = Job(**{**vars(JOB), "python": str(python), "assignments": (f"experiment={nasty}",), "root": Path("/r oot/'q'")})
+    script = render(job, Options(environment={"GREETING": nasty}))
+    said = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    assert said[0] == nasty
+    assert said[said.index("--set") + 1] == f"experiment={nasty}"
+    assert said[said.index("--root") + 1] == "/r oot/'q'"
+    assert not (tmp_path / "x").exists()
+
+
+# --- options and the site file -----------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 40), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_times(days: int, hours: int, minutes: int, seconds: int) -> None:
+    expected = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert parse_time(f"{days}-{hours:02d}:{minutes:02d}:{seconds:02d}") == expected
+    assert parse_time(f"{days * 24 + hours}:{minutes:02d}:{seconds:02d}") == expected
+    assert parse_time(f"{days}-{hours}") == (days * 24 + hours) * 3600
+    assert parse_time(f"{minutes}") == minutes * 60
+    assert parse_time(f"{minutes}:{seconds:02d}") == minutes * 60 + seconds
+
+
+def test_sizes() -> None:
+    assert [parse_memory(text) for text in ("64G", "512", "512M", "2T", "2048K")] == [65536, 512, 512, 2097152, 2]
+    with pytest.raises(ValueError, match="allowed: a number with K, M, G or T"):
+        parse_memory("lots")
+
+
+def test_the_command_line_beats_the_site_file(tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("partition: gpu\ntime: 4:00:00\nsetup: [module load cuda]\nenvironment: {A: 1}\n")
+    options = make_options(read_site(site), {"partition": "debug", "setup": ["source venv"], "account": None})
+    assert (options.partition, options.time_s, options.account) == ("debug", 4 * 3600, None)
+    assert options.setup == ("module load cuda", "source venv") and options.environment == {"A": "1"}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("partition: gpu\nparttion: x\n", "site.yaml:2: parttion: is unknown; did you mean partition?"),
+        ("nodes: 2\ntime: tomorrow\n", "site.yaml:2: time: found 'tomorrow', allowed: MINUTES"),
+        ("account: a b\n", "site.yaml:1: account: found 'a b', allowed: one word"),
+        ("- gpu\n", "site.yaml:1: expected a mapping"),
+        ("partition: [\n", "site.yaml:2: is not YAML"),
+        ("extra: ['--wrap=rm -rf /']\n", "site.yaml:1: extra: found '--wrap=rm -rf /', allowed: --name or --name=value"),
+        ("environment: {'A B': 1}\n", "site.yaml:1: environment: found the name 'A B'"),
+        ('setup: ["a\\nb"]\n', "site.yaml:1: setup: give a list of single lines"),
+        ("mail_type: END\n", "mail_type: needs mail_user"),
+    ],
+)
+def test_a_wrong_site_file(tmp_path: Path, text: str, expected: str) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_site(site)
+    assert expected in str(caught.value)
+
+
+def test_the_example_site_file() -> None:
+    found = make_options(read_site(ROOT / "slurm" / "site.example.yaml"), {})
+    assert found.partition and found.setup and found.cache
+
+
+# --- checks against the plan -------------------------------------------------------------------------------------------
+
+CPU, GPU = GangNeed(2, 4, 0), GangNeed(8, 2, 1)
+PARTITIONS = {"gpu": Partition("gpu", True, 86400, 4, 64, 500_000, 8)}
+
+
+def work(*gangs: GangNeed, wall_s: float = 3600.0) -> Work:
+    return Work(gangs, wall_s, 300.0, 30.0, 10)
+
+
+def test_what_is_asked_for_by_default() -> None:
+    assert cpus_per_node(work(CPU), Options()) == 8
+    assert cpus_per_node(work(GPU), Options(gpus_per_node=4)) == 8
+    assert cpus_per_node(work(GPU), Options(gpus_per_node=4, cpus_per_node=20)) == 20
+    assert signal_s(work(CPU), Options()) == 60 and signal_s(work(CPU), Options(signal_s=200)) == 200
+
+
+def test_gangs_and_nodes() -> None:
+    check(work(GPU), Options(nodes=2, gpus_per_node=4), PARTITIONS)
+    with pytest.raises(
+        InputError, match=r"a gang has 8 ranks with 1 GPU\(s\) each; the job has 1 node\(s\) with 4 GPU\(s\), room for 4"
+    ):
+        check(work(GPU), Options(gpus_per_node=4), PARTITIONS)
+    with pytest.raises(InputError, match=r"each task of the array has 1 node\(s\) with 4 GPU"):
+        check(work(GPU), Options(gpus_per_node=4, array="16"), PARTITIONS)
+    with pytest.raises(InputError, match=r"2 CPU\(s\) each; the job has 1 node\(s\) with 8 CPU"):
+        check(work(GPU), Options(gpus_per_node=8, cpus_per_node=8), PARTITIONS)
+
+
+def test_times_and_remarks() -> None:
+    with pytest.raises(InputError, match="0:06:00 is too short.* allowed: 0:07:00 or more"):
+        check(work(CPU), Options(time="6"), PARTITIONS)
+    assert check(work(CPU), Options(time="7"), PARTITIONS) != []
+    remarks = check(work(CPU, wall_s=10 * 3600), Options(time="2:02:00", max_requeues=3), PARTITIONS)
+    assert remarks == ["about 10:00:00 of work: the job will requeue itself about 4 times, more than --max-requeues 3 allows"]
+    assert check(work(CPU), Options(time="20:00:00"), PARTITIONS) == []
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        check(work(GPU), Options(partition="gpo", gpus_per_node=4, time="1"), PARTITIONS)
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["--nodes", "--partition", "--time"]
+
+
+def test_dry_run_needs_no_slurm_and_writes_nothing(make_config: Make, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    done = harness("submit", make_config(TEXT), "--root", root, "--dry-run", "--nodes", 2, PATH="/usr/bin:/bin:/none")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=text\n") and "#SBATCH --nodes=2\n" in done.stdout
+    assert not root.exists()
+
+
+# --- SLURM's own answers ------------------------------------------------------------------------------------------------
+
+
+class Controller:
+    """Answers that were written down beforehand, one after the other."""
+
+    def __init__(self, *answers: tuple[int, str, str]) -> None:
+        self.answers, self.asked, self.waited = list(answers), [], []
+
+    def run(self, command: Any, **_: Any) -> subprocess.CompletedProcess[str]:
+        self.asked.append(command)
+        code, out, err = self.answers.pop(0)
+        return subprocess.CompletedProcess(command, code, out, err)
+
+    @property
+    def slurm(self) -> Slurm:
+        return Slurm(self.run, self.waited.append)
+
+
+BUSY = (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+
+
+def test_a_busy_controller_is_asked_again_after_longer_pauses() -> None:
+    controller = Controller(
+        BUSY, BUSY, (0, "12|12|RUNNING|None|n1|1:00|1:00:00|N/A\n13|13|PENDING|Priority||0:00|1:00:00|N/A\n", "")
+    )
+    found = controller.slurm.states(["12"], "quickstart")
+    assert list(found) == ["12"] and found["12"][0].state == "RUNNING"
+    assert tuple(controller.waited) == WAITS_S[:2] and len(controller.asked) == 3
+
+
+def test_it_is_given_up_in_the_end_and_never_submitted_twice() -> None:
+    controller = Controller(*[BUSY] * (len(WAITS_S) + 1))
+    with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
+        controller.slurm.states(["12"], "quickstart")
+    controller = Controller(BUSY)
+    with pytest.raises(SlurmError):
+        controller.slurm.submit("#!/bin/bash\n")
+    assert len(controller.asked) == 1
+
+
+def test_an_array_is_one_call() -> None:
+    lines = "".join(f"40|40_{task}|RUNNING|None|n1|1:00|1:00:00|N/A\n" for task in range(500))
+    controller = Controller((0, lines, ""))
+    assert len(controller.slurm.states(["40", "41"], "quickstart")["40"]) == 500
+    assert len(controller.asked) == 1
+
+
+def test_partitions_with_nodes_of_several_sizes() -> None:
+    shown = "gpu*|1-00:00:00|4|64|500000+|gpu:a100:8(S:0-1)\ngpu*|1-00:00:00|2|128|1000000|(null)\ncpu|infinite|9|32|64000|(null)\n"
+    found = Controller((0, shown, "")).slurm.partitions()
+    assert found["gpu"] == Partition("gpu", True, 86400, 6, 128, 1_000_000, 8)
+    assert found["cpu"].time_s is None and not found["cpu"].default
+
+
+def test_an_allocation_is_read() -> None:
+    environment = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NODELIST": "n[1-3]",
+                   "SLURM_JOB_CPUS_PER_NODE": "4(x2),8", "SLURM_MEM_PER_NODE": "2000", "SLURM_GPUS_ON_NODE": "2",
+                   "SLURM_RESTART_COUNT": "4", "SLURM_CLUSTER_NAME": "lab"}  # fmt: skip
+    found = read_allocation(environment, lambda _: ["n1", "n2", "n3"])
+    assert (found.job, found.job_id, found.cpus, found.gpus) == ("12_3", "17", (4, 4, 8), 2)
+    assert found.memory == 2000 * 2**20 and found.incarnation == "lab.12_3/4"
+
+
+# --- folders and leases ------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_the_dead_are_swept_and_others_are_not(tmp_path: Path) -> None:
+    mine, dead, foreign = (tmp_path / name for name in ("h1", "h2", "h3"))
+    for path in (mine, dead, foreign):
+        make_private(path)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child.kill()
+    child.wait()
+    _, started, namespace = (mine / OWNER).read_text().split(" ")
+    (dead / OWNER).write_text(f"{child.pid} {started} {namespace}")
+    (foreign / OWNER).write_text(f"{child.pid} {started} pid:[1]")
+    sweep("h[0-9]*", tmp_path)
+    assert mine.exists() and foreign.exists() and not dead.exists()
+
+
+def test_a_node_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    """SLURM may kill the processes of a step all at once; what they had started by then and their folder must go all the same."""
+    tmp = tmp_path / "h9"
+    program = (
+        "import os, subprocess, sys, time; from pathlib import Path; from harness.launch import processes as p\n"
+        f"tmp = Path({str(tmp)!r}); p.leave_janitor(tmp); p.make_private(tmp)\n"
+        f"command = [sys.executable, '-c', 'import time; time.sleep(60)', {str(tmp)!r} + '/mark']\n"
+        "c = subprocess.Popen(command, start_new_session=True)\n"
+        "print(c.pid, flush=True); time.sleep(60)\n"
+    )
+    agent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert agent.stdout is not None
+    child = int(agent.stdout.readline())
+    assert tmp.exists()
+    agent.send_signal(signal.SIGKILL)
+    agent.wait()
+    deadline = time.monotonic() + 10
+    while (tmp.exists() or _lives(child)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not tmp.exists() and not _lives(child)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return re.search(r"\) [ZX] ", Path(f"/proc/{pid}/stat").read_text()) is None
+    except OSError:
+        return False
+
+
+def test_a_requeued_job_takes_over_what_its_earlier_run_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.store import Leases, Owner
+
+    def leases(incarnation: str) -> Leases:
+        monkeypatch.setenv("HARNESS_INCARNATION", incarnation)
+        return Leases(tmp_path, Owner(tmp_path / "leases" / "owners", 1000.0))
+
+    first = leases("lab.12_3/0")
+    assert first.acquire("key") is not None
+    for other in ("lab.12_4/1", "lab.13/1", "other.12_3/1", "lab.12_3/0", ""):
+        assert leases(other).acquire("key") is None, other
+    assert leases("lab.12_3/1").acquire("key") is not None
+    monkeypatch.setenv("HARNESS_INCARNATION", "lab.12_3/0")
+    assert first.acquire("key") is None, "the earlier run does not take it back"
+    assert os.environ["HARNESS_INCARNATION"] == "lab.12_3/0"
+
+
+def test_status_without_slurm_still_tells_of_jobs(make_config: Make, tmp_path: Path) -> None:
+    from harness.launch.jobs import Submission, record
+
+    root = tmp_path / "root"
+    config = make_config(GAUSSIAN)
+    folder = root / "experiments" / "normal" / "slurm" / "one"
+    folder.mkdir(parents=True)
+    record(folder, Submission("12", 2, 1.0, [], "one", "ada", "login"))
+    done = harness("status", config, "--root", root, PATH="/none")
+    assert done.returncode == 0 and "12_0  unknown" in done.stdout and "12_1  unknown" in done.stdout, done.stdout

@@ -1,0 +1,350 @@
+"""Grids on a real SLURM of three machines: both shapes, everything that can happen to a job, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, TEXT, harness, merged
+from slurm_cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+QUICK = ("--set", "learner.train.epochs=1", "--set", "data.num_examples=900", "--set", "evaluate.prompts=2")
+"""The quickstart's grid with shorter fits."""
+FAULTS: dict[str, Any] = {
+    "experiment": "faults",
+    "generations": 2,
+    "grid": {"seed": [0, 1], "regime.synthetic_ratio": [0.5, 1.0]},
+    "learner.train": {"epochs": 120, "batch_size": 8, "learning_rate": 3e-3},
+    "resources": {"sample_batch": 32, "checkpoint_s": 2.0, "lease_s": 300.0, "grace_s": 10.0},
+}
+"""Fits of several seconds; a lease that nobody could wait for, so a requeued job goes on at once or not in time."""
+TWO_NODES = ("--nodes", 2, "--cpus-per-node", 2, "--time", 30, "--no-look")
+
+
+def export(config: Path, root: Path, *assignments: str) -> bytes:
+    done = harness("export", config, "--root", root, "--format", "csv", *assignments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.encode()
+
+
+@pytest.fixture(scope="module")
+def folder(cluster: Cluster) -> Path:
+    made = cluster.base / "work"
+    made.mkdir()
+    return made
+
+
+def written(path: Path, **changes: Any) -> Path:
+    path.write_text(yaml.safe_dump(merged(TEXT, changes), sort_keys=False))
+    return path
+
+
+@dataclass
+class Study:
+    """A configuration on the cluster's file system, and what a run of it on this machine alone exports."""
+
+    config: Path
+    expected: bytes
+
+
+@pytest.fixture(scope="module")
+def faults(folder: Path) -> Study:
+    config, root = written(folder / "faults.yaml", **FAULTS), folder / "alone"
+    done = harness("run", config, "--root", root, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return Study(config, export(config, root))
+
+
+@pytest.fixture
+def root(cluster: Cluster, folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A store of its own; at the end, nothing of the test's jobs is left on any machine."""
+    made = folder / request.node.name
+    yield made
+    machines = [f"n{number}" for number in range(1, cluster.nodes + 1)]
+    for job, state in cluster.jobs().items():
+        if state in ("RUNNING", "PENDING", "CONFIGURING"):
+            cluster.login("scancel", job)
+    for name in machines:
+        if not (cluster.base / "run" / f"{name}.pid").exists():
+            cluster.boot(name)
+    cluster.wait(lambda: cluster.idle() == cluster.nodes, 60, "machines that are idle")
+    cluster.wait(lambda: not any(cluster.leftovers(name) for name in machines), 10, f"clean machines; {clutter(cluster, machines)}")
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def clutter(cluster: Cluster, machines: list[str]) -> dict[str, list[str]]:
+    return {name: cluster.leftovers(name) for name in machines}
+
+
+@pytest.fixture
+def submit(cluster: Cluster, root: Path) -> Callable[..., str]:
+    def send(config: Path, *arguments: object) -> str:
+        done = cluster.harness("submit", config, "--root", root, "--json", *arguments)
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["job"])
+
+    return send
+
+
+def logs(root: Path, job: str) -> str:
+    return "\n".join(path.read_text() for path in root.glob(f"experiments/*/slurm/*/{job}*.log"))
+
+
+def mid_run(cluster: Cluster, root: Path) -> None:
+    """Wait until something is committed and something else has a checkpoint."""
+
+    def under_way() -> bool:
+        return any(root.glob("evaluations/*")) and any(root.glob("work/*/*/checkpoint*"))
+
+    cluster.wait(under_way, 90, "generation with a checkpoint behind one that is committed")
+
+
+# --- the two shapes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quickstart(folder: Path) -> Study:
+    config, root = ROOT / "configs" / "quickstart.yaml", folder / "quickstart-alone"
+    done = harness("run", config, "--root", root, *QUICK, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return Study(config, export(config, root, *QUICK))
+
+
+def test_one_allocation_of_two_nodes(cluster: Cluster, quickstart: Study, submit: Any, root: Path) -> None:
+    job = submit(quickstart.config, *QUICK, *TWO_NODES)
+    cluster.wait_job(job, "COMPLETED", timeout=500)
+    assert export(quickstart.config, root, *QUICK) == quickstart.expected
+    found = json.loads(cluster.harness("status", quickstart.config, "--root", root, *QUICK, "--json").stdout)
+    assert [(task["job"], task["state"], task["requeues"]) for task in found["jobs"]] == [(job, "COMPLETED", 0)]
+    hosts = {row["host"] for row in json.loads(exported_provenance(quickstart.config, root))}
+    assert hosts == {"n1", "n2"}, "both nodes should have computed"
+
+
+def exported_provenance(config: Path, root: Path) -> str:
+    return harness("export", config, "--root", root, "--format", "json", "--provenance", *QUICK).stdout
+
+
+def test_an_array_of_allocations(cluster: Cluster, quickstart: Study, submit: Any, root: Path) -> None:
+    job = submit(quickstart.config, *QUICK, "--array", 3, "--cpus-per-node", 1, "--time", 30, "--no-look")
+    for task in range(3):
+        cluster.wait_job(f"{job}_{task}", "COMPLETED", timeout=500)
+    assert export(quickstart.config, root, *QUICK) == quickstart.expected
+    coordinators = {json.loads(line)["coordinator"] for path in root.glob("experiments/*/events*.jsonl")
+                    for line in path.read_text().splitlines() if '"run_started"' in line}  # fmt: skip
+    assert len(coordinators) == 3, "every task should have its own coordinator"
+
+
+def test_what_is_complete_ends_quickly(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    shutil.copytree(faults.config.parent / "alone", root)
+    job = submit(faults.config, "--array", 3, "--cpus-per-node", 1, "--no-look")
+    for task in range(3):
+        cluster.wait_job(f"{job}_{task}", "COMPLETED", timeout=60)
+    assert not list(root.glob("experiments/*/slurm/run/*/ray-*.log")), "no Ray is needed to see that all is there"
+
+
+# --- what happens to jobs ----------------------------------------------------------------------------------------------
+
+
+def test_power_off(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    job = submit(faults.config, *TWO_NODES)
+    mid_run(cluster, root)
+    cluster.poweroff("n2")
+    cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 120, "requeued job")
+    cluster.now(job)
+    cluster.wait_job(job, "COMPLETED", timeout=240)
+    assert export(faults.config, root) == faults.expected
+    assert "goes on from step" in logs(root, job)
+    assert computed_once(root)
+
+
+def test_power_off_of_the_first_node(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    """The coordinator and Ray's head go down with it."""
+    job = submit(faults.config, *TWO_NODES)
+    mid_run(cluster, root)
+    cluster.poweroff("n1")
+    cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 120, "requeued job")
+    cluster.now(job)
+    cluster.wait_job(job, "COMPLETED", timeout=240)
+    assert export(faults.config, root) == faults.expected
+    assert computed_once(root)
+
+
+def computed_once(root: Path) -> bool:
+    """No generation was committed by two."""
+    committed = [json.loads(line)["key"] for path in root.glob("experiments/*/events*.jsonl")
+                 for line in path.read_text().splitlines() if '"fit_committed"' in line]  # fmt: skip
+    return len(committed) == len(set(committed)) == 10
+
+
+def urgent(cluster: Cluster) -> str:
+    """A job of somebody else, with a higher priority, that needs all machines for a while."""
+    return cluster.login("sbatch", "--parsable", "-p", "main", "-N3", "-c4", "--wrap", "sleep 3", "-o", "/dev/null").stdout.strip()
+
+
+def test_preemption(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    job = submit(faults.config, *TWO_NODES, "--partition", "low")
+    mid_run(cluster, root)
+    other = urgent(cluster)
+    cluster.wait_job(other, "COMPLETED", timeout=60)
+    assert not any(name.startswith("process") for name in cluster.leftovers("n3"))
+    cluster.now(job)
+    cluster.wait_job(job, "COMPLETED", timeout=240)
+    assert export(faults.config, root) == faults.expected
+    assert "ended by SLURM" in logs(root, job)
+
+
+def test_preemption_with_grace_saves_first(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    job = submit(faults.config, *TWO_NODES, "--partition", "grace")
+    mid_run(cluster, root)
+    other = urgent(cluster)
+    cluster.wait_job(other, "COMPLETED", timeout=90)
+    cluster.now(job)
+    cluster.wait_job(job, "COMPLETED", timeout=240)
+    assert export(faults.config, root) == faults.expected
+    text = logs(root, job)
+    assert "requeued (1 of at most 50)" in text and "goes on from step" in text
+
+
+def test_the_time_limit(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    job = submit(faults.config, "--cpus-per-node", 1, "--time", 2, "--signal-s", 40, "--no-look")
+    cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 200, "requeued job")
+    assert "requeued (1 of at most 50)" in logs(root, job)
+    status = cluster.harness("status", faults.config, "--root", root).stdout
+    assert "BeginTime, not before" in status
+    cluster.now(job)
+    cluster.wait_job(job, "COMPLETED", timeout=240)
+    assert export(faults.config, root) == faults.expected
+
+
+def test_scancel_and_submit_again(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    first = submit(faults.config, *TWO_NODES)
+    mid_run(cluster, root)
+    cluster.login("scancel", first)
+    cluster.wait_job(first, "CANCELLED", timeout=60)
+    # An owner on another machine, of another job: its lease of 300 s would have to be waited for, had it not been given back.
+    second = submit(written(faults.config.parent / "again.yaml", **merged(FAULTS, {"resources.lease_s": 4.0})), *TWO_NODES)
+    cluster.wait_job(second, "COMPLETED", timeout=240)
+    assert export(faults.config, root) == faults.expected
+
+
+def test_cancel_saves_and_does_not_requeue(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    first = submit(faults.config, *TWO_NODES)
+    mid_run(cluster, root)
+    done = cluster.harness("cancel", faults.config, "--root", root, "--json")
+    assert json.loads(done.stdout) == {"cancelled": [first]}
+    cluster.wait_job(first, "CANCELLED", timeout=60)
+    assert "cancelled, so it is not requeued" in logs(root, first)
+    second = submit(faults.config, *TWO_NODES)
+    cluster.wait_job(second, "COMPLETED", timeout=240)
+    assert export(faults.config, root) == faults.expected
+    assert "goes on from step" in logs(root, second)
+    assert "no jobs that wait or run" in cluster.harness("cancel", faults.config, "--root", root).stdout
+
+
+def test_the_coordinator_is_killed(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    """The run's own process dies without a word: its job cleans up and requeues, as often as it may."""
+    job = submit(faults.config, *TWO_NODES, "--max-requeues", 0)
+    mid_run(cluster, root)
+    cluster.on("n1", "pkill", "-9", "-f", "harness run")
+    cluster.wait_job(job, "FAILED", timeout=60)
+    assert "the run was killed (exit code -9); requeued 0 times already" in logs(root, job)
+    cluster.wait(lambda: not cluster.processes("n1") and not cluster.processes("n2"), 10, "machines without our processes")
+
+
+# --- a gang over two nodes ---------------------------------------------------------------------------------------------
+
+
+def test_a_gang_across_nodes(cluster: Cluster, folder: Path, submit: Any, root: Path) -> None:
+    """Two ranks of ZeRO-3 on gloo, one CPU on each node: equal to two ranks on one machine."""
+    changes = {"experiment": "wide", "generations": 1, "resources": {"ranks": 2, "zero_stage": 3, "sample_batch": 32}}
+    config = written(folder / "wide.yaml", **changes)
+    alone = harness("run", config, "--root", folder / "wide-alone", timeout=300)
+    assert alone.returncode == 0, alone.stderr
+    job = submit(config, "--nodes", 2, "--cpus-per-node", 1, "--time", 30, "--no-look")
+    cluster.wait_job(job, "COMPLETED", timeout=240)
+    assert export(config, root) == export(config, folder / "wide-alone")
+    ranks = [path for path in root.glob("experiments/wide/logs/gang-*")]
+    assert len(ranks) == 2
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def refused(done: Any, *texts: str) -> None:
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    for text in texts:
+        assert text in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, texts",
+    [
+        (("--partition", "mian"), ("--partition: 'mian' does not exist; did you mean main?",)),
+        (("--partition", "physics", "--account", "biology"), ("--account: 'biology'", "SLURM refuses the job")),
+        (("--nodes", 7), ("--nodes: 7 nodes asked for, partition main has 3",)),
+        (("--cpus-per-node", 64), ("--cpus-per-node: 64 CPUs a node asked for, partition main has 4",)),
+        (("--gpus-per-node", 3, "--cpus-per-node", 3), ("--gpus-per-node: 3 GPUs a node asked for, partition main has 2",)),
+        (("--mem", "99G"), ("--mem: 101376 MiB a node asked for, partition main has 8000",)),
+        (("--time", "1"), ("--time: 0:01:00 is too short", "resources.checkpoint_s")),
+        (("--time", "soon"), ("--time: found 'soon', allowed: MINUTES",)),
+        (("--partition", "short", "--time", "20"), ("--time: 20 is more than partition short allows (0:10:00)",)),
+        (
+            ("--set", "resources.ranks=8", "--nodes", 1, "--array", 2, "--cpus-per-node", 4),
+            ("a gang has 8 ranks", "each task of the array"),
+        ),
+        (("--array", "0"), ("--array: found '0', allowed: a number of tasks",)),
+        (("--partition", "a;reboot"), ("--partition: found 'a;reboot', allowed: one word",)),
+        (("--dependency", "afterok:999999"), ("--dependency: 'afterok:999999'", "SLURM refuses the job")),
+        (("--site", "nowhere.yaml"), ("--site: nowhere.yaml does not exist",)),
+    ],
+)
+def test_what_cannot_work_is_refused(cluster: Cluster, faults: Study, root: Path, arguments: Any, texts: Any) -> None:
+    refused(cluster.harness("submit", faults.config, "--root", root, "--no-look", *arguments), *texts)
+    assert not list(root.glob("experiments/*/slurm/*/job.sh")), "nothing stays of a submission that was refused"
+
+
+def test_not_a_slurm_machine(faults: Study, tmp_path: Path) -> None:
+    for command in (["submit", faults.config], ["cancel", faults.config]):
+        done = harness(*command, "--root", tmp_path, PATH=str(tmp_path))
+        refused(done, "this is not a SLURM machine: there is no s", "run this on the cluster's login node")
+    done = harness("run", faults.config, "--root", tmp_path, "--slurm")
+    refused(done, "--slurm: this is not inside a SLURM allocation")
+
+
+def test_a_root_that_nodes_do_not_see(cluster: Cluster, faults: Study) -> None:
+    hidden = Path("/tmp/harness-hidden-root")  # each machine has a /tmp of its own, the login node this machine's
+    try:
+        done = cluster.harness("submit", faults.config, "--root", hidden)
+        refused(done, "--root: node n", f"does not see {hidden / 'experiments' / 'faults'}")
+        assert not list(hidden.glob("experiments/*/slurm/*/job.sh"))
+        job = json.loads(cluster.harness("submit", faults.config, "--root", hidden, "--no-look", "--json").stdout)["job"]
+        cluster.wait(lambda: cluster.jobs()[job] == "FAILED", 60, "job that could not even write its log")
+        assert "do the compute nodes see" in cluster.harness("status", faults.config, "--root", hidden).stdout
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def test_a_second_submission(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    first = submit(faults.config, *TWO_NODES)
+    refused(cluster.harness("submit", faults.config, "--root", root, *TWO_NODES), f"has jobs already: {first}", "--join")
+    second = submit(faults.config, "--join", "--array", 2, "--cpus-per-node", 1, "--time", 30, "--no-look")
+    cluster.wait_job(first, "COMPLETED", timeout=240)
+    for task in range(2):
+        cluster.wait_job(f"{second}_{task}", "COMPLETED", timeout=120)
+    assert export(faults.config, root) == faults.expected
+    assert computed_once(root)
+
+
+def test_gpus_that_are_not_there(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    """SLURM hands out device files without a device: the run must not quietly compute on CPUs."""
+    job = submit(faults.config, "--gpus-per-node", 2, "--cpus-per-node", 2, "--time", 30, "--no-look")
+    cluster.wait_job(job, "FAILED", timeout=120)
+    assert "torch finds no GPU" in logs(root, job) and "harness doctor" in logs(root, job)

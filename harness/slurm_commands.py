@@ -44,6 +44,7 @@ class Job:
         from harness.store import Experiment
 
         self.allocation = read_allocation(os.environ)
+        self.owners = root / "leases" / "owners"
         self.folder = run_folder(Experiment(root, prepared.study.base.experiment).path, self.allocation.job)
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / TOKEN)}
         os.environ.update(own, HARNESS_INCARNATION=self.allocation.incarnation)
@@ -52,8 +53,10 @@ class Job:
     def place(self) -> Iterator[Place]:
         """Ray on all nodes of the allocation."""
         from harness.coordinator.cluster import Place
-        from harness.launch.allocation import ray_in_allocation
+        from harness.launch.allocation import bury_ended_jobs, ray_in_allocation
+        from harness.launch.slurm import Slurm
 
+        bury_ended_jobs(self.owners, self.allocation, Slurm())
         with ray_in_allocation(self.allocation, self.folder) as ray:
             nodes = len(self.allocation.nodes)
             yield Place(ray.address, nodes, sum(self.allocation.cpus), nodes * self.allocation.gpus, JOIN_S, ray.trouble)

@@ -163,13 +163,13 @@ def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
     from harness.store import Store
     from harness.study import open_study
 
-    def run(config: Path, root: Path, *assignments: str, stop: Stop | None = None) -> Any:
+    def run(config: Path, root: Path, *assignments: str, stop: Stop | None = None, idle_s: float | None = None) -> Any:
         prepared, scratch = open_study(config, assignments, Store.read(root))
         with scratch:
             display = Quiet()
             place = contextlib.nullcontext(Place(ray_address))
             summary, warnings = session.run_study(
-                prepared, root, prepared.study.source, lambda: place, lambda: display, stop or Stop(), lambda: None
+                prepared, root, prepared.study.source, lambda: place, lambda: display, stop or Stop(), lambda: None, idle_s
             )
         return summary, warnings, display.lines
 

@@ -141,7 +141,7 @@ def test_the_example_site_file() -> None:
 # --- checks against the plan -------------------------------------------------------------------------------------------
 
 CPU, GPU = GangNeed(2, 4, 0), GangNeed(8, 2, 1)
-PARTITIONS = {"gpu": Partition("gpu", True, 86400, 4, 64, 500_000, 8)}
+PARTITIONS = {"gpu": Partition("gpu", True, 86400, 3600, 4, 64, 500_000, 8)}
 
 
 def work(*gangs: GangNeed, wall_s: float = 3600.0) -> Work:
@@ -239,9 +239,10 @@ def test_an_array_is_one_call() -> None:
 
 
 def test_partitions_with_nodes_of_several_sizes() -> None:
-    shown = "gpu*|1-00:00:00|4|64|500000+|gpu:a100:8(S:0-1)\ngpu*|1-00:00:00|2|128|1000000|(null)\ncpu|infinite|9|32|64000|(null)\n"
+    large, larger = "gpu*|1-00:00:00|1:00:00|4|64|500000+|gpu:a100:8(S:0-1)", "gpu*|1-00:00:00|1:00:00|2|128|1000000|(null)"
+    shown = f"{large}\n{larger}\ncpu|infinite|n/a|9|32|64000|(null)\n"
     found = Controller((0, shown, "")).slurm.partitions()
-    assert found["gpu"] == Partition("gpu", True, 86400, 6, 128, 1_000_000, 8)
+    assert found["gpu"] == Partition("gpu", True, 86400, 3600, 6, 128, 1_000_000, 8)
     assert found["cpu"].time_s is None and not found["cpu"].default
 
 

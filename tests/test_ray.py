@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,33 @@ def test_one_model_learns_from_what_another_writes(make_config: Make, tmp_path: 
     assert {node.corpus for node in reader} & {node.corpus for node in writer} == set()
     again, _, _ = run_study(config, root)
     assert again.generations_computed == 0
+
+
+def test_a_run_that_is_not_needed_ends(make_config: Make, tmp_path: Path, run_study: Callable[..., Any]) -> None:
+    """Somebody else computes the only branch that is left: with a limit the run ends, and says why; a fork to come keeps it."""
+    from harness.coordinator.coordinator import IDLE
+    from harness.store import Leases, Owner, Store
+    from harness.study import open_study
+
+    root = tmp_path / "root"
+    one = make_config(GAUSSIAN, "one.yaml")
+    run_study(one, root, "generations=0")
+    prepared, scratch = open_study(one, (), Store.read(root))
+    scratch.cleanup()
+    owner = Owner(root / "leases" / "owners", 60.0).start()
+    leases = Leases(root, owner)
+    try:
+        lease = leases.acquire(prepared.lineage.chains[0].nodes[1])
+        assert lease is not None
+        summary, _, _ = run_study(one, root, idle_s=1.0)
+        assert (summary.exit_code, summary.reason, summary.generations_computed) == (75, IDLE, 0)
+        forked = make_config(GAUSSIAN, "forked.yaml", grid={"regime.synthetic_ratio": [0.5, 1.0]}, experiment="forked", seed=3)
+        prepared, scratch = open_study(forked, (), Store.read(root))
+        scratch.cleanup()
+        trunk = leases.acquire(prepared.lineage.chains[0].nodes[0])
+        assert trunk is not None
+        threading.Timer(4.0, lambda: leases.release(trunk, finished=False)).start()
+        summary, _, _ = run_study(forked, root, idle_s=1.0)
+        assert summary.exit_code == 0, "two branches will come free behind the one that is held"
+    finally:
+        owner.close()

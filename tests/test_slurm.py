@@ -124,7 +124,7 @@ def test_one_allocation_of_two_nodes(cluster: Cluster, quickstart: Study, submit
     assert export(quickstart.config, root, *QUICK) == quickstart.expected
     found = json.loads(cluster.harness("status", quickstart.config, "--root", root, *QUICK, "--json").stdout)
     assert [(task["job"], task["state"], task["requeues"]) for task in found["jobs"]] == [(job, "COMPLETED", 0)]
-    hosts = {row["host"] for row in json.loads(exported_provenance(quickstart.config, root))}
+    hosts = {row["provenance/host"] for row in json.loads(exported_provenance(quickstart.config, root))}
     assert hosts == {"n1", "n2"}, "both nodes should have computed"
 
 
@@ -178,10 +178,10 @@ def test_power_off_of_the_first_node(cluster: Cluster, faults: Study, submit: An
 
 
 def computed_once(root: Path) -> bool:
-    """No generation was committed by two."""
-    committed = [json.loads(line)["key"] for path in root.glob("experiments/*/events*.jsonl")
-                 for line in path.read_text().splitlines() if '"fit_committed"' in line]  # fmt: skip
-    return len(committed) == len(set(committed)) == 10
+    """No fit was finished twice."""
+    ended = [json.loads(line) for path in root.glob("experiments/*/events*.jsonl") for line in path.read_text().splitlines()]
+    kinds = [event["event"] for event in ended if event["event"] in ("fit_committed", "fit_discarded")]
+    return kinds == ["fit_committed"] * 10
 
 
 def urgent(cluster: Cluster) -> str:
@@ -215,6 +215,7 @@ def test_preemption_with_grace_saves_first(cluster: Cluster, faults: Study, subm
 
 def test_the_time_limit(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     job = submit(faults.config, "--cpus-per-node", 1, "--time", 2, "--signal-s", 40, "--no-look")
+    cluster.wait_job(job, "RUNNING", timeout=30)
     cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 200, "requeued job")
     assert "requeued (1 of at most 50)" in logs(root, job)
     status = cluster.harness("status", faults.config, "--root", root).stdout
@@ -229,9 +230,8 @@ def test_scancel_and_submit_again(cluster: Cluster, faults: Study, submit: Any, 
     mid_run(cluster, root)
     cluster.login("scancel", first)
     cluster.wait_job(first, "CANCELLED", timeout=60)
-    # An owner on another machine, of another job: its lease of 300 s would have to be waited for, had it not been given back.
-    second = submit(written(faults.config.parent / "again.yaml", **merged(FAULTS, {"resources.lease_s": 4.0})), *TWO_NODES)
-    cluster.wait_job(second, "COMPLETED", timeout=240)
+    second = submit(faults.config, *TWO_NODES)  # another job: it must learn that the first is over, or wait for leases of 300 s
+    cluster.wait_job(second, "COMPLETED", timeout=200)
     assert export(faults.config, root) == faults.expected
 
 
@@ -250,13 +250,18 @@ def test_cancel_saves_and_does_not_requeue(cluster: Cluster, faults: Study, subm
 
 
 def test_the_coordinator_is_killed(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
-    """The run's own process dies without a word: its job cleans up and requeues, as often as it may."""
-    job = submit(faults.config, *TWO_NODES, "--max-requeues", 0)
-    mid_run(cluster, root)
-    cluster.on("n1", "pkill", "-9", "-f", "harness run")
+    """The run's own process dies without a word: its job cleans up and requeues, but not for ever."""
+    job = submit(faults.config, *TWO_NODES)
+    for attempt in range(3):
+        cluster.wait(lambda: bool(cluster.on("n1", "pgrep", "-f", "ray::", check=False).stdout), 60, "Ray at work")
+        cluster.on("n1", "pkill", "-9", "-f", "^[^ ]+ -m harness run")
+        if attempt < 2:
+            cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 60, "requeued job")
+            assert not cluster.leftovers("n1") and not cluster.leftovers("n2")
+            cluster.now(job)
     cluster.wait_job(job, "FAILED", timeout=60)
-    assert "the run was killed (exit code -9); requeued 0 times already" in logs(root, job)
-    cluster.wait(lambda: not cluster.processes("n1") and not cluster.processes("n2"), 10, "machines without our processes")
+    text = logs(root, job)
+    assert text.count("the run was killed (exit code -9); requeued") == 2 and "3 short runs in a row" in text
 
 
 # --- a gang over two nodes ---------------------------------------------------------------------------------------------
@@ -302,7 +307,7 @@ def refused(done: Any, *texts: str) -> None:
         ),
         (("--array", "0"), ("--array: found '0', allowed: a number of tasks",)),
         (("--partition", "a;reboot"), ("--partition: found 'a;reboot', allowed: one word",)),
-        (("--dependency", "afterok:999999"), ("--dependency: 'afterok:999999'", "SLURM refuses the job")),
+        (("--dependency", "sometime:12"), ("--dependency: 'sometime:12'", "SLURM refuses the job")),
         (("--site", "nowhere.yaml"), ("--site: nowhere.yaml does not exist",)),
     ],
 )
@@ -327,7 +332,8 @@ def test_a_root_that_nodes_do_not_see(cluster: Cluster, faults: Study) -> None:
         assert not list(hidden.glob("experiments/*/slurm/*/job.sh"))
         job = json.loads(cluster.harness("submit", faults.config, "--root", hidden, "--no-look", "--json").stdout)["job"]
         cluster.wait(lambda: cluster.jobs()[job] == "FAILED", 60, "job that could not even write its log")
-        assert "do the compute nodes see" in cluster.harness("status", faults.config, "--root", hidden).stdout
+        said = " ".join(cluster.harness("status", faults.config, "--root", hidden).stdout.split())
+        assert "do the compute nodes see" in said
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 

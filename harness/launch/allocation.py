@@ -23,6 +23,8 @@ from pathlib import Path
 
 from harness.errors import GangError, InputError
 from harness.launch.processes import die_with_parent
+from harness.launch.slurm import Slurm, SlurmError
+from harness.store.leases import bury, incarnations
 
 TMP = Path("/tmp")
 TOKEN = "token"
@@ -251,6 +253,34 @@ def _free_port(job_id: int, host: str) -> int:
             probe.bind((host, port))
             return port
     raise GangError(f"no free port between {FIRST_PORT} and {FIRST_PORT + PORTS} on {host}")
+
+
+def bury_ended_jobs(owners: Path, allocation: Allocation, slurm: Slurm) -> int:
+    """Free what jobs held that SLURM says are over, so that nobody waits for leases that only their death has left.
+
+    Args:
+        owners: ``leases/owners/`` of the store.
+        allocation: This job; owners of other clusters are nobody's business here.
+        slurm: Asked once, and only where owners of other jobs are there.
+
+    Returns:
+        How many owners were buried.
+    """
+    others = {}
+    for owner, (name, _) in incarnations(owners).items():
+        cluster, _, job = name.rpartition(".")
+        if cluster == allocation.cluster and job != allocation.job:
+            others[owner] = job
+    if not others:
+        return 0
+    try:
+        running = slurm.running()
+    except SlurmError:
+        return 0  # they will be found dead by their silence
+    ended = [owner for owner, job in others.items() if job not in running]
+    for owner in ended:
+        bury(owners, owner)
+    return len(ended)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ its Ray. Its rules:
 - The run ends by itself with work left, or is killed: the machine's fault; requeue.
 - Complete, failed chains, wrong input: the exit code says so, nothing is requeued.
 
-A job requeues itself a set number of times at most, and not at all once it was cancelled.
+A job requeues itself a set number of times at most, and not at all once it was cancelled, or where short runs end badly one after
+the other: a job that cannot even start Ray would otherwise come back every few minutes.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.launch.allocation import Allocation, kill_wait, read_allocation
-from harness.launch.jobs import CANCELLED, OUTCOME, REQUEUES
-from harness.launch.processes import adopt_orphans, end_tree, make_private, sweep
+from harness.launch.jobs import CANCELLED, OUTCOME, REQUEUES, read_requeues
+from harness.launch.processes import adopt_orphans, end_tree, leave_janitor, make_private, sweep
 
 COMPLETE, FAILED, INPUT, STOPPED = 0, 1, 2, 75
 LOOK_S = 0.1
 KILL_MARGIN_S = 3.0
 """Of SLURM's KillWait, kept for cleaning up."""
 REQUEUE_WAIT_S = 60.0
+SHORT_S, MOST_SHORT = 300.0, 3
+"""A run that ends by itself within so many seconds has got nowhere; that often in a row, and the job gives up."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,11 +70,12 @@ class _Batch:
     def __init__(self, allocation: Allocation, folder: Path, max_requeues: int) -> None:
         self.allocation, self.folder, self.max_requeues = allocation, folder, max_requeues
         self.signals: list[int] = []
-        self.ended_at = 0.0
+        self.started, self.ended_at = time.monotonic(), 0.0
         self.tmp = Path(f"{allocation.tmp}b")
         self.driver: subprocess.Popen[bytes] | None = None
 
     def run(self, command: list[str]) -> int:
+        leave_janitor(self.tmp)
         adopt_orphans()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heard)
@@ -132,11 +136,15 @@ class _Batch:
 
     def _requeue(self, reason: str) -> int:
         counter = self.folder / REQUEUES
-        done = int(counter.read_text()) if counter.exists() else 0
+        done, short = read_requeues(self.folder)
+        short = short + 1 if not self.signals and time.monotonic() - self.started < SHORT_S else 0
+        if short >= MOST_SHORT:
+            self._say(f"{reason}; {short} short runs in a row ended so, so it is not requeued: see the logs, then submit again")
+            return STOPPED
         if done >= self.max_requeues:
             self._say(f"{reason}; requeued {done} times already (--max-requeues), so no more: submit again to go on")
             return STOPPED
-        counter.write_text(str(done + 1))
+        counter.write_text(f"{done + 1} {short}")
         self._say(f"{reason}; requeued ({done + 1} of at most {self.max_requeues})")
         # SLURM ends this process once the job is requeued, and starts the job again after two minutes of its own.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -132,10 +132,16 @@ def write_outcome(folder: Path, reason: str, text: str) -> None:
     write_json(folder / OUTCOME, {"reason": reason, "text": text})
 
 
-def _requeues(experiment: Path, job: str) -> int:
+def read_requeues(folder: Path) -> tuple[int, int]:
+    """How often a job has requeued itself, and after how many short runs in a row."""
     with contextlib.suppress(OSError, ValueError):
-        return int((run_folder(experiment, job) / REQUEUES).read_text())
-    return 0
+        done, short = (folder / REQUEUES).read_text().split()
+        return int(done), int(short)
+    return 0, 0
+
+
+def _requeues(experiment: Path, job: str) -> int:
+    return read_requeues(run_folder(experiment, job))[0]
 
 
 def _ended(experiment: Path, job: str) -> str:

@@ -25,6 +25,8 @@ OBJECT_STORE_BYTES = 200_000_000
 """Ray carries calls, never corpora or weights."""
 LOOK_S = 0.2
 TERM_S, KILL_S = 1.0, 3.0
+_NO_GPU_UNASKED = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Ray leaves the devices of actors that ask for none to us (see harness.coordinator.gang)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,7 +86,13 @@ def _address_towards(host: str, port: int) -> str:
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
-    return {**os.environ, "TMPDIR": str(options.tmp / "t"), "RAY_TMPDIR": str(options.tmp), "RAY_USAGE_STATS_ENABLED": "0"}
+    return {
+        **os.environ,
+        "TMPDIR": str(options.tmp / "t"),
+        "RAY_TMPDIR": str(options.tmp),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **_NO_GPU_UNASKED,
+    }
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -45,6 +46,7 @@ class Partition:
         name: Its name.
         default: Jobs that name none go here.
         time_s: Its time limit; None for none.
+        default_s: The limit of jobs that ask for none; None for `time_s`.
         nodes: How many nodes it has.
         cpus: CPUs of its largest node.
         memory: MiB of its largest node.
@@ -54,6 +56,7 @@ class Partition:
     name: str
     default: bool
     time_s: int | None
+    default_s: int | None
     nodes: int
     cpus: int
     memory: int
@@ -111,7 +114,9 @@ class Slurm:
         output = ""
         for pause in (*(WAITS_S if again else ()), None):
             try:
-                done = self.run(command, input=text, capture_output=True, text=True, timeout=CALL_S, check=False)
+                done = self.run(
+                    command, input=text, capture_output=True, text=True, timeout=CALL_S, check=False, env=_own_environment()
+                )
             except FileNotFoundError:
                 raise InputError(
                     f"this is not a SLURM machine: there is no {command[0]}; run this on the cluster's login node"
@@ -131,15 +136,14 @@ class Slurm:
     def partitions(self) -> dict[str, Partition]:
         """All partitions, by name."""
         found: dict[str, Partition] = {}
-        for line in self.call("sinfo", "-h", "-a", "-o", "%P|%l|%D|%c|%m|%G").splitlines():
-            name, limit, nodes, cpus, memory, gres = line.split("|")
-            item = Partition(
-                name.rstrip("*"), name.endswith("*"), _limit(limit), int(nodes), _number(cpus), _number(memory), _gpus(gres)
-            )
+        for line in self.call("sinfo", "-h", "-a", "-o", "%P|%l|%L|%D|%c|%m|%G").splitlines():
+            name, limit, default, nodes, cpus, memory, gres = line.split("|")
+            sizes = (int(nodes), _number(cpus), _number(memory), _gpus(gres))
+            item = Partition(name.rstrip("*"), name.endswith("*"), _limit(limit), _limit(default), *sizes)
             known = found.get(item.name)
             if known is not None:  # nodes of several sizes: one line each
                 largest = (max(getattr(known, key), getattr(item, key)) for key in ("cpus", "memory", "gpus"))
-                item = Partition(item.name, item.default, item.time_s, known.nodes + item.nodes, *largest)
+                item = Partition(item.name, item.default, item.time_s, item.default_s, known.nodes + item.nodes, *largest)
             found[item.name] = item
         return found
 
@@ -172,6 +176,11 @@ class Slurm:
                 found.setdefault(submitted, []).append(JobState(*rest))
         return found
 
+    def running(self) -> set[str]:
+        """All jobs and tasks of the cluster that have begun and not ended."""
+        begun = "RUNNING,SUSPENDED,STOPPED,COMPLETING,CONFIGURING,SIGNALING,STAGE_OUT,RESIZING"
+        return set(self.call("squeue", "-h", "-r", "-t", begun, "-o", "%i").split())
+
     def cancel(self, jobs: Sequence[str]) -> None:
         """End jobs at once; SLURM sends SIGTERM, then SIGKILL."""
         if jobs:
@@ -181,6 +190,11 @@ class Slurm:
         """Send a signal to the batch processes of running jobs."""
         if jobs:
             self.call("scancel", "--batch", f"--signal={name}", *jobs)
+
+
+def _own_environment() -> dict[str, str]:
+    """The environment without what an allocation sets: inside one, sbatch and srun would take its sizes for their own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
 
 
 def _limit(text: str) -> int | None:

@@ -86,7 +86,7 @@ def check(work: Work, options: Options, partitions: Mapping[str, Partition] | No
         partition = _partition(options, partitions, problems)
         if partition is not None:
             problems += _fits(work, options, partition)
-            limit = limit or partition.time_s
+            limit = limit or partition.default_s or partition.time_s
     lead = signal_s(work, options)
     if limit is not None and limit < START_S + work.checkpoint_s + lead:
         problems.append(

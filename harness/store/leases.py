@@ -151,6 +151,21 @@ def bury(folder: Path, owner: str) -> None:
             (folder / f"{owner}{suffix}").unlink()
 
 
+def incarnations(folder: Path) -> dict[str, tuple[str, int]]:
+    """The owners that are part of jobs, and are not known to be dead: their jobs and the numbers of their runs.
+
+    Args:
+        folder: ``leases/owners/``.
+    """
+    found = {}
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            name, count = json.loads(path.read_bytes())["incarnation"]
+            if not (folder / f"{path.stem}.dead").exists():
+                found[path.stem] = (str(name), int(count))
+    return found
+
+
 class Watch:
     """An observer's memory of other owners' counters."""
 

@@ -1,0 +1,1 @@
+"""SLURM: jobs are rendered, submitted, watched and ended here, and machines are examined."""

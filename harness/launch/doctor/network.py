@@ -78,7 +78,7 @@ def judge_ports(wrong: Mapping[str, Mapping[str, str]]) -> Check:
     """
     told = [f"from {node} to {other}: {what}" for node, found in sorted(wrong.items()) for other, what in sorted(found.items())]
     found = f"a port that the system chose was reached from {'each of ' if len(wrong) > 1 else ''}{len(wrong)} machine(s)"
-    remedy = "names must resolve to the nodes' addresses, and ports above 1024 be open between them (Ray, gloo and NCCL choose theirs)"
+    remedy = "names must resolve to the nodes' addresses, and ports above 1024 be open between them: Ray, gloo and NCCL take any"
     more = [f"and {len(told) - 4} more"] if len(told) > 4 else []
     return graded("ports", "" if told else found, [*told[:4], *more], remedy=remedy)
 
@@ -161,6 +161,5 @@ def judge_reduction(results: Sequence[Mapping[str, Any]]) -> Check:
     return graded("communication", "" if wrong else found, wrong, remedy=REDUCE_REMEDY)
 
 
-REDUCE_REMEDY = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that the nodes share (`ip addr`); "
-    "NCCL_DEBUG=INFO says where it stops"
+REDUCE_REMEDY = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that the nodes share; NCCL_DEBUG=INFO says more"
 REQUESTS: dict[str, Callable[..., Any]] = {"listen": listen, "connect": connect, "lead": lead, "reduce": reduce}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -107,6 +108,23 @@ def ray_address() -> Iterator[str]:
     yield cluster.address
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A SLURM of three machines, for the session."""
+    from slurm_cluster import Cluster, missing_programs
+
+    if missing := missing_programs():
+        pytest.skip(f"a cluster needs {', '.join(missing)}")
+    base = Path(f"/var/tmp/harness-slurm-{os.getpid()}")
+    shared = [path for path in (ROOT, Path(sys.prefix)) if str(path).startswith("/tmp/")]
+    found = Cluster(base, shared=shared)
+    try:
+        yield found.up()
+    finally:
+        found.down()
+        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture

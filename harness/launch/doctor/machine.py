@@ -126,7 +126,7 @@ def judge_devices(claim: Claim, seen: Mapping[str, Any], driver: str, listed: in
 
     Args:
         claim: What SLURM has given.
-        seen: What torch sees: ``devices`` (name, bytes of memory, error) and ``error``.
+        seen: What torch sees: ``torch`` and ``cuda`` (versions), ``devices`` (name, bytes of memory, error) and ``error``.
         driver: The driver's version; empty where there is none.
         listed: GPUs that the driver lists.
         visible: ``CUDA_VISIBLE_DEVICES``.
@@ -142,6 +142,7 @@ def judge_devices(claim: Claim, seen: Mapping[str, Any], driver: str, listed: in
         shown = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
         if len(usable) < claim.gpus:
             wrong.insert(0, f"SLURM has given {claim.gpus} GPUs{shown}, torch can use {len(usable)}")
+            wrong += ["this torch is built without CUDA"] if seen["cuda"] is None else []
         elif len(usable) > claim.gpus:
             beyond = f"SLURM has given {claim.gpus} GPUs{shown}, torch can use {len(usable)}"
             remedy = "GPUs of others are in reach: set CUDA_VISIBLE_DEVICES in the job, and ask for ConstrainDevices in cgroup.conf"

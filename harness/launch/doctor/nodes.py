@@ -135,7 +135,7 @@ class Nodes:
                         node,
                     )
                 )
-        return found
+        return {node: found[node] for node in self.names if node in found}
 
     def _read(self) -> None:
         assert self._process.stdout is not None

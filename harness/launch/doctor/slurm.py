@@ -78,7 +78,7 @@ def judge_settings(config: Mapping[str, str], partitions: str) -> list[Check]:
     short = (
         [f"{wait_s} s from SIGTERM to SIGKILL (KillWait): a checkpoint may not be done by then"] if wait_s < SHORT_KILL_S else []
     )
-    advice = "have the job signalled earlier (--signal=B:USR1@N); resources.checkpoint_every_s bounds what is lost"
+    advice = "have the job signalled earlier (--signal=B:USR1@N); resources.checkpoint_s bounds what is lost"
     checks.append(graded("slurm time limit", "" if short else f"KillWait={wait_s} s", [], short, remedy=advice))
 
     modes = {line["PartitionName"]: line.get("PreemptMode", "OFF").split(",") for line in _lines(partitions)}

@@ -8,11 +8,8 @@ import time
 from typing import Any, NoReturn
 
 
-def main() -> None:
-    """Refuse every compilation, and make a step."""
-    from importlib.metadata import version
-
-    import torch
+def refuse_compilation() -> list[str]:
+    """Let nothing be compiled from now on; the list that is returned fills with the names of what was asked for."""
     from torch.utils import cpp_extension
 
     compiled: list[str] = []
@@ -24,7 +21,16 @@ def main() -> None:
     # DeepSpeed looks these up when it needs them, so this is seen whatever it asks for.
     setattr(cpp_extension, "load", refuse)  # noqa: B010 (mypy: a function is not assigned to)
     setattr(cpp_extension, "load_inline", refuse)  # noqa: B010
+    return compiled
 
+
+def main() -> None:
+    """Refuse every compilation, and make a step."""
+    from importlib.metadata import version
+
+    import torch
+
+    compiled = refuse_compilation()
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from harness.config.schema import Train

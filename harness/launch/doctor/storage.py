@@ -141,10 +141,12 @@ def see(path: str, patience_s: float) -> float | None:
 def race(folder: str, node: str, rounds: int) -> list[bool]:
     """Try to take names that all machines want; which of them this one got."""
     mine = Path(folder) / f"{node}.mine"
-    won = []
+    won: list[bool] = []
     for number in range(rounds):
         mine.write_text(node)
-        time.sleep(random.random() / 200)
+        if won and won[-1]:
+            # Who is ahead waits a moment, so that the others catch up, and all want the next name at once.
+            time.sleep(random.random() / 100)
         try:
             os.link(mine, Path(folder) / f"name{number}")
             won.append(True)
@@ -220,7 +222,7 @@ def judge_clocks(offsets: Mapping[str, tuple[float, float]], server: Mapping[str
     far = max(server, key=lambda node: abs(server[node])) if server else None
     behind = abs(server[far]) if far is not None else 0.0
     exact = max(known for _, known in offsets.values())
-    parts = [f"clocks differ by {between:.3f} s (+-{exact * 1e3:.0f} ms)"] if len(offsets) > 1 else []
+    parts = [f"clocks differ by {between:.3f} s (+-{exact * 1e3:.1f} ms)"] if len(offsets) > 1 else []
     parts += [f"the file server's by {behind:.3f} s"] if far is not None else []
     worst, bad = max(between, behind), []
     if between > SKEW_WARNING_S:

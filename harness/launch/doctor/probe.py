@@ -9,8 +9,10 @@ import base64
 import inspect
 import json
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -84,11 +86,14 @@ def main() -> None:
     sys.stdout = sys.stderr
     step = f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_STEP_ID', '')}"
     _say(node, 0, {"value": {"host": socket.gethostname(), "step": step, "folder": str(Path.cwd())}})
+    # torch makes this folder when it is imported, in /tmp where nobody says otherwise.
+    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="hd-")
     for line in sys.stdin:
         request = json.loads(line)
         if request["to"] is None or node in request["to"]:
             threading.Thread(target=_serve, args=(node, request), daemon=True).start()
     services.end_children()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 

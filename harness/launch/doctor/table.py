@@ -64,8 +64,9 @@ def show(checks: Sequence[Check]) -> None:
     else:
         for check in checks:
             print(f"{check.severity}: {check.name}: {check.where}: {check.found}" + (f" -> {check.remedy}" if check.remedy else ""))
-    counts = [f"{count} {name}" for name in STYLES if (count := sum(check.severity == name for check in checks))]
-    print(", ".join(counts))
+    counts = {name: sum(check.severity == name for check in checks) for name in STYLES}
+    plural = {name: name if name == "ok" or count == 1 else f"{name}s" for name, count in counts.items()}
+    print(", ".join(f"{count} {plural[name]}" for name, count in counts.items() if count))
 
 
 def _show_table(checks: Sequence[Check]) -> None:

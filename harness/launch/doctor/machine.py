@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import harness
 from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, told
@@ -41,10 +42,11 @@ FILES = 4096
 
 def libraries() -> dict[str, Any]:
     """The versions that are installed, and the checks of them against what the package asks for."""
-    requirements = [Requirement(line) for line in _asked_for()]
+    python_asked, lines = _asked_for()
+    version = ".".join(map(str, sys.version_info[:3]))
     versions: dict[str, str] = {}
-    wrong = []
-    for requirement in requirements:
+    wrong = [] if SpecifierSet(python_asked).contains(version) else [f"Python is {version}, {python_asked} is asked for"]
+    for requirement in map(Requirement, lines):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
@@ -54,21 +56,20 @@ def libraries() -> dict[str, Any]:
             continue
         if not requirement.specifier.contains(versions[requirement.name], prereleases=True):
             wrong.append(f"{requirement.name} is {versions[requirement.name]}, {requirement.specifier} is asked for")
-    version = ".".join(map(str, sys.version_info[:3]))
     shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN if name in versions)
     found = f"Python {version}, harness {harness.__version__}, {len(versions)} libraries ({shown})"
     check = graded("libraries", found, wrong, remedy="install requirements.lock into this environment")
     return {**told(check), "versions": {"Python": version, "harness": harness.__version__, "its code": _code(), **versions}}
 
 
-def _asked_for() -> list[str]:
-    """The requirements of the code that runs: in a checkout the installed package may be of another day."""
+def _asked_for() -> tuple[str, list[str]]:
+    """The Python and the libraries that the code that runs asks for: in a checkout the installed package may be of another day."""
     path = Path(harness.__file__).parents[1] / "pyproject.toml"
     if path.exists():
         project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
         if project.get("name") == "harness":
-            return list(project["dependencies"])
-    return importlib.metadata.requires("harness") or []
+            return project["requires-python"], list(project["dependencies"])
+    return importlib.metadata.metadata("harness")["Requires-Python"], importlib.metadata.requires("harness") or []
 
 
 def _code() -> str:

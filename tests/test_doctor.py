@@ -21,7 +21,7 @@ from processes import tagged
 from wandb_endpoint import endpoint
 
 from harness.launch.doctor import machine, network, nodes, probe, services, slurm, storage
-from harness.launch.doctor.checks import Check, ChildError, run
+from harness.launch.doctor.checks import Check, ChildError, clear_scratch, run, scratch_prefix
 from harness.launch.doctor.examination import Examination, judge_alike
 from harness.launch.doctor.table import merged, shown_at
 
@@ -310,6 +310,19 @@ def test_errors_and_delays_become_answers() -> None:
     assert probe.answer_of(lambda: None, 5) == {"value": None}
     assert probe.answer_of(fail, 5) == {"error": "ValueError: no"}
     assert probe.answer_of(lambda: time.sleep(30), 0.1) == {"error": "no result within 0 s"}
+
+
+def test_folders_of_probes_that_were_killed_are_removed() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead, mine = Path(f"/tmp/hd-{gone.pid}-test"), Path(f"/tmp/{scratch_prefix()}test")
+    for folder in (dead, mine):
+        folder.mkdir()
+    try:
+        clear_scratch()
+        assert mine.exists() and not dead.exists()
+    finally:
+        mine.rmdir()
 
 
 @pytest.fixture

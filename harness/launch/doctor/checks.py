@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -55,6 +60,20 @@ def graded(name: str, found: str, failures: Sequence[str], warnings: Sequence[st
 def gib(size: float) -> str:
     """Bytes for people."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def scratch_prefix() -> str:
+    """How temporary folders of this process begin: where it is killed, the next one knows them by it."""
+    return f"hd-{os.getpid()}-"
+
+
+def clear_scratch() -> None:
+    """Remove the temporary folders of processes that were killed."""
+    for path in Path(tempfile.gettempdir()).glob("hd-*-*"):
+        owner = path.name.split("-")[1]
+        with contextlib.suppress(OSError):
+            if owner.isdigit() and path.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner)):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class ChildError(Exception):

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import harness
-from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, told
+from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, scratch_prefix, told
 
 DEVICES_LIMIT_S = 60.0
 SHOWN = ("torch", "deepspeed", "ray", "transformers")
@@ -271,7 +271,7 @@ def folders() -> dict[str, Any]:
     remedy = f"free space on {above}, or set RAY_TMPDIR to another local folder with a short name"
     wrong = []
     try:
-        with tempfile.TemporaryDirectory(prefix="hd-", dir=above) as inner:
+        with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=above) as inner:
             if length.severity == "ok":
                 # Not every file system takes a socket.
                 with socket.socket(socket.AF_UNIX) as listener:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.launch.doctor import machine, network, services, storage
-from harness.launch.doctor.checks import ChildError, text_of
+from harness.launch.doctor.checks import ChildError, clear_scratch, scratch_prefix, text_of
 
 MARK = "@harness-doctor"
 PIECE = 600
@@ -87,7 +87,8 @@ def main() -> None:
     step = f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_STEP_ID', '')}"
     _say(node, 0, {"value": {"host": socket.gethostname(), "step": step, "folder": str(Path.cwd())}})
     # torch makes this folder when it is imported, in /tmp where nobody says otherwise.
-    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="hd-")
+    clear_scratch()
+    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix=scratch_prefix())
     for line in sys.stdin:
         request = json.loads(line)
         if request["to"] is None or node in request["to"]:

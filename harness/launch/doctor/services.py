@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, told
+from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, scratch_prefix, told
 
 DEEPSPEED_LIMIT_S = 120.0
 RAY_LIMIT_S = 120.0
@@ -34,7 +34,7 @@ def end_children() -> None:
 
 def deepspeed() -> dict[str, Any]:
     """One step of a small model on one rank, in a child that refuses to compile."""
-    with tempfile.TemporaryDirectory(prefix="hd-") as builds:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix()) as builds:
         environment = {**os.environ, "TORCH_EXTENSIONS_DIR": builds}
         found = json.loads(last_line(run(python("harness.launch.doctor.step"), DEEPSPEED_LIMIT_S - 10, environment)))
     asked = found["compiled"]

@@ -287,16 +287,34 @@ def _existing_store(root: Path, writes: bool) -> Any:
 @app.command()
 def doctor(
     root: Root = DEFAULT_ROOT,
-    store_too: Annotated[bool, typer.Option("--store", help="Check every item of the store against its checksums.")] = False,
+    store_only: Annotated[
+        bool, typer.Option("--store", help="Check every item of the store against its checksums, and nothing else.")
+    ] = False,
     repair: Annotated[bool, typer.Option(help="With --store: set damaged items aside; the next run computes them again.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Check the store: damage, missing pieces, what killed processes have left; exit code 1 where something is damaged."""
+    """Check this machine, or all nodes of the SLURM job; with --store, the store instead. Exit code 1 where something fails."""
+    if store_only:
+        _examine_store(root, repair, json_output)
+        return
+    if repair:
+        raise InputError("doctor: --repair goes with --store")
+    from harness.launch.doctor.examination import examine
+    from harness.launch.doctor.table import collect, show, summary
+
+    checks = collect(examine(root))
+    if json_output:
+        _print_json(summary(checks))
+    else:
+        show(checks)
+    raise typer.Exit(EXIT_FAILED if any(check.severity == "failure" for check in checks) else 0)
+
+
+def _examine_store(root: Path, repair: bool, json_output: bool) -> None:
+    """The store: damage, missing pieces, what killed processes have left; exit code 1 where something is damaged."""
     from harness.store import Leases
     from harness.store.health import examine
 
-    if not store_too:
-        raise InputError("doctor: say what to check; allowed: --store")
     store = _existing_store(root, writes=repair)
     findings = list(examine(store, Leases(store.root, None), repair))
     damage = sum(finding.severity == "damage" for finding in findings)

@@ -136,4 +136,4 @@ def test_the_commands(make_config: Make, tmp_path: Path) -> None:
     for command in (["doctor", "--store"], ["gc"]):
         done = harness(*command, "--root", tmp_path / "none")
         assert done.returncode == 2 and "is not a store" in done.stderr and not (tmp_path / "none").exists()
-    assert harness("doctor", "--root", root).returncode == 2
+    assert harness("doctor", "--repair", "--root", root).returncode == 2

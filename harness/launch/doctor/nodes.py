@@ -1,0 +1,186 @@
+"""The probes on the machines that are examined: they are started, asked and ended here."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from harness.launch.doctor.checks import Check, end_tree, python
+from harness.launch.doctor.network import REDUCE_REMEDY
+from harness.launch.doctor.probe import MARK, node_name
+
+START_LIMIT_S = 60.0
+SLACK_S = 8.0
+"""How much longer than its own limit a probe may take to answer: what is left out of it is srun's way."""
+SHAPED_BY = (
+    "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS_PER_CORE", "SLURM_NTASKS_PER_SOCKET",
+    "SLURM_NTASKS_PER_GPU", "SLURM_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_GPU",
+    "SLURM_GPUS_PER_TASK", "SLURM_GPUS_PER_SOCKET", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND", "SLURM_CPU_BIND", "SLURM_DISTRIBUTION",
+    "SLURM_HINT", "SLURM_THREADS_PER_CORE", "SLURM_CORE_SPEC", "SLURM_ARBITRARY", "SLURM_HOSTFILE", "SLURM_STEP_ID", "SLURM_STEPID",
+)  # fmt: skip
+"""What a job's shape tells srun by the environment; one task a node is asked for here whatever the job's shape."""
+
+REMEDIES = {
+    "communication": REDUCE_REMEDY,
+    "deepspeed": "install the pinned libraries (requirements.lock), and see that there is memory for a process of 1 GiB",
+    "devices": "run `nvidia-smi` there: a driver that hangs needs whoever runs the machine; leave it out with --exclude",
+    "locking": "the file system of --root fails or hangs: `df` there, or name another",
+    "shared root": "the file system of --root fails or hangs: `df` there, or name another",
+    "store root": "the file system of --root fails or hangs: `df` there, or name another",
+}
+"""What to do where a request ends in an error, by check."""
+
+
+class Nodes:
+    """One probe a machine.
+
+    Attributes:
+        names: Machines, in order.
+        troubles: What has gone wrong with asking: a failure for each machine that gave an error or no answer.
+        lost: Machines that gave no answer; they are asked nothing more.
+    """
+
+    def __init__(self, names: Sequence[str], command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start the probes.
+
+        Args:
+            names: Machines.
+            command: Starts all probes, and carries their input and output.
+            environment: Of the command.
+        """
+        self.names, self.lost, self.hosts = tuple(names), dict[str, str](), dict[str, str]()
+        self.troubles: list[Check] = []
+        self._number, self._step = 0, ""
+        self._heard: queue.SimpleQueue[tuple[str, int, dict[str, Any], float]] = queue.SimpleQueue()
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=dict(environment)
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        for node, (answer, _) in self._wait(0, self.names, START_LIMIT_S, "start").items():
+            self.hosts[node], self._step = answer["value"]["host"], answer["value"]["step"]
+
+    @property
+    def alive(self) -> list[str]:
+        """Machines that have answered so far."""
+        return [name for name in self.names if name not in self.lost]
+
+    def ask(self, what: str, limit_s: float, only: Collection[str] | None = None, name: str = "", **details: Any) -> dict[str, Any]:
+        """Ask machines something; the values of those that gave one.
+
+        Args:
+            what: A name of `probe.REQUESTS`.
+            limit_s: Seconds to answer.
+            only: Which machines; all that have answered so far where it is not given.
+            name: The check that this is part of, for what goes wrong; ``what`` where it is not given.
+            details: Arguments.
+        """
+        return {node: value for node, (value, _) in self.timed(what, limit_s, only, name, **details).items()}
+
+    def timed(
+        self, what: str, limit_s: float, only: Collection[str] | None = None, name: str = "", **details: Any
+    ) -> dict[str, tuple[Any, float]]:
+        """As `ask`, with the monotonic time at which each answer came."""
+        self._number += 1
+        wanted = [node for node in self.alive if only is None or node in only]
+        request = {"number": self._number, "ask": what, "limit_s": limit_s, "to": wanted, "with": details}
+        with contextlib.suppress(OSError):  # who is gone is seen below
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        found = {}
+        for node, (answer, when) in self._wait(self._number, wanted, limit_s + SLACK_S, name or what).items():
+            if "error" in answer:
+                remedy = REMEDIES.get(name or what, "see docs/doctor.md")
+                self.troubles.append(Check(name or what, "failure", answer["error"], remedy, node))
+            else:
+                found[node] = (answer["value"], when)
+        return found
+
+    def _wait(self, number: int, wanted: Sequence[str], limit_s: float, name: str) -> dict[str, tuple[dict[str, Any], float]]:
+        """Answers to one request; who gives none is lost."""
+        found: dict[str, tuple[dict[str, Any], float]] = {}
+        deadline = time.monotonic() + limit_s
+        while len(found) < len(wanted) and (left := deadline - time.monotonic()) > 0:
+            try:
+                node, of, answer, when = self._heard.get(timeout=min(left, 0.2))
+            except queue.Empty:
+                if not self._reader.is_alive() and self._heard.empty():
+                    break
+                continue
+            if of == number and node in wanted:
+                found[node] = (answer, when)
+        for node in wanted:
+            if node not in found:
+                ended = not self._reader.is_alive()
+                self.lost[node] = "its probe ended" if ended else f"no answer to '{name}' within {limit_s:.0f} s"
+                said = self._said()
+                self.troubles.append(
+                    Check(
+                        "node",
+                        "failure",
+                        self.lost[node] + (f" ({said})" if said else ""),
+                        "log in there; leave it out with --exclude. Python and the harness must lie where all nodes see them",
+                        node,
+                    )
+                )
+        return {node: found[node] for node in self.names if node in found}
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        parts: dict[tuple[str, int], dict[int, str]] = {}
+        for line in self._process.stdout:
+            if not line.startswith(MARK):
+                continue
+            with contextlib.suppress(ValueError):
+                _, node, number, index, count, part = line.split()
+                known = parts.setdefault((node, int(number)), {})
+                known[int(index)] = part
+                if len(known) == int(count):
+                    answer = json.loads(base64.b64decode("".join(known[i] for i in range(len(known)))))
+                    self._heard.put((node, int(number), answer, time.monotonic()))
+
+    def _said(self) -> str:
+        """The last that the probes, or srun, have said for people."""
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors.read().splitlines() if "error" in line.lower()]
+        return lines[-1][:200] if lines else ""
+
+    def close(self) -> None:
+        """End the probes; one that hears nothing is killed by SLURM."""
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        if self.lost and self._step.strip(".") and shutil.which("scancel"):
+            subprocess.run(["scancel", "--signal=KILL", self._step], capture_output=True, timeout=15, check=False)
+        try:
+            self._process.wait(timeout=SLACK_S)
+        except subprocess.TimeoutExpired:
+            end_tree(self._process)
+        self._errors.close()
+
+
+def here() -> Nodes:
+    """This machine alone."""
+    name = node_name()
+    return Nodes([name], python("harness.launch.doctor.probe", name), os.environ)
+
+
+def allocated(names: Sequence[str]) -> Nodes:
+    """One probe on each node of this process's allocation, beside whatever runs there."""
+    environment = {name: value for name, value in os.environ.items() if name not in SHAPED_BY}
+    count = str(len(names))
+    flags = ["--overlap", "-N", count, "-n", count, "--ntasks-per-node=1", "--cpu-bind=none", "--export=ALL", "--input=all"]
+    flags += ["--kill-on-bad-exit=0", "--no-kill", "--mpi=none", "--nodelist", ",".join(names)]
+    return Nodes(names, ["srun", *flags, *python("harness.launch.doctor.probe")], environment)

@@ -1,0 +1,102 @@
+"""Runs on each machine that is examined: reads one request a line, answers each within its time limit, ends with its input.
+
+srun carries requests and answers, so that neither the network nor the file system that are being examined need to work for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.launch.doctor import machine, network, services, storage
+from harness.launch.doctor.checks import ChildError, clear_scratch, scratch_prefix, text_of
+
+MARK = "@harness-doctor"
+PIECE = 600
+"""Bytes of a line at most: srun keeps lines of up to 1024 bytes whole, and mixes longer ones with those of other machines."""
+
+REQUESTS: dict[str, Callable[..., Any]] = {
+    **machine.REQUESTS,
+    **network.REQUESTS,
+    **services.REQUESTS,
+    **storage.REQUESTS,
+}
+"""Everything that can be asked; `node` is this machine's name where a function wants it. A value is JSON."""
+
+_speaking = threading.Lock()
+
+
+def node_name() -> str:
+    """How SLURM calls this machine; its host name elsewhere."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def pieces(node: str, number: int, answer: dict[str, Any]) -> list[str]:
+    """An answer as lines that arrive whole."""
+    text = base64.b64encode(json.dumps(answer).encode()).decode()
+    parts = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+    return [f"{MARK} {node} {number} {index} {len(parts)} {part}" for index, part in enumerate(parts)]
+
+
+def _say(node: str, number: int, answer: dict[str, Any]) -> None:
+    with _speaking:
+        sys.__stdout__.write("\n".join(pieces(node, number, answer)) + "\n")  # type: ignore[union-attr]
+        sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def answer_of(function: Callable[[], Any], limit_s: float) -> dict[str, Any]:
+    """What a function returns, or why it does not; it goes on in its thread where it takes too long."""
+    answer: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            answer["value"] = function()
+        except (ChildError, TimeoutError) as error:
+            answer["error"] = str(error)
+        except BaseException as error:  # whatever is wrong with a machine, the others' lines must be seen
+            answer["error"] = text_of(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return dict(answer) if answer else {"error": f"no result within {limit_s:.0f} s"}
+
+
+def _serve(node: str, request: dict[str, Any]) -> None:
+    function, details = REQUESTS[request["ask"]], request["with"]
+    if "node" in inspect.signature(function).parameters:
+        details["node"] = node
+    _say(node, request["number"], answer_of(lambda: function(**details), request["limit_s"]))
+
+
+def main() -> None:
+    """Greet, and answer until the input ends."""
+    node = sys.argv[1] if len(sys.argv) > 1 else node_name()
+    # Libraries print to standard output, which belongs to the answers here.
+    sys.stdout = sys.stderr
+    step = f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_STEP_ID', '')}"
+    _say(node, 0, {"value": {"host": socket.gethostname(), "step": step, "folder": str(Path.cwd())}})
+    # torch makes this folder when it is imported, in /tmp where nobody says otherwise.
+    clear_scratch()
+    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix=scratch_prefix())
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["to"] is None or node in request["to"]:
+            threading.Thread(target=_serve, args=(node, request), daemon=True).start()
+    services.end_children()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

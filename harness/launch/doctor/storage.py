@@ -1,0 +1,247 @@
+"""The root of the store: what leases and commits ask of its file system, on one machine and between machines."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.files import sync_file
+from harness.launch.doctor.checks import Check, gib, graded, told
+
+ROUNDS = 60
+"""Names that all machines try to take with `link`, one after another."""
+SEEN_LIMIT_S = 30.0
+"""A file that other machines do not see for this long does not count as shared."""
+SLOW_SEEN_S = 5.0
+SKEW_WARNING_S, SKEW_FAILURE_S = 1.0, 30.0
+FREE_WARNING, FREE_FAILURE = 10 * 2**30, 2**30
+FEW_INODES = 100_000
+SLOW_FSYNC_S = 0.2
+
+
+def above(root: str) -> str:
+    """The root, or the nearest folder above it that there is."""
+    return str(next(path for path in (Path(root), *Path(root).parents) if path.exists()))
+
+
+def root(root: str) -> dict[str, Any]:
+    """Whether a store can live at a root: every call that leases and commits rest on, made once. Leaves nothing behind."""
+    place = Path(above(root))
+    remedy = "name another --root, or set HARNESS_ROOT; a local disk, or one that all machines share"
+    if not place.is_dir():
+        return _told(place, Path(root), Check("store root", "failure", f"{place} is not a folder", remedy))
+    there = "there" if place == Path(root) else f"not there yet; {place} is"
+    if place == Path(root) and any(place.iterdir()) and not (place / "format").exists():
+        wrong = f"{root} is not empty and is not a store of the harness"
+        return _told(place, Path(root), Check("store root", "failure", wrong, remedy))
+    folder = place / f".harness-doctor-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        return _told(place, Path(root), Check("store root", "failure", f"{root} cannot be written: {error.strerror}", remedy))
+    try:
+        wrong_calls, fsync_s = _calls(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    slow = [f"fsync takes {fsync_s * 1e3:.0f} ms"] if fsync_s > SLOW_FSYNC_S else []
+    found = f"{root} ({there}): link, rename and fsync ({fsync_s * 1e3:.1f} ms) do what commits and leases need"
+    advice = "this file system cannot hold a store: " + remedy if wrong_calls else "commits wait for fsync: a faster disk helps"
+    check = graded("store root", "" if wrong_calls else found, wrong_calls, slow, remedy=advice)
+    return _told(place, Path(root), check, judge_disk(place))
+
+
+def _told(place: Path, root: Path, *checks: Check) -> dict[str, Any]:
+    return {**told(*checks), "above": str(place), "exists": place == root}
+
+
+def _calls(folder: Path) -> tuple[list[str], float]:
+    """What does not work in a folder, and how long a small fsync takes."""
+    wrong = []
+    first, second, name = folder / "first", folder / "second", folder / "name"
+    first.write_bytes(b"x" * 4096)
+    second.write_bytes(b"y")
+    started = time.monotonic()
+    sync_file(first)
+    sync_file(folder)
+    fsync_s = time.monotonic() - started
+    try:
+        os.link(first, name)
+        if os.stat(first).st_nlink != 2:
+            wrong.append("a hard link is not counted")
+        try:
+            os.link(second, name)
+            wrong.append("link replaces a name that is taken, so two runs could hold one lease")
+        except FileExistsError:
+            pass
+    except OSError as error:
+        wrong.append(f"there are no hard links ({error.strerror}), which leases are made of")
+    for number in (1, 2):
+        (folder / f"item{number}").mkdir()
+        (folder / f"item{number}" / "content").write_text(str(number))
+    os.rename(folder / "item1", folder / "target")
+    try:
+        os.rename(folder / "item2", folder / "target")
+        wrong.append("rename replaces a folder that is not empty, so a commit could be lost")
+    except OSError:
+        pass
+    return wrong, fsync_s
+
+
+def judge_disk(place: Path) -> Check:
+    """Free space and inodes."""
+    usage, inodes = shutil.disk_usage(place), os.statvfs(place)
+    found = f"{gib(usage.free)} of {gib(usage.total)} free"
+    little = [f"{gib(usage.free)} are little"] if usage.free < FREE_WARNING else []
+    if inodes.f_files:
+        found += f", {inodes.f_favail:,} inodes free"
+        if inodes.f_favail < FEW_INODES:
+            little.append(f"{inodes.f_favail:,} inodes are few")
+    remedy = "`harness gc`, or a disk with more room; `harness plan` says what a study takes"
+    return graded("disk", found, little if usage.free < FREE_FAILURE else [], little, remedy=remedy)
+
+
+# --- between machines ----------------------------------------------------------------------------------------------------
+
+
+def meet(folder: str) -> None:
+    """Make the folder that the machines meet in."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+def look(path: str) -> bool:
+    """Whether a file is there: a file system that caches what is not there is asked before it is."""
+    return Path(path).exists()
+
+
+def make(path: str) -> None:
+    """Make a file."""
+    Path(path).write_text(path)
+    sync_file(Path(path))
+
+
+def see(path: str, patience_s: float) -> float | None:
+    """Seconds until a file that another machine has made is seen, with its content; None where it is not."""
+    started = time.monotonic()
+    while (waited := time.monotonic() - started) < patience_s:
+        try:
+            if Path(path).read_text() == path:
+                return waited
+        except OSError:
+            pass
+        time.sleep(0.01)
+    return None
+
+
+def race(folder: str, node: str, rounds: int) -> list[bool]:
+    """Try to take names that all machines want; which of them this one got."""
+    mine = Path(folder) / f"{node}.mine"
+    won: list[bool] = []
+    for number in range(rounds):
+        mine.write_text(node)
+        if won and won[-1]:
+            # Who is ahead waits a moment, so that the others catch up, and all want the next name at once.
+            time.sleep(random.random() / 100)
+        try:
+            os.link(mine, Path(folder) / f"name{number}")
+            won.append(True)
+        except FileExistsError:
+            # Over NFS a link that was made can be reported as failed when the first answer got lost.
+            won.append(os.stat(mine).st_nlink > 1)
+        mine.unlink()
+    return won
+
+
+def leave(folder: str) -> None:
+    """Remove the folder that the machines met in."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def clock() -> float:
+    """What this machine's clock shows."""
+    return time.time()
+
+
+def file_clock(folder: str, node: str) -> float:
+    """How far the file server's clock is ahead of this machine's, in seconds."""
+    path = Path(folder) / f"{node}.clock"
+    before = time.time()
+    path.write_text(node)
+    sync_file(path)  # or a client may answer with its own clock
+    ahead = path.stat().st_mtime - (before + time.time()) / 2
+    path.unlink()
+    return ahead
+
+
+def judge_race(wins: Mapping[str, Sequence[bool]]) -> Check:
+    """Exactly one machine must have taken each name.
+
+    Args:
+        wins: For each machine, which names it took.
+    """
+    counts = [sum(column) for column in zip(*wins.values(), strict=True)]
+    shares = ", ".join(f"{node} {sum(won)}" for node, won in sorted(wins.items()))
+    found = f"{len(counts)} names, each taken by exactly one of {len(wins)} machines ({shares})"
+    twice, never = sum(count > 1 for count in counts), sum(count == 0 for count in counts)
+    wrong = [f"{twice} of {len(counts)} names were taken by more than one machine"] if twice else []
+    wrong += [f"{never} of {len(counts)} names were taken by none"] if never else []
+    remedy = "`link` is not atomic between these machines: leases would be held twice; use a POSIX file system that all share"
+    return graded("locking", "" if wrong else found, wrong, remedy=remedy)
+
+
+def judge_seen(waits: Mapping[tuple[str, str], float | None], limit_s: float) -> Check:
+    """How long files take to be seen by other machines.
+
+    Args:
+        waits: Seconds by (who made it, who looked); None where it was not seen.
+        limit_s: For how long they looked.
+    """
+    blind = sorted(f"{reader} does not see what {writer} writes" for (writer, reader), wait in waits.items() if wait is None)
+    longest = max((wait for wait in waits.values() if wait is not None), default=0.0)
+    slow = [f"a new file was seen after {longest:.1f} s"] if longest > SLOW_SEEN_S else []
+    found = f"new files are seen by all others within {max(longest, 0.001):.3f} s"
+    remedy = f"the root must lie on one file system that all nodes mount (looked for {limit_s:.0f} s)"
+    return graded("shared root", "" if blind else found, blind[:4], slow, remedy=remedy)
+
+
+def judge_clocks(offsets: Mapping[str, tuple[float, float]], server: Mapping[str, float]) -> Check:
+    """Clocks of machines, and of the file server.
+
+    Args:
+        offsets: For each machine how far its clock is ahead of the one who asks, and how well that is known, in seconds.
+        server: For each machine how far the file server's clock is ahead of it.
+    """
+    # Of two clocks the difference counts; what the measurement leaves open is not held against them.
+    low, high = (pick(offsets, key=lambda node: offsets[node][0]) for pick in (min, max))
+    between = max(0.0, offsets[high][0] - offsets[low][0] - offsets[high][1] - offsets[low][1])
+    far = max(server, key=lambda node: abs(server[node])) if server else None
+    behind = abs(server[far]) if far is not None else 0.0
+    exact = max(known for _, known in offsets.values())
+    parts = [f"clocks differ by {between:.3f} s (+-{exact * 1e3:.1f} ms)"] if len(offsets) > 1 else []
+    parts += [f"the file server's by {behind:.3f} s"] if far is not None else []
+    worst, bad = max(between, behind), []
+    if between > SKEW_WARNING_S:
+        bad.append(f"{high} is {between:.1f} s ahead of {low}")
+    if behind > SKEW_WARNING_S:
+        assert far is not None
+        bad.append(f"the file server is {abs(server[far]):.1f} s {'ahead of' if server[far] > 0 else 'behind'} {far}")
+    remedy = "set the clocks (chrony): events and ages come in a wrong order; leases do not mind, each observer uses its own clock"
+    return graded("clocks", "" if bad else ", ".join(parts), bad if worst > SKEW_FAILURE_S else [], bad, remedy=remedy)
+
+
+REQUESTS: dict[str, Callable[..., Any]] = {
+    "root": root,
+    "meet": meet,
+    "look": look,
+    "make": make,
+    "see": see,
+    "race": race,
+    "leave": leave,
+    "clock": clock,
+    "file_clock": file_clock,
+}

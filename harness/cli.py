@@ -348,6 +348,29 @@ def export(
 
 
 @app.command()
+def sync(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    watch: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="Look again so often until all chains are complete and sent.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Mirror what is committed to W&B, one run per chain; run it as often as you like, while jobs run or afterwards."""
+    from harness.coordinator.sync import describe, print_progress
+    from harness.coordinator.sync import sync as send
+
+    stop = Stop()
+    _signals(stop)()
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, _ = _prepare(config, assignments, root, scratch)
+        done = send(prepared, root, stop, watch, print_progress)
+    _print_json(done.to_json()) if json_output else print(describe(done))
+    raise typer.Exit(done.exit_code)
+
+
+@app.command()
 def report(
     config: ConfigPath,
     assignments: Assignments = None,

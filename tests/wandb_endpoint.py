@@ -20,8 +20,8 @@ class Recorder:
 
     Attributes:
         url: Its address.
-        keep: Lines of the next stream that are stored; the rest of it is lost, as where a server or its network fails; None for all.
-        on_stream: Called with a run's id after its stream has been stored, before it is answered.
+        keep: Lines of the next history that are stored; the rest of it is lost, as where a server or its network fails; None for all.
+        on_stream: Called with a run's id after lines of its history have been stored, before it is answered.
         refuse: Answer nobody but with 401.
     """
 
@@ -65,9 +65,11 @@ class Recorder:
         if key in self.runs:
             lines = self.lines.get(key, {})
             tail = [json.dumps(lines[max(lines)])] if lines else []
+            config = json.loads(self.runs[key]["config"])
+            telemetry = config.get("_wandb", {}).get("value", {}).get("t")  # the client resumes nothing but what it sees here
             project["bucket"] = {**self.runs[key], "summaryMetrics": json.dumps(self.summary.get(key[1], {})), "tags": [],
                                  "logLineCount": 0, "historyLineCount": len(lines), "eventsLineCount": 0, "notes": "",
-                                 "historyTail": json.dumps(tail), "eventsTail": "[]", "wandbConfig": "{}"}  # fmt: skip
+                                 "historyTail": json.dumps(tail), "eventsTail": "[]", "wandbConfig": json.dumps({"t": telemetry} if telemetry else {})}  # fmt: skip
         return {"model": project}
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +85,9 @@ class Recorder:
             key = (project["name"], str(name))
             inserted = key not in self.runs
             if variables.get("name"):
-                self.runs.setdefault(key, bucket)
-            bucket["historyLineCount"] = len(self.lines.get(key, {}))
+                bucket = self.runs.setdefault(key, bucket)
+                bucket["config"] = variables.get("config") or bucket["config"]
+                bucket["historyLineCount"] = len(self.lines.get(key, {}))
             return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
         if "createArtifact(" in query:
             # Already there, as the same table sent before would be: nothing is uploaded, the reference in the history counts.
@@ -102,7 +105,9 @@ class Recorder:
 
     def stream(self, project: str, run: str, body: dict[str, Any]) -> None:
         self.streams += 1
-        cut, self.keep = self.keep, None
+        history, cut = "wandb-history.jsonl" in (body.get("files") or {}), None
+        if history:
+            cut, self.keep = self.keep, None
         for name, part in (body.get("files") or {}).items():
             for position, line in enumerate(part["content"]):
                 if name == "wandb-history.jsonl" and (cut is None or position < cut):
@@ -111,7 +116,7 @@ class Recorder:
                     self.summary[run] = json.loads(line)
         if body.get("complete"):
             self.complete.add(run)
-        if self.on_stream is not None:
+        if history and self.on_stream is not None:
             self.on_stream(run)
 
 
@@ -168,10 +173,15 @@ def _handler(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """A client that is killed leaves broken connections behind."""
+
+
 @contextmanager
 def endpoint() -> Iterator[Recorder]:
     recorder = Recorder()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(recorder))
+    server = Server(("127.0.0.1", 0), _handler(recorder))
     recorder.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

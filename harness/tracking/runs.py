@@ -101,10 +101,12 @@ def connect() -> Server:
         api = wandb.Api(timeout=TIMEOUT_S)
         entity = api.settings["entity"] or api.default_entity
     except Exception as error:  # its transport is another program, which reports whatever went wrong in its own words
-        reason = " ".join(str(error).split())
-        if any(word in reason for word in ("401", "403", "API key")):
-            raise LoginError(f"W&B refuses the login ({reason}); run `wandb login --relogin`") from None
-        raise HarnessError(f"W&B cannot be reached ({type(error).__name__}: {reason})") from None
+        cause = error.__cause__  # none where a key is malformed
+        status = getattr(getattr(cause, "response", None), "http_status", 0)
+        if status in (401, 403) or (cause is None and isinstance(error, wandb.errors.AuthenticationError)):
+            reason = f"HTTP {status}" if status else " ".join(str(error).split())
+            raise LoginError(f"W&B at {settings.base_url} refuses the login ({reason}); run `wandb login --relogin`") from None
+        raise HarnessError(f"W&B cannot be reached ({type(error).__name__}: {' '.join(str(error).split())})") from None
     return Server(str(api.settings["base_url"]), str(entity or ""))
 
 

@@ -112,7 +112,7 @@ class Recorder:
             for position, line in enumerate(part["content"]):
                 if name == "wandb-history.jsonl" and (cut is None or position < cut):
                     self.lines.setdefault((project, run), {})[part["offset"] + position] = json.loads(line)
-                elif name == "wandb-summary.json":
+                elif name == "wandb-summary.json" and cut is None:  # a summary that is ahead of the history would hide the loss
                     self.summary[run] = json.loads(line)
         if body.get("complete"):
             self.complete.add(run)

@@ -80,7 +80,7 @@ def test_without_our_notes_the_server_itself_keeps_lines_from_coming_twice(study
 
 @pytest.mark.parametrize("keep", [None, 2, 0], ids=["all lines stored", "two lines stored", "no line stored"])
 def test_killed_in_the_middle_of_sending(study: tuple[Path, Path], keep: int | None) -> None:
-    """The server has stored all, a part or nothing of the chain's lines; nobody has noted it; the next sync sends what is missing."""
+    """The server has stored all, a part or nothing of the chain's lines; nobody has noted it; the next sync sends the rest."""
     config, root = study
     with endpoint() as recorder:
         killed = threading.Event()

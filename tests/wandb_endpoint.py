@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-
 PROJECT = "model-collapse"
 
 
@@ -20,7 +19,7 @@ class Recorder:
 
     Attributes:
         url: Its address.
-        keep: Lines of the next history that are stored; the rest of it is lost, as where a server or its network fails; None for all.
+        keep: Lines of the next history that are stored; the rest is lost, as where the server fails; None for all.
         on_stream: Called with a run's id after lines of its history have been stored, before it is answered.
         refuse: Answer nobody but with 401.
     """
@@ -67,9 +66,10 @@ class Recorder:
             tail = [json.dumps(lines[max(lines)])] if lines else []
             config = json.loads(self.runs[key]["config"])
             telemetry = config.get("_wandb", {}).get("value", {}).get("t")  # the client resumes nothing but what it sees here
+            shown = json.dumps({"t": telemetry} if telemetry else {})
             project["bucket"] = {**self.runs[key], "summaryMetrics": json.dumps(self.summary.get(key[1], {})), "tags": [],
                                  "logLineCount": 0, "historyLineCount": len(lines), "eventsLineCount": 0, "notes": "",
-                                 "historyTail": json.dumps(tail), "eventsTail": "[]", "wandbConfig": json.dumps({"t": telemetry} if telemetry else {})}  # fmt: skip
+                                 "historyTail": json.dumps(tail), "eventsTail": "[]", "wandbConfig": shown}  # fmt: skip
         return {"model": project}
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:

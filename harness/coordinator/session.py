@@ -164,7 +164,7 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
     mirror = Mirror(prepared.study.base.tracking.wandb, experiment.path / "wandb", leases)
     if prepared.study.base.tracking.wandb != "disabled":
         views = Views(prepared, store)
-        for chain in (*prepared.lineage.chains, *prepared.bundles):
+        for chain in prepared.chains:
             mirror.add(views.view(chain))
     warnings = mirror.close()
     owner.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -179,14 +178,11 @@ def chain_length(chain: Chain | BundledChain) -> int:
     return chain.generations + 1 if isinstance(chain, BundledChain) else len(chain.nodes)
 
 
-def print_progress(line: str) -> None:
-    """A line of progress, apart from what the command prints."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def describe(done: Synced) -> str:
     """What a sync has done, in one line."""
-    text = f"{done.generations_sent} generations of {done.chains_sent} chains sent, {done.complete} of {done.chains} chains complete"
+    text = (
+        f"{done.generations_sent} generations of {done.chains_sent} chains sent, {done.complete} of {done.chains} chains complete"
+    )
     if done.errors:
         text += f", {len(done.errors)} could not be sent"
     if done.busy:

@@ -101,7 +101,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         folder.mkdir(parents=True)
         for split, rows in splits.items():
             (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
-    folder = root / "datasets" / "notes"  # no organisation, two configurations
+    folder = root / "datasets" / "lab" / "notes"  # two configurations, and an old name without organisation
     folder.mkdir()
     for name, rows in {"small": texts[:500], "large": texts[300:]}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
@@ -123,6 +123,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     config = GPT2Config(vocab_size=270, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(folder)
     with serve(root) as found:
+        found.renamed["notes"] = "lab/notes"
         yield found
 
 

@@ -24,6 +24,7 @@ class Hub:
         requests: What has been asked.
         sha: The newest commit of a repository, where it is not `SHA`; an older one is not served any more.
         gated: Repositories that give nothing to anybody.
+        renamed: Old names; a request for one of them is sent on.
         cut: Files of which only the first half is sent; then the client waits.
     """
 
@@ -33,13 +34,15 @@ class Hub:
         self.sha: dict[str, str] = {}
         self.gated: set[str] = set()
         self.cut: set[str] = set()
+        self.renamed: dict[str, str] = {}
 
     def downloads(self) -> list[str]:
         """Requests for the content of files."""
         return [request for request in self.requests if request.startswith("GET ") and "/resolve/" in request]
 
     def files(self, kind: str, repo: str) -> list[Path]:
-        return sorted(path for path in (self.root / kind / repo).rglob("*") if path.is_file())
+        folder = self.root / kind / repo
+        return sorted(path for path in folder.rglob("*") if path.is_file()) if "/" in repo else []
 
     def entry(self, kind: str, repo: str, path: Path) -> dict[str, Any]:
         name = str(path.relative_to(self.root / kind / repo))
@@ -47,7 +50,8 @@ class Hub:
 
     def info(self, kind: str, repo: str) -> dict[str, Any]:
         names = [self.entry(kind, repo, path)["path"] for path in self.files(kind, repo)]
-        return {"_id": "0", "id": repo, "modelId": repo, "sha": self.sha.get(repo, SHA), "private": False, "gated": False, "disabled": False,
+        return {"_id": "0", "id": repo, "modelId": repo, "sha": self.sha.get(repo, SHA),
+                "private": False, "gated": False, "disabled": False,
                 "tags": [],
                 "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in names],
                 "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"}  # fmt: skip
@@ -113,6 +117,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             verbs = ("revision", "tree", "paths-info", "refs")
             at = next((i for i, part in enumerate(rest) if part in verbs), len(rest))
             repo, verb = "/".join(rest[:at]), rest[at] if at < len(rest) else "revision"
+            if repo in hub.renamed:
+                there = "/".join(["api", kind, hub.renamed[repo], *rest[at:]])
+                return self.reply(307, b"", {"Location": f"{hub.url}/{there}"})
             files = hub.files(kind, repo) if kind in ("models", "datasets") else []
             if not files:
                 return self.missing("RepoNotFound")
@@ -126,13 +133,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 asked = json.loads(body)["paths"] if body.startswith(b"{") else []
                 return self.json([entry for entry in entries if entry["path"] in asked])
             if verb == "refs":
-                return self.json(
-                    {
-                        "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": hub.sha.get(repo, SHA)}],
-                        "converts": [],
-                        "tags": [],
-                    }
-                )
+                main = {"name": "main", "ref": "refs/heads/main", "targetCommit": hub.sha.get(repo, SHA)}
+                return self.json({"branches": [main], "converts": [], "tags": []})
             return self.json(hub.info(kind, repo))
 
         do_GET = do_HEAD = do_POST = handle_any  # noqa: N815

@@ -182,7 +182,7 @@ def test_images_and_a_corpus_of_the_hub(hub: Hub, make_config: Make, tmp_path: P
     pictures = make_config(
         {"experiment": "pictures", "tracking": {"wandb": "disabled"}, "generations": 1,
          "data": {"source": "hf:lab/pictures", "kind": "images"}, "regime": {"kind": "replace", "synthetic_ratio": 1.0},
-         "learner": {"kind": "vae", "latent_dim": 2, "hidden": [8]}}, "pictures.yaml")  # fmt: skip
+         "learner": {"kind": "vae", "latent_dim": 2, "channels": [4]}}, "pictures.yaml")  # fmt: skip
     corpus = make_config(TEXT, "corpus.yaml", **{"regime.source": {"corpus": "hf:lab/plain"}})
     for config, item in ((pictures, "hf:lab/pictures"), (corpus, "hf:lab/plain")):
         assert [found["name"] for found in fetch(config, hub, cache)] == [item]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError
+from harness.files import write_atomic
 
 PREFIX = "hf:"
 
@@ -42,6 +43,23 @@ class Caches:
 
         datasets = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
         return cls(Path(constants.HF_HUB_CACHE), Path(datasets))
+
+    def full_name(self, repo: str) -> str:
+        """The name that a repository goes by now: old ones have no organisation, others were renamed."""
+        try:
+            return self._note(repo).read_text(encoding="utf-8").strip()
+        except OSError:
+            return repo
+
+    def note_name(self, repo: str, full: str) -> None:
+        """Remember what the hub calls a repository, for when it cannot be asked."""
+        note = self._note(repo)
+        if self.full_name(repo) != full:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(note, full.encode())
+
+    def _note(self, repo: str) -> Path:
+        return self.datasets / "full_names" / repo.replace("/", "--")
 
     def environment(self) -> dict[str, str]:
         """The variables by which the libraries find the caches."""
@@ -93,7 +111,8 @@ def prepared_folder(source: str, revision: str | None, caches: Caches) -> Path |
     """
     from datasets.naming import camelcase_to_snakecase
 
-    for repo, configuration in hub_names(source):
+    for named, configuration in hub_names(source):
+        repo = caches.full_name(named)
         *organisation, name = repo.split("/")
         commit = caches.commit(repo, "dataset", revision)
         folder = caches.datasets / "___".join([*organisation, camelcase_to_snakecase(name)])
@@ -149,7 +168,9 @@ def _ask(source: str, revision: str | None) -> tuple[str, str | None, str] | str
 
     for repo, configuration in hub_names(source):
         try:
-            return repo, configuration, str(huggingface_hub.HfApi().dataset_info(repo, revision=revision).sha)
+            about = huggingface_hub.HfApi().dataset_info(repo, revision=revision)
+            Caches.default().note_name(repo, about.id)
+            return about.id, configuration, str(about.sha)
         except RevisionNotFoundError:
             raise DataError(f"data.revision: {source} has no revision {revision!r}") from None
         except RepositoryNotFoundError:

@@ -228,6 +228,19 @@ def test_what_a_sync_refuses(study: tuple[Path, Path], make_config: Make, tmp_pa
     assert len(done.stderr.splitlines()) == 1 and KEY not in done.stderr
 
 
+def test_lines_that_the_server_refuses_are_not_taken_for_sent(study: tuple[Path, Path]) -> None:
+    """The SDK ends such a run without an error; what is noted is what the server says it has."""
+    config, root = study
+    with endpoint() as recorder:
+        recorder.broken = 400
+        found = sync(config, root, recorder, "--set", "grid.seed=[0]", "--set", "grid.regime.synthetic_ratio=[1.0]", code=1)
+        assert found["chains_sent"] == 0 and found["chains_failed"] == 1
+        assert all("the server has its lines up to step -1, not 3000" in reason for reason in found["errors"].values())
+        recorder.broken = 0
+        assert sync(config, root, recorder)["chains_sent"] == 4
+        check(recorder, config, root)
+
+
 def test_results_that_changed_are_not_mixed_with_what_was_sent(study: tuple[Path, Path]) -> None:
     config, root = study
     with endpoint() as recorder:

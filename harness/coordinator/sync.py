@@ -19,6 +19,8 @@ from harness.tracking import BusyError, Sent, Server, connect, held, patience_s,
 
 PROGRESS_CHAINS = 20
 """A line of progress after so many chains."""
+MAX_FAILURES = 3
+"""Chains in a row that could not be sent, after which a pass ends: W&B does not answer, and each took its time to say so."""
 
 
 @dataclass
@@ -104,6 +106,7 @@ class _Pass:
         store = Store.read(root)
         self.prepared, self.store, self.server, self.stop, self.say, self.total = prepared, store, server, stop, say, total
         self.views = Views(prepared, store)
+        self.gave_up = False
         self.folder = Experiment(store.root, prepared.study.base.experiment).path / "wandb"
 
     def run(self) -> None:
@@ -116,7 +119,7 @@ class _Pass:
             with self._leases() as leases:
                 busy = self._send(todo, leases)
                 deadline = time.monotonic() + patience_s(leases)
-                while busy and time.monotonic() < deadline and not self.stop.wait(1.0):
+                while busy and not self.gave_up and time.monotonic() < deadline and not self.stop.wait(1.0):
                     busy = self._send(busy, leases)
                 self.total.busy = [chain.id for chain in busy]
         for chain, reason in self.total.errors.items():
@@ -144,7 +147,7 @@ class _Pass:
     def _send(self, chains: Sequence[Chain | BundledChain], leases: Leases) -> list[Chain | BundledChain]:
         """Send chains one after another; returns those that other processes hold."""
         busy: list[Chain | BundledChain] = []
-        done = 0
+        done = failures = 0
         for chain in chains:
             if self.stop.is_set():
                 break
@@ -156,8 +159,13 @@ class _Pass:
                 continue
             except Exception as error:  # one chain that cannot be sent must not keep the others back
                 self.total.errors[chain.id] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                failures += 1
+                if failures == MAX_FAILURES:
+                    self.say(f"{failures} chains in a row could not be sent; the rest is left for later")
+                    self.gave_up = True
+                    break
                 continue
-            done += 1
+            failures, done = 0, done + 1
             self.total.chains_sent += generations > 0
             self.total.generations_sent += generations
             if done % PROGRESS_CHAINS == 0 or done == len(chains):

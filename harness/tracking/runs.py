@@ -10,8 +10,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ STEPS = 1000
 """Steps of a generation: its metrics, at most `CURVE_POINTS` of its loss, and last the table of samples. Never change it: what was
 sent with other steps would be sent twice."""
 TIMEOUT_S = 20
+"""How long the server may take for one answer."""
+INIT_S, FINISH_S = 60.0, 600.0
+"""How long a run may take to begin, and at its end until all of it is sent."""
+ARRIVAL_S = 30.0
+"""How long the server may take until it knows the lines that it has taken."""
 
 
 class LoginError(InputError):
@@ -73,10 +79,12 @@ class Server:
     Attributes:
         url: Its address.
         entity: Whose projects are meant where the configuration names no entity.
+        api: W&B's own client.
     """
 
     url: str
     entity: str
+    api: Any = field(repr=False, compare=False)
 
 
 def run_id(experiment: str, chain: str) -> str:
@@ -107,7 +115,7 @@ def connect() -> Server:
             reason = f"HTTP {status}" if status else " ".join(str(error).split())
             raise LoginError(f"W&B at {settings.base_url} refuses the login ({reason}); run `wandb login --relogin`") from None
         raise HarnessError(f"W&B cannot be reached ({type(error).__name__}: {' '.join(str(error).split())})") from None
-    return Server(str(api.settings["base_url"]), str(entity or ""))
+    return Server(str(api.settings["base_url"]), str(entity or ""), api)
 
 
 class Sent:
@@ -152,7 +160,7 @@ def send_chain(view: ChainView, server: Server, folder: Path) -> int:
         Generations that were sent.
 
     Raises:
-        HarnessError: The results of a generation that was sent before have changed.
+        HarnessError: The results of a generation that was sent before have changed, or the server has lost what it was sent.
     """
     sent = Sent(folder, server, view.entity, view.project)
     before, now = sent.evaluations(view.chain), view.evaluations
@@ -165,9 +173,25 @@ def send_chain(view: ChainView, server: Server, folder: Path) -> int:
     if len(before) >= len(now):
         return 0
     with tempfile.TemporaryDirectory(prefix="harness-wandb-", ignore_cleanup_errors=True) as scratch:
-        _write_run(view, Path(scratch), len(before), sent.target["entity"], online=True)
+        last = _write_run(view, Path(scratch), len(before), sent.target["entity"], online=True)
+    _check_arrived(server.api, f"{sent.target['entity']}/{view.project}/{run_id(view.experiment, view.chain)}", last)
     sent.note(view.chain, now)
     return len(now) - len(before)
+
+
+def _check_arrived(api: Any, path: str, last: int) -> None:
+    """Ask the server how far a run's history goes: the SDK ends without an error where its lines were refused.
+
+    Raises:
+        HarnessError: It does not go as far as what was sent.
+    """
+    deadline = time.monotonic() + ARRIVAL_S
+    while (there := api.run(path).lastHistoryStep) < last:
+        if time.monotonic() >= deadline:
+            raise HarnessError(f"the server has its lines up to step {there}, not {last}; run the command again to send the rest")
+        time.sleep(1.0)
+        api.flush()
+    api.flush()  # it keeps every run that it was asked for
 
 
 def write_chain(view: ChainView, folder: Path) -> None:
@@ -202,10 +226,15 @@ def _lines(view: ChainView, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield step + place, {"fit_step": fit_step, f"loss/generation_{record.generation}": loss}
 
 
-def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, online: bool) -> None:
+def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, online: bool) -> int:
+    """Open the chain's run, log its lines from generation ``first`` on, and end it; returns the last line's step."""
     import wandb
 
-    settings = wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True, disable_git=True, silent=True)
+    settings = wandb.Settings(
+        console="off", x_disable_stats=True, x_disable_meta=True, disable_git=True, silent=True,
+        init_timeout=INIT_S, finish_timeout=FINISH_S, finish_timeout_raises=True,
+    )  # fmt: skip
+    step = 0
     run = wandb.init(
         mode="online" if online else "offline",
         reinit="create_new",
@@ -231,10 +260,12 @@ def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, on
         rows = [[g.record.generation, t["prompt"], t["continuation"]] for g in view.generations for t in g.texts]
         if rows:
             table = wandb.Table(columns=["generation", "prompt", "continuation"], data=rows)
-            run.log({"samples": table}, step=last.generation * STEPS + STEPS - 1)
+            step = last.generation * STEPS + STEPS - 1
+            run.log({"samples": table}, step=step)
         run.summary.update({name: value for name, value in last.metrics.items() if value is not None})
         run.summary.update({"generations": len(view.generations), "status": last.status})
     except BaseException:
         run.finish(exit_code=1)
         raise
     run.finish()
+    return step

@@ -61,6 +61,11 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+def _say(line: str) -> None:
+    """A line of progress, apart from what a command prints."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _version(value: bool) -> None:
     if value:
         print(__version__)
@@ -390,6 +395,58 @@ def export(
         write_atomic(out.absolute(), content)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def sync(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    watch: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="Look again so often until all chains are complete and sent.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Mirror what is committed to W&B, one run per chain; run it as often as you like, while jobs run or afterwards."""
+    from harness.coordinator.sync import describe
+    from harness.coordinator.sync import sync as send
+
+    stop = Stop()
+    _signals(stop)()
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, _ = _prepare(config, assignments, root, scratch)
+        done = send(prepared, root, stop, watch, _say)
+    _print_json(done.to_json()) if json_output else print(describe(done))
+    raise typer.Exit(done.exit_code)
+
+
+@app.command()
+def fetch(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="The shared cache; becomes HF_HOME. $HF_HOME or the library's own when absent.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Bring every model, tokenizer and data set that the grid needs from the hub into a cache, for jobs without a network."""
+    from harness.config.grid import expand
+    from harness.config.load import load_file
+    from harness.errors import DataError
+    from harness.fetch import describe
+    from harness.fetch import fetch as bring
+
+    study = expand(load_file(config, tuple(assignments or ())))
+    try:
+        found = bring(study, cache, _say)
+    except DataError as error:
+        raise study.source.located(error) from None
+    if json_output:
+        _print_json({"items": [item.to_json() for item in found]})
+        return
+    for item in found:
+        print(describe(item))
+    print(f"{len(found)} items, {sum(item.bytes for item in found) / 2**20:.1f} MiB" if found else "nothing of the hub is needed")
 
 
 @app.command()

@@ -242,8 +242,8 @@ def _resolve(study: Study, data_of: _Data) -> Prepared:
 
 
 def _place(corpus: str) -> str:
-    """Where gangs find a fixed corpus: the name of an embedded source, or an absolute path."""
-    return corpus if corpus in BUILT_IN else str(Path(corpus).absolute())
+    """Where gangs find a fixed corpus: the name of an embedded source or of hub data, or an absolute path."""
+    return corpus if corpus in BUILT_IN or corpus.startswith("hf:") else str(Path(corpus).absolute())
 
 
 def _others(config: Config, real: RealData, known: dict[tuple[str, str], ExternalCorpus]) -> dict[str, ExternalCorpus]:

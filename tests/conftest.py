@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hub_endpoint import Hub, serve
 
 from harness.coordinator.stop import Stop
 
@@ -84,6 +86,47 @@ def harness(*arguments: object, timeout: float = 240, **environment: str) -> sub
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "harness", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False)
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A small GPT-2 with its tokenizer; data sets with splits of their own, without, with configurations, and of images."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    root = tmp_path_factory.mktemp("hub")
+    texts = [f"Entry {i} is about the number {i * 7} and nothing else.\n" for i in range(800)]
+    for name, splits in {"lab/plain": {"train": texts}, "lab/split": {"train": texts[:600], "validation": texts[600:700],
+                                                                      "test": texts[700:]}}.items():  # fmt: skip
+        folder = root / "datasets" / name
+        folder.mkdir(parents=True)
+        for split, rows in splits.items():
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    folder = root / "datasets" / "lab" / "notes"  # two configurations, and an old name without organisation
+    folder.mkdir()
+    for name, rows in {"small": texts[:500], "large": texts[300:]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: small\n  data_files: small.jsonl\n- config_name: large\n  data_files: large.jsonl\n---\n"
+    )
+    folder = root / "datasets" / "lab" / "pictures"
+    folder.mkdir()
+    pictures = [{"image": [[(i * 37 + x * y) % 256 for x in range(4)] for y in range(4)], "label": i % 3} for i in range(60)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pictures))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=270, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    folder = root / "models" / "lab" / "small"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=270, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    with serve(root) as found:
+        found.renamed["notes"] = "lab/notes"
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -16,14 +18,31 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Repositories as folders: ``models/ORG/NAME`` and ``datasets/ORG/NAME``."""
+    """Repositories as folders: ``models/ORG/NAME`` and ``datasets/ORG/NAME``.
+
+    Attributes:
+        requests: What has been asked.
+        sha: The newest commit of a repository, where it is not `SHA`; an older one is not served any more.
+        gated: Repositories that give nothing to anybody.
+        renamed: Old names; a request for one of them is sent on.
+        cut: Files of which only the first half is sent; then the client waits.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root, self.url = root, ""
         self.requests: list[str] = []
+        self.sha: dict[str, str] = {}
+        self.gated: set[str] = set()
+        self.cut: set[str] = set()
+        self.renamed: dict[str, str] = {}
+
+    def downloads(self) -> list[str]:
+        """Requests for the content of files."""
+        return [request for request in self.requests if request.startswith("GET ") and "/resolve/" in request]
 
     def files(self, kind: str, repo: str) -> list[Path]:
-        return sorted(path for path in (self.root / kind / repo).rglob("*") if path.is_file())
+        folder = self.root / kind / repo
+        return sorted(path for path in folder.rglob("*") if path.is_file()) if "/" in repo else []
 
     def entry(self, kind: str, repo: str, path: Path) -> dict[str, Any]:
         name = str(path.relative_to(self.root / kind / repo))
@@ -31,7 +50,8 @@ class Hub:
 
     def info(self, kind: str, repo: str) -> dict[str, Any]:
         names = [self.entry(kind, repo, path)["path"] for path in self.files(kind, repo)]
-        return {"_id": "0", "id": repo, "modelId": repo, "sha": SHA, "private": False, "gated": False, "disabled": False,
+        return {"_id": "0", "id": repo, "modelId": repo, "sha": self.sha.get(repo, SHA),
+                "private": False, "gated": False, "disabled": False,
                 "tags": [],
                 "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in names],
                 "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"}  # fmt: skip
@@ -43,14 +63,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def reply(self, status: int, data: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), "X-Repo-Commit": SHA, **headers}.items():
+            for name, value in {"Content-Length": str(len(data)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(data)
 
-        def missing(self, code: str) -> None:
-            self.reply(404, b'{"error": "not found"}', {"X-Error-Code": code, "Content-Type": "application/json"})
+        def missing(self, code: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+            self.reply(404, b'{"error": "not found"}', {"X-Error-Code": code, "Content-Type": "application/json", **headers})
 
         def json(self, value: Any) -> None:
             self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -71,12 +91,25 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             repo, name = "/".join(parts[:at]), "/".join(parts[at + 2 :])
             if not hub.files(kind, repo):
                 return self.missing("RepoNotFound")
+            commit = {"X-Repo-Commit": hub.sha.get(repo, SHA)}
+            if repo in hub.gated:
+                return self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"})
             target = hub.root / kind / repo / name
             if not target.is_file():
-                return self.missing("EntryNotFound")
+                return self.missing("EntryNotFound", commit)
             data = target.read_bytes()
+            if name in hub.cut and self.command == "GET":
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
+                while name in hub.cut:
+                    time.sleep(0.05)
+                self.close_connection = True
+                return None
             return self.reply(
-                200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "Content-Type": "application/octet-stream"}
+                200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "Content-Type": "application/octet-stream", **commit}
             )
 
         def api(self, parts: list[str], body: bytes) -> None:
@@ -84,9 +117,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             verbs = ("revision", "tree", "paths-info", "refs")
             at = next((i for i, part in enumerate(rest) if part in verbs), len(rest))
             repo, verb = "/".join(rest[:at]), rest[at] if at < len(rest) else "revision"
+            if repo in hub.renamed:
+                there = "/".join(["api", kind, hub.renamed[repo], *rest[at:]])
+                return self.reply(307, b"", {"Location": f"{hub.url}/{there}"})
             files = hub.files(kind, repo) if kind in ("models", "datasets") else []
             if not files:
                 return self.missing("RepoNotFound")
+            if verb == "revision" and at < len(rest) and rest[at + 1] not in ("main", hub.sha.get(repo, SHA)):
+                return self.missing("RevisionNotFound")
             entries = [hub.entry(kind, repo, path) for path in files]
             if verb == "tree":
                 under = "/".join(rest[at + 2 :])
@@ -95,9 +133,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 asked = json.loads(body)["paths"] if body.startswith(b"{") else []
                 return self.json([entry for entry in entries if entry["path"] in asked])
             if verb == "refs":
-                return self.json(
-                    {"branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": SHA}], "converts": [], "tags": []}
-                )
+                main = {"name": "main", "ref": "refs/heads/main", "targetCommit": hub.sha.get(repo, SHA)}
+                return self.json({"branches": [main], "converts": [], "tags": []})
             return self.json(hub.info(kind, repo))
 
         do_GET = do_HEAD = do_POST = handle_any  # noqa: N815
@@ -106,6 +143,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def environment(hub: Hub, cache: Path) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @contextmanager

@@ -3,48 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TEXT, Make, harness
-from hub_endpoint import SHA, Hub, serve
+from hub_endpoint import SHA, Hub, environment
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A small GPT-2 with its tokenizer, and two data sets: one with splits of its own, one without."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    root = tmp_path_factory.mktemp("hub")
-    texts = [f"Entry {i} is about the number {i * 7} and nothing else.\n" for i in range(800)]
-    for name, splits in {"lab/plain": {"train": texts}, "lab/split": {"train": texts[:600], "validation": texts[600:700],
-                                                                      "test": texts[700:]}}.items():  # fmt: skip
-        folder = root / "datasets" / name
-        folder.mkdir(parents=True)
-        for split, rows in splits.items():
-            (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=270, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer=trainer)
-    folder = root / "models" / "lab" / "small"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=270, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    with serve(root) as found:
-        yield found
-
-
-def environment(hub: Hub, cache: Path) -> dict[str, str]:
-    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 CHANGES: dict[str, Any] = {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from chains import run_all
 from conftest import GAUSSIAN, TEXT, Make, harness
-from wandb_endpoint import Recorder, endpoint
+from wandb_endpoint import PROJECT, Recorder, endpoint
 
 from harness.tracking import run_id
 
@@ -25,15 +25,15 @@ def environment(recorder: Recorder, folder: Path) -> dict[str, str]:
             "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}  # fmt: skip
 
 
-def check(recorder: Recorder, config: Path, root: Path) -> None:
+def check(recorder: Recorder, config: Path, root: Path, project: str = PROJECT) -> None:
     """Every chain once, every generation and metric there, equal to export."""
     rows = json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
     chains = {row["chain"] for row in rows}
-    assert {upsert["name"] for upsert in recorder.upserts if upsert.get("name")} == {run_id("normal", chain) for chain in chains}
+    assert recorder.names(project) == {run_id("normal", chain) for chain in chains}
     assert {upsert["groupName"] for upsert in recorder.upserts if upsert.get("groupName")} == {"normal"}
     identity = {"experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status", "regime.synthetic_ratio"}
     for chain in chains:
-        mirrored = recorder.generations(run_id("normal", chain))
+        mirrored = recorder.generations(run_id("normal", chain), project)
         expected = {row["generation"]: row for row in rows if row["chain"] == chain}
         assert mirrored.keys() == expected.keys()
         for generation, row in expected.items():

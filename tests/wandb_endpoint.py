@@ -6,42 +6,101 @@ import gzip
 import json
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+PROJECT = "model-collapse"
+
 
 class Recorder:
-    """What has been received: history lines, summaries and configurations, by run id."""
+    """What has been received: history lines, summaries and configurations, by run id; what a server knows of a run, it tells.
+
+    Attributes:
+        url: Its address.
+        keep: Lines of the next history that are stored; the rest is lost, as where the server fails; None for all.
+        on_stream: Called with a run's id after lines of its history have been stored, before it is answered.
+        refuse: Answer nobody but with 401.
+        broken: The status with which histories are refused; 0 for none.
+    """
 
     def __init__(self) -> None:
         self.upserts: list[dict[str, Any]] = []
-        self.lines: dict[str, dict[int, dict[str, Any]]] = {}
+        self.asked: list[str] = []
+        self.runs: dict[tuple[str, str], dict[str, Any]] = {}
+        self.lines: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+        self.streams = 0
         self.summary: dict[str, dict[str, Any]] = {}
         self.complete: set[str] = set()
+        self.keep: int | None = None
+        self.on_stream: Callable[[str], None] | None = None
+        self.refuse = False
+        self.broken = 0
         self.url = ""
 
-    def history(self, run: str) -> list[dict[str, Any]]:
-        return [self.lines[run][offset] for offset in sorted(self.lines.get(run, {}))]
+    def history(self, run: str, project: str = PROJECT) -> list[dict[str, Any]]:
+        lines = self.lines.get((project, run), {})
+        assert sorted(lines) == list(range(len(lines))), f"{run} has gaps"
+        found = [lines[offset] for offset in sorted(lines)]
+        steps = [line["_step"] for line in found]
+        assert steps == sorted(set(steps)), f"{run} has a step twice, or out of order: {steps}"
+        return found
 
-    def generations(self, run: str) -> dict[int, dict[str, Any]]:
+    def generations(self, run: str, project: str = PROJECT) -> dict[int, dict[str, Any]]:
         """Generation to its metrics; a generation that was sent twice is an error."""
         found: dict[int, dict[str, Any]] = {}
-        for line in self.history(run):
+        for line in self.history(run, project):
             if "status" in line:
                 assert line["generation"] not in found, f"{run} has generation {line['generation']} twice"
                 found[line["generation"]] = line
         return found
 
+    def names(self, project: str = PROJECT) -> set[str]:
+        return {run for where, run in self.runs if where == project}
+
+    def resume(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """`RunResumeStatus`: nothing of a run that is not there; else how many lines there are, and the last ones."""
+        key = (variables["project"], variables["name"])
+        project: dict[str, Any] = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "e"}, "bucket": None}
+        if key in self.runs:
+            lines = self.lines.get(key, {})
+            tail = [json.dumps(lines[max(lines)])] if lines else []
+            config = json.loads(self.runs[key]["config"])
+            telemetry = config.get("_wandb", {}).get("value", {}).get("t")  # the client resumes nothing but what it sees here
+            shown = json.dumps({"t": telemetry} if telemetry else {})
+            project["bucket"] = {**self.runs[key], "summaryMetrics": json.dumps(self.summary.get(key[1], {})), "tags": [],
+                                 "logLineCount": 0, "historyLineCount": len(lines), "eventsLineCount": 0, "notes": "",
+                                 "historyTail": json.dumps(tail), "eventsTail": "[]", "wandbConfig": shown}  # fmt: skip
+        return {"model": project}
+
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(query.split("(")[0].split("{")[0].strip())
+        if "query RunResumeStatus" in query:
+            return self.resume(variables)
+        if "project(name" in query and "run(name" in query:  # the public client: what there is of a run
+            key = (variables["project"], variables["name"])
+            lines = self.lines.get(key, {})
+            last = {"lastStep": lines[max(lines)]["_step"]} if lines else {"lastStep": -1}
+            found = {"id": key[1], "name": key[1], "displayName": key[1], "state": "finished", "config": "{}", "tags": [],
+                     "summaryMetrics": "{}", "systemMetrics": "{}", "historyLineCount": len(lines), "historyKeys": last,
+                     "user": {"name": "u", "username": "u"}, "sweepName": None, "group": None, "jobType": None, "commit": None,
+                     "readOnly": False, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00",
+                     "description": "", "notes": "", "projectId": "1"}  # fmt: skip
+            return {"project": {"internalId": "1", "run": found if key in self.runs else None}}
         if "upsertBucket" in query:
             self.upserts.append(variables)
             name = variables.get("name") or variables.get("id")
             project = {"name": variables.get("project") or "p", "entity": {"name": variables.get("entity") or "e"}}
             bucket = {"id": name, "name": name, "displayName": variables.get("displayName"), "description": "", "config": "{}",
                       "sweepName": None, "project": project, "historyLineCount": 0}  # fmt: skip
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            key = (project["name"], str(name))
+            inserted = key not in self.runs
+            if variables.get("name"):
+                bucket = self.runs.setdefault(key, bucket)
+                bucket["config"] = variables.get("config") or bucket["config"]
+                bucket["historyLineCount"] = len(self.lines.get(key, {}))
+            return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
         if "createArtifact(" in query:
             # Already there, as the same table sent before would be: nothing is uploaded, the reference in the history counts.
             return {
@@ -56,15 +115,21 @@ class Recorder:
         info = {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": [], "exposesLatestLocalVersion": False}
         return {"viewer": viewer, "serverInfo": info, "project": None, "model": None}
 
-    def stream(self, run: str, body: dict[str, Any]) -> None:
+    def stream(self, project: str, run: str, body: dict[str, Any]) -> None:
+        self.streams += 1
+        history, cut = "wandb-history.jsonl" in (body.get("files") or {}), None
+        if history:
+            cut, self.keep = self.keep, None
         for name, part in (body.get("files") or {}).items():
             for position, line in enumerate(part["content"]):
-                if name == "wandb-history.jsonl":
-                    self.lines.setdefault(run, {})[part["offset"] + position] = json.loads(line)
-                elif name == "wandb-summary.json":
+                if name == "wandb-history.jsonl" and (cut is None or position < cut):
+                    self.lines.setdefault((project, run), {})[part["offset"] + position] = json.loads(line)
+                elif name == "wandb-summary.json" and cut is None:  # a summary that is ahead of the history would hide the loss
                     self.summary[run] = json.loads(line)
         if body.get("complete"):
             self.complete.add(run)
+        if history and self.on_stream is not None:
+            self.on_stream(run)
 
 
 def _handler(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
@@ -94,11 +159,16 @@ def _handler(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.body()
-            if self.path == "/graphql":
+            failing = recorder.broken if self.path.endswith("/file_stream") else 0
+            if recorder.refuse or failing:
+                self.send_response(failing or 401)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            elif self.path == "/graphql":
                 asked = json.loads(body)
                 self.answer({"data": recorder.graphql(asked["query"], asked.get("variables") or {})})
             elif self.path.endswith("/file_stream"):
-                recorder.stream(self.path.split("/")[-2], json.loads(body))
+                recorder.stream(*self.path.split("/")[-3:-1], json.loads(body))
                 self.answer({})
             else:
                 self.answer({})
@@ -116,10 +186,15 @@ def _handler(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """A client that is killed leaves broken connections behind."""
+
+
 @contextmanager
 def endpoint() -> Iterator[Recorder]:
     recorder = Recorder()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(recorder))
+    server = Server(("127.0.0.1", 0), _handler(recorder))
     recorder.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

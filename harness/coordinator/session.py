@@ -20,13 +20,12 @@ from harness.coordinator.coordinator import Coordinator
 from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_by_chain
 from harness.coordinator.stop import Stop
+from harness.coordinator.views import Views
 from harness.errors import ResourceError
 from harness.lineage import BundledChain, Chain
-from harness.records import Record, bundled_record
 from harness.store import Experiment, Leases, Owner, Store
-from harness.store.bundles import CHAIN
 from harness.study import Prepared, commit_data
-from harness.tracking import ChainView, GenerationView, Mirror
+from harness.tracking import Mirror
 
 STOPPED_MIRROR_S = 3.0
 """How long a run that stops early waits for W&B; the next one sends the rest."""
@@ -48,42 +47,6 @@ class _Gangs:
                 reap([process for process in processes if process.host == here], patience_s=0.0)
         print(f"stopped early with work left ({reason}); run the same command again", file=sys.stderr, flush=True)
         os._exit(75)
-
-
-def chain_view(prepared: Prepared, store: Store, chain: Chain) -> ChainView:
-    """A chain as W&B shows it: the cell as configuration, every generation that is committed."""
-    cell = prepared.cell(chain)
-    nodes = [prepared.lineage.nodes[key] for key in chain.nodes]
-    generations = []
-    for node in nodes:
-        record: Record | None = store.record(node.evaluation)
-        if record is None:
-            break
-        log = store.json("fits", node.fit, "fit.json")["log"] if store.has("fits", node.fit) else {}
-        texts = store.json("evaluations", node.evaluation, "continuations.json")
-        generations.append(GenerationView(record, log.get("train_loss", ()), texts))
-    config = cell.config.model_dump(mode="json") | {"seed": chain.seed, "chain": chain.id, "axes": prepared.axes(chain)}
-    tracking = cell.config.tracking
-    return ChainView(cell.config.experiment, chain.id, tracking.project, tracking.entity, config, generations)
-
-
-def bundle_views(prepared: Prepared, store: Store) -> Callable[[BundledChain], ChainView]:
-    """From a bundled chain to how W&B shows it; the records are read once for all of them."""
-    found: dict[str, list[GenerationView]] = {}
-
-    def view(chain: BundledChain) -> ChainView:
-        if not found:
-            table = store.bundles.read([item.key for item in prepared.bundles])
-            for row in table.to_pylist() if table is not None else []:
-                record = bundled_record(row)
-                found.setdefault(row[CHAIN], []).append(GenerationView(record, (), ()))
-        cell = prepared.cell(chain)
-        config = cell.config.model_dump(mode="json") | {"seed": chain.seed, "chain": chain.id, "axes": prepared.axes(chain)}
-        tracking = cell.config.tracking
-        generations = found.get(chain.key, [])[: chain.generations + 1]
-        return ChainView(cell.config.experiment, chain.id, tracking.project, tracking.entity, config, generations)
-
-    return view
 
 
 def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
@@ -148,19 +111,19 @@ def run_study(
         owner = _owner(store, base)
         leases = Leases(store.root, owner)
         mirror = Mirror(_mode(base), experiment.path / "wandb", leases)
+        views = Views(prepared, store)
         display: Display = make_display()
 
-        def on_chain(chain: Chain) -> None:
-            mirror.add(chain_view(prepared, store, chain))
+        def on_chain(chain: Chain | BundledChain) -> None:
+            mirror.add(views.view(chain))
 
         try:
-            view = bundle_views(prepared, store)
             bundles = BundleRun(prepared, store, experiment, display, stop)
             workers = max(1, int(sum(machine.cpus for machine in machines)))
             mirrored = base.tracking.wandb != "disabled"
             summary = Summary(0, 0, 0, 0, 0.0)
             if prepared.bundles:
-                summary = bundles.run(workers, (lambda chain: mirror.add(view(chain))) if mirrored else (lambda chain: None))
+                summary = bundles.run(workers, on_chain if mirrored else (lambda chain: None))
             if prepared.lineage.chains:
                 coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop, idle_s)
                 gangs.coordinator = coordinator
@@ -209,11 +172,9 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
     leases = Leases(store.root, owner)
     mirror = Mirror(_mode(prepared.study.base), experiment.path / "wandb", leases)
     if prepared.study.base.tracking.wandb != "disabled":
-        for chain in prepared.lineage.chains:
-            mirror.add(chain_view(prepared, store, chain))
-        view = bundle_views(prepared, store)
-        for bundled in prepared.bundles:
-            mirror.add(view(bundled))
+        views = Views(prepared, store)
+        for chain in prepared.chains:
+            mirror.add(views.view(chain))
     warnings = mirror.close()
     owner.close()
     leases.forget([owner.id])
@@ -222,4 +183,4 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
     return Summary(len(prepared.chains), 0, 0, reused, 0.0), warnings
 
 
-__all__ = ["chain_view", "run_study"]
+__all__ = ["run_study"]

@@ -6,16 +6,15 @@ import ast
 import hashlib
 import inspect
 import json
-import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from harness.config.schema import TextData
+from harness.data.hub import load_hub
 from harness.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -194,28 +193,6 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
         raise DataError(f"data.source: {path} is damaged: {str(error).splitlines()[0]}") from None
 
 
-def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
-    """The splits of a data set of the hub, by name.
-
-    Args:
-        source: ``hf:NAME[/CONFIG]``.
-        revision: Its revision; None for the newest.
-
-    Raises:
-        DataError: Neither the hub nor the cache has it.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    name, configuration = _hub_name(source.removeprefix("hf:"))
-    try:
-        loaded: Mapping[str, Any] = datasets.load_dataset(name, configuration, revision=revision)
-    except Exception as error:  # the library raises whatever its transport raises; the user needs one line
-        reason = (str(error).splitlines() or [""])[0]
-        raise DataError(f"data.source: {source} cannot be loaded ({type(error).__name__}: {reason})") from None
-    return loaded
-
-
 def _hub(source: str, text_field: str, revision: str | None) -> Documents:
     loaded = load_hub(source, revision)
     splits: dict[str, tuple[str, ...]] = {}
@@ -230,29 +207,3 @@ def _hub(source: str, text_field: str, revision: str | None) -> Documents:
     if "train" not in splits:
         raise DataError(f"data.source: {source} has no split 'train'; it has {', '.join(splits)}")
     return Documents(splits["train"], {})
-
-
-def _hub_name(text: str) -> tuple[str, str | None]:
-    """``NAME``, ``ORG/NAME``, ``ORG/NAME/CONFIG``, or ``NAME/CONFIG`` where no data set is called so.
-
-    Asks the hub which of the two a name with one slash is.
-    """
-    parts = text.split("/")
-    if not all(parts) or len(parts) > 3:
-        raise DataError(f"data.source: found 'hf:{text}', expected hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG or hf:NAME/CONFIG")
-    if len(parts) == 3:
-        return f"{parts[0]}/{parts[1]}", parts[2]
-    if len(parts) == 1:
-        return parts[0], None
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        huggingface_hub.HfApi().dataset_info(text)
-    except RepositoryNotFoundError:
-        return parts[0], parts[1]
-    except HFValidationError as error:
-        raise DataError(f"data.source: found 'hf:{text}': {str(error).splitlines()[0]}") from None
-    except Exception as error:  # offline, whatever the transport calls it: the cache knows repositories by their name
-        print(f"the hub cannot be asked about {text} ({type(error).__name__}); taking it as ORG/NAME", file=sys.stderr)
-    return text, None

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config.schema import DIGITS, ImageData, science
-from harness.data.documents import load_hub
+from harness.data.hub import load_hub
 from harness.errors import DataError
 from harness.records import Examples
 from harness.streams import stream

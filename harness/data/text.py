@@ -272,8 +272,9 @@ class TextCorpus:
         """A fixed corpus, packed as the real text is.
 
         Args:
-            source: A path (its text in the field ``text``), which is read whole and in its order; or an embedded source, of which
-                the training side is taken, in the order in which it would be the real text.
+            source: A path (its text in the field ``text``), which is read whole and in its order; ``hf:NAME[/CONFIG]``, of which
+                the split ``train`` is read so; or an embedded source, of which the training side is taken, in the order in which
+                it would be the real text.
             split: How an embedded source is split.
 
         Raises:
@@ -284,7 +285,11 @@ class TextCorpus:
             train = tuple(split_documents(Documents(built_in(source), {}), split)["train"])
             documents = Documents((), {"train": train})
             return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(self._pack(train))))
-        documents = Documents(tuple(read_path(Path(source), "text", "regime.source.corpus")), {})
+        if source.startswith("hf:"):
+            found = read_named(source, field="regime.source.corpus")
+            documents = Documents(found.whole or found.splits["train"], {})
+        else:
+            documents = Documents(tuple(read_path(Path(source), "text", "regime.source.corpus")), {})
         return ExternalCorpus(documents.fingerprint(), Examples.full(self._pack(documents.whole)))
 
     def other(self, name: str, source: str, split: Split) -> ExternalCorpus:

@@ -1,5 +1,19 @@
 """Tracking: records mirrored to Weights & Biases. The store is the truth; nothing is ever read back."""
 
-from harness.tracking.mirror import ChainView, GenerationView, Mirror, run_id
+from harness.tracking.mirror import BusyError, Mirror, held, patience_s
+from harness.tracking.runs import ChainView, GenerationView, LoginError, Sent, Server, connect, run_id, send_chain
 
-__all__ = ["ChainView", "GenerationView", "Mirror", "run_id"]
+__all__ = [
+    "BusyError",
+    "ChainView",
+    "GenerationView",
+    "LoginError",
+    "Mirror",
+    "Sent",
+    "Server",
+    "connect",
+    "held",
+    "patience_s",
+    "run_id",
+    "send_chain",
+]

@@ -17,7 +17,8 @@ class CorpusSource(Section):
     """Synthetic examples from a fixed corpus that someone else's model wrote."""
 
     corpus: str
-    """A .txt, .jsonl or .parquet file, or a folder of them; or an embedded source, of which the training side is taken."""
+    """A .txt, .jsonl or .parquet file, or a folder of them; ``hf:NAME[/CONFIG]``, of which the split ``train`` is taken; or an
+    embedded source, of which the training side is taken."""
 
 
 class CellSource(Section):

@@ -1,0 +1,198 @@
+"""`harness sync`: what is committed, to W&B; beside jobs that still compute, or afterwards, as often as one likes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.coordinator.stop import Stop
+from harness.coordinator.views import Views
+from harness.errors import InputError
+from harness.lineage import BundledChain, Chain
+from harness.store import Experiment, Leases, Owner, Store
+from harness.study import Prepared
+from harness.tracking import BusyError, Sent, Server, connect, held, patience_s, send_chain
+
+PROGRESS_CHAINS = 20
+"""A line of progress after so many chains."""
+MAX_FAILURES = 3
+"""Chains in a row that could not be sent, after which a pass ends: W&B does not answer, and each took its time to say so."""
+
+
+@dataclass
+class Synced:
+    """What a sync has done.
+
+    Attributes:
+        chains: Chains of the study.
+        complete: Chains of which nothing is left to send, ever: all generations are there, or the last one diverged.
+        chains_sent: Chains of which something was sent.
+        generations_sent: Generations that were sent.
+        errors: Chain to why it could not be sent, in the last pass over it.
+        stopped: A signal ended it.
+        wall_s: Seconds.
+    """
+
+    chains: int
+    complete: int = 0
+    chains_sent: int = 0
+    generations_sent: int = 0
+    errors: dict[str, str] = field(default_factory=dict)
+    busy: list[str] = field(default_factory=list)
+    stopped: bool = False
+    wall_s: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """See the commands' exit codes: 1 a chain could not be sent, 75 there was more to do when it ended."""
+        return 1 if self.errors else 75 if self.stopped or self.busy else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        names = {"complete": "chains_complete"}
+        found = {names.get(name, name): value for name, value in asdict(self).items()}
+        return {**found, "chains_failed": len(self.errors)}
+
+
+def check_wanted(prepared: Prepared) -> None:
+    """Refuse a study that its file keeps away from W&B: what has been sent cannot be taken back.
+
+    Raises:
+        InputError: ``tracking.wandb`` is ``disabled``.
+    """
+    if prepared.study.base.tracking.wandb == "disabled":
+        message = "found disabled, so nothing may be sent; allowed for sync: offline, online (or --set tracking.wandb=offline)"
+        raise prepared.study.source.error("tracking.wandb", message)
+
+
+def sync(prepared: Prepared, root: Path, stop: Stop, every_s: float | None, say: Callable[[str], None]) -> Synced:
+    """Send what is committed and was not sent before.
+
+    Args:
+        prepared: The study.
+        root: The store's root.
+        stop: Set from outside to end early.
+        every_s: Look again every so many seconds until all chains are complete; None for once.
+        say: Takes lines of progress.
+
+    Raises:
+        InputError: Nobody is logged in, there is no store, or the study is not to be sent.
+    """
+    check_wanted(prepared)
+    if every_s is None and not (root / "format").exists():
+        raise InputError(f"--root {root} is not a store of the harness")
+    server = connect()
+    started, total = time.monotonic(), Synced(len(prepared.chains))
+    while True:
+        if (root / "format").exists():
+            _Pass(prepared, root, server, stop, say, total).run()
+        total.wall_s = round(time.monotonic() - started, 3)
+        if every_s is None or stop.is_set() or (total.complete == total.chains and not total.errors and not total.busy):
+            total.stopped = stop.is_set()
+            return total
+        stop.wait(every_s)
+
+
+class _Pass:
+    """One look at every chain."""
+
+    def __init__(
+        self, prepared: Prepared, root: Path, server: Server, stop: Stop, say: Callable[[str], None], total: Synced
+    ) -> None:
+        store = Store.read(root)
+        self.prepared, self.store, self.server, self.stop, self.say, self.total = prepared, store, server, stop, say, total
+        self.views = Views(prepared, store)
+        self.gave_up = False
+        self.folder = Experiment(store.root, prepared.study.base.experiment).path / "wandb"
+
+    def run(self) -> None:
+        tracking = self.prepared.study.base.tracking
+        sent = Sent(self.folder, self.server, tracking.entity, tracking.project)
+        todo = [chain for chain in self.prepared.chains if self._news(chain, len(sent.evaluations(chain.id)))]
+        self.total.busy, errors = [], self.total.errors
+        self.total.errors = {}
+        if todo:
+            with self._leases() as leases:
+                busy = self._send(todo, leases)
+                deadline = time.monotonic() + patience_s(leases)
+                while busy and not self.gave_up and time.monotonic() < deadline and not self.stop.wait(1.0):
+                    busy = self._send(busy, leases)
+                self.total.busy = [chain.id for chain in busy]
+        for chain, reason in self.total.errors.items():
+            if errors.get(chain) != reason:
+                self.say(f"{chain}: {reason}")
+        self.total.complete = sum(self._complete(chain, sent) for chain in self.prepared.chains)
+
+    @contextlib.contextmanager
+    def _leases(self) -> Iterator[Leases]:
+        base = self.prepared.study.base
+        store = Store.open(self.store.root)
+        owner = Owner(store.root / "leases" / "owners", base.resources.lease_s, {"experiment": base.experiment, "sync": True})
+        leases = Leases(store.root, owner.start())
+        try:
+            yield leases
+        finally:
+            owner.close()
+            leases.forget([owner.id])
+
+    def _news(self, chain: Chain | BundledChain, known: int) -> bool:
+        """Whether more of a chain is committed than was sent; a bundled chain that diverged has fewer records than generations."""
+        there = self.views.committed(chain)
+        return there > known and not (isinstance(chain, BundledChain) and len(self.views.view(chain).generations) == known)
+
+    def _send(self, chains: Sequence[Chain | BundledChain], leases: Leases) -> list[Chain | BundledChain]:
+        """Send chains one after another; returns those that other processes hold."""
+        busy: list[Chain | BundledChain] = []
+        done = failures = 0
+        for chain in chains:
+            if self.stop.is_set():
+                break
+            try:
+                with held(leases, self.prepared.study.base.experiment, chain.id):
+                    generations = send_chain(self.views.view(chain), self.server, self.folder)
+            except BusyError:
+                busy.append(chain)
+                continue
+            except Exception as error:  # one chain that cannot be sent must not keep the others back
+                self.total.errors[chain.id] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                failures += 1
+                if failures == MAX_FAILURES:
+                    self.say(f"{failures} chains in a row could not be sent; the rest is left for later")
+                    self.gave_up = True
+                    break
+                continue
+            failures, done = 0, done + 1
+            self.total.chains_sent += generations > 0
+            self.total.generations_sent += generations
+            if done % PROGRESS_CHAINS == 0 or done == len(chains):
+                self.say(f"sent {done} of {len(chains)} chains")
+        return busy
+
+    def _complete(self, chain: Chain | BundledChain, sent: Sent) -> bool:
+        """Whether nothing of a chain is left to send, now or later."""
+        known = len(sent.evaluations(chain.id))
+        if known == chain_length(chain):
+            return True
+        view = self.views.view(chain) if known else None
+        return view is not None and len(view.generations) == known and view.generations[-1].record.status == "diverged"
+
+
+def chain_length(chain: Chain | BundledChain) -> int:
+    """Generations of a chain when it is complete."""
+    return chain.generations + 1 if isinstance(chain, BundledChain) else len(chain.nodes)
+
+
+def describe(done: Synced) -> str:
+    """What a sync has done, in one line."""
+    text = (
+        f"{done.generations_sent} generations of {done.chains_sent} chains sent, {done.complete} of {done.chains} chains complete"
+    )
+    if done.errors:
+        text += f", {len(done.errors)} could not be sent"
+    if done.busy:
+        text += f", {len(done.busy)} are being sent by another process: run the command again"
+    return text + ("; stopped early" if done.stopped else "")

@@ -1,0 +1,270 @@
+"""``harness sync``: the store's records at a recording W&B endpoint, with the real SDK; every line once, whoever is killed when."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chains import run_all
+from conftest import GAUSSIAN, Make, harness
+from test_wandb import KEY, check, environment
+from wandb_endpoint import PROJECT, Recorder, endpoint
+
+from harness.store import Leases, Owner
+from harness.tracking import run_id
+
+GRID = {"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]}
+
+
+@pytest.fixture
+def study(make_config: Make, tmp_path: Path) -> tuple[Path, Path]:
+    """Four chains of which everything is committed; the file says offline."""
+    config = make_config(GAUSSIAN, grid=GRID, **{"tracking.wandb": "offline"})
+    run_all(config, tmp_path / "root")
+    return config, tmp_path / "root"
+
+
+def sync(config: Path, root: Path, recorder: Recorder, *arguments: object, code: int = 0, **changes: str) -> dict[str, Any]:
+    """Run it; returns what ``--json`` says."""
+    folder = config.parent
+    done = harness("sync", config, "--root", root, "--json", *arguments, **(environment(recorder, folder) | changes))
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and KEY not in done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def start(config: Path, root: Path, recorder: Recorder, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "harness", "sync", str(config), "--root", str(root), "--json", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, **environment(recorder, config.parent)})  # fmt: skip
+
+
+def wait_for(happened: Any, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_every_chain_once_and_twice_run_is_once_sent(study: tuple[Path, Path]) -> None:
+    config, root = study
+    with endpoint() as recorder:
+        first = sync(config, root, recorder)
+        assert (first["chains_sent"], first["generations_sent"], first["chains_complete"]) == (4, 16, 4)
+        check(recorder, config, root)
+        before = (recorder.streams, len(recorder.upserts))
+        again = sync(config, root, recorder)
+        assert (again["chains_sent"], again["generations_sent"], again["chains_complete"]) == (0, 0, 4)
+        assert (recorder.streams, len(recorder.upserts)) == before, "not one run was opened"
+
+
+def test_without_our_notes_the_server_itself_keeps_lines_from_coming_twice(study: tuple[Path, Path]) -> None:
+    config, root = study
+    with endpoint() as recorder:
+        sync(config, root, recorder)
+        lines = {key: dict(value) for key, value in recorder.lines.items()}
+        for note in (root / "experiments" / "normal" / "wandb" / "sent").rglob("*.json"):
+            note.unlink()
+        assert sync(config, root, recorder)["chains_sent"] == 4
+        assert recorder.lines == lines
+
+
+@pytest.mark.parametrize("keep", [None, 2, 0], ids=["all lines stored", "two lines stored", "no line stored"])
+def test_killed_in_the_middle_of_sending(study: tuple[Path, Path], keep: int | None) -> None:
+    """The server has stored all, a part or nothing of the chain's lines; nobody has noted it; the next sync sends the rest."""
+    config, root = study
+    with endpoint() as recorder:
+        killed = threading.Event()
+        recorder.keep = keep
+
+        def kill(_: str) -> None:
+            if not killed.is_set():
+                killed.set()
+                process.kill()
+
+        recorder.on_stream = kill
+        process = start(config, root, recorder)
+        assert process.wait(timeout=120) == -signal.SIGKILL
+        assert len(recorder.runs) == 1 and not list((root / "experiments").rglob("sent/*/*.json"))
+        if keep is not None:
+            assert [len(lines) for lines in recorder.lines.values()] == ([keep] if keep else [])
+        sync(config, root, recorder)
+        check(recorder, config, root)
+
+
+def test_chains_that_are_not_complete_are_sent_and_appended_to(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN, grid=GRID, **{"tracking.wandb": "online"}), tmp_path / "root"
+    run_all(config, root, "generations=1")
+    longer = ("--set", "generations=4")
+    with endpoint() as recorder:
+        found = sync(config, root, recorder, *longer)
+        assert (found["generations_sent"], found["chains_complete"], found["chains"]) == (8, 0, 4)
+        names = recorder.names()
+        run_all(config, root, "generations=4")
+        found = sync(config, root, recorder, *longer)
+        assert (found["generations_sent"], found["chains_complete"]) == (12, 4)
+        assert recorder.names() == names, "the same four runs"
+        for name in names:
+            assert sorted(recorder.generations(name)) == [0, 1, 2, 3, 4]
+
+
+def test_bundled_chains(make_config: Make, tmp_path: Path) -> None:
+    from bundled import run_bundles
+
+    config, root = make_config(GAUSSIAN, grid=GRID, **{"tracking.wandb": "offline", "resources.bundled": True}), tmp_path / "root"
+    run_bundles(config, root)
+    with endpoint() as recorder:
+        assert sync(config, root, recorder)["generations_sent"] == 16
+        check(recorder, config, root)
+        assert sync(config, root, recorder)["generations_sent"] == 0
+
+
+def test_another_project_or_server_gets_everything(study: tuple[Path, Path]) -> None:
+    config, root = study
+    with endpoint() as recorder:
+        sync(config, root, recorder)
+        assert sync(config, root, recorder, "--set", "tracking.project=other")["chains_sent"] == 4
+        check(recorder, config, root)
+        check(recorder, config, root, "other")
+    with endpoint() as another:
+        assert sync(config, root, another)["chains_sent"] == 4
+        check(another, config, root)
+
+
+def test_offline_files_of_a_job_and_what_was_sent_are_told_apart(study: tuple[Path, Path]) -> None:
+    config, root = study
+    with endpoint() as recorder:
+        sync(config, root, recorder)
+        assert harness("run", config, "--root", root).returncode == 0
+        folders = list((root / "experiments" / "normal" / "wandb" / "wandb").glob("offline-run-*"))
+        assert len(folders) == 4, "the job writes its own files, though all was sent"
+        assert sync(config, root, recorder)["chains_sent"] == 0, "and a sync after it sends nothing again"
+        online = harness("run", config, "--root", root, "--set", "tracking.wandb=online", **environment(recorder, config.parent))
+        assert online.returncode == 0 and not online.stderr, online.stderr
+        check(recorder, config, root)
+
+
+def test_watch_follows_jobs_until_all_is_sent(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN, grid=GRID, **{"tracking.wandb": "offline"}), tmp_path / "root"
+    with endpoint() as recorder:
+        process = start(config, root, recorder, "--watch", 1)  # nothing is there yet, not even a store
+        try:
+            for generations in (0, 3):
+                run_all(config, root, f"generations={generations}")
+                wait_for(lambda: len(recorder.names()) == 4 and all(
+                    len(recorder.generations(name)) == generations + 1 for name in recorder.names()))  # noqa: B023  # fmt: skip
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == 0, err
+        assert json.loads(out)["chains_complete"] == 4
+        check(recorder, config, root)
+
+
+def test_a_watch_ends_on_a_signal_with_work_left(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN, grid=GRID, **{"tracking.wandb": "offline"}), tmp_path / "root"
+    run_all(config, root, "generations=1")
+    with endpoint() as recorder:
+        process = start(config, root, recorder, "--watch", 600)
+        try:
+            wait_for(lambda: len(recorder.complete) == 4)
+            time.sleep(1)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+        assert process.returncode == 75, err
+        assert json.loads(out)["stopped"] and "Traceback" not in err
+
+
+def test_another_writer_is_waited_for(study: tuple[Path, Path]) -> None:
+    config, root = study
+    chain = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"][0]["chain"]
+    owner = Owner(root / "leases" / "owners", lease_s=3.0).start()
+    leases = Leases(root, owner)
+    lease = leases.acquire(f"wandb-{run_id('normal', chain)}")
+    assert lease is not None
+    short = ("--set", "resources.lease_s=3")
+    with endpoint() as recorder:
+        found = sync(config, root, recorder, *short, code=75)
+        assert found["busy"] == [chain] and found["chains_sent"] == 3, "the others are sent; this one is in other hands"
+        leases.release(lease, finished=True)
+        owner.close()
+        assert sync(config, root, recorder, *short)["chains_sent"] == 1
+        check(recorder, config, root)
+
+
+def test_what_a_sync_refuses(study: tuple[Path, Path], make_config: Make, tmp_path: Path) -> None:
+    config, root = study
+    with endpoint() as recorder:
+        settings = environment(recorder, tmp_path)
+        nobody = settings | {"WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+        disabled = make_config(GAUSSIAN, "disabled.yaml")
+        for arguments, given, expected in (
+            ((config, "--root", root), nobody, "not logged in to W&B"),
+            ((disabled, "--root", root), settings, "tracking.wandb: found disabled"),
+            ((config, "--root", tmp_path / "nothing"), settings, "is not a store of the harness"),
+            ((config, "--root", root, "--watch", "0"), settings, "--watch"),
+        ):
+            done = harness("sync", *arguments, **given)
+            assert done.returncode == 2, done.stdout + done.stderr
+            assert expected in done.stderr and "Traceback" not in done.stderr
+        recorder.refuse = True
+        done = harness("sync", config, "--root", root, **settings)
+        assert done.returncode == 2 and "refuses the login (HTTP 401)" in done.stderr, done.stderr
+        assert KEY not in done.stdout + done.stderr and "Traceback" not in done.stderr
+        assert not recorder.runs
+    done = harness("sync", config, "--root", root, **settings)
+    assert done.returncode == 1 and "W&B cannot be reached" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and KEY not in done.stderr
+
+
+def test_lines_that_the_server_refuses_are_not_taken_for_sent(study: tuple[Path, Path]) -> None:
+    """The SDK ends such a run without an error; what is noted is what the server says it has."""
+    config, root = study
+    with endpoint() as recorder:
+        recorder.broken = 400
+        found = sync(config, root, recorder, "--set", "grid.seed=[0]", "--set", "grid.regime.synthetic_ratio=[1.0]", code=1)
+        assert found["chains_sent"] == 0 and found["chains_failed"] == 1
+        assert all("the server has its lines up to step -1, not 3000" in reason for reason in found["errors"].values())
+        recorder.broken = 0
+        assert sync(config, root, recorder)["chains_sent"] == 4
+        check(recorder, config, root)
+
+
+def test_results_that_changed_are_not_mixed_with_what_was_sent(study: tuple[Path, Path]) -> None:
+    config, root = study
+    with endpoint() as recorder:
+        sync(config, root, recorder)
+        note = sorted((root / "experiments" / "normal" / "wandb" / "sent").rglob("*.json"))[0]
+        content = json.loads(note.read_text())
+        note.write_text(json.dumps({**content, "evaluations": ["another", *content["evaluations"][1:-1]]}))
+        found = sync(config, root, recorder, code=1)
+        assert found["chains_failed"] == 1 and "--set tracking.project=NAME" in found["errors"][note.stem]
+        check(recorder, config, root)
+
+
+def test_neither_ray_nor_torch_is_imported(study: tuple[Path, Path], tmp_path: Path) -> None:
+    config, root = study
+    script = tmp_path / "probe.py"
+    script.write_text(
+        "import sys\nfrom harness.cli import app\n"
+        "try:\n    app(sys.argv[1:], standalone_mode=False)\n"
+        "finally:\n    print([name for name in ('ray', 'torch', 'transformers', 'deepspeed') if name in sys.modules])\n"
+    )
+    with endpoint() as recorder:
+        command = [sys.executable, str(script), "sync", str(config), "--root", str(root)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False,
+                              env={**os.environ, **environment(recorder, tmp_path)})  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "[]"
+        assert len(recorder.names(PROJECT)) == 4

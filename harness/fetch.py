@@ -201,10 +201,24 @@ def use_cache(home: Path) -> Caches:
     return caches
 
 
-def offline_environment(home: Path) -> dict[str, str]:
-    """The variables of a job: everything of the hub from the cache, nothing from the network."""
-    switches = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
-    return {"HF_HOME": str(home.absolute()), **Caches.under(home.absolute()).environment(), **switches}
+OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
+"""The variables that keep the hub's libraries from the network; they read them when they are imported."""
+
+
+def cache_environment(home: Path | None) -> dict[str, str]:
+    """The variables by which the hub's libraries find a cache.
+
+    Args:
+        home: It becomes ``HF_HOME``; None for what the libraries use in this process.
+    """
+    if home is None:
+        return Caches.default().environment()
+    return {"HF_HOME": str(home.absolute()), **Caches.under(home.absolute()).environment()}
+
+
+def offline_environment(home: Path | None) -> dict[str, str]:
+    """The variables of a job: everything of the hub from a cache (see `cache_environment`), nothing from the network."""
+    return cache_environment(home) | OFFLINE
 
 
 def fetch(study: Study, cache: Path | None, say: Callable[[str], None]) -> list[Fetched]:

@@ -34,7 +34,7 @@ JOB = Job(
     cpus=16,
     signal_s=60,
     assignments=(),
-    cache=Path("/shared/hf"),
+    variables={"HF_HOME": "/shared/hf", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"},
 )
 SCRIPTS: dict[str, tuple[Job, Options]] = {
     "allocation": (JOB, Options(nodes=4, gpus_per_node=8, partition="gpu", account="collapse", time="1-00:00:00", mem="500G")),

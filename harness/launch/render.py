@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ class Job:
         cpus: CPUs of every node.
         signal_s: Seconds before the limit at which the run is told.
         assignments: ``--set`` items.
-        cache: The hub's cache.
+        variables: To export, besides the options'; they say where the hub's cache is, and whether there is a network.
     """
 
     experiment: str
@@ -40,7 +40,7 @@ class Job:
     cpus: int
     signal_s: int
     assignments: Sequence[str]
-    cache: Path
+    variables: Mapping[str, str]
 
 
 @cache
@@ -52,26 +52,22 @@ def _templates() -> Environment:
 
 def render(job: Job, options: Options) -> str:
     """The job script."""
-    quoted = {name: shlex.quote(value) for name, value in options.environment.items()}
-    offline = {name: "1" for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")} | {"WANDB_MODE": "offline"}
     arguments = [f"--set {shlex.quote(item)}" for item in job.assignments]
     if options.array:
         arguments.append(f"--idle-exit {options.idle_s:g}")
-    text = (
-        _templates()
-        .get_template(TEMPLATE)
-        .render(
-            sbatch=_sbatch(job, options),
-            setup=options.setup,
-            offline=not options.network,
-            variables={"HF_HOME": shlex.quote(str(job.cache)), **({} if options.network else offline), **quoted},
-            python=shlex.quote(job.python),
-            folder=shlex.quote(str(job.folder)),
-            config=shlex.quote(str(job.folder / "config.yaml")),
-            root=shlex.quote(str(job.root)),
-            max_requeues=options.max_requeues,
-            arguments=arguments,
-        )
+    variables = {**job.variables, **options.environment}
+    template = _templates().get_template(TEMPLATE)
+    text = template.render(
+        sbatch=_sbatch(job, options),
+        setup=options.setup,
+        offline=not options.network,
+        variables={name: shlex.quote(value) for name, value in variables.items()},
+        python=shlex.quote(job.python),
+        folder=shlex.quote(str(job.folder)),
+        config=shlex.quote(str(job.folder / "config.yaml")),
+        root=shlex.quote(str(job.root)),
+        max_requeues=options.max_requeues,
+        arguments=arguments,
     )
     return text.rstrip("\n") + "\n"
 

@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Request:
         config: The configuration file.
         assignments: ``--set`` items.
         python: The interpreter that has the harness.
-        cache: The hub's cache.
+        variables: What jobs export: where the hub's cache is, and that there is no network.
     """
 
     experiment: Path
@@ -43,7 +43,7 @@ class Request:
     config: Path
     assignments: Sequence[str]
     python: str
-    cache: Path
+    variables: Mapping[str, str]
 
 
 def script(request: Request, options: Options, work: Work, folder: Path) -> str:
@@ -57,7 +57,7 @@ def script(request: Request, options: Options, work: Work, folder: Path) -> str:
         cpus=cpus_per_node(work, options),
         signal_s=signal_s(work, options),
         assignments=request.assignments,
-        cache=request.cache,
+        variables=request.variables,
     )
     return render(job, options)
 

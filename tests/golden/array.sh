@@ -17,8 +17,6 @@
 # Compute nodes have no network: models and data come from the cache that `harness fetch` fills, W&B is written by `harness sync`.
 export HF_HOME=/shared/hf
 export HF_HUB_OFFLINE=1
-export HF_DATASETS_OFFLINE=1
-export TRANSFORMERS_OFFLINE=1
 export WANDB_MODE=offline
 
 # Ray opens many files and starts many threads.

@@ -19,6 +19,8 @@ module load cuda/12.8
 source /shared/venv/bin/activate
 
 export HF_HOME=/shared/hf
+export HF_HUB_OFFLINE=1
+export WANDB_MODE=offline
 export NCCL_SOCKET_IFNAME=ib0
 export GREETING='hello there; rm -rf /'
 

@@ -1,75 +1,26 @@
-"""The commands about SLURM: they bring the plan and SLURM's side together."""
+"""The commands that queue SLURM jobs and end them: submit, cancel."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.app import DEFAULT_ROOT, Assignments, ConfigPath, Json, Root, app, print_json
 from harness.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.coordinator.base import Summary
-    from harness.coordinator.cluster import Place
-    from harness.launch.jobs import Task
     from harness.launch.options import Options
     from harness.launch.slurm import Partition, Slurm
     from harness.launch.validate import Work
     from harness.store import Store
     from harness.study import Prepared
-
-JOIN_S = 180.0
-"""How long a job waits for its nodes' Rays: a shared file system that is busy makes Python start slowly."""
-
-
-class Job:
-    """This run as the work of a SLURM job."""
-
-    def __init__(self, prepared: Prepared, root: Path) -> None:
-        """Look where this is.
-
-        Raises:
-            InputError: Not in an allocation.
-        """
-        from harness.launch.allocation import TOKEN, read_allocation
-        from harness.launch.jobs import run_folder
-        from harness.store import Experiment
-
-        self.allocation = read_allocation(os.environ)
-        self.owners = root / "leases" / "owners"
-        self.folder = run_folder(Experiment(root, prepared.study.base.experiment).path, self.allocation.job)
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / TOKEN)}
-        os.environ.update(own, HARNESS_INCARNATION=self.allocation.incarnation)
-
-    @contextlib.contextmanager
-    def place(self) -> Iterator[Place]:
-        """Ray on all nodes of the allocation."""
-        from harness.coordinator.cluster import Place
-        from harness.launch.allocation import bury_ended_jobs, ray_in_allocation
-        from harness.launch.slurm import Slurm
-
-        bury_ended_jobs(self.owners, self.allocation, Slurm())
-        with ray_in_allocation(self.allocation, self.folder) as ray:
-            nodes = len(self.allocation.nodes)
-            yield Place(ray.address, nodes, sum(self.allocation.cpus), nodes * self.allocation.gpus, JOIN_S, ray.trouble)
-
-    def ended(self, summary: Summary) -> None:
-        """Write down how the run ended, for the process that decides about the job, and for `harness status`."""
-        from harness.coordinator.coordinator import IDLE
-        from harness.launch.jobs import write_outcome
-
-        reason = "idle" if summary.reason == IDLE else "stopped" if summary.stopped else "done"
-        counts = f"{summary.chains_complete} chains complete, {summary.chains_failed} failed"
-        because = f"; {summary.reason or 'stopped with work left'}" if summary.stopped else ""
-        write_outcome(self.folder, reason, counts + because)
 
 
 def _work(prepared: Prepared, store: Store, options: Options) -> Work:
@@ -94,12 +45,11 @@ def _work(prepared: Prepared, store: Store, options: Options) -> Work:
 Text = str | None
 
 
+@app.command()
 def submit(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's YAML file.", show_default=False)],
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Set a field, or pin a grid axis; repeatable.")
-    ] = None,
-    root: Annotated[Path, typer.Option("--root", envvar="HARNESS_ROOT", help="The store.")] = Path("runs"),
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
     partition: Annotated[Text, typer.Option("--partition", "-p", help="Partition.")] = None,
     account: Annotated[Text, typer.Option("--account", "-A", help="Account.")] = None,
     qos: Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")] = None,
@@ -125,7 +75,7 @@ def submit(
     join: Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")] = False,
     look: Annotated[bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Run the grid on a SLURM cluster: one allocation, or an array of allocations that share the work."""
     from harness.launch.options import Options, make_options, read_site
@@ -138,18 +88,23 @@ def submit(
     options = make_options(read_site(site), named)
     slurm = Slurm()
     partitions = _partitions(slurm, dry_run)
+    from harness.config.grid import expand
+    from harness.config.load import load_file
+    from harness.fetch import missing_files
     from harness.store import Experiment, Store
     from harness.study import commit_data, prepare_study
 
     given = tuple(assignments or ())
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
-        cached = _use_cache(options)
+        variables = _hub(options)
+        if not options.network and (missing := missing_files(expand(load_file(config, given)))):
+            raise InputError("\n".join(missing).replace("harness fetch CONFIG", f"harness fetch {config}"))
         store = Store.read(root)
         prepared = prepare_study(config, given, store, Path(scratch))
         work = _work(prepared, store, options)
         remarks = check(work, options, partitions)
         experiment = Experiment(root, prepared.study.base.experiment)
-        request = Request(experiment.path, root.absolute(), config, given, sys.executable, cached)
+        request = Request(experiment.path, root.absolute(), config, given, sys.executable, variables)
         if dry_run:
             print(script(request, options, work, new_folder(experiment.path)), end="")
             _remark(remarks)
@@ -160,7 +115,7 @@ def submit(
         submission = send(request, options, work, slurm, look)
     folder = experiment.path / "slurm" / submission.folder
     if json_output:
-        print(json.dumps({**asdict(submission), "folder": str(folder), "remarks": remarks}))
+        print_json({**asdict(submission), "folder": str(folder), "remarks": remarks})
         return
     shape = f"array of {options.tasks} allocations" if options.array else "one allocation"
     print(f"job {submission.job}: {shape}, {options.nodes} node(s) each, {work.left} generations to compute (files: {folder})")
@@ -186,21 +141,23 @@ def _remark(remarks: Sequence[str]) -> None:
         print(f"note: {remark}", file=sys.stderr)
 
 
-def _use_cache(options: Options) -> Path:
-    """Let the hub's libraries see what the jobs will see: the shared cache, and no network. Before they are imported."""
-    cache = options.cache or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    os.environ["HF_HOME"] = str(cache.absolute())
-    if not options.network:
-        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    return cache.absolute()
+def _hub(options: Options) -> dict[str, str]:
+    """Let the hub's libraries see what the jobs will see, before they are imported; returns what jobs export for that."""
+    from harness.fetch import OFFLINE, cache_environment
+
+    os.environ.update({} if options.network else OFFLINE)
+    found = {} if options.network and options.cache is None else cache_environment(options.cache)
+    os.environ.update(found)
+    return found if options.network else {**found, **OFFLINE, "WANDB_MODE": "offline"}
 
 
+@app.command()
 def cancel(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's YAML file.", show_default=False)],
-    root: Annotated[Path, typer.Option("--root", envvar="HARNESS_ROOT", help="The store.")] = Path("runs"),
+    config: ConfigPath,
+    root: Root = DEFAULT_ROOT,
     job: Annotated[list[str] | None, typer.Option(help="Only this job or task, as 12 or 12_3; repeatable.")] = None,
     now: Annotated[bool, typer.Option("--now", help="Do not wait until work is saved.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    json_output: Json = False,
 ) -> None:
     """End the experiment's SLURM jobs; running ones save their work first."""
     from harness.config.load import load_file
@@ -214,43 +171,8 @@ def cancel(
         slurm.call("squeue")
     ended = end(Experiment(root, name).path, slurm, tuple(job or ()), now)
     if json_output:
-        print(json.dumps({"cancelled": [task.job for task in ended]}))
+        print_json({"cancelled": [task.job for task in ended]})
     elif not ended:
         print(f"experiment {name} has no jobs that wait or run")
     else:
         print(f"cancelled: {', '.join(task.job for task in ended)}" + ("" if now else "; running jobs save their work first"))
-
-
-def find_jobs(experiment: Path) -> tuple[list[Task], str]:
-    """The experiment's jobs, and why SLURM could not be asked, if it could not."""
-    from harness.launch import jobs
-    from harness.launch.slurm import Slurm, SlurmError
-
-    slurm: Slurm = Slurm()
-    try:
-        return jobs.tasks(experiment, slurm), ""
-    except SlurmError as error:
-        return [], str(error)
-
-
-def print_jobs(found: Sequence[Task], problem: str) -> None:
-    """Jobs as a table for people."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text as Line
-
-    if problem:
-        print(f"jobs: unknown ({problem})")
-    if not found:
-        return
-    table = Table(box=None, pad_edge=False)
-    for name in ("job", "state", "requeued", ""):
-        table.add_column(name)
-    for task in found:
-        table.add_row(*(Line(text) for text in (task.job, task.state.lower(), str(task.requeues), task.detail)))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
-
-
-def jobs_json(found: Sequence[Task]) -> list[dict[str, Any]]:
-    """Jobs for machines."""
-    return [asdict(task) for task in found]

@@ -1,0 +1,57 @@
+"""The commands: they turn errors into messages and exit codes, and wire the rest together.
+
+Nothing heavy is imported before a command runs, so ``--help`` is quick and needs neither ray nor torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from harness.cli import grid, machine, results, slurm  # noqa: F401 (each adds its commands)
+from harness.cli.app import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, app
+from harness.errors import HarnessError, InputError
+
+
+def main() -> None:
+    """The console script: every error is one message and an exit code, never a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_INPUT) from None
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(EXIT_FAILED) from None
+    except OSError as error:
+        from harness.coordinator.failures import classify
+
+        kind, message = classify(error)
+        if kind != "store":
+            _defect(error)
+        print(f"error: {message}; nothing that was committed is lost: make room, and run the command again", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        print("interrupted; nothing committed is lost, run the same command again", file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED) from None
+    except Exception as error:
+        _defect(error)
+
+
+def _defect(error: Exception) -> NoReturn:
+    """Something that should not happen: the details go to a file."""
+    path = Path(tempfile.mkstemp(prefix="harness-error-", suffix=".log")[1])
+    path.write_text(traceback.format_exc(), encoding="utf-8")
+    print(f"error: this is a defect of the harness: {type(error).__name__}: {error} (details: {path})", file=sys.stderr)
+    raise SystemExit(EXIT_FAILED) from None
+
+
+__all__ = ["app", "main"]

@@ -1,0 +1,97 @@
+"""The application, and what its commands share."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness import __version__
+from harness.coordinator.stop import Stop
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.store import Store
+    from harness.study import Prepared
+
+EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
+
+app = typer.Typer(
+    help="Studies of model collapse: recursive training chains from one YAML file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's YAML file.", show_default=False)]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Set a field, or pin a grid axis; repeatable.")
+]
+Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_ROOT", help="The store.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+DEFAULT_ROOT = Path("runs")
+
+
+def prepare(config: Path, assignments: list[str] | None, root: Path, scratch: str) -> tuple[Prepared, Store]:
+    """The study, with the store opened for reading only."""
+    from harness.store import Store
+    from harness.study import prepare_study
+
+    store = Store.read(root)
+    return prepare_study(config, tuple(assignments or ()), store, Path(scratch)), store
+
+
+def print_json(value: Any) -> None:
+    """One object on standard output."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def say(line: str) -> None:
+    """A line of progress, apart from what a command prints."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def existing_store(root: Path, writes: bool) -> Any:
+    """The store at a root, which must be there; opened for writing only where that is needed."""
+    from harness.store import Store
+
+    if not (root / "format").exists():
+        raise InputError(f"--root {root} is not a store of the harness")
+    return Store.open(root) if writes else Store.read(root)
+
+
+def signals(stop: Stop) -> Callable[[], None]:
+    """A function that makes signals set ``stop``; after a second SIGINT nothing is saved, a third interrupts whatever goes on."""
+
+    def heard(number: int, _: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            if stop.at_once:
+                raise KeyboardInterrupt
+            stop.at_once = True
+        stop.set()
+
+    def listen() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, heard)
+
+    return listen
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass

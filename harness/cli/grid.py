@@ -1,0 +1,200 @@
+"""The commands that run a grid, and look at it: run, plan, status, explain."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli import jobs as slurm_jobs
+from harness.cli.app import DEFAULT_ROOT, EXIT_STOPPED, Assignments, ConfigPath, Json, Root, app, prepare, print_json, signals
+from harness.coordinator.stop import Stop
+from harness.errors import GangError, InputError, ResourceError
+
+if TYPE_CHECKING:
+    from harness.study import Prepared
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    json_output: Json = False,
+    address: Annotated[str | None, typer.Option(help="A running Ray to join; without it one is started here.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Run on all nodes of the SLURM allocation that this is in.")] = False,
+    idle_exit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="End once others have computed all that is left for so long.")
+    ] = None,
+) -> None:
+    """Run the grid, or what is left of it."""
+    if slurm and address is not None:
+        raise InputError("--slurm starts a Ray on the allocation, --address joins one that runs; give one of them")
+    stop = Stop()
+    listen = signals(stop)
+    listen()
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, _ = prepare(config, assignments, root, scratch)
+        if address is None and not slurm:
+            _check_this_machine(prepared)
+        job = slurm_jobs.Job(prepared, root) if slurm else None  # before ray is imported, which then reads how to log in
+        from harness.coordinator.cluster import Place
+        from harness.coordinator.display import make_display
+        from harness.coordinator.session import run_study
+
+        def place() -> AbstractContextManager[Place]:
+            return job.place() if job else nullcontext(Place(address))
+
+        try:
+            summary, warnings = run_study(
+                prepared, root, prepared.study.source, place, lambda: make_display(json_output), stop, listen, idle_exit
+            )
+        except GangError as error:  # nothing was computed yet, and another try may find better machines
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_STOPPED) from None
+        if job:
+            job.ended(summary)
+    for warning in warnings:
+        print(f"warning: W&B: {warning}", file=sys.stderr)
+    for branch, reason in summary.failures:
+        print(f"failed: branch {branch}: {reason}", file=sys.stderr)
+    names = ("chains_complete", "chains_failed", "generations_computed", "generations_reused", "wall_s")
+    found = {name: getattr(summary, name) for name in names}
+    if json_output:
+        print_json(found)
+    else:
+        print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
+        if summary.stopped:
+            because = f" ({summary.reason})" if summary.reason else ""
+            print(f"stopped early with work left{because}; run the same command again")
+    raise typer.Exit(summary.exit_code)
+
+
+def _check_this_machine(prepared: Prepared) -> None:
+    """Refuse a gang with more threads than this machine has CPUs, before anything is started or written (Ray finds the GPUs)."""
+    from harness.coordinator.base import shape_of
+    from harness.coordinator.cluster import check_feasible, usable_cpus
+    from harness.coordinator.scheduler import Capacity
+
+    shapes = {replace(shape_of(cell.config, False), gpus=0) for cell in prepared.study.cells}
+    try:
+        check_feasible(shapes, [Capacity(usable_cpus(), 0)])
+    except ResourceError as error:
+        raise prepared.study.source.located(error) from None
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    json_output: Json = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines of the simulated run.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each; 0 for a machine like this one.")] = 0,
+) -> None:
+    """Say what the grid is, what the store has of it, and what the rest will cost; writes nothing."""
+    from harness.coordinator.base import shape_of
+    from harness.coordinator.cluster import check_feasible, usable_cpus
+    from harness.coordinator.planner import plan as make_plan
+    from harness.coordinator.scheduler import Capacity
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, store = prepare(config, assignments, root, scratch)
+        # On GPU machines the GPUs are what runs out; a CPU is taken to be there for every thread that a rank asks for.
+        threads = max(cell.config.resources.threads for cell in prepared.study.cells)
+        cpus = gpus_per_node * threads if gpus_per_node else usable_cpus()
+        machines = [Capacity(cpus, gpus_per_node)] * nodes
+        try:
+            check_feasible({shape_of(cell.config, gpus_per_node > 0) for cell in prepared.study.cells}, machines)
+        except ResourceError as error:
+            raise prepared.study.source.located(error) from None
+        found = make_plan(prepared, store, machines)
+    if json_output:
+        print_json(asdict(found))
+        return
+    from harness.coordinator.display import duration
+
+    print(f"{found.experiment}: {found.cells} cells, {found.chains} chains")
+    print(
+        f"generations     {found.generations_requested} asked for, {found.generations_unique} after sharing "
+        f"({found.fits_unique} fits), "
+        f"{found.generations_stored} in the store, {found.generations_unique - found.generations_stored} to compute"
+    )
+    for shape in found.shapes:
+        device = f"{shape['gpus']} GPU" if shape["gpus"] else f"{shape['cpus']} CPU"
+        print(
+            f"gang            {shape['ranks']} rank(s) x {device}, {shape['cells']} cells, "
+            f"about {shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of model and activations a rank"
+        )
+    print(f"device-hours    {found.device_hours:.2f} ({found.throughput} throughput)")
+    print(f"disk            {found.disk_bytes / 2**20:.1f} MiB when complete")
+    print(
+        f"wall time       {duration(found.wall_s)} on {nodes} machine(s), "
+        f"gangs idle or starting {100 * found.idle_share:.0f} % of it"
+    )
+
+
+@app.command()
+def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEFAULT_ROOT, json_output: Json = False) -> None:
+    """Say what is committed, running, waiting and failed; reads only the store."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness.coordinator.status import chain_states
+    from harness.store import Experiment
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, store = prepare(config, assignments, root, scratch)
+        states = chain_states(prepared, store)
+        name = prepared.study.base.experiment
+        jobs, problem = slurm_jobs.find_jobs(Experiment(store.root, name).path)
+    if json_output:
+        found = {"experiment": name, "chains": [asdict(state) for state in states], "jobs": slurm_jobs.jobs_json(jobs)}
+        print_json(found)
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("chain", *prepared.study.columns, "seed", "generations", "state"):
+        table.add_column(name)
+    for state in states:
+        axes = [str(state.axes.get(name, "")) for name in prepared.study.columns]
+        cells = [state.chain, *axes, str(state.seed), f"{state.committed}/{state.total}", f"{state.state} {state.detail}".strip()]
+        table.add_row(*(Text(cell) for cell in cells))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    counts: dict[str, int] = {}
+    for state in states:
+        counts[state.state] = counts.get(state.state, 0) + 1
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    slurm_jobs.print_jobs(jobs, problem)
+
+
+@app.command()
+def explain(
+    config: ConfigPath,
+    chain: Annotated[str, typer.Option(help="A chain's id, or how it begins (see status).", show_default=False)],
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    json_output: Json = False,
+) -> None:
+    """Say of every generation of a chain why it will run: new, failed, damaged, or which field of which generation changed."""
+    from harness.coordinator.explain import ABSENT, Explainer, find_chain
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, store = prepare(config, assignments, root, scratch)
+        wanted = find_chain(prepared, chain)
+        found = Explainer(prepared, store).explain(wanted)
+    if json_output:
+        print_json({"chain": wanted.id, "generations": [asdict(item) for item in found]})
+        return
+    print(f"chain {wanted.id}")
+    for item in found:
+        print(f"generation {item.generation}: {item.reason}: {item.detail}")
+        for difference in item.differences:
+            place = "" if difference.generation == item.generation else f"generation {difference.generation}: "
+            stored, wished = (value if value == ABSENT else json.dumps(value) for value in (difference.stored, difference.wanted))
+            print(f"    {place}{difference.field}: {stored} (stored) -> {wished}")

@@ -1,0 +1,97 @@
+"""A run inside a SLURM job, and the jobs of an experiment as people see them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.coordinator.base import Summary
+    from harness.coordinator.cluster import Place
+    from harness.launch.jobs import Task
+    from harness.study import Prepared
+
+JOIN_S = 180.0
+"""How long a job waits for its nodes' Rays: a shared file system that is busy makes Python start slowly."""
+
+
+class Job:
+    """This run as the work of a SLURM job."""
+
+    def __init__(self, prepared: Prepared, root: Path) -> None:
+        """Look where this is.
+
+        Raises:
+            InputError: Not in an allocation.
+        """
+        from harness.launch.allocation import TOKEN, read_allocation
+        from harness.launch.jobs import run_folder
+        from harness.store import Experiment
+
+        self.allocation = read_allocation(os.environ)
+        self.owners = root / "leases" / "owners"
+        self.folder = run_folder(Experiment(root, prepared.study.base.experiment).path, self.allocation.job)
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / TOKEN)}
+        os.environ.update(own, HARNESS_INCARNATION=self.allocation.incarnation)
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[Place]:
+        """Ray on all nodes of the allocation."""
+        from harness.coordinator.cluster import Place
+        from harness.launch.allocation import bury_ended_jobs, ray_in_allocation
+        from harness.launch.slurm import Slurm
+
+        bury_ended_jobs(self.owners, self.allocation, Slurm())
+        with ray_in_allocation(self.allocation, self.folder) as ray:
+            nodes = len(self.allocation.nodes)
+            yield Place(ray.address, nodes, sum(self.allocation.cpus), nodes * self.allocation.gpus, JOIN_S, ray.trouble)
+
+    def ended(self, summary: Summary) -> None:
+        """Write down how the run ended, for the process that decides about the job, and for `harness status`."""
+        from harness.coordinator.coordinator import IDLE
+        from harness.launch.jobs import write_outcome
+
+        reason = "idle" if summary.reason == IDLE else "stopped" if summary.stopped else "done"
+        counts = f"{summary.chains_complete} chains complete, {summary.chains_failed} failed"
+        because = f"; {summary.reason or 'stopped with work left'}" if summary.stopped else ""
+        write_outcome(self.folder, reason, counts + because)
+
+
+def find_jobs(experiment: Path) -> tuple[list[Task], str]:
+    """The experiment's jobs, and why SLURM could not be asked, if it could not."""
+    from harness.launch import jobs
+    from harness.launch.slurm import Slurm, SlurmError
+
+    slurm: Slurm = Slurm()
+    try:
+        return jobs.tasks(experiment, slurm), ""
+    except SlurmError as error:
+        return [], str(error)
+
+
+def print_jobs(found: Sequence[Task], problem: str) -> None:
+    """Jobs as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text as Line
+
+    if problem:
+        print(f"jobs: unknown ({problem})")
+    if not found:
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("job", "state", "requeued", ""):
+        table.add_column(name)
+    for task in found:
+        table.add_row(*(Line(text) for text in (task.job, task.state.lower(), str(task.requeues), task.detail)))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def jobs_json(found: Sequence[Task]) -> list[dict[str, Any]]:
+    """Jobs for machines."""
+    return [asdict(task) for task in found]

@@ -1,0 +1,117 @@
+"""The commands about machines and what lies on them: doctor, gc, fetch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import DEFAULT_ROOT, EXIT_FAILED, Assignments, ConfigPath, Json, Root, app, existing_store, print_json, say
+from harness.errors import InputError
+
+
+@app.command()
+def doctor(
+    root: Root = DEFAULT_ROOT,
+    store_only: Annotated[
+        bool, typer.Option("--store", help="Check every item of the store against its checksums, and nothing else.")
+    ] = False,
+    repair: Annotated[bool, typer.Option(help="With --store: set damaged items aside; the next run computes them again.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Check this machine, or all nodes of the SLURM job; with --store, the store instead. Exit code 1 where something fails."""
+    if store_only:
+        _examine_store(root, repair, json_output)
+        return
+    if repair:
+        raise InputError("doctor: --repair goes with --store")
+    from harness.launch.doctor.examination import examine
+    from harness.launch.doctor.table import collect, show, summary
+
+    checks = collect(examine(root))
+    if json_output:
+        print_json(summary(checks))
+    else:
+        show(checks)
+    raise typer.Exit(EXIT_FAILED if any(check.severity == "failure" for check in checks) else 0)
+
+
+def _examine_store(root: Path, repair: bool, json_output: bool) -> None:
+    """The store: damage, missing pieces, what killed processes have left; exit code 1 where something is damaged."""
+    from harness.store import Leases
+    from harness.store.health import examine
+
+    store = existing_store(root, writes=repair)
+    findings = list(examine(store, Leases(store.root, None), repair))
+    damage = sum(finding.severity == "damage" for finding in findings)
+    if json_output:
+        print_json({"damage": damage, "findings": [asdict(finding) for finding in findings]})
+    else:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        for name in ("", "where", "what", "remedy"):
+            table.add_column(name, overflow="fold")
+        for finding in findings:
+            table.add_row(finding.severity, *(Text(text) for text in (finding.where, finding.what, finding.remedy)))
+        Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        print(f"{damage} damaged" if damage else "no damage")
+    raise typer.Exit(EXIT_FAILED if damage else 0)
+
+
+@app.command()
+def gc(
+    root: Root = DEFAULT_ROOT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    damaged: Annotated[bool, typer.Option(help="Also remove what was set aside as damaged.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Free weights and work that no experiment on the root needs; records and corpora always stay."""
+    from harness.store import Leases
+    from harness.store.health import collect
+
+    store = existing_store(root, writes=not dry_run)
+    freed = collect(store, Leases(store.root, None), dry_run, damaged)
+    if json_output:
+        print_json(asdict(freed))
+        return
+    size = 2**20
+    print(
+        f"{'would free' if dry_run else 'freed'}: weights of {freed.weights} fits ({freed.weights_bytes / size:,.1f} MiB), "
+        f"unfinished work of {freed.work} keys ({freed.work_bytes / size:,.1f} MiB), {freed.leases} leases, "
+        f"{freed.damaged} damaged items ({freed.damaged_bytes / size:,.1f} MiB)"
+    )
+
+
+@app.command()
+def fetch(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="The shared cache; becomes HF_HOME. $HF_HOME or the library's own when absent.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Bring every model, tokenizer and data set that the grid needs from the hub into a cache, for jobs without a network."""
+    from harness.config.grid import expand
+    from harness.config.load import load_file
+    from harness.errors import DataError
+    from harness.fetch import describe
+    from harness.fetch import fetch as bring
+
+    study = expand(load_file(config, tuple(assignments or ())))
+    try:
+        found = bring(study, cache, say)
+    except DataError as error:
+        raise study.source.located(error) from None
+    if json_output:
+        print_json({"items": [item.to_json() for item in found]})
+        return
+    for item in found:
+        print(describe(item))
+    print(f"{len(found)} items, {sum(item.bytes for item in found) / 2**20:.1f} MiB" if found else "nothing of the hub is needed")

@@ -1,0 +1,134 @@
+"""The commands that turn records into tables and pages, and send them: export, report, sync."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.cli.app import DEFAULT_ROOT, Assignments, ConfigPath, Json, Root, app, prepare, print_json, say, signals
+from harness.coordinator.stop import Stop
+from harness.errors import InputError
+
+
+@app.command()
+def export(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    form: Annotated[str, typer.Option("--format", help="csv, json or parquet.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="The file; standard output when absent.")] = None,
+    provenance: Annotated[bool, typer.Option(help="Add how, where and when.")] = False,
+) -> None:
+    """Write the tidy table of records, one row per chain and generation."""
+    from harness.reporting import ledger
+
+    if form not in ledger.FORMATS:
+        raise InputError(f"--format: found {form!r}, allowed: {', '.join(ledger.FORMATS)}")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"--out: the folder {out.absolute().parent} does not exist")
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, store = prepare(config, assignments, root, scratch)
+        part = Path(scratch) / "export"
+        ledger.write(ledger.rows(prepared, store, provenance), form, part)
+        content = part.read_bytes()
+    if out is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    from harness.files import write_atomic
+
+    try:
+        write_atomic(out.absolute(), content)
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    out: Annotated[Path | None, typer.Option(help="Folder; experiments/NAME/report/ in the store when absent.")] = None,
+) -> None:
+    """Write a self-contained HTML page with curves, intervals and samples; figures as PNG and PDF beside it."""
+    from harness.reporting import ledger
+    from harness.reporting.claims import describe, judge
+    from harness.reporting.report import build, summary_table
+    from harness.store import Experiment, Store
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, _ = prepare(config, assignments, root, scratch)
+        store = Store.open(root)
+        rows = ledger.rows(prepared, store)
+        folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
+        try:
+            page = build(prepared, store, rows, folder)
+        except OSError as error:
+            raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
+        verdicts = [describe(found) for found in judge(prepared, rows)]
+    width = shutil.get_terminal_size((120, 24)).columns - 10 * len(prepared.study.columns)
+    _print_table(summary_table(rows, prepared.study.columns, most=max(3, min(11, width // 20))))
+    _print_verdicts(verdicts)
+    print(f"report: {page}")
+
+
+@app.command()
+def sync(
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    watch: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="Look again so often until all chains are complete and sent.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Mirror what is committed to W&B, one run per chain; run it as often as you like, while jobs run or afterwards."""
+    from harness.coordinator.sync import describe
+    from harness.coordinator.sync import sync as send
+
+    stop = Stop()
+    signals(stop)()
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        prepared, _ = prepare(config, assignments, root, scratch)
+        done = send(prepared, root, stop, watch, say)
+    print_json(done.to_json()) if json_output else print(describe(done))
+    raise typer.Exit(done.exit_code)
+
+
+def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not verdicts:
+        return
+    table = Table(title="claims", title_justify="left", box=None, pad_edge=False)
+    for name in ("verdict", "wanted", "found", "claim", "source"):
+        table.add_column(name, overflow="fold")
+    for item in verdicts:
+        verdict = f"{item['verdict']} ({item['reason']})" if item["reason"] else item["verdict"]
+        table.add_row(*(Text(text) for text in (verdict, item["wanted"], item["found"], item["claim"], item["source"])))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _print_table(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if summary["metric"] is None:
+        print("nothing has been committed yet")
+        return
+    table = Table(title=f"{summary['metric']} by generation", title_justify="left", box=None, pad_edge=False)
+    for axis in summary["axes"]:
+        table.add_column(axis.rpartition(".")[2], min_width=min(8, len(axis)), overflow="fold")
+    for generation in summary["generations"]:
+        table.add_column(str(generation), justify="right", no_wrap=True)
+    for line in summary["lines"]:
+        table.add_row(*(Text(text) for text in (*line["cell"], *line["points"])))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)

@@ -114,7 +114,7 @@ def test_a_socket_may_have_107_bytes_and_the_doctor_counts_them(tmp_path: Path) 
             assert not works
         finally:
             subprocess.run(["rm", "-r", folder], check=True)
-    assert machine.LONGEST_FOLDER <= len(fits)
+    assert machine.LONGEST_TMP <= len(fits)
     assert machine.judge_folder(38 * "x").severity == "ok" and machine.judge_folder(39 * "x").severity == "failure"
 
 

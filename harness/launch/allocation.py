@@ -69,8 +69,8 @@ class Allocation:
 
     @property
     def tmp(self) -> Path:
-        """Ray's folder on every node."""
-        return TMP / f"h{self.job_id}"
+        """Ray's folder on every node; another one for every run of the job, so that clearing up after one never meets the next."""
+        return TMP / f"h{self.job_id}-{self.restarts}"
 
 
 def read_allocation(environment: Mapping[str, str], hostnames: Callable[[str], list[str]] | None = None) -> Allocation:

@@ -72,6 +72,11 @@ def render(job: Job, options: Options) -> str:
     return text.rstrip("\n") + "\n"
 
 
+def _literal(folder: Path) -> str:
+    """A folder as the beginning of SLURM's pattern of a log's name."""
+    return f"{folder}/".replace("%", "%%")
+
+
 def _sbatch(job: Job, options: Options) -> list[str]:
     """The ``#SBATCH`` lines; SLURM reads quotes in them as a shell does."""
     log = "%A_%a.log" if options.array else "%j.log"
@@ -91,4 +96,4 @@ def _sbatch(job: Job, options: Options) -> list[str]:
         lines += [f"--mail-user={options.mail_user}", f"--mail-type={options.mail_type or 'END,FAIL,REQUEUE'}"]
     lines += options.extra
     lines += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{job.signal_s}"]
-    return [*lines, f"--chdir={shlex.quote(str(job.directory))}", f"--output={shlex.quote(str(job.folder / log))}"]
+    return [*lines, f"--chdir={shlex.quote(str(job.directory))}", f"--output={shlex.quote(_literal(job.folder) + log)}"]

@@ -22,7 +22,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import harness
+from harness.launch.allocation import LONGEST_TMP
 from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, scratch_prefix, told
+from harness.launch.node import OBJECT_STORE_BYTES
 
 DEVICES_LIMIT_S = 60.0
 SHOWN = ("torch", "deepspeed", "ray", "transformers")
@@ -30,12 +32,8 @@ SOCKET_BYTES = 107
 """The longest name of a socket that Linux takes."""
 RAY_SUFFIX = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """What Ray adds to its folder, with the longest process id."""
-LONGEST_FOLDER = 38
-"""Characters of Ray's folder: the limit less the suffix, less a few for what a later version may add."""
 ROOM = 2 * 2**30
 """Bytes that a temporary folder should have free: Ray's logs, and objects that do not fit its shared memory."""
-OBJECT_STORE = 200_000_000
-"""Bytes of shared memory that the harness asks Ray for."""
 FILES = 4096
 """Open files that a process should be allowed: Ray's processes hold a connection to each worker."""
 
@@ -258,9 +256,9 @@ def judge_folder(folder: str) -> Check:
     """The length of Ray's folder, against the longest name that a socket may have."""
     longest = len(os.fsencode(folder + RAY_SUFFIX))
     found = f"{folder}: {len(os.fsencode(folder))} bytes, sockets in it up to {longest} of {SOCKET_BYTES}"
-    remedy = f"set RAY_TMPDIR to a folder with a name of at most {LONGEST_FOLDER} characters, on a local disk"
-    too_long = [f"Ray's folder has a name of {len(os.fsencode(folder))} bytes, {LONGEST_FOLDER} are allowed"]
-    return graded("socket path", found, too_long if len(os.fsencode(folder)) > LONGEST_FOLDER else [], remedy=remedy)
+    remedy = f"set RAY_TMPDIR to a folder with a name of at most {LONGEST_TMP} characters, on a local disk"
+    too_long = [f"Ray's folder has a name of {len(os.fsencode(folder))} bytes, {LONGEST_TMP} are allowed"]
+    return graded("socket path", found, too_long if len(os.fsencode(folder)) > LONGEST_TMP else [], remedy=remedy)
 
 
 def folders() -> dict[str, Any]:
@@ -283,7 +281,7 @@ def folders() -> dict[str, Any]:
     temporary = graded("temporary folder", f"{gib(free)} free in {above}", wrong, little, remedy=remedy)
     try:
         memory = shutil.disk_usage("/dev/shm").free
-        few = [f"{gib(memory)} are less than Ray's {gib(OBJECT_STORE)} of objects"] if memory < OBJECT_STORE else []
+        few = [f"{gib(memory)} are less than Ray's {gib(OBJECT_STORE_BYTES)} of objects"] if memory < OBJECT_STORE_BYTES else []
         shared = graded(
             "shared memory", f"{gib(memory)} free in /dev/shm", [], few, remedy="make /dev/shm larger; Ray is slow without"
         )

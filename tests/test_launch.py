@@ -249,10 +249,13 @@ def test_partitions_with_nodes_of_several_sizes() -> None:
 def test_an_allocation_is_read() -> None:
     environment = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NODELIST": "n[1-3]",
                    "SLURM_JOB_CPUS_PER_NODE": "4(x2),8", "SLURM_MEM_PER_NODE": "2000", "SLURM_GPUS_ON_NODE": "2",
-                   "SLURM_RESTART_COUNT": "4", "SLURM_CLUSTER_NAME": "lab"}  # fmt: skip
+                   "SLURM_RESTART_COUNT": "4", "SLURM_CLUSTER_NAME": "lab", "SLURMD_NODENAME": "n1"}  # fmt: skip
     found = read_allocation(environment, lambda _: ["n1", "n2", "n3"])
     assert (found.job, found.job_id, found.cpus, found.gpus) == ("12_3", "17", (4, 4, 8), 2)
     assert found.memory == 2000 * 2**20 and found.incarnation == "lab.12_3/4"
+    for here in ("", "n2"):
+        with pytest.raises(InputError, match=r"its first node \(n1\) is where a run starts; go there: srun"):
+            read_allocation(environment | {"SLURMD_NODENAME": here}, lambda _: ["n1", "n2", "n3"])
 
 
 # --- folders and leases ------------------------------------------------------------------------------------------------

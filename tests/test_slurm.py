@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,6 +323,16 @@ def test_not_a_slurm_machine(faults: Study, tmp_path: Path) -> None:
         refused(done, "this is not a SLURM machine: there is no s", "run this on the cluster's login node")
     done = harness("run", faults.config, "--root", tmp_path, "--slurm")
     refused(done, "--slurm: this is not inside a SLURM allocation")
+
+
+def test_a_run_in_an_interactive_allocation(cluster: Cluster, faults: Study, root: Path) -> None:
+    """By hand: where salloc leaves the shell on the login node, the run says where to go; there it uses all of the allocation."""
+    run = (sys.executable, "-m", "harness", "run", faults.config, "--root", root, "--slurm")
+    options = ("salloc", "--quiet", "-N2", "--cpus-per-task=2", "--ntasks-per-node=1")
+    refused(cluster.login(*options, *run, check=False, PYTHONPATH=str(ROOT)), "this is no node of the allocation", "go there: srun")
+    done = cluster.login(*options, "srun", "-N1", "-n1", "--overlap", *run, timeout=240, PYTHONPATH=str(ROOT))
+    assert "chains complete: 4" in done.stdout
+    assert export(faults.config, root) == faults.expected
 
 
 def test_a_root_that_nodes_do_not_see(cluster: Cluster, faults: Study) -> None:

@@ -89,6 +89,12 @@ def read_allocation(environment: Mapping[str, str], hostnames: Callable[[str], l
             "--slurm: this is not inside a SLURM allocation (SLURM_JOB_NODELIST is not set); use harness submit, or salloc"
         )
     nodes = tuple((hostnames or _hostnames)(listed))
+    here = environment.get("SLURMD_NODENAME", "")
+    if here != nodes[0]:
+        raise InputError(
+            f"--slurm: this is {f'node {here}' if here else 'no node'} of the allocation, "
+            f"but its first node ({nodes[0]}) is where a run starts; go there: srun -N1 -n1 -w {nodes[0]} --overlap --pty bash"
+        )
     cpus = _expand(environment.get("SLURM_JOB_CPUS_PER_NODE", str(environment.get("SLURM_CPUS_ON_NODE", 1))))
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     per_node, per_cpu = environment.get("SLURM_MEM_PER_NODE"), environment.get("SLURM_MEM_PER_CPU")

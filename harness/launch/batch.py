@@ -82,7 +82,9 @@ class _Batch:
         self._say(f"on {', '.join(self.allocation.nodes)}, requeued {self.allocation.restarts} times so far")
         sweep("h[0-9]*", self.tmp.parent)
         make_private(self.tmp)
-        (self.folder / OUTCOME).unlink(missing_ok=True)
+        # In a job's first run, notes under its number are of a job that had it before: clusters are set up anew.
+        for name in (OUTCOME, *((CANCELLED, REQUEUES) if self.allocation.restarts == 0 else ())):
+            (self.folder / name).unlink(missing_ok=True)
         wait = kill_wait()
         try:
             environment = {**os.environ, "TMPDIR": str(self.tmp), "HARNESS_INCARNATION": self.allocation.incarnation}

@@ -62,11 +62,11 @@ def test_this_machine_is_fit_and_nothing_is_left_behind(tmp_path: Path, tag: str
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_failure_is_a_line_and_an_exit_code(outside: None) -> None:
-    done = harness("doctor", "--root", "/proc/nowhere", RAY_TMPDIR="/tmp/" + 40 * "x")
+    done = harness("doctor", "--root", "/proc/nowhere")
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert [line for line in lines if line.startswith("failure: store root: ") and "cannot be written" in line and " -> " in line]
-    assert [line for line in lines if line.startswith("failure: socket path: ") and "45 bytes, 38 are allowed" in line]
+    assert [line for line in lines if line.startswith("ok: socket path: /tmp/hr-")]
     assert [line for line in lines if line.startswith("ok: communication: ")], "other checks go on"
 
 

@@ -18,7 +18,7 @@ from slurm_cluster import Cluster
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 EXPECTED = {"slurm processes", "slurm time limit", "wandb", "cpus", "memory"}
 """What the test cluster is warned of: its settings, a network without a way out, and machines that share two cores."""
-CLEAN = {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": "", "WANDB_API_KEY": ""}
+CLEAN = {"PYTHONPATH": str(ROOT), "HARNESS_TMP": "", "WANDB_API_KEY": ""}
 
 
 def batch(cluster: Cluster, name: str, *flags: str, root: Path | None = None, before: str = "", **environment: str) -> str:
@@ -80,7 +80,7 @@ def test_sound_allocations(cluster: Cluster, leaves_nothing: None, flags: list[s
 
 
 def test_gpus_that_nobody_can_use_a_private_root_a_long_folder(cluster: Cluster, leaves_nothing: None) -> None:
-    batch(cluster, "bad", "-N3", "--gpus-per-node=2", root=Path("/tmp/private/root"), RAY_TMPDIR="/tmp/" + 60 * "r")
+    batch(cluster, "bad", "-N3", "--gpus-per-node=2", root=Path("/tmp/private/root"), HARNESS_TMP="/tmp/" + 60 * "r")
     code, checks = outcome(cluster, "bad")
     assert code == 1
     assert where(checks, "devices", "failure") == ["n1", "n2", "n3"] == where(checks, "socket path", "failure")

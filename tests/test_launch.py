@@ -37,7 +37,10 @@ JOB = Job(
     variables={"HF_HOME": "/shared/hf", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"},
 )
 SCRIPTS: dict[str, tuple[Job, Options]] = {
-    "allocation": (JOB, Options(nodes=4, gpus_per_node=8, partition="gpu", account="collapse", time="1-00:00:00", mem="500G")),
+    "allocation": (
+        JOB,
+        Options(nodes=4, gpus_per_node="a100:8", partition="gpu,preempt", account="collapse", time="1-00:00:00", mem="500G"),
+    ),
     "array": (
         Job(**{**vars(JOB), "assignments": ("learner.model.preset=tiny", "learner.sample.temperature=0.7")}),
         Options(array="8%4", gpus_per_node=1, qos="long", constraint="a100&nvlink", dependency="singleton"),
@@ -47,7 +50,8 @@ SCRIPTS: dict[str, tuple[Job, Options]] = {
         Options(
             exclusive=True,
             mail_user="ada@example.org",
-            setup=("module load cuda/12.8", "source /shared/venv/bin/activate"),
+            setup=("module load cuda/12.8", "ulimit -l unlimited"),
+            umask="0002",
             environment={"NCCL_SOCKET_IFNAME": "ib0", "GREETING": "hello there; rm -rf /"},
             extra=("--comment=collapse", "--nice=100"),
             network=True,
@@ -105,10 +109,23 @@ def test_sizes() -> None:
 
 def test_the_command_line_beats_the_site_file(tmp_path: Path) -> None:
     site = tmp_path / "site.yaml"
-    site.write_text("partition: gpu\ntime: 4:00:00\nsetup: [module load cuda]\nenvironment: {A: 1}\n")
+    site.write_text(
+        "partition: gpu\ntime: 4:00:00\nsetup: [module load cuda]\nenvironment: {A: 1}\numask: 0002\ngpus_per_node: a100:4\n"
+    )
     options = make_options(read_site(site), {"partition": "debug", "setup": ["source venv"], "account": None})
     assert (options.partition, options.time_s, options.account) == ("debug", 4 * 3600, None)
     assert options.setup == ("module load cuda", "source venv") and options.environment == {"A": "1"}
+    assert (options.umask, options.gpus) == ("0002", 4)
+
+
+def test_what_sbatch_reads_from_the_environment_counts_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    monkeypatch.setenv("SBATCH_PARTITION", "theirs")
+    options = make_options({"partition": "gpu"}, {})
+    assert (options.account, options.partition) == ("mine", "gpu")
+    monkeypatch.setenv("SBATCH_QOS", "a b")
+    with pytest.raises(InputError, match="SBATCH_QOS: found 'a b', allowed: one word"):
+        make_options({}, {})
 
 
 @pytest.mark.parametrize(
@@ -123,6 +140,9 @@ def test_the_command_line_beats_the_site_file(tmp_path: Path) -> None:
         ("environment: {'A B': 1}\n", "site.yaml:1: environment: found the name 'A B'"),
         ('setup: ["a\\nb"]\n', "site.yaml:1: setup: give a list of single lines"),
         ("mail_type: END\n", "mail_type: needs mail_user"),
+        ("gpus_per_node: many\n", "gpus_per_node: found 'many', allowed: a number, or TYPE:NUMBER"),
+        ("python: python3\n", "python: found 'python3', allowed: an absolute path"),
+        ("tmp: /a/very/long/path/to/scratch\n", "tmp: "),
     ],
 )
 def test_a_wrong_site_file(tmp_path: Path, text: str, expected: str) -> None:
@@ -246,6 +266,49 @@ def test_partitions_with_nodes_of_several_sizes() -> None:
     assert found["cpu"].time_s is None and not found["cpu"].default
 
 
+@pytest.mark.parametrize(
+    "gres, gpus",
+    [("gpu:8", 8), ("gpu:a100:8(S:0-1)", 8), ("gpu:3090:8", 8), ("gpu:2080ti:4,shard:16", 4), ("gpu:1g.5gb:7", 7), ("(null)", 0),
+     ("gpu:a100:4(S:0,2),gpu:v100:2,nvme:1", 6), ("gpu", 0)],
+)  # fmt: skip
+def test_gpus_of_a_node(gres: str, gpus: int) -> None:
+    found = Controller((0, f"p|infinite|n/a|1|8|1000|{gres}\n", "")).slurm.partitions()
+    assert found["p"].gpus == gpus
+
+
+def test_a_job_that_may_be_queued_is_not_said_to_be_refused(tmp_path: Path) -> None:
+    from harness.launch.submit import Request, UnsureError, submit
+
+    config = tmp_path / "c.yaml"
+    config.write_text("experiment: x\n")
+    request = Request(tmp_path / "experiments" / "x", tmp_path, config, (), "/usr/bin/python3", {})
+    for answer, error in (
+        (BUSY, UnsureError),
+        ((1, "", "sbatch: error: Batch job submission failed: Job violates policy"), InputError),
+    ):
+        with pytest.raises(error) as caught:
+            submit(request, Options(), work(CPU), Controller(answer).slurm, look=False)
+        kept = list(tmp_path.glob("experiments/x/slurm/*/job.sh"))
+        assert bool(kept) == (error is UnsureError), "the files of a job that may be queued stay"
+        assert "--account" not in str(caught.value)
+        for path in kept:
+            path.unlink()
+
+
+def test_users_filters_do_not_reach_slurms_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEUE_USERS", "nobody")
+    monkeypatch.setenv("SLURM_NTASKS", "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    seen: dict[str, str] = {}
+
+    def run(command: Any, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        seen.update(env)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    Slurm(run).running()
+    assert not {"SQUEUE_USERS", "SLURM_NTASKS"} & set(seen) and seen["SLURM_CONF"] == "/etc/slurm.conf"
+
+
 def test_an_allocation_is_read() -> None:
     environment = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NODELIST": "n[1-3]",
                    "SLURM_JOB_CPUS_PER_NODE": "4(x2),8", "SLURM_MEM_PER_NODE": "2000", "SLURM_GPUS_ON_NODE": "2",
@@ -319,6 +382,31 @@ def test_a_requeued_job_takes_over_what_its_earlier_run_held(tmp_path: Path, mon
     monkeypatch.setenv("HARNESS_INCARNATION", "lab.12_3/0")
     assert first.acquire("key") is None, "the earlier run does not take it back"
     assert os.environ["HARNESS_INCARNATION"] == "lab.12_3/0"
+
+
+def test_only_ended_jobs_of_this_user_are_buried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.launch.allocation import Allocation, bury_ended_jobs
+    from harness.store import Owner
+
+    folder = tmp_path / "leases" / "owners"
+
+    def owner(incarnation: str, user: int) -> str:
+        monkeypatch.setenv("HARNESS_INCARNATION", incarnation)
+        monkeypatch.setattr(os, "getuid", lambda: user)
+        return Owner(folder, 1000.0).id
+
+    me = os.getuid()
+    ended, runs, theirs, elsewhere = (
+        owner(*item) for item in (("lab.7/0", me), ("lab.8/0", me), ("lab.9/0", me + 1), ("b.7/0", me))
+    )
+    monkeypatch.delenv("HARNESS_INCARNATION")
+    plain = Owner(folder, 1000.0).id
+    monkeypatch.setattr(os, "getuid", lambda: me)
+    job = Allocation("12", "12", "lab", ("n1",), (1,), 0, 0, 0)
+    assert bury_ended_jobs(folder, job, Controller((0, "8\n12\n", "")).slurm) == 1
+    assert {path.stem for path in folder.glob("*.dead")} == {ended}
+    assert {runs, theirs, elsewhere, plain} <= {path.stem for path in folder.glob("*.beat")}
+    assert bury_ended_jobs(folder, job, Controller(*[BUSY] * 4).slurm) == 0, "who does not answer says nothing"
 
 
 def test_status_without_slurm_still_tells_of_jobs(make_config: Make, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,8 @@ def exported_provenance(config: Path, root: Path) -> str:
 
 
 def test_an_array_of_allocations(cluster: Cluster, quickstart: Study, submit: Any, root: Path) -> None:
-    job = submit(quickstart.config, *QUICK, "--array", 3, "--cpus-per-node", 1, "--time", 30, "--no-look")
+    alone = ("--array", 3, "--cpus-per-node", 1, "--time", 30, "--no-look", "--sbatch=--export=NONE")
+    job = submit(quickstart.config, *QUICK, *alone)
     for task in range(3):
         cluster.wait_job(f"{job}_{task}", "COMPLETED", timeout=500)
     assert export(quickstart.config, root, *QUICK) == quickstart.expected
@@ -195,7 +197,8 @@ def test_preemption(cluster: Cluster, faults: Study, submit: Any, root: Path) ->
     mid_run(cluster, root)
     other = urgent(cluster)
     cluster.wait_job(other, "COMPLETED", timeout=60)
-    assert not any(name.startswith("process") for name in cluster.leftovers("n3"))
+    machines = ["n1", "n2", "n3"]
+    cluster.wait(lambda: not any(clutter(cluster, machines).values()), 10, f"clean machines; {clutter(cluster, machines)}")
     cluster.now(job)
     cluster.wait_job(job, "COMPLETED", timeout=240)
     assert export(faults.config, root) == faults.expected
@@ -212,6 +215,53 @@ def test_preemption_with_grace_saves_first(cluster: Cluster, faults: Study, subm
     assert export(faults.config, root) == faults.expected
     text = logs(root, job)
     assert "requeued (1 of at most 50)" in text and "goes on from step" in text
+
+
+def test_a_signal_before_anybody_listens(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    """Preempted while the script still makes the environment: by itself USR1 would end the job for good."""
+    job = submit(faults.config, *TWO_NODES, "--partition", "grace", "--setup", "sleep 6")
+    cluster.wait_job(job, "RUNNING", timeout=30)
+    other = urgent(cluster)
+    cluster.wait_job(other, "COMPLETED", timeout=90)
+    assert "requeued (1 of at most 50)" in logs(root, job)
+    assert not list(root.glob("evaluations/*")), "nothing was begun in vain"
+    cluster.now(job)
+    cluster.wait_job(job, "RUNNING", timeout=30)
+
+
+def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    job = submit(faults.config, *TWO_NODES, "--signal-s", 12)
+    mid_run(cluster, root)
+    cluster.on("n1", "pkill", "-STOP", "-f", "^[^ ]+ -m harness run")
+    cluster.login("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the limit
+    cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 60, "requeued job")
+    assert "the run was killed (exit code -9); requeued (1 of" in logs(root, job)
+    at = time.monotonic()
+    done = cluster.harness("cancel", faults.config, "--root", root, "--json")
+    assert json.loads(done.stdout) == {"cancelled": [job]} and time.monotonic() - at < 30
+    cluster.wait_job(job, "CANCELLED", timeout=30)
+    assert cluster.harness("cancel", faults.config, "--root", root).returncode == 0, "there is nothing left to cancel"
+
+
+def test_a_task_of_an_array_loses_its_machine(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    """The others take its work over after its lease, and end; when it comes back, nothing is left to do."""
+    config = written(faults.config.parent / "array.yaml", **merged(FAULTS, {"resources.lease_s": 3.0}))
+    job = submit(config, "--array", 3, "--cpus-per-node", 2, "--exclusive", "--time", 30, "--no-look")
+    mid_run(cluster, root)
+    task = next(name for name, where in placed(cluster, job).items() if where == "n2")
+    cluster.poweroff("n2")
+    for other in range(3):
+        if f"{job}_{other}" != task:
+            cluster.wait_job(f"{job}_{other}", "COMPLETED", timeout=300)
+    assert export(config, root) == faults.expected
+    cluster.wait(lambda: cluster.jobs()[task] == "PENDING", 60, "requeued task")
+    cluster.now(task)
+    cluster.wait_job(task, "COMPLETED", timeout=60)
+
+
+def placed(cluster: Cluster, job: str) -> dict[str, str]:
+    lines = cluster.login("squeue", "-h", "-r", "-t", "R", "-j", job, "-o", "%i %N").stdout.splitlines()
+    return dict(line.split() for line in lines)
 
 
 def test_the_time_limit(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:

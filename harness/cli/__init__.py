@@ -48,7 +48,7 @@ def main() -> None:
 
 def _defect(error: Exception) -> NoReturn:
     """Something that should not happen: the details go to a file."""
-    path = Path(tempfile.mkstemp(prefix="harness-error-", suffix=".log")[1])
+    path = Path(tempfile.mkstemp(prefix="harness-error-", suffix=".log", dir=os.environ.get("HARNESS_ERRORS"))[1])
     path.write_text(traceback.format_exc(), encoding="utf-8")
     print(f"error: this is a defect of the harness: {type(error).__name__}: {error} (details: {path})", file=sys.stderr)
     raise SystemExit(EXIT_FAILED) from None

@@ -155,7 +155,8 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
         name = prepared.study.base.experiment
         jobs, problem = slurm_jobs.find_jobs(Experiment(store.root, name).path)
     if json_output:
-        found = {"experiment": name, "chains": [asdict(state) for state in states], "jobs": slurm_jobs.jobs_json(jobs)}
+        chains = [asdict(state) for state in states]
+        found = {"experiment": name, "chains": chains, "jobs": slurm_jobs.jobs_json(jobs), "jobs_problem": problem}
         print_json(found)
         return
     table = Table(box=None, pad_edge=False)

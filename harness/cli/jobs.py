@@ -34,7 +34,7 @@ class Job:
         from harness.store import Experiment
 
         self.allocation = read_allocation(os.environ)
-        self.owners = root / "leases" / "owners"
+        self.root, self.owners = root, root / "leases" / "owners"
         self.folder = run_folder(Experiment(root, prepared.study.base.experiment).path, self.allocation.job)
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / TOKEN)}
         os.environ.update(own, HARNESS_INCARNATION=self.allocation.incarnation)
@@ -45,7 +45,9 @@ class Job:
         from harness.coordinator.cluster import Place
         from harness.launch.allocation import bury_ended_jobs, ray_in_allocation
         from harness.launch.slurm import Slurm
+        from harness.store import Store
 
+        Store.open(self.root)  # before this run's own folders stand in it: what is not empty is not made a store
         bury_ended_jobs(self.owners, self.allocation, Slurm())
         with ray_in_allocation(self.allocation, self.folder) as ray:
             nodes = len(self.allocation.nodes)

@@ -30,12 +30,12 @@ def _work(prepared: Prepared, store: Store, options: Options) -> Work:
     from harness.launch.validate import GangNeed, Work, cpus_per_node, problems_of_gangs
 
     configs = [cell.config for cell in prepared.study.cells]
-    shapes = {shape_of(config, options.gpus_per_node > 0) for config in configs}
+    shapes = {shape_of(config, options.gpus > 0) for config in configs}
     gangs = {GangNeed(shape.ranks, shape.cpus, shape.gpus) for shape in shapes}
     longest = max(config.resources.checkpoint_s for config in configs)
     grace = max(config.resources.grace_s for config in configs)
     work = Work(gangs, 0.0, longest, grace, 0)
-    machine = Capacity(cpus_per_node(work, options), options.gpus_per_node)
+    machine = Capacity(cpus_per_node(work, options), options.gpus)
     if problems := problems_of_gangs(work, options):
         raise InputError("\n".join(problems))
     found = plan(prepared, store, [machine] * options.nodes)
@@ -54,7 +54,7 @@ def submit(
     account: Annotated[Text, typer.Option("--account", "-A", help="Account.")] = None,
     qos: Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", "-N", help="Nodes of each job.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of each node.")] = None,
+    gpus_per_node: Annotated[Text, typer.Option(metavar="[TYPE:]N", help="GPUs of each node.")] = None,
     cpus_per_node: Annotated[int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")] = None,
     mem: Annotated[Text, typer.Option(help="Memory of each node, as 64G.")] = None,
     time: Annotated[Text, typer.Option("--time", "-t", help="Time limit, as 4:00:00 or 1-12.")] = None,
@@ -67,6 +67,7 @@ def submit(
     mail_user: Annotated[Text, typer.Option(help="Whom SLURM tells of the end.")] = None,
     reservation: Annotated[Text, typer.Option(help="A reservation.")] = None,
     setup: Annotated[list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")] = None,
+    python: Annotated[Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")] = None,
     extra: Annotated[list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")] = None,
     cache: Annotated[Path | None, typer.Option(help="The hub's cache that harness fetch fills.")] = None,
     signal_s: Annotated[int | None, typer.Option(help="Seconds before the time limit at which work is saved.")] = None,
@@ -91,12 +92,13 @@ def submit(
     from harness.config.grid import expand
     from harness.config.load import load_file
     from harness.fetch import missing_files
+    from harness.launch.allocation import TMP_VARIABLE
     from harness.store import Experiment, Store
     from harness.study import commit_data, prepare_study
 
     given = tuple(assignments or ())
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
-        variables = _hub(options)
+        variables = _hub(options) | ({TMP_VARIABLE: options.tmp} if options.tmp else {})
         if not options.network and (missing := missing_files(expand(load_file(config, given)))):
             raise InputError("\n".join(missing).replace("harness fetch CONFIG", f"harness fetch {config}"))
         store = Store.read(root)
@@ -108,7 +110,7 @@ def submit(
                 f"{len(prepared.bundles)} chains run in bundles, which tasks of an array do not share: use one allocation"
             )
         experiment = Experiment(root, prepared.study.base.experiment)
-        request = Request(experiment.path, root.absolute(), config, given, sys.executable, variables)
+        request = Request(experiment.path, root.absolute(), config, given, options.python or sys.executable, variables)
         if dry_run:
             print(script(request, options, work, new_folder(experiment.path)), end="")
             _remark(remarks)

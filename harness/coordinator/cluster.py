@@ -159,13 +159,14 @@ def connected(place: Place, on_lost: Callable[[str], None]) -> Iterator[tuple[Ca
             **common,
         )
     else:
-        _probe(address)
         try:
+            _probe(address)
             ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0]
-            kind = GangError if place.nodes else ResourceError
-            raise kind(f"--address {address}: there is no Ray that can be joined ({reason})") from None
+            if place.nodes:  # it was started for this run, so it is not the user's mistake
+                raise GangError(f"the Ray of this run at {address} cannot be joined ({reason}); {place.trouble()}") from None
+            raise ResourceError(f"--address {address}: there is no Ray that can be joined ({reason})") from None
     started = psutil.Process().children(recursive=True) if address is None else []
     guardian = _start_guardian(folder) if folder is not None else None
     daemons = [process for process in started if process.name() in ("gcs_server", "raylet")]
@@ -213,12 +214,9 @@ def _probe(address: str) -> None:
     host, separator, port = address.rpartition(":")
     if address == "auto":
         return
-    try:
-        if not separator:
-            raise ValueError("expected HOST:PORT or auto")
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise ResourceError(f"--address {address}: there is no Ray that can be joined ({error})") from None
+    if not separator:
+        raise ValueError("expected HOST:PORT or auto")
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def machines(lost: Collection[str] = ()) -> dict[str, Capacity]:

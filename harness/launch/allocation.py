@@ -26,7 +26,8 @@ from harness.launch.processes import die_with_parent
 from harness.launch.slurm import Slurm, SlurmError
 from harness.store.leases import bury, incarnations
 
-TMP = Path("/tmp")
+TMP_VARIABLE, TMP = "HARNESS_TMP", "/tmp"
+"""Where every node's folder of the job is made, and where it is unless the site says otherwise."""
 TOKEN = "token"
 """The secret of the job's Ray, in a file that only its user may read."""
 LONGEST_TMP = 38
@@ -36,6 +37,15 @@ HEAD_WAIT_S = 60.0
 END_WAIT_S = 15.0
 LINGER_SHARE = 0.6
 """Share of SLURM's KillWait for which Ray stays up after SIGTERM, so that ranks can save."""
+
+
+SHAPED_BY = (
+    "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS_PER_CORE", "SLURM_NTASKS_PER_SOCKET",
+    "SLURM_NTASKS_PER_GPU", "SLURM_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_GPU",
+    "SLURM_GPUS_PER_TASK", "SLURM_GPUS_PER_SOCKET", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND", "SLURM_CPU_BIND", "SLURM_DISTRIBUTION",
+    "SLURM_HINT", "SLURM_THREADS_PER_CORE", "SLURM_CORE_SPEC", "SLURM_ARBITRARY", "SLURM_HOSTFILE", "SLURM_STEP_ID", "SLURM_STEPID",
+)  # fmt: skip
+"""What a job's shape tells srun by the environment; one task a node is asked for here whatever the job's shape."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class Allocation:
     @property
     def tmp(self) -> Path:
         """Ray's folder on every node; another one for every run of the job, so that clearing up after one never meets the next."""
-        return TMP / f"h{self.job_id}-{self.restarts}"
+        return Path(os.environ.get(TMP_VARIABLE) or TMP) / f"h{self.job_id}-{self.restarts}"
 
 
 def read_allocation(environment: Mapping[str, str], hostnames: Callable[[str], list[str]] | None = None) -> Allocation:
@@ -98,7 +108,9 @@ def read_allocation(environment: Mapping[str, str], hostnames: Callable[[str], l
     cpus = _expand(environment.get("SLURM_JOB_CPUS_PER_NODE", str(environment.get("SLURM_CPUS_ON_NODE", 1))))
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     per_node, per_cpu = environment.get("SLURM_MEM_PER_NODE"), environment.get("SLURM_MEM_PER_CPU")
-    memory = int(per_node) if per_node else int(per_cpu) * min(cpus) if per_cpu else 0
+    gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
+    per_gpu = environment.get("SLURM_MEM_PER_GPU")
+    memory = int(per_node) if per_node else int(per_cpu) * min(cpus) if per_cpu else int(per_gpu) * gpus if per_gpu else 0
     job_id = environment["SLURM_JOB_ID"]
     return Allocation(
         f"{array}_{task}" if array and task else job_id,
@@ -106,7 +118,7 @@ def read_allocation(environment: Mapping[str, str], hostnames: Callable[[str], l
         environment.get("SLURM_CLUSTER_NAME", "slurm"),
         nodes,
         tuple(cpus) if len(cpus) == len(nodes) else (min(cpus),) * len(nodes),
-        int(environment.get("SLURM_GPUS_ON_NODE") or 0),
+        gpus,
         memory * 2**20,
         int(environment.get("SLURM_RESTART_COUNT") or 0),
     )
@@ -178,7 +190,9 @@ class RayInAllocation:
     def _start(self, index: int) -> None:
         allocation, name = self.allocation, self.allocation.nodes[index]
         log = self.folder / f"ray-{name}.log"
+        # With --export, since a job may have been submitted to export nothing.
         step = ["srun", "--overlap", "--exact", "-N1", "-n1", f"-c{allocation.cpus[index]}", "-w", name, "--job-name=ray"]
+        step.append("--export=ALL")
         if allocation.gpus:
             step.append(f"--gpus-per-node={allocation.gpus}")
         agent = ["--head", self.address, "--tmp", allocation.tmp, "--cpus", allocation.cpus[index]]
@@ -189,7 +203,7 @@ class RayInAllocation:
         # An srun that is killed leaves its step running; one that is terminated ends it.
         tie = functools.partial(die_with_parent, signal.SIGTERM)
         # SLURM makes the folder that TMPDIR names on every node, and leaves it there.
-        environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+        environment = {key: value for key, value in os.environ.items() if key not in (*SHAPED_BY, "TMPDIR")}
         with open(log, "ab") as output:
             self._steps[name] = subprocess.Popen(
                 command,
@@ -273,9 +287,10 @@ def bury_ended_jobs(owners: Path, allocation: Allocation, slurm: Slurm) -> int:
         How many owners were buried.
     """
     others = {}
-    for owner, (name, _) in incarnations(owners).items():
-        cluster, _, job = name.rpartition(".")
-        if cluster == allocation.cluster and job != allocation.job:
+    for owner, found in incarnations(owners).items():
+        cluster, _, job = found.name.rpartition(".")
+        # Only this user's jobs: SLURM may hide those of others, and what it does not show is not over.
+        if cluster == allocation.cluster and job != allocation.job and found.user == os.getuid():
             others[owner] = job
     if not others:
         return 0

@@ -3,9 +3,10 @@
 It is a process of its own, apart from the run, because a run can end in ways that let it decide nothing: killed for memory, or with
 its Ray. Its rules:
 
-- USR1 (the time limit comes near, or a preemption with grace): the run saves and ends; with work left the job is requeued.
+- USR1 (the time limit comes near, or a preemption with grace): the run saves and ends; with work left the job is requeued. A run
+  that does not end in time is killed and the job requeued all the same: SLURM itself requeues no job that has reached its limit.
 - TERM (scancel, preemption, a requeue from outside): SLURM has decided already; save what can be saved, leave nothing behind.
-- The run ends by itself with work left, or is killed: the machine's fault; requeue.
+- The run ends by itself with work left, is killed, or ends in an error before it could say how: the machine's fault; requeue.
 - Complete, failed chains, wrong input: the exit code says so, nothing is requeued.
 
 A job requeues itself a set number of times at most, and not at all once it was cancelled, or where short runs end badly one after
@@ -28,14 +29,17 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.launch.allocation import Allocation, kill_wait, read_allocation
-from harness.launch.jobs import CANCELLED, OUTCOME, REQUEUES, read_requeues
+from harness.launch.jobs import CANCELLED, OUTCOME, REQUEUES, SCRIPT, read_requeues
 from harness.launch.processes import adopt_orphans, end_tree, leave_janitor, make_private, sweep
 
 COMPLETE, FAILED, INPUT, STOPPED = 0, 1, 2, 75
 LOOK_S = 0.1
+SIGNALLED = "HARNESS_SIGNALLED"
+"""Set by the script where USR1 came before this process was there."""
+SAVE_MARGIN_S = 20.0
+"""Of the time between USR1 and the limit, kept for ending what does not end by itself, and for the requeue."""
 KILL_MARGIN_S = 3.0
 """Of SLURM's KillWait, kept for cleaning up."""
-REQUEUE_WAIT_S = 60.0
 SHORT_S, MOST_SHORT = 300.0, 3
 """A run that ends by itself within so many seconds has got nowhere; that often in a row, and the job gives up."""
 
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, command = _parser().parse_known_args(arguments)
     try:
         allocation = read_allocation(os.environ)
-        if not (options.folder / "job.sh").exists():
+        if not (options.folder / SCRIPT).exists():
             raise InputError(
                 f"--root: {options.folder} is not to be seen on node {allocation.nodes[0]}; give a root that all nodes share"
             )
@@ -54,82 +58,109 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INPUT
     folder = options.folder.parent / "run" / allocation.job
     folder.mkdir(parents=True, exist_ok=True)
-    return _Batch(allocation, folder, options.max_requeues).run([argument for argument in command if argument != "--"])
+    batch = _Batch(allocation, folder, options.max_requeues, options.signal_s, options.folder / SCRIPT)
+    return batch.run([argument for argument in command if argument != "--"])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.launch.batch", allow_abbrev=False)
     parser.add_argument("--folder", type=Path, required=True, help="the submission's folder in the store")
     parser.add_argument("--max-requeues", type=int, required=True)
+    parser.add_argument("--signal-s", type=float, required=True, help="seconds between USR1 and the time limit")
     return parser
 
 
 class _Batch:
     """One run of one job."""
 
-    def __init__(self, allocation: Allocation, folder: Path, max_requeues: int) -> None:
-        self.allocation, self.folder, self.max_requeues = allocation, folder, max_requeues
+    def __init__(self, allocation: Allocation, folder: Path, max_requeues: int, signal_s: float, script: Path) -> None:
+        self.allocation, self.folder, self.max_requeues, self.script = allocation, folder, max_requeues, script
+        self.save_s = max(signal_s - SAVE_MARGIN_S, signal_s / 2)
         self.signals: list[int] = []
-        self.started, self.ended_at = time.monotonic(), 0.0
+        self.started, self.told_at, self.ended_at = time.monotonic(), 0.0, 0.0
         self.tmp = Path(f"{allocation.tmp}b")
         self.driver: subprocess.Popen[bytes] | None = None
 
     def run(self, command: list[str]) -> int:
+        self.tmp.parent.mkdir(parents=True, exist_ok=True)
+        sweep("h[0-9]*", self.tmp.parent)
+        make_private(self.tmp)
         leave_janitor(self.tmp)
         adopt_orphans()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heard)
+        if os.environ.pop(SIGNALLED, ""):
+            self._heard(signal.SIGUSR1, None)
         self._say(f"on {', '.join(self.allocation.nodes)}, requeued {self.allocation.restarts} times so far")
-        sweep("h[0-9]*", self.tmp.parent)
-        make_private(self.tmp)
-        # In a job's first run, notes under its number are of a job that had it before: clusters are set up anew.
-        for name in (OUTCOME, *((CANCELLED, REQUEUES) if self.allocation.restarts == 0 else ())):
-            (self.folder / name).unlink(missing_ok=True)
+        self._forget_others()
         wait = kill_wait()
         try:
-            environment = {**os.environ, "TMPDIR": str(self.tmp), "HARNESS_INCARNATION": self.allocation.incarnation}
-            self.driver = subprocess.Popen(command, env=environment)
+            if (self.folder / CANCELLED).exists():
+                return self._cancelled("it starts again after it was cancelled")
+            own = {"TMPDIR": self.tmp, "HARNESS_INCARNATION": self.allocation.incarnation, "HARNESS_ERRORS": self.folder}
+            self.driver = subprocess.Popen(command, env={**os.environ, **{name: str(value) for name, value in own.items()}})
+            for early in list(self.signals):  # those that came before there was a run to hand them to
+                self._pass_on(early)
             code = self._await(self.driver, wait)
         finally:
-            end_tree(patience_s=1.0 if signal.SIGTERM in self.signals else 10.0)
+            end_tree(patience_s=1.0 if self.ended_at else 10.0)
             shutil.rmtree(self.tmp, ignore_errors=True)
         return self._decide(code)
 
+    def _forget_others(self) -> None:
+        """Notes that are older than the job's script are of a job that had its number before: clusters are set up anew."""
+        (self.folder / OUTCOME).unlink(missing_ok=True)
+        for name in (CANCELLED, REQUEUES):
+            with contextlib.suppress(OSError):
+                if (self.folder / name).stat().st_mtime < self.script.stat().st_mtime:
+                    (self.folder / name).unlink()
+
     def _heard(self, number: int, _: object) -> None:
         self.signals.append(number)
-        if number != signal.SIGUSR1 and not self.ended_at:
-            self.ended_at = time.monotonic()
+        if number == signal.SIGUSR1:
+            self.told_at = self.told_at or time.monotonic()
+        else:
+            self.ended_at = self.ended_at or time.monotonic()
+        self._pass_on(number)
+
+    def _pass_on(self, number: int) -> None:
         if self.driver is not None and self.driver.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 self.driver.send_signal(number)
 
     def _await(self, driver: subprocess.Popen[bytes], wait: float) -> int:
-        """Wait for the run; where SLURM has sent SIGTERM, not longer than it takes to still clean up before its SIGKILL."""
+        """Wait for the run, but after a signal not longer than there is time to still clean up."""
         while driver.poll() is None:
-            if self.ended_at and time.monotonic() - self.ended_at > max(1.0, wait - KILL_MARGIN_S):
+            now = time.monotonic()
+            late = self.ended_at and now - self.ended_at > max(1.0, wait - KILL_MARGIN_S)
+            if late or (self.told_at and now - self.told_at > self.save_s):
                 driver.kill()
             time.sleep(LOOK_S)
         assert driver.returncode is not None
         return driver.returncode
 
     def _decide(self, code: int) -> int:
-        if code in (COMPLETE, FAILED, INPUT):
+        outcome = self._outcome()
+        if code in (COMPLETE, INPUT) or (code == FAILED and outcome == "done"):
             self._say({COMPLETE: "complete", FAILED: "ended, with chains that failed", INPUT: "the input is wrong"}[code])
             return code
-        outcome = self._outcome()
         if outcome == "idle":
             self._say("others compute what is left; this job is not needed any more")
             return COMPLETE
-        reason = "stopped with work left" if code == STOPPED else f"the run was killed (exit code {code})"
+        known = {STOPPED: "stopped with work left", FAILED: "the run ended in an error"}
+        reason = known.get(code, f"the run was killed (exit code {code})")
         if (self.folder / CANCELLED).exists():
-            self._say(f"{reason}; cancelled, so it is not requeued")
-            self._ask("scancel", self.allocation.job)
-            time.sleep(REQUEUE_WAIT_S)
-            return STOPPED
+            return self._cancelled(reason)
         if self.ended_at:
             self._say(f"{reason}; ended by SLURM, which decides whether it starts again")
             return STOPPED
         return self._requeue(reason)
+
+    def _cancelled(self, reason: str) -> int:
+        self._say(f"{reason}; cancelled, so it is not requeued")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._ask("scancel", self.allocation.job)  # so that SLURM shows it as cancelled, not as failed
+        return STOPPED
 
     def _outcome(self) -> str:
         with contextlib.suppress(OSError, ValueError):
@@ -150,8 +181,7 @@ class _Batch:
         self._say(f"{reason}; requeued ({done + 1} of at most {self.max_requeues})")
         # SLURM ends this process once the job is requeued, and starts the job again after two minutes of its own.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if self._ask("scontrol", "requeue", self.allocation.job_id):
-            time.sleep(REQUEUE_WAIT_S)
+        self._ask("scontrol", "requeue", self.allocation.job_id)
         return STOPPED
 
     def _ask(self, *command: str) -> bool:

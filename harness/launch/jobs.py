@@ -17,7 +17,7 @@ from harness.errors import DamagedError
 from harness.files import read_json, write_json
 from harness.launch.slurm import JobState, Slurm
 
-SUBMISSION = "submission.json"
+SUBMISSION, SCRIPT = "submission.json", "job.sh"
 CANCELLED, OUTCOME, REQUEUES = "cancelled", "outcome.json", "requeues"
 
 

@@ -32,6 +32,13 @@ _NO_GPU_UNASKED = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 def main(arguments: list[str] | None = None) -> int:
     """Run Ray on this node until it ends, or is to end; returns 0 where it was told to."""
     options = _parser().parse_args(arguments)
+    parent = os.getppid()
+    sweep("h[0-9]*", options.tmp.parent)
+    try:
+        make_private(options.tmp)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     leave_janitor(options.tmp)
     adopt_orphans()
     told: list[float] = []
@@ -40,9 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGUSR2, lambda *_: told.insert(0, time.monotonic()))
     for number in (signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
-    sweep("h[0-9]*", options.tmp.parent)
-    make_private(options.tmp)
     (options.tmp / "t").mkdir()
     try:
         ray = subprocess.Popen(_command(options), env=_environment(options), preexec_fn=die_with_parent)  # noqa: PLW1509

@@ -20,6 +20,15 @@ _MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
 _WORD = r"^[^\s#'\"`$\\;&|<>]+$"
 """A value of an ``#SBATCH`` line: one word, with nothing that a shell reads."""
 
+_ALLOWED = {
+    "gpus_per_node": "a number, or TYPE:NUMBER",
+    "python": "an absolute path",
+    "umask": "three octal digits, such as 0002",
+    "tmp": "an absolute path of letters, digits and ._/-",
+}
+_FROM_ENVIRONMENT = ("partition", "account", "qos", "reservation", "constraint")
+"""Options that people set for all their jobs, as ``SBATCH_ACCOUNT`` and so on."""
+
 Word = Annotated[str, Field(pattern=_WORD, max_length=200)]
 Count = Annotated[int, Field(gt=0)]
 
@@ -62,7 +71,8 @@ class Options(BaseModel):
     account: Word | None = None
     qos: Word | None = None
     nodes: Count = 1
-    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    gpus_per_node: Annotated[str, Field(pattern=r"^([A-Za-z0-9][\w.-]*:)?\d+$")] = "0"
+    """GPUs of every node, as ``8`` or with their type, as ``a100:8``."""
     cpus_per_node: Count | None = None
     """CPUs of every node; what one node's gangs need when null."""
     mem: Word | None = None
@@ -78,7 +88,13 @@ class Options(BaseModel):
     mail_type: Word | None = None
     reservation: Word | None = None
     setup: tuple[str, ...] = ()
-    """Lines of shell that make the environment: ``module load cuda``, ``source /shared/venv/bin/activate``."""
+    """Lines of shell that a job begins with: ``module load cuda``."""
+    python: Annotated[str, Field(pattern=r"^/[^\x00-\x1f]*$")] | None = None
+    """The interpreter that has the harness, as compute nodes see it; the one that submits when null."""
+    umask: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] | None = None
+    """Of the job's files, as ``0002`` on a store that a group shares; the user's own when null."""
+    tmp: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]*$", max_length=20)] | None = None
+    """A local folder of every node with a short name, for Ray's sockets and temporary files; ``/tmp`` when null."""
     environment: dict[str, str] = {}
     """Variables to export."""
     extra: tuple[str, ...] = ()
@@ -145,6 +161,11 @@ class Options(BaseModel):
         return self
 
     @property
+    def gpus(self) -> int:
+        """GPUs of every node."""
+        return int(self.gpus_per_node.rpartition(":")[2])
+
+    @property
     def tasks(self) -> int:
         """Tasks of the array; 1 for one allocation."""
         return int(self.array.partition("%")[0]) if self.array else 1
@@ -196,7 +217,7 @@ def _nulls(value: Any) -> Any:
 
 
 def make_options(site: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
-    """The options of a submission: those given, else the site's, else the defaults.
+    """The options of a submission: those given, else the site's, else those of sbatch's own variables, else the defaults.
 
     Args:
         site: From `read_site`.
@@ -206,10 +227,12 @@ def make_options(site: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
         InputError: An option's value is wrong.
     """
     told = {name: value for name, value in given.items() if value is not None}
-    merged = {**{name: value for name, value in site.items() if value is not None}, **told}
+    usual = {name: value for name in _FROM_ENVIRONMENT if (value := os.environ.get(f"SBATCH_{name.upper()}"))}
+    merged = {**usual, **{name: value for name, value in site.items() if value is not None}, **told}
     for name in ("setup", "extra"):
         merged[name] = (*(site.get(name) or ()), *told.get(name, ()))
-    _check(merged, {name: (f"--{name.replace('_', '-')}", None) for name in told})
+    places = {name: (f"SBATCH_{name.upper()}", None) for name in usual if name not in site}
+    _check(merged, places | {name: (f"--{name.replace('_', '-')}", None) for name in told})
     return Options(**merged)
 
 
@@ -228,9 +251,10 @@ def _check(values: Mapping[str, Any], places: Mapping[str, tuple[str, int | None
                 name = str(item["loc"][0]) if item["loc"] else ""
                 message = item["msg"].removeprefix("Value error, ")
                 if item["type"] == "string_pattern_mismatch":
-                    message = f"found {item['input']!r}, allowed: one word without quotes or signs of the shell"
+                    allowed = _ALLOWED.get(name, "one word without quotes or signs of the shell")
+                    message = f"found {item['input']!r}, allowed: {allowed}"
                 where, line = places.get(name, ("site file", None))
-                problems.append(Problem(where, line, "" if where.startswith("--") else name, message))
+                problems.append(Problem(where, line, "" if where.startswith(("--", "SBATCH_")) else name, message))
     if problems:
         raise ConfigError(problems)
 

@@ -79,9 +79,11 @@ def end_tree(patience_s: float) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         _reap(0.1)
-    for path in shared:
-        with contextlib.suppress(OSError):
-            path.unlink()
+    if shared:
+        others = set[Path]().union(*(_shared_memory(int(entry.name)) for entry in _listed("/proc") if entry.name.isdigit()))
+        for path in shared - others:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _reap(patience_s: float) -> None:
@@ -102,8 +104,8 @@ def leave_janitor(tmp: Path) -> None:
     """Fork a process that waits for the end of this one, and then removes what it could not: it may be killed at any moment.
 
     The janitor is nobody's child, since SLURM may track a step's processes by their parents and kill all of them at once (it does
-    so where ``srun`` itself is terminated). Where it tracks them by control group, the janitor is killed too; there this process is
-    not, but asked to end.
+    so where ``srun`` itself is terminated). Where it tracks them by control group, a step's SIGKILL ends the janitor too; but there
+    this process is asked to end first, and what is left all the same goes with the next job on the node (`sweep`).
     """
     watched, held = os.pipe()
     if (child := os.fork()) != 0:
@@ -133,10 +135,25 @@ def _remove_traces(tmp: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """Make a folder of this process, for nobody else; what an earlier process left there is removed."""
+    """Make a folder of this process, for nobody else; what an earlier process left there is removed.
+
+    Raises:
+        FileExistsError: The process that made it is alive.
+    """
+    pid = _living_owner(path)
+    if pid is not None:
+        raise FileExistsError(f"{path} is in use by process {pid}: another run in this job")
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700, parents=True)
     (path / OWNER).write_text(f"{os.getpid()} {start_of(os.getpid())} {_namespace()}")
+
+
+def _living_owner(path: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        pid, started, namespace = (path / OWNER).read_text().split(" ")
+        if namespace == _namespace() and int(pid) != os.getpid() and start_of(int(pid)) == started:
+            return int(pid)
+    return None
 
 
 def _namespace() -> str:

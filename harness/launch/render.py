@@ -60,6 +60,8 @@ def render(job: Job, options: Options) -> str:
     text = template.render(
         sbatch=_sbatch(job, options),
         setup=options.setup,
+        umask=options.umask,
+        signal_s=job.signal_s,
         offline=not options.network,
         variables={name: shlex.quote(value) for name, value in variables.items()},
         python=shlex.quote(job.python),
@@ -87,7 +89,7 @@ def _sbatch(job: Job, options: Options) -> list[str]:
         count, _, limit = options.array.partition("%")
         lines.append(f"--array=0-{int(count) - 1}{'%' + limit if limit else ''}")
     lines += [f"--nodes={options.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}"]
-    if options.gpus_per_node:
+    if options.gpus:
         lines.append(f"--gpus-per-node={options.gpus_per_node}")
     lines += [f"--{name}={getattr(options, name)}" for name in ("mem", "time") if getattr(options, name)]
     if options.exclusive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field
 
 from harness.errors import HarnessError, InputError
 
-CALL_S = 60.0
+CALL_S, SIGNAL_S = 60.0, 20.0
+NO_ANSWER = "no answer within"
 WAITS_S = (1.0, 3.0, 9.0)
 """Pauses between tries of a call that the controller did not answer."""
 _BUSY = re.compile(
@@ -23,6 +25,8 @@ _BUSY = re.compile(
 _LIVE = "PENDING RUNNING SUSPENDED CONFIGURING COMPLETING REQUEUED REQUEUE_HOLD RESIZING SIGNALING STAGE_OUT STOPPED SPECIAL_EXIT"
 LIVE = frozenset(_LIVE.split())
 """States of a job that may still compute."""
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+_OVER = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
 
 
 class SlurmError(HarnessError):
@@ -36,6 +40,9 @@ class SlurmError(HarnessError):
         """Keep both."""
         super().__init__(message)
         self.output = output
+
+
+_THEIRS = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL_", "SCONTROL_")
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,6 @@ class JobState:
     limit: str
     start: str
 
-    @property
-    def live(self) -> bool:
-        """Whether it may still compute."""
-        return self.state in LIVE
-
 
 @dataclass
 class Slurm:
@@ -98,7 +100,7 @@ class Slurm:
         """Whether this machine has SLURM's commands."""
         return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
 
-    def call(self, *command: str, text: str | None = None, again: bool = True) -> str:
+    def call(self, *command: str, text: str | None = None, again: bool = True, limit_s: float = CALL_S) -> str:
         """Run one of SLURM's commands; returns what it prints.
 
         Args:
@@ -106,6 +108,7 @@ class Slurm:
             text: Its standard input.
             again: Ask again, after longer and longer pauses, while the controller does not answer. Not for what must not be done
                 twice.
+            limit_s: Seconds for one try.
 
         Raises:
             InputError: SLURM is not installed here.
@@ -114,15 +117,16 @@ class Slurm:
         output = ""
         for pause in (*(WAITS_S if again else ()), None):
             try:
+                # Always with an input of its own: srun would read what is meant for whoever called this.
                 done = self.run(
-                    command, input=text, capture_output=True, text=True, timeout=CALL_S, check=False, env=_own_environment()
+                    command, input=text or "", capture_output=True, text=True, timeout=limit_s, check=False, env=_own_environment()
                 )
             except FileNotFoundError:
                 raise InputError(
                     f"this is not a SLURM machine: there is no {command[0]}; run this on the cluster's login node"
                 ) from None
             except subprocess.TimeoutExpired:
-                problem = f"no answer within {CALL_S:.0f} s"
+                problem = f"{NO_ANSWER} {limit_s:.0f} s"
             else:
                 if done.returncode == 0:
                     return done.stdout
@@ -168,7 +172,7 @@ class Slurm:
         if not jobs:
             return {}
         # By name, not by id: to ask for one id that is forgotten is an error.
-        lines = self.call("squeue", "-h", "-r", "-t", "all", f"--name={name}", "-o", "%F|%i|%T|%r|%N|%M|%l|%S").splitlines()
+        lines = self.call("squeue", "-h", "-a", "-r", "-t", "all", f"--name={name}", "-o", "%F|%i|%T|%r|%N|%M|%l|%S").splitlines()
         found: dict[str, list[JobState]] = {}
         for line in lines:
             submitted, *rest = line.split("|")
@@ -177,24 +181,29 @@ class Slurm:
         return found
 
     def running(self) -> set[str]:
-        """All jobs and tasks of the cluster that have begun and not ended."""
+        """All jobs and tasks of this user that have begun and not ended."""
         begun = "RUNNING,SUSPENDED,STOPPED,COMPLETING,CONFIGURING,SIGNALING,STAGE_OUT,RESIZING"
-        return set(self.call("squeue", "-h", "-r", "-t", begun, "-o", "%i").split())
+        return set(self.call("squeue", "-h", "-a", "-r", "-u", str(os.getuid()), "-t", begun, "-o", "%i").split())
 
     def cancel(self, jobs: Sequence[str]) -> None:
-        """End jobs at once; SLURM sends SIGTERM, then SIGKILL."""
+        """End jobs at once; SLURM sends SIGTERM, then SIGKILL. A job that has ended meanwhile is no error."""
         if jobs:
-            self.call("scancel", *jobs)
+            try:
+                self.call("scancel", *jobs)
+            except SlurmError as error:
+                if not _OVER.search(str(error)):
+                    raise
 
     def signal(self, jobs: Sequence[str], name: str) -> None:
-        """Send a signal to the batch processes of running jobs."""
+        """Send a signal to the batch processes of running jobs, as well as it goes: a job may have changed its state meanwhile."""
         if jobs:
-            self.call("scancel", "--batch", f"--signal={name}", *jobs)
+            with contextlib.suppress(SlurmError):
+                self.call("scancel", "--batch", f"--signal={name}", *jobs, again=False, limit_s=SIGNAL_S)
 
 
 def _own_environment() -> dict[str, str]:
-    """The environment without what an allocation sets: inside one, sbatch and srun would take its sizes for their own."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+    """The environment without what would change what is asked: sizes of an allocation that this is in, a user's own filters."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_THEIRS) or name == "SLURM_CONF"}
 
 
 def _limit(text: str) -> int | None:
@@ -212,5 +221,6 @@ def _number(text: str) -> int:
 
 
 def _gpus(gres: str) -> int:
-    """GPUs in SLURM's ``gpu:a100:8(S:0-1),...``."""
-    return sum(int(count) for count in re.findall(r"gpu(?::[A-Za-z][\w.-]*)?:(\d+)", gres))
+    """GPUs in SLURM's ``gpu:a100:8(S:0-1),shard:4``; a type may look like a number."""
+    items = [item.split(":") for item in re.sub(r"\([^)]*\)", "", gres).split(",")]
+    return sum(_number(item[-1]) for item in items if item[0] == "gpu" and len(item) > 1)

@@ -18,11 +18,15 @@ from harness.launch import jobs
 from harness.launch.jobs import CANCELLED, Submission, Task
 from harness.launch.options import Options
 from harness.launch.render import Job, render
-from harness.launch.slurm import LIVE, Slurm, SlurmError
+from harness.launch.slurm import LIVE, NO_ANSWER, WAITING, Slurm, SlurmError
 from harness.launch.validate import Work, cpus_per_node, signal_s
 
 LOOK_S = 15
 """Seconds that the look at a compute node may wait for one."""
+
+
+class UnsureError(SlurmError):
+    """A job may have been queued, or not."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,14 @@ def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: b
 
     Raises:
         InputError: A compute node does not see the store, or SLURM refuses the job for what it asks.
-        SlurmError: SLURM does not answer.
+        UnsureError: SLURM does not answer, and may have taken the job; its files stay.
     """
+    for path in (request.root, Path.cwd(), Path(request.python)):
+        if any(ord(character) < 32 for character in str(path)):
+            raise InputError(f"{str(path)!r}: a name with control characters cannot stand in a job script")
     folder = new_folder(request.experiment)
     folder.mkdir(parents=True)
+    job = ""
     try:
         shutil.copyfile(request.config, folder / "config.yaml")
         text = script(request, options, work, folder)
@@ -117,8 +125,11 @@ def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: b
         submission = Submission(job, tasks, time.time(), assigned, folder.name, user, socket.gethostname())
         jobs.record(folder, submission)
         return submission
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:
+        if job:
+            slurm.cancel([job])
+        if not isinstance(error, UnsureError):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -150,28 +161,32 @@ def _look(folder: Path, python: str, options: Options, slurm: Slurm) -> None:
         return
     if found[2] == python:
         raise InputError(
-            f"node {found[1]} has no {python}; put the environment on a file system that all nodes share, or name it in --setup"
+            f"node {found[1]} has no {python}; put the environment on a file system that all nodes share, and name it with --python"
         )
     raise InputError(
         f"--root: node {found[1]} does not see {folder.parent.parent}; give a root on a file system that all nodes share"
     )
 
 
-def _refusal(error: SlurmError, options: Options) -> Exception:
+def _refusal(error: SlurmError, options: Options) -> InputError | UnsureError:
+    """What a failed sbatch means: a refusal, with the option that SLURM seems to mean, or no answer."""
     text = str(error)
-    hints = {
-        "account": f"--account: {options.account!r}; see `sacctmgr show associations user=$USER`",
-        "qos": f"--qos: {options.qos!r}",
-        "partition": f"--partition: {options.partition!r}",
-        "depend": f"--dependency: {options.dependency!r}",
-        "feature": f"--constraint: {options.constraint!r}",
-        "reservation": f"--reservation: {options.reservation!r}",
-    }
+    if "sbatch: error" not in text or NO_ANSWER in text:
+        name = "look with `squeue --me` before you submit again: the job may be queued all the same"
+        return UnsureError(f"{text}; {name}")
     reason = re.sub(r"^sbatch: (sbatch: )?(error: )*", "", text)
-    for word, hint in hints.items():
-        if word in text.lower():
-            return InputError(f"{hint}: SLURM refuses the job: {reason}")
-    return InputError(f"SLURM refuses the job: {reason}") if "sbatch: error" in text else error
+    hints = {
+        "invalid account": ("account", "; see `sacctmgr show associations user=$USER`"),
+        "qos": ("qos", ""),
+        "depend": ("dependency", ""),
+        "feature": ("constraint", ""),
+        "reservation": ("reservation", ""),
+        "partition": ("partition", ""),
+    }
+    for word, (name, more) in hints.items():
+        if word in text.lower() and "policy" not in text.lower() and getattr(options, name):
+            return InputError(f"--{name}: {getattr(options, name)!r}{more}: SLURM refuses the job: {reason}")
+    return InputError(f"SLURM refuses the job: {reason}")
 
 
 def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> list[Task]:
@@ -197,12 +212,26 @@ def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> li
         if name not in mine:
             raise InputError(f"--job: {name} is no job of experiment {experiment.name}; it has {', '.join(sorted(mine)) or 'none'}")
     live = [task for task in known if task.state in LIVE and (not only or task.job in only or task.job.partition("_")[0] in only)]
-    for task in live:
-        folder = jobs.run_folder(experiment, task.job)
+    running = [task.job for task in live if task.state == "RUNNING"]
+    for job in running:  # it may be about to requeue itself: its next run will see this
+        folder = jobs.run_folder(experiment, job)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CANCELLED).touch()
-    running = [task.job for task in live if task.state == "RUNNING"]
-    slurm.cancel([task.job for task in live if now or task.job not in running])
-    if not now:
-        slurm.signal(running, "USR1")
+    if now:
+        slurm.cancel(_whole([task.job for task in live], known))
+        return live
+    slurm.cancel(_whole([task.job for task in live if task.job not in running], known))
+    slurm.signal(running, "USR1")
+    missed = [task.job for task in jobs.tasks(experiment, slurm) if task.job in running and task.state in WAITING]
+    slurm.cancel(missed)
     return live
+
+
+def _whole(names: Sequence[str], known: Sequence[Task]) -> list[str]:
+    """The same jobs, an array whose tasks are all meant by its own id: one request instead of one for each."""
+    meant, found = set(names), dict[str, None]()
+    for name in names:
+        array = name.partition("_")[0]
+        whole = all(task.job in meant for task in known if task.job.partition("_")[0] == array and task.state in LIVE)
+        found[array if whole else name] = None
+    return list(found)

@@ -62,7 +62,7 @@ def cpus_per_node(work: Work, options: Options) -> int:
     """CPUs to ask for on each node: what its GPUs' ranks need, or the largest gang without GPUs."""
     if options.cpus_per_node is not None:
         return options.cpus_per_node
-    needs = [gang.cpus * (options.gpus_per_node // gang.gpus if gang.gpus else gang.ranks) for gang in work.gangs]
+    needs = [gang.cpus * (options.gpus // gang.gpus if gang.gpus else gang.ranks) for gang in work.gangs]
     return max(1, *needs)
 
 
@@ -83,10 +83,12 @@ def check(work: Work, options: Options, partitions: Mapping[str, Partition] | No
     problems = problems_of_gangs(work, options)
     limit = options.time_s
     if partitions is not None:
-        partition = _partition(options, partitions, problems)
-        if partition is not None:
-            problems += _fits(work, options, partition)
-            limit = limit or partition.default_s or partition.time_s
+        named = _named(options, partitions, problems)
+        failing = [_fits(work, options, partition) for partition in named]
+        if failing and all(failing):  # of several, SLURM takes the one that starts first
+            problems += failing[0]
+        limits = [found for item in named if (found := item.default_s or item.time_s)]
+        limit = limit or min(limits, default=None)
     lead = signal_s(work, options)
     if limit is not None and limit < START_S + work.checkpoint_s + lead:
         problems.append(
@@ -103,13 +105,11 @@ def problems_of_gangs(work: Work, options: Options) -> list[str]:
     """Why gangs of the grid would find no room in a job; empty where all do."""
     cpus, problems = cpus_per_node(work, options), []
     for gang in sorted(work.gangs):
-        there = gang.per_node(cpus, options.gpus_per_node)
+        there = gang.per_node(cpus, options.gpus)
         if there * options.nodes >= gang.ranks:
             continue
-        what, wanted = (
-            ("GPU", gang.gpus) if gang.gpus and options.gpus_per_node // gang.gpus <= cpus // gang.cpus else ("CPU", gang.cpus)
-        )
-        has = options.gpus_per_node if what == "GPU" else cpus
+        what, wanted = ("GPU", gang.gpus) if gang.gpus and options.gpus // gang.gpus <= cpus // gang.cpus else ("CPU", gang.cpus)
+        has = options.gpus if what == "GPU" else cpus
         shape = "each task of the array" if options.array else "the job"
         problems.append(
             f"--nodes: a gang has {gang.ranks} ranks with {wanted} {what}(s) each; {shape} has {options.nodes} node(s) with {has} "
@@ -119,22 +119,26 @@ def problems_of_gangs(work: Work, options: Options) -> list[str]:
     return problems
 
 
-def _partition(options: Options, partitions: Mapping[str, Partition], problems: list[str]) -> Partition | None:
+def _named(options: Options, partitions: Mapping[str, Partition], problems: list[str]) -> list[Partition]:
+    """The partitions that a job may go to."""
     if options.partition is None:
-        return next((item for item in partitions.values() if item.default), None)
-    if options.partition not in partitions:
-        near = get_close_matches(options.partition, partitions, 1)
+        return [item for item in partitions.values() if item.default]
+    found = []
+    for name in options.partition.split(","):
+        if name in partitions:
+            found.append(partitions[name])
+            continue
+        near = get_close_matches(name, partitions, 1)
         known = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(partitions))}"
-        problems.append(f"--partition: {options.partition!r} does not exist; {known}")
-        return None
-    return partitions[options.partition]
+        problems.append(f"--partition: {name!r} does not exist; {known}")
+    return found
 
 
 def _fits(work: Work, options: Options, partition: Partition) -> list[str]:
     asked = {
         "--nodes": (options.nodes, partition.nodes, "nodes"),
         "--cpus-per-node": (cpus_per_node(work, options), partition.cpus, "CPUs a node"),
-        "--gpus-per-node": (options.gpus_per_node, partition.gpus, "GPUs a node"),
+        "--gpus-per-node": (options.gpus, partition.gpus, "GPUs a node"),
         "--mem": (parse_memory(options.mem) if options.mem else 0, partition.memory, "MiB a node"),
     }
     problems = [

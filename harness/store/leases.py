@@ -109,7 +109,7 @@ class Owner:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.id}.beat").write_text(f"{0:020d}")
         who = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "start": _start_of(os.getpid())}
-        job = {"incarnation": list(found)} if (found := _incarnation()) else {}
+        job = {"incarnation": list(found), "user": os.getuid()} if (found := _incarnation()) else {}
         write_json(folder / f"{self.id}.json", {**who, **job, "lease_s": lease_s, "about": dict(about or {})})
 
     def beat(self) -> None:
@@ -151,8 +151,23 @@ def bury(folder: Path, owner: str) -> None:
             (folder / f"{owner}{suffix}").unlink()
 
 
-def incarnations(folder: Path) -> dict[str, tuple[str, int]]:
-    """The owners that are part of jobs, and are not known to be dead: their jobs and the numbers of their runs.
+@dataclass(frozen=True)
+class Incarnation:
+    """The job that an owner is part of.
+
+    Attributes:
+        name: Cluster and job, as ``lab.12_3``.
+        run: The number of the job's run.
+        user: Whose job it is.
+    """
+
+    name: str
+    run: int
+    user: int
+
+
+def incarnations(folder: Path) -> dict[str, Incarnation]:
+    """The owners that are part of jobs, and are not known to be dead.
 
     Args:
         folder: ``leases/owners/``.
@@ -160,9 +175,10 @@ def incarnations(folder: Path) -> dict[str, tuple[str, int]]:
     found = {}
     for path in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            name, count = json.loads(path.read_bytes())["incarnation"]
+            known = json.loads(path.read_bytes())
+            name, run = known["incarnation"]
             if not (folder / f"{path.stem}.dead").exists():
-                found[path.stem] = (str(name), int(count))
+                found[path.stem] = Incarnation(str(name), int(run), int(known["user"]))
     return found
 
 

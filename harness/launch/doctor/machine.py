@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import harness
-from harness.launch.allocation import LONGEST_TMP
+from harness.launch.allocation import LONGEST_TMP, TMP, TMP_VARIABLE
 from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, scratch_prefix, told
 from harness.launch.node import OBJECT_STORE_BYTES
 
@@ -245,18 +245,16 @@ def limits() -> dict[str, Any]:
 
 
 def ray_folder(environment: Mapping[str, str]) -> str:
-    """The folder that a Ray of the harness would use for its sockets."""
-    if environment.get("RAY_TMPDIR"):
-        return environment["RAY_TMPDIR"]
+    """The folder that a Ray of the harness would use for its sockets; in a job a site may have named another place (``tmp``)."""
     job = environment.get("SLURM_JOB_ID")
-    return f"/tmp/r{job}" if job else "/tmp/hr-4194304-00000000"
+    return f"{environment.get(TMP_VARIABLE) or TMP}/h{job}-0" if job else "/tmp/hr-4194304-00000000"
 
 
 def judge_folder(folder: str) -> Check:
     """The length of Ray's folder, against the longest name that a socket may have."""
     longest = len(os.fsencode(folder + RAY_SUFFIX))
     found = f"{folder}: {len(os.fsencode(folder))} bytes, sockets in it up to {longest} of {SOCKET_BYTES}"
-    remedy = f"set RAY_TMPDIR to a folder with a name of at most {LONGEST_TMP} characters, on a local disk"
+    remedy = f"set tmp in the site file (HARNESS_TMP) so that the folder's name has at most {LONGEST_TMP} characters"
     too_long = [f"Ray's folder has a name of {len(os.fsencode(folder))} bytes, {LONGEST_TMP} are allowed"]
     return graded("socket path", found, too_long if len(os.fsencode(folder)) > LONGEST_TMP else [], remedy=remedy)
 
@@ -266,7 +264,7 @@ def folders() -> dict[str, Any]:
     folder = ray_folder(os.environ)
     length = judge_folder(folder)
     above = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-    remedy = f"free space on {above}, or set RAY_TMPDIR to another local folder with a short name"
+    remedy = f"free space on {above}, or set tmp in the site file (HARNESS_TMP) to another local folder with a short name"
     wrong = []
     try:
         with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=above) as inner:

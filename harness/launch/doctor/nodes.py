@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from harness.launch.allocation import SHAPED_BY
 from harness.launch.doctor.checks import Check, end_tree, python
 from harness.launch.doctor.network import REDUCE_REMEDY
 from harness.launch.doctor.probe import MARK, node_name
@@ -22,14 +23,6 @@ from harness.launch.doctor.probe import MARK, node_name
 START_LIMIT_S = 60.0
 SLACK_S = 8.0
 """How much longer than its own limit a probe may take to answer: what is left out of it is srun's way."""
-SHAPED_BY = (
-    "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS_PER_CORE", "SLURM_NTASKS_PER_SOCKET",
-    "SLURM_NTASKS_PER_GPU", "SLURM_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_GPU",
-    "SLURM_GPUS_PER_TASK", "SLURM_GPUS_PER_SOCKET", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND", "SLURM_CPU_BIND", "SLURM_DISTRIBUTION",
-    "SLURM_HINT", "SLURM_THREADS_PER_CORE", "SLURM_CORE_SPEC", "SLURM_ARBITRARY", "SLURM_HOSTFILE", "SLURM_STEP_ID", "SLURM_STEPID",
-)  # fmt: skip
-"""What a job's shape tells srun by the environment; one task a node is asked for here whatever the job's shape."""
-
 REMEDIES = {
     "communication": REDUCE_REMEDY,
     "deepspeed": "install the pinned libraries (requirements.lock), and see that there is memory for a process of 1 GiB",

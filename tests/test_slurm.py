@@ -100,6 +100,11 @@ def logs(root: Path, job: str) -> str:
     return "\n".join(path.read_text() for path in root.glob(f"experiments/*/slurm/*/{job}*.log"))
 
 
+def first_node(cluster: Cluster, job: str) -> str:
+    """Where the job's own process and its run are."""
+    return cluster.login("squeue", "-h", "-j", job, "-o", "%B").stdout.strip()
+
+
 def mid_run(cluster: Cluster, root: Path) -> None:
     """Wait until something is committed and something else has a checkpoint."""
 
@@ -232,7 +237,7 @@ def test_a_signal_before_anybody_listens(cluster: Cluster, faults: Study, submit
 def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     job = submit(faults.config, *TWO_NODES, "--signal-s", 12)
     mid_run(cluster, root)
-    cluster.on("n1", "pkill", "-STOP", "-f", "^[^ ]+ -m harness run")
+    cluster.on(first_node(cluster, job), "pkill", "-STOP", "-f", "^[^ ]+ -m harness run")
     cluster.login("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the limit
     cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 60, "requeued job")
     assert "the run was killed (exit code -9); requeued (1 of" in logs(root, job)
@@ -245,7 +250,9 @@ def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(cluster: Cluste
 
 def test_a_task_of_an_array_loses_its_machine(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     """The others take its work over after its lease, and end; when it comes back, nothing is left to do."""
-    config = written(faults.config.parent / "array.yaml", **merged(FAULTS, {"resources.lease_s": 3.0}))
+    # A machine that is taken as a whole comes with its GPUs, here device files without a device.
+    changes = {"resources.lease_s": 3.0, "resources.gpus_per_rank": 0}
+    config = written(faults.config.parent / "array.yaml", **merged(FAULTS, changes))
     job = submit(config, "--array", 3, "--cpus-per-node", 2, "--exclusive", "--time", 30, "--no-look")
     mid_run(cluster, root)
     task = next(name for name, where in placed(cluster, job).items() if where == "n2")
@@ -304,11 +311,15 @@ def test_the_coordinator_is_killed(cluster: Cluster, faults: Study, submit: Any,
     """The run's own process dies without a word: its job cleans up and requeues, but not for ever."""
     job = submit(faults.config, *TWO_NODES)
     for attempt in range(3):
-        cluster.wait(lambda: bool(cluster.on("n1", "pgrep", "-f", "ray::", check=False).stdout), 60, "Ray at work")
-        cluster.on("n1", "pkill", "-9", "-f", "^[^ ]+ -m harness run")
+        cluster.wait_job(job, "RUNNING", timeout=30)
+        host = first_node(cluster, job)
+        at_work = ("pgrep", "-f", "ray::")
+        cluster.wait(lambda: bool(cluster.on(host, *at_work, check=False).stdout), 60, "Ray at work")
+        cluster.on(host, "pkill", "-9", "-f", "^[^ ]+ -m harness run")
         if attempt < 2:
             cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 60, "requeued job")
-            assert not cluster.leftovers("n1") and not cluster.leftovers("n2")
+            machines = ["n1", "n2", "n3"]
+            cluster.wait(lambda: not any(clutter(cluster, machines).values()), 10, f"clean machines; {clutter(cluster, machines)}")
             cluster.now(job)
     cluster.wait_job(job, "FAILED", timeout=60)
     text = logs(root, job)

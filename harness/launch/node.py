@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             if os.getppid() != parent or (told and time.monotonic() >= told[0]):
                 break
             time.sleep(LOOK_S)
-        return 0 if ray.returncode is None else ray.returncode or 1
+        return 0 if told or ray.returncode is None else abs(ray.returncode) or 1
     finally:
         end_tree(KILL_S if not told else TERM_S)
         shutil.rmtree(options.tmp, ignore_errors=True)

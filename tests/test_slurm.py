@@ -310,15 +310,17 @@ def test_cancel_saves_and_does_not_requeue(cluster: Cluster, faults: Study, subm
 def test_the_coordinator_is_killed(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     """The run's own process dies without a word: its job cleans up and requeues, but not for ever."""
     job = submit(faults.config, *TWO_NODES)
+    machines = ["n1", "n2", "n3"]
+
+    def ranks() -> str:
+        return cluster.on(first_node(cluster, job), "pgrep", "-f", "ray::", check=False).stdout
+
     for attempt in range(3):
         cluster.wait_job(job, "RUNNING", timeout=30)
-        host = first_node(cluster, job)
-        at_work = ("pgrep", "-f", "ray::")
-        cluster.wait(lambda: bool(cluster.on(host, *at_work, check=False).stdout), 60, "Ray at work")
-        cluster.on(host, "pkill", "-9", "-f", "^[^ ]+ -m harness run")
+        cluster.wait(ranks, 60, "Ray at work")
+        cluster.on(first_node(cluster, job), "pkill", "-9", "-f", "^[^ ]+ -m harness run")
         if attempt < 2:
             cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 60, "requeued job")
-            machines = ["n1", "n2", "n3"]
             cluster.wait(lambda: not any(clutter(cluster, machines).values()), 10, f"clean machines; {clutter(cluster, machines)}")
             cluster.now(job)
     cluster.wait_job(job, "FAILED", timeout=60)

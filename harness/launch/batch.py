@@ -40,6 +40,7 @@ SAVE_MARGIN_S = 20.0
 """Of the time between USR1 and the limit, kept for ending what does not end by itself, and for the requeue."""
 KILL_MARGIN_S = 3.0
 """Of SLURM's KillWait, kept for cleaning up."""
+END_WAIT_S = 60.0
 SHORT_S, MOST_SHORT = 300.0, 3
 """A run that ends by itself within so many seconds has got nowhere; that often in a row, and the job gives up."""
 
@@ -158,8 +159,13 @@ class _Batch:
 
     def _cancelled(self, reason: str) -> int:
         self._say(f"{reason}; cancelled, so it is not requeued")
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self._ask("scancel", self.allocation.job)  # so that SLURM shows it as cancelled, not as failed
+        return self._end_by("scancel", self.allocation.job)  # so that SLURM shows it as cancelled, not as failed
+
+    def _end_by(self, *command: str) -> int:
+        """Have SLURM end this process: were it to end by itself meanwhile, SLURM could take the job for failed after all."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._ask(*command):
+            time.sleep(END_WAIT_S)
         return STOPPED
 
     def _outcome(self) -> str:
@@ -179,10 +185,7 @@ class _Batch:
             return STOPPED
         counter.write_text(f"{done + 1} {short}")
         self._say(f"{reason}; requeued ({done + 1} of at most {self.max_requeues})")
-        # SLURM ends this process once the job is requeued, and starts the job again after two minutes of its own.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self._ask("scontrol", "requeue", self.allocation.job_id)
-        return STOPPED
+        return self._end_by("scontrol", "requeue", self.allocation.job_id)
 
     def _ask(self, *command: str) -> bool:
         try:

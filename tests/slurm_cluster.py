@@ -244,16 +244,27 @@ class Cluster:
 
         def reached() -> str:
             state = self.jobs().get(job, "")
-            assert state in states or state not in final, f"job {job} is {state}, not {' or '.join(states)}"
+            wrong = state in final and state not in states
+            assert not wrong, f"job {job} is {state}, not {' or '.join(states)}; its log ends:\n{self.log(job)}"
             return state if state in states else ""
 
         found: str = self.wait(reached, timeout, f"job {job} in {' or '.join(states)}")
         return found
 
+    def log(self, job: str) -> str:
+        """The end of a job's log."""
+        shown = self.login("scontrol", "-o", "show", "job", job, check=False).stdout
+        path = next((Path(part[7:]) for part in shown.split() if part.startswith("StdOut=")), None)
+        return path.read_text(errors="replace")[-2000:] if path is not None and path.is_file() else "(none)"
+
     def now(self, job: str) -> None:
-        """SLURM holds a requeued job back for two minutes; start it as soon as it is queued again."""
+        """SLURM holds a requeued job back for two minutes; start it a moment after it is queued again.
+
+        Not at once: messages about its earlier run may still be on their way, and would be taken for news of the next one.
+        """
         update = ("scontrol", "update", f"jobid={job}", "StartTime=now")
         self.wait(lambda: self.jobs().get(job) == "PENDING", 60, f"job {job} that waits")
+        time.sleep(3.0)
         self.login(*update, check=False)
 
     def processes(self, name: str) -> list[str]:

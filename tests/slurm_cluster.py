@@ -20,6 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 NET = "10.78.0"
+LOGIN = ("PATH", "HOME", "LANG", "CI")
+"""What a login has of the environment of the tests: libraries that these have loaded leave settings of their own in it."""
 NEEDED = ("slurmctld", "slurmd", "munged", "unshare", "nsenter", "ip")
 
 INIT = """
@@ -203,7 +205,8 @@ class Cluster:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a machine, past SLURM."""
         enter = ["nsenter", "-t", str(self.pid(name)), "-m", "-u", "-i", "-n", "-p", f"-w{cwd or self.base}", "--"]
-        settings = {**os.environ, "SLURM_CONF": str(self.base / "etc" / "slurm.conf"), **environment}
+        inherited = {key: os.environ[key] for key in LOGIN if key in os.environ}
+        settings = {**inherited, "SLURM_CONF": str(self.base / "etc" / "slurm.conf"), **environment}
         done = subprocess.run(
             [*enter, *map(str, command)], capture_output=True, text=True, timeout=timeout, env=settings, check=False
         )

@@ -276,6 +276,7 @@ class TestHub:
     @pytest.fixture
     def pixels(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         import datasets
+        import huggingface_hub
 
         pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 6), dtype=np.uint8)
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
@@ -288,6 +289,10 @@ class TestHub:
             asked.append((name, configuration, revision))
             return loaded
 
+        about = huggingface_hub.DatasetInfo(
+            id="lab/pictures", sha="0" * 40, siblings=[], tags=[], downloads=0, likes=0, private=False
+        )
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: about)
         monkeypatch.setattr(datasets, "load_dataset", load)
         yield pixels
         assert asked == [("lab/pictures", "small", None)]
@@ -322,13 +327,26 @@ class TestHub:
         assert done.returncode == 0, done.stderr
         found |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
         none = harness("plan", config, "--root", tmp_path / "root", **found)
-        assert none.returncode == 2 and "data.source: hf:lab/pictures cannot be loaded" in none.stderr
+        assert none.returncode == 2 and "data.source: hf:lab/pictures is not in" in none.stderr
+        assert "and the hub is offline; run `harness fetch CONFIG` first" in none.stderr
         assert "Traceback" not in none.stderr
 
-    def test_no_network_is_one_message(self, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_network_is_one_message(self, make_config: Make, tmp_path: Path) -> None:
+        config = make_config(VAE, data=self.data())
+        nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
+        done = harness("plan", config, "--root", tmp_path / "root", **nowhere)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert f"data.source: hf:lab/pictures/small is not in {tmp_path}/empty/datasets, and the hub cannot be asked" in done.stderr
+
+    def test_a_network_that_goes_away_is_one_message(
+        self, pixels: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import datasets
 
-        def fail(*_: Any, **__: Any) -> None:
+        load = datasets.load_dataset
+
+        def fail(*arguments: Any, **options: Any) -> None:
+            load(*arguments, **options)
             raise ConnectionError("no route\nand more")
 
         monkeypatch.setattr(datasets, "load_dataset", fail)

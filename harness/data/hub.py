@@ -145,7 +145,7 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
     found = _ask(source, revision)
     if isinstance(found, str):
         print(f"the hub cannot be asked about {source} ({found}); looking for it in the cache", file=sys.stderr)
-        return _cached(source, revision, found)
+        return _cached(source, revision, f"the hub cannot be asked ({found})")
     repo, configuration, commit = found
     import datasets
 

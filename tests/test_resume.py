@@ -305,3 +305,21 @@ def test_a_part_of_a_grid_that_is_run_by_itself_does_not_free_what_the_rest_need
     before = needs(store)
     experiment.begin({}, describe_chains(open_prepared(part, tmp_path / "root")[0]))
     assert needs(store) == before and len(before.unfinished) == 2 * 3 * 3
+
+
+def test_parts_that_begin_at_the_same_time_all_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One begins while another is about to write down what it has read."""
+    merge = Experiment._merge
+    entries = {name: {"chain": name, "generations": [], "keep": [f"fit-{name}"]} for name in ("a", "b")}
+    others = [entries["b"]]
+
+    def late(self: Experiment, parts: Any) -> None:
+        if others:
+            Experiment(tmp_path, "grid").begin({}, [others.pop()])
+        merge(self, parts)
+
+    monkeypatch.setattr(Experiment, "_merge", late)
+    Experiment(tmp_path, "grid").begin({}, [entries["a"]])
+    assert Experiment(tmp_path, "another").kept_by_others() == {"fit-a", "fit-b"}
+    chains = json.loads((tmp_path / "experiments" / "grid" / "chains.json").read_text())
+    assert sorted(entry["chain"] for entry in chains) == ["a", "b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import heapq
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DamagedError
-from harness.files import read_json, write_json
+from harness.files import dump_json, read_json, write_atomic, write_json
 
 
 class Experiment:
@@ -30,19 +31,31 @@ class Experiment:
         """Make the folder and write down what the experiment is.
 
         Chains of earlier runs under this name stay in the list: a part of a grid may be run by itself, and what the rest of it
-        needs must not be freed meanwhile.
+        needs must not be freed meanwhile. Runs that begin at the same time each write their part, and then merge all parts.
 
         Args:
             config: The resolved configuration.
             chains: One entry per chain: id, axes, seed, keys, and the fits whose weights this experiment keeps (``keep``).
         """
-        for name in ("logs", "progress"):
+        for name in ("logs", "progress", "parts"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         write_json(self.path / "config.json", config)
+        part = dump_json(list(chains))
+        write_atomic(self.path / "parts" / f"{hashlib.sha256(part).hexdigest()[:16]}.json", part)
+        merged: list[Path] = []
+        while (parts := self._parts()) != merged:  # whoever merges last has seen every part: a later one is merged by its writer
+            self._merge(parts)
+            merged = parts
+
+    def _parts(self) -> list[Path]:
+        """What runs under this name were about, the latest last."""
+        return sorted((self.path / "parts").glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+    def _merge(self, parts: Sequence[Path]) -> None:
         known: dict[str, Mapping[str, Any]] = {}
-        with contextlib.suppress(DamagedError, KeyError, TypeError):
-            known = {entry["chain"]: entry for entry in read_json(self.path / "chains.json")}
-        known |= {entry["chain"]: entry for entry in chains}
+        for path in (self.path / "chains.json", *parts):
+            with contextlib.suppress(DamagedError, KeyError, TypeError):
+                known |= {entry["chain"]: entry for entry in read_json(path)}
         write_json(self.path / "chains.json", list(known.values()))
         write_json(self.path / "keep.json", sorted({fit for entry in known.values() for fit in entry.get("keep", ())}))
 

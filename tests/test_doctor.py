@@ -119,6 +119,24 @@ def test_a_socket_may_have_107_bytes_and_the_doctor_counts_them(tmp_path: Path) 
     assert machine.judge_folder(38 * "x").severity == "ok" and machine.judge_folder(39 * "x").severity == "failure"
 
 
+def test_a_root_that_a_group_shares(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        assert "group" not in {check["name"] for check in storage.root(str(tmp_path))["checks"]}, "it is of one person"
+        tmp_path.chmod(0o770)
+        others = next(number for number in range(1, 100) if number not in {os.getegid(), *os.getgroups()})
+        os.chown(tmp_path, -1, others if os.geteuid() == 0 else -1)
+        check = only(storage.root(str(tmp_path)), "group")
+        assert check.severity == "warning" and "umask" in check.found and "umask: '0002'" in check.remedy
+        assert os.geteuid() != 0 or f"chmod g+s {tmp_path}" in check.remedy
+        os.umask(0o002)
+        tmp_path.chmod(0o2770)
+        check = only(storage.root(str(tmp_path)), "group")
+        assert (check.severity, check.remedy) == ("ok", "")
+    finally:
+        os.umask(before)
+
+
 def storage_folder(length: int) -> str:
     return f"/tmp/{uuid.uuid4().hex}{length * 'y'}"[:length]
 

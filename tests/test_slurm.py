@@ -418,6 +418,17 @@ def test_a_root_that_nodes_do_not_see(cluster: Cluster, faults: Study) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def test_no_machine_is_free_to_look(cluster: Cluster, faults: Study, root: Path) -> None:
+    busy = cluster.login("sbatch", "--parsable", "-N3", "-c4", "--wrap", "sleep 300", "-o", "/dev/null").stdout.strip()
+    cluster.wait_job(busy, "RUNNING", timeout=30)
+    done = cluster.harness("submit", faults.config, "--root", root, *TWO_NODES[:-1], "--json")
+    assert done.returncode == 0, done.stderr
+    submitted = json.loads(done.stdout)
+    cluster.login("scancel", busy, submitted["job"])
+    (remark,) = [remark for remark in submitted["remarks"] if "has looked" in remark]
+    assert f"whether it sees {root} (" in remark and remark.endswith("); the job itself will")
+
+
 def test_a_second_submission(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     first = submit(faults.config, *TWO_NODES)
     refused(cluster.harness("submit", faults.config, "--root", root, *TWO_NODES), f"has jobs already: {first}", "--join")

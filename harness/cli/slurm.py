@@ -118,7 +118,8 @@ def submit(
         check_alone(experiment.path, slurm, join)
         Store.check_writable(root)
         commit_data(prepared, Store.open(root))
-        submission = send(request, options, work, slurm, look)
+        submission, more = send(request, options, work, slurm, look)
+        remarks += more
     folder = experiment.path / "slurm" / submission.folder
     if json_output:
         print_json({**asdict(submission), "folder": str(folder), "remarks": remarks})

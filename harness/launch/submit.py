@@ -87,7 +87,7 @@ def check_alone(experiment: Path, slurm: Slurm, join: bool) -> None:
         )
 
 
-def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: bool) -> Submission:
+def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: bool) -> tuple[Submission, list[str]]:
     """Write the job's files, see that a compute node finds them, and put it into the queue; on failure nothing stays.
 
     Args:
@@ -96,6 +96,9 @@ def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: b
         work: The plan.
         slurm: The controller.
         look: Have a compute node look for the files first, if one is free.
+
+    Returns:
+        The submission, and what the user should know about it.
 
     Raises:
         InputError: A compute node does not see the store, or SLURM refuses the job for what it asks.
@@ -106,13 +109,13 @@ def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: b
             raise InputError(f"{str(path)!r}: a name with control characters cannot stand in a job script")
     folder = new_folder(request.experiment)
     folder.mkdir(parents=True)
-    job = ""
+    job, remarks = "", list[str]()
     try:
         shutil.copyfile(request.config, folder / "config.yaml")
         text = script(request, options, work, folder)
         (folder / "job.sh").write_text(text, encoding="utf-8")
-        if look:
-            _look(folder, request.python, options, slurm)
+        if look and (why := _look(folder, request.python, options, slurm)):
+            remarks.append(f"no compute node has looked whether it sees {request.root} ({why}); the job itself will")
         try:
             job = slurm.submit(text)
         except SlurmError as error:
@@ -124,7 +127,7 @@ def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: b
         tasks = options.tasks if options.array else 0
         submission = Submission(job, tasks, time.time(), assigned, folder.name, user, socket.gethostname())
         jobs.record(folder, submission)
-        return submission
+        return submission, remarks
     except BaseException as error:
         if job:
             slurm.cancel([job])
@@ -133,8 +136,11 @@ def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: b
         raise
 
 
-def _look(folder: Path, python: str, options: Options, slurm: Slurm) -> None:
-    """Have a compute node look for the job's files and its Python; where none is free, the job itself will.
+def _look(folder: Path, python: str, options: Options, slurm: Slurm) -> str:
+    """Have a compute node look for the job's files and its Python.
+
+    Returns:
+        Why none has looked; empty where one has found them.
 
     Raises:
         InputError: The node does not find them.
@@ -152,13 +158,14 @@ def _look(folder: Path, python: str, options: Options, slurm: Slurm) -> None:
         "--job-name=harness-look",
         *where,
     ]
+    why = ""
     try:
         said = slurm.call(*command, "bash", "-c", program, "look", str(folder / "job.sh"), python, again=False)
     except SlurmError as error:
-        said = error.output
+        said, why = error.output, re.sub(r"^srun: (srun: )?(error: )?", "", str(error))
     found = re.search(r"missing on (\S+): (.*)", said)
     if found is None:
-        return
+        return "" if "seen" in said.split() else why or "no answer"
     if found[2] == python:
         raise InputError(
             f"node {found[1]} has no {python}; put the environment on a file system that all nodes share, and name it with --python"

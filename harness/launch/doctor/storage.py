@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -47,13 +48,30 @@ def root(root: str) -> dict[str, Any]:
         return _told(place, Path(root), Check("store root", "failure", f"{root} cannot be written: {error.strerror}", remedy))
     try:
         wrong_calls, fsync_s = _calls(folder)
+        group = _judge_group(place, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     slow = [f"fsync takes {fsync_s * 1e3:.0f} ms"] if fsync_s > SLOW_FSYNC_S else []
     found = f"{root} ({there}): link, rename and fsync ({fsync_s * 1e3:.1f} ms) do what commits and leases need"
     advice = "this file system cannot hold a store: " + remedy if wrong_calls else "commits wait for fsync: a faster disk helps"
     check = graded("store root", "" if wrong_calls else found, wrong_calls, slow, remedy=advice)
-    return _told(place, Path(root), check, judge_disk(place))
+    return _told(place, Path(root), check, judge_disk(place), *group)
+
+
+def _judge_group(place: Path, made: Path) -> list[Check]:
+    """Where a folder is shared by a group: whether the group could go on with what is made in it."""
+    shared, mine = place.stat(), made.stat()
+    if not shared.st_mode & stat.S_IWGRP or shared.st_mode & stat.S_IWOTH:
+        return []
+    wrong, remedies = [], []
+    if not mine.st_mode & stat.S_IWGRP:
+        wrong.append("the group may write here, but not in what you make: your umask takes that away")
+        remedies.append("`umask 0002` here, and `umask: '0002'` in the site file for jobs")
+    if mine.st_gid != shared.st_gid:
+        wrong.append("what you make belongs to another group")
+        remedies.append(f"`chmod g+s {place}`")
+    found = "" if wrong else "the group can go on with what you make"
+    return [graded("group", found, [], wrong, remedy="; ".join(remedies))]
 
 
 def _told(place: Path, root: Path, *checks: Check) -> dict[str, Any]:

@@ -216,11 +216,6 @@ def cache_environment(home: Path | None) -> dict[str, str]:
     return {"HF_HOME": str(home.absolute()), **Caches.under(home.absolute()).environment()}
 
 
-def offline_environment(home: Path | None) -> dict[str, str]:
-    """The variables of a job: everything of the hub from a cache (see `cache_environment`), nothing from the network."""
-    return cache_environment(home) | OFFLINE
-
-
 def fetch(study: Study, cache: Path | None, say: Callable[[str], None]) -> list[Fetched]:
     """Bring everything that a study needs of the hub into the cache; what is there is not downloaded again.
 

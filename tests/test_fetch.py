@@ -20,7 +20,7 @@ from hub_endpoint import SHA, Hub, environment
 from harness.config.grid import expand
 from harness.config.load import load_file
 from harness.data.hub import Caches
-from harness.fetch import missing_files, needed, offline_environment
+from harness.fetch import OFFLINE, cache_environment, missing_files, needed
 
 STUDY: dict[str, Any] = {
     "data": {
@@ -48,7 +48,7 @@ def as_it_was(hub: Hub) -> Iterator[None]:
 
 
 def without_network(cache: Path) -> dict[str, str]:
-    return offline_environment(cache) | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return cache_environment(cache) | OFFLINE | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def fetch(config: Path, hub: Hub, cache: Path, *arguments: object, code: int = 0) -> Any:

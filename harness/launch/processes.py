@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness.proc import start_of
+
 OWNER = "owner"
 _PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
 
@@ -25,15 +27,6 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     """To be called in a child before it runs its program: it gets a signal when the thread that started it ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-
-
-def start_of(pid: int) -> str:
-    """When a process started, in the kernel's ticks; empty where there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in ("Z", "X") else fields[19]
 
 
 def descendants(pid: int) -> list[int]:

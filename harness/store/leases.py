@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import write_json
+from harness.proc import start_of
 
 BEATS_PER_LEASE = 6
 """How often an owner shows that it lives in the time after which it counts as dead."""
@@ -40,15 +41,6 @@ def _machine() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     return ""
-
-
-def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None where there is none (a zombie does no work)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else fields[19]
 
 
 def _incarnation() -> tuple[str, int] | None:
@@ -108,7 +100,7 @@ class Owner:
         self._thread: threading.Thread | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.id}.beat").write_text(f"{0:020d}")
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "start": _start_of(os.getpid())}
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "start": start_of(os.getpid())}
         job = {"incarnation": list(found), "user": os.getuid()} if (found := _incarnation()) else {}
         write_json(folder / f"{self.id}.json", {**who, **job, "lease_s": lease_s, "about": dict(about or {})})
 
@@ -210,7 +202,7 @@ class Watch:
         if (self.folder / f"{owner}.dead").exists():
             return True
         identity = self.identity(owner)
-        if identity.get("machine") and identity["machine"] == _machine() and _start_of(identity["pid"]) != identity["start"]:
+        if identity.get("machine") and identity["machine"] == _machine() and start_of(identity["pid"]) != identity["start"]:
             return True
         job, mine = identity.get("incarnation"), _incarnation()
         if job and mine and job[0] == mine[0] and job[1] < mine[1]:

@@ -165,6 +165,16 @@ def test_set_wins_over_the_file_and_pins_an_axis(make_config: Make) -> None:
     assert found.seeds == (7,)
 
 
+@pytest.mark.parametrize("assignment", ["regime.synthetic_ratio=0.5", "grid.regime.synthetic_ratio=[0.5]"])
+def test_a_part_of_a_grid_may_have_no_cell_for_an_override(make_config: Make, assignment: str) -> None:
+    override = {"when": {"regime.synthetic_ratio": 1.0}, "set": {"learner.train.learning_rate": 1e-3}}
+    path = make_config(TEXT, grid={"regime.synthetic_ratio": [0.5, 1.0]}, overrides=[override])
+    (cell,) = study(path, assignment).cells
+    assert cell.config.learner.train.learning_rate == TEXT["learner"]["train"]["learning_rate"]
+    with pytest.raises(ConfigError, match=r"overrides.0.when: matches no cell"):
+        study(make_config(TEXT, grid={"regime.synthetic_ratio": [0.5]}, overrides=[override]), "generations=1")
+
+
 @pytest.mark.parametrize("assignment", ["generations", "=3", "a..b=1", "generations.x=1", "generations=["])
 def test_bad_assignments(make_config: Make, assignment: str) -> None:
     with pytest.raises(ConfigError, match="--set"):

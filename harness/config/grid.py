@@ -87,9 +87,10 @@ def expand(source: Source) -> Study:
         config = validate(source, raw, places)
         _check_model(source, config, places)
         cells.append(Cell(config, {name: get(raw, name) for name in columns}))
-    for index in range(len(overrides)):
-        if index not in used:
-            raise source.error(f"overrides.{index}.when", f"matches no cell: {dict(overrides[index].when)}")
+    for index, override in enumerate(overrides):
+        # Where --set leaves only a part of the grid, what the file says of the rest is no mistake.
+        if index not in used and not any(map(source.is_set, override.when)):
+            raise source.error(f"overrides.{index}.when", f"matches no cell: {dict(override.when)}")
     base = cells[0].config
     cells += _teachers(source, cells)
     if seeds is None:

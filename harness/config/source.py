@@ -58,6 +58,12 @@ class Source:
         path, message = split_field(str(error))
         return ConfigError([self.problem(path, message)])
 
+    def is_set(self, name: str) -> bool:
+        """Whether ``--set`` has given a field its value, or an axis its values, or a section that the field is in."""
+        parts = name.split(".")
+        above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+        return not self.set_paths.isdisjoint(above | {f"grid.{part}" for part in above})
+
     def error(self, path: str, message: str) -> ConfigError:
         """A `ConfigError` with one problem."""
         return ConfigError([self.problem(path, message)])

@@ -59,6 +59,22 @@ def test_what_collapses_is_reproduced_and_what_does_not_is_not(make_config: Make
     assert abs(found[1].value) < 1e-12, "the same real examples every time"
 
 
+def test_a_part_of_a_grid_decides_the_claims_about_it(make_config: Make, tmp_path: Path) -> None:
+    """What --set leaves out of the grid, or cuts short, makes no claim wrong."""
+    grid = {"regime.synthetic_ratio": [0.0, 1.0], "seed": {"from": 0, "count": 40}}
+    claims = [where(COLLAPSE, {"regime.synthetic_ratio": ratio}) for ratio in (0.0, 1.0)]
+    claims.append(where(COLLAPSE, {"regime.synthetic_ratio": 1.0}, statistic={"generation": 30, "of": "change"}))
+    config = make_config({**BASE, "regime": {"kind": "replace", "synthetic_ratio": 1.0}, "grid": grid, "claims": claims})
+    prepared, store = run_bundles(config, tmp_path / "root", "regime.synthetic_ratio=1.0", "generations=20")
+    found = judge(prepared, ledger.rows(prepared, store))
+    assert [item.verdict for item in found] == ["undecided", "reproduced", "undecided"]
+    assert found[0].reason == "--set leaves its cells out" and "no record" in found[2].reason
+    done = harness("plan", config, "--root", tmp_path / "root", "--set", "regime.synthetic_ratio=0.5", "--set", "generations=3")
+    assert done.returncode == 0, done.stderr
+    refused = harness("plan", make_config({**BASE, "claims": claims}, "wrong.yaml"), "--root", tmp_path / "root")
+    assert refused.returncode == 2 and "no cell matches" in refused.stderr
+
+
 def test_few_seeds_and_values_that_are_not_finite_decide_nothing(make_config: Make, tmp_path: Path) -> None:
     config = make_config({**BASE, "grid": {"seed": [0, 1, 2, 3]}, "claims": [COLLAPSE]})
     (few,) = verdicts(config, tmp_path / "few")

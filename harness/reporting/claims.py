@@ -68,6 +68,8 @@ def judge(prepared: Prepared, rows: Sequence[Mapping[str, Any]]) -> list[Judgeme
 
 def _judge(prepared: Prepared, series: Mapping[tuple[int, str], dict[int, Series]], claim: Claim) -> Judgement:
     statistic = claim.statistic
+    if not all(find_cells(prepared.study, where) for where in (statistic.where, statistic.minus) if where is not None):
+        return Judgement(claim, "undecided", None, None, None, 0, "--set leaves its cells out")
     values, missing = _values(prepared, series, statistic, statistic.where)
     if statistic.minus is not None:
         others, more = _values(prepared, series, statistic, statistic.minus)

@@ -150,6 +150,22 @@ def test_an_array_of_allocations(cluster: Cluster, quickstart: Study, submit: An
     assert len(coordinators) == 3, "every task should have its own coordinator"
 
 
+def test_parts_of_a_grid_in_arrays_of_their_own(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+    """As sizes of a model that need different nodes would be."""
+    options = ("--cpus-per-node", 1, "--time", 30, "--no-look", "--array", 2)
+    first = submit(faults.config, "--set", "regime.synthetic_ratio=0.5", *options)
+    second = submit(faults.config, "--set", "regime.synthetic_ratio=1.0", "--join", *options)
+    for task in (f"{first}_0", f"{first}_1", f"{second}_0", f"{second}_1"):
+        cluster.wait_job(task, "COMPLETED", timeout=300)
+    assert export(faults.config, root) == faults.expected
+    assert computed_once(root), "generation 0 belongs to both"
+    found = json.loads(cluster.harness("status", faults.config, "--root", root, "--json").stdout)
+    assert {task["job"].partition("_")[0] for task in found["jobs"]} == {first, second}
+    assert all(chain["state"] == "complete" for chain in found["chains"])
+    known = json.loads((root / "experiments" / "faults" / "chains.json").read_text())
+    assert {chain["chain"] for chain in found["chains"]} == {entry["chain"] for entry in known}
+
+
 def test_what_is_complete_ends_quickly(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     shutil.copytree(faults.config.parent / "alone", root)
     job = submit(faults.config, "--array", 3, "--cpus-per-node", 1, "--no-look")

@@ -16,6 +16,8 @@ import yaml
 from conftest import ROOT, TEXT, harness, merged
 from slurm_cluster import Cluster
 
+from harness.store import Experiment
+
 pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 QUICK = ("--set", "learner.train.epochs=1", "--set", "data.num_examples=900", "--set", "evaluate.prompts=2")
@@ -105,13 +107,22 @@ def first_node(cluster: Cluster, job: str) -> str:
     return cluster.login("squeue", "-h", "-j", job, "-o", "%B").stdout.strip()
 
 
-def mid_run(cluster: Cluster, root: Path) -> None:
-    """Wait until something is committed and something else has a checkpoint."""
+def mid_run(cluster: Cluster, root: Path, host: str = "") -> set[str]:
+    """Wait until something is committed, and a fit (of one machine) has a checkpoint and still some way to go; returns such fits.
 
-    def under_way() -> bool:
-        return any(root.glob("evaluations/*")) and any(root.glob("work/*/*/checkpoint*"))
+    Whatever happens to them next, they must go on from there.
+    """
+    steps = FAULTS["learner.train"]["epochs"] * TEXT["data"]["num_examples"] / FAULTS["learner.train"]["batch_size"]
 
-    cluster.wait(under_way, 90, "generation with a checkpoint behind one that is committed")
+    def under_way() -> set[str]:
+        if not any(root.glob("evaluations/*")):
+            return set()
+        here = {event["fit"] for event in events(root, "fit_started") if event["host"] == (host or event["host"])}
+        early = {path.parts[-3] for path in root.glob("work/*/*/checkpoint-*") if int(path.name.rpartition("-")[2]) < 0.6 * steps}
+        return early & here & stopped(root)
+
+    found: set[str] = cluster.wait(under_way, 90, "fit with a checkpoint behind something that is committed")
+    return found
 
 
 # --- the two shapes ----------------------------------------------------------------------------------------------------
@@ -179,14 +190,14 @@ def test_what_is_complete_ends_quickly(cluster: Cluster, faults: Study, submit: 
 
 def test_power_off(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     job = submit(faults.config, *TWO_NODES)
-    mid_run(cluster, root)
+    lost = mid_run(cluster, root, "n2")
     cluster.poweroff("n2")
     cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 120, "requeued job")
     unfinished = stopped(root)
     cluster.now(job)
     cluster.wait_job(job, "COMPLETED", timeout=240)
     assert export(faults.config, root) == faults.expected
-    assert unfinished <= resumed(root)
+    assert lost | unfinished <= resumed(root)
     assert computed_once(root)
 
 
@@ -203,8 +214,7 @@ def test_power_off_of_the_first_node(cluster: Cluster, faults: Study, submit: An
 
 
 def events(root: Path, *kinds: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for path in root.glob("experiments/*/events*.jsonl") for line in path.read_text().splitlines()]
-    return [event for event in found if event["event"] in kinds]
+    return [event for event in Experiment(root, "faults").events() if event["event"] in kinds]
 
 
 def computed_once(root: Path) -> bool:
@@ -213,7 +223,7 @@ def computed_once(root: Path) -> bool:
 
 
 def stopped(root: Path) -> set[str]:
-    """Fits that have a checkpoint, and are not finished; none may be by chance, where the end came between two fits."""
+    """Fits that have a checkpoint, and are not finished."""
     return {path.parts[-3] for path in root.glob("work/*/*/checkpoint-*")} - {path.name for path in root.glob("fits/*")}
 
 
@@ -242,7 +252,7 @@ def test_preemption(cluster: Cluster, faults: Study, submit: Any, root: Path) ->
 
 def test_preemption_with_grace_saves_first(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     job = submit(faults.config, *TWO_NODES, "--partition", "grace")
-    mid_run(cluster, root)
+    begun = mid_run(cluster, root)
     other = urgent(cluster)
     cluster.wait_job(other, "COMPLETED", timeout=90)
     unfinished = stopped(root)
@@ -250,7 +260,7 @@ def test_preemption_with_grace_saves_first(cluster: Cluster, faults: Study, subm
     cluster.wait_job(job, "COMPLETED", timeout=240)
     assert export(faults.config, root) == faults.expected
     assert "requeued (1 of at most 50)" in logs(root, job)
-    assert unfinished <= resumed(root)
+    assert begun | unfinished <= resumed(root)
 
 
 def test_a_signal_before_anybody_listens(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
@@ -332,7 +342,7 @@ def test_scancel_and_submit_again(cluster: Cluster, faults: Study, submit: Any, 
 
 def test_cancel_saves_and_does_not_requeue(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     first = submit(faults.config, *TWO_NODES)
-    mid_run(cluster, root)
+    begun = mid_run(cluster, root)
     done = cluster.harness("cancel", faults.config, "--root", root, "--json")
     assert json.loads(done.stdout) == {"cancelled": [first]}
     cluster.wait_job(first, "CANCELLED", timeout=60)
@@ -341,7 +351,7 @@ def test_cancel_saves_and_does_not_requeue(cluster: Cluster, faults: Study, subm
     second = submit(faults.config, *TWO_NODES)
     cluster.wait_job(second, "COMPLETED", timeout=240)
     assert export(faults.config, root) == faults.expected
-    assert unfinished <= resumed(root)
+    assert begun | unfinished <= resumed(root)
     assert "no jobs that wait or run" in cluster.harness("cancel", faults.config, "--root", root).stdout
 
 

@@ -124,10 +124,14 @@ def submit(
     if json_output:
         print_json({**asdict(submission), "folder": str(folder), "remarks": remarks})
         return
-    shape = f"array of {options.tasks} allocations" if options.array else "one allocation"
-    print(f"job {submission.job}: {shape}, {options.nodes} node(s) each, {work.left} generations to compute (files: {folder})")
+    _tell(submission.job, options, work, folder)
     _remark(remarks)
     print(f"harness status {config} shows it, harness cancel {config} ends it")
+
+
+def _tell(job: str, options: Options, work: Work, folder: Path) -> None:
+    shape = f"array of {options.tasks} allocations" if options.array else "one allocation"
+    print(f"job {job}: {shape}, {options.nodes} node(s) each, {work.left} generations to compute (files: {folder})")
 
 
 def _partitions(slurm: Slurm, dry_run: bool) -> Mapping[str, Partition] | None:

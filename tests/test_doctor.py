@@ -232,12 +232,13 @@ def test_wandb_without_a_key_with_one_and_without_a_server(monkeypatch: pytest.M
 
 def test_what_ray_leaves_behind_is_found_by_its_mark() -> None:
     mark = uuid.uuid4().hex
-    sleeper = subprocess.Popen(["sleep", "60"], env={**os.environ, services.TAG: mark})
-    try:
-        assert [process.pid for process in services.tagged(mark)] == [sleeper.pid]
-    finally:
-        sleeper.kill()
-        sleeper.wait()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, services.TAG: mark}) as echo:
+        assert echo.stdin and echo.stdout
+        echo.stdin.write(b"up\n")
+        echo.stdin.flush()
+        assert echo.stdout.readline() == b"up\n", "past its exec: before that it has no environment to be found by"
+        assert [process.pid for process in services.tagged(mark)] == [echo.pid]
+        echo.kill()
     assert services.tagged(mark) == []
 
 

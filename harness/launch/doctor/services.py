@@ -74,13 +74,24 @@ def ray() -> dict[str, Any]:
 
 
 def tagged(tag: str) -> list[psutil.Process]:
-    """Processes that carry a mark in their environment, as children inherit it; zombies have none."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(TAG) == tag:
-                found.append(process)
-    return found
+    """Processes that carry a mark in their environment, as children inherit it; zombies have none.
+
+    A process seems to have no environment, too, while `exec` gives it a new image: who seems to have none is
+    looked at once more.
+    """
+    found = {}
+    again = list(psutil.process_iter())
+    for _ in range(2):
+        looked, again = again, []
+        for process in looked:
+            with contextlib.suppress(psutil.Error, OSError):
+                environment = process.environ()
+                if environment.get(TAG) == tag:
+                    found[process.pid] = process
+                elif not environment:
+                    again.append(process)
+        time.sleep(0.02 if again else 0)
+    return list(found.values())
 
 
 def wandb() -> dict[str, Any]:

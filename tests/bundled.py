@@ -10,20 +10,22 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from harness.coordinator.bundles import make_tasks, missing, run_task
+from harness.coordinator.bundles import Task, run_task
+from harness.coordinator.slices import make_slices, missing
 from harness.reporting import ledger
 from harness.store import Store
 from harness.study import Prepared, commit_data, open_study
 
 
-def run_bundles(config: Path, root: Path, *assignments: str, workers: int = 1) -> tuple[Prepared, Store]:
-    """Run every task of a grid, one after another."""
+def run_bundles(config: Path, root: Path, *assignments: str) -> tuple[Prepared, Store]:
+    """Run every slice of a grid that is not there, one after another."""
     prepared, scratch = open_study(config, assignments, Store.read(root))
     with scratch:
         store = Store.open(root)
         commit_data(prepared, store)
-    for task in make_tasks(prepared, store, missing(prepared, store.bundles.index()), workers):
-        done = run_task(task, str(root))
+    left = {chain.key for chain in missing(prepared, store.bundles.index())}
+    for part in filter(None, (part.only(left) for part in make_slices(prepared, store))):
+        done = run_task(Task((part,)), str(root))
         assert not done.failed, done.failed
     return prepared, store
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ from hypothesis import strategies as st
 from processes import start, tagged, wait_for
 
 from harness.config.schema import MixtureData, ShapeData
-from harness.coordinator.bundles import make_tasks, missing
+from harness.coordinator.slices import make_slices, missing
 from harness.data.analytic import make_truth
 from harness.errors import InputError
 from harness.learners.analytic.family import Chains, make_family
 from harness.reporting import ledger
-from harness.store import Experiment, Store
-from harness.study import open_study
+from harness.store import Experiment, Leases, Owner, Store
+from harness.study import commit_data, open_study
 
 CASES: dict[str, dict[str, Any]] = {
     "gaussian": {"data": {"source": "gaussian", "dim": 3, "num_examples": 12}, "learner": {"kind": "gaussian"}},
@@ -66,7 +68,7 @@ def export(prepared: Any, store: Store) -> pd.DataFrame:
 def test_a_chain_alone_beside_others_and_generation_by_generation_is_the_same(make_config: Make, tmp_path: Path, name: str) -> None:
     """Bit for bit, keys included: one seed alone, the same among 5 seeds and 8 regimes, and through the store's generations."""
     together = make_config({**BASE, **CASES[name], "grid": {"regime": REGIMES, "seed": [0, 1, 2, 3, 4]}}, "all.yaml")
-    whole = export(*run_bundles(together, tmp_path / "all", workers=2))
+    whole = export(*run_bundles(together, tmp_path / "all"))
     assert len(whole) == 8 * 5 * 5
     for index in (0, 3, 5):
         alone = make_config({**BASE, **CASES[name], "regime": REGIMES[index], "seed": 3}, "one.yaml")
@@ -123,7 +125,7 @@ def test_longer_chains_more_seeds_and_what_is_there_already(make_config: Make, t
     assert sorted(frame.generation.unique()) == [0, 1, 2]
 
 
-def test_tasks_hold_every_chain_once_and_are_of_even_size(make_config: Make, tmp_path: Path) -> None:
+def test_slices_hold_every_chain_once_and_do_not_depend_on_what_is_there(make_config: Make, tmp_path: Path) -> None:
     config = {
         **BASE,
         **CASES["gaussian"],
@@ -131,9 +133,20 @@ def test_tasks_hold_every_chain_once_and_are_of_even_size(make_config: Make, tmp
         "grid": {"data.num_examples": [10, 1000], "seed": {"from": 0, "count": 50}},
     }
     prepared, _ = open_study(make_config(config), (), Store.read(tmp_path / "none"))
-    tasks = make_tasks(prepared, Store.read(tmp_path / "none"), prepared.bundles, 2)
-    assert sorted(chain.key for task in tasks for chain in task.chains) == sorted(chain.key for chain in prepared.bundles)
-    assert len(tasks) < 50
+    slices = make_slices(prepared, Store.read(tmp_path / "none"))
+    keys = sorted(chain.key for chain in prepared.bundles)
+    assert sorted(chain.key for part in slices for chain in part.chains) == keys
+    assert 1 < len(slices) < 50 and len({part.key for part in slices}) == len(slices)
+    seconds = [part.seconds for part in slices[:-1]]
+    assert max(seconds) < 2 * min(seconds)
+    root = tmp_path / "root"
+    run_bundles(make_config({**config, "grid": {"data.num_examples": [10], "seed": {"from": 0, "count": 7}}}, "few.yaml"), root)
+    later, _ = open_study(make_config(config), (), Store.read(root))
+    left = {chain.key for chain in missing(later, Store.read(root).bundles.index())}
+    assert len(left) == 93 and [part.key for part in make_slices(later, Store.read(root))] == [part.key for part in slices]
+    rest = [part.only(left) for part in slices]
+    assert sorted(chain.key for part in rest if part for chain in part.chains) == sorted(left)
+    assert slices[0].only(set()) is None
 
 
 def test_a_damaged_bundle_is_set_aside_and_made_again(make_config: Make, tmp_path: Path) -> None:
@@ -296,10 +309,10 @@ def test_filters_that_reject_everything_fail_the_chain_with_the_reason(make_conf
     prepared, scratch = open_study(config, (), Store.read(tmp_path / "root"))
     with scratch:
         store = Store.open(tmp_path / "root")
-    from harness.coordinator.bundles import run_task
+    from harness.coordinator.bundles import Task, run_task
 
-    (task,) = make_tasks(prepared, store, prepared.bundles, 1)
-    assert "reject nearly everything" in next(iter(run_task(task, str(store.root)).failed.values()))
+    (part,) = make_slices(prepared, store)
+    assert "reject nearly everything" in next(iter(run_task(Task((part,)), str(store.root)).failed.values()))
     assert store.bundles.names() == []
 
 
@@ -455,6 +468,54 @@ def test_the_commands_on_a_bundled_grid(make_config: Make, tmp_path: Path) -> No
     assert harness("gc", "--root", root).returncode == 0
     runs = list((root / "experiments" / "bundles" / "wandb" / "wandb").glob("offline-run-*"))
     assert len(runs) == 16
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_runs_that_begin_together_share_the_chains(make_config: Make, tmp_path: Path, tag: str) -> None:
+    """Somebody else holds everything until both wait, so neither is ahead."""
+    changes = {"data": {"source": "moons", "num_examples": 60}, "learner": {"kind": "kde"}, "generations": 400}
+    config, root = make_config({**BASE, **changes, "grid": {"seed": {"from": 0, "count": 60}}}), tmp_path / "root"
+    prepared, scratch = open_study(config, (), Store.open(root))
+    with scratch:
+        commit_data(prepared, Store.open(root))
+    gate = Owner(root / "leases" / "owners")
+    slices, leases = make_slices(prepared, Store.read(root)), Leases(root, gate)
+    assert len(slices) > 10 and all(leases.acquire(part.key) for part in slices)
+    runs = [start(tag, "run", config, "--root", root, "--json") for _ in range(2)]
+    wait_for(lambda: sum(event["event"] == "bundles_started" for event in Experiment(root, "bundles").events()) == 2)
+    gate.close()
+    summaries = []
+    for run in runs:
+        out, err = run.communicate(timeout=200)
+        assert run.returncode == 0, err
+        summaries.append(json.loads(out))
+    assert [summary["chains_complete"] for summary in summaries] == [60, 60]
+    assert sum(summary["generations_computed"] for summary in summaries) == 60 * 401
+    assert all(summary["generations_computed"] for summary in summaries), "both had a part in it"
+    files = list((root / "bundles").glob("*.parquet"))
+    chains = [key for path in files for key in set(pd.read_parquet(path, columns=["bundle_chain"])["bundle_chain"])]
+    assert len(chains) == 60, "no chain twice"
+    assert [path.name for path in (root / "leases").iterdir()] == ["owners"]
+
+
+@pytest.mark.ray
+def test_a_run_waits_for_what_others_compute_and_takes_over_from_the_dead(
+    make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
+) -> None:
+    config, root = make_config({**BASE, **CASES["gaussian"], "grid": {"seed": [0, 1]}}), tmp_path / "root"
+    prepared, scratch = open_study(config, (), Store.open(root))
+    with scratch:
+        commit_data(prepared, Store.open(root))
+    (part,) = make_slices(prepared, Store.read(root))
+    other = Owner(root / "leases" / "owners")
+    assert Leases(root, other).acquire(part.key)
+    summary, _, lines = run_study(config, root, idle_s=1.5)
+    assert (summary.exit_code, summary.generations_computed, summary.reason) == (75, 0, "others compute all that is left")
+    assert any("some chains wait" in line for line in lines)
+    threading.Timer(2.0, other.close).start()
+    summary, _, lines = run_study(config, root)
+    assert (summary.exit_code, summary.generations_computed) == (0, 10), lines
 
 
 @pytest.mark.ray

@@ -55,7 +55,7 @@ class Job:
 
     def ended(self, summary: Summary) -> None:
         """Write down how the run ended, for the process that decides about the job, and for `harness status`."""
-        from harness.coordinator.coordinator import IDLE
+        from harness.coordinator.base import IDLE
         from harness.launch.jobs import write_outcome
 
         reason = "idle" if summary.reason == IDLE else "stopped" if summary.stopped else "done"

@@ -105,10 +105,6 @@ def submit(
         prepared = prepare_study(config, given, store, Path(scratch))
         work = _work(prepared, store, options)
         remarks = check(work, options, partitions)
-        if options.array and prepared.bundles:
-            remarks.append(
-                f"{len(prepared.bundles)} chains run in bundles, which tasks of an array do not share: use one allocation"
-            )
         experiment = Experiment(root, prepared.study.base.experiment)
         request = Request(experiment.path, root.absolute(), config, given, options.python or sys.executable, variables)
         if dry_run:

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from harness.config.schema import Config
 from harness.coordinator.scheduler import Shape
 
+IDLE = "others compute all that is left"
+"""Why a run ended that others do not need."""
+
 
 @dataclass(frozen=True)
 class Summary:

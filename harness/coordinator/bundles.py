@@ -1,57 +1,53 @@
-"""Bundles on Ray: chains of cheap learners to tasks of even size, each committed as one file."""
+"""Bundles on Ray: slices of a study's cheap chains to tasks of even size, each committed as one file.
+
+Runs of one study on one store share its slices by lease, as they share branches. A lease only saves work: two runs that compute a
+chain both (two studies that overlap are sliced differently) commit the same numbers.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from harness.bundle import CellJob, Unit
-from harness.config.schema import Kde, Mixture
-from harness.coordinator.base import Display, Summary
+from harness.coordinator.base import IDLE, Display, Summary
 from harness.coordinator.failures import classify
+from harness.coordinator.slices import MAX_CHAINS, Slice, make_slices, missing
 from harness.coordinator.stop import Stop
-from harness.data.analytic import Truth
 from harness.lineage import BundledChain
-from harness.store import Experiment, Store
-from harness.store.bundles import Place
-from harness.study import Prepared, load_data
+from harness.store import Experiment, Lease, Leases, Store
+from harness.study import Prepared
 
-MAX_CHAINS = 1000
-"""Chains of a unit, and of a task."""
-UNIT_BYTES = 24 * 2**20
-"""Examples that the chains of a unit hold together; more would not fit the processor's caches, and memory on many cores."""
 TASK_S = (1.0, 20.0)
 """Least and most estimated seconds of a task: what a kill costs, and what a commit costs."""
 TASKS_PER_WORKER = 8
 """Tasks for each worker at least, so that all end at about the same time."""
-GENERATION_S = 1e-4
-"""Seconds of a chain's generation besides its examples."""
 TICK_S = 0.25
+POLL_S = 1.0
+"""Seconds between looks at the slices that others work on."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Units that are computed in one go and committed as one file.
+    """Slices that are computed in one go and committed as one file.
 
     Attributes:
-        units: The units.
-        seconds: Estimate.
+        slices: The slices, or what is left of them.
         attempt: 1 for the first try.
     """
 
-    units: tuple[Unit, ...]
-    seconds: float
+    slices: tuple[Slice, ...]
     attempt: int = 1
 
     @property
     def chains(self) -> list[BundledChain]:
-        """Of all units."""
-        return [chain for unit in self.units for chain in unit.chains]
+        """Of all slices."""
+        return [chain for part in self.slices for chain in part.chains]
 
 
 @dataclass
@@ -59,78 +55,6 @@ class Done:
     """What a task has done: chains by key that failed, and why."""
 
     failed: dict[str, str] = field(default_factory=dict)
-
-
-def missing(prepared: Prepared, places: Mapping[str, Place]) -> list[BundledChain]:
-    """The bundled chains that the store has not, or not to their whole length."""
-    return [c for c in prepared.bundles if c.key not in places or places[c.key].generations < c.generations]
-
-
-def _jobs(prepared: Prepared, store: Store) -> Callable[[int], dict[int, CellJob]]:
-    found: dict[int, CellJob] = {}
-
-    def jobs(cell: int) -> dict[int, CellJob]:
-        """A cell with the cells that write for it; these first."""
-        source = prepared.sciences[cell].source
-        before = {} if source is None else jobs(source)
-        if cell not in found:
-            config = prepared.configs[cell]
-            truth = load_data(config, store, prepared.data[cell].key)
-            assert isinstance(truth, Truth)
-            found[cell] = CellJob(config, prepared.sciences[cell], truth)
-        return {**before, cell: found[cell]}
-
-    return jobs
-
-
-def make_tasks(prepared: Prepared, store: Store, chains: Sequence[BundledChain], workers: int) -> list[Task]:
-    """Chains to tasks, the costliest first.
-
-    Args:
-        prepared: The study.
-        store: The store, with the study's data.
-        chains: Those to compute.
-        workers: How many tasks run at once.
-    """
-    jobs, by_cell = _jobs(prepared, store), dict[int, list[BundledChain]]()
-    longest = {chain.key: chain for chain in sorted(chains, key=lambda chain: chain.generations)}  # a shorter one is its beginning
-    for chain in longest.values():
-        by_cell.setdefault(chain.cell, []).append(chain)
-    cost = {cell: chain_seconds(prepared, cell) for cell in by_cell}
-    total = sum(cost[chain.cell] for chain in chains)
-    target = min(max(total / (workers * TASKS_PER_WORKER), TASK_S[0]), TASK_S[1])
-    units: list[tuple[float, Unit]] = []
-    for cell, group in by_cell.items():
-        made = jobs(cell)
-        room = 1 if made[cell].alone else int(UNIT_BYTES // max(job.bytes_per_chain for job in made.values()))
-        size = max(1, min(room, MAX_CHAINS, int(target / cost[cell])))
-        for start in range(0, len(group), size):
-            part = tuple(group[start : start + size])
-            units.append((cost[cell] * len(part), Unit(cell, part, made)))
-    units.sort(key=lambda item: -item[0])
-    tasks: list[Task] = []
-    open_units: list[Unit] = []
-    seconds = 0.0
-    for each, unit in units:
-        if open_units and (seconds + each > target or sum(len(u.chains) for u in open_units) + len(unit.chains) > MAX_CHAINS):
-            tasks.append(Task(tuple(open_units), seconds))
-            open_units, seconds = [], 0.0
-        open_units.append(unit)
-        seconds += each
-    if open_units:
-        tasks.append(Task(tuple(open_units), seconds))
-    return tasks
-
-
-def chain_seconds(prepared: Prepared, cell: int) -> float:
-    """Estimated seconds of one chain, with the chain that writes for it."""
-    science = prepared.sciences[cell]
-    recipes = [science.recipe(g) for g in range(science.generations + 1)]
-    learner = prepared.configs[cell].learner
-    # Where moments or counts are all that a fit needs, a pool that only grows is not read again: a generation adds a corpus to it.
-    reread = isinstance(learner, Mixture) or (isinstance(learner, Kde) and isinstance(learner.bandwidth, str))
-    own = sum(GENERATION_S + science.cost * (r.size if reread or len(r.parts) < 3 else 2 * science.n) for r in recipes)
-    return own + (0.0 if science.source is None else chain_seconds(prepared, science.source))
 
 
 def run_task(task: Task, root: str) -> Done:
@@ -141,7 +65,7 @@ def run_task(task: Task, root: str) -> Done:
     from harness.store.bundles import Bundles
 
     started, done, tables, chains = time.monotonic(), Done(), [], dict[str, int]()
-    for unit in task.units:
+    for unit in (unit for part in task.slices for unit in part.units):
         try:
             tables.append(run_unit(unit))
             chains |= {chain.key: chain.generations for chain in unit.chains}
@@ -158,69 +82,160 @@ def run_task(task: Task, root: str) -> Done:
 class BundleRun:
     """The bundled part of a run."""
 
-    def __init__(self, prepared: Prepared, store: Store, experiment: Experiment, display: Display, stop: Stop) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        store: Store,
+        experiment: Experiment,
+        leases: Leases,
+        display: Display,
+        stop: Stop,
+        idle_s: float | None = None,
+    ) -> None:
         """Take stock of the store.
 
         Args:
             prepared: The study.
-            store: The store.
+            store: The store, with the study's data.
             experiment: The experiment's folder.
+            leases: As this run sees them.
             display: Shows progress.
             stop: Set from outside to end early.
+            idle_s: End after this many seconds in which all that is left is being computed by others; None to wait for them.
         """
-        self.prepared, self.store, self.experiment = prepared, store, experiment
-        self.display, self.stop = display, stop
+        self.prepared, self.store, self.experiment, self.leases = prepared, store, experiment, leases
+        self.display, self.stop, self.idle_s = display, stop, idle_s
         self.failed: dict[str, str] = {}
         self.computed = 0
+        self._wanted = {c.key: c.generations for c in sorted(prepared.bundles, key=lambda chain: chain.generations)}
+        self.left = {chain.key for chain in missing(prepared, store.bundles.index())}
+        self.ready = deque(part for whole in make_slices(prepared, store) if (part := whole.only(self.left)))
+        self.again: deque[Task] = deque()
+        self.held: list[Slice] = []
+        """Slices that somebody else works on."""
+        self.running: dict[Any, Task] = {}
+        self._mine: dict[str, Lease] = {}
+        self._open: Counter[str] = Counter()
+        """How many tasks of this run, running or to be tried again, have a part of a slice."""
+        self._waits_for: set[str] = set()
+        self._polled = self._busy = time.monotonic()
 
     def run(self, workers: int, on_chain: Callable[[BundledChain], None]) -> Summary:
-        """Compute the chains that the store has not.
+        """Compute the chains that the store has not, and wait for those that others compute.
 
         Args:
             workers: Tasks that run at once.
             on_chain: Called for every chain that is complete.
         """
-        started, chains = time.monotonic(), self.prepared.bundles
-        todo = missing(self.prepared, self.store.bundles.index())
-        tasks = make_tasks(self.prepared, self.store, todo, workers) if todo else []
-        self.experiment.event("bundles_started", chains=len(todo), tasks=len(tasks))
-        done, running = len(chains) - len(todo), dict[Any, Task]()
+        started, total, reason = time.monotonic(), len(self.prepared.bundles), ""
+        target = min(max(sum(part.seconds for part in self.ready) / (workers * TASKS_PER_WORKER), TASK_S[0]), TASK_S[1])
+        self.experiment.event("bundles_started", chains=len(self.left), slices=len(self.ready))
         remote = ray.remote(num_cpus=1, max_retries=0)(run_task)
-        while (tasks or running) and not self.stop.is_set():
-            while tasks and len(running) < workers:
-                task = self._still_missing(tasks.pop(0))
-                if task is not None:
-                    running[remote.remote(task, str(self.store.root))] = task
-            if not running:
-                continue
-            finished, _ = ray.wait(list(running), num_returns=1, timeout=TICK_S)
-            for ref in finished:
-                task = running.pop(ref)
-                again = self._finish(ref, task)
-                tasks[:0] = again
-                if not again:
-                    done += len(task.chains)
-                    self.display.line(f"[{done}/{len(chains)} chains] {len(task.chains)} in bundles of {len(task.units)} cell(s)")
-            self.display.update(done, len(chains), [])
-        for ref in running:  # what a task has done so far is lost: at most a few seconds, by its size
+        while (self.ready or self.again or self.held or self.running) and not self.stop.is_set():
+            while len(self.running) < workers and (task := self._next(target)) is not None:
+                self.running[remote.remote(task, str(self.store.root))] = task
+            if self._idle():
+                reason = IDLE
+                break
+            self._wait()
+            self._poll()
+            self.display.update(total - len(self.left), total, [])
+        for ref in self.running:  # what a task has done so far is lost: at most a few seconds, by its size
             ray.cancel(ref, force=True)
-        return self._summary(time.monotonic() - started, on_chain)
+        for key in list(self._mine):
+            self._release(key)
+        return self._summary(time.monotonic() - started, reason, on_chain)
 
-    def _still_missing(self, task: Task) -> Task | None:
-        """A task without what another run on the store has committed meanwhile.
+    # --- whose is what -------------------------------------------------------------------------------------------------
 
-        There are no leases here: two runs may compute a chain at the same moment, and then both write the same.
-        """
-        left = {chain.key for chain in missing(self.prepared, self.store.bundles.index())}
-        units = []
-        for unit in task.units:
-            chains = tuple(chain for chain in unit.chains if chain.key in left)
-            if chains:
-                units.append(replace(unit, chains=chains))
-        return replace(task, units=tuple(units)) if units else None
+    def _next(self, target: float) -> Task | None:
+        """A task of about so many seconds, of slices that nobody else works on; their leases are this run's."""
+        if self.again:
+            return self.again.popleft()
+        taken: list[Slice] = []
+        while self.ready and sum(part.seconds for part in taken) < target:
+            part = self.ready[0].only(self.left)
+            if part is not None and taken and sum(len(p.chains) for p in taken) + len(part.chains) > MAX_CHAINS:
+                break
+            self.ready.popleft()
+            if part is None:
+                continue
+            lease = self.leases.acquire(part.key, {"chains": len(part.chains)})
+            if lease is None:
+                self._hold(part)
+                continue
+            self._mine[part.key] = lease
+            self._open[part.key] += 1
+            taken.append(part)
+        # Whoever had a lease before may have committed after this run's last look.
+        self._look()
+        rest = [(part, part.only(self.left)) for part in taken]
+        for part, still in rest:
+            if still is None:
+                self._close(part.key)
+        slices = tuple(still for _, still in rest if still is not None)
+        return Task(slices) if slices else self._next(target) if taken else None
 
-    def _finish(self, ref: Any, task: Task) -> list[Task]:
-        """A task is over; returns what must be tried again: its units one by one, so that one cannot take the others with it."""
+    def _hold(self, part: Slice) -> None:
+        """Put a slice aside that somebody else works on."""
+        self.held.append(part)
+        view = self.leases.look(part.key)
+        who = self.leases.watch.identity(view.owner) if view.owner else {}
+        host = str(who.get("host", "somebody else"))
+        if host not in self._waits_for:
+            self._waits_for.add(host)
+            self.display.line(f"some chains wait: {host} computes them")
+
+    def _close(self, key: str) -> None:
+        """A task that had a part of a slice is over."""
+        self._open[key] -= 1
+        if not self._open[key]:
+            self._release(key)
+
+    def _release(self, key: str) -> None:
+        # As finished, whatever came of it: a lease that is taken on an old view of the folder costs a second computation at most.
+        self.leases.release(self._mine.pop(key), finished=True)
+
+    def _look(self) -> None:
+        """Take note of what anybody has committed."""
+        places = self.store.bundles.news()
+        self.left -= {key for key, place in places.items() if place.generations >= self._wanted.get(key, 0)}
+
+    def _poll(self) -> None:
+        """Take up slices whose owner has given them back or is dead."""
+        if not self.held or time.monotonic() - self._polled < POLL_S:
+            return
+        self._look()
+        held, self.held = self.held, []
+        for part in held:
+            if (still := part.only(self.left)) is None:
+                continue
+            if self.leases.held(self.leases.look(part.key)):
+                self.held.append(still)
+            else:
+                self.ready.append(still)
+        self._polled = time.monotonic()
+
+    def _idle(self) -> bool:
+        """Whether others have been computing all that is left for so long that this run is not needed."""
+        if self.running or self.ready or self.again:
+            self._busy = time.monotonic()
+        return self.idle_s is not None and time.monotonic() - self._busy >= self.idle_s
+
+    # --- what becomes of a task ----------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Until a task is over, or a moment."""
+        if not self.running:
+            if self.held:
+                self.stop.wait(TICK_S)
+            return
+        finished, _ = ray.wait(list(self.running), num_returns=1, timeout=TICK_S)
+        for ref in finished:
+            self._finish(ref, self.running.pop(ref))
+
+    def _finish(self, ref: Any, task: Task) -> None:
+        """A task is over; where its worker died, its units are tried one by one, so that one cannot take the others with it."""
         try:
             found: Done = ray.get(ref)
         except ray.exceptions.RayError as error:
@@ -229,23 +244,34 @@ class BundleRun:
             self.experiment.event("bundle_failed", reason=reason, attempt=task.attempt, again=again)
             self.display.line(f"a bundle of {len(task.chains)} chains failed{', trying again' if again else ''}: {reason}")
             if again:
-                return [Task((unit,), task.seconds, task.attempt + 1) for unit in task.units]
-            self.failed |= {chain.key: reason for chain in task.chains}
-            return []
-        self.failed |= found.failed
-        for key, why in found.failed.items():
-            self.experiment.event("chain_failed", chain=key, reason=why)
-        self.computed += sum(chain.generations + 1 for chain in task.chains if chain.key not in found.failed)
-        return []
+                for part in task.slices:
+                    for unit in part.units:
+                        self._open[part.key] += 1
+                        self.again.append(Task((replace(part, units=(unit,)),), task.attempt + 1))
+            else:
+                self.failed |= {chain.key: reason for chain in task.chains}
+        else:
+            self.failed |= found.failed
+            for key, why in found.failed.items():
+                self.experiment.event("chain_failed", chain=key, reason=why)
+            self.computed += sum(chain.generations + 1 for chain in task.chains if chain.key not in found.failed)
+            self.left -= {chain.key for chain in task.chains} - set(found.failed)
+            cells = len({unit.cell for part in task.slices for unit in part.units})
+            done, total = len(self.prepared.bundles) - len(self.left), len(self.prepared.bundles)
+            self.display.line(f"[{done}/{total} chains] {len(task.chains)} in bundles of {cells} cell(s)")
+        for part in task.slices:
+            self._close(part.key)
 
-    def _summary(self, wall_s: float, on_chain: Callable[[BundledChain], None]) -> Summary:
+    def _summary(self, wall_s: float, reason: str, on_chain: Callable[[BundledChain], None]) -> Summary:
         left = {chain.key for chain in missing(self.prepared, self.store.bundles.index())}
         complete = [chain for chain in self.prepared.bundles if chain.key not in left]
         for chain in complete:
             on_chain(chain)
         total = sum(chain.generations + 1 for chain in complete)
-        stopped = bool(left) and self.stop.is_set()
+        stopped = bool(left) and (self.stop.is_set() or bool(reason))
         names = {chain.key: chain.id for chain in self.prepared.bundles}
         failures = tuple((f"chain {names[key]}", reason) for key, reason in self.failed.items())
         failed = 0 if stopped else len(left)
-        return Summary(len(complete), failed, self.computed, total - self.computed, round(wall_s, 3), stopped, "", failures)
+        return Summary(
+            len(complete), failed, self.computed, total - self.computed, round(wall_s, 3), stopped, reason if left else "", failures
+        )

@@ -11,7 +11,7 @@ import ray
 
 from harness.chain import Plan
 from harness.config.schema import Resources
-from harness.coordinator.base import Display, Summary, shape_of, source_revision
+from harness.coordinator.base import IDLE, Display, Summary, shape_of, source_revision
 from harness.coordinator.cluster import machines, unreachable
 from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome, death
@@ -27,7 +27,6 @@ from harness.store.leases import bury
 from harness.study import Prepared
 
 TICK_S = 0.25
-IDLE = "others compute all that is left"
 POLL_S = 1.0
 """Seconds between looks at what others have committed, and at the leases that branches wait for; more where a look takes long."""
 MACHINES_S = 5.0

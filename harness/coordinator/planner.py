@@ -12,10 +12,10 @@ from harness.config.grid import sequence_length
 from harness.config.presets import resolve_model
 from harness.config.schema import Config, LanguageModel, TextData, Vae
 from harness.coordinator.base import shape_of
-from harness.coordinator.bundles import chain_seconds, missing
 from harness.coordinator.retention import kept_fits
 from harness.coordinator.scheduler import Capacity, Shape
 from harness.coordinator.simulate import simulate
+from harness.coordinator.slices import chain_seconds, missing
 from harness.data.images import ImageSet
 from harness.errors import DamagedError
 from harness.files import read_json

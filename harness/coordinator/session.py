@@ -14,11 +14,12 @@ from typing import Any, Literal
 from harness.config.schema import Config
 from harness.config.source import Source
 from harness.coordinator.base import Display, Summary, shape_of
-from harness.coordinator.bundles import BundleRun, missing
+from harness.coordinator.bundles import BundleRun
 from harness.coordinator.cluster import Place, check_feasible, connected
 from harness.coordinator.coordinator import Coordinator
 from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_by_chain
+from harness.coordinator.slices import missing
 from harness.coordinator.stop import Stop
 from harness.coordinator.views import Views
 from harness.errors import ResourceError
@@ -118,11 +119,11 @@ def run_study(
             mirror.add(views.view(chain))
 
         try:
-            bundles = BundleRun(prepared, store, experiment, display, stop)
             workers = max(1, int(sum(machine.cpus for machine in machines)))
             mirrored = base.tracking.wandb != "disabled"
             summary = Summary(0, 0, 0, 0, 0.0)
             if prepared.bundles:
+                bundles = BundleRun(prepared, store, experiment, leases, display, stop, idle_s)
                 summary = bundles.run(workers, on_chain if mirrored else (lambda chain: None))
             if prepared.lineage.chains:
                 coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop, idle_s)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Bundles:
         self.folder = folder
         self._metadata: dict[str, dict[str, int]] = {}
         self._sound: set[str] = set()
+        self._told: set[str] = set()
 
     def commit(self, rows: pa.Table, chains: Mapping[str, int], provenance: Mapping[str, object]) -> Path:
         """Write a bundle.
@@ -75,8 +76,17 @@ class Bundles:
 
     def index(self) -> dict[str, Place]:
         """Chain key to its bundle; the longest where there are several. A file that is no bundle is set aside."""
+        return self._places(self.names())
+
+    def news(self) -> dict[str, Place]:
+        """As `index`, of the bundles that have come since the last call."""
+        names = set(self.names()) - self._told
+        self._told |= names
+        return self._places(sorted(names))
+
+    def _places(self, names: Iterable[str]) -> dict[str, Place]:
         found: dict[str, Place] = {}
-        for name in self.names():
+        for name in names:
             for key, generations in self._chains(name).items():
                 if key not in found or found[key].generations < generations:
                     found[key] = Place(self.folder / name, generations)

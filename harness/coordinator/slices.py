@@ -1,0 +1,132 @@
+"""Chains of cheap learners cut into slices: what one run at a time works on, and about how long that takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+
+from harness.bundle import CellJob, Unit
+from harness.config.schema import Kde, Mixture
+from harness.data.analytic import Truth
+from harness.lineage import BundledChain
+from harness.store import Store
+from harness.store.bundles import Place
+from harness.study import Prepared, load_data
+
+MAX_CHAINS = 1000
+"""Chains of a unit, and of a task."""
+UNIT_BYTES = 24 * 2**20
+"""Examples that the chains of a unit hold together; more would not fit the processor's caches, and memory on many cores."""
+SLICES = 512
+"""Into so many a large study is cut at least: enough for the runs that share it, few enough for a lease each."""
+SLICE_S = (0.5, 5.0)
+"""Least and most estimated seconds of a slice."""
+GENERATION_S = 1e-4
+"""Seconds of a chain's generation besides its examples."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Units that one run at a time works on.
+
+    Which chains it holds depends on the study alone, not on who asks or on what is there already, so that runs of one study agree.
+
+    Attributes:
+        key: Of its lease; the hash of its chains' keys.
+        units: The units.
+        seconds: Estimate.
+    """
+
+    key: str
+    units: tuple[Unit, ...]
+    seconds: float
+
+    @property
+    def chains(self) -> list[BundledChain]:
+        """Of all units."""
+        return [chain for unit in self.units for chain in unit.chains]
+
+    def only(self, keys: Collection[str]) -> Slice | None:
+        """What is left of it where only some chains are wanted; None where nothing is."""
+        units = []
+        for unit in self.units:
+            chains = tuple(chain for chain in unit.chains if chain.key in keys)
+            if chains:
+                units.append(replace(unit, chains=chains))
+        share = sum(len(unit.chains) for unit in units) / len(self.chains)
+        return replace(self, units=tuple(units), seconds=self.seconds * share) if units else None
+
+
+def missing(prepared: Prepared, places: Mapping[str, Place]) -> list[BundledChain]:
+    """The bundled chains that the store has not, or not to their whole length."""
+    return [c for c in prepared.bundles if c.key not in places or places[c.key].generations < c.generations]
+
+
+def make_slices(prepared: Prepared, store: Store) -> list[Slice]:
+    """All bundled chains of a study, the costliest first.
+
+    Args:
+        prepared: The study.
+        store: The store, with the study's data.
+    """
+    jobs, by_cell = _jobs(prepared, store), dict[int, list[BundledChain]]()
+    # A shorter chain is the beginning of a longer one with its key.
+    longest = {chain.key: chain for chain in sorted(prepared.bundles, key=lambda chain: chain.generations)}
+    for chain in longest.values():
+        by_cell.setdefault(chain.cell, []).append(chain)
+    cost = {cell: chain_seconds(prepared, cell) for cell in by_cell}
+    total = sum(cost[cell] * len(group) for cell, group in by_cell.items())
+    target = min(max(total / SLICES, SLICE_S[0]), SLICE_S[1])
+    units: list[tuple[float, Unit]] = []
+    for cell, group in by_cell.items():
+        made = jobs(cell)
+        room = 1 if made[cell].alone else int(UNIT_BYTES // max(job.bytes_per_chain for job in made.values()))
+        size = max(1, min(room, MAX_CHAINS, int(target / cost[cell])))
+        for start in range(0, len(group), size):
+            part = tuple(group[start : start + size])
+            units.append((cost[cell] * len(part), Unit(cell, part, made)))
+    units.sort(key=lambda item: -item[0])
+    slices: list[Slice] = []
+    together: list[Unit] = []
+    seconds = 0.0
+    for each, unit in units:
+        if together and (seconds + each > target or sum(len(u.chains) for u in together) + len(unit.chains) > MAX_CHAINS):
+            slices.append(_slice(together, seconds))
+            together, seconds = [], 0.0
+        together.append(unit)
+        seconds += each
+    return [*slices, _slice(together, seconds)] if together else slices
+
+
+def _slice(units: list[Unit], seconds: float) -> Slice:
+    keys = sorted(chain.key for unit in units for chain in unit.chains)
+    return Slice(hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32], tuple(units), seconds)
+
+
+def _jobs(prepared: Prepared, store: Store) -> Callable[[int], dict[int, CellJob]]:
+    found: dict[int, CellJob] = {}
+
+    def jobs(cell: int) -> dict[int, CellJob]:
+        """A cell with the cells that write for it; these first."""
+        source = prepared.sciences[cell].source
+        before = {} if source is None else jobs(source)
+        if cell not in found:
+            config = prepared.configs[cell]
+            truth = load_data(config, store, prepared.data[cell].key)
+            assert isinstance(truth, Truth)
+            found[cell] = CellJob(config, prepared.sciences[cell], truth)
+        return {**before, cell: found[cell]}
+
+    return jobs
+
+
+def chain_seconds(prepared: Prepared, cell: int) -> float:
+    """Estimated seconds of one chain, with the chain that writes for it."""
+    science = prepared.sciences[cell]
+    recipes = [science.recipe(g) for g in range(science.generations + 1)]
+    learner = prepared.configs[cell].learner
+    # Where moments or counts are all that a fit needs, a pool that only grows is not read again: a generation adds a corpus to it.
+    reread = isinstance(learner, Mixture) or (isinstance(learner, Kde) and isinstance(learner.bandwidth, str))
+    own = sum(GENERATION_S + science.cost * (r.size if reread or len(r.parts) < 3 else 2 * science.n) for r in recipes)
+    return own + (0.0 if science.source is None else chain_seconds(prepared, science.source))

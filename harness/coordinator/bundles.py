@@ -167,14 +167,16 @@ class BundleRun:
             self._mine[part.key] = lease
             self._open[part.key] += 1
             taken.append(part)
-        # Whoever had a lease before may have committed after this run's last look.
-        self._look()
-        rest = [(part, part.only(self.left)) for part in taken]
-        for part, still in rest:
-            if still is None:
+        if not taken:
+            return None
+        self._look()  # whoever had a lease before may have committed after this run's last look
+        wanted = []
+        for part in taken:
+            if (still := part.only(self.left)) is not None:
+                wanted.append(still)
+            else:
                 self._close(part.key)
-        slices = tuple(still for _, still in rest if still is not None)
-        return Task(slices) if slices else self._next(target) if taken else None
+        return Task(tuple(wanted)) if wanted else self._next(target)
 
     def _hold(self, part: Slice) -> None:
         """Put a slice aside that somebody else works on."""

@@ -171,20 +171,26 @@ class Cluster:
         pid = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()[0])
         (run / f"{name}.pid").write_text(str(pid))
         if name != "login":
-            login = ["nsenter", "-t", str(self.pid("login")), "-n"]
-            subprocess.run([*login, "ip", "link", "del", f"v-{name}"], capture_output=True, check=False)
+            login = self._unplug(name)
             link = f"ip link add v-{name} type veth peer name eth0 netns {pid} && ip link set v-{name} master br0 up"
             subprocess.run([*login, "sh", "-c", link], check=True)
             inner = f"ip addr add {address}/24 dev eth0 && ip link set eth0 up"
             subprocess.run(["nsenter", "-t", str(pid), "-n", "sh", "-c", inner], check=True)
         (run / f"{name}.net").touch()
 
+    def _unplug(self, name: str) -> list[str]:
+        """Take a machine off the network, if it is on; returns how to run a command in the controller's network."""
+        login = ["nsenter", "-t", str(self.pid("login")), "-n"]
+        subprocess.run([*login, "ip", "link", "del", f"v-{name}"], capture_output=True, check=False)
+        return login
+
     def pid(self, name: str) -> int:
         """A machine's PID 1, as this machine numbers it."""
         return int((self.base / "run" / f"{name}.pid").read_text())
 
     def poweroff(self, name: str) -> None:
-        """Cut a machine's power."""
+        """Cut a machine's power: first its network, for a machine without power does not say goodbye to its peers."""
+        self._unplug(name)
         os.kill(self.pid(name), 9)
         (self.base / "run" / f"{name}.pid").unlink()
 

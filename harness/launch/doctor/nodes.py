@@ -18,11 +18,12 @@ from typing import Any
 from harness.launch.allocation import SHAPED_BY
 from harness.launch.doctor.checks import Check, end_tree, python
 from harness.launch.doctor.network import REDUCE_REMEDY
-from harness.launch.doctor.probe import MARK, node_name
+from harness.launch.doctor.probe import END, MARK, node_name
 
 START_LIMIT_S = 60.0
 SLACK_S = 8.0
 """How much longer than its own limit a probe may take to answer: what is left out of it is srun's way."""
+END_LIMIT_S = 5.0
 REMEDIES = {
     "communication": REDUCE_REMEDY,
     "deepspeed": "install the pinned libraries (requirements.lock), and see that there is memory for a process of 1 GiB",
@@ -151,7 +152,9 @@ class Nodes:
         return lines[-1][:200] if lines else ""
 
     def close(self) -> None:
-        """End the probes; one that hears nothing is killed by SLURM."""
+        """End the probes; where one hears nothing, SLURM kills all of them, so the others leave nothing behind before."""
+        if self.lost and self.alive:
+            self.ask(END, END_LIMIT_S)
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()

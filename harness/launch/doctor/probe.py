@@ -22,6 +22,8 @@ from harness.launch.doctor import machine, network, services, storage
 from harness.launch.doctor.checks import ChildError, clear_scratch, scratch_prefix, text_of
 
 MARK = "@harness-doctor"
+END = "end"
+"""The request to leave nothing behind, before this process may be killed."""
 PIECE = 600
 """Bytes of a line at most: srun keeps lines of up to 1024 bytes whole, and mixes longer ones with those of other machines."""
 
@@ -91,11 +93,20 @@ def main() -> None:
     folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix=scratch_prefix())
     for line in sys.stdin:
         request = json.loads(line)
-        if request["to"] is None or node in request["to"]:
+        if request["to"] is not None and node not in request["to"]:
+            continue
+        if request["ask"] == END:
+            _tidy(folder)
+            _say(node, request["number"], {"value": None})
+        else:
             threading.Thread(target=_serve, args=(node, request), daemon=True).start()
+    _tidy(folder)
+    os._exit(0)
+
+
+def _tidy(folder: str) -> None:
     services.end_children()
     shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)
 
 
 if __name__ == "__main__":

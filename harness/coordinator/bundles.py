@@ -109,7 +109,8 @@ class BundleRun:
         self.computed = 0
         self._wanted = {c.key: c.generations for c in sorted(prepared.bundles, key=lambda chain: chain.generations)}
         self.left = {chain.key for chain in missing(prepared, store.bundles.index())}
-        self.ready = deque(part for whole in make_slices(prepared, store) if (part := whole.only(self.left)))
+        slices = make_slices(prepared, store) if self.left else []
+        self.ready = deque(part for whole in slices if (part := whole.only(self.left)))
         self.again: deque[Task] = deque()
         self.held: list[Slice] = []
         """Slices that somebody else works on."""

@@ -79,9 +79,9 @@ def tagged(tag: str) -> list[psutil.Process]:
     A process seems to have no environment, too, while `exec` gives it a new image: who seems to have none is
     looked at once more.
     """
-    found = {}
-    again = list(psutil.process_iter())
-    for _ in range(2):
+    found, again = {}, list(psutil.process_iter())
+    for pause_s in (0.0, 0.02):
+        time.sleep(pause_s)
         looked, again = again, []
         for process in looked:
             with contextlib.suppress(psutil.Error, OSError):
@@ -90,7 +90,6 @@ def tagged(tag: str) -> list[psutil.Process]:
                     found[process.pid] = process
                 elif not environment:
                     again.append(process)
-        time.sleep(0.02 if again else 0)
     return list(found.values())
 
 

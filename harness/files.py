@@ -17,6 +17,10 @@ from harness.errors import DamagedError
 CHECKSUMS = "checksums.json"
 TOMBSTONE = ".evicted.json"
 """Suffix of the note that stands for a file whose bytes were freed on purpose."""
+PROBE = ".harness-doctor-"
+"""How the folders begin in which `harness doctor` tries a file system."""
+PASSING = (".format.", PROBE)
+"""How names begin that a root may hold before it is a store: the file on its way to ``format``, and the doctor's folders."""
 
 
 def remove_tree(folder: Path) -> None:
@@ -76,6 +80,16 @@ def read_json(path: Path) -> Any:
         raise DamagedError(f"{path} is missing") from None
     except ValueError as error:
         raise DamagedError(f"{path} is not JSON: {error}") from None
+
+
+def is_foreign(root: Path) -> bool:
+    """Whether a folder that is there holds things, and none of them says that it is a store.
+
+    Others may be making the store, or probing the folder, at the same moment: what they have in it before ``format`` does not
+    count, and ``format`` is looked for after the rest, since all else comes after it.
+    """
+    found = [path.name for path in root.iterdir()]
+    return any(not name.startswith(PASSING) for name in found) and not (root / "format").exists()
 
 
 def file_sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
-from harness.files import write_atomic, write_json
+from harness.files import PROBE, write_atomic, write_json
 from harness.records import Examples, Record
 from harness.store import Experiment, Store
 
@@ -27,6 +27,25 @@ def staged(store: Store, key: str, content: str = "x") -> Path:
     folder = store.stage(key)
     (folder / "model.safetensors").write_text(content)
     return folder
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_many_that_open_a_new_root_at_once_all_find_a_store(tmp_path: Path, there: bool) -> None:
+    for index in range(10):
+        root, start, opened = tmp_path / str(index), threading.Barrier(8), []
+        if there:
+            root.mkdir()
+
+        def join(root: Path = root, start: threading.Barrier = start, opened: list[Store] = opened) -> None:
+            start.wait()
+            opened.append(Store.open(root))
+
+        threads = [threading.Thread(target=join) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(opened) == 8 and {path.name for path in root.iterdir()} > {"format", "work"}
 
 
 def test_a_commit_is_whole_and_keeps_the_spec(store: Store) -> None:
@@ -97,6 +116,10 @@ def test_roots(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="not empty"):
         Store.open(tmp_path)
+    for left_behind in (".format.0123abcd", f"{PROBE}0123abcd"):  # by a run that was killed, and by a doctor
+        (tmp_path / left_behind).mkdir()
+        (tmp_path / left_behind / left_behind).write_text("")
+        Store.open(tmp_path / left_behind)
     root = tmp_path / "newer"
     Store.open(root)
     write_json(root / "format", {"format": 99, "harness": "9.9"})

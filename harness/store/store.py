@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from harness import __version__
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
-from harness.files import TOMBSTONE, read_json, remove_tree, seal, sync_file, verify, write_json
+from harness.files import TOMBSTONE, is_foreign, read_json, remove_tree, seal, sync_file, verify, write_json
 from harness.lineage import Node
 from harness.records import Record
 from harness.store.bundles import Bundles
@@ -50,9 +50,9 @@ class Store:
         root = root.absolute()
         try:
             root.mkdir(parents=True, exist_ok=True)
+            if is_foreign(root):
+                raise InputError(f"--root {root} is not empty and is not a store of the harness; name another directory")
             if not (root / "format").exists():
-                if any(root.iterdir()):
-                    raise InputError(f"--root {root} is not empty and is not a store of the harness; name another directory")
                 write_json(root / "format", {"format": FORMAT, "harness": __version__})
             cls._check_format(root)
             for name in ("data", "fits", "corpora", "evaluations", "work", "experiments"):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.files import PROBE
 from harness.launch.doctor import machine, network, nodes, services, slurm, storage
 from harness.launch.doctor.checks import Check, ChildError, graded, text_of
 from harness.launch.doctor.nodes import Nodes
@@ -128,7 +129,7 @@ class Examination:
             without = ", ".join(node for node, answer in answers.items() if not answer["exists"])
             yield self._all(Check("shared root", "failure", f"{self.root} is not there on {without}, and is on others", SHARE))
             return
-        folder = f"{there[0]}/.harness-doctor-{uuid.uuid4().hex}"
+        folder = f"{there[0]}/{PROBE}{uuid.uuid4().hex}"
         self.nodes.ask("meet", QUICK_S, name="shared root", folder=folder)
         try:
             if len(self.nodes.alive) > 1:

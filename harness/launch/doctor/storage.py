@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.files import sync_file
+from harness.files import PROBE, is_foreign, sync_file
 from harness.launch.doctor.checks import Check, gib, graded, told
 
 ROUNDS = 60
@@ -38,10 +38,10 @@ def root(root: str) -> dict[str, Any]:
     if not place.is_dir():
         return _told(place, Path(root), Check("store root", "failure", f"{place} is not a folder", remedy))
     there = "there" if place == Path(root) else f"not there yet; {place} is"
-    if place == Path(root) and any(place.iterdir()) and not (place / "format").exists():
+    if place == Path(root) and is_foreign(place):
         wrong = f"{root} is not empty and is not a store of the harness"
         return _told(place, Path(root), Check("store root", "failure", wrong, remedy))
-    folder = place / f".harness-doctor-{uuid.uuid4().hex}"
+    folder = place / f"{PROBE}{uuid.uuid4().hex}"
     try:
         folder.mkdir()
     except OSError as error:

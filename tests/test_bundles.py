@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -516,6 +517,9 @@ def test_a_run_waits_for_what_others_compute_and_takes_over_from_the_dead(
     (part,) = make_slices(prepared, Store.read(root))
     other = Owner(root / "leases" / "owners")
     assert Leases(root, other).acquire(part.key)
+    shown = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]
+    holder = f"slice of 2, process {os.getpid()} on {socket.gethostname()}"
+    assert [(chain["state"], chain["detail"]) for chain in shown] == [("running", holder)] * 2
     summary, _, lines = run_study(config, root, idle_s=1.5)
     assert (summary.exit_code, summary.generations_computed, summary.reason) == (75, 0, "others compute all that is left")
     assert any("some chains wait" in line for line in lines)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from harness.coordinator.slices import make_slices
 from harness.lineage import Node, cut
 from harness.store import Experiment, Leases, Store
 from harness.store.bundles import CHAIN
@@ -92,17 +93,34 @@ class _States:
         if table is not None:
             diverged = table.filter(pc.equal(table["status"], "diverged"))
             ended = dict(zip(diverged[CHAIN].to_pylist(), diverged["generation"].to_pylist(), strict=True))
+        holders = self._slice_holders()
         for chain in self.prepared.bundles:
             total, axes = chain.generations + 1, self.prepared.axes(chain)
             there = chain.key in places and places[chain.key].generations >= chain.generations
             end = ended.get(chain.key) if there else None
             if end is not None and end <= chain.generations:
                 found.append(ChainState(chain.id, axes, chain.seed, end + 1, total, "diverged", f"in generation {end}"))
-            else:
-                state = "complete" if there else "failed" if chain.key in why else "waiting"
-                detail = why[chain.key] if state == "failed" else ""
-                found.append(ChainState(chain.id, axes, chain.seed, total if there else 0, total, state, detail))
+                continue
+            state, detail = "waiting", ""
+            if there:
+                state = "complete"
+            elif chain.key in holders:
+                state, detail = "running", holders[chain.key]
+            elif chain.key in why:
+                state, detail = "failed", why[chain.key]
+            found.append(ChainState(chain.id, axes, chain.seed, total if there else 0, total, state, detail))
         return found
+
+    def _slice_holders(self) -> dict[str, str]:
+        """Bundled chain to who works on the slice that it is in."""
+        holders = dict[str, str]()
+        keys = {data.key for data in self.prepared.data}
+        if not (self.leased and self.prepared.bundles and all(key is None or self.store.has("data", key) for key in keys)):
+            return holders  # nobody can have begun without the data
+        for part in make_slices(self.prepared, self.store):
+            if part.key in self.leased and (holder := lease_holder(self.leases, part.key)) is not None:
+                holders |= {chain.key: f"slice of {len(part.chains)}, {holder}" for chain in part.chains}
+        return holders
 
     def _open(self, node: Node) -> tuple[str, str]:
         """The state of a chain whose next generation is this one."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # some that use this module start on every node, and need nothing but the standard library
+    import psutil
 
 
 def start_of(pid: int) -> str | None:
@@ -15,3 +21,17 @@ def start_of(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in ("Z", "X") else fields[19]
+
+
+def wait_gone(processes: Iterable[psutil.Process], timeout_s: float) -> bool:
+    """Wait until processes have ended; a zombie has, whoever is to take note of it.
+
+    Returns:
+        Whether all have.
+    """
+    deadline, left = time.monotonic() + timeout_s, list(processes)
+    while left := [process for process in left if process.is_running() and start_of(process.pid) is not None]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

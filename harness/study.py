@@ -55,6 +55,7 @@ from harness.metrics import OTHERS_VERSION, VERSIONS
 from harness.records import Examples
 from harness.regimes import RULES, check_supply, recipe
 from harness.store import Store
+from harness.store.shared import Recipe, commit_once
 
 ROWS = "rows.npy"
 
@@ -308,21 +309,18 @@ def open_study(path: Path, assignments: tuple[str, ...], store: Store) -> tuple[
     return prepare_study(path, assignments, store, Path(scratch.name)), scratch
 
 
-def commit_data(prepared: Prepared, store: Store) -> None:
-    """Put prepared data into the store, where gangs find them."""
-    for item in {item.key: item for item in prepared.data if item.key and item.folder}.values():
-        assert item.key and item.folder
-        if item.folder != store.path("data", item.key):
-            staged = store.stage(item.key)
-            shutil.copytree(item.folder, staged, dirs_exist_ok=True)
+def commit_data(prepared: Prepared, store: Store, stopped: Callable[[], bool] = lambda: False) -> bool:
+    """Put prepared data into the store, where gangs find them; False where others were at it when ``stopped`` said so."""
+    items: dict[str, Recipe] = {}
+    for item in prepared.data:
+        if item.key and item.folder and item.folder != store.path("data", item.key):
             spec = rows_science(item.spec) if isinstance(item.real, Truth) else prepared_science(item.spec)
-            store.commit("data", item.key, staged, spec)
+            items[item.key] = partial(shutil.copytree, item.folder, dirs_exist_ok=True), spec
     for other, blocks in prepared.others:
-        key = key_of(other)
-        if not store.sound("data", key):
-            staged = store.stage(key)
-            write_other(staged, blocks)
-            store.commit("data", key, staged, other)
+        if not store.sound("data", key_of(other)):
+            items[key_of(other)] = partial(write_other, blocks=blocks), other
+    base = prepared.study.base
+    return commit_once(store, "data", items, {"experiment": base.experiment, "data": True}, base.resources.lease_s, stopped)
 
 
 def load_data(config: Config, store: Store, key: str | None) -> RealData:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from hub_endpoint import Hub, serve
@@ -179,7 +180,8 @@ def tag() -> Iterator[str]:
     from processes import tagged
 
     for process in tagged(value):
-        process.kill()
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 class Quiet:

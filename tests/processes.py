@@ -50,6 +50,13 @@ def tagged(value: str) -> list[psutil.Process]:
     return found
 
 
+def gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def start(tag: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "harness", *map(str, arguments)]
     return subprocess.Popen(

@@ -150,7 +150,7 @@ class Cluster:
         self.boot("login")
         for number in range(1, self.nodes + 1):
             self.boot(f"n{number}")
-        self.wait(lambda: self.idle() == self.nodes, 30, "machines that are idle")
+        self.wait(lambda: self.idle() == self.nodes, 120, "machines that are idle")
         return self
 
     def boot(self, name: str) -> None:
@@ -167,7 +167,7 @@ class Cluster:
             outer = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
             )
-        self.wait((run / f"{name}.up").exists, 10, f"machine {name}")
+        self.wait((run / f"{name}.up").exists, 60, f"machine {name}")
         pid = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()[0])
         (run / f"{name}.pid").write_text(str(pid))
         if name != "login":
@@ -237,7 +237,12 @@ class Cluster:
 
     def jobs(self) -> dict[str, str]:
         """All jobs' states, finished ones too, by id (``12`` or ``12_0``)."""
-        lines = self.login("squeue", "-h", "-t", "all", "-r", "-o", "%i %T").stdout.split("\n")
+
+        def asked() -> subprocess.CompletedProcess[str] | None:
+            done = self.login("squeue", "-h", "-t", "all", "-r", "-o", "%i %T", check=False)
+            return done if done.returncode == 0 else None  # the controller may be too busy for the moment
+
+        lines = self.wait(asked, 60, "answer of squeue").stdout.split("\n")
         return dict(line.split() for line in lines if line.strip())
 
     def wait(self, condition: Callable[[], Any], timeout: float, what: str) -> Any:
@@ -274,9 +279,11 @@ class Cluster:
         Not at once: messages about its earlier run may still be on their way, and would be taken for news of the next one.
         """
         update = ("scontrol", "update", f"jobid={job}", "StartTime=now")
+        machines = [path.stem for path in (self.base / "run").glob("n*.pid")]
         self.wait(lambda: self.jobs().get(job) == "PENDING", 60, f"job {job} that waits")
+        self.wait(lambda: not any(self.on(name, "pgrep", "slurmstepd", check=False).stdout for name in machines), 60, "quiet")
         time.sleep(3.0)
-        self.login(*update, check=False)
+        self.wait(lambda: not self.login(*update, check=False).returncode or self.jobs()[job] != "PENDING", 60, "update")
 
     def processes(self, name: str) -> list[str]:
         """Command lines on a machine, less those of the machine itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from bundled import at, run_bundles, table
 from chains import run_all
@@ -540,11 +542,27 @@ def test_killed_workers_and_signals_cost_a_task_and_no_more(make_config: Make, t
         return len(Store.read(root).bundles.names())
 
     def workers() -> list[Any]:
-        return [process for process in tagged(tag) if "run_task" in " ".join(process.cmdline())]
+        return [process for process in tagged(tag) if at_work(process)]
+
+    def at_work(process: Any) -> bool:
+        try:
+            return "run_task" in " ".join(process.cmdline())
+        except psutil.Error:
+            return False
+
+    def kill_one() -> bool:
+        """Stopped first: a task that has just ended takes nothing with it."""
+        for worker in workers():
+            with contextlib.suppress(psutil.Error):
+                worker.suspend()
+                if at_work(worker):
+                    worker.kill()
+                    return True
+                worker.resume()
+        return False
 
     run = start(tag, "run", config, "--root", root, "--json")
-    wait_for(lambda: committed() >= 1 and workers())
-    workers()[0].kill()
+    wait_for(lambda: committed() >= 1 and kill_one())
     wait_for(lambda: any(True for _ in Experiment(root, "bundles").events() if _["event"] == "bundle_failed"))
     before = committed()
     wait_for(lambda: committed() > before)
@@ -552,7 +570,7 @@ def test_killed_workers_and_signals_cost_a_task_and_no_more(make_config: Make, t
     out, err = run.communicate(timeout=60)
     assert run.returncode == 75, out + err
     kept = committed()
-    assert not workers()
+    wait_for(lambda: not workers(), 10)
     done = harness("run", config, "--root", root, "--json")
     assert json.loads(done.stdout)["chains_complete"] == 60 and committed() > kept, done.stderr
     clean = tmp_path / "clean"

@@ -239,6 +239,8 @@ def test_what_ray_leaves_behind_is_found_by_its_mark() -> None:
         assert echo.stdout.readline() == b"up\n", "past its exec: before that it has no environment to be found by"
         assert [process.pid for process in services.tagged(mark)] == [echo.pid]
         echo.kill()
+        os.waitid(os.P_PID, echo.pid, os.WEXITED | os.WNOWAIT)
+        assert services.tagged(mark) == [], "what has ended and was not waited for has left nothing"
     assert services.tagged(mark) == []
 
 

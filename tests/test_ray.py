@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from chains import open_prepared
 from conftest import GAUSSIAN, TEXT, Make, harness
 from processes import events, result
 
-from harness.errors import InputError
+from harness.errors import GangError, InputError
 from harness.store import Store
 from harness.study import open_study
 
@@ -33,13 +34,16 @@ def test_a_grid_computes_what_the_plan_says_and_never_twice(
     assert (summary.generations_computed, summary.generations_reused) == (14, 0)
     assert (summary.chains_complete, summary.chains_failed, summary.exit_code) == (8, 0, 0)
     assert len(events(root, "text", "committed")) == len(events(root, "text", "fit_committed")) == 14
+    shutil.rmtree(root / "experiments" / "text")
+    (root / "experiments" / "text").mkdir()  # as another run, or a submission, leaves it for a moment
     again, _, _ = run_study(config, root)
     assert (again.generations_computed, again.generations_reused) == (0, 14)
+    assert len(json.loads((root / "experiments" / "text" / "chains.json").read_text())) == 8, "or gc would free what it needs"
     more = make_config(TEXT, "more.yaml", grid=grid | {"seed": [0, 1, 2]})
     assert json.loads(harness("plan", more, "--root", root, "--json").stdout)["generations_stored"] == 14
     third, _, _ = run_study(more, root)
     assert (third.generations_computed, third.generations_reused) == (7, 14)
-    assert {event["seed"] for event in events(root, "text", "committed")[14:]} == {2}
+    assert [event["seed"] for event in events(root, "text", "committed")] == [2] * 7
     rows = json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
     assert len(rows) == 24 and {row["status"] for row in rows} == {"ok"}
     assert all(value is not None for row in rows for name, value in row.items() if name != "parent_key")
@@ -237,3 +241,15 @@ def test_a_run_that_is_not_needed_ends(make_config: Make, tmp_path: Path, run_st
         assert summary.exit_code == 0, "two branches will come free behind the one that is held"
     finally:
         owner.close()
+
+
+def test_a_run_that_is_to_stop_does_not_wait_for_its_machines(ray_address: str) -> None:
+    from harness.coordinator.cluster import Place, connected
+    from harness.coordinator.stop import Stop
+
+    stop, joined = Stop(), list[str]()
+    stop.set()
+    with pytest.raises(GangError, match="stopped before all machines"):
+        with connected(Place(ray_address, nodes=99, wait_s=100), lambda reason: None, lambda: joined.append("signals"), stop):
+            pass
+    assert joined == ["signals"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
@@ -142,6 +142,7 @@ def tokens(count: int, start: int = 0, width: int = 5) -> Examples:
     return Examples(values, np.full(count, width, dtype=np.int32))
 
 
+@settings(deadline=None)  # every shard is flushed to disk
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=8), st.integers(1, 30))
 def test_a_corpus_is_its_longest_prefix_whatever_the_order_of_its_shards(shards: list[tuple[int, int]], count: int) -> None:
     import tempfile

@@ -189,7 +189,7 @@ def test_a_watch_ends_on_a_signal_with_work_left(make_config: Make, tmp_path: Pa
 def test_another_writer_is_waited_for(study: tuple[Path, Path]) -> None:
     config, root = study
     chain = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"][0]["chain"]
-    owner = Owner(root / "leases" / "owners", lease_s=3.0).start()
+    owner = Owner(root / "leases" / "owners", lease_s=30.0).start()
     leases = Leases(root, owner)
     lease = leases.acquire(f"wandb-{run_id('normal', chain)}")
     assert lease is not None

@@ -29,10 +29,11 @@ def run_branch(plan: Plan, site: Site) -> End:
             if not branch.complete(node):
                 with branch.claim(node.evaluation, node):
                     branch.check_stop()
-                    status = branch.fit(node)
-                    if status == "ok":
-                        branch.sample(node, plan.examples[node.corpus])
-                    branch.evaluate(node, status)
+                    if not branch.complete(node):  # whoever had the lease may have finished it after the first look
+                        status = branch.fit(node)
+                        if status == "ok":
+                            branch.sample(node, plan.examples[node.corpus])
+                        branch.evaluate(node, status)
             if branch.status(node) == "diverged":
                 return End("diverged")
     except Busy as busy:

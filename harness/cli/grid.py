@@ -48,7 +48,7 @@ def run(
         from harness.coordinator.session import run_study
 
         def place() -> AbstractContextManager[Place]:
-            return job.place() if job else nullcontext(Place(address))
+            return job.place(stop.is_set) if job else nullcontext(Place(address))
 
         try:
             summary, warnings = run_study(

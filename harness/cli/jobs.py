@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,8 +40,8 @@ class Job:
         os.environ.update(own, HARNESS_INCARNATION=self.allocation.incarnation)
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[Place]:
-        """Ray on all nodes of the allocation."""
+    def place(self, stopped: Callable[[], bool]) -> Iterator[Place]:
+        """Ray on all nodes of the allocation; ``stopped`` says when to wait for it no longer."""
         from harness.coordinator.cluster import Place
         from harness.launch.allocation import bury_ended_jobs, ray_in_allocation
         from harness.launch.slurm import Slurm
@@ -49,7 +49,7 @@ class Job:
 
         Store.open(self.root)  # before this run's own folders stand in it: what is not empty is not made a store
         bury_ended_jobs(self.owners, self.allocation, Slurm())
-        with ray_in_allocation(self.allocation, self.folder) as ray:
+        with ray_in_allocation(self.allocation, self.folder, stopped) as ray:
             nodes = len(self.allocation.nodes)
             yield Place(ray.address, nodes, sum(self.allocation.cpus), nodes * self.allocation.gpus, JOIN_S, ray.trouble)
 

@@ -22,6 +22,7 @@ import ray
 
 from harness.coordinator import guard
 from harness.coordinator.scheduler import Capacity, Shape, feasible
+from harness.coordinator.stop import Stop
 from harness.errors import GangError, ResourceError
 
 
@@ -127,19 +128,23 @@ class Place:
 
 
 @contextlib.contextmanager
-def connected(place: Place, on_lost: Callable[[str], None]) -> Iterator[tuple[Capacity, ...]]:
+def connected(
+    place: Place, on_lost: Callable[[str], None], on_joined: Callable[[], None] = lambda: None, stop: Stop | None = None
+) -> Iterator[tuple[Capacity, ...]]:
     """Ray for the time of a run.
 
     Args:
         place: Where it is.
         on_lost: Called, in a thread of its own, if Ray goes away meanwhile; nothing can be asked of Ray then.
+        on_joined: Called as soon as Ray is up: it takes signals for itself, and the caller may want them back.
+        stop: Set from outside to end the wait for the machines.
 
     Yields:
         The machines.
 
     Raises:
         ResourceError: There is no Ray at the address.
-        GangError: Its machines have not come in time.
+        GangError: Its machines have not come in time, or before the stop.
     """
     address = place.address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -167,9 +172,10 @@ def connected(place: Place, on_lost: Callable[[str], None]) -> Iterator[tuple[Ca
             if place.nodes:  # it was started for this run, so it is not the user's mistake
                 raise GangError(f"the Ray of this run at {address} cannot be joined ({reason}); {place.trouble()}") from None
             raise ResourceError(f"--address {address}: there is no Ray that can be joined ({reason})") from None
+    on_joined()
     started = psutil.Process().children(recursive=True) if address is None else []
     guardian = _start_guardian(folder) if folder is not None else None
-    daemons = [process for process in started if process.name() in ("gcs_server", "raylet")]
+    daemons = [process for process in started if _is_daemon(process)]
 
     def lost(reason: str) -> None:
         if folder is not None:
@@ -179,7 +185,7 @@ def connected(place: Place, on_lost: Callable[[str], None]) -> Iterator[tuple[Ca
 
     watch = _HeadWatch(daemons, ray.get_runtime_context().gcs_address, lost)
     try:
-        _await_machines(place)
+        _await_machines(place, stop)
         yield tuple(machines().values())
     finally:
         watch.close()
@@ -191,7 +197,13 @@ def connected(place: Place, on_lost: Callable[[str], None]) -> Iterator[tuple[Ca
             guardian.wait()
 
 
-def _await_machines(place: Place) -> None:
+def _is_daemon(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # what Ray runs for a moment while it starts may be gone
+        return process.name() in ("gcs_server", "raylet")
+    return False
+
+
+def _await_machines(place: Place, stop: Stop | None) -> None:
     """Wait until Ray offers what it should: a machine that has joined may not have told yet what it has."""
     deadline = time.monotonic() + place.wait_s
     while True:
@@ -201,6 +213,8 @@ def _await_machines(place: Place) -> None:
             return
         if trouble := place.trouble():
             raise GangError(trouble)
+        if stop is not None and stop.is_set():
+            raise GangError("stopped before all machines of this run had joined")
         if time.monotonic() > deadline:
             raise GangError(
                 f"after {place.wait_s:.0f} s Ray has {len(found)} machine(s) with {cpus:g} CPUs and {gpus:g} GPUs; "

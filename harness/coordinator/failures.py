@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Literal
 
 from harness.config.schema import Resources
 from harness.errors import HarnessError
-from harness.files import sync_file
+from harness.store.store import WRITABLE_PROBE
 
 Kind = Literal["input", "crash", "memory", "device_memory", "hang", "store", "preempted"]
 """``input``: trying again cannot help. ``store``: the whole run cannot go on. ``preempted``: the machine went away."""
@@ -55,18 +57,14 @@ def classify(error: BaseException) -> tuple[Kind, str]:
 
 def store_trouble(root: Path) -> str | None:
     """Why the store cannot be written now; None where it can. Tries it with as much as a record needs."""
-    probe = root / "work" / ".probe"
     try:
-        probe.write_bytes(b"\0" * 65536)
-        sync_file(probe)
-        return None
+        with tempfile.NamedTemporaryFile(dir=root / "work", prefix=WRITABLE_PROBE) as probe:
+            probe.write(b"\0" * 65536)
+            probe.flush()
+            os.fsync(probe.fileno())
     except OSError as error:
         return f"--root {root} cannot be written: {error.strerror}"
-    finally:
-        try:
-            probe.unlink(missing_ok=True)
-        except OSError:
-            pass
+    return None
 
 
 @dataclass

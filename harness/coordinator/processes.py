@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from harness.proc import wait_gone
+
 
 @dataclass(frozen=True)
 class ProcessId:
@@ -80,7 +82,7 @@ def reap(processes: Sequence[ProcessId], patience_s: float = 2.0) -> int:
     for process in [*_living(processes), *children]:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(victims, timeout=5.0)
+    wait_gone([*victims, *children], 5.0)
     return oom_kills()
 
 

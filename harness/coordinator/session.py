@@ -22,9 +22,9 @@ from harness.coordinator.retention import kept_by_chain
 from harness.coordinator.slices import missing
 from harness.coordinator.stop import Stop
 from harness.coordinator.views import Views
-from harness.errors import ResourceError
+from harness.errors import GangError, ResourceError
 from harness.lineage import BundledChain, Chain
-from harness.store import Experiment, Leases, Owner, Store
+from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared, commit_data
 from harness.tracking import Mirror
 
@@ -73,7 +73,7 @@ def run_study(
     root: Path,
     source: Source,
     place: Callable[[], AbstractContextManager[Place]],
-    make_display: Callable[[], Any],
+    make_display: Callable[[], Display],
     stop: Stop,
     on_connected: Callable[[], None],
     idle_s: float | None = None,
@@ -98,8 +98,7 @@ def run_study(
     if not work_left(prepared, Store.read(root)):
         return _only_read(prepared, Store.open(root), source)
     gangs = _Gangs()
-    with place() as where, connected(where, gangs.ray_is_lost) as machines:
-        on_connected()
+    with place() as where, connected(where, gangs.ray_is_lost, on_connected, stop) as machines:
         gpus = any(machine.gpus for machine in machines)
         try:
             check_feasible({shape_of(cell.config, gpus) for cell in prepared.study.cells}, machines)
@@ -107,18 +106,16 @@ def run_study(
             raise source.located(error) from None
         store = Store.open(root)
         experiment = Experiment(store.root, base.experiment)
-        commit_data(prepared, store)
+        if not commit_data(prepared, store, stop.is_set):
+            raise GangError("stopped while another run wrote the data of this study")
         experiment.begin(source.data, describe_chains(prepared))
-        owner = _owner(store, base)
-        leases = Leases(store.root, owner)
-        mirror = Mirror(_mode(base), experiment.path / "wandb", leases)
-        views = Views(prepared, store)
-        display: Display = make_display()
+        with _leases(store, base) as leases, contextlib.closing(make_display()) as display:
+            mirror = Mirror(_mode(base), experiment.path / "wandb", leases)
+            views = Views(prepared, store)
 
-        def on_chain(chain: Chain | BundledChain) -> None:
-            mirror.add(views.view(chain))
+            def on_chain(chain: Chain | BundledChain) -> None:
+                mirror.add(views.view(chain))
 
-        try:
             workers = max(1, int(sum(machine.cpus for machine in machines)))
             mirrored = base.tracking.wandb != "disabled"
             summary = Summary(0, 0, 0, 0, 0.0)
@@ -130,10 +127,6 @@ def run_study(
                 gangs.coordinator = coordinator
                 summary += coordinator.run()
             warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)
-        finally:
-            display.close()
-            owner.close()
-            leases.forget([owner.id])
     return summary, warnings
 
 
@@ -143,8 +136,8 @@ def _mode(config: Config) -> Literal["offline", "online", "disabled"]:
     return "offline" if mode == "online" and os.environ.get("WANDB_MODE") == "offline" else mode
 
 
-def _owner(store: Store, config: Config) -> Owner:
-    return Owner(store.root / "leases" / "owners", config.resources.lease_s, {"experiment": config.experiment}).start()
+def _leases(store: Store, config: Config) -> AbstractContextManager[Leases]:
+    return own_leases(store.root, config.resources.lease_s, {"experiment": config.experiment})
 
 
 def work_left(prepared: Prepared, store: Store) -> bool:
@@ -167,18 +160,14 @@ def work_left(prepared: Prepared, store: Store) -> bool:
 def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summary, list[str]]:
     """Everything is there: no Ray is started; what W&B has not been sent is sent."""
     experiment = Experiment(store.root, prepared.study.base.experiment)
-    if not experiment.path.exists():
-        experiment.begin(source.data, describe_chains(prepared))
-    owner = _owner(store, prepared.study.base)
-    leases = Leases(store.root, owner)
-    mirror = Mirror(_mode(prepared.study.base), experiment.path / "wandb", leases)
-    if prepared.study.base.tracking.wandb != "disabled":
-        views = Views(prepared, store)
-        for chain in prepared.chains:
-            mirror.add(views.view(chain))
-    warnings = mirror.close()
-    owner.close()
-    leases.forget([owner.id])
+    experiment.begin(source.data, describe_chains(prepared))
+    with _leases(store, prepared.study.base) as leases:
+        mirror = Mirror(_mode(prepared.study.base), experiment.path / "wandb", leases)
+        if prepared.study.base.tracking.wandb != "disabled":
+            views = Views(prepared, store)
+            for chain in prepared.chains:
+                mirror.add(views.view(chain))
+        warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundles)
     return Summary(len(prepared.chains), 0, 0, reused, 0.0), warnings

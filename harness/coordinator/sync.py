@@ -13,7 +13,7 @@ from harness.coordinator.stop import Stop
 from harness.coordinator.views import Views
 from harness.errors import InputError
 from harness.lineage import BundledChain, Chain
-from harness.store import Experiment, Leases, Owner, Store
+from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
 from harness.tracking import BusyError, Sent, Server, connect, held, patience_s, send_chain
 
@@ -130,14 +130,9 @@ class _Pass:
     @contextlib.contextmanager
     def _leases(self) -> Iterator[Leases]:
         base = self.prepared.study.base
-        store = Store.open(self.store.root)
-        owner = Owner(store.root / "leases" / "owners", base.resources.lease_s, {"experiment": base.experiment, "sync": True})
-        leases = Leases(store.root, owner.start())
-        try:
+        root = Store.open(self.store.root).root
+        with own_leases(root, base.resources.lease_s, {"experiment": base.experiment, "sync": True}) as leases:
             yield leases
-        finally:
-            owner.close()
-            leases.forget([owner.id])
 
     def _news(self, chain: Chain | BundledChain, known: int) -> bool:
         """Whether more of a chain is committed than was sent; a bundled chain that diverged has fewer records than generations."""

@@ -154,16 +154,17 @@ class RayInAllocation:
         address: HOST:PORT of its head.
     """
 
-    def __init__(self, allocation: Allocation, folder: Path) -> None:
+    def __init__(self, allocation: Allocation, folder: Path, stopped: Callable[[], bool]) -> None:
         """Start the head; returns when it listens. The environment names the token's file already.
 
         Args:
             allocation: Where.
             folder: The job's folder on the shared file system.
+            stopped: Says when to wait no longer.
 
         Raises:
             InputError: A folder for Ray's sockets would have too long a name.
-            GangError: The head does not come up.
+            GangError: The head does not come up, or not before the stop.
         """
         if len(str(allocation.tmp)) > LONGEST_TMP:
             raise InputError(f"{allocation.tmp}: more than {LONGEST_TMP} characters, too long for Ray's sockets")
@@ -180,7 +181,7 @@ class RayInAllocation:
         self.address = f"{host}:{_free_port(int(allocation.job_id), host)}"
         try:
             self._start(0)
-            self._await_head()
+            self._await_head(stopped)
             for index in range(1, len(allocation.nodes)):
                 self._start(index)
         except BaseException:
@@ -215,12 +216,14 @@ class RayInAllocation:
                 env=environment,
             )
 
-    def _await_head(self) -> None:
+    def _await_head(self, stopped: Callable[[], bool]) -> None:
         host, _, port = self.address.rpartition(":")
         deadline = time.monotonic() + HEAD_WAIT_S
         while time.monotonic() < deadline:
             if trouble := self.trouble():
                 raise GangError(trouble)
+            if stopped():
+                raise GangError("stopped before Ray's head listened")
             with contextlib.suppress(OSError):
                 socket.create_connection((host, int(port)), timeout=1).close()
                 return
@@ -305,9 +308,9 @@ def bury_ended_jobs(owners: Path, allocation: Allocation, slurm: Slurm) -> int:
 
 
 @contextlib.contextmanager
-def ray_in_allocation(allocation: Allocation, folder: Path) -> Iterator[RayInAllocation]:
+def ray_in_allocation(allocation: Allocation, folder: Path, stopped: Callable[[], bool]) -> Iterator[RayInAllocation]:
     """`RayInAllocation` for the time of a run."""
-    ray = RayInAllocation(allocation, folder)
+    ray = RayInAllocation(allocation, folder, stopped)
     try:
         yield ray
     finally:

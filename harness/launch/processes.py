@@ -14,6 +14,8 @@ from pathlib import Path
 from harness.proc import start_of
 
 OWNER = "owner"
+LOOK_S, QUIET_LOOKS, TRACES_S = 0.05, 3, 10.0
+"""Looks for processes that name a folder: seconds between them, how many must find none, and when to give up."""
 _PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
 
 
@@ -120,11 +122,23 @@ def leave_janitor(tmp: Path) -> None:
 
 def _remove_traces(tmp: Path) -> None:
     """Kill the processes that name a folder, and remove it."""
+    quiet, deadline = 0, time.monotonic() + TRACES_S
+    # More than once: a process names nothing while `exec` gives it a new image, and starts others until it is dead.
+    while quiet < QUIET_LOOKS and time.monotonic() < deadline:
+        quiet = 0 if _kill_all_that_name(f"{tmp}/") else quiet + 1
+        time.sleep(LOOK_S)
+    shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _kill_all_that_name(path: str) -> bool:
+    """Kill the processes with a path in their command; whether there was any."""
+    found = False
     for entry in _listed("/proc"):
         with contextlib.suppress(OSError, ValueError):
-            if int(entry.name) != os.getpid() and str(tmp).encode() + b"/" in (entry / "cmdline").read_bytes():
+            if int(entry.name) != os.getpid() and path.encode() in (entry / "cmdline").read_bytes():
                 os.kill(int(entry.name), signal.SIGKILL)
-    shutil.rmtree(tmp, ignore_errors=True)
+                found = True
+    return found
 
 
 def make_private(path: Path) -> None:

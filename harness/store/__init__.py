@@ -2,8 +2,8 @@
 
 from harness.store.corpora import Corpora
 from harness.store.experiment import Experiment
-from harness.store.leases import Lease, Leases, Owner
+from harness.store.leases import Lease, Leases, Owner, own_leases
 from harness.store.store import Store
 from harness.store.work import Workplace
 
-__all__ = ["Corpora", "Experiment", "Lease", "Leases", "Owner", "Store", "Workplace"]
+__all__ = ["Corpora", "Experiment", "Lease", "Leases", "Owner", "Store", "Workplace", "own_leases"]

@@ -110,7 +110,11 @@ class Bundles:
         """
         if name in self._sound:
             return
-        if _hash(self.folder / name) != name.removesuffix(".parquet"):
+        try:
+            found = _hash(self.folder / name)
+        except FileNotFoundError:
+            raise DamagedError(f"bundles/{name} is gone: somebody has set it aside") from None
+        if found != name.removesuffix(".parquet"):
             raise DamagedError(f"bundles/{name} does not match the hash that is its name")
         self._sound.add(name)
 

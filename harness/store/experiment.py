@@ -56,8 +56,9 @@ class Experiment:
         for path in (self.path / "chains.json", *parts):
             with contextlib.suppress(DamagedError, KeyError, TypeError):
                 known |= {entry["chain"]: entry for entry in read_json(path)}
-        write_json(self.path / "chains.json", list(known.values()))
+        # What is kept comes first: whoever finds the chains may free what nobody keeps.
         write_json(self.path / "keep.json", sorted({fit for entry in known.values() for fit in entry.get("keep", ())}))
+        write_json(self.path / "chains.json", list(known.values()))
 
     @property
     def logs(self) -> Path:

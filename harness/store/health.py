@@ -15,7 +15,7 @@ from harness.files import read_json, verify
 from harness.lineage import key_of
 from harness.records import Record
 from harness.store.leases import Leases
-from harness.store.store import WEIGHTS, Kind, Store
+from harness.store.store import WEIGHTS, WRITABLE_PROBE, Kind, Store
 
 CHECKED: tuple[Kind, ...] = ("data", "fits", "evaluations")
 
@@ -65,6 +65,11 @@ def _names(folder: Path) -> list[str]:
     return os.listdir(folder) if folder.is_dir() else []
 
 
+def _work(store: Store) -> list[str]:
+    """The keys that there is work on."""
+    return sorted(name for name in _names(store.root / "work") if not name.startswith(WRITABLE_PROBE))
+
+
 def _remedy(repair: bool) -> str:
     return "set aside; the next run computes it again" if repair else "set it aside with --repair; the next run computes it again"
 
@@ -82,16 +87,18 @@ def _item(store: Store, kind: Kind, key: str, repair: bool) -> Iterator[Finding]
 
 
 def _corpus(store: Store, key: str, repair: bool) -> Iterator[Finding]:
-    for start, stop in store.corpora.shards(key):
+    shards, spec = store.corpora.shards(key), store.root / "corpora" / key / "spec.json"
+    begun = shards or spec.exists()  # else somebody is about to write it
+    for start, stop in shards:
         try:
             store.corpora.check(key, start, stop, set_aside=repair)
         except DamagedError as error:
             yield Finding("damage", f"corpora/{key}", str(error), _remedy(repair))
     try:
-        good = key_of(read_json(store.root / "corpora" / key / "spec.json")) == key
+        good = key_of(read_json(spec)) == key
     except (DamagedError, AttributeError, TypeError):
         good = False
-    if not good:
+    if begun and not good:
         yield Finding(
             "damage", f"corpora/{key}/spec.json", "is missing or does not belong to this key", "remove the corpus's folder"
         )
@@ -99,8 +106,9 @@ def _corpus(store: Store, key: str, repair: bool) -> Iterator[Finding]:
 
 def _references(store: Store) -> Iterator[Finding]:
     """Records whose fit or corpus is not there."""
+    records = store.committed("evaluations")  # first: a generation that is committed meanwhile has its fit and corpus before that
     fits, corpora = store.committed("fits"), set(_names(store.root / "corpora"))
-    for key in sorted(store.committed("evaluations")):
+    for key in sorted(records):
         try:
             record = Record.from_json(store.json("evaluations", key, "record.json"))
             examples = int(store.json("evaluations", key, "spec.json")["evaluation"].get("examples", 1))
@@ -119,7 +127,7 @@ def _references(store: Store) -> Iterator[Finding]:
 
 
 def _left_behind(store: Store, leases: Leases) -> Iterator[Finding]:
-    for key in sorted(_names(store.root / "work")):
+    for key in _work(store):
         size = _size(store.root / "work" / key)
         if leases.held(leases.look(key)):
             yield Finding("note", f"work/{key}", f"is being worked on ({_mebibytes(size)})")
@@ -141,12 +149,11 @@ def _left_behind(store: Store, leases: Leases) -> Iterator[Finding]:
 
 
 def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
+    """Bytes of a file, or of all files in a folder; what others remove meanwhile counts as nothing."""
     total = 0
-    for inner in path.rglob("*"):
+    for file in (path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)):
         with contextlib.suppress(OSError):
-            total += inner.stat().st_size if inner.is_file() else 0
+            total += 0 if file.is_dir() else file.stat().st_size
     return total
 
 
@@ -228,10 +235,10 @@ def collect(store: Store, leases: Leases, dry_run: bool = False, damaged: bool =
         path = store.path("fits", fit) / WEIGHTS
         if path.exists() and not leases.held(leases.look(fit)):
             freed.weights += 1
-            freed.weights_bytes += path.stat().st_size
+            freed.weights_bytes += _size(path)
             if not dry_run:
                 store.evict_weights(fit, "gc: no experiment needs them")
-    for key in sorted(_names(store.root / "work")):
+    for key in _work(store):
         if key not in needed.unfinished and not leases.held(leases.look(key)):
             freed.work += 1
             freed.work_bytes += _size(store.root / "work" / key)

@@ -308,7 +308,9 @@ class Leases:
                     os.link(temporary, folder / f"{epoch:08d}")
                     return True
                 except FileNotFoundError:
-                    folder.mkdir(parents=True, exist_ok=True)
+                    # Two others may make the folder and remove it again while it is made here; then it is tried again.
+                    with contextlib.suppress(FileExistsError):
+                        folder.mkdir(parents=True, exist_ok=True)
                 except FileExistsError:
                     # Over NFS a link that was made can be reported as failed when the first answer got lost.
                     return os.stat(temporary).st_nlink > 1
@@ -346,3 +348,21 @@ class Leases:
             for name in sorted(os.listdir(self.folder)):
                 if name != "owners" and (self.folder / name).is_dir():
                     yield name, self.look(name)
+
+
+@contextlib.contextmanager
+def own_leases(root: Path, lease_s: float = 60.0, about: Mapping[str, Any] | None = None) -> Iterator[Leases]:
+    """The leases under a root as an owner sees them that lives as long as the context; what it still holds then is free.
+
+    Args:
+        root: The store's root.
+        lease_s: See `Owner`.
+        about: See `Owner`.
+    """
+    owner = Owner(root / "leases" / "owners", lease_s, about).start()
+    leases = Leases(root, owner)
+    try:
+        yield leases
+    finally:
+        owner.close()
+        leases.forget([owner.id])

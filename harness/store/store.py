@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from harness import __version__
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
-from harness.files import TOMBSTONE, is_foreign, read_json, remove_tree, seal, sync_file, verify, write_json
+from harness.files import PROBE, TOMBSTONE, is_foreign, read_json, remove_tree, seal, sync_file, verify, write_json
 from harness.lineage import Node
 from harness.records import Record
 from harness.store.bundles import Bundles
@@ -23,6 +23,8 @@ from harness.store.corpora import Corpora
 FORMAT = 1
 Kind = Literal["data", "fits", "evaluations"]
 WEIGHTS = "model.safetensors"
+WRITABLE_PROBE = ".probe-"
+"""How files begin that try whether ``work/`` can be written."""
 
 
 class Store:
@@ -57,9 +59,8 @@ class Store:
             cls._check_format(root)
             for name in ("data", "fits", "corpora", "evaluations", "work", "experiments"):
                 (root / name).mkdir(exist_ok=True)
-            probe = root / "work" / f".probe-{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
+            with tempfile.NamedTemporaryFile(dir=root / "work", prefix=WRITABLE_PROBE):
+                pass
         except OSError as error:
             raise InputError(f"--root {root} cannot be written: {error.strerror}") from None
         return cls(root)
@@ -73,7 +74,7 @@ class Store:
         """
         ancestor = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
         try:
-            with tempfile.TemporaryFile(dir=ancestor):
+            with tempfile.NamedTemporaryFile(dir=ancestor, prefix=PROBE):  # NFS renames what is unlinked while it is open
                 pass
         except OSError as error:
             raise InputError(f"--root {root} cannot be written: {error.strerror}") from None
@@ -156,8 +157,13 @@ class Store:
     def stage(self, key: str) -> Path:
         """A new empty directory to build an item in: ``item/`` of a new workplace."""
         path = self.root / "work" / key / uuid.uuid4().hex[:12] / "item"
-        path.mkdir(parents=True)
-        return path
+        while True:
+            try:
+                path.mkdir(parents=True)
+                return path
+            except (FileNotFoundError, FileExistsError):  # others made the key's folder, and removed it, while it was made here
+                if not (self.root / "work").is_dir():
+                    raise
 
     def clear_work(self, key: str) -> None:
         """Remove all that was left of work on a key; only for who holds its lease."""
@@ -218,9 +224,10 @@ class Store:
             Bytes freed.
         """
         path = self.path("fits", fit) / WEIGHTS
-        if not path.exists():
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
             return 0
-        size = path.stat().st_size
         write_json(path.with_name(path.name + TOMBSTONE), {"bytes": size, "reason": reason})
         path.unlink(missing_ok=True)
         return size

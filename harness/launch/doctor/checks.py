@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import psutil
 
+from harness.proc import wait_gone
+
 Severity = Literal["ok", "warning", "failure"]
 
 
@@ -93,6 +95,7 @@ def end_tree(process: subprocess.Popen[str]) -> None:
             member.kill()
         except psutil.Error:
             pass
+    wait_gone([member for member in members if member.pid != process.pid], 5.0)
     process.wait()
 
 

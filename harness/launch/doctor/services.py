@@ -9,13 +9,14 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, scratch_prefix, told
+from harness.proc import wait_gone
 
 DEEPSPEED_LIMIT_S = 120.0
 RAY_LIMIT_S = 120.0
@@ -27,9 +28,22 @@ TAG = "HARNESS_DOCTOR"
 
 def end_children() -> None:
     """Kill everything that this probe has started and that still runs."""
-    for child in psutil.Process().children(recursive=True):
+    _kill(psutil.Process().children(recursive=True))
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    """Kill processes, and wait until they are gone."""
+    for process in processes:
         with contextlib.suppress(psutil.Error):
-            child.kill()
+            process.kill()
+    wait_gone(processes, 5.0)
+
+
+def _name(process: psutil.Process) -> str:
+    """The name of a process; empty where it has ended."""
+    with contextlib.suppress(psutil.Error):
+        return str(process.name()) if process.is_running() else ""
+    return ""
 
 
 def deepspeed() -> dict[str, Any]:
@@ -54,17 +68,15 @@ def ray() -> dict[str, Any]:
     try:
         found = json.loads(last_line(run(python("harness.coordinator.trial"), RAY_LIMIT_S - GONE_S - 10, environment)))
     except ChildError as error:
-        for process in tagged(tag):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        deadline = time.monotonic() + GONE_S
+        while (left := tagged(tag)) and time.monotonic() < deadline:  # they start others until they are dead
+            _kill(left)
         return told(Check("ray", "failure", f"a local Ray: {error}", remedy))
     took = time.monotonic() - started
     while (left := tagged(tag)) and time.monotonic() - started - took < GONE_S:
         time.sleep(0.1)
-    names = sorted({process.name() for process in left if process.is_running()})
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    names = sorted({name for process in left if (name := _name(process))})
+    _kill(left)
     behind = [f"it left processes behind: {', '.join(names)} (killed now)"] if names else []
     behind += [f"it left {folder} behind" for folder in found["folders"] if Path(folder).exists()]
     text = f"Ray {found['version']} started, ran a task and ended in {took:.1f} s, nothing left"

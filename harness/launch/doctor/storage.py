@@ -79,15 +79,11 @@ def _told(place: Path, root: Path, *checks: Check) -> dict[str, Any]:
 
 
 def _calls(folder: Path) -> tuple[list[str], float]:
-    """What does not work in a folder, and how long a small fsync takes."""
+    """What does not work in a folder, and how long a small fsync takes (the best of three: others use the disk too)."""
     wrong = []
     first, second, name = folder / "first", folder / "second", folder / "name"
-    first.write_bytes(b"x" * 4096)
     second.write_bytes(b"y")
-    started = time.monotonic()
-    sync_file(first)
-    sync_file(folder)
-    fsync_s = time.monotonic() - started
+    fsync_s = min(_flush(first, folder) for _ in range(3))
     try:
         os.link(first, name)
         if os.stat(first).st_nlink != 2:
@@ -109,6 +105,15 @@ def _calls(folder: Path) -> tuple[list[str], float]:
     except OSError:
         pass
     return wrong, fsync_s
+
+
+def _flush(file: Path, folder: Path) -> float:
+    """Seconds that it takes to put a small file, and its name, to disk."""
+    file.write_bytes(b"x" * 4096)
+    started = time.monotonic()
+    sync_file(file)
+    sync_file(folder)
+    return time.monotonic() - started
 
 
 def judge_disk(place: Path) -> Check:

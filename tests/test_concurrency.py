@@ -1,0 +1,231 @@
+"""Others read, write and remove on the same store at the same moment."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chains import Events, contents, run_all
+from conftest import GAUSSIAN, Make
+
+from harness.errors import DamagedError
+from harness.files import verify
+from harness.lineage import key_of
+from harness.store import Experiment, Leases, Store, own_leases
+from harness.store.health import collect, examine, needs
+from harness.store.shared import commit_once
+from harness.store.store import WEIGHTS
+
+SPEC = {"kind": "data"}
+KEY = key_of(SPEC)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "root")
+
+
+@contextmanager
+def meanwhile(act: Callable[[], Any]) -> Iterator[None]:
+    """Do something over and over in a thread; what it raises is raised at the end."""
+    end, errors = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            while not end.is_set():
+                act()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def repeatedly(act: Callable[[], Any], seconds: float = 0.5) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        act()
+
+
+def commit_fit(store: Store, key: str) -> None:
+    staged = store.stage(key)
+    (staged / WEIGHTS).write_bytes(b"w" * 1000)
+    store.commit("fits", key, staged, {})
+
+
+def test_what_is_being_written_is_nobodys_leftover(store: Store) -> None:
+    seen: list[Any] = []
+
+    def write(folder: Path) -> None:
+        (folder / "content").write_text("x")
+        seen.extend(examine(store, Leases(store.root, None)))
+        seen.append(collect(store, Leases(store.root, None)))
+
+    commit_once(store, "data", {KEY: (write, SPEC)}, {})
+    *findings, freed = seen
+    assert not [found for found in findings if found.severity != "note"]
+    assert any("is being worked on" in found.what for found in findings) and freed.work == freed.leases == 0
+    assert store.sound("data", KEY) and store.json("data", KEY, "spec.json") == SPEC
+    assert not list((store.root / "work").iterdir()) and not list((store.root / "leases" / "owners").iterdir())
+
+
+def test_one_writes_and_the_others_wait_for_it(store: Store) -> None:
+    written: list[int] = []
+
+    def write(folder: Path) -> None:
+        written.append(1)
+        time.sleep(0.3)
+        (folder / "content").write_text("x")
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(commit_once, store, "data", {KEY: (write, SPEC)}, {}) for _ in range(4)]
+    assert [run.result() for run in runs] == [True] * 4
+    assert written == [1] and store.sound("data", KEY)
+
+
+def test_a_wait_for_others_can_be_stopped(store: Store) -> None:
+    with own_leases(store.root) as other:
+        assert other.acquire(KEY)
+        looks = iter([False, False, True])
+        assert not commit_once(store, "data", {KEY: (lambda folder: None, SPEC)}, {}, stopped=lambda: next(looks))
+    assert not store.has("data", KEY)
+
+
+def test_who_failed_or_died_is_not_waited_for(store: Store) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        commit_once(store, "data", {KEY: (fail, SPEC)}, {})
+    assert not list((store.root / "leases" / "owners").glob("*.beat"))
+    code = (
+        "import os, sys; from pathlib import Path; from harness.store import own_leases\n"
+        "with own_leases(Path(sys.argv[1]), 1000.0) as leases:\n"
+        "    assert leases.acquire(sys.argv[2]); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(store.root), KEY], check=True)
+    commit_once(store, "data", {KEY: (lambda folder: (folder / "content").write_text("x"), SPEC)}, {})
+    assert store.sound("data", KEY)
+
+
+def test_workplaces_come_and_go(store: Store) -> None:
+    def once() -> None:
+        commit_fit(store, "k")
+        shutil.rmtree(store.path("fits", "k"), ignore_errors=True)
+
+    with meanwhile(once), meanwhile(once):
+        repeatedly(once)
+
+
+def test_a_store_is_examined_and_swept_while_others_work_in_it(store: Store) -> None:
+    def once() -> None:
+        with own_leases(store.root) as leases:
+            lease = leases.acquire("k")
+            assert lease is not None
+            staged = store.stage("k")
+            for number in range(5):
+                (staged.parent / f"checkpoint-{number}").mkdir()
+                (staged.parent / f"checkpoint-{number}" / "model").write_text("x")
+            store.commit("fits", "k", staged, {})
+            leases.release(lease, finished=True)
+            shutil.rmtree(store.path("fits", "k"))
+
+    def look() -> None:
+        list(examine(store, Leases(store.root, None)))  # a fit that comes and goes, as here, may be damage; it must only be told
+        collect(store, Leases(store.root, None), dry_run=True)
+
+    with meanwhile(once):
+        repeatedly(look)
+
+
+def test_weights_that_are_freed_and_restored_are_no_damage(store: Store) -> None:
+    commit_fit(store, "k")
+
+    def once() -> None:
+        assert store.evict_weights("k", "test") == 1000
+        staged = store.stage("k")
+        (staged / WEIGHTS).write_bytes(b"w" * 1000)
+        store.restore_weights("k", staged)
+
+    with meanwhile(once):
+        repeatedly(lambda: verify(store.path("fits", "k")))
+
+
+def test_two_may_free_the_same_weights(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit_fit(store, "k")
+    monkeypatch.setattr(Path, "exists", lambda path, **_: True)  # as seen a moment before
+    assert [store.evict_weights("k", "test") for _ in range(2)] == [1000, 0]
+
+
+def test_a_corpus_that_is_about_to_get_its_spec_is_no_damage(store: Store) -> None:
+    (store.root / "corpora" / KEY).mkdir()
+    assert not [found for found in examine(store, Leases(store.root, None)) if found.severity == "damage"]
+    (store.root / "corpora" / KEY / "spec.json").write_text("{}")
+    assert [found.where for found in examine(store, Leases(store.root, None)) if found.severity == "damage"] == [
+        f"corpora/{KEY}/spec.json"
+    ]
+
+
+def test_a_bundle_that_somebody_has_just_set_aside(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.bundles, "names", lambda: ["gone.parquet"])
+    assert store.bundles.index() == {}
+    with pytest.raises(DamagedError, match="gone"):
+        store.bundles.check("gone.parquet")
+
+
+def test_an_experiment_that_was_cut_short_while_it_began_stops_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.store import experiment
+
+    chain = {"chain": "c", "generations": [{"fit": "f", "corpus": "s", "evaluation": "e"}], "keep": ["f"]}
+    written: list[str] = []
+
+    def cut(path: Path, value: Any) -> None:
+        if path.name in ("keep.json", "chains.json"):
+            if written:
+                raise KeyboardInterrupt
+            written.append(path.name)
+        original(path, value)
+
+    original = experiment.write_json
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "write_json", cut)
+        with pytest.raises(KeyboardInterrupt):
+            Experiment(store.root, "cut").begin({}, [chain])
+    assert needs(store).unfinished == frozenset()
+    Experiment(store.root, "cut").begin({}, [chain])
+    assert needs(store).weights == {"f"} and needs(store).unfinished == {"f", "s", "e"}
+
+
+def test_what_was_finished_between_the_look_and_the_lease_is_not_computed_again(make_config: Make, tmp_path: Path) -> None:
+    """The other run has committed, given its leases back, and freed the weights, which nobody needs any more."""
+    config = make_config(GAUSSIAN, **{"retention.weights": "none"})
+    prepared, done = run_all(config, tmp_path / "done")
+
+    def finish(kind: str, fields: dict[str, Any]) -> None:
+        if kind == "claimed" and not (tmp_path / "root" / "evaluations" / fields["evaluation"]).exists():
+            for name in ("fits", "corpora", "evaluations"):
+                shutil.copytree(done.root / name, tmp_path / "root" / name, dirs_exist_ok=True)
+            for path in (tmp_path / "root" / "fits").glob(f"*/{WEIGHTS}"):
+                path.unlink()
+
+    observer = Events(finish)
+    _, store = run_all(config, tmp_path / "root", observer=observer)
+    kinds = [kind for kind, _ in observer.seen]
+    assert "claimed" in kinds and "fit_started" not in kinds
+    assert contents(store, prepared) == contents(done, prepared)

@@ -295,6 +295,13 @@ def test_a_job_that_may_be_queued_is_not_said_to_be_refused(tmp_path: Path) -> N
             path.unlink()
 
 
+def test_programs_without_a_cluster() -> None:
+    said = "sinfo: error: fetch_config: DNS SRV lookup failed\nsinfo: fatal: Could not establish a configuration source\n"
+    for error in (InputError, SlurmError):  # bad input where SLURM is needed; where it is not, no reason to fail
+        with pytest.raises(error, match="not a SLURM machine: sinfo finds no configuration of a cluster; run this on"):
+            Controller((1, "", said)).slurm.partitions()
+
+
 def test_users_filters_do_not_reach_slurms_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUEUE_USERS", "nobody")
     monkeypatch.setenv("SLURM_NTASKS", "7")

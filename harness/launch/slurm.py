@@ -26,6 +26,7 @@ _LIVE = "PENDING RUNNING SUSPENDED CONFIGURING COMPLETING REQUEUED REQUEUE_HOLD 
 LIVE = frozenset(_LIVE.split())
 """States of a job that may still compute."""
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+_NO_CLUSTER = re.compile(r"could not establish a configuration source", re.IGNORECASE)
 _OVER = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
 
 
@@ -40,6 +41,10 @@ class SlurmError(HarnessError):
         """Keep both."""
         super().__init__(message)
         self.output = output
+
+
+class NoClusterError(SlurmError, InputError):
+    """SLURM's programs are installed, and no cluster is known here."""
 
 
 _THEIRS = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL_", "SCONTROL_")
@@ -111,7 +116,7 @@ class Slurm:
             limit_s: Seconds for one try.
 
         Raises:
-            InputError: SLURM is not installed here.
+            InputError: SLURM is not installed here, or belongs to no cluster.
             SlurmError: The command failed.
         """
         output = ""
@@ -131,6 +136,11 @@ class Slurm:
                 if done.returncode == 0:
                     return done.stdout
                 problem, output = " ".join(done.stderr.split()) or f"exit code {done.returncode}", done.stdout
+                if _NO_CLUSTER.search(problem):
+                    raise NoClusterError(
+                        f"this is not a SLURM machine: {command[0]} finds no configuration of a cluster; run this on the cluster's "
+                        "login node, or let SLURM_CONF name its slurm.conf"
+                    )
                 if not _BUSY.search(problem):
                     break
             if pause is not None:

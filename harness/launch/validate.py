@@ -159,8 +159,9 @@ def _remarks(work: Work, options: Options, limit: int | None) -> list[str]:
         useful = limit - START_S - signal_s(work, options)
         jobs = math.ceil(work.wall_s / useful) if useful > 0 else 0
         if jobs > 1:
+            often = "once" if jobs == 2 else f"{jobs - 1} times"
             enough = "" if jobs <= options.max_requeues + 1 else f", more than --max-requeues {options.max_requeues} allows"
-            found.append(f"about {_duration(work.wall_s)} of work: the job will requeue itself about {jobs - 1} times{enough}")
+            found.append(f"about {_duration(work.wall_s)} of work: the job will requeue itself about {often}{enough}")
     return found
 
 

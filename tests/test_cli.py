@@ -18,6 +18,7 @@ from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 
 from harness.files import seal, write_json
 from harness.reporting.statistics import aggregate, curves
+from harness.store import Store
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -148,13 +149,20 @@ def test_chains_that_share_generations_do_not_count_a_seed_twice() -> None:
 
 
 def test_a_report_of_nothing_says_so(make_config: Make, tmp_path: Path) -> None:
-    done = harness("report", make_config(GAUSSIAN), "--root", tmp_path / "root")
+    config, root = make_config(GAUSSIAN), tmp_path / "root"
+    done = harness("report", config, "--root", root)
+    assert done.returncode == 2 and f"--root {root} is not a store of the harness" in done.stderr and not root.exists()
+    Store.open(root)
+    done = harness("report", config, "--root", root)
     assert done.returncode == 0 and "nothing has been committed yet" in done.stdout
 
 
 def test_status_of_a_study_that_has_not_begun(make_config: Make, tmp_path: Path) -> None:
     done = harness("status", make_config(GAUSSIAN, grid={"seed": [0, 1]}), "--root", tmp_path / "root")
     assert done.returncode == 0 and "2 waiting" in done.stdout
+    assert f"there is no store at --root {tmp_path / 'root'} yet" in done.stderr and not (tmp_path / "root").exists()
+    done = harness("status", tmp_path / "config.yaml", "--root=~/nothing", HOME=str(tmp_path))
+    assert f"no store at --root {tmp_path / 'nothing'} yet" in done.stderr
 
 
 def test_an_internal_error_is_one_line_with_its_details_in_a_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,13 @@ def test_what_sbatch_reads_from_the_environment_counts_least(tmp_path: Path, mon
         ("mail_type: END\n", "mail_type: needs mail_user"),
         ("gpus_per_node: many\n", "gpus_per_node: found 'many', allowed: a number, or TYPE:NUMBER"),
         ("python: python3\n", "python: found 'python3', allowed: an absolute path"),
-        ("tmp: /a/very/long/path/to/scratch\n", "tmp: "),
+        ("tmp: /a/very/long/path/to/scratch\n", "tmp: found '/a/very/long/path/to/scratch', allowed: 20 characters at most"),
+        ("environment: [A=b]\n", "site.yaml:1: environment: found ['A=b'], allowed: NAME: VALUE, a line each"),
+        ("setup: {a: b}\n", "site.yaml:1: setup: found {'a': 'b'}, allowed: a list of lines"),
+        ("nodes: 0\n", "site.yaml:1: nodes: found '0', allowed: more than 0"),
+        ("nodes: some\n", "site.yaml:1: nodes: found 'some', allowed: a whole number"),
+        ("network: perhaps\n", "site.yaml:1: network: found 'perhaps', allowed: true or false"),
+        ("signal_s: 1\n", "site.yaml:1: signal_s: found '1', allowed: at least 10"),
     ],
 )
 def test_a_wrong_site_file(tmp_path: Path, text: str, expected: str) -> None:
@@ -155,7 +162,17 @@ def test_a_wrong_site_file(tmp_path: Path, text: str, expected: str) -> None:
 
 def test_the_example_site_file() -> None:
     found = make_options(read_site(ROOT / "slurm" / "site.example.yaml"), {})
-    assert found.partition and found.setup and found.cache
+    assert found.partition and found.setup and found.cache and found.gpus
+
+
+def test_a_single_line_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    (tmp_path / "site.yaml").write_text("setup: module load cuda\nextra: --comment=x\ncache: ~/hf\npython: ~/venv/bin/python\n")
+    found = make_options(read_site(tmp_path / "site.yaml"), {"setup": ["module load gcc"]})
+    assert found.setup == ("module load cuda", "module load gcc") and found.extra == ("--comment=x",)
+    assert (found.cache, found.python) == (Path("/home/ada/hf"), "/home/ada/venv/bin/python")
+    with pytest.raises(InputError, match="--sbatch: found 'nodelist=n1', allowed: --name or --name=value"):
+        make_options({}, {"extra": ["nodelist=n1"]})
 
 
 # --- checks against the plan -------------------------------------------------------------------------------------------
@@ -191,9 +208,13 @@ def test_times_and_remarks() -> None:
     with pytest.raises(InputError, match="0:06:00 is too short.* allowed: 0:07:00 or more"):
         check(work(CPU), Options(time="6"), PARTITIONS)
     assert check(work(CPU), Options(time="7"), PARTITIONS) != []
-    remarks = check(work(CPU, wall_s=10 * 3600), Options(time="2:02:00", max_requeues=3), PARTITIONS)
+    cpus = {"cpu": replace(PARTITIONS["gpu"], name="cpu", gpus=0)}
+    remarks = check(work(CPU, wall_s=10 * 3600), Options(time="2:02:00", max_requeues=3), cpus)
     assert remarks == ["about 10:00:00 of work: the job will requeue itself about 4 times, more than --max-requeues 3 allows"]
-    assert check(work(CPU), Options(time="20:00:00"), PARTITIONS) == []
+    assert check(work(CPU), Options(time="20:00:00"), cpus) == []
+    idle = "partition gpu has GPUs and none is asked for (--gpus-per-node), so everything is computed on CPUs"
+    assert check(work(CPU), Options(time="20:00:00"), PARTITIONS) == [idle]
+    assert check(work(GPU), Options(gpus_per_node=8, time="2:00:00"), PARTITIONS) == []
 
 
 def test_all_problems_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -30,11 +31,23 @@ app = typer.Typer(
 )
 
 
+def path(text: str | Path) -> Path:
+    """A path with ``~`` for the home folder, which a shell leaves alone behind ``=``.
+
+    Raises:
+        InputError: Nobody has that name.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{text}: there is no such home folder") from None
+
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's YAML file.", show_default=False)]
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Set a field, or pin a grid axis; repeatable.")
 ]
-Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_ROOT", help="The store.")]
+Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_ROOT", metavar="PATH", parser=path, help="The store.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 DEFAULT_ROOT = Path("runs")
 
@@ -46,6 +59,13 @@ def prepare(config: Path, assignments: list[str] | None, root: Path, scratch: st
 
     store = Store.read(root)
     return prepare_study(config, tuple(assignments or ()), store, Path(scratch)), store
+
+
+def options_of(root: Path, assignments: list[str] | None) -> list[str]:
+    """The options with which another command finds the same study, beyond what it takes by itself."""
+    usual = path(os.environ.get("HARNESS_ROOT") or DEFAULT_ROOT)
+    found = [] if root == usual else ["--root", str(root)]
+    return found + [word for assignment in assignments or () for word in ("--set", assignment)]
 
 
 def print_json(value: Any) -> None:
@@ -63,7 +83,7 @@ def existing_store(root: Path, writes: bool) -> Any:
     from harness.store import Store
 
     if not (root / "format").exists():
-        raise InputError(f"--root {root} is not a store of the harness")
+        raise InputError(f"--root {root} is not a store of the harness; name the one that the study is in, here or in HARNESS_ROOT")
     return Store.open(root) if writes else Store.read(root)
 
 

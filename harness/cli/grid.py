@@ -159,6 +159,8 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
         found = {"experiment": name, "chains": chains, "jobs": slurm_jobs.jobs_json(jobs), "jobs_problem": problem}
         print_json(found)
         return
+    if not (root / "format").exists():
+        print(f"note: there is no store at --root {root} yet", file=sys.stderr)
     table = Table(box=None, pad_edge=False)
     for name in ("chain", *prepared.study.columns, "seed", "generations", "state"):
         table.add_column(name)

@@ -10,7 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli.app import DEFAULT_ROOT, Assignments, ConfigPath, Json, Root, app, prepare, print_json, say, signals
+from harness.cli.app import (
+    DEFAULT_ROOT,
+    Assignments,
+    ConfigPath,
+    Json,
+    Root,
+    app,
+    existing_store,
+    prepare,
+    print_json,
+    say,
+    signals,
+)
 from harness.coordinator.stop import Stop
 from harness.errors import InputError
 
@@ -59,11 +71,11 @@ def report(
     from harness.reporting import ledger
     from harness.reporting.claims import describe, judge
     from harness.reporting.report import build, summary_table
-    from harness.store import Experiment, Store
+    from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, _ = prepare(config, assignments, root, scratch)
-        store = Store.open(root)
+        store = existing_store(root, writes=True)
         rows = ledger.rows(prepared, store)
         folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import DEFAULT_ROOT, Assignments, ConfigPath, Json, Root, app, print_json
+from harness.cli.app import DEFAULT_ROOT, Assignments, ConfigPath, Json, Root, app, existing_store, options_of, print_json
 from harness.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,7 +101,10 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         variables = _hub(options) | ({TMP_VARIABLE: options.tmp} if options.tmp else {})
         if not options.network and (missing := missing_files(expand(load_file(config, given)))):
-            raise InputError("\n".join(missing).replace("harness fetch CONFIG", f"harness fetch {config}"))
+            named_cache = ["--cache", str(options.cache)] if options.cache else []
+            sets = [word for assignment in given for word in ("--set", assignment)]
+            fetch = shlex.join(["harness", "fetch", str(config), *sets, *named_cache])
+            raise InputError("\n".join(missing).replace("harness fetch CONFIG", fetch))
         store = Store.read(root)
         prepared = prepare_study(config, given, store, Path(scratch))
         work = _work(prepared, store, options)
@@ -122,7 +126,8 @@ def submit(
         return
     _tell(submission.job, options, work, folder)
     _remark(remarks)
-    print(f"harness status {config} shows it, harness cancel {config} ends it")
+    same = shlex.join([str(config), *options_of(root, assignments)])
+    print(f"`harness status {same}` shows it, `harness cancel {same}` ends it")
 
 
 def _tell(job: str, options: Options, work: Work, folder: Path) -> None:
@@ -161,6 +166,7 @@ def _hub(options: Options) -> dict[str, str]:
 @app.command()
 def cancel(
     config: ConfigPath,
+    assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     job: Annotated[list[str] | None, typer.Option(help="Only this job or task, as 12 or 12_3; repeatable.")] = None,
     now: Annotated[bool, typer.Option("--now", help="Do not wait until work is saved.")] = False,
@@ -172,10 +178,11 @@ def cancel(
     from harness.launch.submit import cancel as end
     from harness.store import Experiment
 
-    name = str(load_file(config, ()).data.get("experiment"))
+    name = str(load_file(config, tuple(assignments or ())).data.get("experiment"))
     slurm = Slurm()
     if not slurm.here():
         slurm.call("squeue")
+    existing_store(root, writes=False)
     ended = end(Experiment(root, name).path, slurm, tuple(job or ()), now)
     if json_output:
         print_json({"cancelled": [task.job for task in ended]})

@@ -26,6 +26,19 @@ _ALLOWED = {
     "umask": "three octal digits, such as 0002",
     "tmp": "an absolute path of letters, digits and ._/-",
 }
+_FLAGS = {"extra": "--sbatch"}
+"""Options of the command line that have another name than their field."""
+_TYPES = {
+    "tuple_type": "a list of lines",
+    "dict_type": "NAME: VALUE, a line each",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+    "path_type": "a path",
+    "string_type": "one word",
+}
+_LIMITS = {"greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least")}
+"""Kinds of errors of pydantic's: what is allowed."""
 _FROM_ENVIRONMENT = ("partition", "account", "qos", "reservation", "constraint")
 """Options that people set for all their jobs, as ``SBATCH_ACCOUNT`` and so on."""
 
@@ -131,6 +144,16 @@ class Options(BaseModel):
             raise ValueError(f"found {value!r}, allowed: a number of tasks, such as 8, or 8%4 for at most four at once")
         return value
 
+    @field_validator("setup", "extra", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return lines_of(value)
+
+    @field_validator("cache", "python", mode="before")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        return os.path.expanduser(value) if isinstance(value, str | Path) else value
+
     @field_validator("setup")
     @classmethod
     def _lines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -174,6 +197,11 @@ class Options(BaseModel):
     def time_s(self) -> int | None:
         """The time limit in seconds."""
         return parse_time(self.time) if self.time else None
+
+
+def lines_of(value: Any) -> Any:
+    """Lines of a site file: one may stand by itself."""
+    return (value,) if isinstance(value, str) else value
 
 
 def read_site(path: Path | None) -> dict[str, Any]:
@@ -230,9 +258,9 @@ def make_options(site: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
     usual = {name: value for name in _FROM_ENVIRONMENT if (value := os.environ.get(f"SBATCH_{name.upper()}"))}
     merged = {**usual, **{name: value for name, value in site.items() if value is not None}, **told}
     for name in ("setup", "extra"):
-        merged[name] = (*(site.get(name) or ()), *told.get(name, ()))
+        merged[name] = (*lines_of(site.get(name) or ()), *told.get(name, ()))
     places = {name: (f"SBATCH_{name.upper()}", None) for name in usual if name not in site}
-    _check(merged, places | {name: (f"--{name.replace('_', '-')}", None) for name in told})
+    _check(merged, places | {name: (_FLAGS.get(name) or f"--{name.replace('_', '-')}", None) for name in told})
     return Options(**merged)
 
 
@@ -248,10 +276,16 @@ def _check(values: Mapping[str, Any], places: Mapping[str, tuple[str, int | None
             Options(**values)
         except ValidationError as error:
             for item in error.errors():
-                name = str(item["loc"][0]) if item["loc"] else ""
-                message = item["msg"].removeprefix("Value error, ")
-                if item["type"] == "string_pattern_mismatch":
+                name, kind = str(item["loc"][0]) if item["loc"] else "", item["type"]
+                message, allowed = item["msg"].removeprefix("Value error, "), _TYPES.get(kind)
+                if kind == "string_pattern_mismatch":
                     allowed = _ALLOWED.get(name, "one word without quotes or signs of the shell")
+                elif kind in _LIMITS:
+                    limit, words = _LIMITS[kind]
+                    allowed = f"{words} {item['ctx'][limit]:g}"
+                elif kind == "string_too_long":
+                    allowed = f"{item['ctx']['max_length']} characters at most"
+                if allowed is not None:
                     message = f"found {item['input']!r}, allowed: {allowed}"
                 where, line = places.get(name, ("site file", None))
                 problems.append(Problem(where, line, "" if where.startswith(("--", "SBATCH_")) else name, message))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -80,7 +80,7 @@ def check(work: Work, options: Options, partitions: Mapping[str, Partition] | No
     Raises:
         InputError: It cannot work; one line for every reason.
     """
-    problems = problems_of_gangs(work, options)
+    problems, named = problems_of_gangs(work, options), list[Partition]()
     limit = options.time_s
     if partitions is not None:
         named = _named(options, partitions, problems)
@@ -98,7 +98,7 @@ def check(work: Work, options: Options, partitions: Mapping[str, Partition] | No
         )
     if problems:
         raise InputError("\n".join(problems))
-    return _remarks(work, options, limit)
+    return _remarks(work, options, limit, named)
 
 
 def problems_of_gangs(work: Work, options: Options) -> list[str]:
@@ -151,8 +151,11 @@ def _fits(work: Work, options: Options, partition: Partition) -> list[str]:
     return problems
 
 
-def _remarks(work: Work, options: Options, limit: int | None) -> list[str]:
+def _remarks(work: Work, options: Options, limit: int | None, named: Sequence[Partition]) -> list[str]:
     found = []
+    if not options.gpus and named and all(partition.gpus for partition in named):
+        names = ", ".join(partition.name for partition in named)
+        found.append(f"partition {names} has GPUs and none is asked for (--gpus-per-node), so everything is computed on CPUs")
     if not work.left:
         found.append("everything is in the store already; the job will only see that")
     if limit is not None and not options.array:

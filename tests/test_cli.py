@@ -188,3 +188,13 @@ def test_large_grids_are_planned_quickly(make_config: Make) -> None:
     done = harness("plan", config, "--json", timeout=100)
     found = json.loads(done.stdout)
     assert (found["generations_requested"], found["generations_unique"]) == (100_000, 100 * (1 + 100 * 9))
+
+
+def test_how_a_study_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.cli.app import options_of
+
+    monkeypatch.delenv("HARNESS_ROOT", raising=False)
+    assert options_of(Path("runs"), None) == []
+    assert options_of(Path("/shared/runs"), ["a=1", "b=x y"]) == ["--root", "/shared/runs", "--set", "a=1", "--set", "b=x y"]
+    monkeypatch.setenv("HARNESS_ROOT", "/shared/runs")
+    assert options_of(Path("/shared/runs"), None) == [] and options_of(Path("runs"), None) == ["--root", "runs"]

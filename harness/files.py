@@ -17,6 +17,8 @@ from harness.errors import DamagedError
 CHECKSUMS = "checksums.json"
 TOMBSTONE = ".evicted.json"
 """Suffix of the note that stands for a file whose bytes were freed on purpose."""
+LOOKS = 10
+"""How often `verify` looks for a file that others may be about to put back."""
 PROBE = ".harness-doctor-"
 """How the folders begin in which `harness doctor` tries a file system."""
 PASSING = (".format.", PROBE)
@@ -139,12 +141,12 @@ def verify(folder: Path) -> None:
         raise DamagedError(f"{folder / CHECKSUMS} does not hold checksums")
     for name, expected in sums.items():
         # Others may free a file, and put it back, between any two looks; one that is missing is so at every look.
-        for last in (False,) * 9 + (True,):
+        for left in reversed(range(LOOKS)):
             try:
                 _compare(folder / name, expected)
             except FileNotFoundError:
                 if not (folder / (name + TOMBSTONE)).exists():
-                    if last:
+                    if not left:
                         raise DamagedError(f"{folder / name} is missing") from None
                     continue
             break

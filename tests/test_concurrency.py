@@ -133,6 +133,23 @@ def test_workplaces_come_and_go(store: Store) -> None:
         repeatedly(once)
 
 
+def test_folders_that_go_while_they_are_made(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the one before meets by chance only: others made the key's folder, and removed it."""
+    original, gone = Path.mkdir, list[OSError]()
+
+    def mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+        if gone and "k" in path.parts:
+            raise gone.pop()
+        original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    gone += [FileNotFoundError(), FileExistsError()]
+    assert store.stage("k").is_dir() and not gone
+    gone += [FileExistsError()]
+    with own_leases(store.root) as leases:
+        assert leases.acquire("k") is not None and not gone
+
+
 def test_a_store_is_examined_and_swept_while_others_work_in_it(store: Store) -> None:
     def once() -> None:
         with own_leases(store.root) as leases:

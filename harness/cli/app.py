@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,11 +61,16 @@ def prepare(config: Path, assignments: list[str] | None, root: Path, scratch: st
     return prepare_study(config, tuple(assignments or ()), store, Path(scratch)), store
 
 
+def sets(assignments: Sequence[str] | None) -> list[str]:
+    """Assignments as the options that they were given with."""
+    return [word for assignment in assignments or () for word in ("--set", assignment)]
+
+
 def options_of(root: Path, assignments: list[str] | None) -> list[str]:
     """The options with which another command finds the same study, beyond what it takes by itself."""
     usual = path(os.environ.get("HARNESS_ROOT") or DEFAULT_ROOT)
     found = [] if root == usual else ["--root", str(root)]
-    return found + [word for assignment in assignments or () for word in ("--set", assignment)]
+    return found + sets(assignments)
 
 
 def print_json(value: Any) -> None:

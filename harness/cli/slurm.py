@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import DEFAULT_ROOT, Assignments, ConfigPath, Json, Root, app, existing_store, options_of, print_json
+from harness.cli.app import DEFAULT_ROOT, Assignments, ConfigPath, Json, Root, app, existing_store, options_of, print_json, sets
 from harness.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,9 +90,6 @@ def submit(
     options = make_options(read_site(site), named)
     slurm = Slurm()
     partitions = _partitions(slurm, dry_run)
-    from harness.config.grid import expand
-    from harness.config.load import load_file
-    from harness.fetch import missing_files
     from harness.launch.allocation import TMP_VARIABLE
     from harness.store import Experiment, Store
     from harness.study import commit_data, prepare_study
@@ -100,11 +97,8 @@ def submit(
     given = tuple(assignments or ())
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         variables = _hub(options) | ({TMP_VARIABLE: options.tmp} if options.tmp else {})
-        if not options.network and (missing := missing_files(expand(load_file(config, given)))):
-            named_cache = ["--cache", str(options.cache)] if options.cache else []
-            sets = [word for assignment in given for word in ("--set", assignment)]
-            fetch = shlex.join(["harness", "fetch", str(config), *sets, *named_cache])
-            raise InputError("\n".join(missing).replace("harness fetch CONFIG", fetch))
+        if not options.network:
+            _check_files(config, given, options)
         store = Store.read(root)
         prepared = prepare_study(config, given, store, Path(scratch))
         work = _work(prepared, store, options)
@@ -151,6 +145,18 @@ def _partitions(slurm: Slurm, dry_run: bool) -> Mapping[str, Partition] | None:
 def _remark(remarks: Sequence[str]) -> None:
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)
+
+
+def _check_files(config: Path, given: Sequence[str], options: Options) -> None:
+    """Look for what the jobs need of the hub where they will look, and say how to fetch it."""
+    from harness.config.grid import expand
+    from harness.config.load import load_file
+    from harness.fetch import missing_files
+
+    if missing := missing_files(expand(load_file(config, tuple(given)))):
+        cache = ["--cache", str(options.cache)] if options.cache else []
+        fetch = shlex.join(["harness", "fetch", str(config), *sets(given), *cache])
+        raise InputError("\n".join(missing).replace("harness fetch CONFIG", fetch))
 
 
 def _hub(options: Options) -> dict[str, str]:

@@ -18,6 +18,12 @@ import psutil
 import pytest
 import yaml
 from hub_endpoint import Hub, serve
+from workers import (  # noqa: F401 (hooks)
+    pytest_collection_modifyitems,
+    pytest_runtest_protocol,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
 
 from harness.coordinator.stop import Stop
 
@@ -236,11 +242,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 _skipped: list[str] = []
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
-    outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
-    if report.skipped and not any(item.get_closest_marker(name) for name in ("gpu", "multigpu", "kernel")):
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Where tests run in several processes, their reports arrive in the one that collects them, by this way too."""
+    if report.skipped and not {"gpu", "multigpu", "kernel"} & report.keywords.keys():
+        _skipped.append(report.nodeid)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file that skips itself as a whole."""
+    if report.skipped:
         _skipped.append(report.nodeid)
 
 

@@ -117,6 +117,7 @@ def test_a_number_that_is_not_finite_is_empty_and_never_zero(make_config: Make, 
     assert found.low == pytest.approx(2 - 12.7062047 * 2**0.5 / 2**0.5) and aggregate([1.0]).low is None
 
 
+@pytest.mark.slow
 def test_the_report_shows_everything_and_escapes_what_models_wrote(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(TEXT, generations=1, grid={"regime.synthetic_ratio": [0.5, 1.0]}), tmp_path / "root"
     prepared, store = run_all(config, root, ranks=ranks)
@@ -181,6 +182,7 @@ def test_links_in_the_documents_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+@pytest.mark.slow
 def test_large_grids_are_planned_quickly(make_config: Make) -> None:
     """100,000 generations; the bound is several times what it takes, so only another order of growth fails it."""
     grid: dict[str, Any] = {"regime.synthetic_ratio": [i / 100 for i in range(1, 101)], "seed": {"from": 0, "count": 100}}

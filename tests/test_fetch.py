@@ -22,6 +22,8 @@ from harness.config.load import load_file
 from harness.data.hub import Caches
 from harness.fetch import OFFLINE, cache_environment, missing_files, needed
 
+pytestmark = pytest.mark.slow
+
 STUDY: dict[str, Any] = {
     "data": {
         "source": "hf:lab/split",

@@ -222,6 +222,7 @@ def test_budgets_equalise_what_they_name() -> None:
     assert plan_steps(Train(max_steps=7), grown, "examples", reference).steps == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_micro_batches_do_not_change_the_science(ranks: Any, make_config: Make, tmp_path: Path, stage: int) -> None:
     """Gradients are summed in another order, so fp32 losses agree to rounding and not to the bit."""
@@ -241,6 +242,7 @@ def test_micro_batches_do_not_change_the_science(ranks: Any, make_config: Make, 
     assert losses[0][-1] < losses[0][0], "it learns"
 
 
+@pytest.mark.slow
 def test_a_chain_run_again_is_the_same_and_crashes_change_nothing(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     config = make_config(TEXT)
     observer = Events()
@@ -261,6 +263,7 @@ def test_a_chain_run_again_is_the_same_and_crashes_change_nothing(ranks: Any, ma
             assert contents(store, prepared) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -322,6 +325,7 @@ def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -
     assert (summary["chains_complete"], summary["generations_computed"], summary["generations_reused"]) == (1, 0, 1)
 
 
+@pytest.mark.slow
 def test_longer_corpora_and_refits_are_those_of_a_first_try(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     """Evicted weights are fitted again when a corpus must grow, and give the same bits."""
     config = make_config(TEXT, generations=1)

@@ -143,6 +143,7 @@ def test_what_needs_no_hub_can_be_planned_and_judged(path: Path, tmp_path: Path)
     assert found.generations_stored == 0 < found.generations_unique <= found.generations_requested
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in FULL if reads_hub(path)], ids=name)
 def test_what_needs_the_hub_can_be_planned(path: Path, hub: Hub, cache: Path, tmp_path: Path) -> None:
     """``harness plan`` checks that each claim names one cell; only the number of examples is smaller than in the file."""

@@ -175,6 +175,7 @@ def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.fast
 def test_cheap_learners_run_without_a_process_group(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
     config = make_config(GAUSSIAN, grid={"seed": {"from": 0, "count": 5}})
     summary, _, _ = run_study(config, tmp_path / "root")
@@ -194,6 +195,7 @@ def test_a_gang_retires_when_its_memory_has_grown_too_far() -> None:
     ]
 
 
+@pytest.mark.fast
 def test_one_model_learns_from_what_another_writes(make_config: Make, tmp_path: Path, run_study: Callable[..., Any]) -> None:
     """``source: {cell: ...}`` between two sizes: the reader's training sets are the writer's corpora, and it writes its own too."""
     reads = {"when": {"learner.model.width": 32}, "set": {"regime.source": {"cell": {"learner.model.width": 16}}}}

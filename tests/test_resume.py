@@ -59,6 +59,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", CASES, ids=lambda case: ",".join(f"{k.split('.')[-1]}={v}" for k, v in case.items()))
 def test_a_fit_that_crashed_goes_on_from_its_checkpoint_to_the_same_bytes(
     make_config: Make, tmp_path: Path, ranks: Any, eager: None, changes: dict[str, Any]

@@ -21,6 +21,8 @@ from wandb_endpoint import PROJECT, Recorder, endpoint
 from harness.store import Leases, Owner
 from harness.tracking import run_id
 
+pytestmark = pytest.mark.slow
+
 GRID = {"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]}
 
 

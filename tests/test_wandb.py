@@ -17,6 +17,8 @@ from wandb_endpoint import PROJECT, Recorder, endpoint
 
 from harness.tracking import run_id
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -1,0 +1,90 @@
+"""Tests in several processes at once: how many, in which order, and which of them run alone.
+
+Most tests on Ray and SLURM wait for something most of the time, so others compute meanwhile. What a test starts is its own, or its
+process's: a Ray, a SLURM (one for all tests that need it), folders. A test that is judged by a clock is marked ``alone``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+TEST_BYTES = 5 * 2**30
+"""What the tests of one process take at most: a Ray with two gangs of two ranks each."""
+APART = {
+    "test_bundles.py",
+    "test_doctor.py",
+    "test_faults.py",
+    "test_fetch.py",
+    "test_papers.py",
+    "test_quickstart.py",
+    "test_ray.py",
+}
+"""Files with long tests, each of which makes all that it needs: a process takes one test at a time. Of other files it takes all."""
+SLURM = {"test_slurm.py", "test_doctor_slurm.py"}
+"""One process runs all of these, on one SLURM."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes a core: a test on Ray computes for about half of its time."""
+    return max(1, min(2 * len(os.sched_getaffinity(0)), psutil.virtual_memory().total // TEST_BYTES))
+
+
+class Shares(LoadScopeScheduling):  # type: ignore[misc]
+    """What a process takes as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        name = Path(nodeid.partition("::")[0]).name
+        return nodeid if name in APART else "slurm" if name in SLURM else name
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
+    return Shares(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest first, so that no process ends long before the others; those that run alone last, when nobody waits for them."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    order = ("slurm", "ray", "", "alone")
+    found = [name for name in ("alone", "slurm", "ray") if item.get_closest_marker(name)]
+    return order.index(found[0] if found else "")
+
+
+class _Rooms:
+    """Many may be in, or one alone. Who wants to be alone waits at the gate, and nobody passes it meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self.gate, self.room = folder / "gate.lock", folder / "room.lock"
+
+    def enter(self, alone: bool) -> ExitStack:
+        inside = ExitStack()
+        room = inside.enter_context(open(self.room, "w"))
+        inside.callback(fcntl.flock, room, fcntl.LOCK_UN)  # for closing is not enough where a child has inherited it
+        with open(self.gate, "w") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        return inside
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Before a test's time limit begins, wait until it may run."""
+    factory: Any = item.config._tmp_path_factory  # type: ignore[attr-defined]
+    if not hasattr(item.config, "workerinput"):
+        yield
+        return
+    with _Rooms(factory.getbasetemp().parent).enter(item.get_closest_marker("alone") is not None):
+        yield

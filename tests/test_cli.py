@@ -80,6 +80,7 @@ def test_a_plan_of_many_devices_is_shorter_and_costs_the_same(make_config: Make)
     assert four["device_hours"] == one["device_hours"]
 
 
+@pytest.mark.slow
 def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
     grid = {"regime": [{"kind": "replace", "synthetic_ratio": 1.0}, {"kind": "accumulate"}], "seed": [0, 1]}
     config, root = make_config(GAUSSIAN, grid=grid), tmp_path / "root"
@@ -149,6 +150,7 @@ def test_chains_that_share_generations_do_not_count_a_seed_twice() -> None:
     assert curves(rows, [], "x")[()][0].values == (0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_report_of_nothing_says_so(make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(GAUSSIAN), tmp_path / "root"
     done = harness("report", config, "--root", root)

@@ -123,6 +123,7 @@ def test_a_chain_is_named_by_how_its_id_begins(make_config: Make, tmp_path: Path
         find_chain(prepared, "")
 
 
+@pytest.mark.slow
 def test_the_commands(make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(GAUSSIAN), tmp_path / "root"
     prepared, _ = run_all(config, root)

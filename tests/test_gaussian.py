@@ -16,6 +16,7 @@ class Crash(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["replace", "accumulate", "replace_grown", "accumulate_subsample", "augment", "fresh_real"])
 def test_a_chain_that_crashed_at_any_boundary_continues_to_the_same_bytes(make_config: Make, tmp_path: Path, kind: str) -> None:
     ratio = {"synthetic_ratio": 0.5} if kind in ("replace", "augment", "fresh_real") else {}

@@ -129,6 +129,7 @@ def test_an_embedded_text_stands_for_its_training_side(make_config: Make, tmp_pa
     assert real.external(str(path), Split()).fingerprint != corpus.fingerprint, "the order of blocks differs"
 
 
+@pytest.mark.slow
 def test_a_chain_goes_on_with_an_embedded_text(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     """The whole of forgetting: generation 1 goes on from generation 0's weights on another real text."""
     regime = {"kind": "replace", "synthetic_ratio": 1.0, "source": {"corpus": "python-stdlib"}}

@@ -126,6 +126,7 @@ def test_a_stop_without_time_for_a_checkpoint_leaves_the_last_one(tmp_path: Path
     assert looks.decide(6)[:2] == (True, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"resources.zero_stage": 3}, "flip", "no manifest"])
 def test_a_checkpoint_that_cannot_be_used_is_refused_and_the_fit_starts_again(
     make_config: Make, tmp_path: Path, ranks: Any, eager: None, change: Any

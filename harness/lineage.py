@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.errors import HarnessError
@@ -112,7 +112,8 @@ class Node:
         evaluation: Key of the evaluation.
         recipe: Its training set.
         corpora: Origin to the node whose corpus is read.
-        previous: The node before it; None for generation 0.
+        previous: The node before it; None for generation 0, and where chains with different pasts meet (in a refresh): such a
+            generation reads nothing of what came before, and exists as soon as one of those chains comes so far.
         first: The node of generation 0 (itself for generation 0).
         init: ``scratch``, ``pretrained`` or ``previous``; None for a learner without weights to start from.
         init_from: The node whose weights it starts from; None unless ``previous``.
@@ -253,8 +254,8 @@ class _Builder:
         for origin, count in reads.items():
             self.read(writers[origin].corpus, count)
         self.read(corpus, cell.evaluated)
-        if evaluation in self.nodes:
-            return self.nodes[evaluation]
+        if (known := self.nodes.get(evaluation)) is not None:
+            return self._meet(known, previous)
         shared = {self.owners.setdefault(key, evaluation) for key in (fit, corpus)} - {evaluation}
         if writers is not path:
             shared |= {writers[origin].evaluation for origin in reads}
@@ -276,6 +277,14 @@ class _Builder:
         )
         self.nodes[evaluation] = node
         return node
+
+    def _meet(self, known: Node, previous: Node | None) -> Node:
+        """A node that is there already, reached by one more chain; equal keys say that it does not read what lies behind it."""
+        if known.previous is not None and previous is not None and previous.evaluation != known.previous:
+            needed = dict.fromkeys((known.first, *known.corpora.values(), *known.dependencies))
+            needed.pop(known.previous, None)
+            known = self.nodes[known.evaluation] = replace(known, previous=None, dependencies=tuple(needed))
+        return known
 
 
 def in_order(cells: Mapping[int, CellScience]) -> list[int]:
@@ -321,7 +330,7 @@ def chain_id(science: Mapping[str, Any], seed: int, suffix: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A path of the lineage that one gang runs from a fork to a leaf.
+    """A path of the lineage that one gang runs from a fork to a leaf; all its nodes are of one cell.
 
     Attributes:
         id: Short name, from its first node.
@@ -337,7 +346,11 @@ class Branch:
 
 
 def cut(lineage: Lineage) -> tuple[Branch, ...]:
-    """Cut the graph into branches: each path goes on with its costliest child, other children start branches of their own."""
+    """Cut the graph into branches: each path goes on with its costliest child of the same cell.
+
+    Other children start branches of their own. A gang builds its learner, its filters and what it reads from outside from the
+    cell of its branch, so a branch never goes on into another cell, though the two share all generations up to there.
+    """
     children: dict[str, list[str]] = {}
     for node in lineage.nodes.values():
         if node.previous is not None:
@@ -348,7 +361,8 @@ def cut(lineage: Lineage) -> tuple[Branch, ...]:
         height[key] = lineage.nodes[key].cost + below
     heirs: dict[str, str] = {}
     for key, below_keys in children.items():
-        own = [child for child in below_keys if lineage.nodes[child].dependencies == (key,)]
+        cell = lineage.nodes[key].cell
+        own = [child for child in below_keys if lineage.nodes[child].dependencies == (key,) and lineage.nodes[child].cell == cell]
         if own:
             heirs[key] = max(own, key=lambda child: height[child])
     continued = set(heirs.values())

@@ -68,7 +68,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The result of one generation: deterministic metrics only.
+    """The result of one generation: deterministic metrics only, and nothing of the chains that share it.
 
     Attributes:
         generation: Index, from 0.
@@ -77,7 +77,6 @@ class Record:
         fit: Key of the fit.
         corpus: Key of the corpus.
         evaluation: Key of the evaluation.
-        parent: Key of the previous generation's fit; None for generation 0.
         metrics: Name to value; None where the value is not finite.
     """
 
@@ -87,7 +86,6 @@ class Record:
     fit: str
     corpus: str
     evaluation: str
-    parent: str | None
     metrics: Mapping[str, float | None]
 
     def to_json(self) -> dict[str, Any]:
@@ -96,11 +94,11 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """The inverse of `to_json`."""
-        return cls(**data)
+        """The inverse of `to_json`; records of earlier versions also name the fit before, which the chain knows."""
+        return cls(**{name: value for name, value in data.items() if name != "parent"})
 
 
-IDENTITY_COLUMNS = ("seed", "generation", "status", "fit", "corpus", "evaluation", "parent")
+IDENTITY_COLUMNS = ("seed", "generation", "status", "fit", "corpus", "evaluation")
 """Columns of a bundle that are not metrics, besides the chain's key."""
 
 

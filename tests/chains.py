@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.chain import Plan, Site, run_branch
+from harness.chain import Site, run_branch
+from harness.coordinator.plans import plan_of
 from harness.learners import Control, Ranks, SoloRanks, make_learner
 from harness.lineage import Node, cut
 from harness.store import Leases, Owner, Store
@@ -67,20 +68,11 @@ def run_all(
         branch = next(branch for branch in waiting if branch.needs <= done)
         waiting.remove(branch)
         done.update(branch.nodes)
+        plan = plan_of(prepared, branch)
         cell = prepared.lineage.nodes[branch.nodes[0]].cell
-        settings = prepared.configs[cell]
-        plan = Plan(
-            branch.id,
-            settings,
-            branch.nodes,
-            prepared.lineage.nodes,
-            prepared.lineage.specs,
-            prepared.lineage.examples,
-            external=prepared.externals[cell],
-        )
-        data = load_data(settings, store, prepared.data[cell].key)
+        data = load_data(plan.config, store, prepared.data[cell].key)
         used = ranks or SoloRanks()
-        learner = make_learner(settings, data, used)
+        learner = make_learner(plan.config, data, used)
         end = run_branch(plan, Site(learner, store, data, used, observer or Events(), leases, control or Control()))
         if end.status in ("busy", "stopped"):
             break

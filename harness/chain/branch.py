@@ -271,7 +271,6 @@ class Branch(Context):
             if found.degenerate:
                 status = "degenerate"
         if self.ranks.rank == 0:
-            parent = None if node.previous is None else self.plan.nodes[node.previous].fit
             record = Record(
                 node.generation,
                 node.seed,
@@ -279,7 +278,6 @@ class Branch(Context):
                 node.fit,
                 node.corpus,
                 node.evaluation,
-                parent,
                 {name: finite_or_none(value) for name, value in metrics.items()},
             )
             write_json(staged / "record.json", record.to_json())

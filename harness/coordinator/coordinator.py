@@ -9,12 +9,12 @@ from typing import Any
 
 import ray
 
-from harness.chain import Plan
 from harness.config.schema import Resources
 from harness.coordinator.base import IDLE, Display, Summary, shape_of, source_revision
 from harness.coordinator.cluster import machines, unreachable
 from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome, death
+from harness.coordinator.plans import plan_of
 from harness.coordinator.retention import Retention
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible
 from harness.coordinator.stock import Stock
@@ -94,7 +94,7 @@ class Coordinator:
         gpus = any(machine.gpus for machine in found)
         cells = prepared.study.cells
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
-        self.shapes = {b.id: shape_of(cells[self.lineage.nodes[b.nodes[0]].cell].config, gpus) for b in self.branches.values()}
+        self.shapes = {b.id: shape_of(cells[self._cell_of(b)].config, gpus) for b in self.branches.values()}
         self.stock = Stock(prepared, store, self.id)
         self.failed: dict[str, str] = {}
         self.held: dict[str, tuple[Branch, str]] = {}
@@ -217,41 +217,11 @@ class Coordinator:
         return number
 
     def _begin(self, number: int, branch: Branch) -> None:
-        plan, key = self._plan(branch)
-        self.running[number] = _Running(branch, self.gangs[number].run(plan, self.store.root, key))
-        self.experiment.event("branch_started", branch=branch.id, gang=number, attempt=plan.attempt, generations=len(plan.order))
-
-    def _plan(self, branch: Branch) -> tuple[Plan, str | None]:
-        """The branch with all nodes that it descends from."""
-        own, todo = set[str](), list(branch.nodes)
-        while todo:
-            key = todo.pop()
-            own.add(key)
-            todo.extend(other for other in [self.lineage.nodes[key].previous] if other and other not in own)
-        nodes, todo = {}, list(branch.nodes)
-        while todo:
-            key = todo.pop()
-            if key in nodes:
-                continue
-            node = nodes[key] = self.lineage.nodes[key]
-            todo.extend(other for other in (*node.corpora.values(), node.previous, node.first, node.init_from) if other)
-        keys = {key for node in nodes.values() for key in (node.fit, node.corpus, node.evaluation)}
-        cell = nodes[branch.nodes[0]].cell
-        config = self.prepared.configs[cell]
-        plan = Plan(
-            branch=branch.id,
-            config=config,
-            order=branch.nodes,
-            nodes=nodes,
-            specs={key: self.lineage.specs[key] for key in keys},
-            examples={node.corpus: self.lineage.examples[node.corpus] for node in nodes.values()},
-            foreign=frozenset(node.fit for key, node in nodes.items() if key not in own) - {nodes[key].fit for key in own},
-            external=self.prepared.externals[cell],
-            attempt=self.budget.attempt(branch.id),
-            commit=self._revision,
-            coordinator=self.id,
-        )
-        return plan, self.prepared.data[cell].key
+        plan = plan_of(self.prepared, branch, self.budget.attempt(branch.id), self._revision, self.id)
+        cell = self._cell_of(branch)
+        self.running[number] = _Running(branch, self.gangs[number].run(plan, self.store.root, self.prepared.data[cell].key))
+        about = {"attempt": plan.attempt, "generations": len(plan.order), "axes": dict(self.prepared.study.cells[cell].axes)}
+        self.experiment.event("branch_started", branch=branch.id, gang=number, **about)
 
     def _wait(self) -> None:
         """Handle what has happened since the last look: commits, ends, failures."""
@@ -343,8 +313,12 @@ class Coordinator:
         self._lost |= lost
         return lost
 
+    def _cell_of(self, branch: Branch) -> int:
+        """The cell whose configuration a branch runs with: that of all its nodes."""
+        return self.lineage.nodes[branch.nodes[0]].cell
+
     def _resources_of(self, branch: Branch) -> Resources:
-        return self.prepared.study.cells[self.lineage.nodes[branch.nodes[0]].cell].config.resources
+        return self.prepared.study.cells[self._cell_of(branch)].config.resources
 
     def _watch(self) -> None:
         """End gangs that hang, and look whether machines have come or gone."""

@@ -41,13 +41,17 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
             for row in found_bundles.get(chain.key, ())[: chain.generations + 1]:
                 found.append({**identity, **row[0], **axes, **row[1], **origins.get(chain.key, {})})
             continue
+        parent: str | None = None
         for key in chain.nodes:
             if key not in cache:
                 cache[key] = _measured(prepared, store, key, provenance)
             measured = cache[key]
             if measured is None:
                 break
-            found.append({**identity, **measured["identity"], **axes, **measured["values"]})
+            found.append({**identity, **measured["identity"], "parent_key": parent, **axes, **measured["values"]})
+            if measured["identity"]["status"] == "diverged":
+                break  # what another chain shares behind it is not this one's
+            parent = measured["identity"]["key"]
     return found
 
 
@@ -97,7 +101,6 @@ def _measured(prepared: Prepared, store: Store, key: str, provenance: bool) -> d
         "generation": record.generation,
         "fit": record.generation + 1,
         "key": record.fit,
-        "parent_key": record.parent,
         "status": record.status,
     }
     values: dict[str, Any] = dict(record.metrics)

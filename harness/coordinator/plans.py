@@ -1,0 +1,59 @@
+"""From a branch of the lineage to what its gang is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from harness.chain import Plan
+from harness.lineage import Branch, Node
+from harness.study import Prepared
+
+
+def plan_of(prepared: Prepared, branch: Branch, attempt: int = 1, commit: str = "", coordinator: str = "") -> Plan:
+    """A branch with all nodes that it descends from, and the configuration of its cell.
+
+    Args:
+        prepared: The study.
+        branch: All its nodes are of one cell.
+        attempt: 1 for the first try.
+        commit: Revision of the source, for provenance.
+        coordinator: Who schedules it, for provenance.
+    """
+    lineage = prepared.lineage
+    [cell] = {lineage.nodes[key].cell for key in branch.nodes}
+    written_by_others = prepared.sciences[cell].source is not None
+
+    def past(node: Node) -> tuple[str | None, ...]:
+        """What the cell's own learner has computed, or can compute again, on the way to a node."""
+        return (node.previous, node.first, node.init_from, *(() if written_by_others else node.corpora.values()))
+
+    own = _reached(lineage.nodes, branch.nodes, past)
+    nodes = _reached(lineage.nodes, branch.nodes, lambda node: (*past(node), *node.corpora.values()))
+    keys = {key for node in nodes.values() for key in (node.fit, node.corpus, node.evaluation)}
+    return Plan(
+        branch=branch.id,
+        config=prepared.configs[cell],
+        order=branch.nodes,
+        nodes=nodes,
+        specs={key: lineage.specs[key] for key in keys},
+        examples={node.corpus: lineage.examples[node.corpus] for node in nodes.values()},
+        foreign=frozenset(node.fit for node in nodes.values()) - {node.fit for node in own.values()},
+        external=prepared.externals[cell],
+        attempt=attempt,
+        commit=commit,
+        coordinator=coordinator,
+    )
+
+
+def _reached(
+    nodes: Mapping[str, Node], start: Iterable[str], follow: Callable[[Node], tuple[str | None, ...]]
+) -> dict[str, Node]:
+    """These nodes and all that they lead to."""
+    found: dict[str, Node] = {}
+    todo: list[str | None] = list(start)
+    while todo:
+        key = todo.pop()
+        if key is not None and key not in found:
+            found[key] = nodes[key]
+            todo.extend(follow(nodes[key]))
+    return found

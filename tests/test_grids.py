@@ -1,0 +1,111 @@
+"""A cell alone is the cell in a grid: equal bytes under equal keys, for random grids, generation by generation and in bundles."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from bundled import run_bundles
+from chains import run_all
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+
+from harness.reporting import ledger
+from harness.store import Store
+from harness.study import Prepared
+
+BASE: dict[str, Any] = {
+    "experiment": "cells",
+    "data": {"source": "gaussian", "dim": 1, "num_examples": 12},
+    "learner": {"kind": "gaussian"},
+    "regime": {"kind": "accumulate"},
+    "generations": 4,
+    "tracking": {"wandb": "disabled"},
+}
+TEACHER = {"model": {"variance": 4.0}}
+REGIMES: list[dict[str, Any]] = [
+    {"kind": "replace", "synthetic_ratio": 1.0},
+    {"kind": "replace", "synthetic_ratio": 0.5},
+    {"kind": "replace", "synthetic_ratio": 0.5, "real_part": "fixed"},
+    {"kind": "replace", "synthetic_ratio": 0.0},
+    {"kind": "replace", "synthetic_ratio": 1.0, "refresh": {"at": [2]}},
+    {"kind": "replace", "synthetic_ratio": 1.0, "source": TEACHER},
+    {"kind": "replace", "synthetic_ratio": 0.5, "source": {"model": {"variance": 9.0}}},
+    {"kind": "replace_grown"},
+    {"kind": "accumulate"},
+    {"kind": "accumulate", "refresh": {"every": 2}},
+    {"kind": "accumulate_subsample"},
+    {"kind": "augment", "synthetic_ratio": 0.5},
+    {"kind": "augment", "synthetic_ratio": 0.5, "source": TEACHER},
+    {"kind": "fresh_real", "synthetic_ratio": 0.5},
+]
+DETECTOR = {"kind": "label", "recall": 0.6, "false_positive_rate": 0.1}
+VERIFIER = {"kind": "verifier", "score": "log_density", "at_least": -3.0, "false_accept": 0.1}
+FILTERS: list[list[dict[str, Any]]] = [[], [DETECTOR], [VERIFIER], [VERIFIER, DETECTOR]]
+CELLS = st.tuples(st.sampled_from(REGIMES), st.sampled_from(FILTERS), st.sampled_from([12, 6]))
+
+
+def grid_of(cells: list[tuple[Any, Any, int]], seeds: list[int]) -> dict[str, Any]:
+    """A grid of exactly these cells: the axis is the regime, and overrides give each its filters and evaluation."""
+    overrides = [
+        {"when": {"regime": regime}, "set": {"filters": filters, "evaluate.examples": examples}} for regime, filters, examples in cells
+    ]
+    return {**BASE, "grid": {"regime": [regime for regime, _, _ in cells], "seed": seeds}, "overrides": overrides}
+
+
+def alone(cell: tuple[Any, Any, int], seed: int) -> dict[str, Any]:
+    regime, filters, examples = cell
+    return {**BASE, "regime": regime, "filters": filters, "evaluate": {"examples": examples}, "seed": seed}
+
+
+def written(folder: Path, name: str, config: dict[str, Any], bundled: bool) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**config, "resources": {"bundled": bundled}}))
+    return path
+
+
+def export(prepared: Any, store: Any) -> pd.DataFrame:
+    return pd.DataFrame(ledger.rows(prepared, store)).drop(columns=["regime"], errors="ignore")
+
+
+def assert_equal_where_both(store: Store, prepared: Prepared, other: Store, alone: Prepared) -> None:
+    """Equal bytes under equal keys; a corpus may be longer where another cell reads more of it."""
+    shared = alone.lineage.nodes.keys() & prepared.lineage.nodes.keys()
+    assert shared
+    for key in shared:
+        for name in ("record.json", "continuations.json", "arrays.safetensors"):
+            assert read(store, key, name) == read(other, key, name)
+    for corpus in {alone.lineage.nodes[key].corpus for key in shared}:
+        count = min(store.corpora.count(corpus), other.corpora.count(corpus))
+        one, two = store.corpora.load(corpus, count), other.corpora.load(corpus, count)
+        assert one.values.tobytes() == two.values.tobytes() and one.lengths.tolist() == two.lengths.tolist()
+
+
+def read(store: Store, key: str, name: str) -> bytes:
+    return (store.path("evaluations", key) / name).read_bytes()
+
+
+@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.lists(CELLS, min_size=2, max_size=3, unique_by=lambda cell: str(cell[0])), st.sampled_from([[0], [3, 1]]))
+@example([({"kind": "replace", "synthetic_ratio": 1.0}, [], 12), ({"kind": "accumulate"}, [DETECTOR], 12),
+          ({"kind": "replace", "synthetic_ratio": 0.5}, [], 12)], [0])
+@example([({"kind": "accumulate", "refresh": {"every": 2}}, [DETECTOR], 12),
+          ({"kind": "replace", "synthetic_ratio": 0.5, "refresh": {"every": 2}}, [], 12)], [0])
+def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[tuple[Any, Any, int]], seeds: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        grid, bundles = grid_of(cells, seeds), folder / "bundles"
+        prepared, store = run_all(written(folder, "grid", grid, False), folder / "steps")
+        rows = export(prepared, store)
+        in_bundles = export(*run_bundles(written(folder, "bundles", grid, True), bundles))
+        pd.testing.assert_frame_equal(in_bundles[rows.columns], rows, check_exact=True)
+        for number, (cell, seed) in enumerate((cell, seed) for cell in cells for seed in seeds):
+            own, own_store = run_all(written(folder, f"{number}", alone(cell, seed), False), folder / f"own{number}")
+            assert_equal_where_both(store, prepared, own_store, own)
+            [chain] = own.lineage.chains
+            mine = export(own, own_store)
+            same = rows[rows.chain == chain.id].reset_index(drop=True)[mine.columns]
+            pd.testing.assert_frame_equal(mine, same, check_exact=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 import yaml
@@ -29,6 +30,10 @@ from harness.coordinator.stop import Stop
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("harness", deadline=None)
+hypothesis.settings.load_profile("harness")
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import create_model
 
 from harness.config import expand, load_file
-from harness.config.schema import Config, Section, science
+from harness.config.schema import Config, LanguageModel, Section, TextData, Vae, science, since
 from harness.errors import ConfigError, InputError
 
 
@@ -230,6 +231,40 @@ def test_every_science_field_with_a_default_says_at_which_it_was_introduced() ->
         for name, info in section.model_fields.items():
             if not info.is_required() and name != "kind":
                 assert "introduced" in (info.json_schema_extra or {}), f"{section.__name__}.{name}"
+
+
+def with_default(section: type[Section], path: str, value: Any) -> type[Section]:
+    """A copy of a section in which the default of a field, here or in a nested section, is another one today."""
+    name, _, rest = path.partition(".")
+    info = section.model_fields[name]
+    marks = cast(dict[str, Any], info.json_schema_extra)
+    if not rest:
+        return create_model("Copy", __base__=section, **{name: (info.annotation, since(value, **marks))})  # type: ignore[call-overload,no-any-return]
+    inner = with_default(type(info.default), rest, value)
+    return create_model("Copy", __base__=section, **{name: (inner, since(inner(), **marks))})  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "path", "old", "new"),
+    [
+        (LanguageModel, {"kind": "language_model", "model": {"preset": "tiny"}}, "train.learning_rate", 1e-3, 5e-4),
+        (LanguageModel, {"kind": "language_model", "model": {"preset": "tiny"}}, "sample.temperature", 1.0, 0.7),
+        (Vae, {"kind": "vae"}, "train.epochs", 30, 31),
+        (TextData, {"source": "python-docs"}, "split.test", 0.05, 0.1),
+        (TextData, {"source": "python-docs"}, "tokenizer.vocab_size", 512, 1024),
+    ],
+)
+def test_a_nested_default_that_changes_reuses_no_old_key(
+    section: type[Section], given: dict[str, Any], path: str, old: Any, new: Any
+) -> None:
+    """Who says nothing gets the new value, and another key; who spells the old value out finds the old results."""
+    today, tomorrow = section, with_default(section, path, new)
+    outer, _, inner = path.partition(".")
+    assert science(today(**given)) != science(tomorrow(**given))
+    assert inner in science(tomorrow(**given))[outer] and science(tomorrow(**given))[outer][inner] == new
+    kind = {"kind": "bpe"} if outer == "tokenizer" else {}
+    assert science(today(**given)) == science(tomorrow(**given, **{outer: {**kind, inner: old}}))
+    assert science(today(**given, **{outer: {**kind, inner: new}})) == science(tomorrow(**given))
 
 
 def test_defaults_and_their_spelling_out_are_the_same_science(make_config: Make) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 from bundled import run_bundles
-from chains import run_all
+from chains import Events, open_prepared, run_all
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from harness.chain import Plan, Site, run_branch
+from harness.coordinator.plans import plan_of
+from harness.coordinator.session import describe_chains
+from harness.learners import Control, SoloRanks, make_learner
+from harness.lineage import Branch
 from harness.reporting import ledger
-from harness.store import Store
-from harness.study import Prepared
+from harness.store import Experiment, Leases, Owner, Store
+from harness.store.health import examine
+from harness.study import Prepared, load_data
 
 BASE: dict[str, Any] = {
     "experiment": "cells",
@@ -51,7 +58,8 @@ CELLS = st.tuples(st.sampled_from(REGIMES), st.sampled_from(FILTERS), st.sampled
 def grid_of(cells: list[tuple[Any, Any, int]], seeds: list[int]) -> dict[str, Any]:
     """A grid of exactly these cells: the axis is the regime, and overrides give each its filters and evaluation."""
     overrides = [
-        {"when": {"regime": regime}, "set": {"filters": filters, "evaluate.examples": examples}} for regime, filters, examples in cells
+        {"when": {"regime": regime}, "set": {"filters": filters, "evaluate.examples": examples}}
+        for regime, filters, examples in cells
     ]
     return {**BASE, "grid": {"regime": [regime for regime, _, _ in cells], "seed": seeds}, "overrides": overrides}
 
@@ -69,6 +77,18 @@ def written(folder: Path, name: str, config: dict[str, Any], bundled: bool) -> P
 
 def export(prepared: Any, store: Any) -> pd.DataFrame:
     return pd.DataFrame(ledger.rows(prepared, store)).drop(columns=["regime"], errors="ignore")
+
+
+def branch_of(nodes: Any, keys: tuple[str, ...]) -> Branch:
+    return Branch(keys[0][:12], keys, frozenset(nodes[keys[0]].dependencies), 0.0)
+
+
+def run_one(plan: Plan, prepared: Prepared, store: Store, leases: Leases, experiment: Experiment) -> None:
+    """One branch in this process, its events in the experiment's folder."""
+    data = load_data(plan.config, store, None)
+    learner = make_learner(plan.config, data, SoloRanks())
+    observer = Events(lambda kind, fields: kind.startswith("progress") or experiment.event(kind, **fields))
+    assert run_branch(plan, Site(learner, store, data, SoloRanks(), observer, leases, Control())).status == "ok"
 
 
 def assert_equal_where_both(store: Store, prepared: Prepared, other: Store, alone: Prepared) -> None:
@@ -90,10 +110,21 @@ def read(store: Store, key: str, name: str) -> bytes:
 
 @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.lists(CELLS, min_size=2, max_size=3, unique_by=lambda cell: str(cell[0])), st.sampled_from([[0], [3, 1]]))
-@example([({"kind": "replace", "synthetic_ratio": 1.0}, [], 12), ({"kind": "accumulate"}, [DETECTOR], 12),
-          ({"kind": "replace", "synthetic_ratio": 0.5}, [], 12)], [0])
-@example([({"kind": "accumulate", "refresh": {"every": 2}}, [DETECTOR], 12),
-          ({"kind": "replace", "synthetic_ratio": 0.5, "refresh": {"every": 2}}, [], 12)], [0])
+@example(
+    [
+        ({"kind": "replace", "synthetic_ratio": 1.0}, [], 12),
+        ({"kind": "accumulate"}, [DETECTOR], 12),
+        ({"kind": "replace", "synthetic_ratio": 0.5}, [], 12),
+    ],
+    [0],
+)
+@example(
+    [
+        ({"kind": "accumulate", "refresh": {"every": 2}}, [DETECTOR], 12),
+        ({"kind": "replace", "synthetic_ratio": 0.5, "refresh": {"every": 2}}, [], 12),
+    ],
+    [0],
+)
 def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[tuple[Any, Any, int]], seeds: list[int]) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -109,3 +140,41 @@ def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[tuple[Any, Any, int]],
             mine = export(own, own_store)
             same = rows[rows.chain == chain.id].reset_index(drop=True)[mine.columns]
             pd.testing.assert_frame_equal(mine, same, check_exact=True)
+
+
+def test_what_a_branch_of_another_cell_computed_is_found_and_set_aside(tmp_path: Path) -> None:
+    """As earlier versions did: one branch runs a shared generation and goes on into another cell, with the first cell's filters."""
+    cells = [({"kind": "replace", "synthetic_ratio": 1.0}, [], 12), ({"kind": "accumulate"}, [DETECTOR], 12)]
+    grid = written(tmp_path, "grid", grid_of(cells, [0, 1]), False)
+    prepared, store = open_prepared(grid, tmp_path / "root")
+    nodes = prepared.lineage.nodes
+    experiment = Experiment(store.root, "cells")
+    experiment.begin({}, describe_chains(prepared))
+    owner = Owner(store.root / "leases" / "owners")
+    try:
+        for plain, filtered in zip(prepared.lineage.chains[:2], prepared.lineage.chains[2:], strict=True):
+            mixed = replace(plan_of(prepared, branch_of(nodes, plain.nodes)), order=filtered.nodes, nodes=nodes)
+            mixed = replace(mixed, specs=prepared.lineage.specs, examples=prepared.lineage.examples)
+            rest = plan_of(prepared, branch_of(nodes, plain.nodes[1:]))
+            for plan in (mixed, rest):
+                experiment.event("branch_started", branch=plan.branch, gang=1, attempt=1, generations=len(plan.order))
+                run_one(plan, prepared, store, Leases(store.root, owner), experiment)
+    finally:
+        owner.close()
+    wrong = export(prepared, store)
+    found = [item for item in examine(store, Leases(store.root, None)) if item.severity == "damage"]
+    generations = [node for chain in prepared.lineage.chains[2:] for node in chain.nodes[1:]]
+    expected = {f"fits/{nodes[key].fit}" for key in generations} | {f"evaluations/{key}" for key in generations}
+    assert {item.where for item in found} == expected | {f"corpora/{nodes[key].corpus}" for key in generations}
+    list(examine(store, Leases(store.root, None), repair=True))
+    run_all(grid, store.root)
+    right, other = export(prepared, Store(store.root)), run_all(grid, tmp_path / "other")
+    pd.testing.assert_frame_equal(right, export(*other), check_exact=True)
+    assert not wrong.equals(right), "the fault changed nothing, so this test shows nothing"
+
+
+def test_one_more_experiment_without_events_accuses_nobody(tmp_path: Path) -> None:
+    cells = [({"kind": "replace", "synthetic_ratio": 1.0}, [], 12), ({"kind": "accumulate"}, [DETECTOR], 12)]
+    prepared, store = run_all(written(tmp_path, "grid", grid_of(cells, [0]), False), tmp_path / "root")
+    Experiment(store.root, "cells").begin({}, describe_chains(prepared))
+    assert not [item for item in examine(store, Leases(store.root, None)) if item.severity == "damage"]

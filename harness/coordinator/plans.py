@@ -45,9 +45,7 @@ def plan_of(prepared: Prepared, branch: Branch, attempt: int = 1, commit: str = 
     )
 
 
-def _reached(
-    nodes: Mapping[str, Node], start: Iterable[str], follow: Callable[[Node], tuple[str | None, ...]]
-) -> dict[str, Node]:
+def _reached(nodes: Mapping[str, Node], start: Iterable[str], follow: Callable[[Node], tuple[str | None, ...]]) -> dict[str, Node]:
     """These nodes and all that they lead to."""
     found: dict[str, Node] = {}
     todo: list[str | None] = list(start)

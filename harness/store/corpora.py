@@ -33,6 +33,10 @@ class Corpora:
         """Keep the folders; nothing is read yet."""
         self.root, self.work = root, work
 
+    def names(self) -> list[str]:
+        """The keys of all corpora that have been begun."""
+        return sorted(os.listdir(self.root)) if self.root.is_dir() else []
+
     def shards(self, key: str) -> list[tuple[int, int]]:
         """The committed shards of a corpus as (start, stop), in order."""
         folder = self.root / key

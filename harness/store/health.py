@@ -15,6 +15,7 @@ from harness.files import read_json, verify
 from harness.lineage import key_of
 from harness.records import Record
 from harness.store.leases import Leases
+from harness.store.mixed import mixed_results
 from harness.store.store import WEIGHTS, WRITABLE_PROBE, Kind, Store
 
 CHECKED: tuple[Kind, ...] = ("data", "fits", "evaluations")
@@ -48,7 +49,7 @@ def examine(store: Store, leases: Leases, repair: bool = False) -> Iterator[Find
     for kind in CHECKED:
         for key in sorted(store.committed(kind)):
             yield from _item(store, kind, key, repair)
-    for key in sorted(_names(store.root / "corpora")):
+    for key in store.corpora.names():
         yield from _corpus(store, key, repair)
     for name in store.bundles.names():
         try:
@@ -57,6 +58,7 @@ def examine(store: Store, leases: Leases, repair: bool = False) -> Iterator[Find
             if repair:
                 store.bundles.set_aside(name)
             yield Finding("damage", f"bundles/{name}", str(error), _remedy(repair))
+    yield from _mixed(store, repair)
     yield from _references(store)
     yield from _left_behind(store, leases)
 
@@ -102,6 +104,19 @@ def _corpus(store: Store, key: str, repair: bool) -> Iterator[Finding]:
         yield Finding(
             "damage", f"corpora/{key}/spec.json", "is missing or does not belong to this key", "remove the corpus's folder"
         )
+
+
+def _mixed(store: Store, repair: bool) -> Iterator[Finding]:
+    """What a branch of another cell computed; none of it is damaged, all of it is wrong."""
+    try:
+        found = list(mixed_results(store))
+    except (StoreError, OSError, KeyError, TypeError, AttributeError) as error:
+        yield Finding("note", "experiments", f"a list of chains cannot be read, so mixed cells cannot be looked for ({error})")
+        return
+    for item in found:
+        if repair:
+            store.set_aside(store.root / item.kind / item.key)
+        yield Finding("damage", f"{item.kind}/{item.key}", item.why, _remedy(repair))
 
 
 def _references(store: Store) -> Iterator[Finding]:

@@ -19,9 +19,21 @@ class Section(BaseModel):
 
 
 def since(default: Any, **kwargs: Any) -> Any:
-    """A science field with a default; the default is recorded as the one at introduction."""
-    extra = {"introduced": kwargs.pop("introduced", default)}
-    return Field(default=default, json_schema_extra=extra, **kwargs)
+    """A science field with a default; the default is recorded as the one at introduction.
+
+    Args:
+        default: Today's default.
+        kwargs: ``introduced``: the default at introduction, where it is another one today. For a section it is what `science`
+            made of it then, and has to be written out: what the section's own fields default to may change like any other default.
+            The rest goes to pydantic's ``Field``.
+    """
+    introduced = kwargs.pop("introduced", _WRITTEN_OUT if isinstance(default, BaseModel) else default)
+    if introduced is _WRITTEN_OUT:
+        raise TypeError(f"since({type(default).__name__}()) needs introduced=..., the section's science at introduction")
+    return Field(default=default, json_schema_extra={"introduced": _plain(introduced)}, **kwargs)
+
+
+_WRITTEN_OUT = object()
 
 
 def execution(default: Any, **kwargs: Any) -> Any:
@@ -33,11 +45,11 @@ def science(section: BaseModel) -> dict[str, Any]:
     """What of a section belongs to its key, as plain data (see the module's text)."""
     found: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
-        value, extra = getattr(section, name), info.json_schema_extra
+        value, extra = _plain(getattr(section, name)), info.json_schema_extra
         marks = extra if isinstance(extra, Mapping) else {}
         if marks.get("execution") or ("introduced" in marks and value == marks["introduced"]):
             continue
-        found[name] = _plain(value)
+        found[name] = value
     return found
 
 

@@ -42,7 +42,9 @@ class TextData(Section):
     """Field or column of .jsonl, .parquet and hub data that holds the text."""
     revision: str | None = since(None)
     """Revision of hub data."""
-    tokenizer: Annotated[BpeTokenizer | PretrainedTokenizer, Field(discriminator="kind")] = since(BpeTokenizer())
+    tokenizer: Annotated[BpeTokenizer | PretrainedTokenizer, Field(discriminator="kind")] = since(
+        BpeTokenizer(), introduced={"kind": "bpe"}
+    )
     block_size: Annotated[int, Field(ge=2)] = since(64)
     """Tokens per example."""
     num_examples: Annotated[int, Field(gt=0)] | None = since(None)
@@ -51,7 +53,7 @@ class TextData(Section):
     """``eos`` puts the end-of-text token behind every document; ``none`` joins documents by a blank line."""
     prepend_bos: bool = since(True)
     """Train with the beginning-of-text token before every example, so that its first token is learned too."""
-    split: Split = since(Split())
+    split: Split = since(Split(), introduced={})
 
 
 class GaussianData(Section):
@@ -200,7 +202,7 @@ class ImageData(Section):
     """Revision of hub data."""
     num_examples: PositiveInt | None = since(None)
     """Training images; all when null. The rest is the reservoir of ``fresh_real``."""
-    split: ImageSplit = since(ImageSplit())
+    split: ImageSplit = since(ImageSplit(), introduced={})
 
     @property
     def dim(self) -> int:

@@ -156,8 +156,8 @@ class LanguageModel(Section):
     model: Model
     init: Literal["scratch", "pretrained", "previous"] = since("scratch")
     """``scratch``: new weights each generation; ``pretrained``: the pretrained ones each time; ``previous``: go on from g-1."""
-    train: Train = since(Train())
-    sample: Sample = since(Sample())
+    train: Train = since(Train(), introduced={})
+    sample: Sample = since(Sample(), introduced={})
 
     @model_validator(mode="after")
     def _init_fits(self) -> LanguageModel:
@@ -248,8 +248,8 @@ class Vae(Section):
     """Of the encoder's convolutions, each of which halves height and width; the decoder is its mirror image."""
     init: Literal["scratch", "previous"] = since("scratch")
     """``scratch``: new weights each generation; ``previous``: go on from g-1."""
-    train: VaeTrain = since(VaeTrain())
-    sample: VaeSample = since(VaeSample())
+    train: VaeTrain = since(VaeTrain(), introduced={})
+    sample: VaeSample = since(VaeSample(), introduced={})
 
 
 Learner = Annotated[LanguageModel | Gaussian | Mixture | Kde | Discrete | LinearRegression | Vae, Field(discriminator="kind")]

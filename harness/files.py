@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DamagedError
+from harness.errors import DamagedError, DataError
 
 CHECKSUMS = "checksums.json"
 TOMBSTONE = ".evicted.json"
@@ -92,6 +92,25 @@ def is_foreign(root: Path) -> bool:
     """
     found = [path.name for path in root.iterdir()]
     return any(not name.startswith(PASSING) for name in found) and not (root / "format").exists()
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that Git LFS leaves in the place of a file whose content has not been fetched."""
+
+
+def refuse_pointer(path: Path, beginning: bytes, field: str) -> None:
+    """Refuse what Git LFS puts in the place of a file.
+
+    Args:
+        path: The file.
+        beginning: How its content begins.
+        field: The configuration's field that names it, for the message.
+
+    Raises:
+        DataError: The file is such a pointer.
+    """
+    if beginning.startswith(LFS_POINTER):
+        raise DataError(f"{field}: {path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
 
 
 def file_sha256(path: Path) -> str:

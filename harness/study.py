@@ -48,8 +48,8 @@ from harness.data.text import (
 )
 from harness.errors import ConfigError, DataError
 from harness.learners.base import LEARNERS
+from harness.learners.language_model.facts import ModelFacts, model_facts
 from harness.learners.language_model.identity import pretrained_identity
-from harness.learners.language_model.sizes import architecture_of, num_parameters
 from harness.lineage import KEY_FORMAT, BundledChain, CellScience, Chain, Lineage, build, chain_id, in_order, key_of
 from harness.metrics import OTHERS_VERSION, VERSIONS
 from harness.records import Examples
@@ -92,7 +92,7 @@ class Prepared:
         sciences: One entry per cell.
         lineage: The graph of all generations that are run one by one.
         bundles: The chains that are run in bundles.
-        parameters: Parameters of each cell's model; None where unknown or not a language model.
+        models: What each cell's model is; None where it is not a language model.
         configs: What gangs get, one entry per cell: a hub model is pinned to the revision that its keys name.
         externals: Path (or name) and fingerprint of each cell's fixed corpus; None where there is none.
         others: Other real texts that models are scored on, by the spec of their folder in the store.
@@ -103,7 +103,7 @@ class Prepared:
     sciences: tuple[CellScience, ...]
     lineage: Lineage
     bundles: tuple[BundledChain, ...]
-    parameters: tuple[int | None, ...]
+    models: tuple[ModelFacts | None, ...]
     configs: tuple[Config, ...]
     externals: tuple[tuple[str, str] | None, ...]
     others: tuple[tuple[Mapping[str, Any], Examples], ...]
@@ -201,7 +201,7 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
 
 
 def _resolve(study: Study, data_of: _Data) -> Prepared:
-    data, sciences, parameters, externals = [], [], [], []
+    data, sciences, models, externals = [], [], [], []
     packed: dict[tuple[str, str], ExternalCorpus] = {}
     scored: dict[tuple[str, str], ExternalCorpus] = {}
     others: dict[str, tuple[Mapping[str, Any], Examples]] = {}
@@ -209,7 +209,7 @@ def _resolve(study: Study, data_of: _Data) -> Prepared:
     for index, cell in enumerate(study.cells):
         prepared = data_of.get(cell.config.data)
         real, source = prepared.real, cell.config.regime.source
-        count = _parameters(cell.config, real)
+        facts = _facts(cell.config, real)
         external, teacher = None, None
         if isinstance(source, CorpusSource):
             if not isinstance(real, TextCorpus):
@@ -222,10 +222,10 @@ def _resolve(study: Study, data_of: _Data) -> Prepared:
         supply = len(external.examples) if external else None
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         data.append(prepared)
-        parameters.append(count)
+        models.append(facts)
         externals.append((_place(source.corpus), external.fingerprint) if external and isinstance(source, CorpusSource) else None)
         origin = external.fingerprint if external else teacher
-        found = _science(cell.config, prepared, origin, count)
+        found = _science(cell.config, prepared, origin, facts)
         texts = _others(cell.config, real, scored)
         if texts:
             contents = {name: text.fingerprint for name, text in texts.items()}
@@ -238,7 +238,7 @@ def _resolve(study: Study, data_of: _Data) -> Prepared:
     lineage, bundles = _lineage(study, sciences)
     configs = tuple(_pinned(cell.config) for cell in study.cells)
     return Prepared(
-        study, tuple(data), tuple(sciences), lineage, bundles, tuple(parameters), configs, tuple(externals), tuple(others.values())
+        study, tuple(data), tuple(sciences), lineage, bundles, tuple(models), configs, tuple(externals), tuple(others.values())
     )
 
 
@@ -294,12 +294,17 @@ def is_bundled(config: Config) -> bool:
 
 
 def _pinned(config: Config) -> Config:
-    """The configuration with a hub model's revision resolved, so that every generation loads what the key names."""
+    """The configuration as gangs get it: wherever they are, every generation loads the model that the key names.
+
+    A model of the hub is pinned to its revision; one in a folder has an absolute path, and its content in the place of a revision.
+    """
     learner = config.learner
     if not isinstance(learner, LanguageModel) or learner.model.pretrained is None:
         return config
-    revision = pretrained_identity(learner.model).revision
-    model = learner.model.model_copy(update={"revision": revision})
+    found, name = pretrained_identity(learner.model), learner.model.pretrained
+    if found.revision is None:
+        name = str(Path(name).absolute())
+    model = learner.model.model_copy(update={"pretrained": name, "revision": found.revision or found.content})
     return config.model_copy(update={"learner": learner.model_copy(update={"model": model})})
 
 
@@ -338,23 +343,13 @@ def load_data(config: Config, store: Store, key: str | None) -> RealData:
     return TextCorpus(store.path("data", key), config.data.num_examples)
 
 
-def _parameters(config: Config, real: RealData) -> int | None:
-    """Parameters of a language model; checks a pretrained one against the data."""
+def _facts(config: Config, real: RealData) -> ModelFacts | None:
+    """What the model of a language model's cell is; a pretrained one is checked against its files and the data."""
     if not isinstance(config.learner, LanguageModel) or not isinstance(real, TextCorpus):
         return None
-    model = resolve_model(config.learner.model)
-    if model.pretrained is None:
-        return num_parameters(model, int(real.meta["vocab_size"]), model.context or sequence_length(config))
-    found = pretrained_identity(model).config
-    context, vocabulary = found.get("max_position_embeddings") or found.get("n_positions"), found.get("vocab_size")
-    if context is not None and sequence_length(config) > context:
-        raise DataError(
-            f"data.block_size: sequences of {sequence_length(config)} tokens, more than {model.pretrained!r}'s context of {context}"
-        )
-    if vocabulary is not None and real.meta["vocab_size"] > vocabulary:
-        raise DataError(f"data.tokenizer: {real.meta['vocab_size']} tokens, but {model.pretrained!r} knows {vocabulary}")
-    known = architecture_of(found)
-    return num_parameters(known, int(vocabulary), int(context or 0)) if known and vocabulary else None
+    refresh = config.regime.refresh
+    begins = refresh.init if refresh is not None else None
+    return model_facts(config.learner, begins, int(real.meta["vocab_size"]), sequence_length(config))
 
 
 def _seconds_per_example(kind: str, width: int) -> float:
@@ -363,7 +358,7 @@ def _seconds_per_example(kind: str, width: int) -> float:
     return each.get(kind, 1.2e-8 * width + 1.5e-10 * width**2) + 1e-7
 
 
-def _science(config: Config, data: PreparedData, external: Any, parameters: int | None) -> CellScience:
+def _science(config: Config, data: PreparedData, external: Any, facts: ModelFacts | None) -> CellScience:
     """The parts of a cell's keys."""
     learner, n = config.learner, data.real.num_examples
     version = LEARNERS[learner.kind][0]
@@ -371,9 +366,11 @@ def _science(config: Config, data: PreparedData, external: Any, parameters: int 
     sampling: dict[str, Any] = {"version": version, **fit.pop("sample", {})}
     cost, init = 1.0, None
     if isinstance(learner, LanguageModel) and isinstance(config.data, TextData):
+        assert facts is not None
         model = resolve_model(learner.model)
         if model.pretrained is not None:
             fit["model"] = {"pretrained": pretrained_identity(model).content}
+            sampling |= _corrections(config, fit["model"], facts, data.real)
         else:
             fit["model"] = {**science(model), "context": model.context or sequence_length(config)}
         fit.pop("init", None)
@@ -381,7 +378,7 @@ def _science(config: Config, data: PreparedData, external: Any, parameters: int 
         init = first if learner.init == "previous" else learner.init
         if learner.train.loss == "continuation":  # the length of the prompt is sampling's, but here the fit reads it too
             fit["train"] = {**fit.get("train", {}), "masked_tokens": prompt_length(config)}
-        cost = 6.0 * (parameters or 1e8) * config.data.block_size
+        cost = 6.0 * facts.parameters * config.data.block_size
     else:
         fit.pop("init", None)
         kind = getattr(learner, "init", None)
@@ -413,6 +410,20 @@ def _science(config: Config, data: PreparedData, external: Any, parameters: int 
         generations=config.generations,
         cost=cost,
     )
+
+
+def _corrections(config: Config, model: dict[str, Any], facts: ModelFacts, real: RealData) -> dict[str, Any]:
+    """Marks of published models that an earlier version computed otherwise: into ``model``, and those of sampling returned.
+
+    New weights took the type that the published configuration names; without a key-value cache only the last token was read; and
+    tokens that no tokenizer knows could be drawn. Models without these traits have the keys that they had.
+    """
+    assert isinstance(config.learner, LanguageModel) and isinstance(real, TextCorpus)
+    refresh = config.regime.refresh
+    if not facts.full_precision and "scratch" in (config.learner.init, refresh.init if refresh else None):
+        model["new_weights"] = "fp32"
+    marks: dict[str, Any] = {} if facts.cached else {"context": "whole"}
+    return marks if facts.vocab_size == real.meta["vocab_size"] else {**marks, "tokens": real.meta["vocab_size"]}
 
 
 def _lineage(study: Study, sciences: list[CellScience]) -> tuple[Lineage, tuple[BundledChain, ...]]:

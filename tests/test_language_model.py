@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 from harness.learners.language_model import model as models  # noqa: E402
 from harness.learners.language_model.sampling import Sampler, draw_batch  # noqa: E402
 from harness.learners.language_model.scoring import score  # noqa: E402
-from harness.learners.language_model.sizes import architecture_of, memory_per_rank, num_parameters  # noqa: E402
+from harness.learners.language_model.sizes import memory_per_rank, num_parameters  # noqa: E402
 from harness.learners.language_model.training import Schedule, learning_rate, plan_steps  # noqa: E402
 
 
@@ -51,22 +51,10 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     assert abs(count / about["published_parameters"] - 1) < 0.01
 
 
-@pytest.mark.parametrize("name", ["gpt2-124m", "opt-125m", "llama-1b", "llama-12m"])
-def test_a_pretrained_models_size_is_read_from_its_configuration(name: str) -> None:
-    """As `plan` does: from the content of config.json, which leaves defaults out."""
-    about, model = read_preset(name), resolve_model(Model(preset=name))
-    config = models.transformers_config(model, about["vocab_size"], model.context or 0, 0, 0)
-    found = architecture_of(json.loads(config.to_json_string(use_diff=True)) | {"model_type": config.model_type})
-    assert found is not None
-    assert num_parameters(found, about["vocab_size"], model.context or 0) == num_parameters(
-        model, about["vocab_size"], model.context or 0
-    )
-
-
 def test_zero_stages_divide_what_they_shard() -> None:
     model = resolve_model(Model(preset="gpt2-124m"))
-    by_stage = [memory_per_rank(model, 50257, 1024, 1024, True, 8, stage) for stage in range(4)]
     parameters = num_parameters(model, 50257, 1024)
+    by_stage = [memory_per_rank(parameters, 12, 768, 50257, 1024, True, 8, stage) for stage in range(4)]
     assert (by_stage[0].weights, by_stage[0].gradients, by_stage[0].optimizer) == (2 * parameters, 2 * parameters, 12 * parameters)
     assert [m.optimizer for m in by_stage[1:]] == [12 * parameters // 8] * 3
     assert [m.gradients for m in by_stage[2:]] == [2 * parameters // 8] * 2 and by_stage[3].weights == 2 * parameters // 8

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import DEFAULT_ROOT, EXIT_FAILED, Assignments, ConfigPath, Json, Root, app, existing_store, print_json, say
+from harness.cli.app import (
+    DEFAULT_ROOT,
+    EXIT_FAILED,
+    Assignments,
+    ConfigPath,
+    Json,
+    Root,
+    app,
+    existing_store,
+    path,
+    print_json,
+    say,
+)
 from harness.errors import InputError
 
 
@@ -93,7 +105,10 @@ def fetch(
     config: ConfigPath,
     assignments: Assignments = None,
     cache: Annotated[
-        Path | None, typer.Option(help="The shared cache; becomes HF_HOME. $HF_HOME or the library's own when absent.")
+        Path | None,
+        typer.Option(
+            parser=path, metavar="PATH", help="The shared cache; becomes HF_HOME. $HF_HOME or the library's own when absent."
+        ),
     ] = None,
     json_output: Json = False,
 ) -> None:

@@ -18,6 +18,7 @@ from harness.cli.app import (
     Root,
     app,
     existing_store,
+    path,
     prepare,
     print_json,
     say,
@@ -33,7 +34,7 @@ def export(
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     form: Annotated[str, typer.Option("--format", help="csv, json or parquet.")] = "csv",
-    out: Annotated[Path | None, typer.Option(help="The file; standard output when absent.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, metavar="PATH", help="The file; standard output when absent.")] = None,
     provenance: Annotated[bool, typer.Option(help="Add how, where and when.")] = False,
 ) -> None:
     """Write the tidy table of records, one row per chain and generation."""
@@ -65,7 +66,9 @@ def report(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    out: Annotated[Path | None, typer.Option(help="Folder; experiments/NAME/report/ in the store when absent.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=path, metavar="PATH", help="Folder; experiments/NAME/report/ in the store when absent.")
+    ] = None,
 ) -> None:
     """Write a self-contained HTML page with curves, intervals and samples; figures as PNG and PDF beside it."""
     from harness.reporting import ledger

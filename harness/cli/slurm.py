@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import DEFAULT_ROOT, Assignments, ConfigPath, Json, Root, app, existing_store, options_of, print_json, sets
+from harness.cli.app import (
+    DEFAULT_ROOT,
+    Assignments,
+    ConfigPath,
+    Json,
+    Root,
+    app,
+    existing_store,
+    options_of,
+    path,
+    print_json,
+    sets,
+)
 from harness.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,10 +82,15 @@ def submit(
     setup: Annotated[list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")] = None,
     python: Annotated[Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")] = None,
     extra: Annotated[list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="The hub's cache that harness fetch fills.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills.")
+    ] = None,
     signal_s: Annotated[int | None, typer.Option(help="Seconds before the time limit at which work is saved.")] = None,
     max_requeues: Annotated[int | None, typer.Option(help="How often a job requeues itself at most.")] = None,
-    site: Annotated[Path | None, typer.Option(help="The lab's defaults; slurm/site.yaml when absent.", show_default=False)] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(parser=path, metavar="PATH", help="The lab's defaults; slurm/site.yaml when absent.", show_default=False),
+    ] = None,
     join: Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")] = False,
     look: Annotated[bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")] = False,

@@ -329,10 +329,15 @@ def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> N
         at = source.problem(place, "")
         message = f"found {preset!r}, allowed: {', '.join(preset_names())}{nearest(preset, preset_names())}"
         raise ConfigError([type(at)(at.where, at.line, "learner.model.preset", message)])
+    try:
+        resolved = resolve_model(learner.model)
+    except ValidationError as error:
+        message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise source.error("learner.model", f"preset {preset}: {message}") from None
     if learner.model.pretrained and data.tokenizer.kind == "bpe" and learner.init == "pretrained":
         raise source.error("data.tokenizer", "a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}")
     _check_lengths(source, prompt_length(config), learner.sample, data.block_size)
-    context, needed = resolve_model(learner.model).context, sequence_length(config)
+    context, needed = resolved.context, sequence_length(config)
     if context is not None and needed > context:
         detail = f"{data.block_size} tokens" if needed == data.block_size else f"{needed} tokens with the prompt"
         raise source.error("data.block_size", f"an example takes {detail}, more than the model's context of {context}")

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.config.grid import sequence_length
-from harness.config.presets import resolve_model
 from harness.config.schema import Config, LanguageModel, TextData, Vae
 from harness.coordinator.base import shape_of
 from harness.coordinator.retention import kept_fits
@@ -19,8 +18,7 @@ from harness.coordinator.slices import chain_seconds, missing
 from harness.data.images import ImageSet
 from harness.errors import DamagedError
 from harness.files import read_json
-from harness.learners.language_model.identity import pretrained_identity
-from harness.learners.language_model.sizes import Memory, architecture_of, memory_per_rank
+from harness.learners.language_model.sizes import Memory, memory_per_rank
 from harness.lineage import Branch, Node, cut
 from harness.store import Store
 from harness.study import Prepared
@@ -115,7 +113,8 @@ class Planner:
         if measured:
             return _Rates(*measured, measured=True)
         flops = GPU_FLOPS if self.gpus else CPU_FLOPS * config.resources.threads
-        parameters = self.prepared.parameters[cell] or 1e8
+        facts = self.prepared.models[cell]
+        parameters = facts.parameters if facts else 1e8
         return _Rates(flops / (6 * parameters), SAMPLING_SHARE * flops / (2 * parameters), measured=False)
 
     def seconds(self, node: Node) -> float:
@@ -144,20 +143,16 @@ class Planner:
         return size * block * train.epochs
 
     def memory(self, cell: int) -> Memory | None:
-        """Bytes per rank; None where the model's sizes are not known."""
-        config = self.prepared.study.cells[cell].config
-        if not isinstance(config.learner, LanguageModel) or self.prepared.parameters[cell] is None:
+        """Bytes per rank; None for what is not a language model."""
+        config, facts = self.prepared.study.cells[cell].config, self.prepared.models[cell]
+        if not isinstance(config.learner, LanguageModel) or facts is None:
             return None
-        model = resolve_model(config.learner.model)
-        if model.pretrained is not None:
-            model = architecture_of(pretrained_identity(config.learner.model).config) or model
-        length, meta = sequence_length(config), self.prepared.data[cell].real
-        vocab = int(getattr(meta, "meta", {}).get("vocab_size", 0))
         return memory_per_rank(
-            model,
-            vocab,
-            model.context or length,
-            config.micro_batch * length,
+            facts.parameters,
+            facts.num_layers,
+            facts.width,
+            facts.vocab_size,
+            config.micro_batch * sequence_length(config),
             config.learner.train.precision == "bf16",
             config.resources.ranks,
             config.resources.zero_stage,
@@ -222,7 +217,8 @@ def disk_bytes(prepared: Prepared) -> int:
         config = prepared.study.cells[node.cell].config
         if isinstance(config.learner, LanguageModel) and node.fit in kept:
             width = 2 if config.learner.train.precision == "bf16" else 4
-            weights[node.fit] = (prepared.parameters[node.cell] or 0) * width
+            facts = prepared.models[node.cell]
+            weights[node.fit] = (facts.parameters if facts else 0) * width
     widths = {node.corpus: _example_bytes(prepared.study.cells[node.cell].config) for node in lineage.nodes.values()}
     total += sum(lineage.examples[corpus] * width for corpus, width in widths.items())
     rows = sum(chain.generations + 1 for chain in prepared.bundles)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
 from harness.data.documents import BUILT_IN, SPLITS, Documents, built_in, read_documents, read_named, read_path
 from harness.errors import DataError
-from harness.files import read_json, write_json
+from harness.files import read_json, refuse_pointer, write_json
 from harness.records import Examples
 from harness.streams import stream
 
@@ -97,10 +97,17 @@ def pretrained_fingerprint(config: PretrainedTokenizer) -> str:
 def _load_pretrained(config: PretrainedTokenizer) -> Any:
     from transformers import AutoTokenizer
 
+    folder = Path(config.name)
+    if folder.is_dir():
+        if config.revision is not None:
+            raise DataError(f"data.tokenizer.revision: {config.name} is a folder, and only tokenizers of the hub have revisions")
+        for path in folder.glob("*.json"):
+            with open(path, "rb") as file:
+                refuse_pointer(path, file.read(200), "data.tokenizer.name")
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+    except Exception as error:  # the libraries raise what their parsers and transports raise; the user needs one line
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"data.tokenizer.name: {config.name!r} cannot be loaded ({reason})") from None
     if not tokenizer.is_fast:
         raise DataError(f"data.tokenizer.name: {config.name!r} has no fast tokenizer (tokenizer.json)")
@@ -125,7 +132,8 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
         vocab_size = tokenizer.get_vocab_size()
     else:
         loaded = _load_pretrained(config.tokenizer)
-        tokenizer, eos, vocab_size = loaded.backend_tokenizer, loaded.eos_token_id, len(loaded)
+        tokenizer, eos = loaded.backend_tokenizer, loaded.eos_token_id
+        vocab_size = max(len(loaded), 1 + max(loaded.get_vocab().values(), default=0))  # some leave ids out
         bos = loaded.bos_token_id if loaded.bos_token_id is not None else eos
         if eos is None:
             raise DataError(f"data.tokenizer.name: {config.tokenizer.name!r} has no end-of-text token")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from harness.config.schema.base import PositiveInt, Section, Share, since
+from harness.config.schema.base import Place, PositiveInt, Section, Share, since
 
 
 class BpeTokenizer(Section):
@@ -22,7 +22,7 @@ class PretrainedTokenizer(Section):
     """A tokenizer of the Hugging Face hub, or of a local folder."""
 
     kind: Literal["pretrained"]
-    name: str
+    name: Place
     revision: str | None = since(None)
 
 
@@ -36,7 +36,7 @@ class Split(Section):
 class TextData(Section):
     """Text as the real distribution."""
 
-    source: str
+    source: Place
     """``python-docs``, ``python-stdlib``, ``hf:NAME[/CONFIG]``, or a path: .txt, .jsonl, .parquet, or a folder of them."""
     text_field: str = since("text")
     """Field or column of .jsonl, .parquet and hub data that holds the text."""
@@ -155,7 +155,7 @@ class ArrayData(Section):
     """Rows of numbers from a file as the real distribution."""
 
     source: Literal["array"]
-    path: str
+    path: Place
     """A .npy file of shape [rows] or [rows, columns], or a .parquet file."""
     columns: tuple[str, ...] | None = since(None)
     """Columns of a .parquet file; all when null."""
@@ -188,7 +188,7 @@ class ImageSplit(Section):
 class ImageData(Section):
     """Grey images as the real distribution, pixels in [0, 1]."""
 
-    source: str
+    source: Place
     """``digits``, ``hf:NAME[/CONFIG]``, or a path: .npy (shape [N, H, W]) or .parquet."""
     kind: Literal["images"] = since("images")
     """Says of hub data and files that they are images, not text; ``digits`` is images without it."""
@@ -196,7 +196,7 @@ class ImageData(Section):
     """Column of .parquet and hub data that holds the image."""
     label_field: str | None = since("label")
     """Column of .parquet and hub data that holds the class, a whole number; null for none."""
-    labels: str | None = since(None)
+    labels: Place | None = since(None)
     """For .npy: a second .npy file with the classes, shape [N]; null for none."""
     revision: str | None = since(None)
     """Revision of hub data."""

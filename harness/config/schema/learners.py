@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.schema.base import PositiveInt, Section, Share, since
+from harness.config.schema.base import Place, PositiveInt, Section, Share, since
 
 
 class Model(Section):
     """A causal language model: a preset, a pretrained model, or an architecture with its sizes."""
 
     preset: str | None = since(None)
-    pretrained: str | None = since(None)
+    pretrained: Place | None = since(None)
     revision: str | None = since(None)
     architecture: Literal["gpt2", "llama", "opt"] | None = since(None)
     num_layers: PositiveInt | None = since(None)
@@ -38,8 +38,7 @@ class Model(Section):
             missing = [name for name in sizes if getattr(self, name) is None]
             if missing:
                 raise ValueError(f"architecture needs {', '.join(missing)} too")
-            if self.width is not None and self.num_heads is not None and self.width % self.num_heads:
-                raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+            self._check_heads()
         elif given:
             raise ValueError(f"{', '.join(given)} only go with architecture, not with {ways[0]}")
         shape = {"num_kv_heads", "mlp_width", "context", "dropout", "tie_embeddings"} & self.model_fields_set
@@ -48,6 +47,23 @@ class Model(Section):
         if self.pretrained is None and self.revision is not None:
             raise ValueError("revision only goes with pretrained")
         return self
+
+    def _check_heads(self) -> None:
+        """Check that the heads divide the width, and how llama groups and turns them."""
+        assert self.width is not None and self.num_heads is not None
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.architecture != "llama":
+            if self.num_kv_heads is not None:
+                raise ValueError(f"num_kv_heads: architecture {self.architecture} does not use it; only llama does")
+            return
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.width // self.num_heads % 2:
+            raise ValueError(
+                f"width {self.width} / num_heads {self.num_heads} is {self.width // self.num_heads}; llama turns coordinates in "
+                "pairs, so it must be even"
+            )
 
 
 class Train(Section):

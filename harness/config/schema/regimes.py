@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.config.schema.base import PositiveInt, Section, Share, since
+from harness.config.schema.base import Place, PositiveInt, Section, Share, since
 
 RegimeKind = Literal["replace", "replace_grown", "accumulate", "accumulate_subsample", "augment", "fresh_real"]
 RATIO_REGIMES = ("replace", "augment", "fresh_real")
@@ -16,7 +16,7 @@ CORPUS_SOURCE_REGIMES = ("replace", "replace_grown", "augment", "fresh_real")
 class CorpusSource(Section):
     """Synthetic examples from a fixed corpus that someone else's model wrote."""
 
-    corpus: str
+    corpus: Place
     """A .txt, .jsonl or .parquet file, or a folder of them; ``hf:NAME[/CONFIG]``, of which the split ``train`` is taken; or an
     embedded source, of which the training side is taken."""
 
@@ -33,7 +33,7 @@ class CellSource(Section):
 class ModelSource(Section):
     """Synthetic examples from a fixed teacher."""
 
-    model: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[str, Field(min_length=1)]
+    model: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[Place, Field(min_length=1)]
     """For text: a pretrained model, which writes one corpus as it is; for analytic data: fields of ``data`` in which the teacher
     differs from the truth, and new examples each generation."""
 
@@ -144,7 +144,7 @@ class Evaluate(Section):
     """A chain fails where more of a generation's examples than this equal an earlier one; null never fails."""
     ranges: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], tuple[float, float]] = since({})
     """Names of ranges of the first coordinate, each from (included) to (excluded): ``share/<name>`` is the corpus's share in it."""
-    others: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[str, Field(min_length=1)]] = since({})
+    others: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[Place, Field(min_length=1)]] = since({})
     """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on their test side."""
 
     @field_validator("ranges")

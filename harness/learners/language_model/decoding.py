@@ -1,4 +1,7 @@
-"""What happens to a model's scores before a token is chosen: what has occurred is penalised, the end of text held back."""
+"""What happens to a model's scores before a token is chosen.
+
+What has occurred is penalised, the end of text held back, and what no tokenizer knows is left out.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,16 @@ from harness.config.schema import Sample
 class Adjustment:
     """Changes the scores of a batch, position by position, and remembers which tokens each row has seen."""
 
-    def __init__(self, config: Sample, eos: int, context: torch.Tensor) -> None:
+    def __init__(self, config: Sample, eos: int, context: torch.Tensor, vocab_size: int | None = None) -> None:
         """Start behind a context.
 
         Args:
             config: The sampling section.
             eos: End-of-text token.
             context: Token ids in front of the first new token, shape [rows, context_length].
+            vocab_size: Tokens that the tokenizer knows: those behind them, which pad the table of a model, never occur.
         """
-        self.config, self.eos = config, eos
+        self.config, self.eos, self.vocab_size = config, eos, vocab_size
         self._context = context
         self._seen: torch.Tensor | None = None
 
@@ -39,6 +43,9 @@ class Adjustment:
             scores = torch.where(self._mask(scores), penalised, scores)
         if self.config.forbid_eos or position < self.config.min_new_tokens:
             scores = scores.float().index_fill(-1, torch.tensor([self.eos], device=scores.device), -torch.inf)
+        if self.vocab_size is not None and self.vocab_size < scores.shape[-1]:
+            scores = scores.float().clone()
+            scores[:, self.vocab_size :] = -torch.inf
         return scores
 
     def _mask(self, scores: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,9 @@ from typing import Any
 from harness.config.schema import Model
 from harness.errors import DataError
 from harness.files import file_sha256
+from harness.learners.language_model.weights import CONFIG, INDEX, WEIGHTS, read_plain
+
+FIELD = "learner.model.pretrained"
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,38 @@ def pretrained_identity(model: Model) -> Pretrained:
     name = model.pretrained or ""
     folder = Path(name)
     if folder.is_dir():
-        files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+        files = sorted([folder / CONFIG, *folder.glob("*.safetensors")])
         missing = [file.name for file in files if not file.is_file()]
         if missing or len(files) < 2:
-            raise DataError(f"learner.model.pretrained: {name} holds no config.json with *.safetensors beside it")
-        text = "".join(f"{file.name}:{file_sha256(file)}\n" for file in files)
-        return Pretrained(hashlib.sha256(text.encode()).hexdigest()[:32], json.loads(files[0].read_bytes()))
+            raise DataError(f"{FIELD}: {name} holds no {CONFIG} with *.safetensors beside it")
+        try:
+            text = "".join(f"{file.name}:{file_sha256(file)}\n" for file in files)
+        except OSError as error:
+            raise DataError(f"{FIELD}: {error.filename} cannot be read ({error.strerror})") from None
+        return Pretrained(hashlib.sha256(text.encode()).hexdigest()[:32], read_plain(folder / CONFIG, FIELD))
+    if folder.is_absolute():
+        raise DataError(f"{FIELD}: there is no folder {name}")
     import huggingface_hub
 
     try:
-        path = Path(huggingface_hub.hf_hub_download(name, "config.json", revision=model.revision))
+        path = Path(huggingface_hub.hf_hub_download(name, CONFIG, revision=model.revision))
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
         reason = (str(error).strip().splitlines() or [""])[0]
-        message = f"learner.model.pretrained: {name!r} is no folder, and the hub cannot give it ({type(error).__name__}: {reason})"
+        message = f"{FIELD}: {name!r} is no folder, and the hub cannot give it ({type(error).__name__}: {reason})"
         raise DataError(message) from None
-    return Pretrained(f"hub:{name}@{path.parent.name}", json.loads(path.read_bytes()), path.parent.name)
+    return Pretrained(f"hub:{name}@{path.parent.name}", read_plain(path, FIELD), path.parent.name)
+
+
+def stored_folder(model: Model) -> Path | None:
+    """Where a pretrained model's files lie: its folder, or the hub's cache where that has weights; None where they are not here."""
+    folder = Path(model.pretrained or "")
+    if folder.is_dir():
+        return folder
+    import huggingface_hub
+
+    found = pretrained_identity(model).revision
+    for name in (WEIGHTS, INDEX):
+        path = huggingface_hub.try_to_load_from_cache(model.pretrained or "", name, revision=found)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None

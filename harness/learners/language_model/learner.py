@@ -20,6 +20,7 @@ from harness.data.text import TextCorpus
 from harness.errors import DataError, LearnerError
 from harness.learners.base import Control, EvaluateTask, Evaluation, FitOutcome, FitTask, Ranks, SampleTask, Stopped
 from harness.learners.language_model import model as models
+from harness.learners.language_model.behaviour import behaviour
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.sampling import Sampler, draw_batch
 from harness.learners.language_model.scoring import score
@@ -71,13 +72,14 @@ class LanguageModelLearner:
                 f"{model.config.max_position_embeddings}"
             )
         if self.learner.train.max_steps == 0:  # the pretrained model as it is
-            if self.ranks.rank == 0:
-                kept = model.state_dict().keys()
-                named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
-                state = {name: tensor.detach().to(self.dtype) for name, tensor in named}
+            kept = model.state_dict().keys()
+            named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
+            state = {name: tensor.detach().to(self.dtype) for name, tensor in named}
+            finite = all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+            if self.ranks.rank == 0 and finite:
                 models.write_model(task.out, model.config, state)
             self.ranks.barrier()
-            return FitOutcome("ok", {"train_loss": [], "steps": 0}, 0, 0)
+            return FitOutcome("ok" if finite else "diverged", {"train_loss": [], "steps": 0}, 0, 0)
         reference = self.data.real(task.seed, self.data.num_examples)
         schedule = plan_steps(self.learner.train, task.training.examples, task.budget, reference)
         train, resources = self.learner.train, self.config.resources
@@ -107,11 +109,18 @@ class LanguageModelLearner:
             self._loaded = (folder, models.read_model(folder, self.dtype, self.device))
         return self._loaded[1]
 
+    def _sampler(self, model: PreTrainedModel, control: Control) -> Sampler:
+        cached = self.learner.model.pretrained is None or behaviour(model.config).cached
+        meta = self.data.meta
+        return Sampler(
+            model, self.learner.sample, self.start_token, int(meta["eos"]), control.tick, int(meta["vocab_size"]), cached
+        )
+
     def sample(self, task: SampleTask) -> int:
         """Whole batches, dealt out over the ranks; each is committed as a shard when it is done."""
         size, width = self.config.resources.sample_batch, self.block_size
         model, control = self._model(task.fit), task.control
-        sampler = Sampler(model, self.learner.sample, self.start_token, int(self.data.meta["eos"]), control.tick)
+        sampler = self._sampler(model, control)
         wanted = range(task.start // size, -(-task.stop // size))
         batches = [batch for batch in wanted if (batch * size, (batch + 1) * size) not in task.shards]
         mine = batches[self.ranks.rank :: self.ranks.world_size]
@@ -210,7 +219,7 @@ class LanguageModelLearner:
             return []
         model = self._model(task.fit)
         limit = getattr(model.config, "max_position_embeddings", None) or self.context
-        sampler = Sampler(model, self.learner.sample, self.start_token, int(self.data.meta["eos"]), task.control.tick)
+        sampler = self._sampler(model, task.control)
         prompts = [prompt[: max(1, limit // 2)] for prompt in self._prompts()]
         found: dict[int, str] = {}
         for width in sorted({len(prompt) for prompt in prompts}):

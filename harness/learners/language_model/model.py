@@ -16,10 +16,13 @@ from harness.config.presets import resolve_model
 from harness.config.schema import Model
 from harness.errors import DataError, LearnerError
 from harness.files import write_atomic
+from harness.learners.language_model.behaviour import report
+from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.sizes import default_mlp_width
+from harness.learners.language_model.weights import CONFIG, WEIGHTS
 
 logging.disable_progress_bar()
-WEIGHTS = "model.safetensors"
+logging.set_verbosity_error()  # what the library would say of weights that do not fit is an error here, in one line
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -82,11 +85,33 @@ def pretrained_config(model: Model) -> PretrainedConfig:
     Raises:
         DataError: It cannot be loaded.
     """
+    place = _place(model)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(model.pretrained, revision=model.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        config: PretrainedConfig = AutoConfig.from_pretrained(place, revision=_revision(model), trust_remote_code=False)
+    except Exception as error:  # unknown kinds, fields of the wrong type, what a transport raises: the user needs one line
         raise DataError(_unloadable(model, error)) from None
     return config
+
+
+def _place(model: Model) -> str:
+    """A pretrained model's folder, where it is on this machine and still what its key names, or its name on the hub.
+
+    Raises:
+        DataError: The folder is missing.
+        LearnerError: It is not what it was when the run began, or what it is on the machine that began it.
+    """
+    name = model.pretrained or ""
+    if not Path(name).is_absolute():
+        return name
+    found = pretrained_identity(model.model_copy(update={"revision": None}))
+    if model.revision is not None and found.content != model.revision:
+        raise LearnerError(f"learner.model.pretrained: {name} is not what it was when this run began; run the command again")
+    return name
+
+
+def _revision(model: Model) -> str | None:
+    """The revision to ask the hub for; that of a folder is its content."""
+    return None if Path(model.pretrained or "").is_dir() else model.revision
 
 
 def _unloadable(model: Model, error: Exception) -> str:
@@ -95,14 +120,15 @@ def _unloadable(model: Model, error: Exception) -> str:
 
 
 def new_model(model: Model, vocab_size: int, context: int, bos: int, eos: int, seed: int) -> PreTrainedModel:
-    """A model with random weights, in fp32; the weights are a function of the seed."""
+    """A model with random weights, in fp32 whatever a published configuration says; the weights are a function of the seed."""
     if model.pretrained is not None:
         config = pretrained_config(model)
     else:
         config = transformers_config(model, vocab_size, context, bos, eos)
     _check_vocabulary(config, vocab_size)
     torch.manual_seed(seed)
-    built: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _check_precision(built, torch.float32)
     return built
 
 
@@ -110,16 +136,28 @@ def pretrained_model(model: Model, vocab_size: int) -> PreTrainedModel:
     """A pretrained model with its weights, in fp32.
 
     Raises:
-        DataError: It cannot be loaded.
+        DataError: It cannot be loaded, or its weights do not fit its configuration.
     """
+    place = _place(model)
     try:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            model.pretrained, revision=model.revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            place,
+            revision=_revision(model),
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what the library, safetensors or a transport raises: the user needs one line
         raise DataError(_unloadable(model, error)) from None
+    wrong = report(info)
+    if wrong:
+        raise DataError(f"learner.model.pretrained: {model.pretrained!r}: its weights do not fit its configuration: {wrong}")
     _check_vocabulary(loaded.config, vocab_size)
-    return loaded
+    _check_precision(loaded, torch.float32)
+    found: PreTrainedModel = loaded
+    return found
 
 
 def _check_vocabulary(config: PretrainedConfig, vocab_size: int) -> None:
@@ -128,12 +166,19 @@ def _check_vocabulary(config: PretrainedConfig, vocab_size: int) -> None:
         raise DataError(f"data.tokenizer: {vocab_size} tokens, but the model knows {known}")
 
 
+def _check_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Refuse weights of another type than the one that was asked for: the key names it."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != dtype:
+            raise LearnerError(f"learner.model: the weight {name} is of type {parameter.dtype}, expected {dtype}")
+
+
 def write_model(folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
     """Write a model as a Hugging Face folder: ``config.json`` and ``model.safetensors``."""
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, metadata={"format": "pt"})
     plain = json.loads(config.to_json_string(use_diff=True))
     plain["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    write_atomic(folder / "config.json", (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
+    write_atomic(folder / CONFIG, (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -145,7 +190,7 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     loaded, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
-    wrong = {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]}
+    wrong = report(info)
     if wrong:
         raise LearnerError(f"{folder / WEIGHTS} does not fit its configuration: {wrong}")
     model: PreTrainedModel = loaded

@@ -7,6 +7,7 @@ entry of the vocabulary. A beam search takes none: its examples are functions of
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,47 @@ from harness.records import Examples
 from harness.streams import uniforms
 
 
+class Reader:
+    """Reads on in some texts at once, and scores what may come next."""
+
+    def __init__(self, model: PreTrainedModel, cached: bool) -> None:
+        """Nothing is read.
+
+        Args:
+            model: The model.
+            cached: Whether its key-value cache holds what was read; otherwise everything is read again at every step.
+        """
+        self.model = model
+        self._cache = DynamicCache(config=model.config) if cached else None
+        self._read: torch.Tensor | None = None
+        narrow = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._options = {"logits_to_keep": 1} if narrow else {}
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read tokens, shape [rows, new]; returns the logits of the next one, shape [rows, vocab]."""
+        if self._cache is None:
+            self._read = tokens if self._read is None else torch.cat([self._read, tokens], dim=1)
+            options = {"input_ids": self._read, "use_cache": False}
+        else:
+            options = {"input_ids": tokens, "past_key_values": self._cache, "use_cache": True}
+        logits: torch.Tensor = self.model(**options, **self._options).logits[:, -1]
+        return logits
+
+    def repeat(self, times: int) -> None:
+        """Every row becomes so many."""
+        if self._cache is not None:
+            self._cache.batch_repeat_interleave(times)
+        elif self._read is not None:
+            self._read = self._read.repeat_interleave(times, dim=0)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Row i goes on from what row ``rows[i]`` was; shape [rows]."""
+        if self._cache is not None:
+            self._cache.reorder_cache(rows)
+        elif self._read is not None:
+            self._read = self._read[rows]
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Continues prompts with a model.
@@ -31,6 +73,8 @@ class Sampler:
         bos: Token in front of everything; None where examples are trained without.
         eos: End-of-text token.
         tick: Told of every token.
+        vocab_size: Tokens that the tokenizer knows; a model may score more, which are never drawn. None: as many.
+        cached: See `Reader`.
     """
 
     model: PreTrainedModel
@@ -38,6 +82,8 @@ class Sampler:
     bos: int | None
     eos: int
     tick: Callable[[], None] = lambda: None
+    vocab_size: int | None = None
+    cached: bool = True
 
     def draw(self, prompts: npt.NDArray[np.int64], length: int, uniform: npt.NDArray[np.float64]) -> Examples:
         """Continue prompts.
@@ -60,14 +106,14 @@ class Sampler:
 
     def _draw(self, tokens: torch.Tensor, length: int, numbers: torch.Tensor) -> Examples:
         """One token after another, each from its distribution."""
-        adjust = Adjustment(self.config, self.eos, tokens)
+        adjust = Adjustment(self.config, self.eos, tokens, self.vocab_size)
         natural = self.config.length == "natural"
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         drawn: list[torch.Tensor] = []
         with torch.inference_mode():
-            cache = DynamicCache(config=self.model.config)
+            read = Reader(self.model, self.cached)
             for position in range(length):
-                logits = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                logits = read(tokens)
                 choice = self.choose(adjust(logits, position), numbers[:, position])
                 choice = torch.where(ended, self.eos, choice)
                 adjust.add(choice)
@@ -102,24 +148,24 @@ class Sampler:
             The likeliest beam of each row, shape [batch, length].
         """
         batch, beams = len(tokens), self.config.num_beams
-        adjust = Adjustment(self.config, self.eos, tokens.repeat_interleave(beams, dim=0))
+        adjust = Adjustment(self.config, self.eos, tokens.repeat_interleave(beams, dim=0), self.vocab_size)
         first = torch.arange(batch, device=tokens.device)[:, None] * beams  # the row of each example's first beam
         scores = torch.full((batch, beams), -torch.inf, device=tokens.device)
         scores[:, 0] = 0.0  # before the first token the beams are equal, and one of them is enough
         found = torch.zeros((batch * beams, 0), dtype=torch.int64, device=tokens.device)
         with torch.inference_mode():
-            cache = DynamicCache(config=self.model.config)
+            read = Reader(self.model, self.cached)
             for position in range(length):
-                logits = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                logits = read(tokens)
                 if position == 0:  # the prompt is read once, whatever the number of beams
-                    cache.batch_repeat_interleave(beams)
+                    read.repeat(beams)
                     logits = logits.repeat_interleave(beams, dim=0)
                 added = adjust(torch.log_softmax(logits.float(), dim=-1), position)
                 total = (scores[:, :, None] + added.view(batch, beams, -1)).flatten(1)
                 scores, best = total.topk(beams, dim=1)
                 rows = (first + best // added.shape[1]).flatten()
                 choice = (best % added.shape[1]).flatten()
-                cache.reorder_cache(rows)
+                read.reorder(rows)
                 adjust.reorder(rows)
                 adjust.add(choice)
                 found = torch.cat([found[rows], choice[:, None]], dim=1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from harness.config.schema import Model
 
@@ -38,27 +36,6 @@ def default_mlp_width(model: Model) -> int:
     return -(-8 * model.width // 3 // 32) * 32 if model.architecture == "llama" else 4 * model.width
 
 
-_PUBLISHED_NAMES = {
-    "gpt2": ("n_layer", "n_embd", "n_head", "n_inner"),
-    "llama": ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"),
-    "opt": ("num_hidden_layers", "hidden_size", "num_attention_heads", "ffn_dim"),
-}
-
-
-def architecture_of(config: Mapping[str, Any]) -> Model | None:
-    """The sizes of a pretrained model from its ``config.json``; None for an architecture whose arithmetic is not known here."""
-    kind = str(config.get("model_type"))
-    names = _PUBLISHED_NAMES.get(kind)
-    if names is None or any(config.get(name) is None for name in names[:3]):
-        return None
-    if config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):
-        return None  # OPT-350m projects its embeddings
-    layers, width, heads, mlp = (config.get(name) for name in names)
-    sizes = {"architecture": kind, "num_layers": layers, "width": width, "num_heads": heads, "mlp_width": mlp}
-    tied = config.get("tie_word_embeddings", kind != "llama")
-    return Model(**sizes, num_kv_heads=config.get("num_key_value_heads"), tie_embeddings=tied)
-
-
 @dataclass(frozen=True)
 class Memory:
     """Bytes per rank while training."""
@@ -74,27 +51,28 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def memory_per_rank(model: Model, vocab_size: int, context: int, tokens: int, bf16: bool, ranks: int, stage: int) -> Memory:
+def memory_per_rank(
+    parameters: int, num_layers: int, width: int, vocab_size: int, tokens: int, bf16: bool, ranks: int, stage: int
+) -> Memory:
     """Estimate of the memory of one rank (Rajbhandari et al. 2020, arXiv 1910.02054, section 3, for the model's states).
 
     Args:
-        model: A resolved model with ``architecture``.
+        parameters: Parameters of the model.
+        num_layers: Its layers.
+        width: Coordinates of a hidden state.
         vocab_size: Tokens.
-        context: Longest sequence.
         tokens: Tokens in one forward pass.
         bf16: Weights and gradients in two bytes, with fp32 copies in the optimizer.
         ranks: World size.
         stage: ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too.
     """
-    parameters = num_parameters(model, vocab_size, context)
-    width = 2 if bf16 else 4
+    size = 2 if bf16 else 4
     optimizer = parameters * (12 if bf16 else 8)
-    assert model.num_layers and model.width
     # About 34 bytes a token, layer and unit of width without recomputation (Korthikanti et al. 2022, 2205.05198), and the logits.
-    activations = tokens * (17 * width * model.num_layers * model.width + vocab_size * (4 + 2 * width))
+    activations = tokens * (17 * size * num_layers * width + vocab_size * (4 + 2 * size))
     return Memory(
-        weights=parameters * width // (ranks if stage >= 3 else 1),
-        gradients=parameters * width // (ranks if stage >= 2 else 1),
+        weights=parameters * size // (ranks if stage >= 3 else 1),
+        gradients=parameters * size // (ranks if stage >= 2 else 1),
         optimizer=optimizer // (ranks if stage >= 1 else 1),
         activations=activations,
     )

@@ -1,0 +1,104 @@
+"""What is known of a cell's model before anything starts, and what must hold of it; torch is imported for pretrained ones only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.config.presets import resolve_model
+from harness.config.schema import LanguageModel, Model
+from harness.errors import DataError
+from harness.learners.language_model.identity import FIELD, pretrained_identity, stored_folder
+from harness.learners.language_model.sizes import num_parameters
+from harness.learners.language_model.weights import stored_weights
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model is.
+
+    Attributes:
+        parameters: Their number, tied ones counted once.
+        num_layers: Layers.
+        width: Coordinates of a hidden state.
+        vocab_size: Tokens that it scores.
+        cached: A key-value cache changes nothing; without one everything is read again for every token.
+        full_precision: Its configuration says nothing else of its weights' type, or new weights would be drawn in that.
+    """
+
+    parameters: int
+    num_layers: int
+    width: int
+    vocab_size: int
+    cached: bool = True
+    full_precision: bool = True
+
+
+def needs_weights(learner: LanguageModel, refresh_init: str | None) -> bool:
+    """Whether a chain begins with the weights of a pretrained model, not with its configuration alone."""
+    return learner.model.pretrained is not None and bool({learner.init, refresh_init} & {"pretrained", "previous"})
+
+
+def model_facts(learner: LanguageModel, refresh_init: str | None, vocab_size: int, length: int) -> ModelFacts:
+    """The facts of a cell's model; a pretrained one is checked against its files and the data.
+
+    Args:
+        learner: The learner's section.
+        refresh_init: ``regime.refresh.init``, where there is one.
+        vocab_size: Tokens of the tokenizer.
+        length: Longest sequence that is fed to it.
+
+    Raises:
+        DataError: The model is not what a chain takes it for.
+    """
+    model = resolve_model(learner.model)
+    if model.pretrained is None:
+        assert model.num_layers and model.width
+        parameters = num_parameters(model, vocab_size, model.context or length)
+        return ModelFacts(parameters, model.num_layers, model.width, vocab_size)
+    facts, bf16 = _pretrained_facts(model, needs_weights(learner, refresh_init), vocab_size, length)
+    if learner.train.precision == "bf16" and learner.train.max_steps != 0 and not bf16:
+        raise DataError(f"learner.train.precision: {model.pretrained!r} cannot be trained in bf16; set fp32")
+    return facts
+
+
+def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int) -> tuple[ModelFacts, bool]:
+    """The facts, and whether it can be trained in bf16."""
+    from harness.learners.language_model.behaviour import behaviour, check_stored, on_meta
+    from harness.learners.language_model.model import pretrained_config
+
+    identity = pretrained_identity(model)
+    if identity.revision is None and model.revision is not None:
+        raise DataError(f"learner.model.revision: {model.pretrained} is a folder, and only models of the hub have revisions")
+    found, config = identity.config, pretrained_config(model)
+    text = config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None)
+    if isinstance(context, int) and 0 < context < length:
+        raise DataError(f"data.block_size: sequences of {length} tokens, more than {model.pretrained!r}'s context of {context}")
+    if vocab_size > text.vocab_size:
+        raise DataError(f"data.tokenizer: {vocab_size} tokens, but {model.pretrained!r} knows {text.vocab_size}")
+    if found.get("quantization_config"):
+        raise DataError(f"{FIELD}: {model.pretrained!r} is quantised, and such weights cannot be trained on")
+    try:
+        skeleton = on_meta(config)
+    except Exception as error:  # what the library's models raise on sizes that do not fit each other
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{FIELD}: {model.pretrained!r} has a configuration that no model can be built from ({reason})") from None
+    folder = stored_folder(model) if weights else None
+    if folder is not None:
+        check_stored(config, stored_weights(folder, FIELD), FIELD)
+    reads = behaviour(config)
+    if not reads.causal:
+        raise DataError(
+            f"{FIELD}: {model.pretrained!r} ({config.model_type}) is bidirectional: later tokens change the scores of earlier "
+            "ones, so it is no causal language model"
+        )
+    dtype = found.get("dtype") or found.get("torch_dtype")
+    facts = ModelFacts(
+        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        num_layers=int(text.num_hidden_layers),
+        width=int(text.hidden_size),
+        vocab_size=int(text.vocab_size),
+        cached=reads.cached,
+        full_precision=dtype in (None, "float32"),
+    )
+    return facts, reads.bf16

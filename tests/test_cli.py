@@ -6,6 +6,7 @@ import html
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from chains import run_all
+from chains import open_prepared, run_all
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 
+from harness.errors import ResourceError
 from harness.files import seal, write_json
 from harness.reporting.statistics import aggregate, curves
 from harness.store import Store
@@ -86,7 +88,8 @@ def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(GAUSSIAN, grid=grid), tmp_path / "root"
     run_all(config, root)
     for form in ("csv", "json", "parquet"):
-        assert harness("export", config, "--root", root, "--format", form, "--out", tmp_path / f"t.{form}").returncode == 0
+        out = f"--out=~/t.{form}"  # which no shell expands
+        assert harness("export", config, "--root", root, "--format", form, out, HOME=str(tmp_path)).returncode == 0
     frames = [pd.read_csv(tmp_path / "t.csv"), pd.read_json(tmp_path / "t.json"), pd.read_parquet(tmp_path / "t.parquet")]
     identity = ["experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status"]
     for frame in frames:
@@ -185,6 +188,31 @@ def test_links_in_the_documents_lead_somewhere() -> None:
 
 
 @pytest.mark.slow
+def test_what_no_memory_holds_is_refused_at_once(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(GAUSSIAN, regime={"kind": "accumulate"}, **{"data.num_examples": 10**12})
+    for command in ("plan", "run"):
+        done = harness(command, config, "--root", tmp_path / "root")
+        assert done.returncode == 2, done.stderr
+        # Generation 3 accumulates 4e12 numbers of 8 bytes.
+        assert re.search(r"config.yaml:\d+: data.num_examples: generation 3 has 4000000000000 training examples", done.stderr)
+        assert f"{2 * 8 * 4e12 / 2**30:,.1f} GiB" in done.stderr
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_models_states_are_compared_with_the_memory(make_config: Make, tmp_path: Path) -> None:
+    """Mixed precision under Adam takes 16 bytes a parameter without ZeRO; a model that is only sampled from takes 2."""
+    from harness.coordinator.memory import check_memory
+    from harness.coordinator.planner import memory_of
+
+    prepared, _ = open_prepared(make_config(TEXT, **{"resources.zero_stage": 0}), tmp_path / "root")
+    parameters = prepared.models[0].parameters  # type: ignore[union-attr]
+    check_memory(prepared, gpus=False, limit=16 * parameters)
+    with pytest.raises(ResourceError, match="learner.model: weights, gradients and optimizer"):
+        check_memory(prepared, gpus=False, limit=16 * parameters - 1)
+    check_memory(prepared, gpus=True, limit=16 * parameters - 1)
+    assert memory_of(prepared, 0).total > 16 * parameters  # type: ignore[union-attr]
+
+
 def test_large_grids_are_planned_quickly(make_config: Make) -> None:
     """100,000 generations; the bound is several times what it takes, so only another order of growth fails it."""
     grid: dict[str, Any] = {"regime.synthetic_ratio": [i / 100 for i in range(1, 101)], "seed": {"from": 0, "count": 100}}

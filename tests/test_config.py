@@ -306,3 +306,32 @@ def test_bad_input_exits_with_2_and_writes_nothing(make_config: Make, tmp_path: 
     assert (done.returncode, done.stdout) == (2, "")
     assert "generations: found -1" in done.stderr and "Traceback" not in done.stderr
     assert not root.exists()
+
+
+def test_the_home_folder_is_expanded_wherever_a_path_is(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    learner = {**TEXT["learner"], "model": {"pretrained": "~/model"}, "init": "pretrained"}
+    data = {**TEXT["data"], "source": "~/text", "tokenizer": {"kind": "pretrained", "name": "~/model"}}
+    found = study(
+        make_config(
+            TEXT,
+            data=data,
+            learner=learner,
+            **{"regime.source": {"corpus": "~/web.txt"}, "evaluate.others": {"other": "~/other.txt"}},
+        )
+    ).base
+    paths = [found.data.source, found.data.tokenizer.name, found.learner.model.pretrained, found.regime.source.corpus]
+    assert [*paths, found.evaluate.others["other"]] == [
+        "/home/me/text", "/home/me/model", "/home/me/model", "/home/me/web.txt", "/home/me/other.txt"
+    ]  # fmt: skip
+    teacher = study(make_config(TEXT, data=data, learner=learner, **{"regime.source": {"model": "~/teacher"}}))
+    assert [cell.config.learner.model.pretrained for cell in teacher.cells] == ["/home/me/model", "/home/me/teacher"]
+    rows = study(make_config(GAUSSIAN, data={"source": "array", "path": "~/rows.npy"})).base
+    images = study(
+        make_config(GAUSSIAN, data={"source": "~/i.npy", "kind": "images", "labels": "~/l.npy"}, learner={"kind": "vae"})
+    )
+    assert (rows.data.path, images.base.data.source, images.base.data.labels) == (
+        "/home/me/rows.npy", "/home/me/i.npy", "/home/me/l.npy"
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="data.source: found '~nobody-has-this-name/x', there is no such home folder"):
+        study(make_config(TEXT, **{"data.source": "~nobody-has-this-name/x"}))

@@ -76,14 +76,16 @@ def run(
 
 
 def _check_this_machine(prepared: Prepared) -> None:
-    """Refuse a gang with more threads than this machine has CPUs, before anything is started or written (Ray finds the GPUs)."""
+    """Refuse what this machine has too few CPUs or too little memory for, before anything starts (Ray finds the GPUs)."""
     from harness.coordinator.base import shape_of
     from harness.coordinator.cluster import check_feasible, usable_cpus
+    from harness.coordinator.memory import check_memory, has_gpus
     from harness.coordinator.scheduler import Capacity
 
     shapes = {replace(shape_of(cell.config, False), gpus=0) for cell in prepared.study.cells}
     try:
         check_feasible(shapes, [Capacity(usable_cpus(), 0)])
+        check_memory(prepared, gpus=has_gpus())
     except ResourceError as error:
         raise prepared.study.source.located(error) from None
 
@@ -100,6 +102,7 @@ def plan(
     """Say what the grid is, what the store has of it, and what the rest will cost; writes nothing."""
     from harness.coordinator.base import shape_of
     from harness.coordinator.cluster import check_feasible, usable_cpus
+    from harness.coordinator.memory import check_memory, has_gpus
     from harness.coordinator.planner import plan as make_plan
     from harness.coordinator.scheduler import Capacity
 
@@ -111,6 +114,8 @@ def plan(
         machines = [Capacity(cpus, gpus_per_node)] * nodes
         try:
             check_feasible({shape_of(cell.config, gpus_per_node > 0) for cell in prepared.study.cells}, machines)
+            if not gpus_per_node:
+                check_memory(prepared, gpus=has_gpus())
         except ResourceError as error:
             raise prepared.study.source.located(error) from None
         found = make_plan(prepared, store, machines)

@@ -142,21 +142,22 @@ class Planner:
         size = node.recipe.size if node.recipe.budget == "examples" else self.prepared.sciences[node.cell].n
         return size * block * train.epochs
 
-    def memory(self, cell: int) -> Memory | None:
-        """Bytes per rank; None for what is not a language model."""
-        config, facts = self.prepared.study.cells[cell].config, self.prepared.models[cell]
-        if not isinstance(config.learner, LanguageModel) or facts is None:
-            return None
-        return memory_per_rank(
-            facts.parameters,
-            facts.num_layers,
-            facts.width,
-            facts.vocab_size,
-            config.micro_batch * sequence_length(config),
-            config.learner.train.precision == "bf16",
-            config.resources.ranks,
-            config.resources.zero_stage,
-        )
+
+def memory_of(prepared: Prepared, cell: int) -> Memory | None:
+    """Bytes per rank; None for what is not a language model."""
+    config, facts = prepared.study.cells[cell].config, prepared.models[cell]
+    if not isinstance(config.learner, LanguageModel) or facts is None:
+        return None
+    return memory_per_rank(
+        facts.parameters,
+        facts.num_layers,
+        facts.width,
+        facts.vocab_size,
+        config.micro_batch * sequence_length(config),
+        config.learner.train.precision == "bf16",
+        config.resources.ranks,
+        config.resources.zero_stage,
+    )
 
 
 def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> PlanSummary:
@@ -182,7 +183,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     wall += bundled_s / max(1, sum(machine.cpus for machine in machines))
     bundled = sum(chain.generations + 1 for chain in prepared.bundles)
     hours = bundled_s / 3600 + sum(value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items())
-    memories = [planner.memory(cell) for cell in range(len(prepared.study.cells))]
+    memories = [memory_of(prepared, cell) for cell in range(len(prepared.study.cells))]
     known = {rate.measured for rate in planner.rates}
     return PlanSummary(
         experiment=prepared.study.base.experiment,
@@ -199,13 +200,13 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         idle_share=round(idle, 3),
         throughput="measured" if known == {True} else "estimated" if known == {False} else "partly measured",
         memory_per_rank_bytes=max((memory.total for memory in memories if memory), default=0),
-        shapes=tuple(_shape_row(prepared, shapes_of_cells, planner, shape) for shape in sorted(set(shapes_of_cells))),
+        shapes=tuple(_shape_row(prepared, shapes_of_cells, shape) for shape in sorted(set(shapes_of_cells))),
     )
 
 
-def _shape_row(prepared: Prepared, shapes: Sequence[Shape], planner: Planner, shape: Shape) -> dict[str, Any]:
+def _shape_row(prepared: Prepared, shapes: Sequence[Shape], shape: Shape) -> dict[str, Any]:
     cells = [index for index, found in enumerate(shapes) if found == shape]
-    memories = [memory.total for memory in map(planner.memory, cells) if memory]
+    memories = [memory.total for cell in cells if (memory := memory_of(prepared, cell))]
     return {**asdict(shape), "cells": len(cells), "memory_per_rank_bytes": max(memories, default=0)}
 
 

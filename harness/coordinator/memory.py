@@ -1,0 +1,67 @@
+"""The least memory that a grid takes, against a machine's: what cannot fit is refused before anything starts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import psutil
+
+from harness.config.schema import LanguageModel, TextData
+from harness.coordinator.planner import memory_of
+from harness.data.images import ImageSet
+from harness.errors import ResourceError
+from harness.study import Prepared
+
+COPIES = 2
+"""Of a training set: its examples as they are drawn, and as they are fitted to."""
+
+
+def has_gpus() -> bool:
+    """Whether this machine has GPUs, as far as its devices tell; Ray counts them."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
+def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None) -> None:
+    """Compare each cell's largest training set, and its model's states where they are not on GPUs, with a machine's memory.
+
+    Args:
+        prepared: The study.
+        gpus: There are GPUs, whose memory is not known here; models lie on them unless a cell has none.
+        limit: Bytes; this machine's memory when None.
+
+    Raises:
+        ResourceError: A single chain cannot fit.
+    """
+    there = psutil.virtual_memory().total if limit is None else limit
+    for index, (cell, science) in enumerate(zip(prepared.study.cells, prepared.sciences, strict=True)):
+        last = science.generations
+        size, each = science.recipe(last).size, _example_bytes(prepared, index)
+        if COPIES * size * each > there:
+            raise ResourceError(
+                f"data.num_examples: generation {last} has {size} training examples of {each} bytes, which take at least "
+                f"{gib(COPIES * size * each)} of memory; this machine has {gib(there)}"
+            )
+        memory, ranks = memory_of(prepared, index), cell.config.resources.ranks
+        on_gpu = gpus and cell.config.resources.gpus_per_rank != 0
+        if memory is None or on_gpu or not isinstance(cell.config.learner, LanguageModel):
+            continue
+        trains = cell.config.learner.train.max_steps != 0
+        states = memory.weights + (memory.gradients + memory.optimizer if trains else 0)
+        if ranks * states > there:
+            raise ResourceError(
+                f"learner.model: weights{', gradients and optimizer' if trains else ''} take {gib(states)} on each of {ranks} "
+                f"rank(s); this machine has {gib(there)}"
+            )
+
+
+def gib(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:,.1f} GiB"
+
+
+def _example_bytes(prepared: Prepared, cell: int) -> int:
+    data, real = prepared.study.cells[cell].config.data, prepared.data[cell].real
+    if isinstance(data, TextData):
+        return 4 * data.block_size
+    return 4 * math.prod(real.shape) if isinstance(real, ImageSet) else 8 * int(getattr(real, "width", 1))

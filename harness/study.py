@@ -51,7 +51,7 @@ from harness.learners.base import LEARNERS
 from harness.learners.language_model.facts import ModelFacts, model_facts
 from harness.learners.language_model.identity import pretrained_identity
 from harness.lineage import KEY_FORMAT, BundledChain, CellScience, Chain, Lineage, build, chain_id, in_order, key_of
-from harness.metrics import OTHERS_VERSION, VERSIONS
+from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, VERSIONS
 from harness.records import Examples
 from harness.regimes import RULES, check_supply, recipe
 from harness.store import Store
@@ -229,7 +229,9 @@ def _resolve(study: Study, data_of: _Data) -> Prepared:
         texts = _others(cell.config, real, scored)
         if texts:
             contents = {name: text.fingerprint for name, text in texts.items()}
-            found = replace(found, evaluation={**found.evaluation, "others": {"version": OTHERS_VERSION, "texts": contents}})
+            plain = isinstance(real, TextCorpus) and all(real.is_plain(text.examples.values) for text in texts.values())
+            version = OTHERS_VERSION if plain else OTHERS_BYTES_OF_TOKENS
+            found = replace(found, evaluation={**found.evaluation, "others": {"version": version, "texts": contents}})
         for text in texts.values():
             spec = other_science(found.data, text.fingerprint)
             others[key_of(spec)] = (spec, text.examples)
@@ -385,7 +387,10 @@ def _science(config: Config, data: PreparedData, external: Any, facts: ModelFact
         init = None if kind is None else "scratch"
         cost = _seconds_per_example(learner.kind, getattr(data.real, "width", 1))
     evaluated = min(n, config.evaluate.examples)
-    evaluation: dict[str, Any] = {"metrics": VERSIONS[learner.kind]}
+    metrics = VERSIONS[learner.kind]
+    if isinstance(data.real, TextCorpus) and not data.real.is_plain(data.real.test.values):
+        metrics = {**metrics, **BYTES_OF_TOKENS}
+    evaluation: dict[str, Any] = {"metrics": metrics}
     found = science(config.evaluate)
     if isinstance(learner, LanguageModel):
         evaluation |= {**found, "examples": evaluated}

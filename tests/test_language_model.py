@@ -287,14 +287,39 @@ def test_a_corpus_that_someone_else_wrote(ranks: Any, make_config: Make, tmp_pat
 
 
 def test_bits_per_byte_count_the_bytes_of_what_is_predicted(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+    """Of ASCII, the bytes of each block's text."""
+    (tmp_path / "text.txt").write_text("".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(400)))
     sample = {"prompt": "real_prefix", "prompt_tokens": 4}
-    config = make_config(TEXT, generations=0, **{"data.prepend_bos": False, "learner.sample": sample})
+    changes = {"data.source": str(tmp_path / "text.txt"), "data.prepend_bos": False, "learner.sample": sample}
+    config = make_config(TEXT, generations=0, **changes)
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     record = store.record(prepared.lineage.chains[0].nodes[0])
     corpus = load_data(prepared.study.base, store, prepared.data[0].key)
     text = [corpus.decode(row[1:]) for row in corpus.test.values]  # type: ignore[attr-defined]
     nats = record.metrics["test/nll"] * 15 * len(text)  # type: ignore[union-attr, operator]
     assert record.metrics["test/bits_per_byte"] == pytest.approx(nats / math.log(2) / sum(len(t.encode()) for t in text))  # type: ignore[union-attr]
+
+
+def test_bits_per_byte_of_a_text_that_blocks_cut_within_characters(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+    """Decoded as one stream no character is cut; of ASCII the records stay what they were, under the keys that they had."""
+    words = "съешь ещё этих мягких французских булок да выпей же чаю 日本語 テキスト".split()
+    order = np.random.default_rng(0)
+    (tmp_path / "cut.txt").write_text("".join(" ".join(order.choice(words, 12)) + f" {i}\n\n" for i in range(400)))
+    config = make_config(TEXT, generations=0, **{"data.source": str(tmp_path / "cut.txt"), "data.split": {"test": 0.1}})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    record = store.record(prepared.lineage.chains[0].nodes[0])
+    corpus = load_data(prepared.study.base, store, prepared.data[0].key)
+    blocks = corpus.test.values  # type: ignore[attr-defined]
+    whole = len(corpus.decode(blocks.reshape(-1)).encode())  # type: ignore[attr-defined]
+    apart = sum(len(corpus.decode(row).encode()) for row in blocks)  # type: ignore[attr-defined]
+    assert apart > 1.01 * whole, "blocks do cut within characters, or the test says little"
+    nats = record.metrics["test/nll"] * blocks.size  # type: ignore[union-attr, operator]
+    found = nats / math.log(2) / record.metrics["test/bits_per_byte"]  # type: ignore[union-attr]
+    assert abs(found - whole) <= 6, "a character may be cut at either end"
+    assert prepared.sciences[0].evaluation["metrics"]["likelihood"] == 3
+    (tmp_path / "ascii.txt").write_text("".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(400)))
+    plain, _ = open_prepared(make_config(TEXT, **{"data.source": str(tmp_path / "ascii.txt")}), tmp_path / "root")
+    assert plain.sciences[0].evaluation["metrics"]["likelihood"] == 2
 
 
 def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,3 +150,57 @@ def test_filters_keep_their_verdicts_when_a_corpus_grows(first: list[list[int]],
     texts = [tuple((first + more)[i]) for i in kept]
     assert len(texts) == len(set(texts))
     assert all(len(grams(list(t), 2)) == 0 or 1 - len(set(grams(list(t), 2))) / len(grams(list(t), 2)) <= 0.3 for t in texts)
+
+
+def _tokenizer(kind: str) -> Any:
+    """Byte-level, as most published ones; pieces with a byte for what they lack; words."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+    from tokenizers import models as kinds
+
+    texts = ["The end is near, said the raven to the fox. "] * 20 + ["Съешь ещё этих мягких французских булок, да выпей чаю. "] * 20
+    if kind == "bytes":
+        made = Tokenizer(kinds.BPE())
+        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<|endoftext|>"], show_progress=False,
+                                      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    elif kind == "pieces":
+        made = Tokenizer(kinds.BPE(byte_fallback=True, unk_token="<unk>"))
+        made.normalizer = normalizers.Replace(" ", "\u2581")
+        made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+        special = ["<unk>", "<|endoftext|>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    else:
+        made = Tokenizer(kinds.WordPiece(unk_token="[UNK]"))
+        made.pre_tokenizer, made.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece(cleanup=False)
+        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]", "<|endoftext|>"], show_progress=False)
+    made.train_from_iterator(texts, trainer)
+    plain = json.loads(made.to_str())  # published vocabularies have bytes as pieces like any other
+    plain["added_tokens"] = [token for token in plain["added_tokens"] if not token["content"].startswith("<0x")]
+    return Tokenizer.from_str(json.dumps(plain))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+@pytest.mark.parametrize(
+    "text", ["The fox is near the end.", "Ещё булок! 日本語のテキスト 🙂", "naïve café\n\n\tx", " два  пробела "]
+)
+def test_bytes_are_those_of_the_text_wherever_it_is_cut(kind: str, text: str) -> None:
+    from harness.data.token_bytes import token_bytes
+
+    tokenizer = _tokenizer(kind)
+    tokens = tokenizer.encode(text, add_special_tokens=False).ids
+    counts, plain = token_bytes(tokenizer)
+    assert counts[tokens].sum() == len(text.encode())
+    assert counts[tokenizer.token_to_id("<|endoftext|>")] == 0
+    for cut in range(len(tokens)):
+        parts = tokens[:cut], tokens[cut:]
+        assert sum(counts[list(part)].sum() for part in parts if part) == len(text.encode())
+    if kind == "bytes":
+        assert plain[tokens].all() == text.isascii()
+
+
+def test_words_count_the_spaces_between_them() -> None:
+    from harness.data.token_bytes import token_bytes
+
+    tokenizer = _tokenizer("words")
+    tokens = tokenizer.encode("the raven said", add_special_tokens=False).ids
+    assert token_bytes(tokenizer)[0][tokens].sum() == len("the raven said") + 1, "a text goes before it"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
 from harness.data.documents import BUILT_IN, SPLITS, Documents, built_in, read_documents, read_named, read_path
+from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
 from harness.files import read_json, refuse_pointer, write_json
 from harness.records import Examples
@@ -275,6 +276,18 @@ class TextCorpus:
         """The text of token ids."""
         text: str = self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
         return text
+
+    @cached_property
+    def _token_bytes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        return token_bytes(self.tokenizer)
+
+    def bytes(self, tokens: npt.NDArray[np.integer[Any]]) -> int:
+        """UTF-8 bytes of the text that tokens of any shape stand for."""
+        return int(self._token_bytes[0][tokens].sum())
+
+    def is_plain(self, tokens: npt.NDArray[np.integer[Any]]) -> bool:
+        """Whether tokens stand for ASCII alone, so that a block decoded by itself has as many bytes as its tokens."""
+        return bool(self._token_bytes[1][tokens].all())
 
     def external(self, source: str, split: Split) -> ExternalCorpus:
         """A fixed corpus, packed as the real text is.

@@ -10,5 +10,9 @@ VERSIONS = {
     "vae": {"vae": 1},
 }
 """Metric groups of each kind of learner, with their versions."""
+BYTES_OF_TOKENS = {"likelihood": 3}
+"""Versions where the test text is more than ASCII without special tokens: bits per byte counted blocks decoded by themselves."""
 OTHERS_VERSION = 1
 """Of the metrics on other real texts, which enter the key only where there are such texts."""
+OTHERS_BYTES_OF_TOKENS = 2
+"""The same, where one of them is more than ASCII without special tokens."""

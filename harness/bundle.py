@@ -145,7 +145,8 @@ class _Cell:
         chains = Chains(tuple(self.seeds[i] for i in self.alive), generation)
         recipe = self.recipes[generation]
         if self.writer is not self and any(part.origin >= 0 and part.origin not in self.writer.corpora for part in recipe.parts):
-            raise LearnerError(f"regime.source: the chain that writes the examples ended before generation {generation}")
+            self.alive = self.alive[:0]  # the chain that writes the examples has diverged, so this one ends too
+            return
         summary = self._training(recipe, chains)
         previous = (recipe.init or self.job.config.learner.__dict__.get("init")) == "previous" and generation > 0
         with np.errstate(invalid="ignore", over="ignore"):

@@ -154,7 +154,16 @@ def verify(folder: Path) -> None:
     Raises:
         DamagedError: Names the first file that is missing, of another size, or of other content.
     """
-    sums = read_json(folder / CHECKSUMS)
+    while True:
+        sums = read_json(folder / CHECKSUMS)
+        try:
+            return _verify(folder, sums)
+        except DamagedError:
+            if read_json(folder / CHECKSUMS) == sums:  # else a replica of its weights was put there meanwhile
+                raise
+
+
+def _verify(folder: Path, sums: Any) -> None:
     well_formed = isinstance(sums, dict) and all(isinstance(e, dict) and e.keys() >= {"bytes", "sha256"} for e in sums.values())
     if not well_formed:
         raise DamagedError(f"{folder / CHECKSUMS} does not hold checksums")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -321,6 +321,50 @@ def build(cells: Mapping[int, CellScience], chain_ids: Callable[[int, int], str]
             chains[index, seed] = Chain(chain_ids(index, seed), index, seed, nodes)
     ordered = tuple(chains[index, seed] for index in cells for seed in seeds)
     return Lineage(builder.nodes, ordered, builder.examples, builder.specs)
+
+
+def reachable(lineage: Lineage, diverged: Collection[str]) -> set[str]:
+    """The nodes that exist: a chain ends with a diverged generation, and where the chain that writes for it has ended.
+
+    Args:
+        lineage: The graph.
+        diverged: Nodes whose record says so.
+    """
+    if not diverged:
+        return set(lineage.nodes)
+    found: set[str] = set()
+    known = -1
+    while len(found) > known:  # a chain may come before the one that writes for it
+        known = len(found)
+        for chain in lineage.chains:
+            for key in chain.nodes:
+                written = lineage.nodes[key].corpora.values()
+                if any(node not in found or node in diverged for node in written):
+                    break
+                found.add(key)
+                if key in diverged:
+                    break
+    return found
+
+
+def chain_nodes(chain: Chain, exists: Collection[str], diverged: Collection[str]) -> Iterator[str]:
+    """The nodes of a chain that exist (`reachable`): what others share behind its end is not its own."""
+    for key in chain.nodes:
+        if key not in exists:
+            return
+        yield key
+        if key in diverged:
+            return
+
+
+def ends(lineage: Lineage, done: Collection[str]) -> set[str]:
+    """Of each chain that is not complete, the last node that is: where it may have diverged."""
+    found = set()
+    for chain in lineage.chains:
+        count = next((place for place, key in enumerate(chain.nodes) if key not in done), len(chain.nodes))
+        if 0 < count < len(chain.nodes):
+            found.add(chain.nodes[count - 1])
+    return found
 
 
 def chain_id(science: Mapping[str, Any], seed: int, suffix: str = "") -> str:

@@ -94,8 +94,18 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """The inverse of `to_json`; records of earlier versions also name the fit before, which the chain knows."""
-        return cls(**{name: value for name, value in data.items() if name != "parent"})
+        """The inverse of `to_json`.
+
+        Records of earlier versions also name the fit before, which the chain knows, and some call themselves ok though a metric
+        is not finite.
+        """
+        found = cls(**{name: value for name, value in data.items() if name != "parent"})
+        return dataclasses.replace(found, status=status_of(found.status, found.metrics))
+
+
+def status_of(status: Status, metrics: Mapping[str, float | None]) -> Status:
+    """``degenerate`` where there is a model and some metric of it is not finite; else what is known already."""
+    return "degenerate" if status == "ok" and any(finite_or_none(value) is None for value in metrics.values()) else status
 
 
 IDENTITY_COLUMNS = ("seed", "generation", "status", "fit", "corpus", "evaluation")
@@ -174,7 +184,6 @@ class Examples:
         return cls(values, np.full(len(values), values.shape[1], dtype=np.int32))
 
 
-def finite_or_none(value: float) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """A float that JSON can hold: None where it is not finite (never 0)."""
-    value = float(value)
-    return value if math.isfinite(value) else None
+    return None if value is None or not math.isfinite(value) else float(value)

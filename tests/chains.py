@@ -7,6 +7,8 @@ from typing import Any
 
 from harness.chain import Site, run_branch
 from harness.coordinator.plans import plan_of
+from harness.coordinator.scheduler import Queue
+from harness.coordinator.stock import Stock
 from harness.learners import Control, Ranks, SoloRanks, make_learner
 from harness.lineage import Node, cut
 from harness.store import Leases, Owner, Store
@@ -62,12 +64,12 @@ def run_all(
             )
         finally:
             owner.close()
-    done: set[str] = set()
-    waiting = list(cut(prepared.lineage))
-    while waiting:
-        branch = next(branch for branch in waiting if branch.needs <= done)
-        waiting.remove(branch)
-        done.update(branch.nodes)
+    stock, branches = Stock(prepared, store, ""), cut(prepared.lineage)
+    queue = Queue(branches, stock.gone)
+    while len(queue):
+        branch = queue.take(next(queue.ready).id)
+        if stock.unreachable(branch):
+            continue
         plan = plan_of(prepared, branch)
         cell = prepared.lineage.nodes[branch.nodes[0]].cell
         data = load_data(plan.config, store, prepared.data[cell].key)
@@ -76,8 +78,10 @@ def run_all(
         end = run_branch(plan, Site(learner, store, data, used, observer or Events(), leases, control or Control()))
         if end.status in ("busy", "stopped"):
             break
-        if end.status == "diverged":
-            waiting = [other for other in waiting if not other.needs & set(branch.nodes)]
+        for node in filter(stock.is_there, branch.nodes):
+            stock.note(node)
+        for node in (*branch.nodes, *stock.gone):
+            queue.complete(node)
     return prepared, store
 
 

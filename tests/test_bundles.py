@@ -23,7 +23,10 @@ from hypothesis import strategies as st
 from processes import start, tagged, wait_for
 
 from harness.config.schema import MixtureData, ShapeData
+from harness.coordinator.explain import Explainer
+from harness.coordinator.session import work_left
 from harness.coordinator.slices import make_slices, missing
+from harness.coordinator.status import chain_states
 from harness.data.analytic import make_truth
 from harness.errors import InputError
 from harness.learners.analytic.family import Chains, make_family
@@ -388,6 +391,37 @@ def test_a_singular_chain_ends_alone(make_config: Make, tmp_path: Path) -> None:
     seed = min(ended)
     alone = table({**config, "seed": seed})
     assert alone["status"].tolist() == frame[frame.seed == seed]["status"].tolist()
+
+
+def test_a_reader_ends_with_the_chain_that_writes_for_it(make_config: Make, tmp_path: Path) -> None:
+    """Not a failure that every run repeats: its later generations do not exist, under either engine, and status says why."""
+    config = {
+        **BASE,
+        "data": {"source": "linear", "dim": 5, "num_examples": 7},
+        "learner": {"kind": "linear_regression"},
+        "regime": {"kind": "accumulate_subsample"},
+        "generations": 3,
+        "grid": {"learner.design": ["fresh", "fixed"], "seed": {"from": 0, "count": 20}},
+        "overrides": [{"when": {"learner.design": "fresh"}, "set": {"regime": {
+            "kind": "replace", "synthetic_ratio": 0.5, "source": {"cell": {"learner.design": "fixed"}}}}}],
+    }  # fmt: skip
+    bundled = run_bundles(make_config(config, "a.yaml"), tmp_path / "a")
+    steps = run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b")
+    frame = export(*bundled)
+    pd.testing.assert_frame_equal(frame, export(*steps)[frame.columns], check_exact=True)
+    writers, readers = (frame[frame["learner.design"] == design].groupby("seed") for design in ("fixed", "fresh"))
+    own = {seed for seed, rows in readers if "diverged" in rows.status.tolist()}
+    ended = {seed for seed, rows in writers if rows.status.iloc[-1] == "diverged" and rows.generation.max() < 3} - own
+    assert ended and len(ended) < 20
+    for seed, rows in readers:
+        last = writers.get_group(seed).generation.max() if seed in ended else 3
+        assert seed in own or rows.generation.max() == last
+    for prepared, store in (bundled, steps):
+        states = {(s.axes["learner.design"], s.seed): s.state for s in chain_states(prepared, store)}
+        assert {seed for (design, seed), state in states.items() if design == "fresh" and state == "unreachable"} == ended
+        assert not work_left(prepared, store)
+        chain = next(c for c in prepared.chains if c.seed in ended and prepared.axes(c)["learner.design"] == "fresh")
+        assert Explainer(prepared, store).explain(chain)[-1].reason == "unreachable"
 
 
 @pytest.mark.parametrize("generation", [2, 4])

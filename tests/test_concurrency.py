@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -173,12 +174,13 @@ def test_a_store_is_examined_and_swept_while_others_work_in_it(store: Store) -> 
 
 def test_weights_that_are_freed_and_restored_are_no_damage(store: Store) -> None:
     commit_fit(store, "k")
+    letters = itertools.cycle(b"wwvu")  # the same bits, and replicas with others
 
     def once() -> None:
         assert store.evict_weights("k", "test") == 1000
         staged = store.stage("k")
-        (staged / WEIGHTS).write_bytes(b"w" * 1000)
-        store.restore_weights("k", staged)
+        (staged / WEIGHTS).write_bytes(bytes([next(letters)]) * 1000)
+        store.restore_weights("k", staged, {})
 
     with meanwhile(once):
         repeatedly(lambda: verify(store.path("fits", "k")))

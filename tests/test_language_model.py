@@ -14,7 +14,11 @@ from conftest import TEXT, Make, harness
 
 from harness.config.presets import preset_names, read_preset, resolve_model
 from harness.config.schema import Model, Sample, Train
+from harness.metrics import VERSIONS
 from harness.records import EXTERNAL, Examples
+from harness.store import Leases, Store
+from harness.store.health import examine
+from harness.store.store import WEIGHTS
 from harness.study import load_data
 
 torch = pytest.importorskip("torch")
@@ -351,6 +355,37 @@ def test_longer_corpora_and_refits_are_those_of_a_first_try(ranks: Any, make_con
     assert "weights_restored" in [kind for kind, _ in observer.seen]
     fresh, fresh_store = run_all(grown, tmp_path / "b", ranks=ranks)
     assert contents(store, prepared) == contents(fresh_store, fresh)
+
+
+@pytest.mark.slow
+def test_weights_that_are_gone_are_fitted_again_only_where_they_are_needed(
+    ranks: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of a metric takes the stored scores; other prompts need weights, and get a replica where the bits differ."""
+    prepared, store = run_all(make_config(TEXT, generations=1), tmp_path / "a", ranks=ranks)
+    before = {node.fit: store.record(key) for key, node in prepared.lineage.nodes.items()}
+    for fit in before:
+        store.evict_weights(fit, "test")
+        sums = store.path("fits", fit) / "checksums.json"  # as another device would have written them
+        sums.write_text(json.dumps({**json.loads(sums.read_text()), WEIGHTS: {"bytes": 1, "sha256": "0" * 64}}))
+    monkeypatch.setitem(VERSIONS["language_model"], "lexical", 99)
+    observer = Events()
+    again, _ = run_all(make_config(TEXT, generations=1), tmp_path / "a", ranks=ranks, observer=observer)
+    assert again.lineage.nodes.keys().isdisjoint(prepared.lineage.nodes)
+    assert "fit_started" not in [kind for kind, _ in observer.seen] and not any(store.has_weights(fit) for fit in before)
+    for key, node in again.lineage.nodes.items():
+        found = store.record(key)
+        assert found is not None and found.metrics == before[node.fit].metrics  # type: ignore[union-attr]
+    observer = Events()
+    run_all(
+        make_config(TEXT, generations=1, **{"evaluate.prompts": ["One more prompt"]}),
+        tmp_path / "a",
+        ranks=ranks,
+        observer=observer,
+    )
+    assert [kind for kind, _ in observer.seen].count("weights_replicated") == 2
+    assert all(store.has_weights(fit) for fit in before)
+    assert not [item for item in examine(Store(store.root), Leases(store.root, None)) if item.severity == "damage"]
 
 
 def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from harness.chain.checkpoints import adopt, save_checkpoint
 from harness.chain.context import Context
+from harness.chain.earlier import ARRAYS, Earlier
 from harness.chain.plan import Plan, Site
 from harness.config.schema import LanguageModel, ModelSource, TextData
 from harness.curation import Judge, first_accepted, undetected
@@ -20,7 +21,8 @@ from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
 from harness.learners.base import CheckpointUnusable, EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
 from harness.lineage import Node, key_of
-from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none
+from harness.metrics import SCORES_VERSION
+from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none, status_of
 from harness.regimes import draw
 from harness.store import Workplace
 
@@ -112,22 +114,24 @@ class Branch(Context):
     # --- fit -------------------------------------------------------------------------------------------------------------
 
     def fit(self, node: Node) -> Status:
-        """Make sure that a node's fit is committed and has its weights."""
-        if self._has_fit(node):
-            return self._fit_status(node)
-        with self.claim(node.fit, node):
-            if not self._has_fit(node):
-                self._fit(node)
+        """Make sure that a node's fit is committed; its weights may have been freed since."""
+        if not self._has_fit(node):
+            with self.claim(node.fit, node):
+                if not self._has_fit(node):
+                    self._fit(node)
         return self._fit_status(node)
 
-    def _has_fit(self, node: Node) -> bool:
-        def look() -> bool:
-            if not self.store.sound("fits", node.fit):
-                return False
-            diverged = self.store.json("fits", node.fit, "fit.json")["status"] == "diverged"
-            return diverged or self.store.has_weights(node.fit)
+    def weights(self, node: Node) -> Path:
+        """The folder of a node's fit, with its weights: fitted again where they were freed, and are needed after all."""
+        self.fit(node)
+        if not self.on_rank_0(lambda: self.store.has_weights(node.fit)):
+            with self.claim(node.fit, node):
+                if not self.on_rank_0(lambda: self.store.has_weights(node.fit)):
+                    self._fit(node)
+        return self.store.path("fits", node.fit)
 
-        return self.on_rank_0(look)
+    def _has_fit(self, node: Node) -> bool:
+        return self.on_rank_0(lambda: self.store.sound("fits", node.fit))
 
     def _fit(self, node: Node) -> None:
         if node.fit in self.plan.foreign:
@@ -136,11 +140,9 @@ class Branch(Context):
                 "cell's learner cannot write them: run the command again if something is damaged, or relax the filters"
             )
         refit = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
-        if node.init_from is not None:
-            self.fit(self.plan.nodes[node.init_from])
+        parent = None if node.init_from is None else self.weights(self.plan.nodes[node.init_from])
         training = self.training_set(node)
         staged = self.on_rank_0(lambda: self.store.stage(node.fit))
-        parent = None if node.init_from is None else self.store.path("fits", self.plan.nodes[node.init_from].fit)
         resume = adopt(self, node, staged)
         self.event("fit_started", node, examples=len(training.drawn))
         with self.timed("fit"):
@@ -171,8 +173,8 @@ class Branch(Context):
 
     def _commit_fit(self, node: Node, staged: Path, training: TrainingSet, outcome: FitOutcome, refit: bool) -> None:
         if refit:
-            self.store.restore_weights(node.fit, staged)
-            self.observer.event("weights_restored", fit=node.fit)
+            same = self.store.restore_weights(node.fit, staged, self.provenance().to_json())
+            self.event("weights_restored" if same else "weights_replicated", node)
             return
         save_file({"origin": training.drawn.origin, "index": training.drawn.index}, staged / "training_set.safetensors")
         write_json(staged / "fit.json", {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log})
@@ -193,13 +195,12 @@ class Branch(Context):
         with self.claim(node.corpus, node):
             have = self._count(node)
             if have < count:
-                self.fit(node)
-                self._sample(node, have, count)
+                self._sample(node, self.weights(node), have, count)
 
     def _count(self, node: Node) -> int:
         return self.on_rank_0(lambda: self.store.corpora.count(node.corpus))
 
-    def _sample(self, node: Node, have: int, count: int) -> None:
+    def _sample(self, node: Node, fit: Path, have: int, count: int) -> None:
         prompts = self._prompts(node)
         if self.ranks.rank == 0:
             self.store.clear_work(node.corpus)
@@ -209,7 +210,7 @@ class Branch(Context):
         with self.timed("sample"):
             tokens = self.learner.sample(
                 SampleTask(
-                    fit=self.store.path("fits", node.fit),
+                    fit=fit,
                     seed=node.seed,
                     generation=node.generation,
                     start=have,
@@ -248,33 +249,33 @@ class Branch(Context):
         arrays, texts = {}, []
         if status == "ok":
             first = self.plan.nodes[node.first]
-            self.fit(first)
+            earlier = Earlier(self.store, node, first, self.plan.specs[node.evaluation]) if self.ranks.rank == 0 else None
             evaluated = min(self.data.num_examples, self.plan.config.evaluate.examples)
             corpus = self.corpus(node, evaluated)
             training = self.training_set(node)
             with self.timed("evaluate"):
                 found = self.learner.evaluate(
                     EvaluateTask(
-                        fit=self.store.path("fits", node.fit),
-                        generation_0=self.store.path("fits", first.fit),
+                        fit=lambda: self.weights(node),
+                        generation_0=lambda: self.weights(first),
+                        is_first=first.fit == node.fit,
                         seed=node.seed,
                         generation=node.generation,
                         corpus=corpus,
                         training=training,
                         report=self.reporter(node, "evaluate"),
-                        piece=lambda name, compute: self._piece(staged, name, compute),
+                        piece=lambda name, rows, compute: self._piece(staged, earlier, name, rows, compute),
                         control=self.control,
                         others=self._others(node),
+                        texts=self.ranks.broadcast(earlier.texts() if earlier else None),
                     )
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
-            if found.degenerate:
-                status = "degenerate"
         if self.ranks.rank == 0:
             record = Record(
                 node.generation,
                 node.seed,
-                status,
+                status_of(status, metrics),
                 node.fit,
                 node.corpus,
                 node.evaluation,
@@ -283,9 +284,10 @@ class Branch(Context):
             write_json(staged / "record.json", record.to_json())
             write_json(staged / "provenance.json", self.provenance().to_json())
             write_json(staged / "continuations.json", texts)
-            save_file({name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}, staged / "arrays.safetensors")
+            values = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
+            save_file(values, staged / ARRAYS, metadata={"scores": str(SCORES_VERSION)})
             won = self.store.commit("evaluations", node.evaluation, staged, self.plan.specs[node.evaluation])
-            self.event("committed" if won else "discarded", node, status=status)
+            self.event("committed" if won else "discarded", node, status=record.status)
         self.seconds, self.rates = {}, {}
         self.ranks.barrier()
 
@@ -301,10 +303,14 @@ class Branch(Context):
             found[name] = read_other(self.store.path("data", key))
         return found
 
-    def _piece(self, staged: Path, name: str, compute: Callable[[], npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    def _piece(
+        self, staged: Path, earlier: Earlier | None, name: str, rows: int, compute: Callable[[], npt.NDArray[np.float64]]
+    ) -> npt.NDArray[np.float64]:
         """A part of an evaluation, kept when it is done; the same call on every rank."""
-        workplace = Workplace(staged)
-        kept = workplace.read_piece(name) if self.ranks.rank == 0 else None
+        workplace, kept = Workplace(staged), None
+        if earlier is not None:  # rank 0
+            kept = workplace.read_piece(name)
+            kept = earlier.array(name, rows) if kept is None else kept
         if self.ranks.broadcast(kept is not None):
             return np.zeros(0) if kept is None else kept
         values = compute()

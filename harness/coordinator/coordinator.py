@@ -123,7 +123,7 @@ class Coordinator:
             if self.stock.complete(chain):
                 self.on_chain(chain)
         remaining = [branch for branch in self.branches.values() if any(node not in self.stock.done for node in branch.nodes)]
-        self.queue = Queue((b for b in remaining if not self.stock.unreachable(b)), self.stock.done)
+        self.queue = Queue((b for b in remaining if not self.stock.unreachable(b)), self.stock.done | self.stock.gone)
         self._sweep()
         self.experiment.news(self._offsets)
         self.experiment.event("run_started", coordinator=self.id, generations=len(self.lineage.nodes), done=len(self.stock.done))
@@ -416,7 +416,8 @@ class Coordinator:
 
     def _committed(self, node: str) -> None:
         record, complete = self.stock.note(node)
-        self.queue.complete(node)
+        for key in (node, *(self.stock.gone if record is not None and record.status == "diverged" else ())):
+            self.queue.complete(key)
         self.display.line(_describe(record, len(self.stock.done), len(self.lineage.nodes)) if record else f"{node} committed")
         for chain in complete:
             self.on_chain(chain)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from harness.coordinator.status import failures, lease_holder
+from harness.coordinator.status import WRITER_ENDED, failures, lease_holder
 from harness.errors import DamagedError, InputError
 from harness.files import read_json
-from harness.lineage import BundledChain, Chain, Node, cut
+from harness.lineage import BundledChain, Chain, Node, cut, ends, reachable
 from harness.store import Experiment, Leases, Store
 from harness.study import Prepared
 
-Reason = Literal["committed", "running", "damaged", "failed", "missing", "new", "changed", "waiting", "diverged"]
+Reason = Literal["committed", "running", "damaged", "failed", "missing", "new", "changed", "waiting", "diverged", "unreachable"]
 NEAREST = 50
 """Stored generations whose parents are compared too, to find the nearest one."""
 DEPTH = 64
@@ -99,12 +99,21 @@ class Explainer:
         if isinstance(chain, BundledChain):
             return self._bundled(chain)
         found: list[Explanation] = []
+        exists = reachable(self.prepared.lineage, self._diverged())
         for key in chain.nodes:
             node = self.prepared.lineage.nodes[key]
             if found and found[-1].reason == "diverged":
                 break
+            if key not in exists:
+                found.append(Explanation(node.generation, "unreachable", WRITER_ENDED.format(node.generation)))
+                break
             found.append(self._one(node, behind=bool(found) and found[-1].reason != "committed"))
         return found
+
+    def _diverged(self) -> set[str]:
+        last = ends(self.prepared.lineage, self.store.committed("evaluations"))
+        found = {key: self._record(self.prepared.lineage.nodes[key]) for key in last}
+        return {key for key, record in found.items() if record is not None and record["status"] == "diverged"}
 
     def _bundled(self, chain: BundledChain) -> list[Explanation]:
         place = self.store.bundles.index().get(chain.key)
@@ -117,10 +126,13 @@ class Explainer:
         table = self.store.bundles.read([chain.key])
         assert table is not None
         statuses = table["status"].to_pylist()[: chain.generations + 1]
-        return [
+        found = [
             Explanation(g, "diverged" if status == "diverged" else "committed", f"is in {place.path.name}")
             for g, status in enumerate(statuses)
         ]
+        if len(found) <= chain.generations and found[-1].reason != "diverged":
+            found.append(Explanation(len(found), "unreachable", WRITER_ENDED.format(len(found))))
+        return found
 
     def _one(self, node: Node, behind: bool) -> Explanation:
         record = self._record(node)

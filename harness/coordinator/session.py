@@ -23,7 +23,7 @@ from harness.coordinator.slices import missing
 from harness.coordinator.stop import Stop
 from harness.coordinator.views import Views
 from harness.errors import GangError, ResourceError
-from harness.lineage import BundledChain, Chain
+from harness.lineage import BundledChain, Chain, reachable
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared, commit_data
 from harness.tracking import Mirror
@@ -141,20 +141,14 @@ def _leases(store: Store, config: Config) -> AbstractContextManager[Leases]:
 
 
 def work_left(prepared: Prepared, store: Store) -> bool:
-    """Whether any generation is still to be computed; those behind a diverged one do not exist."""
+    """Whether any generation that exists is still to be computed."""
     if missing(prepared, store.bundles.index()):
         return True
-    closed: set[str] = set()
-    for key, node in prepared.lineage.nodes.items():
-        if node.previous in closed:
-            closed.add(key)
-            continue
-        record = store.record(key)
-        if record is None or not store.complete(node, prepared.lineage.examples[node.corpus]):
-            return True
-        if record.status == "diverged":
-            closed.add(key)
-    return False
+    lineage = prepared.lineage
+    records = {key: store.record(key) for key in lineage.nodes}
+    exists = reachable(lineage, {key for key, record in records.items() if record is not None and record.status == "diverged"})
+    return any(records[key] is None or not store.complete(lineage.nodes[key], lineage.examples[lineage.nodes[key].corpus])
+               for key in exists)  # fmt: skip
 
 
 def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summary, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +12,20 @@ from typing import Any
 import pyarrow.compute as pc
 
 from harness.coordinator.slices import make_slices
-from harness.lineage import Node, cut
+from harness.lineage import Node, chain_nodes, cut, ends, reachable
 from harness.store import Experiment, Leases, Store
 from harness.store.bundles import CHAIN
 from harness.study import Prepared
+
+WRITER_ENDED = "from generation {} on: the chain that writes its examples has diverged"
 
 
 @dataclass(frozen=True)
 class ChainState:
     """One chain, with detail for people.
 
-    Its state is ``complete``, ``diverged``, ``running``, ``failed``, ``interrupted`` (there is unfinished work to go on from, and
-    nobody is at it) or ``waiting``.
+    Its state is ``complete``, ``diverged``, ``unreachable`` (the chain that writes its examples has diverged), ``running``,
+    ``failed``, ``interrupted`` (there is unfinished work to go on from, and nobody is at it) or ``waiting``.
     """
 
     chain: str
@@ -69,18 +72,23 @@ class _States:
         self.leases = Leases(store.root, None)
         self.leased = {key for key, view in self.leases.keys() if view.owner is not None}
         self.work = {path.name for path in (store.root / "work").glob("*")}
+        found = {key: store.record(key) for key in ends(prepared.lineage, self.committed)}
+        self.diverged = {key for key, record in found.items() if record is not None and record.status == "diverged"}
+        self.exists = reachable(prepared.lineage, self.diverged)
 
     def all(self) -> list[ChainState]:
         nodes, found = self.prepared.lineage.nodes, self._bundled()
         for chain in self.prepared.lineage.chains:
-            done = next((i for i, node in enumerate(chain.nodes) if node not in self.committed), len(chain.nodes))
-            record = self.store.record(chain.nodes[done - 1]) if 0 < done < len(chain.nodes) else None
-            if done == len(chain.nodes):
+            mine = list(chain_nodes(chain, self.exists, self.diverged))
+            done = next((place for place, node in enumerate(mine) if node not in self.committed), len(mine))
+            if done < len(mine):
+                state, detail = self._open(nodes[mine[done]])
+            elif done == len(chain.nodes):
                 state, detail = "complete", ""
-            elif record is not None and record.status == "diverged":
-                state, detail = "diverged", f"in generation {record.generation}"
+            elif mine and mine[-1] in self.diverged:
+                state, detail = "diverged", f"in generation {done - 1}"
             else:
-                state, detail = self._open(nodes[chain.nodes[done]])
+                state, detail = "unreachable", WRITER_ENDED.format(done)
             found.append(ChainState(chain.id, self.prepared.axes(chain), chain.seed, done, len(chain.nodes), state, detail))
         return found
 
@@ -89,8 +97,10 @@ class _States:
         found, places = [], self.store.bundles.index()
         table = self.store.bundles.read([chain.key for chain in self.prepared.bundles], places) if self.prepared.bundles else None
         ended: dict[str, int] = {}
+        rows: Counter[str] = Counter()
         why = {event["chain"]: event["reason"] for event in self.events if event["event"] == "chain_failed"}
         if table is not None:
+            rows.update(table[CHAIN].to_pylist())
             diverged = table.filter(pc.equal(table["status"], "diverged"))
             ended = dict(zip(diverged[CHAIN].to_pylist(), diverged["generation"].to_pylist(), strict=True))
         holders = self._slice_holders()
@@ -100,6 +110,10 @@ class _States:
             end = ended.get(chain.key) if there else None
             if end is not None and end <= chain.generations:
                 found.append(ChainState(chain.id, axes, chain.seed, end + 1, total, "diverged", f"in generation {end}"))
+                continue
+            if there and rows[chain.key] < total:
+                count = rows[chain.key]
+                found.append(ChainState(chain.id, axes, chain.seed, count, total, "unreachable", WRITER_ENDED.format(count)))
                 continue
             state, detail = "waiting", ""
             if there:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.coordinator.base import Summary
 from harness.errors import DamagedError
 from harness.files import read_json
-from harness.lineage import Branch, Chain
+from harness.lineage import Branch, Chain, chain_nodes, ends, reachable
 from harness.records import Record
 from harness.store import Store
 from harness.study import Prepared
@@ -17,7 +17,7 @@ class Stock:
     Attributes:
         done: Nodes that are complete.
         mine: Those of them that this coordinator's gangs computed.
-        diverged: Nodes behind which nothing exists.
+        diverged: Nodes behind which their chains have nothing.
     """
 
     def __init__(self, prepared: Prepared, store: Store, coordinator: str) -> None:
@@ -40,11 +40,13 @@ class Stock:
             self._left[chain.id] = len(missing)
             for node in missing:
                 self._chains_of.setdefault(node, []).append(chain)
-        for open_node in self.lineage.nodes.values():
-            if open_node.evaluation not in self.done and open_node.previous in self.done:
-                record = store.record(open_node.previous)
-                if record is not None and record.status == "diverged":
-                    self.diverged.add(open_node.previous)
+        self.diverged = {key for key in ends(self.lineage, self.done) if self._has_diverged(store.record(key))}
+        self._exists = reachable(self.lineage, self.diverged)
+        self._told = {chain.id for chain in self.lineage.chains if self.complete(chain)}
+
+    @staticmethod
+    def _has_diverged(record: Record | None) -> bool:
+        return record is not None and record.status == "diverged"
 
     def _is_complete(self, key: str) -> bool:
         node = self.lineage.nodes[key]
@@ -65,13 +67,16 @@ class Stock:
         record = self.store.record(node)
         if self._is_mine(node):
             self.mine.add(node)
-        diverged = record is not None and record.status == "diverged"
-        if diverged:
-            self.diverged.add(node)  # its own later generations do not exist; what shares its fit does
-        chains = self._chains_of.pop(node, [])
-        for chain in chains:
+        touched = self._chains_of.pop(node, [])
+        for chain in touched:
             self._left[chain.id] -= 1
-        return record, [chain for chain in chains if diverged or self._left[chain.id] == 0]
+        if self._has_diverged(record):
+            self.diverged.add(node)
+            self._exists = reachable(self.lineage, self.diverged)
+            touched = list(self.lineage.chains)  # those that it writes for end with it
+        complete = [chain for chain in touched if chain.id not in self._told and self.complete(chain)]
+        self._told |= {chain.id for chain in complete}
+        return record, complete
 
     def _is_mine(self, node: str) -> bool:
         try:
@@ -84,14 +89,21 @@ class Stock:
         """The first node of a branch that is not complete."""
         return next((node for node in branch.nodes if node not in self.done), None)
 
+    @property
+    def gone(self) -> set[str]:
+        """Nodes that will never be there; nobody need wait for them."""
+        return set(self.lineage.nodes) - self._exists
+
     def unreachable(self, branch: Branch) -> bool:
-        """Whether what is left of a branch lies behind a diverged generation, and so does not exist."""
+        """Whether what is left of a branch does not exist (`reachable`)."""
         first = self.next_of(branch)
-        return first is not None and self.lineage.nodes[first].previous in self.diverged
+        return first is not None and first not in self._exists
 
     def complete(self, chain: Chain) -> bool:
         """Whether a chain has all the generations that exist of it."""
-        return self._left[chain.id] == 0 or any(node in self.diverged for node in chain.nodes)
+        if self._left[chain.id] == 0:
+            return True
+        return bool(self.diverged) and all(node in self.done for node in chain_nodes(chain, self._exists, self.diverged))
 
     def summary(self, wall_s: float, stopped: bool, reason: str, failures: tuple[tuple[str, str], ...]) -> Summary:
         """What a run did.

@@ -59,6 +59,8 @@ class Views:
             found.append(
                 GenerationView(record, log.get("train_loss", ()), self.store.json("evaluations", key, "continuations.json"))
             )
+            if record.status == "diverged":
+                break
         return found
 
     def _rows(self, chain: BundledChain) -> list[GenerationView]:

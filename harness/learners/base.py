@@ -197,29 +197,35 @@ class EvaluateTask:
     """The evaluation of one generation.
 
     Attributes:
-        fit: Folder of the fitted model.
-        generation_0: Folder of generation 0's model.
+        fit: Gives the folder of the fitted model, with its weights; collective. Weights that were freed are fitted again, so it
+            is called only by what really needs them.
+        generation_0: The same for generation 0's model.
+        is_first: Whether the two are one fit.
         seed: The chain's seed.
         generation: Index of the generation.
         corpus: The examples of its corpus that metrics read.
         training: What it was trained on.
         report: Called with progress.
-        piece: Computes an array, or reads it where an interrupted evaluation left it: its name, and what computes it (collectively;
-            only rank 0's result counts). Raises `Stopped` after a piece where that is wished.
+        piece: Computes an array of values per example, or reads it where an interrupted evaluation, or an earlier one of the same
+            fit, left it: its name, its number of rows, and what computes it (collectively; only rank 0's result counts). Raises
+            `Stopped` after a piece where that is wished.
         control: Told of every batch.
         others: Other real texts that the model is scored on, by name.
+        texts: The prompts' continuations, where an earlier evaluation of the same fit has them.
     """
 
-    fit: Path
-    generation_0: Path
+    fit: Callable[[], Path]
+    generation_0: Callable[[], Path]
+    is_first: bool
     seed: int
     generation: int
     corpus: Examples
     training: TrainingSet
     report: Report
-    piece: Callable[[str, Callable[[], npt.NDArray[np.float64]]], npt.NDArray[np.float64]]
+    piece: Callable[[str, int, Callable[[], npt.NDArray[np.float64]]], npt.NDArray[np.float64]]
     control: Control
     others: Mapping[str, Examples] = field(default_factory=dict)
+    texts: Sequence[Mapping[str, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -228,15 +234,13 @@ class Evaluation:
 
     Attributes:
         metrics: Name to value.
-        arrays: Values per example: the first axis is the example.
+        arrays: Values per example: the first axis is the example. A later evaluation takes a piece of the same name from here.
         texts: Prompts with their continuations.
-        degenerate: The model has no finite value of some metric any more; the record's status says so.
     """
 
     metrics: Mapping[str, float]
     arrays: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     texts: Sequence[Mapping[str, str]] = ()
-    degenerate: bool = False
 
 
 class Learner(Protocol):

@@ -16,3 +16,9 @@ OTHERS_VERSION = 1
 """Of the metrics on other real texts, which enter the key only where there are such texts."""
 OTHERS_BYTES_OF_TOKENS = 2
 """The same, where one of them is more than ASCII without special tokens."""
+SCORES_VERSION = 1
+"""Of the values per example that are kept beside a record: raised where they change.
+
+It is in no key: where the weights are gone that would be needed to compute them, an evaluation takes them from an earlier one of
+the same fit and corpus that had other metrics or prompts.
+"""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from harness import __version__
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
-from harness.files import PROBE, TOMBSTONE, is_foreign, read_json, remove_tree, seal, sync_file, verify, write_json
+from harness.files import CHECKSUMS, PROBE, TOMBSTONE, is_foreign, read_json, remove_tree, seal, sync_file, verify, write_json
 from harness.lineage import Node
 from harness.records import Record
 from harness.store.bundles import Bundles
@@ -23,6 +23,8 @@ from harness.store.corpora import Corpora
 FORMAT = 1
 Kind = Literal["data", "fits", "evaluations"]
 WEIGHTS = "model.safetensors"
+REPLICAS = "replicas.json"
+"""Beside the weights of a fit: which of them are a refit of another execution class."""
 WRITABLE_PROBE = ".probe-"
 """How files begin that try whether ``work/`` can be written."""
 
@@ -232,23 +234,30 @@ class Store:
         path.unlink(missing_ok=True)
         return size
 
-    def restore_weights(self, fit: str, staged: Path) -> None:
+    def restore_weights(self, fit: str, staged: Path, provenance: Mapping[str, Any]) -> bool:
         """Put refitted weights where a tombstone stood.
 
-        Raises:
-            DamagedError: The refit's weights differ from the ones that were committed: the execution class differs.
+        Weights of another execution class may have other bits. They are the same science, so they count, as a replica: the fit's
+        checksums are theirs from then on, and ``replicas.json`` beside them says which weights stood there before.
+
+        Args:
+            fit: Key of the fit.
+            staged: The refit.
+            provenance: How it was computed.
+
+        Returns:
+            Whether the bits are those that were committed.
         """
         target = self.path("fits", fit)
-        expected = read_json(target / "checksums.json").get(WEIGHTS)
+        sums = read_json(target / CHECKSUMS)
+        expected = sums.get(WEIGHTS)
         seal(staged)
-        found = read_json(staged / "checksums.json").get(WEIGHTS)
+        found = read_json(staged / CHECKSUMS).get(WEIGHTS)
         if expected != found:
-            self._leave(staged)
-            raise DamagedError(
-                f"the weights of fit {fit} were evicted and refitted, and the refit differs bit for bit from what was "
-                "committed (another execution class?); nothing was mixed in. Keep weights with retention: "
-                "{weights: all}, or use a fresh --root"
-            )
+            known = read_json(target / REPLICAS) if (target / REPLICAS).exists() else []
+            write_json(target / REPLICAS, [*known, {"before": expected, "now": found, "provenance": dict(provenance)}])
+            write_json(target / CHECKSUMS, {**sums, WEIGHTS: found})  # before the weights: until then the tombstone excuses them
         os.replace(staged / WEIGHTS, target / WEIGHTS)
         (target / (WEIGHTS + TOMBSTONE)).unlink(missing_ok=True)
         self._leave(staged)
+        return bool(expected == found)

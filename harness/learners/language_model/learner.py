@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -155,17 +155,16 @@ class LanguageModelLearner:
         """All metrics of a generation, the per-sequence values behind them, and the prompts' continuations."""
         test, corpus = self.data.test, task.corpus
         copying = self._copying(task)
-        test_nll = task.piece("test", lambda: self._score(task.fit, test, task.control))
-        others = {
-            name: task.piece(f"other_{name}", partial(self._score, task.fit, task.others[name], task.control))
-            for name in sorted(task.others)
-        }
-        own = task.piece("self", lambda: self._score(task.fit, corpus, task.control))
-        texts = self._continuations(task)
+
+        def scores(name: str, model: Callable[[], Path], examples: Examples) -> npt.NDArray[np.float64]:
+            return task.piece(f"{name}_nll", len(examples), lambda: self._score(model(), examples, task.control))
+
+        test_nll = scores("test", task.fit, test)
+        others = {name: scores(f"other_{name}", task.fit, task.others[name]) for name in sorted(task.others)}
+        own = scores("self", task.fit, corpus)
+        texts = self._continuations(task, task.fit()) if task.texts is None else task.texts
         task.report(1, 2, 0.0)
-        under_gen0 = own
-        if task.fit != task.generation_0:
-            under_gen0 = task.piece("gen0", lambda: self._score(task.generation_0, corpus, task.control))
+        under_gen0 = own if task.is_first else scores("gen0", task.generation_0, corpus)
         if self.ranks.rank:
             return Evaluation({})
         test_tokens, tokens = self._predicted(test), self._predicted(corpus)
@@ -213,11 +212,11 @@ class LanguageModelLearner:
             return [list(map(int, row)) for row in self.data.test.values[:prompts, : self.block_size // 2]]
         return [self.data.encode(text) for text in prompts]
 
-    def _continuations(self, task: EvaluateTask) -> Sequence[Mapping[str, str]]:
+    def _continuations(self, task: EvaluateTask, fit: Path) -> Sequence[Mapping[str, str]]:
         """Each prompt with what this generation makes of it; rank 0 draws, prompts of one length together."""
         if self.ranks.rank:
             return []
-        model = self._model(task.fit)
+        model = self._model(fit)
         limit = getattr(model.config, "max_position_embeddings", None) or self.context
         sampler = self._sampler(model, task.control)
         prompts = [prompt[: max(1, limit // 2)] for prompt in self._prompts()]

@@ -105,10 +105,10 @@ class VaeLearner:
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """The ELBO on the real test set, and what the samples look like to generation 0's encoder and to a fixed classifier."""
-        elbo = task.piece("elbo", lambda: self._elbo(task))
+        elbo = task.piece("elbo", 2, lambda: self._elbo(task))
         task.report(1, 2, 0.0)
         samples = self._images(task.corpus)
-        means, _ = encoded(self._model(task.generation_0), samples)
+        means, _ = encoded(self._model(task.generation_0()), samples)
         found = {
             **metrics.elbo_metrics(elbo[0], elbo[1]),
             "vae/latent_std": metrics.latent_std(means),
@@ -122,7 +122,7 @@ class VaeLearner:
 
     def _elbo(self, task: EvaluateTask) -> npt.NDArray[np.float64]:
         """Reconstruction and KL of every test image, nats, shape [2, num_test]; all evaluations draw the same noise."""
-        model, test = self._model(task.fit), self._images(self.data.test)
+        model, test = self._model(task.fit()), self._images(self.data.test)
         mean, log_variance = encoded(model, test)
         reconstruction = np.zeros(len(test))
         for index in range(LATENT_SAMPLES):

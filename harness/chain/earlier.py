@@ -1,0 +1,85 @@
+"""What earlier evaluations of a fit have left for a new one whose weights are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from harness.errors import StoreError
+from harness.lineage import Node
+from harness.metrics import SCORES_VERSION
+from harness.store import Store
+
+ARRAYS = "arrays.safetensors"
+FREE = ("metrics", "examples", "prompts", "others", "perplexity_batch", "max_duplicate_share", "ranges")
+"""Fields of an evaluation that do not change the values per example of the texts that both have."""
+
+
+class Earlier:
+    """Values per example, and continuations, of other evaluations of the same fit and corpus.
+
+    They are looked for only where weights were freed: where weights are there, computing is simpler, and tells more.
+    """
+
+    def __init__(self, store: Store, node: Node, first: Node, spec: Mapping[str, Any]) -> None:
+        """Nothing is read yet.
+
+        Args:
+            store: The store.
+            node: What is evaluated.
+            first: Generation 0 of its chain.
+            spec: Of the evaluation.
+        """
+        self.store, self.node, self.first, self.spec = store, node, first, spec
+
+    @cached_property
+    def _found(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """Keys and evaluation sections of those that can be read from, in the order of their keys."""
+        if self.store.has_weights(self.node.fit) and self.store.has_weights(self.first.fit):
+            return ()
+        found = []
+        for key in sorted(self.store.committed("evaluations") - {self.node.evaluation}):
+            try:
+                spec = self.store.json("evaluations", key, "spec.json")
+            except (StoreError, OSError):
+                continue
+            if self._fits(spec) and self.store.sound("evaluations", key):
+                found.append((key, spec["evaluation"]))
+        return found
+
+    def _fits(self, spec: Mapping[str, Any]) -> bool:
+        if any(spec.get(name) != self.spec[name] for name in ("format", "fit", "corpus", "generation_0")):
+            return False
+        theirs, ours = ({k: v for k, v in s["evaluation"].items() if k not in FREE} for s in (spec, self.spec))
+        texts, wanted = _texts(spec), _texts(self.spec)
+        return theirs == ours and all(texts[name] == wanted[name] for name in texts.keys() & wanted.keys())
+
+    def array(self, name: str, rows: int) -> npt.NDArray[np.float64] | None:
+        """The first ``rows`` values of an array; None where nobody has so many."""
+        for key, _ in self._found:
+            try:
+                with safe_open(self.store.path("evaluations", key) / ARRAYS, "np") as file:
+                    version = int((file.metadata() or {}).get("scores", 1))
+                    if version == SCORES_VERSION and name in file.keys():  # noqa: SIM118 (it is no mapping)
+                        values: npt.NDArray[np.float64] = file.get_tensor(name)
+                        if len(values) >= rows:
+                            return values[:rows]
+            except (OSError, SafetensorError):
+                continue
+        return None
+
+    def texts(self) -> Sequence[Mapping[str, str]] | None:
+        """The continuations of the same prompts; None where there are none."""
+        wanted = self.spec["evaluation"].get("prompts")
+        key = next((key for key, section in self._found if section.get("prompts") == wanted), None)
+        return None if key is None else list(self.store.json("evaluations", key, "continuations.json"))
+
+
+def _texts(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    found: Mapping[str, str] = spec["evaluation"].get("others", {}).get("texts", {})
+    return found

@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chains import Events, contents, run_all
 from conftest import GAUSSIAN, Make
 
+from harness.coordinator.base import source_revision
 from harness.errors import DamagedError
 from harness.files import verify
 from harness.lineage import key_of
+from harness.proc import peak_memory, reset_peak_memory
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.store.health import collect, examine, needs
 from harness.store.shared import commit_once
@@ -248,3 +251,33 @@ def test_what_was_finished_between_the_look_and_the_lease_is_not_computed_again(
     kinds = [kind for kind, _ in observer.seen]
     assert "claimed" in kinds and "fit_started" not in kinds
     assert contents(store, prepared) == contents(done, prepared)
+
+
+def test_the_peak_of_memory_is_a_generations_own() -> None:
+    block = np.ones(8_000_000)  # 64 MB
+    high = peak_memory()
+    del block
+    reset_peak_memory()
+    assert peak_memory() < high - 32_000_000
+
+
+def test_only_a_repository_that_has_the_source_names_its_revision(tmp_path: Path) -> None:
+    """An environment inside somebody's project: its commit says nothing about the package that is installed there."""
+    package = tmp_path / "venv" / "harness"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (tmp_path / ".gitignore").write_text("venv\n")
+
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    assert source_revision(package) == ""
+    git("add", "-f", "venv")
+    git("commit", "-qm", "y")
+    assert source_revision(package) == git("rev-parse", "--short=12", "HEAD").strip()
+    (package / "__init__.py").write_text("changed")
+    assert source_revision(package).endswith("+dirty")

@@ -29,6 +29,7 @@ def run_branch(plan: Plan, site: Site) -> End:
             if not branch.complete(node):
                 with branch.claim(node.evaluation, node):
                     branch.check_stop()
+                    branch.measure_anew()
                     if not branch.complete(node):  # whoever had the lease may have finished it after the first look
                         status = branch.fit(node)
                         if status == "ok":

@@ -102,13 +102,14 @@ class Branch(Context):
         """The first ``count`` raw examples of a node's corpus; a damaged shard is sampled again."""
         for _ in range(3):
             self.sample(node, count)
+            found, shards = None, self.on_rank_0(lambda: self.store.corpora.shards(node.corpus))
             try:
-                found = self.store.corpora.load(node.corpus, count) if self.ranks.rank == 0 else None
+                found = self.store.corpora.load(node.corpus, count, shards) if self.ranks.rank == 0 else None
             except DamagedError as error:
-                found = None
                 self.observer.event("damaged", corpus=node.corpus, reason=str(error))
             if self.ranks.broadcast(found is not None):
-                return found if found is not None else self.store.corpora.load(node.corpus, count)
+                # The files that rank 0 has seen, by name: another machine's list of the folder may be older.
+                return found if found is not None else self.store.corpora.load(node.corpus, count, shards)
         raise DamagedError(f"corpus {node.corpus} was sampled again and is still damaged; check the disk")
 
     # --- fit -------------------------------------------------------------------------------------------------------------
@@ -288,7 +289,6 @@ class Branch(Context):
             save_file(values, staged / ARRAYS, metadata={"scores": str(SCORES_VERSION)})
             won = self.store.commit("evaluations", node.evaluation, staged, self.plan.specs[node.evaluation])
             self.event("committed" if won else "discarded", node, status=record.status)
-        self.seconds, self.rates = {}, {}
         self.ranks.barrier()
 
     def _others(self, node: Node) -> Mapping[str, Examples]:

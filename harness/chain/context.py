@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from harness import __version__
 from harness.chain.plan import Busy, Plan, Site
 from harness.learners.base import Stopped
 from harness.lineage import Node
+from harness.proc import peak_memory, reset_peak_memory
 from harness.records import Provenance
 from harness.store import Lease
 
@@ -70,6 +70,12 @@ class Context:
         except OSError as error:  # a disk that is full must not hide why the block ended
             self.observer.event("release_failed", key=lease.key, reason=str(error))
 
+    def measure_anew(self) -> None:
+        """Times, rates and the peak of memory are a generation's own, not its gang's so far."""
+        self.seconds, self.rates = {}, {}
+        reset_peak_memory()
+        self.learner.reset_peak()
+
     def on_rank_0(self, look: Callable[[], T]) -> T:
         """What rank 0 sees in the store, on every rank: two ranks that look for themselves may see different things."""
         found: T = self.ranks.broadcast(look() if self.ranks.rank == 0 else None)  # type: ignore[assignment]
@@ -109,7 +115,7 @@ class Context:
     def provenance(self) -> Provenance:
         """How, where and when this generation was computed."""
         found = dict(self.learner.describe())
-        peak = found.get("peak_memory_bytes") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = found.get("peak_memory_bytes") or peak_memory()
         base = Provenance(
             host=socket.gethostname(),
             device=str(found["device"]),

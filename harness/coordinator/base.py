@@ -72,15 +72,22 @@ def shape_of(config: Config, gpus: bool) -> Shape:
     return Shape(resources.ranks, resources.threads, 0 if solo else per_rank, solo)
 
 
-def source_revision() -> str:
-    """The revision of the source tree, with ``+dirty`` for local changes; empty outside a checkout."""
-    folder = Path(__file__).parent
+def source_revision(folder: Path = Path(__file__).parents[1]) -> str:
+    """The revision of the harness's source, with ``+dirty`` for local changes; empty where it is not under version control.
+
+    A repository that only encloses the installed package (an environment inside a project) does not have its files, and says
+    nothing about it.
+
+    Args:
+        folder: Where the package lies.
+    """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10).stdout.strip()
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        revision = git("rev-parse", "--short=12", "HEAD")
-        return revision + ("+dirty" if revision and git("status", "--porcelain", "--", str(folder)) else "")
+        git("ls-files", "--error-unmatch", "--", str(folder / "__init__.py"))
+        return git("rev-parse", "--short=12", "HEAD") + ("+dirty" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -258,6 +258,10 @@ class Learner(Protocol):
         """Measure a generation; the result is complete on rank 0."""
         ...
 
+    def reset_peak(self) -> None:
+        """Measure the peak of device memory anew, where there is a device."""
+        ...
+
     def describe(self) -> Mapping[str, Any]:
         """Device, versions and other provenance of this process."""
         ...

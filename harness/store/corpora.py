@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,19 @@ class Corpora:
         temporary.unlink()
         sync_file(self.root / key)
 
-    def load(self, key: str, count: int) -> Examples:
+    def load(self, key: str, count: int, shards: Sequence[tuple[int, int]] | None = None) -> Examples:
         """The first ``count`` examples.
+
+        Args:
+            key: The corpus.
+            count: How many.
+            shards: From `shards`, where somebody else has looked already.
 
         Raises:
             DamagedError: A shard is missing or damaged; its path is in the message and it has been set aside.
         """
         values, lengths, end = [], [], 0
-        for start, stop in self.shards(key):
+        for start, stop in self.shards(key) if shards is None else shards:
             if start > end or stop <= end or end >= count:
                 continue
             shard = self.check(key, start, stop).take(slice(end - start, None))

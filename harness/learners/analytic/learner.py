@@ -64,6 +64,9 @@ class AnalyticLearner:
             found = self.family.measure(_load(task.fit()), task.corpus.values[None])
         return Evaluation({name: float(value[0]) for name, value in found.items()})
 
+    def reset_peak(self) -> None:
+        """On the CPU there is only the process's own memory."""
+
     def describe(self) -> Mapping[str, Any]:
         """Processor and versions."""
         return {"device": platform.processor() or platform.machine(), "zero_stage": None, "versions": versions()}

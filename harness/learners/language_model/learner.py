@@ -232,6 +232,11 @@ class LanguageModelLearner:
                 found[row] = self.data.decode(values[:used])
         return [{"prompt": self.data.decode(prompt), "continuation": found[row]} for row, prompt in enumerate(prompts)]
 
+    def reset_peak(self) -> None:
+        """Measure the peak of GPU memory anew."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
     def describe(self) -> Mapping[str, Any]:
         """Device, ZeRO stage and versions."""
         import deepspeed

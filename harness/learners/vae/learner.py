@@ -132,6 +132,9 @@ class VaeLearner:
             task.control.tick()
         return np.stack([reconstruction, metrics.gaussian_kl(mean, log_variance)])
 
+    def reset_peak(self) -> None:
+        """On the CPU there is only the process's own memory."""
+
     def describe(self) -> Mapping[str, Any]:
         """Device and versions."""
         versions = {"torch": torch.__version__, "scikit-learn": sklearn.__version__, "numpy": np.__version__}

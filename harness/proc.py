@@ -26,7 +26,7 @@ def start_of(pid: int) -> str | None:
 
 
 def reset_peak_memory() -> None:
-    """Let the kernel measure this process's peak of resident memory anew; where it does not let us, the peak stays the process's."""
+    """Let the kernel measure the peak of resident memory anew; where it does not, the peak stays."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

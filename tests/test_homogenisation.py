@@ -138,15 +138,15 @@ def test_chains_that_write_the_same_are_nearer_than_real_samples_and_others_fart
     """Generation 0: fresh real samples. Generation 1: all chains write one sample. Generation 2: each its own place."""
     rng = np.random.default_rng(7)
     same = rng.standard_normal((60, 2))
-    places = iter(range(0, 1000, 50))
+    places = iter(range(0, 3000, 50))
 
     def rewrite(generation: int, chain: Any) -> Any:
         return [rng.standard_normal((60, 2)), same, rng.standard_normal((60, 2)) + next(places)][generation]
 
-    prepared, store = copied(tmp_path, {"seed": [0, 1, 2], "regime": [{"kind": "accumulate"}, {"kind": "replace_grown"}]}, rewrite)
+    prepared, store = copied(tmp_path, {"seed": [0, 1, 2, 3, 4], "regime": [{"kind": "accumulate"}, {"kind": "replace_grown"}]}, rewrite)
     (found,) = compare(prepared, store)
     assert found.title == "" and list(found.lines) == ["energy"] and set(found.sizes.values()) == {60}
-    assert found.pairs == {"other seed: kind accumulate": 3, "other seed: kind replace_grown": 3, "other regime.kind": 6}
+    assert found.pairs == {"other seed: kind accumulate": 10, "other seed: kind replace_grown": 10, "other regime.kind": 20}
     baseline = found.baseline["energy"][0]
     distance = np.linalg.norm(same[:, None] - same[None], axis=-1).sum() / (60 * 59)
     for group, curve in found.lines["energy"].items():
@@ -155,7 +155,7 @@ def test_chains_that_write_the_same_are_nearer_than_real_samples_and_others_fart
         assert curve[2].low > 40 > baseline.high
     text = table(found)
     assert text["generations"] == [0, 1, 2] and len(text["lines"]) == 4
-    assert {line["pairs"] for line in text["lines"]} == {"40 of 40", "3 of 3", "6 of 6"}
+    assert {line["pairs"] for line in text["lines"]} == {"40 of 40", "10 of 10", "12 of 20"}
     lines = to_csv([found]).decode().splitlines()
     assert lines[0].startswith("data,measure,group") and len(lines) == 1 + 3 * 4
 

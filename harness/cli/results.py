@@ -87,7 +87,7 @@ def report(
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
     width = shutil.get_terminal_size((120, 24)).columns - 10 * len(prepared.study.columns)
-    _print_table(summary_table(rows, prepared.study.columns, most=max(3, min(11, width // 20))))
+    _print_table(summary_table(rows, prepared.study.columns, prepared.study.seeds, most=max(3, min(11, width // 20))))
     _print_verdicts(verdicts)
     print(f"report: {page}")
 
@@ -147,3 +147,5 @@ def _print_table(summary: dict[str, Any]) -> None:
     for line in summary["lines"]:
         table.add_row(*(Text(text) for text in (*line["cell"], *line["points"])))
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    if summary["note"]:
+        print(summary["note"])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from harness.reporting.statistics import LEVEL
+from harness.reporting.statistics import LEVEL, MIN_BOOTSTRAP, ended_in
 from harness.streams import stream
 
 RATIO = "regime.synthetic_ratio"
@@ -81,65 +81,91 @@ class Critical:
     Attributes:
         cell: Values of the other axes.
         metric: What is compared.
-        ratio: Where the mean worsening crosses the tolerance, by linear interpolation; the largest ratio where it never does.
-        low: Lower end of the bootstrap interval over seeds; infinite where it lies beyond the largest ratio.
-        high: Upper end; infinite likewise.
+        generation: The last generation, that of the longest chain.
+        ratio: Where the mean worsening crosses the tolerance, by linear interpolation; the largest ratio where it never does; None
+            where fewer than two seeds have come so far.
+        low: Lower end of the bootstrap interval over seeds; infinite where it lies beyond the largest ratio; None with fewer than
+            `MIN_BOOTSTRAP` seeds.
+        high: Upper end; likewise.
         beyond: The tolerance is not crossed by any ratio of the grid.
         tolerance: Standard deviation of generation 0 over seeds: a chain that is worse by less is within what another seed does.
         ratios: How many ratios there are.
-        seeds: How many seeds.
+        seeds: How many seeds have come to the last generation, or diverged, with every ratio; the others are left out.
+        unfinished: How many these are.
     """
 
     cell: tuple[Any, ...]
     metric: str
-    ratio: float
-    low: float
-    high: float
+    generation: int
+    ratio: float | None
+    low: float | None
+    high: float | None
     beyond: bool
-    tolerance: float
+    tolerance: float | None
     ratios: int
     seeds: int
+    unfinished: int
 
 
-def critical_ratios(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str) -> list[Critical]:
+def critical_ratios(
+    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str, seeds: Collection[int] = ()
+) -> list[Critical]:
     """The critical ratio of every setting of the other axes that has three ratios or more.
 
     Args:
         rows: From `ledger.rows`.
         axes: The grid's axes.
         metric: Higher is worse, but for `HIGHER_IS_BETTER`.
+        seeds: Those that every cell is run with; those with rows when empty.
     """
     if RATIO not in axes:
         return []
-    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
     others = [axis for axis in axes if axis != RATIO]
-    values: dict[tuple[Any, ...], dict[float, dict[int, dict[int, float]]]] = {}
+    cells: dict[tuple[Any, ...], dict[float, dict[int, dict[int, Mapping[str, Any]]]]] = {}
     for row in rows:
-        if row.get(metric) is not None and row.get(RATIO) is not None:
-            cell = tuple(row.get(axis) for axis in others)
-            by_seed = values.setdefault(cell, {}).setdefault(float(row[RATIO]), {}).setdefault(int(row["seed"]), {})
-            by_seed[int(row["generation"])] = sign * float(row[metric])
-    found = []
-    for cell, by_ratio in values.items():
-        ratios = sorted(by_ratio)
-        seeds = sorted(set.intersection(*(set(by_ratio[ratio]) for ratio in ratios)))
-        if len(ratios) < 3 or len(seeds) < 2:
-            continue
-        last = max(max(item) for item in by_ratio[ratios[0]].values())
-        if any(0 not in by_ratio[r][s] for r in ratios for s in seeds):
-            continue
-        # A chain without a finite last value is as much worse as can be.
-        worse = np.array([[by_ratio[r][s].get(last, math.inf) - by_ratio[r][s][0] for s in seeds] for r in ratios])
-        tolerance = float(np.std([by_ratio[ratios[0]][s][0] for s in seeds], ddof=1))
-        ratio = _crossing(ratios, worse.mean(axis=1), tolerance)
-        beyond = math.isinf(ratio)
-        draws = stream(0, 0, "critical_ratio").integers(0, len(seeds), (RESAMPLES, len(seeds)))
+        if row.get(RATIO) is not None:
+            by_ratio = cells.setdefault(tuple(row.get(axis) for axis in others), {})
+            by_ratio.setdefault(float(row[RATIO]), {}).setdefault(int(row["seed"]), {})[int(row["generation"])] = row
+    found = (_critical(cell, by_ratio, metric, seeds) for cell, by_ratio in cells.items() if len(by_ratio) >= 3)
+    return [item for item in found if item.seeds or item.unfinished]
+
+
+def _critical(
+    cell: tuple[Any, ...],
+    by_ratio: Mapping[float, Mapping[int, Mapping[int, Mapping[str, Any]]]],
+    metric: str,
+    seeds: Collection[int],
+) -> Critical:
+    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
+    ratios = sorted(by_ratio)
+    last = max(generation for chains in by_ratio.values() for chain in chains.values() for generation in chain)
+    known = sorted(set(seeds) | {seed for chains in by_ratio.values() for seed in chains})
+
+    def worsening(ratio: float, seed: int) -> float | None:
+        """None where it is not known yet; a chain without a finite last model is as much worse as can be."""
+        chain = by_ratio[ratio].get(seed, {})
+        first = chain.get(0, {}).get(metric)
+        if first is None or (last not in chain and ended_in(chain) is None):
+            return None
+        final = chain.get(last, {}).get(metric)
+        return math.inf if final is None else sign * (float(final) - float(first))
+
+    whole = {seed: [worsening(ratio, seed) for ratio in ratios] for seed in known}
+    used = [seed for seed in known if None not in whole[seed]]
+    counts = (len(ratios), len(used), len(known) - len(used))
+    if len(used) < 2:
+        return Critical(cell, metric, last, None, None, None, False, None, *counts)
+    worse = np.array([whole[seed] for seed in used], dtype=np.float64).T
+    tolerance = float(np.std([float(by_ratio[ratios[0]][seed][0][metric]) for seed in used], ddof=1))
+    ratio, low, high = _crossing(ratios, worse.mean(axis=1), tolerance), None, None
+    if len(used) >= MIN_BOOTSTRAP:
+        draws = stream(0, 0, "critical_ratio").integers(0, len(used), (RESAMPLES, len(used)))
         resampled = [_crossing(ratios, worse[:, draw].mean(axis=1), tolerance) for draw in draws]
         # Quantiles that are members of the sample: between a number and infinity there is nothing to interpolate.
-        low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
-        ratio = ratios[-1] if beyond else ratio
-        found.append(Critical(cell, metric, ratio, float(low), float(high), beyond, tolerance, len(ratios), len(seeds)))
-    return found
+        ends = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+        low, high = float(ends[0]), float(ends[1])
+    beyond = math.isinf(ratio)
+    return Critical(cell, metric, last, ratios[-1] if beyond else ratio, low, high, beyond, tolerance, *counts)
 
 
 def _crossing(ratios: Sequence[float], worse: Any, tolerance: float) -> float:

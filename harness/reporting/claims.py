@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,29 +63,43 @@ def judge(prepared: Prepared, rows: Sequence[Mapping[str, Any]]) -> list[Judgeme
             found = series.setdefault((cells[row["chain"]], metric), {}).setdefault(int(row["seed"]), {})
             if value is not None:
                 found[int(row["generation"])] = float(value)
-    return [_judge(prepared, series, claim) for claim in prepared.study.base.claims]
+    diverged = {(cells[row["chain"]], int(row["seed"])) for row in rows if row["status"] == "diverged"}
+    return [_judge(prepared, series, diverged, claim) for claim in prepared.study.base.claims]
 
 
-def _judge(prepared: Prepared, series: Mapping[tuple[int, str], dict[int, Series]], claim: Claim) -> Judgement:
+def _judge(
+    prepared: Prepared,
+    series: Mapping[tuple[int, str], dict[int, Series]],
+    diverged: Collection[tuple[int, int]],
+    claim: Claim,
+) -> Judgement:
     statistic = claim.statistic
     if not all(find_cells(prepared.study, where) for where in (statistic.where, statistic.minus) if where is not None):
         return Judgement(claim, "undecided", None, None, None, 0, "--set leaves its cells out")
-    values, missing = _values(prepared, series, statistic, statistic.where)
+    values = _values(prepared, series, statistic, statistic.where)
+    ended = {seed for cell, seed in diverged if cell in find_cells(prepared.study, statistic.where)}
     if statistic.minus is not None:
-        others, more = _values(prepared, series, statistic, statistic.minus)
+        others = _values(prepared, series, statistic, statistic.minus)
         values = {seed: value - others[seed] for seed, value in values.items() if seed in others}
-        missing = max(missing, more)
+        ended |= {seed for cell, seed in diverged if cell in find_cells(prepared.study, statistic.minus)}
+    missing = len(prepared.study.seeds) - len(values)
+    ended -= values.keys()
     numbers = [values[seed] for seed in sorted(values)]
     if not numbers:
-        return Judgement(claim, "undecided", None, None, None, 0, f"no record has a finite {statistic.metric} there")
+        why = "all seeds have diverged" if len(ended) == missing else f"no record has a finite {statistic.metric} there"
+        return Judgement(claim, "undecided", None, None, None, 0, why)
     found = aggregate(numbers)
     low, high = found.low, found.high
     if statistic.of in SHARES and statistic.minus is None:
         interval = stats.binomtest(int(sum(numbers)), len(numbers)).proportion_ci(LEVEL, method="wilson")
         low, high = float(interval.low), float(interval.high)
     reason = ""
-    if missing:
-        reason = f"{missing} of {missing + len(numbers)} seeds have no finite value"
+    if ended:
+        # A mean over those that live says nothing of the cell: no verdict, and no interval.
+        low = high = None
+        reason = f"{len(ended)} of {len(prepared.study.seeds)} seeds have diverged, and the value is of those that live"
+    elif missing:
+        reason = f"{missing} of {missing + len(numbers)} seeds have no finite value, or are not finished"
     elif len(numbers) < MIN_SEEDS:
         reason = f"{len(numbers)} seeds, {MIN_SEEDS} are needed"
     verdict: Verdict = "undecided"
@@ -105,8 +119,8 @@ def compare(claim: Claim, low: float, high: float) -> Verdict:
 
 def _values(
     prepared: Prepared, series: Mapping[tuple[int, str], dict[int, Series]], statistic: Statistic, where: Mapping[str, Any]
-) -> tuple[dict[int, float], int]:
-    """The statistic of every seed of a cell, and how many seeds have none."""
+) -> dict[int, float]:
+    """The statistic of every seed of a cell that has one."""
     (cell,) = find_cells(prepared.study, where)
     found = series.get((cell, statistic.metric), {})
     last = prepared.study.cells[cell].config.generations if statistic.generation is None else statistic.generation
@@ -121,7 +135,7 @@ def _values(
         value = _of(item, statistic, last, limit)
         if value is not None and math.isfinite(value):
             values[seed] = value
-    return values, len(prepared.study.seeds) - len(values)
+    return values
 
 
 def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | None:

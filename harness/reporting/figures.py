@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -61,6 +61,13 @@ LABELS = {
 _HIDDEN_AXES = ("generations",)
 MAX_POINTS = 400
 """More seeds than this make points that only hide the band."""
+MAX_PANELS = 12
+PANEL_COLUMNS = 4
+MAX_LINES = 24
+"""Lines of a panel: more cannot be told apart, or named in a legend."""
+LEGEND_INCHES = 0.09
+"""Height that one more line of a legend below the panels takes, two to a row."""
+T = TypeVar("T")
 
 
 def _name(cell: Sequence[Any], axes: Sequence[str]) -> str:
@@ -87,8 +94,11 @@ def metric_figure(
     metric: str,
     theory: Mapping[tuple[Any, ...], Sequence[float]] | None = None,
     label: str = "",
+    seeds: Collection[int] = (),
 ) -> Figure | None:
     """A metric against generation: one line per cell, the seeds as points, the interval as a band; None where nothing is finite.
+
+    Where a seed has diverged, the mean of those that live is dotted and says of how many it is.
 
     Args:
         rows: From `ledger.rows`.
@@ -96,32 +106,58 @@ def metric_figure(
         metric: The metric.
         theory: Cell, by the values of all its axes, to what theory says of each generation: dashed lines.
         label: Of the metric; that of `LABELS` when empty.
+        seeds: Those that every cell is run with.
     """
     shown = [axis for axis in axes if axis not in _HIDDEN_AXES]
-    found = curves(rows, shown, metric)
+    found = curves(rows, shown, metric, seeds)
     found = {cell: curve for cell, curve in found.items() if any(point.values for point in curve.values())}
     if not found:
         return None
-    parts = panels(list(found), shown)
-    figure = Figure(figsize=(max(6.0, 4.4 * len(parts)), 3.6), layout="constrained")
-    plots = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]
-    for plot, (title, cells) in zip(plots, parts, strict=True):
+    whole = panels(list(found), shown)
+    parts = [(title, thinned(cells, MAX_LINES)) for title, cells in thinned(whole, MAX_PANELS)]
+    columns = min(len(parts), PANEL_COLUMNS)
+    lines = max(len(cells) for _, cells in parts)
+    down = -(-len(parts) // columns)
+    figure = Figure(figsize=(max(6.0, 4.4 * columns), 3.6 * down + LEGEND_INCHES * max(0, lines - 12)), layout="constrained")
+    plots = figure.subplots(down, columns, squeeze=False, sharey=True).ravel()
+    for plot in plots[len(parts) :]:
+        plot.set_visible(False)
+    for plot, (title, cells) in zip(plots, parts, strict=False):
         colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(cells)))
         for colour, cell in zip(colours, cells, strict=True):
             name = ", ".join(part for part in _name(cell, shown).split(", ") if part != title)
             _curve(plot, found[cell], colour, name)
-            for wanted in [line for whole, line in (theory or {}).items() if _shown(whole, axes, shown) == cell]:
+            for wanted in [line for whole_cell, line in (theory or {}).items() if _shown(whole_cell, axes, shown) == cell]:
                 plot.plot(range(len(wanted)), wanted, color=colour, linestyle="--", linewidth=1.2)
         plot.set_title(title, fontsize=10)
         plot.set_xlabel("generation")
         plot.xaxis.get_major_locator().set_params(integer=True)
         plot.grid(alpha=0.25)
         plot.spines[["top", "right"]].set_visible(False)
-    plots[0].set_ylabel(label or LABELS.get(metric, metric), fontsize=9)
-    labelled = [plot for plot in plots if plot.get_legend_handles_labels()[0]]
-    if len(next(iter(parts))[1]) <= 12 and labelled:
-        labelled[-1].legend(fontsize=8, frameon=False)
+    for plot in plots[::columns]:
+        plot.set_ylabel(label or LABELS.get(metric, metric), fontsize=9)
+    _legend(figure, list(plots[: len(parts)]), lines)
+    count, all_of_them = sum(len(cells) for _, cells in parts), sum(len(cells) for _, cells in whole)
+    if count < all_of_them:
+        figure.suptitle(f"{count} of {all_of_them} cells, evenly chosen; the table has all", fontsize=9)
     return figure
+
+
+def _legend(figure: Figure, plots: Sequence[Any], lines: int) -> None:
+    """Within the last panel where few lines are to be named, below all panels where many are."""
+    if lines <= 12:
+        labelled = [plot for plot in plots if plot.get_legend_handles_labels()[0]]
+        if labelled:
+            labelled[-1].legend(fontsize=8, frameon=False)
+        return
+    named = {name: handle for plot in plots for handle, name in zip(*plot.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), fontsize=7, frameon=False, loc="outside lower center", ncols=2)
+
+
+def thinned(items: Sequence[T], most: int) -> list[T]:
+    """At most so many, evenly chosen from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[place] for place in places]
 
 
 def _shown(cell: Sequence[Any], axes: Sequence[str], shown: Sequence[str]) -> tuple[Any, ...]:
@@ -132,8 +168,16 @@ def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str, st
     known = [(g, point) for g, point in curve.items() if point.mean is not None]
     if not known:
         return
-    generations = [g for g, _ in known]
-    plot.plot(generations, [point.mean for _, point in known], color=colour, label=name, linewidth=1.8, linestyle=style)
+    alive = [(g, point) for g, point in known if not point.diverged]
+    survivors = [(g, point) for g, point in known if point.diverged]
+    line: dict[str, Any] = {"color": colour, "linewidth": 1.8}
+    plot.plot([g for g, _ in alive], [point.mean for _, point in alive], label=name, linestyle=style, **line)
+    if survivors:
+        dotted = [*alive[-1:], *survivors]
+        plot.plot([g for g, _ in dotted], [point.mean for _, point in dotted], linestyle=":", **line)
+        for g, point in survivors:
+            text = f"{len(point.values)}/{point.total}"
+            plot.annotate(text, (g, point.mean), xytext=(0, 4), textcoords="offset points", fontsize=6, color=colour, ha="center")
     for g, point in known if sum(len(point.values) for _, point in known) <= MAX_POINTS else ():
         plot.scatter([g] * len(point.values), point.values, color=[colour], s=12, alpha=0.7, linewidths=0)
     banded = [(g, point) for g, point in known if point.low is not None]
@@ -176,28 +220,29 @@ def bands_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Figu
     if not names:
         return None
     shown = [axis for axis in axes if axis not in _HIDDEN_AXES]
-    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    curves_of = {name: curves(rows, shown, name) for name in names}
+    cells = thinned(list(curves_of[names[0]]), MAX_LINES)
+    figure = Figure(figsize=(6.0, 3.4 + LEGEND_INCHES * max(0, len(cells) - 12)), layout="constrained")
     plot = figure.subplots()
-    cells = list(curves(rows, shown, names[0]))
     colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(cells)))
     for colour, cell in zip(colours, cells, strict=True):
-        last = [curves(rows, shown, name)[cell] for name in names]
-        points = [curve[max(curve)].mean for curve in last]
+        last = [curves_of[name][cell] for name in names]
+        points = [curve[max(curve)] for curve in last]
+        live = f" ({len(points[0].values)} of {points[0].total} live)" if points[0].diverged else ""
         plot.plot(
             range(1, len(names) + 1),
-            [np.nan if p is None else p for p in points],
+            [np.nan if p.mean is None else p.mean for p in points],
             marker="o",
             markersize=4,
             color=colour,
-            label=_name(cell, shown),
+            label=_name(cell, shown) + live,
         )
     plot.axhline(1.0, color="0.5", linewidth=1, linestyle="--")
     plot.set_xticks(range(1, len(names) + 1), ["most\nfrequent", *[str(i) for i in range(2, len(names))], "rarest"])
     plot.set_xlabel("frequency band, each a fifth of the real text")
     plot.set_ylabel("share in last generation / share in real text", fontsize=9)
     plot.spines[["top", "right"]].set_visible(False)
-    if len(cells) <= 12:
-        plot.legend(fontsize=8, frameon=False)
+    _legend(figure, [plot], len(cells))
     return figure
 
 

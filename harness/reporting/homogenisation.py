@@ -244,16 +244,18 @@ def table(result: Homogenisation) -> dict[str, Any]:
         rows = [("two samples of real data", SPLITS, result.baseline[measure])]
         rows += [(group, result.pairs[group], curve) for group, curve in groups.items()]
         for group, total, curve in rows:
-            points = [_text(curve[g]) if g in curve else "" for g in generations]
             most = max((len(point.values) for point in curve.values()), default=0)
+            points = [_text(curve[g], most) if g in curve else "" for g in generations]
             lines.append({"measure": LABELS[measure], "group": group, "pairs": f"{most} of {total}", "points": points})
     return {"generations": generations, "sizes": [result.sizes[g] for g in generations], "lines": lines}
 
 
-def _text(point: Aggregate) -> str:
+def _text(point: Aggregate, most: int) -> str:
+    """With the number of pairs where some are gone, or have not come so far."""
     if point.mean is None:
         return "not finite"
-    return f"{point.mean:.3g}" if point.low is None else f"{point.mean:.3g} [{point.low:.3g}, {point.high:.3g}]"
+    shown = f"{point.mean:.3g}" if point.low is None else f"{point.mean:.3g} [{point.low:.3g}, {point.high:.3g}]"
+    return shown if len(point.values) == most else f"{shown} ({len(point.values)} pairs)"
 
 
 def to_csv(results: Sequence[Homogenisation]) -> bytes:

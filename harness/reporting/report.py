@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 from harness.files import write_atomic
 from harness.lineage import Chain
 from harness.reporting import claims, figures, homogenisation
-from harness.reporting.analysis import RATIO, critical_ratios, losses
+from harness.reporting.analysis import HIGHER_IS_BETTER, RATIO, critical_ratios, losses
 from harness.reporting.ledger import cell_value
-from harness.reporting.statistics import curves
+from harness.reporting.statistics import SURVIVORS, curves
 from harness.reporting.theory import expected
 from harness.store import Store
 from harness.study import Prepared
@@ -64,7 +64,7 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     if not any("test/perplexity" in row for row in rows):
         labels |= {"test/nll": "NLL on real examples (nats)"}
     for metric, label in labels.items():
-        figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric), label)
+        figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric), label, prepared.study.seeds)
         if figure is not None:
             drawn.append((metric.replace("/", "-"), label, figure))
     bands = figures.bands_figure(rows, axes)
@@ -78,14 +78,14 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     page = template.render(
         experiment=prepared.study.base.experiment,
         figures=shown,
-        summary=summary_table(rows, axes),
+        summary=summary_table(rows, axes, prepared.study.seeds),
         homogenisation=_homogenisation(prepared, store, folder),
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
         losses=[
             {"cell": [_text(value) for value in found.cell], "share": found.share, "when": found.text, "by_seed": found.by_seed}
             for found in losses(rows, axes)
         ],
-        critical=critical_table(rows, axes),
+        critical=critical_table(rows, axes, prepared.study.seeds),
         samples=_samples(prepared, store),
         pictures=_pictures(prepared, store, folder / "figures"),
         chains=len(prepared.chains),
@@ -142,17 +142,28 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def critical_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dict[str, Any]:
+def critical_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = ()) -> dict[str, Any]:
     """The critical synthetic ratios, as text: ``metric``, ``axes`` and ``lines``."""
     metric = headline(rows)
-    found = critical_ratios(rows, axes, metric) if metric else []
+    found = critical_ratios(rows, axes, metric, seeds) if metric else []
     lines = []
     for item in found:
-        low, high = (f"{end:.3g}" if math.isfinite(end) else "beyond the grid" for end in (item.low, item.high))
-        ratio = f"above {item.ratio:.3g}, the largest here" if item.beyond else f"{item.ratio:.3g}"
-        if math.isfinite(item.low):
-            ratio += f" [{low}, {high}]"
-        lines.append({"cell": [_text(value) for value in item.cell], "ratio": ratio, "tolerance": f"{item.tolerance:.3g}"})
+        ratio, of = "", f"{item.seeds} seeds"
+        if item.unfinished:
+            of += f"; {item.unfinished} more have not come to generation {item.generation} with every ratio"
+        if item.ratio is not None:
+            ratio = f"above {item.ratio:.3g}, the largest here" if item.beyond else f"{item.ratio:.3g}"
+        if item.low is not None and item.high is not None and math.isfinite(item.low):
+            ratio += f" [{item.low:.3g}, {item.high:.3g}]" if math.isfinite(item.high) else f" [{item.low:.3g}, beyond the grid]"
+        lines.append(
+            {
+                "cell": [_text(value) for value in item.cell],
+                "ratio": ratio,
+                "tolerance": "" if item.tolerance is None else f"{item.tolerance:.3g}",
+                "generation": item.generation,
+                "seeds": of,
+            }
+        )
     return {"metric": metric, "axes": [axis for axis in axes if axis != RATIO], "lines": lines}
 
 
@@ -162,37 +173,35 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return next((name for name in HEADLINES if name in names), None)
 
 
-def summary_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], most: int = 11) -> dict[str, Any]:
+def summary_table(
+    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = (), most: int = 11
+) -> dict[str, Any]:
     """One line per cell: the headline metric by generation, mean over seeds with its interval.
 
     Args:
         rows: From `ledger.rows`.
         axes: The grid's axes.
+        seeds: Those that every cell is run with.
         most: Generations that are shown at most, evenly spread from the first to the last.
 
     Returns:
-        ``metric``, ``axes``, ``generations`` and ``lines``; a line has ``cell`` and ``points`` (text per generation).
+        ``metric``, ``axes``, ``generations``, ``lines`` and ``note``; a line has ``cell`` and ``points`` (text per generation), the
+        note says what marks mean.
     """
     metric = headline(rows)
     if metric is None:
-        return {"metric": None, "axes": list(axes), "generations": [], "lines": []}
-    found = curves(rows, axes, metric)
+        return {"metric": None, "axes": list(axes), "generations": [], "lines": [], "note": ""}
+    found = curves(rows, axes, metric, seeds)
     generations = sorted({g for curve in found.values() for g in curve})
     if len(generations) > most:
         generations = [generations[i] for i in np.linspace(0, len(generations) - 1, most).round().astype(int)]
     lines = []
     for cell, curve in found.items():
-        points = []
-        for g in generations:
-            point = curve.get(g)
-            if point is None or point.mean is None:
-                points.append("" if point is None else "not finite")
-            elif point.low is None or point.high is None:
-                points.append(f"{point.mean:.4g}")
-            else:
-                points.append(f"{point.mean:.4g} ± {(point.high - point.low) / 2:.2g}")
+        points = [curve[g].text(metric in HIGHER_IS_BETTER) if g in curve else "" for g in generations]
         lines.append({"cell": ["" if value is None else str(value) for value in cell], "points": points})
-    return {"metric": metric, "axes": list(axes), "generations": generations, "lines": lines}
+    marked = any("*" in point for line in lines for point in line["points"])
+    note = SURVIVORS if marked else ""
+    return {"metric": metric, "axes": list(axes), "generations": generations, "lines": lines, "note": note}
 
 
 def _first_chains(prepared: Prepared, limit: int) -> list[Chain]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 from typing import Any
@@ -16,16 +16,25 @@ LEVEL = 0.95
 BOOTSTRAP_DRAWS = 2000
 
 
+MIN_BOOTSTRAP = 5
+"""Nothing is bootstrapped over fewer seeds, or chains: too few distinct samples can be drawn from them."""
+FEW = 3
+"""An interval over so few seeds says so: Student's t is right for them, and very wide."""
+
+
 @dataclass(frozen=True)
 class Aggregate:
     """A mean over seeds.
 
     Attributes:
         mean: Over the seeds with a finite value; None where there is none.
-        low: Lower end of the interval; None with fewer than two seeds.
+        low: Lower end of the interval; None with fewer than two seeds, and where a seed has diverged: what is left then is a
+            selection, of which an interval would say nothing.
         high: Upper end.
         values: The seeds' finite values.
-        missing: Seeds without a finite value.
+        missing: Seeds without a finite value, though they have a model.
+        diverged: Seeds that have ended before, or here, without a finite model.
+        absent: Seeds that have not come so far.
     """
 
     mean: float | None
@@ -33,23 +42,63 @@ class Aggregate:
     high: float | None
     values: tuple[float, ...]
     missing: int
+    diverged: int = 0
+    absent: int = 0
+
+    @property
+    def total(self) -> int:
+        """All seeds."""
+        return len(self.values) + self.missing + self.diverged + self.absent
+
+    def median(self, higher_is_better: bool = False) -> float | None:
+        """The median of all seeds that have come so far, a diverged one worse than any value; None where it is such a one."""
+        ordered = sorted(self.values, reverse=higher_is_better)
+        count = len(ordered) + self.diverged
+        middle = ordered[(count - 1) // 2 : count // 2 + 1] if count else []
+        whole = len(middle) == (2 - count % 2 if count else 1)
+        return sum(middle) / len(middle) if whole else None
+
+    def text(self, higher_is_better: bool = False) -> str:
+        """For people: the mean with its interval, and of how many seeds it is wherever that is not plain."""
+        if self.mean is None:
+            return "diverged" if self.diverged else "not finite" if self.missing else ""
+        if self.diverged:
+            middle = self.median(higher_is_better)
+            median = "diverged" if middle is None else f"{middle:.4g}"
+            return f"{self.mean:.4g}* ({len(self.values)} of {self.total} live, median {median})"
+        shown = f"{self.mean:.4g}"
+        if self.low is not None and self.high is not None:
+            shown += f" ± {(self.high - self.low) / 2:.2g}"
+        if len(self.values) < self.total:
+            return f"{shown} ({len(self.values)} of {self.total} seeds)"
+        return f"{shown} ({self.total} seeds)" if 1 < self.total <= FEW else shown
 
 
-def aggregate(values: Iterable[float | None]) -> Aggregate:
+SURVIVORS = "* mean of the chains that live: the others have diverged, so it is of a selection, and has no interval"
+"""Below a table in which `Aggregate.text` has marked a mean."""
+
+
+def aggregate(values: Iterable[float | None], diverged: int = 0, absent: int = 0) -> Aggregate:
     """Mean with a 95 % interval by Student's t, over seeds.
 
     A value that is not finite is counted as missing, never as 0.
+
+    Args:
+        values: Of the seeds that have a model.
+        diverged: Seeds that have none any more.
+        absent: Seeds that have not come so far.
     """
     given = list(values)
     finite = tuple(float(value) for value in given if value is not None and math.isfinite(value))
+    missing = len(given) - len(finite)
     if not finite:
-        return Aggregate(None, None, None, (), len(given))
+        return Aggregate(None, None, None, (), missing, diverged, absent)
     mean = sum(finite) / len(finite)
     low = high = None
-    if len(finite) > 1:
+    if len(finite) > 1 and not diverged:
         half = float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1)) * stdev(finite) / math.sqrt(len(finite))
         low, high = mean - half, mean + half
-    return Aggregate(mean, low, high, finite, len(given) - len(finite))
+    return Aggregate(mean, low, high, finite, missing, diverged, absent)
 
 
 def aggregate_pairs(values: Mapping[tuple[str, str], float], random: np.random.Generator) -> Aggregate:
@@ -63,7 +112,7 @@ def aggregate_pairs(values: Mapping[tuple[str, str], float], random: np.random.G
         random: Draws the chains.
 
     Returns:
-        Without an interval where there are fewer than two pairs.
+        Without an interval where there are fewer than `MIN_BOOTSTRAP` chains.
     """
     finite = {pair: value for pair, value in values.items() if math.isfinite(value)}
     missing = len(values) - len(finite)
@@ -71,8 +120,8 @@ def aggregate_pairs(values: Mapping[tuple[str, str], float], random: np.random.G
         return Aggregate(None, None, None, (), missing)
     found = np.array(list(finite.values()))
     low = high = None
-    if len(finite) > 1:
-        names = {name: index for index, name in enumerate(sorted({name for pair in finite for name in pair}))}
+    names = {name: index for index, name in enumerate(sorted({name for pair in finite for name in pair}))}
+    if len(names) >= MIN_BOOTSTRAP:
         first, second = (np.array([names[pair[side]] for pair in finite]) for side in (0, 1))
         drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAP_DRAWS)
         weights = (drawn[:, first] * drawn[:, second]).astype(np.float64)
@@ -96,11 +145,39 @@ def _central(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def curves(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str) -> dict[tuple[Any, ...], dict[int, Aggregate]]:
-    """A metric against generation for every cell: cell to generation to aggregate over seeds."""
-    groups: dict[tuple[Any, ...], dict[int, dict[int, float | None]]] = {}
+def curves(
+    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str, seeds: Collection[int] = ()
+) -> dict[tuple[Any, ...], dict[int, Aggregate]]:
+    """A metric against generation for every cell: cell to generation to aggregate over seeds.
+
+    Args:
+        rows: From `ledger.rows`.
+        axes: The axes that tell cells apart.
+        metric: A column.
+        seeds: Those that every cell is run with, so that one without any row is counted too; those with rows when empty.
+    """
+    groups: dict[tuple[Any, ...], dict[int, dict[int, Mapping[str, Any]]]] = {}
     for row in rows:
         cell = tuple(row.get(name) for name in axes)
         # By seed: chains that differ in an axis left out here share generations, and a seed counts once.
-        groups.setdefault(cell, {}).setdefault(int(row["generation"]), {})[int(row["seed"])] = row.get(metric)
-    return {cell: {g: aggregate(values.values()) for g, values in sorted(found.items())} for cell, found in groups.items()}
+        groups.setdefault(cell, {}).setdefault(int(row["seed"]), {})[int(row["generation"])] = row
+    return {cell: _curve(by_seed, metric, set(seeds) | by_seed.keys()) for cell, by_seed in groups.items()}
+
+
+def _curve(by_seed: Mapping[int, Mapping[int, Mapping[str, Any]]], metric: str, seeds: Collection[int]) -> dict[int, Aggregate]:
+    ends = {seed: ended_in(found) for seed, found in by_seed.items()}
+    curve = {}
+    for generation in sorted({generation for found in by_seed.values() for generation in found}):
+        diverged = {seed for seed, end in ends.items() if end is not None and end <= generation}
+        there = [found[generation].get(metric) for seed, found in by_seed.items() if generation in found and seed not in diverged]
+        curve[generation] = aggregate(there, len(diverged), len(seeds) - len(diverged) - len(there))
+    return curve
+
+
+def ended_in(found: Mapping[int, Mapping[str, Any]]) -> int | None:
+    """The generation in which a chain has diverged; None where it has not.
+
+    Args:
+        found: Generation to row.
+    """
+    return min((generation for generation, row in found.items() if row.get("status") == "diverged"), default=None)

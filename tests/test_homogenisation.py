@@ -143,7 +143,9 @@ def test_chains_that_write_the_same_are_nearer_than_real_samples_and_others_fart
     def rewrite(generation: int, chain: Any) -> Any:
         return [rng.standard_normal((60, 2)), same, rng.standard_normal((60, 2)) + next(places)][generation]
 
-    prepared, store = copied(tmp_path, {"seed": [0, 1, 2, 3, 4], "regime": [{"kind": "accumulate"}, {"kind": "replace_grown"}]}, rewrite)
+    prepared, store = copied(
+        tmp_path, {"seed": [0, 1, 2, 3, 4], "regime": [{"kind": "accumulate"}, {"kind": "replace_grown"}]}, rewrite
+    )
     (found,) = compare(prepared, store)
     assert found.title == "" and list(found.lines) == ["energy"] and set(found.sizes.values()) == {60}
     assert found.pairs == {"other seed: kind accumulate": 10, "other seed: kind replace_grown": 10, "other regime.kind": 20}

@@ -1,4 +1,4 @@
-"""What is shown of cells in which chains have diverged, or are not finished: never a mean over those that are left without a word."""
+"""Cells in which chains have diverged or are not finished: never a mean over those that are left without a word."""
 
 from __future__ import annotations
 

@@ -10,40 +10,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from harness import curation
 from harness.config.grid import Cell, Study, check_claims, expand, prompt_length, resolve_sources, sequence_length
 from harness.config.load import load_file
 from harness.config.presets import resolve_model
 from harness.config.schema import (
     BUNDLED,
-    AnalyticData,
-    ArrayData,
     CellSource,
     Config,
     CorpusSource,
-    ImageData,
     LanguageModel,
     ModelSource,
-    PretrainedTokenizer,
     TextData,
     Vae,
     science,
 )
-from harness.data import images
-from harness.data.analytic import ArrayTruth, Truth, make_teacher, make_truth, truth_science
+from harness.data.analytic import Truth, make_teacher, truth_science
 from harness.data.base import RealData
-from harness.data.documents import BUILT_IN, read_documents
-from harness.data.images import ImageSet
+from harness.data.documents import BUILT_IN
 from harness.data.text import (
     ExternalCorpus,
     TextCorpus,
-    data_science,
     other_science,
-    prepare,
     prepared_science,
-    pretrained_fingerprint,
     write_other,
 )
 from harness.errors import ConfigError, DataError
@@ -52,34 +41,12 @@ from harness.learners.language_model.facts import ModelFacts, model_facts
 from harness.learners.language_model.identity import pretrained_identity
 from harness.lineage import KEY_FORMAT, BundledChain, CellScience, Chain, Lineage, build, chain_id, in_order, key_of
 from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, VERSIONS
+from harness.preparation import DataOf, PreparedData, rows_science
+from harness.preparation import load_data as load_data
 from harness.records import Examples
 from harness.regimes import RULES, check_supply, recipe
 from harness.store import Store
 from harness.store.shared import Recipe, commit_once
-
-ROWS = "rows.npy"
-
-
-def rows_science(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an array's science that decides its folder in the store: its content."""
-    return {"kind": "array", "content": spec["content"]}
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """The real data of some cells.
-
-    Attributes:
-        spec: What enters keys.
-        folder: Where prepared text lies: in the store, or a temporary folder until `commit_data`; None for analytic truths.
-        key: Name of the folder in the store; None for analytic truths.
-        real: The data.
-    """
-
-    spec: Mapping[str, Any]
-    folder: Path | None
-    key: str | None
-    real: RealData
 
 
 @dataclass(frozen=True)
@@ -122,64 +89,6 @@ class Prepared:
         return dict(self.cell(chain).axes)
 
 
-class _Data:
-    """Prepares each distinct ``data`` section once."""
-
-    def __init__(self, store: Store, scratch: Path) -> None:
-        self.store, self.scratch = store, scratch
-        self.found: dict[str, PreparedData] = {}
-
-    def get(self, config: TextData | ImageData | AnalyticData) -> PreparedData:
-        name = config.model_dump_json()
-        if name not in self.found:
-            self.found[name] = self._prepare(config)
-        return self.found[name]
-
-    def _prepare(self, config: TextData | ImageData | AnalyticData) -> PreparedData:
-        if isinstance(config, ImageData):
-            return self._images(config)
-        return self._text(config) if isinstance(config, TextData) else self._analytic(config)
-
-    def _analytic(self, config: AnalyticData) -> PreparedData:
-        truth = make_truth(config)
-        spec = truth_science(truth)
-        if not isinstance(truth, ArrayTruth):
-            return PreparedData(spec, None, None, truth)
-        key = key_of(rows_science(spec))
-        folder = self.store.path("data", key)
-        if not self.store.sound("data", key):
-            folder = self.scratch / key
-            folder.mkdir(parents=True, exist_ok=True)
-            np.save(folder / ROWS, truth.rows, allow_pickle=False)
-        return PreparedData(spec, folder, key, truth)
-
-    def _images(self, config: ImageData) -> PreparedData:
-        source = images.read_images(config)
-        spec = images.data_science(config, source.fingerprint())
-        key = key_of(prepared_science(spec))
-        folder = self._folder(key, lambda folder: images.prepare(config, source, folder))
-        return PreparedData(spec, folder, key, ImageSet(folder, config.num_examples))
-
-    def _folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
-        """Where prepared data lie: in the store, or in scratch, where they are prepared if they are not there yet."""
-        folder = self.store.path("data", key)
-        if not self.store.sound("data", key):
-            folder = self.scratch / key
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                prepare(folder)
-        return folder
-
-    def _text(self, config: TextData) -> PreparedData:
-        documents = read_documents(config)
-        tokenizer = config.tokenizer
-        pretrained = pretrained_fingerprint(tokenizer) if isinstance(tokenizer, PretrainedTokenizer) else None
-        spec = data_science(config, documents.fingerprint(), pretrained)
-        key = key_of(prepared_science(spec))
-        folder = self._folder(key, lambda folder: prepare(config, documents, folder))
-        return PreparedData(spec, folder, key, TextCorpus(folder, config.num_examples))
-
-
 def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratch: Path) -> Prepared:
     """Read a configuration and everything that its keys depend on.
 
@@ -195,12 +104,12 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     study = expand(load_file(path, assignments))
     check_claims(study)
     try:
-        return _resolve(study, _Data(store, scratch))
+        return _resolve(study, DataOf(store, scratch))
     except DataError as error:
         raise study.source.located(error) from None
 
 
-def _resolve(study: Study, data_of: _Data) -> Prepared:
+def _resolve(study: Study, data_of: DataOf) -> Prepared:
     data, sciences, models, externals = [], [], [], []
     packed: dict[tuple[str, str], ExternalCorpus] = {}
     scored: dict[tuple[str, str], ExternalCorpus] = {}
@@ -328,21 +237,6 @@ def commit_data(prepared: Prepared, store: Store, stopped: Callable[[], bool] = 
             items[key_of(other)] = partial(write_other, blocks=blocks), other
     base = prepared.study.base
     return commit_once(store, "data", items, {"experiment": base.experiment, "data": True}, base.resources.lease_s, stopped)
-
-
-def load_data(config: Config, store: Store, key: str | None) -> RealData:
-    """The real data of a cell, from the store."""
-    if isinstance(config.data, ImageData):
-        assert key is not None
-        return ImageSet(store.path("data", key), config.data.num_examples)
-    if isinstance(config.data, ArrayData):
-        assert key is not None
-        rows = str(store.path("data", key) / ROWS)
-        return make_truth(config.data.model_copy(update={"path": rows, "columns": None}))
-    if not isinstance(config.data, TextData):
-        return make_truth(config.data)
-    assert key is not None
-    return TextCorpus(store.path("data", key), config.data.num_examples)
 
 
 def _facts(config: Config, real: RealData) -> ModelFacts | None:

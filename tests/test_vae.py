@@ -540,6 +540,7 @@ def evaluation(learner: VaeLearner, fit: Path, corpus: Examples, generation_0: P
         EvaluateTask(
             fit=fit,
             generation_0=generation_0 or fit,
+            is_first=generation_0 is None,
             seed=0,
             generation=0,
             corpus=corpus,

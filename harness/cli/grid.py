@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -130,6 +131,8 @@ def plan(
         f"({found.fits_unique} fits), "
         f"{found.generations_stored} in the store, {found.generations_unique - found.generations_stored} to compute"
     )
+    for data in found.data:
+        print(f"data            {_read(data)}")
     for shape in found.shapes:
         device = f"{shape['gpus']} GPU" if shape["gpus"] else f"{shape['cpus']} CPU"
         print(
@@ -142,6 +145,16 @@ def plan(
         f"wall time       {duration(found.wall_s)} on {nodes} machine(s), "
         f"gangs idle or starting {100 * found.idle_share:.0f} % of it"
     )
+
+
+def _read(data: Mapping[str, Any]) -> str:
+    """What was read of a source, in one line."""
+    parts = [f"{data['files']} files"] if "files" in data else []
+    parts += [f"{data['documents']} documents"] if "documents" in data else []
+    parts += [f"{data['empty']} empty texts left out"] if data.get("empty") else []
+    left_out = data.get("not_read") or []
+    parts += [f"not read: {', '.join(left_out[:5])}{' ...' if len(left_out) > 5 else ''}"] if left_out else []
+    return f"{data['source']}{': ' if parts else ''}{', '.join(parts)}"
 
 
 @app.command()

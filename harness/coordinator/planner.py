@@ -62,6 +62,7 @@ class PlanSummary:
     throughput: str
     memory_per_rank_bytes: int
     shapes: tuple[Mapping[str, Any], ...]
+    data: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         throughput="measured" if known == {True} else "estimated" if known == {False} else "partly measured",
         memory_per_rank_bytes=max((memory.total for memory in memories if memory), default=0),
         shapes=tuple(_shape_row(prepared, shapes_of_cells, shape) for shape in sorted(set(shapes_of_cells))),
+        data=tuple({json.dumps(item.about): item.about for item in prepared.data}.values()),
     )
 
 

@@ -28,6 +28,7 @@ from harness.config.schema import (
     ShapeData,
     science,
 )
+from harness.data.reading import check_rows, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
 from harness.streams import stream
@@ -328,25 +329,12 @@ class ArrayTruth(Truth):
 
 def _read_rows(config: ArrayData) -> Array:
     path = Path(config.path)
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        elif path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            found = pq.read_table(path, columns=list(config.columns) if config.columns else None)
-            missing = set(config.columns or ()) - set(found.column_names)
-            if missing:
-                raise DataError(
-                    f"data.columns: {path} has no column {', '.join(sorted(missing))}; it has {pq.read_schema(path).names}"
-                )
-            values = np.column_stack([found[name].to_numpy() for name in found.column_names])
-        else:
-            raise DataError(f"data.path: {path}: found {path.suffix or 'no suffix'}, allowed: .npy, .parquet")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"data.path: {path} cannot be read ({(str(error).splitlines() or [''])[0]})") from None
-    if not isinstance(values, np.ndarray):
-        raise DataError(f"data.path: {path} is an archive of arrays, expected one array")
+    if path.suffix == ".npy":
+        values = load_array(path, "data.path")
+    elif path.suffix == ".parquet":
+        values = _read_columns(path, config)
+    else:
+        raise DataError(f"data.path: {path}: found {path.suffix or 'no suffix'}, allowed: .npy, .parquet")
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)):
@@ -357,6 +345,29 @@ def _read_rows(config: ArrayData) -> Array:
     if not np.isfinite(values).all():
         raise DataError(f"data.path: {path} holds NaN or infinity")
     return values
+
+
+def _read_columns(path: Path, config: ArrayData) -> npt.NDArray[Any]:
+    import pyarrow as pa
+
+    file = open_parquet(path, "data.path")
+    schema = file.schema_arrow
+    wanted = list(config.columns or schema.names)
+    missing = sorted(set(wanted) - set(schema.names))
+    if missing:
+        raise DataError(f"data.columns: {path} has no column {', '.join(missing)}; it has {schema.names}")
+    for name in wanted:
+        kind = schema.field(name).type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            raise DataError(
+                f"data.columns: {path} has {kind} in the column {name!r}, not numbers; name the columns that hold numbers"
+            )
+    check_rows(file, path, "data.path", 8 * len(wanted))
+    try:
+        found = file.read(columns=wanted)
+        return np.column_stack([found[name].to_numpy() for name in found.column_names])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"data.path: {path} cannot be read ({(str(error).splitlines() or [''])[0]})") from None
 
 
 TRUTHS: dict[str, type[Truth]] = {

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from harness.config.schema import DIGITS, ImageData, science
 from harness.data.hub import load_hub
+from harness.data.reading import ROWS, Budget, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
 from harness.streams import stream
@@ -24,6 +25,8 @@ Labels = npt.NDArray[np.int64]
 VERSION = 1
 """Version of scaling and splitting; part of every key."""
 MAX_CLASSES = 1000
+MAX_PIXELS = 1 << 22
+"""Of one encoded image: its header says how many there are, before a few bytes are decoded to gigabytes."""
 _NOT_CONTENT = ("source", "kind", "image_field", "label_field", "labels", "revision")
 _DIGITS_MAX = 16.0
 
@@ -217,33 +220,27 @@ def _classes(values: npt.NDArray[Any], count: int, field: str) -> Labels:
     return labels
 
 
-def _load_npy(path: Path, field: str) -> npt.NDArray[Any]:
-    try:
-        found: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{field}: {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{field}: {path} is no .npy file of numbers: {str(error).splitlines()[0]}") from None
-    return found
-
-
 def _read_npy(path: Path, config: ImageData) -> Images:
-    pixels = scaled(_load_npy(path, "data.source"), str(path))
+    pixels = scaled(load_array(path, "data.source"), str(path))
     if config.labels is None:
         return Images(pixels, None)
-    return Images(pixels, _classes(_load_npy(Path(config.labels), "data.labels"), len(pixels), "data.labels"))
+    return Images(pixels, _classes(load_array(Path(config.labels), "data.labels"), len(pixels), "data.labels"))
 
 
 def _read_parquet(path: Path, config: ImageData) -> Images:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    file = open_parquet(path, "data.source")
+    wanted = _columns(config, file.schema_arrow.names, str(path))
+    columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    budget = Budget("data.source")
     try:
-        with open(path, "rb") as file:  # pyarrow's own message for a missing file names no reason
-            table = pq.read_table(file)
+        for batch in file.iter_batches(batch_size=ROWS, columns=wanted):
+            budget.take(path, batch.nbytes)
+            for name in wanted:
+                columns[name] += batch.column(name).to_pylist()
     except pa.ArrowException as error:
-        raise DataError(f"data.source: {path} is not Parquet: {str(error).splitlines()[0]}") from None
-    columns = {name: table[name].to_pylist() for name in _columns(config, table.column_names, str(path))}
+        raise DataError(f"data.source: {path} is damaged: {str(error).splitlines()[0]}") from None
     return _from_columns(columns, config, str(path))
 
 
@@ -273,7 +270,10 @@ def _columns(config: ImageData, there: Sequence[str], where: str) -> list[str]:
 
 
 def _from_columns(columns: Mapping[str, Sequence[Any]], config: ImageData, where: str) -> Images:
-    pictures = [_picture(value, where, row) for row, value in enumerate(columns[config.image_field])]
+    budget, pictures = Budget("data.image_field"), []
+    for row, value in enumerate(columns[config.image_field]):
+        pictures.append(_picture(value, where, row))
+        budget.take(Path(where), 4 * pictures[-1].size)
     sizes = sorted({picture.shape for picture in pictures})
     if len(sizes) != 1:
         found = " and ".join(str(list(size)) for size in sizes[:2]) or "no image at all"
@@ -293,8 +293,10 @@ def _picture(value: Any, where: str, row: int) -> npt.NDArray[Any]:
     try:
         if isinstance(value, bytes):
             value = Image.open(io.BytesIO(value))
+            if value.width * value.height > MAX_PIXELS:
+                raise ValueError(f"{value.width} x {value.height} pixels, at most {MAX_PIXELS} are allowed")
         found = np.asarray(value.convert("L") if isinstance(value, Image.Image) else value)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"data.image_field: {where}, row {row}, cannot be decoded: {str(error).splitlines()[0]}") from None
     if found.ndim != 2 or found.dtype.kind not in "buif":
         raise DataError(f"data.image_field: {where}, row {row}, is no image: neither a picture nor rows of numbers")

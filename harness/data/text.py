@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
-from harness.data.documents import BUILT_IN, SPLITS, Documents, built_in, read_documents, read_named, read_path
+from harness.data.documents import BUILT_IN, SPLITS, Documents, built_in, read_documents, read_named
 from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
 from harness.files import read_json, refuse_pointer, write_json
@@ -126,7 +126,7 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
     sides = split_documents(documents, config.split)
     for side, texts in sides.items():
         if not texts:
-            raise DataError(f"data.source: the {side} split is empty: {sum(map(len, sides.values()))} documents are too few")
+            raise DataError(f"data.source: the {side} split is empty: {_too_few(sides)}")
     if isinstance(config.tokenizer, BpeTokenizer):
         tokenizer = train_tokenizer(sides["train"], config.tokenizer)
         bos = eos = 0  # the trainer numbers special tokens first
@@ -162,6 +162,16 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
         "documents": {side: len(texts) for side, texts in sides.items()},
     }
     write_json(folder / "meta.json", meta)
+
+
+def _too_few(sides: Mapping[str, Sequence[str]]) -> str:
+    """Why documents do not reach for every side; equal ones are always on one."""
+    documents = [text.strip() for texts in sides.values() for text in texts]
+    different = len(set(documents))
+    if different == len(documents):
+        return f"{different} documents are too few"
+    which = "all of them are equal" if different == 1 else f"only {different} of them are different"
+    return f"there are {len(documents)} documents, but {which}, and equal documents fall on one side; give more different ones"
 
 
 def pack(tokenizer: Tokenizer, documents: Sequence[str], separator: Sequence[int], block_size: int) -> npt.NDArray[np.int32]:
@@ -306,11 +316,8 @@ class TextCorpus:
             train = tuple(split_documents(Documents(built_in(source), {}), split)["train"])
             documents = Documents((), {"train": train})
             return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(self._pack(train))))
-        if source.startswith("hf:"):
-            found = read_named(source, field="regime.source.corpus")
-            documents = Documents(found.whole or found.splits["train"], {})
-        else:
-            documents = Documents(tuple(read_path(Path(source), "text", "regime.source.corpus")), {})
+        found = read_named(source, field="regime.source.corpus")
+        documents = Documents(found.whole or found.splits["train"], {})
         return ExternalCorpus(documents.fingerprint(), Examples.full(self._pack(documents.whole)))
 
     def other(self, name: str, source: str, split: Split) -> ExternalCorpus:

@@ -132,7 +132,8 @@ def table(records: list[dict[str, Any]]) -> pa.Table:
             values = [None if value is None else float(value) for value in values]
         elif len(kinds) > 1:
             values = [None if value is None else str(value) for value in values]
-        columns[name] = pa.array(values, type=pa.string() if not kinds else None)
+        metric = "/" in name and not name.startswith("provenance/")  # a number, also where it is never finite
+        columns[name] = pa.array(values, type=None if kinds else pa.float64() if metric else pa.string())
     return pa.table(columns)
 
 

@@ -1,0 +1,309 @@
+"""Files of text: which of a folder are read, how each kind is read, and what is refused before it is opened as a whole."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from harness.errors import DataError
+from harness.files import refuse_pointer
+
+BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""Characters that `str.splitlines` takes for newlines, and that are content here."""
+BLANKS = "".join(character for character in map(chr, range(0x3001)) if character.isspace() and character not in BREAKS)
+OPENERS: Mapping[str, Callable[[IO[bytes]], IO[bytes]]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item, return-value]
+    ".bz2": lambda file: bz2.BZ2File(file),
+    ".xz": lambda file: lzma.LZMAFile(file),
+}
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError)
+CHUNK = 1 << 20
+ROWS = 1024
+"""Rows of a Parquet file that are read at once: a small file can hold many long ones."""
+MEMORY_SHARE = 4
+"""A source may take this part of the machine's memory; what it is made into takes the rest."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What files hold.
+
+    Attributes:
+        documents: Their texts, in the order of the files' names.
+        files: How many files were read.
+        empty: Texts that are "" or null, which are no documents.
+        left_out: Files of the folder that were not read, in the order of their names.
+    """
+
+    documents: tuple[str, ...]
+    files: int = 1
+    empty: int = 0
+    left_out: tuple[str, ...] = ()
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text: what blank lines separate; a line ends with a line feed, nothing else."""
+    found: list[str] = []
+    lines: list[str] = []
+    for line in [*re.split("\r?\n", text), ""]:
+        if line.strip(BLANKS):
+            lines.append(line.rstrip(BLANKS))
+        elif lines:
+            found.append("\n".join(lines))
+            lines = []
+    return found
+
+
+def read_files(path: Path, text_field: str, field: str) -> Texts:
+    """The documents of a file, or of all files of a folder in the order of their names.
+
+    Hidden files and folders are left out, and so are stores of the harness.
+
+    Args:
+        path: .txt (paragraphs), .jsonl or .parquet (one document a row), the first two also compressed; or a folder of them.
+        text_field: Field or column that holds the text.
+        field: The configuration's field, for messages.
+
+    Raises:
+        DataError: Missing, of an unknown kind, malformed, or more than memory holds; names the file and the line or column.
+    """
+    left_out: list[str] = []
+    if path.is_dir():
+        if _is_store(path):
+            raise DataError(f"{field}: {path} is a store of the harness, which holds what models wrote")
+        files, left_out = _files(path)
+        if not files:
+            raise DataError(f"{field}: {path} holds no .txt, .jsonl or .parquet file{_named(left_out)}")
+    elif _kind(path) is not None:
+        files = [path]
+    else:
+        raise DataError(f"{field}: found {str(path)!r}, expected a {', '.join(known())} path, or a folder of such files")
+    budget = Budget(field)
+    documents: list[str] = []
+    empty = 0
+    for file in files:
+        for text in _texts(file, text_field, field, budget):
+            if text:
+                documents.append(text)
+            else:
+                empty += 1
+    if not documents:
+        raise DataError(f"{field}: {path} holds no text ({len(files)} files, {empty} empty texts){_named(left_out)}")
+    return Texts(tuple(documents), len(files), empty, tuple(left_out))
+
+
+def known() -> list[str]:
+    """The suffixes that are read."""
+    return [".txt", ".jsonl", ".parquet", *(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in OPENERS)]
+
+
+def _named(left_out: list[str]) -> str:
+    return f"; not read: {', '.join(left_out[:5])}{' ...' if len(left_out) > 5 else ''}" if left_out else ""
+
+
+def _kind(path: Path) -> tuple[str, str] | None:
+    """A file's kind and compression, by its name."""
+    packed = path.suffix if path.suffix in OPENERS else ""
+    kind = Path(path.stem).suffix if packed else path.suffix
+    return (kind, packed) if f"{kind}{packed}" in known() else None
+
+
+def _is_store(folder: Path) -> bool:
+    try:
+        found = json.loads((folder / "format").read_bytes()[:1000])
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"format", "harness"} <= found.keys()
+
+
+def _files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files of a folder that are read, and the names of those that are not."""
+    files, left_out = [], []
+    for where, folders, names in os.walk(folder):
+        here = Path(where)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_store(here / name)]
+        for name in names:
+            path = here / name
+            if name.startswith(".") or not path.is_file():
+                continue
+            if _kind(path) is None:
+                left_out.append(str(path.relative_to(folder)))
+            else:
+                files.append(path)
+    return sorted(files), sorted(left_out)
+
+
+class Budget:
+    """Counts what is read, and stops where memory would not hold it."""
+
+    def __init__(self, field: str) -> None:
+        """Nothing is read.
+
+        Args:
+            field: The configuration's field, for messages.
+        """
+        self.field, self.left = field, psutil.virtual_memory().total // MEMORY_SHARE
+        self.limit = self.left
+
+    def take(self, path: Path, count: int) -> None:
+        """Count bytes.
+
+        Raises:
+            DataError: They are more than a part of this machine's memory.
+        """
+        self.left -= count
+        if self.left < 0:
+            raise DataError(
+                f"{self.field}: {path} would bring what is read to more than {self.limit / 2**30:,.1f} GiB, a quarter of this "
+                "machine's memory"
+            )
+
+
+def _texts(file: Path, text_field: str, field: str, budget: Budget) -> Iterator[str | None]:
+    found = _kind(file)
+    assert found is not None
+    kind, packed = found
+    try:
+        if kind == ".parquet":
+            yield from _read_parquet(file, text_field, field, budget)
+            return
+        with open(file, "rb") as raw:
+            refuse_pointer(file, raw.read(200), field)
+        text = _decoded(file, packed, field, budget)
+        yield from paragraphs(text) if kind == ".txt" else _read_jsonl(file, text, text_field, field)
+    except OSError as error:
+        raise DataError(f"{field}: {file} cannot be read: {error.strerror or error}") from None
+
+
+def _decoded(file: Path, packed: str, field: str, budget: Budget) -> str:
+    """A file's text, decompressed, without a byte order mark."""
+    content = io.BytesIO()
+    with open(file, "rb") as raw:
+        source = OPENERS[packed](raw) if packed else raw
+        try:
+            while part := source.read(CHUNK):
+                budget.take(file, len(part))
+                content.write(part)
+        except (*DAMAGED, gzip.BadGzipFile) as error:
+            raise DataError(f"{field}: {file} cannot be decompressed: {error}") from None
+    try:
+        return content.getvalue().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        wide = content.getvalue()[:2] in (b"\xff\xfe", b"\xfe\xff")
+        what = "is UTF-16, not UTF-8 text" if wide else f"is not UTF-8 text at byte {error.start}"
+        raise DataError(f"{field}: {file} {what}") from None
+
+
+def _read_jsonl(path: Path, text: str, text_field: str, field: str) -> Iterator[str | None]:
+    for number, line in enumerate(re.split("\r\n|\n|\r", text), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise DataError(f"{field}: {path}:{number} is not JSON") from None
+        if not isinstance(row, dict) or not isinstance(row.get(text_field, 0), str | None):
+            raise DataError(f"{field}: {path}:{number} has no text in the field {text_field!r} (data.text_field)")
+        value = row[text_field]
+        if value is not None and any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataError(f"{field}: {path}:{number} holds half a surrogate pair, which is not text")
+        yield value
+
+
+def _read_parquet(path: Path, text_field: str, field: str, budget: Budget) -> Iterator[str | None]:
+    import pyarrow as pa
+
+    file = open_parquet(path, field)
+    if text_field not in file.schema_arrow.names:
+        names = ", ".join(file.schema_arrow.names)
+        raise DataError(f"{field}: {path} has no column {text_field!r} (data.text_field); it has {names}")
+    kind = file.schema_arrow.field(text_field).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise DataError(f"{field}: {path} has {kind} in the column {text_field!r} (data.text_field), not text")
+    try:
+        for batch in file.iter_batches(batch_size=ROWS, columns=[text_field]):
+            budget.take(path, batch.nbytes + 8 * batch.num_rows)
+            yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{field}: {path} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def open_parquet(path: Path, field: str) -> Any:
+    """A Parquet file, of which only the footer has been read.
+
+    Args:
+        path: The file.
+        field: The configuration's field that names it, for messages.
+
+    Raises:
+        DataError: It is no Parquet file, or says that it has more rows than memory holds.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open(path, "rb") as raw:
+            refuse_pointer(path, raw.read(200), field)
+    except OSError as error:
+        raise DataError(f"{field}: {path} cannot be read: {error.strerror or error}") from None
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{field}: {path} is not Parquet: {(str(error).splitlines() or [''])[0]}") from None
+    check_rows(file, path, field, 8)
+    return file
+
+
+def check_rows(file: Any, path: Path, field: str, row_bytes: int) -> None:
+    """Compare the rows that a Parquet file says it has with this machine's memory; a few bytes can stand for any number of them.
+
+    Raises:
+        DataError: They are too many.
+    """
+    about = file.metadata
+    rows = max(about.num_rows, sum(about.row_group(group).num_rows for group in range(about.num_row_groups)))
+    limit = psutil.virtual_memory().total // MEMORY_SHARE
+    if rows * row_bytes > limit:
+        raise DataError(
+            f"{field}: {path} says that it has {rows} rows, which take at least {rows * row_bytes / 2**30:,.1f} GiB; "
+            f"allowed: {limit / 2**30:,.1f} GiB, a quarter of this machine's memory"
+        )
+
+
+def load_array(path: Path, field: str) -> Any:
+    """An array of a .npy file, whose header is compared with the file's size before anything is read.
+
+    Raises:
+        DataError: It is no .npy file of numbers, or holds less than its header says.
+    """
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file:
+            refuse_pointer(path, file.read(200), field)
+            file.seek(0)
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            needed, there = int(np.prod([float(length) for length in shape])) * dtype.itemsize, os.fstat(file.fileno()).st_size
+            if not dtype.hasobject and needed + file.tell() > there:
+                raise DataError(f"{field}: {path} is truncated: {there} bytes, its header says {needed + file.tell()}")
+        return np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{field}: {path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{field}: {path} is no .npy file of numbers: {(str(error).splitlines() or [''])[0]}") from None

@@ -1,0 +1,132 @@
+"""The real data of a study: read, fingerprinted and prepared once, put into the store, and read from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.config.schema import AnalyticData, ArrayData, Config, ImageData, PretrainedTokenizer, TextData
+from harness.data import images
+from harness.data.analytic import ArrayTruth, make_truth, truth_science
+from harness.data.base import RealData
+from harness.data.documents import read_documents
+from harness.data.images import ImageSet
+from harness.data.text import TextCorpus, data_science, prepare, prepared_science, pretrained_fingerprint
+from harness.lineage import key_of
+from harness.store import Store
+
+ROWS = "rows.npy"
+
+
+def rows_science(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an array's science that decides its folder in the store: its content."""
+    return {"kind": "array", "content": spec["content"]}
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The real data of some cells.
+
+    Attributes:
+        spec: What enters keys.
+        folder: Where prepared text lies: in the store, or a temporary folder until `commit_data`; None for analytic truths.
+        key: Name of the folder in the store; None for analytic truths.
+        real: The data.
+        about: What was read, for people: the source, and of text its files and documents.
+    """
+
+    spec: Mapping[str, Any]
+    folder: Path | None
+    key: str | None
+    real: RealData
+    about: Mapping[str, Any]
+
+
+class DataOf:
+    """Prepares each distinct ``data`` section once."""
+
+    def __init__(self, store: Store, scratch: Path) -> None:
+        """Nothing is read.
+
+        Args:
+            store: Looked into for prepared data; not written to.
+            scratch: A folder for data that the store has not.
+        """
+        self.store, self.scratch = store, scratch
+        self.found: dict[str, PreparedData] = {}
+
+    def get(self, config: TextData | ImageData | AnalyticData) -> PreparedData:
+        """The data of a section.
+
+        Raises:
+            DataError: They cannot be read, or are too few.
+        """
+        name = config.model_dump_json()
+        if name not in self.found:
+            self.found[name] = self._prepare(config)
+        return self.found[name]
+
+    def _prepare(self, config: TextData | ImageData | AnalyticData) -> PreparedData:
+        if isinstance(config, ImageData):
+            return self._images(config)
+        return self._text(config) if isinstance(config, TextData) else self._analytic(config)
+
+    def _analytic(self, config: AnalyticData) -> PreparedData:
+        truth = make_truth(config)
+        spec = truth_science(truth)
+        if not isinstance(truth, ArrayTruth):
+            return PreparedData(spec, None, None, truth, {"source": config.source})
+        key = key_of(rows_science(spec))
+        folder = self.store.path("data", key)
+        if not self.store.sound("data", key):
+            folder = self.scratch / key
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / ROWS, truth.rows, allow_pickle=False)
+        return PreparedData(spec, folder, key, truth, {"source": str(getattr(config, "path", config.source))})
+
+    def _images(self, config: ImageData) -> PreparedData:
+        source = images.read_images(config)
+        spec = images.data_science(config, source.fingerprint())
+        key = key_of(prepared_science(spec))
+        folder = self._folder(key, lambda folder: images.prepare(config, source, folder))
+        return PreparedData(spec, folder, key, ImageSet(folder, config.num_examples), {"source": config.source})
+
+    def _folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
+        """Where prepared data lie: in the store, or in scratch, where they are prepared if they are not there yet."""
+        folder = self.store.path("data", key)
+        if not self.store.sound("data", key):
+            folder = self.scratch / key
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                prepare(folder)
+        return folder
+
+    def _text(self, config: TextData) -> PreparedData:
+        documents = read_documents(config)
+        tokenizer = config.tokenizer
+        pretrained = pretrained_fingerprint(tokenizer) if isinstance(tokenizer, PretrainedTokenizer) else None
+        spec = data_science(config, documents.fingerprint(), pretrained)
+        key = key_of(prepared_science(spec))
+        folder = self._folder(key, lambda folder: prepare(config, documents, folder))
+        return PreparedData(
+            spec, folder, key, TextCorpus(folder, config.num_examples), {"source": config.source, **documents.about()}
+        )
+
+
+def load_data(config: Config, store: Store, key: str | None) -> RealData:
+    """The real data of a cell, from the store."""
+    if isinstance(config.data, ImageData):
+        assert key is not None
+        return ImageSet(store.path("data", key), config.data.num_examples)
+    if isinstance(config.data, ArrayData):
+        assert key is not None
+        rows = str(store.path("data", key) / ROWS)
+        return make_truth(config.data.model_copy(update={"path": rows, "columns": None}))
+    if not isinstance(config.data, TextData):
+        return make_truth(config.data)
+    assert key is not None
+    return TextCorpus(store.path("data", key), config.data.num_examples)

@@ -1,0 +1,275 @@
+"""Data from outside: what is content, what is read, and what is refused before it is opened."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from chains import open_prepared, run_all
+from conftest import GAUSSIAN, TEXT, Make, harness
+
+from harness.config.schema import ArrayData, ImageData, TextData
+from harness.data import reading
+from harness.data.analytic import make_truth
+from harness.data.documents import read_documents
+from harness.data.images import read_images
+from harness.data.text import prepare
+from harness.errors import DataError
+from harness.reporting import ledger
+
+PLAIN = [f"Document {i} tells of {i * i} things." for i in range(50)]
+
+
+def read(path: Path, **settings: Any) -> Any:
+    return read_documents(TextData(source=str(path), **settings))
+
+
+def jsonl(texts: list[Any]) -> str:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+@pytest.mark.parametrize("kind", [".txt", ".jsonl"])
+def test_a_byte_order_mark_and_windows_lines_are_no_content(tmp_path: Path, kind: str) -> None:
+    content = jsonl(PLAIN) if kind == ".jsonl" else "\n\n".join(PLAIN)
+    fingerprints = set()
+    for encoding in ("utf-8", "utf-8-sig"):
+        for newline in ("\n", "\r\n"):
+            path = tmp_path / f"{encoding}{len(newline)}{kind}"
+            path.write_text(content, encoding=encoding, newline=newline)
+            fingerprints.add(read(path).fingerprint())
+    assert len(fingerprints) == 1
+    (tmp_path / f"wide{kind}").write_text(content, encoding="utf-16")
+    with pytest.raises(DataError, match="is UTF-16, not UTF-8"):
+        read(tmp_path / f"wide{kind}")
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\f", "\v", "\x1c", "\x1d", "\x1e"])
+def test_only_newlines_end_a_line(tmp_path: Path, character: str) -> None:
+    lines = [f"a{character}b", character, f"c{character}{character}d", f"end{character}"]
+    (tmp_path / "a.txt").write_text("\n".join(lines) + "\n\nnext\n", encoding="utf-8")
+    assert list(read(tmp_path / "a.txt").whole) == ["\n".join(lines), "next"]
+
+
+def test_a_folder_is_read_without_what_is_hidden(tmp_path: Path) -> None:
+    """Compressed files are read; what is not read has a name; a store inside is not data."""
+    (tmp_path / "a.jsonl").write_text(jsonl(PLAIN[:10]))
+    for hidden in (".ipynb_checkpoints/a-checkpoint.jsonl", ".a.jsonl", ".git/x.txt", "sub/.cache/y.jsonl"):
+        (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / hidden).write_text(jsonl(["hidden"]))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl(PLAIN[10:20]).encode()))
+    (tmp_path / "c.txt.bz2").write_bytes(bz2.compress("\n\n".join(PLAIN[20:30]).encode()))
+    (tmp_path / "sub" / "d.jsonl.xz").write_bytes(lzma.compress(jsonl(PLAIN[30:]).encode("utf-8-sig")))
+    for other in ("e.csv", "f.jsonl.zst", "sub/README"):
+        (tmp_path / other).write_text("x")
+    (tmp_path / "runs" / "work").mkdir(parents=True)
+    (tmp_path / "runs" / "format").write_text(json.dumps({"format": 1, "harness": "0.1"}))
+    (tmp_path / "runs" / "work" / "z.jsonl").write_text(jsonl(["a model wrote this"]))
+    (tmp_path / "folder.txt").mkdir()
+    found = read(tmp_path)
+    assert list(found.whole) == PLAIN
+    assert (found.files, found.left_out) == (4, ("e.csv", "f.jsonl.zst", "sub/README"))
+    with pytest.raises(DataError, match="is a store of the harness"):
+        read(tmp_path / "runs")
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "x.zst").write_text("x")
+    with pytest.raises(DataError, match=r"holds no .txt, .jsonl or .parquet file; not read: x.zst"):
+        read(tmp_path / "only")
+
+
+def test_plan_says_what_it_has_read(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text(jsonl([*(f"{text} {i}" for i in range(20) for text in PLAIN), "", None]))
+    (tmp_path / "texts" / "b.csv").write_text("x")
+    config = make_config(TEXT, **{"data.source": str(tmp_path / "texts")})
+    done = harness("plan", config, "--root", tmp_path / "root")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'texts'}: 1 files, 1000 documents, 2 empty texts left out, not read: b.csv" in done.stdout
+
+
+def test_empty_texts_are_no_documents_whatever_holds_them(tmp_path: Path) -> None:
+    texts = ["one", "", "two", None, "three", ""]
+    (tmp_path / "a.jsonl").write_text(jsonl(texts))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": pa.array(texts).dictionary_encode()}), tmp_path / "b.parquet")
+    found = [read(tmp_path / name) for name in ("a.jsonl", "a.parquet", "b.parquet")]
+    assert [list(each.whole) for each in found] == [["one", "two", "three"]] * 3
+    assert [each.empty for each in found] == [3, 3, 3]
+    assert len({each.fingerprint() for each in found}) == 1
+    (tmp_path / "none.jsonl").write_text(jsonl(["", None]))
+    with pytest.raises(DataError, match=r"holds no text \(1 files, 2 empty texts\)"):
+        read(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("rows", [[{"a": 1}], [["a", "b"]], [1, 2], [1.5], [True]])
+def test_a_hub_column_that_is_no_text(monkeypatch: pytest.MonkeyPatch, rows: list[Any]) -> None:
+    import datasets
+
+    loaded = {"train": datasets.Dataset.from_dict({"text": rows})}
+    monkeypatch.setattr("harness.data.documents.load_hub", lambda source, revision: loaded)
+    with pytest.raises(DataError, match=f"hf:x has {type(rows[0]).__name__} in the column 'text'"):
+        read_documents(TextData(source="hf:x"))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 100_000, "{", "nonsense", '{"text": 1}', '{"other": "x"}', "[1]"])
+def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.jsonl").write_text(jsonl(["one"]) + line + "\n")
+    with pytest.raises(DataError, match=r"data.source: .*a.jsonl:2 (is not JSON|has no text in the field 'text')"):
+        read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_a_git_lfs_pointer_is_no_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12\n")
+    with pytest.raises(DataError, match=f"{name} is a Git LFS pointer"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"not compressed", gzip.compress(b"x" * 999)[:-9]])
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.xz", "a.txt.bz2"])
+def test_what_cannot_be_decompressed_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} (cannot be (decompressed|read)|holds no text)"):
+        read(tmp_path / name)
+
+
+def test_a_decompression_bomb_is_stopped_at_a_part_of_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MEMORY_SHARE", 1 << 14)  # a machine of 24 GiB then gives 1.5 MiB
+    allowed = reading.psutil.virtual_memory().total // reading.MEMORY_SHARE
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * (allowed + 1)))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"a" * (allowed - 1)))
+    pq.write_table(pa.table({"text": ["x" * 1000] * (allowed // 500)}), tmp_path / "c.parquet", compression="zstd")
+    assert (tmp_path / "c.parquet").stat().st_size < allowed // 100
+    for name in ("a.txt.gz", "c.parquet"):
+        with pytest.raises(DataError, match=f"{name} would bring what is read to more than"):
+            read(tmp_path / name)
+    assert len(read(tmp_path / "b.txt.gz").whole) == 1
+
+
+def claim_rows(path: Path, rows: int) -> None:
+    """Change the number of rows in a Parquet footer: thrift's compact protocol has them as varints of zigzag numbers."""
+
+    def varint(value: int) -> bytes:
+        value, found = value << 1, b""
+        while value >= 128:
+            found, value = found + bytes([value & 127 | 128]), value >> 7
+        return found + bytes([value])
+
+    content = path.read_bytes()
+    length = struct.unpack("<I", content[-8:-4])[0]
+    body, footer = content[: -8 - length], content[-8 - length : -8].replace(varint(777_777), varint(rows))
+    path.write_bytes(body + footer + struct.pack("<I", len(footer)) + b"PAR1")
+
+
+def test_headers_that_claim_more_than_memory_holds(tmp_path: Path) -> None:
+    """A file of a few kilobytes may say that it has 10^12 rows; nothing is allocated for them."""
+    pq.write_table(
+        pa.table({"text": pa.array(["x"] * 777_777).dictionary_encode(), "x": np.zeros(777_777)}), tmp_path / "a.parquet"
+    )
+    claim_rows(tmp_path / "a.parquet", 10**12)
+    assert pq.ParquetFile(tmp_path / "a.parquet").metadata.num_rows == 10**12, "the footer says so"
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**12, 1)})
+        file.write(bytes(800))
+    with open(tmp_path / "i.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 1000, 1000)})
+    sources: list[tuple[Callable[[], Any], str]] = [
+        (lambda: read(tmp_path / "a.parquet"), "says that it has 1000000000000 rows"),
+        (lambda: make_truth(ArrayData(source="array", path=str(tmp_path / "a.parquet"), columns=("x",))), "says that it has"),
+        (
+            lambda: make_truth(ArrayData(source="array", path=str(tmp_path / "a.npy"))),
+            "is truncated: .* its header says 8000000000",
+        ),
+        (lambda: read_images(ImageData(source=str(tmp_path / "i.npy"), kind="images")), "is truncated"),
+    ]
+    for open_it, expected in sources:
+        with pytest.raises(DataError, match=expected):
+            open_it()
+
+
+def test_an_image_that_decodes_to_gigabytes_is_refused_by_its_header(tmp_path: Path) -> None:
+    def png(width: int, height: int) -> bytes:
+        def chunk(kind: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        rows = zlib.compress(bytes((width // 8 + 1) * height), 9)
+        header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+    for size, expected in ((8, None), (8192, "8192 x 8192 pixels"), (40_000, "40000 x 40000 pixels|exceeds limit")):
+        pq.write_table(pa.table({"image": [png(size, size)] * 4}), tmp_path / "a.parquet")
+        config = ImageData(source=str(tmp_path / "a.parquet"), kind="images", label_field=None)
+        if expected is None:
+            assert read_images(config).train.pixels.shape == (4, size, size)
+            continue
+        with pytest.raises(DataError, match=expected):
+            read_images(config)
+
+
+def test_columns_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    frame = pa.table({"t": pa.array(np.arange(60), pa.timestamp("us")), "x": np.arange(60.0), "n": ["a"] * 60, "d": [[1]] * 60})
+    pq.write_table(frame, tmp_path / "dates.parquet")
+    for columns, expected in ((None, r"timestamp\[us\] in the column 't'"), (("x", "n"), "string in the column 'n'"),
+                              (("d",), "in the column 'd'"), (("y",), "has no column y")):  # fmt: skip
+        with pytest.raises(DataError, match=f"data.columns: .*{expected}"):
+            make_truth(ArrayData(source="array", path=str(tmp_path / "dates.parquet"), columns=columns))
+    assert make_truth(ArrayData(source="array", path=str(tmp_path / "dates.parquet"), columns=("x",))).width == 1
+
+
+@pytest.mark.parametrize(("different", "expected"), [(1, "there are 500 documents, but all of them are equal"),
+                                                     (2, "only 2 of them are different"), (500, None)])  # fmt: skip
+def test_equal_documents_are_told_from_few(tmp_path: Path, different: int, expected: str | None) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(f"The same paragraph, number {i % different}." for i in range(500)))
+    config = TextData(source=str(tmp_path / "a.txt"), tokenizer={"kind": "bpe", "vocab_size": 260}, block_size=8)  # type: ignore[arg-type]
+    (tmp_path / "prepared").mkdir()
+    if expected is None:
+        prepare(config, read_documents(config), tmp_path / "prepared")
+        return
+    with pytest.raises(DataError, match=expected):
+        prepare(config, read_documents(config), tmp_path / "prepared")
+
+
+def test_a_metric_that_is_never_finite_is_a_column_of_numbers(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(GAUSSIAN, **{"data.dim": 10, "data.num_examples": 5})
+    prepared, store = run_all(config, tmp_path / "root")
+    table = ledger.table(ledger.rows(prepared, store))
+    never = [name for name in table.column_names if table[name].null_count == len(table) and "/" in name]
+    assert never, "five points in ten dimensions have a singular covariance, or the test says nothing"
+    assert all(pa.types.is_float64(table.schema.field(name).type) for name in never)
+    ledger.write(ledger.rows(prepared, store), "parquet", tmp_path / "t.parquet")
+    assert all(pq.read_schema(tmp_path / "t.parquet").field(name).type == pa.float64() for name in never)
+
+
+def test_data_that_is_prepared_twice_is_the_same(make_config: Make, tmp_path: Path) -> None:
+    """A compressed file of a text is that text."""
+    content = "\n\n".join(f"{text} {i}" for i in range(20) for text in PLAIN)
+    (tmp_path / "a.txt").write_text(content)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(content.encode()))
+    keys = []
+    for name in ("a.txt", "b.txt.gz"):
+        prepared, _ = open_prepared(make_config(TEXT, **{"data.source": str(tmp_path / name)}), tmp_path / "root")
+        keys.append(set(prepared.lineage.nodes))
+    assert keys[0] == keys[1]
+
+
+def test_an_archive_is_no_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros(9))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    (tmp_path / "o.npy").write_bytes(b"")
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "p.npy").write_bytes(buffer.getvalue())
+    for name in ("a.npy", "o.npy", "p.npy"):
+        with pytest.raises(DataError, match=f"data.path: .*{name} is no .npy file of numbers"):
+            make_truth(ArrayData(source="array", path=str(tmp_path / name)))

@@ -546,7 +546,7 @@ def evaluation(learner: VaeLearner, fit: Path, corpus: Examples, generation_0: P
             corpus=corpus,
             training=training,
             report=lambda *_: None,
-            piece=lambda _, compute: compute(),
+            piece=lambda _, version, compute: compute(),
             control=Control(),
         )
     )

@@ -28,6 +28,7 @@ from workers import (  # noqa: F401 (hooks)
 
 from harness.coordinator.stop import Stop
 
+pytest.register_assert_rewrite("slurm_jobs")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -98,6 +99,13 @@ def harness(*arguments: object, timeout: float = 240, **environment: str) -> sub
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "harness", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of the tests share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import psutil
 import pytest
 import yaml
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
-from processes import events, gone, ranks_of, result, start, tagged, wait_for
+from processes import events, gone, once, ranks_of, result, start, tagged, wait_for
 
 from harness.coordinator.failures import Budget, classify, store_trouble
 from harness.coordinator.processes import clear_stale_locks, reap, this_process
@@ -27,27 +28,26 @@ from harness.errors import StoreError
 
 pytestmark = pytest.mark.ray
 
-LONG = {"learner.train.epochs": 60, "generations": 1, "resources.checkpoint_s": 0.4}
+LONG = {"learner.train.epochs": 36, "generations": 1, "resources.checkpoint_s": 0.2}
 """A fit of a few seconds with several checkpoints."""
-
-
-_CLEAN: dict[str, dict[str, bytes]] = {}
-"""What undisturbed runs end with, by configuration: many tests share one."""
+PAIR = LONG | {"learner.train.epochs": 18, "resources.ranks": 2}
+"""Two ranks, which take longer for a step than one."""
 
 
 @pytest.fixture
-def clean(tmp_path: Path, run_study: Callable[..., Any]) -> Callable[..., dict[str, bytes]]:
-    """What an undisturbed run of a configuration ends with."""
+def clean(tmp_path: Path, run_study: Callable[..., Any], shared_folder: Path) -> Callable[..., dict[str, bytes]]:
+    """What an undisturbed run of a configuration ends with; computed once for all tests, whatever process they run in."""
 
     def run(config: Path) -> dict[str, bytes]:
         cell = yaml.safe_load(config.read_text())
         same = {"ranks", "zero_stage", "micro_batch", "sample_batch", "threads"}  # the rest of the resources changes no bits
         name = json.dumps(cell | {"resources": {k: v for k, v in cell.get("resources", {}).items() if k in same}}, sort_keys=True)
-        if name not in _CLEAN:
-            summary, _, lines = run_study(config, tmp_path / "clean")
-            assert summary.exit_code == 0, lines
-            _CLEAN[name] = result(config, tmp_path / "clean")
-        return _CLEAN[name]
+        place = shared_folder / f"clean-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        with once(place) as first:
+            if first:
+                summary, _, lines = run_study(config, place, "resources.checkpoint_s=1000")
+                assert summary.exit_code == 0, lines
+        return result(config, place)
 
     return run
 
@@ -70,7 +70,7 @@ def meanwhile(root: Path, kind: str, act: Callable[[dict[str, Any]], None], name
 def test_a_killed_rank_goes_on_from_the_last_checkpoint(
     make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
 ) -> None:
-    config, root = make_config(TEXT, **LONG, **{"resources.ranks": 2}), tmp_path / "root"
+    config, root = make_config(TEXT, **PAIR), tmp_path / "root"
     expected = clean(config)
     thread = meanwhile(root, "checkpointed", lambda _: ranks_of(root)[-1].kill())
     summary, _, lines = run_study(config, root)
@@ -90,7 +90,7 @@ def test_an_exception_on_one_rank_ends_its_gang_at_once(
     import ray
     from ray.util import placement_group_table
 
-    config, root = make_config(TEXT, **LONG, **{"resources.ranks": 2}), tmp_path / "root"
+    config, root = make_config(TEXT, **PAIR), tmp_path / "root"
     expected = clean(config)
     gang: list[psutil.Process] = []
 
@@ -119,7 +119,7 @@ def test_a_hung_rank_is_found_by_the_watchdog(
     make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
 ) -> None:
     """One of two ranks is stopped; the other waits for it in a collective. Only SIGKILL reaches the stopped one."""
-    config, root = make_config(TEXT, **LONG, **{"resources.ranks": 2, "resources.watchdog_s": 15}), tmp_path / "root"
+    config, root = make_config(TEXT, **PAIR, **{"resources.watchdog_s": 15}), tmp_path / "root"
     expected = clean(config)
     stopped: list[psutil.Process] = []
 
@@ -275,7 +275,7 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
 def test_without_ray_or_its_driver_a_run_ends_at_once_and_the_same_command_goes_on(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
-    config, root = make_config(TEXT, **LONG | {"learner.train.epochs": 120}), tmp_path / "root"
+    config, root = make_config(TEXT, **LONG | {"learner.train.epochs": 60, "generations": 0}), tmp_path / "root"
     expected, saved = clean(config), 0
     for victim in ("gcs_server", "raylet", "driver"):
         run = start(tag, "run", config, "--root", root)
@@ -302,10 +302,11 @@ def test_without_ray_or_its_driver_a_run_ends_at_once_and_the_same_command_goes_
 # --- signals ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_signals_save_and_end_with_75_within_the_grace_period(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
-    changes = {"learner.train.epochs": 150, "generations": 0, "resources.checkpoint_s": 1000, "resources.ranks": 2}
+    changes = {"learner.train.epochs": 100, "generations": 0, "resources.checkpoint_s": 1000, "resources.ranks": 2}
     changes["resources.grace_s"] = 15
     config, root = make_config(TEXT, **changes), tmp_path / "root"
     for count, number in enumerate([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]):
@@ -329,6 +330,7 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
     assert result(config, root) == clean(config)
 
 
+@pytest.mark.alone
 def test_a_second_sigint_ends_at_once(make_config: Make, tmp_path: Path, tag: str) -> None:
     config, root = make_config(TEXT, **(LONG | {"resources.checkpoint_s": 1000})), tmp_path / "root"
     run = start(tag, "run", config, "--root", root)

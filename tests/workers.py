@@ -25,12 +25,11 @@ APART = {
     "test_faults.py",
     "test_fetch.py",
     "test_papers.py",
-    "test_quickstart.py",
     "test_ray.py",
 }
 """Files with long tests, each of which makes all that it needs: a process takes one test at a time. Of other files it takes all."""
 SLURM = {"test_slurm.py", "test_doctor_slurm.py"}
-"""One process runs all of these, on one SLURM."""
+"""One process runs all of these, on one SLURM; another one has one for tests/test_slurm_faults.py."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -58,9 +57,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _turn(item: pytest.Item) -> int:
-    order = ("slurm", "ray", "", "alone")
-    found = [name for name in ("alone", "slurm", "ray") if item.get_closest_marker(name)]
-    return order.index(found[0] if found else "")
+    if item.get_closest_marker("alone"):
+        return 3
+    if item.get_closest_marker("slurm") or item.path.name == "test_quickstart.py":
+        return 0
+    return 1 if item.get_closest_marker("ray") else 2
 
 
 class _Rooms:

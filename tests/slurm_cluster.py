@@ -24,6 +24,9 @@ LOGIN = ("PATH", "HOME", "LANG", "CI")
 """What a login has of the environment of the tests: libraries that these have loaded leave settings of their own in it."""
 NEEDED = ("slurmctld", "slurmd", "munged", "unshare", "nsenter", "ip")
 
+PATIENCE = 4
+"""Waits are given for a machine that does nothing else; other tests run beside these, and are as slow."""
+
 INIT = """
 name=$1; ip=$2; base=$3; shift 3
 hostname "$name"
@@ -245,8 +248,9 @@ class Cluster:
         lines = self.wait(asked, 60, "answer of squeue").stdout.split("\n")
         return dict(line.split() for line in lines if line.strip())
 
-    def wait(self, condition: Callable[[], Any], timeout: float, what: str) -> Any:
-        """Wait until something holds; returns its value."""
+    def wait(self, condition: Callable[[], Any], timeout: float, what: str, patience: float = PATIENCE) -> Any:
+        """Wait until something holds, ``patience`` times the seconds at most; returns its value."""
+        timeout *= patience
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             if time.monotonic() > deadline:

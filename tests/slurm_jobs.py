@@ -21,7 +21,7 @@ FAULTS: dict[str, Any] = {
     "experiment": "faults",
     "generations": 1,
     "grid": {"regime.synthetic_ratio": [0.5, 1.0]},
-    "learner.train": {"epochs": 120, "batch_size": 8, "learning_rate": 3e-3},
+    "learner.train": {"epochs": 90, "batch_size": 8, "learning_rate": 3e-3},
     "resources": {"sample_batch": 32, "checkpoint_s": 0.5, "lease_s": 300.0, "grace_s": 10.0},
 }
 """Three fits of several seconds, the last two at the same time.
@@ -83,8 +83,15 @@ def root(cluster: Cluster, folder: Path, request: pytest.FixtureRequest) -> Iter
         if not (cluster.base / "run" / f"{name}.pid").exists():
             cluster.boot(name)
     cluster.wait(lambda: cluster.idle() == cluster.nodes, 60, "machines that are idle")
-    cluster.wait(lambda: not any(cluster.leftovers(name) for name in machines), 10, f"clean machines; {clutter(cluster, machines)}")
+    clean(cluster, machines)
     shutil.rmtree(made, ignore_errors=True)
+
+
+def clean(cluster: Cluster, machines: list[str]) -> None:
+    """Nothing of any job is left on any machine, now or within ten seconds."""
+    cluster.wait(
+        lambda: not any(clutter(cluster, machines).values()), 10, f"clean machines; {clutter(cluster, machines)}", patience=1
+    )
 
 
 def clutter(cluster: Cluster, machines: list[str]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from slurm_cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 EXPECTED = {"slurm processes", "slurm time limit", "wandb", "cpus", "memory"}
 """What the test cluster is warned of: its settings, a network without a way out, and machines that share two cores."""
 CLEAN = {"PYTHONPATH": str(ROOT), "HARNESS_TMP": "", "WANDB_API_KEY": ""}
@@ -51,7 +51,12 @@ def leaves_nothing(cluster: Cluster) -> Iterator[None]:
     yield
     for name, known in before.items():
         if name in cluster_machines(cluster):
-            cluster.wait(lambda n=name, k=known: set(cluster.leftovers(n)) <= k, 20, f"machine {name} without what the doctor left")
+            cluster.wait(
+                lambda n=name, k=known: set(cluster.leftovers(n)) <= k,
+                20,
+                f"machine {name} without what the doctor left",
+                patience=1,
+            )
 
 
 def cluster_machines(cluster: Cluster) -> list[str]:

@@ -14,7 +14,7 @@ from slurm_cluster import Cluster
 from slurm_jobs import TWO_NODES, Study, computed_once, export, logs, written
 
 pytest_plugins = ("slurm_jobs",)
-pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SHORTER = ("learner.train.epochs=1", "data.num_examples=160", "evaluate.prompts=2", "generations=1")
 QUICK = tuple(word for assignment in SHORTER for word in ("--set", assignment))

@@ -14,7 +14,7 @@ from slurm_jobs import (
     FAULTS,
     TWO_NODES,
     Study,
-    clutter,
+    clean,
     computed_once,
     events,
     export,
@@ -27,7 +27,7 @@ from slurm_jobs import (
 )
 
 pytest_plugins = ("slurm_jobs",)
-pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def test_power_off(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
@@ -66,7 +66,7 @@ def test_preemption(cluster: Cluster, faults: Study, submit: Any, root: Path) ->
     other = urgent(cluster)
     cluster.wait_job(other, "COMPLETED", timeout=60)
     machines = ["n1", "n2", "n3"]
-    cluster.wait(lambda: not any(clutter(cluster, machines).values()), 10, f"clean machines; {clutter(cluster, machines)}")
+    clean(cluster, machines)
     cluster.now(job)
     cluster.wait_job(job, "COMPLETED", timeout=240)
     assert export(faults.config, root) == faults.expected
@@ -193,7 +193,7 @@ def test_the_coordinator_is_killed(cluster: Cluster, faults: Study, submit: Any,
         cluster.on(first_node(cluster, job), "pkill", "-9", "-f", "^[^ ]+ -m harness run")
         if attempt < 2:
             cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 60, "requeued job")
-            cluster.wait(lambda: not any(clutter(cluster, machines).values()), 10, f"clean machines; {clutter(cluster, machines)}")
+            clean(cluster, machines)
             cluster.now(job)
     cluster.wait_job(job, "FAILED", timeout=60)
     text = logs(root, job)

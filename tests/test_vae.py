@@ -538,8 +538,8 @@ def evaluation(learner: VaeLearner, fit: Path, corpus: Examples, generation_0: P
     training = TrainingSet(corpus, Drawn(np.zeros(0, np.int32), np.zeros(0, np.int64)))
     return learner.evaluate(
         EvaluateTask(
-            fit=fit,
-            generation_0=generation_0 or fit,
+            fit=lambda: fit,
+            generation_0=lambda: generation_0 or fit,
             is_first=generation_0 is None,
             seed=0,
             generation=0,

@@ -93,7 +93,7 @@ class DataOf:
         spec = images.data_science(config, source.fingerprint())
         key = key_of(prepared_science(spec))
         folder = self._folder(key, lambda folder: images.prepare(config, source, folder))
-        return PreparedData(spec, folder, key, ImageSet(folder, config.num_examples), {"source": config.source})
+        return PreparedData(spec, folder, key, ImageSet(folder, config.num_examples, config.resample), {"source": config.source})
 
     def _folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
         """Where prepared data lie: in the store, or in scratch, where they are prepared if they are not there yet."""
@@ -113,7 +113,11 @@ class DataOf:
         key = key_of(prepared_science(spec))
         folder = self._folder(key, lambda folder: prepare(config, documents, folder))
         return PreparedData(
-            spec, folder, key, TextCorpus(folder, config.num_examples), {"source": config.source, **documents.about()}
+            spec,
+            folder,
+            key,
+            TextCorpus(folder, config.num_examples, config.resample),
+            {"source": config.source, **documents.about()},
         )
 
 
@@ -121,7 +125,7 @@ def load_data(config: Config, store: Store, key: str | None) -> RealData:
     """The real data of a cell, from the store."""
     if isinstance(config.data, ImageData):
         assert key is not None
-        return ImageSet(store.path("data", key), config.data.num_examples)
+        return ImageSet(store.path("data", key), config.data.num_examples, config.data.resample)
     if isinstance(config.data, ArrayData):
         assert key is not None
         rows = str(store.path("data", key) / ROWS)
@@ -129,4 +133,4 @@ def load_data(config: Config, store: Store, key: str | None) -> RealData:
     if not isinstance(config.data, TextData):
         return make_truth(config.data)
     assert key is not None
-    return TextCorpus(store.path("data", key), config.data.num_examples)
+    return TextCorpus(store.path("data", key), config.data.num_examples, config.data.resample)

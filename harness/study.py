@@ -129,6 +129,11 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         if isinstance(source, ModelSource) and isinstance(source.model, dict):
             teacher = _teacher(real, source)
         supply = len(external.examples) if external else None
+        if getattr(cell.config.data, "resample", False) and real.num_examples >= real.supply:
+            raise DataError(
+                f"data.resample: every seed would train on all {real.supply} examples of the training split; set data.num_examples "
+                "below that"
+            )
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         data.append(prepared)
         models.append(facts)
@@ -151,6 +156,11 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
     return Prepared(
         study, tuple(data), tuple(sciences), lineage, bundles, tuple(models), configs, tuple(externals), tuple(others.values())
     )
+
+
+def resamples(config: Config) -> bool:
+    """Whether every seed has training examples of its own: of a known distribution, or of a split where that is asked for."""
+    return bool(getattr(config.data, "resample", True))
 
 
 def _place(corpus: str) -> str:

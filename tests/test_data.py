@@ -26,7 +26,7 @@ from harness.data.analytic import make_truth
 from harness.data.documents import read_documents
 from harness.data.images import read_images
 from harness.data.text import prepare
-from harness.errors import DataError
+from harness.errors import DataError, InputError
 from harness.reporting import ledger
 
 PLAIN = [f"Document {i} tells of {i * i} things." for i in range(50)]
@@ -273,3 +273,97 @@ def test_an_archive_is_no_array(tmp_path: Path) -> None:
     for name in ("a.npy", "o.npy", "p.npy"):
         with pytest.raises(DataError, match=f"data.path: .*{name} is no .npy file of numbers"):
             make_truth(ArrayData(source="array", path=str(tmp_path / name)))
+
+
+# --- every seed its own examples ------------------------------------------------------------------------------------------------
+
+
+def sources(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    text = "\n\n".join(f"{line} {i}" for i in range(20) for line in PLAIN)
+    (tmp_path / "text.txt").write_text(text)
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(400, 2)))
+    return {
+        "text": {**TEXT, "data": {**TEXT["data"], "source": str(tmp_path / "text.txt")}},
+        "images": {**GAUSSIAN, "learner": {"kind": "vae"}, "data": {"source": "digits", "num_examples": 96}},
+        "rows": {**GAUSSIAN, "data": {"source": "array", "path": str(tmp_path / "rows.npy"), "num_examples": 96}},
+    }
+
+
+@pytest.mark.parametrize("kind", ["text", "images", "rows"])
+def test_every_seed_has_its_own_examples_where_that_is_asked_for(make_config: Make, tmp_path: Path, kind: str) -> None:
+    base = sources(tmp_path)[kind]
+    plain, _ = open_prepared(make_config(base, "plain.yaml"), tmp_path / "root")
+    written, _ = open_prepared(make_config(base, "false.yaml", **{"data.resample": False}), tmp_path / "root")
+    own, _ = open_prepared(make_config(base, "own.yaml", **{"data.resample": True}), tmp_path / "root")
+    assert written.lineage.nodes.keys() == plain.lineage.nodes.keys(), "the default is in no key"
+    assert not own.lineage.nodes.keys() & plain.lineage.nodes.keys()
+    assert own.data[0].key == plain.data[0].key, "prepared once for both"
+    shared, drawn = plain.data[0].real, own.data[0].real
+    supply = drawn.supply
+    same = [shared.real(seed, 96).values for seed in (0, 1)]
+    assert (same[0] == same[1]).all()
+    draws = [drawn.real(seed, 96).values for seed in range(6)]
+    assert all((draws[seed] == drawn.real(seed, 200).values[:96]).all() for seed in range(6)), "fewer are a prefix of more"
+    whole = drawn.real(3, supply).values
+    assert sorted(map(bytes, whole)) == sorted(map(bytes, shared.real(0, supply).values)), "the split, in an order of its own"
+    # Two draws of n of N without replacement share n^2 / N examples in the mean; the variance is hypergeometric.
+    rows = {bytes(row): index for index, row in enumerate(shared.real(0, supply).values)}
+    sets = [{rows[bytes(row)] for row in draw} for draw in draws]
+    if len(rows) == supply:
+        overlaps = [len(one & other) for index, one in enumerate(sets) for other in sets[:index]]
+        mean, variance = 96**2 / supply, 96**2 / supply * (1 - 96 / supply) ** 2 * supply / (supply - 1)
+        assert abs(np.mean(overlaps) - mean) < 4 * (variance / len(overlaps)) ** 0.5
+
+
+def test_resampling_all_examples_is_refused(make_config: Make, tmp_path: Path) -> None:
+    base = sources(tmp_path)["rows"]
+    for changes in ({"data.num_examples": None}, {"data.num_examples": 360}):  # a tenth of 400 is held out
+        with pytest.raises(InputError, match="data.resample: every seed would train on all 360 examples"):
+            open_prepared(make_config(base, **{**changes, "data.resample": True}), tmp_path / "root")
+    with pytest.raises(InputError, match="resample"):
+        open_prepared(make_config(GAUSSIAN, **{"data.resample": True}), tmp_path / "root")
+
+
+def test_the_classifier_of_images_reads_each_with_its_own_class(make_config: Make, tmp_path: Path) -> None:
+    """Resampled images have another order than the classes."""
+    from sklearn.datasets import load_digits
+
+    base = sources(tmp_path)["images"]
+    own, _ = open_prepared(make_config(base, **{"data.resample": True}), tmp_path / "root")
+    images = own.data[0].real
+    digits = load_digits()
+    known = {bytes((image / 16).astype(np.float32)): label for image, label in zip(digits.images, digits.target, strict=True)}
+    assert [known[bytes(row)] for row in images.training] == images.labels.tolist()  # type: ignore[attr-defined]
+
+
+def test_the_report_says_what_its_intervals_hold(make_config: Make, tmp_path: Path) -> None:
+    from harness.reporting.report import variance
+
+    base = sources(tmp_path)["text"]
+    said = []
+    for name, changes in (("a", {}), ("b", {"data.resample": True}), ("c", {"grid": {"data.resample": [False, True]}})):
+        prepared, _ = open_prepared(make_config(base, f"{name}.yaml", **changes), tmp_path / "root")
+        said.append(variance(prepared))
+    closed, _ = open_prepared(make_config(GAUSSIAN, "d.yaml"), tmp_path / "root")
+    fits = "differ in initialisation, data order and sampling"
+    assert f"{fits}, not in the data" in said[0]
+    assert f"{fits}, and in the training examples." in said[1]
+    assert "only where data.resample is true" in said[2]
+    assert "differ in sampling, and in the training examples." in variance(closed)
+
+
+def test_a_chain_on_resampled_text(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+    """What a fit reads is the seed's own part of the split."""
+    from safetensors.numpy import load_file
+
+    base = sources(tmp_path)["text"]
+    config = make_config(base, generations=1, **{"data.resample": True, "regime.synthetic_ratio": 0.5, "grid": {"seed": [0, 1]}})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    losses = []
+    for chain in prepared.lineage.chains:
+        first, last = (prepared.lineage.nodes[key] for key in chain.nodes)
+        assert store.complete(last, prepared.lineage.examples[last.corpus])
+        losses.append(store.json("fits", first.fit, "fit.json")["log"]["train_loss"])
+        index = load_file(store.path("fits", first.fit) / "training_set.safetensors")["index"]
+        assert (index == np.arange(96)).all()
+    assert losses[0] != losses[1]

@@ -237,7 +237,7 @@ LARGE_BLOCKS = {"data.block_size": 48, "data.tokenizer.vocab_size": 260}
     ("name", "content", "changes", "expected"),
     [
         ("absent.txt", None, {}, "cannot be read"),
-        ("empty.txt", "", {}, "split is empty"),
+        ("empty.txt", "", {}, "holds no text"),
         ("small.txt", "a few words\n\n" * 3, {}, "split is empty"),
         ("short.txt", "".join(f"word {i}\n\n" for i in range(200)), LARGE_BLOCKS, "not one block"),
         ("bad.jsonl", '{"text": "a"}\nnot json\n', {}, "bad.jsonl:2 is not JSON"),

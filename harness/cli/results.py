@@ -73,7 +73,7 @@ def report(
     """Write a self-contained HTML page with curves, intervals and samples; figures as PNG and PDF beside it."""
     from harness.reporting import ledger
     from harness.reporting.claims import describe, judge
-    from harness.reporting.report import build, summary_table
+    from harness.reporting.report import build, summary_table, variance
     from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -88,6 +88,8 @@ def report(
         verdicts = [describe(found) for found in judge(prepared, rows)]
     width = shutil.get_terminal_size((120, 24)).columns - 10 * len(prepared.study.columns)
     _print_table(summary_table(rows, prepared.study.columns, prepared.study.seeds, most=max(3, min(11, width // 20))))
+    if len(prepared.study.seeds) > 1:
+        print(variance(prepared))
     _print_verdicts(verdicts)
     print(f"report: {page}")
 

@@ -28,6 +28,7 @@ from harness.config.schema import (
     ShapeData,
     science,
 )
+from harness.data.base import own_examples
 from harness.data.reading import check_rows, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
@@ -318,8 +319,8 @@ class ArrayTruth(Truth):
         return len(self._train)
 
     def real(self, seed: int, count: int) -> Examples:
-        """The first ``count`` rows, the same for every seed."""
-        return Examples.full(self._train[:count])
+        """The first ``count`` rows, the same for every seed unless they are resampled."""
+        return Examples.full(self._train[own_examples(seed, self.supply, count, self.config.resample)])
 
     @property
     def test(self) -> Array:

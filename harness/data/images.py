@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config.schema import DIGITS, ImageData, science
+from harness.data.base import own_examples
 from harness.data.hub import load_hub
 from harness.data.reading import ROWS, Budget, load_array, open_parquet
 from harness.errors import DataError
@@ -135,17 +136,18 @@ def prepare(config: ImageData, source: Source, folder: Path) -> None:
 class ImageSet:
     """Prepared images, read from their folder."""
 
-    def __init__(self, folder: Path, num_examples: int | None) -> None:
+    def __init__(self, folder: Path, num_examples: int | None, resample: bool = False) -> None:
         """Read the images.
 
         Args:
             folder: What `prepare` wrote.
             num_examples: ``data.num_examples``.
+            resample: ``data.resample``.
         """
         from safetensors.numpy import load_file
 
         self._arrays: Mapping[str, npt.NDArray[Any]] = load_file(folder / "images.safetensors")
-        self._num_examples = num_examples
+        self._num_examples, self._resample = num_examples, resample
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -164,8 +166,13 @@ class ImageSet:
         return len(self._arrays["train"])
 
     def real(self, seed: int, count: int) -> Examples:
-        """The first ``count`` training images, the same for every seed; float32, shape [count, height * width]."""
-        return Examples.full(_rows(self._arrays["train"][:count]))
+        """The first ``count`` training images of a seed; float32, shape [count, height * width]."""
+        return Examples.full(_rows(self._arrays["train"][own_examples(seed, self.supply, count, self._resample)]))
+
+    @property
+    def training(self) -> Pixels:
+        """The training split in its own order, which is that of the classes; shape [supply, height * width]."""
+        return _rows(self._arrays["train"])
 
     @cached_property
     def test(self) -> Examples:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
+from harness.data.base import own_examples
 from harness.data.documents import BUILT_IN, SPLITS, Documents, built_in, read_documents, read_named
 from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
@@ -47,7 +48,7 @@ def data_science(config: TextData, content: str, tokenizer: str | None) -> dict[
 
 def prepared_science(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `data_science` that decides the prepared folder (how many blocks are used does not)."""
-    return {name: value for name, value in spec.items() if name not in ("num_examples", "prepend_bos")}
+    return {name: value for name, value in spec.items() if name not in ("num_examples", "prepend_bos", "resample")}
 
 
 def split_documents(documents: Documents, split: Split) -> dict[str, list[str]]:
@@ -226,19 +227,20 @@ class TextCorpus:
         meta: What `prepare` wrote: special tokens, vocabulary, numbers of blocks and bytes.
     """
 
-    def __init__(self, folder: Path, num_examples: int | None) -> None:
+    def __init__(self, folder: Path, num_examples: int | None, resample: bool = False) -> None:
         """Read the blocks.
 
         Args:
             folder: What `prepare` wrote.
             num_examples: ``data.num_examples``.
+            resample: ``data.resample``.
         """
         from safetensors.numpy import load_file
 
         self.folder = folder
         self.meta: Mapping[str, Any] = read_json(folder / "meta.json")
         self._blocks = load_file(folder / "blocks.safetensors")
-        self._num_examples = num_examples
+        self._num_examples, self._resample = num_examples, resample
 
     @property
     def num_examples(self) -> int:
@@ -251,8 +253,8 @@ class TextCorpus:
         return len(self._blocks["train"])
 
     def real(self, seed: int, count: int) -> Examples:
-        """The first ``count`` training blocks, the same for every seed; shape [count, block_size]."""
-        return Examples.full(self._blocks["train"][:count])
+        """The first ``count`` training blocks, the same for every seed unless they are resampled; shape [count, block_size]."""
+        return Examples.full(self._blocks["train"][own_examples(seed, self.supply, count, self._resample)])
 
     @property
     def validation(self) -> Examples:

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
+from harness.config.schema import BUNDLED
 from harness.files import write_atomic
 from harness.lineage import Chain
 from harness.reporting import claims, figures, homogenisation
@@ -22,7 +23,7 @@ from harness.reporting.ledger import cell_value
 from harness.reporting.statistics import SURVIVORS, curves
 from harness.reporting.theory import expected
 from harness.store import Store
-from harness.study import Prepared
+from harness.study import Prepared, resamples
 
 HEADLINES = (
     "test/perplexity",
@@ -90,12 +91,25 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         pictures=_pictures(prepared, store, folder / "figures"),
         chains=len(prepared.chains),
         seeds=len(prepared.study.seeds),
+        variance=variance(prepared),
         rows=len(rows),
         total=sum(len(chain.nodes) for chain in prepared.lineage.chains) + sum(c.generations + 1 for c in prepared.bundles),
         diverged=sum(row["status"] == "diverged" for row in rows),
     )
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def variance(prepared: Prepared) -> str:
+    """Which variance the intervals hold: what the seeds of a chain differ in."""
+    own = {resamples(cell.config) for cell in prepared.study.cells}
+    closed = all(cell.config.learner.kind in BUNDLED for cell in prepared.study.cells)
+    of_fits = "sampling" if closed else "initialisation, data order and sampling"
+    if own == {True}:
+        return f"Intervals are over seeds, which differ in {of_fits}, and in the training examples."
+    if own == {False}:
+        return f"Intervals are over seeds, which differ in {of_fits}, not in the data (data.resample: true resamples them)."
+    return f"Intervals are over seeds, which differ in {of_fits}; in the training examples only where data.resample is true."
 
 
 def _save(folder: Path, name: str, label: str, figure: Figure) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class TextData(Section):
     """Tokens per example."""
     num_examples: Annotated[int, Field(gt=0)] | None = since(None)
     """Training examples; all when null. The rest is the reservoir of ``fresh_real``."""
+    resample: bool = since(False)
+    """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on the same ones."""
     separator: Literal["none", "eos"] = since("none")
     """``eos`` puts the end-of-text token behind every document; ``none`` joins documents by a blank line."""
     prepend_bos: bool = since(True)
@@ -161,6 +163,8 @@ class ArrayData(Section):
     """Columns of a .parquet file; all when null."""
     num_examples: Annotated[int, Field(ge=2)] | None = since(None)
     """Training examples; all when null. The rest is the reservoir of ``fresh_real``."""
+    resample: bool = since(False)
+    """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on the same ones."""
     test: Annotated[float, Field(gt=0, lt=0.9)] = since(0.1)
     """Share of the rows that is held out."""
 
@@ -202,6 +206,8 @@ class ImageData(Section):
     """Revision of hub data."""
     num_examples: PositiveInt | None = since(None)
     """Training images; all when null. The rest is the reservoir of ``fresh_real``."""
+    resample: bool = since(False)
+    """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on the same ones."""
     split: ImageSplit = since(ImageSplit(), introduced={})
 
     @property

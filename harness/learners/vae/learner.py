@@ -101,7 +101,7 @@ class VaeLearner:
         if labels is None or len(np.unique(labels)) < 2:
             return None
         count = min(len(labels), metrics.CLASSIFIER_EXAMPLES)
-        return metrics.Classifier(self.data.real(0, count).values, labels[:count])
+        return metrics.Classifier(self.data.training[:count], labels[:count])
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """The ELBO on the real test set, and what the samples look like to generation 0's encoder and to a fixed classifier."""

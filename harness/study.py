@@ -31,8 +31,10 @@ from harness.data.documents import BUILT_IN
 from harness.data.text import (
     ExternalCorpus,
     TextCorpus,
+    corpus_science,
     other_science,
     prepared_science,
+    read_other,
     write_other,
 )
 from harness.errors import ConfigError, DataError
@@ -62,7 +64,7 @@ class Prepared:
         models: What each cell's model is; None where it is not a language model.
         configs: What gangs get, one entry per cell: a hub model is pinned to the revision that its keys name.
         externals: Path (or name) and fingerprint of each cell's fixed corpus; None where there is none.
-        others: Other real texts that models are scored on, by the spec of their folder in the store.
+        others: Fixed corpora, and other real texts that models are scored on, by the spec of their folder in the store.
     """
 
     study: Study
@@ -125,7 +127,12 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
                 raise DataError("regime.source: a fixed corpus is text, the real data are not")
             assert isinstance(cell.config.data, TextData)
             name = (source.corpus, cell.config.data.model_dump_json())
-            external = packed.setdefault(name, packed.get(name) or real.external(source.corpus, cell.config.data.split))
+            if name not in packed:
+                known = partial(_packed, data_of.store, prepared.spec)
+                packed[name] = real.external(source.corpus, cell.config.data.split, known)
+            external = packed[name]
+            spec = corpus_science(prepared.spec, external.fingerprint)
+            others[key_of(spec)] = (spec, external.examples)
         if isinstance(source, ModelSource) and isinstance(source.model, dict):
             teacher = _teacher(real, source)
         supply = len(external.examples) if external else None
@@ -156,6 +163,12 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
     return Prepared(
         study, tuple(data), tuple(sciences), lineage, bundles, tuple(models), configs, tuple(externals), tuple(others.values())
     )
+
+
+def _packed(store: Store, data: Mapping[str, Any], fingerprint: str) -> Examples | None:
+    """The blocks of a fixed corpus, where the store has them."""
+    key = key_of(corpus_science(data, fingerprint))
+    return read_other(store.path("data", key)) if store.sound("data", key) else None
 
 
 def resamples(config: Config) -> bool:

@@ -279,12 +279,22 @@ def test_switches_run_and_are_reproducible(ranks: Any, make_config: Make, tmp_pa
             assert record is not None and record.status == "ok" and record.metrics["test/nll"] is not None
 
 
-def test_a_corpus_that_someone_else_wrote(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+def test_a_corpus_that_someone_else_wrote(ranks: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tokenised once, and read from the store from then on."""
     from safetensors.numpy import load_file
+
+    from harness.data import text
 
     (tmp_path / "web.txt").write_text("".join(f"The {i}th page of the web.\n\n" for i in range(900)))
     source = {"kind": "replace", "synthetic_ratio": 0.5, "source": {"corpus": str(tmp_path / "web.txt")}}
-    prepared, store = run_all(make_config(TEXT, regime=source, generations=1), tmp_path / "root", ranks=ranks)
+    config = make_config(TEXT, regime=source, generations=1)
+    prepared, _ = open_prepared(config, tmp_path / "root")
+    with monkeypatch.context() as patch:
+        patch.setattr(text, "pack", lambda *_: pytest.fail("it was tokenised again"))
+        again, _ = open_prepared(config, tmp_path / "root")
+        assert again.lineage.nodes.keys() == prepared.lineage.nodes.keys()
+        (tmp_path / "web.txt").unlink()
+        prepared, store = run_all(config, tmp_path / "root", ranks=ranks, prepared=prepared)
     last = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[-1]]
     origin = load_file(store.path("fits", last.fit) / "training_set.safetensors")["origin"]
     assert (origin == EXTERNAL).sum() == 48

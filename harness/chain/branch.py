@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,9 @@ from harness.chain.checkpoints import adopt, save_checkpoint
 from harness.chain.context import Context
 from harness.chain.earlier import ARRAYS, Earlier
 from harness.chain.plan import Plan, Site
-from harness.config.schema import LanguageModel, ModelSource, TextData
+from harness.config.schema import LanguageModel, ModelSource
 from harness.curation import Judge, first_accepted, undetected
-from harness.data.text import other_science, read_other
+from harness.data.text import corpus_science, other_science, read_other
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
 from harness.learners.base import CheckpointUnusable, EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
@@ -59,7 +60,7 @@ class Branch(Context):
             if part.origin == REAL:
                 sources[REAL] = self.data.real(node.seed, max(part.offset + part.count, self.data.num_examples))
             elif part.origin == EXTERNAL:
-                sources[EXTERNAL] = self._external()
+                sources[EXTERNAL] = self._external(node)
             elif part.origin == TEACHER:
                 sources[TEACHER] = self._teacher(node, part.count)
             else:
@@ -74,16 +75,17 @@ class Branch(Context):
             lengths[rows] = chosen.lengths
         return TrainingSet(Examples(values, lengths), drawn)
 
-    def _external(self) -> Examples:
-        from harness.data.text import TextCorpus
-
-        assert self.plan.external is not None and isinstance(self.data, TextCorpus)
-        assert isinstance(self.plan.config.data, TextData)
+    def _external(self, node: Node) -> Examples:
+        """The fixed corpus that a node's key names by its content, from the store."""
+        assert self.plan.external is not None
         path, fingerprint = self.plan.external
-        found = self.data.external(path, self.plan.config.data.split)
-        if found.fingerprint != fingerprint:
-            raise LearnerError(f"regime.source: {path} has changed since this run began; run the command again")
-        return found.examples
+        return self._prepared(corpus_science(self.plan.specs[node.fit]["data"], fingerprint), f"regime.source: {path}")
+
+    def _prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
+        key = key_of(spec)
+        if not self.on_rank_0(lambda: self.store.sound("data", key)):
+            raise LearnerError(f"{what}: is not in the store; run the command again")
+        return read_other(self.store.path("data", key))
 
     def _teacher(self, node: Node, count: int) -> Examples:
         from harness.data.analytic import Truth, make_teacher
@@ -295,13 +297,9 @@ class Branch(Context):
         """The other real texts that a node's evaluation names by their content, from the store."""
         texts = self.plan.specs[node.evaluation]["evaluation"].get("others", {}).get("texts", {})
         data = self.plan.specs[node.fit]["data"]
-        found = {}
-        for name, fingerprint in texts.items():
-            key = key_of(other_science(data, fingerprint))
-            if not self.on_rank_0(lambda key=key: self.store.sound("data", key)):  # type: ignore[misc]
-                raise LearnerError(f"evaluate.others.{name}: is not in the store; run the command again")
-            found[name] = read_other(self.store.path("data", key))
-        return found
+        return {
+            name: self._prepared(other_science(data, fingerprint), f"evaluate.others.{name}") for name, fingerprint in texts.items()
+        }
 
     def _piece(
         self, staged: Path, earlier: Earlier | None, name: str, rows: int, compute: Callable[[], npt.NDArray[np.float64]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -206,15 +206,20 @@ def other_science(data: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
     return {"kind": "other", "data": prepared_science(data), "content": fingerprint}
 
 
+def corpus_science(data: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+    """What decides the prepared folder of a fixed corpus: its text, and how the cell's own text is packed."""
+    return {"kind": "corpus", "data": prepared_science(data), "content": fingerprint}
+
+
 def write_other(folder: Path, blocks: Examples) -> None:
-    """Write the blocks of another real text."""
+    """Write the blocks of another real text, or of a fixed corpus."""
     from safetensors.numpy import save_file
 
     save_file({"blocks": np.ascontiguousarray(blocks.values)}, folder / "other.safetensors")
 
 
 def read_other(folder: Path) -> Examples:
-    """The blocks of another real text, shape [num_blocks, block_size]."""
+    """The blocks of another real text, or of a fixed corpus, shape [num_blocks, block_size]."""
     from safetensors.numpy import load_file
 
     return Examples.full(load_file(folder / "other.safetensors")["blocks"])
@@ -301,7 +306,7 @@ class TextCorpus:
         """Whether tokens stand for ASCII alone, so that a block decoded by itself has as many bytes as its tokens."""
         return bool(self._token_bytes[1][tokens].all())
 
-    def external(self, source: str, split: Split) -> ExternalCorpus:
+    def external(self, source: str, split: Split, packed: Callable[[str], Examples | None] = lambda _: None) -> ExternalCorpus:
         """A fixed corpus, packed as the real text is.
 
         Args:
@@ -309,18 +314,25 @@ class TextCorpus:
                 the split ``train`` is read so; or an embedded source, of which the training side is taken, in the order in which
                 it would be the real text.
             split: How an embedded source is split.
+            packed: Gives its blocks by its hash, where they have been packed before.
 
         Raises:
             DataError: It cannot be read.
         """
+
+        def blocks(documents: Documents, pack: Callable[[], npt.NDArray[np.int32]]) -> ExternalCorpus:
+            fingerprint = documents.fingerprint()
+            known = packed(fingerprint)
+            return ExternalCorpus(fingerprint, Examples.full(pack()) if known is None else known)
+
         if source in BUILT_IN:
             # Hashed as a split: a file of the same documents has them in another order, so it is another corpus.
             train = tuple(split_documents(Documents(built_in(source), {}), split)["train"])
             documents = Documents((), {"train": train})
-            return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(self._pack(train))))
+            return blocks(documents, lambda: shuffled(self._pack(train)))
         found = read_named(source, field="regime.source.corpus")
         documents = Documents(found.whole or found.splits["train"], {})
-        return ExternalCorpus(documents.fingerprint(), Examples.full(self._pack(documents.whole)))
+        return blocks(documents, lambda: self._pack(documents.whole))
 
     def other(self, name: str, source: str, split: Split) -> ExternalCorpus:
         """The test side of another real text, packed as the real text is.

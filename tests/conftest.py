@@ -21,6 +21,7 @@ import yaml
 from hub_endpoint import Hub, serve
 from workers import (  # noqa: F401 (hooks)
     pytest_collection_modifyitems,
+    pytest_make_parametrize_id,
     pytest_runtest_protocol,
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,

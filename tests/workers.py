@@ -49,6 +49,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
     return Shares(config, log)
 
 
+def pytest_make_parametrize_id(val: Any) -> str | None:
+    """Names of tests are the same in all processes, or nothing runs; bytes may hold the time, as those of gzip do."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest first, so that no process ends long before the others; those that run alone last, when nobody waits for them."""

@@ -15,6 +15,7 @@ from harness.data.analytic import ArrayTruth, make_truth, truth_science
 from harness.data.base import RealData
 from harness.data.documents import read_documents
 from harness.data.images import ImageSet
+from harness.data.remembered import recall, remember
 from harness.data.text import TextCorpus, data_science, prepare, prepared_science, pretrained_fingerprint
 from harness.lineage import key_of
 from harness.store import Store
@@ -106,10 +107,20 @@ class DataOf:
         return folder
 
     def _text(self, config: TextData) -> PreparedData:
-        documents = read_documents(config)
         tokenizer = config.tokenizer
         pretrained = pretrained_fingerprint(tokenizer) if isinstance(tokenizer, PretrainedTokenizer) else None
+        use = f"text {config.text_field}"
+        known = recall(config.source, config.revision, use)
+        if known is not None:
+            spec = data_science(config, known["fingerprint"], pretrained)
+            key = key_of(prepared_science(spec))
+            if self.store.sound("data", key):  # so nothing of it has to be read
+                real = TextCorpus(self.store.path("data", key), config.num_examples, config.resample)
+                return PreparedData(spec, real.folder, key, real, {"source": config.source, **known["about"]})
+        documents = read_documents(config)
         spec = data_science(config, documents.fingerprint(), pretrained)
+        if known is None:
+            remember(config.source, config.revision, use, {"fingerprint": spec["content"], "about": documents.about()})
         key = key_of(prepared_science(spec))
         folder = self._folder(key, lambda folder: prepare(config, documents, folder))
         return PreparedData(

@@ -161,6 +161,16 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
     return loaded
 
 
+def place_of(source: str, revision: str | None) -> tuple[str, str, str] | None:
+    """Repository, configuration and commit of a source that is in the cache, without loading it; None where it is not there."""
+    try:
+        found = "offline" if offline() else _ask(source, revision)
+        folder = prepared_folder(source, revision if isinstance(found, str) else found[2], Caches.default())
+    except DataError:  # which whoever loads it will say
+        return None
+    return None if folder is None else (folder.parts[-4], folder.parts[-3], folder.name)
+
+
 def _ask(source: str, revision: str | None) -> tuple[str, str | None, str] | str:
     """Repository, configuration and commit of a source, from the hub; why not, where it cannot be asked."""
     import huggingface_hub

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
 from harness.data.base import own_examples
 from harness.data.documents import BUILT_IN, SPLITS, Documents, built_in, read_documents, read_named
+from harness.data.remembered import recall, remember
 from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
 from harness.files import read_json, refuse_pointer, write_json
@@ -330,8 +331,14 @@ class TextCorpus:
             train = tuple(split_documents(Documents(built_in(source), {}), split)["train"])
             documents = Documents((), {"train": train})
             return blocks(documents, lambda: shuffled(self._pack(train)))
+        known = recall(source, None, "corpus")
+        examples = packed(known["fingerprint"]) if known is not None else None
+        if known is not None and examples is not None:
+            return ExternalCorpus(known["fingerprint"], examples)
         found = read_named(source, field="regime.source.corpus")
         documents = Documents(found.whole or found.splits["train"], {})
+        if known is None:
+            remember(source, None, "corpus", {"fingerprint": documents.fingerprint()})
         return blocks(documents, lambda: self._pack(documents.whole))
 
     def other(self, name: str, source: str, split: Split) -> ExternalCorpus:

@@ -19,6 +19,8 @@ from harness.config.schema import Config, CorpusSource, ImageData, LanguageModel
 from harness.data.hub import PREFIX, Caches, load_hub, offline, prepared_folder
 from harness.data.text import pretrained_fingerprint
 from harness.errors import DataError
+from harness.learners.language_model.converted import with_safetensors
+from harness.learners.language_model.facts import needs_weights
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -75,18 +77,23 @@ class Fetched:
                 "bytes": self.bytes, "there": self.there}  # fmt: skip
 
 
-def needed(study: Study) -> list[Item]:
-    """Everything of the hub that the cells of a study read, each once, in the order of the cells."""
+def needed(study: Study, caches: Caches | None = None) -> list[Item]:
+    """Everything of the hub that the cells of a study read, each once, in the order of the cells.
+
+    Args:
+        study: From `expand`.
+        caches: What the hub has said before lies there; in the libraries' own place when None.
+    """
     found: dict[tuple[str, str, str | None], Item] = {}
     for cell in study.cells:
-        for item in _needed(cell.config, "regime.source.model" if cell.teacher else "learner.model.pretrained"):
+        for item in _needed(cell.config, "regime.source.model" if cell.teacher else "learner.model.pretrained", caches):
             key = (item.kind, item.name, item.revision)
             known = found.setdefault(key, item)
             found[key] = replace(known, weights=known.weights or item.weights)
     return list(found.values())
 
 
-def _needed(config: Config, model_field: str) -> list[Item]:
+def _needed(config: Config, model_field: str, caches: Caches | None) -> list[Item]:
     data, learner, source = config.data, config.learner, config.regime.source
     found = []
     if isinstance(data, TextData | ImageData) and data.source.startswith(PREFIX):
@@ -102,8 +109,9 @@ def _needed(config: Config, model_field: str) -> list[Item]:
         model = resolve_model(learner.model)
         if model.pretrained is not None and not Path(model.pretrained).is_dir():
             refresh = config.regime.refresh
-            begins = {learner.init, refresh.init if refresh is not None else None}
-            found.append(Item("model", model_field, model.pretrained, model.revision, bool(begins & {"pretrained", "previous"})))
+            weights = needs_weights(learner, refresh.init if refresh is not None else None)
+            revision = with_safetensors(model, caches).revision if weights else model.revision
+            found.append(Item("model", model_field, model.pretrained, revision, weights))
     return found
 
 
@@ -119,7 +127,7 @@ def missing_files(study: Study, caches: Caches | None = None) -> list[str]:
     """
     where = caches or Caches.default()
     found = []
-    for item in needed(study):
+    for item in needed(study, where):
         problem = _problem(item, where)
         if problem:
             found.append(f"{item.field}: {item.name} {problem}; run `harness fetch CONFIG`")
@@ -227,10 +235,11 @@ def fetch(study: Study, cache: Path | None, say: Callable[[str], None]) -> list[
     Raises:
         DataError: The hub has no such thing, may not give it, or does not answer; or its weights are not safetensors.
     """
-    items = needed(study)
+    caches = use_cache(cache) if cache else Caches.default()  # before the hub is asked anything
+    items = needed(study, caches)
     if items and offline():
         raise DataError("fetch needs the hub, but HF_HUB_OFFLINE, HF_DATASETS_OFFLINE or TRANSFORMERS_OFFLINE is set; unset it")
-    caches, found = use_cache(cache) if cache else Caches.default(), []
+    found = []
     for item in items:
         before = _place(item, caches)
         say(f"{item}: {'checking' if before else 'fetching'}")

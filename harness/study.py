@@ -39,7 +39,8 @@ from harness.data.text import (
 )
 from harness.errors import ConfigError, DataError
 from harness.learners.base import LEARNERS
-from harness.learners.language_model.facts import ModelFacts, model_facts
+from harness.learners.language_model.converted import with_safetensors
+from harness.learners.language_model.facts import ModelFacts, model_facts, needs_weights
 from harness.learners.language_model.identity import pretrained_identity
 from harness.lineage import KEY_FORMAT, BundledChain, CellScience, Chain, Lineage, build, chain_id, in_order, key_of
 from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, VERSIONS
@@ -105,6 +106,7 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     """
     study = expand(load_file(path, assignments))
     check_claims(study)
+    study = replace(study, cells=tuple(replace(cell, config=_with_safetensors(cell.config)) for cell in study.cells))
     try:
         return _resolve(study, DataOf(store, scratch))
     except DataError as error:
@@ -163,6 +165,17 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
     return Prepared(
         study, tuple(data), tuple(sciences), lineage, bundles, tuple(models), configs, tuple(externals), tuple(others.values())
     )
+
+
+def _with_safetensors(config: Config) -> Config:
+    """The configuration with a pretrained model at the revision that has its weights in a form that is loaded."""
+    learner, refresh = config.learner, config.regime.refresh
+    if not isinstance(learner, LanguageModel) or not needs_weights(learner, refresh.init if refresh else None):
+        return config
+    model = with_safetensors(learner.model)
+    if model is learner.model:
+        return config
+    return config.model_copy(update={"learner": learner.model_copy(update={"model": model})})
 
 
 def _packed(store: Store, data: Mapping[str, Any], fingerprint: str) -> Examples | None:

@@ -15,6 +15,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
+REQUEST = "c" * 40
+"""The commit of the pull request of a repository ``NAME``, whose files are in the folder ``NAME.pr``."""
 
 
 class Hub:
@@ -25,6 +27,7 @@ class Hub:
         sha: The newest commit of a repository, where it is not `SHA`; an older one is not served any more.
         gated: Repositories that give nothing to anybody.
         renamed: Old names; a request for one of them is sent on.
+        requests_of: Number, author and title of the pull request of a repository.
         cut: Files of which only the first half is sent; then the client waits.
     """
 
@@ -35,6 +38,7 @@ class Hub:
         self.gated: set[str] = set()
         self.cut: set[str] = set()
         self.renamed: dict[str, str] = {}
+        self.requests_of: dict[str, dict[str, Any]] = {}
 
     def downloads(self) -> list[str]:
         """Requests for the content of files."""
@@ -48,9 +52,21 @@ class Hub:
         name = str(path.relative_to(self.root / kind / repo))
         return {"type": "file", "oid": hashlib.sha1(path.read_bytes()).hexdigest(), "size": path.stat().st_size, "path": name}
 
+    def split(self, repo: str, parts: list[str]) -> tuple[str, str, list[str]]:
+        """The folder of a revision, the revision, and what follows it in a path."""
+        if parts[:2] == ["refs", "pr"] or parts[:1] == [REQUEST]:
+            return f"{repo}.pr", "main", parts[3:] if parts[0] == "refs" else parts[1:]
+        return repo, parts[0] if parts else "main", parts[1:]
+
+    def discussions(self, repo: str) -> dict[str, Any]:
+        found = [{**about, "author": {"name": about["author"]}, "createdAt": "2026-01-01T00:00:00.000Z", "status": "open",
+                  "repo": {"name": repo, "type": "model"}, "isPullRequest": True}
+                 for name, about in self.requests_of.items() if name == repo]  # fmt: skip
+        return {"discussions": found, "count": len(found), "start": 0}
+
     def info(self, kind: str, repo: str) -> dict[str, Any]:
         names = [self.entry(kind, repo, path)["path"] for path in self.files(kind, repo)]
-        return {"_id": "0", "id": repo, "modelId": repo, "sha": self.sha.get(repo, SHA),
+        return {"_id": "0", "id": repo, "modelId": repo, "sha": REQUEST if repo.endswith(".pr") else self.sha.get(repo, SHA),
                 "private": False, "gated": False, "disabled": False,
                 "tags": [],
                 "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in names],
@@ -88,10 +104,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if "resolve" not in parts:
                 return self.missing("RepoNotFound")
             at = parts.index("resolve")
-            repo, name = "/".join(parts[:at]), "/".join(parts[at + 2 :])
+            repo, _, inside = hub.split("/".join(parts[:at]), parts[at + 1 :])
+            name = "/".join(inside)
             if not hub.files(kind, repo):
                 return self.missing("RepoNotFound")
-            commit = {"X-Repo-Commit": hub.sha.get(repo, SHA)}
+            commit = {"X-Repo-Commit": REQUEST if repo.endswith(".pr") else hub.sha.get(repo, SHA)}
             if repo in hub.gated:
                 return self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"})
             target = hub.root / kind / repo / name
@@ -114,20 +131,23 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def api(self, parts: list[str], body: bytes) -> None:
             kind, rest = parts[0], parts[1:]
-            verbs = ("revision", "tree", "paths-info", "refs")
+            verbs = ("revision", "tree", "paths-info", "refs", "discussions")
             at = next((i for i, part in enumerate(rest) if part in verbs), len(rest))
             repo, verb = "/".join(rest[:at]), rest[at] if at < len(rest) else "revision"
             if repo in hub.renamed:
                 there = "/".join(["api", kind, hub.renamed[repo], *rest[at:]])
                 return self.reply(307, b"", {"Location": f"{hub.url}/{there}"})
+            if verb == "discussions":
+                return self.json(hub.discussions(repo))
+            repo, revision, inside = hub.split(repo, rest[at + 1 :]) if at < len(rest) else (repo, "main", [])
             files = hub.files(kind, repo) if kind in ("models", "datasets") else []
             if not files:
                 return self.missing("RepoNotFound")
-            if verb == "revision" and at < len(rest) and rest[at + 1] not in ("main", hub.sha.get(repo, SHA)):
+            if verb == "revision" and revision not in ("main", hub.sha.get(repo, SHA)):
                 return self.missing("RevisionNotFound")
             entries = [hub.entry(kind, repo, path) for path in files]
             if verb == "tree":
-                under = "/".join(rest[at + 2 :])
+                under = "/".join(inside)
                 return self.json([entry for entry in entries if entry["path"].startswith(under)])
             if verb == "paths-info":
                 asked = json.loads(body)["paths"] if body.startswith(b"{") else []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TEXT, Make, harness
-from hub_endpoint import SHA, Hub, environment
+from hub_endpoint import REQUEST, SHA, Hub, environment
 
 pytestmark = pytest.mark.ray
 
@@ -51,8 +52,6 @@ def test_hub_data_without_splits_are_split_here(hub: Hub, make_config: Make, tmp
 
 
 def test_a_model_in_a_folder_is_known_by_its_content(hub: Hub, make_config: Make, tmp_path: Path) -> None:
-    import shutil
-
     from safetensors import safe_open
 
     for name in ("here", "there"):
@@ -123,3 +122,34 @@ def test_a_pretrained_model_teaches_one_that_starts_from_scratch(make_config: Ma
     pupil = {row["generation"]: row for row in rows if row["chain"] != teacher["chain"]}
     origins = [load_file(root / "fits" / pupil[g]["key"] / "training_set.safetensors")["origin"] for g in (1, 2)]
     assert all((origin == 0).all() for origin in origins)
+
+
+@pytest.mark.parametrize(("author", "title"), [("SFconvertbot", "Adding `safetensors` variant of this model"),
+                                               ("somebody", "Adding `safetensors` variant of this model")])  # fmt: skip
+def test_weights_that_the_hub_has_converted_are_found(hub: Hub, make_config: Make, tmp_path: Path, author: str, title: str) -> None:
+    """A model that was published as a pickle, as facebook/opt-125m: its safetensors are in the bot's pull request."""
+    models = hub.root / "models" / "lab"
+    for name in ("pickled", "pickled.pr"):
+        shutil.copytree(models / "small", models / name)
+    (models / "pickled" / "model.safetensors").rename(models / "pickled" / "pytorch_model.bin")
+    hub.requests_of["lab/pickled"] = {"num": 7, "author": author, "title": title}
+    config, cache, root = (
+        make_config(TEXT, **{**CHANGES, "learner.model": {"pretrained": "lab/pickled"}}),
+        tmp_path / "c",
+        tmp_path / "r",
+    )
+    try:
+        fetched = harness("fetch", config, "--cache", cache, **environment(hub, tmp_path / "unused"))
+        if author != "SFconvertbot":
+            assert fetched.returncode == 2 and "has no safetensors weights" in fetched.stderr, fetched.stderr
+            return
+        assert fetched.returncode == 0, fetched.stderr
+        offline = environment(hub, cache) | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+        done = harness("run", config, "--root", root, "--json", **offline)
+        assert done.returncode == 0, done.stderr
+        specs = [json.loads(path.read_text())["learner"]["model"] for path in (root / "fits").glob("*/spec.json")]
+        assert specs == [{"pretrained": f"hub:lab/pickled@{REQUEST}"}] * 2, "the key names the revision that has the weights"
+    finally:
+        for name in ("pickled", "pickled.pr"):
+            shutil.rmtree(models / name)
+        hub.requests_of.clear()

@@ -116,7 +116,7 @@ def test_a_socket_may_have_107_bytes_and_the_doctor_counts_them(tmp_path: Path) 
         finally:
             subprocess.run(["rm", "-r", folder], check=True)
     assert machine.LONGEST_TMP <= len(fits)
-    assert machine.judge_folder(38 * "x").severity == "ok" and machine.judge_folder(39 * "x").severity == "failure"
+    assert machine.judge_folder(36 * "x").severity == "ok" and machine.judge_folder(37 * "x").severity == "failure"
 
 
 def test_a_root_that_a_group_shares(tmp_path: Path) -> None:

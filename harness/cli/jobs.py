@@ -29,15 +29,17 @@ class Job:
         Raises:
             InputError: Not in an allocation.
         """
-        from harness.launch.allocation import TOKEN, read_allocation
+        from harness.launch.allocation import read_allocation
         from harness.launch.jobs import run_folder
+        from harness.ray_access import LOOPBACK, MODE, PATH, TOKEN, VALUE
         from harness.store import Experiment
 
         self.allocation = read_allocation(os.environ)
         self.root, self.owners = root, root / "leases" / "owners"
         self.folder = run_folder(Experiment(root, prepared.study.base.experiment).path, self.allocation.job)
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / TOKEN)}
-        os.environ.update(own, HARNESS_INCARNATION=self.allocation.incarnation)
+        alone = LOOPBACK if len(self.allocation.nodes) == 1 else {}
+        os.environ.pop(VALUE, None)
+        os.environ |= {MODE: "token", PATH: str(self.folder / TOKEN), **alone, "HARNESS_INCARNATION": self.allocation.incarnation}
 
     @contextlib.contextmanager
     def place(self, stopped: Callable[[], bool]) -> Iterator[Place]:

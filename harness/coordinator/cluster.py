@@ -19,11 +19,14 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private.services import node_ip_address_from_perspective
 
 from harness.coordinator import guard
+from harness.coordinator.private import environment
 from harness.coordinator.scheduler import Capacity, Shape, feasible
 from harness.coordinator.stop import Stop
 from harness.errors import GangError, ResourceError
+from harness.ray_access import FOLDER, LOOPBACK, TOKEN, known_token, own_token, write_token
 
 
 def usable_cpus() -> int:
@@ -38,6 +41,7 @@ REFUSALS = 3
 PROBE_S = 2.0
 JOIN_LOOK_S = 0.2
 PREFIX = "hr-"
+GCS_ADDRESS = "--gcs-address="
 
 
 class _HeadWatch:
@@ -146,34 +150,90 @@ def connected(
         ResourceError: There is no Ray at the address.
         GangError: Its machines have not come in time, or before the stop.
     """
-    address = place.address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    common: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    folder = None
-    if address is None:
-        # A short private folder: socket paths must stay under 107 bytes, and /tmp/ray may belong to somebody else.
-        _clear_leftovers()
-        folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
-        ray.init(
-            address="local",
-            num_cpus=usable_cpus(),
-            include_dashboard=False,
-            object_store_memory=200_000_000,
-            _temp_dir=folder,
-            **common,
-        )
-    else:
+    with contextlib.ExitStack() as until_the_end:
+        folder = None
+        if place.address is None:
+            # A short folder: socket paths must stay under 107 bytes. Ray's own lies inside, for it makes that one everybody's.
+            _clear_leftovers()
+            folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
+            until_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
+            write_token(Path(folder) / TOKEN)
+            until_the_end.enter_context(environment(**own_token(Path(folder) / TOKEN), **LOOPBACK))
+            ray.init(
+                address="local",
+                num_cpus=usable_cpus(),
+                include_dashboard=False,
+                object_store_memory=200_000_000,
+                _temp_dir=f"{folder}/{FOLDER}",
+                **_COMMON,
+            )
+        else:
+            address = _probe(place)
+            until_the_end.enter_context(environment(**known_token(), **(LOOPBACK if _only_on_loopback(address) else {})))
+            _join(place, address)
+        yield from _running(place, folder, on_lost, on_joined, stop)
+
+
+_COMMON: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+
+
+def _join(place: Place, address: str) -> None:
+    """Join the Ray at an address; what its libraries write about a failure becomes one message."""
+    with _captured_stderr() as said:
         try:
-            _probe(address)
-            ray.init(address=address, **common)
+            ray.init(address=address, **_COMMON)
         except (OSError, RuntimeError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            if place.nodes:  # it was started for this run, so it is not the user's mistake
-                raise GangError(f"the Ray of this run at {address} cannot be joined ({reason}); {place.trouble()}") from None
-            raise ResourceError(f"--address {address}: there is no Ray that can be joined ({reason})") from None
+            wants = "it wants another token: set RAY_AUTH_TOKEN_PATH to the file with its token (and RAY_AUTH_MODE=token)"
+            raise _unreachable(place, wants if "InvalidAuthToken" in said() else str(error)) from None
+
+
+def _unreachable(place: Place, reason: str) -> GangError | ResourceError:
+    first = (reason.splitlines() or [""])[0]
+    if place.nodes:  # it was started for this run, so it is not the user's mistake
+        return GangError(f"the Ray of this run at {place.address} cannot be joined ({first}); {place.trouble()}")
+    return ResourceError(f"--address {place.address}: there is no Ray that can be joined ({first})")
+
+
+def _only_on_loopback(address: str) -> bool:
+    """Whether a Ray listens on the loopback alone; Ray takes a loopback's address for the machine's own unless it is told."""
+    host, _, port = address.rpartition(":")
+    if not host.startswith("127.") and host not in ("localhost", "::1"):
+        return False
+    try:
+        socket.create_connection((node_ip_address_from_perspective(), int(port)), timeout=PROBE_S).close()
+    except OSError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Keep what is written to this process's standard error for the time of a block; C code writes to the descriptor."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+
+        def said() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield said
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _running(
+    place: Place, folder: str | None, on_lost: Callable[[str], None], on_joined: Callable[[], None], stop: Stop | None
+) -> Iterator[tuple[Capacity, ...]]:
+    """Watch over a Ray that is up, and end what was started here."""
     on_joined()
-    started = psutil.Process().children(recursive=True) if address is None else []
+    started = psutil.Process().children(recursive=True) if folder is not None else []
     guardian = _start_guardian(folder) if folder is not None else None
     daemons = [process for process in started if _is_daemon(process)]
 
@@ -190,8 +250,6 @@ def connected(
     finally:
         watch.close()
         ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
         if guardian is not None:
             guardian.kill()
             guardian.wait()
@@ -223,14 +281,37 @@ def _await_machines(place: Place, stop: Stop | None) -> None:
         time.sleep(JOIN_LOOK_S)
 
 
-def _probe(address: str) -> None:
-    """Ray tries an address for minutes; one connection says at once whether anything is there."""
-    host, separator, port = address.rpartition(":")
-    if address == "auto":
-        return
-    if not separator:
-        raise ValueError("expected HOST:PORT or auto")
-    socket.create_connection((host, int(port)), timeout=10).close()
+def _probe(place: Place) -> str:
+    """The address of a Ray that answers. Ray tries one for minutes; one connection says at once whether anything is there.
+
+    Raises:
+        ResourceError: Nothing answers there.
+        GangError: The same, where it was started for this run.
+    """
+    try:
+        address = place.address or ""
+        if address == "auto":
+            address = os.environ.get("RAY_ADDRESS", "") or _only_public_ray()
+        host, separator, port = address.rpartition(":")
+        if not separator or not port.isdigit():
+            raise ValueError("expected HOST:PORT or auto")
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _unreachable(place, str(error)) from None
+    return address
+
+
+def _only_public_ray() -> str:
+    """The Ray that runs on this machine, for ``auto``; those that other runs have for themselves do not count."""
+    found: set[str] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if process.name() == "raylet" and not any(f"/tmp/{PREFIX}" in part for part in line):
+                found |= {part.removeprefix(GCS_ADDRESS) for part in line if part.startswith(GCS_ADDRESS)}
+    if len(found) != 1:
+        raise ValueError(f"several run here: {', '.join(sorted(found))}; name one" if found else "none runs on this machine")
+    return found.pop()
 
 
 def machines(lost: Collection[str] = ()) -> dict[str, Capacity]:

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import os
 import re
-import secrets
 import signal
 import socket
 import subprocess
@@ -24,13 +23,12 @@ from pathlib import Path
 from harness.errors import GangError, InputError
 from harness.launch.processes import die_with_parent
 from harness.launch.slurm import Slurm, SlurmError
+from harness.ray_access import LOOPBACK_ADDRESS, TOKEN, write_token
 from harness.store.leases import bury, incarnations
 
 TMP_VARIABLE, TMP = "HARNESS_TMP", "/tmp"
 """Where every node's folder of the job is made, and where it is unless the site says otherwise."""
-TOKEN = "token"
-"""The secret of the job's Ray, in a file that only its user may read."""
-LONGEST_TMP = 38
+LONGEST_TMP = 36
 """Ray adds some 60 characters to its folder for its sockets, and a socket's path may have 107 bytes."""
 FIRST_PORT, PORTS = 20000, 10000
 HEAD_WAIT_S = 60.0
@@ -170,11 +168,7 @@ class RayInAllocation:
             raise InputError(f"{allocation.tmp}: more than {LONGEST_TMP} characters, too long for Ray's sockets")
         self.allocation, self.folder = allocation, folder
         folder.mkdir(parents=True, exist_ok=True)
-        token = folder / TOKEN
-        token.unlink(missing_ok=True)
-        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.write(descriptor, secrets.token_hex(32).encode())
-        os.close(descriptor)
+        write_token(folder / TOKEN)
         self._linger = LINGER_SHARE * kill_wait()
         self._steps: dict[str, subprocess.Popen[bytes]] = {}
         host = _own_address(allocation.nodes)
@@ -263,9 +257,11 @@ def _own_address(nodes: tuple[str, ...]) -> str:
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
             way.connect((nodes[1], 9))
             return str(way.getsockname()[0])
+    if len(nodes) == 1:
+        return LOOPBACK_ADDRESS
     with contextlib.suppress(OSError):
         return socket.gethostbyname(nodes[0])
-    return "127.0.0.1"
+    return LOOPBACK_ADDRESS
 
 
 def _free_port(job_id: int, host: str) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.launch.processes import adopt_orphans, die_with_parent, end_tree, leave_janitor, make_private, sweep
+from harness.ray_access import FOLDER, LOOPBACK, LOOPBACK_ADDRESS
 
 OBJECT_STORE_BYTES = 200_000_000
 """Ray carries calls, never corpora or weights."""
@@ -78,7 +79,7 @@ def _command(options: argparse.Namespace) -> list[str]:
     address = host if options.is_head else _address_towards(host, int(port))
     limits = ["--memory", options.memory - OBJECT_STORE_BYTES] if options.memory > 2 * OBJECT_STORE_BYTES else []
     size = ["--num-cpus", options.cpus, "--num-gpus", options.gpus, "--object-store-memory", OBJECT_STORE_BYTES, *limits]
-    common = ["--node-ip-address", address, "--temp-dir", options.tmp, "--disable-usage-stats", "--block"]
+    common = ["--node-ip-address", address, "--temp-dir", options.tmp / FOLDER, "--disable-usage-stats", "--block"]
     return [sys.executable, "-m", "ray.scripts.scripts", "start", *map(str, [*own, *size, *common])]
 
 
@@ -93,8 +94,9 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
     return {
         **os.environ,
         "TMPDIR": str(options.tmp / "t"),
-        "RAY_TMPDIR": str(options.tmp),
+        "RAY_TMPDIR": str(options.tmp / FOLDER),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **(LOOPBACK if options.head.startswith(f"{LOOPBACK_ADDRESS}:") else {}),
         **_NO_GPU_UNASKED,
     }
 

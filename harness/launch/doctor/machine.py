@@ -30,7 +30,7 @@ DEVICES_LIMIT_S = 60.0
 SHOWN = ("torch", "deepspeed", "ray", "transformers")
 SOCKET_BYTES = 107
 """The longest name of a socket that Linux takes."""
-RAY_SUFFIX = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+RAY_SUFFIX = "/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """What Ray adds to its folder, with the longest process id."""
 ROOM = 2 * 2**30
 """Bytes that a temporary folder should have free: Ray's logs, and objects that do not fit its shared memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -54,8 +55,22 @@ def open_store(world_size: int, address: str = "127.0.0.1") -> tuple[Any, str, i
         world_size: Number of ranks.
         address: This machine's address, as the other ranks reach it.
     """
-    store = TCPStore("0.0.0.0", 0, world_size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
-    return store, address, store.port
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        # torch itself would listen on every interface, and anybody who reaches the store can change what ranks agree on.
+        store = TCPStore(
+            address,
+            port,
+            world_size,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=TIMEOUT,
+            master_listen_fd=listener.detach(),
+            use_libuv=True,
+        )
+    return store, address, port
 
 
 def join_store(host: str, port: int, world_size: int) -> Any:

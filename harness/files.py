@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DamagedError, DataError
+from harness.errors import DamagedError, DataError, StoreError
 
 CHECKSUMS = "checksums.json"
 TOMBSTONE = ".evicted.json"
@@ -70,17 +71,36 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, dump_json(value))
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What a block finds wrong with a file, as an error that says what it means.
+
+    Raises:
+        DamagedError: There is no file: it is missing, a folder, or a link that leads nowhere.
+        StoreError: There may be a good one, but this process cannot read it: it may not, or the disk or the network fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise DamagedError(f"{path} is missing") from None
+        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+            raise DamagedError(f"{path} is no file: {error.strerror}") from None
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
         DamagedError: The file is missing or is not JSON.
+        StoreError: It cannot be read.
     """
+    with reading(path):
+        content = path.read_bytes()
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DamagedError(f"{path} is missing") from None
-    except ValueError as error:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is not JSON: {error}") from None
 
 
@@ -153,6 +173,7 @@ def verify(folder: Path) -> None:
 
     Raises:
         DamagedError: Names the first file that is missing, of another size, or of other content.
+        StoreError: A file cannot be read.
     """
     while True:
         sums = read_json(folder / CHECKSUMS)
@@ -171,11 +192,14 @@ def _verify(folder: Path, sums: Any) -> None:
         # Others may free a file, and put it back, between any two looks; one that is missing is so at every look.
         for left in reversed(range(LOOKS)):
             try:
-                _compare(folder / name, expected)
-            except FileNotFoundError:
+                with reading(folder / name):
+                    _compare(folder / name, expected)
+            except DamagedError:
+                if os.path.lexists(folder / name):
+                    raise
                 if not (folder / (name + TOMBSTONE)).exists():
                     if not left:
-                        raise DamagedError(f"{folder / name} is missing") from None
+                        raise
                     continue
             break
 

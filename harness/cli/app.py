@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from harness.study import Prepared
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
+MAX_DAMAGE = 10
+"""Damaged items that are named one by one."""
 
 app = typer.Typer(
     help="Studies of model collapse: recursive training chains from one YAML file.",
@@ -92,6 +94,18 @@ def existing_store(root: Path, writes: bool) -> Any:
     return Store.open(root) if writes else Store.read(root)
 
 
+def tell_damage(store: Store) -> int:
+    """Say what a command that only reads has met and left out; returns its exit code."""
+    for number, reason in enumerate(store.trouble.values()):
+        if number == MAX_DAMAGE:
+            print(f"and {len(store.trouble) - number} more", file=sys.stderr)
+            break
+        print(f"left out: {reason}", file=sys.stderr)
+    if store.trouble:
+        print("the next harness run makes what is damaged again; harness doctor --store lists everything", file=sys.stderr)
+    return EXIT_FAILED if store.trouble else 0
+
+
 def signals(stop: Stop) -> Callable[[], None]:
     """A function that makes signals set ``stop``; after a second SIGINT nothing is saved, a third interrupts whatever goes on."""
 
@@ -103,8 +117,9 @@ def signals(stop: Stop) -> Callable[[], None]:
         stop.set()
 
     def listen() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, heard)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup asks not to hear it
+                signal.signal(number, heard)
 
     return listen
 

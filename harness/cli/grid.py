@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli import jobs as slurm_jobs
-from harness.cli.app import DEFAULT_ROOT, EXIT_STOPPED, Assignments, ConfigPath, Json, Root, app, prepare, print_json, signals
+from harness.cli.app import (
+    DEFAULT_ROOT,
+    EXIT_STOPPED,
+    Assignments,
+    ConfigPath,
+    Json,
+    Root,
+    app,
+    prepare,
+    print_json,
+    signals,
+    tell_damage,
+)
 from harness.coordinator.stop import Stop
 from harness.errors import GangError, InputError, ResourceError
 
@@ -176,7 +188,7 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
         chains = [asdict(state) for state in states]
         found = {"experiment": name, "chains": chains, "jobs": slurm_jobs.jobs_json(jobs), "jobs_problem": problem}
         print_json(found)
-        return
+        raise typer.Exit(tell_damage(store))
     if not (root / "format").exists():
         print(f"note: there is no store at --root {root} yet", file=sys.stderr)
     table = Table(box=None, pad_edge=False)
@@ -192,6 +204,7 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
         counts[state.state] = counts.get(state.state, 0) + 1
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     slurm_jobs.print_jobs(jobs, problem)
+    raise typer.Exit(tell_damage(store))
 
 
 @app.command()

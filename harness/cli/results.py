@@ -23,6 +23,7 @@ from harness.cli.app import (
     print_json,
     say,
     signals,
+    tell_damage,
 )
 from harness.coordinator.stop import Stop
 from harness.errors import InputError
@@ -45,6 +46,7 @@ def export(
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"--out: the folder {out.absolute().parent} does not exist")
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        existing_store(root, writes=False)
         prepared, store = prepare(config, assignments, root, scratch)
         part = Path(scratch) / "export"
         ledger.write(ledger.rows(prepared, store, provenance), form, part)
@@ -52,11 +54,21 @@ def export(
     if out is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
-        return
+    else:
+        _write_out(out, content)
+    raise typer.Exit(tell_damage(store))
+
+
+def _write_out(out: Path, content: bytes) -> None:
+    """Replace a regular file in one step; what is a device, a pipe or a link is written through, and stays what it is."""
     from harness.files import write_atomic
 
     try:
-        write_atomic(out.absolute(), content)
+        if out.exists() and not out.is_file():
+            with open(out, "wb") as stream:
+                stream.write(content)
+        else:
+            write_atomic(out.resolve(), content)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
 
@@ -77,8 +89,8 @@ def report(
     from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
-        prepared, _ = prepare(config, assignments, root, scratch)
-        store = existing_store(root, writes=True)
+        existing_store(root, writes=out is None)
+        prepared, store = prepare(config, assignments, root, scratch)
         rows = ledger.rows(prepared, store)
         folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
         try:
@@ -92,6 +104,7 @@ def report(
         print(variance(prepared))
     _print_verdicts(verdicts)
     print(f"report: {page}")
+    raise typer.Exit(tell_damage(store))
 
 
 @app.command()

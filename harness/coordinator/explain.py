@@ -11,6 +11,7 @@ from harness.coordinator.status import WRITER_ENDED, failures, lease_holder
 from harness.errors import DamagedError, InputError
 from harness.files import read_json
 from harness.lineage import BundledChain, Chain, Node, cut, ends, reachable
+from harness.records import Record
 from harness.store import Experiment, Leases, Store
 from harness.study import Prepared
 
@@ -113,7 +114,7 @@ class Explainer:
     def _diverged(self) -> set[str]:
         last = ends(self.prepared.lineage, self.store.committed("evaluations"))
         found = {key: self._record(self.prepared.lineage.nodes[key]) for key in last}
-        return {key for key, record in found.items() if record is not None and record["status"] == "diverged"}
+        return {key for key, record in found.items() if record is not None and record.status == "diverged"}
 
     def _bundled(self, chain: BundledChain) -> list[Explanation]:
         place = self.store.bundles.index().get(chain.key)
@@ -143,6 +144,9 @@ class Explainer:
             holder = lease_holder(self.leases, key)
             if holder:
                 return Explanation(node.generation, "running", f"{holder} works on it")
+        here = self.store.trouble.get(str(self.store.path("evaluations", node.evaluation)))
+        if here:
+            return Explanation(node.generation, "damaged", f"will run: {here}")
         aside = self._set_aside(node)
         if aside:
             return Explanation(node.generation, "damaged", f"will run: it was damaged and set aside as {aside}")
@@ -158,10 +162,10 @@ class Explainer:
             return Explanation(node.generation, "changed" if differences else "new", detail, differences=differences)
         return self._nearest(node)
 
-    def _recorded(self, node: Node, record: Mapping[str, Any], examples: int) -> Explanation:
+    def _recorded(self, node: Node, record: Record, examples: int) -> Explanation:
         if not self.store.has("fits", node.fit):
             return Explanation(node.generation, "missing", "will be fitted again: its record is there, its fit is not")
-        if record["status"] == "diverged":
+        if record.status == "diverged":
             return Explanation(node.generation, "diverged", "is committed; it diverged, so there are no later generations")
         have = self.store.corpora.count(node.corpus)
         if have < examples:
@@ -169,12 +173,8 @@ class Explainer:
         made = self._provenance(node)
         return Explanation(node.generation, "committed", made)
 
-    def _record(self, node: Node) -> Mapping[str, Any] | None:
-        try:
-            found: Mapping[str, Any] = read_json(self.store.path("evaluations", node.evaluation) / "record.json")
-            return found
-        except DamagedError:
-            return None
+    def _record(self, node: Node) -> Record | None:
+        return self.store.record(node.evaluation)
 
     def _provenance(self, node: Node) -> str:
         try:

@@ -154,6 +154,7 @@ def work_left(prepared: Prepared, store: Store) -> bool:
 def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summary, list[str]]:
     """Everything is there: no Ray is started; what W&B has not been sent is sent."""
     experiment = Experiment(store.root, prepared.study.base.experiment)
+    commit_data(prepared, store)  # where somebody has removed it: other studies go on from it
     experiment.begin(source.data, describe_chains(prepared))
     with _leases(store, prepared.study.base) as leases:
         mirror = Mirror(_mode(prepared.study.base), experiment.path / "wandb", leases)

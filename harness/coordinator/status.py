@@ -25,7 +25,7 @@ class ChainState:
     """One chain, with detail for people.
 
     Its state is ``complete``, ``diverged``, ``unreachable`` (the chain that writes its examples has diverged), ``running``,
-    ``failed``, ``interrupted`` (there is unfinished work to go on from, and nobody is at it) or ``waiting``.
+    ``failed``, ``damaged``, ``interrupted`` (there is unfinished work to go on from, and nobody is at it) or ``waiting``.
     """
 
     chain: str
@@ -65,7 +65,9 @@ class _States:
     def __init__(self, prepared: Prepared, store: Store) -> None:
         self.prepared, self.store = prepared, store
         experiment = Experiment(store.root, prepared.study.base.experiment)
-        self.committed = store.committed("evaluations")
+        nodes, examples = prepared.lineage.nodes, prepared.lineage.examples
+        there = store.committed("evaluations") & nodes.keys()
+        self.committed = {key for key in there if store.complete(nodes[key], examples[nodes[key].corpus])}
         self.branch_of = {node: branch.id for branch in cut(prepared.lineage) for node in branch.nodes}
         self.progress, self.failed = experiment.progress(), failures(experiment)
         self.events = list(experiment.events()) if prepared.bundles else []
@@ -149,8 +151,15 @@ class _States:
             return "running", f"generation {node.generation} {progress['phase']} {share:.0f} %, {holder}"
         if branch in self.failed:
             return "failed", self.failed[branch]
+        aside = self.store.trouble.get(str(self.store.path("evaluations", node.evaluation)))
+        if aside is not None:
+            return "damaged", f"generation {node.generation}; the next run makes it again"
         if self.work & set(keys):
             return "interrupted", f"in generation {node.generation}; run the command again to go on"
+        if self.store.record(node.evaluation) is not None:
+            have, needed = self.store.corpora.count(node.corpus), self.prepared.lineage.examples[node.corpus]
+            lacks = f"{have} of {needed} examples are there" if self.store.has("fits", node.fit) else "its fit is gone"
+            return "waiting", f"generation {node.generation}: {lacks}; the next run makes the rest"
         return "waiting", ""
 
 

@@ -149,7 +149,9 @@ def _compare(prepared: Prepared, store: Store, chains: Sequence[Chain], titled: 
     if not any(store.corpora.shards(prepared.lineage.nodes[chain.nodes[0]].corpus) for chain in used.values()):
         return None
     cell = min(chain.cell for chain in used.values())
-    real = load_data(prepared.configs[cell], store, prepared.data[cell].key)
+    data = prepared.data[cell]
+    stored = data.key is None or store.sound("data", data.key)
+    real = load_data(prepared.configs[cell], store, data.key) if stored else data.real
     count = min(*(prepared.sciences[chain.cell].evaluated for chain in used.values()), real.supply // 2)
     if count < 2:
         return None

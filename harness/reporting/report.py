@@ -235,7 +235,7 @@ def _histograms(prepared: Prepared, store: Store) -> list[tuple[str, str, Figure
         by_generation, real = {}, None
         for generation, key in enumerate(chain.nodes):
             path = store.path("evaluations", key) / "arrays.safetensors"
-            if not path.exists():
+            if store.record(key) is None:
                 break
             arrays = load_file(path)
             if "gen0_nll" not in arrays:
@@ -258,7 +258,7 @@ def _samples(prepared: Prepared, store: Store) -> list[dict[str, Any]]:
         by_prompt: dict[int, tuple[str, list[str]]] = {}
         generations = 0
         for key in chain.nodes:
-            if not store.has("evaluations", key):
+            if store.record(key) is None:
                 break
             generations += 1
             for index, text in enumerate(store.json("evaluations", key, "continuations.json")):
@@ -276,7 +276,7 @@ def _pictures(prepared: Prepared, store: Store, folder: Path) -> list[dict[str, 
         strips = []
         for generation, key in enumerate(chain.nodes):
             path = store.path("evaluations", key) / "arrays.safetensors"
-            if not path.exists():
+            if store.record(key) is None:
                 break
             pictures = load_file(path).get("pictures")
             if pictures is not None:

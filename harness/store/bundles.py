@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harness.errors import DamagedError
-from harness.files import sync_file
+from harness.errors import DamagedError, StoreError
+from harness.files import reading, sync_file
 
 CHAINS = b"harness.chains"
 PROVENANCE = b"harness.provenance"
@@ -41,9 +41,10 @@ class Place:
 class Bundles:
     """The folder ``bundles/``."""
 
-    def __init__(self, folder: Path) -> None:
-        """Nothing is read yet."""
-        self.folder = folder
+    def __init__(self, folder: Path, mends: bool = True, trouble: dict[str, str] | None = None) -> None:
+        """Keep the folder, and what a `Store` says of damage; nothing is read yet."""
+        self.folder, self.mends = folder, mends
+        self.trouble = {} if trouble is None else trouble
         self._metadata: dict[str, dict[str, int]] = {}
         self._sound: set[str] = set()
         self._told: set[str] = set()
@@ -75,7 +76,7 @@ class Bundles:
         return sorted(path.name for path in self.folder.glob("*.parquet"))
 
     def index(self) -> dict[str, Place]:
-        """Chain key to its bundle; the longest where there are several. A file that is no bundle is set aside."""
+        """Chain key to its bundle; the longest where there are several. A file that is no bundle holds nothing."""
         return self._places(self.names())
 
     def news(self) -> dict[str, Place]:
@@ -96,9 +97,13 @@ class Bundles:
         if name not in self._metadata:
             try:
                 self.check(name)
-                self._metadata[name] = json.loads(pq.read_metadata(self.folder / name).metadata[CHAINS])
-            except DamagedError:
-                self.set_aside(name)
+                with reading(self.folder / name):
+                    self._metadata[name] = json.loads(pq.read_metadata(self.folder / name).metadata[CHAINS])
+            except StoreError as error:
+                # One that cannot be read keeps its place: whoever may read it has its chains, and nobody else needs to stop for it.
+                self.trouble[str(self.folder / name)] = str(error)
+                if self.mends and isinstance(error, DamagedError):
+                    self.set_aside(name)
                 return {}
         return self._metadata[name]
 
@@ -106,14 +111,13 @@ class Bundles:
         """Compare a bundle with the hash that is its name; once per process.
 
         Raises:
-            DamagedError: They differ.
+            DamagedError: They differ, or there is no file.
+            StoreError: It cannot be read.
         """
         if name in self._sound:
             return
-        try:
+        with reading(self.folder / name):
             found = _hash(self.folder / name)
-        except FileNotFoundError:
-            raise DamagedError(f"bundles/{name} is gone: somebody has set it aside") from None
         if found != name.removesuffix(".parquet"):
             raise DamagedError(f"bundles/{name} does not match the hash that is its name")
         self._sound.add(name)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import DamagedError
-from harness.files import sync_file, write_json
+from harness.files import reading, sync_file, write_json
 from harness.records import Examples
 
 _NAME = re.compile(r"^(\d{10})-(\d{10})\.parquet$")
@@ -29,9 +29,10 @@ _NAME = re.compile(r"^(\d{10})-(\d{10})\.parquet$")
 class Corpora:
     """The corpora under a root."""
 
-    def __init__(self, root: Path, work: Path) -> None:
-        """Keep the folders; nothing is read yet."""
-        self.root, self.work = root, work
+    def __init__(self, root: Path, work: Path, mends: bool = True, trouble: dict[str, str] | None = None) -> None:
+        """Keep the folders, and what a `Store` says of damage; nothing is read yet."""
+        self.root, self.work, self.mends = root, work, mends
+        self.trouble = {} if trouble is None else trouble
 
     def names(self) -> list[str]:
         """The keys of all corpora that have been begun."""
@@ -98,30 +99,33 @@ class Corpora:
             raise DamagedError(f"corpus {key} has {end} examples, {count} are needed")
         return Examples(np.concatenate(values)[:count], np.concatenate(lengths)[:count])
 
-    def check(self, key: str, start: int, stop: int, set_aside: bool = True) -> Examples:
+    def check(self, key: str, start: int, stop: int, set_aside: bool | None = None) -> Examples:
         """One shard, checked.
 
         Args:
             key: The corpus.
             start: First example.
             stop: One past the last.
-            set_aside: Move the shard to ``damaged/`` where it is damaged.
+            set_aside: Move the shard to ``damaged/`` where it is damaged; as the store does it when None.
 
         Raises:
             DamagedError: It does not match its checksum.
+            StoreError: It cannot be read.
         """
         path = self.root / key / f"{start:010d}-{stop:010d}.parquet"
         try:
-            table = pq.read_table(path)
+            with reading(path):
+                table = pq.read_table(path)
             width = int((table.schema.metadata or {})[b"width"])
             flat = table["values"].combine_chunks().flatten().to_numpy()
             examples = Examples(flat.reshape(-1, width), table["length"].to_numpy().astype(np.int32))
             good = _digest(examples) == (table.schema.metadata or {})[b"sha256"].decode() and len(examples) == stop - start
         except pa.ArrowMemoryError as error:
             raise MemoryError(str(error)) from None
-        except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException):
+        except (DamagedError, KeyError, ValueError, AttributeError, pa.ArrowException):
             good = False
-        if not good and not set_aside:
+        if not good and not (self.mends if set_aside is None else set_aside):
+            self.trouble[str(path)] = f"{path} does not match its checksum"
             raise DamagedError(f"{path} does not match its checksum")
         if not good:
             damaged = self.root.parent / "damaged"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DamagedError
-from harness.files import dump_json, read_json, write_atomic, write_json
+from harness.files import dump_json, read_json, sync_file, write_atomic, write_json
 
 
 class Experiment:
@@ -93,17 +93,17 @@ class Experiment:
                 self.path.mkdir(parents=True, exist_ok=True)
                 temporary = self.path / f".events-{uuid.uuid4().hex}"
                 temporary.write_text(json.dumps({"time": time.time(), "event": "opened", "host": host, "pid": os.getpid()}) + "\n")
+                sync_file(temporary)  # a first line that a power cut tears would leave a file that is nobody's
                 with contextlib.suppress(FileExistsError):
                     os.link(temporary, first)
                 temporary.unlink()
-            with open(first, encoding="utf-8") as lines:
-                mine = json.loads(lines.readline())["host"].split(".")[0] == host
-            self._own_events = first if mine else self.path / f"events-{host}.jsonl"
+            self._own_events = first if _host_of(first) == host else self.path / f"events-{host}.jsonl"
+            _end_torn_line(self._own_events)
         return self._own_events
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All events so far, of all hosts, in the order of their times; a line cut short by a crash is left out."""
-        files = sorted(self.path.glob("events*.jsonl"))
+        files = sorted(path for path in self.path.glob("events*.jsonl") if path.is_file())
         yield from heapq.merge(*map(_read_lines, files), key=lambda event: float(event["time"]))
 
     def news(self, offsets: dict[str, int]) -> list[dict[str, Any]]:
@@ -147,6 +147,25 @@ class Experiment:
         return found
 
 
+def _host_of(path: Path) -> str | None:
+    """The host that began a file of events; None where its first line does not say so."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            return str(json.loads(lines.readline())["host"]).split(".")[0]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _end_torn_line(path: Path) -> None:
+    """Begin a new line where the last one was cut short by a crash, so that what comes next can be read."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8", errors="replace") as lines:
         yield from _parse(lines)
@@ -154,7 +173,8 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _parse(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
-            if isinstance(event, dict) and "time" in event and event.get("event", "opened") != "opened":
+            timed = isinstance(event, dict) and isinstance(event.get("time"), int | float)
+            if timed and event.get("event", "opened") != "opened":
                 yield event

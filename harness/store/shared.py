@@ -47,7 +47,7 @@ def commit_once(
                 if stopped():
                     return False
                 time.sleep(LOOK_S)
-            if not store.has(kind, key):
+            if not store.sound(kind, key):
                 staged = store.stage(key)
                 write(staged)
                 store.commit(kind, key, staged, spec)

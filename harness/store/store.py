@@ -36,11 +36,17 @@ class Store:
     already there. Checkpoints and finished pieces lie beside ``item/`` and go with the commit (`harness.store.work`).
     """
 
-    def __init__(self, root: Path) -> None:
-        """Use `open` or `read`; this makes no checks."""
-        self.root = root
-        self.corpora = Corpora(root / "corpora", root / "work")
-        self.bundles = Bundles(root / "bundles")
+    def __init__(self, root: Path, mends: bool = True) -> None:
+        """Use `open` or `read`; this makes no checks.
+
+        Args:
+            root: The root.
+            mends: Whether what is damaged is set aside, so that it is made again; otherwise it counts as absent, and `trouble`,
+                path to reason, says what was met.
+        """
+        self.root, self.mends, self.trouble = root, mends, dict[str, str]()
+        self.corpora = Corpora(root / "corpora", root / "work", mends, self.trouble)
+        self.bundles = Bundles(root / "bundles", mends, self.trouble)
         self._verified: dict[Kind, set[str]] = {"data": set(), "fits": set(), "evaluations": set()}
 
     @classmethod
@@ -83,7 +89,7 @@ class Store:
 
     @classmethod
     def read(cls, root: Path) -> Store:
-        """Open a root for reading; one that does not exist yet reads as empty.
+        """Open a root for reading, which changes nothing; one that does not exist yet reads as empty.
 
         Raises:
             StoreVersionError: A newer version wrote it.
@@ -91,14 +97,20 @@ class Store:
         root = root.absolute()
         if (root / "format").exists():
             cls._check_format(root)
-        return cls(root)
+        return cls(root, mends=False)
 
     @staticmethod
     def _check_format(root: Path) -> None:
-        found = read_json(root / "format")
+        try:
+            found = read_json(root / "format")
+        except DamagedError:
+            found = None
         version = found.get("format") if isinstance(found, dict) else None
         if not isinstance(version, int):
-            raise StoreError(f"{root / 'format'} does not hold a store's version")
+            raise StoreError(
+                f"{root / 'format'} does not hold a store's version; if this is a store, write it anew "
+                f"(echo '{{\"format\": {FORMAT}}}' > {root / 'format'}), and look at the rest with harness doctor --store"
+            )
         if version > FORMAT:
             raise StoreVersionError(
                 f"--root {root} has format {version}, written by harness {found.get('harness')}; "
@@ -119,19 +131,26 @@ class Store:
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
     def sound(self, kind: Kind, key: str) -> bool:
-        """Whether an item is committed and matches its checksums; a damaged one is set aside and counts as absent.
+        """Whether an item is committed and matches its checksums; a damaged one counts as absent, and is set aside (`mends`).
 
         An item is checked once per process.
+
+        Raises:
+            StoreError: It cannot be read, which says nothing about it; only where the store is open for writing.
         """
         path = self.path(kind, key)
         if key in self._verified[kind]:
             return True
-        if not path.is_dir():
+        if not os.path.lexists(path) or (not self.mends and str(path) in self.trouble):
             return False
         try:
             verify(path)
-        except DamagedError:
-            self.set_aside(path)
+        except StoreError as error:
+            if self.mends and not isinstance(error, DamagedError):
+                raise
+            self.trouble[str(path)] = str(error)
+            if self.mends:
+                self.set_aside(path)
             return False
         self._verified[kind].add(key)
         return True

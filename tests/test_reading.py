@@ -1,0 +1,187 @@
+"""Commands that only read change nothing, say what they had to leave out, and are stopped by no file of somebody else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundled import run_bundles
+from chains import run_all
+from conftest import GAUSSIAN, Make, harness
+
+from harness.coordinator.status import chain_states
+from harness.errors import StoreError
+from harness.reporting import ledger
+from harness.store import Experiment, Leases, Store
+from harness.store.health import examine
+from harness.study import open_study
+
+
+def fingerprint(root: Path) -> dict[str, str]:
+    """Every file with its content, every folder and link."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        found[str(path.relative_to(root))] = hashlib.sha256(str(content).encode()).hexdigest()
+    return found
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+HARMS: list[Callable[[Path], None]] = [flip, Path.unlink, folder, loop]
+
+
+def opened(config: Path, root: Path) -> tuple[Any, Store]:
+    store = Store.read(root)
+    prepared, scratch = open_study(config, (), store)
+    scratch.cleanup()
+    return prepared, store
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_export_and_status_tell_what_is_damaged_and_touch_nothing(make_config: Make, tmp_path: Path, harm: Any) -> None:
+    config, root = make_config(GAUSSIAN, grid={"seed": [0, 1]}), tmp_path / "root"
+    prepared, _ = run_all(config, root)
+    key = prepared.lineage.chains[1].nodes[1]
+    harm(root / "evaluations" / key / "record.json")
+    before = fingerprint(root)
+    prepared, store = opened(config, root)
+    assert len(ledger.rows(prepared, store)) == 4 + 1, "the rest of the chain rests on it"
+    assert [path for path in store.trouble if key in path]
+    prepared, store = opened(config, root)
+    states = [state.state for state in chain_states(prepared, store)]
+    assert states == ["complete", "damaged"]
+    assert fingerprint(root) == before
+    assert not Store(root).sound("evaluations", key), "a run sets it aside"
+    run_all(config, root)
+    prepared, store = opened(config, root)
+    assert len(ledger.rows(prepared, store)) == 8 and not store.trouble
+
+
+def test_the_commands_say_so_and_end_with_1(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN), tmp_path / "root"
+    prepared, _ = run_all(config, root)
+    flip(root / "evaluations" / prepared.lineage.chains[0].nodes[2] / "record.json")
+    before = fingerprint(root)
+    for command in (["export"], ["status"], ["status", "--json"], ["report", "--out", tmp_path / "report"]):
+        done = harness(command[0], config, *command[1:], "--root", root)
+        assert done.returncode == 1 and "record.json does not match its checksum" in done.stderr, command
+        assert "the next harness run makes what is damaged again" in done.stderr
+    assert fingerprint(root) == before
+    nothing = harness("export", config, "--root", tmp_path / "typo")
+    assert nothing.returncode == 2 and "is not a store" in nothing.stderr and nothing.stdout == ""
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_one_bad_bundle_stops_no_other_study(make_config: Make, tmp_path: Path, harm: Any) -> None:
+    cheap = {"data": {"source": "gaussian"}, "learner": {"kind": "gaussian"}, "generations": 1, "tracking": {"wandb": "disabled"}}
+    one = make_config({"experiment": "one", **cheap}, "one.yaml")
+    two = make_config({"experiment": "two", **cheap, "seed": 7}, "two.yaml")
+    run_bundles(one, tmp_path / "root")
+    (bad,) = (tmp_path / "root" / "bundles").iterdir()
+    run_bundles(two, tmp_path / "root")
+    harm(bad)
+    prepared, store = opened(two, tmp_path / "root")
+    assert [state.state for state in chain_states(prepared, store)] == ["complete"]
+    assert len(ledger.rows(prepared, store)) == 2 and (str(bad) in store.trouble) == (harm is not Path.unlink)
+    assert Store.open(tmp_path / "root").bundles.index().keys() == {chain.key for chain in prepared.bundles}
+
+
+def test_what_cannot_be_read_is_named_and_not_set_aside(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's file, or a disk that fails: nobody knows that it is damaged."""
+    config, root = make_config(GAUSSIAN), tmp_path / "root"
+    prepared, _ = run_all(config, root)
+    key = prepared.lineage.chains[0].nodes[1]
+    plain = Path.read_bytes
+
+    def fails(path: Path) -> bytes:
+        if key in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(StoreError, match="cannot be read: Permission denied"):
+        Store(root).sound("evaluations", key)
+    assert Store(root).has("evaluations", key) and not (root / "damaged").exists()
+    store = Store.read(root)
+    assert store.record(key) is None and "Permission denied" in "".join(store.trouble.values())
+
+
+@pytest.mark.parametrize("content", ["", '{"time": 1, "ev', "[]\n", '{"time": 1, "event": "x"}\n', "[" * 100_000])
+def test_torn_events_stop_nothing(tmp_path: Path, content: str) -> None:
+    experiment = Experiment(tmp_path, "e")
+    experiment.path.mkdir(parents=True)
+    (experiment.path / "events.jsonl").write_text(content)
+    experiment.event("one", n=1)
+    Experiment(tmp_path, "e").event("two", n=2)
+    assert [event["event"] for event in experiment.events() if "n" in event] == ["one", "two"]
+
+
+def test_a_torn_last_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    Experiment(tmp_path, "e").event("one")
+    with open(tmp_path / "experiments" / "e" / "events.jsonl", "a") as file:
+        file.write('{"time": 2, "event": "cut')
+    Experiment(tmp_path, "e").event("two")
+    assert [event["event"] for event in Experiment(tmp_path, "e").events()] == ["one", "two"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "garbage", '{"format": "1"}'])
+def test_a_damaged_format_says_what_to_do(tmp_path: Path, content: str) -> None:
+    Store.open(tmp_path / "root")
+    (tmp_path / "root" / "format").write_text(content)
+    for way in (Store.open, Store.read):
+        with pytest.raises(StoreError, match=r'write it anew \(echo \'\{"format": 1\}\' > .*doctor --store'):
+            way(tmp_path / "root")
+
+
+def test_data_that_are_gone_are_made_again_and_are_not_needed_to_read(make_config: Make, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.Generator(np.random.PCG64(1)).normal(size=(60, 2)))
+    data = {"source": "array", "path": str(tmp_path / "rows.npy"), "num_examples": 50}
+    config, root = make_config(GAUSSIAN, data=data, generations=1), tmp_path / "root"
+    run_all(config, root)
+    (made,) = (root / "data").iterdir()
+    (made / "rows.npy").unlink()
+    for command in ("report", "export", "status"):
+        done = harness(command, config, "--root", root)
+        assert done.returncode in (0, 1) and "defect" not in done.stderr, done.stderr
+    again = harness("run", config, "--root", root, "--json", "--address", "127.0.0.1:1")
+    assert again.returncode == 0, again.stderr
+    assert (root / "data" / made.name / "rows.npy").exists()
+    assert not [item for item in examine(Store(root), Leases(root, None)) if item.severity == "damage"]
+
+
+def test_out_writes_through_what_is_no_regular_file(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN, generations=0), tmp_path / "root"
+    run_all(config, root)
+    whole = harness("export", config, "--root", root).stdout
+    target, link = tmp_path / "real.csv", tmp_path / "link.csv"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert harness("export", config, "--root", root, "--out", link).returncode == 0
+    assert link.is_symlink() and target.read_text() == whole
+    assert harness("export", config, "--root", root, "--out", "/dev/stdout").stdout == whole
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert harness("export", config, "--root", root, "--out", pipe).returncode == 0
+    assert os.read(reader, 65536).decode() == whole and not pipe.is_file()
+    os.close(reader)
+    assert json.loads(harness("export", config, "--root", root, "--format", "json").stdout)

@@ -39,10 +39,13 @@ def own_token(path: Path) -> dict[str, str | None]:
     return {MODE: "token", PATH: str(path), VALUE: None}
 
 
-def known_token() -> dict[str, str | None]:
-    """The variables with which a Ray that runs already is joined.
+def joining_tokens() -> list[dict[str, str | None]]:
+    """The variables with which to join a Ray that runs already, in the order in which to try them.
 
-    A token is shown where the user has one, and has not said otherwise; a Ray that wants none does not mind.
+    Both sides must agree on whether there is a token, for each calls the other. What the environment says of it holds; where it
+    says nothing, a Ray without comes first, and then the user's token, if there is one.
     """
+    if os.environ.get(MODE):
+        return [{}]
     there = os.environ.get(VALUE) or os.environ.get(PATH) or (Path.home() / ".ray" / "auth_token").exists()
-    return {MODE: os.environ.get(MODE) or ("token" if there else None)}
+    return [{MODE: None}, *([{MODE: "token"}] if there else [])]

@@ -26,7 +26,7 @@ from harness.coordinator.private import environment
 from harness.coordinator.scheduler import Capacity, Shape, feasible
 from harness.coordinator.stop import Stop
 from harness.errors import GangError, ResourceError
-from harness.ray_access import FOLDER, LOOPBACK, TOKEN, known_token, own_token, write_token
+from harness.ray_access import FOLDER, LOOPBACK, TOKEN, joining_tokens, own_token, write_token
 
 
 def usable_cpus() -> int:
@@ -170,23 +170,32 @@ def connected(
                 **_COMMON,
             )
         else:
-            address = _probe(place)
-            until_the_end.enter_context(environment(**known_token(), **(LOOPBACK if _only_on_loopback(address) else {})))
-            _join(place, address)
+            until_the_end.enter_context(_joined(place, _probe(place)))
         yield from _running(place, folder, on_lost, on_joined, stop)
 
 
 _COMMON: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
 
 
-def _join(place: Place, address: str) -> None:
+@contextlib.contextmanager
+def _joined(place: Place, address: str) -> Iterator[None]:
     """Join the Ray at an address; what its libraries write about a failure becomes one message."""
-    with _captured_stderr() as said:
-        try:
-            ray.init(address=address, **_COMMON)
-        except (OSError, RuntimeError, ValueError) as error:
-            wants = "it wants another token: set RAY_AUTH_TOKEN_PATH to the file with its token (and RAY_AUTH_MODE=token)"
-            raise _unreachable(place, wants if "InvalidAuthToken" in said() else str(error)) from None
+    loopback = LOOPBACK if _only_on_loopback(address) else {}
+    reason = ""
+    for token in joining_tokens():
+        with environment(**token, **loopback), _captured_stderr() as said:
+            try:
+                ray.init(address=address, **_COMMON)
+            except (OSError, RuntimeError, ValueError) as error:
+                reason = str(error)
+                if "InvalidAuthToken" in said():
+                    reason = "it wants another token: set RAY_AUTH_TOKEN_PATH to the file with its token, and RAY_AUTH_MODE=token"
+                    continue
+                break
+        with environment(**token, **loopback):
+            yield
+        return
+    raise _unreachable(place, reason)
 
 
 def _unreachable(place: Place, reason: str) -> GangError | ResourceError:

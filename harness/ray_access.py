@@ -48,4 +48,5 @@ def joining_tokens() -> list[dict[str, str | None]]:
     if os.environ.get(MODE):
         return [{}]
     there = os.environ.get(VALUE) or os.environ.get(PATH) or (Path.home() / ".ray" / "auth_token").exists()
-    return [{MODE: None}, *([{MODE: "token"}] if there else [])]
+    found: list[dict[str, str | None]] = [{MODE: None}, {MODE: "token"}]
+    return found if there else found[:1]

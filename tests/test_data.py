@@ -149,10 +149,13 @@ def test_a_decompression_bomb_is_stopped_at_a_part_of_the_memory(tmp_path: Path,
     allowed = reading.psutil.virtual_memory().total // reading.MEMORY_SHARE
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * (allowed + 1)))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"a" * (allowed - 1)))
-    pq.write_table(pa.table({"text": ["x" * 1000] * (allowed // 500)}), tmp_path / "c.parquet", compression="zstd")
+    pq.write_table(pa.table({"text": [f"{i:1000}" for i in range(allowed // 500)]}), tmp_path / "c.parquet", compression="zstd")
     assert (tmp_path / "c.parquet").stat().st_size < allowed // 100
-    for name in ("a.txt.gz", "c.parquet"):
-        with pytest.raises(DataError, match=f"{name} would bring what is read to more than"):
+    for name, expected in (
+        ("a.txt.gz", "would bring what is read to more than"),
+        ("c.parquet", "says that it has .* rows, which take"),
+    ):
+        with pytest.raises(DataError, match=f"{name} {expected}"):
             read(tmp_path / name)
     assert len(read(tmp_path / "b.txt.gz").whole) == 1
 

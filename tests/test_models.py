@@ -130,6 +130,7 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an unknown architecture": (lambda f: configure(f, model_type="tomorrow"), "cannot be loaded"),
     "sizes that do not fit": (lambda f: configure(f, n_head=3), "divisible|no model can be built|cannot be run"),
     "a size that is no number": (lambda f: configure(f, n_layer="two"), "cannot be loaded"),
+    "layers without end": (lambda f: configure(f, n_layer=10**9), "has 1000000000 layers, allowed: 1 to"),
     "a tokenizer of a later version": (
         lambda f: (f / "tokenizer.json").write_text(
             json.dumps({**json.loads((f / "tokenizer.json").read_text()), "pre_tokenizer": {"type": "Future"}})

@@ -29,7 +29,7 @@ from harness.config.schema import (
     science,
 )
 from harness.data.base import own_examples
-from harness.data.reading import check_rows, load_array, open_parquet
+from harness.data.reading import check_size, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
 from harness.streams import stream
@@ -363,7 +363,7 @@ def _read_columns(path: Path, config: ArrayData) -> npt.NDArray[Any]:
             raise DataError(
                 f"data.columns: {path} has {kind} in the column {name!r}, not numbers; name the columns that hold numbers"
             )
-    check_rows(file, path, "data.path", 8 * len(wanted))
+    check_size(file, path, "data.path", 8 * len(wanted), wanted)
     try:
         found = file.read(columns=wanted)
         return np.column_stack([found[name].to_numpy() for name in found.column_names])

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from harness.config.schema import DIGITS, ImageData, science
 from harness.data.base import own_examples
 from harness.data.hub import load_hub
-from harness.data.reading import ROWS, Budget, load_array, open_parquet
+from harness.data.reading import ROWS, Budget, check_size, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
 from harness.streams import stream
@@ -239,6 +239,7 @@ def _read_parquet(path: Path, config: ImageData) -> Images:
 
     file = open_parquet(path, "data.source")
     wanted = _columns(config, file.schema_arrow.names, str(path))
+    check_size(file, path, "data.source", 8, wanted)
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     budget = Budget("data.source")
     try:
@@ -258,7 +259,12 @@ def _hub(config: ImageData) -> Source:
     sides = {}
     for side in [name for name in ("train", "test") if name in loaded]:
         rows = loaded[side]
-        columns = {name: list(rows[name]) for name in _columns(config, rows.column_names, config.source)}
+        wanted = _columns(config, rows.column_names, config.source)
+        try:
+            columns = {name: list(rows[name]) for name in wanted}
+        except Exception as error:  # what the library's decoders raise at images that are damaged, or too large to be true
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"data.image_field: {config.source} ({side}) cannot be decoded: {reason}") from None
         sides[side] = _from_columns(columns, config, f"{config.source} ({side})")
     train, test = sides["train"], sides.get("test")
     if test is not None and test.pixels.shape[1:] != train.pixels.shape[1:]:

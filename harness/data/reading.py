@@ -10,7 +10,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -234,6 +234,7 @@ def _read_parquet(path: Path, text_field: str, field: str, budget: Budget) -> It
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise DataError(f"{field}: {path} has {kind} in the column {text_field!r} (data.text_field), not text")
+    check_size(file, path, field, 8, [text_field])
     try:
         for batch in file.iter_batches(batch_size=ROWS, columns=[text_field]):
             budget.take(path, batch.nbytes + 8 * batch.num_rows)
@@ -264,22 +265,33 @@ def open_parquet(path: Path, field: str) -> Any:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{field}: {path} is not Parquet: {(str(error).splitlines() or [''])[0]}") from None
-    check_rows(file, path, field, 8)
+    check_size(file, path, field, 8, ())
     return file
 
 
-def check_rows(file: Any, path: Path, field: str, row_bytes: int) -> None:
-    """Compare the rows that a Parquet file says it has with this machine's memory; a few bytes can stand for any number of them.
+def check_size(file: Any, path: Path, field: str, row_bytes: int, columns: Sequence[str]) -> None:
+    """Compare what a Parquet file says of itself with this machine's memory; a few bytes can stand for any number of rows.
+
+    Args:
+        file: The open file.
+        path: Its path, for messages.
+        field: The configuration's field that names it, for messages.
+        row_bytes: What a row takes in memory at least.
+        columns: Those that are read, whose decompressed size counts too.
 
     Raises:
-        DataError: They are too many.
+        DataError: It is more than a part of the memory.
     """
     about = file.metadata
-    rows = max(about.num_rows, sum(about.row_group(group).num_rows for group in range(about.num_row_groups)))
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    rows = max(about.num_rows, sum(group.num_rows for group in groups))
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+    needed = max(rows * row_bytes, size)
     limit = psutil.virtual_memory().total // MEMORY_SHARE
-    if rows * row_bytes > limit:
+    if needed > limit:
         raise DataError(
-            f"{field}: {path} says that it has {rows} rows, which take at least {rows * row_bytes / 2**30:,.1f} GiB; "
+            f"{field}: {path} says that it has {rows} rows, which take at least {needed / 2**30:,.1f} GiB; "
             f"allowed: {limit / 2**30:,.1f} GiB, a quarter of this machine's memory"
         )
 

@@ -11,6 +11,9 @@ from harness.learners.language_model.identity import FIELD, pretrained_identity,
 from harness.learners.language_model.sizes import num_parameters
 from harness.learners.language_model.weights import stored_weights
 
+MAX_LAYERS = 10_000
+"""A configuration that asks for more is a mistake: building it, even without weights, would take the machine."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -78,6 +81,8 @@ def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int)
         raise DataError(f"data.tokenizer: {vocab_size} tokens, but {model.pretrained!r} knows {text.vocab_size}")
     if found.get("quantization_config"):
         raise DataError(f"{FIELD}: {model.pretrained!r} is quantised, and such weights cannot be trained on")
+    if not 0 < text.num_hidden_layers <= MAX_LAYERS:
+        raise DataError(f"{FIELD}: {model.pretrained!r} has {text.num_hidden_layers} layers, allowed: 1 to {MAX_LAYERS}")
     try:
         skeleton = on_meta(config)
     except Exception as error:  # what the library's models raise on sizes that do not fit each other

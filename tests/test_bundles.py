@@ -505,7 +505,7 @@ def test_the_commands_on_a_bundled_grid(make_config: Make, tmp_path: Path) -> No
     assert harness("doctor", "--store", "--root", root).returncode == 0
     assert harness("gc", "--root", root).returncode == 0
     runs = list((root / "experiments" / "bundles" / "wandb" / "wandb").glob("offline-run-*"))
-    assert len(runs) == 16
+    assert len(runs) == 8, "one for each cell"
 
 
 @pytest.mark.ray

@@ -119,15 +119,34 @@ def test_chains_that_are_not_complete_are_sent_and_appended_to(make_config: Make
             assert sorted(recorder.generations(name)) == [0, 1, 2, 3, 4]
 
 
-def test_bundled_chains(make_config: Make, tmp_path: Path) -> None:
+def test_bundled_chains_are_sent_by_cell_or_one_by_one(make_config: Make, tmp_path: Path) -> None:
     from bundled import run_bundles
 
-    config, root = make_config(GAUSSIAN, grid=GRID, **{"tracking.wandb": "offline", "resources.bundled": True}), tmp_path / "root"
-    run_bundles(config, root)
+    from harness.coordinator.views import Views, mirrored
+    from harness.reporting import ledger
+    from harness.reporting.statistics import aggregate
+
+    changes = {"tracking.wandb": "offline", "resources.bundled": True}
+    config, root = make_config(GAUSSIAN, grid=GRID, **changes), tmp_path / "root"
+    prepared, store = run_bundles(config, root)
     with endpoint() as recorder:
-        assert sync(config, root, recorder)["generations_sent"] == 16
-        check(recorder, config, root)
+        assert sync(config, root, recorder)["generations_sent"] == 2 * 4
         assert sync(config, root, recorder)["generations_sent"] == 0
+        names = recorder.names()
+        assert len(names) == 2 and all("cell-" in name for name in names)
+        one_by_one = ("--set", "tracking.bundles=chains", "--set", "tracking.project=chains")
+        assert sync(config, root, recorder, *one_by_one)["generations_sent"] == 16
+        check(recorder, config, root, "chains")
+    rows = ledger.rows(prepared, store)
+    for item in mirrored(prepared):
+        for generation in Views(prepared, store).view(item).generations:
+            of = [row for row in rows if row["generation"] == generation.record.generation
+                  and row["regime.synthetic_ratio"] == prepared.study.cells[item.cell].axes["regime.synthetic_ratio"]]  # fmt: skip
+            expected = aggregate([row["test/nll"] for row in of])
+            metrics = generation.record.metrics
+            found = [metrics[name] for name in ("test/nll", "test/nll.low", "test/nll.high")]
+            assert found == pytest.approx([expected.mean, expected.low, expected.high])
+            assert metrics["seeds/live"] == 2
 
 
 def test_another_project_or_server_gets_everything(study: tuple[Path, Path]) -> None:

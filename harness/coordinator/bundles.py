@@ -6,9 +6,9 @@ chain both (two studies that overlap are sliced differently) commit the same num
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 import ray
 
 from harness.coordinator.base import IDLE, Display, Summary
-from harness.coordinator.failures import classify
+from harness.coordinator.failures import classify, store_trouble
+from harness.coordinator.gang import death
 from harness.coordinator.slices import MAX_CHAINS, Slice, make_slices, missing
 from harness.coordinator.stop import Stop
+from harness.errors import StoreError
 from harness.lineage import BundledChain
 from harness.store import Experiment, Lease, Leases, Store
 from harness.study import Prepared
@@ -121,31 +123,36 @@ class BundleRun:
         self._waits_for: set[str] = set()
         self._polled = self._busy = time.monotonic()
 
-    def run(self, workers: int, on_chain: Callable[[BundledChain], None]) -> Summary:
+    def run(self, workers: int) -> Summary:
         """Compute the chains that the store has not, and wait for those that others compute.
 
         Args:
             workers: Tasks that run at once.
-            on_chain: Called for every chain that is complete.
+
+        Raises:
+            StoreError: The store cannot be written any more.
         """
         started, total, reason = time.monotonic(), len(self.prepared.bundles), ""
         target = min(max(sum(part.seconds for part in self.ready) / (workers * TASKS_PER_WORKER), TASK_S[0]), TASK_S[1])
         self.experiment.event("bundles_started", chains=len(self.left), slices=len(self.ready))
         remote = ray.remote(num_cpus=1, max_retries=0)(run_task)
-        while (self.ready or self.again or self.held or self.running) and not self.stop.is_set():
-            while len(self.running) < workers and (task := self._next(target)) is not None:
-                self.running[remote.remote(task, str(self.store.root))] = task
-            if self._idle():
-                reason = IDLE
-                break
-            self._wait()
-            self._poll()
-            self.display.update(total - len(self.left), total, [])
-        for ref in self.running:  # what a task has done so far is lost: at most a few seconds, by its size
-            ray.cancel(ref, force=True)
-        for key in list(self._mine):
-            self._release(key)
-        return self._summary(time.monotonic() - started, reason, on_chain)
+        try:
+            while (self.ready or self.again or self.held or self.running) and not self.stop.is_set():
+                while len(self.running) < workers and (task := self._next(target)) is not None:
+                    self.running[remote.remote(task, str(self.store.root))] = task
+                if self._idle():
+                    reason = IDLE
+                    break
+                self._wait()
+                self._poll()
+                self.display.update(total - len(self.left), total, [])
+        finally:
+            for ref in self.running:  # what a task has done so far is lost: at most a few seconds, by its size
+                ray.cancel(ref, force=True)
+            for key in list(self._mine):
+                with contextlib.suppress(OSError):  # a disk that is full must not hide why the run ends
+                    self._release(key)
+        return self._summary(time.monotonic() - started, reason)
 
     # --- whose is what -------------------------------------------------------------------------------------------------
 
@@ -242,7 +249,12 @@ class BundleRun:
         try:
             found: Done = ray.get(ref)
         except ray.exceptions.RayError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            kind, reason = death(error)
+            trouble = store_trouble(self.store.root) if kind == "store" else None
+            if trouble:
+                raise StoreError(
+                    f"{trouble} ({reason}); nothing that was committed is lost: make room, and run the command again"
+                ) from None
             again = task.attempt <= self.prepared.study.base.resources.max_failures
             self.experiment.event("bundle_failed", reason=reason, attempt=task.attempt, again=again)
             self.display.line(f"a bundle of {len(task.chains)} chains failed{', trying again' if again else ''}: {reason}")
@@ -265,11 +277,9 @@ class BundleRun:
         for part in task.slices:
             self._close(part.key)
 
-    def _summary(self, wall_s: float, reason: str, on_chain: Callable[[BundledChain], None]) -> Summary:
+    def _summary(self, wall_s: float, reason: str) -> Summary:
         left = {chain.key for chain in missing(self.prepared, self.store.bundles.index())}
         complete = [chain for chain in self.prepared.bundles if chain.key not in left]
-        for chain in complete:
-            on_chain(chain)
         total = sum(chain.generations + 1 for chain in complete)
         stopped = bool(left) and (self.stop.is_set() or bool(reason))
         names = {chain.key: chain.id for chain in self.prepared.bundles}

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,9 @@ from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_by_chain
 from harness.coordinator.slices import missing
 from harness.coordinator.stop import Stop
-from harness.coordinator.views import Views
+from harness.coordinator.views import Mirrored, Views, mirrored
 from harness.errors import GangError, ResourceError
-from harness.lineage import BundledChain, Chain, reachable
+from harness.lineage import Chain, reachable
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared, commit_data
 from harness.tracking import Mirror
@@ -113,21 +113,28 @@ def run_study(
             mirror = Mirror(_mode(base), experiment.path / "wandb", leases)
             views = Views(prepared, store)
 
-            def on_chain(chain: Chain | BundledChain) -> None:
+            def on_chain(chain: Chain) -> None:
                 mirror.add(views.view(chain))
 
             workers = max(1, int(sum(machine.cpus for machine in machines)))
-            mirrored = base.tracking.wandb != "disabled"
             summary = Summary(0, 0, 0, 0, 0.0)
             if prepared.bundles:
-                bundles = BundleRun(prepared, store, experiment, leases, display, stop, idle_s)
-                summary = bundles.run(workers, on_chain if mirrored else (lambda chain: None))
+                summary = BundleRun(prepared, store, experiment, leases, display, stop, idle_s).run(workers)
+                if base.tracking.wandb != "disabled":
+                    _mirror(mirror, Views(prepared, store), [item for item in mirrored(prepared) if not isinstance(item, Chain)])
             if prepared.lineage.chains:
                 coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop, idle_s)
                 gangs.coordinator = coordinator
                 summary += coordinator.run()
             warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)
     return summary, warnings
+
+
+def _mirror(mirror: Mirror, views: Views, items: Iterable[Mirrored]) -> None:
+    """Queue what is committed to its end."""
+    for item in items:
+        if views.whole(item):
+            mirror.add(views.view(item))
 
 
 def _mode(config: Config) -> Literal["offline", "online", "disabled"]:
@@ -159,9 +166,7 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
     with _leases(store, prepared.study.base) as leases:
         mirror = Mirror(_mode(prepared.study.base), experiment.path / "wandb", leases)
         if prepared.study.base.tracking.wandb != "disabled":
-            views = Views(prepared, store)
-            for chain in prepared.chains:
-                mirror.add(views.view(chain))
+            _mirror(mirror, Views(prepared, store), mirrored(prepared))
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundles)

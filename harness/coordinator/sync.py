@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.coordinator.stop import Stop
-from harness.coordinator.views import Views
+from harness.coordinator.views import Mirrored, Views, mirrored
 from harness.errors import InputError
-from harness.lineage import BundledChain, Chain
+from harness.lineage import Chain
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
 from harness.tracking import BusyError, Sent, Server, connect, held, patience_s, send_chain
@@ -86,7 +86,7 @@ def sync(prepared: Prepared, root: Path, stop: Stop, every_s: float | None, say:
     if every_s is None and not (root / "format").exists():
         raise InputError(f"--root {root} is not a store of the harness")
     server = connect()
-    started, total = time.monotonic(), Synced(len(prepared.chains))
+    started, total = time.monotonic(), Synced(len(mirrored(prepared)))
     while True:
         if (root / "format").exists():
             _Pass(prepared, root, server, stop, say, total).run()
@@ -112,7 +112,7 @@ class _Pass:
     def run(self) -> None:
         tracking = self.prepared.study.base.tracking
         sent = Sent(self.folder, self.server, tracking.entity, tracking.project)
-        todo = [chain for chain in self.prepared.chains if self._news(chain, len(sent.evaluations(chain.id)))]
+        todo = [chain for chain in mirrored(self.prepared) if self._news(chain, len(sent.evaluations(chain.id)))]
         self.total.busy, errors = [], self.total.errors
         self.total.errors = {}
         if todo:
@@ -125,7 +125,7 @@ class _Pass:
         for chain, reason in self.total.errors.items():
             if errors.get(chain) != reason:
                 self.say(f"{chain}: {reason}")
-        self.total.complete = sum(self._complete(chain, sent) for chain in self.prepared.chains)
+        self.total.complete = sum(self._complete(chain, sent) for chain in mirrored(self.prepared))
 
     @contextlib.contextmanager
     def _leases(self) -> Iterator[Leases]:
@@ -134,14 +134,14 @@ class _Pass:
         with own_leases(root, base.resources.lease_s, {"experiment": base.experiment, "sync": True}) as leases:
             yield leases
 
-    def _news(self, chain: Chain | BundledChain, known: int) -> bool:
+    def _news(self, chain: Mirrored, known: int) -> bool:
         """Whether more of a chain is committed than was sent; a bundled chain that diverged has fewer records than generations."""
         there = self.views.committed(chain)
-        return there > known and not (isinstance(chain, BundledChain) and len(self.views.view(chain).generations) == known)
+        return there > known and (isinstance(chain, Chain) or len(self.views.view(chain).generations) > known)
 
-    def _send(self, chains: Sequence[Chain | BundledChain], leases: Leases) -> list[Chain | BundledChain]:
+    def _send(self, chains: Sequence[Mirrored], leases: Leases) -> list[Mirrored]:
         """Send chains one after another; returns those that other processes hold."""
-        busy: list[Chain | BundledChain] = []
+        busy: list[Mirrored] = []
         done = failures = 0
         for chain in chains:
             if self.stop.is_set():
@@ -167,18 +167,17 @@ class _Pass:
                 self.say(f"sent {done} of {len(chains)} chains")
         return busy
 
-    def _complete(self, chain: Chain | BundledChain, sent: Sent) -> bool:
+    def _complete(self, chain: Mirrored, sent: Sent) -> bool:
         """Whether nothing of a chain is left to send, now or later."""
         known = len(sent.evaluations(chain.id))
         if known == chain_length(chain):
             return True
-        view = self.views.view(chain) if known else None
-        return view is not None and len(view.generations) == known and view.generations[-1].record.status == "diverged"
+        return known > 0 and self.views.whole(chain) and len(self.views.view(chain).generations) == known
 
 
-def chain_length(chain: Chain | BundledChain) -> int:
+def chain_length(chain: Mirrored) -> int:
     """Generations of a chain when it is complete."""
-    return chain.generations + 1 if isinstance(chain, BundledChain) else len(chain.nodes)
+    return len(chain.nodes) if isinstance(chain, Chain) else chain.generations + 1
 
 
 def describe(done: Synced) -> str:

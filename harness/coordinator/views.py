@@ -1,19 +1,67 @@
-"""Chains as W&B shows them, read from the store; needs neither ray nor torch, so a login node can mirror while jobs compute."""
+"""What W&B shows of a study, read from the store; needs neither ray nor torch, so a login node can mirror while jobs compute."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from harness.lineage import BundledChain, Chain
-from harness.records import Record, bundled_record
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from harness.lineage import BundledChain, Chain, chain_nodes, ends, reachable
+from harness.records import Record, Status, bundled_record
 from harness.store import Store
 from harness.store.bundles import CHAIN, Place
 from harness.study import Prepared
 from harness.tracking import ChainView, GenerationView
 
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class BundledCell:
+    """All chains of a cell that is run in bundles: one run shows their means. A run for each of 10,000 cheap chains helps nobody.
+
+    Attributes:
+        id: Of these chains, so that other seeds are another run.
+        cell: Index of the cell.
+        chains: The chains.
+    """
+
+    id: str
+    cell: int
+    chains: tuple[BundledChain, ...]
+
+    @property
+    def generations(self) -> int:
+        """Index of the last generation."""
+        return self.chains[0].generations
+
+
+Mirrored = Chain | BundledChain | BundledCell
+"""What one run shows."""
+
+
+def mirrored(prepared: Prepared) -> list[Mirrored]:
+    """What a study's runs show: its chains, but the cells of those in bundles, unless ``tracking.bundles`` asks for chains."""
+    if prepared.study.base.tracking.bundles == "chains":
+        return list(prepared.chains)
+    cells: dict[int, list[BundledChain]] = {}
+    for chain in prepared.bundles:
+        cells.setdefault(chain.cell, []).append(chain)
+    found: list[Mirrored] = list(prepared.lineage.chains)
+    for cell, chains in cells.items():
+        name = hashlib.sha256(" ".join(chain.id for chain in chains).encode()).hexdigest()[:12]
+        found.append(BundledCell(f"cell-{name}", cell, tuple(chains)))
+    return found
+
 
 class Views:
-    """The chains of a study, as far as they are committed.
+    """What is mirrored of a study, as far as it is committed.
 
     What is read for many chains at once is kept, so views of a store that others write to are made anew for each pass over it.
     """
@@ -30,23 +78,66 @@ class Views:
         self._places: Mapping[str, Place] | None = None
         self._bundled: dict[str, list[GenerationView]] | None = None
 
-    def committed(self, chain: Chain | BundledChain) -> int:
-        """How many generations of a chain are committed; cheap, no record is read."""
-        if isinstance(chain, BundledChain):
+    def committed(self, item: Mirrored) -> int:
+        """How many generations are committed; cheap, no record is read. A cell counts when all its chains are there."""
+        if isinstance(item, BundledCell):
+            return min(self.committed(chain) for chain in item.chains)
+        if isinstance(item, BundledChain):
             if self._places is None:
                 self._places = self.store.bundles.index()
-            place = self._places.get(chain.key)
-            return 0 if place is None else min(place.generations, chain.generations) + 1
+            place = self._places.get(item.key)
+            return 0 if place is None else min(place.generations, item.generations) + 1
         if self._committed is None:
             self._committed = self.store.committed("evaluations")
-        return next((i for i, node in enumerate(chain.nodes) if node not in self._committed), len(chain.nodes))
+        return next((i for i, node in enumerate(item.nodes) if node not in self._committed), len(item.nodes))
 
-    def view(self, chain: Chain | BundledChain) -> ChainView:
-        """A chain as W&B shows it: the cell as configuration, every generation that is committed."""
-        config = self.prepared.cell(chain).config
-        shown = config.model_dump(mode="json") | {"seed": chain.seed, "chain": chain.id, "axes": self.prepared.axes(chain)}
-        generations = self._rows(chain) if isinstance(chain, BundledChain) else self._records(chain)
-        return ChainView(config.experiment, chain.id, config.tracking.project, config.tracking.entity, shown, generations)
+    def whole(self, item: Mirrored) -> bool:
+        """Whether all generations that there will ever be are committed."""
+        if not isinstance(item, Chain):
+            return self.committed(item) > item.generations
+        lineage = self.prepared.lineage
+        done = self.store.committed("evaluations")
+        records = {key: self.store.record(key) for key in ends(lineage, done)}
+        diverged = {key for key, record in records.items() if record is not None and record.status == "diverged"}
+        return all(node in done for node in chain_nodes(item, reachable(lineage, diverged), diverged))
+
+    def view(self, item: Mirrored) -> ChainView:
+        """What a run shows: the cell as configuration, every generation that is committed."""
+        cell = self.prepared.study.cells[item.cell]
+        shown = cell.config.model_dump(mode="json") | {"axes": dict(cell.axes)}
+        if isinstance(item, BundledCell):
+            shown |= {"seeds": len(item.chains), "cell": item.id}
+            return self._view(item.id, cell.config, shown, self._means(item), "cell")
+        shown |= {"seed": item.seed, "chain": item.id}
+        generations = self._rows(item) if isinstance(item, BundledChain) else self._records(item)
+        return self._view(item.id, cell.config, shown, generations, "chain")
+
+    @staticmethod
+    def _view(name: str, config: Any, shown: Mapping[str, Any], generations: Sequence[GenerationView], kind: str) -> ChainView:
+        tracking = config.tracking
+        return ChainView(config.experiment, name, tracking.project, tracking.entity, shown, generations, kind)
+
+    def _means(self, item: BundledCell) -> list[GenerationView]:
+        """Every generation of a cell: the means over its chains, and their 95 % intervals where none has diverged (Student's t)."""
+        table = self.store.bundles.read([chain.key for chain in item.chains])
+        if table is None:
+            return []
+        names = [name for name in table.column_names if "/" in name]
+        generation = table["generation"].to_numpy()
+        ended = np.sort(generation[np.asarray(pc.equal(table["status"], "diverged"))])
+        values = {name: table[name].cast(pa.float64()).to_numpy() for name in names}
+        keys = np.asarray(table["evaluation"].to_pylist(), dtype=object)
+        found = []
+        for g in range(item.generations + 1):
+            rows = np.flatnonzero(generation == g)
+            gone = int(np.searchsorted(ended, g, side="right"))
+            metrics: dict[str, float | None] = {"seeds/live": float(len(item.chains) - gone), "seeds/diverged": float(gone)}
+            for name in names:
+                metrics |= _mean(name, values[name][rows], intervals=not gone)
+            evaluation = hashlib.sha256(" ".join(sorted(keys[rows])).encode()).hexdigest()[:32]
+            status: Status = "diverged" if gone == len(item.chains) else "ok"
+            found.append(GenerationView(Record(g, 0, status, "", "", evaluation, metrics), (), ()))
+        return found
 
     def _records(self, chain: Chain) -> list[GenerationView]:
         found = []
@@ -70,3 +161,17 @@ class Views:
             for row in table.to_pylist() if table is not None else []:
                 self._bundled.setdefault(row[CHAIN], []).append(GenerationView(bundled_record(row), (), ()))
         return self._bundled.get(chain.key, [])[: chain.generations + 1]
+
+
+def _mean(name: str, values: Any, intervals: bool) -> dict[str, float | None]:
+    """A metric's mean over seeds, with the ends of its interval beside it; nothing where no value is finite."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return {}
+    mean = float(finite.mean())
+    if len(finite) < 2 or not intervals:
+        return {name: mean}
+    from scipy import stats
+
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1)) * float(finite.std(ddof=1)) / math.sqrt(len(finite))
+    return {name: mean, f"{name}.low": mean - half, f"{name}.high": mean + half}

@@ -57,6 +57,7 @@ class ChainView:
         entity: W&B's entity; None for the default.
         config: The cell, the seed and the axes.
         generations: In order, shared ones included.
+        kind: W&B's job type: ``chain``, or ``cell`` where the generations are means over the chains of a cell.
     """
 
     experiment: str
@@ -65,6 +66,7 @@ class ChainView:
     entity: str | None
     config: Mapping[str, Any]
     generations: Sequence[GenerationView]
+    kind: str = "chain"
 
     @property
     def evaluations(self) -> list[str]:
@@ -241,7 +243,7 @@ def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, on
         id=run_id(view.experiment, view.chain),
         name=view.chain,
         group=view.experiment,
-        job_type="chain",
+        job_type=view.kind,
         project=view.project,
         entity=entity,
         dir=str(folder),

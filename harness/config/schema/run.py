@@ -64,6 +64,8 @@ class Tracking(Section):
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "model-collapse"
     entity: str | None = None
+    bundles: Literal["cells", "chains"] = "cells"
+    """Chains in bundles: one run for each cell, with means over its chains, or one for each chain."""
 
 
 class Statistic(Section):

@@ -16,6 +16,7 @@ from harness.config.presets import preset_names, resolve_model
 from harness.config.schema import CellSource, Config, LanguageModel, ModelSource, Override, Sample, TextData
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
+from harness.terminal import shown
 
 SHARED_SECTIONS = ("experiment", "tracking", "seed", "claims")
 """Fields that all cells of a grid share."""
@@ -97,16 +98,15 @@ def expand(source: Source) -> Study:
         seeds = [base.seed]
     for index, seed in enumerate(seeds):
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
-            raise source.error(f"grid.seed.{index}", f"found {seed!r}, expected an integer from 0 to 2**62 - 1")
-    shown = (*columns, *(["seed"] if len(seeds) > 1 else []))
-    return Study(base, tuple(cells), tuple(seeds), tuple(c for c in shown if c != "seed"), "generations" in axes, source)
+            raise source.error(f"grid.seed.{index}", f"found {shown(seed)}, expected an integer from 0 to 2**62 - 1")
+    return Study(base, tuple(cells), tuple(seeds), tuple(columns), "generations" in axes, source)
 
 
 def _overrides(source: Source, items: Any) -> list[Override]:
     if items is None:
         return []
     if not isinstance(items, list):
-        raise source.error("overrides", f"found {items!r}, expected a list of {{when: {{...}}, set: {{...}}}}")
+        raise source.error("overrides", f"found {shown(items)}, expected a list of {{when: {{...}}, set: {{...}}}}")
     found = []
     for index, item in enumerate(items):
         try:
@@ -129,7 +129,7 @@ def _check_field(source: Source, place: str, name: str) -> None:
     for part in name.split("."):
         allowed = sorted({field for section in sections for field in section.model_fields})
         if part not in allowed:
-            raise source.error(place, f"unknown field {name!r}{nearest(part, allowed)}; allowed: {', '.join(allowed)}")
+            raise source.error(place, f"unknown field {shown(name)}{nearest(part, allowed)}; allowed: {', '.join(allowed)}")
         found = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
         sections = [inner for annotation in found for inner in section_classes(annotation)]
 
@@ -150,7 +150,7 @@ def _axes(source: Source, grid: Any) -> dict[str, list[Any]]:
     if grid is None:
         return {}
     if not isinstance(grid, Mapping):
-        raise source.error("grid", f"found {grid!r}, expected fields with lists of values")
+        raise source.error("grid", f"found {shown(grid)}, expected fields with lists of values")
     axes = {str(name): _axis_values(source, str(name), values) for name, values in grid.items()}
     for name in axes:
         _check_field(source, f"grid.{name}", name)
@@ -168,11 +168,11 @@ def _axis_values(source: Source, name: str, values: Any) -> list[Any]:
     if isinstance(values, Mapping):
         if set(values) != {"from", "count"} or not all(type(v) is int for v in values.values()) or values["count"] < 1:
             raise source.error(
-                place, f"found {dict(values)!r}, expected a list of values, or {{from: INTEGER, count: INTEGER >= 1}}"
+                place, f"found {shown(dict(values))}, expected a list of values, or {{from: INTEGER, count: INTEGER >= 1}}"
             )
         return list(range(values["from"], values["from"] + values["count"]))
     if not isinstance(values, list):
-        raise source.error(place, f"found {values!r}, expected a list of values")
+        raise source.error(place, f"found {shown(values)}, expected a list of values")
     if not values:
         raise source.error(place, "is an empty axis; give at least one value")
     seen: set[str] = set()
@@ -182,7 +182,7 @@ def _axis_values(source: Source, name: str, values: Any) -> list[Any]:
             with contextlib.suppress(OverflowError):  # too large for a float: its digits tell it apart
                 text = repr(float(value))
         if text in seen:
-            raise source.error(f"{place}.{index}", f"the value {value!r} is given twice")
+            raise source.error(f"{place}.{index}", f"the value {shown(value)} is given twice")
         seen.add(text)
     return values
 
@@ -308,7 +308,7 @@ def _find_cell(study: Study, cell: Cell, wanted: Mapping[str, Any]) -> int:
         if name not in study.columns:
             allowed = ", ".join(study.columns) or "none, the grid has no axes"
             raise study.source.error(
-                "regime.source", f"cell names {name!r}, which is no axis{nearest(name, study.columns)}; axes: {allowed}"
+                "regime.source", f"cell names {shown(name)}, which is no axis{nearest(name, study.columns)}; axes: {allowed}"
             )
     target = {**cell.axes, **({"regime.source": "self"} if "regime.source" in study.columns else {}), **wanted}
     in_grid = [(index, other) for index, other in enumerate(study.cells) if not other.teacher]
@@ -327,7 +327,7 @@ def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> N
     if preset is not None and preset not in preset_names():
         place = next((p for f, p in places.items() if "learner.model.preset".startswith(f)), "learner.model.preset")
         at = source.problem(place, "")
-        message = f"found {preset!r}, allowed: {', '.join(preset_names())}{nearest(preset, preset_names())}"
+        message = f"found {shown(preset)}, allowed: {', '.join(preset_names())}{nearest(preset, preset_names())}"
         raise ConfigError([type(at)(at.where, at.line, "learner.model.preset", message)])
     try:
         resolved = resolve_model(learner.model)

@@ -12,9 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from harness.config.reading import join
 from harness.config.schema import Config, GaussianData, ImageData, TextData, is_image_data
-from harness.config.source import Source, join, read_source, split_field
+from harness.config.source import Source, read_source, split_field
 from harness.errors import ConfigError, Problem
+from harness.terminal import shown
 
 TOP_LEVEL_EXTRA = ("grid", "overrides")
 
@@ -136,16 +138,16 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
         expected = str(context.get("expected_tags") or context.get("expected", ""))
         names = [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
         value = found.get("kind") if isinstance(found, Mapping) and "discriminator" in context else found
-        return f"found {value!r}, allowed: {', '.join(names)}{nearest(str(value), names)}"
+        return f"found {shown(value)}, allowed: {', '.join(names)}{nearest(str(value), names)}"
     if kind == "union_tag_not_found":
         return "needs a kind"
     if kind == "finite_number":
-        return f"found {found!r}, must be a finite number"
+        return f"found {shown(found)}, must be a finite number"
     if kind == "string_pattern_mismatch":
-        return f"found {found!r}, allowed: letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
+        return f"found {shown(found)}, allowed: letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
     text = detail["msg"].removeprefix("Input should be ")
     expected = "a section with fields" if kind in ("model_type", "model_attributes_type", "dict_type") else text
-    return f"found {'nothing' if found is None else repr(found)}, expected {expected}"
+    return f"found {'nothing' if found is None else shown(found)}, expected {expected}"
 
 
 __all__ = ["Source", "join", "load_file", "nearest", "validate"]

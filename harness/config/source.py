@@ -10,20 +10,11 @@ from typing import Any
 
 import yaml
 
+from harness.config.reading import MAX_CHARACTERS, MAX_DEPTH, Reader, compose
 from harness.errors import ConfigError, Problem
+from harness.terminal import cut, shown
 
 _MISSING = object()
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which ``2e-3`` is a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
 
 
 @dataclass(frozen=True)
@@ -80,25 +71,31 @@ def read_source(path: Path, assignments: Sequence[str] = ()) -> Source:
         ConfigError: The file is unreadable, not YAML, not a mapping, or has a key twice; or an assignment is malformed.
     """
     name = str(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError([Problem(name, None, "", f"cannot be read: {reason}")]) from None
-    data, lines = parse(text, name)
+    data, lines = parse(_text(path), name)
     set_paths = []
     for assignment in assignments:
         dotted, separator, value = assignment.partition("=")
-        if not separator or not all(dotted.split(".")):
-            raise ConfigError([Problem("--set", None, "", f"found {assignment!r}, expected a.b=value")])
+        if not separator or not all(dotted.split(".")) or dotted.count(".") >= MAX_DEPTH:
+            raise ConfigError([Problem("--set", None, "", f"found {shown(assignment)}, expected a.b=value")])
         try:
-            _assign(data, dotted, yaml.load(value, Loader=_Loader))
-        except yaml.YAMLError:
-            raise ConfigError([Problem("--set", None, dotted, f"{value!r} is not a YAML value")]) from None
+            _assign(data, dotted, _value(dotted, value))
         except TypeError as error:
             raise ConfigError([Problem("--set", None, dotted, str(error))]) from None
         set_paths.append(dotted)
     return Source(name, data, lines, frozenset(set_paths))
+
+
+def _text(path: Path) -> str:
+    """The text of a file, a pipe or a device; no more of it than a configuration may have."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_CHARACTERS + 1)
+        if len(content) > MAX_CHARACTERS:
+            raise ConfigError([Problem(str(path), None, "", f"is too large: allowed are {MAX_CHARACTERS:,} bytes")])
+        return content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError([Problem(str(path), None, "", f"cannot be read: {reason}")]) from None
 
 
 def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
@@ -117,43 +114,27 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     """Parse YAML text into plain data and the line of every path."""
-    lines: dict[str, int] = {}
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError([Problem(name, 1, "", "expected a mapping of fields such as 'experiment: NAME'")])
-        _walk(node, "", lines, name)
-        data = loader.construct_document(node)
-    except RecursionError:
-        raise ConfigError([Problem(name, None, "", "refers to itself")]) from None
+        node = compose(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise ConfigError([Problem(name, line, "", f"is not valid YAML: {error.problem or error.context}")]) from None
+        raise ConfigError([Problem(name, line, "", f"is not valid YAML: {cut(str(error.problem or error.context))}")]) from None
     except yaml.YAMLError as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError([Problem(name, None, "", f"is not valid YAML: {first}")]) from None
-    except ValueError as error:
-        raise ConfigError([Problem(name, None, "", f"holds a value that cannot be read: {error}")]) from None
-    return data, lines
+        raise ConfigError([Problem(name, None, "", f"is not valid YAML: {cut(str(error).splitlines()[0])}")]) from None
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError([Problem(name, 1, "", "expected a mapping of fields such as 'experiment: NAME'")])
+    reader = Reader(name)
+    return reader.read(node, ""), reader.lines
 
 
-def _walk(node: yaml.Node, path: str, lines: dict[str, int], name: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError([Problem(name, line, path, "a field's name must be plain text")])
-            if key.value in seen:
-                raise ConfigError([Problem(name, line, join(path, key.value), "is given twice")])
-            seen.add(key.value)
-            lines[join(path, key.value)] = line
-            _walk(value, join(path, key.value), lines, name)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[join(path, str(index))] = value.start_mark.line + 1
-            _walk(value, join(path, str(index)), lines, name)
+def _value(dotted: str, text: str) -> Any:
+    """The value of a ``--set``, read as YAML by the same rules as a file."""
+    try:
+        node = compose(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError([Problem("--set", None, dotted, f"{shown(text)} is not a YAML value: {cut(problem)}")]) from None
+    return None if node is None else Reader("--set", in_file=False).read(node, dotted)
 
 
 _FIELD = re.compile(r"^((?:data|learner|regime|filters|evaluate|resources|generations)(?:\.[a-z_0-9]+)*)(?::)? (.*)$", re.DOTALL)
@@ -163,11 +144,6 @@ def split_field(message: str) -> tuple[str, str]:
     """A message that begins with a dotted field, as (field, rest); the field is empty where there is none."""
     match = _FIELD.match(message)
     return (match[1], match[2]) if match else ("", message)
-
-
-def join(path: str, part: str) -> str:
-    """Append a part to a dotted path."""
-    return f"{path}.{part}" if path else part
 
 
 def get(data: Any, dotted: str) -> Any:
@@ -189,7 +165,7 @@ def put(data: dict[str, Any], dotted: str, value: Any) -> None:
         if inner is None:
             inner = data[part] = {}
         if not isinstance(inner, dict):
-            raise TypeError(f"{'.'.join(sections[: index + 1])} is {inner!r}, not a section with fields")
+            raise TypeError(f"{'.'.join(sections[: index + 1])} is {shown(inner)}, not a section with fields")
         data = inner
     data[last] = value
 
@@ -203,7 +179,7 @@ def with_values(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
         for index, part in enumerate(sections):
             inner = section.get(part)
             if inner is not None and not isinstance(inner, Mapping):
-                raise TypeError(f"{'.'.join(sections[: index + 1])} is {inner!r}, not a section with fields")
+                raise TypeError(f"{'.'.join(sections[: index + 1])} is {shown(inner)}, not a section with fields")
             section[part] = dict(inner or {})
             section = section[part]
         section[last] = value

@@ -222,7 +222,7 @@ def read_site(path: Path | None) -> dict[str, Any]:
     try:
         # As text: YAML itself would read 4:00:00 as a number to the base of 60.
         found = _nulls(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader))  # noqa: S506
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
         reason = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]

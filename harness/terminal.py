@@ -1,0 +1,90 @@
+"""What is printed: control characters are made visible, long values cut, and streams may be closed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from typing import Any, TextIO
+
+MAX_SHOWN = 200
+"""Characters of a value in a message; what is longer is cut in the middle."""
+_HIDDEN = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of Unicode that are not printed as they are: controls, surrogates, and what breaks lines."""
+_TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of what follows, so that it reads as something else."""
+
+
+def visible(text: str, lines: bool = True) -> str:
+    r"""Text with control characters as ``\u001b``, which is how JSON writes them too.
+
+    A terminal obeys control characters: they clear it, overwrite what stands there, rename its window.
+
+    Args:
+        text: Any text.
+        lines: Whether line breaks and tabs stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(f"\\u{ord(c):04x}" if _is_hidden(c) and not (lines and c in "\n\t") else c for c in text)
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in _HIDDEN or character in _TURNS
+
+
+def cut(text: str, most: int = MAX_SHOWN) -> str:
+    """Text of at most so many characters, and what was left out of the middle."""
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end]} ... ({len(text) - most:,} characters more) ... {text[-end:]}"
+
+
+def shown(value: Any) -> str:
+    """A value as it is found in a configuration, for a message."""
+    try:
+        return cut(visible(repr(value), lines=False))
+    except ValueError:  # an integer of more digits than are ever printed
+        return "a very large number"
+
+
+def show(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
+    """Print text that may hold what users or models wrote; standard output unless a stream is named.
+
+    Where nobody reads any more (a pipe to ``head``), nothing more is written there, and the command goes on.
+    """
+    write(visible(text) + end, stream)
+
+
+def write(text: str, stream: TextIO | None = None) -> None:
+    """Write text as it is, controls of the terminal included; as `show` where nobody reads."""
+    stream = stream or sys.stdout
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        _to_nowhere(stream)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def open_streams() -> None:
+    """Make the standard streams such that printing never fails: closed ones lead nowhere, what cannot be encoded is escaped.
+
+    A closed one also must not be the number of the next file that is opened, which programs that are started would write into.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)  # takes the lowest free number
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

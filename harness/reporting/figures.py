@@ -178,8 +178,9 @@ def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str, st
         for g, point in survivors:
             text = f"{len(point.values)}/{point.total}"
             plot.annotate(text, (g, point.mean), xytext=(0, 4), textcoords="offset points", fontsize=6, color=colour, ha="center")
-    for g, point in known if sum(len(point.values) for _, point in known) <= MAX_POINTS else ():
-        plot.scatter([g] * len(point.values), point.values, color=[colour], s=12, alpha=0.7, linewidths=0)
+    points = [(g, value) for g, point in known for value in point.values]
+    if len(points) <= MAX_POINTS:
+        plot.scatter([g for g, _ in points], [value for _, value in points], color=[colour], s=12, alpha=0.7, linewidths=0)
     banded = [(g, point) for g, point in known if point.low is not None]
     if banded:
         plot.fill_between(

@@ -64,7 +64,8 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         }
     if not any("test/perplexity" in row for row in rows):
         labels |= {"test/nll": "NLL on real examples (nats)"}
-    for metric, label in labels.items():
+    there = {name for row in rows for name in row}
+    for metric, label in ((metric, label) for metric, label in labels.items() if metric in there):
         figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric), label, prepared.study.seeds)
         if figure is not None:
             drawn.append((metric.replace("/", "-"), label, figure))

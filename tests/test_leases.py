@@ -154,6 +154,26 @@ def test_a_stale_counter_is_measured_on_the_observers_clock(tmp_path: Path) -> N
     assert observer.acquire("k") is not None
 
 
+def test_what_one_observer_has_seen_another_need_not_wait_for(tmp_path: Path) -> None:
+    """A gang believes its coordinator; an owner that has moved since is watched anew."""
+    clock = [0.0]
+    owner = Owner(tmp_path / "leases" / "owners", LEASE_S)
+    path = tmp_path / "leases" / "owners" / f"{owner.id}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"machine": "another"}))
+    assert Leases(tmp_path, owner).acquire("a")
+    coordinator, gang, late = (Leases(tmp_path, None, lambda: clock[0]) for _ in range(3))
+    assert coordinator.held(coordinator.look("a")) and not coordinator.watch.silent()
+    clock[0] += LEASE_S
+    assert not coordinator.held(coordinator.look("a"))
+    silent = coordinator.watch.silent()
+    assert silent.keys() == {owner.id}
+    gang.watch.believe(silent)
+    assert not gang.held(gang.look("a")), "at once, and not after the lease time once more"
+    owner.beat()
+    late.watch.believe(silent)
+    assert late.held(late.look("a")), "it was only paused"
+
+
 def test_who_is_buried_or_closes_is_free_at_once(tmp_path: Path) -> None:
     first, second, third = leases(tmp_path), leases(tmp_path), leases(tmp_path)
     assert first.owner is not None and second.owner is not None

@@ -219,7 +219,8 @@ class Coordinator:
     def _begin(self, number: int, branch: Branch) -> None:
         plan = plan_of(self.prepared, branch, self.budget.attempt(branch.id), self._revision, self.id)
         cell = self._cell_of(branch)
-        self.running[number] = _Running(branch, self.gangs[number].run(plan, self.store.root, self.prepared.data[cell].key))
+        data, silent = self.prepared.data[cell].key, self.leases.watch.silent()
+        self.running[number] = _Running(branch, self.gangs[number].run(plan, self.store.root, data, silent))
         about = {"attempt": plan.attempt, "generations": len(plan.order), "axes": dict(self.prepared.study.cells[cell].axes)}
         self.experiment.event("branch_started", branch=branch.id, gang=number, **about)
 

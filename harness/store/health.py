@@ -101,9 +101,9 @@ def _corpus(store: Store, key: str, repair: bool) -> Iterator[Finding]:
     except (DamagedError, AttributeError, TypeError):
         good = False
     if begun and not good:
-        yield Finding(
-            "damage", f"corpora/{key}/spec.json", "is missing or does not belong to this key", "remove the corpus's folder"
-        )
+        if repair:
+            store.set_aside(store.root / "corpora" / key)
+        yield Finding("damage", f"corpora/{key}/spec.json", "is missing or does not belong to this key", _remedy(repair))
 
 
 def _mixed(store: Store, repair: bool) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import socket
 import threading
@@ -196,6 +197,16 @@ class Watch:
             except (OSError, ValueError):
                 return {}
         return self._known[owner]
+
+    def silent(self) -> dict[str, str]:
+        """Owners that have not moved for their lease time, with their counters: for observers that only begin to watch."""
+        now = self._clock()
+        found = ((owner, beat, now - since) for owner, (beat, since) in self._seen.items())
+        return {owner: beat for owner, beat, age in found if age >= float(self.identity(owner).get("lease_s", 60.0))}
+
+    def believe(self, silent: Mapping[str, str]) -> None:
+        """Take over what another observer has seen (`silent`); an owner whose counter has moved since is watched anew."""
+        self._seen |= {owner: (beat, -math.inf) for owner, beat in silent.items()}
 
     def dead(self, owner: str) -> bool:
         """Whether an owner is certainly dead, or has not moved for its own lease time since this observer first saw it."""

@@ -81,7 +81,8 @@ class Prepared:
     @property
     def chains(self) -> list[Chain | BundledChain]:
         """All chains, in the order of cells, then seeds."""
-        return sorted([*self.lineage.chains, *self.bundles], key=lambda chain: (chain.cell, self.study.seeds.index(chain.seed)))
+        place = {seed: index for index, seed in enumerate(self.study.seeds)}
+        return sorted([*self.lineage.chains, *self.bundles], key=lambda chain: (chain.cell, place[chain.seed]))
 
     def cell(self, chain: Chain | BundledChain) -> Cell:
         """The cell of a chain."""

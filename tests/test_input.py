@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import GAUSSIAN, Make
+from conftest import GAUSSIAN, TEXT, Make
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +19,8 @@ from harness.config import expand, load_file
 from harness.config.reading import MAX_DEPTH, MAX_DIGITS
 from harness.config.source import parse
 from harness.errors import ConfigError
+from harness.store import Store
+from harness.study import open_study
 
 
 def study(path: Path, *assignments: str) -> Any:
@@ -140,6 +144,8 @@ import resource, sys
 from pathlib import Path
 from harness.config import load_file
 from harness.errors import ConfigError
+from harness.store import Store
+from harness.study import open_study
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     load_file(Path(sys.argv[1]))
@@ -170,3 +176,109 @@ def test_a_file_without_end_is_not_read_to_its_end() -> None:
 def test_a_path_of_too_many_parts_is_no_field(make_config: Make) -> None:
     with pytest.raises(ConfigError, match="--set: found 'a.a.a"):
         study(make_config(GAUSSIAN), ".".join("a" * 5000) + "=1")
+
+
+REPLACED = [
+    ({"regime.synthetic_ratio": float("nan"), "grid": {"regime.synthetic_ratio": [0.5, 1.0]}}, "regime.synthetic_ratio: found nan"),
+    ({"regime.synthetic_ratio": 1.5, "grid": {"regime.synthetic_ratio": [0.5]}}, "regime.synthetic_ratio: found 1.5"),
+    ({"regime.synthetic_ratio": 1.5, "grid": {"regime": [{"kind": "accumulate"}]}}, "regime.synthetic_ratio: found 1.5"),
+    ({"regime.synthetc_ratio": 1, "grid": {"regime": [{"kind": "accumulate"}]}}, "regime.synthetc_ratio: unknown field"),
+    ({"regime": {"kind": "accumulate", "synthetic_ratio": 1}, "grid": {"regime": [{"kind": "accumulate"}]}}, "regime: accumulate"),
+    ({"regime": 5, "grid": {"regime": [{"kind": "accumulate"}]}}, "regime: found 5"),
+    ({"generations": -1, "grid": {"generations": [1, 2]}}, "generations: found -1"),
+    ({"generations": float("inf"), "grid": {"generations": [1, 2]}}, "generations: found inf"),
+    ({"seed": -1, "grid": {"seed": [1, 2]}}, "seed: found -1"),
+    ({"learner.kind": "gausian", "grid": {"learner.kind": ["gaussian"]}}, "learner: found 'gausian'"),
+    ({"filters": [{"kind": "dedup"}], "grid": {"filters": [[]]}}, "filters.0: found 'dedup'"),
+    ({"generations": -1, "overrides": [{"when": {"data.dim": 1}, "set": {"generations": 2}}]}, "generations: found -1"),
+    ({"resources.threads": 0, "overrides": [{"when": {"data.dim": 1}, "set": {"resources.threads": 2}}]}, "threads: found 0"),
+    ({"grid": {"generations": [1, -5]}, "overrides": [{"when": {"generations": -5}, "set": {"generations": 2}}]}, "found -5"),
+    ({"overrides": [{"when": {"data.dim": 1}, "set": {"generations": number}} for number in (-4, 2)]}, "generations: found -4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "expected"), REPLACED, ids=range(len(REPLACED)))
+def test_a_value_that_another_one_replaces_must_be_valid_too(make_config: Make, changes: dict[str, Any], expected: str) -> None:
+    path = make_config(GAUSSIAN, **changes)
+    with pytest.raises(ConfigError) as caught:
+        study(path)
+    assert str(caught.value).startswith(f"{path}:") and expected in str(caught.value)
+
+
+def test_a_preset_that_an_axis_replaces_must_exist(make_config: Make) -> None:
+    model = {"learner.model": {"preset": "tinny"}, "data.block_size": 32}
+    for axis in ({"learner.model.preset": ["tiny"]}, {"learner.model": [{"preset": "tiny"}]}):
+        with pytest.raises(ConfigError, match="learner.model.preset: found 'tinny'.*did you mean 'tiny'"):
+            study(make_config(TEXT, **model, grid=axis))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"regime": {"kind": "replace"}, "grid": {"regime.synthetic_ratio": [0.5, 1.0]}},
+        {"regime": {"kind": "replace", "synthetic_ratio": 1.0}, "grid": {"regime": [{"kind": "accumulate"}]}},
+        {"regime": {"synthetic_ratio": 1.0}, "grid": {"regime.kind": ["augment", "replace"], "regime.synthetic_ratio": [0.5]}},
+        {"learner": {"kind": "gaussian"}, "grid": {"learner": [{"kind": "kde", "bandwidth": 0.5}, {"kind": "gaussian"}]},
+         "overrides": [{"when": {"learner.kind": "kde"}, "set": {"learner.kernel": "gaussian"}}]},
+        {"data.num_examples": 10, "regime": {"kind": "replace", "synthetic_ratio": 1.0, "refresh": {"every": 2, "examples": 50}},
+         "grid": {"data.num_examples": [60, 70]}},
+    ],
+    ids=["incomplete", "whole", "no kind", "other kind", "only together"],
+)  # fmt: skip
+def test_a_value_that_is_replaced_is_looked_at_by_itself(make_config: Make, changes: dict[str, Any]) -> None:
+    assert study(make_config(GAUSSIAN, **changes)).cells
+
+
+BUNDLED: dict[str, Any] = {**GAUSSIAN, "resources": {}}
+TOO_LARGE = [
+    (GAUSSIAN, {"grid": {"seed": {"from": 0, "count": 10**7}}}, ("grid.seed", "10,000,000 values", "1,000,000")),
+    (GAUSSIAN, {"grid": {"seed": {"from": 0, "count": 10**30}}}, ("grid.seed", "values", "1,000,000")),
+    (GAUSSIAN, {"grid": {"data.num_examples": {"from": 10, "count": 10**6}}}, ("1,000,000 cells", "100,000")),
+    (GAUSSIAN, {"grid": {"data.num_examples": {"from": 10, "count": 1000}, "seed": {"from": 0, "count": 2000}}},
+     ("2,000,000 chains: data.num_examples (1,000) x seed (2,000)", "1,000,000")),
+    (GAUSSIAN, {"generations": 200_000_000}, ("generations", "200,000,001", "one by one", "1,000,000")),
+    (GAUSSIAN, {"generations": 999, "grid": {"seed": {"from": 0, "count": 1001}}}, ("generations", "1,001,000", "1,000,000")),
+    (GAUSSIAN, {"generations": 9999, "regime": {"kind": "accumulate"}}, ("corpora", "49,995,000", "10,000,000")),
+    (BUNDLED, {"generations": 2_000_000}, ("generations", "2,000,000", "999,999 in a chain")),
+    (BUNDLED, {"generations": 999, "grid": {"seed": {"from": 0, "count": 200_000}}}, ("200,000,000", "in bundles", "100,000,000")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "changes", "expected"), TOO_LARGE, ids=range(len(TOO_LARGE)))
+def test_what_is_too_large_is_refused_before_it_is_made(
+    make_config: Make, base: dict[str, Any], changes: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    path = make_config(base, **changes)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError) as caught:
+            study(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert all(part in str(caught.value) for part in expected), str(caught.value)
+    assert "\n" not in str(caught.value) and peak < 50 * 2**20
+
+
+def test_large_grids_are_planned(make_config: Make) -> None:
+    """Hundreds of thousands of chains in bundles, and the order of chains costs no more than their number."""
+    found = study(make_config(BUNDLED, generations=100, grid={"seed": {"from": 5, "count": 300_000}}))
+    assert len(found.seeds) == 300_000 and found.seeds[-1] == 300_004
+    assert study(make_config(GAUSSIAN, generations=100_000)).base.generations == 100_000
+
+
+class Counted(tuple[int, ...]):
+    """Seeds that count how often they are searched."""
+
+    searches = 0
+
+    def index(self, *_: Any) -> int:
+        Counted.searches += 1
+        return super().index(*_)
+
+
+def test_chains_are_put_in_order_without_a_search_for_each(make_config: Make, tmp_path: Path) -> None:
+    prepared, _scratch = open_study(make_config(GAUSSIAN, grid={"seed": [7, 3, 5]}), (), Store.read(tmp_path / "none"))
+    counted = replace(prepared, study=replace(prepared.study, seeds=Counted(prepared.study.seeds)))
+    assert [chain.seed for chain in counted.chains] == [7, 3, 5]
+    assert Counted.searches == 0

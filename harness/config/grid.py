@@ -11,9 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from harness.config.load import nearest, section_classes, validate
-from harness.config.presets import preset_names, resolve_model
+from harness.config.load import check_preset, nearest, section_classes, validate
+from harness.config.presets import resolve_model
+from harness.config.replaced import check_replaced
 from harness.config.schema import CellSource, Config, LanguageModel, ModelSource, Override, Sample, TextData
+from harness.config.size import MAX_CHAINS, check_axes, check_generations
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
 from harness.terminal import shown
@@ -70,9 +72,10 @@ def expand(source: Source) -> Study:
     grid = data.pop("grid", None)
     overrides = _overrides(source, data.pop("overrides", None))
     axes = _axes(source, grid)
+    check_axes(source, axes)
     seeds = axes.pop("seed", None)
     columns = _columns(axes)
-    cells, used = [], set[int]()
+    cells, applied = [], dict[int, dict[str, Any]]()
     for combination in itertools.product(*(list(enumerate(values)) for values in axes.values())):
         values = {name: value for name, (_, value) in zip(axes, combination, strict=True)}
         places = {name: f"grid.{name}.{index}" for name, (index, _) in zip(axes, combination, strict=True)}
@@ -80,8 +83,8 @@ def expand(source: Source) -> Study:
             raw = with_values(data, values)
             for index, override in enumerate(overrides):
                 if all(_value(source, raw, name) == wanted for name, wanted in override.when.items()):
-                    used.add(index)
                     raw = with_values(raw, override.set)
+                    applied.setdefault(index, raw)
                     places.update({name: f"overrides.{index}" for name in override.set})
         except TypeError as error:
             raise source.error("grid", str(error)) from None
@@ -90,15 +93,16 @@ def expand(source: Source) -> Study:
         cells.append(Cell(config, {name: get(raw, name) for name in columns}))
     for index, override in enumerate(overrides):
         # Where --set leaves only a part of the grid, what the file says of the rest is no mistake.
-        if index not in used and not any(map(source.is_set, override.when)):
-            raise source.error(f"overrides.{index}.when", f"matches no cell: {dict(override.when)}")
+        if index not in applied and not any(map(source.is_set, override.when)):
+            raise source.error(f"overrides.{index}.when", f"matches no cell: {shown(dict(override.when))}")
+    check_replaced(source, data, axes, overrides, applied)
     base = cells[0].config
-    cells += _teachers(source, cells)
-    if seeds is None:
-        seeds = [base.seed]
+    seeds = [base.seed] if seeds is None else seeds
     for index, seed in enumerate(seeds):
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
             raise source.error(f"grid.seed.{index}", f"found {shown(seed)}, expected an integer from 0 to 2**62 - 1")
+    check_generations(source, [cell.config for cell in cells], len(seeds))
+    cells += _teachers(source, cells)
     return Study(base, tuple(cells), tuple(seeds), tuple(columns), "generations" in axes, source)
 
 
@@ -145,7 +149,7 @@ def _value(source: Source, raw: Mapping[str, Any], name: str) -> Any:
         return None  # what is missing may be what the override sets; the cell is validated when all are applied
 
 
-def _axes(source: Source, grid: Any) -> dict[str, list[Any]]:
+def _axes(source: Source, grid: Any) -> dict[str, Sequence[Any]]:
     """The axes with their values, checked against each other."""
     if grid is None:
         return {}
@@ -163,14 +167,16 @@ def _axes(source: Source, grid: Any) -> dict[str, list[Any]]:
     return axes
 
 
-def _axis_values(source: Source, name: str, values: Any) -> list[Any]:
+def _axis_values(source: Source, name: str, values: Any) -> Sequence[Any]:
     place = f"grid.{name}"
     if isinstance(values, Mapping):
         if set(values) != {"from", "count"} or not all(type(v) is int for v in values.values()) or values["count"] < 1:
             raise source.error(
                 place, f"found {shown(dict(values))}, expected a list of values, or {{from: INTEGER, count: INTEGER >= 1}}"
             )
-        return list(range(values["from"], values["from"] + values["count"]))
+        if values["count"] > MAX_CHAINS:
+            raise source.error(place, f"asks for {values['count']:,} values; allowed are {MAX_CHAINS:,}")
+        return range(values["from"], values["from"] + values["count"])
     if not isinstance(values, list):
         raise source.error(place, f"found {shown(values)}, expected a list of values")
     if not values:
@@ -323,17 +329,12 @@ def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> N
     learner, data = config.learner, config.data
     if not isinstance(learner, LanguageModel) or not isinstance(data, TextData):
         return
-    preset = learner.model.preset
-    if preset is not None and preset not in preset_names():
-        place = next((p for f, p in places.items() if "learner.model.preset".startswith(f)), "learner.model.preset")
-        at = source.problem(place, "")
-        message = f"found {shown(preset)}, allowed: {', '.join(preset_names())}{nearest(preset, preset_names())}"
-        raise ConfigError([type(at)(at.where, at.line, "learner.model.preset", message)])
+    check_preset(source, config, places)
     try:
         resolved = resolve_model(learner.model)
     except ValidationError as error:
         message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise source.error("learner.model", f"preset {preset}: {message}") from None
+        raise source.error("learner.model", f"preset {learner.model.preset}: {message}") from None
     if learner.model.pretrained and data.tokenizer.kind == "bpe" and learner.init == "pretrained":
         raise source.error("data.tokenizer", "a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}")
     _check_lengths(source, prompt_length(config), learner.sample, data.block_size)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from harness.config.presets import preset_names
 from harness.config.reading import join
-from harness.config.schema import Config, GaussianData, ImageData, TextData, is_image_data
+from harness.config.schema import Config, GaussianData, ImageData, LanguageModel, TextData, is_image_data
 from harness.config.source import Source, read_source, split_field
 from harness.errors import ConfigError, Problem
 from harness.terminal import shown
@@ -38,17 +39,71 @@ def validate(source: Source, data: Mapping[str, Any], places: Mapping[str, str] 
         ConfigError: With every problem found.
     """
     try:
+        return _config(source, data)
+    except ValidationError as error:
+        raise ConfigError(_problems(source, data, places or {}, error.errors())) from None
+
+
+def _config(source: Source, data: Mapping[str, Any]) -> Config:
+    try:
         text = json.dumps(data, default=str)
         return Config.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        raise ConfigError(_problems(source, data, places or {}, error)) from None
+    except ValidationError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError([source.problem("", f"cannot be read as data: {error}")]) from None
 
 
-def _problems(source: Source, data: Mapping[str, Any], places: Mapping[str, str], error: ValidationError) -> list[Problem]:
+def check_field(source: Source, data: Mapping[str, Any], field: str, place: str) -> Config | None:
+    """Check that what a field holds can be its value, whatever the rest of the data is.
+
+    Args:
+        source: The file, for lines.
+        data: Plain data, without ``grid`` and ``overrides``.
+        field: The dotted field, which may be a section.
+        place: Where its value stands in the file, as a dotted path.
+
+    Returns:
+        The configuration, where all of it is valid.
+
+    Raises:
+        ConfigError: The field's value is wrong by itself.
+    """
+    try:
+        return _config(source, data)
+    except ValidationError as error:
+        found = [detail for detail in error.errors() if _is_of(_path(data, detail["loc"]), detail, field)]
+        if found:
+            raise ConfigError(_problems(source, data, {field: place}, found)) from None
+        return None
+
+
+def _is_of(path: str, detail: ErrorDetails, field: str) -> bool:
+    """Whether an error is of a field or inside of it, and of what is there rather than of what is missing."""
+    if not detail["loc"] or detail["type"] in ("missing", "union_tag_not_found"):
+        return False
+    if detail["type"] == "union_tag_invalid" and field == f"{path}.kind":
+        return True
+    return f"{path}.".startswith(f"{field}.")
+
+
+def check_preset(source: Source, config: Config, places: Mapping[str, str]) -> None:
+    """Check that a preset that is named exists.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    preset = config.learner.model.preset if isinstance(config.learner, LanguageModel) else None
+    if preset is not None and preset not in preset_names():
+        place = next((p for f, p in places.items() if "learner.model.preset".startswith(f)), "learner.model.preset")
+        at = source.problem(place, "")
+        message = f"found {shown(preset)}, allowed: {', '.join(preset_names())}{nearest(preset, preset_names())}"
+        raise ConfigError([Problem(at.where, at.line, "learner.model.preset", message)])
+
+
+def _problems(source: Source, data: Mapping[str, Any], places: Mapping[str, str], details: Sequence[ErrorDetails]) -> list[Problem]:
     messages: dict[str, list[str]] = {}
-    for detail in error.errors():
+    for detail in details:
         path = _path(data, detail["loc"])
         message = _message(data, path, detail)
         if not path:

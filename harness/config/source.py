@@ -153,6 +153,15 @@ def get(data: Any, dotted: str) -> Any:
     return None if data is _MISSING else data
 
 
+def has(data: Any, dotted: str) -> bool:
+    """Whether something is given at a dotted path, null too."""
+    for part in dotted.split("."):
+        if not isinstance(data, Mapping) or part not in data:
+            return False
+        data = data[part]
+    return True
+
+
 def put(data: dict[str, Any], dotted: str, value: Any) -> None:
     """Set the value at a dotted path in place, making sections on the way.
 

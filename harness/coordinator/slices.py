@@ -124,7 +124,7 @@ def _jobs(prepared: Prepared, store: Store) -> Callable[[int], dict[int, CellJob
 def chain_seconds(prepared: Prepared, cell: int) -> float:
     """Estimated seconds of one chain, with the chain that writes for it."""
     science = prepared.sciences[cell]
-    recipes = [science.recipe(g) for g in range(science.generations + 1)]
+    recipes = (science.recipe(g) for g in range(science.generations + 1))
     learner = prepared.configs[cell].learner
     # Where moments or counts are all that a fit needs, a pool that only grows is not read again: a generation adds a corpus to it.
     reread = isinstance(learner, Mixture) or (isinstance(learner, Kde) and isinstance(learner.bandwidth, str))

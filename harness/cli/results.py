@@ -99,7 +99,7 @@ def report(
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
     width = shutil.get_terminal_size((120, 24)).columns - 10 * len(prepared.study.columns)
-    _print_table(summary_table(rows, prepared.study.columns, prepared.study.seeds, most=max(3, min(11, width // 20))))
+    _print_table(summary_table(rows, prepared.study.columns, prepared.study.seeds, max(3, min(11, width // 18)), brief=True))
     if len(prepared.study.seeds) > 1:
         print(variance(prepared))
     _print_verdicts(verdicts)

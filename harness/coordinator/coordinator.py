@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import ray
 from harness.config.schema import Resources
 from harness.coordinator.base import IDLE, Display, Summary, shape_of, source_revision
 from harness.coordinator.cluster import machines, unreachable
+from harness.coordinator.display import axes_text
 from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.plans import plan_of
@@ -96,6 +98,7 @@ class Coordinator:
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
         self.shapes = {b.id: shape_of(cells[self._cell_of(b)].config, gpus) for b in self.branches.values()}
         self.stock = Stock(prepared, store, self.id)
+        self._sharers = Counter(node for chain in self.lineage.chains for node in chain.nodes)
         self.failed: dict[str, str] = {}
         self.held: dict[str, tuple[Branch, str]] = {}
         """Branches that wait for a key that somebody else works on."""
@@ -419,10 +422,17 @@ class Coordinator:
         record, complete = self.stock.note(node)
         for key in (node, *(self.stock.gone if record is not None and record.status == "diverged" else ())):
             self.queue.complete(key)
-        self.display.line(_describe(record, len(self.stock.done), len(self.lineage.nodes)) if record else f"{node} committed")
+        count, total, who = len(self.stock.done), len(self.lineage.nodes), self._who(node)
+        self.display.line(_describe(record, count, total, who) if record else f"[{count}/{total}] {who}: {node} committed")
         for chain in complete:
             self.on_chain(chain)
         self.retention.committed(node)
+
+    def _who(self, node: str) -> str:
+        """The cell that computes a generation, and how many other chains have it too."""
+        known, others = self.lineage.nodes[node], self._sharers[node] - 1
+        label = axes_text(self.prepared.study.cells[known.cell].axes, known.seed)
+        return f"{label} and {others} more" if others else label
 
     def _show(self, last: bool = False) -> None:
         if not last and time.monotonic() - self._shown < TICK_S:
@@ -445,7 +455,7 @@ class Coordinator:
         self.display.update(len(self.stock.done), len(self.lineage.nodes), rows)
 
 
-def _describe(record: Record, done: int, total: int) -> str:
+def _describe(record: Record, done: int, total: int, who: str) -> str:
     shown = [name for name in SHOWN if record.metrics.get(name) is not None]
     values = "".join(f" {name} {record.metrics[name]:.4g}" for name in shown)
-    return f"[{done}/{total}] generation {record.generation} seed {record.seed} fit {record.fit[:12]} {record.status}{values}"
+    return f"[{done}/{total}] {who} generation {record.generation} {record.status}{values} (fit {record.fit[:12]})"

@@ -189,7 +189,7 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def summary_table(
-    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = (), most: int = 11
+    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = (), most: int = 11, brief: bool = False
 ) -> dict[str, Any]:
     """One line per cell: the headline metric by generation, mean over seeds with its interval.
 
@@ -198,6 +198,7 @@ def summary_table(
         axes: The grid's axes.
         seeds: Those that every cell is run with.
         most: Generations that are shown at most, evenly spread from the first to the last.
+        brief: For a terminal: numbers without words, which the note explains.
 
     Returns:
         ``metric``, ``axes``, ``generations``, ``lines`` and ``note``; a line has ``cell`` and ``points`` (text per generation), the
@@ -212,10 +213,13 @@ def summary_table(
         generations = [generations[i] for i in np.linspace(0, len(generations) - 1, most).round().astype(int)]
     lines = []
     for cell, curve in found.items():
-        points = [curve[g].text(metric in HIGHER_IS_BETTER) if g in curve else "" for g in generations]
+        points = [curve[g].text(metric in HIGHER_IS_BETTER, brief) if g in curve else "" for g in generations]
         lines.append({"cell": ["" if value is None else str(value) for value in cell], "points": points})
-    marked = any("*" in point for line in lines for point in line["points"])
-    note = SURVIVORS if marked else ""
+    points = [point for line in lines for point in line["points"]]
+    notes = [SURVIVORS] if any("*" in point for point in points) else []
+    if brief and any("(" in point for point in points):
+        notes.append("in brackets: of how many seeds; an interval over two or three is very wide (Student's t)")
+    note = "\n".join(notes)
     return {"metric": metric, "axes": list(axes), "generations": generations, "lines": lines, "note": note}
 
 

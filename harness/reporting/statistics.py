@@ -58,20 +58,26 @@ class Aggregate:
         whole = len(middle) == (2 - count % 2 if count else 1)
         return sum(middle) / len(middle) if whole else None
 
-    def text(self, higher_is_better: bool = False) -> str:
-        """For people: the mean with its interval, and of how many seeds it is wherever that is not plain."""
+    def text(self, higher_is_better: bool = False, brief: bool = False) -> str:
+        """For people: the mean with its interval, and of how many seeds it is wherever that is not plain.
+
+        Args:
+            higher_is_better: Decides which end of the values is next to diverged, for the median.
+            brief: For a narrow column: no words, and no median.
+        """
         if self.mean is None:
             return "diverged" if self.diverged else "not finite" if self.missing else ""
+        shown, count = f"{self.mean:.4g}", f"{len(self.values)}/{self.total}"
         if self.diverged:
             middle = self.median(higher_is_better)
             median = "diverged" if middle is None else f"{middle:.4g}"
-            return f"{self.mean:.4g}* ({len(self.values)} of {self.total} live, median {median})"
-        shown = f"{self.mean:.4g}"
+            return f"{shown}* ({count})" if brief else f"{shown}* ({count.replace('/', ' of ')} live, median {median})"
         if self.low is not None and self.high is not None:
             shown += f" ± {(self.high - self.low) / 2:.2g}"
         if len(self.values) < self.total:
-            return f"{shown} ({len(self.values)} of {self.total} seeds)"
-        return f"{shown} ({self.total} seeds)" if 1 < self.total <= FEW else shown
+            return f"{shown} ({count})" if brief else f"{shown} ({count.replace('/', ' of ')} seeds)"
+        few = 1 < self.total <= FEW
+        return f"{shown} ({self.total}{'' if brief else ' seeds'})" if few else shown
 
 
 SURVIVORS = "* mean of the chains that live: the others have diverged, so it is of a selection, and has no interval"

@@ -432,7 +432,7 @@ class Coordinator:
         """The cell that computes a generation, and how many other chains have it too."""
         known, others = self.lineage.nodes[node], self._sharers[node] - 1
         label = axes_text(self.prepared.study.cells[known.cell].axes, known.seed)
-        return f"{label} and {others} more" if others else label
+        return f"{label} and {others} more chain{'s' if others > 1 else ''}" if others else label
 
     def _show(self, last: bool = False) -> None:
         if not last and time.monotonic() - self._shown < TICK_S:

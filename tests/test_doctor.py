@@ -308,10 +308,10 @@ def test_a_port_that_nobody_listens_at_or_somebody_else_does() -> None:
 
 @pytest.mark.slow
 def test_a_group_whose_other_rank_never_comes_ends_by_its_limit() -> None:
-    port = network.lead(2, None)
+    host, port = network.lead(2, None, "")
     leader = network._leading[-1]
     with pytest.raises(ChildError, match="no process group of 2 ranks within 6 s"):
-        network.reduce({"n1": [(0, None)]}, 2, "127.0.0.1", port, 6.0, "n1")
+        network.reduce({"n1": [(0, None)]}, 2, host, port, 6.0, "n1")
     assert leader.returncode is not None and not psutil.pid_exists(leader.pid)
 
 

@@ -76,14 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 def _command(options: argparse.Namespace) -> list[str]:
     host, _, port = options.head.rpartition(":")
     own: list[Any] = ["--head", "--port", port, "--include-dashboard=false"] if options.is_head else ["--address", options.head]
-    address = host if options.is_head else _address_towards(host, int(port))
+    address = host if options.is_head else address_towards(host, int(port))
     limits = ["--memory", options.memory - OBJECT_STORE_BYTES] if options.memory > 2 * OBJECT_STORE_BYTES else []
     size = ["--num-cpus", options.cpus, "--num-gpus", options.gpus, "--object-store-memory", OBJECT_STORE_BYTES, *limits]
     common = ["--node-ip-address", address, "--temp-dir", options.tmp / FOLDER, "--disable-usage-stats", "--block"]
     return [sys.executable, "-m", "ray.scripts.scripts", "start", *map(str, [*own, *size, *common])]
 
 
-def _address_towards(host: str, port: int) -> str:
+def address_towards(host: str, port: int) -> str:
     """This node's own address on the way to another (names of machines often stand for the loopback on themselves)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
         way.connect((host, port))

@@ -185,9 +185,10 @@ class Examination:
             places = [(alive[0], device if gpus else None) for device in (0, 1)]
         ranks = {node: [(rank, device) for rank, (at, device) in enumerate(places) if at == node] for node in alive}
         world, leader = len(places), alive[0]
-        ports = self.nodes.ask("lead", QUICK_S * 3, [leader], "communication", world=world, device=places[0][1])
-        if leader in ports:
-            place = {"host": self.nodes.hosts[leader], "port": ports[leader]}
+        peer = self.nodes.hosts[alive[1]] if len(alive) > 1 else ""
+        found = self.nodes.ask("lead", QUICK_S * 3, [leader], "communication", world=world, device=places[0][1], peer=peer)
+        if leader in found:
+            place = dict(zip(("host", "port"), found[leader], strict=True))
             patience_s = network.REDUCE_LIMIT_S
             answers = self.nodes.ask(
                 "reduce", patience_s + 5, name="communication", ranks=ranks, world=world, patience_s=patience_s, **place

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from harness.launch.doctor.checks import Check, ChildError, end_tree, graded, last_line, python
+from harness.launch.node import address_towards
+from harness.ray_access import LOOPBACK_ADDRESS
 
 CONNECT_S = 5.0
 REDUCE_LIMIT_S = 120.0
@@ -97,15 +99,21 @@ def _start(rank: int, world: int, host: str, port: int, device: int | None) -> s
     )
 
 
-def lead(world: int, device: int | None) -> int:
-    """Start rank 0 in a child, which goes on; the port at which it waits for the others."""
-    child = _start(0, world, "127.0.0.1", 0, device)
+def lead(world: int, device: int | None, peer: str) -> tuple[str, int]:
+    """Start rank 0 in a child, which goes on; the address and port at which it waits for the others.
+
+    Args:
+        world: Number of ranks.
+        device: Of rank 0; None for the CPU.
+        peer: A machine of the others; empty where they are all on this one.
+    """
+    child = _start(0, world, address_towards(peer, 9) if peer else LOOPBACK_ADDRESS, 0, device)
     _leading.append(child)
     assert child.stdout is not None
     for line in child.stdout:
         if line.startswith("{"):
-            port: int = json.loads(line)["port"]
-            return port
+            found = json.loads(line)
+            return str(found["host"]), int(found["port"])
     raise ChildError(f"rank 0 ended: {_said(child.communicate()[1])}")
 
 
@@ -117,7 +125,7 @@ def reduce(
     Args:
         ranks: For each machine its ranks, each with its device or None.
         world: Number of ranks.
-        host: Rank 0's machine.
+        host: Rank 0's address.
         port: Rank 0's port.
         patience_s: The ranks are killed after this long.
         node: This machine.

@@ -73,6 +73,11 @@ def _to_nowhere(stream: TextIO) -> None:
     os.close(nowhere)
 
 
+def has_unicode(stream: TextIO) -> bool:
+    """Whether a stream can show every character."""
+    return (stream.encoding or "").lower().startswith("utf")
+
+
 def open_streams() -> None:
     """Make the standard streams such that printing never fails: closed ones lead nowhere, what cannot be encoded is escaped.
 

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import subprocess
 import sys
 import tracemalloc
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import GAUSSIAN, TEXT, Make
+from conftest import GAUSSIAN, TEXT, Make, merged
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.text import Text
+from rich.console import Console
 
+from harness import terminal
 from harness.config import expand, load_file
 from harness.config.reading import MAX_DEPTH, MAX_DIGITS
 from harness.config.source import parse
+from harness.coordinator.display import LiveDisplay, PlainDisplay
 from harness.errors import ConfigError
+from harness.reporting import figures
+from harness.reporting.lettering import letter
 from harness.store import Store
 from harness.study import open_study
 
@@ -282,3 +296,106 @@ def test_chains_are_put_in_order_without_a_search_for_each(make_config: Make, tm
     counted = replace(prepared, study=replace(prepared.study, seeds=Counted(prepared.study.seeds)))
     assert [chain.seed for chain in counted.chains] == [7, 3, 5]
     assert Counted.searches == 0
+
+
+HOSTILE = "red \x1b[31m\x1b]0;title\x07 \x9b2J\r\x08 \u202eover"
+
+
+def test_control_characters_are_shown_as_json_writes_them() -> None:
+    assert terminal.visible(HOSTILE) == "red \\u001b[31m\\u001b]0;title\\u0007 \\u009b2J\\u000d\\u0008 \\u202eover"
+    assert terminal.visible("plain, 漢字 é\n\tnext") == "plain, 漢字 é\n\tnext"
+    assert terminal.visible("a\nb", lines=False) == "a\\u000ab"
+    assert json.loads(terminal.visible(json.dumps(HOSTILE, ensure_ascii=False))) == HOSTILE
+
+
+def test_lines_of_a_run_show_no_control_characters() -> None:
+    row = {"axes": {"regime.kind": HOSTILE}, "seed": 0, "phase": "fit"}
+    plain = io.StringIO()
+    display = PlainDisplay(plain)
+    display.line(f"failed: {HOSTILE}")
+    display._last = -1e9
+    display.update(0, 1, [row])
+    live = io.StringIO()
+    console = Console(file=live, force_terminal=False, width=200)
+    drawn = LiveDisplay(console)
+    drawn.line(HOSTILE)
+    console.print(drawn._table([{**row, "generation": 0, "last": 1, "done": 0, "total": 1, "rate": 0, "left_s": 0}]))
+    drawn.close()
+    for text in (plain.getvalue(), live.getvalue()):
+        assert text.count("\\u001b[31m") == 2 and not set("\x1b\x07\x9b\r\x08\u202e") & set(text)
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished study whose names and claims are hostile to terminals and figures, and its root."""
+    folder = tmp_path_factory.mktemp("hostile")
+    statistic = {"metric": "gaussian/log_variance", "where": {"regime.synthetic_ratio": 1.0}}
+    changes = {
+        "generations": 1,
+        "grid": {"seed": [0, 1], "regime.synthetic_ratio": [0.5, 1.0]},
+        "claims": [{"text": HOSTILE, "source": "漢字 $x^{", "statistic": statistic, "above": 0}],
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(merged({**GAUSSIAN, "resources": {}}, changes)))
+    with (folder / "out").open("w") as out:  # nobody reads what a run prints
+        pipe = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+        pipe.wait()
+        command = [sys.executable, "-m", "harness", "run", str(path), "--root", str(folder / "root")]
+        done = subprocess.run(command, stdout=pipe.stdin, stderr=out, check=False)
+    assert done.returncode == 0, (folder / "out").read_text()
+    return path, folder / "root"
+
+
+@pytest.mark.parametrize(
+    ("redirect", "environment"),
+    [("", {}), ("", {"PYTHONIOENCODING": "ascii"}), (">&-", {}), (">&- 2>&-", {}), ("| true", {})],
+    ids=["plain", "ascii", "closed", "all closed", "pipe"],
+)
+@pytest.mark.parametrize("command", ["report", "status"])
+def test_results_are_printed_on_any_standard_output(
+    committed: tuple[Path, Path], command: str, redirect: str, environment: dict[str, str]
+) -> None:
+    path, root = committed
+    line = f"set -o pipefail; {sys.executable} -m harness {command} {path} --root {root} {redirect}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env={**os.environ, **environment}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode("ascii" if environment else "utf-8")
+    assert not set("\x1b\x07\x9b\r\x08\u202e") & set(text)
+    if command == "report" and not redirect:
+        assert "\\u001b[31m" in text and ("\\u6f22" if environment else "漢字") in text
+
+
+def test_text_in_figures_is_plain_and_has_glyphs(tmp_path: Path) -> None:
+    names = ["a$b^{", "$\\frac{$", "漢字", HOSTILE]
+    rows = [{"generation": g, "seed": 0, "status": "ok", "name": name, "x": 1.0 * g} for g in range(2) for name in names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = figures.metric_figure(rows, ["name"], "x", label="$y$")
+        assert figure is not None
+        assert figures.encode(figure, "png") and figures.encode(figure, "pdf")
+    shown = {text.get_text() for text in figure.findobj(Text)}
+    assert {"name a$b^{", "name $\\frac{$", "$y$"} <= shown
+    assert not any("\x1b" in text for text in shown)
+
+
+def test_an_installed_font_that_has_the_characters_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "kan"])
+    builder.setupCharacterMap({ord("漢"): "kan"})
+    pen = TTGlyphPen(None)
+    for point in ((0, 0), (0, 500), (500, 500)):
+        (pen.moveTo if point == (0, 0) else pen.lineTo)(point)
+    pen.closePath()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "kan": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (600, 0), "kan": (600, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Kanji Test", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "kanji.ttf")
+    monkeypatch.setattr(fontManager, "ttflist", list(fontManager.ttflist))
+    fontManager.addfont(tmp_path / "kanji.ttf")
+    figure = Figure()
+    text = figure.text(0, 0, "漢\u3400")
+    letter(figure)
+    assert "Kanji Test" in text.get_fontfamily() and text.get_text().startswith("漢")

@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from harness import terminal
 from harness.cli import grid, machine, results, slurm  # noqa: F401 (each adds its commands)
 from harness.cli.app import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, app
 from harness.errors import HarnessError, InputError
@@ -19,14 +20,15 @@ from harness.errors import HarnessError, InputError
 
 def main() -> None:
     """The console script: every error is one message and an exit code, never a traceback."""
+    terminal.open_streams()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.show(f"error: {error}", sys.stderr)
         raise SystemExit(EXIT_INPUT) from None
     except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.show(f"error: {error}", sys.stderr)
         raise SystemExit(EXIT_FAILED) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -37,10 +39,10 @@ def main() -> None:
         kind, message = classify(error)
         if kind != "store":
             _defect(error)
-        print(f"error: {message}; nothing that was committed is lost: make room, and run the command again", file=sys.stderr)
+        terminal.show(f"error: {message}; nothing that was committed is lost: make room, and run the command again", sys.stderr)
         raise SystemExit(EXIT_FAILED) from None
     except KeyboardInterrupt:
-        print("interrupted; nothing committed is lost, run the same command again", file=sys.stderr)
+        terminal.show("interrupted; nothing committed is lost, run the same command again", sys.stderr)
         raise SystemExit(EXIT_STOPPED) from None
     except Exception as error:
         _defect(error)
@@ -50,7 +52,7 @@ def _defect(error: Exception) -> NoReturn:
     """Something that should not happen: the details go to a file."""
     path = Path(tempfile.mkstemp(prefix="harness-error-", suffix=".log", dir=os.environ.get("HARNESS_ERRORS"))[1])
     path.write_text(traceback.format_exc(), encoding="utf-8")
-    print(f"error: this is a defect of the harness: {type(error).__name__}: {error} (details: {path})", file=sys.stderr)
+    terminal.show(f"error: this is a defect of the harness: {type(error).__name__}: {error} (details: {path})", sys.stderr)
     raise SystemExit(EXIT_FAILED) from None
 
 

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import __version__
+from harness import __version__, terminal
 from harness.coordinator.stop import Stop
 from harness.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from harness.store import Store
     from harness.study import Prepared
 
@@ -77,12 +80,29 @@ def options_of(root: Path, assignments: list[str] | None) -> list[str]:
 
 def print_json(value: Any) -> None:
     """One object on standard output."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    terminal.show(json.dumps(value, ensure_ascii=not terminal.has_unicode(sys.stdout), allow_nan=False))
+
+
+def cell(text: str) -> Text:
+    """What stands in a table: no markup, no control characters."""
+    from rich.text import Text
+
+    return Text(terminal.visible(text))
+
+
+def print_table(table: Table) -> None:
+    """A table on standard output; lines are broken on a terminal only."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    with console.capture() as drawn:
+        console.print(table)
+    terminal.write(drawn.get())
 
 
 def say(line: str) -> None:
     """A line of progress, apart from what a command prints."""
-    print(line, file=sys.stderr, flush=True)
+    terminal.show(line, sys.stderr)
 
 
 def existing_store(root: Path, writes: bool) -> Any:
@@ -98,11 +118,11 @@ def tell_damage(store: Store) -> int:
     """Say what a command that only reads has met and left out; returns its exit code."""
     for number, reason in enumerate(store.trouble.values()):
         if number == MAX_DAMAGE:
-            print(f"and {len(store.trouble) - number} more", file=sys.stderr)
+            terminal.show(f"and {len(store.trouble) - number} more", sys.stderr)
             break
-        print(f"left out: {reason}", file=sys.stderr)
+        terminal.show(f"left out: {reason}", sys.stderr)
     if store.trouble:
-        print("the next harness run makes what is damaged again; harness doctor --store lists everything", file=sys.stderr)
+        terminal.show("the next harness run makes what is damaged again; harness doctor --store lists everything", sys.stderr)
     return EXIT_FAILED if store.trouble else 0
 
 
@@ -126,7 +146,7 @@ def signals(stop: Stop) -> Callable[[], None]:
 
 def _version(value: bool) -> None:
     if value:
-        print(__version__)
+        terminal.show(__version__)
         raise typer.Exit
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness import terminal
 from harness.cli import jobs as slurm_jobs
 from harness.cli.app import (
     DEFAULT_ROOT,
@@ -21,8 +22,10 @@ from harness.cli.app import (
     Json,
     Root,
     app,
+    cell,
     prepare,
     print_json,
+    print_table,
     signals,
     tell_damage,
 )
@@ -68,23 +71,23 @@ def run(
                 prepared, root, prepared.study.source, place, lambda: make_display(json_output), stop, listen, idle_exit
             )
         except GangError as error:  # nothing was computed yet, and another try may find better machines
-            print(f"error: {error}", file=sys.stderr)
+            terminal.show(f"error: {error}", sys.stderr)
             raise typer.Exit(EXIT_STOPPED) from None
         if job:
             job.ended(summary)
     for warning in warnings:
-        print(f"warning: W&B: {warning}", file=sys.stderr)
+        terminal.show(f"warning: W&B: {warning}", sys.stderr)
     for branch, reason in summary.failures:
-        print(f"failed: branch {branch}: {reason}", file=sys.stderr)
+        terminal.show(f"failed: branch {branch}: {reason}", sys.stderr)
     names = ("chains_complete", "chains_failed", "generations_computed", "generations_reused", "wall_s")
     found = {name: getattr(summary, name) for name in names}
     if json_output:
         print_json(found)
     else:
-        print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
+        terminal.show(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
         if summary.stopped:
             because = f" ({summary.reason})" if summary.reason else ""
-            print(f"stopped early with work left{because}; run the same command again")
+            terminal.show(f"stopped early with work left{because}; run the same command again")
     raise typer.Exit(summary.exit_code)
 
 
@@ -137,23 +140,23 @@ def plan(
         return
     from harness.coordinator.display import duration
 
-    print(f"{found.experiment}: {found.cells} cells, {found.chains} chains")
-    print(
+    terminal.show(f"{found.experiment}: {found.cells} cells, {found.chains} chains")
+    terminal.show(
         f"generations     {found.generations_requested} asked for, {found.generations_unique} after sharing "
         f"({found.fits_unique} fits), "
         f"{found.generations_stored} in the store, {found.generations_unique - found.generations_stored} to compute"
     )
     for data in found.data:
-        print(f"data            {_read(data)}")
+        terminal.show(f"data            {_read(data)}")
     for shape in found.shapes:
         device = f"{shape['gpus']} GPU" if shape["gpus"] else f"{shape['cpus']} CPU"
-        print(
+        terminal.show(
             f"gang            {shape['ranks']} rank(s) x {device}, {shape['cells']} cells, "
             f"about {shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of model and activations a rank"
         )
-    print(f"device-hours    {found.device_hours:.2f} ({found.throughput} throughput)")
-    print(f"disk            {found.disk_bytes / 2**20:.1f} MiB when complete")
-    print(
+    terminal.show(f"device-hours    {found.device_hours:.2f} ({found.throughput} throughput)")
+    terminal.show(f"disk            {found.disk_bytes / 2**20:.1f} MiB when complete")
+    terminal.show(
         f"wall time       {duration(found.wall_s)} on {nodes} machine(s), "
         f"gangs idle or starting {100 * found.idle_share:.0f} % of it"
     )
@@ -172,9 +175,7 @@ def _read(data: Mapping[str, Any]) -> str:
 @app.command()
 def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEFAULT_ROOT, json_output: Json = False) -> None:
     """Say what is committed, running, waiting and failed; reads only the store."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from harness.coordinator.status import chain_states
     from harness.store import Experiment
@@ -190,19 +191,19 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
         print_json(found)
         raise typer.Exit(tell_damage(store))
     if not (root / "format").exists():
-        print(f"note: there is no store at --root {root} yet", file=sys.stderr)
+        terminal.show(f"note: there is no store at --root {root} yet", sys.stderr)
     table = Table(box=None, pad_edge=False)
     for name in ("chain", *prepared.study.columns, "seed", "generations", "state"):
-        table.add_column(name)
+        table.add_column(cell(name))
     for state in states:
         axes = [str(state.axes.get(name, "")) for name in prepared.study.columns]
         cells = [state.chain, *axes, str(state.seed), f"{state.committed}/{state.total}", f"{state.state} {state.detail}".strip()]
-        table.add_row(*(Text(cell) for cell in cells))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        table.add_row(*map(cell, cells))
+    print_table(table)
     counts: dict[str, int] = {}
     for state in states:
         counts[state.state] = counts.get(state.state, 0) + 1
-    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    terminal.show(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     slurm_jobs.print_jobs(jobs, problem)
     raise typer.Exit(tell_damage(store))
 
@@ -225,10 +226,10 @@ def explain(
     if json_output:
         print_json({"chain": wanted.id, "generations": [asdict(item) for item in found]})
         return
-    print(f"chain {wanted.id}")
+    terminal.show(f"chain {wanted.id}")
     for item in found:
-        print(f"generation {item.generation}: {item.reason}: {item.detail}")
+        terminal.show(f"generation {item.generation}: {item.reason}: {item.detail}")
         for difference in item.differences:
             place = "" if difference.generation == item.generation else f"generation {difference.generation}: "
             stored, wished = (value if value == ABSENT else json.dumps(value) for value in (difference.stored, difference.wanted))
-            print(f"    {place}{difference.field}: {stored} (stored) -> {wished}")
+            terminal.show(f"    {place}{difference.field}: {stored} (stored) -> {wished}")

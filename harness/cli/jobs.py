@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from harness import terminal
+from harness.cli.app import cell, print_table
 
 if TYPE_CHECKING:
     from harness.coordinator.base import Summary
@@ -80,20 +82,18 @@ def find_jobs(experiment: Path) -> tuple[list[Task], str]:
 
 def print_jobs(found: Sequence[Task], problem: str) -> None:
     """Jobs as a table for people."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text as Line
 
     if problem:
-        print(f"jobs: unknown ({problem})")
+        terminal.show(f"jobs: unknown ({problem})")
     if not found:
         return
     table = Table(box=None, pad_edge=False)
     for name in ("job", "state", "requeued", ""):
         table.add_column(name)
     for task in found:
-        table.add_row(*(Line(text) for text in (task.job, task.state.lower(), str(task.requeues), task.detail)))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        table.add_row(*map(cell, (task.job, task.state.lower(), str(task.requeues), task.detail)))
+    print_table(table)
 
 
 def jobs_json(found: Sequence[Task]) -> list[dict[str, Any]]:

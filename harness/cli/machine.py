@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness import terminal
 from harness.cli.app import (
     DEFAULT_ROOT,
     EXIT_FAILED,
@@ -17,9 +17,11 @@ from harness.cli.app import (
     Json,
     Root,
     app,
+    cell,
     existing_store,
     path,
     print_json,
+    print_table,
     say,
 )
 from harness.errors import InputError
@@ -62,17 +64,15 @@ def _examine_store(root: Path, repair: bool, json_output: bool) -> None:
     if json_output:
         print_json({"damage": damage, "findings": [asdict(finding) for finding in findings]})
     else:
-        from rich.console import Console
         from rich.table import Table
-        from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
         for name in ("", "where", "what", "remedy"):
             table.add_column(name, overflow="fold")
         for finding in findings:
-            table.add_row(finding.severity, *(Text(text) for text in (finding.where, finding.what, finding.remedy)))
-        Console(soft_wrap=not sys.stdout.isatty()).print(table)
-        print(f"{damage} damaged" if damage else "no damage")
+            table.add_row(*map(cell, (finding.severity, finding.where, finding.what, finding.remedy)))
+        print_table(table)
+        terminal.show(f"{damage} damaged" if damage else "no damage")
     raise typer.Exit(EXIT_FAILED if damage else 0)
 
 
@@ -93,7 +93,7 @@ def gc(
         print_json(asdict(freed))
         return
     size = 2**20
-    print(
+    terminal.show(
         f"{'would free' if dry_run else 'freed'}: weights of {freed.weights} fits ({freed.weights_bytes / size:,.1f} MiB), "
         f"unfinished work of {freed.work} keys ({freed.work_bytes / size:,.1f} MiB), {freed.leases} leases, "
         f"{freed.damaged} damaged items ({freed.damaged_bytes / size:,.1f} MiB)"
@@ -128,5 +128,6 @@ def fetch(
         print_json({"items": [item.to_json() for item in found]})
         return
     for item in found:
-        print(describe(item))
-    print(f"{len(found)} items, {sum(item.bytes for item in found) / 2**20:.1f} MiB" if found else "nothing of the hub is needed")
+        terminal.show(describe(item))
+    size = sum(item.bytes for item in found) / 2**20
+    terminal.show(f"{len(found)} items, {size:.1f} MiB" if found else "nothing of the hub is needed")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness import terminal
 from harness.cli.app import (
     DEFAULT_ROOT,
     Assignments,
@@ -17,10 +18,12 @@ from harness.cli.app import (
     Json,
     Root,
     app,
+    cell,
     existing_store,
     path,
     prepare,
     print_json,
+    print_table,
     say,
     signals,
     tell_damage,
@@ -101,9 +104,9 @@ def report(
     width = shutil.get_terminal_size((120, 24)).columns - 10 * len(prepared.study.columns)
     _print_table(summary_table(rows, prepared.study.columns, prepared.study.seeds, max(3, min(11, width // 18)), brief=True))
     if len(prepared.study.seeds) > 1:
-        print(variance(prepared))
+        terminal.show(variance(prepared))
     _print_verdicts(verdicts)
-    print(f"report: {page}")
+    terminal.show(f"report: {page}")
     raise typer.Exit(tell_damage(store))
 
 
@@ -126,14 +129,12 @@ def sync(
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, _ = prepare(config, assignments, root, scratch)
         done = send(prepared, root, stop, watch, say)
-    print_json(done.to_json()) if json_output else print(describe(done))
+    print_json(done.to_json()) if json_output else terminal.show(describe(done))
     raise typer.Exit(done.exit_code)
 
 
 def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     if not verdicts:
         return
@@ -142,25 +143,23 @@ def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
         table.add_column(name, overflow="fold")
     for item in verdicts:
         verdict = f"{item['verdict']} ({item['reason']})" if item["reason"] else item["verdict"]
-        table.add_row(*(Text(text) for text in (verdict, item["wanted"], item["found"], item["claim"], item["source"])))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        table.add_row(*map(cell, (verdict, item["wanted"], item["found"], item["claim"], item["source"])))
+    print_table(table)
 
 
 def _print_table(summary: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     if summary["metric"] is None:
-        print("nothing has been committed yet")
+        terminal.show("nothing has been committed yet")
         return
     table = Table(title=f"{summary['metric']} by generation", title_justify="left", box=None, pad_edge=False)
     for axis in summary["axes"]:
-        table.add_column(axis.rpartition(".")[2], min_width=min(8, len(axis)), overflow="fold")
+        table.add_column(cell(axis.rpartition(".")[2]), min_width=min(8, len(axis)), overflow="fold")
     for generation in summary["generations"]:
         table.add_column(str(generation), justify="right", no_wrap=True)
     for line in summary["lines"]:
-        table.add_row(*(Text(text) for text in (*line["cell"], *line["points"])))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        table.add_row(*map(cell, (*line["cell"], *line["points"])))
+    print_table(table)
     if summary["note"]:
-        print(summary["note"])
+        terminal.show(summary["note"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness import terminal
 from harness.cli.app import (
     DEFAULT_ROOT,
     Assignments,
@@ -123,7 +124,7 @@ def submit(
         experiment = Experiment(root, prepared.study.base.experiment)
         request = Request(experiment.path, root.absolute(), config, given, options.python or sys.executable, variables)
         if dry_run:
-            print(script(request, options, work, new_folder(experiment.path)), end="")
+            terminal.write(script(request, options, work, new_folder(experiment.path)))
             _remark(remarks)
             return
         check_alone(experiment.path, slurm, join)
@@ -138,12 +139,12 @@ def submit(
     _tell(submission.job, options, work, folder)
     _remark(remarks)
     same = shlex.join([str(config), *options_of(root, assignments)])
-    print(f"`harness status {same}` shows it, `harness cancel {same}` ends it")
+    terminal.show(f"`harness status {same}` shows it, `harness cancel {same}` ends it")
 
 
 def _tell(job: str, options: Options, work: Work, folder: Path) -> None:
     shape = f"array of {options.tasks} allocations" if options.array else "one allocation"
-    print(f"job {job}: {shape}, {options.nodes} node(s) each, {work.left} generations to compute (files: {folder})")
+    terminal.show(f"job {job}: {shape}, {options.nodes} node(s) each, {work.left} generations to compute (files: {folder})")
 
 
 def _partitions(slurm: Slurm, dry_run: bool) -> Mapping[str, Partition] | None:
@@ -161,7 +162,7 @@ def _partitions(slurm: Slurm, dry_run: bool) -> Mapping[str, Partition] | None:
 
 def _remark(remarks: Sequence[str]) -> None:
     for remark in remarks:
-        print(f"note: {remark}", file=sys.stderr)
+        terminal.show(f"note: {remark}", sys.stderr)
 
 
 def _check_files(config: Path, given: Sequence[str], options: Options) -> None:
@@ -210,6 +211,8 @@ def cancel(
     if json_output:
         print_json({"cancelled": [task.job for task in ended]})
     elif not ended:
-        print(f"experiment {name} has no jobs that wait or run")
+        terminal.show(f"experiment {name} has no jobs that wait or run")
     else:
-        print(f"cancelled: {', '.join(task.job for task in ended)}" + ("" if now else "; running jobs save their work first"))
+        terminal.show(
+            f"cancelled: {', '.join(task.job for task in ended)}" + ("" if now else "; running jobs save their work first")
+        )

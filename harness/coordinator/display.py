@@ -13,6 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness import terminal
+
 STALLED_S = 120.0
 """Seconds without progress after which a chain is marked."""
 HEARTBEAT_S = 60.0
@@ -51,7 +53,7 @@ class PlainDisplay:
     def line(self, text: str) -> None:
         """One line."""
         self._last = time.monotonic()
-        print(time.strftime("%H:%M:%S"), text, file=self.stream, flush=True)
+        terminal.show(f"{time.strftime('%H:%M:%S')} {text}", self.stream)
 
     def close(self) -> None:
         """Nothing to tidy."""
@@ -89,7 +91,7 @@ class LiveDisplay:
         for name in ("chain", "gen", "phase", "progress", "tokens/s", "left"):
             table.add_column(name, no_wrap=True, ratio=2 if name == "progress" else None, overflow="ellipsis")
         for row in running[:room]:
-            label = Text(axes_text(row["axes"], row["seed"]))
+            label = Text(terminal.visible(axes_text(row["axes"], row["seed"]), lines=False))
             if "phase" not in row:
                 table.add_row(label, "", Text("starting", style="dim"), "", "", "")
                 continue
@@ -102,7 +104,7 @@ class LiveDisplay:
 
     def line(self, text: str) -> None:
         """A line above the bars; the text is not read as markup."""
-        self._live.console.print(Text(f"{time.strftime('%H:%M:%S')} {text}"))
+        self._live.console.print(Text(f"{time.strftime('%H:%M:%S')} {terminal.visible(text)}"))
 
     def close(self) -> None:
         """Stop drawing and leave the terminal as it was."""

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
+from harness import terminal
 from harness.config.schema import Config
 from harness.config.source import Source
 from harness.coordinator.base import Display, Summary, shape_of
@@ -46,7 +47,7 @@ class _Gangs:
             processes = [process for gang in self.coordinator.gangs.values() for process in gang.processes]
             with contextlib.suppress(Exception):
                 reap([process for process in processes if process.host == here], patience_s=0.0)
-        print(f"stopped early with work left ({reason}); run the same command again", file=sys.stderr, flush=True)
+        terminal.show(f"stopped early with work left ({reason}); run the same command again", sys.stderr)
         os._exit(75)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import terminal
 from harness.errors import DataError
 from harness.files import write_atomic
 
@@ -144,7 +145,7 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
         return _cached(source, revision, "the hub is offline")
     found = _ask(source, revision)
     if isinstance(found, str):
-        print(f"the hub cannot be asked about {source} ({found}); looking for it in the cache", file=sys.stderr)
+        terminal.show(f"the hub cannot be asked about {source} ({found}); looking for it in the cache", sys.stderr)
         return _cached(source, revision, f"the hub cannot be asked ({found})")
     repo, configuration, commit = found
     import datasets

@@ -27,6 +27,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import terminal
 from harness.errors import InputError
 from harness.launch.allocation import Allocation, kill_wait, read_allocation
 from harness.launch.jobs import CANCELLED, OUTCOME, REQUEUES, SCRIPT, read_requeues
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--root: {options.folder} is not to be seen on node {allocation.nodes[0]}; give a root that all nodes share"
             )
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.show(f"error: {error}", sys.stderr)
         return INPUT
     folder = options.folder.parent / "run" / allocation.job
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +199,7 @@ class _Batch:
         return done.returncode == 0
 
     def _say(self, text: str) -> None:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {self.allocation.job}: {text}", flush=True)
+        terminal.show(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {self.allocation.job}: {text}")
 
 
 if __name__ == "__main__":

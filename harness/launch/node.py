@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness import terminal
 from harness.launch.processes import adopt_orphans, die_with_parent, end_tree, leave_janitor, make_private, sweep
 from harness.ray_access import FOLDER, LOOPBACK, LOOPBACK_ADDRESS
 
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         make_private(options.tmp)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.show(f"error: {error}", sys.stderr)
         return 1
     leave_janitor(options.tmp)
     adopt_orphans()

@@ -16,6 +16,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
+from harness.reporting.lettering import letter
 from harness.reporting.statistics import Aggregate, curves
 
 LABELS = {
@@ -307,6 +308,7 @@ def strip(pictures: npt.NDArray[np.float64], columns: int = 32, scale: int = 2) 
 
 def encode(figure: Figure, form: str) -> bytes:
     """A figure as PNG or PDF; without a date, so that equal figures are equal bytes."""
+    letter(figure)
     buffer = io.BytesIO()
     metadata = {"CreationDate": None} if form == "pdf" else {"Software": None}
     figure.savefig(buffer, format=form, dpi=130, metadata=metadata)

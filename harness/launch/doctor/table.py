@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from harness import terminal
 from harness.launch.doctor.checks import Check
 
 STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
@@ -63,10 +64,12 @@ def show(checks: Sequence[Check]) -> None:
         _show_table(merged(checks))
     else:
         for check in checks:
-            print(f"{check.severity}: {check.name}: {check.where}: {check.found}" + (f" -> {check.remedy}" if check.remedy else ""))
+            terminal.show(
+                f"{check.severity}: {check.name}: {check.where}: {check.found}" + (f" -> {check.remedy}" if check.remedy else "")
+            )
     counts = {name: sum(check.severity == name for check in checks) for name in STYLES}
     plural = {name: name if name == "ok" or count == 1 else f"{name}s" for name, count in counts.items()}
-    print(", ".join(f"{count} {plural[name]}" for name, count in counts.items() if count))
+    terminal.show(", ".join(f"{count} {plural[name]}" for name, count in counts.items() if count))
 
 
 def _show_table(checks: Sequence[Check]) -> None:
@@ -78,9 +81,9 @@ def _show_table(checks: Sequence[Check]) -> None:
     for name in ("", "check", "where", "found, and what to do"):
         table.add_column(name, overflow="fold")
     for check in checks:
-        found = Text(check.found)
+        found = Text(terminal.visible(check.found))
         if check.remedy:
             found.append(f"\n-> {check.remedy}", style="bold")
         severity = Text(check.severity, style=STYLES[check.severity])
-        table.add_row(severity, Text(check.name), Text(shown_at(check.where)), found)
+        table.add_row(severity, Text(check.name), Text(terminal.visible(shown_at(check.where))), found)
     Console().print(table)

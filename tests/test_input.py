@@ -399,3 +399,11 @@ def test_an_installed_font_that_has_the_characters_is_taken(tmp_path: Path, monk
     text = figure.text(0, 0, "漢\u3400")
     letter(figure)
     assert "Kanji Test" in text.get_fontfamily() and text.get_text().startswith("漢")
+
+
+@pytest.mark.parametrize("name", ["lab/collapse", "a\\b", "a#b", "a?b", "a%b", "a:b", "x" * 129, "", "a\x1bb"])
+def test_a_project_that_wandb_refuses_is_refused_before_anything_is_computed(make_config: Make, name: str) -> None:
+    path = make_config(GAUSSIAN, **{"tracking.project": name})
+    with pytest.raises(ConfigError, match="tracking.project: found .*, allowed by W&B: 1 to 128"):
+        study(path)
+    assert study(make_config(GAUSSIAN, **{"tracking.project": "Lab collapse-2.0_é"})).base.tracking.project

@@ -19,6 +19,10 @@ from harness.config.schema.regimes import (
     RepetitionFilter,
     VerifierFilter,
 )
+from harness.terminal import shown
+
+NOT_IN_PROJECTS = "/\\#?%:"
+"""Characters that W&B refuses in a project's name (wandb.Settings)."""
 
 
 class Resources(Section):
@@ -64,6 +68,16 @@ class Tracking(Section):
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "model-collapse"
     entity: str | None = None
+
+    @field_validator("project", "entity")
+    @classmethod
+    def _as_wandb_allows(cls, value: str | None) -> str | None:
+        """What W&B itself would refuse, but only once everything is computed."""
+        if value is not None and not (0 < len(value) <= 128 and value.isprintable() and not set(value) & set(NOT_IN_PROJECTS)):
+            allowed = f"1 to 128 printable characters, none of {' '.join(NOT_IN_PROJECTS)}"
+            raise ValueError(f"found {shown(value)}, allowed by W&B: {allowed}; the entity has a field of its own")
+        return value
+
     bundles: Literal["cells", "chains"] = "cells"
     """Chains in bundles: one run for each cell, with means over its chains, or one for each chain."""
 

@@ -25,6 +25,36 @@ def start_of(pid: int) -> str | None:
     return None if fields[0] in ("Z", "X") else fields[19]
 
 
+def control_group(*names: str) -> str:
+    """The first of a control group's files that says something; empty where there is none."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        base = Path("/sys/fs/cgroup") / controllers.split(",")[0] if controllers else Path("/sys/fs/cgroup")
+        for name in names:
+            # A limit may lie on any level above.
+            for folder in (path, *map(str, Path(path).parents)):
+                try:
+                    text = (base / folder.lstrip("/") / name).read_text().strip()
+                except OSError:
+                    continue
+                if not text.startswith("max"):
+                    return text
+    return ""
+
+
+def cpu_quota() -> float | None:
+    """CPUs that this process's control group may use at once, as a container's limit; None where it says nothing."""
+    quota = control_group("cpu.max").split()
+    if len(quota) == 2 and all(part.isdigit() for part in quota):
+        return int(quota[0]) / int(quota[1])
+    quota = [control_group("cpu.cfs_quota_us"), control_group("cpu.cfs_period_us")]
+    return int(quota[0]) / int(quota[1]) if all(part.isdigit() for part in quota) else None
+
+
 def reset_peak_memory() -> None:
     """Let the kernel measure the peak of resident memory anew; where it does not, the peak stays."""
     with contextlib.suppress(OSError):

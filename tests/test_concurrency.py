@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import pytest
 from chains import Events, contents, run_all
 from conftest import GAUSSIAN, Make
 
+from harness import proc
 from harness.coordinator.base import source_revision
+from harness.coordinator.cluster import usable_cpus
 from harness.errors import DamagedError
 from harness.files import verify
 from harness.lineage import key_of
@@ -281,3 +284,12 @@ def test_only_a_repository_that_has_the_source_names_its_revision(tmp_path: Path
     assert source_revision(package) == git("rev-parse", "--short=12", "HEAD").strip()
     (package / "__init__.py").write_text("changed")
     assert source_revision(package).endswith("+dirty")
+
+
+@pytest.mark.parametrize(
+    ("quota", "allowed"), [("100000 100000", 1), ("50000 100000", 1), ("350000 100000", 3), ("max 100000", 64)]
+)
+def test_a_containers_quota_is_what_a_run_uses(monkeypatch: pytest.MonkeyPatch, quota: str, allowed: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr(proc, "control_group", lambda *names: quota if names == ("cpu.max",) else "")
+    assert usable_cpus() == allowed

@@ -15,6 +15,7 @@ from bundled import run_bundles
 from chains import run_all
 from conftest import GAUSSIAN, Make, harness
 
+from harness.coordinator.retention import weights_gone
 from harness.coordinator.status import chain_states
 from harness.errors import StoreError
 from harness.reporting import ledger
@@ -185,3 +186,19 @@ def test_out_writes_through_what_is_no_regular_file(make_config: Make, tmp_path:
     assert os.read(reader, 65536).decode() == whole and not pipe.is_file()
     os.close(reader)
     assert json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
+
+
+def test_weights_that_retention_would_keep_and_that_are_gone_are_counted(make_config: Make, tmp_path: Path) -> None:
+    """`retention.weights: all` after `last`: nothing is fitted again for it, so plan and run say what is missing."""
+    config, root = make_config(GAUSSIAN), tmp_path / "root"
+    prepared, store = run_all(config, root)
+    first, second, *_ = prepared.lineage.nodes.values()
+    assert weights_gone(prepared, store) == 0
+    store.evict_weights(second.fit, "retention")
+    assert weights_gone(prepared, store) == 0, "the second is not among those that `last` keeps"
+    everything = ("--set", "retention.weights=all")
+    assert json.loads(harness("plan", config, "--root", root, "--json", *everything).stdout)["weights_gone"] == 1
+    done = harness("run", config, "--root", root, *everything)
+    assert done.returncode == 0 and "1 fits that retention.weights keeps were freed before" in done.stderr
+    store.evict_weights(first.fit, "retention")
+    assert weights_gone(prepared, store) == 1

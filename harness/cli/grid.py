@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +33,7 @@ from harness.coordinator.stop import Stop
 from harness.errors import GangError, InputError, ResourceError
 
 if TYPE_CHECKING:
+    from harness.coordinator.base import Summary
     from harness.study import Prepared
 
 
@@ -61,13 +62,15 @@ def run(
         job = slurm_jobs.Job(prepared, root) if slurm else None  # before ray is imported, which then reads how to log in
         from harness.coordinator.cluster import Place
         from harness.coordinator.display import make_display
+        from harness.coordinator.retention import weights_gone
         from harness.coordinator.session import run_study
+        from harness.store import Store
 
         def place() -> AbstractContextManager[Place]:
             return job.place(stop.is_set) if job else nullcontext(Place(address))
 
         try:
-            summary, warnings = run_study(
+            summary, mirrored = run_study(
                 prepared, root, prepared.study.source, place, lambda: make_display(json_output), stop, listen, idle_exit
             )
         except GangError as error:  # nothing was computed yet, and another try may find better machines
@@ -75,8 +78,17 @@ def run(
             raise typer.Exit(EXIT_STOPPED) from None
         if job:
             job.ended(summary)
+    warnings = [f"W&B: {warning}" for warning in mirrored]
+    if gone := weights_gone(prepared, Store.read(root)):
+        warnings.append(_gone(gone))
+    _tell(summary, warnings, json_output)
+    raise typer.Exit(summary.exit_code)
+
+
+def _tell(summary: Summary, warnings: Sequence[str], json_output: bool) -> None:
+    """What a run did, and what went wrong beside it."""
     for warning in warnings:
-        terminal.show(f"warning: W&B: {warning}", sys.stderr)
+        terminal.show(f"warning: {warning}", sys.stderr)
     for branch, reason in summary.failures:
         terminal.show(f"failed: branch {branch}: {reason}", sys.stderr)
     names = ("chains_complete", "chains_failed", "generations_computed", "generations_reused", "wall_s")
@@ -88,7 +100,6 @@ def run(
         if summary.stopped:
             because = f" ({summary.reason})" if summary.reason else ""
             terminal.show(f"stopped early with work left{because}; run the same command again")
-    raise typer.Exit(summary.exit_code)
 
 
 def _check_this_machine(prepared: Prepared) -> None:
@@ -156,10 +167,16 @@ def plan(
         )
     terminal.show(f"device-hours    {found.device_hours:.2f} ({found.throughput} throughput)")
     terminal.show(f"disk            {found.disk_bytes / 2**20:.1f} MiB when complete")
+    if found.weights_gone:
+        terminal.show(f"weights         {_gone(found.weights_gone)}")
     terminal.show(
         f"wall time       {duration(found.wall_s)} on {nodes} machine(s), "
         f"gangs idle or starting {100 * found.idle_share:.0f} % of it"
     )
+
+
+def _gone(fits: int) -> str:
+    return f"{fits} fits that retention.weights keeps were freed before; they are fitted again only if something needs them"
 
 
 def _read(data: Mapping[str, Any]) -> str:

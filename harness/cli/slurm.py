@@ -123,12 +123,13 @@ def submit(
         remarks = check(work, options, partitions)
         experiment = Experiment(root, prepared.study.base.experiment)
         request = Request(experiment.path, root.absolute(), config, given, options.python or sys.executable, variables)
+        Store.check_writable(root)
+        if partitions is not None:  # a dry run also works where there is no cluster
+            check_alone(experiment.path, slurm, join)
         if dry_run:
             terminal.write(script(request, options, work, new_folder(experiment.path)))
             _remark(remarks)
             return
-        check_alone(experiment.path, slurm, join)
-        Store.check_writable(root)
         commit_data(prepared, Store.open(root))
         submission, more = send(request, options, work, slurm, look)
         remarks += more

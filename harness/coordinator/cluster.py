@@ -26,12 +26,15 @@ from harness.coordinator.private import environment
 from harness.coordinator.scheduler import Capacity, Shape, feasible
 from harness.coordinator.stop import Stop
 from harness.errors import GangError, ResourceError
+from harness.proc import cpu_quota
 from harness.ray_access import FOLDER, LOOPBACK, TOKEN, joining_tokens, own_token, write_token
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may use: those that it may run on, and no more than its container's quota, rounded down."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 WATCH_S = 1.0

@@ -11,7 +11,7 @@ from typing import Any
 from harness.config.grid import sequence_length
 from harness.config.schema import Config, LanguageModel, TextData, Vae
 from harness.coordinator.base import shape_of
-from harness.coordinator.retention import kept_fits
+from harness.coordinator.retention import kept_fits, weights_gone
 from harness.coordinator.scheduler import Capacity, Shape
 from harness.coordinator.simulate import simulate
 from harness.coordinator.slices import chain_seconds, missing
@@ -63,6 +63,7 @@ class PlanSummary:
     memory_per_rank_bytes: int
     shapes: tuple[Mapping[str, Any], ...]
     data: tuple[Mapping[str, Any], ...]
+    weights_gone: int
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         memory_per_rank_bytes=max((memory.total for memory in memories if memory), default=0),
         shapes=tuple(_shape_row(prepared, shapes_of_cells, shape) for shape in sorted(set(shapes_of_cells))),
         data=tuple({json.dumps(item.about): item.about for item in prepared.data}.values()),
+        weights_gone=weights_gone(prepared, store),
     )
 
 

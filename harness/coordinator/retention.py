@@ -21,6 +21,12 @@ def kept_fits(prepared: Prepared) -> set[str]:
     return {fit for chain in prepared.lineage.chains for fit in kept_by_chain(prepared, chain)}
 
 
+def weights_gone(prepared: Prepared, store: Store) -> int:
+    """Fits whose weights this experiment would keep, and which have none any more: an earlier retention, or gc, has freed them."""
+    freed = (fit for fit in kept_fits(prepared) if store.has("fits", fit) and not store.has_weights(fit))
+    return sum(store.json("fits", fit, "fit.json")["status"] != "diverged" for fit in freed)
+
+
 class Retention:
     """Evicts weights while a grid runs."""
 

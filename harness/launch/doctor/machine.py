@@ -25,6 +25,7 @@ import harness
 from harness.launch.allocation import LONGEST_TMP, TMP, TMP_VARIABLE
 from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, scratch_prefix, told
 from harness.launch.node import OBJECT_STORE_BYTES
+from harness.proc import control_group, cpu_quota
 
 DEVICES_LIMIT_S = 60.0
 SHOWN = ("torch", "deepspeed", "ray", "transformers")
@@ -156,32 +157,10 @@ def judge_devices(claim: Claim, seen: Mapping[str, Any], driver: str, listed: in
     return graded("devices", found, wrong, remedy=remedy)
 
 
-def _cgroup(*names: str) -> str:
-    """The first of a control group's files that says something; empty where there is none."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        base = Path("/sys/fs/cgroup") / controllers.split(",")[0] if controllers else Path("/sys/fs/cgroup")
-        for name in names:
-            # A limit may lie on any level above.
-            for folder in (path, *map(str, Path(path).parents)):
-                try:
-                    text = (base / folder.lstrip("/") / name).read_text().strip()
-                except OSError:
-                    continue
-                if not text.startswith("max"):
-                    return text
-    return ""
-
-
 def processors() -> dict[str, Any]:
     """CPUs and memory that this process can really use, against SLURM's claim."""
-    quota = _cgroup("cpu.max").split()
-    limit = int(quota[0]) / int(quota[1]) if len(quota) == 2 else None
-    ceiling = _cgroup("memory.max", "memory.limit_in_bytes")
+    limit = cpu_quota()
+    ceiling = control_group("memory.max", "memory.limit_in_bytes")
     free = psutil.virtual_memory().available
     claim = claim_of(os.environ)
     found = [

@@ -33,8 +33,8 @@ SLURM = {"test_slurm.py", "test_doctor_slurm.py"}
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes a core: a test on Ray computes for about half of its time."""
-    return max(1, min(2 * len(os.sched_getaffinity(0)), psutil.virtual_memory().total // TEST_BYTES))
+    """One process a core: with more of them nothing waits any more, everything takes longer, and limits of time are reached."""
+    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().total // TEST_BYTES))
 
 
 class Shares(LoadScopeScheduling):  # type: ignore[misc]

@@ -192,15 +192,15 @@ def _verify(folder: Path, sums: Any) -> None:
         # Others may free a file, and put it back, between any two looks; one that is missing is so at every look.
         for left in reversed(range(LOOKS)):
             try:
-                with reading(folder / name):
-                    _compare(folder / name, expected)
-            except DamagedError:
-                if os.path.lexists(folder / name):
-                    raise
+                _compare(folder / name, expected)
+            except FileNotFoundError:
                 if not (folder / (name + TOMBSTONE)).exists():
                     if not left:
-                        raise
+                        raise DamagedError(f"{folder / name} is missing") from None
                     continue
+            except OSError as error:
+                with reading(folder / name):
+                    raise error
             break
 
 

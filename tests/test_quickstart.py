@@ -15,14 +15,14 @@ from harness.metrics.bigram import bigram_nll
 from harness.store import Store
 from harness.study import open_study
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 CONFIG = ROOT / "configs" / "quickstart.yaml"
 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("quickstart") / "runs"
-    done = harness("run", CONFIG, "--root", root, "--json", timeout=900)
+    done = harness("run", CONFIG, "--root", root, "--json", timeout=1700)
     assert done.returncode == 0, done.stderr
     export = root.parent / "table.csv"
     assert harness("export", CONFIG, "--root", root, "--format", "csv", "--out", export).returncode == 0

@@ -38,6 +38,9 @@ class Resources(Section):
     """CPU threads per rank (and CPUs reserved for it)."""
     gpus_per_rank: Annotated[int, Field(ge=0, le=1)] | None = None
     """1 on a machine with GPUs, else 0, when null."""
+    deterministic: bool = True
+    """On GPUs: only kernels that add up in one order, so that a resumed fit equals an uninterrupted one bit for bit;
+    false is a little faster, and a fit then has other last bits each time."""
     bundled: bool = True
     """Cheap learners: run many chains at once and keep records and parameters only; false runs each generation by itself, with its
     corpus on disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero import parameter_offload
 from transformers import PreTrainedModel
 
 from harness.config.schema import Train
 from harness.errors import LearnerError
 from harness.learners.language_model.checkpoint import SafeCheckpointEngine
+from harness.learners.language_model.cuda import align_head
+from harness.learners.language_model.distributed import device
 
 
 def start_deepspeed(backend: str) -> None:
@@ -78,6 +82,8 @@ class Engine:
         plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.zero_stage = zero_stage
+        if device().type == "cuda":
+            align_head(model)
         count = sum(p.numel() for p in model.parameters())
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
@@ -147,5 +153,17 @@ class Engine:
 
     def close(self) -> None:
         """Free what the engine holds."""
+        module, optimizer = self.module, self._engine.optimizer
         self._engine.destroy()
         del self._engine
+        # Engine, optimizer and model refer to each other, and under ZeRO-3 hooks that the garbage collector does not see through
+        # refer to all of them. Without this every fit of a chain would leave its 14 to 20 bytes a parameter behind.
+        if self.zero_stage == 3:
+            del parameter_offload.FWD_MODULE_STACK[:]
+            for parameter in module.parameters():
+                vars(parameter).clear()
+            optimizer.optimizer.state.clear()
+            for holder in (optimizer.parameter_offload, optimizer.optimizer, optimizer):
+                vars(holder).clear()
+        del module, optimizer
+        gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -65,6 +66,7 @@ class LanguageModelLearner:
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
         self._loaded = None
+        gc.collect()  # models and their caches refer to themselves: what was loaded before would stay beside this fit
         model = self._initial(task)
         if getattr(model.config, "max_position_embeddings", self.context) < self.context:
             raise DataError(
@@ -84,7 +86,16 @@ class LanguageModelLearner:
         schedule = plan_steps(self.learner.train, task.training.examples, task.budget, reference)
         train, resources = self.learner.train, self.config.resources
         masked = prompt_length(self.config) if train.loss == "continuation" else 0
-        trainer = Trainer(train, self.config.micro_batch, resources.zero_stage, self.bos, self.ranks, self.device, masked)
+        trainer = Trainer(
+            train,
+            self.config.micro_batch,
+            resources.zero_stage,
+            self.bos,
+            self.ranks,
+            self.device,
+            masked,
+            resources.deterministic,
+        )
         config = model.config
         fitted = trainer.run(model, self.data.validation, schedule, task)
         if self.ranks.rank == 0 and fitted.status == "ok":

@@ -17,6 +17,7 @@ from harness.config.schema import Model
 from harness.errors import DataError, LearnerError
 from harness.files import write_atomic
 from harness.learners.language_model.behaviour import report
+from harness.learners.language_model.cuda import align_head
 from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.sizes import default_mlp_width
 from harness.learners.language_model.weights import CONFIG, WEIGHTS
@@ -194,4 +195,6 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     if wrong:
         raise LearnerError(f"{folder / WEIGHTS} does not fit its configuration: {wrong}")
     model: PreTrainedModel = loaded
+    if device.type == "cuda":
+        align_head(model)
     return model.to(device).eval()

@@ -7,9 +7,10 @@ entry of the vocabulary. A beam search takes none: its examples are functions of
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from harness.config.schema import Sample
+from harness.learners.language_model.cuda import StepReader, can_step, inference
 from harness.learners.language_model.decoding import Adjustment
 from harness.records import Examples
 from harness.streams import uniforms
@@ -84,6 +86,7 @@ class Sampler:
     tick: Callable[[], None] = lambda: None
     vocab_size: int | None = None
     cached: bool = True
+    _steps: dict[tuple[int, int], StepReader | None] = field(default_factory=dict, repr=False, compare=False)
 
     def draw(self, prompts: npt.NDArray[np.int64], length: int, uniform: npt.NDArray[np.float64]) -> Examples:
         """Continue prompts.
@@ -110,8 +113,8 @@ class Sampler:
         natural = self.config.length == "natural"
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         drawn: list[torch.Tensor] = []
-        with torch.inference_mode():
-            read = Reader(self.model, self.cached)
+        with inference(tokens.device):
+            read = self._reader(len(tokens), tokens.shape[1] + length)
             for position in range(length):
                 logits = read(tokens)
                 choice = self.choose(adjust(logits, position), numbers[:, position])
@@ -133,6 +136,22 @@ class Sampler:
             values[np.arange(length)[None, :] >= lengths[:, None]] = 0
         return Examples(values, lengths)
 
+    def _reader(self, rows: int, length: int) -> Reader | StepReader:
+        """What reads texts of up to so many tokens: by recorded steps on a GPU, where the architecture allows it."""
+        key = rows, length
+        if key not in self._steps:
+            self._steps.clear()  # a cache of full length each: one is enough
+            self._steps[key] = None
+            if self.cached and self.model.device.type == "cuda" and can_step(self.model):
+                # Whether it can be recorded depends on the architecture's code alone, so a corpus is always written one way.
+                with contextlib.suppress(RuntimeError):
+                    self._steps[key] = StepReader(self.model, rows, length)
+        found = self._steps[key]
+        if found is None:
+            return Reader(self.model, self.cached)
+        found.restart()
+        return found
+
     def _search(self, tokens: torch.Tensor, length: int) -> torch.Tensor:
         """Beam search (Sutskever et al. 2014, arXiv 1409.3215, section 3.2) for a fixed number of tokens.
 
@@ -153,7 +172,7 @@ class Sampler:
         scores = torch.full((batch, beams), -torch.inf, device=tokens.device)
         scores[:, 0] = 0.0  # before the first token the beams are equal, and one of them is enough
         found = torch.zeros((batch * beams, 0), dtype=torch.int64, device=tokens.device)
-        with torch.inference_mode():
+        with inference(tokens.device):
             read = Reader(self.model, self.cached)
             for position in range(length):
                 logits = read(tokens)

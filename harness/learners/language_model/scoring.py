@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from harness.learners.language_model.cuda import inference
 from harness.records import Examples
 
 IGNORED = -100
@@ -47,7 +48,6 @@ def sequence_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return flat.view(targets.shape).sum(dim=1)
 
 
-@torch.inference_mode()
 def score(
     model: PreTrainedModel,
     examples: Examples,
@@ -74,14 +74,15 @@ def score(
     device = next(model.parameters()).device
     size = max(1, BATCH_TOKENS // examples.values.shape[1])
     result = np.full(len(examples), np.nan)
-    for number, start in enumerate(range(0, len(examples), size)):
-        if number % world_size != rank:
-            continue
-        part = examples.take(slice(start, start + size))
-        short = size - len(part)
-        padded = Examples(np.pad(part.values, ((0, short), (0, 0))), np.pad(part.lengths, (0, short)))
-        inputs, targets = with_bos(padded, bos, device)
-        nll = sequence_nll(model(input_ids=inputs, use_cache=False).logits, targets)
-        tick()
-        result[start : start + len(part)] = nll[: len(part)].double().cpu().numpy()
+    with inference(device):
+        for number, start in enumerate(range(0, len(examples), size)):
+            if number % world_size != rank:
+                continue
+            part = examples.take(slice(start, start + size))
+            short = size - len(part)
+            padded = Examples(np.pad(part.values, ((0, short), (0, 0))), np.pad(part.lengths, (0, short)))
+            inputs, targets = with_bos(padded, bos, device)
+            nll = sequence_nll(model(input_ids=inputs, use_cache=False).logits, targets)
+            tick()
+            result[start : start + len(part)] = nll[: len(part)].double().cpu().numpy()
     return result

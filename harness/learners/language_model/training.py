@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from harness.config.schema import Train
 from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, Stopped
 from harness.learners.language_model.checkpoint import load_tree, save_tree
+from harness.learners.language_model.cuda import deterministic
 from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.scoring import sequence_nll, with_bos
 from harness.learners.schedule import Schedule
@@ -147,6 +148,7 @@ class Trainer:
         ranks: Ranks,
         device: torch.device,
         masked: int = 0,
+        deterministic: bool = True,
     ) -> None:
         """Keep what is the same for all fits of a cell.
 
@@ -158,9 +160,10 @@ class Trainer:
             ranks: The ranks.
             device: This rank's device.
             masked: Tokens at the start of every training example that are read but not learned. Validation is on all tokens.
+            deterministic: Only kernels whose sums have one order, on a GPU.
         """
         self.train, self.micro_batch, self.zero_stage, self.masked = train, micro_batch, zero_stage, masked
-        self.bos, self.ranks, self.device = bos, ranks, device
+        self.bos, self.ranks, self.device, self.deterministic = bos, ranks, device, deterministic
 
     def run(self, model: PreTrainedModel, validation: Examples, schedule: Schedule, task: FitTask) -> Fitted:
         """Fit a model, from its beginning or from a checkpoint.
@@ -176,7 +179,8 @@ class Trainer:
         """
         engine = Engine(model, self.train, self.micro_batch, self.ranks.world_size, self.zero_stage)
         try:
-            return self._loop(engine, validation, schedule, task)
+            with deterministic(self.device, self.deterministic):
+                return self._loop(engine, validation, schedule, task)
         finally:
             engine.close()
 

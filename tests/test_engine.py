@@ -1,0 +1,113 @@
+"""What a DeepSpeed engine leaves behind, and how the logits of an odd vocabulary and recorded steps compare with the plain ones."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from harness.config.schema import Model, Sample, Train
+from harness.learners.language_model.cuda import StepReader, align_head, can_step
+from harness.learners.language_model.model import new_model
+from harness.learners.language_model.sampling import Reader, Sampler, draw_batch
+
+WHERE = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
+
+
+def small(architecture: str = "llama", vocab_size: int = 61) -> Any:
+    section = Model(architecture=architecture, num_layers=2, width=32, num_heads=2, context=48)  # type: ignore[arg-type]
+    return new_model(section, vocab_size, 48, 0, 0, seed=1).eval()
+
+
+def held() -> int:
+    """Bytes of all tensors that Python knows."""
+    gc.collect()
+    storages = (found.untyped_storage() for found in gc.get_objects() if isinstance(found, torch.Tensor))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_fit_leaves_no_memory_behind(ranks: Any, stage: int, precision: str) -> None:
+    from harness.learners.language_model.distributed import device
+    from harness.learners.language_model.engine import Engine
+
+    before = held()
+    for _ in range(2):
+        engine = Engine(small(), Train(batch_size=4, precision=precision), 4, 1, stage)  # type: ignore[arg-type]
+        parameters = sum(p.ds_numel if stage == 3 else p.numel() for p in engine.module.parameters())
+        loss = engine.logits(torch.zeros((4, 16), dtype=torch.long, device=device())).float().logsumexp(-1).sum()
+        engine.backward(loss)
+        assert held() - before > 6 * parameters
+        engine.close()
+        del engine, loss
+        assert held() - before < parameters  # a byte; an engine that stays has 12 and more
+
+
+@pytest.mark.parametrize("device", WHERE)
+def test_logits_of_an_odd_vocabulary_are_the_same(device: torch.device) -> None:
+    plain, padded = small("gpt2").to(device), small("gpt2").to(device)
+    align_head(padded)
+    tokens = torch.arange(40, device=device).view(2, 20)
+    for model in (plain, padded):
+        model(input_ids=tokens).logits.float().logsumexp(-1).sum().backward()
+    assert padded(input_ids=tokens).logits.shape == (2, 20, 61)
+    torch.testing.assert_close(padded(input_ids=tokens).logits, plain(input_ids=tokens).logits)
+    for (name, one), (_, other) in zip(plain.named_parameters(), padded.named_parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, msg=name)
+
+
+@pytest.mark.parametrize("device", WHERE)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+def test_recorded_steps_read_what_plain_ones_read(architecture: str, device: torch.device) -> None:
+    model = small(architecture).to(device)
+    assert can_step(model)
+    if architecture == "opt" and device.type == "cuda":  # its forward pass asks for a length, which a recording cannot answer
+        sampler = Sampler(model, Sample(), bos=0, eos=0)
+        assert isinstance(sampler._reader(3, 20), Reader)
+        return
+    texts = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 20))).to(device)
+    step = StepReader(model, 3, 20)
+    with torch.inference_mode():
+        for start in (5, 1, 5):  # texts of other lengths one after another, through one recorded step
+            plain, first = Reader(model, cached=True), slice(0, start)
+            step.restart()
+            torch.testing.assert_close(step(texts[:, first]), plain(texts[:, first]))
+            for position in range(start, 20):
+                new = texts[:, position : position + 1]
+                torch.testing.assert_close(step(new), plain(new))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+def test_a_batch_is_the_same_whatever_was_drawn_before(architecture: str) -> None:
+    model = small(architecture).to("cuda", torch.bfloat16)
+    sampler = Sampler(model, Sample(), bos=0, eos=0)
+    first = [draw_batch(sampler, None, 0, 24, 1, 0, start, 64).values for start in (0, 64, 128)]
+    other = Sampler(model, Sample(), bos=0, eos=0)
+    for number in (2, 0, 1):
+        assert (draw_batch(other, None, 0, 24, 1, 0, 64 * number, 64).values == first[number]).all()
+
+
+class _Scattered(nn.Module):
+    """An operation without a deterministic kernel on a GPU."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(values, scale_factor=2.0, mode="linear")
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_reproduced_is_refused(ranks: Any) -> None:
+    from harness.errors import LearnerError
+    from harness.learners.language_model.cuda import deterministic
+
+    values = torch.ones((1, 2, 8), device="cuda", requires_grad=True)
+    with pytest.raises(LearnerError, match="resources.deterministic"), deterministic(values.device, True):
+        _Scattered()(values).sum().backward()
+    with deterministic(values.device, False):
+        _Scattered()(values).sum().backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -31,6 +32,34 @@ def grids(draw: st.DrawFn) -> tuple[list[Branch], dict[str, Shape], list[Capacit
     return branches, shapes, machines
 
 
+def find_places(gangs: dict[int, Gang], machines: list[Capacity], random: Any) -> None:
+    """What Ray does: a gang gets whatever places there are, or waits for some; nothing is ever given twice."""
+    cpus = [machine.cpus for machine in machines]
+    gpus = [machine.gpus for machine in machines]
+
+    def take(index: int, shape: Shape, times: int) -> None:
+        cpus[index] -= times * shape.cpus
+        gpus[index] -= times * shape.gpus
+
+    for gang in gangs.values():
+        for index in gang.machines:
+            take(index, gang.shape, 1)
+    assert min(cpus + gpus) >= 0
+    for number, gang in gangs.items():
+        chosen: list[int] = []
+        while not gang.machines and len(chosen) < gang.shape.ranks:
+            fits = [i for i in range(len(machines)) if cpus[i] >= gang.shape.cpus and gpus[i] >= gang.shape.gpus]
+            if not fits:
+                break
+            chosen.append(random.choice(fits))
+            take(chosen[-1], gang.shape, 1)
+        if not gang.machines and len(chosen) == gang.shape.ranks:
+            gangs[number] = replace(gang, machines=tuple(chosen))
+        else:
+            for index in chosen:
+                take(index, gang.shape, -1)
+
+
 @settings(max_examples=150, deadline=None)
 @given(grids(), st.randoms(use_true_random=False))
 def test_every_branch_runs_once_after_what_it_needs_and_machines_are_never_overbooked(grid: Any, random: Any) -> None:
@@ -46,7 +75,6 @@ def test_every_branch_runs_once_after_what_it_needs_and_machines_are_never_overb
             branch = by_id[action.branch]
             assert branch.needs <= done
             queue.take(branch.id)
-            ran.append(branch.id)
             if isinstance(action, Start):
                 assert action.shape == shapes[branch.id]
                 number += 1
@@ -54,16 +82,16 @@ def test_every_branch_runs_once_after_what_it_needs_and_machines_are_never_overb
             else:
                 assert isinstance(action, Assign)
                 assert gangs[action.gang].branch is None and gangs[action.gang].shape == shapes[branch.id]
-                gangs[action.gang] = Gang(action.gang, shapes[branch.id], branch.id)
-        used = sum(gang.shape.ranks * gang.shape.cpus for gang in gangs.values())
-        assert used <= sum(machine.cpus for machine in machines)
-        busy = [gang for gang in gangs.values() if gang.branch is not None]
+                gangs[action.gang] = replace(gangs[action.gang], branch=branch.id)
+        find_places(gangs, machines, random)
+        busy = [gang for gang in gangs.values() if gang.branch is not None and gang.machines]
         if actions:
             continue
         if not busy:
             break
         ended = random.choice(busy)
-        gangs[ended.id] = Gang(ended.id, ended.shape, None)
+        gangs[ended.id] = replace(ended, branch=None)
+        ran.append(ended.branch)
         for node in by_id[str(ended.branch)].nodes:
             done.add(node)
             queue.complete(node)
@@ -97,6 +125,17 @@ def test_gangs_of_a_shape_are_reused_and_others_make_room() -> None:
     # While another small gang runs, nothing less urgent takes the place that the large one waits for.
     assert decide(ready, shapes, [Gang(2, small, "running")], machines) == []
     assert decide(ready[1:], shapes, idle, machines) == [Assign(1, "small")]
+
+
+def test_idle_gangs_make_room_where_they_really_are() -> None:
+    small, large = Shape(1, 1, 0), Shape(1, 2, 0)
+    machines = [Capacity(1, 0), Capacity(2, 0)]
+    ready, shapes = [Branch("large", ("a",), frozenset(), 1.0)], {"large": large}
+    assert decide(ready, shapes, [Gang(1, small, None)], machines) == [Start(large, "large")]  # it may go to the first machine
+    assert decide(ready, shapes, [Gang(1, small, None, (1,))], machines) == [Retire(1)]
+    # Started before it was known where the small one went: it waits for room, though nothing else is ready.
+    assert decide([], shapes, [Gang(1, small, None, (1,)), Gang(2, large, "large")], machines) == [Retire(1)]
+    assert decide([], shapes, [Gang(1, small, "busy", (1,)), Gang(2, large, "large")], machines) == []
 
 
 def test_a_gang_may_span_machines_but_not_exceed_them() -> None:

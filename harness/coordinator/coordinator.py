@@ -106,7 +106,7 @@ class Coordinator:
         self.running: dict[int, _Running] = {}
         self._owners: list[str] = []
         self._offsets: dict[str, int] = {}
-        self._nodes: set[str] = set()
+        self._nodes: list[str] = []
         self._revision = source_revision()
         self._polled = self._looked = self._shown = time.monotonic()
         self._poll_s = POLL_S
@@ -181,7 +181,7 @@ class Coordinator:
         again = True
         while again:
             again = False
-            gangs = [Gang(n, g.shape, self.running[n].branch.id if n in self.running else None) for n, g in self.gangs.items()]
+            gangs = [self._as_planned(number) for number in self.gangs]
             ready = (branch for branch in self.queue.ready if possible[self.shapes[branch.id]])
             for action in decide(ready, self.shapes, gangs, self.machines):
                 if isinstance(action, Retire):
@@ -191,6 +191,12 @@ class Coordinator:
                 else:
                     number = action.gang if isinstance(action, Assign) else self._start_gang(action)
                     self._begin(number, self.queue.take(action.branch))
+
+    def _as_planned(self, number: int) -> Gang:
+        """A gang as the scheduler sees it: on machines that are there, or in search of some."""
+        gang, running = self.gangs[number], self.running.get(number)
+        places = tuple(self._nodes.index(rank.node) for rank in gang.processes if rank.node in self._nodes)
+        return Gang(number, gang.shape, running.branch.id if running else None, places)
 
     def _held_elsewhere(self, branch: Branch) -> bool:
         """Put a branch aside whose next generation is done or does not exist, or is being computed by somebody else."""
@@ -338,7 +344,7 @@ class Coordinator:
     def _refresh_machines(self) -> None:
         found = machines(self._lost)
         self.machines, self._looked = tuple(found.values()), time.monotonic()
-        gone, self._nodes = self._nodes - set(found), set(found)
+        gone, self._nodes = set(self._nodes) - set(found), list(found)
         if not gone:
             return
         for number, gang in list(self.gangs.items()):

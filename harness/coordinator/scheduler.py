@@ -36,11 +36,19 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Gang:
-    """A gang that exists. ``branch`` is None while it is idle."""
+    """A gang that exists.
+
+    Attributes:
+        id: Its number.
+        shape: What it occupies.
+        branch: What it runs; None while it is idle.
+        machines: The machine of each rank, by its index; empty while nobody knows, or it has none yet.
+    """
 
     id: int
     shape: Shape
     branch: str | None
+    machines: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,20 @@ class Queue:
         return len(self._ready)
 
 
+def _free(gangs: Sequence[Gang], machines: Sequence[Capacity]) -> tuple[list[Capacity], bool]:
+    """What gangs leave free, and whether one of them finds no place: first those that are somewhere, then those that will be."""
+    free, waits = list(machines), False
+    for gang in gangs:
+        for index in gang.machines:
+            left = free[index]
+            free[index] = Capacity(left.cpus - gang.shape.cpus, left.gpus - gang.shape.gpus)
+    for gang in gangs:
+        if not gang.machines:
+            left_over = place(gang.shape, free)
+            waits, free = waits or left_over is None, left_over or free
+    return free, waits
+
+
 def decide(
     ready: Iterable[Branch], shapes: Mapping[str, Shape], gangs: Sequence[Gang], machines: Sequence[Capacity]
 ) -> list[Action]:
@@ -150,13 +172,14 @@ def decide(
     Returns:
         Actions, in the order in which they are to be done; a gang gets one branch at most. Gangs of one shape are reused. A branch
         that has no place gets the next that is freed: idle gangs of other shapes retire for it, and nothing less urgent starts
-        before it, so a large gang cannot starve behind small ones.
+        before it, so a large gang cannot starve behind small ones. The same holds for a gang that was started where the
+        machines, as they turned out to be filled, have no room for it.
     """
-    free: list[Capacity] = list(machines)
-    for gang in gangs:
-        free = place(gang.shape, free) or free
+    free, waits = _free(gangs, machines)
     idle = [gang for gang in gangs if gang.branch is None]
     actions: list[Action] = []
+    if waits and idle:
+        return [Retire(gang.id) for gang in idle]
     for branch in ready:
         shape = shapes[branch.id]
         match = next((gang for gang in idle if gang.shape == shape), None)

@@ -21,6 +21,7 @@ from harness.data.text import pretrained_fingerprint
 from harness.errors import DataError
 from harness.learners.language_model.converted import with_safetensors
 from harness.learners.language_model.facts import needs_weights
+from harness.terminal import shown
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -279,7 +280,7 @@ def _fetch_files(item: Item, caches: Caches) -> None:
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
-    where = f"{item.field}: {item.name!r}" + (f" at revision {item.revision}" if item.revision else "")
+    where = f"{item.field}: {shown(item.name)}" + (f" at revision {item.revision}" if item.revision else "")
     try:
         folder = Path(
             huggingface_hub.snapshot_download(

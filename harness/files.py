@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DamagedError, DataError, StoreError
+from harness.terminal import shown
 
+MAX_NAME, MAX_PATH = 255, 4095
+"""Bytes of a file's name, and of a path (Linux, limits.h)."""
 CHECKSUMS = "checksums.json"
 TOMBSTONE = ".evicted.json"
 """Suffix of the note that stands for a file whose bytes were freed on purpose."""
@@ -24,6 +27,21 @@ PROBE = ".harness-doctor-"
 """How the folders begin in which `harness doctor` tries a file system."""
 PASSING = (".format.", PROBE)
 """How names begin that a root may hold before it is a store: the file on its way to ``format``, and the doctor's folders."""
+
+
+def path_of(text: str) -> Path:
+    """A path as a user gives it, with ``~`` for a home folder.
+
+    Raises:
+        ValueError: Nobody has that name, or no file can have it.
+    """
+    raw = text.encode(errors="surrogateescape")
+    if len(raw) > MAX_PATH or any(len(name) > MAX_NAME for name in raw.split(b"/")):
+        raise ValueError(f"found {shown(text)}, allowed: names of at most {MAX_NAME} bytes, {MAX_PATH} in all")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"found {shown(text)}, there is no such home folder") from None
 
 
 def remove_tree(folder: Path) -> None:

@@ -11,11 +11,12 @@ import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import yaml
-from conftest import GAUSSIAN, TEXT, Make, merged
+from conftest import GAUSSIAN, TEXT, Make, harness, merged
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from hypothesis import given
@@ -30,7 +31,7 @@ from harness.config import expand, load_file
 from harness.config.reading import MAX_DEPTH, MAX_DIGITS
 from harness.config.source import parse
 from harness.coordinator.display import LiveDisplay, PlainDisplay
-from harness.errors import ConfigError
+from harness.errors import ConfigError, InputError
 from harness.reporting import figures
 from harness.reporting.lettering import letter
 from harness.store import Store
@@ -94,6 +95,36 @@ def test_what_is_not_plain_data_is_one_short_message_in_a_file_and_in_set(make_c
         study(with_line(path, f"seed: {value}"))
     assert str(caught.value).startswith(f"{path}:") and expected in str(caught.value)
     assert len(str(caught.value)) < 500 + len(str(path))
+
+
+LONG = "x" * 9000
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        f"data.source={LONG}", f"data.source={LONG}.txt", f"data.source=hf:a/b/c/{LONG}", f"learner.model={{preset: {LONG}}}",
+        f"learner.model={{pretrained: {LONG}}}", f"data.tokenizer={{kind: pretrained, name: {LONG}}}", f"learner.kind={LONG}",
+        f"evaluate.others={{a: {LONG}}}",
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_a_long_value_is_cut_in_every_message(make_config: Make, assignment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError) as caught, TemporaryDirectory() as root:
+        open_study(make_config(TEXT), (assignment,), Store.read(Path(root)))
+    assert "xxx" in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    for arguments in (
+        ("status", LONG),
+        ("status", "x.yaml", "--root", f"/tmp/{LONG}/a"),
+        ("export", "x.yaml", "--out", "a/" * 2048),
+    ):
+        done = harness(*arguments)
+        assert done.returncode == 2 and len(done.stderr) < 400
+        assert "allowed: names of at most 255 bytes, 4095 in all" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("name", ["2026-10-05", "2026-02-30"])

@@ -15,6 +15,7 @@ import typer
 from harness import __version__, terminal
 from harness.coordinator.stop import Stop
 from harness.errors import InputError
+from harness.files import path_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,15 +41,15 @@ def path(text: str | Path) -> Path:
     """A path with ``~`` for the home folder, which a shell leaves alone behind ``=``.
 
     Raises:
-        InputError: Nobody has that name.
+        InputError: Nobody has that name, or no file can have it.
     """
     try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise InputError(f"{text}: there is no such home folder") from None
+        return path_of(str(text))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The study's YAML file.", show_default=False)]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", parser=path, help="The study's YAML file.", show_default=False)]
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Set a field, or pin a grid axis; repeatable.")
 ]

@@ -30,6 +30,7 @@ from harness.cli.app import (
 )
 from harness.coordinator.stop import Stop
 from harness.errors import InputError
+from harness.terminal import shown
 
 
 @app.command()
@@ -45,7 +46,9 @@ def export(
     from harness.reporting import ledger
 
     if form not in ledger.FORMATS:
-        raise InputError(f"--format: found {form!r}, allowed: {', '.join(ledger.FORMATS)}")
+        raise InputError(f"--format: found {shown(form)}, allowed: {', '.join(ledger.FORMATS)}")
+    if form == "parquet" and out is None and sys.stdout.isatty():
+        raise InputError("--format: parquet is not for reading; name a file with --out, or send it on through a pipe")
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"--out: the folder {out.absolute().parent} does not exist")
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -54,7 +57,9 @@ def export(
         part = Path(scratch) / "export"
         ledger.write(ledger.rows(prepared, store, provenance), form, part)
         content = part.read_bytes()
-    if out is None:
+    if out is None and sys.stdout.isatty():  # a person reads, and a terminal would obey what names may hold
+        terminal.show(content.decode(), end="")
+    elif out is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     else:

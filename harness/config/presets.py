@@ -14,6 +14,7 @@ import yaml
 
 from harness.config.schema import Model
 from harness.errors import ConfigError, Problem
+from harness.terminal import shown
 
 _PLACES = (Path(__file__).parent / "models", Path(__file__).parents[2] / "configs" / "models")
 _ABOUT = ("published_parameters", "vocab_size", "source")
@@ -39,7 +40,7 @@ def read_preset(name: str) -> dict[str, Any]:
         ConfigError: There is no such preset.
     """
     if name not in preset_names():
-        found = f"found {name!r}, allowed: {', '.join(preset_names())}"
+        found = f"found {shown(name)}, allowed: {', '.join(preset_names())}"
         raise ConfigError([Problem("configuration", None, "learner.model.preset", found)])
     data: dict[str, Any] = yaml.safe_load((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
     return data

@@ -33,6 +33,7 @@ from harness.data.reading import check_size, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
 from harness.streams import stream
+from harness.terminal import shown
 
 Array = npt.NDArray[np.float64]
 Draw = Callable[[str], np.random.Generator]
@@ -361,7 +362,7 @@ def _read_columns(path: Path, config: ArrayData) -> npt.NDArray[Any]:
         kind = schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise DataError(
-                f"data.columns: {path} has {kind} in the column {name!r}, not numbers; name the columns that hold numbers"
+                f"data.columns: {path} has {kind} in the column {shown(name)}, not numbers; name the columns that hold numbers"
             )
     check_size(file, path, "data.path", 8 * len(wanted), wanted)
     try:

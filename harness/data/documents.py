@@ -17,6 +17,7 @@ from harness.config.schema import TextData
 from harness.data.hub import load_hub
 from harness.data.reading import known, paragraphs, read_files
 from harness.errors import DataError
+from harness.terminal import shown
 
 SPLITS = ("train", "validation", "test")
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "lib2to3"}
@@ -88,7 +89,7 @@ def read_named(source: str, text_field: str = "text", revision: str | None = Non
     path = Path(source)
     if not path.is_dir() and not source.endswith(tuple(known())):
         allowed = f"{', '.join(BUILT_IN)}, hf:NAME, a {', '.join(known())} path, or a folder of such files"
-        raise DataError(f"{field}: found {source!r}, allowed: {allowed}")
+        raise DataError(f"{field}: found {shown(source)}, allowed: {allowed}")
     found = read_files(path, text_field, field)
     return Documents(found.documents, {}, found.files, found.empty, found.left_out)
 
@@ -135,13 +136,13 @@ def _hub(source: str, text_field: str, revision: str | None) -> Documents:
     for split, rows in loaded.items():
         if text_field not in rows.column_names:
             raise DataError(
-                f"data.source: {source} has no column {text_field!r} (data.text_field); it has {', '.join(rows.column_names)}"
+                f"data.source: {source} has no column {shown(text_field)} (data.text_field); it has {', '.join(rows.column_names)}"
             )
         texts = list(rows[text_field])
         odd = next((text for text in texts if not isinstance(text, str | None)), None)
         if odd is not None:
             raise DataError(
-                f"data.source: {source} has {type(odd).__name__} in the column {text_field!r} (data.text_field), not text"
+                f"data.source: {source} has {type(odd).__name__} in the column {shown(text_field)} (data.text_field), not text"
             )
         splits[str(split)] = tuple(text for text in texts if text)
         empty += len(texts) - len(splits[str(split)])

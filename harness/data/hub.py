@@ -16,6 +16,7 @@ from typing import Any
 from harness import terminal
 from harness.errors import DataError
 from harness.files import write_atomic
+from harness.terminal import shown
 
 PREFIX = "hf:"
 
@@ -93,7 +94,7 @@ def hub_names(source: str) -> list[tuple[str, str | None]]:
     """
     parts = source.removeprefix(PREFIX).split("/")
     if not all(parts) or len(parts) > 3:
-        raise DataError(f"data.source: found {source!r}, expected hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG or hf:NAME/CONFIG")
+        raise DataError(f"data.source: found {shown(source)}, expected hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG or hf:NAME/CONFIG")
     if len(parts) == 3:
         return [(f"{parts[0]}/{parts[1]}", parts[2])]
     return [(parts[0], None)] if len(parts) == 1 else [("/".join(parts), None), (parts[0], parts[1])]
@@ -183,11 +184,11 @@ def _ask(source: str, revision: str | None) -> tuple[str, str | None, str] | str
             Caches.default().note_name(repo, about.id)
             return about.id, configuration, str(about.sha)
         except RevisionNotFoundError:
-            raise DataError(f"data.revision: {source} has no revision {revision!r}") from None
+            raise DataError(f"data.revision: {source} has no revision {shown(revision)}") from None
         except RepositoryNotFoundError:
             continue
         except HFValidationError as error:
-            raise DataError(f"data.source: found {source!r}: {str(error).splitlines()[0]}") from None
+            raise DataError(f"data.source: found {shown(source)}: {str(error).splitlines()[0]}") from None
         except Exception as error:  # no network, whatever the transport calls it
             return type(error).__name__
     raise DataError(f"data.source: {source} cannot be loaded (the hub has no such data set, or you may not see it)")

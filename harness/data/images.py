@@ -20,6 +20,7 @@ from harness.data.reading import ROWS, Budget, check_size, load_array, open_parq
 from harness.errors import DataError
 from harness.records import Examples
 from harness.streams import stream
+from harness.terminal import shown
 
 Pixels = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -91,7 +92,9 @@ def read_images(config: ImageData) -> Source:
     path = Path(config.source)
     readers = {".npy": _read_npy, ".parquet": _read_parquet}
     if path.suffix not in readers:
-        raise DataError(f"data.source: found {config.source!r}, allowed for images: {DIGITS}, hf:NAME, or a .npy or .parquet path")
+        raise DataError(
+            f"data.source: found {shown(config.source)}, allowed for images: {DIGITS}, hf:NAME, or a .npy or .parquet path"
+        )
     try:
         return Source(readers[path.suffix](path, config))
     except OSError as error:
@@ -278,7 +281,7 @@ def _columns(config: ImageData, there: Sequence[str], where: str) -> list[str]:
     for field, name in wanted.items():
         if name is not None and name not in there:
             none = "; give null where there are no classes" if field == "label_field" else ""
-            raise DataError(f"data.{field}: {where} has no column {name!r}; it has {', '.join(there)}{none}")
+            raise DataError(f"data.{field}: {where} has no column {shown(name)}; it has {', '.join(there)}{none}")
     return [name for name in wanted.values() if name is not None]
 
 

@@ -19,6 +19,7 @@ import psutil
 
 from harness.errors import DataError
 from harness.files import refuse_pointer
+from harness.terminal import shown
 
 BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """Characters that `str.splitlines` takes for newlines, and that are content here."""
@@ -89,7 +90,7 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
     elif _kind(path) is not None:
         files = [path]
     else:
-        raise DataError(f"{field}: found {str(path)!r}, expected a {', '.join(known())} path, or a folder of such files")
+        raise DataError(f"{field}: found {shown(str(path))}, expected a {', '.join(known())} path, or a folder of such files")
     budget = Budget(field)
     documents: list[str] = []
     empty = 0
@@ -215,7 +216,7 @@ def _read_jsonl(path: Path, text: str, text_field: str, field: str) -> Iterator[
         except (ValueError, RecursionError):
             raise DataError(f"{field}: {path}:{number} is not JSON") from None
         if not isinstance(row, dict) or not isinstance(row.get(text_field, 0), str | None):
-            raise DataError(f"{field}: {path}:{number} has no text in the field {text_field!r} (data.text_field)")
+            raise DataError(f"{field}: {path}:{number} has no text in the field {shown(text_field)} (data.text_field)")
         value = row[text_field]
         if value is not None and any("\ud800" <= character <= "\udfff" for character in value):
             raise DataError(f"{field}: {path}:{number} holds half a surrogate pair, which is not text")
@@ -228,12 +229,12 @@ def _read_parquet(path: Path, text_field: str, field: str, budget: Budget) -> It
     file = open_parquet(path, field)
     if text_field not in file.schema_arrow.names:
         names = ", ".join(file.schema_arrow.names)
-        raise DataError(f"{field}: {path} has no column {text_field!r} (data.text_field); it has {names}")
+        raise DataError(f"{field}: {path} has no column {shown(text_field)} (data.text_field); it has {names}")
     kind = file.schema_arrow.field(text_field).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise DataError(f"{field}: {path} has {kind} in the column {text_field!r} (data.text_field), not text")
+        raise DataError(f"{field}: {path} has {kind} in the column {shown(text_field)} (data.text_field), not text")
     check_size(file, path, field, 8, [text_field])
     try:
         for batch in file.iter_batches(batch_size=ROWS, columns=[text_field]):

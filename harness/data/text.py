@@ -21,6 +21,7 @@ from harness.errors import DataError
 from harness.files import read_json, refuse_pointer, write_json
 from harness.records import Examples
 from harness.streams import stream
+from harness.terminal import shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -111,9 +112,9 @@ def _load_pretrained(config: PretrainedTokenizer) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision, trust_remote_code=False)
     except Exception as error:  # the libraries raise what their parsers and transports raise; the user needs one line
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"data.tokenizer.name: {config.name!r} cannot be loaded ({reason})") from None
+        raise DataError(f"data.tokenizer.name: {shown(config.name)} cannot be loaded ({reason})") from None
     if not tokenizer.is_fast:
-        raise DataError(f"data.tokenizer.name: {config.name!r} has no fast tokenizer (tokenizer.json)")
+        raise DataError(f"data.tokenizer.name: {shown(config.name)} has no fast tokenizer (tokenizer.json)")
     return tokenizer
 
 
@@ -139,7 +140,7 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
         vocab_size = max(len(loaded), 1 + max(loaded.get_vocab().values(), default=0))  # some leave ids out
         bos = loaded.bos_token_id if loaded.bos_token_id is not None else eos
         if eos is None:
-            raise DataError(f"data.tokenizer.name: {config.tokenizer.name!r} has no end-of-text token")
+            raise DataError(f"data.tokenizer.name: {shown(config.tokenizer.name)} has no end-of-text token")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     separator = [eos] if config.separator == "eos" else tokenizer.encode("\n\n", add_special_tokens=False).ids

@@ -25,6 +25,7 @@ from harness.launch.processes import die_with_parent
 from harness.launch.slurm import Slurm, SlurmError
 from harness.ray_access import LOOPBACK_ADDRESS, TOKEN, write_token
 from harness.store.leases import bury, incarnations
+from harness.terminal import shown
 
 TMP_VARIABLE, TMP = "HARNESS_TMP", "/tmp"
 """Where every node's folder of the job is made, and where it is unless the site says otherwise."""
@@ -131,7 +132,7 @@ def _expand(counts: str) -> list[int]:
 def _hostnames(listed: str) -> list[str]:
     done = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
-        raise InputError(f"--slurm: scontrol cannot read the node list {listed!r}: {done.stderr.strip()}")
+        raise InputError(f"--slurm: scontrol cannot read the node list {shown(listed)}: {done.stderr.strip()}")
     return done.stdout.split()
 
 

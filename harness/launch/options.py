@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import ConfigError, InputError, Problem
+from harness.terminal import shown
 
 SITE = Path("slurm/site.yaml")
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
@@ -54,7 +55,7 @@ def parse_time(text: str) -> int:
     """
     found = _TIME.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"found {text!r}, allowed: MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]]")
+        raise ValueError(f"found {shown(text)}, allowed: MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]]")
     days, a, b, c = (found[name] for name in ("days", "a", "b", "c"))
     if days is not None:
         return ((int(days) * 24 + int(a)) * 60 + int(b or 0)) * 60 + int(c or 0)
@@ -71,7 +72,7 @@ def parse_memory(text: str) -> int:
     """
     found = _MEMORY.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"found {text!r}, allowed: a number with K, M, G or T, such as 64G")
+        raise ValueError(f"found {shown(text)}, allowed: a number with K, M, G or T, such as 64G")
     return int(int(found[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2].upper()])
 
 
@@ -141,7 +142,7 @@ class Options(BaseModel):
     @classmethod
     def _tasks(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[1-9]\d*(%[1-9]\d*)?", value):
-            raise ValueError(f"found {value!r}, allowed: a number of tasks, such as 8, or 8%4 for at most four at once")
+            raise ValueError(f"found {shown(value)}, allowed: a number of tasks, such as 8, or 8%4 for at most four at once")
         return value
 
     @field_validator("setup", "extra", mode="before")
@@ -166,7 +167,7 @@ class Options(BaseModel):
     def _long_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for option in value:
             if not re.fullmatch(r"--[a-z][a-z-]*(=[^\s#'\"`$\\;&|<>]+)?", option):
-                raise ValueError(f"found {option!r}, allowed: --name or --name=value, one word each")
+                raise ValueError(f"found {shown(option)}, allowed: --name or --name=value, one word each")
         return value
 
     @field_validator("environment")
@@ -174,7 +175,7 @@ class Options(BaseModel):
     def _names(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(f"found the name {name!r}, allowed: letters, digits and _")
+                raise ValueError(f"found the name {shown(name)}, allowed: letters, digits and _")
         return value
 
     @model_validator(mode="after")
@@ -286,7 +287,7 @@ def _check(values: Mapping[str, Any], places: Mapping[str, tuple[str, int | None
                 elif kind == "string_too_long":
                     allowed = f"{item['ctx']['max_length']} characters at most"
                 if allowed is not None:
-                    message = f"found {item['input']!r}, allowed: {allowed}"
+                    message = f"found {shown(item['input'])}, allowed: {allowed}"
                 where, line = places.get(name, ("site file", None))
                 problems.append(Problem(where, line, "" if where.startswith(("--", "SBATCH_")) else name, message))
     if problems:

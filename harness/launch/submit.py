@@ -20,6 +20,7 @@ from harness.launch.options import Options
 from harness.launch.render import Job, render
 from harness.launch.slurm import LIVE, NO_ANSWER, WAITING, Slurm, SlurmError
 from harness.launch.validate import Work, cpus_per_node, signal_s
+from harness.terminal import shown
 
 LOOK_S = 15
 """Seconds that the look at a compute node may wait for one."""
@@ -106,7 +107,7 @@ def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: b
     """
     for path in (request.root, Path.cwd(), Path(request.python)):
         if any(ord(character) < 32 for character in str(path)):
-            raise InputError(f"{str(path)!r}: a name with control characters cannot stand in a job script")
+            raise InputError(f"{shown(str(path))}: a name with control characters cannot stand in a job script")
     folder = new_folder(request.experiment)
     folder.mkdir(parents=True)
     job, remarks = "", list[str]()
@@ -192,7 +193,7 @@ def _refusal(error: SlurmError, options: Options) -> InputError | UnsureError:
     }
     for word, (name, more) in hints.items():
         if word in text.lower() and "policy" not in text.lower() and getattr(options, name):
-            return InputError(f"--{name}: {getattr(options, name)!r}{more}: SLURM refuses the job: {reason}")
+            return InputError(f"--{name}: {shown(getattr(options, name))}{more}: SLURM refuses the job: {reason}")
     return InputError(f"SLURM refuses the job: {reason}")
 
 

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from harness.errors import InputError
 from harness.launch.options import Options, parse_memory
 from harness.launch.slurm import Partition
+from harness.terminal import shown
 
 START_S = 60
 """What a job needs before it computes: Python, Ray, models."""
@@ -130,7 +131,7 @@ def _named(options: Options, partitions: Mapping[str, Partition], problems: list
             continue
         near = get_close_matches(name, partitions, 1)
         known = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(partitions))}"
-        problems.append(f"--partition: {name!r} does not exist; {known}")
+        problems.append(f"--partition: {shown(name)} does not exist; {known}")
     return found
 
 

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from harness.files import path_of
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _with_home(text: str) -> str:
-    if not text.startswith("~"):
-        return text
-    try:
-        return str(Path(text).expanduser())
-    except RuntimeError:
-        raise ValueError(f"found {text!r}, there is no such home folder") from None
+def _as_place(text: str) -> str:
+    path = path_of(text)
+    return str(path) if text.startswith("~") else text
 
 
-Place = Annotated[str, AfterValidator(_with_home)]
+Place = Annotated[str, AfterValidator(_as_place)]
 """A path, or the name of something that lies elsewhere; ``~`` is the home folder."""
 
 

@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 from harness.errors import DataError
 from harness.learners.language_model.sampling import Reader
 from harness.learners.language_model.weights import FLOATS, Stored, listed
+from harness.terminal import shown
 
 SMALL = 3_000_000
 """Parameters up to which no smaller copy is made."""
@@ -122,7 +123,7 @@ def _of_copies(config: PretrainedConfig) -> Behaviour:
         if found.causal and found.cached:
             break
     if found is None:
-        raise DataError(f"learner.model: a model of the kind {config.model_type!r} with these sizes cannot be run ({problem})")
+        raise DataError(f"learner.model: a model of the kind {shown(config.model_type)} with these sizes cannot be run ({problem})")
     return found
 
 

@@ -10,6 +10,7 @@ from harness.errors import DataError
 from harness.learners.language_model.identity import FIELD, pretrained_identity, stored_folder
 from harness.learners.language_model.sizes import num_parameters
 from harness.learners.language_model.weights import stored_weights
+from harness.terminal import shown
 
 MAX_LAYERS = 10_000
 """A configuration that asks for more is a mistake: building it, even without weights, would take the machine."""
@@ -60,7 +61,7 @@ def model_facts(learner: LanguageModel, refresh_init: str | None, vocab_size: in
         return ModelFacts(parameters, model.num_layers, model.width, vocab_size)
     facts, bf16 = _pretrained_facts(model, needs_weights(learner, refresh_init), vocab_size, length)
     if learner.train.precision == "bf16" and learner.train.max_steps != 0 and not bf16:
-        raise DataError(f"learner.train.precision: {model.pretrained!r} cannot be trained in bf16; set fp32")
+        raise DataError(f"learner.train.precision: {shown(model.pretrained)} cannot be trained in bf16; set fp32")
     return facts
 
 
@@ -76,25 +77,29 @@ def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int)
     text = config.get_text_config()
     context = getattr(text, "max_position_embeddings", None)
     if isinstance(context, int) and 0 < context < length:
-        raise DataError(f"data.block_size: sequences of {length} tokens, more than {model.pretrained!r}'s context of {context}")
+        raise DataError(
+            f"data.block_size: sequences of {length} tokens, more than {shown(model.pretrained)}'s context of {context}"
+        )
     if vocab_size > text.vocab_size:
-        raise DataError(f"data.tokenizer: {vocab_size} tokens, but {model.pretrained!r} knows {text.vocab_size}")
+        raise DataError(f"data.tokenizer: {vocab_size} tokens, but {shown(model.pretrained)} knows {text.vocab_size}")
     if found.get("quantization_config"):
-        raise DataError(f"{FIELD}: {model.pretrained!r} is quantised, and such weights cannot be trained on")
+        raise DataError(f"{FIELD}: {shown(model.pretrained)} is quantised, and such weights cannot be trained on")
     if not 0 < text.num_hidden_layers <= MAX_LAYERS:
-        raise DataError(f"{FIELD}: {model.pretrained!r} has {text.num_hidden_layers} layers, allowed: 1 to {MAX_LAYERS}")
+        raise DataError(f"{FIELD}: {shown(model.pretrained)} has {text.num_hidden_layers} layers, allowed: 1 to {MAX_LAYERS}")
     try:
         skeleton = on_meta(config)
     except Exception as error:  # what the library's models raise on sizes that do not fit each other
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{FIELD}: {model.pretrained!r} has a configuration that no model can be built from ({reason})") from None
+        raise DataError(
+            f"{FIELD}: {shown(model.pretrained)} has a configuration that no model can be built from ({reason})"
+        ) from None
     folder = stored_folder(model) if weights else None
     if folder is not None:
         check_stored(config, stored_weights(folder, FIELD), FIELD)
     reads = behaviour(config)
     if not reads.causal:
         raise DataError(
-            f"{FIELD}: {model.pretrained!r} ({config.model_type}) is bidirectional: later tokens change the scores of earlier "
+            f"{FIELD}: {shown(model.pretrained)} ({config.model_type}) is bidirectional: later tokens change the scores of earlier "
             "ones, so it is no causal language model"
         )
     dtype = found.get("dtype") or found.get("torch_dtype")

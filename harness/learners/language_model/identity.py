@@ -13,6 +13,7 @@ from harness.config.schema import Model
 from harness.errors import DataError
 from harness.files import file_sha256
 from harness.learners.language_model.weights import CONFIG, INDEX, WEIGHTS, read_plain
+from harness.terminal import shown
 
 FIELD = "learner.model.pretrained"
 
@@ -59,7 +60,7 @@ def pretrained_identity(model: Model) -> Pretrained:
         path = Path(huggingface_hub.hf_hub_download(name, CONFIG, revision=model.revision))
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
         reason = (str(error).strip().splitlines() or [""])[0]
-        message = f"{FIELD}: {name!r} is no folder, and the hub cannot give it ({type(error).__name__}: {reason})"
+        message = f"{FIELD}: {shown(name)} is no folder, and the hub cannot give it ({type(error).__name__}: {reason})"
         raise DataError(message) from None
     return Pretrained(f"hub:{name}@{path.parent.name}", read_plain(path, FIELD), path.parent.name)
 

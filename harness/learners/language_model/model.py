@@ -21,6 +21,7 @@ from harness.learners.language_model.cuda import align_head
 from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.sizes import default_mlp_width
 from harness.learners.language_model.weights import CONFIG, WEIGHTS
+from harness.terminal import shown
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # what the library would say of weights that do not fit is an error here, in one line
@@ -117,7 +118,7 @@ def _revision(model: Model) -> str | None:
 
 def _unloadable(model: Model, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"learner.model.pretrained: {model.pretrained!r} cannot be loaded ({reason})"
+    return f"learner.model.pretrained: {shown(model.pretrained)} cannot be loaded ({reason})"
 
 
 def new_model(model: Model, vocab_size: int, context: int, bos: int, eos: int, seed: int) -> PreTrainedModel:
@@ -154,7 +155,7 @@ def pretrained_model(model: Model, vocab_size: int) -> PreTrainedModel:
         raise DataError(_unloadable(model, error)) from None
     wrong = report(info)
     if wrong:
-        raise DataError(f"learner.model.pretrained: {model.pretrained!r}: its weights do not fit its configuration: {wrong}")
+        raise DataError(f"learner.model.pretrained: {shown(model.pretrained)}: its weights do not fit its configuration: {wrong}")
     _check_vocabulary(loaded.config, vocab_size)
     _check_precision(loaded, torch.float32)
     found: PreTrainedModel = loaded

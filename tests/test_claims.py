@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 
 from harness.config.schema import Claim
+from harness.metrics.catalogue import HEADLINES
 from harness.reporting import ledger
 from harness.reporting.analysis import critical_ratios, losses
 from harness.reporting.claims import compare, judge
-from harness.reporting.report import HEADLINES, critical_table
+from harness.reporting.report import critical_table
 from harness.reporting.theory import expected
 from harness.study import Prepared
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from harness.data import make_truth
 from harness.metrics import lexical, likelihood
 from harness.metrics.analytic import gaussian_metrics
 from harness.metrics.bigram import bigram_nll
+from harness.metrics.catalogue import METRICS, about, drawn
 from harness.records import Examples
 
 NOBODY = Judge(make_truth(GaussianData(source="gaussian")), 0, 0)
@@ -204,3 +207,31 @@ def test_words_count_the_spaces_between_them() -> None:
     tokenizer = _tokenizer("words")
     tokens = tokenizer.encode("the raven said", add_special_tokens=False).ids
     assert token_bytes(tokenizer)[0][tokens].sum() == len("the raven said") + 1, "a text goes before it"
+
+
+def test_every_metric_is_described_and_documented() -> None:
+    names = {metric.name for metric in METRICS}
+    groups = "|".join(sorted({metric.group for metric in METRICS} - {"other", "share"}))
+    written: set[str] = set()
+    for folder in ("metrics", "learners"):
+        for path in (ROOT / "harness" / folder).rglob("*.py"):
+            if path.name != "catalogue.py":
+                written |= set(re.findall(rf'"((?:{groups})/[a-z0-9_]+)"', path.read_text()))
+    assert len(written) > 40 and written <= names
+    table = (ROOT / "docs" / "metrics.md").read_text().split("## Homogenisation")[0]
+    documented = {name for name in re.findall(r"`([a-z0-9]+/[a-z0-9_<>/]+)`", table)} | {
+        "gen0/nll_p05",
+        "gen0/nll_p50",
+        "gen0/nll_p95",
+    }
+    assert {name for name in names if "<" not in name} <= documented
+    assert all(about(name).label != name for name in documented)
+
+
+def test_open_names_take_their_part_from_the_column() -> None:
+    assert about("other/news/nll").title == "NLL on other real text: news (nats/token)"
+    assert about("share/low_end").label == "share of low end" and about("text/band_3").drawn is False
+    assert about("nobody/knows").title == "nobody/knows" and about("other//nll").label == "other//nll"
+    assert [metric.name for metric in drawn(["text/rep_4", "seed", "test/nll", "learner.model.preset", "test/perplexity"])] == [
+        "test/perplexity", "test/nll", "text/rep_4"
+    ]  # fmt: skip

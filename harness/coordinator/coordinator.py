@@ -23,6 +23,7 @@ from harness.coordinator.stock import Stock
 from harness.coordinator.stop import Stop
 from harness.errors import StoreError
 from harness.lineage import Branch, Chain, cut
+from harness.metrics.catalogue import SHOWN
 from harness.records import Record
 from harness.store import Experiment, Leases, Store
 from harness.store.leases import bury
@@ -52,10 +53,6 @@ class _Running:
     pending: list[Any]
     outcomes: list[Outcome] = field(default_factory=list)
     next_node: int = 0
-
-
-SHOWN = ("test/perplexity", "gaussian/log_variance", "vae/elbo", "vae/latent_std")
-"""Metrics on a run's lines, where a record has them."""
 
 
 class Coordinator:

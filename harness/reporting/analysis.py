@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from harness.metrics.catalogue import about
 from harness.reporting.statistics import LEVEL, MIN_BOOTSTRAP, ended_in
 from harness.streams import stream
 
 RATIO = "regime.synthetic_ratio"
 RESAMPLES = 2000
-HIGHER_IS_BETTER = ("gaussian/log_variance", "discrete/entropy", "regression/accuracy", "vae/elbo", "vae/latent_std")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def critical_ratios(
     Args:
         rows: From `ledger.rows`.
         axes: The grid's axes.
-        metric: Higher is worse, but for `HIGHER_IS_BETTER`.
+        metric: Higher is worse, unless the catalogue says lower.
         seeds: Those that every cell is run with; those with rows when empty.
     """
     if RATIO not in axes:
@@ -136,7 +136,7 @@ def _critical(
     metric: str,
     seeds: Collection[int],
 ) -> Critical:
-    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
+    sign = -1.0 if about(metric).worse == "lower" else 1.0
     ratios = sorted(by_ratio)
     last = max(generation for chains in by_ratio.values() for chain in chains.values() for generation in chain)
     known = sorted(set(seeds) | {seed for chains in by_ratio.values() for seed in chains})

@@ -16,48 +16,10 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
+from harness.metrics.catalogue import about
 from harness.reporting.lettering import letter
 from harness.reporting.statistics import Aggregate, curves
 
-LABELS = {
-    "test/perplexity": "perplexity on real test text",
-    "test/nll": "NLL on real test text (nats/token)",
-    "test/bits_per_byte": "bits per byte on real test text",
-    "gen0/nll_mean": "NLL of synthetic text under generation 0 (nats/token)",
-    "self/nll_mean": "NLL of synthetic text under its own model (nats/token)",
-    "text/distinct_2": "distinct-2",
-    "text/rep_4": "rep-4 (share of repeated 4-grams)",
-    "text/entropy_2": "bigram entropy (nats)",
-    "text/type_token_ratio": "type-token ratio",
-    "text/vocab_coverage": "vocabulary coverage",
-    "text/tail_mass": "tail mass (rarest tokens, 10 % of real text)",
-    "text/duplicate_share": "share of duplicates",
-    "text/copy_share": "share copied from the training set",
-    "gaussian/log_variance": "log variance",
-    "gaussian/trace_ratio": "trace of covariance, fitted / true",
-    "gaussian/det_ratio": "determinant of covariance, fitted / true",
-    "gaussian/mean_sq_error": "squared error of the mean",
-    "gaussian/covariance_error": "error of the covariance (Frobenius norm)",
-    "gaussian/wasserstein_2": "Wasserstein-2 distance to the truth",
-    "gaussian/kl": "KL(fit || truth) (nats)",
-    "mixture/components": "components with more than half an example",
-    "mixture/log_variance": "log variance of the samples",
-    "kde/variance": "variance of the density",
-    "discrete/entropy": "entropy (nats)",
-    "discrete/outcomes": "outcomes that are left",
-    "discrete/heterozygosity": "1 - sum of squared probabilities",
-    "discrete/lost_mass": "true mass of the outcomes that are lost",
-    "regression/test_error": "test error of the weights",
-    "regression/accuracy": "accuracy of the sign",
-    "vae/latent_std": "std of samples in generation 0's latent",
-    "vae/elbo": "ELBO of real test images (nats/image)",
-    "vae/reconstruction": "reconstruction error of real test images (nats/image)",
-    "vae/kl": "KL term of real test images (nats/image)",
-    "vae/class_entropy": "entropy of the samples' classes (nats)",
-    "vae/classes": "classes with at least 1 % of the samples",
-    "vae/confidence": "classifier's confidence in the samples",
-    "vae/sample_std": "pixel standard deviation over the samples",
-}
 """Metrics that have a figure, in the order of the report."""
 _HIDDEN_AXES = ("generations",)
 MAX_POINTS = 400
@@ -106,7 +68,7 @@ def metric_figure(
         axes: The grid's axes.
         metric: The metric.
         theory: Cell, by the values of all its axes, to what theory says of each generation: dashed lines.
-        label: Of the metric; that of `LABELS` when empty.
+        label: Of the metric; that of the catalogue when empty.
         seeds: Those that every cell is run with.
     """
     shown = [axis for axis in axes if axis not in _HIDDEN_AXES]
@@ -136,7 +98,7 @@ def metric_figure(
         plot.grid(alpha=0.25)
         plot.spines[["top", "right"]].set_visible(False)
     for plot in plots[::columns]:
-        plot.set_ylabel(label or LABELS.get(metric, metric), fontsize=9)
+        plot.set_ylabel(label or about(metric).title, fontsize=9)
     _legend(figure, list(plots[: len(parts)]), lines)
     count, all_of_them = sum(len(cells) for _, cells in parts), sum(len(cells) for _, cells in whole)
     if count < all_of_them:

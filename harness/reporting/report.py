@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,15 @@ from safetensors.numpy import load_file
 from harness.config.schema import BUNDLED
 from harness.files import write_atomic
 from harness.lineage import Chain
+from harness.metrics.catalogue import HEADLINES, about, drawn
 from harness.reporting import claims, figures, homogenisation
-from harness.reporting.analysis import HIGHER_IS_BETTER, RATIO, critical_ratios, losses
+from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.ledger import cell_value
 from harness.reporting.statistics import SURVIVORS, curves
 from harness.reporting.theory import expected
 from harness.store import Store
 from harness.study import Prepared, resamples
 
-HEADLINES = (
-    "test/perplexity",
-    "gaussian/log_variance",
-    "regression/accuracy",
-    "regression/test_error",
-    "discrete/entropy",
-    "vae/latent_std",
-    "test/nll",
-)
 MAX_HISTOGRAMS = 12
 WIDE_INCHES = 10.0
 """A figure that is wider has a row of its own."""
@@ -53,28 +45,17 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         The page.
     """
     axes = prepared.study.columns
-    drawn: list[tuple[str, str, Figure]] = []
-    shares = sorted({name for row in rows for name in row if name.startswith("share/")})
-    labels = figures.LABELS | {name: f"share of {name.removeprefix('share/').replace('_', ' ')}" for name in shares}
-    others = sorted({name for row in rows for name in row if name.startswith("other/") and name.endswith("/nll")})
-    labels |= {name: f"NLL on other real text: {name.split('/')[1]} (nats/token)" for name in others}
-    if "kde/test_nll" in {name for row in rows for name in row}:
-        labels = {name: label for name, label in labels.items() if name != "test/nll"} | {
-            "kde/test_nll": "NLL on real examples (nats)"
-        }
-    if not any("test/perplexity" in row for row in rows):
-        labels |= {"test/nll": "NLL on real examples (nats)"}
-    there = {name for row in rows for name in row}
-    for metric, label in ((metric, label) for metric, label in labels.items() if metric in there):
+    pages: list[tuple[str, str, Figure]] = []
+    for metric, label in _drawn({name for row in rows for name in row}).items():
         figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric), label, prepared.study.seeds)
         if figure is not None:
-            drawn.append((metric.replace("/", "-"), label, figure))
+            pages.append((metric.replace("/", "-"), label, figure))
     bands = figures.bands_figure(rows, axes)
     if bands is not None:
-        drawn.append(("frequency-bands", "over- and under-represented tokens in the last generation", bands))
-    drawn.extend(_histograms(prepared, store))
+        pages.append(("frequency-bands", "over- and under-represented tokens in the last generation", bands))
+    pages.extend(_histograms(prepared, store))
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    shown = [_save(folder, *item) for item in drawn]
+    shown = [_save(folder, *item) for item in pages]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((files("harness.reporting") / "report.html.jinja").read_text(encoding="utf-8"))
     page = template.render(
@@ -99,6 +80,16 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     )
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def _drawn(names: Collection[str]) -> dict[str, str]:
+    """The metrics that are drawn, with their titles; closed forms score examples, which have no tokens."""
+    titles = {metric.name: metric.title for metric in drawn(names)}
+    if "test/perplexity" not in titles:
+        titles |= {name: "NLL on real examples (nats)" for name in ("test/nll", "kde/test_nll") if name in titles}
+    if "kde/test_nll" in titles:
+        del titles["test/nll"]
+    return titles
 
 
 def variance(prepared: Prepared) -> str:
@@ -213,7 +204,7 @@ def summary_table(
         generations = [generations[i] for i in np.linspace(0, len(generations) - 1, most).round().astype(int)]
     lines = []
     for cell, curve in found.items():
-        points = [curve[g].text(metric in HIGHER_IS_BETTER, brief) if g in curve else "" for g in generations]
+        points = [curve[g].text(about(metric).worse == "lower", brief) if g in curve else "" for g in generations]
         lines.append({"cell": ["" if value is None else str(value) for value in cell], "points": points})
     points = [point for line in lines for point in line["points"]]
     notes = [SURVIVORS] if any("*" in point for point in points) else []
@@ -235,7 +226,7 @@ def _title(prepared: Prepared, chain: Chain) -> str:
 
 
 def _histograms(prepared: Prepared, store: Store) -> list[tuple[str, str, Figure]]:
-    drawn = []
+    found = []
     for chain in _first_chains(prepared, MAX_HISTOGRAMS):
         by_generation, real = {}, None
         for generation, key in enumerate(chain.nodes):
@@ -252,8 +243,8 @@ def _histograms(prepared: Prepared, store: Store) -> list[tuple[str, str, Figure
                     real = arrays["test_nll"] / arrays["test_tokens"]
         if by_generation:
             label = f"synthetic text under generation 0's model: {_title(prepared, chain)}"
-            drawn.append((f"histogram-{chain.id}", label, figures.histogram_figure(_title(prepared, chain), by_generation, real)))
-    return drawn
+            found.append((f"histogram-{chain.id}", label, figures.histogram_figure(_title(prepared, chain), by_generation, real)))
+    return found
 
 
 def _samples(prepared: Prepared, store: Store) -> list[dict[str, Any]]:

@@ -35,11 +35,13 @@ def augment_count(ratio: float, n: int) -> int:
 
 
 def _replace(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """The share ``synthetic_ratio`` of the last corpus, real examples for the rest; n in all."""
     synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
     return (Part(REAL, n - synthetic, regime.real_part), Part(generation - 1, synthetic)), None
 
 
 def _replace_grown(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """The last corpus alone, as large as `accumulate` would be: tells collapse from more optimisation."""
     return (Part(generation - 1, n * (generation + 1)),), None
 
 
@@ -48,18 +50,22 @@ def _pool(n: int, generation: int) -> tuple[Part, ...]:
 
 
 def _accumulate(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """The real examples and all corpora so far, all of them; n(g+1) in all."""
     return _pool(n, generation), None
 
 
 def _accumulate_subsample(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """A sample of n, drawn without replacement from what `accumulate` would train on."""
     return _pool(n, generation), n
 
 
 def _augment(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """All n real examples, and as many of the last corpus beside them as make up ``synthetic_ratio``."""
     return (Part(REAL, n), Part(generation - 1, augment_count(regime.synthetic_ratio or 0.0, n))), None
 
 
 def _fresh_real(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """As `replace`, but no earlier generation has seen the real part."""
     synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
     real = n - synthetic
     return (Part(REAL, real, "unseen", offset=n + (generation - 1) * real), Part(generation - 1, synthetic)), None

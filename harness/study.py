@@ -38,7 +38,7 @@ from harness.data.text import (
     write_other,
 )
 from harness.errors import ConfigError, DataError
-from harness.learners.base import LEARNERS
+from harness.learners.base import LEARNERS, check_installed, is_installed
 from harness.learners.language_model.converted import with_safetensors
 from harness.learners.language_model.facts import ModelFacts, model_facts, needs_weights
 from harness.learners.language_model.identity import pretrained_identity
@@ -107,11 +107,25 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     """
     study = expand(load_file(path, assignments))
     check_claims(study)
+    _check_libraries(study)
     study = replace(study, cells=tuple(replace(cell, config=_with_safetensors(cell.config)) for cell in study.cells))
     try:
         return _resolve(study, DataOf(store, scratch))
     except DataError as error:
         raise study.source.located(error) from None
+
+
+def _check_libraries(study: Study) -> None:
+    """Look for the libraries that are not always installed, before anything needs them."""
+    try:
+        for kind in dict.fromkeys(cell.config.learner.kind for cell in study.cells):
+            check_installed(kind)
+    except DataError as error:
+        raise study.source.located(error) from None
+    wanted = study.base.tracking.wandb
+    if wanted != "disabled" and not is_installed("wandb"):
+        message = f"found {wanted!r}, but wandb is not installed; set disabled, or pip install 'model-collapse-harness[wandb]'"
+        raise study.source.error("tracking.wandb", message)
 
 
 def _resolve(study: Study, data_of: DataOf) -> Prepared:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import __version__, terminal
+from harness.config.shipped import studies
 from harness.coordinator.stop import Stop
 from harness.errors import InputError
 from harness.files import path_of
@@ -31,7 +32,6 @@ MAX_DAMAGE = 10
 app = typer.Typer(
     help="Studies of model collapse: recursive training chains from one YAML file.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -49,7 +49,18 @@ def path(text: str | Path) -> Path:
         raise InputError(str(error)) from None
 
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", parser=path, help="The study's YAML file.", show_default=False)]
+def config_path(text: str | Path) -> Path:
+    """A study's file, or the name of one that comes with the harness where no file has it."""
+    found = path(text)
+    return found if found.exists() else studies().get(str(text), found)
+
+
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", parser=config_path, help="The study's YAML file, or its name in harness list studies.", show_default=False
+    ),
+]
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Set a field, or pin a grid axis; repeatable.")
 ]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from harness.study import Prepared
 
 
-@app.command()
+@app.command(rich_help_panel="A study")
 def run(
     config: ConfigPath,
     assignments: Assignments = None,
@@ -117,7 +117,7 @@ def _check_this_machine(prepared: Prepared) -> None:
         raise prepared.study.source.located(error) from None
 
 
-@app.command()
+@app.command(rich_help_panel="A study")
 def plan(
     config: ConfigPath,
     assignments: Assignments = None,
@@ -189,7 +189,7 @@ def _read(data: Mapping[str, Any]) -> str:
     return f"{data['source']}{': ' if parts else ''}{', '.join(parts)}"
 
 
-@app.command()
+@app.command(rich_help_panel="A study")
 def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEFAULT_ROOT, json_output: Json = False) -> None:
     """Say what is committed, running, waiting and failed; reads only the store."""
     from rich.table import Table
@@ -225,7 +225,7 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
     raise typer.Exit(tell_damage(store))
 
 
-@app.command()
+@app.command(rich_help_panel="A study")
 def explain(
     config: ConfigPath,
     chain: Annotated[str, typer.Option(help="A chain's id, or how it begins (see status).", show_default=False)],

@@ -27,7 +27,7 @@ from harness.cli.app import (
 from harness.errors import InputError
 
 
-@app.command()
+@app.command(rich_help_panel="Machine and store")
 def doctor(
     root: Root = DEFAULT_ROOT,
     store_only: Annotated[
@@ -76,7 +76,7 @@ def _examine_store(root: Path, repair: bool, json_output: bool) -> None:
     raise typer.Exit(EXIT_FAILED if damage else 0)
 
 
-@app.command()
+@app.command(rich_help_panel="Machine and store")
 def gc(
     root: Root = DEFAULT_ROOT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
@@ -100,7 +100,7 @@ def gc(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="On a cluster")
 def fetch(
     config: ConfigPath,
     assignments: Assignments = None,

@@ -33,7 +33,7 @@ from harness.errors import InputError
 from harness.terminal import shown
 
 
-@app.command()
+@app.command(rich_help_panel="Results")
 def export(
     config: ConfigPath,
     assignments: Assignments = None,
@@ -81,7 +81,7 @@ def _write_out(out: Path, content: bytes) -> None:
         raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
 
 
-@app.command()
+@app.command(rich_help_panel="Results")
 def report(
     config: ConfigPath,
     assignments: Assignments = None,
@@ -115,7 +115,7 @@ def report(
     raise typer.Exit(tell_damage(store))
 
 
-@app.command()
+@app.command(rich_help_panel="Results")
 def sync(
     config: ConfigPath,
     assignments: Assignments = None,

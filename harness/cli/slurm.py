@@ -59,7 +59,7 @@ def _work(prepared: Prepared, store: Store, options: Options) -> Work:
 Text = str | None
 
 
-@app.command()
+@app.command(rich_help_panel="On a cluster")
 def submit(
     config: ConfigPath,
     assignments: Assignments = None,
@@ -188,7 +188,7 @@ def _hub(options: Options) -> dict[str, str]:
     return found if options.network else {**found, **OFFLINE, "WANDB_MODE": "offline"}
 
 
-@app.command()
+@app.command(rich_help_panel="On a cluster")
 def cancel(
     config: ConfigPath,
     assignments: Assignments = None,

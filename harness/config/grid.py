@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,29 +68,15 @@ def expand(source: Source) -> Study:
     Raises:
         ConfigError: Anything in it is wrong; nothing has been started or written.
     """
-    data = dict(source.data)
-    grid = data.pop("grid", None)
-    overrides = _overrides(source, data.pop("overrides", None))
-    axes = _axes(source, grid)
-    check_axes(source, axes)
+    data, axes, overrides = _parts(source)
     seeds = axes.pop("seed", None)
     columns = _columns(axes)
-    cells, applied = [], dict[int, dict[str, Any]]()
-    for combination in itertools.product(*(list(enumerate(values)) for values in axes.values())):
-        values = {name: value for name, (_, value) in zip(axes, combination, strict=True)}
-        places = {name: f"grid.{name}.{index}" for name, (index, _) in zip(axes, combination, strict=True)}
-        try:
-            raw = with_values(data, values)
-            for index, override in enumerate(overrides):
-                if all(_value(source, raw, name) == wanted for name, wanted in override.when.items()):
-                    raw = with_values(raw, override.set)
-                    applied.setdefault(index, raw)
-                    places.update({name: f"overrides.{index}" for name in override.set})
-        except TypeError as error:
-            raise source.error("grid", str(error)) from None
-        config = validate(source, raw, places)
-        _check_model(source, config, places)
-        cells.append(Cell(config, {name: get(raw, name) for name in columns}))
+    cells, applied = [], dict[int, Mapping[str, Any]]()
+    for point in points(source, data, axes, overrides):
+        config = validate(source, point.raw, point.places)
+        _check_model(source, config, point.places)
+        cells.append(Cell(config, {name: get(point.raw, name) for name in columns}))
+        applied = {**point.applied, **applied}
     for index, override in enumerate(overrides):
         # Where --set leaves only a part of the grid, what the file says of the rest is no mistake.
         if index not in applied and not any(map(source.is_set, override.when)):
@@ -104,6 +90,57 @@ def expand(source: Source) -> Study:
     check_generations(source, [cell.config for cell in cells], len(seeds))
     cells += _teachers(source, cells)
     return Study(base, tuple(cells), tuple(seeds), tuple(columns), "generations" in axes, source)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cell's data before they are validated.
+
+    Attributes:
+        raw: The file's content with the values of the axes and of the overrides that apply.
+        places: Where a field's value stands when not at its own place: dotted field to the dotted path in the file.
+        applied: An override's number to the data as they are when it has been applied, and none behind it.
+    """
+
+    raw: Mapping[str, Any]
+    places: Mapping[str, str]
+    applied: Mapping[int, Mapping[str, Any]]
+
+
+def points(
+    source: Source, data: Mapping[str, Any], axes: Mapping[str, Sequence[Any]], overrides: Sequence[Override]
+) -> Iterator[Point]:
+    """The product of the axes, the seed aside, with what overrides change in it."""
+    for combination in itertools.product(*(list(enumerate(values)) for values in axes.values())):
+        values = {name: value for name, (_, value) in zip(axes, combination, strict=True)}
+        places = {name: f"grid.{name}.{index}" for name, (index, _) in zip(axes, combination, strict=True)}
+        applied = dict[int, Mapping[str, Any]]()
+        try:
+            raw = with_values(data, values)
+            for index, override in enumerate(overrides):
+                if all(_value(source, raw, name) == wanted for name, wanted in override.when.items()):
+                    raw = applied[index] = with_values(raw, override.set)
+                    places.update({name: f"overrides.{index}" for name in override.set})
+        except TypeError as error:
+            raise source.error("grid", str(error)) from None
+        yield Point(raw, places, applied)
+
+
+def point_of(source: Source, number: int) -> Point:
+    """The data of one cell, by its number in the grid, and where they come from."""
+    data, axes, overrides = _parts(source)
+    axes.pop("seed", None)
+    return next(itertools.islice(points(source, data, axes, overrides), number, None))
+
+
+def _parts(source: Source) -> tuple[dict[str, Any], dict[str, Sequence[Any]], list[Override]]:
+    """What all cells share, the axes, and the overrides."""
+    data = dict(source.data)
+    grid = data.pop("grid", None)
+    overrides = _overrides(source, data.pop("overrides", None))
+    axes = _axes(source, grid)
+    check_axes(source, axes)
+    return data, axes, overrides
 
 
 def _overrides(source: Source, items: Any) -> list[Override]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from harness.config.schema import Config
 from harness.data.base import RealData
+from harness.errors import DataError
 from harness.records import Examples, Status
 from harness.regimes import Drawn
 
@@ -277,6 +279,36 @@ LEARNERS: Mapping[str, tuple[int, str, str]] = {
     "vae": (1, "harness.learners.vae.learner", "VaeLearner"),
 }
 """Registry: kind to version (part of every key), module and class; a module is imported when it is needed."""
+
+
+NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "language_model": ("text", ("torch", "deepspeed", "transformers", "tokenizers", "datasets")),
+    "vae": ("images", ("torch",)),
+}
+"""Learner to the package's extra that brings its libraries, and their modules; other learners need none."""
+
+
+def check_installed(kind: str) -> None:
+    """Look for the libraries that a learner needs, without importing them.
+
+    Raises:
+        DataError: One of them is not installed.
+    """
+    extra, modules = NEEDS.get(kind, ("", ()))
+    missing = [name for name in modules if not is_installed(name)]
+    if missing:
+        raise DataError(
+            f"learner.kind: {kind} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
+            f"pip install 'model-collapse-harness[{extra}]'"
+        )
+
+
+def is_installed(module: str) -> bool:
+    """Whether a top-level module can be imported."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def make_learner(config: Config, data: RealData, ranks: Ranks) -> Learner:

@@ -28,6 +28,9 @@ from harness.launch.node import OBJECT_STORE_BYTES
 from harness.proc import control_group, cpu_quota
 
 DEVICES_LIMIT_S = 60.0
+DISTRIBUTION = "model-collapse-harness"
+EXTRAS = ("text", "images", "wandb")
+"""What the package asks for in parts: a machine that runs everything has all of it."""
 SHOWN = ("torch", "deepspeed", "ray", "transformers")
 SOCKET_BYTES = 107
 """The longest name of a socket that Linux takes."""
@@ -45,9 +48,7 @@ def libraries() -> dict[str, Any]:
     version = ".".join(map(str, sys.version_info[:3]))
     versions: dict[str, str] = {}
     wrong = [] if SpecifierSet(python_asked).contains(version) else [f"Python is {version}, {python_asked} is asked for"]
-    for requirement in map(Requirement, lines):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
+    for requirement in {line: Requirement(line) for line in lines}.values():
         try:
             versions[requirement.name] = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
@@ -66,9 +67,13 @@ def _asked_for() -> tuple[str, list[str]]:
     path = Path(harness.__file__).parents[1] / "pyproject.toml"
     if path.exists():
         project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
-        if project.get("name") == "harness":
-            return project["requires-python"], list(project["dependencies"])
-    return importlib.metadata.metadata("harness")["Requires-Python"], importlib.metadata.requires("harness") or []
+        if project.get("name") == DISTRIBUTION:
+            extras = project["optional-dependencies"]
+            return project["requires-python"], [*project["dependencies"], *(line for name in EXTRAS for line in extras[name])]
+    lines = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or []]
+    asked = [line for line in lines if line.marker is None or any(line.marker.evaluate({"extra": name}) for name in ("", *EXTRAS))]
+    plain = [f"{line.name}{line.specifier}" for line in asked if line.name != DISTRIBUTION]
+    return importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"], plain
 
 
 def _code() -> str:

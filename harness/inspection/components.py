@@ -1,0 +1,102 @@
+"""Everything that a configuration can name, with one line each."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel
+
+from harness.config.described import first_line
+from harness.config.load import section_classes
+from harness.config.presets import preset_names, read_preset
+from harness.config.schema import BUNDLED, DATA_TAGS, READS, Data, Filter, Learner
+from harness.config.shipped import studies, summary
+from harness.curation import VERSIONS
+from harness.data.documents import BUILT_IN
+from harness.learners.base import LEARNERS
+from harness.metrics.catalogue import METRICS
+from harness.regimes import RULES
+
+Row = dict[str, Any]
+
+
+def kind_of(section: type[BaseModel]) -> str:
+    """The ``kind`` by which a section is chosen."""
+    return str(typing.get_args(section.model_fields["kind"].annotation)[0])
+
+
+def learners() -> dict[str, type[BaseModel]]:
+    """The learners' sections by kind."""
+    return {kind_of(section): section for section in section_classes(Learner)}
+
+
+def _learners() -> list[Row]:
+    return [
+        {
+            "learner": kind,
+            "reads": ", ".join(READS[kind]),
+            "in bundles": "yes" if kind in BUNDLED else "",
+            "version": LEARNERS[kind][0],
+            "what": first_line(section),
+        }
+        for kind, section in learners().items()
+    ]
+
+
+def _filters() -> list[Row]:
+    kinds = {kind_of(section): section for section in section_classes(Filter)}
+    return [{"filter": kind, "version": VERSIONS[kind], "what": first_line(section)} for kind, section in kinds.items()]
+
+
+def _regimes() -> list[Row]:
+    return [{"regime": kind, "version": version, "what": first_line(rule)} for kind, (version, rule) in RULES.items()]
+
+
+def _metrics() -> list[Row]:
+    return [
+        {"metric": found["name"], "what": found["label"], **{name: found[name] for name in ("unit", "worse", "source")}}
+        for found in map(asdict, METRICS)
+    ]
+
+
+def _presets() -> list[Row]:
+    rows = []
+    for name in preset_names():
+        found = read_preset(name)
+        sizes = f"{found['num_layers']} x {found['width']}"
+        rows.append(
+            {"preset": name, "architecture": found["architecture"], "layers x width": sizes, "source": found.get("source", "")}
+        )
+    return rows
+
+
+def _data() -> list[Row]:
+    tags = {section.__name__: first_line(section) for section in section_classes(Data)}
+    names = {"gaussian": "GaussianData", "discrete": "DiscreteData", "linear": "LinearData", "mixture": "MixtureData"}
+    rows = [{"source": name, "what": f"text: {first_line(read)}"} for name, read in BUILT_IN.items()]
+    rows += [
+        {"source": "hf:NAME[/CONFIG]", "what": "text, or images with kind: images, of the Hugging Face hub"},
+        {"source": "PATH", "what": "text (.txt, .jsonl, .parquet, or a folder of them), or images (.npy, .parquet)"},
+        {"source": "digits", "what": tags["ImageData"]},
+    ]
+    known = {"shape": "ShapeData", "array": "ArrayData", **names}
+    return rows + [{"source": source, "what": tags[known[tag]]} for source, tag in DATA_TAGS.items()]
+
+
+def _studies() -> list[Row]:
+    return [{"study": name, "what": summary(path)} for name, path in studies().items()]
+
+
+LISTS: Mapping[str, Callable[[], list[Row]]] = {
+    "learners": _learners,
+    "filters": _filters,
+    "regimes": _regimes,
+    "metrics": _metrics,
+    "presets": _presets,
+    "data": _data,
+    "studies": _studies,
+}
+"""What can be listed."""

@@ -1,0 +1,94 @@
+"""A configuration with every value that it has in a cell, and where each of them comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from harness.config.grid import Point, Study, point_of
+from harness.config.presets import read_preset, resolve_model
+from harness.config.schema import LanguageModel
+from harness.config.source import has
+
+
+@dataclass(frozen=True)
+class Value:
+    """One field of a cell's configuration.
+
+    Attributes:
+        path: Dotted name.
+        value: Plain data; None of a section that has fields of its own.
+        origin: ``line 7``, ``--set``, ``grid, value 2 of 3 (line 20)``, ``override (line 25)``, ``preset small``, ``default``.
+        is_section: Its fields follow.
+    """
+
+    path: str
+    value: Any
+    origin: str
+    is_section: bool
+
+
+def resolved(study: Study, number: int) -> list[Value]:
+    """Every field of a cell, sections before their fields.
+
+    Args:
+        study: The study.
+        number: The cell's number; one that the harness has added for a teacher has no place in the file.
+    """
+    cell = study.cells[number]
+    data = cell.config.model_dump(mode="json")
+    point = Point(data, {}, {}) if cell.teacher else point_of(study.source, number)
+    preset = None
+    if isinstance(cell.config.learner, LanguageModel):
+        preset = cell.config.learner.model.preset
+        data["learner"]["model"] = {**resolve_model(cell.config.learner.model).model_dump(mode="json"), "preset": preset}
+    return list(_walk(study, point, data, "", preset))
+
+
+def _walk(study: Study, point: Point, data: Mapping[str, Any], above: str, preset: str | None) -> Iterator[Value]:
+    for name, value in data.items():
+        path = f"{above}.{name}" if above else name
+        if isinstance(value, Mapping) and value:
+            yield Value(path, None, "", True)
+            yield from _walk(study, point, value, path, preset)
+        else:
+            yield Value(path, value, _origin(study, point, path, preset), False)
+
+
+def _origin(study: Study, point: Point, path: str, preset: str | None) -> str:
+    source = study.source
+    place = next((place for field, place in point.places.items() if f"{path}.".startswith(f"{field}.")), None)
+    if place is not None:
+        at = source.problem(place, "")
+        where = f" (line {at.line})" if at.line else " (--set)"
+        if place.startswith("overrides."):
+            return f"override{where}"
+        axis, _, index = place.removeprefix("grid.").rpartition(".")
+        return f"grid, value {int(index) + 1} of {len(source.data['grid'][axis])}{where}"
+    if has(point.raw, path):
+        at = source.problem(path, "")
+        return f"line {at.line}" if at.line else "--set"
+    from_preset = preset is not None and path.removeprefix("learner.model.") in read_preset(preset)
+    return f"preset {preset}" if from_preset else "default"
+
+
+def as_text(values: list[Value]) -> str:
+    """The values as YAML that says the same, each with its origin behind it."""
+    rows = []
+    for item in values:
+        indent, name = "  " * item.path.count("."), item.path.rpartition(".")[2]
+        if item.is_section:
+            rows.append((f"{indent}{name}:", ""))
+        else:
+            rows.append((f"{indent}{name}: {_inline(item.value)}", item.origin))
+    width = min(60, max(len(text) for text, origin in rows if origin))
+    return "\n".join(f"{text:{width}}  # {origin}" if origin else text for text, origin in rows) + "\n"
+
+
+def _inline(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")

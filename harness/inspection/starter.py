@@ -1,0 +1,143 @@
+"""A study to start from, written out of the schema, so that it names every field that there is."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from harness.config.described import Described, fields, first_line
+from harness.config.load import section_classes
+from harness.config.schema import READS, Config, Evaluate, Regime, Resources, Retention, Tracking
+from harness.errors import InputError
+from harness.inspection.components import learners
+from harness.terminal import shown
+
+WIDTH = 110
+DATA: Mapping[str, Mapping[str, Any]] = {
+    "text": {
+        "source": "python-docs",
+        "tokenizer": {"kind": "bpe", "vocab_size": 512},
+        "block_size": 64,
+        "num_examples": 400,
+    },
+    "gaussian": {"source": "gaussian", "dim": 1, "num_examples": 100},
+    "discrete": {"source": "discrete", "probabilities": [0.5, 0.3, 0.15, 0.05], "num_examples": 100},
+    "linear": {"source": "linear", "dim": 10, "num_examples": 100},
+    "images": {"source": "digits", "num_examples": 1000},
+}
+"""Of each kind of data, real ones that need no file and no network."""
+LEARNER: Mapping[str, Mapping[str, Any]] = {
+    "language_model": {
+        "model": {"preset": "micro"},
+        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 4e-3, "warmup_ratio": 0.2},
+    },
+    "vae": {"latent_dim": 10, "channels": [16, 32], "train": {"epochs": 10, "batch_size": 64, "learning_rate": 2e-3}},
+}
+"""Settings that are small enough for a laptop; other learners need none."""
+REST: Mapping[str, type[BaseModel]] = {"evaluate": Evaluate, "resources": Resources, "retention": Retention, "tracking": Tracking}
+"""Sections that a study need not have."""
+NAMES = {
+    "text": "TextData",
+    "gaussian": "GaussianData",
+    "discrete": "DiscreteData",
+    "linear": "LinearData",
+    "images": "ImageData",
+}
+OF_TEXT = ("prompts", "perplexity_batch", "max_duplicate_share", "others")
+EVALUATED = {"text": ("ranges",), "images": (*OF_TEXT, "ranges")}
+"""Kind of data to what of its evaluation means nothing there; of other kinds what is of text."""
+SEEDS = {"language_model": 1, "vae": 1}
+"""How many seeds are run; of what costs next to nothing twenty."""
+
+
+def starter(name: str, learner: str) -> str:
+    """The text of a study.
+
+    Args:
+        name: Of the study.
+        learner: Its learner's kind.
+
+    Raises:
+        InputError: There is no such learner, or the name cannot be a study's.
+    """
+    kinds = learners()
+    if learner not in kinds:
+        raise InputError(f"--learner: found {shown(learner)}, allowed: {', '.join(kinds)}")
+    pattern = next(part.pattern for part in Config.model_fields["experiment"].metadata if hasattr(part, "pattern"))
+    if not re.match(pattern, name):
+        raise InputError(f"NAME: found {shown(name)}, allowed: letters, digits, '.', '_' and '-', at most 64, "
+                         "starting with a letter or digit")  # fmt: skip
+    section, data = kinds[learner], READS[learner][0]
+    found = next(kind for kind in section_classes(Config.model_fields["data"].annotation) if kind.__name__ == NAMES[data])
+    lines = [
+        f"# Study {name}: {first_line(section)}",
+        f"# `harness plan {name}.yaml` says what it costs, `harness run {name}.yaml` runs it, or what is left of it.",
+        "# Fields behind a # are at their default; take the # away to change one. `harness list` says what there is.",
+        f"experiment: {name}",
+        "data:",
+        *_block(found, DATA[data], "  "),
+        "learner:",
+        *_block(section, {"kind": learner, **LEARNER.get(learner, {})}, "  "),
+        "regime:",
+        *_block(Regime, {"kind": "replace", "synthetic_ratio": 1.0}, "  "),
+        "generations: 3  # the last one: generations 0 to 3 are fitted",
+        "grid:  # every combination is run; any field can be an axis",
+        "  regime.synthetic_ratio: [0.5, 1.0]",
+        f"  seed: {{from: 0, count: {SEEDS.get(learner, 20)}}}",
+        "# overrides:  # what a part of the grid needs",
+        "#   - {when: {regime.synthetic_ratio: 1.0}, set: {generations: 5}}",
+        "# filters: []  # what drops examples before they are trained on",
+    ]
+    for title, rest in REST.items():
+        left_out = EVALUATED.get(data, OF_TEXT) if rest is Evaluate else ()
+        lines += [f"# {title}:", *(_block(rest, {}, "# ", "  ", left_out))]
+    return "\n".join(lines) + "\n"
+
+
+def _block(
+    section: type[BaseModel], given: Mapping[str, Any], left: str, inner: str = "", left_out: Sequence[str] = ()
+) -> Iterator[str]:
+    """The fields of a section: those that are given, and the others behind a ``#``.
+
+    Args:
+        section: The section.
+        given: Field to value.
+        left: What every line begins with: its indentation, or a ``# `` that is there already.
+        inner: Indentation behind that ``# ``.
+        left_out: Fields that this study cannot use.
+    """
+    for item in fields(section):
+        if item.name in left_out:
+            continue
+        value = given.get(item.name, item.default)
+        whole = len(item.sections) == 1 and isinstance(value, Mapping) and bool(value)
+        mark = "" if item.name in given or "#" in left else "# "
+        head = f"{left}{mark}{inner}{item.name}:"
+        if whole:
+            yield head
+            if mark or "#" in left:
+                yield from _block(item.sections[0], {}, f"{left}{mark}", f"{inner}  ")
+            else:
+                yield from _block(item.sections[0], value, f"{left}  ")
+        elif item.name in given or not item.required:
+            yield from _with_words(f"{head} {_inline(value)}", item, f"{left}{inner}")
+
+
+def _with_words(line: str, item: Described, left: str) -> Iterator[str]:
+    """A field with what it means: behind it where there is room, else above it."""
+    words = item.text or (f"{', '.join(item.allowed[:-1])} or {item.allowed[-1]}" if len(item.allowed) > 1 else "")
+    if words and len(line) + len(words) + 4 > WIDTH:
+        above = f"{left}# " if "#" in left else f"{left}## "
+        yield from textwrap.wrap(words, WIDTH, initial_indent=above, subsequent_indent=above)
+        words = ""
+    yield f"{line}  # {words}" if words else line
+
+
+def _inline(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")

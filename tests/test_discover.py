@@ -1,0 +1,169 @@
+"""What there is (list), what a study says (show), a study to start from (init), and an installation with little or much in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TEXT, Make, harness
+
+from harness.config import expand, load_file
+from harness.config.shipped import studies, summary
+from harness.config.source import get
+from harness.errors import InputError
+from harness.inspection.components import LISTS, learners
+from harness.inspection.resolved import as_text, resolved
+from harness.inspection.starter import starter
+from harness.learners.base import NEEDS
+
+
+@pytest.mark.parametrize("what", sorted(LISTS))
+def test_every_list_has_a_line_for_each(what: str) -> None:
+    rows = LISTS[what]()
+    assert rows and all(row.keys() == rows[0].keys() for row in rows)
+    names = [next(iter(row.values())) for row in rows]
+    assert len(set(names)) == len(names)
+    assert all(len(row.get("what", row.get("source", "x"))) > 0 for row in rows)
+
+
+def test_list_prints_what_there_is_and_refuses_what_there_is_not() -> None:
+    found = json.loads(harness("list", "learners", "--json").stdout)
+    assert {row["learner"] for row in found} == set(learners())
+    done = harness("list", "lerners")
+    assert done.returncode == 2 and "did you mean learners?" in done.stderr
+    table = harness("list", "metrics").stdout
+    assert "test/perplexity" in table and "nats/token" in table and "Shumailov" in table
+
+
+def test_show_tells_where_every_value_comes_from(make_config: Make) -> None:
+    path = make_config(TEXT, **{"grid": {"regime.synthetic_ratio": [0.25, 0.75]}, "overrides": [
+        {"when": {"regime.synthetic_ratio": 0.75}, "set": {"learner.train.batch_size": 8}}]})  # fmt: skip
+    study = expand(load_file(path, ("generations=5", "learner.model={preset: tiny}")))
+    found = {value.path: value for value in resolved(study, 1)}
+    lines = path.read_text().splitlines()
+    assert found["generations"].origin == "--set" and found["generations"].value == 5
+    assert found["learner.model.width"].origin == "preset tiny" and found["learner.model.width"].value == 128
+    assert found["learner.model.num_kv_heads"].origin == "default"
+    ratio = found["regime.synthetic_ratio"]
+    assert ratio.value == 0.75 and ratio.origin.startswith("grid, value 2 of 2 (line ")
+    assert found["learner.train.batch_size"].value == 8 and found["learner.train.batch_size"].origin.startswith("override (line ")
+    assert found["resources.lease_s"].origin == "default"
+    line = int(found["data.block_size"].origin.removeprefix("line "))
+    assert "block_size" in lines[line - 1]
+    # What is printed is YAML that says the same.
+    printed = yaml.safe_load(as_text(list(found.values())))
+    assert all(get(printed, value.path) == value.value for value in found.values() if not value.is_section)
+
+
+def test_show_of_a_cell_that_is_not_there(make_config: Make) -> None:
+    done = harness("show", make_config(TEXT), "--cell", 3)
+    assert done.returncode == 2 and done.stderr == "error: --cell: found 3, allowed: 1 to 1\n"
+
+
+@pytest.mark.parametrize("learner", sorted(learners()))
+def test_a_started_study_is_valid_and_so_is_every_commented_field(learner: str, tmp_path: Path) -> None:
+    text = starter("mine", learner)
+    assert max(map(len, text.splitlines())) <= 130
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    study = expand(load_file(path))
+    assert study.base.learner.kind == learner and len(study.cells) == 2
+    # Every field that is a comment is named with the default that it has.
+    path.write_text(re.sub(r"^( *)# (?! *- |overrides)(?= *[a-z_]+:)", r"\1", text, flags=re.MULTILINE))
+    opened = expand(load_file(path))
+    assert [cell.config for cell in opened.cells] == [cell.config for cell in study.cells]
+    assert get(load_file(path).data, "resources.lease_s") == 60.0
+
+
+def test_init_leaves_what_is_there_and_refuses_what_cannot_be(tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    assert harness("init", "mine", "--learner", "gaussian", "--out", out).returncode == 0
+    before = out.read_bytes()
+    done = harness("init", "mine", "--out", out)
+    assert done.returncode == 2 and "is left as it is" in done.stderr and out.read_bytes() == before
+    with pytest.raises(InputError, match="--learner: found 'gauss', allowed: language_model, "):
+        starter("mine", "gauss")
+    with pytest.raises(InputError, match="NAME: found '../mine'"):
+        starter("../mine", "gaussian")
+
+
+def test_shipped_studies_say_what_they_are() -> None:
+    assert {"quickstart", "study", "papers/kazdan_gaussian", "papers/small/kazdan_gaussian"} <= studies().keys()
+    for name, path in studies().items():
+        assert 10 < len(summary(path)) < 300, name
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as a wheel would install it, outside of any checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(folder),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = folder.glob("model_collapse_harness-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+BLOCK = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def without(folder: Path, *names: str) -> str:
+    """A folder for PYTHONPATH with which these modules cannot be imported, in this process or in any that it starts."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(BLOCK.replace("{names!r}", repr(set(names))))
+    return str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_closed_forms_run_without_torch_and_others_say_what_they_need(installed: Path, tmp_path: Path) -> None:
+    names = {module for _, modules in NEEDS.values() for module in modules} | {"wandb", "huggingface_hub"}
+    python_path = f"{without(tmp_path / 'block', *names)}{os.pathsep}{installed}"
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "harness", *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": python_path}
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240, check=False)
+
+    done = run("run", "papers/small/kazdan_discrete", "--set", "grid.seed=[0]", "--set", "tracking.wandb=disabled", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["chains_failed"] == 0
+    assert (
+        run("report", "papers/small/kazdan_discrete", "--set", "grid.seed=[0]", "--set", "tracking.wandb=disabled").returncode == 0
+    )
+    done = run("plan", "quickstart")
+    assert done.returncode == 2 and "needs torch, deepspeed, transformers, tokenizers, datasets, which are not" in done.stderr
+    assert "pip install 'model-collapse-harness[text]'" in done.stderr
+    done = run("plan", "vae")
+    assert (
+        done.returncode == 2
+        and "vae needs torch, which is not installed; pip install 'model-collapse-harness[images]'" in done.stderr
+    )
+    done = run("plan", "papers/small/kazdan_discrete", "--set", "tracking.wandb=offline")
+    assert done.returncode == 2 and "set disabled, or pip install 'model-collapse-harness[wandb]'" in done.stderr

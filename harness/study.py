@@ -37,7 +37,7 @@ from harness.data.text import (
     read_other,
     write_other,
 )
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, InputError
 from harness.learners.base import LEARNERS, check_installed, is_installed
 from harness.learners.language_model.converted import with_safetensors
 from harness.learners.language_model.facts import ModelFacts, model_facts, needs_weights
@@ -50,6 +50,7 @@ from harness.records import Examples
 from harness.regimes import RULES, check_supply, recipe
 from harness.store import Store
 from harness.store.shared import Recipe, commit_once
+from harness.terminal import shown
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,24 @@ class Prepared:
     def axes(self, chain: Chain | BundledChain) -> dict[str, Any]:
         """The values of a chain's axes, by column."""
         return dict(self.cell(chain).axes)
+
+    def find_chain(self, name: str) -> Chain | BundledChain:
+        """The chain with an id, or the only one whose id begins so.
+
+        Raises:
+            InputError: There is none, or more than one.
+        """
+        chains = self.chains
+        found = [chain for chain in chains if chain.id == name] or [chain for chain in chains if chain.id.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        known = [f"{chain.id} ({self._label(chain)})" for chain in (found or chains)[:12]]
+        more = ", ..." if len(found or chains) > 12 else ""
+        what = "several chains begin with" if found else "there is no chain"
+        raise InputError(f"--chain: {what} {shown(name)}; allowed: {', '.join(known)}{more}")
+
+    def _label(self, chain: Chain | BundledChain) -> str:
+        return " ".join([*(f"{name}={value}" for name, value in self.axes(chain).items()), f"seed={chain.seed}"])
 
 
 def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratch: Path) -> Prepared:

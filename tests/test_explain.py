@@ -11,7 +11,7 @@ import pytest
 from chains import open_prepared, run_all
 from conftest import GAUSSIAN, Make, harness
 
-from harness.coordinator.explain import Explainer, Explanation, find_chain
+from harness.coordinator.explain import Explainer, Explanation
 from harness.coordinator.status import chain_states
 from harness.errors import InputError
 from harness.store import Experiment, Leases, Owner, Store
@@ -116,11 +116,11 @@ def test_a_chain_is_named_by_how_its_id_begins(make_config: Make, tmp_path: Path
     prepared, scratch = open_study(config, (), Store.read(tmp_path / "none"))
     scratch.cleanup()
     first, second = prepared.lineage.chains
-    assert find_chain(prepared, first.id[:6]) == first and find_chain(prepared, second.id) == second
+    assert prepared.find_chain(first.id[:6]) == first and prepared.find_chain(second.id) == second
     with pytest.raises(InputError, match=f"no chain 'zz'; allowed: {first.id} .seed=0., {second.id}"):
-        find_chain(prepared, "zz")
+        prepared.find_chain("zz")
     with pytest.raises(InputError, match="several chains"):
-        find_chain(prepared, "")
+        prepared.find_chain("")
 
 
 @pytest.mark.slow

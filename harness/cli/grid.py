@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,7 +34,6 @@ from harness.errors import GangError, InputError, ResourceError
 
 if TYPE_CHECKING:
     from harness.coordinator.base import Summary
-    from harness.study import Prepared
 
 
 @app.command(rich_help_panel="A study")
@@ -58,7 +57,9 @@ def run(
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, _ = prepare(config, assignments, root, scratch)
         if address is None and not slurm:
-            _check_this_machine(prepared)
+            from harness.coordinator.session import check_this_machine
+
+            check_this_machine(prepared)
         job = slurm_jobs.Job(prepared, root) if slurm else None  # before ray is imported, which then reads how to log in
         from harness.coordinator.cluster import Place
         from harness.coordinator.display import make_display
@@ -100,21 +101,6 @@ def _tell(summary: Summary, warnings: Sequence[str], json_output: bool) -> None:
         if summary.stopped:
             because = f" ({summary.reason})" if summary.reason else ""
             terminal.show(f"stopped early with work left{because}; run the same command again")
-
-
-def _check_this_machine(prepared: Prepared) -> None:
-    """Refuse what this machine has too few CPUs or too little memory for, before anything starts (Ray finds the GPUs)."""
-    from harness.coordinator.base import shape_of
-    from harness.coordinator.cluster import check_feasible, usable_cpus
-    from harness.coordinator.memory import check_memory, has_gpus
-    from harness.coordinator.scheduler import Capacity
-
-    shapes = {replace(shape_of(cell.config, False), gpus=0) for cell in prepared.study.cells}
-    try:
-        check_feasible(shapes, [Capacity(usable_cpus(), 0)])
-        check_memory(prepared, gpus=has_gpus())
-    except ResourceError as error:
-        raise prepared.study.source.located(error) from None
 
 
 @app.command(rich_help_panel="A study")
@@ -234,11 +220,11 @@ def explain(
     json_output: Json = False,
 ) -> None:
     """Say of every generation of a chain why it will run: new, failed, damaged, or which field of which generation changed."""
-    from harness.coordinator.explain import ABSENT, Explainer, find_chain
+    from harness.coordinator.explain import ABSENT, Explainer
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)
-        wanted = find_chain(prepared, chain)
+        wanted = prepared.find_chain(chain)
         found = Explainer(prepared, store).explain(wanted)
     if json_output:
         print_json({"chain": wanted.id, "generations": [asdict(item) for item in found]})

@@ -168,3 +168,34 @@ def _print_table(summary: dict[str, Any]) -> None:
     print_table(table)
     if summary["note"]:
         terminal.show(summary["note"])
+
+
+@app.command(rich_help_panel="Results")
+def pull(
+    config: ConfigPath,
+    chain: Annotated[str, typer.Option(help="The chain's id, or how it begins (harness status lists them).")],
+    generation: Annotated[int, typer.Option(min=0, help="Which generation.")],
+    to: Annotated[Path, typer.Option(parser=path, metavar="DIR", help="A new folder.")],
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    json_output: Json = False,
+) -> None:
+    """Copy a generation as an ordinary Hugging Face model folder with its tokenizer, and its corpus as a data set.
+
+    Example: harness pull quickstart --chain 1a2b --generation 2 --to g2, then AutoModelForCausalLM.from_pretrained("g2/model") and
+    load_dataset("g2/corpus")
+    """
+    from harness.inspection.pull import pull as copy
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        existing_store(root, writes=False)
+        prepared, store = prepare(config, assignments, root, scratch)
+        found = copy(prepared, store, chain, generation, to)
+    if json_output:
+        print_json(found)
+        return
+    if found["model"] is None:
+        terminal.show("no model: its weights were freed (retention.weights)", sys.stderr)
+    else:
+        terminal.show(f"model    {found['model']}")
+    terminal.show(f"corpus   {found['corpus']} ({found['examples']:,} examples)")

@@ -59,6 +59,19 @@ class PlainDisplay:
         """Nothing to tidy."""
 
 
+class SilentDisplay:
+    """Says nothing: for who asks for a result and not for its story."""
+
+    def update(self, done: int, total: int, running: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing."""
+
+    def line(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing to tidy."""
+
+
 class LiveDisplay:
     """A table of what runs, redrawn in place, under a bar for the grid."""
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from harness.coordinator.status import WRITER_ENDED, failures, lease_holder
-from harness.errors import DamagedError, InputError
+from harness.errors import DamagedError
 from harness.files import read_json
 from harness.lineage import BundledChain, Chain, Node, cut, ends, reachable
 from harness.records import Record
@@ -63,26 +63,6 @@ class Explanation:
     detail: str
     nearest: str | None = None
     differences: tuple[Difference, ...] = ()
-
-
-def find_chain(prepared: Prepared, name: str) -> Chain | BundledChain:
-    """The chain with an id, or the only one whose id begins so.
-
-    Raises:
-        InputError: There is none, or more than one.
-    """
-    chains = prepared.chains
-    found = [chain for chain in chains if chain.id == name] or [chain for chain in chains if chain.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    known = [f"{chain.id} ({_axes(prepared, chain)})" for chain in (found or chains)[:12]]
-    more = ", ..." if len(found or chains) > 12 else ""
-    what = "several chains begin with" if found else "there is no chain"
-    raise InputError(f"--chain: {what} {name!r}; allowed: {', '.join(known)}{more}")
-
-
-def _axes(prepared: Prepared, chain: Chain | BundledChain) -> str:
-    return " ".join([*(f"{name}={value}" for name, value in prepared.axes(chain).items()), f"seed={chain.seed}"])
 
 
 class Explainer:

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,12 @@ from harness.config.schema import Config
 from harness.config.source import Source
 from harness.coordinator.base import Display, Summary, shape_of
 from harness.coordinator.bundles import BundleRun
-from harness.coordinator.cluster import Place, check_feasible, connected
+from harness.coordinator.cluster import Place, check_feasible, connected, usable_cpus
 from harness.coordinator.coordinator import Coordinator
+from harness.coordinator.memory import check_memory, has_gpus
 from harness.coordinator.processes import reap
 from harness.coordinator.retention import kept_by_chain
+from harness.coordinator.scheduler import Capacity
 from harness.coordinator.slices import missing
 from harness.coordinator.stop import Stop
 from harness.coordinator.views import Mirrored, Views, mirrored
@@ -67,6 +70,20 @@ def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
         {"chain": chain.id, "axes": prepared.axes(chain), "seed": chain.seed, "bundle": chain.key, "generations": []}
         for chain in prepared.bundles
     ]
+
+
+def check_this_machine(prepared: Prepared) -> None:
+    """Refuse what this machine has too few CPUs or too little memory for, before anything starts (Ray finds the GPUs).
+
+    Raises:
+        ConfigError: At the field that asks for it.
+    """
+    shapes = {replace(shape_of(cell.config, False), gpus=0) for cell in prepared.study.cells}
+    try:
+        check_feasible(shapes, [Capacity(usable_cpus(), 0)])
+        check_memory(prepared, gpus=has_gpus())
+    except ResourceError as error:
+        raise prepared.study.source.located(error) from None
 
 
 def run_study(

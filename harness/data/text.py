@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 VERSION = 1
 """Version of splitting, tokenizer training and packing; part of every key."""
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER = "tokenizer.json"
 _NOT_CONTENT = ("source", "text_field", "revision")
 MAX_OTHER_BLOCKS = 256
 """Blocks of another real text that a model is scored on."""
@@ -154,7 +157,7 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
     packed["train"] = shuffled(packed["train"])
     counts = np.bincount(packed["train"].reshape(-1), minlength=vocab_size).astype(np.int64)
     save_file({**packed, "counts": counts}, folder / "blocks.safetensors")
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / TOKENIZER))
     meta = {
         "bos": bos,
         "eos": eos,
@@ -284,7 +287,23 @@ class TextCorpus:
         """The tokenizer."""
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        return Tokenizer.from_file(str(self.folder / TOKENIZER))
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Put the tokenizer beside a model, as `transformers.AutoTokenizer` finds it; its file takes no room of its own."""
+        source, target = self.folder / TOKENIZER, folder / TOKENIZER
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, target)
+        names = {name: self.tokenizer.id_to_token(int(self.meta[name])) for name in ("bos", "eos")}
+        about = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": names["bos"],
+            "eos_token": names["eos"],
+            "clean_up_tokenization_spaces": False,
+        }
+        write_json(folder / "tokenizer_config.json", about)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from harness.config.grid import prompt_length, sequence_length
 from harness.config.schema import Config, LanguageModel, TextData
@@ -79,7 +79,7 @@ class LanguageModelLearner:
             state = {name: tensor.detach().to(self.dtype) for name, tensor in named}
             finite = all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
             if self.ranks.rank == 0 and finite:
-                models.write_model(task.out, model.config, state)
+                self._write(task.out, model.config, state)
             self.ranks.barrier()
             return FitOutcome("ok" if finite else "diverged", {"train_loss": [], "steps": 0}, 0, 0)
         reference = self.data.real(task.seed, self.data.num_examples)
@@ -99,9 +99,14 @@ class LanguageModelLearner:
         config = model.config
         fitted = trainer.run(model, self.data.validation, schedule, task)
         if self.ranks.rank == 0 and fitted.status == "ok":
-            models.write_model(task.out, config, fitted.state)
+            self._write(task.out, config, fitted.state)
         self.ranks.barrier()
         return FitOutcome(fitted.status, fitted.log, fitted.tokens, fitted.computed)
+
+    def _write(self, folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
+        """An ordinary Hugging Face folder: the model with its tokenizer."""
+        models.write_model(folder, config, state)
+        self.data.write_tokenizer(folder)
 
     def _initial(self, task: FitTask) -> PreTrainedModel:
         model, vocab_size = self.learner.model, int(self.data.meta["vocab_size"])

@@ -1,0 +1,236 @@
+"""The public Python API: run and plan studies, and read what a store holds. Everything else in this package is private.
+
+import harness
+
+harness.run("quickstart", root="runs")
+results = harness.load("runs")
+results.records(experiment="quickstart").groupby("generation")["test/perplexity"].mean()
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config.shipped import studies
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.store import Store
+    from harness.study import Prepared
+
+StudyLike = str | Path | Mapping[str, Any]
+"""A study: the path of its file, the name of one that comes with the harness, or its content."""
+
+
+def load(root: str | Path = "runs") -> Results:
+    """The results in a store.
+
+    Args:
+        root: The store's folder.
+
+    Raises:
+        harness.errors.InputError: There is no store.
+    """
+    return Results(Path(root))
+
+
+class Results:
+    """What a store holds; reading changes nothing in it."""
+
+    def __init__(self, root: Path) -> None:
+        """See `load`."""
+        if not (root / "format").exists():
+            raise InputError(f"{root} is not a store of the harness")
+        self.root = root.absolute()
+
+    def experiments(self) -> list[str]:
+        """The names of the experiments that were run on the store."""
+        return sorted(path.parent.name for path in (self.root / "experiments").glob("*/config.json"))
+
+    def records(
+        self,
+        experiment: str | None = None,
+        config: StudyLike | None = None,
+        assignments: Sequence[str] = (),
+        provenance: bool = False,
+    ) -> pd.DataFrame:
+        """One row per chain and generation that is committed: what ``harness export`` writes.
+
+        Args:
+            experiment: Its name; of its configuration the one that was run last counts.
+            config: A study, instead of a name.
+            assignments: As for ``--set``: ``["generations=5"]``.
+            provenance: Add how, where and when each was computed.
+
+        Returns:
+            Columns ``experiment``, ``chain``, ``seed``, ``generation``, ``fit``, ``key`` (of the fit), ``parent_key``, ``status``,
+            the axes by dotted name, and the metrics (docs/metrics.md); NaN where a metric is not finite.
+
+        Raises:
+            harness.errors.InputError: There is no such experiment, or the configuration is wrong.
+            harness.errors.DamagedError: Records cannot be read: they would be missing without a word.
+        """
+        from harness.errors import DamagedError
+        from harness.reporting import ledger
+
+        with self._prepared(experiment, config, assignments) as (prepared, store):
+            rows = ledger.rows(prepared, store, provenance)
+            if store.trouble:
+                raise DamagedError("; ".join(list(store.trouble.values())[:3]))
+            frame: pd.DataFrame = ledger.table(rows).to_pandas()
+        return frame
+
+    def corpus(self, key: str) -> pd.DataFrame:
+        """Everything that a generation wrote, raw: ``text`` and ``tokens``, or ``values``, one row per example.
+
+        Args:
+            key: Of the corpus, or of the fit that wrote it (the column ``key`` of `records`).
+
+        Raises:
+            harness.errors.InputError: No experiment on the store has it; chains in bundles keep no corpora.
+        """
+        from harness.inspection.pull import as_table
+
+        for name, generation in self._generations():
+            if key not in (generation["corpus"], generation["fit"]):
+                continue
+            with self._prepared(name, None, ()) as (prepared, store):
+                node = prepared.lineage.nodes.get(generation["evaluation"])
+                count = store.corpora.count(generation["corpus"])
+                if node is None or not count:
+                    continue
+                real = prepared.data[node.cell].real
+                frame: pd.DataFrame = as_table(store.corpora.load(generation["corpus"], count), real).to_pandas()
+                return frame
+        raise InputError(f"{key}: no experiment on {self.root} has such a corpus")
+
+    def model(self, key: str) -> Any:
+        """A language model as `transformers` loads it, in the precision that it was trained in.
+
+        Args:
+            key: Of the fit (the column ``key`` of `records`).
+
+        Raises:
+            harness.errors.InputError: There is no such fit, it is no language model, or its weights were freed (``retention``).
+        """
+        from harness.store import Store
+
+        store = Store.read(self.root)
+        folder = store.path("fits", key)
+        if not store.has("fits", key):
+            raise InputError(f"{key}: {self.root} has no such fit")
+        if not (folder / "config.json").exists():
+            raise InputError(f"{key}: is no language model; its parameters lie in {folder}")
+        if not store.has_weights(key):
+            raise InputError(f"{key}: its weights were freed; retention.weights: all keeps them")
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, trust_remote_code=False)
+
+    def _generations(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Every generation of every chain that was run by itself, with the experiment's name."""
+        for name in self.experiments():
+            path = self.root / "experiments" / name / "chains.json"
+            for chain in json.loads(path.read_text(encoding="utf-8")):
+                for generation in chain["generations"]:
+                    yield name, generation
+
+    @contextmanager
+    def _prepared(
+        self, experiment: str | None, config: StudyLike | None, assignments: Sequence[str]
+    ) -> Iterator[tuple[Prepared, Store]]:
+        from harness.store import Store
+
+        if (experiment is None) == (config is None):
+            raise InputError("give experiment, or config")
+        if config is None:
+            known = self.experiments()
+            if experiment not in known:
+                raise InputError(f"experiment: found {experiment!r}, allowed: {', '.join(known) or 'none, the store is empty'}")
+            config = self.root / "experiments" / str(experiment) / "config.json"
+        with _opened(config, assignments, Store.read(self.root)) as found:
+            yield found
+
+
+def run(
+    config: StudyLike, root: str | Path = "runs", assignments: Sequence[str] = (), address: str | None = None
+) -> dict[str, Any]:
+    """Run a study, or what is left of it, and wait for its end.
+
+    Args:
+        config: The study.
+        root: The store; made where there is none.
+        assignments: As for ``--set``: ``["generations=5"]``.
+        address: A running Ray to join; without it one is started, and ended.
+
+    Returns:
+        ``chains_complete``, ``chains_failed``, ``generations_computed``, ``generations_reused``, ``wall_s``, ``failures`` (each a
+        branch and a reason), ``warnings``.
+
+    Raises:
+        harness.errors.HarnessError: The configuration is wrong, the machine too small, the store cannot be written.
+    """
+    from harness.coordinator.cluster import Place
+    from harness.coordinator.display import SilentDisplay
+    from harness.coordinator.session import check_this_machine, run_study
+    from harness.coordinator.stop import Stop
+    from harness.store import Store
+
+    place = Path(root)
+    with _opened(config, assignments, Store.read(place)) as (prepared, _):
+        if address is None:
+            check_this_machine(prepared)
+        summary, warnings = run_study(
+            prepared,
+            place,
+            prepared.study.source,
+            lambda: nullcontext(Place(address)),
+            SilentDisplay,
+            Stop(),
+            lambda: None,
+        )
+    names = ("chains_complete", "chains_failed", "generations_computed", "generations_reused", "wall_s")
+    return {**{name: getattr(summary, name) for name in names}, "failures": list(summary.failures), "warnings": warnings}
+
+
+def plan(config: StudyLike, root: str | Path = "runs", assignments: Sequence[str] = ()) -> dict[str, Any]:
+    """What a study is, what the store has of it, and what the rest costs on this machine; what ``harness plan --json`` prints.
+
+    Args:
+        config: The study.
+        root: The store; it need not be there.
+        assignments: As for ``--set``: ``["generations=5"]``.
+    """
+    from harness.coordinator.cluster import usable_cpus
+    from harness.coordinator.planner import plan as make_plan
+    from harness.coordinator.scheduler import Capacity
+    from harness.store import Store
+
+    with _opened(config, assignments, Store.read(Path(root))) as (prepared, store):
+        return asdict(make_plan(prepared, store, [Capacity(usable_cpus(), 0)]))
+
+
+@contextmanager
+def _opened(config: StudyLike, assignments: Sequence[str], store: Store) -> Iterator[tuple[Prepared, Store]]:
+    """A study with its data, for the time of a block."""
+    from harness.study import prepare_study
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        if isinstance(config, Mapping):
+            path = Path(scratch) / "config.yaml"
+            path.write_text(json.dumps(dict(config)), encoding="utf-8")
+        else:
+            path = Path(config)
+            path = path if path.exists() else studies().get(str(config), path)
+        yield prepare_study(path, tuple(assignments), store, Path(scratch)), store
+
+
+__all__ = ["Results", "load", "plan", "run"]

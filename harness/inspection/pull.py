@@ -1,0 +1,115 @@
+"""A generation as other tools know it: a Hugging Face model folder with its tokenizer, and its corpus as a data set."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.data.base import RealData
+from harness.data.text import TextCorpus
+from harness.errors import InputError
+from harness.files import CHECKSUMS, TOMBSTONE, write_json
+from harness.lineage import BundledChain, Node
+from harness.records import Examples
+from harness.store import Store
+from harness.store.store import WEIGHTS
+from harness.study import Prepared
+
+_OURS = (CHECKSUMS, "spec.json", "fit.json", "replicas.json")
+"""Files of a fit that are the store's, and no part of the model."""
+
+
+def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: Path) -> Mapping[str, Any]:
+    """Write a generation's model to ``model/`` and its corpus to ``corpus/`` of a new folder.
+
+    Args:
+        prepared: The study.
+        store: The store; only read.
+        chain: A chain's id, or how it begins.
+        generation: Index of the generation.
+        target: The folder; nothing may be there.
+
+    Returns:
+        What was written: paths, keys, the number of examples; ``model`` is None where the weights were freed.
+
+    Raises:
+        InputError: There is no such chain or generation, it is not committed, it is a chain of a bundle, or something is there.
+    """
+    found = prepared.find_chain(chain)
+    if isinstance(found, BundledChain):
+        raise InputError(
+            f"--chain: {found.id} was run in a bundle, which keeps records and parameters only; with resources.bundled: false "
+            "every generation has its corpus"
+        )
+    if not 0 <= generation < len(found.nodes):
+        raise InputError(f"--generation: found {generation}, allowed: 0 to {len(found.nodes) - 1}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"--to: {target} is there already; name a folder that is empty or new")
+    node = prepared.lineage.nodes[found.nodes[generation]]
+    record = store.record(node.evaluation)
+    if record is None:
+        raise InputError(f"--generation: generation {generation} of {found.id} is not in the store; harness run computes it")
+    if record.status == "diverged":
+        raise InputError(f"--generation: generation {generation} of {found.id} diverged: it has no model and wrote nothing")
+    real = prepared.data[found.cell].real
+    target.mkdir(parents=True, exist_ok=True)
+    model = _model(store, node, real, target / "model")
+    count = _corpus(store, node, real, target / "corpus")
+    about = {
+        "experiment": prepared.study.base.experiment,
+        "chain": found.id,
+        "axes": prepared.axes(found),
+        "seed": node.seed,
+        "generation": generation,
+        "fit": node.fit,
+        "corpus_key": node.corpus,
+        "model": str(model) if model else None,
+        "corpus": str(target / "corpus"),
+        "examples": count,
+    }
+    write_json(target / "about.json", about)
+    return about
+
+
+def _model(store: Store, node: Node, real: RealData, target: Path) -> Path | None:
+    """The fit's own files, where it has its weights."""
+    source = store.path("fits", node.fit)
+    if (source / (WEIGHTS + TOMBSTONE)).exists() or not store.sound("fits", node.fit):
+        return None
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name not in _OURS:
+            shutil.copyfile(path, target / path.name)
+    if isinstance(real, TextCorpus) and not (target / "tokenizer_config.json").exists():  # fits of earlier versions have none
+        real.write_tokenizer(target)
+    return target
+
+
+def _corpus(store: Store, node: Node, real: RealData, target: Path) -> int:
+    """One Parquet file that `datasets.load_dataset` opens as the split ``train``."""
+    count = store.corpora.count(node.corpus)
+    examples = store.corpora.load(node.corpus, count)
+    target.mkdir()
+    pq.write_table(as_table(examples, real), target / "train-00000-of-00001.parquet")
+    return count
+
+
+def as_table(examples: Examples, real: RealData) -> pa.Table:
+    """Raw examples as columns: text with its tokens, or numbers as one list an example.
+
+    Args:
+        examples: The examples, shape [num_examples, width].
+        real: The data that they are like.
+    """
+    rows = [values[:length] for values, length in zip(examples.values, examples.lengths, strict=True)]
+    if isinstance(real, TextCorpus):
+        tokens = pa.array([row.tolist() for row in rows], pa.list_(pa.int32()))
+        return pa.table({"text": pa.array([real.decode(row) for row in rows], pa.string()), "tokens": tokens})
+    kind = pa.list_(pa.from_numpy_dtype(np.asarray(examples.values).dtype))
+    return pa.table({"values": pa.array([row.tolist() for row in rows], kind)})

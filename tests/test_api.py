@@ -1,0 +1,170 @@
+"""The public Python API, and `harness pull`: what users build on."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from chains import run_all
+from conftest import GAUSSIAN, ROOT, TEXT, Make
+from conftest import harness as command
+from scipy import special
+
+import harness
+from harness.errors import InputError
+
+KEEP = {"retention": {"weights": "all"}, "generations": 1}
+
+
+@pytest.fixture(scope="module")
+def text_store(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """A chain of a tiny language model: its configuration, its store, the study."""
+    folder = tmp_path_factory.mktemp("api")
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump({**TEXT, **KEEP}))
+    prepared, _ = run_all(config, folder / "root", ranks=ranks)
+    return config, folder / "root", prepared
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import harness, sys; print(harness.__version__, sorted({'torch', 'ray', 'pandas', 'yaml'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split(" ", 1)[1] == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        harness.nothing  # noqa: B018
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_is_run_planned_and_read_from_python(make_config: Make, tmp_path: Path, ray_address: str) -> None:
+    config, root = make_config(GAUSSIAN, generations=2, grid={"seed": [0, 1, 2]}), tmp_path / "root"
+    assert harness.plan(config, root)["generations_stored"] == 0
+    done = harness.run(config, root, address=ray_address)
+    assert (done["chains_complete"], done["chains_failed"], done["generations_computed"]) == (3, 0, 9)
+    assert harness.plan(config, root)["generations_stored"] == 9
+    results = harness.load(root)
+    assert results.experiments() == ["normal"]
+    frame = results.records(experiment="normal")
+    assert command("export", config, "--root", root, "--format", "parquet", "--out", tmp_path / "table.parquet").returncode == 0
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "table.parquet"))
+    assert results.records(config=config).equals(frame)
+    assert "provenance/host" in results.records(experiment="normal", provenance=True)
+    assert len(results.records(config={**json.loads((root / "experiments/normal/config.json").read_text()), "generations": 1})) == 6
+    with pytest.raises(InputError, match="experiment: found 'other', allowed: normal"):
+        results.records(experiment="other")
+    with pytest.raises(InputError, match="give experiment, or config"):
+        results.records()
+    wrote = results.corpus(frame["key"][0])
+    assert len(wrote) == 20 and all(len(row) == 1 for row in wrote["values"])
+    with pytest.raises(InputError, match="no experiment on .* has such a corpus"):
+        results.corpus("0" * 32)
+
+
+def test_what_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a store of the harness"):
+        harness.load(tmp_path)
+
+
+def test_a_pulled_generation_opens_in_other_libraries(text_store: Any, tmp_path: Path) -> None:
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from harness.inspection.pull import pull
+    from harness.store import Store
+
+    _, root, prepared = text_store
+    chain, store = prepared.lineage.chains[0], Store.read(root)
+    node = prepared.lineage.nodes[chain.nodes[1]]
+    found = pull(prepared, store, chain.id[:8], 1, tmp_path / "g1")
+    assert found["fit"] == node.fit and found == json.loads((tmp_path / "g1" / "about.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "g1" / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "g1" / "model", dtype="auto")
+    real = prepared.data[0].real
+    text = "import the module"
+    assert tokenizer(text, add_special_tokens=False).input_ids == real.encode(text)
+    assert len(tokenizer) == real.meta["vocab_size"] and tokenizer.eos_token_id == real.meta["eos"]
+    assert tokenizer.decode(real.encode(text)) == text
+    rows = load_dataset(str(tmp_path / "g1" / "corpus"), cache_dir=str(tmp_path / "cache"))["train"]
+    raw = store.corpora.load(node.corpus, found["examples"])
+    assert len(rows) == found["examples"] == store.corpora.count(node.corpus)
+    assert rows[3]["tokens"] == raw.values[3].tolist() and rows[3]["text"] == real.decode(raw.values[3])
+    assert model(input_ids=torch.tensor([rows[0]["tokens"]])).logits.shape[-1] == real.meta["vocab_size"]
+    assert not (tmp_path / "g1" / "model" / "spec.json").exists()
+
+
+def test_a_stored_fit_opens_as_it_lies(text_store: Any) -> None:
+    from transformers import AutoTokenizer
+
+    _, root, prepared = text_store
+    node = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[0]]
+    tokenizer = AutoTokenizer.from_pretrained(root / "fits" / node.fit)
+    assert len(tokenizer) == prepared.data[0].real.meta["vocab_size"]
+    results = harness.load(root)
+    model = results.model(node.fit)
+    assert next(model.parameters()).dtype == torch.bfloat16
+    # The experiment's own files are written by `harness run` alone; here the configuration names it.
+    frame = results.records(config=text_store[0])
+    assert list(frame["generation"]) == [0, 1] and np.isfinite(frame["test/perplexity"]).all()
+    with pytest.raises(InputError, match="has no such fit"):
+        results.model("0" * 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--chain", "zz", "--generation", 0), "--chain: there is no chain 'zz'; allowed: "),
+        (("--chain", "", "--generation", 7), "--generation: found 7, allowed: 0 to 1"),
+    ],
+)
+def test_a_pull_of_what_is_not_there(text_store: Any, tmp_path: Path, arguments: Any, expected: str) -> None:
+    config, root, _ = text_store
+    done = command("pull", config, "--root", root, *arguments, "--to", tmp_path / "out")
+    assert done.returncode == 2 and expected in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_pull_replaces_nothing_and_says_when_weights_are_gone(text_store: Any, tmp_path: Path) -> None:
+    from harness.inspection.pull import pull
+    from harness.store import Store
+
+    _, root, prepared = text_store
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    chain, store = prepared.lineage.chains[0], Store(root)
+    with pytest.raises(InputError, match="--to: .* is there already"):
+        pull(prepared, store, chain.id, 0, tmp_path / "there")
+    node = prepared.lineage.nodes[chain.nodes[1]]
+    staged = tmp_path / "kept"
+    (root / "fits" / node.fit / "model.safetensors").rename(staged)
+    try:
+        (root / "fits" / node.fit / "model.safetensors.evicted.json").write_text('{"bytes": 1, "reason": "test"}')
+        found = pull(prepared, store, chain.id, 1, tmp_path / "new")
+        assert found["model"] is None and found["examples"] > 0
+        with pytest.raises(InputError, match="its weights were freed"):
+            harness.load(root).model(node.fit)
+    finally:
+        (root / "fits" / node.fit / "model.safetensors.evicted.json").unlink()
+        staged.rename(root / "fits" / node.fit / "model.safetensors")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_notebook_runs_from_beginning_to_end(tmp_path: Path) -> None:
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    # E log(chi2(n - 1) / n) = digamma((n - 1) / 2) + log(2 / n), once for each of the 21 fits.
+    theory = 21 * (special.digamma(49 / 2) + math.log(2 / 50))
+    check = (
+        f"assert abs(last.loc[1.0, 'mean'] - {theory}) < 4 * last.loc[1.0, 'sem'] and last.loc[0.5, 'mean'] > {theory / 4}, last"
+    )
+    script = "\n".join(["import matplotlib", "matplotlib.use('agg')", *code, check])
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from harness import __version__
-from harness.config.schema import Config, Discrete, Kde, ModelSource
+from harness.config.schema import PACKAGES, Config, Discrete, Kde, ModelSource
 from harness.curation import Judge, first_accepted, undetected
 from harness.data.analytic import Truth, make_teacher
 from harness.errors import LearnerError
@@ -319,7 +319,13 @@ def provenance(started: float) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "device": platform.processor() or platform.machine(),
-        "versions": {"harness": __version__, "python": platform.python_version(), "pyarrow": pa.__version__, **versions()},
+        "versions": {
+            "harness": __version__,
+            "python": platform.python_version(),
+            "pyarrow": pa.__version__,
+            **PACKAGES,
+            **versions(),
+        },
         "seconds": round(time.monotonic() - started, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import CellSource, CorpusSource, ModelSource, Regime
+from harness.config.schema import REGIME_PLUGINS, CellSource, CorpusSource, ModelSource, Regime
 from harness.errors import DataError
 from harness.records import EXTERNAL, REAL, TEACHER, Part, Recipe
 from harness.streams import stream
@@ -71,13 +71,14 @@ def _fresh_real(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ..
     return (Part(REAL, real, "unseen", offset=n + (generation - 1) * real), Part(generation - 1, synthetic)), None
 
 
-RULES: Mapping[str, tuple[int, Rule]] = {
+RULES: Mapping[str, tuple[int | str, Rule]] = {
     "replace": (1, _replace),
     "replace_grown": (1, _replace_grown),
     "accumulate": (1, _accumulate),
     "accumulate_subsample": (1, _accumulate_subsample),
     "augment": (1, _augment),
     "fresh_real": (1, _fresh_real),
+    **{kind: (found.version, found.plugin.rule) for kind, found in REGIME_PLUGINS.loaded.items()},
 }
 """Registry: kind to version (part of every key) and rule."""
 
@@ -130,7 +131,7 @@ def _fixed_origin(regime: Regime, external: Any) -> int | None:
     return regime.source.generation if isinstance(regime.source, CellSource) else None
 
 
-def _spec(regime: Regime, n: int, version: int, parts: tuple[Part, ...], external: Any) -> dict[str, Any]:
+def _spec(regime: Regime, n: int, version: int | str, parts: tuple[Part, ...], external: Any) -> dict[str, Any]:
     """The fields of the regime that this training set depends on."""
     spec: dict[str, Any] = {"kind": regime.kind, "version": version}
     if regime.synthetic_ratio is not None:

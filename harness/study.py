@@ -16,6 +16,7 @@ from harness.config.load import load_file
 from harness.config.presets import resolve_model
 from harness.config.schema import (
     BUNDLED,
+    LEARNER_PLUGINS,
     CellSource,
     Config,
     CorpusSource,
@@ -320,6 +321,8 @@ def _facts(config: Config, real: RealData) -> ModelFacts | None:
 
 def _seconds_per_example(kind: str, width: int) -> float:
     """Rough seconds of a cheap learner's generation per training example, to share work out evenly."""
+    if kind in LEARNER_PLUGINS.loaded:
+        return float(LEARNER_PLUGINS.loaded[kind].plugin.seconds_per_example)
     each = {"vae": 1.5e-3, "mixture": 3e-5, "kde": 6e-6, "discrete": 4e-8}
     return each.get(kind, 1.2e-8 * width + 1.5e-10 * width**2) + 1e-7
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from harness import __version__
 from harness.chain.plan import Busy, Plan, Site
+from harness.config.schema import PACKAGES
 from harness.learners.base import Stopped
 from harness.lineage import Node
 from harness.proc import peak_memory, reset_peak_memory
@@ -125,7 +126,7 @@ class Context:
             attempt=self.plan.attempt,
             commit=self.plan.commit,
             coordinator=self.plan.coordinator,
-            versions={"harness": __version__, "python": platform.python_version(), **found["versions"]},
+            versions={"harness": __version__, "python": platform.python_version(), **PACKAGES, **found["versions"]},
         )
         return replace(
             base,

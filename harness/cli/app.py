@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import __version__, terminal
-from harness.config.shipped import studies
 from harness.coordinator.stop import Stop
 from harness.errors import InputError
 from harness.files import path_of
@@ -52,7 +51,11 @@ def path(text: str | Path) -> Path:
 def config_path(text: str | Path) -> Path:
     """A study's file, or the name of one that comes with the harness where no file has it."""
     found = path(text)
-    return found if found.exists() else studies().get(str(text), found)
+    if found.exists():
+        return found
+    from harness.config.shipped import studies  # not before: it reads the schema
+
+    return studies().get(str(text), found)
 
 
 ConfigPath = Annotated[

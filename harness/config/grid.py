@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from harness.config.load import check_preset, nearest, section_classes, validate
+from harness.config.load import check_kinds, check_preset, nearest, section_classes, validate
 from harness.config.presets import resolve_model
 from harness.config.replaced import check_replaced
 from harness.config.schema import CellSource, Config, LanguageModel, ModelSource, Override, Sample, TextData
@@ -135,6 +135,7 @@ def point_of(source: Source, number: int) -> Point:
 
 def _parts(source: Source) -> tuple[dict[str, Any], dict[str, Sequence[Any]], list[Override]]:
     """What all cells share, the axes, and the overrides."""
+    check_kinds(source)
     data = dict(source.data)
     grid = data.pop("grid", None)
     overrides = _overrides(source, data.pop("overrides", None))

@@ -14,10 +14,23 @@ from pydantic_core import ErrorDetails
 
 from harness.config.presets import preset_names
 from harness.config.reading import join
-from harness.config.schema import Config, GaussianData, ImageData, LanguageModel, TextData, is_image_data
+from harness.config.schema import (
+    FILTER_PLUGINS,
+    FILTERS,
+    LEARNER_PLUGINS,
+    READS,
+    REGIME_PLUGINS,
+    RULED,
+    Config,
+    GaussianData,
+    ImageData,
+    LanguageModel,
+    TextData,
+    is_image_data,
+)
 from harness.config.source import Source, read_source, split_field
 from harness.errors import ConfigError, Problem
-from harness.terminal import shown
+from harness.terminal import cut, shown
 
 TOP_LEVEL_EXTRA = ("grid", "overrides")
 
@@ -85,6 +98,31 @@ def _is_of(path: str, detail: ErrorDetails, field: str) -> bool:
     if detail["type"] == "union_tag_invalid" and field == f"{path}.kind":
         return True
     return f"{path}.".startswith(f"{field}.")
+
+
+_PLUGINS = {"learner": LEARNER_PLUGINS, "filters": FILTER_PLUGINS, "regime": REGIME_PLUGINS}
+_KINDS = {"learner": tuple(READS), "filters": tuple(FILTERS), "regime": tuple(RULED)}
+
+
+def check_kinds(source: Source) -> None:
+    """Check the kinds that are named outside of the grid, before fields are looked for that only an unknown one may have.
+
+    Raises:
+        ConfigError: The harness, and what is installed beside it, has no such kind.
+    """
+    problems = []
+    for section, kinds in _KINDS.items():
+        items = source.data.get(section)
+        for index, item in enumerate(items if isinstance(items, list) else [items]):
+            kind = item.get("kind") if isinstance(item, Mapping) else None
+            if not isinstance(kind, str) or kind in kinds:
+                continue
+            path = f"{section}.{index}.kind" if isinstance(items, list) else f"{section}.kind"
+            broken = _PLUGINS[section].broken.get(kind)
+            reason = f"; {cut(broken)}" if broken else f", allowed: {', '.join(kinds)}{nearest(kind, kinds)}"
+            problems.append(source.problem(path, f"found {shown(kind)}{reason}"))
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_preset(source: Source, config: Config, places: Mapping[str, str]) -> None:
@@ -193,6 +231,9 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
         expected = str(context.get("expected_tags") or context.get("expected", ""))
         names = [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
         value = found.get("kind") if isinstance(found, Mapping) and "discriminator" in context else found
+        group = _PLUGINS.get(path.split(".")[0])
+        if group is not None and str(value) in group.broken:
+            return f"found {shown(value)}; {cut(group.broken[str(value)])}"
         return f"found {shown(value)}, allowed: {', '.join(names)}{nearest(str(value), names)}"
     if kind == "union_tag_not_found":
         return "needs a kind"

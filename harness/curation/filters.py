@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import DeduplicateFilter, Filter, LabelFilter, RepetitionFilter, VerifierFilter
+from harness.config.schema import FILTER_PLUGINS, DeduplicateFilter, Filter, LabelFilter, RepetitionFilter, VerifierFilter
 from harness.data import RealData
 from harness.data.analytic import Density, LinearTruth
 from harness.errors import LearnerError
 from harness.metrics.lexical import repetition_shares, row_hashes
 from harness.records import REAL, Examples
+from harness.registry import Known, Loaded
 from harness.streams import stream
 
 Mask = npt.NDArray[np.bool_]
@@ -89,8 +90,30 @@ RULES: dict[str, Callable[[Any, Examples, npt.NDArray[np.int64], Judge, int], Ma
     "repetition": _repetition,
     "verifier": _verifier,
 }
-VERSIONS = {"deduplicate": 1, "repetition": 1, "verifier": 1, "label": 1}
+VERSIONS: dict[str, int | str] = {"deduplicate": 1, "repetition": 1, "verifier": 1, "label": 1}
 """Versions of the filters; part of the key of every fit that reads a filtered corpus."""
+
+
+def _of_package(found: Loaded) -> Callable[[Any, Examples, npt.NDArray[np.int64], Judge, int], Mask]:
+    """A filter of another package, as those of this one are called."""
+
+    def keep(config: Any, examples: Examples, index: npt.NDArray[np.int64], judge: Judge, place: int) -> Mask:
+        name = f"{found.package}/{config.kind}_{place}"
+        uniform = stream(judge.seed, judge.generation, name).random(len(examples))[index]
+        known = Known(judge.real, judge.seed, judge.generation, uniform)
+        mask = np.asarray(found.plugin.keep(config, examples.take(index), known))
+        if mask.shape != (len(index),) or mask.dtype != bool:
+            raise LearnerError(
+                f"filters: {config.kind} ({found.package}) gives an array of shape {list(mask.shape)} and type {mask.dtype}, "
+                f"expected [{len(index)}] truth values"
+            )
+        return mask
+
+    return keep
+
+
+for _kind, _found in FILTER_PLUGINS.loaded.items():
+    RULES[_kind], VERSIONS[_kind] = _of_package(_found), _found.version
 
 
 def _placed(filters: Sequence[Filter]) -> list[tuple[int, Filter]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import Config
+from harness.config.schema import LEARNER_PLUGINS, Config
 from harness.data.base import RealData
 from harness.errors import DataError
 from harness.records import Examples, Status
@@ -269,7 +269,7 @@ class Learner(Protocol):
         ...
 
 
-LEARNERS: Mapping[str, tuple[int, str, str]] = {
+LEARNERS: Mapping[str, tuple[int | str, str, str]] = {
     "language_model": (1, "harness.learners.language_model.learner", "LanguageModelLearner"),
     "gaussian": (2, "harness.learners.analytic.learner", "AnalyticLearner"),
     "mixture": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
@@ -277,6 +277,10 @@ LEARNERS: Mapping[str, tuple[int, str, str]] = {
     "discrete": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
     "linear_regression": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
     "vae": (1, "harness.learners.vae.learner", "VaeLearner"),
+    **{
+        kind: (found.version, "harness.learners.analytic.learner", "AnalyticLearner")
+        for kind, found in LEARNER_PLUGINS.loaded.items()
+    },
 }
 """Registry: kind to version (part of every key), module and class; a module is imported when it is needed."""
 

@@ -1,6 +1,12 @@
 """Metrics: pure functions from arrays to numbers, each with its source and a version that enters the evaluation's key."""
 
-VERSIONS = {
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.config.schema import LEARNER_PLUGINS
+
+VERSIONS: Mapping[str, Mapping[str, int | str]] = {
     "language_model": {"likelihood": 2, "lexical": 1, "copying": 1},
     "gaussian": {"gaussian": 2},
     "mixture": {"mixture": 1},
@@ -8,6 +14,7 @@ VERSIONS = {
     "discrete": {"discrete": 1},
     "linear_regression": {"regression": 1},
     "vae": {"vae": 1},
+    **{kind: {kind: f"{found.package}/{found.plugin.metrics_version}"} for kind, found in LEARNER_PLUGINS.loaded.items()},
 }
 """Metric groups of each kind of learner, with their versions."""
 BYTES_OF_TOKENS = {"likelihood": 3}

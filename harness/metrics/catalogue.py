@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One column of the records.
-
-    Attributes:
-        name: The column; ``<...>`` stands for a part that the configuration or the data name.
-        label: For people, without its unit.
-        unit: Empty for a number without one.
-        worse: Which way collapse moves it; empty where it has no one way.
-        source: Who defined it, or reported it first for collapse.
-        shown: Whether a run's lines show it.
-        drawn: Whether a report draws it.
-    """
-
-    name: str
-    label: str
-    unit: str = ""
-    worse: Literal["higher", "lower", ""] = ""
-    source: str = ""
-    shown: bool = False
-    drawn: bool = True
-
-    @property
-    def group(self) -> str:
-        """The part of the name before the stroke."""
-        return self.name.partition("/")[0]
-
-    @property
-    def title(self) -> str:
-        """The label with its unit, for an axis."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
+from harness.config.schema import LEARNER_PLUGINS
+from harness.registry import Metric
 
 _SHUMAILOV, _KAZDAN = "Shumailov et al. 2023, arXiv 2305.17493", "Kazdan et al. 2024, arXiv 2410.16713"
 _KINGMA = "Kingma and Welling 2013, arXiv 1312.6114"
 _FORGETTING = "McCloskey and Cohen 1989"
 NATS = "nats/token"
 
-METRICS: tuple[Metric, ...] = (
+_OWN: tuple[Metric, ...] = (
     Metric("test/perplexity", "perplexity on real test text", "", "higher", _SHUMAILOV, shown=True),
     Metric("test/nll", "NLL on real test text", NATS, "higher"),
     Metric("test/bits_per_byte", "bits per byte on real test text", "", "higher"),
@@ -109,6 +77,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("vae/confidence", "classifier's confidence in the samples"),
     Metric("vae/sample_std", "pixel standard deviation over the samples"),
 )
+METRICS: tuple[Metric, ...] = (*_OWN, *(metric for found in LEARNER_PLUGINS.loaded.values() for metric in found.plugin.metrics))
+"""All of them, those of packages last."""
 HEADLINES = (
     "test/perplexity",
     "gaussian/log_variance",
@@ -122,7 +92,7 @@ HEADLINES = (
 SHOWN = tuple(metric.name for metric in METRICS if metric.shown)
 """On a run's lines, where a record has them."""
 
-_PLAIN = {metric.name: metric for metric in METRICS if "<" not in metric.name}
+_PLAIN: dict[str, Metric] = {metric.name: metric for metric in METRICS if "<" not in metric.name}
 _OPEN = [metric for metric in METRICS if "<" in metric.name]
 
 

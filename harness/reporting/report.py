@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from harness.config.schema import BUNDLED
 from harness.files import write_atomic
 from harness.lineage import Chain
-from harness.metrics.catalogue import HEADLINES, about, drawn
+from harness.metrics.catalogue import HEADLINES, METRICS, about, drawn
 from harness.reporting import claims, figures, homogenisation
 from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.ledger import cell_value
@@ -176,7 +176,8 @@ def critical_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds
 def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The metric that the table shows: perplexity for text, and what each other learner loses first."""
     names = {name for row in rows for name in row}
-    return next((name for name in HEADLINES if name in names), None)
+    # What a package's learner measures is in no list here: then it is the first metric of those that it describes.
+    return next((name for name in (*HEADLINES, *(metric.name for metric in METRICS)) if name in names), None)
 
 
 def summary_table(

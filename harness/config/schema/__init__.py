@@ -30,6 +30,7 @@ from harness.config.schema.data import (
 )
 from harness.config.schema.learners import (
     BUNDLED,
+    LEARNER_PLUGINS,
     READS,
     Discrete,
     Gaussian,
@@ -47,7 +48,11 @@ from harness.config.schema.learners import (
 )
 from harness.config.schema.regimes import (
     CORPUS_SOURCE_REGIMES,
+    FILTER_PLUGINS,
+    FILTERS,
     RATIO_REGIMES,
+    REGIME_PLUGINS,
+    RULED,
     CellSource,
     CorpusSource,
     DeduplicateFilter,
@@ -62,6 +67,10 @@ from harness.config.schema.regimes import (
     VerifierFilter,
 )
 from harness.config.schema.run import Claim, Config, Override, Resources, Retention, Statistic, Tracking
+from harness.registry import releases
+
+PACKAGES = releases(LEARNER_PLUGINS, FILTER_PLUGINS, REGIME_PLUGINS)
+"""Packages that add to the harness here, with their versions."""
 
 __all__ = [
     "AnalyticData",
@@ -81,12 +90,15 @@ __all__ = [
     "Discrete",
     "DiscreteData",
     "Evaluate",
+    "FILTERS",
+    "FILTER_PLUGINS",
     "Filter",
     "Gaussian",
     "GaussianData",
     "ImageData",
     "ImageSplit",
     "Kde",
+    "LEARNER_PLUGINS",
     "LabelFilter",
     "LanguageModel",
     "Learner",
@@ -97,10 +109,13 @@ __all__ = [
     "Model",
     "ModelSource",
     "Override",
+    "PACKAGES",
     "PositiveInt",
     "PretrainedTokenizer",
     "RATIO_REGIMES",
     "READS",
+    "REGIME_PLUGINS",
+    "RULED",
     "Refresh",
     "Regime",
     "RegimeKind",

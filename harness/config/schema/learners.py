@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import Field, model_validator
 
 from harness.config.schema.base import Place, PositiveInt, Section, Share, since
+from harness.registry import plugins
 
 
 class Model(Section):
@@ -268,8 +269,7 @@ class Vae(Section):
     sample: VaeSample = since(VaeSample(), introduced={})
 
 
-Learner = Annotated[LanguageModel | Gaussian | Mixture | Kde | Discrete | LinearRegression | Vae, Field(discriminator="kind")]
-READS: Mapping[str, tuple[str, ...]] = {
+_READS: Mapping[str, tuple[str, ...]] = {
     "language_model": ("text",),
     "gaussian": ("gaussian", "mixture", "shape", "array"),
     "mixture": ("gaussian", "mixture", "shape", "array"),
@@ -278,6 +278,23 @@ READS: Mapping[str, tuple[str, ...]] = {
     "linear_regression": ("linear",),
     "vae": ("images",),
 }
+LEARNER_PLUGINS = plugins("learners", tuple(_READS))
+"""Learners of other packages."""
+_ADDED = {kind: found.plugin for kind, found in LEARNER_PLUGINS.loaded.items()}
+if TYPE_CHECKING:
+    Learner = LanguageModel | Gaussian | Mixture | Kde | Discrete | LinearRegression | Vae
+else:
+    _OWN = (LanguageModel, Gaussian, Mixture, Kde, Discrete, LinearRegression, Vae)
+    _SECTIONS = Union[(*_OWN, *(plugin.section for plugin in _ADDED.values()))]  # noqa: UP007 (made of a list)
+    Learner = Annotated[_SECTIONS, Field(discriminator="kind")]
+READS: Mapping[str, tuple[str, ...]] = {**_READS, **{kind: tuple(plugin.reads) for kind, plugin in _ADDED.items()}}
 """Learner to the kinds of data that it can be fitted to."""
-BUNDLED = ("gaussian", "mixture", "kde", "discrete", "linear_regression")
+BUNDLED = (
+    "gaussian",
+    "mixture",
+    "kde",
+    "discrete",
+    "linear_regression",
+    *(kind for kind, plugin in _ADDED.items() if plugin.batchable),
+)
 """Learners so cheap that many chains are run and committed together."""

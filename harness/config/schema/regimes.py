@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
 
 from harness.config.schema.base import Place, PositiveInt, Section, Share, since
+from harness.registry import plugins
 
-RegimeKind = Literal["replace", "replace_grown", "accumulate", "accumulate_subsample", "augment", "fresh_real"]
-RATIO_REGIMES = ("replace", "augment", "fresh_real")
+_REGIMES = ("replace", "replace_grown", "accumulate", "accumulate_subsample", "augment", "fresh_real")
+REGIME_PLUGINS = plugins("regimes", _REGIMES)
+"""Regimes of other packages."""
+if TYPE_CHECKING:
+    RegimeKind = str
+else:
+    RegimeKind = Literal[(*_REGIMES, *REGIME_PLUGINS.loaded)]
+RULED = (*_REGIMES, *REGIME_PLUGINS.loaded)
+"""Regimes by name."""
+RATIO_REGIMES = (
+    "replace",
+    "augment",
+    "fresh_real",
+    *(kind for kind, found in REGIME_PLUGINS.loaded.items() if found.plugin.uses_ratio),
+)
 CORPUS_SOURCE_REGIMES = ("replace", "replace_grown", "augment", "fresh_real")
 
 
@@ -128,7 +142,17 @@ class LabelFilter(Section):
     """Probability that a real example is taken for synthetic, and dropped."""
 
 
-Filter = Annotated[DeduplicateFilter | RepetitionFilter | VerifierFilter | LabelFilter, Field(discriminator="kind")]
+_FILTERS = ("deduplicate", "repetition", "verifier", "label")
+FILTER_PLUGINS = plugins("filters", _FILTERS)
+"""Filters of other packages."""
+FILTERS = (*_FILTERS, *FILTER_PLUGINS.loaded)
+"""Filters by name."""
+if TYPE_CHECKING:
+    Filter = DeduplicateFilter | RepetitionFilter | VerifierFilter | LabelFilter
+else:
+    _OWN = (DeduplicateFilter, RepetitionFilter, VerifierFilter, LabelFilter)
+    _SECTIONS = Union[(*_OWN, *(found.plugin.section for found in FILTER_PLUGINS.loaded.values()))]  # noqa: UP007
+    Filter = Annotated[_SECTIONS, Field(discriminator="kind")]
 
 
 class Evaluate(Section):

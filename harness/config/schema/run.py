@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +11,7 @@ from harness.config.schema.base import PositiveInt, Seconds, Section
 from harness.config.schema.data import Data, LinearData, data_tag
 from harness.config.schema.learners import READS, LanguageModel, Learner, LinearRegression, Mixture, Sample, Vae
 from harness.config.schema.regimes import (
+    FILTER_PLUGINS,
     CorpusSource,
     DeduplicateFilter,
     Evaluate,
@@ -199,8 +201,13 @@ class Config(Section):
             raise ValueError(f"filters: the score {item.score} reads {' or '.join(scores[item.score])} data, not {found}")
         if isinstance(item, VerifierFilter) and item.score == "agreement" and getattr(self.data, "labels", "") != "sign":
             raise ValueError("filters: the score agreement needs data.labels: sign")
-        if isinstance(item, DeduplicateFilter | RepetitionFilter) and found != "text":
-            raise ValueError(f"filters: {item.kind} reads text, not {found} data")
+        reads: Collection[str] = ()
+        if isinstance(item, DeduplicateFilter | RepetitionFilter):
+            reads = ("text",)
+        elif item.kind in FILTER_PLUGINS.loaded:
+            reads = FILTER_PLUGINS.loaded[item.kind].plugin.reads
+        if reads and found not in reads:
+            raise ValueError(f"filters: {item.kind} reads {', '.join(reads)}, not {found} data")
 
     def _check_closed_form(self) -> None:
         learner, data, refresh = self.learner, self.data, self.regime.refresh

@@ -9,15 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import Config
+from harness.config.schema import LEARNER_PLUGINS, Config
 from harness.data.analytic import Draw, Truth
 from harness.metrics.analytic import range_shares
+from harness.registry import named
 from harness.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -152,18 +152,18 @@ def padding(count: int) -> int:
     return -count % ROWS
 
 
-FAMILIES: Mapping[str, tuple[str, str]] = {
-    "gaussian": ("harness.learners.analytic.gaussian", "GaussianFamily"),
-    "mixture": ("harness.learners.analytic.mixture", "MixtureFamily"),
-    "kde": ("harness.learners.analytic.kde", "KdeFamily"),
-    "discrete": ("harness.learners.analytic.discrete", "DiscreteFamily"),
-    "linear_regression": ("harness.learners.analytic.linear", "LinearFamily"),
+FAMILIES: Mapping[str, str] = {
+    "gaussian": "harness.learners.analytic.gaussian:GaussianFamily",
+    "mixture": "harness.learners.analytic.mixture:MixtureFamily",
+    "kde": "harness.learners.analytic.kde:KdeFamily",
+    "discrete": "harness.learners.analytic.discrete:DiscreteFamily",
+    "linear_regression": "harness.learners.analytic.linear:LinearFamily",
 }
 """Registry: kind to module and class."""
 
 
 def make_family(config: Config, truth: Truth) -> Family:
     """The family of a cell."""
-    module, name = FAMILIES[config.learner.kind]
-    family: Family = getattr(import_module(module), name)(config, truth)
+    found = LEARNER_PLUGINS.loaded.get(config.learner.kind)
+    family: Family = named(found.plugin.family if found else FAMILIES[config.learner.kind])(config, truth)
     return family

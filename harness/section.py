@@ -1,0 +1,72 @@
+"""What all sections share: no unknown fields, and which fields are science."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from harness.files import path_of
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _as_place(text: str) -> str:
+    path = path_of(text)
+    return str(path) if text.startswith("~") else text
+
+
+Place = Annotated[str, AfterValidator(_as_place)]
+"""A path, or the name of something that lies elsewhere; ``~`` is the home folder."""
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown fields, NaN and infinity are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def since(default: Any, **kwargs: Any) -> Any:
+    """A science field with a default; the default is recorded as the one at introduction.
+
+    Args:
+        default: Today's default.
+        kwargs: ``introduced``: the default at introduction, where it is another one today. For a section it is what `science`
+            made of it then, and has to be written out: what the section's own fields default to may change like any other default.
+            The rest goes to pydantic's ``Field``.
+    """
+    introduced = kwargs.pop("introduced", _WRITTEN_OUT if isinstance(default, BaseModel) else default)
+    if introduced is _WRITTEN_OUT:
+        raise TypeError(f"since({type(default).__name__}()) needs introduced=..., the section's science at introduction")
+    return Field(default=default, json_schema_extra={"introduced": _plain(introduced)}, **kwargs)
+
+
+_WRITTEN_OUT = object()
+
+
+def execution(default: Any, **kwargs: Any) -> Any:
+    """A field that decides how something is computed, never what; not part of any key."""
+    return Field(default=default, json_schema_extra={"execution": True}, **kwargs)
+
+
+def science(section: BaseModel) -> dict[str, Any]:
+    """What of a section belongs to its key, as plain data (see the module's text)."""
+    found: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value, extra = _plain(getattr(section, name)), info.json_schema_extra
+        marks = extra if isinstance(extra, Mapping) else {}
+        if marks.get("execution") or ("introduced" in marks and value == marks["introduced"]):
+            continue
+        found[name] = value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return science(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

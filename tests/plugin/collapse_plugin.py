@@ -1,0 +1,47 @@
+"""What this package adds: each component is its section, what it does, and its registration."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from harness.records import REAL, Examples, Part
+from harness.registry import FilterPlugin, Known, LearnerPlugin, Metric, RegimePlugin
+from harness.section import PositiveInt, Section, Share, since
+
+
+class Laplace(Section):
+    """A Laplace distribution in every coordinate, fitted by its median and mean absolute deviation."""
+
+    kind: Literal["laplace"]
+    shrink: Share = since(0.0)
+    """Share by which every fit makes the scale too small."""
+
+
+class Every(Section):
+    """Keeps every n-th example."""
+
+    kind: Literal["every"]
+    step: PositiveInt = since(2)
+
+
+def keep(config: Every, examples: Examples, known: Known) -> Any:
+    return np.arange(len(examples)) % config.step == 0
+
+
+def two_latest(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], None]:
+    """Half of the training set is the last corpus, half the one before (real examples in generation 1)."""
+    before = generation - 2 if generation > 1 else REAL
+    return (Part(before, n // 2), Part(generation - 1, n - n // 2)), None
+
+
+learner = LearnerPlugin(
+    Laplace,
+    version=1,
+    family="collapse_laplace:LaplaceFamily",
+    reads=("gaussian", "mixture", "shape", "array"),
+    metrics=(Metric("laplace/log_scale", "log scale", worse="lower", shown=True), Metric("laplace/median", "median of the fit")),
+)
+filter_ = FilterPlugin(Every, version=1, keep=keep)
+regime = RegimePlugin(two_latest, version=1)

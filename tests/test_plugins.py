@@ -1,0 +1,193 @@
+"""Components of other packages: tests/plugin as a user would install it, and packages that do not work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+STUDY: dict[str, Any] = {
+    "experiment": "added",
+    "data": {"source": "gaussian", "dim": 2, "num_examples": 40},
+    "learner": {"kind": "laplace"},
+    "filters": [{"kind": "every", "step": 3}],
+    "generations": 3,
+    "grid": {
+        "regime": [{"kind": "two_latest"}, {"kind": "replace", "synthetic_ratio": 1.0}],
+        "learner.shrink": [0.0, 0.5],
+        "seed": [0, 1],
+    },
+    "tracking": {"wandb": "disabled"},
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, installed into a folder of its own."""
+    folder = tmp_path_factory.mktemp("site")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", str(folder)]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, str(ROOT / "tests" / "plugin")], check=True, capture_output=True
+    )
+    return folder
+
+
+def given(folder: Path, package: str, entry_points: str, module: str = "") -> Path:
+    """A package made by hand."""
+    about = folder / f"{package}-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(entry_points)
+    if module:
+        (folder / f"{package}.py").write_text(module)
+    return folder
+
+
+def harness(*arguments: object, path: Any = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    return path
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path, tmp_path: Path) -> None:
+    def export(root: Path, *options: str) -> list[dict[str, Any]]:
+        done = harness("export", config, "--root", root, "--format", "json", *options, path=[site])
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    done = harness("plan", config, "--json", path=[site])
+    assert done.returncode == 0 and json.loads(done.stdout)["chains"] == 8
+    done = harness("run", config, "--root", tmp_path / "bundled", "--json", path=[site])
+    assert done.returncode == 0 and json.loads(done.stdout)["chains_complete"] == 8, done.stderr
+    rows = export(tmp_path / "bundled")
+    assert len(rows) == 32 and all(row["laplace/log_scale"] is not None for row in rows)
+    # One generation after another instead of a bundle: the same numbers, under the same chains.
+    single = ("--set", "resources.bundled=false")
+    done = harness("run", config, "--root", tmp_path / "single", *single, path=[site])
+    assert done.returncode == 0, done.stderr
+    drop = {"key", "parent_key"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in export(tmp_path / "single", *single)] == [
+        {k: v for k, v in row.items() if k not in drop} for row in rows
+    ]
+    # Halving the scale in every fit lowers its logarithm by log 2 a generation, sampling aside.
+    last = {
+        shrink: [r["laplace/log_scale"] for r in rows if r["learner.shrink"] == shrink and r["generation"] == 3]
+        for shrink in (0, 0.5)
+    }
+    assert sum(last[0]) / 4 - sum(last[0.5]) / 4 > 3 * 0.69 - 0.5
+    specs = [json.loads(path.read_text()) for path in (tmp_path / "single" / "fits").glob("*/spec.json")]
+    assert {spec["learner"]["version"] for spec in specs} == {"collapse-plugin/1"}
+    sets = [spec["training_set"] for spec in specs if "training_set" in spec]
+    assert {item["version"] for found in sets for item in found["filters"]} == {"collapse-plugin/1"}
+    assert {found["version"] for found in sets} == {"collapse-plugin/1", 1}
+    report = harness("report", config, "--root", tmp_path / "bundled", path=[site])
+    assert report.returncode == 0 and "laplace/log_scale by generation" in report.stdout
+    assert "log scale" in (tmp_path / "bundled/experiments/added/report/report.html").read_text()
+    row = export(tmp_path / "single", *single, "--provenance")[0]
+    assert row["provenance/versions/collapse-plugin"] == "0.3.0"
+    # The package is gone: what it computed is not shown under another name, and nothing is computed.
+    gone = harness("run", config, "--root", tmp_path / "bundled")
+    assert gone.returncode == 2
+    assert f"{config}:7: learner.kind: found 'laplace', allowed: language_model, " in gone.stderr
+    assert "filters.0.kind: found 'every', allowed: " in gone.stderr
+
+
+def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tmp_path: Path) -> None:
+    for what, kind, text in (
+        ("learners", "laplace", "A Laplace distribution in every coordinate"),
+        ("filters", "every", "Keeps every n-th example."),
+        ("regimes", "two_latest", "Half of the training set is the last corpus"),
+    ):
+        rows = json.loads(harness("list", what, "--json", path=[site]).stdout)
+        found = next(row for row in rows if kind in row.values())
+        assert found["version"] == "collapse-plugin/1" and found["what"].startswith(text)
+    assert "laplace/log_scale" in harness("list", "metrics", path=[site]).stdout
+    started = harness("init", "mine", "--learner", "laplace", "--out", tmp_path / "mine.yaml", path=[site])
+    assert started.returncode == 0, started.stderr
+    assert "# shrink: 0.0  # Share by which every fit makes the scale too small." in (tmp_path / "mine.yaml").read_text()
+    assert harness("show", tmp_path / "mine.yaml", path=[site]).returncode == 0
+    for field, message in (
+        ("filters=[{kind: every, step: 0}]", "filters.0.step: found 0"),
+        ("filters=[{kind: every, stride: 2}]", "filters.0.stride: unknown field"),
+        ("data={source: discrete, probabilities: [0.5, 0.5]}", "learner laplace reads gaussian, mixture, shape, array data"),
+    ):
+        done = harness("plan", config, "--set", field, path=[site])
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+BROKEN = [
+    (
+        "[harness.learners]\nlaplace = broken:learner\n",
+        "raise OSError('no licence')",
+        "broken cannot be used for it: OSError: no licence",
+    ),
+    (
+        "[harness.learners]\nlaplace = broken:learner\n",
+        "",
+        "broken cannot be used for it: ModuleNotFoundError: No module named 'broken'",
+    ),
+    ("[harness.learners]\nlaplace = broken:learner\n", "learner = 3", "TypeError: broken:learner is a int, not a LearnerPlugin"),
+    (
+        "[harness.filters]\nevery = broken:f\n",
+        "from harness.registry import FilterPlugin\nfrom harness.section import Section\n"
+        "class Odd(Section):\n    step: int = 2\nf = FilterPlugin(Odd, 1, None)\n",
+        "TypeError: the section of broken:f needs the field kind: Literal['every']",
+    ),
+]
+
+
+@pytest.mark.parametrize(("entry_points", "module", "message"), BROKEN, ids=range(len(BROKEN)))
+def test_a_package_that_does_not_work_is_named_where_it_is_asked_for(
+    config: Path, tmp_path: Path, entry_points: str, module: str, message: str
+) -> None:
+    folder = given(tmp_path / "site", "broken", entry_points, module)
+    done = harness("plan", config, path=[folder])
+    assert done.returncode == 2 and message in done.stderr
+    # Who does not ask for it is not concerned.
+    plain = harness("show", "papers/small/kazdan_gaussian", path=[folder])
+    assert plain.returncode == 0, plain.stderr
+
+
+def test_a_package_cannot_take_a_name_that_exists(site: Path, config: Path, tmp_path: Path) -> None:
+    points = "[harness.learners]\ngaussian = collapse_plugin:learner\nlaplace = collapse_plugin:learner\n"
+    folder = given(tmp_path / "site", "aaa", points)
+    listed = json.loads(harness("list", "learners", "--json", path=[site, folder]).stdout)
+    assert next(row for row in listed if row["learner"] == "gaussian")["version"] == 2
+    # Two packages with one name: the first by name has it, so that it is the same one on every machine.
+    assert next(row for row in listed if row["learner"] == "laplace")["version"] == "aaa/1"
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("lambda config, examples, known: [True]", "expected [40] truth values"),
+        ("lambda config, examples, known: 1 / 0", "ZeroDivisionError"),
+    ],
+)
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_filter_that_fails_says_which(site: Path, config: Path, tmp_path: Path, keep: str, message: str) -> None:
+    module = (
+        "from typing import Literal\nfrom harness.registry import FilterPlugin\nfrom harness.section import Section\n"
+        f"class Odd(Section):\n    kind: Literal['odd']\nf = FilterPlugin(Odd, 1, {keep})\n"
+    )
+    folder = given(tmp_path / "site", "odd", "[harness.filters]\nodd = odd:f\n", module)
+    smaller = ("--set", "filters=[{kind: odd}]", "--set", "grid={seed: [0]}", "--set", "resources.max_failures=0")
+    done = harness("run", config, "--root", tmp_path / "root", *smaller, path=[site, folder])
+    assert done.returncode == 1 and message in done.stdout + done.stderr

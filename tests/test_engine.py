@@ -49,6 +49,23 @@ def test_a_fit_leaves_no_memory_behind(ranks: Any, stage: int, precision: str) -
         assert held() - before < parameters  # a byte; an engine that stays has 12 and more
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_is_never_passed_over(ranks: Any, stage: int, precision: str) -> None:
+    from harness.learners.language_model.distributed import device
+    from harness.learners.language_model.engine import Engine
+
+    engine = Engine(small(), Train(batch_size=4, precision=precision), 4, 1, stage)  # type: ignore[arg-type]
+    tokens = torch.zeros((4, 16), dtype=torch.long, device=device())
+    for scale in (1.0, torch.inf):
+        assert not engine.skipped
+        engine.backward(engine.logits(tokens).float().logsumexp(-1).sum() * scale)
+    weights = engine.state(True).values()
+    assert engine.skipped or not all(bool(torch.isfinite(weight).all()) for weight in weights)
+    engine.close()
+
+
 @pytest.mark.parametrize("device", WHERE)
 def test_logits_of_an_odd_vocabulary_are_the_same(device: torch.device) -> None:
     plain, padded = small("gpt2").to(device), small("gpt2").to(device)

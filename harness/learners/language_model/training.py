@@ -196,7 +196,7 @@ class Trainer:
         while progress.step < schedule.steps:
             self._advance(engine, schedule, task, progress, cache)
             if progress.step % CHECK_EVERY == 0 or progress.step == schedule.steps:
-                if not all(map(math.isfinite, self._reduced(progress.losses[-CHECK_EVERY:]))):
+                if engine.skipped or not all(map(math.isfinite, self._reduced(progress.losses[-CHECK_EVERY:]))):
                     status = "diverged"
                     break
                 task.report(progress.step, schedule.steps, (progress.tokens - before) / (time.monotonic() - started))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from chains import open_prepared, run_all
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 
+from harness.cli.app import signals
+from harness.coordinator.stop import Stop
 from harness.errors import ResourceError
 from harness.files import seal, write_json
 from harness.reporting.statistics import aggregate, curves
@@ -49,6 +52,22 @@ def test_one_message_for_roots_that_cannot_be(make_config: Make, tmp_path: Path)
         done = harness(command, config, "--root", root)
         assert done.returncode == 2 and "upgrade" in done.stderr, command
     assert sorted(path.name for path in root.iterdir()) == ["format"]
+
+
+def test_a_hangup_ends_a_run_well_and_nohup_does_not() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+    try:
+        for ignored in (False, True):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+            stop = Stop()
+            signals(stop)()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.is_set() is not ignored
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.is_set() and not stop.at_once
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_the_root_comes_from_the_environment_too(make_config: Make, tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ def test_dry_run_needs_no_slurm_and_writes_nothing(make_config: Make, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=text\n") and "#SBATCH --nodes=2\n" in done.stdout
     assert not root.exists()
+    refused = harness("submit", make_config(TEXT), "--root", "/proc/nowhere", "--dry-run", PATH="/usr/bin:/bin:/none")
+    assert refused.returncode == 2 and "cannot be written" in refused.stderr and not refused.stdout
 
 
 # --- SLURM's own answers ------------------------------------------------------------------------------------------------

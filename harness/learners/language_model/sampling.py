@@ -7,7 +7,6 @@ entry of the vocabulary. A beam search takes none: its examples are functions of
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -143,9 +142,14 @@ class Sampler:
             self._steps.clear()  # a cache of full length each: one is enough
             self._steps[key] = None
             if self.cached and self.model.device.type == "cuda" and can_step(self.model):
-                # Whether it can be recorded depends on the architecture's code alone, so a corpus is always written one way.
-                with contextlib.suppress(RuntimeError):
+                # Whether it can be recorded depends on the architecture's code alone, so a corpus is always written one way;
+                # want of memory is no reason to write it another way.
+                try:
                     self._steps[key] = StepReader(self.model, rows, length)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:
+                    pass
         found = self._steps[key]
         if found is None:
             return Reader(self.model, self.cached)

@@ -27,6 +27,7 @@ from harness.errors import LearnerError
 from harness.learners.analytic.family import Array, Chains, Model, Summary, fold, make_family, select
 from harness.learners.analytic.learner import versions
 from harness.lineage import BundledChain, CellScience, Lineage, build
+from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe
 from harness.regimes import draw
 from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
@@ -167,8 +168,18 @@ class _Cell:
         evaluated = min(self.job.science.n, self.job.config.evaluate.examples)
         with np.errstate(invalid="ignore", over="ignore"):
             metrics = self.family.measure(self.model, self.corpora[generation][:, :evaluated])
+        metrics |= self._added(chains, self.corpora[generation][:, :evaluated])
         self._note(generation, self.alive, metrics, "ok")
         self._forget(generation)
+
+    def _added(self, chains: Chains, corpora: Array) -> dict[str, Array]:
+        """Metrics of other packages, which look at one corpus at a time."""
+        names = self.job.config.evaluate.metrics
+        rows = [
+            added_metrics(names, Examples.full(corpus), self.family.truth, seed, chains.generation)
+            for corpus, seed in zip(corpora if names else (), chains.seeds, strict=False)
+        ]
+        return {column: np.array([row[column] for row in rows]) for column in (rows[0] if rows else ())}
 
     def _sample(self, chains: Chains, count: int) -> Array:
         real = self.real[self.alive][:, : self.job.science.n] if self.family.reads_real else None

@@ -1,4 +1,4 @@
-"""What packages beside the harness add to it: learners, filters and regimes, by entry points.
+"""What packages beside the harness add to it: learners, filters, regimes and metrics, by entry points.
 
 A package names an object of one of the classes below in its metadata, under the kind that a study will call it by:
 
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from harness.records import Examples, Part
 from harness.section import Section
 
-Group = Literal["learners", "filters", "regimes"]
+Group = Literal["learners", "filters", "regimes", "metrics"]
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,30 @@ class LearnerPlugin:
     seconds_per_example: float = 1e-6
 
 
-Plugin = FilterPlugin | RegimePlugin | LearnerPlugin
-_CLASSES: Mapping[str, type[Any]] = {"filters": FilterPlugin, "regimes": RegimePlugin, "learners": LearnerPlugin}
+@dataclass(frozen=True)
+class MetricPlugin:
+    """Numbers about a corpus, which a study asks for in ``evaluate.metrics``.
+
+    Attributes:
+        metrics: The columns that it gives; their names have a stroke, as ``text/rep_4``.
+        version: Part of the key of every evaluation that has it; raise it when a number changes.
+        measure: From the corpus and what is `Known` (its numbers are one per example) to a number for every column.
+        reads: Kinds of data that it can look at; empty for all.
+    """
+
+    metrics: Sequence[Metric]
+    version: int
+    measure: Callable[[Examples, Known], Mapping[str, float]]
+    reads: Collection[str] = ()
+
+
+Plugin = FilterPlugin | RegimePlugin | LearnerPlugin | MetricPlugin
+_CLASSES: Mapping[str, type[Any]] = {
+    "filters": FilterPlugin,
+    "regimes": RegimePlugin,
+    "learners": LearnerPlugin,
+    "metrics": MetricPlugin,
+}
 
 
 @dataclass(frozen=True)
@@ -210,6 +232,8 @@ def _checked(point: EntryPoint, expected: type[Any]) -> Any:
     plugin = point.load()
     if not isinstance(plugin, expected):
         raise TypeError(f"{point.value} is a {type(plugin).__name__}, not a {expected.__name__}")
+    if any("/" not in metric.name for metric in getattr(plugin, "metrics", ())):
+        raise ValueError(f"the columns of {point.value} need names with a stroke, as text/rep_4")
     section = getattr(plugin, "section", None)
     if section is None:
         return plugin

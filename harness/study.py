@@ -45,6 +45,7 @@ from harness.learners.language_model.facts import ModelFacts, model_facts, needs
 from harness.learners.language_model.identity import pretrained_identity
 from harness.lineage import KEY_FORMAT, BundledChain, CellScience, Chain, Lineage, build, chain_id, in_order, key_of
 from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, VERSIONS
+from harness.metrics.added import added_versions
 from harness.preparation import DataOf, PreparedData, rows_science
 from harness.preparation import load_data as load_data
 from harness.records import Examples
@@ -357,8 +358,9 @@ def _science(config: Config, data: PreparedData, external: Any, facts: ModelFact
     metrics = VERSIONS[learner.kind]
     if isinstance(data.real, TextCorpus) and not data.real.is_plain(data.real.test.values):
         metrics = {**metrics, **BYTES_OF_TOKENS}
-    evaluation: dict[str, Any] = {"metrics": metrics}
+    evaluation: dict[str, Any] = {"metrics": {**metrics, **added_versions(config.evaluate.metrics)}}
     found = science(config.evaluate)
+    found.pop("metrics", None)  # by their versions, above
     if isinstance(learner, LanguageModel):
         evaluation |= {**found, "examples": evaluated}
     elif isinstance(learner, Vae):

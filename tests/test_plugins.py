@@ -18,6 +18,7 @@ STUDY: dict[str, Any] = {
     "data": {"source": "gaussian", "dim": 2, "num_examples": 40},
     "learner": {"kind": "laplace"},
     "filters": [{"kind": "every", "step": 3}],
+    "evaluate": {"metrics": ["spread"]},
     "generations": 3,
     "grid": {
         "regime": [{"kind": "two_latest"}, {"kind": "replace", "synthetic_ratio": 1.0}],
@@ -76,7 +77,7 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     done = harness("run", config, "--root", tmp_path / "bundled", "--json", path=[site])
     assert done.returncode == 0 and json.loads(done.stdout)["chains_complete"] == 8, done.stderr
     rows = export(tmp_path / "bundled")
-    assert len(rows) == 32 and all(row["laplace/log_scale"] is not None for row in rows)
+    assert len(rows) == 32 and all(row["laplace/log_scale"] is not None and row["spread/p10_p90"] > 0 for row in rows)
     # One generation after another instead of a bundle: the same numbers, under the same chains.
     single = ("--set", "resources.bundled=false")
     done = harness("run", config, "--root", tmp_path / "single", *single, path=[site])
@@ -96,8 +97,11 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     sets = [spec["training_set"] for spec in specs if "training_set" in spec]
     assert {item["version"] for found in sets for item in found["filters"]} == {"collapse-plugin/1"}
     assert {found["version"] for found in sets} == {"collapse-plugin/1", 1}
+    evaluations = [json.loads(path.read_text()) for path in (tmp_path / "single" / "evaluations").glob("*/spec.json")]
+    assert {found["evaluation"]["metrics"]["spread"] for found in evaluations} == {"collapse-plugin/1"}
     report = harness("report", config, "--root", tmp_path / "bundled", path=[site])
     assert report.returncode == 0 and "laplace/log_scale by generation" in report.stdout
+    assert "10 % to 90 % of the samples" in (tmp_path / "bundled/experiments/added/report/report.html").read_text()
     assert "log scale" in (tmp_path / "bundled/experiments/added/report/report.html").read_text()
     row = export(tmp_path / "single", *single, "--provenance")[0]
     assert row["provenance/versions/collapse-plugin"] == "0.3.0"
@@ -125,6 +129,7 @@ def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tm
     for field, message in (
         ("filters=[{kind: every, step: 0}]", "filters.0.step: found 0"),
         ("filters=[{kind: every, stride: 2}]", "filters.0.stride: unknown field"),
+        ("evaluate.metrics=[spred]", "evaluate.metrics: found 'spred', allowed: spread"),
         ("data={source: discrete, probabilities: [0.5, 0.5]}", "learner laplace reads gaussian, mixture, shape, array data"),
     ):
         done = harness("plan", config, "--set", field, path=[site])

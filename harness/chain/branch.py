@@ -23,6 +23,7 @@ from harness.files import write_json
 from harness.learners.base import CheckpointUnusable, EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
 from harness.lineage import Node, key_of
 from harness.metrics import SCORES_VERSION
+from harness.metrics.added import added_metrics
 from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none, status_of
 from harness.regimes import draw
 from harness.store import Workplace
@@ -274,6 +275,9 @@ class Branch(Context):
                     )
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
+            if self.ranks.rank == 0:
+                names = self.plan.config.evaluate.metrics
+                metrics = {**metrics, **added_metrics(names, corpus, self.data, node.seed, node.generation)}
         if self.ranks.rank == 0:
             record = Record(
                 node.generation,

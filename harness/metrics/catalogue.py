@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from harness.config.schema import LEARNER_PLUGINS
+from harness.config.schema import LEARNER_PLUGINS, METRIC_PLUGINS
 from harness.registry import Metric
 
 _SHUMAILOV, _KAZDAN = "Shumailov et al. 2023, arXiv 2305.17493", "Kazdan et al. 2024, arXiv 2410.16713"
@@ -77,7 +77,10 @@ _OWN: tuple[Metric, ...] = (
     Metric("vae/confidence", "classifier's confidence in the samples"),
     Metric("vae/sample_std", "pixel standard deviation over the samples"),
 )
-METRICS: tuple[Metric, ...] = (*_OWN, *(metric for found in LEARNER_PLUGINS.loaded.values() for metric in found.plugin.metrics))
+METRICS: tuple[Metric, ...] = (
+    *_OWN,
+    *(metric for group in (LEARNER_PLUGINS, METRIC_PLUGINS) for found in group.loaded.values() for metric in found.plugin.metrics),
+)
 """All of them, those of packages last."""
 HEADLINES = (
     "test/perplexity",

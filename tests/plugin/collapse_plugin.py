@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.records import REAL, Examples, Part
-from harness.registry import FilterPlugin, Known, LearnerPlugin, Metric, RegimePlugin
+from harness.registry import FilterPlugin, Known, LearnerPlugin, Metric, MetricPlugin, RegimePlugin
 from harness.section import PositiveInt, Section, Share, since
 
 
@@ -36,6 +36,11 @@ def two_latest(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], 
     return (Part(before, n // 2), Part(generation - 1, n - n // 2)), None
 
 
+def spread(corpus: Examples, known: Known) -> dict[str, float]:
+    low, high = np.quantile(corpus.values[:, 0], [0.1, 0.9])
+    return {"spread/p10_p90": float(high - low)}
+
+
 learner = LearnerPlugin(
     Laplace,
     version=1,
@@ -45,3 +50,4 @@ learner = LearnerPlugin(
 )
 filter_ = FilterPlugin(Every, version=1, keep=keep)
 regime = RegimePlugin(two_latest, version=1)
+metric = MetricPlugin((Metric("spread/p10_p90", "10 % to 90 % of the samples", worse="lower"),), version=1, measure=spread)

@@ -50,6 +50,7 @@ from harness.config.schema.regimes import (
     CORPUS_SOURCE_REGIMES,
     FILTER_PLUGINS,
     FILTERS,
+    METRIC_PLUGINS,
     RATIO_REGIMES,
     REGIME_PLUGINS,
     RULED,
@@ -69,7 +70,7 @@ from harness.config.schema.regimes import (
 from harness.config.schema.run import Claim, Config, Override, Resources, Retention, Statistic, Tracking
 from harness.registry import releases
 
-PACKAGES = releases(LEARNER_PLUGINS, FILTER_PLUGINS, REGIME_PLUGINS)
+PACKAGES = releases(LEARNER_PLUGINS, FILTER_PLUGINS, REGIME_PLUGINS, METRIC_PLUGINS)
 """Packages that add to the harness here, with their versions."""
 
 __all__ = [
@@ -104,6 +105,7 @@ __all__ = [
     "Learner",
     "LinearData",
     "LinearRegression",
+    "METRIC_PLUGINS",
     "Mixture",
     "MixtureData",
     "Model",

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.config.schema.base import Place, PositiveInt, Section, Share, since
 from harness.registry import plugins
+from harness.terminal import cut, shown
 
 _REGIMES = ("replace", "replace_grown", "accumulate", "accumulate_subsample", "augment", "fresh_real")
 REGIME_PLUGINS = plugins("regimes", _REGIMES)
@@ -142,6 +143,8 @@ class LabelFilter(Section):
     """Probability that a real example is taken for synthetic, and dropped."""
 
 
+METRIC_PLUGINS = plugins("metrics", ())
+"""Metrics of other packages."""
 _FILTERS = ("deduplicate", "repetition", "verifier", "label")
 FILTER_PLUGINS = plugins("filters", _FILTERS)
 """Filters of other packages."""
@@ -170,6 +173,22 @@ class Evaluate(Section):
     """Names of ranges of the first coordinate, each from (included) to (excluded): ``share/<name>`` is the corpus's share in it."""
     others: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[Place, Field(min_length=1)]] = since({})
     """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on their test side."""
+
+    metrics: tuple[str, ...] = since(())
+    """Metrics of other packages, by the names of their entry points (docs/plugins.md)."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name in METRIC_PLUGINS.broken:
+                raise ValueError(f"found {shown(name)}; {cut(METRIC_PLUGINS.broken[name])}")
+            if name not in METRIC_PLUGINS.loaded:
+                allowed = ", ".join(METRIC_PLUGINS.loaded) or "none, no package adds any"
+                raise ValueError(f"found {shown(name)}, allowed: {allowed}")
+        if len(set(value)) < len(value):
+            raise ValueError("names a metric twice")
+        return value
 
     @field_validator("ranges")
     @classmethod

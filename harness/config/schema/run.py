@@ -12,6 +12,7 @@ from harness.config.schema.data import Data, LinearData, data_tag
 from harness.config.schema.learners import READS, LanguageModel, Learner, LinearRegression, Mixture, Sample, Vae
 from harness.config.schema.regimes import (
     FILTER_PLUGINS,
+    METRIC_PLUGINS,
     CorpusSource,
     DeduplicateFilter,
     Evaluate,
@@ -178,6 +179,10 @@ class Config(Section):
             self._check_closed_form()
         for item in self.filters:
             self._check_filter(item)
+        for name in self.evaluate.metrics:
+            readable = METRIC_PLUGINS.loaded[name].plugin.reads
+            if readable and found not in readable:
+                raise ValueError(f"evaluate.metrics: {name} reads {', '.join(readable)}, not {found} data")
         n, refresh = getattr(self.data, "num_examples", None), self.regime.refresh
         if refresh is not None and refresh.examples is not None and n is not None and refresh.examples > n:
             raise ValueError(f"regime.refresh.examples: {refresh.examples}, more than data.num_examples ({n})")

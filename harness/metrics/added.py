@@ -1,0 +1,48 @@
+"""Metrics of other packages, which a study asks for by name (``evaluate.metrics``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.config.schema import METRIC_PLUGINS
+from harness.errors import LearnerError
+from harness.records import Examples
+from harness.registry import Known
+from harness.streams import stream
+
+
+def added_versions(names: Sequence[str]) -> dict[str, str]:
+    """Name to version, for the key of an evaluation."""
+    return {name: METRIC_PLUGINS.loaded[name].version for name in names}
+
+
+def added_metrics(names: Sequence[str], corpus: Examples, real: Any, seed: int, generation: int) -> dict[str, float]:
+    """What packages measure of a corpus.
+
+    Args:
+        names: ``evaluate.metrics``.
+        corpus: The examples that metrics read, shape [num_examples, width].
+        real: The real distribution.
+        seed: The chain's seed.
+        generation: The generation that wrote the corpus.
+
+    Returns:
+        Column to value, the columns that each package has declared.
+
+    Raises:
+        LearnerError: A package gives other columns than it has declared.
+    """
+    found: dict[str, float] = {}
+    for name in names:
+        item = METRIC_PLUGINS.loaded[name]
+        uniform = stream(seed, generation, f"{item.package}/{name}").random(len(corpus))
+        values = dict(item.plugin.measure(corpus, Known(real, seed, generation, uniform)))
+        declared = [metric.name for metric in item.plugin.metrics]
+        if sorted(values) != sorted(declared):
+            given = ", ".join(sorted(map(str, values))) or "nothing"
+            raise LearnerError(f"evaluate.metrics: {name} ({item.package}) gives {given}, declared are {', '.join(declared)}")
+        found |= {column: float(np.float64(value)) for column, value in values.items()}
+    return found

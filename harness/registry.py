@@ -1,4 +1,4 @@
-"""What packages beside the harness add to it: learners, filters, regimes and metrics, by entry points.
+"""What packages beside the harness add to it: learners, filters, regimes, metrics and trackers.
 
 A package names an object of one of the classes below in its metadata, under the kind that a study will call it by:
 
@@ -25,8 +25,9 @@ import numpy.typing as npt
 
 from harness.records import Examples, Part
 from harness.section import Section
+from harness.terminal import cut, shown
 
-Group = Literal["learners", "filters", "regimes", "metrics"]
+Group = Literal["learners", "filters", "regimes", "metrics", "trackers"]
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,26 @@ class MetricPlugin:
     reads: Collection[str] = ()
 
 
-Plugin = FilterPlugin | RegimePlugin | LearnerPlugin | MetricPlugin
+@dataclass(frozen=True)
+class TrackerPlugin:
+    """Where a run's chains are mirrored to besides W&B; a study asks for it in ``tracking.trackers``.
+
+    Attributes:
+        write: ``module:function``, called with a chain (`harness.tracking.ChainView`) when all its generations are committed,
+            and with the folder that is the tracker's own in this experiment. What it raises becomes a warning, and the next run
+            calls it again.
+    """
+
+    write: str
+
+
+Plugin = FilterPlugin | RegimePlugin | LearnerPlugin | MetricPlugin | TrackerPlugin
 _CLASSES: Mapping[str, type[Any]] = {
     "filters": FilterPlugin,
     "regimes": RegimePlugin,
     "learners": LearnerPlugin,
     "metrics": MetricPlugin,
+    "trackers": TrackerPlugin,
 }
 
 
@@ -243,6 +258,23 @@ def _checked(point: EntryPoint, expected: type[Any]) -> Any:
     if kind is None or typing.get_args(kind.annotation) != (point.name,):
         raise TypeError(f"the section of {point.value} needs the field kind: Literal[{point.name!r}]")
     return plugin
+
+
+def check_names(names: tuple[str, ...], found: Found) -> tuple[str, ...]:
+    """Names of components of packages, for a field that lists them.
+
+    Raises:
+        ValueError: One is unknown or broken, or stands there twice.
+    """
+    for name in names:
+        if name in found.broken:
+            raise ValueError(f"found {shown(name)}; {cut(found.broken[name])}")
+        if name not in found.loaded:
+            allowed = ", ".join(found.loaded) or "none, no package adds any"
+            raise ValueError(f"found {shown(name)}, allowed: {allowed}")
+    if len(set(names)) < len(names):
+        raise ValueError("names one twice")
+    return names
 
 
 def releases(*found: Found) -> dict[str, str]:

@@ -25,7 +25,7 @@ STUDY: dict[str, Any] = {
         "learner.shrink": [0.0, 0.5],
         "seed": [0, 1],
     },
-    "tracking": {"wandb": "disabled"},
+    "tracking": {"wandb": "disabled", "trackers": ["files"]},
 }
 
 
@@ -92,6 +92,13 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
         for shrink in (0, 0.5)
     }
     assert sum(last[0]) / 4 - sum(last[0.5]) / 4 > 3 * 0.69 - 0.5
+    # Every cell of bundles, and every chain that was run by itself, was told once to the tracker.
+    told = [json.loads(path.read_text()) for path in (tmp_path / "single/experiments/added/trackers/files").glob("*.json")]
+    assert len(told) == 8 and {len(found["rows"]) for found in told} == {4}
+    assert len(list((tmp_path / "bundled/experiments/added/trackers/files").glob("*.json"))) == 4
+    (tmp_path / "single/experiments/added/trackers/files" / f"{rows[0]['chain']}.json").unlink()
+    assert harness("run", config, "--root", tmp_path / "single", *single, path=[site]).returncode == 0
+    assert not (tmp_path / "single/experiments/added/trackers/files" / f"{rows[0]['chain']}.json").exists()
     specs = [json.loads(path.read_text()) for path in (tmp_path / "single" / "fits").glob("*/spec.json")]
     assert {spec["learner"]["version"] for spec in specs} == {"collapse-plugin/1"}
     sets = [spec["training_set"] for spec in specs if "training_set" in spec]
@@ -129,6 +136,7 @@ def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tm
     for field, message in (
         ("filters=[{kind: every, step: 0}]", "filters.0.step: found 0"),
         ("filters=[{kind: every, stride: 2}]", "filters.0.stride: unknown field"),
+        ("tracking.trackers=[file]", "tracking.trackers: found 'file', allowed: files"),
         ("evaluate.metrics=[spred]", "evaluate.metrics: found 'spred', allowed: spread"),
         ("data={source: discrete, probabilities: [0.5, 0.5]}", "learner laplace reads gaussian, mixture, shape, array data"),
     ):

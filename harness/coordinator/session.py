@@ -128,7 +128,7 @@ def run_study(
             raise GangError("stopped while another run wrote the data of this study")
         experiment.begin(source.data, describe_chains(prepared))
         with _leases(store, base) as leases, contextlib.closing(make_display()) as display:
-            mirror = Mirror(_mode(base), experiment.path / "wandb", leases)
+            mirror = Mirror(_mode(base), experiment.path / "wandb", leases, base.tracking.trackers)
             views = Views(prepared, store)
 
             def on_chain(chain: Chain) -> None:
@@ -138,7 +138,7 @@ def run_study(
             summary = Summary(0, 0, 0, 0, 0.0)
             if prepared.bundles:
                 summary = BundleRun(prepared, store, experiment, leases, display, stop, idle_s).run(workers)
-                if base.tracking.wandb != "disabled":
+                if mirror.active:
                     _mirror(mirror, Views(prepared, store), [item for item in mirrored(prepared) if not isinstance(item, Chain)])
             if prepared.lineage.chains:
                 coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop, idle_s)
@@ -182,8 +182,9 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
     commit_data(prepared, store)  # where somebody has removed it: other studies go on from it
     experiment.begin(source.data, describe_chains(prepared))
     with _leases(store, prepared.study.base) as leases:
-        mirror = Mirror(_mode(prepared.study.base), experiment.path / "wandb", leases)
-        if prepared.study.base.tracking.wandb != "disabled":
+        base = prepared.study.base
+        mirror = Mirror(_mode(base), experiment.path / "wandb", leases, base.tracking.trackers)
+        if mirror.active:
             _mirror(mirror, Views(prepared, store), mirrored(prepared))
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))

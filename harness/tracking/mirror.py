@@ -9,12 +9,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from harness.store import Lease, Leases
+from harness.tracking.others import tell
 from harness.tracking.runs import ChainView, Server, connect, run_id, send_chain, write_chain
 
 POLL_S = 0.25
@@ -57,24 +58,32 @@ def patience_s(leases: Leases) -> float:
 class Mirror:
     """The one writer: chains are queued and mirrored by a thread."""
 
-    def __init__(self, mode: Literal["offline", "online", "disabled"], folder: Path, leases: Leases) -> None:
-        """Start the thread, unless tracking is disabled.
+    def __init__(
+        self, mode: Literal["offline", "online", "disabled"], folder: Path, leases: Leases, others: Sequence[str] = ()
+    ) -> None:
+        """Start the thread, unless nobody is told of anything.
 
         Args:
             mode: ``tracking.wandb``.
             folder: The experiment's ``wandb/`` folder.
             leases: Several processes may want to mirror a chain; one after another does, and finds what was done before.
+            others: ``tracking.trackers``.
         """
-        self.mode, self.folder, self.leases = mode, folder, leases
+        self.mode, self.folder, self.leases, self.others = mode, folder, leases, others
         self.errors: list[str] = []
         self._mirrored = 0
         self._server: Server | None = None
         self._unreachable = ""
         self._queue: queue.SimpleQueue[ChainView | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        if mode != "disabled":
+        if self.active:
             self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
             self._thread.start()
+
+    @property
+    def active(self) -> bool:
+        """Whether anybody is told of chains."""
+        return self.mode != "disabled" or bool(self.others)
 
     def add(self, view: ChainView) -> None:
         """Queue a complete chain."""
@@ -91,9 +100,10 @@ class Mirror:
             self._mirrored += 1
 
     def _mirror(self, view: ChainView) -> None:
-        if self.mode == "online" and not self._connected():
-            return
         with held(self.leases, view.experiment, view.chain, patience_s(self.leases)):
+            self.errors += tell(self.others, view, self.folder.parent / "trackers")
+            if self.mode == "disabled" or (self.mode == "online" and not self._connected()):
+                return
             if self._server is not None:
                 send_chain(view, self._server, self.folder)
             else:

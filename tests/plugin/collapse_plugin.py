@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from harness.records import REAL, Examples, Part
-from harness.registry import FilterPlugin, Known, LearnerPlugin, Metric, MetricPlugin, RegimePlugin
+from harness.registry import FilterPlugin, Known, LearnerPlugin, Metric, MetricPlugin, RegimePlugin, TrackerPlugin
 from harness.section import PositiveInt, Section, Share, since
 
 
@@ -41,6 +43,11 @@ def spread(corpus: Examples, known: Known) -> dict[str, float]:
     return {"spread/p10_p90": float(high - low)}
 
 
+def write(view: Any, folder: Path) -> None:
+    rows = [{"generation": item.record.generation, **item.record.metrics} for item in view.generations]
+    (folder / f"{view.chain}.json").write_text(json.dumps({"config": dict(view.config), "rows": rows}))
+
+
 learner = LearnerPlugin(
     Laplace,
     version=1,
@@ -51,3 +58,4 @@ learner = LearnerPlugin(
 filter_ = FilterPlugin(Every, version=1, keep=keep)
 regime = RegimePlugin(two_latest, version=1)
 metric = MetricPlugin((Metric("spread/p10_p90", "10 % to 90 % of the samples", worse="lower"),), version=1, measure=spread)
+tracker = TrackerPlugin("collapse_plugin:write")

@@ -67,10 +67,10 @@ from harness.config.schema.regimes import (
     RepetitionFilter,
     VerifierFilter,
 )
-from harness.config.schema.run import Claim, Config, Override, Resources, Retention, Statistic, Tracking
+from harness.config.schema.run import TRACKER_PLUGINS, Claim, Config, Override, Resources, Retention, Statistic, Tracking
 from harness.registry import releases
 
-PACKAGES = releases(LEARNER_PLUGINS, FILTER_PLUGINS, REGIME_PLUGINS, METRIC_PLUGINS)
+PACKAGES = releases(LEARNER_PLUGINS, FILTER_PLUGINS, REGIME_PLUGINS, METRIC_PLUGINS, TRACKER_PLUGINS)
 """Packages that add to the harness here, with their versions."""
 
 __all__ = [
@@ -131,6 +131,7 @@ __all__ = [
     "Share",
     "Split",
     "Statistic",
+    "TRACKER_PLUGINS",
     "TextData",
     "Tracking",
     "Train",

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, field_validator, model_validator
 
 from harness.config.schema.base import Place, PositiveInt, Section, Share, since
-from harness.registry import plugins
-from harness.terminal import cut, shown
+from harness.registry import check_names, plugins
 
 _REGIMES = ("replace", "replace_grown", "accumulate", "accumulate_subsample", "augment", "fresh_real")
 REGIME_PLUGINS = plugins("regimes", _REGIMES)
@@ -180,15 +179,7 @@ class Evaluate(Section):
     @field_validator("metrics")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name in METRIC_PLUGINS.broken:
-                raise ValueError(f"found {shown(name)}; {cut(METRIC_PLUGINS.broken[name])}")
-            if name not in METRIC_PLUGINS.loaded:
-                allowed = ", ".join(METRIC_PLUGINS.loaded) or "none, no package adds any"
-                raise ValueError(f"found {shown(name)}, allowed: {allowed}")
-        if len(set(value)) < len(value):
-            raise ValueError("names a metric twice")
-        return value
+        return check_names(value, METRIC_PLUGINS)
 
     @field_validator("ranges")
     @classmethod

@@ -22,10 +22,15 @@ from harness.config.schema.regimes import (
     RepetitionFilter,
     VerifierFilter,
 )
+from harness.registry import check_names, plugins
 from harness.terminal import shown
 
 NOT_IN_PROJECTS = "/\\#?%:"
 """Characters that W&B refuses in a project's name (wandb.Settings)."""
+
+
+TRACKER_PLUGINS = plugins("trackers", ())
+"""Trackers of other packages."""
 
 
 class Resources(Section):
@@ -83,6 +88,14 @@ class Tracking(Section):
             allowed = f"1 to 128 printable characters, none of {' '.join(NOT_IN_PROJECTS)}"
             raise ValueError(f"found {shown(value)}, allowed by W&B: {allowed}; the entity has a field of its own")
         return value
+
+    trackers: tuple[str, ...] = ()
+    """Trackers of other packages, by the names of their entry points (docs/plugins.md)."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_names(value, TRACKER_PLUGINS)
 
     bundles: Literal["cells", "chains"] = "cells"
     """Chains in bundles: one run for each cell, with means over its chains, or one for each chain."""

@@ -115,8 +115,8 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     # The package is gone: what it computed is not shown under another name, and nothing is computed.
     gone = harness("run", config, "--root", tmp_path / "bundled")
     assert gone.returncode == 2
-    assert f"{config}:7: learner.kind: found 'laplace', allowed: language_model, " in gone.stderr
-    assert "filters.0.kind: found 'every', allowed: " in gone.stderr
+    assert f"{config}:6: learner: found 'laplace', allowed: language_model, " in gone.stderr
+    assert "filters.0: found 'every', allowed: " in gone.stderr
 
 
 def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tmp_path: Path) -> None:

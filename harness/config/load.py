@@ -117,7 +117,8 @@ def check_kinds(source: Source) -> None:
             kind = item.get("kind") if isinstance(item, Mapping) else None
             if not isinstance(kind, str) or kind in kinds:
                 continue
-            path = f"{section}.{index}.kind" if isinstance(items, list) else f"{section}.kind"
+            path = f"{section}.{index}" if isinstance(items, list) else section
+            path = "regime.kind" if section == "regime" else path  # as the schema names them
             broken = _PLUGINS[section].broken.get(kind)
             reason = f"; {cut(broken)}" if broken else f", allowed: {', '.join(kinds)}{nearest(kind, kinds)}"
             problems.append(source.problem(path, f"found {shown(kind)}{reason}"))

@@ -48,7 +48,10 @@ def run(
         float | None, typer.Option(metavar="SECONDS", min=0, help="End once others have computed all that is left for so long.")
     ] = None,
 ) -> None:
-    """Run the grid, or what is left of it."""
+    """Run the grid, or what is left of it.
+
+    Example: harness run study.yaml --set generations=5
+    """
     if slurm and address is not None:
         raise InputError("--slurm starts a Ray on the allocation, --address joins one that runs; give one of them")
     stop = Stop()
@@ -112,7 +115,10 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Machines of the simulated run.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each; 0 for a machine like this one.")] = 0,
 ) -> None:
-    """Say what the grid is, what the store has of it, and what the rest will cost; writes nothing."""
+    """Say what the grid is, what the store has of it, and what the rest will cost; writes nothing.
+
+    Example: harness plan study.yaml --nodes 4 --gpus-per-node 8
+    """
     from harness.coordinator.base import shape_of
     from harness.coordinator.cluster import check_feasible, usable_cpus
     from harness.coordinator.memory import check_memory, has_gpus
@@ -177,7 +183,10 @@ def _read(data: Mapping[str, Any]) -> str:
 
 @app.command(rich_help_panel="A study")
 def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEFAULT_ROOT, json_output: Json = False) -> None:
-    """Say what is committed, running, waiting and failed; reads only the store."""
+    """Say what is committed, running, waiting and failed; reads only the store.
+
+    Example: harness status study.yaml
+    """
     from rich.table import Table
 
     from harness.coordinator.status import chain_states
@@ -219,7 +228,10 @@ def explain(
     root: Root = DEFAULT_ROOT,
     json_output: Json = False,
 ) -> None:
-    """Say of every generation of a chain why it will run: new, failed, damaged, or which field of which generation changed."""
+    """Say of every generation of a chain why it will run: new, failed, damaged, or which field of which generation changed.
+
+    Example: harness explain study.yaml --chain 1a2b
+    """
     from harness.coordinator.explain import ABSENT, Explainer
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:

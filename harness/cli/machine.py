@@ -36,7 +36,10 @@ def doctor(
     repair: Annotated[bool, typer.Option(help="With --store: set damaged items aside; the next run computes them again.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Check this machine, or all nodes of the SLURM job; with --store, the store instead. Exit code 1 where something fails."""
+    """Check this machine, or all nodes of the SLURM job; with --store, the store instead. Exit code 1 where something fails.
+
+    Example: harness doctor --root /shared/runs
+    """
     if store_only:
         _examine_store(root, repair, json_output)
         return
@@ -83,7 +86,10 @@ def gc(
     damaged: Annotated[bool, typer.Option(help="Also remove what was set aside as damaged.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Free weights and work that no experiment on the root needs; records and corpora always stay."""
+    """Free weights and work that no experiment on the root needs; records and corpora always stay.
+
+    Example: harness gc --dry-run
+    """
     from harness.store import Leases
     from harness.store.health import collect
 
@@ -112,7 +118,10 @@ def fetch(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Bring every model, tokenizer and data set that the grid needs from the hub into a cache, for jobs without a network."""
+    """Bring every model, tokenizer and data set that the grid needs from the hub into a cache, for jobs without a network.
+
+    Example: harness fetch study.yaml --cache /shared/hf
+    """
     from harness.config.grid import expand
     from harness.config.load import load_file
     from harness.errors import DataError

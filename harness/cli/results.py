@@ -42,7 +42,10 @@ def export(
     out: Annotated[Path | None, typer.Option(parser=path, metavar="PATH", help="The file; standard output when absent.")] = None,
     provenance: Annotated[bool, typer.Option(help="Add how, where and when.")] = False,
 ) -> None:
-    """Write the tidy table of records, one row per chain and generation."""
+    """Write the tidy table of records, one row per chain and generation.
+
+    Example: harness export study.yaml --format parquet --out table.parquet
+    """
     from harness.reporting import ledger
 
     if form not in ledger.FORMATS:
@@ -90,7 +93,10 @@ def report(
         Path | None, typer.Option(parser=path, metavar="PATH", help="Folder; experiments/NAME/report/ in the store when absent.")
     ] = None,
 ) -> None:
-    """Write a self-contained HTML page with curves, intervals and samples; figures as PNG and PDF beside it."""
+    """Write a self-contained HTML page with curves, intervals and samples; figures as PNG and PDF beside it.
+
+    Example: harness report study.yaml --out page
+    """
     from harness.reporting import ledger
     from harness.reporting.claims import describe, judge
     from harness.reporting.report import build, summary_table, variance
@@ -125,7 +131,10 @@ def sync(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Mirror what is committed to W&B, one run per chain; run it as often as you like, while jobs run or afterwards."""
+    """Mirror what is committed to W&B, one run per chain; run it as often as you like, while jobs run or afterwards.
+
+    Example: harness sync study.yaml --watch 60
+    """
     from harness.coordinator.sync import describe
     from harness.coordinator.sync import sync as send
 

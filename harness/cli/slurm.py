@@ -97,7 +97,10 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Run the grid on a SLURM cluster: one allocation, or an array of allocations that share the work."""
+    """Run the grid on a SLURM cluster: one allocation, or an array of allocations that share the work.
+
+    Example: harness submit study.yaml --partition gpu --nodes 2 --gpus-per-node 8 --time 12:00:00
+    """
     from harness.launch.options import Options, make_options, read_site
     from harness.launch.slurm import Slurm
     from harness.launch.submit import Request, check_alone, new_folder, script
@@ -197,7 +200,10 @@ def cancel(
     now: Annotated[bool, typer.Option("--now", help="Do not wait until work is saved.")] = False,
     json_output: Json = False,
 ) -> None:
-    """End the experiment's SLURM jobs; running ones save their work first."""
+    """End the experiment's SLURM jobs; running ones save their work first.
+
+    Example: harness cancel study.yaml
+    """
     from harness.config.load import load_file
     from harness.launch.slurm import Slurm
     from harness.launch.submit import cancel as end

@@ -78,6 +78,7 @@ def test_a_damaged_corpus_and_a_damaged_fit_are_made_again(make_config: Make, tm
     assert len(list((store.root / "damaged").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_record_with_a_changed_digit_is_not_believed(make_config: Make, tmp_path: Path) -> None:
     import json
 

@@ -179,6 +179,7 @@ def test_pairs_are_a_fixed_subset_and_the_notes_say_so(tmp_path: Path) -> None:
     assert list(pairs) == ["other learner.estimator"] and notes == ["chains of one seed, which share their random numbers"]
 
 
+@pytest.mark.slow
 def test_text_is_compared_and_chains_that_have_not_parted_are_not(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     config = make_config(TEXT, generations=1, grid={"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]})
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)

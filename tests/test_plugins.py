@@ -13,6 +13,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 STUDY: dict[str, Any] = {
     "experiment": "added",
     "data": {"source": "gaussian", "dim": 2, "num_examples": 40},

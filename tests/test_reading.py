@@ -23,6 +23,8 @@ from harness.store import Experiment, Leases, Store
 from harness.store.health import examine
 from harness.study import open_study
 
+pytestmark = pytest.mark.slow
+
 
 def fingerprint(root: Path) -> dict[str, str]:
     """Every file with its content, every folder and link."""

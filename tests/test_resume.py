@@ -20,6 +20,8 @@ pytest.importorskip("deepspeed")
 from harness.learners.language_model import training  # noqa: E402
 from harness.learners.language_model.checkpoint import load_tree, save_tree  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 class Crash(Exception):
     pass

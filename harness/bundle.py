@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -168,18 +168,19 @@ class _Cell:
         evaluated = min(self.job.science.n, self.job.config.evaluate.examples)
         with np.errstate(invalid="ignore", over="ignore"):
             metrics = self.family.measure(self.model, self.corpora[generation][:, :evaluated])
-        metrics |= self._added(chains, self.corpora[generation][:, :evaluated])
+        if self.job.config.evaluate.metrics:
+            metrics |= self._added(chains, self.corpora[generation][:, :evaluated], metrics)
         self._note(generation, self.alive, metrics, "ok")
         self._forget(generation)
 
-    def _added(self, chains: Chains, corpora: Array) -> dict[str, Array]:
+    def _added(self, chains: Chains, corpora: Array, there: Collection[str]) -> dict[str, Array]:
         """Metrics of other packages, which look at one corpus at a time."""
-        names = self.job.config.evaluate.metrics
+        names, truth = self.job.config.evaluate.metrics, self.family.truth
         rows = [
-            added_metrics(names, Examples.full(corpus), self.family.truth, seed, chains.generation)
-            for corpus, seed in zip(corpora if names else (), chains.seeds, strict=False)
+            added_metrics(names, Examples.full(corpus), truth, seed, chains.generation, there)
+            for corpus, seed in zip(corpora, chains.seeds, strict=True)
         ]
-        return {column: np.array([row[column] for row in rows]) for column in (rows[0] if rows else ())}
+        return {column: np.array([row[column] for row in rows]) for column in rows[0]}
 
     def _sample(self, chains: Chains, count: int) -> Array:
         real = self.real[self.alive][:, : self.job.science.n] if self.family.reads_real else None

@@ -358,7 +358,9 @@ def _science(config: Config, data: PreparedData, external: Any, facts: ModelFact
     metrics = VERSIONS[learner.kind]
     if isinstance(data.real, TextCorpus) and not data.real.is_plain(data.real.test.values):
         metrics = {**metrics, **BYTES_OF_TOKENS}
-    evaluation: dict[str, Any] = {"metrics": {**metrics, **added_versions(config.evaluate.metrics)}}
+    evaluation: dict[str, Any] = {"metrics": metrics}
+    if config.evaluate.metrics:  # apart: a package's name for a metric may be one of the groups' here
+        evaluation["added"] = added_versions(config.evaluate.metrics)
     found = science(config.evaluate)
     found.pop("metrics", None)  # by their versions, above
     if isinstance(learner, LanguageModel):

@@ -9,9 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+
+from harness.config.schema import METRIC_PLUGINS
+from harness.errors import LearnerError
+from harness.metrics.added import added_metrics
+from harness.records import Examples
+from harness.registry import Loaded, Metric, MetricPlugin
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +114,7 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     assert {item["version"] for found in sets for item in found["filters"]} == {"collapse-plugin/1"}
     assert {found["version"] for found in sets} == {"collapse-plugin/1", 1}
     evaluations = [json.loads(path.read_text()) for path in (tmp_path / "single" / "evaluations").glob("*/spec.json")]
-    assert {found["evaluation"]["metrics"]["spread"] for found in evaluations} == {"collapse-plugin/1"}
+    assert {found["evaluation"]["added"]["spread"] for found in evaluations} == {"collapse-plugin/1"}
     report = harness("report", config, "--root", tmp_path / "bundled", path=[site])
     assert report.returncode == 0 and "laplace/log_scale by generation" in report.stdout
     assert "10 % to 90 % of the samples" in (tmp_path / "bundled/experiments/added/report/report.html").read_text()
@@ -206,3 +213,18 @@ def test_a_filter_that_fails_says_which(site: Path, config: Path, tmp_path: Path
     smaller = ("--set", "filters=[{kind: odd}]", "--set", "grid={seed: [0]}", "--set", "resources.max_failures=0")
     done = harness("run", config, "--root", tmp_path / "root", *smaller, path=[site, folder])
     assert done.returncode == 1 and message in done.stdout + done.stderr
+
+
+def test_a_package_replaces_no_column_and_gives_what_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(gives: str) -> Loaded:
+        plugin = MetricPlugin((Metric("mine/number", "a number"),), 1, lambda corpus, known: {gives: float(len(known.uniform))})
+        return Loaded(plugin, "mine", "1.0")
+
+    corpus = Examples.full(np.zeros((3, 2)))
+    monkeypatch.setitem(METRIC_PLUGINS.loaded, "number", loaded("mine/number"))
+    assert added_metrics(["number"], corpus, None, 0, 1, {"test/nll"}) == {"mine/number": 3.0}
+    with pytest.raises(LearnerError, match=r"number \(mine\) gives mine/number, which exists already"):
+        added_metrics(["number"], corpus, None, 0, 1, {"mine/number"})
+    monkeypatch.setitem(METRIC_PLUGINS.loaded, "number", loaded("test/nll"))
+    with pytest.raises(LearnerError, match=r"number \(mine\) gives test/nll, declared are mine/number"):
+        added_metrics(["number"], corpus, None, 0, 1, set())

@@ -277,7 +277,7 @@ class Branch(Context):
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
             if self.ranks.rank == 0:
                 names = self.plan.config.evaluate.metrics
-                metrics = {**metrics, **added_metrics(names, corpus, self.data, node.seed, node.generation)}
+                metrics = {**metrics, **added_metrics(names, corpus, self.data, node.seed, node.generation, metrics)}
         if self.ranks.rank == 0:
             record = Record(
                 node.generation,

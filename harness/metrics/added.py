@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ def added_versions(names: Sequence[str]) -> dict[str, str]:
     return {name: METRIC_PLUGINS.loaded[name].version for name in names}
 
 
-def added_metrics(names: Sequence[str], corpus: Examples, real: Any, seed: int, generation: int) -> dict[str, float]:
+def added_metrics(
+    names: Sequence[str], corpus: Examples, real: Any, seed: int, generation: int, there: Collection[str]
+) -> dict[str, float]:
     """What packages measure of a corpus.
 
     Args:
@@ -28,12 +30,13 @@ def added_metrics(names: Sequence[str], corpus: Examples, real: Any, seed: int, 
         real: The real distribution.
         seed: The chain's seed.
         generation: The generation that wrote the corpus.
+        there: Columns that exist already, which no package may replace.
 
     Returns:
         Column to value, the columns that each package has declared.
 
     Raises:
-        LearnerError: A package gives other columns than it has declared.
+        LearnerError: A package gives other columns than it has declared, or one that exists already.
     """
     found: dict[str, float] = {}
     for name in names:
@@ -44,5 +47,7 @@ def added_metrics(names: Sequence[str], corpus: Examples, real: Any, seed: int, 
         if sorted(values) != sorted(declared):
             given = ", ".join(sorted(map(str, values))) or "nothing"
             raise LearnerError(f"evaluate.metrics: {name} ({item.package}) gives {given}, declared are {', '.join(declared)}")
+        if taken := sorted({*there, *found} & values.keys()):
+            raise LearnerError(f"evaluate.metrics: {name} ({item.package}) gives {', '.join(taken)}, which exists already")
         found |= {column: float(np.float64(value)) for column, value in values.items()}
     return found

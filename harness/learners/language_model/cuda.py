@@ -36,12 +36,9 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn = bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
-    torch.use_deterministic_algorithms(wanted)
-    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
-        yield
+        with _kernels(wanted):
+            yield
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
@@ -49,9 +46,6 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
             f"this model cannot be fitted reproducibly on a GPU ({str(error).splitlines()[0][:200]}); "
             "resources.deterministic: false fits it with sums in any order"
         ) from None
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(cudnn)
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @contextlib.contextmanager
@@ -65,13 +59,19 @@ def inference(device: torch.device) -> Iterator[None]:
         with torch.inference_mode():
             yield
         return
+    with _kernels(deterministic=False), torch.inference_mode():
+        yield
+
+
+@contextlib.contextmanager
+def _kernels(deterministic: bool) -> Iterator[None]:
+    """Which kernels a GPU uses meanwhile; cuDNN's attention is never one of them."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(deterministic)
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

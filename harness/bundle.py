@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +20,16 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from harness import __version__
-from harness.config.schema import PACKAGES, Config, Discrete, Kde, ModelSource
+from harness.config.schema import PACKAGES, Discrete, Kde
 from harness.curation import Judge, first_accepted, undetected
-from harness.data.analytic import Truth, make_teacher
+from harness.data.analytic import Truth, load_teacher
 from harness.errors import LearnerError
 from harness.learners.analytic.family import Array, Chains, Model, Summary, fold, make_family, select
 from harness.learners.analytic.learner import versions
-from harness.lineage import BundledChain, CellScience, Lineage, build
 from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe
 from harness.regimes import draw
+from harness.science import BundledChain, CellSpec, DataSpec, Lineage, build
 from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
 
 
@@ -38,33 +38,33 @@ class CellJob:
     """One cell of a bundle: what its chains are, and the data that they share.
 
     Attributes:
-        config: The cell.
-        science: The parts of its keys.
+        spec: What its chains have in common.
         truth: The real distribution.
+        weights: Whose parameters are kept (``retention.weights``).
     """
 
-    config: Config
-    science: CellScience
+    spec: CellSpec
     truth: Truth
+    weights: Literal["all", "last", "none"]
 
     @property
     def alone(self) -> bool:
         """Whether a unit holds one chain: filters and other cells' chains may end one chain and not another."""
-        return bool(self.config.filters) or self.science.source is not None
+        return bool(self.spec.filters) or self.spec.source is not None
 
     @property
     def bytes_per_chain(self) -> int:
         """Rough memory of one chain: its training set, or the whole pool that it is drawn from, its real examples, its model."""
-        recipes = [self.science.recipe(generation) for generation in (1, self.config.generations)]
-        pooled = any(_random(recipe, self.science.n) and len(recipe.parts) > 2 for recipe in recipes)
+        recipes = [self.spec.recipe(generation) for generation in (1, self.spec.generations)]
+        pooled = any(_random(recipe, self.spec.n) and len(recipe.parts) > 2 for recipe in recipes)
         rows = max(sum(part.count for part in recipe.parts) if pooled else recipe.size for recipe in recipes)
         real = max((part.offset + part.count for recipe in recipes for part in recipe.parts if part.origin == REAL), default=0)
-        width, learner = self.truth.width, self.config.learner
+        width, learner = self.truth.width, self.spec.learner.section
         model = 4 * width**2  # moments, a root, and what is made on the way
         if isinstance(learner, Discrete):
             model = 4 * len(getattr(self.truth, "probabilities", ()))
         elif isinstance(learner, Kde):
-            model = len(self.truth.test) * min(rows, 2 * self.science.n) // 8  # computed for one chain after another
+            model = len(self.truth.test) * min(rows, 2 * self.spec.n) // 8  # computed for one chain after another
         return int(8 * ((rows + real) * width + model))
 
 
@@ -94,16 +94,16 @@ def run_unit(unit: Unit) -> pa.Table:
     """
     with threadpool_limits(limits=1):
         seeds = tuple(chain.seed for chain in unit.chains)
-        lineage = build({index: job.science for index, job in unit.jobs.items()}, lambda index, seed: str(index), seeds)
+        lineage = build({index: job.spec for index, job in unit.jobs.items()}, lambda index, seed: str(index), seeds)
         cells: dict[int, _Cell] = {}
         for index, job in unit.jobs.items():  # a source comes before the cell that reads it
-            writer = None if job.science.source is None else cells[job.science.source]
+            writer = None if job.spec.source is None else cells[job.spec.source]
             cells[index] = _Cell(index, job, seeds, lineage, writer)
             if writer is not None:
                 writer.read_by_others = frozenset(cells[index].last_use)
-                writer.keeps_models |= bool(job.config.filters)
+                writer.keeps_models |= bool(job.spec.filters)
         for cell in cells.values():  # a writer goes all its way first: a reader may read any generation of it
-            for generation in range(cell.job.config.generations + 1):
+            for generation in range(cell.job.spec.generations + 1):
                 cell.step(generation)
         return cells[unit.cell].rows(unit.chains)
 
@@ -113,17 +113,19 @@ class _Cell:
 
     def __init__(self, index: int, job: CellJob, seeds: tuple[int, ...], lineage: Lineage, writer: _Cell | None) -> None:
         self.job, self.seeds, self.writer = job, seeds, writer or self
-        self.family = make_family(job.config, job.truth)
-        self.recipes = [job.science.recipe(generation) for generation in range(job.config.generations + 1)]
+        self.spec = job.spec
+        self.filters: list[Any] = [part.section for part in job.spec.filters]
+        self.family = make_family(job.spec.learner.section, job.truth)
+        self.recipes = [job.spec.recipe(generation) for generation in range(job.spec.generations + 1)]
         self.nodes = {chain.seed: [lineage.nodes[key] for key in chain.nodes] for chain in lineage.chains if chain.cell == index}
         first = self.nodes[seeds[0]]
         self.counts = [lineage.examples[node.corpus] for node in first]
         parts = [part for recipe in self.recipes for part in recipe.parts if part.origin == REAL]
-        needed = max(job.science.n, *(part.offset + part.count for part in parts))
+        needed = max(job.spec.n, *(part.offset + part.count for part in parts))
         self.real = np.stack([job.truth.real(seed, needed).values for seed in seeds])
         self.read_by_others: frozenset[int] = frozenset()
         """Generations that another cell of the unit reads."""
-        self.keeps_models = bool(job.config.filters)
+        self.keeps_models = bool(self.filters)
         self.alive = np.arange(len(seeds))
         """Chains that have a model; those of a writer that has none end too."""
         self.corpora: dict[int, Array] = {}
@@ -134,7 +136,7 @@ class _Cell:
         self.models: dict[int, Model] = {}
         """Generation to its models, where filters may ask for more of its corpus."""
         self.pieces: list[pa.Table] = []
-        self.whole = not job.config.filters and not any(_random(recipe, job.science.n) for recipe in self.recipes)
+        self.whole = not self.filters and not any(_random(recipe, job.spec.n) for recipe in self.recipes)
         self.last_use = {part.origin: g for g, recipe in enumerate(self.recipes) for part in recipe.parts if part.origin >= 0}
 
     # --- the four steps ------------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class _Cell:
             self.alive = self.alive[:0]  # the chain that writes the examples has diverged, so this one ends too
             return
         summary = self._training(recipe, chains)
-        previous = (recipe.init or self.job.config.learner.__dict__.get("init")) == "previous" and generation > 0
+        previous = generation > 0 and (recipe.init == "previous" or (recipe.init is None and self.spec.init_previous))
         with np.errstate(invalid="ignore", over="ignore"):
             self.model = self.family.fit(summary, chains, self.model if previous else None)
         sound = np.ones(len(self.alive), dtype=bool)
@@ -165,17 +167,18 @@ class _Cell:
         self.corpora[generation] = self._sample(chains, self.counts[generation])
         if self.keeps_models:
             self.models[generation] = self.model
-        evaluated = min(self.job.science.n, self.job.config.evaluate.examples)
+        measured = self.spec.measured
+        corpora = self.corpora[generation][:, : measured.examples]
         with np.errstate(invalid="ignore", over="ignore"):
-            metrics = self.family.measure(self.model, self.corpora[generation][:, :evaluated])
-        if self.job.config.evaluate.metrics:
-            metrics |= self._added(chains, self.corpora[generation][:, :evaluated], metrics)
+            metrics = self.family.measure(self.model, corpora, measured.section.ranges)
+        if measured.section.metrics:
+            metrics |= self._added(chains, corpora, metrics)
         self._note(generation, self.alive, metrics, "ok")
         self._forget(generation)
 
     def _added(self, chains: Chains, corpora: Array, there: Collection[str]) -> dict[str, Array]:
         """Metrics of other packages, which look at one corpus at a time."""
-        names, truth = self.job.config.evaluate.metrics, self.family.truth
+        names, truth = self.spec.measured.section.metrics, self.family.truth
         rows = [
             added_metrics(names, Examples.full(corpus), truth, seed, chains.generation, there)
             for corpus, seed in zip(corpora, chains.seeds, strict=True)
@@ -183,7 +186,7 @@ class _Cell:
         return {column: np.array([row[column] for row in rows]) for column in rows[0]}
 
     def _sample(self, chains: Chains, count: int) -> Array:
-        real = self.real[self.alive][:, : self.job.science.n] if self.family.reads_real else None
+        real = self.real[self.alive][:, : self.spec.n] if self.family.reads_real else None
         return self.family.sample(self.model, chains, count, real)
 
     def _keep(self, sound: npt.NDArray[np.bool_]) -> None:
@@ -203,7 +206,7 @@ class _Cell:
     # --- the training set ----------------------------------------------------------------------------------------------
 
     def _training(self, recipe: Recipe, chains: Chains) -> Summary:
-        if not _random(recipe, self.job.science.n) and not self.job.config.filters:
+        if not _random(recipe, self.spec.n) and not self.filters:
             return self._merged(recipe.parts, chains)
         made = [self._drawn(recipe, chains, chain) for chain in range(len(chains))]
         return {name: np.concatenate([summary[name] for summary in made]) for name in made[0]}
@@ -233,17 +236,16 @@ class _Cell:
         return (corpus if self.writer is self else corpus[self.alive])[:, : part.count]
 
     def _lesson(self, chains: Chains, chain: int, count: int) -> Examples:
-        source = self.job.config.regime.source
-        assert isinstance(source, ModelSource)
-        teacher, seed = make_teacher(self.job.truth.config, source), chains.seeds[chain]
+        assert isinstance(self.spec.writer, DataSpec)
+        teacher, seed = load_teacher(self.spec.writer), chains.seeds[chain]
         judge = Judge(self.job.truth, seed, chains.generation)
-        return first_accepted(self.job.config.filters, lambda raw: teacher.lesson(seed, chains.generation, raw), count, judge)
+        return first_accepted(self.filters, lambda raw: teacher.lesson(seed, chains.generation, raw), count, judge)
 
     def _drawn(self, recipe: Recipe, chains: Chains, chain: int) -> Summary:
         """One chain's training set, where it is drawn at random or filtered."""
-        seed, config = chains.seeds[chain], self.job.config
-        drawn = draw(recipe, self.job.science.n, seed, chains.generation)
-        kept = undetected(config.filters, drawn.origin, seed, chains.generation)
+        seed = chains.seeds[chain]
+        drawn = draw(recipe, self.spec.n, seed, chains.generation)
+        kept = undetected(self.filters, drawn.origin, seed, chains.generation)
         if kept is not None:
             if not kept.any():
                 raise LearnerError(f"filters: the detector drops all training examples of generation {chains.generation}")
@@ -263,22 +265,22 @@ class _Cell:
 
     def _filtered(self, chains: Chains, chain: int, origin: int, count: int) -> Array:
         """The first ``count`` examples of a corpus that pass the filters; more of it are sampled where too few do."""
-        config, seed = self.job.config, chains.seeds[chain]
+        seed = chains.seeds[chain]
         rows: Array = self.writer.corpora[origin][chain if self.writer is self else int(self.alive[chain])]
-        if not config.filters:
+        if not self.filters:
             return rows[:count]
         judge = Judge(self.job.truth, seed, origin)
 
         def first(raw: int) -> Examples:
             return Examples.full((rows if len(rows) >= raw else self._more(seed, origin, raw))[:raw])
 
-        found: Array = first_accepted(config.filters, first, count, judge).values
+        found: Array = first_accepted(self.filters, first, count, judge).values
         return found
 
     def _more(self, seed: int, origin: int, count: int) -> Array:
         """A longer corpus of the chain that wrote it."""
         writer = self.writer
-        real = writer.real[:, : writer.job.science.n] if writer.family.reads_real else None
+        real = writer.real[:, : writer.spec.n] if writer.family.reads_real else None
         writer.corpora[origin] = writer.family.sample(writer.models[origin], Chains((seed,), origin), count, real)
         rows: Array = writer.corpora[origin][0]
         return rows
@@ -303,8 +305,8 @@ class _Cell:
             "evaluation": pa.array([node.evaluation for node in nodes], pa.string()),
             "parent": pa.array(before, pa.string()),
         }
-        kept = {"all": True, "none": False, "last": generation in (0, self.job.config.generations)}
-        if kept[self.job.config.retention.weights] and metrics:
+        kept = {"all": True, "none": False, "last": generation in (0, self.spec.generations)}
+        if kept[self.job.weights] and metrics:
             for name in self.family.parameters:
                 flat = self.model[name].reshape(len(alive), -1)
                 columns[PARAMETERS + name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1]).cast(

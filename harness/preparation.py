@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.schema import AnalyticData, ArrayData, Config, ImageData, PretrainedTokenizer, TextData
+from harness.config.schema import AnalyticData, ArrayData, ImageData, PretrainedTokenizer, Section, TextData
 from harness.data import images
 from harness.data.analytic import ArrayTruth, make_truth, truth_science
 from harness.data.base import RealData
@@ -17,7 +17,7 @@ from harness.data.documents import read_documents
 from harness.data.images import ImageSet
 from harness.data.remembered import recall, remember
 from harness.data.text import TextCorpus, data_science, prepare, prepared_science, pretrained_fingerprint
-from harness.lineage import key_of
+from harness.science import DataSpec, blank, key_of
 from harness.store import Store
 
 ROWS = "rows.npy"
@@ -132,16 +132,43 @@ class DataOf:
         )
 
 
-def load_data(config: Config, store: Store, key: str | None) -> RealData:
-    """The real data of a cell, from the store."""
-    if isinstance(config.data, ImageData):
-        assert key is not None
-        return ImageSet(store.path("data", key), config.data.num_examples, config.data.resample)
-    if isinstance(config.data, ArrayData):
-        assert key is not None
-        rows = str(store.path("data", key) / ROWS)
-        return make_truth(config.data.model_copy(update={"path": rows, "columns": None}))
-    if not isinstance(config.data, TextData):
-        return make_truth(config.data)
-    assert key is not None
-    return TextCorpus(store.path("data", key), config.data.num_examples, config.data.resample)
+def data_spec(config: TextData | ImageData | AnalyticData, prepared: PreparedData) -> DataSpec:
+    """Real data as specs name them: by content, with the number of examples that are trained on.
+
+    Args:
+        config: The section.
+        prepared: What it was prepared to.
+    """
+    n = prepared.real.num_examples
+    section = blank(config, *PLACES[type(config)]) if type(config) in PLACES else config
+    if isinstance(section, TextData) and isinstance(section.tokenizer, PretrainedTokenizer):
+        section = section.model_copy(update={"tokenizer": blank(section.tokenizer, "name", "revision")})
+    return DataSpec(section.model_copy(update={"num_examples": n}), {**prepared.spec, "num_examples": n}, prepared.key)
+
+
+PLACES: Mapping[type[Section], tuple[str, ...]] = {
+    TextData: ("source", "text_field", "revision"),
+    ImageData: ("source", "image_field", "label_field", "labels", "revision"),
+    ArrayData: ("path", "columns"),
+}
+"""Fields that say where data lie, of the sections whose data are in the store."""
+
+
+def load_data(spec: DataSpec, store: Store) -> RealData:
+    """The real data of a spec, from the store.
+
+    Args:
+        spec: What they are.
+        store: Has them, where they have a folder.
+    """
+    section = spec.section
+    if spec.folder is None:
+        assert isinstance(section, AnalyticData)
+        return make_truth(section)
+    folder = store.path("data", spec.folder)
+    if isinstance(section, ImageData):
+        return ImageSet(folder, section.num_examples, section.resample)
+    if isinstance(section, ArrayData):
+        return make_truth(section.model_copy(update={"path": str(folder / ROWS)}))
+    assert isinstance(section, TextData)
+    return TextCorpus(folder, section.num_examples, section.resample)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import curation
-from harness.config.grid import Cell, Study, check_claims, expand, prompt_length, resolve_sources, sequence_length
+from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources, sequence_length
 from harness.config.load import load_file
 from harness.config.presets import resolve_model
 from harness.config.schema import (
@@ -20,15 +20,16 @@ from harness.config.schema import (
     CellSource,
     Config,
     CorpusSource,
+    Evaluate,
     LanguageModel,
     ModelSource,
+    Section,
     TextData,
     Vae,
     science,
 )
 from harness.data.analytic import Truth, make_teacher, truth_science
 from harness.data.base import RealData
-from harness.data.documents import BUILT_IN
 from harness.data.text import (
     ExternalCorpus,
     TextCorpus,
@@ -39,17 +40,33 @@ from harness.data.text import (
     write_other,
 )
 from harness.errors import ConfigError, DataError, InputError
-from harness.learners.base import LEARNERS, check_installed, is_installed
+from harness.learners.base import LEARNERS, Execution, check_installed, is_installed
 from harness.learners.language_model.converted import with_safetensors
 from harness.learners.language_model.facts import ModelFacts, model_facts, needs_weights
 from harness.learners.language_model.identity import pretrained_identity
-from harness.lineage import KEY_FORMAT, BundledChain, CellScience, Chain, Lineage, build, chain_id, in_order, key_of
+from harness.learners.language_model.specs import LanguageModelFit, ModelSpec, SampleSpec, TrainSpec
 from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, VERSIONS
 from harness.metrics.added import added_versions
-from harness.preparation import DataOf, PreparedData, rows_science
+from harness.preparation import DataOf, PreparedData, data_spec, rows_science
 from harness.preparation import load_data as load_data
 from harness.records import Examples
 from harness.regimes import RULES, check_supply, recipe
+from harness.science import (
+    KEY_FORMAT,
+    BundledChain,
+    CellSpec,
+    Chain,
+    DataSpec,
+    Lineage,
+    Measured,
+    Part,
+    Prompts,
+    blank,
+    build,
+    chain_id,
+    in_order,
+    key_of,
+)
 from harness.store import Store
 from harness.store.shared import Recipe, commit_once
 from harness.terminal import shown
@@ -62,23 +79,21 @@ class Prepared:
     Attributes:
         study: The expanded configuration.
         data: One entry per cell.
-        sciences: One entry per cell.
+        specs: What the chains of each cell have in common.
         lineage: The graph of all generations that are run one by one.
         bundles: The chains that are run in bundles.
         models: What each cell's model is; None where it is not a language model.
-        configs: What gangs get, one entry per cell: a hub model is pinned to the revision that its keys name.
-        externals: Path (or name) and fingerprint of each cell's fixed corpus; None where there is none.
+        executions: How the work of each cell is done.
         others: Fixed corpora, and other real texts that models are scored on, by the spec of their folder in the store.
     """
 
     study: Study
     data: tuple[PreparedData, ...]
-    sciences: tuple[CellScience, ...]
+    specs: tuple[CellSpec, ...]
     lineage: Lineage
     bundles: tuple[BundledChain, ...]
     models: tuple[ModelFacts | None, ...]
-    configs: tuple[Config, ...]
-    externals: tuple[tuple[str, str] | None, ...]
+    executions: tuple[Execution, ...]
     others: tuple[tuple[Mapping[str, Any], Examples], ...]
 
     @property
@@ -150,57 +165,53 @@ def _check_libraries(study: Study) -> None:
 
 
 def _resolve(study: Study, data_of: DataOf) -> Prepared:
-    data, sciences, models, externals = [], [], [], []
+    data, specs, models = [], [], []
     packed: dict[tuple[str, str], ExternalCorpus] = {}
     scored: dict[tuple[str, str], ExternalCorpus] = {}
     others: dict[str, tuple[Mapping[str, Any], Examples]] = {}
-    sources = resolve_sources(study)
-    for index, cell in enumerate(study.cells):
+    for cell, source in zip(study.cells, resolve_sources(study), strict=True):
         prepared = data_of.get(cell.config.data)
-        real, source = prepared.real, cell.config.regime.source
-        facts = _facts(cell.config, real)
-        external, teacher = None, None
-        if isinstance(source, CorpusSource):
-            if not isinstance(real, TextCorpus):
-                raise DataError("regime.source: a fixed corpus is text, the real data are not")
-            assert isinstance(cell.config.data, TextData)
-            name = (source.corpus, cell.config.data.model_dump_json())
-            if name not in packed:
-                known = partial(_packed, data_of.store, prepared.spec)
-                packed[name] = real.external(source.corpus, cell.config.data.split, known)
-            external = packed[name]
-            spec = corpus_science(prepared.spec, external.fingerprint)
-            others[key_of(spec)] = (spec, external.examples)
-        if isinstance(source, ModelSource) and isinstance(source.model, dict):
-            teacher = _teacher(real, source)
-        supply = len(external.examples) if external else None
+        real, facts = prepared.real, _facts(cell.config, prepared.real)
+        fixed = _fixed_corpus(cell.config, prepared, data_of.store, packed)
+        if fixed is not None:
+            spec = corpus_science(prepared.spec, fixed.fingerprint)
+            others[key_of(spec)] = (spec, fixed.examples)
         if getattr(cell.config.data, "resample", False) and real.num_examples >= real.supply:
             raise DataError(
                 f"data.resample: every seed would train on all {real.supply} examples of the training split; set data.num_examples "
                 "below that"
             )
+        supply = None if fixed is None else len(fixed.examples)
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
+        texts = _others(cell.config, real, scored)
+        writer = _teacher(cell.config, real) if fixed is None else fixed.fingerprint
+        found = cell_spec(cell.config, prepared, facts, texts, writer, source)
+        for text in texts.values():
+            spec = other_science(found.data.identity, text.fingerprint)
+            others[key_of(spec)] = (spec, text.examples)
         data.append(prepared)
         models.append(facts)
-        externals.append((_place(source.corpus), external.fingerprint) if external and isinstance(source, CorpusSource) else None)
-        origin = external.fingerprint if external else teacher
-        found = _science(cell.config, prepared, origin, facts)
-        texts = _others(cell.config, real, scored)
-        if texts:
-            contents = {name: text.fingerprint for name, text in texts.items()}
-            plain = isinstance(real, TextCorpus) and all(real.is_plain(text.examples.values) for text in texts.values())
-            version = OTHERS_VERSION if plain else OTHERS_BYTES_OF_TOKENS
-            found = replace(found, evaluation={**found.evaluation, "others": {"version": version, "texts": contents}})
-        for text in texts.values():
-            spec = other_science(found.data, text.fingerprint)
-            others[key_of(spec)] = (spec, text.examples)
-        sciences.append(replace(found, source=sources[index], writer=origin))
-    _check_sources(study, sciences)
-    lineage, bundles = _lineage(study, sciences)
-    configs = tuple(_pinned(cell.config) for cell in study.cells)
-    return Prepared(
-        study, tuple(data), tuple(sciences), lineage, bundles, tuple(models), configs, tuple(externals), tuple(others.values())
-    )
+        specs.append(found)
+    _check_sources(study, specs)
+    lineage, bundles = _lineage(study, specs)
+    executions = tuple(_execution(cell.config) for cell in study.cells)
+    return Prepared(study, tuple(data), tuple(specs), lineage, bundles, tuple(models), executions, tuple(others.values()))
+
+
+def _fixed_corpus(
+    config: Config, data: PreparedData, store: Store, known: dict[tuple[str, str], ExternalCorpus]
+) -> ExternalCorpus | None:
+    """The fixed corpus of a cell, where its regime reads one; each is read once."""
+    source, real = config.regime.source, data.real
+    if not isinstance(source, CorpusSource):
+        return None
+    if not isinstance(real, TextCorpus):
+        raise DataError("regime.source: a fixed corpus is text, the real data are not")
+    assert isinstance(config.data, TextData)
+    name = (source.corpus, config.data.model_dump_json())
+    if name not in known:
+        known[name] = real.external(source.corpus, config.data.split, partial(_packed, store, data.spec))
+    return known[name]
 
 
 def _with_safetensors(config: Config) -> Config:
@@ -225,11 +236,6 @@ def resamples(config: Config) -> bool:
     return bool(getattr(config.data, "resample", True))
 
 
-def _place(corpus: str) -> str:
-    """Where gangs find a fixed corpus: the name of an embedded source or of hub data, or an absolute path."""
-    return corpus if corpus in BUILT_IN or corpus.startswith("hf:") else str(Path(corpus).absolute())
-
-
 def _others(config: Config, real: RealData, known: dict[tuple[str, str], ExternalCorpus]) -> dict[str, ExternalCorpus]:
     """The other real texts of a cell, by name; each is read once."""
     if not isinstance(config.data, TextData) or not isinstance(real, TextCorpus):
@@ -241,24 +247,28 @@ def _others(config: Config, real: RealData, known: dict[tuple[str, str], Externa
     return found
 
 
-def _teacher(real: RealData, source: ModelSource) -> dict[str, Any]:
-    """What a fixed teacher is, for the key."""
+def _teacher(config: Config, real: RealData) -> DataSpec | None:
+    """The fixed teacher of a cell; None where it has none, or where that is a chain of the grid."""
+    source = config.regime.source
+    if not isinstance(source, ModelSource) or not isinstance(source.model, dict):
+        return None
     if not isinstance(real, Truth):
         raise DataError(
             "regime.source: {model: ...} names fields of analytic data; for text, use {cell: ...} with a chain of a larger "
             "model, or {corpus: ...} with what a teacher wrote"
         )
-    return truth_science(make_teacher(real.config, source))
+    teacher = make_teacher(real.config, source)
+    return DataSpec(teacher.config, truth_science(teacher))
 
 
-def _check_sources(study: Study, sciences: list[CellScience]) -> None:
+def _check_sources(study: Study, specs: list[CellSpec]) -> None:
     """Check that a chain can read what its source writes."""
-    for cell, item in zip(study.cells, sciences, strict=True):
+    for cell, item in zip(study.cells, specs, strict=True):
         if item.source is None:
             continue
-        other, who = study.cells[item.source], sciences[item.source]
+        other, who = study.cells[item.source], specs[item.source]
         where = f"regime.source: cell {dict(other.axes)}"
-        if {**item.data, "num_examples": 0} != {**who.data, "num_examples": 0}:
+        if {**item.data.identity, "num_examples": 0} != {**who.data.identity, "num_examples": 0}:
             raise DataError(f"{where} has other data than the cell that reads it; both need the same data section")
         source = cell.config.regime.source
         fixed = source.generation if isinstance(source, CellSource) else 0
@@ -276,19 +286,20 @@ def is_bundled(config: Config) -> bool:
     return config.learner.kind in BUNDLED and config.resources.bundled
 
 
-def _pinned(config: Config) -> Config:
-    """The configuration as gangs get it: wherever they are, every generation loads the model that the key names.
+def _execution(config: Config) -> Execution:
+    """How a cell's work is done.
 
-    A model of the hub is pinned to its revision; one in a folder has an absolute path, and its content in the place of a revision.
+    A pretrained model is found by its content: one of the hub at its revision, one in a folder by an absolute path, with its
+    content in the place of a revision, so that every generation loads what the key names wherever it runs.
     """
+    resources, models = config.resources.model_copy(update={"micro_batch": config.micro_batch}), {}
     learner = config.learner
-    if not isinstance(learner, LanguageModel) or learner.model.pretrained is None:
-        return config
-    found, name = pretrained_identity(learner.model), learner.model.pretrained
-    if found.revision is None:
-        name = str(Path(name).absolute())
-    model = learner.model.model_copy(update={"pretrained": name, "revision": found.revision or found.content})
-    return config.model_copy(update={"learner": learner.model_copy(update={"model": model})})
+    if isinstance(learner, LanguageModel) and learner.model.pretrained is not None:
+        found, name = pretrained_identity(learner.model), learner.model.pretrained
+        if found.revision is None:
+            name = str(Path(name).absolute())
+        models[found.content] = learner.model.model_copy(update={"pretrained": name, "revision": found.revision or found.content})
+    return Execution(config.experiment, resources, models)
 
 
 def open_study(path: Path, assignments: tuple[str, ...], store: Store) -> tuple[Prepared, tempfile.TemporaryDirectory[str]]:
@@ -328,97 +339,137 @@ def _seconds_per_example(kind: str, width: int) -> float:
     return each.get(kind, 1.2e-8 * width + 1.5e-10 * width**2) + 1e-7
 
 
-def _science(config: Config, data: PreparedData, external: Any, facts: ModelFacts | None) -> CellScience:
-    """The parts of a cell's keys."""
+PROMPTS: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
+
+
+def cell_spec(
+    config: Config,
+    data: PreparedData,
+    facts: ModelFacts | None,
+    texts: Mapping[str, ExternalCorpus],
+    writer: str | DataSpec | None,
+    source: int | None,
+) -> CellSpec:
+    """What the chains of a cell have in common: the one place where a configuration becomes specs.
+
+    Args:
+        config: The cell.
+        data: Its real data.
+        facts: What its model is; None where it is not a language model.
+        texts: The other real texts of its evaluation.
+        writer: The hash of its fixed corpus, or its fixed teacher; None for other sources.
+        source: Index of the cell whose chain writes for it; None for the chain itself.
+    """
     learner, n = config.learner, data.real.num_examples
     version = LEARNERS[learner.kind][0]
-    fit: dict[str, Any] = {**science(learner), "version": version}
-    sampling: dict[str, Any] = {"version": version, **fit.pop("sample", {})}
-    cost, init = 1.0, None
-    if isinstance(learner, LanguageModel) and isinstance(config.data, TextData):
-        assert facts is not None
-        model = resolve_model(learner.model)
-        if model.pretrained is not None:
-            fit["model"] = {"pretrained": pretrained_identity(model).content}
-            sampling |= _corrections(config, fit["model"], facts, data.real)
-        else:
-            fit["model"] = {**science(model), "context": model.context or sequence_length(config)}
-        fit.pop("init", None)
-        first = "pretrained" if model.pretrained else "scratch"
-        init = first if learner.init == "previous" else learner.init
-        if learner.train.loss == "continuation":  # the length of the prompt is sampling's, but here the fit reads it too
-            fit["train"] = {**fit.get("train", {}), "masked_tokens": prompt_length(config)}
+    prompts: Prompts = "none"
+    begins: str = getattr(learner, "init", "")
+    init = "scratch" if begins else None
+    if isinstance(learner, LanguageModel):
+        assert facts is not None and isinstance(config.data, TextData)
+        fit, sampling = _language_model(config, learner, facts, data.real)
+        first = "pretrained" if learner.model.pretrained else "scratch"
+        init = first if begins == "previous" else begins
+        prompts = PROMPTS[learner.sample.prompt]
         cost = 6.0 * facts.parameters * config.data.block_size
     else:
-        fit.pop("init", None)
-        kind = getattr(learner, "init", None)
-        init = None if kind is None else "scratch"
+        fit = Part.of(learner, version, "init", "sample")
+        sampling = Part(getattr(learner, "sample", Section()), version)
         cost = _seconds_per_example(learner.kind, getattr(data.real, "width", 1))
-    evaluated = min(n, config.evaluate.examples)
-    metrics = VERSIONS[learner.kind]
-    if isinstance(data.real, TextCorpus) and not data.real.is_plain(data.real.test.values):
-        metrics = {**metrics, **BYTES_OF_TOKENS}
-    evaluation: dict[str, Any] = {"metrics": metrics}
-    if config.evaluate.metrics:  # apart: a package's name for a metric may be one of the groups' here
-        evaluation["added"] = added_versions(config.evaluate.metrics)
-    found = science(config.evaluate)
-    found.pop("metrics", None)  # by their versions, above
-    if isinstance(learner, LanguageModel):
-        evaluation |= {**found, "examples": evaluated}
-    elif isinstance(learner, Vae):
-        evaluation |= {"examples": evaluated}
-    else:
-        for name in ("prompts", "perplexity_batch"):  # of language models only
-            found.pop(name, None)
-        evaluation |= {**found, **({"examples": evaluated} if "examples" in found or "ranges" in found else {})}
-    return CellScience(
-        data={**data.spec, "num_examples": n},
-        fit=fit,
+    external = writer.identity if isinstance(writer, DataSpec) else writer
+    return CellSpec(
+        data=data_spec(config.data, data),
+        learner=fit,
         sampling=sampling,
-        evaluation=evaluation,
-        filters=[{**science(item), "version": curation.VERSIONS[item.kind]} for item in config.filters],
+        measured=_measured(config, data.real, texts),
+        filters=tuple(Part(item, curation.VERSIONS[item.kind]) for item in config.filters),
         recipe=partial(recipe, config.regime, n, external=external),
         init=init,
-        init_previous=getattr(learner, "init", None) == "previous",
-        previous_prompts=isinstance(learner, LanguageModel) and learner.sample.prompt == "previous_prefix",
+        init_previous=begins == "previous",
+        prompts=prompts,
         n=n,
-        evaluated=evaluated,
         generations=config.generations,
         cost=cost,
+        source=source,
+        writer=writer,
     )
 
 
-def _corrections(config: Config, model: dict[str, Any], facts: ModelFacts, real: RealData) -> dict[str, Any]:
-    """Marks of published models that an earlier version computed otherwise: into ``model``, and those of sampling returned.
+def _language_model(config: Config, learner: LanguageModel, facts: ModelFacts, real: RealData) -> tuple[Part, Part]:
+    """What a language model's cell fits, and how it samples.
 
-    New weights took the type that the published configuration names; without a key-value cache only the last token was read; and
-    tokens that no tokenizer knows could be drawn. Models without these traits have the keys that they had.
+    Published models that an earlier version computed otherwise are marked: new weights took the type that the published
+    configuration names; without a key-value cache only the last token was read; and tokens that no tokenizer knows could be
+    drawn. Models without these traits have the keys that they had.
     """
-    assert isinstance(config.learner, LanguageModel) and isinstance(real, TextCorpus)
-    refresh = config.regime.refresh
-    if not facts.full_precision and "scratch" in (config.learner.init, refresh.init if refresh else None):
-        model["new_weights"] = "fp32"
-    marks: dict[str, Any] = {} if facts.cached else {"context": "whole"}
-    return marks if facts.vocab_size == real.meta["vocab_size"] else {**marks, "tokens": real.meta["vocab_size"]}
+    assert isinstance(real, TextCorpus) and isinstance(config.data, TextData)
+    version, refresh, block = LEARNERS[learner.kind][0], config.regime.refresh, config.data.block_size
+    train, sample, model = learner.train, learner.sample, resolve_model(learner.model)
+    marks: dict[str, Any] = {}
+    if model.pretrained is not None:
+        anew = "scratch" in (learner.init, refresh.init if refresh else None)
+        resolved = ModelSpec(
+            pretrained=pretrained_identity(model).content,
+            new_weights="fp32" if anew and not facts.full_precision else None,
+        )
+        if not facts.cached:
+            marks["context"] = "whole"
+        if facts.vocab_size != real.meta["vocab_size"]:
+            marks["tokens"] = real.meta["vocab_size"]
+    else:
+        given = model.model_dump(exclude_unset=True)
+        resolved = ModelSpec(**{**given, "context": model.context or sample.sequence_length(block)})
+    # The length of the prompt is sampling's, but with this loss the fit reads it too.
+    masked = sample.prompt_length(block) if train.loss == "continuation" else None
+    fit = LanguageModelFit(model=resolved, train=TrainSpec(**train.model_dump(exclude_unset=True), masked_tokens=masked))
+    return Part(fit, version), Part(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version)
 
 
-def _lineage(study: Study, sciences: list[CellScience]) -> tuple[Lineage, tuple[BundledChain, ...]]:
+def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus]) -> Measured:
+    """What a cell's evaluations measure; of the section only what its learner reads."""
+    learner, asked, n = config.learner, config.evaluate, real.num_examples
+    examples = min(n, asked.examples)
+    metrics = VERSIONS[learner.kind]
+    if isinstance(real, TextCorpus) and not real.is_plain(real.test.values):
+        metrics = {**metrics, **BYTES_OF_TOKENS}
+    identity: dict[str, Any] = {"metrics": metrics}
+    if asked.metrics:  # apart: a package's name for a metric may be one of the groups' here
+        identity["added"] = added_versions(asked.metrics)
+    unread: tuple[str, ...] = ()
+    if isinstance(learner, Vae):
+        unread = tuple(name for name in Evaluate.model_fields if name not in ("examples", "metrics"))
+    elif not isinstance(learner, LanguageModel):
+        unread = ("prompts", "perplexity_batch")
+    section = blank(asked, *unread)
+    found = science(section)
+    for name in ("metrics", "others"):  # by their versions, and by their content
+        found.pop(name, None)
+    counted = isinstance(learner, LanguageModel | Vae) or "examples" in found or "ranges" in found
+    identity |= {**found, **({"examples": examples} if counted else {})}
+    contents = {name: text.fingerprint for name, text in texts.items()}
+    if contents:
+        plain = isinstance(real, TextCorpus) and all(real.is_plain(text.examples.values) for text in texts.values())
+        identity["others"] = {"version": OTHERS_VERSION if plain else OTHERS_BYTES_OF_TOKENS, "texts": contents}
+    return Measured(blank(section, "others"), identity, examples, contents)
+
+
+def _lineage(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[BundledChain, ...]]:
     names: list[dict[str, Any]] = []
-    for cell, item in zip(study.cells, sciences, strict=True):
+    for cell, item in zip(study.cells, specs, strict=True):
         regime = science(cell.config.regime) | {"source": _source_name(item)}
         names.append(
             {
-                "data": item.data,
-                "learner": dict(item.fit) | {"init": getattr(cell.config.learner, "init", None), "version": None},
-                "sampling": dict(item.sampling) | {"version": None},
+                "data": item.data.identity,
+                "learner": {**item.learner.identity, "init": getattr(cell.config.learner, "init", None), "version": None},
+                "sampling": {**item.sampling.identity, "version": None},
                 "evaluation": {**science(cell.config.evaluate), **_texts(item)},
                 "filters": [science(found) for found in cell.config.filters],
                 "regime": regime,
             }
         )
-    order = in_order(dict(enumerate(sciences)))
+    order = in_order(dict(enumerate(specs)))
     for index in order:
-        source = sciences[index].source
+        source = specs[index].source
         if source is not None:
             names[index]["regime"]["source"] = {"cell": key_of({"cell": names[source]}), **_fixed(study.cells[index].config)}
 
@@ -436,7 +487,7 @@ def _lineage(study: Study, sciences: list[CellScience]) -> tuple[Lineage, tuple[
     identities: dict[int, dict[str, Any]] = {}
     for index in order:
         if index in bundled:
-            identities[index] = _bundle_identity(study.cells[index].config, sciences[index], identities)
+            identities[index] = _bundle_identity(study.cells[index].config, specs[index], identities)
     chains = tuple(
         BundledChain(
             name(index, seed), index, seed, key_of({**identities[index], "seed": seed}), study.cells[index].config.generations
@@ -444,13 +495,13 @@ def _lineage(study: Study, sciences: list[CellScience]) -> tuple[Lineage, tuple[
         for index in bundled
         for seed in study.seeds
     )
-    single = {index: item for index, item in enumerate(sciences) if index not in set(bundled)}
+    single = {index: item for index, item in enumerate(specs) if index not in set(bundled)}
     return build(single, name, study.seeds), chains
 
 
-def _texts(item: CellScience) -> dict[str, Any]:
+def _texts(item: CellSpec) -> dict[str, Any]:
     """The other real texts of an evaluation, by content, in the place of where they lie."""
-    return {"others": item.evaluation["others"]} if "others" in item.evaluation else {}
+    return {"others": item.measured.identity["others"]} if item.measured.others else {}
 
 
 def _fixed(config: Config) -> dict[str, int]:
@@ -459,22 +510,22 @@ def _fixed(config: Config) -> dict[str, int]:
     return {"generation": source.generation} if isinstance(source, CellSource) and source.generation is not None else {}
 
 
-def _bundle_identity(config: Config, item: CellScience, others: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _bundle_identity(config: Config, item: CellSpec, others: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """What the chains of a cell are known by in bundles: all of its science but seed and length."""
     source = _source_name(item) if item.source is None else {"cell": key_of(others[item.source]), **_fixed(config)}
     return {
         "format": KEY_FORMAT,
-        "data": item.data,
-        "learner": {**item.fit, **({"init": config.learner.init} if hasattr(config.learner, "init") else {})},
-        "sampling": item.sampling,
-        "evaluation": item.evaluation,
-        "filters": list(item.filters),
+        "data": item.data.identity,
+        "learner": {**item.learner.identity, **({"init": config.learner.init} if hasattr(config.learner, "init") else {})},
+        "sampling": item.sampling.identity,
+        "evaluation": item.measured.identity,
+        "filters": [part.identity for part in item.filters],
         "regime": {**science(config.regime), "source": source, "version": RULES[config.regime.kind][0]},
     }
 
 
-def _source_name(item: CellScience) -> Any:
+def _source_name(item: CellSpec) -> Any:
     """The source of synthetic examples: a fixed corpus by content, never by path; a teacher by what it is."""
     if item.writer is None:
         return "self"
-    return {"corpus" if isinstance(item.writer, str) else "model": item.writer}
+    return {"corpus": item.writer} if isinstance(item.writer, str) else {"model": item.writer.identity}

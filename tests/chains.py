@@ -10,7 +10,7 @@ from harness.coordinator.plans import plan_of
 from harness.coordinator.scheduler import Queue
 from harness.coordinator.stock import Stock
 from harness.learners import Control, Ranks, SoloRanks, make_learner
-from harness.lineage import Node, cut
+from harness.science import Node, cut
 from harness.store import Leases, Owner, Store
 from harness.study import Prepared, commit_data, load_data, open_study
 
@@ -71,10 +71,10 @@ def run_all(
         if stock.unreachable(branch):
             continue
         plan = plan_of(prepared, branch)
-        cell = prepared.lineage.nodes[branch.nodes[0]].cell
-        data = load_data(plan.config, store, prepared.data[cell].key)
+        spec = plan.nodes[plan.order[0]].spec.fit
+        data = load_data(spec.data, store)
         used = ranks or SoloRanks()
-        learner = make_learner(plan.config, data, used)
+        learner = make_learner(spec.learner.section.kind, data, used, plan.execution)
         end = run_branch(plan, Site(learner, store, data, used, observer or Events(), leases, control or Control()))
         if end.status in ("busy", "stopped"):
             break

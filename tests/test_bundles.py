@@ -104,7 +104,7 @@ def test_fits_and_samples_do_not_depend_on_the_batch(name: str, beside: list[int
 
     config = Config.model_validate({"experiment": "x", **CASES[name]})
     truth = make_truth(config.data)  # type: ignore[arg-type]
-    family = make_family(config, truth)
+    family = make_family(config.learner, truth)
     me = where % len(beside)
     real = np.stack([truth.real(seed, truth.num_examples).values for seed in beside])
     everyone, alone = Chains(tuple(beside), 1), Chains((beside[me],), 1)
@@ -115,7 +115,7 @@ def test_fits_and_samples_do_not_depend_on_the_batch(name: str, beside: list[int
     long = family.sample(many, everyone, count + more, real)
     short = family.sample(one, alone, count, real[me : me + 1])
     assert long[me, :count].tobytes() == short[0].tobytes()
-    found, single = family.measure(many, long), family.measure(one, long[me : me + 1])
+    found, single = family.measure(many, long, {}), family.measure(one, long[me : me + 1], {})
     for metric in found:
         assert found[metric][me].tobytes() == single[metric][0].tobytes(), metric
 

@@ -25,8 +25,8 @@ from harness.coordinator.base import source_revision
 from harness.coordinator.cluster import usable_cpus
 from harness.errors import DamagedError
 from harness.files import verify
-from harness.lineage import key_of
 from harness.proc import peak_memory, reset_peak_memory
+from harness.science import key_of
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.store.health import collect, examine, needs
 from harness.store.shared import commit_once

@@ -18,8 +18,8 @@ from harness.chain import Plan, Site, run_branch
 from harness.coordinator.plans import plan_of
 from harness.coordinator.session import describe_chains
 from harness.learners import Control, SoloRanks, make_learner
-from harness.lineage import Branch
 from harness.reporting import ledger
+from harness.science import Branch, Node
 from harness.store import Experiment, Leases, Owner, Store
 from harness.store.health import examine
 from harness.study import Prepared, load_data
@@ -83,10 +83,22 @@ def branch_of(nodes: Any, keys: tuple[str, ...]) -> Branch:
     return Branch(keys[0][:12], keys, frozenset(nodes[keys[0]].dependencies), 0.0)
 
 
+def without_filters(node: Node) -> Node:
+    """A generation as it was computed before specs: under its key, but with another cell's filters, which has none."""
+    fit = replace(node.spec.fit, filters=())
+    corpus = replace(node.spec.corpus, fit=fit)
+    spec = replace(node.spec, corpus=corpus)
+    for wrong, right in ((fit, node.spec.fit), (corpus, node.spec.corpus), (spec, node.spec)):
+        vars(wrong)["key"] = right.key
+        vars(wrong)["to_json"] = right.to_json
+    return replace(node, spec=spec)
+
+
 def run_one(plan: Plan, prepared: Prepared, store: Store, leases: Leases, experiment: Experiment) -> None:
     """One branch in this process, its events in the experiment's folder."""
-    data = load_data(plan.config, store, None)
-    learner = make_learner(plan.config, data, SoloRanks())
+    spec = plan.nodes[plan.order[0]].spec.fit
+    data = load_data(spec.data, store)
+    learner = make_learner(spec.learner.section.kind, data, SoloRanks(), plan.execution)
     observer = Events(lambda kind, fields: kind.startswith("progress") or experiment.event(kind, **fields))
     assert run_branch(plan, Site(learner, store, data, SoloRanks(), observer, leases, Control())).status == "ok"
 
@@ -153,8 +165,9 @@ def test_what_a_branch_of_another_cell_computed_is_found_and_set_aside(tmp_path:
     owner = Owner(store.root / "leases" / "owners")
     try:
         for plain, filtered in zip(prepared.lineage.chains[:2], prepared.lineage.chains[2:], strict=True):
-            mixed = replace(plan_of(prepared, branch_of(nodes, plain.nodes)), order=filtered.nodes, nodes=nodes)
-            mixed = replace(mixed, specs=prepared.lineage.specs, examples=prepared.lineage.examples)
+            mixed = replace(plan_of(prepared, branch_of(nodes, plain.nodes)), order=filtered.nodes)
+            unfiltered = {key: without_filters(node) for key, node in nodes.items()}
+            mixed = replace(mixed, nodes=unfiltered, examples=prepared.lineage.examples)
             rest = plan_of(prepared, branch_of(nodes, plain.nodes[1:]))
             for plan in (mixed, rest):
                 experiment.event("branch_started", branch=plan.branch, gang=1, attempt=1, generations=len(plan.order))

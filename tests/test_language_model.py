@@ -330,10 +330,10 @@ def test_bits_per_byte_of_a_text_that_blocks_cut_within_characters(ranks: Any, m
     nats = record.metrics["test/nll"] * blocks.size  # type: ignore[union-attr, operator]
     found = nats / math.log(2) / record.metrics["test/bits_per_byte"]  # type: ignore[union-attr]
     assert abs(found - whole) <= 6, "a character may be cut at either end"
-    assert prepared.sciences[0].evaluation["metrics"]["likelihood"] == 3
+    assert prepared.specs[0].measured.identity["metrics"]["likelihood"] == 3
     (tmp_path / "ascii.txt").write_text("".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(400)))
     plain, _ = open_prepared(make_config(TEXT, **{"data.source": str(tmp_path / "ascii.txt")}), tmp_path / "root")
-    assert plain.sciences[0].evaluation["metrics"]["likelihood"] == 2
+    assert plain.specs[0].measured.identity["metrics"]["likelihood"] == 2
 
 
 def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ConfigError, HarnessError, InputError
-from harness.lineage import Branch, Chain, Lineage, canonical_json, cut, key_of
+from harness.science import Branch, Chain, Lineage, canonical_json, cut, key_of
 from harness.store import Store
 from harness.study import Prepared, open_study
 
@@ -150,7 +150,7 @@ def test_what_is_spelled_out_is_what_is_left_out(prepare: Any, make_config: Make
 
 def test_all_examples_and_their_number_are_one_science(prepare: Any, make_config: Make) -> None:
     everything = prepare(make_config(TEXT, "a.yaml", **{"data.num_examples": None}))
-    count = everything.sciences[0].n
+    count = everything.specs[0].n
     counted = prepare(make_config(TEXT, "b.yaml", **{"data.num_examples": count}))
     assert list(everything.lineage.nodes) == list(counted.lineage.nodes)
 

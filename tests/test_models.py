@@ -247,10 +247,10 @@ def test_new_weights_are_drawn_in_fp32_whatever_was_published(folder: Path, make
     found = models.new_model(Model(pretrained=str(moved)), KNOWN, 32, 0, 0, seed=3).state_dict()
     assert all(found[name].dtype == torch.float32 and (found[name] == tensor).all() for name, tensor in as_it_was.items())
     marked = prepare(make_study(moved, **{"learner.init": "scratch"}), tmp_path / "root")
-    keys = [set(dict(item.fit)["model"]) for prepared in (plain, marked) for item in prepared.sciences]
+    keys = [set(item.learner.identity["model"]) for prepared in (plain, marked) for item in prepared.specs]
     assert keys == [{"pretrained"}, {"pretrained"} | ({"new_weights"} if published != "float32" else set())]
     pretrained = prepare(make_study(moved), tmp_path / "root")
-    assert set(dict(pretrained.sciences[0].fit)["model"]) == {"pretrained"}, "loaded weights never took that type"
+    assert set(pretrained.specs[0].learner.identity["model"]) == {"pretrained"}, "loaded weights never took that type"
 
 
 def test_a_model_without_a_cache_reads_everything_again() -> None:
@@ -287,7 +287,7 @@ def test_a_chain_of_a_model_without_a_cache(ranks: Any, make_study: Callable[...
     prepared, store = run_all(make_study(folder, **{"learner.train.precision": "fp32"}), tmp_path / "root", ranks=ranks)
     nodes = [prepared.lineage.nodes[key] for key in prepared.lineage.chains[0].nodes]
     assert all(store.complete(node, prepared.lineage.examples[node.corpus]) for node in nodes)
-    assert prepared.lineage.specs[nodes[0].corpus]["sampling"]["context"] == "whole"
+    assert nodes[0].spec.corpus.to_json()["sampling"]["context"] == "whole"
 
 
 def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(ranks: Any, make_study: Callable[..., Path],
@@ -302,7 +302,7 @@ def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(ranks: Any, mak
     for key in prepared.lineage.chains[0].nodes:
         node = prepared.lineage.nodes[key]
         assert store.corpora.load(node.corpus, 64).values.max() < KNOWN
-        assert prepared.lineage.specs[node.corpus]["sampling"]["tokens"] == KNOWN
+        assert node.spec.corpus.to_json()["sampling"]["tokens"] == KNOWN
     logits = torch.randn((5, 2 * KNOWN))
     settings = {"prompt": "real_prefix", "prompt_tokens": 3}
     prompts = np.zeros((4000, 3), dtype=np.int64)
@@ -322,7 +322,7 @@ def test_gangs_load_what_was_planned_wherever_they_are(folder: Path, make_study:
     monkeypatch.chdir(tmp_path)
     config = make_study(folder, **{"learner.model": {"pretrained": "model"}})
     prepared = prepare(config, tmp_path / "root")
-    sent = prepared.configs[0].learner.model  # type: ignore[union-attr]
+    [sent] = prepared.executions[0].models.values()
     absolute = prepare(make_study(folder), tmp_path / "root")
     assert sent.pretrained == str(folder)
     assert prepared.lineage.nodes.keys() == absolute.lineage.nodes.keys(), "a path is in no key"

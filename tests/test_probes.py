@@ -107,7 +107,7 @@ def test_a_large_text_is_sampled_from_its_test_side(make_config: Make, tmp_path:
     config = make_config(TEXT, **{"evaluate.others": {"docs": "python-docs"}})
     prepared, _ = open_prepared(config, tmp_path / "root")
     ((spec, _),) = prepared.others
-    from harness.lineage import key_of
+    from harness.science import key_of
 
     scored = read_other(tmp_path / "root" / "data" / key_of(spec))
     real = prepared.data[0].real

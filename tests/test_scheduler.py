@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, feasible, place
 from harness.coordinator.simulate import simulate
-from harness.lineage import Branch
+from harness.science import Branch
 
 SHAPES = [Shape(1, 1, 0), Shape(2, 1, 0), Shape(4, 1, 0), Shape(1, 2, 1), Shape(2, 1, 1)]
 

@@ -13,7 +13,7 @@ from chains import open_prepared, run_all
 from conftest import TEXT, merged
 
 from harness.errors import LearnerError
-from harness.lineage import Node
+from harness.science import Node
 from harness.store import Store
 from harness.study import load_data
 

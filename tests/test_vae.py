@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from conftest import Make, harness
 from PIL import Image
 
 from harness.config import expand, load_file
+from harness.config.schema import Vae
 from harness.data.images import ImageSet
 from harness.errors import InputError
 from harness.learners import Control, SoloRanks, make_learner
@@ -27,6 +29,7 @@ from harness.learners.vae.training import plan_steps
 from harness.metrics import vae as metrics
 from harness.records import Examples
 from harness.regimes import Drawn
+from harness.science import EvaluationSpec
 from harness.store import Store
 from harness.study import Prepared, load_data
 
@@ -62,12 +65,27 @@ def keys(prepared: Prepared) -> set[str]:
     return set(prepared.lineage.nodes)
 
 
-def open_learner(config: Path, root: Path) -> tuple[VaeLearner, ImageSet]:
+@dataclass(frozen=True)
+class Opened:
+    """A cell's learner with its data, and the spec of its generation 0."""
+
+    learner: VaeLearner
+    data: ImageSet
+    spec: EvaluationSpec
+
+    @property
+    def section(self) -> Vae:
+        found = self.spec.fit.learner.section
+        assert isinstance(found, Vae)
+        return found
+
+
+def open_learner(config: Path, root: Path) -> Opened:
     prepared, store = open_prepared(config, root)
-    data = load_data(prepared.configs[0], store, prepared.data[0].key)
-    learner = make_learner(prepared.configs[0], data, SoloRanks())
+    data = load_data(prepared.specs[0].data, store)
+    learner = make_learner("vae", data, SoloRanks(), prepared.executions[0])
     assert isinstance(learner, VaeLearner) and isinstance(data, ImageSet)
-    return learner, data
+    return Opened(learner, data, next(iter(prepared.lineage.nodes.values())).spec)
 
 
 def weights(store: Store, prepared: Prepared) -> dict[str, bytes]:
@@ -78,7 +96,7 @@ def weights(store: Store, prepared: Prepared) -> dict[str, bytes]:
 
 
 def test_digits_are_split_once_for_all_seeds(make_config: Make, tmp_path: Path) -> None:
-    _, data = open_learner(make_config(VAE), tmp_path / "root")
+    data = open_learner(make_config(VAE), tmp_path / "root").data
     held_out = round(0.2 * 1797)
     assert (data.shape, data.num_examples, data.supply, len(data.test)) == ((8, 8), 96, 1797 - held_out, held_out)
     everything = np.concatenate([data.real(0, data.supply).values, data.test.values])
@@ -298,7 +316,7 @@ class TestHub:
         assert asked == [("lab/pictures", "small", None)]
 
     def test_the_splits_of_the_hub_stay(self, pixels: Any, make_config: Make, tmp_path: Path) -> None:
-        _, data = open_learner(make_config(VAE, data=self.data()), tmp_path / "root")
+        data = open_learner(make_config(VAE, data=self.data()), tmp_path / "root").data
         assert (data.supply, len(data.test), data.shape) == (30, 10, (6, 6))
         assert np.rint(data.test.values * 255).astype(np.uint8).tolist() == pixels[30:].reshape(10, -1).tolist()
         train = sorted(map(bytes, np.rint(data.real(0, 30).values * 255).astype(np.uint8)))
@@ -368,15 +386,15 @@ def test_the_decoder_gives_images_of_the_encoders_size(shape: tuple[int, int], c
 
 
 def test_initial_weights_are_a_function_of_seed_and_generation(make_config: Make, tmp_path: Path) -> None:
-    learner, _ = open_learner(make_config(VAE), tmp_path / "root")
+    opened = open_learner(make_config(VAE), tmp_path / "root")
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first = new_model(learner.learner, (8, 8), 0, 1).to_latent.weight
+    first = new_model(opened.section, (8, 8), 0, 1).to_latent.weight
     assert (torch.random.get_rng_state() == before).all(), "the global generator is left alone"
     torch.manual_seed(2)
-    assert (first == new_model(learner.learner, (8, 8), 0, 1).to_latent.weight).all()
+    assert (first == new_model(opened.section, (8, 8), 0, 1).to_latent.weight).all()
     for seed, generation in ((1, 1), (0, 2)):
-        assert (first != new_model(learner.learner, (8, 8), seed, generation).to_latent.weight).any()
+        assert (first != new_model(opened.section, (8, 8), seed, generation).to_latent.weight).any()
 
 
 def test_a_batch_may_be_larger_than_several_epochs() -> None:
@@ -393,16 +411,15 @@ def test_the_budget_of_steps_is_that_of_generation_0(make_config: Make) -> None:
     assert plan_steps(train, 192, "steps", 96).steps == 3 * 96 // 16  # type: ignore[arg-type]
 
 
-def draw_shards(learner: VaeLearner, fit: Path, *ends: int, done: frozenset[tuple[int, int]] = frozenset()) -> dict[int, Examples]:
+def draw_shards(opened: Opened, fit: Path, *ends: int, done: frozenset[tuple[int, int]] = frozenset()) -> dict[int, Examples]:
     """A corpus that is extended to each of these ends."""
     shards: dict[int, Examples] = {}
     start = 0
     for stop in ends:
-        learner.sample(
+        opened.learner.sample(
             SampleTask(
+                spec=opened.spec.corpus,
                 fit=fit,
-                seed=3,
-                generation=2,
                 start=start,
                 stop=stop,
                 prompts=None,
@@ -418,13 +435,13 @@ def draw_shards(learner: VaeLearner, fit: Path, *ends: int, done: frozenset[tupl
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_an_example_does_not_depend_on_how_many_are_sampled(make_config: Make, tmp_path: Path, binary: bool) -> None:
-    learner, _ = open_learner(make_config(VAE, **{"learner.sample.binary": binary}), tmp_path / "root")
-    model = new_model(learner.learner, (8, 8), 0, 0)
+    opened = open_learner(make_config(VAE, **{"learner.sample.binary": binary}), tmp_path / "root")
+    model = new_model(opened.section, (8, 8), 0, 0)
     write_model(model, tmp_path)
-    whole, parts = draw_shards(learner, tmp_path, 100), draw_shards(learner, tmp_path, 60, 100)
+    whole, parts = draw_shards(opened, tmp_path, 100), draw_shards(opened, tmp_path, 60, 100)
     assert sorted(whole) == sorted(parts) == [0, 32, 64, 96]
     assert all(whole[at].values.tobytes() == parts[at].values.tobytes() for at in whole)
-    assert sorted(draw_shards(learner, tmp_path, 100, done=frozenset({(32, 64)}))) == [0, 64, 96]
+    assert sorted(draw_shards(opened, tmp_path, 100, done=frozenset({(32, 64)}))) == [0, 64, 96]
     values = np.concatenate([whole[at].values for at in sorted(whole)])
     assert values.dtype == np.float32 and values.shape == (128, 64)
     if binary:
@@ -435,12 +452,12 @@ def test_an_example_does_not_depend_on_how_many_are_sampled(make_config: Make, t
 
 def test_a_drawn_pixel_has_the_mean_that_the_grey_one_shows(make_config: Make, tmp_path: Path) -> None:
     """With a decoder that ignores the latent all examples share one mean p; a mean of n draws is within 5 sqrt(p (1 - p) / n)."""
-    learner, _ = open_learner(make_config(VAE, **{"learner.sample.binary": True}), tmp_path / "root")
-    model = new_model(learner.learner, (8, 8), 0, 0)
+    opened = open_learner(make_config(VAE, **{"learner.sample.binary": True}), tmp_path / "root")
+    model = new_model(opened.section, (8, 8), 0, 0)
     with torch.no_grad():
         model.from_latent.weight.zero_()
     p = 1 / (1 + np.exp(-decoded(model, np.zeros((1, 4), np.float32)).reshape(-1).astype(np.float64)))
-    drawn = learner.draw(model, 0, 0, 0, 4000).values
+    drawn = opened.learner.draw(model, opened.spec.corpus, 0, 4000).values
     assert (np.abs(drawn.mean(axis=0) - p) < 5 * np.sqrt(p * (1 - p) / 4000)).all()
 
 
@@ -534,15 +551,14 @@ def test_the_loss_is_the_negative_elbo_and_beta_weighs_the_kl() -> None:
             assert float(model.loss(images, noise, beta)) == pytest.approx(reconstruction + beta * kl, rel=1e-5)
 
 
-def evaluation(learner: VaeLearner, fit: Path, corpus: Examples, generation_0: Path | None = None) -> Any:
+def evaluation(opened: Opened, fit: Path, corpus: Examples, generation_0: Path | None = None) -> Any:
     training = TrainingSet(corpus, Drawn(np.zeros(0, np.int32), np.zeros(0, np.int64)))
-    return learner.evaluate(
+    return opened.learner.evaluate(
         EvaluateTask(
+            spec=opened.spec,
             fit=lambda: fit,
             generation_0=lambda: generation_0 or fit,
             is_first=generation_0 is None,
-            seed=0,
-            generation=0,
             corpus=corpus,
             training=training,
             report=lambda *_: None,
@@ -554,13 +570,14 @@ def evaluation(learner: VaeLearner, fit: Path, corpus: Examples, generation_0: P
 
 def test_a_model_with_known_output_has_the_known_elbo(make_config: Make, tmp_path: Path) -> None:
     """All weights 0: q(z | x) is the prior, so the KL is 0; every pixel has probability 1/2, so the cross-entropy is 64 ln 2."""
-    learner, data = open_learner(make_config(VAE), tmp_path / "root")
-    model = new_model(learner.learner, (8, 8), 0, 0)
+    opened = open_learner(make_config(VAE), tmp_path / "root")
+    data = opened.data
+    model = new_model(opened.section, (8, 8), 0, 0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     write_model(model, tmp_path)
-    found = evaluation(learner, tmp_path, data.real(0, 70))
+    found = evaluation(opened, tmp_path, data.real(0, 70))
     assert found.metrics["vae/elbo"] == pytest.approx(-64 * math.log(2))
     assert found.metrics["vae/reconstruction"] == pytest.approx(64 * math.log(2))
     assert found.metrics["vae/kl"] == found.metrics["vae/latent_std"] == 0
@@ -571,13 +588,14 @@ def test_a_model_with_known_output_has_the_known_elbo(make_config: Make, tmp_pat
 
 
 def test_generation_0_looks_at_the_samples_and_the_own_model_at_real_images(make_config: Make, tmp_path: Path) -> None:
-    learner, data = open_learner(make_config(VAE), tmp_path / "root")
-    models = {name: new_model(learner.learner, (8, 8), seed, 0) for seed, name in enumerate(("own", "first"))}
+    opened = open_learner(make_config(VAE), tmp_path / "root")
+    data = opened.data
+    models = {name: new_model(opened.section, (8, 8), seed, 0) for seed, name in enumerate(("own", "first"))}
     for name, model in models.items():
         (tmp_path / name).mkdir()
         write_model(model, tmp_path / name)
     corpus = data.real(0, 50)
-    found = evaluation(learner, tmp_path / "own", corpus, tmp_path / "first").metrics
+    found = evaluation(opened, tmp_path / "own", corpus, tmp_path / "first").metrics
     with torch.no_grad():
         means = models["first"].encode(torch.from_numpy(corpus.values).reshape(-1, 8, 8))[0].numpy()
         mean, log_variance = (
@@ -589,8 +607,9 @@ def test_generation_0_looks_at_the_samples_and_the_own_model_at_real_images(make
 
 def test_the_classifier_knows_real_digits_and_nothing_else(make_config: Make, tmp_path: Path) -> None:
     """The real training images have their own shares of classes; a logistic regression on 8 x 8 digits errs on few of them."""
-    learner, data = open_learner(make_config(VAE), tmp_path / "root")
-    again, _ = open_learner(make_config(VAE, "again.yaml", seed=9, **{"data.num_examples": 40}), tmp_path / "root")
+    opened = open_learner(make_config(VAE), tmp_path / "root")
+    learner, data = opened.learner, opened.data
+    again = open_learner(make_config(VAE, "again.yaml", seed=9, **{"data.num_examples": 40}), tmp_path / "root").learner
     assert learner.classifier is not None and again.classifier is not None and data.labels is not None
     assert learner.classifier.classes == tuple(range(10))
     images = data.test.values

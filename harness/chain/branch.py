@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,17 @@ from harness.chain.checkpoints import adopt, save_checkpoint
 from harness.chain.context import Context
 from harness.chain.earlier import ARRAYS, Earlier
 from harness.chain.plan import Plan, Site
-from harness.config.schema import LanguageModel, ModelSource
 from harness.curation import Judge, first_accepted, undetected
+from harness.data.analytic import load_teacher
 from harness.data.text import corpus_science, other_science, read_other
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
 from harness.learners.base import CheckpointUnusable, EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
-from harness.lineage import Node, key_of
 from harness.metrics import SCORES_VERSION
 from harness.metrics.added import added_metrics
 from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none, status_of
 from harness.regimes import draw
+from harness.science import FitSpec, Node, key_of
 from harness.store import Workplace
 
 
@@ -50,22 +51,27 @@ class Branch(Context):
         return self._training[1]
 
     def _build(self, node: Node) -> TrainingSet:
-        drawn = draw(node.recipe, self.data.num_examples, node.seed, node.generation)
-        kept = undetected(self.plan.config.filters, drawn.origin, node.seed, node.generation)
+        spec, recipe = node.spec.fit, node.recipe
+        filters: list[Any] = [part.section for part in spec.filters]
+        drawn = draw(recipe, self.data.num_examples, node.seed, node.generation)
+        kept = undetected(filters, drawn.origin, node.seed, node.generation)
         if kept is not None:
             if not kept.any():
                 raise LearnerError(f"filters: the detector drops all training examples of generation {node.generation}")
             drawn = drawn.take(kept)
         sources: dict[int, Examples] = {}
-        for part in node.recipe.parts:
+        for part in recipe.parts:
             if part.origin == REAL:
                 sources[REAL] = self.data.real(node.seed, max(part.offset + part.count, self.data.num_examples))
             elif part.origin == EXTERNAL:
-                sources[EXTERNAL] = self._external(node)
+                content = recipe.spec["source"]["corpus"]
+                sources[EXTERNAL] = self._prepared(corpus_science(spec.data.identity, content), "regime.source")
             elif part.origin == TEACHER:
-                sources[TEACHER] = self._teacher(node, part.count)
+                sources[TEACHER] = self._lesson(spec, part.count, filters)
             else:
-                sources[part.origin] = self.filtered(self.plan.nodes[node.corpora[part.origin]], part.count)
+                writer = self.plan.nodes[node.corpora[part.origin]]
+                judge = Judge(self.data, writer.seed, writer.generation)
+                sources[part.origin] = first_accepted(filters, partial(self.corpus, writer), part.count, judge)
         width = max(source.values.shape[1] for source in sources.values())
         values = np.zeros((len(drawn), width), dtype=next(iter(sources.values())).values.dtype)
         lengths = np.zeros(len(drawn), dtype=np.int32)
@@ -76,30 +82,19 @@ class Branch(Context):
             lengths[rows] = chosen.lengths
         return TrainingSet(Examples(values, lengths), drawn)
 
-    def _external(self, node: Node) -> Examples:
-        """The fixed corpus that a node's key names by its content, from the store."""
-        assert self.plan.external is not None
-        path, fingerprint = self.plan.external
-        return self._prepared(corpus_science(self.plan.specs[node.fit]["data"], fingerprint), f"regime.source: {path}")
-
     def _prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
+        """A text that a key names by its content, from the store."""
         key = key_of(spec)
         if not self.on_rank_0(lambda: self.store.sound("data", key)):
             raise LearnerError(f"{what}: is not in the store; run the command again")
         return read_other(self.store.path("data", key))
 
-    def _teacher(self, node: Node, count: int) -> Examples:
-        from harness.data.analytic import Truth, make_teacher
-
-        assert isinstance(self.data, Truth) and isinstance(self.plan.config.regime.source, ModelSource)
-        teacher = make_teacher(self.data.config, self.plan.config.regime.source)
-        judge = Judge(self.data, node.seed, node.generation)
-        return first_accepted(self.plan.config.filters, lambda raw: teacher.lesson(node.seed, node.generation, raw), count, judge)
-
-    def filtered(self, node: Node, count: int) -> Examples:
-        """The first ``count`` examples of a node's corpus that pass the filters; samples more of it where too few do."""
-        judge = Judge(self.data, node.seed, node.generation)
-        return first_accepted(self.plan.config.filters, lambda raw: self.corpus(node, raw), count, judge)
+    def _lesson(self, spec: FitSpec, count: int, filters: Sequence[Any]) -> Examples:
+        """What the fixed teacher writes for a generation, filtered."""
+        assert spec.writer is not None
+        teacher = load_teacher(spec.writer)
+        judge = Judge(self.data, spec.seed, spec.generation)
+        return first_accepted(filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge)
 
     def corpus(self, node: Node, count: int) -> Examples:
         """The first ``count`` raw examples of a node's corpus; a damaged shard is sampled again."""
@@ -151,17 +146,14 @@ class Branch(Context):
         self.event("fit_started", node, examples=len(training.drawn))
         with self.timed("fit"):
             task = FitTask(
+                spec=node.spec.fit,
                 training=training,
-                seed=node.seed,
-                generation=node.generation,
-                init=node.init,
                 init_from=parent,
-                budget=node.recipe.budget,
                 out=staged,
                 report=self.reporter(node, "fit"),
                 control=self.control,
                 resume=resume,
-                checkpoint_s=self.plan.config.resources.checkpoint_s,
+                checkpoint_s=self.plan.execution.resources.checkpoint_s,
                 save=lambda step, write: save_checkpoint(self, node, staged, step, write),
             )
             try:
@@ -183,7 +175,7 @@ class Branch(Context):
         save_file({"origin": training.drawn.origin, "index": training.drawn.index}, staged / "training_set.safetensors")
         write_json(staged / "fit.json", {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log})
         write_json(staged / "provenance.json", self.provenance().to_json())
-        won = self.store.commit("fits", node.fit, staged, self.plan.specs[node.fit])
+        won = self.store.commit("fits", node.fit, staged, node.spec.fit.to_json())
         self.event("fit_committed" if won else "fit_discarded", node)
 
     def _fit_status(self, node: Node) -> Status:
@@ -208,15 +200,14 @@ class Branch(Context):
         prompts = self._prompts(node)
         if self.ranks.rank == 0:
             self.store.clear_work(node.corpus)
-            self.store.corpora.create(node.corpus, self.plan.specs[node.corpus])
+            self.store.corpora.create(node.corpus, node.spec.corpus.to_json())
         shards = self.on_rank_0(lambda: frozenset(self.store.corpora.shards(node.corpus)))
         self.event("sample_started", node, start=have, stop=count, shards=len(shards))
         with self.timed("sample"):
             tokens = self.learner.sample(
                 SampleTask(
+                    spec=node.spec.corpus,
                     fit=fit,
-                    seed=node.seed,
-                    generation=node.generation,
                     start=have,
                     stop=count,
                     prompts=prompts,
@@ -233,11 +224,10 @@ class Branch(Context):
         self.event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
 
     def _prompts(self, node: Node) -> Examples | None:
-        learner = self.plan.config.learner
-        if not isinstance(learner, LanguageModel) or learner.sample.prompt == "bos":
+        if node.spec.corpus.prompts == "none":
             return None
-        if learner.sample.prompt == "previous_prefix" and node.previous is not None:
-            return self.corpus(self.plan.nodes[node.previous], self.data.num_examples)
+        if node.prompted_by is not None:
+            return self.corpus(self.plan.nodes[node.prompted_by], self.data.num_examples)
         return self.data.real(node.seed, self.data.num_examples)
 
     # --- evaluate and commit ---------------------------------------------------------------------------------------------
@@ -253,18 +243,16 @@ class Branch(Context):
         arrays, texts = {}, []
         if status == "ok":
             first = self.plan.nodes[node.first]
-            earlier = Earlier(self.store, node, first, self.plan.specs[node.evaluation]) if self.ranks.rank == 0 else None
-            evaluated = min(self.data.num_examples, self.plan.config.evaluate.examples)
-            corpus = self.corpus(node, evaluated)
+            earlier = Earlier(self.store, node, first, node.spec.to_json()) if self.ranks.rank == 0 else None
+            corpus = self.corpus(node, node.spec.measured.examples)
             training = self.training_set(node)
             with self.timed("evaluate"):
                 found = self.learner.evaluate(
                     EvaluateTask(
+                        spec=node.spec,
                         fit=lambda: self.weights(node),
                         generation_0=lambda: self.weights(first),
                         is_first=first.fit == node.fit,
-                        seed=node.seed,
-                        generation=node.generation,
                         corpus=corpus,
                         training=training,
                         report=self.reporter(node, "evaluate"),
@@ -276,7 +264,7 @@ class Branch(Context):
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
             if self.ranks.rank == 0:
-                names = self.plan.config.evaluate.metrics
+                names = node.spec.measured.section.metrics
                 metrics = {**metrics, **added_metrics(names, corpus, self.data, node.seed, node.generation, metrics)}
         if self.ranks.rank == 0:
             record = Record(
@@ -293,16 +281,16 @@ class Branch(Context):
             write_json(staged / "continuations.json", texts)
             values = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
             save_file(values, staged / ARRAYS, metadata={"scores": str(SCORES_VERSION)})
-            won = self.store.commit("evaluations", node.evaluation, staged, self.plan.specs[node.evaluation])
+            won = self.store.commit("evaluations", node.evaluation, staged, node.spec.to_json())
             self.event("committed" if won else "discarded", node, status=record.status)
         self.ranks.barrier()
 
     def _others(self, node: Node) -> Mapping[str, Examples]:
         """The other real texts that a node's evaluation names by their content, from the store."""
-        texts = self.plan.specs[node.evaluation]["evaluation"].get("others", {}).get("texts", {})
-        data = self.plan.specs[node.fit]["data"]
+        data = node.spec.fit.data.identity
         return {
-            name: self._prepared(other_science(data, fingerprint), f"evaluate.others.{name}") for name, fingerprint in texts.items()
+            name: self._prepared(other_science(data, content), f"evaluate.others.{name}")
+            for name, content in node.spec.measured.others.items()
         }
 
     def _piece(

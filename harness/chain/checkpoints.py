@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.chain.context import Context
 from harness.files import checksum
-from harness.lineage import Node
+from harness.science import Node
 from harness.store import Workplace
 
 

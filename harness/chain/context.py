@@ -15,9 +15,9 @@ from harness import __version__
 from harness.chain.plan import Busy, Plan, Site
 from harness.config.schema import PACKAGES
 from harness.learners.base import Stopped
-from harness.lineage import Node
 from harness.proc import peak_memory, reset_peak_memory
 from harness.records import Provenance
+from harness.science import Node
 from harness.store import Lease
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class Context:
             device=str(found["device"]),
             world_size=self.ranks.world_size,
             zero_stage=found["zero_stage"],
-            threads=self.plan.config.resources.threads,
+            threads=self.plan.execution.resources.threads,
             attempt=self.plan.attempt,
             commit=self.plan.commit,
             coordinator=self.plan.coordinator,
@@ -138,12 +138,12 @@ class Context:
 
     def execution_class(self) -> dict[str, Any]:
         """What can change bits without changing the science; a checkpoint names it."""
-        found, resources = self.learner.describe(), self.plan.config.resources
+        found, resources = self.learner.describe(), self.plan.execution.resources
         return {
             "world_size": self.ranks.world_size,
             "zero_stage": found["zero_stage"],
             "device": found["device"],
-            "micro_batch": self.plan.config.micro_batch,
+            "micro_batch": resources.micro_batch,
             "threads": resources.threads,
             "versions": dict(found["versions"]),
         }

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from harness.errors import StoreError
-from harness.lineage import Node
 from harness.metrics import SCORES_VERSION
+from harness.science import Node
 from harness.store import Store
 
 ARRAYS = "arrays.safetensors"

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from harness.config.schema import Config
 from harness.data.base import RealData
-from harness.learners.base import Control, Learner, Ranks
-from harness.lineage import Node
+from harness.learners.base import Control, Execution, Learner, Ranks
+from harness.science import Node
 from harness.store import Leases, Store
 
 
@@ -19,26 +18,22 @@ class Plan:
 
     Attributes:
         branch: The branch's id.
-        config: The cell.
+        execution: How its work is done.
         order: The branch's nodes, in order.
-        nodes: These and all nodes they descend from.
-        specs: Key to spec, for everything that may be committed.
+        nodes: These and all nodes they descend from; what is done is in their specs.
         examples: Corpus key to the number of examples that the grid reads.
         foreign: Fits of other cells' chains, whose corpora this one only reads.
-        external: Path and fingerprint of the fixed corpus; None where there is none.
         attempt: 1 for the first try.
         commit: Revision of the source, for provenance.
         coordinator: Who scheduled it, for provenance.
     """
 
     branch: str
-    config: Config
+    execution: Execution
     order: tuple[str, ...]
     nodes: Mapping[str, Node]
-    specs: Mapping[str, Mapping[str, Any]]
     examples: Mapping[str, int]
     foreign: frozenset[str] = frozenset()
-    external: tuple[str, str] | None = None
     attempt: int = 1
     commit: str = ""
     coordinator: str = ""

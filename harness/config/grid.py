@@ -399,16 +399,13 @@ def prompt_length(config: Config) -> int:
     """Tokens of the prefix that a sampled example continues; 0 for ``prompt: bos``."""
     if not isinstance(config.learner, LanguageModel) or not isinstance(config.data, TextData):
         return 0
-    sample = config.learner.sample
-    return 0 if sample.prompt == "bos" else sample.prompt_tokens or config.data.block_size // 2
+    return config.learner.sample.prompt_length(config.data.block_size)
 
 
 def sequence_length(config: Config) -> int:
     """The longest sequence, in tokens, that sampling or training feeds to the model."""
     assert isinstance(config.data, TextData) and isinstance(config.learner, LanguageModel)
-    prompt = prompt_length(config)
-    kept = config.learner.sample.keep_prompt
-    return config.data.block_size if kept else prompt + config.data.block_size
+    return config.learner.sample.sequence_length(config.data.block_size)
 
 
 __all__ = ["Cell", "Study", "check_claims", "expand", "find_cells", "prompt_length", "put", "resolve_sources", "sequence_length"]

@@ -21,7 +21,7 @@ from harness.coordinator.gang import death
 from harness.coordinator.slices import MAX_CHAINS, Slice, make_slices, missing
 from harness.coordinator.stop import Stop
 from harness.errors import StoreError
-from harness.lineage import BundledChain
+from harness.science import BundledChain
 from harness.store import Experiment, Lease, Leases, Store
 from harness.study import Prepared
 

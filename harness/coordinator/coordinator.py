@@ -22,9 +22,9 @@ from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire,
 from harness.coordinator.stock import Stock
 from harness.coordinator.stop import Stop
 from harness.errors import StoreError
-from harness.lineage import Branch, Chain, cut
 from harness.metrics.catalogue import SHOWN
 from harness.records import Record
+from harness.science import Branch, Chain, cut
 from harness.store import Experiment, Leases, Store
 from harness.store.leases import bury
 from harness.study import Prepared
@@ -224,9 +224,8 @@ class Coordinator:
 
     def _begin(self, number: int, branch: Branch) -> None:
         plan = plan_of(self.prepared, branch, self.budget.attempt(branch.id), self._revision, self.id)
-        cell = self._cell_of(branch)
-        data, silent = self.prepared.data[cell].key, self.leases.watch.silent()
-        self.running[number] = _Running(branch, self.gangs[number].run(plan, self.store.root, data, silent))
+        cell, silent = self._cell_of(branch), self.leases.watch.silent()
+        self.running[number] = _Running(branch, self.gangs[number].run(plan, self.store.root, silent))
         about = {"attempt": plan.attempt, "generations": len(plan.order), "axes": dict(self.prepared.study.cells[cell].axes)}
         self.experiment.event("branch_started", branch=branch.id, gang=number, **about)
 

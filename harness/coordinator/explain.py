@@ -10,8 +10,8 @@ from typing import Any, Literal
 from harness.coordinator.status import WRITER_ENDED, failures, lease_holder
 from harness.errors import DamagedError
 from harness.files import read_json
-from harness.lineage import BundledChain, Chain, Node, cut, ends, reachable
 from harness.records import Record
+from harness.science import BundledChain, Chain, Node, cut, ends, reachable
 from harness.store import Experiment, Leases, Store
 from harness.study import Prepared
 
@@ -185,10 +185,16 @@ class Explainer:
                 found.setdefault(fit["generation"], []).append((key, fit))
         return found
 
+    @cached_property
+    def _wanted(self) -> Mapping[str, Mapping[str, Any]]:
+        """The specs of the grid by key."""
+        specs = [node.spec for node in self.prepared.lineage.nodes.values()]
+        return {part.key: part.to_json() for spec in specs for part in (spec.fit, spec.corpus, spec)}
+
     def _spec(self, key: str, kind: str) -> Mapping[str, Any] | None:
         """A spec by key: of the grid, or of the store."""
-        if key in self.prepared.lineage.specs:
-            return self.prepared.lineage.specs[key]
+        if key in self._wanted:
+            return self._wanted[key]
         try:
             found: Mapping[str, Any] = read_json(self.store.root / kind / key / "spec.json")
             return found
@@ -196,7 +202,7 @@ class Explainer:
             return None
 
     def _nearest(self, node: Node) -> Explanation:
-        wanted = self.prepared.lineage.specs[node.fit]
+        wanted = node.spec.fit.to_json()
         same_kind = [
             (key, spec)
             for key, spec in self._stored.get(node.generation, [])

@@ -136,12 +136,12 @@ class _Rank:
         self._ranks = TorchRanks(self.rank, self.shape.ranks, store, self.shape.cpus)
         self._control.tick()
 
-    def run(self, plan: Any, root: str, data_key: str | None, silent: Mapping[str, str]) -> Outcome:
+    def run(self, plan: Any, root: str, silent: Mapping[str, str]) -> Outcome:
         """Run a branch; an error is logged here and told in one line."""
         import psutil
 
         try:
-            end = self._run(plan, Path(root), data_key, silent)
+            end = self._run(plan, Path(root), silent)
             outcome = Outcome(end.status, key=end.key)
         except Exception as error:
             traceback.print_exc()
@@ -153,26 +153,28 @@ class _Rank:
             outcome = replace(outcome, rss_bytes=psutil.Process().memory_info().rss)
         return outcome
 
-    def _run(self, plan: Any, root: Path, data_key: str | None, silent: Mapping[str, str]) -> Any:
+    def _run(self, plan: Any, root: Path, silent: Mapping[str, str]) -> Any:
         from harness.chain import Site, run_branch
         from harness.learners import make_learner
+        from harness.preparation import load_data
+        from harness.science import key_of
         from harness.store import Leases, Owner, Store
-        from harness.study import load_data
 
-        store = Store(root)
+        store, experiment = Store(root), plan.execution.experiment
         if self._leases is None:
             owner = None
             if self.rank == 0:
-                about = {"experiment": plan.config.experiment, "coordinator": plan.coordinator}
+                about = {"experiment": experiment, "coordinator": plan.coordinator}
                 owner = Owner(root / "leases" / "owners", self._lease_s, about, self._owner).start()
             self._leases = Leases(root, owner)
         self._leases.watch.believe(silent)  # else every gang would wait for the lease time once more
-        name = plan.config.data.model_dump_json()
+        spec = plan.nodes[plan.order[0]].spec.fit
+        name = key_of(spec.data.identity)
         if name not in self._data:
-            self._data = {name: load_data(plan.config, store, data_key)}
-        learner = make_learner(plan.config, self._data[name], self._ranks)
+            self._data = {name: load_data(spec.data, store)}
+        learner = make_learner(spec.learner.section.kind, self._data[name], self._ranks, plan.execution)
         self._control.tick()
-        observer = _Observer(root, plan.config.experiment, plan.branch)
+        observer = _Observer(root, experiment, plan.branch)
         try:
             return run_branch(plan, Site(learner, store, self._data[name], self._ranks, observer, self._leases, self._control))
         finally:
@@ -237,13 +239,12 @@ class GangHandle:
         actor = ray.remote(concurrency_groups={"control": 1})(_Rank).options(**options)
         return actor.remote(rank, self.shape, str(self.logs[rank]), environment, self.owner, self.lease_s)
 
-    def run(self, plan: Any, root: Path, data_key: str | None, silent: Mapping[str, str]) -> list[Any]:
+    def run(self, plan: Any, root: Path, silent: Mapping[str, str]) -> list[Any]:
         """Start a branch on every rank; returns one reference per rank.
 
         Args:
             plan: The branch.
             root: The store's root.
-            data_key: The cell's data in the store.
             silent: Owners of leases that the coordinator has found dead (`Watch.silent`).
         """
         self._moved = time.monotonic()
@@ -251,7 +252,7 @@ class GangHandle:
             self._joined = [actor.join.remote(self._place) for actor in self._actors]
         # Nothing waits here: Ray hands rank 0's address on, and an actor runs its calls in order. A failed join is seen by the
         # coordinator, which waits for these references too.
-        runs = [actor.run.remote(plan, str(root), data_key, dict(silent)) for actor in self._actors]
+        runs = [actor.run.remote(plan, str(root), dict(silent)) for actor in self._actors]
         return [*self._joined, *runs]
 
     def stop(self, grace_s: float) -> None:

@@ -34,9 +34,9 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None) -> No
         ResourceError: A single chain cannot fit.
     """
     there = psutil.virtual_memory().total if limit is None else limit
-    for index, (cell, science) in enumerate(zip(prepared.study.cells, prepared.sciences, strict=True)):
-        last = science.generations
-        size, each = science.recipe(last).size, _example_bytes(prepared, index)
+    for index, (cell, spec) in enumerate(zip(prepared.study.cells, prepared.specs, strict=True)):
+        last = spec.generations
+        size, each = spec.recipe(last).size, _example_bytes(prepared, index)
         if COPIES * size * each > there:
             raise ResourceError(
                 f"data.num_examples: generation {last} has {size} training examples of {each} bytes, which take at least "

@@ -19,7 +19,7 @@ from harness.data.images import ImageSet
 from harness.errors import DamagedError
 from harness.files import read_json
 from harness.learners.language_model.sizes import Memory, memory_per_rank
-from harness.lineage import Branch, Node, cut
+from harness.science import Branch, Node, cut
 from harness.store import Store
 from harness.study import Prepared
 
@@ -92,7 +92,7 @@ class Planner:
 
     def _measurements(self, store: Store) -> dict[str, tuple[float, float]]:
         """Model to tokens per second and rank, (fit, sample), from the provenance of what is stored."""
-        wanted = {json.dumps(science.fit.get("model"), sort_keys=True) for science in self.prepared.sciences}
+        wanted = {json.dumps(spec.learner.identity.get("model"), sort_keys=True) for spec in self.prepared.specs}
         found: dict[str, list[tuple[float, float]]] = {}
         for key in sorted(store.committed("evaluations"))[:MAX_MEASUREMENTS]:
             folder = store.path("evaluations", key)
@@ -110,8 +110,8 @@ class Planner:
         return middle
 
     def _rates(self, cell: int) -> _Rates:
-        science, config = self.prepared.sciences[cell], self.prepared.study.cells[cell].config
-        measured = self.measured.get(json.dumps(science.fit.get("model"), sort_keys=True))
+        spec, config = self.prepared.specs[cell], self.prepared.study.cells[cell].config
+        measured = self.measured.get(json.dumps(spec.learner.identity.get("model"), sort_keys=True))
         if measured:
             return _Rates(*measured, measured=True)
         flops = GPU_FLOPS if self.gpus else CPU_FLOPS * config.resources.threads
@@ -129,9 +129,8 @@ class Planner:
         if not isinstance(config.learner, LanguageModel) or not isinstance(config.data, TextData):
             return CHEAP_SECONDS
         rates, ranks, block = self.rates[node.cell], config.resources.ranks, config.data.block_size
-        science = self.prepared.sciences[node.cell]
         sampled = self.prepared.lineage.examples[node.corpus] * block
-        scored = 2 * science.evaluated * block
+        scored = 2 * node.spec.measured.examples * block
         seconds = self.trained_tokens(node, config) / rates.fit + sampled / rates.sample + scored / (3 * rates.fit)
         return SECONDS_PER_TURN + seconds / ranks
 
@@ -141,7 +140,7 @@ class Planner:
         train, block = config.learner.train, config.data.block_size
         if train.max_steps is not None:
             return train.max_steps * train.batch_size * block
-        size = node.recipe.size if node.recipe.budget == "examples" else self.prepared.sciences[node.cell].n
+        size = node.recipe.size if node.recipe.budget == "examples" else self.prepared.specs[node.cell].n
         return size * block * train.epochs
 
 

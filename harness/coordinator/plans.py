@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from harness.chain import Plan
-from harness.lineage import Branch, Node
+from harness.science import Branch, Node
 from harness.study import Prepared
 
 
 def plan_of(prepared: Prepared, branch: Branch, attempt: int = 1, commit: str = "", coordinator: str = "") -> Plan:
-    """A branch with all nodes that it descends from, and the configuration of its cell.
+    """A branch with all nodes that it descends from, and how its cell is executed.
 
     Args:
         prepared: The study.
@@ -21,24 +21,21 @@ def plan_of(prepared: Prepared, branch: Branch, attempt: int = 1, commit: str = 
     """
     lineage = prepared.lineage
     [cell] = {lineage.nodes[key].cell for key in branch.nodes}
-    written_by_others = prepared.sciences[cell].source is not None
+    written_by_others = prepared.specs[cell].source is not None
 
     def past(node: Node) -> tuple[str | None, ...]:
         """What the cell's own learner has computed, or can compute again, on the way to a node."""
-        return (node.previous, node.first, node.init_from, *(() if written_by_others else node.corpora.values()))
+        return (node.previous, node.first, node.init_from, node.prompted_by, *(() if written_by_others else node.corpora.values()))
 
     own = _reached(lineage.nodes, branch.nodes, past)
     nodes = _reached(lineage.nodes, branch.nodes, lambda node: (*past(node), *node.corpora.values()))
-    keys = {key for node in nodes.values() for key in (node.fit, node.corpus, node.evaluation)}
     return Plan(
         branch=branch.id,
-        config=prepared.configs[cell],
+        execution=prepared.executions[cell],
         order=branch.nodes,
         nodes=nodes,
-        specs={key: lineage.specs[key] for key in keys},
         examples={node.corpus: lineage.examples[node.corpus] for node in nodes.values()},
         foreign=frozenset(node.fit for node in nodes.values()) - {node.fit for node in own.values()},
-        external=prepared.externals[cell],
         attempt=attempt,
         commit=commit,
         coordinator=coordinator,

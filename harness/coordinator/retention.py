@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from harness.lineage import Chain
+from harness.science import Chain
 from harness.store import Experiment, Store
 from harness.study import Prepared
 

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.lineage import Branch
+from harness.science import Branch
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -27,7 +27,7 @@ from harness.coordinator.slices import missing
 from harness.coordinator.stop import Stop
 from harness.coordinator.views import Mirrored, Views, mirrored
 from harness.errors import GangError, ResourceError
-from harness.lineage import Chain, reachable
+from harness.science import Chain, reachable
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared, commit_data
 from harness.tracking import Mirror

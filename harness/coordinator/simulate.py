@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide
-from harness.lineage import Branch
+from harness.science import Branch
 
 GANG_START_S = 5.0
 """Seconds until a new gang can work: processes and imports (docs/LOG.md)."""

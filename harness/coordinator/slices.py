@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from harness.bundle import CellJob, Unit
 from harness.config.schema import Kde, Mixture
 from harness.data.analytic import Truth
-from harness.lineage import BundledChain
+from harness.science import BundledChain
 from harness.store import Store
 from harness.store.bundles import Place
 from harness.study import Prepared, load_data
@@ -109,13 +109,13 @@ def _jobs(prepared: Prepared, store: Store) -> Callable[[int], dict[int, CellJob
 
     def jobs(cell: int) -> dict[int, CellJob]:
         """A cell with the cells that write for it; these first."""
-        source = prepared.sciences[cell].source
+        source = prepared.specs[cell].source
         before = {} if source is None else jobs(source)
         if cell not in found:
-            config = prepared.configs[cell]
-            truth = load_data(config, store, prepared.data[cell].key)
+            spec = prepared.specs[cell]
+            truth = load_data(spec.data, store)
             assert isinstance(truth, Truth)
-            found[cell] = CellJob(config, prepared.sciences[cell], truth)
+            found[cell] = CellJob(spec, truth, prepared.study.cells[cell].config.retention.weights)
         return {**before, cell: found[cell]}
 
     return jobs
@@ -123,10 +123,10 @@ def _jobs(prepared: Prepared, store: Store) -> Callable[[int], dict[int, CellJob
 
 def chain_seconds(prepared: Prepared, cell: int) -> float:
     """Estimated seconds of one chain, with the chain that writes for it."""
-    science = prepared.sciences[cell]
-    recipes = (science.recipe(g) for g in range(science.generations + 1))
-    learner = prepared.configs[cell].learner
+    spec = prepared.specs[cell]
+    recipes = (spec.recipe(g) for g in range(spec.generations + 1))
+    learner = spec.learner.section
     # Where moments or counts are all that a fit needs, a pool that only grows is not read again: a generation adds a corpus to it.
     reread = isinstance(learner, Mixture) or (isinstance(learner, Kde) and isinstance(learner.bandwidth, str))
-    own = sum(GENERATION_S + science.cost * (r.size if reread or len(r.parts) < 3 else 2 * science.n) for r in recipes)
-    return own + (0.0 if science.source is None else chain_seconds(prepared, science.source))
+    own = sum(GENERATION_S + spec.cost * (r.size if reread or len(r.parts) < 3 else 2 * spec.n) for r in recipes)
+    return own + (0.0 if spec.source is None else chain_seconds(prepared, spec.source))

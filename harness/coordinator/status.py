@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from harness.coordinator.slices import make_slices
-from harness.lineage import Node, chain_nodes, cut, ends, reachable
+from harness.science import Node, chain_nodes, cut, ends, reachable
 from harness.store import Experiment, Leases, Store
 from harness.store.bundles import CHAIN
 from harness.study import Prepared

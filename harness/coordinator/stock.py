@@ -5,8 +5,8 @@ from __future__ import annotations
 from harness.coordinator.base import Summary
 from harness.errors import DamagedError
 from harness.files import read_json
-from harness.lineage import Branch, Chain, chain_nodes, ends, reachable
 from harness.records import Record
+from harness.science import Branch, Chain, chain_nodes, ends, reachable
 from harness.store import Store
 from harness.study import Prepared
 

@@ -12,7 +12,7 @@ from typing import Any
 from harness.coordinator.stop import Stop
 from harness.coordinator.views import Mirrored, Views, mirrored
 from harness.errors import InputError
-from harness.lineage import Chain
+from harness.science import Chain
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
 from harness.tracking import BusyError, Sent, Server, connect, held, patience_s, send_chain

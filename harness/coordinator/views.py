@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness.lineage import BundledChain, Chain, chain_nodes, ends, reachable
 from harness.records import Record, Status, bundled_record
+from harness.science import BundledChain, Chain, chain_nodes, ends, reachable
 from harness.store import Store
 from harness.store.bundles import CHAIN, Place
 from harness.study import Prepared

@@ -32,6 +32,7 @@ from harness.data.base import own_examples
 from harness.data.reading import check_size, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
+from harness.science import DataSpec
 from harness.streams import stream
 from harness.terminal import shown
 
@@ -415,6 +416,14 @@ def make_teacher(config: AnalyticData, source: ModelSource) -> Distribution:
         raise DataError(
             "regime.source.model: the teacher's examples have another shape than the real ones (dim, outcomes or means)"
         )
+    return teacher
+
+
+def load_teacher(spec: DataSpec) -> Distribution:
+    """A fixed teacher, from the spec that `make_teacher`'s one was put into."""
+    assert isinstance(spec.section, AnalyticData)
+    teacher = make_truth(spec.section, "teacher")
+    assert isinstance(teacher, Distribution)
     return teacher
 
 

@@ -15,8 +15,8 @@ from harness.data.base import RealData
 from harness.data.text import TextCorpus
 from harness.errors import InputError
 from harness.files import CHECKSUMS, TOMBSTONE, write_json
-from harness.lineage import BundledChain, Node
 from harness.records import Examples
+from harness.science import BundledChain, Node
 from harness.store import Store
 from harness.store.store import WEIGHTS
 from harness.study import Prepared

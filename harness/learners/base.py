@@ -8,20 +8,36 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import LEARNER_PLUGINS, Config
+from harness.config.schema import LEARNER_PLUGINS, Model, Resources
 from harness.data.base import RealData
 from harness.errors import DataError
 from harness.records import Examples, Status
 from harness.regimes import Drawn
+from harness.science import CorpusSpec, EvaluationSpec, FitSpec
 
 T = TypeVar("T")
 Report = Callable[[int, int, float], None]
 """Progress of a phase: done, total, tokens (or examples) per second."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the work of a cell is done: it may change last bits, never what a result means, and is in no key.
+
+    Attributes:
+        experiment: The name that events and leases carry.
+        resources: What a gang uses; ``micro_batch`` is a number.
+        models: Content of a pretrained model to where it lies: the name and revision, or the folder.
+    """
+
+    experiment: str
+    resources: Resources
+    models: Mapping[str, Model] = field(default_factory=dict)
 
 
 class Ranks(Protocol):
@@ -120,12 +136,9 @@ class FitTask:
     """One fit.
 
     Attributes:
+        spec: What is fitted.
         training: The training set.
-        seed: The chain's seed.
-        generation: Index of the generation.
-        init: ``scratch``, ``pretrained`` or ``previous``; None for a learner without weights to start from.
-        init_from: Folder of the fit to go on from, for ``previous``.
-        budget: What is held equal to generation 0: ``examples`` (nothing), ``tokens`` or ``steps``.
+        init_from: Folder of the fit to go on from; None unless ``spec.init`` is ``previous``.
         out: Folder that the fitted model is written to, by rank 0.
         report: Called with progress.
         control: Asked between steps whether to stop (then `Stopped` is raised), and told of every step.
@@ -134,12 +147,9 @@ class FitTask:
         save: Commits a checkpoint. A learner that fits in closed form needs none.
     """
 
+    spec: FitSpec
     training: TrainingSet
-    seed: int
-    generation: int
-    init: str | None
     init_from: Path | None
-    budget: Literal["examples", "tokens", "steps"]
     out: Path
     report: Report
     control: Control
@@ -170,9 +180,8 @@ class SampleTask:
     """Examples start..stop-1 of a corpus (a learner may go on to the end of its batch).
 
     Attributes:
+        spec: What is sampled.
         fit: Folder of the fitted model.
-        seed: The chain's seed.
-        generation: Index of the generation.
         start: First example that is missing.
         stop: One past the last that is needed.
         prompts: Source of prefixes: example i continues row i modulo their number; None for none.
@@ -182,9 +191,8 @@ class SampleTask:
         control: Asked between batches whether to stop.
     """
 
+    spec: CorpusSpec
     fit: Path
-    seed: int
-    generation: int
     start: int
     stop: int
     prompts: Examples | None
@@ -199,12 +207,11 @@ class EvaluateTask:
     """The evaluation of one generation.
 
     Attributes:
+        spec: What is measured.
         fit: Gives the folder of the fitted model, with its weights; collective. Weights that were freed are fitted again, so it
             is called only by what really needs them.
         generation_0: The same for generation 0's model.
         is_first: Whether the two are one fit.
-        seed: The chain's seed.
-        generation: Index of the generation.
         corpus: The examples of its corpus that metrics read.
         training: What it was trained on.
         report: Called with progress.
@@ -216,11 +223,10 @@ class EvaluateTask:
         texts: The prompts' continuations, where an earlier evaluation of the same fit has them.
     """
 
+    spec: EvaluationSpec
     fit: Callable[[], Path]
     generation_0: Callable[[], Path]
     is_first: bool
-    seed: int
-    generation: int
     corpus: Examples
     training: TrainingSet
     report: Report
@@ -246,7 +252,7 @@ class Evaluation:
 
 
 class Learner(Protocol):
-    """A family of models under one cell's configuration. All state lies in folders; calls are collective over the ranks."""
+    """A family of models. What is done is in the specs; all state lies in folders; calls are collective over the ranks."""
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit a model and write it to ``task.out``."""
@@ -315,8 +321,8 @@ def is_installed(module: str) -> bool:
         return False
 
 
-def make_learner(config: Config, data: RealData, ranks: Ranks) -> Learner:
-    """The learner of a cell."""
-    _, module, name = LEARNERS[config.learner.kind]
-    learner: Learner = getattr(import_module(module), name)(config, data, ranks)
+def make_learner(kind: str, data: RealData, ranks: Ranks, execution: Execution) -> Learner:
+    """A learner of some kind, over some real data, on some ranks."""
+    _, module, name = LEARNERS[kind]
+    learner: Learner = getattr(import_module(module), name)(data, ranks, execution)
     return learner

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from harness.errors import DamagedError
-from harness.lineage import Chain, canonical_json
 from harness.metrics.homogenisation import energy_distance, jaccard, jensen_shannon
 from harness.records import Examples
 from harness.reporting.statistics import Aggregate, aggregate_pairs, spread
+from harness.science import Chain, canonical_json
 from harness.store import Store
 from harness.streams import stream, stream_seed
 from harness.study import Prepared, load_data
@@ -151,8 +151,8 @@ def _compare(prepared: Prepared, store: Store, chains: Sequence[Chain], titled: 
     cell = min(chain.cell for chain in used.values())
     data = prepared.data[cell]
     stored = data.key is None or store.sound("data", data.key)
-    real = load_data(prepared.configs[cell], store, data.key) if stored else data.real
-    count = min(*(prepared.sciences[chain.cell].evaluated for chain in used.values()), real.supply // 2)
+    real = load_data(prepared.specs[cell].data, store) if stored else data.real
+    count = min(*(prepared.specs[chain.cell].measured.examples for chain in used.values()), real.supply // 2)
     if count < 2:
         return None
     pool = real.real(stream_seed(0, 0, "homogenisation real"), min(real.supply, 2 * count * SPLITS))

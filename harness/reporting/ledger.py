@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from harness.lineage import BundledChain
 from harness.records import finite_or_none
+from harness.science import BundledChain
 from harness.store import Store
 from harness.store.bundles import CHAIN
 from harness.study import Prepared

@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 
 from harness.config.schema import BUNDLED
 from harness.files import write_atomic
-from harness.lineage import Chain
 from harness.metrics.catalogue import HEADLINES, METRICS, about, drawn
 from harness.reporting import claims, figures, homogenisation
 from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.ledger import cell_value
 from harness.reporting.statistics import SURVIVORS, curves
 from harness.reporting.theory import expected
+from harness.science import Chain
 from harness.store import Store
 from harness.study import Prepared, resamples
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 from harness.errors import DamagedError, StoreError
 from harness.files import read_json, verify
-from harness.lineage import key_of
 from harness.records import Record
+from harness.science import key_of
 from harness.store.leases import Leases
 from harness.store.mixed import mixed_results
 from harness.store.store import WEIGHTS, WRITABLE_PROBE, Kind, Store

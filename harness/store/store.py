@@ -15,8 +15,8 @@ from typing import Any, Literal
 from harness import __version__
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
 from harness.files import CHECKSUMS, PROBE, TOMBSTONE, is_foreign, read_json, remove_tree, seal, sync_file, verify, write_json
-from harness.lineage import Node
 from harness.records import Record
+from harness.science import Node
 from harness.store.bundles import Bundles
 from harness.store.corpora import Corpora
 

@@ -13,7 +13,7 @@ class LaplaceFamily(Family):
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
         values = summary["values"]
         median = np.median(values, axis=1)
-        scale = np.abs(values - median[:, None]).mean(axis=1) * (1 - self.config.learner.shrink)
+        scale = np.abs(values - median[:, None]).mean(axis=1) * (1 - self.learner.shrink)
         return {"median": median, "scale": scale}
 
     def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:

@@ -165,6 +165,14 @@ class Sample(Section):
             )
         return self
 
+    def prompt_length(self, block_size: int) -> int:
+        """Tokens of the prefix that an example continues; 0 for ``prompt: bos``."""
+        return 0 if self.prompt == "bos" else self.prompt_tokens or block_size // 2
+
+    def sequence_length(self, block_size: int) -> int:
+        """The longest sequence, in tokens, that sampling or training feeds to the model."""
+        return block_size if self.keep_prompt else self.prompt_length(block_size) + block_size
+
 
 class LanguageModel(Section):
     """Causal language models, trained through DeepSpeed."""

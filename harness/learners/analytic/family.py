@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import LEARNER_PLUGINS, Config
+from harness.config.schema import LEARNER_PLUGINS
 from harness.data.analytic import Draw, Truth
 from harness.metrics.analytic import range_shares
 from harness.registry import named
@@ -66,7 +66,7 @@ class Chains:
 
 
 class Family(ABC):
-    """A family of models under one cell's configuration.
+    """A family of models.
 
     A fit sees its training set as the merged summaries of its parts, in order: one part per origin. Merging goes from the left, so
     the pool of an accumulating chain can be kept and extended.
@@ -77,9 +77,9 @@ class Family(ABC):
     reads_real: bool = False
     """Whether sampling reads the real training examples."""
 
-    def __init__(self, config: Config, truth: Truth) -> None:
-        """Keep the cell's configuration and the real distribution."""
-        self.config, self.truth = config, truth
+    def __init__(self, learner: Any, truth: Truth) -> None:
+        """Keep the learner's section and the real distribution."""
+        self.learner, self.truth = learner, truth
 
     def summarise(self, values: Array) -> Summary:
         """A summary of examples of shape [chains, count, width]."""
@@ -119,9 +119,9 @@ class Family(ABC):
             corpus: The examples that the metrics read, shape [chains, count, width].
         """
 
-    def measure(self, model: Model, corpus: Array) -> dict[str, Array]:
-        """`evaluate`, and the shares of the configured ranges."""
-        return {**self.evaluate(model, corpus), **range_shares(corpus[:, :, 0], self.config.evaluate.ranges)}
+    def measure(self, model: Model, corpus: Array, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Array]:
+        """`evaluate`, and the shares of some ranges (``evaluate.ranges``)."""
+        return {**self.evaluate(model, corpus), **range_shares(corpus[:, :, 0], ranges)}
 
 
 def fold(family: Family, parts: Sequence[Summary]) -> Summary:
@@ -162,8 +162,8 @@ FAMILIES: Mapping[str, str] = {
 """Registry: kind to module and class."""
 
 
-def make_family(config: Config, truth: Truth) -> Family:
-    """The family of a cell."""
-    found = LEARNER_PLUGINS.loaded.get(config.learner.kind)
-    family: Family = named(found.plugin.family if found else FAMILIES[config.learner.kind])(config, truth)
+def make_family(learner: Any, truth: Truth) -> Family:
+    """The family of a learner's section."""
+    found = LEARNER_PLUGINS.loaded.get(learner.kind)
+    family: Family = named(found.plugin.family if found else FAMILIES[learner.kind])(learner, truth)
     return family

@@ -14,6 +14,7 @@ from harness.metrics.analytic import gaussian_metrics, normal_nll
 class GaussianFamily(Family):
     """Mean and covariance; sampled through a pivoted Cholesky factor, which a singular covariance has too."""
 
+    learner: Gaussian
     parameters = ("mean", "covariance")
 
     def summarise(self, values: Array) -> Summary:
@@ -37,8 +38,7 @@ class GaussianFamily(Family):
 
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
         """The sample mean and covariance: divided by n (mle) or n - 1 (unbiased)."""
-        assert isinstance(self.config.learner, Gaussian)
-        divisor = summary["count"] - (1.0 if self.config.learner.estimator == "unbiased" else 0.0)
+        divisor = summary["count"] - (1.0 if self.learner.estimator == "unbiased" else 0.0)
         covariance = summary["scatter"] / divisor[:, None, None]
         root, log_det = factor(covariance)
         return {"mean": summary["mean"], "covariance": covariance, "root": root, "log_det": log_det}

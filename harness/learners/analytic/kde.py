@@ -16,12 +16,12 @@ class KdeFamily(Family):
     of an accumulating chain is not scored again in every generation.
     """
 
+    learner: Kde
     parameters = ("bandwidth",)
 
     @property
     def _fixed(self) -> float | None:
-        assert isinstance(self.config.learner, Kde)
-        bandwidth = self.config.learner.bandwidth
+        bandwidth = self.learner.bandwidth
         return None if isinstance(bandwidth, str) else float(bandwidth)
 
     def summarise(self, values: Array) -> Summary:
@@ -39,11 +39,10 @@ class KdeFamily(Family):
 
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
         """The bandwidth: a number, or Scott's or Silverman's rule for unit variance, as in Kazdan et al. 2410.16713."""
-        assert isinstance(self.config.learner, Kde)
         values = summary["values"]
         count, dim = values.shape[1:]
         rules = {"scott": count ** (-1 / (dim + 4)), "silverman": (count * (dim + 2) / 4) ** (-1 / (dim + 4))}
-        bandwidth = self._fixed if self._fixed is not None else rules[str(self.config.learner.bandwidth)]
+        bandwidth = self._fixed if self._fixed is not None else rules[str(self.learner.bandwidth)]
         widths = np.full(len(values), bandwidth)
         kernels = summary["log_kernels"] if "log_kernels" in summary else log_kernel_sums(self.truth.test, values, widths)
         return {"values": values, "bandwidth": widths, "log_kernels": kernels}

@@ -11,12 +11,12 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits
 
-from harness.config.schema import Config
 from harness.data.analytic import Truth
 from harness.data.base import RealData
-from harness.learners.analytic.family import Chains, Model, fold, make_family
-from harness.learners.base import EvaluateTask, Evaluation, FitOutcome, FitTask, Ranks, SampleTask
+from harness.learners.analytic.family import Chains, Family, Model, fold, make_family
+from harness.learners.base import EvaluateTask, Evaluation, Execution, FitOutcome, FitTask, Ranks, SampleTask
 from harness.records import Examples
+from harness.science import FitSpec
 
 
 def versions() -> dict[str, str]:
@@ -30,38 +30,40 @@ def versions() -> dict[str, str]:
 class AnalyticLearner:
     """Fits, samples and measures one chain; the numbers are those of a bundle."""
 
-    def __init__(self, config: Config, data: RealData, ranks: Ranks) -> None:
-        """Keep the family."""
+    def __init__(self, data: RealData, ranks: Ranks, execution: Execution) -> None:
+        """Keep the real distribution."""
         assert isinstance(data, Truth)
-        self.family, self.data = make_family(config, data), data
+        self.data = data
+
+    def _family(self, spec: FitSpec) -> Family:
+        return make_family(spec.learner.section, self.data)
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit to the parts of the training set, one per origin, in order."""
-        drawn, values = task.training.drawn, task.training.examples.values
+        drawn, values, family = task.training.drawn, task.training.examples.values, self._family(task.spec)
         origins = list(dict.fromkeys(drawn.origin.tolist()))
         with threadpool_limits(limits=1):
-            parts = [self.family.summarise(values[None, drawn.origin == origin]) for origin in origins]
-            chains = Chains((task.seed,), task.generation)
+            parts = [family.summarise(values[None, drawn.origin == origin]) for origin in origins]
             parent = None if task.init_from is None else _load(task.init_from)
-            model = self.family.fit(fold(self.family, parts), chains, parent)
+            model = family.fit(fold(family, parts), _chain(task.spec), parent)
         save_file({name: np.array(array[0], order="C") for name, array in model.items()}, task.out / "model.safetensors")
         finite = all(not np.isnan(array).any() for array in model.values())
         return FitOutcome("ok" if finite else "diverged", {"examples": len(values)}, len(values), len(values))
 
     def sample(self, task: SampleTask) -> int:
         """The examples that are missing; a longer corpus begins with a shorter one."""
-        real = None
-        if self.family.reads_real:
-            real = self.data.real(task.seed, self.data.num_examples).values[None]
+        fit, family = task.spec.fit, self._family(task.spec.fit)
+        real = self.data.real(fit.seed, self.data.num_examples).values[None] if family.reads_real else None
         with threadpool_limits(limits=1):
-            found = self.family.sample(_load(task.fit), Chains((task.seed,), task.generation), task.stop, real)[0]
+            found = family.sample(_load(task.fit), _chain(fit), task.stop, real)[0]
         task.append(task.start, Examples.full(found[task.start :]))
         return task.stop - task.start
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Distance of the fit from the truth."""
+        family, ranges = self._family(task.spec.fit), task.spec.measured.section.ranges
         with threadpool_limits(limits=1):
-            found = self.family.measure(_load(task.fit()), task.corpus.values[None])
+            found = family.measure(_load(task.fit()), task.corpus.values[None], ranges)
         return Evaluation({name: float(value[0]) for name, value in found.items()})
 
     def reset_peak(self) -> None:
@@ -74,3 +76,7 @@ class AnalyticLearner:
 
 def _load(folder: Path) -> Model:
     return {name: np.asarray(array)[None] for name, array in load_file(folder / "model.safetensors").items()}
+
+
+def _chain(spec: FitSpec) -> Chains:
+    return Chains((spec.seed,), spec.generation)

@@ -14,14 +14,14 @@ from harness.metrics.analytic import regression_metrics
 class LinearFamily(Family):
     """Weights; a sample is x with the label that the weights give it, and the data's noise."""
 
+    learner: LinearRegression
     parameters = ("weights",)
 
-    def __init__(self, *arguments: object) -> None:
-        """Keep the sections."""
-        super().__init__(*arguments)  # type: ignore[arg-type]
-        assert isinstance(self.config.learner, LinearRegression) and isinstance(self.truth, LinearTruth)
-        self.learner, self.data = self.config.learner, self.truth.config
-        self.true_weights = self.truth.weights
+    def __init__(self, learner: LinearRegression, truth: LinearTruth) -> None:
+        """Keep the section and the true weights."""
+        super().__init__(learner, truth)
+        self.data = truth.config
+        self.true_weights = truth.weights
         self.reads_real = self.learner.design == "fixed"
 
     def summarise(self, values: Array) -> Summary:

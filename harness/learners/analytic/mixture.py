@@ -18,6 +18,7 @@ from harness.streams import stream_seed
 class MixtureFamily(Family):
     """Weights, means and covariances."""
 
+    learner: Mixture
     parameters = ("weights", "means", "covariances")
 
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
@@ -25,8 +26,7 @@ class MixtureFamily(Family):
 
         A chain whose examples admit no fit any more (a covariance that is not positive definite) gets NaN: it has diverged.
         """
-        learner = self.config.learner
-        assert isinstance(learner, Mixture)
+        learner = self.learner
         values = summary["values"]
         k, dim = learner.components, values.shape[2]
         model: dict[str, Array] = {
@@ -46,8 +46,7 @@ class MixtureFamily(Family):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
-        learner = self.config.learner
-        assert isinstance(learner, Mixture)
+        learner = self.learner
         begin: dict[str, Any] = {}
         try:
             if start is not None:

@@ -233,9 +233,9 @@ class Trainer:
         """One optimizer step."""
         step = progress.step
         engine.set_learning_rate(learning_rate(self.train, step, schedule.steps))
-        batch = task.training.examples.take(schedule.order(task.seed, task.generation, step, cache))
+        batch = task.training.examples.take(schedule.order(task.spec.seed, task.spec.generation, step, cache))
         predicted = int(self._predicted(batch, self.masked).sum())
-        progress.losses.append(self._step(engine, batch, predicted, task.seed, task.generation, step))
+        progress.losses.append(self._step(engine, batch, predicted, task.spec.seed, task.spec.generation, step))
         progress.tokens += predicted
         progress.step += 1
         task.control.tick()

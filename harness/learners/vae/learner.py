@@ -14,14 +14,15 @@ import sklearn
 import torch
 from scipy.special import expit, ndtri
 
-from harness.config.schema import Config, Vae
+from harness.config.schema import Vae, VaeSample
 from harness.data.base import RealData
 from harness.data.images import ImageSet
-from harness.learners.base import EvaluateTask, Evaluation, FitOutcome, FitTask, Ranks, SampleTask, Stopped
+from harness.learners.base import EvaluateTask, Evaluation, Execution, FitOutcome, FitTask, Ranks, SampleTask, Stopped
 from harness.learners.vae.model import ConvVae, decoded, encoded, new_model, read_model, write_model
 from harness.learners.vae.training import fit, plan_steps
 from harness.metrics import vae as metrics
 from harness.records import Examples
+from harness.science import CorpusSpec, FitSpec
 from harness.streams import stream, uniforms
 
 LATENT_SAMPLES = 8
@@ -31,13 +32,13 @@ PICTURES = 64
 
 
 class VaeLearner:
-    """A convolutional VAE under one cell's configuration."""
+    """Convolutional VAEs over one set of images."""
 
-    def __init__(self, config: Config, data: RealData, ranks: Ranks) -> None:
-        """Keep the configuration, and make torch deterministic; ``data`` is an `ImageSet`."""
-        assert isinstance(config.learner, Vae) and isinstance(data, ImageSet)
-        self.config, self.learner, self.data, self.shape = config, config.learner, data, data.shape
-        torch.set_num_threads(config.resources.threads)
+    def __init__(self, data: RealData, ranks: Ranks, execution: Execution) -> None:
+        """Keep the images, and make torch deterministic; ``data`` is an `ImageSet`."""
+        assert isinstance(data, ImageSet)
+        self.data, self.shape, self.resources = data, data.shape, execution.resources
+        torch.set_num_threads(execution.resources.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Otherwise every torch.empty is filled, which finds reads of uninitialised memory and costs time.
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (the stub does not know it)
@@ -46,13 +47,14 @@ class VaeLearner:
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit with Adam; a fit that diverged has no weights."""
         self._loaded = None
-        if task.init == "previous" and task.init_from is not None:
-            model = read_model(self.learner, self.shape, task.init_from)
+        learner, spec = _section(task.spec), task.spec
+        if spec.init == "previous" and task.init_from is not None:
+            model = read_model(learner, self.shape, task.init_from)
         else:
-            model = new_model(self.learner, self.shape, task.seed, task.generation)
+            model = new_model(learner, self.shape, spec.seed, spec.generation)
         images = self._images(task.training.examples)
-        schedule = plan_steps(self.learner.train, len(images), task.budget, self.data.num_examples)
-        outcome = fit(model, self.learner.train, schedule, images, task)
+        schedule = plan_steps(learner.train, len(images), spec.recipe.budget, self.data.num_examples)
+        outcome = fit(model, learner.train, schedule, images, task)
         if outcome.status == "ok":
             write_model(model, task.out)
         return outcome
@@ -61,37 +63,39 @@ class VaeLearner:
         """Rows as images, shape [num, height, width]."""
         return np.ascontiguousarray(examples.values, dtype=np.float32).reshape(-1, *self.shape)
 
-    def _model(self, folder: Path) -> ConvVae:
+    def _model(self, spec: FitSpec, folder: Path) -> ConvVae:
         """The fitted model in a folder; the last one stays loaded."""
         if self._loaded is None or self._loaded[0] != folder:
-            self._loaded = (folder, read_model(self.learner, self.shape, folder))
+            self._loaded = (folder, read_model(_section(spec), self.shape, folder))
         return self._loaded[1]
 
     def sample(self, task: SampleTask) -> int:
         """Whole batches; each is committed as a shard when it is done."""
-        size, model, started = self.config.resources.sample_batch, self._model(task.fit), time.monotonic()
+        size, model, started = self.resources.sample_batch, self._model(task.spec.fit, task.fit), time.monotonic()
         wanted = range(task.start // size, -(-task.stop // size))
         batches = [batch for batch in wanted if (batch * size, (batch + 1) * size) not in task.shards]
         for number, batch in enumerate(batches, start=1):
             if task.control.stopping:
                 raise Stopped
-            task.append(batch * size, self.draw(model, task.seed, task.generation, batch * size, size))
+            task.append(batch * size, self.draw(model, task.spec, batch * size, size))
             task.report(number * size, len(batches) * size, number * size / (time.monotonic() - started))
         return len(batches) * size
 
-    def draw(self, model: ConvVae, seed: int, generation: int, start: int, count: int) -> Examples:
+    def draw(self, model: ConvVae, spec: CorpusSpec, start: int, count: int) -> Examples:
         """Examples start..start+count-1 of a corpus; example i is decoded from the i-th stream of uniforms.
 
         Returns:
             Float32, shape [count, height * width]: the decoder's means, or its Bernoulli's draws for ``sample.binary``.
         """
-        latent_dim, pixels = self.learner.latent_dim, self.shape[0] * self.shape[1]
-        width = latent_dim + (pixels if self.learner.sample.binary else 0)
-        uniform = uniforms(seed, generation, "sample", start, start + count, width)
+        how = spec.sampling.section
+        assert isinstance(how, VaeSample)
+        latent_dim, pixels = _section(spec.fit).latent_dim, self.shape[0] * self.shape[1]
+        width = latent_dim + (pixels if how.binary else 0)
+        uniform = uniforms(spec.fit.seed, spec.fit.generation, "sample", start, start + count, width)
         latent = ndtri(np.maximum(uniform[:, :latent_dim], 2.0**-54))  # a uniform may be 0, which has no finite quantile
         logits = decoded(model, latent.astype(np.float32), count).reshape(count, pixels)
         means = expit(logits)
-        values = uniform[:, latent_dim:] < means if self.learner.sample.binary else means
+        values = uniform[:, latent_dim:] < means if how.binary else means
         return Examples.full(values.astype(np.float32))
 
     @cached_property
@@ -108,7 +112,7 @@ class VaeLearner:
         elbo = task.piece("elbo", 2, lambda: self._elbo(task))
         task.report(1, 2, 0.0)
         samples = self._images(task.corpus)
-        means, _ = encoded(self._model(task.generation_0()), samples)
+        means, _ = encoded(self._model(task.spec.fit, task.generation_0()), samples)
         found = {
             **metrics.elbo_metrics(elbo[0], elbo[1]),
             "vae/latent_std": metrics.latent_std(means),
@@ -122,7 +126,7 @@ class VaeLearner:
 
     def _elbo(self, task: EvaluateTask) -> npt.NDArray[np.float64]:
         """Reconstruction and KL of every test image, nats, shape [2, num_test]; all evaluations draw the same noise."""
-        model, test = self._model(task.fit()), self._images(self.data.test)
+        model, test = self._model(task.spec.fit, task.fit()), self._images(self.data.test)
         mean, log_variance = encoded(model, test)
         reconstruction = np.zeros(len(test))
         for index in range(LATENT_SAMPLES):
@@ -139,3 +143,8 @@ class VaeLearner:
         """Device and versions."""
         versions = {"torch": torch.__version__, "scikit-learn": sklearn.__version__, "numpy": np.__version__}
         return {"device": "cpu", "zero_stage": None, "versions": versions}
+
+
+def _section(spec: FitSpec) -> Vae:
+    assert isinstance(spec.learner.section, Vae)
+    return spec.learner.section

@@ -101,8 +101,8 @@ def fit(model: ConvVae, train: VaeTrain, schedule: Schedule, images: npt.NDArray
     latent_dim = model.from_latent.in_features
     while progress.step < schedule.steps:
         step = progress.step
-        batch = torch.from_numpy(images[schedule.order(task.seed, task.generation, step, cache)])
-        noise = stream(task.seed, task.generation, "reparametrise", step).standard_normal((len(batch), latent_dim))
+        batch = torch.from_numpy(images[schedule.order(task.spec.seed, task.spec.generation, step, cache)])
+        noise = stream(task.spec.seed, task.spec.generation, "reparametrise", step).standard_normal((len(batch), latent_dim))
         loss = model.loss(batch, torch.from_numpy(noise.astype(np.float32)), train.beta)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,51 @@
+"""The sections of a language model's specs: the user's, with what else its keys hold."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from harness.config.schema import Model, PositiveInt, Sample, Section, TextData, Train, since
+from harness.science import FitSpec
+
+
+class ModelSpec(Model):
+    """A model by its sizes, or a pretrained one by its content (`Execution.models` says where that lies)."""
+
+    new_weights: Literal["fp32"] | None = since(None)
+    """New weights of a published configuration that names another type; an earlier version drew them in that."""
+
+
+class TrainSpec(Train):
+    """How one generation is fitted."""
+
+    masked_tokens: PositiveInt | None = since(None)
+    """First tokens of every example that are read but not learned, with ``loss: continuation``."""
+
+
+class LanguageModelFit(Section):
+    """What is fitted."""
+
+    kind: Literal["language_model"] = "language_model"
+    model: ModelSpec
+    train: TrainSpec = since(TrainSpec(), introduced={})
+
+
+class SampleSpec(Sample):
+    """How a generation writes its corpus."""
+
+    context: Literal["whole"] | None = since(None)
+    """A model that a key-value cache would change reads everything again for every token."""
+    tokens: PositiveInt | None = since(None)
+    """Only the tokenizer's tokens are drawn, where the model scores more of them."""
+
+
+def fitted(spec: FitSpec) -> LanguageModelFit:
+    """The section of a language model's fit."""
+    assert isinstance(spec.learner.section, LanguageModelFit)
+    return spec.learner.section
+
+
+def text_of(spec: FitSpec) -> TextData:
+    """The section of its real text."""
+    assert isinstance(spec.data.section, TextData)
+    return spec.data.section

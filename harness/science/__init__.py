@@ -1,0 +1,35 @@
+"""The science of a study: specs, their keys, and the graph of all generations of a grid."""
+
+from __future__ import annotations
+
+from harness.science.branches import Branch, cut
+from harness.science.graph import BundledChain, Chain, Lineage, Node, build, chain_nodes, ends, in_order, reachable
+from harness.science.keys import KEY_FORMAT, canonical_json, chain_id, key_of
+from harness.science.specs import CellSpec, CorpusSpec, DataSpec, EvaluationSpec, FitSpec, Measured, Part, Prompts, blank
+
+__all__ = [
+    "Branch",
+    "BundledChain",
+    "CellSpec",
+    "Chain",
+    "CorpusSpec",
+    "DataSpec",
+    "EvaluationSpec",
+    "FitSpec",
+    "KEY_FORMAT",
+    "Lineage",
+    "Measured",
+    "Node",
+    "Part",
+    "Prompts",
+    "blank",
+    "build",
+    "canonical_json",
+    "chain_id",
+    "chain_nodes",
+    "cut",
+    "ends",
+    "in_order",
+    "key_of",
+    "reachable",
+]

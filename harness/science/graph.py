@@ -1,0 +1,276 @@
+"""The graph of all generations of a grid.
+
+Chains that agree on everything up to a generation have equal keys there, so they share the node; nothing else does the sharing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from harness.records import TEACHER, Recipe
+from harness.science.specs import CellSpec, CorpusSpec, DataSpec, EvaluationSpec, FitSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One generation of the lineage, shared by all chains that agree on it; ``evaluation`` is its identity.
+
+    Attributes:
+        spec: What is fitted, sampled and measured.
+        cell: Index of the first cell that has it.
+        corpora: Origin to the node whose corpus is read.
+        previous: The node before it; None for generation 0, and where chains with different pasts meet (in a refresh): such a
+            generation reads nothing of what came before, and exists as soon as one of those chains comes so far.
+        first: The node of generation 0 (itself for generation 0).
+        init_from: The node whose weights it starts from; None unless ``spec.fit.init`` is ``previous``.
+        prompted_by: The node whose corpus its examples continue; None unless ``spec.corpus.prompts`` is ``previous``.
+        dependencies: Nodes that must be committed before: the previous one, and owners of what it shares.
+        cost: Estimated relative cost.
+    """
+
+    spec: EvaluationSpec
+    cell: int
+    corpora: Mapping[int, str]
+    previous: str | None
+    first: str
+    init_from: str | None
+    prompted_by: str | None
+    dependencies: tuple[str, ...]
+    cost: float
+
+    @property
+    def generation(self) -> int:
+        """Index, from 0."""
+        return self.spec.fit.generation
+
+    @property
+    def seed(self) -> int:
+        """The chain's seed."""
+        return self.spec.fit.seed
+
+    @property
+    def fit(self) -> str:
+        """Key of the fit."""
+        return self.spec.fit.key
+
+    @property
+    def corpus(self) -> str:
+        """Key of the corpus."""
+        return self.spec.corpus.key
+
+    @property
+    def evaluation(self) -> str:
+        """Key of the evaluation."""
+        return self.spec.key
+
+    @property
+    def recipe(self) -> Recipe:
+        """Its training set."""
+        return self.spec.fit.recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One cell and seed: the nodes of its generations, in order."""
+
+    id: str
+    cell: int
+    seed: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BundledChain:
+    """A chain of a cheap learner: run, committed and found as a whole, beside others of its shape.
+
+    Attributes:
+        id: As of a `Chain`.
+        cell: Index of its cell.
+        seed: Its seed.
+        key: Of its science without its length: what the store knows it by.
+        generations: Index of the last generation.
+    """
+
+    id: str
+    cell: int
+    seed: int
+    key: str
+    generations: int
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The graph.
+
+    Attributes:
+        nodes: By evaluation key, parents before children.
+        chains: In the order of cells, then seeds.
+        examples: Corpus key to the number of examples that the grid reads from it.
+    """
+
+    nodes: Mapping[str, Node]
+    chains: tuple[Chain, ...]
+    examples: Mapping[str, int]
+
+
+class _Builder:
+    """Collects nodes; the specs of one cell are assembled here and nowhere else."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.examples: dict[str, int] = {}
+        self.owners: dict[str, str] = {}
+
+    def read(self, corpus: str, count: int) -> None:
+        self.examples[corpus] = max(self.examples.get(corpus, 0), count)
+
+    def chain(
+        self, index: int, cell: CellSpec, seed: int, recipes: Sequence[Recipe], written: Sequence[str] | None
+    ) -> tuple[str, ...]:
+        """Add a chain; ``written`` are the nodes of the chain that writes its synthetic examples, None for itself."""
+        path: list[Node] = []
+        writers = path if written is None else [self.nodes[key] for key in written]
+        for recipe in recipes:
+            path.append(self.node(index, cell, seed, recipe, path, writers))
+        return tuple(node.evaluation for node in path)
+
+    def node(self, index: int, cell: CellSpec, seed: int, recipe: Recipe, path: Sequence[Node], writers: Sequence[Node]) -> Node:
+        """The next generation of a chain, behind those on its path."""
+        previous = path[-1] if path else None
+        reads = {part.origin: part.count for part in recipe.parts if part.origin >= 0}
+        fit = self._fit(cell, seed, recipe, path, {origin: writers[origin].corpus for origin in reads})
+        prompts = "real" if cell.prompts == "previous" and previous is None else cell.prompts
+        continued = previous if prompts == "previous" else None
+        corpus = CorpusSpec(fit, cell.sampling, prompts, continued.corpus if continued else None)
+        spec = EvaluationSpec(corpus, path[0].fit if path else fit.key, cell.measured)
+        if continued is not None:
+            self.read(continued.corpus, cell.n)
+        for origin, count in reads.items():
+            self.read(writers[origin].corpus, count)
+        self.read(corpus.key, cell.measured.examples)
+        if (known := self.nodes.get(spec.key)) is not None:
+            return self._meet(known, previous)
+        shared = {self.owners.setdefault(key, spec.key) for key in (fit.key, corpus.key)} - {spec.key}
+        if writers is not path:
+            shared |= {writers[origin].evaluation for origin in reads}
+        node = Node(
+            spec=spec,
+            cell=index,
+            corpora={origin: writers[origin].evaluation for origin in reads},
+            previous=previous.evaluation if previous else None,
+            first=path[0].evaluation if path else spec.key,
+            init_from=previous.evaluation if previous and fit.parent is not None else None,
+            prompted_by=continued.evaluation if continued else None,
+            dependencies=tuple(dict.fromkeys(([previous.evaluation] if previous else []) + sorted(shared))),
+            cost=cell.cost * recipe.size,
+        )
+        self.nodes[spec.key] = node
+        return node
+
+    @staticmethod
+    def _fit(cell: CellSpec, seed: int, recipe: Recipe, path: Sequence[Node], corpora: Mapping[int, str]) -> FitSpec:
+        init = recipe.init or ("previous" if cell.init_previous else cell.init)
+        if init == "previous" and not path:
+            init = cell.init
+        taught = any(part.origin == TEACHER for part in recipe.parts)
+        return FitSpec(
+            data=cell.data,
+            learner=cell.learner,
+            init=init,
+            seed=seed,
+            generation=len(path),
+            recipe=recipe,
+            corpora=corpora,
+            filters=cell.used_filters(recipe) if path else (),
+            writer=cell.writer if taught and isinstance(cell.writer, DataSpec) else None,
+            parent=path[-1].fit if init == "previous" else None,
+        )
+
+    def _meet(self, known: Node, previous: Node | None) -> Node:
+        """A node that is there already, reached by one more chain; equal keys say that it does not read what lies behind it."""
+        if known.previous is not None and previous is not None and previous.evaluation != known.previous:
+            needed = dict.fromkeys((known.first, *known.corpora.values(), *known.dependencies))
+            needed.pop(known.previous, None)
+            known = self.nodes[known.evaluation] = replace(known, previous=None, dependencies=tuple(needed))
+        return known
+
+
+def in_order(cells: Mapping[int, CellSpec]) -> list[int]:
+    """Cells such that the source of each comes before it, else in their own order."""
+    found: list[int] = []
+
+    def visit(index: int) -> None:
+        source = cells[index].source
+        if source is not None and source not in found:
+            visit(source)
+        if index not in found:
+            found.append(index)
+
+    for index in cells:
+        visit(index)
+    return found
+
+
+def build(cells: Mapping[int, CellSpec], chain_ids: Callable[[int, int], str], seeds: Sequence[int]) -> Lineage:
+    """Build the lineage of a grid.
+
+    Args:
+        cells: The cells by index; with each cell its source.
+        chain_ids: From the index of a cell and a seed to the id of the chain (`chain_id`).
+        seeds: The seeds that every cell is run with.
+    """
+    builder, chains = _Builder(), dict[tuple[int, int], Chain]()
+    for index in in_order(cells):
+        cell = cells[index]
+        recipes = [cell.recipe(generation) for generation in range(cell.generations + 1)]
+        for seed in seeds:
+            written = None if cell.source is None else chains[cell.source, seed].nodes
+            nodes = builder.chain(index, cell, seed, recipes, written)
+            chains[index, seed] = Chain(chain_ids(index, seed), index, seed, nodes)
+    ordered = tuple(chains[index, seed] for index in cells for seed in seeds)
+    return Lineage(builder.nodes, ordered, builder.examples)
+
+
+def reachable(lineage: Lineage, diverged: Collection[str]) -> set[str]:
+    """The nodes that exist: a chain ends with a diverged generation, and where the chain that writes for it has ended.
+
+    Args:
+        lineage: The graph.
+        diverged: Nodes whose record says so.
+    """
+    if not diverged:
+        return set(lineage.nodes)
+    found: set[str] = set()
+    known = -1
+    while len(found) > known:  # a chain may come before the one that writes for it
+        known = len(found)
+        for chain in lineage.chains:
+            for key in chain.nodes:
+                written = lineage.nodes[key].corpora.values()
+                if any(node not in found or node in diverged for node in written):
+                    break
+                found.add(key)
+                if key in diverged:
+                    break
+    return found
+
+
+def chain_nodes(chain: Chain, exists: Collection[str], diverged: Collection[str]) -> Iterator[str]:
+    """The nodes of a chain that exist (`reachable`): what others share behind its end is not its own."""
+    for key in chain.nodes:
+        if key not in exists:
+            return
+        yield key
+        if key in diverged:
+            return
+
+
+def ends(lineage: Lineage, done: Collection[str]) -> set[str]:
+    """Of each chain that is not complete, the last node that is: where it may have diverged."""
+    found = set()
+    for chain in lineage.chains:
+        count = next((place for place, key in enumerate(chain.nodes) if key not in done), len(chain.nodes))
+        if 0 < count < len(chain.nodes):
+            found.add(chain.nodes[count - 1])
+    return found

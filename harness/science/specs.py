@@ -1,0 +1,246 @@
+"""What a generation is: the specs of its fit, its corpus and its evaluation.
+
+A spec holds sections of the configuration as they are executed, and its key is the hash of what they say. The code that fits,
+samples and evaluates is given specs and reads nothing else of the configuration, so what is not in a key cannot change a result.
+Fields that say where something lies (a path, the name of a data set) are left out of the sections; what lies there is in the
+key by its content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+from harness.config.schema import Evaluate, Section, science
+from harness.records import REAL, Recipe
+from harness.science.keys import KEY_FORMAT, key_of
+
+Prompts = Literal["none", "real", "previous"]
+"""What the examples of a corpus continue: nothing, real examples, or those of the generation before."""
+
+
+S = TypeVar("S", bound=Section)
+
+
+def blank(section: S, *names: str) -> S:
+    """A section without some of its fields: they have their defaults, or are empty where they have none."""
+    fields = type(section).model_fields
+    emptied = {name: "" if fields[name].is_required() else fields[name].get_default() for name in names if name in fields}
+    return section.model_copy(update=emptied)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section as it is executed, with the version of the code that reads it.
+
+    Attributes:
+        section: The section; the fields named in ``apart`` have their defaults.
+        version: Of its code.
+        apart: Fields that other specs hold.
+    """
+
+    section: Section
+    version: int | str
+    apart: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, section: Section, version: int | str, *apart: str) -> Part:
+        """A part without the fields that other specs hold."""
+        return cls(blank(section, *apart), version, apart)
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """What enters keys."""
+        found = {name: value for name, value in science(self.section).items() if name not in self.apart}
+        return {**found, "version": self.version}
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Real data, or a fixed teacher, by content.
+
+    Attributes:
+        section: The section, without the fields that say where the data come from.
+        identity: What enters keys.
+        folder: Name of their folder under ``data`` in the store; None for what a section describes altogether.
+    """
+
+    section: Section
+    identity: Mapping[str, Any]
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation measures.
+
+    Attributes:
+        section: The section; fields that this learner's evaluation does not read have their defaults.
+        identity: What enters keys: versions of the metrics, and the fields that are read.
+        examples: How many examples of the corpus are read.
+        others: Other real texts by name, as the hash of their content.
+    """
+
+    section: Evaluate
+    identity: Mapping[str, Any]
+    examples: int
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """One fit: everything that its weights depend on.
+
+    Attributes:
+        data: The real data.
+        learner: The learner, without what concerns sampling.
+        init: ``scratch``, ``pretrained`` or ``previous``; None for a learner without weights to start from.
+        seed: The chain's seed.
+        generation: Index, from 0.
+        recipe: The training set.
+        corpora: Origin (a generation) to the key of the corpus that is read, in the recipe's order.
+        filters: The filters that this training set goes through.
+        writer: The fixed teacher that writes synthetic examples, where the recipe has such; else None.
+        parent: Key of the fit whose weights it starts from; None unless ``init`` is ``previous``.
+    """
+
+    data: DataSpec
+    learner: Part
+    init: str | None
+    seed: int
+    generation: int
+    recipe: Recipe
+    corpora: Mapping[int, str] = field(default_factory=dict)
+    filters: tuple[Part, ...] = ()
+    writer: DataSpec | None = None
+    parent: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What is hashed, and stored beside the fit."""
+        found: dict[str, Any] = {
+            "format": KEY_FORMAT,
+            "data": self.data.identity,
+            "learner": {**self.learner.identity, **({"init": self.init} if self.init else {})},
+            "seed": self.seed,
+            "generation": self.generation,
+        }
+        if self.generation:
+            counts = {part.origin: part.count for part in self.recipe.parts}
+            corpora = [{"corpus": key, "examples": counts[origin]} for origin, key in self.corpora.items()]
+            filters = {"filters": [part.identity for part in self.filters]} if self.filters else {}
+            found["training_set"] = {**self.recipe.spec, "corpora": corpora, **filters}
+        if self.parent is not None:
+            found["parent"] = self.parent
+        return found
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of `to_json`."""
+        # What a cell gives to its specs is all in those of generations 0 and 1, which are checked.
+        return key_of(self.to_json(), checked=self.generation > 1)
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """What a generation samples; example i depends on this and on i alone.
+
+    Attributes:
+        fit: The model that writes it.
+        sampling: How.
+        prompts: What its examples continue.
+        previous: Key of the corpus that they continue; None unless ``prompts`` is ``previous``.
+    """
+
+    fit: FitSpec
+    sampling: Part
+    prompts: Prompts = "none"
+    previous: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What is hashed, and stored beside the corpus."""
+        prompts = {} if self.previous is None else {"prompts": self.previous}
+        return {"format": KEY_FORMAT, "fit": self.fit.key, "sampling": self.sampling.identity, **prompts}
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of `to_json`."""
+        return key_of(self.to_json(), checked=self.fit.generation > 1)
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """What is measured of a generation; its key is the generation's identity.
+
+    Attributes:
+        corpus: The corpus, and with it the model.
+        generation_0: Key of generation 0's fit, whose model scores the corpus too.
+        measured: What is measured.
+    """
+
+    corpus: CorpusSpec
+    generation_0: str
+    measured: Measured
+
+    @property
+    def fit(self) -> FitSpec:
+        """The model."""
+        return self.corpus.fit
+
+    def to_json(self) -> dict[str, Any]:
+        """What is hashed, and stored beside the evaluation."""
+        return {
+            "format": KEY_FORMAT,
+            "fit": self.fit.key,
+            "corpus": self.corpus.key,
+            "generation_0": self.generation_0,
+            "evaluation": self.measured.identity,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of `to_json`."""
+        return key_of(self.to_json(), checked=self.fit.generation > 1)
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """What the chains of a cell have in common: the parts of their specs.
+
+    Attributes:
+        data: The real data.
+        learner: The learner, without what concerns sampling.
+        sampling: How its models write.
+        measured: What is measured.
+        filters: The filters.
+        recipe: Generation to training set.
+        init: Where generation 0 starts from, and later ones too unless ``init_previous``; None for a learner without weights.
+        init_previous: A generation starts from the weights of the one before.
+        prompts: What examples continue; in generation 0, which has no previous one, real ones.
+        n: Real training examples.
+        generations: Index of the last generation.
+        cost: Relative cost of one training example (for priorities).
+        source: Index of the cell whose chain writes the synthetic examples, with the same seed; None for the chain itself.
+        writer: The hash of a fixed corpus, or a fixed teacher; None for other sources.
+    """
+
+    data: DataSpec
+    learner: Part
+    sampling: Part
+    measured: Measured
+    filters: Sequence[Part]
+    recipe: Callable[[int], Recipe]
+    init: str | None
+    init_previous: bool
+    prompts: Prompts
+    n: int
+    generations: int
+    cost: float = 1.0
+    source: int | None = None
+    writer: str | DataSpec | None = None
+
+    def used_filters(self, recipe: Recipe) -> tuple[Part, ...]:
+        """The filters that a training set goes through: of real examples alone only those that look at real ones too."""
+        synthetic = any(part.origin != REAL for part in recipe.parts)
+        return tuple(item for item in self.filters if synthetic or item.identity["kind"] == "label")

@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 from bundled import run_bundles
 from chains import Events, open_prepared, run_all
+from conftest import merged
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -52,21 +53,32 @@ REGIMES: list[dict[str, Any]] = [
 DETECTOR = {"kind": "label", "recall": 0.6, "false_positive_rate": 0.1}
 VERIFIER = {"kind": "verifier", "score": "log_density", "at_least": -3.0, "false_accept": 0.1}
 FILTERS: list[list[dict[str, Any]]] = [[], [DETECTOR], [VERIFIER], [VERIFIER, DETECTOR]]
-CELLS = st.tuples(st.sampled_from(REGIMES), st.sampled_from(FILTERS), st.sampled_from([12, 6]))
+Cell = dict[str, Any]
+"""Settings by dotted name; the regime is always one of them."""
+CELLS = st.fixed_dictionaries(
+    {"regime": st.sampled_from(REGIMES)},
+    optional={
+        "filters": st.sampled_from(FILTERS),
+        "evaluate.examples": st.sampled_from([12, 6]),
+        "evaluate.ranges": st.just({"low": [-1.0, 0.0]}),
+        "data.num_examples": st.sampled_from([10, 12]),
+        "data.variance": st.sampled_from([1.0, 2.0]),
+        "learner": st.sampled_from([{"kind": "gaussian", "estimator": "unbiased"}, {"kind": "kde", "bandwidth": 0.5}]),
+        "retention.weights": st.sampled_from(["all", "none"]),
+        "generations": st.sampled_from([2, 4]),
+    },
+)
 
 
-def grid_of(cells: list[tuple[Any, Any, int]], seeds: list[int]) -> dict[str, Any]:
-    """A grid of exactly these cells: the axis is the regime, and overrides give each its filters and evaluation."""
-    overrides = [
-        {"when": {"regime": regime}, "set": {"filters": filters, "evaluate.examples": examples}}
-        for regime, filters, examples in cells
-    ]
-    return {**BASE, "grid": {"regime": [regime for regime, _, _ in cells], "seed": seeds}, "overrides": overrides}
+def grid_of(cells: list[Cell], seeds: list[int]) -> dict[str, Any]:
+    """A grid of exactly these cells: the axis is the regime, and overrides give each the rest."""
+    rest = [({"regime": cell["regime"]}, {name: cell[name] for name in cell if name != "regime"}) for cell in cells]
+    overrides = [{"when": when, "set": changes} for when, changes in rest if changes]
+    return {**BASE, "grid": {"regime": [cell["regime"] for cell in cells], "seed": seeds}, "overrides": overrides}
 
 
-def alone(cell: tuple[Any, Any, int], seed: int) -> dict[str, Any]:
-    regime, filters, examples = cell
-    return {**BASE, "regime": regime, "filters": filters, "evaluate": {"examples": examples}, "seed": seed}
+def alone(cell: Cell, seed: int) -> dict[str, Any]:
+    return merged(BASE, {**cell, "seed": seed})
 
 
 def written(folder: Path, name: str, config: dict[str, Any], bundled: bool) -> Path:
@@ -121,23 +133,23 @@ def read(store: Store, key: str, name: str) -> bytes:
 
 
 @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(st.lists(CELLS, min_size=2, max_size=3, unique_by=lambda cell: str(cell[0])), st.sampled_from([[0], [3, 1]]))
+@given(st.lists(CELLS, min_size=2, max_size=3, unique_by=lambda cell: str(cell["regime"])), st.sampled_from([[0], [3, 1]]))
 @example(
     [
-        ({"kind": "replace", "synthetic_ratio": 1.0}, [], 12),
-        ({"kind": "accumulate"}, [DETECTOR], 12),
-        ({"kind": "replace", "synthetic_ratio": 0.5}, [], 12),
+        {"regime": {"kind": "replace", "synthetic_ratio": 1.0}},
+        {"regime": {"kind": "accumulate"}, "filters": [DETECTOR]},
+        {"regime": {"kind": "replace", "synthetic_ratio": 0.5}},
     ],
     [0],
 )
 @example(
     [
-        ({"kind": "accumulate", "refresh": {"every": 2}}, [DETECTOR], 12),
-        ({"kind": "replace", "synthetic_ratio": 0.5, "refresh": {"every": 2}}, [], 12),
+        {"regime": {"kind": "accumulate", "refresh": {"every": 2}}, "filters": [DETECTOR]},
+        {"regime": {"kind": "replace", "synthetic_ratio": 0.5, "refresh": {"every": 2}}, "learner": {"kind": "kde"}},
     ],
     [0],
 )
-def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[tuple[Any, Any, int]], seeds: list[int]) -> None:
+def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[Cell], seeds: list[int]) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         grid, bundles = grid_of(cells, seeds), folder / "bundles"
@@ -156,7 +168,10 @@ def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[tuple[Any, Any, int]],
 
 def test_what_a_branch_of_another_cell_computed_is_found_and_set_aside(tmp_path: Path) -> None:
     """As earlier versions did: one branch runs a shared generation and goes on into another cell, with the first cell's filters."""
-    cells = [({"kind": "replace", "synthetic_ratio": 1.0}, [], 12), ({"kind": "accumulate"}, [DETECTOR], 12)]
+    cells: list[Cell] = [
+        {"regime": {"kind": "replace", "synthetic_ratio": 1.0}},
+        {"regime": {"kind": "accumulate"}, "filters": [DETECTOR]},
+    ]
     grid = written(tmp_path, "grid", grid_of(cells, [0, 1]), False)
     prepared, store = open_prepared(grid, tmp_path / "root")
     nodes = prepared.lineage.nodes
@@ -187,7 +202,10 @@ def test_what_a_branch_of_another_cell_computed_is_found_and_set_aside(tmp_path:
 
 
 def test_one_more_experiment_without_events_accuses_nobody(tmp_path: Path) -> None:
-    cells = [({"kind": "replace", "synthetic_ratio": 1.0}, [], 12), ({"kind": "accumulate"}, [DETECTOR], 12)]
+    cells: list[Cell] = [
+        {"regime": {"kind": "replace", "synthetic_ratio": 1.0}},
+        {"regime": {"kind": "accumulate"}, "filters": [DETECTOR]},
+    ]
     prepared, store = run_all(written(tmp_path, "grid", grid_of(cells, [0]), False), tmp_path / "root")
     Experiment(store.root, "cells").begin({}, describe_chains(prepared))
     assert not [item for item in examine(store, Leases(store.root, None)) if item.severity == "damage"]

@@ -1,0 +1,386 @@
+"""What is hashed is what is executed: every field is in a key or is execution, and what runs a node sees nothing else."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from conftest import TEXT, Make, merged
+from pydantic import BaseModel
+
+from harness.config.schema import Config, VaeSample
+from harness.coordinator.plans import plan_of
+from harness.preparation import PLACES
+from harness.science import cut
+from harness.store import Store
+from harness.study import commit_data, open_study
+
+REPLACE = {"kind": "replace", "synthetic_ratio": 0.5}
+
+
+def analytic(source: dict[str, Any], learner: dict[str, Any], **more: Any) -> dict[str, Any]:
+    found = {"experiment": "specs", "data": source, "learner": learner, "regime": REPLACE, "generations": 2}
+    return {**found, "resources": {"bundled": False}, "tracking": {"wandb": "disabled"}, **more}
+
+
+NATURAL = {"prompt": "real_prefix", "keep_prompt": True, "length": "natural", "min_new_tokens": 2}
+PREFIX = {"prompt": "real_prefix", "prompt_tokens": 4}
+TEACHER = {"source": {"model": {"variance": 4.0}}}
+VERIFIER = {"kind": "verifier", "score": "log_density", "at_least": -3.0}
+NORMAL: dict[str, Any] = {"source": "gaussian", "num_examples": 20}
+BASES: dict[str, dict[str, Any]] = {
+    "text": merged(TEXT, {"regime.synthetic_ratio": 0.5, "learner.model.dropout": 0.1}),
+    "loops": merged(TEXT, {"filters": [{"kind": "repetition"}]}),
+    "prefix": merged(TEXT, {"learner.sample": PREFIX}),
+    "natural": merged(TEXT, {"learner.sample": NATURAL}),
+    "llama": merged(
+        TEXT, {"learner.model": {"architecture": "llama", "num_layers": 1, "width": 16, "num_heads": 4, "context": 48}}
+    ),
+    "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
+    "taught": analytic(NORMAL, {"kind": "gaussian"}, regime={**REPLACE, **TEACHER}),
+    "refreshed": analytic(NORMAL, {"kind": "mixture"}, regime={**REPLACE, "refresh": {"every": 2}}),
+    "filtered": analytic(
+        NORMAL,
+        {"kind": "gaussian"},
+        filters=[VERIFIER, {"kind": "label", "recall": 0.5}],
+    ),
+    "mixture": analytic(
+        {
+            "source": "mixture",
+            "num_examples": 20,
+            "components": [{"weight": 0.5, "mean": [0.0], "std": 1.0}, {"weight": 0.5, "mean": [4.0], "std": 1.0}],
+        },
+        {"kind": "mixture"},
+    ),
+    "kde": analytic({"source": "blobs", "num_examples": 20}, {"kind": "kde"}),
+    "discrete": analytic({"source": "discrete", "outcomes": 4, "num_examples": 20}, {"kind": "discrete"}),
+    "linear": analytic({"source": "linear", "dim": 2, "num_examples": 20}, {"kind": "linear_regression"}),
+    "signs": analytic({"source": "linear", "dim": 2, "num_examples": 20, "labels": "sign"}, {"kind": "linear_regression"}),
+    "array": analytic({"source": "array", "path": "rows.npy", "num_examples": 20}, {"kind": "gaussian"}),
+    "images": analytic(
+        {"source": "digits", "num_examples": 40},
+        {"kind": "vae", "latent_dim": 4, "channels": [4], "train": {"epochs": 1}},
+    ),
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "text": {
+        "data.block_size": 12,
+        "data.num_examples": 95,
+        "data.resample": True,
+        "data.separator": "eos",
+        "data.prepend_bos": False,
+        "data.split.test": 0.06,
+        "data.split.validation": 0.06,
+        "data.tokenizer.vocab_size": 301,
+        "learner.init": "previous",
+        "learner.model.num_layers": 2,
+        "learner.model.width": 32,
+        "learner.model.num_heads": 4,
+        "learner.model.mlp_width": 24,
+        "learner.model.context": 40,
+        "learner.model.dropout": 0.2,
+        "learner.model.tie_embeddings": False,
+        "learner.model.architecture": "opt",
+        "learner.train.epochs": 2,
+        "learner.train.max_steps": None,
+        "learner.train.batch_size": 4,
+        "learner.train.learning_rate": 2e-3,
+        "learner.train.schedule": "linear",
+        "learner.train.min_learning_rate_ratio": 0.2,
+        "learner.train.warmup_ratio": 0.2,
+        "learner.train.precision": "fp32",
+        "learner.train.weight_decay": 0.1,
+        "learner.train.betas": [0.9, 0.99],
+        "learner.train.eps": 1e-7,
+        "learner.train.max_grad_norm": 2.0,
+        "learner.train.weights": "best",
+        "learner.sample.temperature": 0.9,
+        "learner.sample.top_k": 5,
+        "learner.sample.top_p": 0.9,
+        "learner.sample.prompt": "real_prefix",
+        "learner.sample.length": "natural",
+        "learner.sample.forbid_eos": True,
+        "learner.sample.repetition_penalty": 1.2,
+        "regime.synthetic_ratio": 0.25,
+        "regime.real_part": "fixed",
+        "regime.budget": "tokens",
+        "regime.source": {"corpus": "python-stdlib"},
+        "evaluate.prompts": 3,
+        "evaluate.examples": 32,
+        "evaluate.perplexity_batch": 4,
+        "evaluate.max_duplicate_share": 0.9,
+        "evaluate.others": {"stdlib": "python-stdlib"},
+        "seed": 1,
+        "filters": [{"kind": "deduplicate"}],
+    },
+    "prefix": {
+        "learner.sample.prompt_tokens": 5,
+        "learner.sample.keep_prompt": True,
+        "learner.sample.num_beams": 2,
+    },
+    "loops": {"filters.0.n": 3, "filters.0.max_share": 0.3},
+    "natural": {"learner.sample.min_new_tokens": 3, "learner.train.loss": "continuation"},
+    "llama": {"learner.model.num_kv_heads": 2},
+    "gaussian": {
+        "learner.estimator": "unbiased",
+        "data.dim": 2,
+        "data.num_examples": 21,
+        "data.mean": 1.0,
+        "data.variance": 2.0,
+        "regime.kind": "fresh_real",
+        "regime.refresh": {"every": 2},
+        "evaluate.ranges": {"low": [-1.0, 0.0]},
+    },
+    "taught": {"regime.source.model": {"variance": 5.0}},
+    "refreshed": {
+        "regime.refresh.every": 1,
+        "regime.refresh.init": "previous",
+        "regime.refresh.examples": 10,
+    },
+    "filtered": {
+        "filters.0.score": None,
+        "filters.0.at_least": -2.0,
+        "filters.0.false_accept": 0.1,
+        "filters.0.false_reject": 0.1,
+        "filters.1.recall": 0.6,
+        "filters.1.false_positive_rate": 0.1,
+    },
+    "mixture": {
+        "data.stratified": True,
+        "data.num_examples": 22,
+        "data.components.0.weight": None,
+        "data.components.0.mean": [1.0],
+        "data.components.0.std": 2.0,
+        "learner.components": 3,
+        "learner.covariance": "diag",
+        "learner.tolerance": 1e-2,
+        "learner.max_iterations": 50,
+        "learner.regularisation": 1e-5,
+        "learner.init": "previous",
+    },
+    "kde": {
+        "learner.kernel": None,
+        "learner.bandwidth": 0.5,
+        "data.num_examples": 22,
+        "data.noise": 2.0,
+        "data.source": "moons",
+    },
+    "discrete": {"data.outcomes": 5, "data.zipf": 1.0, "data.num_examples": 22, "data.stratified": True},
+    "linear": {
+        "data.dim": 3,
+        "data.num_examples": 22,
+        "data.noise_variance": 2.0,
+        "data.labels": "sign",
+        "data.shift": 0.5,
+        "learner.design": "fresh",
+        "learner.ridge": 0.1,
+    },
+    "signs": {"data.flipped": 0.1},
+    "array": {"data.num_examples": 21, "data.resample": True, "data.test": 0.2},
+    "images": {
+        "data.num_examples": 41,
+        "data.resample": True,
+        "data.split.test": 0.3,
+        "learner.latent_dim": 5,
+        "learner.channels": [5],
+        "learner.init": "previous",
+        "learner.train.epochs": 2,
+        "learner.train.batch_size": 128,
+        "learner.train.learning_rate": 2e-3,
+        "learner.train.weight_decay": 1e-4,
+        "learner.train.beta": 2.0,
+        "learner.sample.binary": True,
+    },
+}
+"""Base to changes of it; None where a field has but one value, or a change needs a second one (`TOGETHER`)."""
+TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("text", {"learner.train": {"epochs": 1}}, {"learner.train": {"max_steps": 9}}),
+    ("text", {"learner.sample.repetition_penalty": 1.2}, {"learner.sample": {"repetition_penalty": 1.2, "penalize_prompt": False}}),
+    ("text", {"learner.model": {"preset": "tiny"}}, {"learner.model": {"preset": "small"}}),
+    (
+        "gaussian",
+        {"regime": {**REPLACE, "refresh": {"at": [1]}}},
+        {"regime": {**REPLACE, "refresh": {"at": [2]}}},
+    ),
+    ("signs", {"filters": [{**VERIFIER, "score": "agreement"}]}, {}),
+    (
+        "mixture",
+        {},
+        {
+            "data.components": [
+                {"weight": 0.25, "mean": [0.0], "std": 1.0},
+                {"weight": 0.75, "mean": [4.0], "std": 1.0},
+            ]
+        },
+    ),
+    ("discrete", {"data": {"source": "discrete", "probabilities": [0.5, 0.5], "num_examples": 20}},
+     {"data": {"source": "discrete", "probabilities": [0.9, 0.1], "num_examples": 20}}),
+]  # fmt: skip
+EXECUTION = ("Resources", "Retention", "Tracking", "Claim", "Statistic", "Override")
+"""Sections of which nothing enters a key, nor says what a node is."""
+ELSEWHERE = {
+    ("Model", "pretrained"): "tests/test_models.py and tests/test_hub.py: by content",
+    ("Model", "revision"): "the same",
+    ("PretrainedTokenizer", "name"): "tests/test_hub.py: by content",
+    ("PretrainedTokenizer", "revision"): "the same",
+    ("CellSource", "cell"): "tests/test_switches.py: by the keys of what the other chain writes",
+    ("CellSource", "generation"): "the same",
+    ("Evaluate", "metrics"): "tests/test_plugins.py: by the package's version",
+    ("ImageData", "kind"): "says how the source is read",
+}
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import numpy as np
+    import yaml
+
+    folder = tmp_path_factory.mktemp("specs")
+    np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(60, 1)))
+    known: dict[str, list[str]] = {}
+
+    def find(config: dict[str, Any]) -> list[str]:
+        if "path" in config["data"]:
+            config = merged(config, {"data.path": str(folder / "rows.npy")})
+        text = yaml.safe_dump(config)
+        if text not in known:
+            (folder / "config.yaml").write_text(text)
+            store = Store.open(folder / "root")
+            prepared, scratch = open_study(folder / "config.yaml", (), store)
+            with scratch:
+                commit_data(prepared, store)  # so that nothing is read twice
+            known[text] = [key for node in prepared.lineage.nodes.values() for key in (node.fit, node.corpus, node.evaluation)]
+        return known[text]
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("base", "field", "value"),
+    [(base, field, value) for base, found in CHANGES.items() for field, value in found.items() if value is not None],
+)
+def test_a_changed_field_changes_a_key(base: str, field: str, value: Any, keys: Any) -> None:
+    changed = _with(BASES[base], field, value)
+    assert set(keys(changed)) != set(keys(BASES[base]))
+
+
+@pytest.mark.parametrize("which", range(len(TOGETHER)))
+def test_fields_that_come_together_change_a_key(which: int, keys: Any) -> None:
+    base, one, two = TOGETHER[which]
+    assert set(keys(merged(BASES[base], one))) != set(keys(merged(BASES[base], two)))
+
+
+def _with(config: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """A change by dotted name; a number is a place in a list."""
+    head, _, rest = field.partition(".")
+    if not rest:
+        return {**config, head: value}
+    inner: Any = config.get(head, {})
+    if isinstance(inner, list):
+        place, _, name = rest.partition(".")
+        return {**config, head: [_with(item, name, value) if number == int(place) else item for number, item in enumerate(inner)]}
+    return {**config, head: _with(inner, rest, value)}
+
+
+def test_no_field_is_left_out() -> None:
+    """Every field of every section is changed above, is execution, or says where something lies that is known by its content."""
+    changed: set[tuple[str, str]] = set()
+    for base, config in BASES.items():
+        whole = Config.model_validate(config)
+        for field in CHANGES.get(base, {}):
+            *path, name = field.split(".")
+            changed.add((type(reduce(_step, path, whole)).__name__, name))
+    changed |= {("Train", "max_steps"), ("Sample", "penalize_prompt"), ("Model", "preset"), ("Refresh", "at")}
+    changed |= {
+        ("DiscreteData", "probabilities"),
+        ("VerifierFilter", "score"),
+        ("Component", "weight"),
+        ("MixtureData", "components"),
+        ("CorpusSource", "corpus"),
+    }
+    places = {(kind.__name__, name) for kind, names in PLACES.items() for name in names}
+    missing = []
+    for section in _sections(Config):
+        for name, info in section.model_fields.items():
+            key = (section.__name__, name)
+            one_value = len(get_args(info.annotation)) == 1 and str(info.annotation).startswith("typing.Literal")
+            if section.__name__ not in EXECUTION and key not in changed | places | ELSEWHERE.keys() and not one_value:
+                missing.append(".".join(key))
+    allowed = {
+        "Config." + name
+        for name in ("experiment", "data", "learner", "evaluate", "regime", "generations", "claims", "grid", "overrides")
+    }
+    allowed |= {"Config.resources", "Config.retention", "Config.tracking", "LanguageModel.model", "LanguageModel.train"}
+    allowed |= {"LanguageModel.sample", "Vae.train", "Vae.sample", "TextData.tokenizer", "TextData.split", "ImageData.split"}
+    assert set(missing) <= allowed, sorted(set(missing) - allowed)
+
+
+def _step(section: Any, name: str) -> Any:
+    return section[int(name)] if name.isdigit() else getattr(section, name)
+
+
+def _sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A section and all that it can hold, the harness's own."""
+    seen: set[type[BaseModel]] = set()
+    todo: list[Any] = [section]
+    while todo:
+        found = todo.pop()
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            if found not in seen and found.__module__.startswith("harness."):
+                seen.add(found)
+                todo += [info.annotation for info in found.model_fields.values()]
+        else:
+            todo += list(get_args(found))
+    yield from seen
+
+
+def test_what_runs_a_node_is_told_nothing_else(make_config: Make, tmp_path: Path) -> None:
+    """No configuration travels, and no place where data lie: only what the keys hold, and how it is executed."""
+    text = "".join(f"Paragraph {number} tells of {number * number} things.\n\n" for number in range(900))
+    for name in ("data", "corpus", "other"):
+        (tmp_path / f"where-the-{name}-lies.txt").write_text(text.replace("things", name))
+    place = {name: str(tmp_path / f"where-the-{name}-lies.txt") for name in ("data", "corpus", "other")}
+    changes = {
+        "data.source": place["data"],
+        "data.tokenizer.vocab_size": 270,
+        "regime.source": {"corpus": place["corpus"]},
+        "evaluate.others": {"other": place["other"]},
+    }
+    prepared, scratch = open_study(make_config(TEXT, **changes), (), Store.read(tmp_path / "absent"))
+    scratch.cleanup()
+    for branch in cut(prepared.lineage):
+        sent = pickle.dumps(plan_of(prepared, branch))
+        assert b"where-the" not in sent
+        assert not {type(found).__name__ for found in _reachable(pickle.loads(sent))} & {"Config", "Regime", "LanguageModel"}
+
+
+def test_a_fit_does_not_see_how_is_sampled(make_config: Make, tmp_path: Path) -> None:
+    config = merged(BASES["images"], {"learner.sample": {"binary": True}, "learner.init": "previous"})
+    prepared, scratch = open_study(make_config(config), (), Store.read(tmp_path / "absent"))
+    scratch.cleanup()
+    spec = prepared.specs[0]
+    assert spec.learner.section.sample == VaeSample() and spec.learner.section.init == "scratch"  # type: ignore[attr-defined]
+    assert spec.sampling.section.binary  # type: ignore[attr-defined]
+
+
+def _reachable(thing: Any) -> Iterator[Any]:
+    """A thing and all that it holds."""
+    seen: set[int] = set()
+    todo = [thing]
+    while todo:
+        found = todo.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        if isinstance(found, dict):
+            todo += [*found.keys(), *found.values()]
+        elif isinstance(found, list | tuple | set | frozenset):
+            todo += list(found)
+        elif hasattr(found, "__slots__") or hasattr(found, "__dict__"):
+            names = [*getattr(found, "__dict__", {}), *getattr(type(found), "__slots__", ())]
+            todo += [getattr(found, name) for name in names if isinstance(name, str) and hasattr(found, name)]

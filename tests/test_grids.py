@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from harness.coordinator.plans import plan_of
 from harness.coordinator.session import describe_chains
 from harness.learners import Control, SoloRanks, make_learner
 from harness.reporting import ledger
-from harness.science import Branch, Node
+from harness.science import Branch, FitSpec, Node
 from harness.store import Experiment, Leases, Owner, Store
 from harness.store.health import examine
 from harness.study import Prepared, load_data
@@ -95,15 +95,28 @@ def branch_of(nodes: Any, keys: tuple[str, ...]) -> Branch:
     return Branch(keys[0][:12], keys, frozenset(nodes[keys[0]].dependencies), 0.0)
 
 
+class Forged(FitSpec):
+    """A fit that says one thing and is another, as was possible when keys and work came from two objects."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        pass
+
+    def to_json(self) -> dict[str, Any]:
+        return SAID[self.key]
+
+
+SAID: dict[str, dict[str, Any]] = {}
+
+
 def without_filters(node: Node) -> Node:
-    """A generation as it was computed before specs: under its key, but with another cell's filters, which has none."""
-    fit = replace(node.spec.fit, filters=())
-    corpus = replace(node.spec.corpus, fit=fit)
-    spec = replace(node.spec, corpus=corpus)
-    for wrong, right in ((fit, node.spec.fit), (corpus, node.spec.corpus), (spec, node.spec)):
-        vars(wrong)["key"] = right.key
-        vars(wrong)["to_json"] = right.to_json
-    return replace(node, spec=spec)
+    """A generation under its key, but with the filters of another cell, which has none."""
+    right = node.spec.fit
+    wrong = Forged(**{item.name: getattr(right, item.name) for item in fields(right) if item.init} | {"filters": ()})
+    object.__setattr__(wrong, "key", right.key)
+    SAID[right.key] = right.to_json()
+    return replace(node, spec=replace(node.spec, corpus=replace(node.spec.corpus, fit=wrong)))
 
 
 def run_one(plan: Plan, prepared: Prepared, store: Store, leases: Leases, experiment: Experiment) -> None:

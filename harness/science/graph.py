@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.records import TEACHER, Recipe
-from harness.science.specs import CellSpec, CorpusSpec, DataSpec, EvaluationSpec, FitSpec
+from harness.science.specs import CellSpec, CorpusSpec, DataSpec, EvaluationSpec, FitSpec, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,36 @@ class Lineage:
     examples: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What the chains of a cell have in common in one generation.
+
+    Attributes:
+        recipe: The training set.
+        reads: Origin (a generation) to the number of examples that are read from its corpus.
+        init: Where its fit starts from.
+        filters: Those that its training set goes through.
+        writer: The fixed teacher, where it reads one.
+    """
+
+    recipe: Recipe
+    reads: Mapping[int, int]
+    init: str | None
+    filters: tuple[Part, ...]
+    writer: DataSpec | None
+
+
+def _step(cell: CellSpec, generation: int) -> _Step:
+    recipe = cell.recipe(generation)
+    return _Step(
+        recipe=recipe,
+        reads={part.origin: part.count for part in recipe.parts if part.origin >= 0},
+        init=recipe.init or ("previous" if cell.init_previous else cell.init),
+        filters=cell.used_filters(recipe) if generation else (),
+        writer=cell.writer if isinstance(cell.writer, DataSpec) and any(part.origin == TEACHER for part in recipe.parts) else None,
+    )
+
+
 class _Builder:
     """Collects nodes; the specs of one cell are assembled here and nowhere else."""
 
@@ -126,66 +156,58 @@ class _Builder:
         self.examples[corpus] = max(self.examples.get(corpus, 0), count)
 
     def chain(
-        self, index: int, cell: CellSpec, seed: int, recipes: Sequence[Recipe], written: Sequence[str] | None
+        self, index: int, cell: CellSpec, seed: int, steps: Sequence[_Step], written: Sequence[str] | None
     ) -> tuple[str, ...]:
         """Add a chain; ``written`` are the nodes of the chain that writes its synthetic examples, None for itself."""
         path: list[Node] = []
         writers = path if written is None else [self.nodes[key] for key in written]
-        for recipe in recipes:
-            path.append(self.node(index, cell, seed, recipe, path, writers))
+        for step in steps:
+            path.append(self.node(index, cell, seed, step, path, writers))
         return tuple(node.evaluation for node in path)
 
-    def node(self, index: int, cell: CellSpec, seed: int, recipe: Recipe, path: Sequence[Node], writers: Sequence[Node]) -> Node:
+    def node(self, index: int, cell: CellSpec, seed: int, step: _Step, path: Sequence[Node], writers: Sequence[Node]) -> Node:
         """The next generation of a chain, behind those on its path."""
-        previous = path[-1] if path else None
-        reads = {part.origin: part.count for part in recipe.parts if part.origin >= 0}
-        fit = self._fit(cell, seed, recipe, path, {origin: writers[origin].corpus for origin in reads})
+        previous, first = (path[-1], path[0]) if path else (None, None)
+        init = step.init if previous or step.init != "previous" else cell.init
+        fit = FitSpec(
+            data=cell.data,
+            learner=cell.learner,
+            init=init,
+            seed=seed,
+            generation=len(path),
+            recipe=step.recipe,
+            corpora={origin: writers[origin].corpus for origin in step.reads},
+            filters=step.filters,
+            writer=step.writer,
+            parent=previous.fit if previous and init == "previous" else None,
+        )
         prompts = "real" if cell.prompts == "previous" and previous is None else cell.prompts
         continued = previous if prompts == "previous" else None
         corpus = CorpusSpec(fit, cell.sampling, prompts, continued.corpus if continued else None)
-        spec = EvaluationSpec(corpus, path[0].fit if path else fit.key, cell.measured)
+        spec = EvaluationSpec(corpus, first.fit if first else fit.key, cell.measured)
         if continued is not None:
             self.read(continued.corpus, cell.n)
-        for origin, count in reads.items():
+        for origin, count in step.reads.items():
             self.read(writers[origin].corpus, count)
         self.read(corpus.key, cell.measured.examples)
         if (known := self.nodes.get(spec.key)) is not None:
             return self._meet(known, previous)
         shared = {self.owners.setdefault(key, spec.key) for key in (fit.key, corpus.key)} - {spec.key}
         if writers is not path:
-            shared |= {writers[origin].evaluation for origin in reads}
+            shared |= {writers[origin].evaluation for origin in step.reads}
         node = Node(
             spec=spec,
             cell=index,
-            corpora={origin: writers[origin].evaluation for origin in reads},
+            corpora={origin: writers[origin].evaluation for origin in step.reads},
             previous=previous.evaluation if previous else None,
-            first=path[0].evaluation if path else spec.key,
+            first=first.evaluation if first else spec.key,
             init_from=previous.evaluation if previous and fit.parent is not None else None,
             prompted_by=continued.evaluation if continued else None,
             dependencies=tuple(dict.fromkeys(([previous.evaluation] if previous else []) + sorted(shared))),
-            cost=cell.cost * recipe.size,
+            cost=cell.cost * step.recipe.size,
         )
         self.nodes[spec.key] = node
         return node
-
-    @staticmethod
-    def _fit(cell: CellSpec, seed: int, recipe: Recipe, path: Sequence[Node], corpora: Mapping[int, str]) -> FitSpec:
-        init = recipe.init or ("previous" if cell.init_previous else cell.init)
-        if init == "previous" and not path:
-            init = cell.init
-        taught = any(part.origin == TEACHER for part in recipe.parts)
-        return FitSpec(
-            data=cell.data,
-            learner=cell.learner,
-            init=init,
-            seed=seed,
-            generation=len(path),
-            recipe=recipe,
-            corpora=corpora,
-            filters=cell.used_filters(recipe) if path else (),
-            writer=cell.writer if taught and isinstance(cell.writer, DataSpec) else None,
-            parent=path[-1].fit if init == "previous" else None,
-        )
 
     def _meet(self, known: Node, previous: Node | None) -> Node:
         """A node that is there already, reached by one more chain; equal keys say that it does not read what lies behind it."""
@@ -223,10 +245,10 @@ def build(cells: Mapping[int, CellSpec], chain_ids: Callable[[int, int], str], s
     builder, chains = _Builder(), dict[tuple[int, int], Chain]()
     for index in in_order(cells):
         cell = cells[index]
-        recipes = [cell.recipe(generation) for generation in range(cell.generations + 1)]
+        steps = [_step(cell, generation) for generation in range(cell.generations + 1)]
         for seed in seeds:
             written = None if cell.source is None else chains[cell.source, seed].nodes
-            nodes = builder.chain(index, cell, seed, recipes, written)
+            nodes = builder.chain(index, cell, seed, steps, written)
             chains[index, seed] = Chain(chain_ids(index, seed), index, seed, nodes)
     ordered = tuple(chains[index, seed] for index in cells for seed in seeds)
     return Lineage(builder.nodes, ordered, builder.examples)

@@ -89,7 +89,7 @@ class Measured:
     others: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FitSpec:
     """One fit: everything that its weights depend on.
 
@@ -104,6 +104,7 @@ class FitSpec:
         filters: The filters that this training set goes through.
         writer: The fixed teacher that writes synthetic examples, where the recipe has such; else None.
         parent: Key of the fit whose weights it starts from; None unless ``init`` is ``previous``.
+        key: The hash of `to_json`.
     """
 
     data: DataSpec
@@ -116,6 +117,7 @@ class FitSpec:
     filters: tuple[Part, ...] = ()
     writer: DataSpec | None = None
     parent: str | None = None
+    key: str = field(init=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """What is hashed, and stored beside the fit."""
@@ -135,14 +137,13 @@ class FitSpec:
             found["parent"] = self.parent
         return found
 
-    @cached_property
-    def key(self) -> str:
-        """The hash of `to_json`."""
+    def __post_init__(self) -> None:
+        """Compute the key."""
         # What a cell gives to its specs is all in those of generations 0 and 1, which are checked.
-        return key_of(self.to_json(), checked=self.generation > 1)
+        object.__setattr__(self, "key", key_of(self.to_json(), checked=self.generation > 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CorpusSpec:
     """What a generation samples; example i depends on this and on i alone.
 
@@ -151,25 +152,26 @@ class CorpusSpec:
         sampling: How.
         prompts: What its examples continue.
         previous: Key of the corpus that they continue; None unless ``prompts`` is ``previous``.
+        key: The hash of `to_json`.
     """
 
     fit: FitSpec
     sampling: Part
     prompts: Prompts = "none"
     previous: str | None = None
+    key: str = field(init=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """What is hashed, and stored beside the corpus."""
         prompts = {} if self.previous is None else {"prompts": self.previous}
         return {"format": KEY_FORMAT, "fit": self.fit.key, "sampling": self.sampling.identity, **prompts}
 
-    @cached_property
-    def key(self) -> str:
-        """The hash of `to_json`."""
-        return key_of(self.to_json(), checked=self.fit.generation > 1)
+    def __post_init__(self) -> None:
+        """Compute the key."""
+        object.__setattr__(self, "key", key_of(self.to_json(), checked=self.fit.generation > 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationSpec:
     """What is measured of a generation; its key is the generation's identity.
 
@@ -177,11 +179,13 @@ class EvaluationSpec:
         corpus: The corpus, and with it the model.
         generation_0: Key of generation 0's fit, whose model scores the corpus too.
         measured: What is measured.
+        key: The hash of `to_json`.
     """
 
     corpus: CorpusSpec
     generation_0: str
     measured: Measured
+    key: str = field(init=False, compare=False)
 
     @property
     def fit(self) -> FitSpec:
@@ -198,10 +202,9 @@ class EvaluationSpec:
             "evaluation": self.measured.identity,
         }
 
-    @cached_property
-    def key(self) -> str:
-        """The hash of `to_json`."""
-        return key_of(self.to_json(), checked=self.fit.generation > 1)
+    def __post_init__(self) -> None:
+        """Compute the key."""
+        object.__setattr__(self, "key", key_of(self.to_json(), checked=self.fit.generation > 1))
 
 
 @dataclass(frozen=True)

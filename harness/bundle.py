@@ -20,7 +20,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from harness import __version__
-from harness.config.schema import PACKAGES, Discrete, Kde
+from harness.components import PACKAGES
 from harness.curation import Judge, first_accepted, undetected
 from harness.data.analytic import Truth, load_teacher
 from harness.errors import LearnerError
@@ -59,13 +59,8 @@ class CellJob:
         pooled = any(_random(recipe, self.spec.n) and len(recipe.parts) > 2 for recipe in recipes)
         rows = max(sum(part.count for part in recipe.parts) if pooled else recipe.size for recipe in recipes)
         real = max((part.offset + part.count for recipe in recipes for part in recipe.parts if part.origin == REAL), default=0)
-        width, learner = self.truth.width, self.spec.learner.section
-        model = 4 * width**2  # moments, a root, and what is made on the way
-        if isinstance(learner, Discrete):
-            model = 4 * len(getattr(self.truth, "probabilities", ()))
-        elif isinstance(learner, Kde):
-            model = len(self.truth.test) * min(rows, 2 * self.spec.n) // 8  # computed for one chain after another
-        return int(8 * ((rows + real) * width + model))
+        family = make_family(self.spec.learner.section, self.truth)
+        return int(8 * ((rows + real) * self.truth.width + family.numbers_per_chain(rows, self.spec.n)))
 
 
 @dataclass(frozen=True)

@@ -6,81 +6,17 @@ and index of every training example. Neither looks at the examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import REGIME_PLUGINS, CellSource, CorpusSource, ModelSource, Regime
+from harness.components import REGIMES
+from harness.config.schema import CellSource, CorpusSource, ModelSource, Regime
 from harness.errors import DataError
 from harness.records import EXTERNAL, REAL, TEACHER, Part, Recipe
 from harness.streams import stream
-
-Rule = Callable[[Regime, int, int], tuple[tuple[Part, ...], int | None]]
-
-
-def synthetic_count(ratio: float, n: int) -> int:
-    """Ratio * n rounded to the nearest example, halves up; exact in decimal, so 0.15 of 10 is 2."""
-    return int(Fraction(Decimal(str(ratio))) * n + Fraction(1, 2))
-
-
-def augment_count(ratio: float, n: int) -> int:
-    """Synthetic examples beside all n real ones: ratio / (1 - ratio) * n, rounded as in `synthetic_count`."""
-    share = Fraction(Decimal(str(ratio)))
-    return int(share / (1 - share) * n + Fraction(1, 2))
-
-
-def _replace(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
-    """The share ``synthetic_ratio`` of the last corpus, real examples for the rest; n in all."""
-    synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
-    return (Part(REAL, n - synthetic, regime.real_part), Part(generation - 1, synthetic)), None
-
-
-def _replace_grown(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
-    """The last corpus alone, as large as `accumulate` would be: tells collapse from more optimisation."""
-    return (Part(generation - 1, n * (generation + 1)),), None
-
-
-def _pool(n: int, generation: int) -> tuple[Part, ...]:
-    return (Part(REAL, n), *(Part(origin, n) for origin in range(generation)))
-
-
-def _accumulate(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
-    """The real examples and all corpora so far, all of them; n(g+1) in all."""
-    return _pool(n, generation), None
-
-
-def _accumulate_subsample(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
-    """A sample of n, drawn without replacement from what `accumulate` would train on."""
-    return _pool(n, generation), n
-
-
-def _augment(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
-    """All n real examples, and as many of the last corpus beside them as make up ``synthetic_ratio``."""
-    return (Part(REAL, n), Part(generation - 1, augment_count(regime.synthetic_ratio or 0.0, n))), None
-
-
-def _fresh_real(regime: Regime, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
-    """As `replace`, but no earlier generation has seen the real part."""
-    synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
-    real = n - synthetic
-    return (Part(REAL, real, "unseen", offset=n + (generation - 1) * real), Part(generation - 1, synthetic)), None
-
-
-RULES: Mapping[str, tuple[int | str, Rule]] = {
-    "replace": (1, _replace),
-    "replace_grown": (1, _replace_grown),
-    "accumulate": (1, _accumulate),
-    "accumulate_subsample": (1, _accumulate_subsample),
-    "augment": (1, _augment),
-    "fresh_real": (1, _fresh_real),
-    **{kind: (found.version, found.plugin.rule) for kind, found in REGIME_PLUGINS.loaded.items()},
-}
-"""Registry: kind to version (part of every key) and rule."""
 
 
 def is_refresh(regime: Regime, generation: int) -> bool:
@@ -113,13 +49,13 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Rec
         if count != n:
             spec["examples"] = count
         return Recipe(spec, (Part(REAL, count),), budget=budget, init=init)
-    version, rule = RULES[regime.kind]
-    parts, subsample = rule(regime, n, generation)
+    component = REGIMES.loaded[regime.kind]
+    parts, subsample = component.plugin.rule(regime, n, generation)
     origin = _fixed_origin(regime, external)
     if origin is not None:
         parts = tuple(part if part.origin == REAL else Part(origin, part.count, part.draw, part.offset) for part in parts)
     parts = tuple(part for part in parts if part.count)
-    return Recipe(_spec(regime, n, version, parts, external), parts, subsample, budget)
+    return Recipe(_spec(regime, n, component.version, parts, external), parts, subsample, budget)
 
 
 def _fixed_origin(regime: Regime, external: Any) -> int | None:
@@ -164,15 +100,15 @@ def check_supply(regime: Regime, n: int, generations: int, real: int, external: 
         raise DataError(f"data.num_examples: {n} training examples are asked for, the training split has {real}")
     if regime.refresh is not None and (regime.refresh.examples or 0) > n:
         raise DataError(f"regime.refresh.examples: {regime.refresh.examples}, more than the {n} training examples")
-    if regime.kind != "fresh_real" and external is None:
+    if not REGIMES.loaded[regime.kind].plugin.unseen and external is None:
         return  # no more than the n real examples, however many generations
     for generation in range(1, generations + 1):
         for part in recipe(regime, n, generation, "").parts:
             needed = part.offset + part.count
             if part.origin == REAL and needed > real:
                 raise DataError(
-                    f"regime.kind fresh_real: generation {generation} needs {needed} real examples in all, the training split has "
-                    f"{real}: {needed - real} are missing; lower data.num_examples or generations, or raise synthetic_ratio"
+                    f"regime.kind {regime.kind}: generation {generation} needs {needed} real examples in all, the training split "
+                    f"has {real}: {needed - real} are missing; lower data.num_examples or generations, or raise synthetic_ratio"
                 )
             if part.origin == EXTERNAL and external is not None and needed > external:
                 raise DataError(f"regime.source: generation {generation} needs {needed} examples, the corpus has {external}")

@@ -13,12 +13,11 @@ package has the package's name in the keys of everything that it computes, so th
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -82,20 +81,25 @@ class Known:
 
 @dataclass(frozen=True)
 class FilterPlugin:
-    """A filter over corpora.
+    """A filter.
 
     Attributes:
         section: Its section, with a ``kind``; its docstring is its line in ``harness list filters``.
         version: Part of every key; raise it when other examples pass.
-        keep: Which examples pass, from the section, the examples that earlier filters left, and what is `Known`; one truth value
-            each. Whether an example passes may depend on those before it, never on those behind it.
+        keep: Which examples pass, or ``module:function``; one truth value each. Of corpora: from the section, the examples that
+            earlier filters left, and what is `Known`; whether an example passes may depend on those before it, never on those
+            behind it. Of training sets: from the section, the origin of every example, and one number in [0, 1) for each.
         reads: Kinds of data that it can look at (``text``, ``gaussian``, ...); empty for all.
+        of: What it looks at: corpora as they are read, or training sets, in which it does not know what is real.
+        check: Raises ValueError where the section does not fit a ``data`` section of some kind.
     """
 
     section: type[Section]
     version: int
-    keep: Callable[[Any, Examples, Known], npt.NDArray[np.bool_]]
+    keep: Callable[[Any, Any, Any], npt.NDArray[np.bool_]] | str
     reads: Collection[str] = ()
+    of: Literal["corpora", "training sets"] = "corpora"
+    check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
 
 
 @dataclass(frozen=True)
@@ -108,36 +112,77 @@ class RegimePlugin:
             ``harness list regimes``.
         version: Part of every key; raise it when other sets come out.
         uses_ratio: Whether ``synthetic_ratio`` has to be given.
+        pools: Whether it reads corpora of generations before the last, so that no fixed source can stand in for them.
+        unseen: Whether its real examples have to be ones that no earlier generation has seen.
     """
 
     rule: Callable[[Any, int, int], tuple[tuple[Part, ...], int | None]]
     version: int
     uses_ratio: bool = False
+    pools: bool = True
+    unseen: bool = False
+
+
+NUMBERS = ("gaussian", "mixture", "shape", "array")
+"""Kinds of data that are rows of numbers."""
+
+
+def moments_seconds(width: int) -> float:
+    """Rough seconds per training example of a learner that needs moments only; ``width`` numbers an example."""
+    return 1e-7 + 1.2e-8 * width + 1.5e-10 * width**2
 
 
 @dataclass(frozen=True)
 class LearnerPlugin:
-    """A family of cheap models (`harness.learners.analytic.Family`).
+    """A learner: most are a family of cheap models (`harness.learners.analytic.Family`).
 
     Attributes:
         section: Its section, with a ``kind``; its docstring is its line in ``harness list learners``.
         version: Part of every key; raise it when it fits or samples otherwise.
-        family: ``module:Class`` of the family.
         reads: Kinds of data that it can be fitted to.
+        family: ``module:Class`` of the family; empty for what is not one.
+        learner: ``module:Class`` of the learner (`harness.learners.base.Learner`).
+        settle: ``module:function`` from a configuration to one in which what it names of the hub is settled.
+        resolve: ``module:function`` that gives `harness.learners.base.Resolved`, where its specs hold more than its section.
         metrics: What it measures.
         metrics_version: Part of every evaluation's key; raise it when a metric changes.
+        groups: Several groups of metrics with their versions, in the place of one.
+        headlines: What a report begins with: the first of these metrics that its records have.
+        evaluates: Fields of ``evaluate`` that it reads; what else is given is an error.
+        names_examples: Whether an evaluation's key always says how many examples are read.
         batchable: Whether many of its chains may be run in one call.
-        seconds_per_example: Rough seconds of a generation per training example.
+        many_ranks: Whether it runs on more than one rank.
+        extra: The extra of the harness's package that brings its libraries.
+        modules: Their modules.
+        seconds_per_example: Rough seconds of a generation per training example, or a function of the numbers in an example.
+        reads_pools_anew: Whether a pool that only grows is read as a whole in each generation, by its section.
+        check: Raises ValueError where its section does not fit the rest of a configuration.
+        example: Settings that are small enough for a laptop (``harness init``).
+        seeds: How many seeds such a study has.
     """
 
     section: type[Section]
     version: int
-    family: str
     reads: Sequence[str]
+    family: str = ""
+    learner: str = "harness.learners.analytic.learner:AnalyticLearner"
+    settle: str = ""
+    resolve: str = ""
     metrics: Sequence[Metric] = ()
     metrics_version: int = 1
+    groups: Mapping[str, int] = field(default_factory=dict)
+    headlines: Sequence[str] = ()
+    evaluates: Collection[str] = ("examples", "ranges")
+    names_examples: bool = False
     batchable: bool = True
-    seconds_per_example: float = 1e-6
+    many_ranks: bool = False
+    extra: str = ""
+    modules: Sequence[str] = ()
+    seconds_per_example: float | Callable[[int], float] = 1e-6
+    reads_pools_anew: Callable[[Any], bool] = lambda section: False
+    check: Callable[[Any], None] = lambda config: None
+    example: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 20
 
 
 @dataclass(frozen=True)
@@ -170,66 +215,73 @@ class TrackerPlugin:
     write: str
 
 
-Plugin = FilterPlugin | RegimePlugin | LearnerPlugin | MetricPlugin | TrackerPlugin
-_CLASSES: Mapping[str, type[Any]] = {
-    "filters": FilterPlugin,
-    "regimes": RegimePlugin,
-    "learners": LearnerPlugin,
-    "metrics": MetricPlugin,
-    "trackers": TrackerPlugin,
-}
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A component of a package.
+class Loaded(Generic[P]):
+    """A component.
 
     Attributes:
-        plugin: What the package gives.
-        package: The distribution's name.
-        release: The distribution's version.
+        plugin: What is known of it.
+        package: The distribution that adds it; empty for the harness itself.
+        release: That distribution's version.
     """
 
-    plugin: Any
-    package: str
-    release: str
+    plugin: P
+    package: str = ""
+    release: str = ""
 
     @property
-    def version(self) -> str:
-        """As it enters keys: the package, and the component's version (not the package's, which changes for other reasons)."""
-        return f"{self.package}/{self.plugin.version}"
+    def version(self) -> int | str:
+        """As it enters keys: the component's version (not the package's, which changes for other reasons), with the package."""
+        version: int = self.plugin.version  # type: ignore[attr-defined]
+        return f"{self.package}/{version}" if self.package else version
 
 
 @dataclass
-class Found:
-    """The components that packages add to one group.
+class Found(Generic[P]):
+    """The components of one group.
 
     Attributes:
         loaded: By kind.
-        broken: Kind to why it cannot be used; studies without it are not concerned.
+        broken: Kind to why a package's component cannot be used; studies without it are not concerned.
     """
 
-    loaded: dict[str, Loaded] = field(default_factory=dict)
+    loaded: dict[str, Loaded[P]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
+    def __getitem__(self, kind: str) -> P:
+        """What is known of a kind."""
+        return self.loaded[kind].plugin
 
-@cache
-def plugins(group: Group, builtin: tuple[str, ...]) -> Found:
-    """The components of a group that packages add.
+    def __iter__(self) -> Iterator[str]:
+        """The kinds."""
+        return iter(self.loaded)
+
+    @property
+    def added(self) -> dict[str, Loaded[P]]:
+        """Those of packages, by kind."""
+        return {kind: item for kind, item in self.loaded.items() if item.package}
+
+
+def gather(group: Group, expected: type[P], own: Mapping[str, P]) -> Found[P]:
+    """The components of a group: the harness's own, and those that packages add.
 
     Args:
         group: Which.
-        builtin: Kinds that exist already.
+        expected: What a package's object has to be.
+        own: The harness's own by kind.
     """
-    found = Found()
+    found: Found[P] = Found({kind: Loaded(plugin) for kind, plugin in own.items()})
     for point in sorted(entry_points(group=f"harness.{group}"), key=lambda point: (point.name, _package(point))):
         package = _package(point)
         try:
-            if point.name in builtin:
+            if point.name in own:
                 raise ValueError("the harness has a kind of that name")
             if point.name in found.loaded:
                 raise ValueError(f"{found.loaded[point.name].package} gives a kind of that name too")
-            plugin = _checked(point, _CLASSES[group])
+            plugin = _checked(point, expected)
         except Exception as error:  # whatever somebody else's code raises
             reason = (str(error).strip().splitlines() or [""])[0]
             found.broken.setdefault(point.name, f"{package} cannot be used for it: {type(error).__name__}: {reason}")
@@ -260,7 +312,7 @@ def _checked(point: EntryPoint, expected: type[Any]) -> Any:
     return plugin
 
 
-def check_names(names: tuple[str, ...], found: Found) -> tuple[str, ...]:
+def check_names(names: tuple[str, ...], found: Found[Any]) -> tuple[str, ...]:
     """Names of components of packages, for a field that lists them.
 
     Raises:
@@ -277,9 +329,9 @@ def check_names(names: tuple[str, ...], found: Found) -> tuple[str, ...]:
     return names
 
 
-def releases(*found: Found) -> dict[str, str]:
+def releases(*found: Found[Any]) -> dict[str, str]:
     """The packages that components come from, with their versions, for provenance."""
-    return {item.package: item.release for group in found for item in group.loaded.values()}
+    return {item.package: item.release for group in found for item in group.added.values()}
 
 
 def named(place: str) -> Any:

@@ -10,22 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import curation
-from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources, sequence_length
+from harness.components import FILTERS, LEARNERS, REGIMES
+from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources
 from harness.config.load import load_file
-from harness.config.presets import resolve_model
 from harness.config.schema import (
-    BUNDLED,
-    LEARNER_PLUGINS,
     CellSource,
     Config,
     CorpusSource,
     Evaluate,
-    LanguageModel,
     ModelSource,
-    Section,
     TextData,
-    Vae,
     science,
 )
 from harness.data.analytic import Truth, make_teacher, truth_science
@@ -40,17 +34,15 @@ from harness.data.text import (
     write_other,
 )
 from harness.errors import ConfigError, DataError, InputError
-from harness.learners.base import LEARNERS, Execution, check_installed, is_installed
-from harness.learners.language_model.converted import with_safetensors
-from harness.learners.language_model.facts import ModelFacts, model_facts, needs_weights
-from harness.learners.language_model.identity import pretrained_identity
-from harness.learners.language_model.specs import LanguageModelFit, ModelSpec, SampleSpec, TrainSpec
-from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, VERSIONS
+from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
+from harness.learners.language_model.facts import ModelFacts
+from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, versions
 from harness.metrics.added import added_versions
 from harness.preparation import DataOf, PreparedData, data_spec, rows_science
 from harness.preparation import load_data as load_data
 from harness.records import Examples
-from harness.regimes import RULES, check_supply, recipe
+from harness.regimes import check_supply, recipe
+from harness.registry import named
 from harness.science import (
     KEY_FORMAT,
     BundledChain,
@@ -60,7 +52,6 @@ from harness.science import (
     Lineage,
     Measured,
     Part,
-    Prompts,
     blank,
     build,
     chain_id,
@@ -144,7 +135,7 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     study = expand(load_file(path, assignments))
     check_claims(study)
     _check_libraries(study)
-    study = replace(study, cells=tuple(replace(cell, config=_with_safetensors(cell.config)) for cell in study.cells))
+    study = replace(study, cells=tuple(replace(cell, config=_settled(cell.config)) for cell in study.cells))
     try:
         return _resolve(study, DataOf(store, scratch))
     except DataError as error:
@@ -165,13 +156,13 @@ def _check_libraries(study: Study) -> None:
 
 
 def _resolve(study: Study, data_of: DataOf) -> Prepared:
-    data, specs, models = [], [], []
+    data, specs, resolved = [], [], list[Resolved]()
     packed: dict[tuple[str, str], ExternalCorpus] = {}
     scored: dict[tuple[str, str], ExternalCorpus] = {}
     others: dict[str, tuple[Mapping[str, Any], Examples]] = {}
     for cell, source in zip(study.cells, resolve_sources(study), strict=True):
         prepared = data_of.get(cell.config.data)
-        real, facts = prepared.real, _facts(cell.config, prepared.real)
+        real, learner = prepared.real, resolve(cell.config, prepared.real)
         fixed = _fixed_corpus(cell.config, prepared, data_of.store, packed)
         if fixed is not None:
             spec = corpus_science(prepared.spec, fixed.fingerprint)
@@ -185,17 +176,18 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         texts = _others(cell.config, real, scored)
         writer = _teacher(cell.config, real) if fixed is None else fixed.fingerprint
-        found = cell_spec(cell.config, prepared, facts, texts, writer, source)
+        found = cell_spec(cell.config, prepared, learner, texts, writer, source)
         for text in texts.values():
             spec = other_science(found.data.identity, text.fingerprint)
             others[key_of(spec)] = (spec, text.examples)
         data.append(prepared)
-        models.append(facts)
+        resolved.append(learner)
         specs.append(found)
     _check_sources(study, specs)
     lineage, bundles = _lineage(study, specs)
-    executions = tuple(_execution(cell.config) for cell in study.cells)
-    return Prepared(study, tuple(data), tuple(specs), lineage, bundles, tuple(models), executions, tuple(others.values()))
+    executions = tuple(_execution(cell.config, found) for cell, found in zip(study.cells, resolved, strict=True))
+    models = tuple(found.facts for found in resolved)
+    return Prepared(study, tuple(data), tuple(specs), lineage, bundles, models, executions, tuple(others.values()))
 
 
 def _fixed_corpus(
@@ -214,15 +206,10 @@ def _fixed_corpus(
     return known[name]
 
 
-def _with_safetensors(config: Config) -> Config:
-    """The configuration with a pretrained model at the revision that has its weights in a form that is loaded."""
-    learner, refresh = config.learner, config.regime.refresh
-    if not isinstance(learner, LanguageModel) or not needs_weights(learner, refresh.init if refresh else None):
-        return config
-    model = with_safetensors(learner.model)
-    if model is learner.model:
-        return config
-    return config.model_copy(update={"learner": learner.model_copy(update={"model": model})})
+def _settled(config: Config) -> Config:
+    """The configuration with what its learner names of the hub settled."""
+    settle = LEARNERS[config.learner.kind].settle
+    return named(settle)(config) if settle else config
 
 
 def _packed(store: Store, data: Mapping[str, Any], fingerprint: str) -> Examples | None:
@@ -283,23 +270,13 @@ def _check_sources(study: Study, specs: list[CellSpec]) -> None:
 
 def is_bundled(config: Config) -> bool:
     """Whether a cell's chains are run in bundles."""
-    return config.learner.kind in BUNDLED and config.resources.bundled
+    return LEARNERS[config.learner.kind].batchable and config.resources.bundled
 
 
-def _execution(config: Config) -> Execution:
-    """How a cell's work is done.
-
-    A pretrained model is found by its content: one of the hub at its revision, one in a folder by an absolute path, with its
-    content in the place of a revision, so that every generation loads what the key names wherever it runs.
-    """
-    resources, models = config.resources.model_copy(update={"micro_batch": config.micro_batch}), {}
-    learner = config.learner
-    if isinstance(learner, LanguageModel) and learner.model.pretrained is not None:
-        found, name = pretrained_identity(learner.model), learner.model.pretrained
-        if found.revision is None:
-            name = str(Path(name).absolute())
-        models[found.content] = learner.model.model_copy(update={"pretrained": name, "revision": found.revision or found.content})
-    return Execution(config.experiment, resources, models)
+def _execution(config: Config, resolved: Resolved) -> Execution:
+    """How a cell's work is done."""
+    resources = config.resources.model_copy(update={"micro_batch": config.micro_batch})
+    return Execution(config.experiment, resources, resolved.models)
 
 
 def open_study(path: Path, assignments: tuple[str, ...], store: Store) -> tuple[Prepared, tempfile.TemporaryDirectory[str]]:
@@ -322,30 +299,10 @@ def commit_data(prepared: Prepared, store: Store, stopped: Callable[[], bool] = 
     return commit_once(store, "data", items, {"experiment": base.experiment, "data": True}, base.resources.lease_s, stopped)
 
 
-def _facts(config: Config, real: RealData) -> ModelFacts | None:
-    """What the model of a language model's cell is; a pretrained one is checked against its files and the data."""
-    if not isinstance(config.learner, LanguageModel) or not isinstance(real, TextCorpus):
-        return None
-    refresh = config.regime.refresh
-    begins = refresh.init if refresh is not None else None
-    return model_facts(config.learner, begins, int(real.meta["vocab_size"]), sequence_length(config))
-
-
-def _seconds_per_example(kind: str, width: int) -> float:
-    """Rough seconds of a cheap learner's generation per training example, to share work out evenly."""
-    if kind in LEARNER_PLUGINS.loaded:
-        return float(LEARNER_PLUGINS.loaded[kind].plugin.seconds_per_example)
-    each = {"vae": 1.5e-3, "mixture": 3e-5, "kde": 6e-6, "discrete": 4e-8}
-    return each.get(kind, 1.2e-8 * width + 1.5e-10 * width**2) + 1e-7
-
-
-PROMPTS: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
-
-
 def cell_spec(
     config: Config,
     data: PreparedData,
-    facts: ModelFacts | None,
+    resolved: Resolved,
     texts: Mapping[str, ExternalCorpus],
     writer: str | DataSpec | None,
     source: int | None,
@@ -355,96 +312,48 @@ def cell_spec(
     Args:
         config: The cell.
         data: Its real data.
-        facts: What its model is; None where it is not a language model.
+        resolved: What its learner is.
         texts: The other real texts of its evaluation.
         writer: The hash of its fixed corpus, or its fixed teacher; None for other sources.
         source: Index of the cell whose chain writes for it; None for the chain itself.
     """
-    learner, n = config.learner, data.real.num_examples
-    version = LEARNERS[learner.kind][0]
-    prompts: Prompts = "none"
-    begins: str = getattr(learner, "init", "")
-    init = "scratch" if begins else None
-    if isinstance(learner, LanguageModel):
-        assert facts is not None and isinstance(config.data, TextData)
-        fit, sampling = _language_model(config, learner, facts, data.real)
-        first = "pretrained" if learner.model.pretrained else "scratch"
-        init = first if begins == "previous" else begins
-        prompts = PROMPTS[learner.sample.prompt]
-        cost = 6.0 * facts.parameters * config.data.block_size
-    else:
-        fit = Part.of(learner, version, "init", "sample")
-        sampling = Part(getattr(learner, "sample", Section()), version)
-        cost = _seconds_per_example(learner.kind, getattr(data.real, "width", 1))
+    n = data.real.num_examples
     external = writer.identity if isinstance(writer, DataSpec) else writer
+    filters = [FILTERS.loaded[item.kind] for item in config.filters]
     return CellSpec(
         data=data_spec(config.data, data),
-        learner=fit,
-        sampling=sampling,
+        learner=resolved.fit,
+        sampling=resolved.sampling,
         measured=_measured(config, data.real, texts),
-        filters=tuple(Part(item, curation.VERSIONS[item.kind]) for item in config.filters),
+        filters=tuple(Part(item, found.version) for item, found in zip(config.filters, filters, strict=True)),
+        detectors=tuple(found.plugin.of == "training sets" for found in filters),
         recipe=partial(recipe, config.regime, n, external=external),
-        init=init,
-        init_previous=begins == "previous",
-        prompts=prompts,
+        init=resolved.init,
+        init_previous=getattr(config.learner, "init", None) == "previous",
+        prompts=resolved.prompts,
         n=n,
         generations=config.generations,
-        cost=cost,
+        cost=resolved.cost,
         source=source,
         writer=writer,
     )
 
 
-def _language_model(config: Config, learner: LanguageModel, facts: ModelFacts, real: RealData) -> tuple[Part, Part]:
-    """What a language model's cell fits, and how it samples.
-
-    Published models that an earlier version computed otherwise are marked: new weights took the type that the published
-    configuration names; without a key-value cache only the last token was read; and tokens that no tokenizer knows could be
-    drawn. Models without these traits have the keys that they had.
-    """
-    assert isinstance(real, TextCorpus) and isinstance(config.data, TextData)
-    version, refresh, block = LEARNERS[learner.kind][0], config.regime.refresh, config.data.block_size
-    train, sample, model = learner.train, learner.sample, resolve_model(learner.model)
-    marks: dict[str, Any] = {}
-    if model.pretrained is not None:
-        anew = "scratch" in (learner.init, refresh.init if refresh else None)
-        resolved = ModelSpec(
-            pretrained=pretrained_identity(model).content,
-            new_weights="fp32" if anew and not facts.full_precision else None,
-        )
-        if not facts.cached:
-            marks["context"] = "whole"
-        if facts.vocab_size != real.meta["vocab_size"]:
-            marks["tokens"] = real.meta["vocab_size"]
-    else:
-        given = model.model_dump(exclude_unset=True)
-        resolved = ModelSpec(**{**given, "context": model.context or sample.sequence_length(block)})
-    # The length of the prompt is sampling's, but with this loss the fit reads it too.
-    masked = sample.prompt_length(block) if train.loss == "continuation" else None
-    fit = LanguageModelFit(model=resolved, train=TrainSpec(**train.model_dump(exclude_unset=True), masked_tokens=masked))
-    return Part(fit, version), Part(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version)
-
-
 def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus]) -> Measured:
     """What a cell's evaluations measure; of the section only what its learner reads."""
-    learner, asked, n = config.learner, config.evaluate, real.num_examples
-    examples = min(n, asked.examples)
-    metrics = VERSIONS[learner.kind]
+    learner, asked = LEARNERS[config.learner.kind], config.evaluate
+    examples = min(real.num_examples, asked.examples)
+    metrics = versions(config.learner.kind)
     if isinstance(real, TextCorpus) and not real.is_plain(real.test.values):
         metrics = {**metrics, **BYTES_OF_TOKENS}
-    identity: dict[str, Any] = {"metrics": metrics}
+    identity: dict[str, Any] = {"metrics": dict(metrics)}
     if asked.metrics:  # apart: a package's name for a metric may be one of the groups' here
         identity["added"] = added_versions(asked.metrics)
-    unread: tuple[str, ...] = ()
-    if isinstance(learner, Vae):
-        unread = tuple(name for name in Evaluate.model_fields if name not in ("examples", "metrics"))
-    elif not isinstance(learner, LanguageModel):
-        unread = ("prompts", "perplexity_batch")
-    section = blank(asked, *unread)
+    section = blank(asked, *(set(Evaluate.model_fields) - {"metrics", *learner.evaluates}))
     found = science(section)
     for name in ("metrics", "others"):  # by their versions, and by their content
         found.pop(name, None)
-    counted = isinstance(learner, LanguageModel | Vae) or "examples" in found or "ranges" in found
+    counted = learner.names_examples or "examples" in found or "ranges" in found
     identity |= {**found, **({"examples": examples} if counted else {})}
     contents = {name: text.fingerprint for name, text in texts.items()}
     if contents:
@@ -520,7 +429,7 @@ def _bundle_identity(config: Config, item: CellSpec, others: Mapping[int, Mappin
         "sampling": item.sampling.identity,
         "evaluation": item.measured.identity,
         "filters": [part.identity for part in item.filters],
-        "regime": {**science(config.regime), "source": source, "version": RULES[config.regime.kind][0]},
+        "regime": {**science(config.regime), "source": source, "version": REGIMES.loaded[config.regime.kind].version},
     }
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, TEXT, Make, harness
 
+from harness.components import LEARNERS
 from harness.config import expand, load_file
 from harness.config.shipped import studies, summary
 from harness.config.source import get
@@ -21,7 +22,6 @@ from harness.errors import InputError
 from harness.inspection.components import LISTS, learners
 from harness.inspection.resolved import as_text, resolved
 from harness.inspection.starter import starter
-from harness.learners.base import NEEDS
 
 
 @pytest.mark.parametrize("what", sorted(LISTS))
@@ -143,7 +143,7 @@ def without(folder: Path, *names: str) -> str:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_closed_forms_run_without_torch_and_others_say_what_they_need(installed: Path, tmp_path: Path) -> None:
-    names = {module for _, modules in NEEDS.values() for module in modules} | {"wandb", "huggingface_hub"}
+    names = {module for kind in LEARNERS for module in LEARNERS[kind].modules} | {"wandb", "huggingface_hub"}
     python_path = f"{without(tmp_path / 'block', *names)}{os.pathsep}{installed}"
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:

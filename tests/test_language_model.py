@@ -12,9 +12,9 @@ import pytest
 from chains import Events, contents, open_prepared, run_all
 from conftest import TEXT, Make, harness
 
+from harness.components import LEARNERS
 from harness.config.presets import preset_names, read_preset, resolve_model
 from harness.config.schema import Model, Sample, Train
-from harness.metrics import VERSIONS
 from harness.records import EXTERNAL, Examples
 from harness.store import Leases, Store
 from harness.store.health import examine
@@ -378,7 +378,7 @@ def test_weights_that_are_gone_are_fitted_again_only_where_they_are_needed(
         store.evict_weights(fit, "test")
         sums = store.path("fits", fit) / "checksums.json"  # as another device would have written them
         sums.write_text(json.dumps({**json.loads(sums.read_text()), WEIGHTS: {"bytes": 1, "sha256": "0" * 64}}))
-    monkeypatch.setitem(VERSIONS["language_model"], "lexical", 99)
+    monkeypatch.setitem(LEARNERS["language_model"].groups, "lexical", 99)  # type: ignore[arg-type]
     observer = Events()
     again, _ = run_all(make_config(TEXT, generations=1), tmp_path / "a", ranks=ranks, observer=observer)
     assert again.lineage.nodes.keys().isdisjoint(prepared.lineage.nodes)

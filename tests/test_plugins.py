@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from harness.config.schema import METRIC_PLUGINS
+from harness.components import METRICS
 from harness.errors import LearnerError
 from harness.metrics.added import added_metrics
 from harness.records import Examples
@@ -221,10 +221,10 @@ def test_a_package_replaces_no_column_and_gives_what_it_declares(monkeypatch: py
         return Loaded(plugin, "mine", "1.0")
 
     corpus = Examples.full(np.zeros((3, 2)))
-    monkeypatch.setitem(METRIC_PLUGINS.loaded, "number", loaded("mine/number"))
+    monkeypatch.setitem(METRICS.loaded, "number", loaded("mine/number"))
     assert added_metrics(["number"], corpus, None, 0, 1, {"test/nll"}) == {"mine/number": 3.0}
     with pytest.raises(LearnerError, match=r"number \(mine\) gives mine/number, which exists already"):
         added_metrics(["number"], corpus, None, 0, 1, {"mine/number"})
-    monkeypatch.setitem(METRIC_PLUGINS.loaded, "number", loaded("test/nll"))
+    monkeypatch.setitem(METRICS.loaded, "number", loaded("test/nll"))
     with pytest.raises(LearnerError, match=r"number \(mine\) gives test/nll, declared are mine/number"):
         added_metrics(["number"], corpus, None, 0, 1, set())

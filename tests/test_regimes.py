@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.components import REGIMES
+from harness.components.regimes import augment_count, synthetic_count
 from harness.config.schema import Regime
 from harness.errors import DataError
 from harness.records import EXTERNAL, REAL
-from harness.regimes import RULES, augment_count, check_supply, draw, is_refresh, recipe, synthetic_count
+from harness.regimes import check_supply, draw, is_refresh, recipe
 
 sizes = st.integers(2, 200)
 generations = st.integers(0, 8)
@@ -31,7 +33,7 @@ def test_rounding_is_to_the_nearest_example_and_exact_in_decimal() -> None:
     assert [augment_count(ratio, 100) for ratio in (0.0, 0.1, 0.5, 0.9)] == [0, 11, 100, 900]
 
 
-@given(sizes, st.sampled_from(sorted(RULES)), seeds)
+@given(sizes, st.sampled_from(sorted(REGIMES)), seeds)
 def test_generation_0_is_the_n_real_examples_under_every_regime(n: int, kind: str, seed: int) -> None:
     ratio = 0.5 if kind in ("replace", "augment", "fresh_real") else None
     found = drawn(Regime(kind=kind, synthetic_ratio=ratio), n, 0, seed)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from harness import __version__
 from harness.chain.plan import Busy, Plan, Site
-from harness.config.schema import PACKAGES
+from harness.components import PACKAGES
 from harness.learners.base import Stopped
 from harness.proc import peak_memory, reset_peak_memory
 from harness.records import Provenance

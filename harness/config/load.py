@@ -12,15 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from harness.components import FILTERS, LEARNERS, REGIMES
 from harness.config.presets import preset_names
 from harness.config.reading import join
 from harness.config.schema import (
-    FILTER_PLUGINS,
-    FILTERS,
-    LEARNER_PLUGINS,
-    READS,
-    REGIME_PLUGINS,
-    RULED,
     Config,
     GaussianData,
     ImageData,
@@ -30,6 +25,7 @@ from harness.config.schema import (
 )
 from harness.config.source import Source, read_source, split_field
 from harness.errors import ConfigError, Problem
+from harness.registry import Found
 from harness.terminal import cut, shown
 
 TOP_LEVEL_EXTRA = ("grid", "overrides")
@@ -100,8 +96,7 @@ def _is_of(path: str, detail: ErrorDetails, field: str) -> bool:
     return f"{path}.".startswith(f"{field}.")
 
 
-_PLUGINS = {"learner": LEARNER_PLUGINS, "filters": FILTER_PLUGINS, "regime": REGIME_PLUGINS}
-_KINDS = {"learner": tuple(READS), "filters": tuple(FILTERS), "regime": tuple(RULED)}
+_KINDS: Mapping[str, Found[Any]] = {"learner": LEARNERS, "filters": FILTERS, "regime": REGIMES}
 
 
 def check_kinds(source: Source) -> None:
@@ -115,11 +110,11 @@ def check_kinds(source: Source) -> None:
         items = source.data.get(section)
         for index, item in enumerate(items if isinstance(items, list) else [items]):
             kind = item.get("kind") if isinstance(item, Mapping) else None
-            if not isinstance(kind, str) or kind in kinds:
+            if not isinstance(kind, str) or kind in kinds.loaded:
                 continue
             path = f"{section}.{index}" if isinstance(items, list) else section
             path = "regime.kind" if section == "regime" else path  # as the schema names them
-            broken = _PLUGINS[section].broken.get(kind)
+            broken = kinds.broken.get(kind)
             reason = f"; {cut(broken)}" if broken else f", allowed: {', '.join(kinds)}{nearest(kind, kinds)}"
             problems.append(source.problem(path, f"found {shown(kind)}{reason}"))
     if problems:
@@ -232,7 +227,7 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
         expected = str(context.get("expected_tags") or context.get("expected", ""))
         names = [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
         value = found.get("kind") if isinstance(found, Mapping) and "discriminator" in context else found
-        group = _PLUGINS.get(path.split(".")[0])
+        group = _KINDS.get(path.split(".")[0])
         if group is not None and str(value) in group.broken:
             return f"found {shown(value)}; {cut(group.broken[str(value)])}"
         return f"found {shown(value)}, allowed: {', '.join(names)}{nearest(str(value), names)}"

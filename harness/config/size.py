@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.config.schema import BUNDLED, Config
+from harness.components import LEARNERS, REGIMES
+from harness.config.schema import Config
 from harness.config.source import Source
 
 MAX_CELLS = 100_000
@@ -21,7 +22,6 @@ MAX_ROWS = 100_000_000
 """Generations in bundles, of all chains."""
 MAX_READS = 10_000_000
 """Corpora that training sets are made of: where a regime pools, generation g reads g of them."""
-POOLING = ("accumulate", "accumulate_subsample")
 
 
 def check_axes(source: Source, axes: Mapping[str, Sequence[Any]]) -> None:
@@ -53,11 +53,11 @@ def check_generations(source: Source, configs: Sequence[Config], seeds: int) -> 
     totals = {"one by one": [0, 0], "in bundles": [0, 0]}
     for config in configs:
         length = config.generations + 1
-        bundled = config.learner.kind in BUNDLED and config.resources.bundled
+        bundled = LEARNERS[config.learner.kind].batchable and config.resources.bundled
         total = totals["in bundles" if bundled else "one by one"]
         total[0] += length * seeds
         # What bundles read is planned once for all seeds of a cell.
-        total[1] += length * (length - 1) // 2 * (1 if bundled else seeds) if config.regime.kind in POOLING else 0
+        total[1] += length * (length - 1) // 2 * (1 if bundled else seeds) if REGIMES[config.regime.kind].pools else 0
     for how, (generations, reads) in totals.items():
         allowed = MAX_NODES if how == "one by one" else MAX_ROWS
         cells = f"{len(configs):,} cells x {seeds:,} seeds x up to {longest:,} generations"
@@ -65,7 +65,8 @@ def check_generations(source: Source, configs: Sequence[Config], seeds: int) -> 
             found = f"{cells} ask for {generations:,} generations run {how}; allowed are {allowed:,}"
             raise source.error("generations", found)
         if reads > MAX_READS:
-            found = f"{cells} ask for {reads:,} corpora in training sets, as {' and '.join(POOLING)} read all earlier ones"
+            pooling = " and ".join(kind for kind in REGIMES if REGIMES[kind].pools)
+            found = f"{cells} ask for {reads:,} corpora in training sets, as {pooling} read all earlier ones"
             raise source.error("generations", f"{found}; allowed are {MAX_READS:,}")
     if longest > MAX_LENGTH:
         raise source.error("generations", f"found {longest - 1:,}, allowed are {MAX_LENGTH - 1:,} in a chain")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from harness.bundle import CellJob, Unit
-from harness.config.schema import Kde, Mixture
+from harness.components import LEARNERS
 from harness.data.analytic import Truth
 from harness.science import BundledChain
 from harness.store import Store
@@ -125,8 +125,8 @@ def chain_seconds(prepared: Prepared, cell: int) -> float:
     """Estimated seconds of one chain, with the chain that writes for it."""
     spec = prepared.specs[cell]
     recipes = (spec.recipe(g) for g in range(spec.generations + 1))
-    learner = spec.learner.section
+    section = spec.learner.section
     # Where moments or counts are all that a fit needs, a pool that only grows is not read again: a generation adds a corpus to it.
-    reread = isinstance(learner, Mixture) or (isinstance(learner, Kde) and isinstance(learner.bandwidth, str))
+    reread = LEARNERS[str(spec.learner.identity["kind"])].reads_pools_anew(section)
     own = sum(GENERATION_S + spec.cost * (r.size if reread or len(r.parts) < 3 else 2 * spec.n) for r in recipes)
     return own + (0.0 if spec.source is None else chain_seconds(prepared, spec.source))

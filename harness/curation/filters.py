@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import FILTER_PLUGINS, DeduplicateFilter, Filter, LabelFilter, RepetitionFilter, VerifierFilter
+from harness.components import FILTERS
+from harness.config.schema import DeduplicateFilter, Filter, LabelFilter, RepetitionFilter, VerifierFilter
 from harness.data import RealData
 from harness.data.analytic import Density, LinearTruth
 from harness.errors import LearnerError
 from harness.metrics.lexical import repetition_shares, row_hashes
 from harness.records import REAL, Examples
-from harness.registry import Known, Loaded
+from harness.registry import Known, named
 from harness.streams import stream
 
 Mask = npt.NDArray[np.bool_]
@@ -42,24 +43,30 @@ class Judge:
     generation: int
 
 
-def _deduplicate(_: DeduplicateFilter, examples: Examples, index: npt.NDArray[np.int64], judge: Judge, place: int) -> Mask:
+def deduplicate(section: DeduplicateFilter, examples: Examples, known: Known) -> Mask:
+    """The first of equal examples."""
     seen: set[bytes] = set()
-    mask = np.zeros(len(index), dtype=bool)
-    for row, content in enumerate(row_hashes(examples.take(index))):
+    mask = np.zeros(len(examples), dtype=bool)
+    for row, content in enumerate(row_hashes(examples)):
         mask[row] = content not in seen
         seen.add(content)
     return mask
 
 
-def _repetition(config: RepetitionFilter, examples: Examples, index: npt.NDArray[np.int64], judge: Judge, place: int) -> Mask:
-    shares = repetition_shares(examples.take(index), config.n)
-    return np.asarray(np.nan_to_num(shares, nan=0.0) <= config.max_share)
+def repetition(section: RepetitionFilter, examples: Examples, known: Known) -> Mask:
+    """Examples in which few n-grams repeat."""
+    return np.asarray(np.nan_to_num(repetition_shares(examples, section.n), nan=0.0) <= section.max_share)
 
 
-def _verifier(config: VerifierFilter, examples: Examples, index: npt.NDArray[np.int64], judge: Judge, place: int) -> Mask:
-    good = SCORES[config.score](examples.take(index), judge.real) >= config.at_least
-    uniform = stream(judge.seed, judge.generation, f"verifier_{place}").random(len(examples))[index]
-    return np.asarray(np.where(good, uniform >= config.false_reject, uniform < config.false_accept))
+def verifier(section: VerifierFilter, examples: Examples, known: Known) -> Mask:
+    """Examples with a high score, but for the verifier's errors."""
+    good = SCORES[section.score](examples, known.real) >= section.at_least
+    return np.asarray(np.where(good, known.uniform >= section.false_reject, known.uniform < section.false_accept))
+
+
+def label(section: LabelFilter, origin: npt.NDArray[np.int32], uniform: npt.NDArray[np.float64]) -> Mask:
+    """Training examples that the detector does not take for synthetic."""
+    return np.asarray(uniform >= np.where(origin == REAL, section.false_positive_rate, section.recall))
 
 
 def _agreement(examples: Examples, real: RealData) -> npt.NDArray[np.float64]:
@@ -85,36 +92,6 @@ SCORES: dict[str, Callable[[Examples, RealData], npt.NDArray[np.float64]]] = {
 }
 """Scores of a verifier: examples and the real distribution to one number each."""
 
-RULES: dict[str, Callable[[Any, Examples, npt.NDArray[np.int64], Judge, int], Mask]] = {
-    "deduplicate": _deduplicate,
-    "repetition": _repetition,
-    "verifier": _verifier,
-}
-VERSIONS: dict[str, int | str] = {"deduplicate": 1, "repetition": 1, "verifier": 1, "label": 1}
-"""Versions of the filters; part of the key of every fit that reads a filtered corpus."""
-
-
-def _of_package(found: Loaded) -> Callable[[Any, Examples, npt.NDArray[np.int64], Judge, int], Mask]:
-    """A filter of another package, as those of this one are called."""
-
-    def keep(config: Any, examples: Examples, index: npt.NDArray[np.int64], judge: Judge, place: int) -> Mask:
-        name = f"{found.package}/{config.kind}_{place}"
-        uniform = stream(judge.seed, judge.generation, name).random(len(examples))[index]
-        known = Known(judge.real, judge.seed, judge.generation, uniform)
-        mask = np.asarray(found.plugin.keep(config, examples.take(index), known))
-        if mask.shape != (len(index),) or mask.dtype != bool:
-            raise LearnerError(
-                f"filters: {config.kind} ({found.package}) gives an array of shape {list(mask.shape)} and type {mask.dtype}, "
-                f"expected [{len(index)}] truth values"
-            )
-        return mask
-
-    return keep
-
-
-for _kind, _found in FILTER_PLUGINS.loaded.items():
-    RULES[_kind], VERSIONS[_kind] = _of_package(_found), _found.version
-
 
 def _placed(filters: Sequence[Filter]) -> list[tuple[int, Filter]]:
     """Every filter with its place among those of its kind, which names its stream: a key may hold one kind only."""
@@ -126,12 +103,38 @@ def _placed(filters: Sequence[Filter]) -> list[tuple[int, Filter]]:
     return found
 
 
+def _code(kind: str) -> Callable[[Any, Any, Any], Mask]:
+    keep = FILTERS[kind].keep
+    return named(keep) if isinstance(keep, str) else keep
+
+
+def _uniform(kind: str, place: int, seed: int, generation: int, count: int) -> npt.NDArray[np.float64]:
+    """One number in [0, 1) per example, from a stream of the filter's own."""
+    package = FILTERS.loaded[kind].package
+    name = f"{package}/{kind}_{place}" if package else f"{kind}_{place}"
+    return stream(seed, generation, name).random(count)
+
+
 def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt.NDArray[np.int64]:
-    """The indices of the examples that pass all filters of corpora, in order; a filter sees what earlier ones left."""
+    """The indices of the examples that pass all filters of corpora, in order; a filter sees what earlier ones left.
+
+    Raises:
+        LearnerError: A filter gives something else than a truth value for each example.
+    """
     index = np.arange(len(examples))
-    for place, config in _placed(filters):
-        if config.kind in RULES:
-            index = index[RULES[config.kind](config, examples, index, judge, place)]
+    for place, section in _placed(filters):
+        kind = section.kind
+        if FILTERS[kind].of != "corpora":
+            continue
+        uniform = _uniform(kind, place, judge.seed, judge.generation, len(examples))[index]
+        known = Known(judge.real, judge.seed, judge.generation, uniform)
+        mask = np.asarray(_code(kind)(section, examples.take(index), known))
+        if mask.shape != (len(index),) or mask.dtype != bool:
+            raise LearnerError(
+                f"filters: {kind} ({FILTERS.loaded[kind].package}) gives an array of shape {list(mask.shape)} and type "
+                f"{mask.dtype}, expected [{len(index)}] truth values"
+            )
+        index = index[mask]
     return index
 
 
@@ -165,16 +168,15 @@ def undetected(filters: Sequence[Filter], origin: npt.NDArray[np.int32], seed: i
     """Which training examples no detector takes for synthetic; None where there is no detector.
 
     Args:
-        filters: The cell's filters; those of kind ``label`` are detectors.
+        filters: The cell's filters; those of training sets are detectors.
         origin: Of every training example, shape [size].
         seed: The chain's seed.
         generation: The generation that is fitted; 0 is fitted to real data, which nobody doubts.
     """
-    detectors = [(place, config) for place, config in _placed(filters) if isinstance(config, LabelFilter)]
+    detectors = [(place, section) for place, section in _placed(filters) if FILTERS[section.kind].of == "training sets"]
     if not detectors or generation == 0:
         return None
     kept = np.ones(len(origin), dtype=bool)
-    for place, config in detectors:
-        uniform = stream(seed, generation, f"label_{place}").random(len(origin))
-        kept &= uniform >= np.where(origin == REAL, config.false_positive_rate, config.recall)
+    for place, section in detectors:
+        kept &= _code(section.kind)(section, origin, _uniform(section.kind, place, seed, generation, len(origin)))
     return kept

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel
 
+from harness.components import FILTERS, LEARNERS, REGIMES
 from harness.config.described import first_line
 from harness.config.load import section_classes
 from harness.config.presets import preset_names, read_preset
-from harness.config.schema import BUNDLED, DATA_TAGS, READS, Data, Filter, Learner
+from harness.config.schema import DATA_TAGS, Data
 from harness.config.shipped import studies, summary
-from harness.curation import VERSIONS
 from harness.data.documents import BUILT_IN
-from harness.learners.base import LEARNERS
 from harness.metrics.catalogue import METRICS
-from harness.regimes import RULES
 
 Row = dict[str, Any]
 
 
-def kind_of(section: type[BaseModel]) -> str:
-    """The ``kind`` by which a section is chosen."""
-    return str(typing.get_args(section.model_fields["kind"].annotation)[0])
-
-
 def learners() -> dict[str, type[BaseModel]]:
     """The learners' sections by kind."""
-    return {kind_of(section): section for section in section_classes(Learner)}
+    return {kind: LEARNERS[kind].section for kind in LEARNERS}
 
 
 def _learners() -> list[Row]:
     return [
         {
             "learner": kind,
-            "reads": ", ".join(READS[kind]),
-            "in bundles": "yes" if kind in BUNDLED else "",
-            "version": LEARNERS[kind][0],
+            "reads": ", ".join(LEARNERS[kind].reads),
+            "in bundles": "yes" if LEARNERS[kind].batchable else "",
+            "version": LEARNERS.loaded[kind].version,
             "what": first_line(section),
         }
         for kind, section in learners().items()
@@ -47,12 +39,13 @@ def _learners() -> list[Row]:
 
 
 def _filters() -> list[Row]:
-    kinds = {kind_of(section): section for section in section_classes(Filter)}
-    return [{"filter": kind, "version": VERSIONS[kind], "what": first_line(section)} for kind, section in kinds.items()]
+    loaded = FILTERS.loaded.items()
+    return [{"filter": kind, "version": found.version, "what": first_line(found.plugin.section)} for kind, found in loaded]
 
 
 def _regimes() -> list[Row]:
-    return [{"regime": kind, "version": version, "what": first_line(rule)} for kind, (version, rule) in RULES.items()]
+    loaded = REGIMES.loaded.items()
+    return [{"regime": kind, "version": found.version, "what": first_line(found.plugin.rule)} for kind, found in loaded]
 
 
 def _metrics() -> list[Row]:

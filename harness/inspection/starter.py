@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
+from harness.components import LEARNERS
 from harness.config.described import Described, fields, first_line
 from harness.config.load import section_classes
-from harness.config.schema import READS, Config, Evaluate, Regime, Resources, Retention, Tracking
+from harness.config.schema import Config, Evaluate, Regime, Resources, Retention, Tracking
 from harness.errors import InputError
 from harness.inspection.components import learners
 from harness.terminal import shown
@@ -31,14 +32,6 @@ DATA: Mapping[str, Mapping[str, Any]] = {
     "images": {"source": "digits", "num_examples": 1000},
 }
 """Of each kind of data, real ones that need no file and no network."""
-LEARNER: Mapping[str, Mapping[str, Any]] = {
-    "language_model": {
-        "model": {"preset": "micro"},
-        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 4e-3, "warmup_ratio": 0.2},
-    },
-    "vae": {"latent_dim": 10, "channels": [16, 32], "train": {"epochs": 10, "batch_size": 64, "learning_rate": 2e-3}},
-}
-"""Settings that are small enough for a laptop; other learners need none."""
 REST: Mapping[str, type[BaseModel]] = {"evaluate": Evaluate, "resources": Resources, "retention": Retention, "tracking": Tracking}
 """Sections that a study need not have."""
 NAMES = {
@@ -48,11 +41,6 @@ NAMES = {
     "linear": "LinearData",
     "images": "ImageData",
 }
-OF_TEXT = ("prompts", "perplexity_batch", "max_duplicate_share", "others")
-EVALUATED = {"text": ("ranges",), "images": (*OF_TEXT, "ranges")}
-"""Kind of data to what of its evaluation means nothing there; of other kinds what is of text."""
-SEEDS = {"language_model": 1, "vae": 1}
-"""How many seeds are run; of what costs next to nothing twenty."""
 
 
 def starter(name: str, learner: str) -> str:
@@ -72,7 +60,8 @@ def starter(name: str, learner: str) -> str:
     if not re.match(pattern, name):
         raise InputError(f"NAME: found {shown(name)}, allowed: letters, digits, '.', '_' and '-', at most 64, "
                          "starting with a letter or digit")  # fmt: skip
-    section, data = kinds[learner], READS[learner][0]
+    section, component = kinds[learner], LEARNERS[learner]
+    data = component.reads[0]
     found = next(kind for kind in section_classes(Config.model_fields["data"].annotation) if kind.__name__ == NAMES[data])
     lines = [
         f"# Study {name}: {first_line(section)}",
@@ -82,25 +71,25 @@ def starter(name: str, learner: str) -> str:
         "data:",
         *_block(found, DATA[data], "  "),
         "learner:",
-        *_block(section, {"kind": learner, **LEARNER.get(learner, {})}, "  "),
+        *_block(section, {"kind": learner, **component.example}, "  "),
         "regime:",
         *_block(Regime, {"kind": "replace", "synthetic_ratio": 1.0}, "  "),
         "generations: 3  # the last one: generations 0 to 3 are fitted",
         "grid:  # every combination is run; any field can be an axis",
         "  regime.synthetic_ratio: [0.5, 1.0]",
-        f"  seed: {{from: 0, count: {SEEDS.get(learner, 20)}}}",
+        f"  seed: {{from: 0, count: {component.seeds}}}",
         "# overrides:  # what a part of the grid needs",
         "#   - {when: {regime.synthetic_ratio: 1.0}, set: {generations: 5}}",
         "# filters: []  # what drops examples before they are trained on",
     ]
     for title, rest in REST.items():
-        left_out = EVALUATED.get(data, OF_TEXT) if rest is Evaluate else ()
+        left_out = set(Evaluate.model_fields) - {"metrics", *component.evaluates} if rest is Evaluate else ()
         lines += [f"# {title}:", *(_block(rest, {}, "# ", "  ", left_out))]
     return "\n".join(lines) + "\n"
 
 
 def _block(
-    section: type[BaseModel], given: Mapping[str, Any], left: str, inner: str = "", left_out: Sequence[str] = ()
+    section: type[BaseModel], given: Mapping[str, Any], left: str, inner: str = "", left_out: Collection[str] = ()
 ) -> Iterator[str]:
     """The fields of a section: those that are given, and the others behind a ``#``.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,12 +12,14 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import LEARNER_PLUGINS, Model, Resources
+from harness.components import LEARNERS
+from harness.config.schema import Config, Model, Resources, Section
 from harness.data.base import RealData
 from harness.errors import DataError
 from harness.records import Examples, Status
 from harness.regimes import Drawn
-from harness.science import CorpusSpec, EvaluationSpec, FitSpec
+from harness.registry import named
+from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Part, Prompts
 
 T = TypeVar("T")
 Report = Callable[[int, int, float], None]
@@ -38,6 +39,53 @@ class Execution:
     experiment: str
     resources: Resources
     models: Mapping[str, Model] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a cell's learner is, in the words of its specs.
+
+    Attributes:
+        fit: What is fitted.
+        sampling: How its models write.
+        init: Where generation 0 starts from; None for a learner without weights to start from.
+        prompts: What its examples continue.
+        cost: Relative cost of one training example.
+        facts: What is known of its model beforehand; None where nothing is.
+        models: Content of a pretrained model to where it lies.
+    """
+
+    fit: Part
+    sampling: Part
+    init: str | None
+    prompts: Prompts
+    cost: float
+    facts: Any = None
+    models: Mapping[str, Model] = field(default_factory=dict)
+
+
+def resolve(config: Config, real: RealData) -> Resolved:
+    """What a cell's learner is.
+
+    Args:
+        config: The cell.
+        real: Its real data.
+
+    Raises:
+        DataError: What it names cannot be had, or does not fit the data.
+    """
+    section, found = config.learner, LEARNERS.loaded[config.learner.kind]
+    if found.plugin.resolve:
+        resolved: Resolved = named(found.plugin.resolve)(config, real, found.version)
+        return resolved
+    each = found.plugin.seconds_per_example
+    return Resolved(
+        fit=Part.of(section, found.version, "init", "sample"),
+        sampling=Part(getattr(section, "sample", Section()), found.version),
+        init="scratch" if hasattr(section, "init") else None,
+        prompts="none",
+        cost=each(getattr(real, "width", 1)) if callable(each) else each,
+    )
 
 
 class Ranks(Protocol):
@@ -275,41 +323,18 @@ class Learner(Protocol):
         ...
 
 
-LEARNERS: Mapping[str, tuple[int | str, str, str]] = {
-    "language_model": (1, "harness.learners.language_model.learner", "LanguageModelLearner"),
-    "gaussian": (2, "harness.learners.analytic.learner", "AnalyticLearner"),
-    "mixture": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
-    "kde": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
-    "discrete": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
-    "linear_regression": (1, "harness.learners.analytic.learner", "AnalyticLearner"),
-    "vae": (1, "harness.learners.vae.learner", "VaeLearner"),
-    **{
-        kind: (found.version, "harness.learners.analytic.learner", "AnalyticLearner")
-        for kind, found in LEARNER_PLUGINS.loaded.items()
-    },
-}
-"""Registry: kind to version (part of every key), module and class; a module is imported when it is needed."""
-
-
-NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "language_model": ("text", ("torch", "deepspeed", "transformers", "tokenizers", "datasets")),
-    "vae": ("images", ("torch",)),
-}
-"""Learner to the package's extra that brings its libraries, and their modules; other learners need none."""
-
-
 def check_installed(kind: str) -> None:
     """Look for the libraries that a learner needs, without importing them.
 
     Raises:
         DataError: One of them is not installed.
     """
-    extra, modules = NEEDS.get(kind, ("", ()))
-    missing = [name for name in modules if not is_installed(name)]
+    found = LEARNERS[kind]
+    missing = [name for name in found.modules if not is_installed(name)]
     if missing:
         raise DataError(
             f"learner.kind: {kind} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
-            f"pip install 'model-collapse-harness[{extra}]'"
+            f"pip install 'model-collapse-harness[{found.extra}]'"
         )
 
 
@@ -323,6 +348,5 @@ def is_installed(module: str) -> bool:
 
 def make_learner(kind: str, data: RealData, ranks: Ranks, execution: Execution) -> Learner:
     """A learner of some kind, over some real data, on some ranks."""
-    _, module, name = LEARNERS[kind]
-    learner: Learner = getattr(import_module(module), name)(data, ranks, execution)
+    learner: Learner = named(LEARNERS[kind].learner)(data, ranks, execution)
     return learner

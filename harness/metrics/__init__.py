@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.config.schema import LEARNER_PLUGINS
+from harness.components import LEARNERS
 
-VERSIONS: Mapping[str, Mapping[str, int | str]] = {
-    "language_model": {"likelihood": 2, "lexical": 1, "copying": 1},
-    "gaussian": {"gaussian": 2},
-    "mixture": {"mixture": 1},
-    "kde": {"kde": 1},
-    "discrete": {"discrete": 1},
-    "linear_regression": {"regression": 1},
-    "vae": {"vae": 1},
-    **{kind: {kind: f"{found.package}/{found.plugin.metrics_version}"} for kind, found in LEARNER_PLUGINS.loaded.items()},
-}
-"""Metric groups of each kind of learner, with their versions."""
+
+def versions(learner: str) -> Mapping[str, int | str]:
+    """The groups of metrics of a learner, with their versions."""
+    found = LEARNERS.loaded[learner]
+    if found.package:
+        return {learner: f"{found.package}/{found.plugin.metrics_version}"}
+    return found.plugin.groups
+
+
 BYTES_OF_TOKENS = {"likelihood": 3}
 """Versions where the test text is more than ASCII without special tokens: bits per byte counted blocks decoded by themselves."""
 OTHERS_VERSION = 1

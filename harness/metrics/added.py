@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.schema import METRIC_PLUGINS
+from harness.components import METRICS
 from harness.errors import LearnerError
 from harness.records import Examples
 from harness.registry import Known
 from harness.streams import stream
 
 
-def added_versions(names: Sequence[str]) -> dict[str, str]:
+def added_versions(names: Sequence[str]) -> dict[str, int | str]:
     """Name to version, for the key of an evaluation."""
-    return {name: METRIC_PLUGINS.loaded[name].version for name in names}
+    return {name: METRICS.loaded[name].version for name in names}
 
 
 def added_metrics(
@@ -40,7 +40,7 @@ def added_metrics(
     """
     found: dict[str, float] = {}
     for name in names:
-        item = METRIC_PLUGINS.loaded[name]
+        item = METRICS.loaded[name]
         uniform = stream(seed, generation, f"{item.package}/{name}").random(len(corpus))
         values = dict(item.plugin.measure(corpus, Known(real, seed, generation, uniform)))
         declared = [metric.name for metric in item.plugin.metrics]

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
-from harness.config.schema import BUNDLED
+from harness.components import LEARNERS
 from harness.files import write_atomic
 from harness.metrics.catalogue import HEADLINES, METRICS, about, drawn
 from harness.reporting import claims, figures, homogenisation
@@ -95,7 +95,7 @@ def _drawn(names: Collection[str]) -> dict[str, str]:
 def variance(prepared: Prepared) -> str:
     """Which variance the intervals hold: what the seeds of a chain differ in."""
     own = {resamples(cell.config) for cell in prepared.study.cells}
-    closed = all(cell.config.learner.kind in BUNDLED for cell in prepared.study.cells)
+    closed = all(LEARNERS[cell.config.learner.kind].batchable for cell in prepared.study.cells)
     of_fits = "sampling" if closed else "initialisation, data order and sampling"
     if own == {True}:
         return f"Intervals are over seeds, which differ in {of_fits}, and in the training examples."

@@ -217,6 +217,7 @@ class CellSpec:
         sampling: How its models write.
         measured: What is measured.
         filters: The filters.
+        detectors: Of each filter, whether it looks at whole training sets, and errs at real examples too.
         recipe: Generation to training set.
         init: Where generation 0 starts from, and later ones too unless ``init_previous``; None for a learner without weights.
         init_previous: A generation starts from the weights of the one before.
@@ -233,6 +234,7 @@ class CellSpec:
     sampling: Part
     measured: Measured
     filters: Sequence[Part]
+    detectors: Sequence[bool]
     recipe: Callable[[int], Recipe]
     init: str | None
     init_previous: bool
@@ -246,4 +248,4 @@ class CellSpec:
     def used_filters(self, recipe: Recipe) -> tuple[Part, ...]:
         """The filters that a training set goes through: of real examples alone only those that look at real ones too."""
         synthetic = any(part.origin != REAL for part in recipe.parts)
-        return tuple(item for item in self.filters if synthetic or item.identity["kind"] == "label")
+        return tuple(item for item, sees_real in zip(self.filters, self.detectors, strict=True) if synthetic or sees_real)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config.schema import TRACKER_PLUGINS
+from harness.components import TRACKERS
 from harness.files import read_json, write_json
 from harness.registry import named
 from harness.tracking.runs import ChainView
@@ -32,7 +32,7 @@ def tell(names: Sequence[str], view: ChainView, folder: Path) -> list[str]:
             continue
         note.parent.mkdir(parents=True, exist_ok=True)
         try:
-            named(TRACKER_PLUGINS.loaded[name].plugin.write)(view, folder / name)
+            named(TRACKERS[name].write)(view, folder / name)
         except Exception as error:  # a tracker must never stop a chain, whatever it raises
             reason = (str(error).splitlines() or [""])[0]
             wrong.append(f"tracker {name}: {view.chain}: {type(error).__name__}: {reason}")

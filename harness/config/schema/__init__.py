@@ -7,6 +7,14 @@ had when it was introduced is left out of the key, so that a field added later c
 
 from __future__ import annotations
 
+from harness.components.discrete import Discrete
+from harness.components.filters import DeduplicateFilter, LabelFilter, RepetitionFilter, VerifierFilter
+from harness.components.gaussian import Gaussian
+from harness.components.kde import Kde
+from harness.components.language_model import LanguageModel, Model, Sample, Train
+from harness.components.linear_regression import LinearRegression
+from harness.components.mixture import Mixture
+from harness.components.vae import Vae, VaeSample, VaeTrain
 from harness.config.schema.base import PositiveInt, Seconds, Section, Share, execution, science, since
 from harness.config.schema.data import (
     DATA_TAGS,
@@ -28,57 +36,23 @@ from harness.config.schema.data import (
     TextData,
     is_image_data,
 )
-from harness.config.schema.learners import (
-    BUNDLED,
-    LEARNER_PLUGINS,
-    READS,
-    Discrete,
-    Gaussian,
-    Kde,
-    LanguageModel,
-    Learner,
-    LinearRegression,
-    Mixture,
-    Model,
-    Sample,
-    Train,
-    Vae,
-    VaeSample,
-    VaeTrain,
-)
+from harness.config.schema.learners import Learner
 from harness.config.schema.regimes import (
-    CORPUS_SOURCE_REGIMES,
-    FILTER_PLUGINS,
-    FILTERS,
-    METRIC_PLUGINS,
-    RATIO_REGIMES,
-    REGIME_PLUGINS,
-    RULED,
     CellSource,
     CorpusSource,
-    DeduplicateFilter,
     Evaluate,
     Filter,
-    LabelFilter,
     ModelSource,
     Refresh,
     Regime,
     RegimeKind,
-    RepetitionFilter,
-    VerifierFilter,
 )
-from harness.config.schema.run import TRACKER_PLUGINS, Claim, Config, Override, Resources, Retention, Statistic, Tracking
-from harness.registry import releases
-
-PACKAGES = releases(LEARNER_PLUGINS, FILTER_PLUGINS, REGIME_PLUGINS, METRIC_PLUGINS, TRACKER_PLUGINS)
-"""Packages that add to the harness here, with their versions."""
+from harness.config.schema.run import Claim, Config, Override, Resources, Retention, Statistic, Tracking
 
 __all__ = [
     "AnalyticData",
     "ArrayData",
-    "BUNDLED",
     "BpeTokenizer",
-    "CORPUS_SOURCE_REGIMES",
     "CellSource",
     "Claim",
     "Component",
@@ -91,33 +65,24 @@ __all__ = [
     "Discrete",
     "DiscreteData",
     "Evaluate",
-    "FILTERS",
-    "FILTER_PLUGINS",
     "Filter",
     "Gaussian",
     "GaussianData",
     "ImageData",
     "ImageSplit",
     "Kde",
-    "LEARNER_PLUGINS",
     "LabelFilter",
     "LanguageModel",
     "Learner",
     "LinearData",
     "LinearRegression",
-    "METRIC_PLUGINS",
     "Mixture",
     "MixtureData",
     "Model",
     "ModelSource",
     "Override",
-    "PACKAGES",
     "PositiveInt",
     "PretrainedTokenizer",
-    "RATIO_REGIMES",
-    "READS",
-    "REGIME_PLUGINS",
-    "RULED",
     "Refresh",
     "Regime",
     "RegimeKind",
@@ -131,7 +96,6 @@ __all__ = [
     "Share",
     "Split",
     "Statistic",
-    "TRACKER_PLUGINS",
     "TextData",
     "Tracking",
     "Train",

@@ -6,25 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
 
+from harness.components import FILTERS, METRICS, REGIMES
+from harness.components.filters import DeduplicateFilter, LabelFilter, RepetitionFilter, VerifierFilter
 from harness.config.schema.base import Place, PositiveInt, Section, Share, since
-from harness.registry import check_names, plugins
+from harness.registry import check_names
 
-_REGIMES = ("replace", "replace_grown", "accumulate", "accumulate_subsample", "augment", "fresh_real")
-REGIME_PLUGINS = plugins("regimes", _REGIMES)
-"""Regimes of other packages."""
 if TYPE_CHECKING:
     RegimeKind = str
 else:
-    RegimeKind = Literal[(*_REGIMES, *REGIME_PLUGINS.loaded)]
-RULED = (*_REGIMES, *REGIME_PLUGINS.loaded)
-"""Regimes by name."""
-RATIO_REGIMES = (
-    "replace",
-    "augment",
-    "fresh_real",
-    *(kind for kind, found in REGIME_PLUGINS.loaded.items() if found.plugin.uses_ratio),
-)
-CORPUS_SOURCE_REGIMES = ("replace", "replace_grown", "augment", "fresh_real")
+    RegimeKind = Literal[tuple(REGIMES)]
 
 
 class CorpusSource(Section):
@@ -87,73 +77,27 @@ class Regime(Section):
 
     @model_validator(mode="after")
     def _used_fields(self) -> Regime:
-        if self.kind in RATIO_REGIMES and self.synthetic_ratio is None:
+        found = REGIMES[self.kind]
+        if found.uses_ratio and self.synthetic_ratio is None:
             raise ValueError(f"{self.kind} needs synthetic_ratio, a number from 0 to 1")
-        if self.kind not in RATIO_REGIMES and self.synthetic_ratio is not None:
-            raise ValueError(f"{self.kind} does not use synthetic_ratio (it follows); only {', '.join(RATIO_REGIMES)} do")
+        if not found.uses_ratio and self.synthetic_ratio is not None:
+            using = ", ".join(kind for kind in REGIMES if REGIMES[kind].uses_ratio)
+            raise ValueError(f"{self.kind} does not use synthetic_ratio (it follows); only {using} do")
         if self.kind != "replace" and "real_part" in self.model_fields_set:
             raise ValueError(f"{self.kind} does not use real_part; only replace does")
         if self.kind == "augment" and self.synthetic_ratio == 1:
             raise ValueError("augment keeps all real examples, so synthetic_ratio must be below 1")
         fixed = isinstance(self.source, CellSource) and self.source.generation is not None
-        if (fixed or isinstance(self.source, CorpusSource | ModelSource)) and self.kind not in CORPUS_SOURCE_REGIMES:
-            raise ValueError(
-                f"{self.kind} pools a corpus of every generation; a fixed source goes with {', '.join(CORPUS_SOURCE_REGIMES)}"
-            )
+        if (fixed or isinstance(self.source, CorpusSource | ModelSource)) and found.pools:
+            allowed = ", ".join(kind for kind in REGIMES if not REGIMES[kind].pools)
+            raise ValueError(f"{self.kind} pools a corpus of every generation; a fixed source goes with {allowed}")
         return self
 
 
-class DeduplicateFilter(Section):
-    """Drops an example that equals an earlier one of the same corpus."""
-
-    kind: Literal["deduplicate"]
-
-
-class RepetitionFilter(Section):
-    """Drops an example in which too many n-grams repeat."""
-
-    kind: Literal["repetition"]
-    n: PositiveInt = since(4)
-    max_share: Share = since(0.2)
-    """Largest allowed share of n-grams that occurred before in the example."""
-
-
-class VerifierFilter(Section):
-    """Keeps synthetic examples whose score is high enough; it may err."""
-
-    kind: Literal["verifier"]
-    score: Literal["agreement", "log_density", "distinct_2", "uniqueness_4"]
-    """``agreement``: 1 where the sign of a label is the truth's, else 0 (linear data); ``log_density``: under the truth (gaussian
-    and mixture data); ``distinct_2``: distinct over all bigrams of the example; ``uniqueness_4``: 1 - repeated 4-grams (text)."""
-    at_least: float
-    false_accept: Share = since(0.0)
-    """Probability that an example below ``at_least`` is kept all the same."""
-    false_reject: Share = since(0.0)
-    """Probability that an example that should be kept is dropped."""
-
-
-class LabelFilter(Section):
-    """Drops training examples that a detector takes for synthetic."""
-
-    kind: Literal["label"]
-    recall: Share
-    """Probability that a synthetic example is recognised, and dropped."""
-    false_positive_rate: Share = since(0.0)
-    """Probability that a real example is taken for synthetic, and dropped."""
-
-
-METRIC_PLUGINS = plugins("metrics", ())
-"""Metrics of other packages."""
-_FILTERS = ("deduplicate", "repetition", "verifier", "label")
-FILTER_PLUGINS = plugins("filters", _FILTERS)
-"""Filters of other packages."""
-FILTERS = (*_FILTERS, *FILTER_PLUGINS.loaded)
-"""Filters by name."""
 if TYPE_CHECKING:
     Filter = DeduplicateFilter | RepetitionFilter | VerifierFilter | LabelFilter
 else:
-    _OWN = (DeduplicateFilter, RepetitionFilter, VerifierFilter, LabelFilter)
-    _SECTIONS = Union[(*_OWN, *(found.plugin.section for found in FILTER_PLUGINS.loaded.values()))]  # noqa: UP007
+    _SECTIONS = Union[tuple(FILTERS[kind].section for kind in FILTERS)]  # noqa: UP007 (made of a list)
     Filter = Annotated[_SECTIONS, Field(discriminator="kind")]
 
 
@@ -179,7 +123,7 @@ class Evaluate(Section):
     @field_validator("metrics")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return check_names(value, METRIC_PLUGINS)
+        return check_names(value, METRICS)
 
     @field_validator("ranges")
     @classmethod

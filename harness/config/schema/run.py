@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from harness.components import FILTERS, LEARNERS, METRICS, TRACKERS
 from harness.config.schema.base import PositiveInt, Seconds, Section
-from harness.config.schema.data import Data, LinearData, data_tag
-from harness.config.schema.learners import READS, LanguageModel, Learner, LinearRegression, Mixture, Sample, Vae
-from harness.config.schema.regimes import (
-    FILTER_PLUGINS,
-    METRIC_PLUGINS,
-    CorpusSource,
-    DeduplicateFilter,
-    Evaluate,
-    Filter,
-    ModelSource,
-    Regime,
-    RepetitionFilter,
-    VerifierFilter,
-)
-from harness.registry import check_names, plugins
+from harness.config.schema.data import Data, data_tag
+from harness.config.schema.learners import Learner
+from harness.config.schema.regimes import CorpusSource, Evaluate, Filter, ModelSource, Regime
+from harness.registry import check_names
 from harness.terminal import shown
 
 NOT_IN_PROJECTS = "/\\#?%:"
 """Characters that W&B refuses in a project's name (wandb.Settings)."""
-
-
-TRACKER_PLUGINS = plugins("trackers", ())
-"""Trackers of other packages."""
 
 
 class Resources(Section):
@@ -95,7 +80,7 @@ class Tracking(Section):
     @field_validator("trackers")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return check_names(value, TRACKER_PLUGINS)
+        return check_names(value, TRACKERS)
 
     bundles: Literal["cells", "chains"] = "cells"
     """Chains in bundles: one run for each cell, with means over its chains, or one for each chain."""
@@ -172,139 +157,62 @@ class Config(Section):
     """What is expected; never part of a key."""
 
     @model_validator(mode="after")
-    def _others_are_text(self) -> Config:
-        if self.evaluate.others and not isinstance(self.learner, LanguageModel):
-            raise ValueError(f"evaluate.others: holds texts, which learner {self.learner.kind} cannot score; remove it")
-        return self
-
-    @model_validator(mode="after")
     def _agree(self) -> Config:
         kind, found = self.learner.kind, data_tag(self.data)
-        if found not in READS[kind]:
-            hint = "; hub data and files are images with kind: images" if kind == "vae" else ""
-            reads = ", ".join(READS[kind])
+        learner = LEARNERS[kind]
+        if found not in learner.reads:
+            hint = "; hub data and files are images with kind: images" if "images" in learner.reads else ""
+            reads = ", ".join(learner.reads)
             raise ValueError(f"data.source: learner {kind} reads {reads} data, {self.data.source!r} is {found}{hint}")
-        if isinstance(self.learner, Vae):
-            self._check_images()
-        elif isinstance(self.learner, LanguageModel):
-            self._check_language_model(self.learner)
-        else:
+        self._check_evaluation(kind, found)
+        if self.resources.ranks != 1 and not learner.many_ranks:
+            raise ValueError(f"resources.ranks: found {self.resources.ranks}, learner {kind} runs on one rank")
+        if learner.family:
             self._check_closed_form()
+        learner.check(self)
         for item in self.filters:
-            self._check_filter(item)
-        for name in self.evaluate.metrics:
-            readable = METRIC_PLUGINS.loaded[name].plugin.reads
+            readable = FILTERS[item.kind].reads
             if readable and found not in readable:
-                raise ValueError(f"evaluate.metrics: {name} reads {', '.join(readable)}, not {found} data")
-        n, refresh = getattr(self.data, "num_examples", None), self.regime.refresh
+                raise ValueError(f"filters: {item.kind} reads {', '.join(readable)}, not {found} data")
+            FILTERS[item.kind].check(item, self.data, found)
+        self._check_source(found)
+        return self
+
+    def _check_evaluation(self, kind: str, data: str) -> None:
+        read = LEARNERS[kind].evaluates
+        for name, info in type(self.evaluate).model_fields.items():
+            if name not in ("metrics", *read) and getattr(self.evaluate, name) != info.get_default():
+                raise ValueError(f"evaluate.{name}: is not used by learner {kind}, which reads {', '.join(read)}")
+        for name in self.evaluate.metrics:
+            readable = METRICS[name].reads
+            if readable and data not in readable:
+                raise ValueError(f"evaluate.metrics: {name} reads {', '.join(readable)}, not {data} data")
+
+    def _check_source(self, data: str) -> None:
+        n, refresh, source = getattr(self.data, "num_examples", None), self.regime.refresh, self.regime.source
         if refresh is not None and refresh.examples is not None and n is not None and refresh.examples > n:
             raise ValueError(f"regime.refresh.examples: {refresh.examples}, more than data.num_examples ({n})")
-        if isinstance(self.regime.source, ModelSource) and isinstance(self.regime.source.model, str) != (found == "text"):
+        if isinstance(source, ModelSource) and isinstance(source.model, str) != (data == "text"):
             raise ValueError(
                 "regime.source.model: for text the name of a pretrained model, for analytic data fields of data in which it differs"
             )
-        if self.regime.source != "self" and isinstance(self.regime.source, CorpusSource) and self.filters:
+        if isinstance(source, CorpusSource) and self.filters:
             raise ValueError("filters apply to what the chain writes; with regime.source {corpus: ...} filter the corpus itself")
-        return self
-
-    def _check_filter(self, item: Filter) -> None:
-        found = data_tag(self.data)
-        scores = {
-            "agreement": ("linear",),
-            "log_density": ("gaussian", "mixture"),
-            "distinct_2": ("text",),
-            "uniqueness_4": ("text",),
-        }
-        if isinstance(item, VerifierFilter) and found not in scores[item.score]:
-            raise ValueError(f"filters: the score {item.score} reads {' or '.join(scores[item.score])} data, not {found}")
-        if isinstance(item, VerifierFilter) and item.score == "agreement" and getattr(self.data, "labels", "") != "sign":
-            raise ValueError("filters: the score agreement needs data.labels: sign")
-        reads: Collection[str] = ()
-        if isinstance(item, DeduplicateFilter | RepetitionFilter):
-            reads = ("text",)
-        elif item.kind in FILTER_PLUGINS.loaded:
-            reads = FILTER_PLUGINS.loaded[item.kind].plugin.reads
-        if reads and found not in reads:
-            raise ValueError(f"filters: {item.kind} reads {', '.join(reads)}, not {found} data")
 
     def _check_closed_form(self) -> None:
-        learner, data, refresh = self.learner, self.data, self.regime.refresh
-        kind = learner.kind
-        if self.resources.ranks != 1:
-            raise ValueError(f"resources.ranks: found {self.resources.ranks}, learner {kind} runs on one rank")
+        kind, refresh = self.learner.kind, self.regime.refresh
         if self.regime.budget != "examples":
             raise ValueError(f"regime.budget: is not used by learner {kind}, which takes no steps")
-        if refresh is not None and refresh.init is not None and not hasattr(learner, "init"):
+        if refresh is not None and refresh.init is not None and not hasattr(self.learner, "init"):
             raise ValueError(f"regime.refresh.init: is not used by learner {kind}, which has no weights to start from")
-        if self.evaluate.max_duplicate_share is not None:
-            raise ValueError("evaluate.max_duplicate_share: counts equal texts; remove it for this learner")
         if refresh is not None and refresh.init == "pretrained":
             raise ValueError(f"regime.refresh.init: learner {kind} has no pretrained weights; allowed: scratch, previous")
-        n = getattr(data, "num_examples", None)
-        if isinstance(learner, Mixture) and n is not None and learner.components > n:
-            raise ValueError(f"learner.components: {learner.components} components, but only {n} examples (data.num_examples)")
-        if isinstance(learner, LinearRegression) and isinstance(data, LinearData):
-            self._check_regression(learner, data)
-
-    def _check_regression(self, learner: LinearRegression, data: LinearData) -> None:
-        fewest = min(data.num_examples, (self.regime.refresh and self.regime.refresh.examples) or data.num_examples)
-        if learner.ridge == 0 and data.dim >= fewest - 1:
-            where = "data.dim" if fewest == data.num_examples else "regime.refresh.examples"
-            raise ValueError(
-                f"{where}: least squares needs dim < num_examples - 1, found {data.dim} and {fewest}; "
-                "give more examples or learner.ridge"
-            )
-        if self.evaluate.ranges:
-            raise ValueError("evaluate.ranges: is not used by learner linear_regression")
-
-    def _check_beams(self, sample: Sample) -> None:
-        """Beam search writes one example a prompt, and there are as many prompts as real examples."""
-        ratio = self.regime.synthetic_ratio or 0.0
-        grows = self.regime.kind == "replace_grown" or (self.regime.kind == "augment" and ratio > 0.5)
-        if sample.num_beams > 1 and grows and self.regime.source == "self":
-            raise ValueError(
-                f"learner.sample.num_beams: above 1 writes one example a prompt, but {self.regime.kind} here reads more examples "
-                "than there are prompts (the real examples); allowed: num_beams: 1, another regime, or augment with "
-                "synthetic_ratio up to 0.5"
-            )
-
-    def _check_language_model(self, learner: LanguageModel) -> None:
-        self._check_batch(learner.train.batch_size)
-        if self.regime.refresh and self.regime.refresh.init == "pretrained" and learner.model.pretrained is None:
-            raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
-        if learner.train.max_steps is not None and self.regime.budget != "examples":
-            raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
-        if self.evaluate.ranges:
-            raise ValueError("evaluate.ranges: reads numbers, and text has none")
-        self._check_beams(learner.sample)
-
-    def _check_images(self) -> None:
-        if self.resources.ranks != 1:
-            raise ValueError(f"resources.ranks: found {self.resources.ranks}, learner vae runs on one rank")
-        if self.regime.budget == "tokens":
-            raise ValueError("regime.budget: images have no tokens; allowed for learner vae: examples, steps")
-        if self.regime.refresh is not None and self.regime.refresh.init == "pretrained":
-            raise ValueError("regime.refresh.init: learner vae has no pretrained weights; allowed: scratch, previous")
-        if isinstance(self.regime.source, CorpusSource | ModelSource):
-            raise ValueError("regime.source: learner vae reads images; allowed: self, {cell: ...}")
-        if self.evaluate.ranges:
-            raise ValueError("evaluate.ranges: is not used by learner vae")
-        if "prompts" in self.evaluate.model_fields_set:
-            raise ValueError("evaluate.prompts: is not used by learner vae, which continues no text")
-
-    def _check_batch(self, batch_size: int) -> None:
-        ranks, micro = self.resources.ranks, self.resources.micro_batch
-        if batch_size % ranks:
-            raise ValueError(f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks}")
-        if micro is not None and (batch_size // ranks) % micro:
-            raise ValueError(
-                f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks} x micro_batch {micro}"
-            )
 
     @property
     def micro_batch(self) -> int:
         """Examples per forward pass and rank."""
-        if self.resources.micro_batch is not None or not isinstance(self.learner, LanguageModel):
+        if self.resources.micro_batch is not None or not LEARNERS[self.learner.kind].many_ranks:
             return self.resources.micro_batch or 1
-        per_rank = self.learner.train.batch_size // self.resources.ranks
+        batch_size: int = self.learner.train.batch_size  # type: ignore[union-attr]
+        per_rank = batch_size // self.resources.ranks
         return max(size for size in range(1, min(per_rank, 64) + 1) if per_rank % size == 0)

@@ -20,6 +20,10 @@ class DiscreteFamily(Family):
         assert isinstance(self.truth, DiscreteTruth)
         return self.truth.probabilities
 
+    def numbers_per_chain(self, rows: int, n: int) -> int:
+        """Counts and probabilities."""
+        return 4 * len(self.probabilities)
+
     def summarise(self, values: Array) -> Summary:
         """Counts, shape [chains, outcomes]."""
         size, chains = len(self.probabilities), len(values)

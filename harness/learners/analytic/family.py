@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import LEARNER_PLUGINS
+from harness.components import LEARNERS
 from harness.data.analytic import Draw, Truth
 from harness.metrics.analytic import range_shares
 from harness.registry import named
@@ -89,6 +89,15 @@ class Family(ABC):
         """The summary of both together, ``left`` first."""
         return {name: np.concatenate([left[name], right[name]], axis=1) for name in left}
 
+    def numbers_per_chain(self, rows: int, n: int) -> int:
+        """Rough size of a chain's model, and of what is made on the way, in numbers.
+
+        Args:
+            rows: Examples of its largest training set.
+            n: Real training examples.
+        """
+        return 4 * self.truth.width**2  # moments, a root, and what they are made with
+
     @abstractmethod
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
         """Fit a model to each chain's examples.
@@ -152,18 +161,7 @@ def padding(count: int) -> int:
     return -count % ROWS
 
 
-FAMILIES: Mapping[str, str] = {
-    "gaussian": "harness.learners.analytic.gaussian:GaussianFamily",
-    "mixture": "harness.learners.analytic.mixture:MixtureFamily",
-    "kde": "harness.learners.analytic.kde:KdeFamily",
-    "discrete": "harness.learners.analytic.discrete:DiscreteFamily",
-    "linear_regression": "harness.learners.analytic.linear:LinearFamily",
-}
-"""Registry: kind to module and class."""
-
-
 def make_family(learner: Any, truth: Truth) -> Family:
     """The family of a learner's section."""
-    found = LEARNER_PLUGINS.loaded.get(learner.kind)
-    family: Family = named(found.plugin.family if found else FAMILIES[learner.kind])(learner, truth)
+    family: Family = named(LEARNERS[learner.kind].family)(learner, truth)
     return family

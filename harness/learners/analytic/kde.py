@@ -24,6 +24,10 @@ class KdeFamily(Family):
         bandwidth = self.learner.bandwidth
         return None if isinstance(bandwidth, str) else float(bandwidth)
 
+    def numbers_per_chain(self, rows: int, n: int) -> int:
+        """Kernels at the test examples, which are computed for one chain after another."""
+        return len(self.truth.test) * min(rows, 2 * n) // 8
+
     def summarise(self, values: Array) -> Summary:
         """The examples, and their kernels at the test examples."""
         if self._fixed is None:

@@ -1,0 +1,37 @@
+"""The normal distribution: its section, and what the rest of the harness has to know of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from harness.registry import NUMBERS, LearnerPlugin, Metric, moments_seconds
+from harness.section import Section, since
+
+
+class Gaussian(Section):
+    """A multivariate normal distribution, fitted in closed form."""
+
+    kind: Literal["gaussian"]
+    estimator: Literal["mle", "unbiased"] = since("mle")
+    """Divide the scatter matrix by n (mle) or n - 1 (unbiased)."""
+
+
+_KAZDAN = "Kazdan et al. 2024, arXiv 2410.16713"
+COMPONENT = LearnerPlugin(
+    section=Gaussian,
+    version=2,
+    family="harness.learners.analytic.gaussian:GaussianFamily",
+    reads=NUMBERS,
+    metrics=(
+        Metric("gaussian/log_variance", "log variance", "", "lower", _KAZDAN, shown=True),
+        Metric("gaussian/trace_ratio", "trace of covariance, fitted / true", "", "", _KAZDAN),
+        Metric("gaussian/det_ratio", "determinant of covariance, fitted / true", "", "", _KAZDAN),
+        Metric("gaussian/mean_sq_error", "squared error of the mean", "", "higher", _KAZDAN),
+        Metric("gaussian/covariance_error", "error of the covariance (Frobenius norm)", "", "higher", _KAZDAN),
+        Metric("gaussian/wasserstein_2", "Wasserstein-2 distance to the truth", "", "higher", "Olkin and Pukelsheim 1982"),
+        Metric("gaussian/kl", "KL(fit || truth)", "nats", "higher"),
+    ),
+    groups={"gaussian": 2},
+    headlines=("gaussian/log_variance",),
+    seconds_per_example=moments_seconds,
+)

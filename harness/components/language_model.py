@@ -1,0 +1,277 @@
+"""Causal language models: their section, and what the rest of the harness has to know of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness.registry import LearnerPlugin, Metric
+from harness.section import Place, PositiveInt, Section, Share, since
+
+
+class Model(Section):
+    """A causal language model: a preset, a pretrained model, or an architecture with its sizes."""
+
+    preset: str | None = since(None)
+    pretrained: Place | None = since(None)
+    revision: str | None = since(None)
+    architecture: Literal["gpt2", "llama", "opt"] | None = since(None)
+    num_layers: PositiveInt | None = since(None)
+    width: PositiveInt | None = since(None)
+    num_heads: PositiveInt | None = since(None)
+    num_kv_heads: PositiveInt | None = since(None)
+    mlp_width: PositiveInt | None = since(None)
+    context: PositiveInt | None = since(None)
+    """Longest sequence in tokens; what the prompts and blocks need when null."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = since(0.0)
+    tie_embeddings: bool = since(True)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Model:
+        ways = [name for name in ("preset", "pretrained", "architecture") if getattr(self, name) is not None]
+        if len(ways) != 1:
+            raise ValueError(f"give exactly one of preset, pretrained or architecture; found {', '.join(ways) or 'none'}")
+        sizes = ("num_layers", "width", "num_heads")
+        given = [name for name in sizes if getattr(self, name) is not None]
+        if ways == ["architecture"]:
+            missing = [name for name in sizes if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"architecture needs {', '.join(missing)} too")
+            self._check_heads()
+        elif given:
+            raise ValueError(f"{', '.join(given)} only go with architecture, not with {ways[0]}")
+        shape = {"num_kv_heads", "mlp_width", "context", "dropout", "tie_embeddings"} & self.model_fields_set
+        if self.pretrained is not None and shape:
+            raise ValueError(f"{', '.join(sorted(shape))} cannot be changed in a pretrained model")
+        if self.pretrained is None and self.revision is not None:
+            raise ValueError("revision only goes with pretrained")
+        return self
+
+    def _check_heads(self) -> None:
+        """Check that the heads divide the width, and how llama groups and turns them."""
+        assert self.width is not None and self.num_heads is not None
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.architecture != "llama":
+            if self.num_kv_heads is not None:
+                raise ValueError(f"num_kv_heads: architecture {self.architecture} does not use it; only llama does")
+            return
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.width // self.num_heads % 2:
+            raise ValueError(
+                f"width {self.width} / num_heads {self.num_heads} is {self.width // self.num_heads}; llama turns coordinates in "
+                "pairs, so it must be even"
+            )
+
+
+class Train(Section):
+    """How one generation is fitted."""
+
+    epochs: PositiveInt = since(1)
+    """Passes over the training set."""
+    max_steps: Annotated[int, Field(ge=0)] | None = since(None)
+    """Optimizer steps, instead of epochs; 0 takes a pretrained model as it is."""
+    batch_size: PositiveInt = since(16)
+    """Examples per optimizer step, all ranks together."""
+    learning_rate: Annotated[float, Field(gt=0)] = since(1e-3)
+    schedule: Literal["constant", "cosine", "linear"] = since("cosine")
+    """The learning rate after the warm-up; cosine and linear end at min_learning_rate_ratio of the peak."""
+    min_learning_rate_ratio: Share = since(0.1)
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = since(0.1)
+    """Share of the steps in which the learning rate rises linearly from 0."""
+    precision: Literal["fp32", "bf16"] = since("bf16")
+    weight_decay: Annotated[float, Field(ge=0)] = since(0.01)
+    betas: tuple[Share, Share] = since((0.9, 0.999))
+    eps: Annotated[float, Field(gt=0)] = since(1e-8)
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = since(1.0)
+    """Gradients are clipped to this norm; null never clips."""
+    weights: Literal["last", "best"] = since("last")
+    """``best``: the weights with the lowest validation loss at the end of an epoch."""
+    loss: Literal["all", "continuation"] = since("all")
+    """``continuation``: the first prompt_tokens tokens of every example, real ones too, are read but not learned."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if self.max_steps is not None and "epochs" in self.model_fields_set:
+            raise ValueError("give epochs or max_steps, not both")
+        if self.weights == "best" and self.max_steps is not None:
+            raise ValueError("weights: best compares epochs; give epochs, not max_steps")
+        return self
+
+
+class Sample(Section):
+    """How a generation writes its corpus."""
+
+    temperature: Annotated[float, Field(gt=0)] = since(1.0)
+    top_k: Annotated[int, Field(ge=0)] = since(0)
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
+    """Keep the smallest set of tokens with this probability."""
+    prompt: Literal["bos", "real_prefix", "previous_prefix"] = since("bos")
+    prompt_tokens: PositiveInt | None = since(None)
+    """Length of the prefix, for real_prefix and previous_prefix; half a block when null."""
+    keep_prompt: bool = since(False)
+    """The prefix is part of the example (which then still has block_size tokens)."""
+    length: Literal["block", "natural"] = since("block")
+    """``natural`` ends an example at the end-of-text token."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = since(0)
+    """With ``length: natural``: the end-of-text token cannot be among the first this many tokens."""
+    forbid_eos: bool = since(False)
+    """With ``length: block``: the end-of-text token is never written; otherwise it is a token like any other."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = since(1.0)
+    """Tokens that have occurred become this much less likely (CTRL's penalty); 1 is none."""
+    penalize_prompt: bool = since(True)
+    """The tokens before the first new one count as occurred."""
+    num_beams: Annotated[int, Field(ge=1, le=256)] = since(1)
+    """Width of a deterministic beam search; 1 draws."""
+
+    @model_validator(mode="after")
+    def _length_fields(self) -> Sample:
+        if self.min_new_tokens and self.length == "block":
+            raise ValueError("min_new_tokens needs length: natural; in a block, forbid_eos keeps the end-of-text token out")
+        if self.forbid_eos and self.length == "natural":
+            raise ValueError("forbid_eos needs length: block; with length: natural use min_new_tokens")
+        if not self.penalize_prompt and self.repetition_penalty == 1:
+            raise ValueError("penalize_prompt is not used where repetition_penalty is 1")
+        return self
+
+    @model_validator(mode="after")
+    def _beam_fields(self) -> Sample:
+        if self.num_beams == 1:
+            return self
+        drawing = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        used = [name for name, default in drawing.items() if getattr(self, name) != default]
+        if used:
+            raise ValueError(f"num_beams above 1 draws nothing, so {', '.join(used)} must stay at the default")
+        if self.prompt == "bos":
+            raise ValueError(
+                "num_beams above 1 needs prompt: real_prefix or previous_prefix; beam search is deterministic, so all examples "
+                "behind prompt: bos would be equal"
+            )
+        if self.length == "natural":
+            raise ValueError("num_beams above 1 needs length: block; beams of different lengths are not compared")
+        return self
+
+    @model_validator(mode="after")
+    def _prompt_fields(self) -> Sample:
+        if self.prompt == "bos" and (self.prompt_tokens is not None or self.keep_prompt):
+            raise ValueError("prompt: bos has no prompt_tokens or keep_prompt; use real_prefix or previous_prefix")
+        if self.prompt == "previous_prefix" and self.length == "natural":
+            raise ValueError(
+                "prompt: previous_prefix needs length: block; examples of natural length may be shorter than the prefix"
+            )
+        return self
+
+    def prompt_length(self, block_size: int) -> int:
+        """Tokens of the prefix that an example continues; 0 for ``prompt: bos``."""
+        return 0 if self.prompt == "bos" else self.prompt_tokens or block_size // 2
+
+    def sequence_length(self, block_size: int) -> int:
+        """The longest sequence, in tokens, that sampling or training feeds to the model."""
+        return block_size if self.keep_prompt else self.prompt_length(block_size) + block_size
+
+
+class LanguageModel(Section):
+    """Causal language models, trained through DeepSpeed."""
+
+    kind: Literal["language_model"]
+    model: Model
+    init: Literal["scratch", "pretrained", "previous"] = since("scratch")
+    """``scratch``: new weights each generation; ``pretrained``: the pretrained ones each time; ``previous``: go on from g-1."""
+    train: Train = since(Train(), introduced={})
+    sample: Sample = since(Sample(), introduced={})
+
+    @model_validator(mode="after")
+    def _init_fits(self) -> LanguageModel:
+        if self.init == "pretrained" and self.model.pretrained is None:
+            raise ValueError("init: pretrained needs model: {pretrained: NAME}")
+        if self.train.max_steps == 0 and self.init != "pretrained":
+            raise ValueError("train.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained")
+        if self.train.loss == "continuation" and not self.sample.keep_prompt:
+            raise ValueError("train.loss: continuation needs sample.keep_prompt: true; without it examples hold no prompt to mask")
+        return self
+
+
+def check(config: Any) -> None:
+    """Check its section against the rest of a configuration.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    learner, regime = config.learner, config.regime
+    _check_batch(learner.train.batch_size, config.resources.ranks, config.resources.micro_batch)
+    if regime.refresh and regime.refresh.init == "pretrained" and learner.model.pretrained is None:
+        raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
+    if learner.train.max_steps is not None and regime.budget != "examples":
+        raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
+    # Beam search writes one example a prompt, and there are as many prompts as real examples.
+    grows = regime.kind == "replace_grown" or (regime.kind == "augment" and (regime.synthetic_ratio or 0.0) > 0.5)
+    if learner.sample.num_beams > 1 and grows and regime.source == "self":
+        raise ValueError(
+            f"learner.sample.num_beams: above 1 writes one example a prompt, but {regime.kind} here reads more examples "
+            "than there are prompts (the real examples); allowed: num_beams: 1, another regime, or augment with "
+            "synthetic_ratio up to 0.5"
+        )
+
+
+def _check_batch(batch_size: int, ranks: int, micro: int | None) -> None:
+    if batch_size % ranks:
+        raise ValueError(f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks}")
+    if micro is not None and (batch_size // ranks) % micro:
+        raise ValueError(
+            f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks} x micro_batch {micro}"
+        )
+
+
+_SHUMAILOV = "Shumailov et al. 2023, arXiv 2305.17493"
+_FORGETTING = "McCloskey and Cohen 1989"
+_NATS = "nats/token"
+_GEN0 = "NLL of synthetic text under generation 0"
+COMPONENT = LearnerPlugin(
+    section=LanguageModel,
+    version=1,
+    learner="harness.learners.language_model.learner:LanguageModelLearner",
+    settle="harness.learners.language_model.resolve:settle",
+    resolve="harness.learners.language_model.resolve:resolve",
+    reads=("text",),
+    extra="text",
+    modules=("torch", "deepspeed", "transformers", "tokenizers", "datasets"),
+    batchable=False,
+    many_ranks=True,
+    check=check,
+    metrics=(
+        Metric("test/perplexity", "perplexity on real test text", "", "higher", _SHUMAILOV, shown=True),
+        Metric("test/nll", "NLL on real test text", _NATS, "higher"),
+        Metric("test/bits_per_byte", "bits per byte on real test text", "", "higher"),
+        Metric("test/perplexity_batch_mean", "mean over batches of the test perplexity", "", "higher", _SHUMAILOV, drawn=False),
+        Metric("test/perplexity_sequence_mean", "mean over blocks of the test perplexity", "", "higher", drawn=False),
+        Metric("other/<name>/nll", "NLL on other real text: <name>", _NATS, "higher", _FORGETTING),
+        Metric("other/<name>/bits_per_byte", "bits per byte on other real text: <name>", "", "higher", _FORGETTING, drawn=False),
+        Metric("gen0/nll_mean", _GEN0, _NATS, "", _SHUMAILOV),
+        Metric("gen0/nll_p05", f"5 % quantile of the {_GEN0}", _NATS, "", _SHUMAILOV, drawn=False),
+        Metric("gen0/nll_p50", f"median of the {_GEN0}", _NATS, "", _SHUMAILOV, drawn=False),
+        Metric("gen0/nll_p95", f"95 % quantile of the {_GEN0}", _NATS, "", _SHUMAILOV, drawn=False),
+        Metric("self/nll_mean", "NLL of synthetic text under its own model", _NATS),
+        Metric("text/distinct_2", "distinct-2", "", "", "Li et al. 2016, arXiv 1510.03055"),
+        Metric("text/rep_4", "rep-4 (share of repeated 4-grams)", "", "", "Welleck et al. 2020, arXiv 1908.04319"),
+        Metric("text/entropy_2", "bigram entropy", "nats"),
+        Metric("text/type_token_ratio", "type-token ratio"),
+        Metric("text/vocab_coverage", "vocabulary coverage", "", "lower"),
+        Metric("text/tail_mass", "tail mass (rarest tokens, 10 % of real text)"),
+        Metric("text/band_<k>", "share of frequency band <k>, over that in real text", drawn=False),
+        Metric("text/duplicate_share", "share of duplicates", "", "higher"),
+        Metric("text/copy_share", "share copied from the training set"),
+        Metric("text/tokens", "tokens that the metrics of the corpus read", drawn=False),
+    ),
+    groups={"likelihood": 2, "lexical": 1, "copying": 1},
+    headlines=("test/perplexity",),
+    evaluates=("prompts", "examples", "perplexity_batch", "max_duplicate_share", "others"),
+    names_examples=True,
+    example={
+        "model": {"preset": "micro"},
+        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 4e-3, "warmup_ratio": 0.2},
+    },
+    seeds=1,
+)

@@ -1,0 +1,50 @@
+"""Mixtures of normal distributions: their section, and what the rest of the harness has to know of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.registry import NUMBERS, LearnerPlugin, Metric
+from harness.section import PositiveInt, Section, since
+
+
+class Mixture(Section):
+    """A mixture of normal distributions, fitted by expectation-maximisation (scikit-learn's)."""
+
+    kind: Literal["mixture"]
+    components: PositiveInt = since(2)
+    covariance: Literal["full", "diag"] = since("full")
+    tolerance: Annotated[float, Field(gt=0)] = since(1e-3)
+    """The fit ends when the mean log-likelihood gains less than this."""
+    max_iterations: PositiveInt = since(100)
+    regularisation: Annotated[float, Field(ge=0)] = since(1e-6)
+    """Added to the diagonal of every covariance."""
+    init: Literal["scratch", "previous"] = since("scratch")
+    """``scratch``: k-means each generation; ``previous``: go on from the previous generation's parameters."""
+
+
+def _check(config: Any) -> None:
+    """As many examples as components, at least."""
+    components, n = config.learner.components, getattr(config.data, "num_examples", None)
+    if n is not None and components > n:
+        raise ValueError(f"learner.components: {components} components, but only {n} examples (data.num_examples)")
+
+
+COMPONENT = LearnerPlugin(
+    section=Mixture,
+    version=1,
+    family="harness.learners.analytic.mixture:MixtureFamily",
+    reads=NUMBERS,
+    metrics=(
+        Metric("mixture/components", "components with more than half an example", "", "lower"),
+        Metric("mixture/min_weight", "smallest weight of a component", drawn=False),
+        Metric("mixture/log_variance", "log variance of the samples"),
+        Metric("mixture/converged", "share of fits that converged", drawn=False),
+    ),
+    groups={"mixture": 1},
+    seconds_per_example=3e-5,
+    check=_check,
+    reads_pools_anew=lambda section: True,
+)

@@ -1,0 +1,73 @@
+"""Regimes: how many examples of which corpus, or real ones, a generation trains on.
+
+A rule looks at counts only: from the regime's section, the number n of real examples and the generation to the parts of
+its training set and, where only some of them are drawn, how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from harness.records import REAL, Part
+from harness.registry import RegimePlugin
+
+
+def synthetic_count(ratio: float, n: int) -> int:
+    """Ratio * n rounded to the nearest example, halves up; exact in decimal, so 0.15 of 10 is 2."""
+    return int(Fraction(Decimal(str(ratio))) * n + Fraction(1, 2))
+
+
+def augment_count(ratio: float, n: int) -> int:
+    """Synthetic examples beside all n real ones: ratio / (1 - ratio) * n, rounded as in `synthetic_count`."""
+    share = Fraction(Decimal(str(ratio)))
+    return int(share / (1 - share) * n + Fraction(1, 2))
+
+
+def _replace(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """The share ``synthetic_ratio`` of the last corpus, real examples for the rest; n in all."""
+    synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
+    return (Part(REAL, n - synthetic, regime.real_part), Part(generation - 1, synthetic)), None
+
+
+def _replace_grown(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """The last corpus alone, as large as `accumulate` would be: tells collapse from more optimisation."""
+    return (Part(generation - 1, n * (generation + 1)),), None
+
+
+def _pool(n: int, generation: int) -> tuple[Part, ...]:
+    return (Part(REAL, n), *(Part(origin, n) for origin in range(generation)))
+
+
+def _accumulate(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """The real examples and all corpora so far, all of them; n(g+1) in all."""
+    return _pool(n, generation), None
+
+
+def _accumulate_subsample(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """A sample of n, drawn without replacement from what `accumulate` would train on."""
+    return _pool(n, generation), n
+
+
+def _augment(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """All n real examples, and as many of the last corpus beside them as make up ``synthetic_ratio``."""
+    return (Part(REAL, n), Part(generation - 1, augment_count(regime.synthetic_ratio or 0.0, n))), None
+
+
+def _fresh_real(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """As `replace`, but no earlier generation has seen the real part."""
+    synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
+    real = n - synthetic
+    return (Part(REAL, real, "unseen", offset=n + (generation - 1) * real), Part(generation - 1, synthetic)), None
+
+
+COMPONENTS: Mapping[str, RegimePlugin] = {
+    "replace": RegimePlugin(_replace, 1, uses_ratio=True, pools=False),
+    "replace_grown": RegimePlugin(_replace_grown, 1, pools=False),
+    "accumulate": RegimePlugin(_accumulate, 1),
+    "accumulate_subsample": RegimePlugin(_accumulate_subsample, 1),
+    "augment": RegimePlugin(_augment, 1, uses_ratio=True, pools=False),
+    "fresh_real": RegimePlugin(_fresh_real, 1, uses_ratio=True, pools=False, unseen=True),
+}

@@ -1,0 +1,103 @@
+"""From a language model's cell to its specs: the model by content, and what else its keys hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.components.language_model import LanguageModel, Model
+from harness.config.presets import resolve_model
+from harness.config.schema import Config, TextData
+from harness.data.base import RealData
+from harness.data.text import TextCorpus
+from harness.learners.base import Resolved
+from harness.learners.language_model.converted import with_safetensors
+from harness.learners.language_model.facts import ModelFacts, model_facts, needs_weights
+from harness.learners.language_model.identity import pretrained_identity
+from harness.learners.language_model.specs import LanguageModelFit, ModelSpec, SampleSpec, TrainSpec
+from harness.science import Part, Prompts
+
+PROMPTS: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
+
+
+def settle(config: Config) -> Config:
+    """The configuration with a pretrained model at the revision that has its weights in a form that is loaded."""
+    learner = _section(config)
+    if not needs_weights(learner, _refresh_init(config)):
+        return config
+    model = with_safetensors(learner.model)
+    if model is learner.model:
+        return config
+    return config.model_copy(update={"learner": learner.model_copy(update={"model": model})})
+
+
+def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
+    """What a cell fits, and how it samples; a pretrained model is checked against its files and the data.
+
+    Args:
+        config: The cell.
+        real: Its text.
+        version: Of the learner.
+
+    Raises:
+        DataError: The model is not what a chain takes it for.
+    """
+    learner, block = _section(config), config.data.block_size  # type: ignore[union-attr]
+    assert isinstance(real, TextCorpus)
+    train, sample, vocabulary = learner.train, learner.sample, int(real.meta["vocab_size"])
+    facts = model_facts(learner, _refresh_init(config), vocabulary, sample.sequence_length(block))
+    model, marks = _model(config, learner, facts, vocabulary)
+    # The length of the prompt is sampling's, but with this loss the fit reads it too.
+    masked = sample.prompt_length(block) if train.loss == "continuation" else None
+    fit = LanguageModelFit(model=model, train=TrainSpec(**train.model_dump(exclude_unset=True), masked_tokens=masked))
+    first = "pretrained" if learner.model.pretrained else "scratch"
+    return Resolved(
+        fit=Part(fit, version),
+        sampling=Part(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version),
+        init=first if learner.init == "previous" else learner.init,
+        prompts=PROMPTS[sample.prompt],
+        cost=6.0 * facts.parameters * block,
+        facts=facts,
+        models={} if learner.model.pretrained is None else _place(learner.model),
+    )
+
+
+def _section(config: Config) -> LanguageModel:
+    assert isinstance(config.learner, LanguageModel) and isinstance(config.data, TextData)
+    return config.learner
+
+
+def _refresh_init(config: Config) -> str | None:
+    return config.regime.refresh.init if config.regime.refresh else None
+
+
+def _model(config: Config, learner: LanguageModel, facts: ModelFacts, vocabulary: int) -> tuple[ModelSpec, dict[str, Any]]:
+    """The model, and marks of its sampling.
+
+    Published models that an earlier version computed otherwise are marked: new weights took the type that the published
+    configuration names; without a key-value cache only the last token was read; and tokens that no tokenizer knows could be
+    drawn. Models without these traits have the keys that they had.
+    """
+    model = resolve_model(learner.model)
+    if model.pretrained is None:
+        context = model.context or learner.sample.sequence_length(config.data.block_size)  # type: ignore[union-attr]
+        return ModelSpec(**{**model.model_dump(exclude_unset=True), "context": context}), {}
+    anew = "scratch" in (learner.init, _refresh_init(config))
+    weights = {"new_weights": "fp32"} if anew and not facts.full_precision else {}
+    marks: dict[str, Any] = {} if facts.cached else {"context": "whole"}
+    if facts.vocab_size != vocabulary:
+        marks["tokens"] = vocabulary
+    return ModelSpec(pretrained=pretrained_identity(model).content, **weights), marks
+
+
+def _place(model: Model) -> dict[str, Model]:
+    """Where a pretrained model lies, by its content.
+
+    One of the hub is found at its revision; one in a folder by an absolute path, with its content in the place of a revision, so
+    that every generation loads what the key names, wherever it runs.
+    """
+    found, name = pretrained_identity(model), model.pretrained or ""
+    if found.revision is None:
+        name = str(Path(name).absolute())
+    return {found.content: model.model_copy(update={"pretrained": name, "revision": found.revision or found.content})}

@@ -181,7 +181,7 @@ def run(
     from harness.coordinator.cluster import Place
     from harness.coordinator.display import SilentDisplay
     from harness.coordinator.session import check_this_machine, run_study
-    from harness.coordinator.stop import Stop
+    from harness.stop import Stop
     from harness.store import Store
 
     place = Path(root)
@@ -210,8 +210,8 @@ def plan(config: StudyLike, root: str | Path = "runs", assignments: Sequence[str
         assignments: As for ``--set``: ``["generations=5"]``.
     """
     from harness.coordinator.cluster import usable_cpus
-    from harness.coordinator.planner import plan as make_plan
     from harness.coordinator.scheduler import Capacity
+    from harness.inspection.planner import plan as make_plan
     from harness.store import Store
 
     with _opened(config, assignments, Store.read(Path(root))) as (prepared, store):

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from harness.coordinator.bundles import Task, run_task
-from harness.coordinator.slices import make_slices, missing
+from harness.inventory.slices import make_slices, missing
 from harness.reporting import ledger
 from harness.store import Store
 from harness.study import Prepared, commit_data, open_study

@@ -8,7 +8,8 @@ from typing import Any
 from harness.chain import Site, run_branch
 from harness.coordinator.plans import plan_of
 from harness.coordinator.scheduler import Queue
-from harness.coordinator.stock import Stock
+from harness.coordinator.tally import Tally
+from harness.inventory import Inventory
 from harness.learners import Control, Ranks, SoloRanks, make_learner
 from harness.science import Node, cut
 from harness.store import Leases, Owner, Store
@@ -64,11 +65,11 @@ def run_all(
             )
         finally:
             owner.close()
-    stock, branches = Stock(prepared, store, ""), cut(prepared.lineage)
-    queue = Queue(branches, stock.gone)
+    inventory, branches = Inventory(prepared, store), cut(prepared.lineage)
+    tally, queue = Tally(inventory, ""), Queue(branches, inventory.gone)
     while len(queue):
         branch = queue.take(next(queue.ready).id)
-        if stock.unreachable(branch):
+        if tally.unreachable(branch):
             continue
         plan = plan_of(prepared, branch)
         spec = plan.nodes[plan.order[0]].spec.fit
@@ -78,9 +79,9 @@ def run_all(
         end = run_branch(plan, Site(learner, store, data, used, observer or Events(), leases, control or Control()))
         if end.status in ("busy", "stopped"):
             break
-        for node in filter(stock.is_there, branch.nodes):
-            stock.note(node)
-        for node in (*branch.nodes, *stock.gone):
+        for node in filter(inventory.is_there, branch.nodes):
+            tally.note(node)
+        for node in (*branch.nodes, *inventory.gone):
             queue.complete(node)
     return prepared, store
 

@@ -27,7 +27,7 @@ from workers import (  # noqa: F401 (hooks)
     pytest_xdist_make_scheduler,
 )
 
-from harness.coordinator.stop import Stop
+from harness.stop import Stop
 
 pytest.register_assert_rewrite("slurm_jobs")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

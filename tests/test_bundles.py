@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from processes import start, tagged, wait_for
 
 from harness.config.schema import MixtureData, ShapeData
-from harness.coordinator.explain import Explainer
 from harness.coordinator.session import work_left
-from harness.coordinator.slices import make_slices, missing
-from harness.coordinator.status import chain_states
 from harness.data.analytic import make_truth
 from harness.errors import InputError
+from harness.inspection.explain import Explainer
+from harness.inspection.status import chain_states
+from harness.inventory.slices import make_slices, missing
 from harness.learners.analytic.family import Chains, make_family
 from harness.reporting import ledger
 from harness.store import Experiment, Leases, Owner, Store

@@ -21,8 +21,8 @@ from chains import Events, contents, run_all
 from conftest import GAUSSIAN, Make
 
 from harness import proc
-from harness.coordinator.base import source_revision
 from harness.coordinator.cluster import usable_cpus
+from harness.coordinator.revision import source_revision
 from harness.errors import DamagedError
 from harness.files import verify
 from harness.proc import peak_memory, reset_peak_memory

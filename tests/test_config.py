@@ -87,7 +87,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("budget and steps", {"learner.train": {"max_steps": 2}, "regime.budget": "tokens"}, ("regime.budget",)),
     ("other text without a source", {"evaluate.others": {"web": ""}}, ("evaluate.others.web",)),
     ("name of another text", {"evaluate.others": {"The Web": "python-docs"}}, ("evaluate.others", "The Web")),
-    ("texts for numbers", {**NUMBERS, "evaluate.others": {"web": "python-docs"}}, ("evaluate.others", "not used by learner gaussian")),
+    ("texts for numbers", {**NUMBERS, "evaluate.others": {"web": "python-docs"}}, ("evaluate.others", "not used by")),
     ("learner and data", {"data": {"source": "gaussian"}}, ("language_model reads text",)),
     ("unknown learner", {"learner.kind": "lstm"}, ("learner", "'lstm'", "language_model", "gaussian")),
     ("unknown filter", {"filters": [{"kind": "dedup"}]}, ("filters.0", "did you mean 'deduplicate'")),

@@ -11,9 +11,9 @@ import pytest
 from chains import open_prepared, run_all
 from conftest import GAUSSIAN, Make, harness
 
-from harness.coordinator.explain import Explainer, Explanation
-from harness.coordinator.status import chain_states
 from harness.errors import InputError
+from harness.inspection.explain import Explainer, Explanation
+from harness.inspection.status import chain_states
 from harness.store import Experiment, Leases, Owner, Store
 from harness.study import open_study
 

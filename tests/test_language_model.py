@@ -308,7 +308,7 @@ def test_bits_per_byte_count_the_bytes_of_what_is_predicted(ranks: Any, make_con
     config = make_config(TEXT, generations=0, **changes)
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     record = store.record(prepared.lineage.chains[0].nodes[0])
-    corpus = load_data(prepared.study.base, store, prepared.data[0].key)
+    corpus = load_data(prepared.specs[0].data, store)
     text = [corpus.decode(row[1:]) for row in corpus.test.values]  # type: ignore[attr-defined]
     nats = record.metrics["test/nll"] * 15 * len(text)  # type: ignore[union-attr, operator]
     assert record.metrics["test/bits_per_byte"] == pytest.approx(nats / math.log(2) / sum(len(t.encode()) for t in text))  # type: ignore[union-attr]
@@ -322,7 +322,7 @@ def test_bits_per_byte_of_a_text_that_blocks_cut_within_characters(ranks: Any, m
     config = make_config(TEXT, generations=0, **{"data.source": str(tmp_path / "cut.txt"), "data.split": {"test": 0.1}})
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     record = store.record(prepared.lineage.chains[0].nodes[0])
-    corpus = load_data(prepared.study.base, store, prepared.data[0].key)
+    corpus = load_data(prepared.specs[0].data, store)
     blocks = corpus.test.values  # type: ignore[attr-defined]
     whole = len(corpus.decode(blocks.reshape(-1)).encode())  # type: ignore[attr-defined]
     apart = sum(len(corpus.decode(row).encode()) for row in blocks)  # type: ignore[attr-defined]
@@ -427,7 +427,7 @@ def test_data_are_split_by_document_and_the_tokenizer_is_reversible(make_config:
     assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     assert sum(len(sides[name]) for name in SPLITS) == len(documents.whole)
     prepared, store = open_prepared(make_config(TEXT), tmp_path / "root")
-    corpus = load_data(prepared.study.base, store, prepared.data[0].key)
+    corpus = load_data(prepared.specs[0].data, store)
     assert isinstance(corpus, TextCorpus)
     text = "def résumé(x): # ünïcode ☃\n    return x"
     assert corpus.decode(corpus.encode(text)) == text

@@ -18,8 +18,8 @@ from conftest import ROOT, harness
 from hub_endpoint import Hub, serve
 
 from harness.config.grid import find_cells
-from harness.coordinator.planner import plan
 from harness.coordinator.scheduler import Capacity
+from harness.inspection.planner import plan
 from harness.reporting.claims import MIN_SEEDS, judge
 from harness.store import Store
 from harness.study import open_study

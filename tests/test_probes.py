@@ -119,7 +119,7 @@ def test_a_large_text_is_sampled_from_its_test_side(make_config: Make, tmp_path:
 def test_an_embedded_text_stands_for_its_training_side(make_config: Make, tmp_path: Path) -> None:
     """As a corpus it has the very blocks that it has as the real text, so its test side stays unseen."""
     prepared, store = open_prepared(make_config(TEXT, **{"data.num_examples": None}), tmp_path / "root")
-    real = load_data(prepared.study.base, store, prepared.data[0].key)
+    real = load_data(prepared.specs[0].data, store)
     assert isinstance(real, TextCorpus)
     corpus = real.external("python-docs", Split())
     assert corpus.examples.values.tobytes() == real.real(0, real.supply).values.tobytes()

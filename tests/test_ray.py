@@ -247,7 +247,7 @@ def test_a_run_that_is_not_needed_ends(make_config: Make, tmp_path: Path, run_st
 
 def test_a_run_that_is_to_stop_does_not_wait_for_its_machines(ray_address: str) -> None:
     from harness.coordinator.cluster import Place, connected
-    from harness.coordinator.stop import Stop
+    from harness.stop import Stop
 
     stop, joined = Stop(), list[str]()
     stop.set()

@@ -15,9 +15,9 @@ from bundled import run_bundles
 from chains import run_all
 from conftest import GAUSSIAN, Make, harness
 
-from harness.coordinator.retention import weights_gone
-from harness.coordinator.status import chain_states
 from harness.errors import StoreError
+from harness.inspection.status import chain_states
+from harness.inventory.retention import weights_gone
 from harness.reporting import ledger
 from harness.store import Experiment, Leases, Store
 from harness.store.health import examine

@@ -141,7 +141,7 @@ def test_init_pretrained_starts_every_generation_from_the_same_weights(base: dic
 
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     prepared, store = open_prepared(tmp_path / "base.yaml", tmp_path / "root")
-    tokenizer = load_data(prepared.study.base, store, prepared.data[0].key).tokenizer  # type: ignore[attr-defined]
+    tokenizer = load_data(prepared.specs[0].data, store).tokenizer  # type: ignore[attr-defined]
     folder = tmp_path / "pretrained"
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
     made = models.new_model(Model(architecture="gpt2", num_layers=1, width=16, num_heads=2, context=48), 280, 48, 0, 0, seed=5)

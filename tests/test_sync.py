@@ -122,9 +122,9 @@ def test_chains_that_are_not_complete_are_sent_and_appended_to(make_config: Make
 def test_bundled_chains_are_sent_by_cell_or_one_by_one(make_config: Make, tmp_path: Path) -> None:
     from bundled import run_bundles
 
-    from harness.coordinator.views import Views, mirrored
     from harness.reporting import ledger
     from harness.reporting.statistics import aggregate
+    from harness.tracking.views import Views, mirrored
 
     changes = {"tracking.wandb": "offline", "resources.bundled": True}
     config, root = make_config(GAUSSIAN, grid=GRID, **changes), tmp_path / "root"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import __version__, terminal
-from harness.coordinator.stop import Stop
 from harness.errors import InputError
 from harness.files import path_of
+from harness.stop import Stop
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -29,11 +29,11 @@ from harness.cli.app import (
     signals,
     tell_damage,
 )
-from harness.coordinator.stop import Stop
 from harness.errors import GangError, InputError, ResourceError
+from harness.stop import Stop
 
 if TYPE_CHECKING:
-    from harness.coordinator.base import Summary
+    from harness.coordinator.summary import Summary
 
 
 @app.command(rich_help_panel="A study")
@@ -66,8 +66,8 @@ def run(
         job = slurm_jobs.Job(prepared, root) if slurm else None  # before ray is imported, which then reads how to log in
         from harness.coordinator.cluster import Place
         from harness.coordinator.display import make_display
-        from harness.coordinator.retention import weights_gone
         from harness.coordinator.session import run_study
+        from harness.inventory.retention import weights_gone
         from harness.store import Store
 
         def place() -> AbstractContextManager[Place]:
@@ -119,11 +119,11 @@ def plan(
 
     Example: harness plan study.yaml --nodes 4 --gpus-per-node 8
     """
-    from harness.coordinator.base import shape_of
     from harness.coordinator.cluster import check_feasible, usable_cpus
-    from harness.coordinator.memory import check_memory, has_gpus
-    from harness.coordinator.planner import plan as make_plan
     from harness.coordinator.scheduler import Capacity
+    from harness.coordinator.shapes import shape_of
+    from harness.inspection.planner import plan as make_plan
+    from harness.inventory.memory import check_memory, has_gpus
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)
@@ -189,7 +189,7 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
     """
     from rich.table import Table
 
-    from harness.coordinator.status import chain_states
+    from harness.inspection.status import chain_states
     from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -232,7 +232,7 @@ def explain(
 
     Example: harness explain study.yaml --chain 1a2b
     """
-    from harness.coordinator.explain import ABSENT, Explainer
+    from harness.inspection.explain import ABSENT, Explainer
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)

@@ -13,8 +13,8 @@ from harness import terminal
 from harness.cli.app import cell, print_table
 
 if TYPE_CHECKING:
-    from harness.coordinator.base import Summary
     from harness.coordinator.cluster import Place
+    from harness.coordinator.summary import Summary
     from harness.launch.jobs import Task
     from harness.study import Prepared
 
@@ -59,7 +59,7 @@ class Job:
 
     def ended(self, summary: Summary) -> None:
         """Write down how the run ended, for the process that decides about the job, and for `harness status`."""
-        from harness.coordinator.base import IDLE
+        from harness.coordinator.summary import IDLE
         from harness.launch.jobs import write_outcome
 
         reason = "idle" if summary.reason == IDLE else "stopped" if summary.stopped else "done"

@@ -28,8 +28,8 @@ from harness.cli.app import (
     signals,
     tell_damage,
 )
-from harness.coordinator.stop import Stop
 from harness.errors import InputError
+from harness.stop import Stop
 from harness.terminal import shown
 
 
@@ -135,8 +135,8 @@ def sync(
 
     Example: harness sync study.yaml --watch 60
     """
-    from harness.coordinator.sync import describe
-    from harness.coordinator.sync import sync as send
+    from harness.tracking.sync import describe
+    from harness.tracking.sync import sync as send
 
     stop = Stop()
     signals(stop)()

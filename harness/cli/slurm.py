@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 
 def _work(prepared: Prepared, store: Store, options: Options) -> Work:
-    from harness.coordinator.base import shape_of
-    from harness.coordinator.planner import plan
     from harness.coordinator.scheduler import Capacity
+    from harness.coordinator.shapes import shape_of
+    from harness.inspection.planner import plan
     from harness.launch.validate import GangNeed, Work, cpus_per_node, problems_of_gangs
 
     configs = [cell.config for cell in prepared.study.cells]

@@ -15,13 +15,13 @@ from typing import Any
 
 import ray
 
-from harness.coordinator.base import IDLE, Display, Summary
 from harness.coordinator.failures import classify, store_trouble
 from harness.coordinator.gang import death
-from harness.coordinator.slices import MAX_CHAINS, Slice, make_slices, missing
-from harness.coordinator.stop import Stop
+from harness.coordinator.summary import IDLE, Display, Summary
 from harness.errors import StoreError
+from harness.inventory.slices import MAX_CHAINS, Slice, make_slices, missing
 from harness.science import BundledChain
+from harness.stop import Stop
 from harness.store import Experiment, Lease, Leases, Store
 from harness.study import Prepared
 
@@ -94,7 +94,7 @@ class BundleRun:
         stop: Stop,
         idle_s: float | None = None,
     ) -> None:
-        """Take stock of the store.
+        """Look at the store.
 
         Args:
             prepared: The study.

@@ -24,10 +24,10 @@ from ray._private.services import node_ip_address_from_perspective
 from harness.coordinator import guard
 from harness.coordinator.private import environment
 from harness.coordinator.scheduler import Capacity, Shape, feasible
-from harness.coordinator.stop import Stop
 from harness.errors import GangError, ResourceError
 from harness.proc import cpu_quota
 from harness.ray_access import FOLDER, LOOPBACK, TOKEN, joining_tokens, own_token, write_token
+from harness.stop import Stop
 
 
 def usable_cpus() -> int:

@@ -11,20 +11,23 @@ from typing import Any
 import ray
 
 from harness.config.schema import Resources
-from harness.coordinator.base import IDLE, Display, Summary, shape_of, source_revision
 from harness.coordinator.cluster import machines, unreachable
 from harness.coordinator.display import axes_text
 from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.plans import plan_of
-from harness.coordinator.retention import Retention
+from harness.coordinator.revision import source_revision
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible
-from harness.coordinator.stock import Stock
-from harness.coordinator.stop import Stop
+from harness.coordinator.shapes import shape_of
+from harness.coordinator.summary import IDLE, Display, Summary
+from harness.coordinator.tally import Tally
 from harness.errors import StoreError
+from harness.inventory import Inventory
+from harness.inventory.retention import Retention
 from harness.metrics.catalogue import SHOWN
 from harness.records import Record
 from harness.science import Branch, Chain, cut
+from harness.stop import Stop
 from harness.store import Experiment, Leases, Store
 from harness.store.leases import bury
 from harness.study import Prepared
@@ -70,7 +73,7 @@ class Coordinator:
         stop: Stop,
         idle_s: float | None = None,
     ) -> None:
-        """Take stock of the store.
+        """Look at the store.
 
         Args:
             prepared: The study.
@@ -94,7 +97,8 @@ class Coordinator:
         cells = prepared.study.cells
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
         self.shapes = {b.id: shape_of(cells[self._cell_of(b)].config, gpus) for b in self.branches.values()}
-        self.stock = Stock(prepared, store, self.id)
+        self.inventory = Inventory(prepared, store)
+        self.tally = Tally(self.inventory, self.id)
         self._sharers = Counter(node for chain in self.lineage.chains for node in chain.nodes)
         self.failed: dict[str, str] = {}
         self.held: dict[str, tuple[Branch, str]] = {}
@@ -108,7 +112,7 @@ class Coordinator:
         self._polled = self._looked = self._shown = time.monotonic()
         self._poll_s = POLL_S
         self.idle_s, self._busy = idle_s, time.monotonic()
-        self.retention = Retention(prepared, store, experiment, self.stock.done)
+        self.retention = Retention(prepared, store, experiment, self.inventory.done)
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
@@ -120,13 +124,14 @@ class Coordinator:
         """
         started, reason = time.monotonic(), ""
         for chain in self.lineage.chains:
-            if self.stock.complete(chain):
+            if self.tally.complete(chain):
                 self.on_chain(chain)
-        remaining = [branch for branch in self.branches.values() if any(node not in self.stock.done for node in branch.nodes)]
-        self.queue = Queue((b for b in remaining if not self.stock.unreachable(b)), self.stock.done | self.stock.gone)
+        remaining = [branch for branch in self.branches.values() if any(node not in self.inventory.done for node in branch.nodes)]
+        self.queue = Queue((b for b in remaining if not self.tally.unreachable(b)), self.inventory.done | self.inventory.gone)
         self._sweep()
         self.experiment.news(self._offsets)
-        self.experiment.event("run_started", coordinator=self.id, generations=len(self.lineage.nodes), done=len(self.stock.done))
+        done, total = len(self.inventory.done), len(self.lineage.nodes)
+        self.experiment.event("run_started", coordinator=self.id, generations=total, done=done)
         try:
             while not self.stop.is_set() and (len(self.queue) or self.running or self.held):
                 self._poll()
@@ -147,7 +152,7 @@ class Coordinator:
             self._end_gangs()
         self._show(last=True)
         stopped = self.stop.is_set() or bool(reason)
-        summary = self.stock.summary(time.monotonic() - started, stopped, reason, tuple(self.failed.items()))
+        summary = self.tally.summary(time.monotonic() - started, stopped, reason, tuple(self.failed.items()))
         self.experiment.event(
             "run_ended",
             coordinator=self.id,
@@ -197,8 +202,8 @@ class Coordinator:
 
     def _held_elsewhere(self, branch: Branch) -> bool:
         """Put a branch aside whose next generation is done or does not exist, or is being computed by somebody else."""
-        node = self.stock.next_of(branch)
-        if node is None or self.stock.unreachable(branch):
+        node = self.tally.next_of(branch)
+        if node is None or self.tally.unreachable(branch):
             self.queue.take(branch.id)
             return True
         view = self.leases.look(node)
@@ -265,7 +270,7 @@ class Coordinator:
         self._notice_commits(running)
         outcome = running.outcomes[0]
         self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status=outcome.status)
-        missing = self.stock.next_of(running.branch)
+        missing = self.tally.next_of(running.branch)
         if outcome.status == "busy" and outcome.key is not None:
             self._hold(running.branch, outcome.key)
         elif outcome.status == "ok" and missing is not None:
@@ -392,10 +397,10 @@ class Coordinator:
         if started - self._polled < self._poll_s:
             return
         self._tell()
-        for node in self.stock.news():
+        for node in self.inventory.news():
             self._committed(node)
         for branch, key in list(self.held.values()):
-            if self.stock.next_of(branch) is None or self.stock.unreachable(branch):
+            if self.tally.next_of(branch) is None or self.tally.unreachable(branch):
                 del self.held[branch.id]
             elif not self.leases.held(self.leases.look(key)):
                 del self.held[branch.id]
@@ -413,18 +418,18 @@ class Coordinator:
     def _notice_commits(self, running: _Running) -> None:
         """Take note of the nodes that a branch has committed since the last look."""
         nodes = running.branch.nodes
-        while running.next_node < len(nodes) and self.stock.is_there(nodes[running.next_node]):
+        while running.next_node < len(nodes) and self.inventory.is_there(nodes[running.next_node]):
             node = nodes[running.next_node]
             running.next_node += 1
-            if node not in self.stock.done:
+            if node not in self.inventory.done:
                 self._committed(node)
                 self.budget.progress(running.branch.id)
 
     def _committed(self, node: str) -> None:
-        record, complete = self.stock.note(node)
-        for key in (node, *(self.stock.gone if record is not None and record.status == "diverged" else ())):
+        record, complete = self.tally.note(node)
+        for key in (node, *(self.inventory.gone if record is not None and record.status == "diverged" else ())):
             self.queue.complete(key)
-        count, total, who = len(self.stock.done), len(self.lineage.nodes), self._who(node)
+        count, total, who = len(self.inventory.done), len(self.lineage.nodes), self._who(node)
         self.display.line(_describe(record, count, total, who) if record else f"[{count}/{total}] {who}: {node} committed")
         for chain in complete:
             self.on_chain(chain)
@@ -454,7 +459,7 @@ class Coordinator:
                     **progress.get(running.branch.id, {}),
                 }
             )
-        self.display.update(len(self.stock.done), len(self.lineage.nodes), rows)
+        self.display.update(len(self.inventory.done), len(self.lineage.nodes), rows)
 
 
 def _describe(record: Record, done: int, total: int, who: str) -> str:

@@ -15,22 +15,23 @@ from typing import Any, Literal
 from harness import terminal
 from harness.config.schema import Config
 from harness.config.source import Source
-from harness.coordinator.base import Display, Summary, shape_of
 from harness.coordinator.bundles import BundleRun
 from harness.coordinator.cluster import Place, check_feasible, connected, usable_cpus
 from harness.coordinator.coordinator import Coordinator
-from harness.coordinator.memory import check_memory, has_gpus
 from harness.coordinator.processes import reap
-from harness.coordinator.retention import kept_by_chain
 from harness.coordinator.scheduler import Capacity
-from harness.coordinator.slices import missing
-from harness.coordinator.stop import Stop
-from harness.coordinator.views import Mirrored, Views, mirrored
+from harness.coordinator.shapes import shape_of
+from harness.coordinator.summary import Display, Summary
 from harness.errors import GangError, ResourceError
-from harness.science import Chain, reachable
+from harness.inventory import Inventory
+from harness.inventory.memory import check_memory, has_gpus
+from harness.inventory.retention import kept_by_chain
+from harness.science import Chain
+from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared, commit_data
 from harness.tracking import Mirror
+from harness.tracking.views import Mirrored, Views, mirrored
 
 STOPPED_MIRROR_S = 3.0
 """How long a run that stops early waits for W&B; the next one sends the rest."""
@@ -167,13 +168,8 @@ def _leases(store: Store, config: Config) -> AbstractContextManager[Leases]:
 
 def work_left(prepared: Prepared, store: Store) -> bool:
     """Whether any generation that exists is still to be computed."""
-    if missing(prepared, store.bundles.index()):
-        return True
-    lineage = prepared.lineage
-    records = {key: store.record(key) for key in lineage.nodes}
-    exists = reachable(lineage, {key for key, record in records.items() if record is not None and record.status == "diverged"})
-    return any(records[key] is None or not store.complete(lineage.nodes[key], lineage.examples[lineage.nodes[key].corpus])
-               for key in exists)  # fmt: skip
+    inventory = Inventory(prepared, store)
+    return bool(inventory.left or inventory.missing)
 
 
 def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summary, list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from harness.inventory import Inventory
 from harness.records import finite_or_none
 from harness.science import BundledChain
 from harness.store import Store
@@ -34,6 +35,7 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
     cache: dict[str, dict[str, Any] | None] = {}
     found_bundles = _bundled(prepared, store)
     origins = _bundle_provenance(prepared, store) if provenance else {}
+    inventory = Inventory(prepared, store, listed=True)
     for chain in prepared.chains:
         axes = {name: cell_value(value) for name, value in prepared.axes(chain).items()}
         identity = {"experiment": prepared.study.base.experiment, "chain": chain.id, "seed": chain.seed}
@@ -42,15 +44,13 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
                 found.append({**identity, **row[0], **axes, **row[1], **origins.get(chain.key, {})})
             continue
         parent: str | None = None
-        for key in chain.nodes:
+        for key in inventory.nodes_of(chain):
             if key not in cache:
                 cache[key] = _measured(prepared, store, key, provenance)
             measured = cache[key]
             if measured is None:
                 break
             found.append({**identity, **measured["identity"], "parent_key": parent, **axes, **measured["values"]})
-            if measured["identity"]["status"] == "diverged":
-                break  # what another chain shares behind it is not this one's
             parent = measured["identity"]["key"]
     return found
 

@@ -66,7 +66,7 @@ def ray() -> dict[str, Any]:
     remedy = "look into Ray's log (/tmp/hr-*/session_latest/logs while it starts), at free memory and /dev/shm"
     started = time.monotonic()
     try:
-        found = json.loads(last_line(run(python("harness.coordinator.trial"), RAY_LIMIT_S - GONE_S - 10, environment)))
+        found = json.loads(last_line(run(python("harness.coordinator.selfcheck"), RAY_LIMIT_S - GONE_S - 10, environment)))
     except ChildError as error:
         deadline = time.monotonic() + GONE_S
         while (left := tagged(tag)) and time.monotonic() < deadline:  # they start others until they are dead

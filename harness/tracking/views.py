@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harness.inventory import Inventory
 from harness.records import Record, Status, bundled_record
-from harness.science import BundledChain, Chain, chain_nodes, ends, reachable
+from harness.science import BundledChain, Chain
 from harness.store import Store
-from harness.store.bundles import CHAIN, Place
+from harness.store.bundles import CHAIN
 from harness.study import Prepared
 from harness.tracking import ChainView, GenerationView
 
@@ -74,32 +75,30 @@ class Views:
             store: Its store.
         """
         self.prepared, self.store = prepared, store
-        self._committed: set[str] | None = None
-        self._places: Mapping[str, Place] | None = None
+        self._inventory: Inventory | None = None
         self._bundled: dict[str, list[GenerationView]] | None = None
+
+    @property
+    def inventory(self) -> Inventory:
+        """What is there, looked at once."""
+        if self._inventory is None:
+            self._inventory = Inventory(self.prepared, self.store, listed=True)
+        return self._inventory
 
     def committed(self, item: Mirrored) -> int:
         """How many generations are committed; cheap, no record is read. A cell counts when all its chains are there."""
         if isinstance(item, BundledCell):
             return min(self.committed(chain) for chain in item.chains)
         if isinstance(item, BundledChain):
-            if self._places is None:
-                self._places = self.store.bundles.index()
-            place = self._places.get(item.key)
+            place = self.inventory.places.get(item.key)
             return 0 if place is None else min(place.generations, item.generations) + 1
-        if self._committed is None:
-            self._committed = self.store.committed("evaluations")
-        return next((i for i, node in enumerate(item.nodes) if node not in self._committed), len(item.nodes))
+        return self.inventory.committed(item)
 
     def whole(self, item: Mirrored) -> bool:
         """Whether all generations that there will ever be are committed."""
         if not isinstance(item, Chain):
             return self.committed(item) > item.generations
-        lineage = self.prepared.lineage
-        done = self.store.committed("evaluations")
-        records = {key: self.store.record(key) for key in ends(lineage, done)}
-        diverged = {key for key, record in records.items() if record is not None and record.status == "diverged"}
-        return all(node in done for node in chain_nodes(item, reachable(lineage, diverged), diverged))
+        return self.inventory.is_complete(item)
 
     def view(self, item: Mirrored) -> ChainView:
         """What a run shows: the cell as configuration, every generation that is committed."""

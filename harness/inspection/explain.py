@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from harness.coordinator.status import WRITER_ENDED, failures, lease_holder
 from harness.errors import DamagedError
 from harness.files import read_json
-from harness.records import Record
-from harness.science import BundledChain, Chain, Node, cut, ends, reachable
-from harness.store import Experiment, Leases, Store
+from harness.inventory import Inventory, NodeState
+from harness.inventory.states import WRITER_ENDED
+from harness.science import BundledChain, Chain, Node
+from harness.store import Store
 from harness.study import Prepared
 
 Reason = Literal["committed", "running", "damaged", "failed", "missing", "new", "changed", "waiting", "diverged", "unreachable"]
@@ -71,33 +71,22 @@ class Explainer:
     def __init__(self, prepared: Prepared, store: Store) -> None:
         """Keep what is compared."""
         self.prepared, self.store = prepared, store
-        self.leases = Leases(store.root, None)
-        self.experiment = Experiment(store.root, prepared.study.base.experiment)
-        self.branch_of = {node: branch.id for branch in cut(prepared.lineage) for node in branch.nodes}
+        self.inventory = Inventory(prepared, store)
 
     def explain(self, chain: Chain | BundledChain) -> list[Explanation]:
         """Every generation of a chain, in order; a bundled chain is there as a whole, or not."""
         if isinstance(chain, BundledChain):
             return self._bundled(chain)
         found: list[Explanation] = []
-        exists = reachable(self.prepared.lineage, self._diverged())
         for key in chain.nodes:
             node = self.prepared.lineage.nodes[key]
-            if found and found[-1].reason == "diverged":
-                break
-            if key not in exists:
-                found.append(Explanation(node.generation, "unreachable", WRITER_ENDED.format(node.generation)))
-                break
             found.append(self._one(node, behind=bool(found) and found[-1].reason != "committed"))
+            if found[-1].reason in ("diverged", "unreachable"):
+                break
         return found
 
-    def _diverged(self) -> set[str]:
-        last = ends(self.prepared.lineage, self.store.committed("evaluations"))
-        found = {key: self._record(self.prepared.lineage.nodes[key]) for key in last}
-        return {key for key, record in found.items() if record is not None and record.status == "diverged"}
-
     def _bundled(self, chain: BundledChain) -> list[Explanation]:
-        place = self.store.bundles.index().get(chain.key)
+        place = self.inventory.places.get(chain.key)
         if place is None:
             detail = f"will run with the whole chain, in a bundle: none in the store has its key {chain.key}"
             return [Explanation(g, "new", detail) for g in range(chain.generations + 1)]
@@ -116,45 +105,44 @@ class Explainer:
         return found
 
     def _one(self, node: Node, behind: bool) -> Explanation:
-        record = self._record(node)
-        examples = self.prepared.lineage.examples[node.corpus]
-        if record is not None:
-            return self._recorded(node, record, examples)
-        for key in (node.evaluation, node.fit, node.corpus):
-            holder = lease_holder(self.leases, key)
-            if holder:
-                return Explanation(node.generation, "running", f"{holder} works on it")
-        here = self.store.trouble.get(str(self.store.path("evaluations", node.evaluation)))
-        if here:
-            return Explanation(node.generation, "damaged", f"will run: {here}")
+        found = self.inventory.state(node.evaluation)
+        tell = self._told(found, node)
+        if tell is not None:
+            return tell
         aside = self._set_aside(node)
         if aside:
             return Explanation(node.generation, "damaged", f"will run: it was damaged and set aside as {aside}")
-        failed = failures(self.experiment).get(self.branch_of[node.evaluation])
         if behind:
             return Explanation(node.generation, "waiting", f"will run after generation {node.generation - 1}")
-        if failed:
-            return Explanation(node.generation, "failed", f"will be tried again: {failed}")
-        if self._sound_fit(node.fit):
-            have = self.store.corpora.count(node.corpus)
+        if found.state == "failed":
+            return Explanation(node.generation, "failed", f"will be tried again: {found.detail}")
+        if self.store.has("fits", node.fit):
+            have, examples = self.store.corpora.count(node.corpus), self.prepared.lineage.examples[node.corpus]
             differences = self._evaluation_differences(node)
             detail = f"will run from its fit, which is stored; {have} of {examples} examples are sampled"
             return Explanation(node.generation, "changed" if differences else "new", detail, differences=differences)
         return self._nearest(node)
 
-    def _recorded(self, node: Node, record: Record, examples: int) -> Explanation:
-        if not self.store.has("fits", node.fit):
-            return Explanation(node.generation, "missing", "will be fitted again: its record is there, its fit is not")
-        if record.status == "diverged":
-            return Explanation(node.generation, "diverged", "is committed; it diverged, so there are no later generations")
-        have = self.store.corpora.count(node.corpus)
-        if have < examples:
-            return Explanation(node.generation, "missing", f"will be sampled again: {have} of {examples} examples are there")
-        made = self._provenance(node)
-        return Explanation(node.generation, "committed", made)
-
-    def _record(self, node: Node) -> Record | None:
-        return self.store.record(node.evaluation)
+    def _told(self, found: NodeState, node: Node) -> Explanation | None:
+        """What the inventory says by itself; None where it is to be seen what is there instead."""
+        generation, path = node.generation, str(self.store.path("evaluations", node.evaluation))
+        match found.state:
+            case "committed":
+                return Explanation(generation, "committed", self._provenance(node))
+            case "diverged":
+                return Explanation(generation, "diverged", "is committed; it diverged, so there are no later generations")
+            case "unreachable":
+                return Explanation(generation, "unreachable", found.detail)
+            case "running":
+                return Explanation(generation, "running", f"is being computed: {found.detail}")
+            case "unfitted":
+                return Explanation(generation, "missing", "will be fitted again: its record is there, its fit is not")
+            case "short":
+                have, examples = self.store.corpora.count(node.corpus), self.prepared.lineage.examples[node.corpus]
+                return Explanation(generation, "missing", f"will be sampled again: {have} of {examples} examples are there")
+            case "damaged":
+                return Explanation(generation, "damaged", f"will run: {self.store.trouble[path]}")
+        return None
 
     def _provenance(self, node: Node) -> str:
         try:
@@ -168,9 +156,6 @@ class Explainer:
         folder = self.store.root / "damaged"
         found = [path.name for path in folder.glob("*") if path.name.startswith(names)] if folder.is_dir() else []
         return f"damaged/{found[0]}" if found else None
-
-    def _sound_fit(self, key: str) -> bool:
-        return self.store.has("fits", key)
 
     # --- differences ---------------------------------------------------------------------------------------------------
 

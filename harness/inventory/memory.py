@@ -7,10 +7,11 @@ from pathlib import Path
 
 import psutil
 
+from harness.config.grid import sequence_length
 from harness.config.schema import LanguageModel, TextData
-from harness.coordinator.planner import memory_of
 from harness.data.images import ImageSet
 from harness.errors import ResourceError
+from harness.learners.language_model.sizes import Memory, memory_per_rank
 from harness.study import Prepared
 
 COPIES = 2
@@ -65,3 +66,20 @@ def _example_bytes(prepared: Prepared, cell: int) -> int:
     if isinstance(data, TextData):
         return 4 * data.block_size
     return 4 * math.prod(real.shape) if isinstance(real, ImageSet) else 8 * int(getattr(real, "width", 1))
+
+
+def memory_of(prepared: Prepared, cell: int) -> Memory | None:
+    """Bytes per rank; None for what is not a language model."""
+    config, facts = prepared.study.cells[cell].config, prepared.models[cell]
+    if not isinstance(config.learner, LanguageModel) or facts is None:
+        return None
+    return memory_per_rank(
+        facts.parameters,
+        facts.num_layers,
+        facts.width,
+        facts.vocab_size,
+        config.micro_batch * sequence_length(config),
+        config.learner.train.precision == "bf16",
+        config.resources.ranks,
+        config.resources.zero_stage,
+    )

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.config.grid import sequence_length
 from harness.config.schema import Config, LanguageModel, TextData, Vae
-from harness.coordinator.base import shape_of
-from harness.coordinator.retention import kept_fits, weights_gone
 from harness.coordinator.scheduler import Capacity, Shape
+from harness.coordinator.shapes import shape_of
 from harness.coordinator.simulate import simulate
-from harness.coordinator.slices import chain_seconds, missing
 from harness.data.images import ImageSet
 from harness.errors import DamagedError
 from harness.files import read_json
-from harness.learners.language_model.sizes import Memory, memory_per_rank
+from harness.inventory import Inventory
+from harness.inventory.memory import memory_of
+from harness.inventory.retention import kept_fits, weights_gone
+from harness.inventory.slices import chain_seconds
 from harness.science import Branch, Node, cut
 from harness.store import Store
 from harness.study import Prepared
@@ -144,23 +144,6 @@ class Planner:
         return size * block * train.epochs
 
 
-def memory_of(prepared: Prepared, cell: int) -> Memory | None:
-    """Bytes per rank; None for what is not a language model."""
-    config, facts = prepared.study.cells[cell].config, prepared.models[cell]
-    if not isinstance(config.learner, LanguageModel) or facts is None:
-        return None
-    return memory_per_rank(
-        facts.parameters,
-        facts.num_layers,
-        facts.width,
-        facts.vocab_size,
-        config.micro_batch * sequence_length(config),
-        config.learner.train.precision == "bf16",
-        config.resources.ranks,
-        config.resources.zero_stage,
-    )
-
-
 def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> PlanSummary:
     """The plan of a grid on some machines; reads the store, writes nothing.
 
@@ -172,13 +155,14 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     gpus = any(machine.gpus for machine in machines)
     planner = Planner(prepared, store, gpus)
     lineage = prepared.lineage
-    stored = set(lineage.nodes) & store.committed("evaluations")
+    inventory = Inventory(prepared, store)
+    stored = lineage.nodes.keys() - inventory.left
     seconds = {key: planner.seconds(node) for key, node in lineage.nodes.items() if key not in stored}
     shapes_of_cells = [shape_of(cell.config, gpus) for cell in prepared.study.cells]
     branches = [branch for branch in cut(lineage) if any(node in seconds for node in branch.nodes)]
     shapes = {branch.id: shapes_of_cells[lineage.nodes[branch.nodes[0]].cell] for branch in branches}
     wall, idle = simulate(branches, shapes, seconds, machines)
-    todo = missing(prepared, store.bundles.index())
+    todo = inventory.missing
     each = {cell: chain_seconds(prepared, cell) for cell in {chain.cell for chain in todo}}
     bundled_s = sum(each[chain.cell] for chain in todo)
     wall += bundled_s / max(1, sum(machine.cpus for machine in machines))

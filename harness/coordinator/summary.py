@@ -1,18 +1,13 @@
-"""What a run is told and tells: its summary, its display, the shape of a cell's gang, the source's revision."""
+"""What a run tells: its summary, and its display."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from harness.config.schema import Config
-from harness.coordinator.scheduler import Shape
-
 IDLE = "others compute all that is left"
-"""Why a run ended that others do not need."""
+"""`Summary.reason` when other runs hold all remaining work."""
 
 
 @dataclass(frozen=True)
@@ -63,31 +58,3 @@ class Display(Protocol):
     def close(self) -> None:
         """The run is over."""
         ...
-
-
-def shape_of(config: Config, gpus: bool) -> Shape:
-    """What a gang for this cell occupies, on machines with GPUs or without."""
-    resources, solo = config.resources, config.learner.kind != "language_model"
-    per_rank = (1 if gpus else 0) if resources.gpus_per_rank is None else resources.gpus_per_rank
-    return Shape(resources.ranks, resources.threads, 0 if solo else per_rank, solo)
-
-
-def source_revision(folder: Path = Path(__file__).parents[1]) -> str:
-    """The revision of the harness's source, with ``+dirty`` for local changes; empty where it is not under version control.
-
-    A repository that only encloses the installed package (an environment inside a project) does not have its files, and says
-    nothing about it.
-
-    Args:
-        folder: Where the package lies.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "--", str(folder / "__init__.py"))
-        return git("rev-parse", "--short=12", "HEAD") + ("+dirty" if git("status", "--porcelain", "--", str(folder)) else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""

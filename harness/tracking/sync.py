@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.coordinator.stop import Stop
-from harness.coordinator.views import Mirrored, Views, mirrored
 from harness.errors import InputError
 from harness.science import Chain
+from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
 from harness.tracking import BusyError, Sent, Server, connect, held, patience_s, send_chain
+from harness.tracking.views import Mirrored, Views, mirrored
 
 PROGRESS_CHAINS = 20
 """A line of progress after so many chains."""

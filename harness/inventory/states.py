@@ -1,0 +1,227 @@
+"""The state of every generation of a study in a store.
+
+Scheduler, plan, status, explain, mirrors and exports all read it here, so they agree on what is there and on what a run will do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from harness.inventory.slices import missing
+from harness.records import Record
+from harness.science import BundledChain, Chain, Node, chain_nodes, cut, ends, reachable
+from harness.store import Experiment, Leases, Store
+from harness.store.bundles import Place
+from harness.study import Prepared
+
+State = Literal[
+    "committed", "diverged", "short", "unfitted", "damaged", "running", "failed", "interrupted", "waiting", "unreachable"
+]
+WRITER_ENDED = "from generation {} on: the chain that writes its examples has diverged"
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What is to be said of a generation.
+
+    Its state is ``committed``; ``diverged`` (committed, and its chain ends with it); ``short`` (its corpus has fewer
+    examples than the grid reads) or ``unfitted`` (its record is there, its fit is gone); ``damaged``; ``running``; ``failed``
+    (tried, and the next run tries again); ``interrupted`` (there is unfinished work to go on from, and nobody is at it);
+    ``waiting``; ``unreachable`` (a chain that writes for it has diverged).
+
+    Attributes:
+        state: In a word.
+        detail: For people; empty where there is nothing to add.
+    """
+
+    state: State
+    detail: str = ""
+
+
+class Inventory:
+    """The state of a study's generations, as the store had them when it was made, and as has been noted since.
+
+    Attributes:
+        done: Nodes of which everything is there.
+        diverged: Nodes of them behind which their chains have nothing.
+        exists: Nodes that there will ever be (`reachable`).
+        places: Where bundled chains are, by key.
+    """
+
+    def __init__(self, prepared: Prepared, store: Store, listed: bool = False) -> None:
+        """Look at every generation that is committed.
+
+        Args:
+            prepared: The study.
+            store: The store.
+            listed: Take whatever has a record for complete, unread: for those that read the records themselves.
+        """
+        self.prepared, self.store, self.lineage = prepared, store, prepared.lineage
+        there = self.lineage.nodes.keys() & store.committed("evaluations")
+        self.done = there if listed else {key for key in there if self._is_complete(key)}
+        self.diverged = {key for key in ends(self.lineage, self.done) if _has_diverged(store.record(key))}
+        self.exists = reachable(self.lineage, self.diverged)
+        self.places: Mapping[str, Place] = store.bundles.index() if prepared.bundles else {}
+
+    def _is_complete(self, key: str) -> bool:
+        node = self.lineage.nodes[key]
+        return self.store.complete(node, self.lineage.examples[node.corpus])
+
+    # --- what is done --------------------------------------------------------------------------------------------------
+
+    def is_there(self, key: str) -> bool:
+        """Whether a node is complete by now; a record alone can be older than the fit or corpus that is being made again."""
+        return key in self.done or (self.store.has("evaluations", key) and self._is_complete(key))
+
+    def news(self) -> list[str]:
+        """Nodes that have become complete since they were noted."""
+        found = (self.lineage.nodes.keys() - self.done) & self.store.committed("evaluations")
+        return [key for key in found if self._is_complete(key)]
+
+    def note(self, key: str) -> Record | None:
+        """Note that a node is complete; returns its record."""
+        self.done.add(key)
+        record = self.store.record(key)
+        if _has_diverged(record):
+            self.diverged.add(key)
+            self.exists = reachable(self.lineage, self.diverged)
+        return record
+
+    @property
+    def left(self) -> set[str]:
+        """Nodes that a run will compute, or complete."""
+        return self.exists - self.done
+
+    @property
+    def gone(self) -> set[str]:
+        """Nodes that will never be there; nobody need wait for them."""
+        return self.lineage.nodes.keys() - self.exists
+
+    @property
+    def missing(self) -> list[BundledChain]:
+        """Bundled chains that are not there, or not to their whole length."""
+        return missing(self.prepared, self.places)
+
+    def is_complete(self, chain: Chain | BundledChain) -> bool:
+        """Whether a chain has all the generations that there will ever be of it."""
+        if isinstance(chain, BundledChain):
+            return chain.key in self.places and self.places[chain.key].generations >= chain.generations
+        return all(key in self.done for key in self.nodes_of(chain))
+
+    def nodes_of(self, chain: Chain) -> Collection[str]:
+        """The nodes of a chain that exist."""
+        return chain.nodes if not self.diverged else list(chain_nodes(chain, self.exists, self.diverged))
+
+    def committed(self, chain: Chain) -> int:
+        """How many generations of a chain are there, from the first on."""
+        nodes = list(self.nodes_of(chain))
+        return next((place for place, key in enumerate(nodes) if key not in self.done), len(nodes))
+
+    # --- and what is not -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _experiment(self) -> Experiment:
+        return Experiment(self.store.root, self.prepared.study.base.experiment)
+
+    @cached_property
+    def branch_of(self) -> Mapping[str, str]:
+        """Node to the branch that it is in."""
+        return {key: branch.id for branch in cut(self.lineage) for key in branch.nodes}
+
+    @cached_property
+    def _failed(self) -> Mapping[str, str]:
+        return failures(self._experiment)
+
+    @cached_property
+    def _progress(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._experiment.progress()
+
+    @cached_property
+    def leases(self) -> Leases:
+        """The store's leases."""
+        return Leases(self.store.root, None)
+
+    @cached_property
+    def leased(self) -> set[str]:
+        """Keys that somebody holds, or held when he died."""
+        return {key for key, view in self.leases.keys() if view.owner is not None}
+
+    @cached_property
+    def _work(self) -> set[str]:
+        return {path.name for path in (self.store.root / "work").glob("*")}
+
+    def state(self, key: str) -> NodeState:
+        """The state of a node."""
+        node = self.lineage.nodes[key]
+        if key in self.diverged:
+            return NodeState("diverged")
+        if key in self.done:
+            return NodeState("committed")
+        if key not in self.exists:
+            return NodeState("unreachable", WRITER_ENDED.format(node.generation))
+        return self._open(node)
+
+    def _open(self, node: Node) -> NodeState:
+        """The state of a node of which something is still to be done."""
+        key, branch = node.evaluation, self.branch_of[node.evaluation]
+        keys = (key, node.fit, node.corpus)
+        holder = next((found for one in keys if one in self.leased and (found := lease_holder(self.leases, one))), None)
+        if holder is not None:
+            return NodeState("running", f"generation {node.generation}{self._share(branch, key)}, {holder}")
+        if branch in self._failed:
+            return NodeState("failed", self._failed[branch])
+        if str(self.store.path("evaluations", key)) in self.store.trouble:
+            return NodeState("damaged", f"generation {node.generation}; the next run makes it again")
+        if self._work & set(keys):
+            return NodeState("interrupted", f"in generation {node.generation}; run the command again to go on")
+        if self.store.record(key) is None:
+            return NodeState("waiting")
+        if not self.store.has("fits", node.fit):
+            return NodeState("unfitted", f"generation {node.generation}: its fit is gone; the next run makes the rest")
+        have, needed = self.store.corpora.count(node.corpus), self.lineage.examples[node.corpus]
+        return NodeState(
+            "short", f"generation {node.generation}: {have} of {needed} examples are there; the next run makes the rest"
+        )
+
+    def _share(self, branch: str, key: str) -> str:
+        progress = self._progress.get(branch, {})
+        if progress.get("node") != key:
+            return ""
+        return f" {progress['phase']} {100 * progress['done'] / max(progress['total'], 1):.0f} %"
+
+
+def _has_diverged(record: Record | None) -> bool:
+    return record is not None and record.status == "diverged"
+
+
+def lease_holder(leases: Leases, key: str) -> str | None:
+    """Who works on a key: host and process; None where nobody does.
+
+    One look cannot watch a counter, so an owner on another machine counts as alive while its counter's file, by the file system's
+    and this machine's clocks, is not older than two lease times.
+    """
+    view = leases.look(key)
+    if view.owner is None or not leases.held(view):
+        return None
+    who = leases.watch.identity(view.owner)
+    with contextlib.suppress(OSError):
+        age = time.time() - (leases.watch.folder / f"{view.owner}.beat").stat().st_mtime
+        if age < 2 * float(who.get("lease_s", 60.0)):
+            return f"process {who.get('pid')} on {who.get('host')}"
+    return None
+
+
+def failures(experiment: Experiment) -> dict[str, str]:
+    """Branch to why it failed, for branches whose last word was a failure without another try."""
+    failed: dict[str, str] = {}
+    for event in experiment.events():
+        if event["event"] == "branch_failed" and not event["again"]:
+            failed[event["branch"]] = event["reason"]
+        elif event["event"] in ("branch_started", "branch_ended"):
+            failed.pop(event["branch"], None)
+    return failed

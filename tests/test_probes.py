@@ -35,7 +35,7 @@ def test_probes_share_the_chain_before_them(tmp_path: Path) -> None:
         chains = [chain for chain in prepared.lineage.chains if chain.seed == seed]
         assert len({chain.nodes[:4] for chain in chains}) == 1 and len({chain.nodes[4] for chain in chains}) == 5
         last = [prepared.lineage.nodes[chain.nodes[4]] for chain in chains]
-        assert [node.init for node in last] == ["scratch", "previous", "scratch", "previous", "scratch"]
+        assert [node.spec.fit.init for node in last] == ["scratch", "previous", "scratch", "previous", "scratch"]
         assert [node.recipe.size for node in last] == [1772, 443, 443, 1772, 1772]
         assert {node.init_from for node in last} == {None, chains[0].nodes[3]}
 
@@ -139,5 +139,5 @@ def test_a_chain_goes_on_with_an_embedded_text(ranks: Any, make_config: Make, tm
     first, last = (store.record(key) for key in prepared.lineage.chains[0].nodes)
     assert first is not None and last is not None
     assert prepared.lineage.nodes[prepared.lineage.chains[0].nodes[1]].init_from == prepared.lineage.chains[0].nodes[0]
-    assert prepared.externals[0] is not None and prepared.externals[0][0] == "python-stdlib"
+    assert isinstance(prepared.specs[0].writer, str), "a fixed corpus, by its content"
     assert last.metrics["other/stdlib/nll"] < first.metrics["other/stdlib/nll"]  # type: ignore[operator]

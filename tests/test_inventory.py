@@ -1,0 +1,107 @@
+"""One answer to "is it done?": plan, status, explain and run agree, whatever has become of a store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from chains import Events, open_prepared, run_all
+from conftest import GAUSSIAN, Make
+
+from harness.coordinator.scheduler import Capacity
+from harness.inspection.explain import Explainer
+from harness.inspection.planner import plan
+from harness.inspection.status import chain_states
+from harness.inventory import Inventory
+from harness.reporting import ledger
+from harness.science import Node
+from harness.store import Store
+from harness.study import Prepared, open_study
+from harness.tracking.views import Views
+
+ONE = {"regime": {"kind": "replace", "synthetic_ratio": 1.0}}
+GROWN = {"grid": {"regime": [ONE["regime"], {"kind": "replace_grown"}]}}
+
+
+def looked_at(config: Path, root: Path) -> tuple[Prepared, Store]:
+    """As a command sees it that only reads."""
+    prepared, scratch = open_study(config, (), Store.read(root))
+    scratch.cleanup()
+    return prepared, Store.read(root)
+
+
+def touched(config: Path, root: Path) -> set[str]:
+    """The nodes of which a run computes anything."""
+    events = Events()
+    run_all(config, root, observer=events)
+    kinds = ("fit_committed", "weights_restored", "sample_committed", "committed")
+    return {fields["evaluation"] for kind, fields in events.seen if kind in kinds}
+
+
+def evaluation(store: Store, node: Node) -> None:
+    shutil.rmtree(store.path("evaluations", node.evaluation))
+
+
+def fit(store: Store, node: Node) -> None:
+    shutil.rmtree(store.path("fits", node.fit))
+
+
+def corpus(store: Store, node: Node) -> None:
+    shutil.rmtree(store.path("corpora", node.corpus))
+
+
+def record(store: Store, node: Node) -> None:
+    (store.path("evaluations", node.evaluation) / "record.json").write_text("{}")
+
+
+@pytest.mark.parametrize("damage", [None, evaluation, fit, corpus, record])
+@pytest.mark.parametrize("generation", [0, 2])
+def test_all_say_what_run_will_do(
+    make_config: Make, tmp_path: Path, damage: Callable[[Store, Node], None] | None, generation: int
+) -> None:
+    config, root = make_config(GAUSSIAN, **ONE), tmp_path / "root"
+    prepared, store = run_all(config, root)
+    [chain] = prepared.lineage.chains
+    if damage is not None:
+        damage(store, prepared.lineage.nodes[chain.nodes[generation]])
+    agree(config, root, {chain.nodes[generation]} if damage else set())
+
+
+def test_a_grid_that_asks_for_more_of_a_corpus(make_config: Make, tmp_path: Path) -> None:
+    """`replace_grown` reads more examples of generation 0 than `replace` did: its corpus is short, though everything is there."""
+    root = tmp_path / "root"
+    run_all(make_config(GAUSSIAN, **ONE), root)
+    config = make_config(GAUSSIAN, "grown.yaml", **GROWN)
+    prepared, store = looked_at(config, root)
+    replace, grown = prepared.lineage.chains
+    found = Inventory(prepared, store)
+    assert [found.state(key).state for key in replace.nodes] == ["short", "committed", "committed", "committed"]
+    assert [found.state(key).state for key in grown.nodes] == ["short", "waiting", "waiting", "waiting"]
+    agree(config, root, {replace.nodes[0], *grown.nodes[1:]})
+
+
+def agree(config: Path, root: Path, expected: set[str]) -> None:
+    """Before a run all say that these generations are open, the run touches these alone, and after it all say that none is."""
+    prepared, store = looked_at(config, root)
+    total = len(prepared.lineage.nodes)
+    found = Inventory(prepared, store)
+    assert found.left == expected
+    assert plan(prepared, store, [Capacity(2, 0)]).generations_stored == total - len(expected)
+    states = {state.chain: state for state in chain_states(prepared, store)}
+    explainer = Explainer(prepared, store)
+    for chain in prepared.lineage.chains:
+        first = next((place for place, key in enumerate(chain.nodes) if key in expected), len(chain.nodes))
+        assert states[chain.id].committed == first == found.committed(chain)
+        assert (states[chain.id].state == "complete") == (first == len(chain.nodes)) == found.is_complete(chain)
+        reasons = [item.reason for item in explainer.explain(chain)]
+        assert [reason == "committed" for reason in reasons] == [key not in expected for key in chain.nodes]
+    assert touched(config, root) == expected
+    prepared, store = open_prepared(config, root)
+    done = Inventory(prepared, store)
+    assert not done.left and plan(prepared, store, [Capacity(2, 0)]).generations_stored == total
+    assert {state.state for state in chain_states(prepared, store)} == {"complete"}
+    views = Views(prepared, store)
+    assert all(views.whole(chain) for chain in prepared.lineage.chains)
+    assert len(ledger.rows(prepared, store)) == sum(len(chain.nodes) for chain in prepared.lineage.chains)

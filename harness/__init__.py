@@ -12,7 +12,10 @@ __all__ = ["Results", "__version__", "load", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """The public functions of `harness.api`, imported when they are asked for: most of this package needs none of them."""
+    """The public functions of `harness.api`, imported when they are asked for.
+
+    Most of this package needs none of them.
+    """
     if name in __all__:
         from harness import api
 

@@ -1,4 +1,6 @@
-"""The public Python API: run and plan studies, and read what a store holds. Everything else in this package is private.
+"""The public Python API: run and plan studies, and read what a store holds.
+
+Everything else in this package is private.
 
 import harness
 
@@ -71,8 +73,9 @@ class Results:
             provenance: Add how, where and when each was computed.
 
         Returns:
-            Columns ``experiment``, ``chain``, ``seed``, ``generation``, ``fit``, ``key`` (of the fit), ``parent_key``, ``status``,
-            the axes by dotted name, and the metrics (docs/metrics.md); NaN where a metric is not finite.
+            Columns ``experiment``, ``chain``, ``seed``, ``generation``, ``fit``, ``key`` (of the fit),
+            ``parent_key``, ``status``, the axes by dotted name, and the metrics (docs/metrics.md); NaN where
+            a metric is not finite.
 
         Raises:
             harness.errors.InputError: There is no such experiment, or the configuration is wrong.
@@ -89,7 +92,9 @@ class Results:
         return frame
 
     def corpus(self, key: str) -> pd.DataFrame:
-        """Everything that a generation wrote, raw: ``text`` and ``tokens``, or ``values``, one row per example.
+        """Everything that a generation wrote, raw.
+
+        ``text`` and ``tokens``, or ``values``, one row per example.
 
         Args:
             key: Of the corpus, or of the fit that wrote it (the column ``key`` of `records`).
@@ -108,7 +113,9 @@ class Results:
                 if node is None or not count:
                     continue
                 real = prepared.data[node.cell].real
-                frame: pd.DataFrame = as_table(store.corpora.load(generation["corpus"], count), real).to_pandas()
+                frame: pd.DataFrame = as_table(
+                    store.corpora.load(generation["corpus"], count), real
+                ).to_pandas()
                 return frame
         raise InputError(f"{key}: no experiment on {self.root} has such a corpus")
 
@@ -119,7 +126,8 @@ class Results:
             key: Of the fit (the column ``key`` of `records`).
 
         Raises:
-            harness.errors.InputError: There is no such fit, it is no language model, or its weights were freed (``retention``).
+            harness.errors.InputError: There is no such fit, it is no language model, or its weights were
+                freed (``retention``).
         """
         from harness.store import Store
 
@@ -133,7 +141,9 @@ class Results:
             raise InputError(f"{key}: its weights were freed; retention.weights: all keeps them")
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, trust_remote_code=False)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, trust_remote_code=False
+        )
 
     def _generations(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Every generation of every chain that was run by itself, with the experiment's name."""
@@ -154,7 +164,10 @@ class Results:
         if config is None:
             known = self.experiments()
             if experiment not in known:
-                raise InputError(f"experiment: found {experiment!r}, allowed: {', '.join(known) or 'none, the store is empty'}")
+                raise InputError(
+                    f"experiment: found {experiment!r}, allowed: "
+                    f"{', '.join(known) or 'none, the store is empty'}"
+                )
             config = self.root / "experiments" / str(experiment) / "config.json"
         with _opened(config, assignments, Store.read(self.root)) as found:
             yield found
@@ -172,11 +185,12 @@ def run(
         address: A running Ray to join; without it one is started, and ended.
 
     Returns:
-        ``chains_complete``, ``chains_failed``, ``generations_computed``, ``generations_reused``, ``wall_s``, ``failures`` (each a
-        branch and a reason), ``warnings``.
+        ``chains_complete``, ``chains_failed``, ``generations_computed``, ``generations_reused``, ``wall_s``,
+        ``failures`` (each a branch and a reason), ``warnings``.
 
     Raises:
-        harness.errors.HarnessError: The configuration is wrong, the machine too small, the store cannot be written.
+        harness.errors.HarnessError: The configuration is wrong, the machine too small, the store cannot be
+            written.
     """
     from harness.coordinator.cluster import Place
     from harness.coordinator.display import SilentDisplay
@@ -198,11 +212,17 @@ def run(
             lambda: None,
         )
     names = ("chains_complete", "chains_failed", "generations_computed", "generations_reused", "wall_s")
-    return {**{name: getattr(summary, name) for name in names}, "failures": list(summary.failures), "warnings": warnings}
+    return {
+        **{name: getattr(summary, name) for name in names},
+        "failures": list(summary.failures),
+        "warnings": warnings,
+    }
 
 
 def plan(config: StudyLike, root: str | Path = "runs", assignments: Sequence[str] = ()) -> dict[str, Any]:
-    """What a study is, what the store has of it, and what the rest costs on this machine; what ``harness plan --json`` prints.
+    """What a study is, what the store has of it, and what the rest costs on this machine.
+
+    What ``harness plan --json`` prints.
 
     Args:
         config: The study.

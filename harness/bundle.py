@@ -1,7 +1,7 @@
 """The recursive algorithm for cheap learners: many chains at once, each as it would be alone.
 
-The same steps as `harness.chain`: training set, fit, sample, evaluate; the corpora stay in memory and are not kept. Chains of one
-cell go through them together, as the first axis of every array.
+The same steps as `harness.chain`: training set, fit, sample, evaluate; the corpora stay in memory and are not
+kept. Chains of one cell go through them together, as the first axis of every array.
 """
 
 from __future__ import annotations
@@ -49,16 +49,25 @@ class CellJob:
 
     @property
     def alone(self) -> bool:
-        """Whether a unit holds one chain: filters and other cells' chains may end one chain and not another."""
+        """Whether a unit holds one chain.
+
+        Filters and other cells' chains may end one chain and not another.
+        """
         return bool(self.spec.filters) or self.spec.source is not None
 
     @property
     def bytes_per_chain(self) -> int:
-        """Rough memory of one chain: its training set, or the whole pool that it is drawn from, its real examples, its model."""
+        """Rough memory of one chain.
+
+        Its training set, or the whole pool that it is drawn from, its real examples, its model.
+        """
         recipes = [self.spec.recipe(generation) for generation in (1, self.spec.generations)]
         pooled = any(_random(recipe, self.spec.n) and len(recipe.parts) > 2 for recipe in recipes)
         rows = max(sum(part.count for part in recipe.parts) if pooled else recipe.size for recipe in recipes)
-        real = max((part.offset + part.count for recipe in recipes for part in recipe.parts if part.origin == REAL), default=0)
+        real = max(
+            (part.offset + part.count for recipe in recipes for part in recipe.parts if part.origin == REAL),
+            default=0,
+        )
         family = make_family(self.spec.learner.section, self.truth)
         return int(8 * ((rows + real) * self.truth.width + family.numbers_per_chain(rows, self.spec.n)))
 
@@ -89,7 +98,9 @@ def run_unit(unit: Unit) -> pa.Table:
     """
     with threadpool_limits(limits=1):
         seeds = tuple(chain.seed for chain in unit.chains)
-        lineage = build({index: job.spec for index, job in unit.jobs.items()}, lambda index, seed: str(index), seeds)
+        lineage = build(
+            {index: job.spec for index, job in unit.jobs.items()}, lambda index, seed: str(index), seeds
+        )
         cells: dict[int, _Cell] = {}
         for index, job in unit.jobs.items():  # a source comes before the cell that reads it
             writer = None if job.spec.source is None else cells[job.spec.source]
@@ -106,13 +117,19 @@ def run_unit(unit: Unit) -> pa.Table:
 class _Cell:
     """The chains of one cell on their way through the generations."""
 
-    def __init__(self, index: int, job: CellJob, seeds: tuple[int, ...], lineage: Lineage, writer: _Cell | None) -> None:
+    def __init__(
+        self, index: int, job: CellJob, seeds: tuple[int, ...], lineage: Lineage, writer: _Cell | None
+    ) -> None:
         self.job, self.seeds, self.writer = job, seeds, writer or self
         self.spec = job.spec
         self.filters: list[Any] = [part.section for part in job.spec.filters]
         self.family = make_family(job.spec.learner.section, job.truth)
         self.recipes = [job.spec.recipe(generation) for generation in range(job.spec.generations + 1)]
-        self.nodes = {chain.seed: [lineage.nodes[key] for key in chain.nodes] for chain in lineage.chains if chain.cell == index}
+        self.nodes = {
+            chain.seed: [lineage.nodes[key] for key in chain.nodes]
+            for chain in lineage.chains
+            if chain.cell == index
+        }
         first = self.nodes[seeds[0]]
         self.counts = [lineage.examples[node.corpus] for node in first]
         parts = [part for recipe in self.recipes for part in recipe.parts if part.origin == REAL]
@@ -132,9 +149,15 @@ class _Cell:
         """Generation to its models, where filters may ask for more of its corpus."""
         self.pieces: list[pa.Table] = []
         self.whole = not self.filters and not any(_random(recipe, job.spec.n) for recipe in self.recipes)
-        self.last_use = {part.origin: g for g, recipe in enumerate(self.recipes) for part in recipe.parts if part.origin >= 0}
+        self.last_use = {
+            part.origin: g
+            for g, recipe in enumerate(self.recipes)
+            for part in recipe.parts
+            if part.origin >= 0
+        }
 
-    # --- the four steps ------------------------------------------------------------------------------------------------
+    # --- the four steps
+    # ------------------------------------------------------------------------------------------------
 
     def step(self, generation: int) -> None:
         """One generation of every chain that is alive."""
@@ -142,11 +165,17 @@ class _Cell:
             return
         chains = Chains(tuple(self.seeds[i] for i in self.alive), generation)
         recipe = self.recipes[generation]
-        if self.writer is not self and any(part.origin >= 0 and part.origin not in self.writer.corpora for part in recipe.parts):
-            self.alive = self.alive[:0]  # the chain that writes the examples has diverged, so this one ends too
+        if self.writer is not self and any(
+            part.origin >= 0 and part.origin not in self.writer.corpora for part in recipe.parts
+        ):
+            self.alive = self.alive[
+                :0
+            ]  # the chain that writes the examples has diverged, so this one ends too
             return
         summary = self._training(recipe, chains)
-        previous = generation > 0 and (recipe.init == "previous" or (recipe.init is None and self.spec.init_previous))
+        previous = generation > 0 and (
+            recipe.init == "previous" or (recipe.init is None and self.spec.init_previous)
+        )
         with np.errstate(invalid="ignore", over="ignore"):
             self.model = self.family.fit(summary, chains, self.model if previous else None)
         sound = np.ones(len(self.alive), dtype=bool)
@@ -194,11 +223,16 @@ class _Cell:
     def _forget(self, generation: int) -> None:
         """Drop corpora that nobody reads any more, and those that the pool holds."""
         pooled = {part.origin for part in self.pool[0]} if self.pool is not None and self.whole else set()
-        for origin in [origin for origin in self.corpora if self.last_use.get(origin, -1) <= generation or origin in pooled]:
+        for origin in [
+            origin
+            for origin in self.corpora
+            if self.last_use.get(origin, -1) <= generation or origin in pooled
+        ]:
             if origin not in self.read_by_others:
                 del self.corpora[origin]
 
-    # --- the training set ----------------------------------------------------------------------------------------------
+    # --- the training set
+    # ----------------------------------------------------------------------------------------------
 
     def _training(self, recipe: Recipe, chains: Chains) -> Summary:
         if not _random(recipe, self.spec.n) and not self.filters:
@@ -208,7 +242,9 @@ class _Cell:
 
     def _merged(self, parts: tuple[Part, ...], chains: Chains) -> Summary:
         """A training set of whole parts; one that only grows is kept, and the last parts added."""
-        taught = any(part.origin == TEACHER for part in parts)  # a teacher's examples are new in each generation
+        taught = any(
+            part.origin == TEACHER for part in parts
+        )  # a teacher's examples are new in each generation
         if self.pool is not None and not taught and parts[: len(self.pool[0])] == self.pool[0]:
             known, found = self.pool
         else:
@@ -234,7 +270,9 @@ class _Cell:
         assert isinstance(self.spec.writer, DataSpec)
         teacher, seed = load_teacher(self.spec.writer), chains.seeds[chain]
         judge = Judge(self.job.truth, seed, chains.generation)
-        return first_accepted(self.filters, lambda raw: teacher.lesson(seed, chains.generation, raw), count, judge)
+        return first_accepted(
+            self.filters, lambda raw: teacher.lesson(seed, chains.generation, raw), count, judge
+        )
 
     def _drawn(self, recipe: Recipe, chains: Chains, chain: int) -> Summary:
         """One chain's training set, where it is drawn at random or filtered."""
@@ -243,7 +281,9 @@ class _Cell:
         kept = undetected(self.filters, drawn.origin, seed, chains.generation)
         if kept is not None:
             if not kept.any():
-                raise LearnerError(f"filters: the detector drops all training examples of generation {chains.generation}")
+                raise LearnerError(
+                    f"filters: the detector drops all training examples of generation {chains.generation}"
+                )
             drawn = drawn.take(kept)
         parts = []
         counts = {part.origin: part.count for part in recipe.parts}
@@ -259,7 +299,10 @@ class _Cell:
         return fold(self.family, parts)
 
     def _filtered(self, chains: Chains, chain: int, origin: int, count: int) -> Array:
-        """The first ``count`` examples of a corpus that pass the filters; more of it are sampled where too few do."""
+        """The first ``count`` examples of a corpus that pass the filters.
+
+        More of it are sampled where too few do.
+        """
         seed = chains.seeds[chain]
         rows: Array = self.writer.corpora[origin][chain if self.writer is self else int(self.alive[chain])]
         if not self.filters:
@@ -276,13 +319,18 @@ class _Cell:
         """A longer corpus of the chain that wrote it."""
         writer = self.writer
         real = writer.real[:, : writer.spec.n] if writer.family.reads_real else None
-        writer.corpora[origin] = writer.family.sample(writer.models[origin], Chains((seed,), origin), count, real)
+        writer.corpora[origin] = writer.family.sample(
+            writer.models[origin], Chains((seed,), origin), count, real
+        )
         rows: Array = writer.corpora[origin][0]
         return rows
 
-    # --- records -------------------------------------------------------------------------------------------------------
+    # --- records
+    # -------------------------------------------------------------------------------------------------------
 
-    def _note(self, generation: int, alive: npt.NDArray[np.int64], metrics: Mapping[str, Array], status: str) -> None:
+    def _note(
+        self, generation: int, alive: npt.NDArray[np.int64], metrics: Mapping[str, Array], status: str
+    ) -> None:
         """One row per chain; the status says where a metric is not finite. Null is what it does not have."""
         finite = np.ones(len(alive), dtype=bool)
         columns: dict[str, Any] = {}
@@ -304,9 +352,9 @@ class _Cell:
         if kept[self.job.weights] and metrics:
             for name in self.family.parameters:
                 flat = self.model[name].reshape(len(alive), -1)
-                columns[PARAMETERS + name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1]).cast(
-                    pa.list_(pa.float64())
-                )
+                columns[PARAMETERS + name] = pa.FixedSizeListArray.from_arrays(
+                    pa.array(flat.reshape(-1)), flat.shape[1]
+                ).cast(pa.list_(pa.float64()))
         self.pieces.append(pa.table({**identity, **columns}))
 
     def rows(self, chains: Sequence[BundledChain]) -> pa.Table:
@@ -314,13 +362,17 @@ class _Cell:
         whole = pa.concat_tables(self.pieces, promote_options="default")
         place = whole["place"].to_numpy()
         keys, seeds = np.array([chain.key for chain in chains]), np.array([chain.seed for chain in chains])
-        whole = whole.drop_columns(["place"]).add_column(0, CHAIN, pa.array(keys[place].tolist(), pa.string()))
+        whole = whole.drop_columns(["place"]).add_column(
+            0, CHAIN, pa.array(keys[place].tolist(), pa.string())
+        )
         return whole.add_column(1, "seed", pa.array(seeds[place]))
 
 
 def _random(recipe: Recipe, n: int) -> bool:
     """Whether a training set is drawn at random: a subset of the n real examples, or of everything."""
-    return recipe.subsample is not None or any(part.draw in ("resample", "fixed") and part.count < n for part in recipe.parts)
+    return recipe.subsample is not None or any(
+        part.draw in ("resample", "fixed") and part.count < n for part in recipe.parts
+    )
 
 
 def provenance(started: float) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""What a study needs of the Hugging Face hub: brought into a shared cache on a login node, looked for before a job.
+"""What a study needs of the Hugging Face hub.
 
-Jobs run with the hub offline, so everything that they would ask it for is listed here once, from the configuration. Only data,
-texts and safetensors are fetched: nothing that executes when it is read.
+Brought into a shared cache on a login node, looked for before a job.
+
+Jobs run with the hub offline, so everything that they would ask it for is listed here once, from the
+configuration. Only data, texts and safetensors are fetched: nothing that executes when it is read.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ from typing import Any, Literal
 
 from harness.config.grid import Study
 from harness.config.presets import resolve_model
-from harness.config.schema import Config, CorpusSource, ImageData, LanguageModel, PretrainedTokenizer, TextData
+from harness.config.schema import (
+    Config,
+    CorpusSource,
+    ImageData,
+    LanguageModel,
+    PretrainedTokenizer,
+    TextData,
+)
 from harness.data.hub import PREFIX, Caches, load_hub, offline, prepared_folder
 from harness.data.text import pretrained_fingerprint
 from harness.errors import DataError
@@ -27,8 +36,18 @@ CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MODEL_FILES = (CONFIG, "generation_config.json")
 WEIGHT_FILES = (WEIGHTS, INDEX, "model-*.safetensors")
-TOKENIZER_FILES = (CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-                   "vocab.txt", "merges.txt", "*.model", "chat_template.jinja")  # fmt: skip
+TOKENIZER_FILES = (
+    CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+)
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("*.model",))
 """Files of which a tokenizer can be built; one set of them is enough."""
 
@@ -74,8 +93,15 @@ class Fetched:
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
         item = self.item
-        return {"kind": item.kind, "field": item.field, "name": item.name, "revision": item.revision, "path": str(self.path),
-                "bytes": self.bytes, "there": self.there}  # fmt: skip
+        return {
+            "kind": item.kind,
+            "field": item.field,
+            "name": item.name,
+            "revision": item.revision,
+            "path": str(self.path),
+            "bytes": self.bytes,
+            "there": self.there,
+        }
 
 
 def needed(study: Study, caches: Caches | None = None) -> list[Item]:
@@ -87,7 +113,9 @@ def needed(study: Study, caches: Caches | None = None) -> list[Item]:
     """
     found: dict[tuple[str, str, str | None], Item] = {}
     for cell in study.cells:
-        for item in _needed(cell.config, "regime.source.model" if cell.teacher else "learner.model.pretrained", caches):
+        for item in _needed(
+            cell.config, "regime.source.model" if cell.teacher else "learner.model.pretrained", caches
+        ):
             key = (item.kind, item.name, item.revision)
             known = found.setdefault(key, item)
             found[key] = replace(known, weights=known.weights or item.weights)
@@ -99,7 +127,11 @@ def _needed(config: Config, model_field: str, caches: Caches | None) -> list[Ite
     found = []
     if isinstance(data, TextData | ImageData) and data.source.startswith(PREFIX):
         found.append(Item("data", "data.source", data.source, data.revision))
-    if isinstance(data, TextData) and isinstance(data.tokenizer, PretrainedTokenizer) and not Path(data.tokenizer.name).is_dir():
+    if (
+        isinstance(data, TextData)
+        and isinstance(data.tokenizer, PretrainedTokenizer)
+        and not Path(data.tokenizer.name).is_dir()
+    ):
         found.append(Item("tokenizer", "data.tokenizer.name", data.tokenizer.name, data.tokenizer.revision))
     for name, text in config.evaluate.others.items():
         if text.startswith(PREFIX):
@@ -140,7 +172,11 @@ def _problem(item: Item, caches: Caches) -> str:
     at = f" at revision {item.revision}" if item.revision else ""
     if item.kind == "data":
         try:
-            return "" if prepared_folder(item.name, item.revision, caches) else f"(data){at} is not in {caches.datasets}"
+            return (
+                ""
+                if prepared_folder(item.name, item.revision, caches)
+                else f"(data){at} is not in {caches.datasets}"
+            )
         except DataError as error:
             return f"cannot be told apart in the cache ({error})"
     folder = _snapshot(item, caches)
@@ -157,14 +193,21 @@ def _patterns(item: Item) -> list[str]:
 
 
 def _snapshot(item: Item, caches: Caches) -> Path | None:
-    """An item's snapshot in the cache; None where it is not there, or not all that the repository has of it."""
+    """An item's snapshot in the cache.
+
+    None where it is not there, or not all that the repository has of it.
+    """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                item.name, revision=item.revision, cache_dir=caches.hub, allow_patterns=_patterns(item), local_files_only=True
+                item.name,
+                revision=item.revision,
+                cache_dir=caches.hub,
+                allow_patterns=_patterns(item),
+                local_files_only=True,
             )
         )
     except (LocalEntryNotFoundError, HFValidationError):
@@ -234,12 +277,16 @@ def fetch(study: Study, cache: Path | None, say: Callable[[str], None]) -> list[
         say: Takes lines of progress.
 
     Raises:
-        DataError: The hub has no such thing, may not give it, or does not answer; or its weights are not safetensors.
+        DataError: The hub has no such thing, may not give it, or does not answer; or its weights are not
+            safetensors.
     """
     caches = use_cache(cache) if cache else Caches.default()  # before the hub is asked anything
     items = needed(study, caches)
     if items and offline():
-        raise DataError("fetch needs the hub, but HF_HUB_OFFLINE, HF_DATASETS_OFFLINE or TRANSFORMERS_OFFLINE is set; unset it")
+        raise DataError(
+            "fetch needs the hub, but HF_HUB_OFFLINE, HF_DATASETS_OFFLINE or TRANSFORMERS_OFFLINE is set; "
+            "unset it"
+        )
     found = []
     for item in items:
         before = _place(item, caches)
@@ -250,7 +297,9 @@ def fetch(study: Study, cache: Path | None, say: Callable[[str], None]) -> list[
             _fetch_files(item, caches)
         place = _place(item, caches)
         if place is None:
-            raise DataError(f"{item.field}: {item.name} {_problem(item, caches)}, though the hub was asked for it")
+            raise DataError(
+                f"{item.field}: {item.name} {_problem(item, caches)}, though the hub was asked for it"
+            )
         found.append(Fetched(item, place, _size(item, place), place == before))
     return found
 
@@ -259,12 +308,17 @@ def _place(item: Item, caches: Caches) -> Path | None:
     """Where an item lies in the cache; None where it is not there as a whole."""
     if _problem(item, caches):
         return None
-    return prepared_folder(item.name, item.revision, caches) if item.kind == "data" else _snapshot(item, caches)
+    return (
+        prepared_folder(item.name, item.revision, caches) if item.kind == "data" else _snapshot(item, caches)
+    )
 
 
 def _size(item: Item, folder: Path) -> int:
     patterns = ["*"] if item.kind == "data" else _patterns(item)
-    return sum(path.stat().st_size for path in {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    return sum(
+        path.stat().st_size
+        for path in {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    )
 
 
 def _fetch_data(item: Item) -> None:
@@ -292,7 +346,9 @@ def _fetch_files(item: Item, caches: Caches) -> None:
     except errors.RevisionNotFoundError:
         raise DataError(f"{where}: the hub has no such revision") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise DataError(f"{where}: the hub has no such repository, or you may not see it (`hf auth login`)") from None
+        raise DataError(
+            f"{where}: the hub has no such repository, or you may not see it (`hf auth login`)"
+        ) from None
     except OSError as error:
         if error.errno is not None and not isinstance(error, ConnectionError):
             raise  # the disk, not the hub
@@ -314,4 +370,7 @@ def _first_line(error: Exception) -> str:
 
 def describe(found: Fetched) -> str:
     """An item in one line."""
-    return f"{found.item}: {found.path} ({found.bytes / 2**20:.1f} MiB, {'already there' if found.there else 'fetched'})"
+    return (
+        f"{found.item}: {found.path} ({found.bytes / 2**20:.1f} MiB, "
+        f"{'already there' if found.there else 'fetched'})"
+    )

@@ -26,7 +26,8 @@ LOOKS = 10
 PROBE = ".harness-doctor-"
 """How the folders begin in which `harness doctor` tries a file system."""
 PASSING = (".format.", PROBE)
-"""How names begin that a root may hold before it is a store: the file on its way to ``format``, and the doctor's folders."""
+"""How names begin that a root may hold before it is a store: the file on its way to ``format``, and the
+doctor's folders."""
 
 
 def path_of(text: str) -> Path:
@@ -37,7 +38,9 @@ def path_of(text: str) -> Path:
     """
     raw = text.encode(errors="surrogateescape")
     if len(raw) > MAX_PATH or any(len(name) > MAX_NAME for name in raw.split(b"/")):
-        raise ValueError(f"found {shown(text)}, allowed: names of at most {MAX_NAME} bytes, {MAX_PATH} in all")
+        raise ValueError(
+            f"found {shown(text)}, allowed: names of at most {MAX_NAME} bytes, {MAX_PATH} in all"
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -45,7 +48,10 @@ def path_of(text: str) -> Path:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder that another process may be about to rename: it is moved out of its way first, so that its rename fails."""
+    """Remove a folder that another process may be about to rename.
+
+    It is moved out of its way first, so that its rename fails.
+    """
     gone = folder.with_name(f".gone-{uuid.uuid4().hex}")
     try:
         os.rename(folder, gone)
@@ -95,7 +101,8 @@ def reading(path: Path) -> Iterator[None]:
 
     Raises:
         DamagedError: There is no file: it is missing, a folder, or a link that leads nowhere.
-        StoreError: There may be a good one, but this process cannot read it: it may not, or the disk or the network fails.
+        StoreError: There may be a good one, but this process cannot read it: it may not, or the disk or the
+            network fails.
     """
     try:
         yield
@@ -125,8 +132,8 @@ def read_json(path: Path) -> Any:
 def is_foreign(root: Path) -> bool:
     """Whether a folder that is there holds things, and none of them says that it is a store.
 
-    Others may be making the store, or probing the folder, at the same moment: what they have in it before ``format`` does not
-    count, and ``format`` is looked for after the rest, since all else comes after it.
+    Others may be making the store, or probing the folder, at the same moment: what they have in it before
+    ``format`` does not count, and ``format`` is looked for after the rest, since all else comes after it.
     """
     found = [path.name for path in root.iterdir()]
     return any(not name.startswith(PASSING) for name in found) and not (root / "format").exists()
@@ -148,7 +155,9 @@ def refuse_pointer(path: Path, beginning: bytes, field: str) -> None:
         DataError: The file is such a pointer.
     """
     if beginning.startswith(LFS_POINTER):
-        raise DataError(f"{field}: {path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+        raise DataError(
+            f"{field}: {path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
+        )
 
 
 def file_sha256(path: Path) -> str:
@@ -172,7 +181,8 @@ def seal(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> 
 
     Args:
         folder: The folder.
-        known: Checksums that other processes have computed for the files they wrote, by path within the folder.
+        known: Checksums that other processes have computed for the files they wrote, by path within the
+            folder.
     """
     sums = dict(known or {})
     for path in _files(folder):
@@ -203,11 +213,14 @@ def verify(folder: Path) -> None:
 
 
 def _verify(folder: Path, sums: Any) -> None:
-    well_formed = isinstance(sums, dict) and all(isinstance(e, dict) and e.keys() >= {"bytes", "sha256"} for e in sums.values())
+    well_formed = isinstance(sums, dict) and all(
+        isinstance(e, dict) and e.keys() >= {"bytes", "sha256"} for e in sums.values()
+    )
     if not well_formed:
         raise DamagedError(f"{folder / CHECKSUMS} does not hold checksums")
     for name, expected in sums.items():
-        # Others may free a file, and put it back, between any two looks; one that is missing is so at every look.
+        # Others may free a file, and put it back, between any two looks; one that is missing is so at every
+        # look.
         for left in reversed(range(LOOKS)):
             try:
                 _compare(folder / name, expected)

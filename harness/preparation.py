@@ -1,4 +1,7 @@
-"""The real data of a study: read, fingerprinted and prepared once, put into the store, and read from there."""
+"""The real data of a study.
+
+Read, fingerprinted and prepared once, put into the store, and read from there.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ class PreparedData:
 
     Attributes:
         spec: What enters keys.
-        folder: Where prepared text lies: in the store, or a temporary folder until `commit_data`; None for analytic truths.
+        folder: Where prepared text lies: in the store, or a temporary folder until `commit_data`; None for
+            analytic truths.
         key: Name of the folder in the store; None for analytic truths.
         real: The data.
         about: What was read, for people: the source, and of text its files and documents.
@@ -94,10 +98,19 @@ class DataOf:
         spec = images.data_science(config, source.fingerprint())
         key = key_of(prepared_science(spec))
         folder = self._folder(key, lambda folder: images.prepare(config, source, folder))
-        return PreparedData(spec, folder, key, ImageSet(folder, config.num_examples, config.resample), {"source": config.source})
+        return PreparedData(
+            spec,
+            folder,
+            key,
+            ImageSet(folder, config.num_examples, config.resample),
+            {"source": config.source},
+        )
 
     def _folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
-        """Where prepared data lie: in the store, or in scratch, where they are prepared if they are not there yet."""
+        """Where prepared data lie.
+
+        In the store, or in scratch, where they are prepared if they are not there yet.
+        """
         folder = self.store.path("data", key)
         if not self.store.sound("data", key):
             folder = self.scratch / key
@@ -120,7 +133,12 @@ class DataOf:
         documents = read_documents(config)
         spec = data_science(config, documents.fingerprint(), pretrained)
         if known is None:
-            remember(config.source, config.revision, use, {"fingerprint": spec["content"], "about": documents.about()})
+            remember(
+                config.source,
+                config.revision,
+                use,
+                {"fingerprint": spec["content"], "about": documents.about()},
+            )
         key = key_of(prepared_science(spec))
         folder = self._folder(key, lambda folder: prepare(config, documents, folder))
         return PreparedData(
@@ -143,7 +161,9 @@ def data_spec(config: TextData | ImageData | AnalyticData, prepared: PreparedDat
     section = blank(config, *PLACES[type(config)]) if type(config) in PLACES else config
     if isinstance(section, TextData) and isinstance(section.tokenizer, PretrainedTokenizer):
         section = section.model_copy(update={"tokenizer": blank(section.tokenizer, "name", "revision")})
-    return DataSpec(section.model_copy(update={"num_examples": n}), {**prepared.spec, "num_examples": n}, prepared.key)
+    return DataSpec(
+        section.model_copy(update={"num_examples": n}), {**prepared.spec, "num_examples": n}, prepared.key
+    )
 
 
 PLACES: Mapping[type[Section], tuple[str, ...]] = {

@@ -14,7 +14,9 @@ if TYPE_CHECKING:  # some that use this module start on every node, and need not
 
 
 def start_of(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None where there is none (a zombie does no work).
+    """When a process of this machine started, in the kernel's ticks.
+
+    None where there is none (a zombie does no work).
 
     A process id is given out again; an id with a start is not.
     """
@@ -47,7 +49,10 @@ def control_group(*names: str) -> str:
 
 
 def cpu_quota() -> float | None:
-    """CPUs that this process's control group may use at once, as a container's limit; None where it says nothing."""
+    """CPUs that this process's control group may use at once, as a container's limit.
+
+    None where it says nothing.
+    """
     quota = control_group("cpu.max").split()
     if len(quota) == 2 and all(part.isdigit() for part in quota):
         return int(quota[0]) / int(quota[1])

@@ -1,9 +1,11 @@
-"""How a Ray of a run's own is kept to its user: nobody else on the machine can join it, reach its ports or touch its files.
+"""How a Ray of a run's own is kept to its user.
 
-Ray makes its folder, and the folder of its sockets, writable for everybody; it listens on all interfaces; and whoever knows its
-token can run code as this user, where without a word from the environment the token lies in the home folder, for all runs alike. So
-its folder lies in one that is its user's alone, with a token of its own, and it listens on the loopback where one machine is all
-it has.
+Nobody else on the machine can join it, reach its ports or touch its files.
+
+Ray makes its folder, and the folder of its sockets, writable for everybody; it listens on all interfaces; and
+whoever knows its token can run code as this user, where without a word from the environment the token lies in
+the home folder, for all runs alike. So its folder lies in one that is its user's alone, with a token of its
+own, and it listens on the loopback where one machine is all it has.
 
 This module does not need Ray: what starts it on a node, or names its place, reads no more than these names.
 """
@@ -20,7 +22,8 @@ FOLDER = "r"
 """Ray's own folder, within the run's."""
 LOOPBACK_ADDRESS = "127.0.0.1"
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's own switch for machines on which it must not listen to the network (macOS asks its user about each port)."""
+"""Ray's own switch for machines on which it must not listen to the network (macOS asks its user about each
+port)."""
 MODE, PATH, VALUE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"
 
 
@@ -35,15 +38,18 @@ def write_token(path: Path) -> None:
 
 
 def own_token(path: Path) -> dict[str, str | None]:
-    """The variables of a Ray that only who can read a file may join; what else the environment says of tokens goes."""
+    """The variables of a Ray that only who can read a file may join.
+
+    What else the environment says of tokens goes.
+    """
     return {MODE: "token", PATH: str(path), VALUE: None}
 
 
 def joining_tokens() -> list[dict[str, str | None]]:
     """The variables with which to join a Ray that runs already, in the order in which to try them.
 
-    Both sides must agree on whether there is a token, for each calls the other. What the environment says of it holds; where it
-    says nothing, a Ray without comes first, and then the user's token, if there is one.
+    Both sides must agree on whether there is a token, for each calls the other. What the environment says of
+    it holds; where it says nothing, a Ray without comes first, and then the user's token, if there is one.
     """
     if os.environ.get(MODE):
         return [{}]

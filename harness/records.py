@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 REAL = -1
-"""Origin of a training example that no model wrote; other origins are the index of the generation that wrote it."""
+"""Origin of a training example that no model wrote; other origins are the index of the generation that wrote
+it."""
 
 EXTERNAL = -2
 """Origin of a training example from a fixed corpus that someone else's model wrote."""
@@ -21,7 +22,8 @@ TEACHER = -3
 """Origin of a training example from a fixed teacher."""
 
 Status = Literal["ok", "degenerate", "diverged"]
-"""``degenerate``: there is a model, and some metric of it is not finite; ``diverged``: there is no finite model, the chain ends."""
+"""``degenerate``: there is a model, and some metric of it is not finite; ``diverged``: there is no finite
+model, the chain ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,9 @@ class Part:
     Attributes:
         origin: `REAL`, or the generation whose corpus is read.
         count: How many examples are read from it.
-        draw: ``first``: examples 0..count-1; ``resample``: a random subset, new each generation; ``fixed``: one random subset,
-            the same in every generation; ``unseen``: the next ``count`` that no earlier generation read, from ``offset`` on.
+        draw: ``first``: examples 0..count-1; ``resample``: a random subset, new each generation; ``fixed``:
+            one random subset, the same in every generation; ``unseen``: the next ``count`` that no earlier
+            generation read, from ``offset`` on.
         offset: First example, for ``unseen``.
     """
 
@@ -96,16 +99,23 @@ class Record:
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """The inverse of `to_json`.
 
-        Records of earlier versions also name the fit before, which the chain knows, and some call themselves ok though a metric
-        is not finite.
+        Records of earlier versions also name the fit before, which the chain knows, and some call themselves
+        ok though a metric is not finite.
         """
         found = cls(**{name: value for name, value in data.items() if name != "parent"})
         return dataclasses.replace(found, status=status_of(found.status, found.metrics))
 
 
 def status_of(status: Status, metrics: Mapping[str, float | None]) -> Status:
-    """``degenerate`` where there is a model and some metric of it is not finite; else what is known already."""
-    return "degenerate" if status == "ok" and any(finite_or_none(value) is None for value in metrics.values()) else status
+    """``degenerate`` where there is a model and some metric of it is not finite.
+
+    Else what is known already.
+    """
+    return (
+        "degenerate"
+        if status == "ok" and any(finite_or_none(value) is None for value in metrics.values())
+        else status
+    )
 
 
 IDENTITY_COLUMNS = ("seed", "generation", "status", "fit", "corpus", "evaluation")
@@ -113,8 +123,13 @@ IDENTITY_COLUMNS = ("seed", "generation", "status", "fit", "corpus", "evaluation
 
 
 def bundled_record(row: Mapping[str, Any]) -> Record:
-    """The record of one row of a bundle; a metric that another cell's chains have, and this one has not, is null and left out."""
-    metrics = {name: value for name, value in row.items() if "/" in name and not name.startswith("parameters/")}
+    """The record of one row of a bundle.
+
+    A metric that another cell's chains have, and this one has not, is null and left out.
+    """
+    metrics = {
+        name: value for name, value in row.items() if "/" in name and not name.startswith("parameters/")
+    }
     known = {name: finite_or_none(value) for name, value in metrics.items() if value is not None}
     return Record(**{name: row[name] for name in IDENTITY_COLUMNS}, metrics=known)
 
@@ -163,7 +178,8 @@ class Examples:
     """Examples as rows.
 
     Attributes:
-        values: Shape [num_examples, width]: token ids (int32) or numbers (float64, pixels float32). Behind a row's length it is 0.
+        values: Shape [num_examples, width]: token ids (int32) or numbers (float64, pixels float32). Behind a
+            row's length it is 0.
         lengths: Shape [num_examples], int32: how much of each row is used.
     """
 

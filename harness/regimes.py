@@ -1,7 +1,7 @@
 """Regimes: how the training set of a generation is built from real data and from what models wrote.
 
-A regime is a pure function from a generation's index to a `Recipe` (counts only), and one function turns any recipe into the origin
-and index of every training example. Neither looks at the examples.
+A regime is a pure function from a generation's index to a `Recipe` (counts only), and one function turns any
+recipe into the origin and index of every training example. Neither looks at the examples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ def is_refresh(regime: Regime, generation: int) -> bool:
     """Whether this generation trains on real data alone because of ``refresh``."""
     if regime.refresh is None or generation == 0:
         return False
-    return generation in regime.refresh.at if regime.refresh.at else generation % (regime.refresh.every or 1) == 0
+    return (
+        generation in regime.refresh.at
+        if regime.refresh.at
+        else generation % (regime.refresh.every or 1) == 0
+    )
 
 
 def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Recipe:
@@ -53,7 +57,10 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Rec
     parts, subsample = component.plugin.rule(regime, n, generation)
     origin = _fixed_origin(regime, external)
     if origin is not None:
-        parts = tuple(part if part.origin == REAL else Part(origin, part.count, part.draw, part.offset) for part in parts)
+        parts = tuple(
+            part if part.origin == REAL else Part(origin, part.count, part.draw, part.offset)
+            for part in parts
+        )
     parts = tuple(part for part in parts if part.count)
     return Recipe(_spec(regime, n, component.version, parts, external), parts, subsample, budget)
 
@@ -67,7 +74,9 @@ def _fixed_origin(regime: Regime, external: Any) -> int | None:
     return regime.source.generation if isinstance(regime.source, CellSource) else None
 
 
-def _spec(regime: Regime, n: int, version: int | str, parts: tuple[Part, ...], external: Any) -> dict[str, Any]:
+def _spec(
+    regime: Regime, n: int, version: int | str, parts: tuple[Part, ...], external: Any
+) -> dict[str, Any]:
     """The fields of the regime that this training set depends on."""
     spec: dict[str, Any] = {"kind": regime.kind, "version": version}
     if regime.synthetic_ratio is not None:
@@ -97,9 +106,13 @@ def check_supply(regime: Regime, n: int, generations: int, real: int, external: 
         DataError: With the number that is missing.
     """
     if n > real:
-        raise DataError(f"data.num_examples: {n} training examples are asked for, the training split has {real}")
+        raise DataError(
+            f"data.num_examples: {n} training examples are asked for, the training split has {real}"
+        )
     if regime.refresh is not None and (regime.refresh.examples or 0) > n:
-        raise DataError(f"regime.refresh.examples: {regime.refresh.examples}, more than the {n} training examples")
+        raise DataError(
+            f"regime.refresh.examples: {regime.refresh.examples}, more than the {n} training examples"
+        )
     if not REGIMES.loaded[regime.kind].plugin.unseen and external is None:
         return  # no more than the n real examples, however many generations
     for generation in range(1, generations + 1):
@@ -107,11 +120,16 @@ def check_supply(regime: Regime, n: int, generations: int, real: int, external: 
             needed = part.offset + part.count
             if part.origin == REAL and needed > real:
                 raise DataError(
-                    f"regime.kind {regime.kind}: generation {generation} needs {needed} real examples in all, the training split "
-                    f"has {real}: {needed - real} are missing; lower data.num_examples or generations, or raise synthetic_ratio"
+                    f"regime.kind {regime.kind}: generation {generation} needs {needed} real examples in "
+                    f"all, the training split "
+                    f"has {real}: {needed - real} are missing; lower data.num_examples or generations, or "
+                    f"raise synthetic_ratio"
                 )
             if part.origin == EXTERNAL and external is not None and needed > external:
-                raise DataError(f"regime.source: generation {generation} needs {needed} examples, the corpus has {external}")
+                raise DataError(
+                    f"regime.source: generation {generation} needs {needed} examples, the corpus has "
+                    f"{external}"
+                )
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """What packages beside the harness add to it: learners, filters, regimes, metrics and trackers.
 
-A package names an object of one of the classes below in its metadata, under the kind that a study will call it by:
+A package names an object of one of the classes below in its metadata, under the kind that a study will call
+it by:
 
     [project.entry-points."harness.filters"]
     every_other = "my_package:every_other"
 
-It is loaded when the harness's schema is, so the module that holds the object imports `harness.registry`, `harness.section` and
-`harness.records` only; what is heavier is named as ``module:attribute``, and imported when it is used. A kind that comes from a
-package has the package's name in the keys of everything that it computes, so that two packages never mean two things by one key.
+It is loaded when the harness's schema is, so the module that holds the object imports `harness.registry`,
+`harness.section` and `harness.records` only; what is heavier is named as ``module:attribute``, and imported
+when it is used. A kind that comes from a package has the package's name in the keys of everything that it
+computes, so that two packages never mean two things by one key.
 """
 
 from __future__ import annotations
@@ -86,11 +88,13 @@ class FilterPlugin:
     Attributes:
         section: Its section, with a ``kind``; its docstring is its line in ``harness list filters``.
         version: Part of every key; raise it when other examples pass.
-        keep: Which examples pass, or ``module:function``; one truth value each. Of corpora: from the section, the examples that
-            earlier filters left, and what is `Known`; whether an example passes may depend on those before it, never on those
-            behind it. Of training sets: from the section, the origin of every example, and one number in [0, 1) for each.
+        keep: Which examples pass, or ``module:function``; one truth value each. Of corpora: from the section,
+            the examples that earlier filters left, and what is `Known`; whether an example passes may depend
+            on those before it, never on those behind it. Of training sets: from the section, the origin of
+            every example, and one number in [0, 1) for each.
         reads: Kinds of data that it can look at (``text``, ``gaussian``, ...); empty for all.
-        of: What it looks at: corpora as they are read, or training sets, in which it does not know what is real.
+        of: What it looks at: corpora as they are read, or training sets, in which it does not know what is
+            real.
         check: Raises ValueError where the section does not fit a ``data`` section of some kind.
     """
 
@@ -107,12 +111,13 @@ class RegimePlugin:
     """A way to build training sets.
 
     Attributes:
-        rule: The parts of a generation's training set and, where only some of them are drawn, how many; from the regime's
-            section, the number of real examples and the generation (1 and up). Its docstring is its line in
-            ``harness list regimes``.
+        rule: The parts of a generation's training set and, where only some of them are drawn, how many; from
+            the regime's section, the number of real examples and the generation (1 and up). Its docstring is
+            its line in ``harness list regimes``.
         version: Part of every key; raise it when other sets come out.
         uses_ratio: Whether ``synthetic_ratio`` has to be given.
-        pools: Whether it reads corpora of generations before the last, so that no fixed source can stand in for them.
+        pools: Whether it reads corpora of generations before the last, so that no fixed source can stand in
+            for them.
         unseen: Whether its real examples have to be ones that no earlier generation has seen.
     """
 
@@ -128,7 +133,10 @@ NUMBERS = ("gaussian", "mixture", "shape", "array")
 
 
 def moments_seconds(width: int) -> float:
-    """Rough seconds per training example of a learner that needs moments only; ``width`` numbers an example."""
+    """Rough seconds per training example of a learner that needs moments only.
+
+    ``width`` numbers an example.
+    """
     return 1e-7 + 1.2e-8 * width + 1.5e-10 * width**2
 
 
@@ -143,7 +151,8 @@ class LearnerPlugin:
         family: ``module:Class`` of the family; empty for what is not one.
         learner: ``module:Class`` of the learner (`harness.learners.base.Learner`).
         settle: ``module:function`` from a configuration to one in which what it names of the hub is settled.
-        resolve: ``module:function`` that gives `harness.learners.base.Resolved`, where its specs hold more than its section.
+        resolve: ``module:function`` that gives `harness.learners.base.Resolved`, where its specs hold more
+            than its section.
         metrics: What it measures.
         metrics_version: Part of every evaluation's key; raise it when a metric changes.
         groups: Several groups of metrics with their versions, in the place of one.
@@ -154,8 +163,10 @@ class LearnerPlugin:
         many_ranks: Whether it runs on more than one rank.
         extra: The extra of the harness's package that brings its libraries.
         modules: Their modules.
-        seconds_per_example: Rough seconds of a generation per training example, or a function of the numbers in an example.
-        reads_pools_anew: Whether a pool that only grows is read as a whole in each generation, by its section.
+        seconds_per_example: Rough seconds of a generation per training example, or a function of the numbers
+            in an example.
+        reads_pools_anew: Whether a pool that only grows is read as a whole in each generation, by its
+            section.
         check: Raises ValueError where its section does not fit the rest of a configuration.
         example: Settings that are small enough for a laptop (``harness init``).
         seeds: How many seeds such a study has.
@@ -192,7 +203,8 @@ class MetricPlugin:
     Attributes:
         metrics: The columns that it gives; their names have a stroke, as ``text/rep_4``.
         version: Part of the key of every evaluation that has it; raise it when a number changes.
-        measure: From the corpus and what is `Known` (its numbers are one per example) to a number for every column.
+        measure: From the corpus and what is `Known` (its numbers are one per example) to a number for every
+            column.
         reads: Kinds of data that it can look at; empty for all.
     """
 
@@ -207,9 +219,9 @@ class TrackerPlugin:
     """Where a run's chains are mirrored to besides W&B; a study asks for it in ``tracking.trackers``.
 
     Attributes:
-        write: ``module:function``, called with a chain (`harness.tracking.ChainView`) when all its generations are committed,
-            and with the folder that is the tracker's own in this experiment. What it raises becomes a warning, and the next run
-            calls it again.
+        write: ``module:function``, called with a chain (`harness.tracking.ChainView`) when all its
+            generations are committed, and with the folder that is the tracker's own in this experiment. What
+            it raises becomes a warning, and the next run calls it again.
     """
 
     write: str
@@ -234,7 +246,10 @@ class Loaded(Generic[P]):
 
     @property
     def version(self) -> int | str:
-        """As it enters keys: the component's version (not the package's, which changes for other reasons), with the package."""
+        """As it enters keys.
+
+        The component's version (not the package's, which changes for other reasons), with the package.
+        """
         version: int = self.plugin.version  # type: ignore[attr-defined]
         return f"{self.package}/{version}" if self.package else version
 
@@ -274,7 +289,9 @@ def gather(group: Group, expected: type[P], own: Mapping[str, P]) -> Found[P]:
         own: The harness's own by kind.
     """
     found: Found[P] = Found({kind: Loaded(plugin) for kind, plugin in own.items()})
-    for point in sorted(entry_points(group=f"harness.{group}"), key=lambda point: (point.name, _package(point))):
+    for point in sorted(
+        entry_points(group=f"harness.{group}"), key=lambda point: (point.name, _package(point))
+    ):
         package = _package(point)
         try:
             if point.name in own:
@@ -284,7 +301,9 @@ def gather(group: Group, expected: type[P], own: Mapping[str, P]) -> Found[P]:
             plugin = _checked(point, expected)
         except Exception as error:  # whatever somebody else's code raises
             reason = (str(error).strip().splitlines() or [""])[0]
-            found.broken.setdefault(point.name, f"{package} cannot be used for it: {type(error).__name__}: {reason}")
+            found.broken.setdefault(
+                point.name, f"{package} cannot be used for it: {type(error).__name__}: {reason}"
+            )
             continue
         found.loaded[point.name] = Loaded(plugin, package, point.dist.version if point.dist else "")
     return found
@@ -295,7 +314,10 @@ def _package(point: EntryPoint) -> str:
 
 
 def _checked(point: EntryPoint, expected: type[Any]) -> Any:
-    """The object of an entry point, if it is what the group is for and answers to the name that it has there."""
+    """The object of an entry point.
+
+    If it is what the group is for and answers to the name that it has there.
+    """
     plugin = point.load()
     if not isinstance(plugin, expected):
         raise TypeError(f"{point.value} is a {type(plugin).__name__}, not a {expected.__name__}")

@@ -34,13 +34,15 @@ def since(default: Any, **kwargs: Any) -> Any:
 
     Args:
         default: Today's default.
-        kwargs: ``introduced``: the default at introduction, where it is another one today. For a section it is what `science`
-            made of it then, and has to be written out: what the section's own fields default to may change like any other default.
-            The rest goes to pydantic's ``Field``.
+        kwargs: ``introduced``: the default at introduction, where it is another one today. For a section it
+            is what `science` made of it then, and has to be written out: what the section's own fields
+            default to may change like any other default. The rest goes to pydantic's ``Field``.
     """
     introduced = kwargs.pop("introduced", _WRITTEN_OUT if isinstance(default, BaseModel) else default)
     if introduced is _WRITTEN_OUT:
-        raise TypeError(f"since({type(default).__name__}()) needs introduced=..., the section's science at introduction")
+        raise TypeError(
+            f"since({type(default).__name__}()) needs introduced=..., the section's science at introduction"
+        )
     return Field(default=default, json_schema_extra={"introduced": _plain(introduced)}, **kwargs)
 
 

@@ -8,7 +8,9 @@ STEP_S = 0.05
 
 
 class Stop:
-    """Set where a run is to save its work and end. A plain flag: a signal handler sets it, and must not need a lock.
+    """Set where a run is to save its work and end.
+
+    A plain flag: a signal handler sets it, and must not need a lock.
 
     Attributes:
         at_once: End without saving; the checkpoints that there are stand.

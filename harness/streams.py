@@ -1,7 +1,7 @@
 """Random streams: functions of (seed, generation, purpose, index) and of nothing else.
 
-No stream depends on an attempt, a rank, a batch or a clock, so a chain that is resumed, spread over other ranks or run beside
-other chains draws the same numbers.
+No stream depends on an attempt, a rank, a batch or a clock, so a chain that is resumed, spread over other
+ranks or run beside other chains draws the same numbers.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ def stream(seed: int, generation: int, purpose: str, index: int = 0) -> np.rando
     return np.random.Generator(np.random.PCG64DXSM(stream_seed(seed, generation, purpose, index)))
 
 
-def uniforms(seed: int, generation: int, purpose: str, start: int, stop: int, width: int) -> npt.NDArray[np.float64]:
+def uniforms(
+    seed: int, generation: int, purpose: str, start: int, stop: int, width: int
+) -> npt.NDArray[np.float64]:
     """Independent uniforms for examples start..stop-1, one stream per example.
 
-    A row depends on its own index alone: Philox is counter-based, the key is the stream and the counter's high word the example.
+    A row depends on its own index alone: Philox is counter-based, the key is the stream and the counter's
+    high word the example.
 
     Args:
         seed: The chain's seed.

@@ -79,9 +79,12 @@ def has_unicode(stream: TextIO) -> bool:
 
 
 def open_streams() -> None:
-    """Make the standard streams such that printing never fails: closed ones lead nowhere, what cannot be encoded is escaped.
+    """Make the standard streams such that printing never fails.
 
-    A closed one also must not be the number of the next file that is opened, which programs that are started would write into.
+    Closed ones lead nowhere, what cannot be encoded is escaped.
+
+    A closed one also must not be the number of the next file that is opened, which programs that are started
+    would write into.
     """
     for number in range(3):
         try:

@@ -34,7 +34,9 @@ def table(config: dict[str, Any], **changes: Any) -> pd.DataFrame:
     """The records of a configuration, computed in a store of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(yaml.safe_dump({"experiment": "oracle", "tracking": {"wandb": "disabled"}, **config, **changes}))
+        path.write_text(
+            yaml.safe_dump({"experiment": "oracle", "tracking": {"wandb": "disabled"}, **config, **changes})
+        )
         prepared, store = run_bundles(path, Path(folder) / "root")
         return pd.DataFrame(ledger.rows(prepared, store))
 
@@ -48,5 +50,6 @@ def assert_mean(values: np.ndarray, expected: float, errors: float = 4.0) -> Non
     """The mean of independent values is within some of its standard errors of what theory says."""
     error = values.std(ddof=1) / np.sqrt(len(values))
     assert abs(values.mean() - expected) <= errors * error, (
-        f"n {len(values)}, found {values.mean():.6g} ± {error:.2g}, theory {expected:.6g}, allowed {errors} standard errors"
+        f"n {len(values)}, found {values.mean():.6g} ± {error:.2g}, theory {expected:.6g}, allowed {errors} "
+        f"standard errors"
     )

@@ -61,7 +61,13 @@ def run_all(
         owner = Owner(root / "leases" / "owners")
         try:
             return run_all(
-                config, root, ranks=ranks, observer=observer, control=control, leases=Leases(root, owner), prepared=prepared
+                config,
+                root,
+                ranks=ranks,
+                observer=observer,
+                control=control,
+                leases=Leases(root, owner),
+                prepared=prepared,
             )
         finally:
             owner.close()
@@ -76,7 +82,9 @@ def run_all(
         data = load_data(spec.data, store)
         used = ranks or SoloRanks()
         learner = make_learner(spec.learner.section.kind, data, used, plan.execution)
-        end = run_branch(plan, Site(learner, store, data, used, observer or Events(), leases, control or Control()))
+        end = run_branch(
+            plan, Site(learner, store, data, used, observer or Events(), leases, control or Control())
+        )
         if end.status in ("busy", "stopped"):
             break
         for node in filter(inventory.is_there, branch.nodes):
@@ -87,7 +95,8 @@ def run_all(
 
 
 def contents(store: Store, prepared: Prepared) -> dict[str, bytes]:
-    """All records, per-sequence values, texts and corpora of a grid, as bytes: what two runs must agree on."""
+    """All records, per-sequence values, texts and corpora of a grid, as bytes: what two runs must agree
+    on."""
     found = {}
     for key, node in prepared.lineage.nodes.items():
         folder = store.path("evaluations", key)

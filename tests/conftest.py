@@ -41,7 +41,12 @@ ROOT = Path(__file__).parents[1]
 
 TEXT: dict[str, Any] = {
     "experiment": "text",
-    "data": {"source": "python-docs", "tokenizer": {"kind": "bpe", "vocab_size": 300}, "block_size": 16, "num_examples": 96},
+    "data": {
+        "source": "python-docs",
+        "tokenizer": {"kind": "bpe", "vocab_size": 300},
+        "block_size": 16,
+        "num_examples": 96,
+    },
     "learner": {
         "kind": "language_model",
         "model": {"architecture": "gpt2", "num_layers": 1, "width": 16, "num_heads": 2, "context": 48},
@@ -99,7 +104,14 @@ def make_config(tmp_path: Path) -> Make:
 def harness(*arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "harness", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **environment},
+        check=False,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -111,39 +123,57 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A small GPT-2 with its tokenizer; data sets with splits of their own, without, with configurations, and of images."""
+    """A small GPT-2 with its tokenizer; data sets with splits of their own, without, with configurations, and
+    of images."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     root = tmp_path_factory.mktemp("hub")
     texts = [f"Entry {i} is about the number {i * 7} and nothing else.\n" for i in range(800)]
-    for name, splits in {"lab/plain": {"train": texts}, "lab/split": {"train": texts[:600], "validation": texts[600:700],
-                                                                      "test": texts[700:]}}.items():  # fmt: skip
+    for name, splits in {
+        "lab/plain": {"train": texts},
+        "lab/split": {"train": texts[:600], "validation": texts[600:700], "test": texts[700:]},
+    }.items():
         folder = root / "datasets" / name
         folder.mkdir(parents=True)
         for split, rows in splits.items():
-            (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+            (folder / f"{split}.jsonl").write_text(
+                "".join(json.dumps({"text": text}) + "\n" for text in rows)
+            )
     folder = root / "datasets" / "lab" / "notes"  # two configurations, and an old name without organisation
     folder.mkdir()
     for name, rows in {"small": texts[:500], "large": texts[300:]}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: small\n  data_files: small.jsonl\n- config_name: large\n  data_files: large.jsonl\n---\n"
+        "---\nconfigs:\n- config_name: small\n  data_files: small.jsonl\n- config_name: large\n  data_files: "
+        "large.jsonl\n---\n"
     )
     folder = root / "datasets" / "lab" / "pictures"
     folder.mkdir()
-    pictures = [{"image": [[(i * 37 + x * y) % 256 for x in range(4)] for y in range(4)], "label": i % 3} for i in range(60)]
+    pictures = [
+        {"image": [[(i * 37 + x * y) % 256 for x in range(4)] for y in range(4)], "label": i % 3}
+        for i in range(60)
+    ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pictures))
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=270, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=270, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer=trainer)
     folder = root / "models" / "lab" / "small"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>").save_pretrained(
+        folder
+    )
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=270, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=270, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     with serve(root) as found:
         found.renamed["notes"] = "lab/notes"
@@ -168,7 +198,8 @@ def ray_address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": 10**8}
+        initialize_head=True,
+        head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": 10**8},
     )
     yield cluster.address
     ray.shutdown()
@@ -177,7 +208,8 @@ def ray_address() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
-    """A SLURM of three machines for the session; /tmp is each machine's own, but for this checkout and its environment."""
+    """A SLURM of three machines for the session; /tmp is each machine's own, but for this checkout and its
+    environment."""
     from slurm_cluster import Cluster, missing_programs
 
     if lacking := missing_programs():
@@ -194,7 +226,8 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture
 def tag() -> Iterator[str]:
-    """A mark in the environment of everything that a test starts; whatever carries it at the end is killed."""
+    """A mark in the environment of everything that a test starts; whatever carries it at the end is
+    killed."""
     value = uuid.uuid4().hex
     yield value
     from processes import tagged
@@ -222,19 +255,29 @@ class Quiet:
 
 @pytest.fixture
 def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
-    """Run a configuration in this process on the session's Ray; returns the summary and the mirror's warnings."""
+    """Run a configuration in this process on the session's Ray; returns the summary and the mirror's
+    warnings."""
     from harness.coordinator import session
     from harness.coordinator.cluster import Place
     from harness.store import Store
     from harness.study import open_study
 
-    def run(config: Path, root: Path, *assignments: str, stop: Stop | None = None, idle_s: float | None = None) -> Any:
+    def run(
+        config: Path, root: Path, *assignments: str, stop: Stop | None = None, idle_s: float | None = None
+    ) -> Any:
         prepared, scratch = open_study(config, assignments, Store.read(root))
         with scratch:
             display = Quiet()
             place = contextlib.nullcontext(Place(ray_address))
             summary, warnings = session.run_study(
-                prepared, root, prepared.study.source, lambda: place, lambda: display, stop or Stop(), lambda: None, idle_s
+                prepared,
+                root,
+                prepared.study.source,
+                lambda: place,
+                lambda: display,
+                stop or Stop(),
+                lambda: None,
+                idle_s,
             )
         return summary, warnings, display.lines
 
@@ -257,7 +300,8 @@ _skipped: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Where tests run in several processes, their reports arrive in the one that collects them, by this way too."""
+    """Where tests run in several processes, their reports arrive in the one that collects them, by this way
+    too."""
     if report.skipped and not {"gpu", "multigpu", "kernel"} & report.keywords.keys():
         _skipped.append(report.nodeid)
 
@@ -269,7 +313,8 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Where every component must be there, a skipped test is a failure (GPUs, and what only root may ask of a kernel, apart)."""
+    """Where every component must be there, a skipped test is a failure (GPUs, and what only root may ask of a
+    kernel, apart)."""
     if os.environ.get("HARNESS_NO_SKIPS") and _skipped:
         print("\nskipped, but must run here:", *_skipped, sep="\n  ")
         session.exitstatus = 1

@@ -50,7 +50,12 @@ class Hub:
 
     def entry(self, kind: str, repo: str, path: Path) -> dict[str, Any]:
         name = str(path.relative_to(self.root / kind / repo))
-        return {"type": "file", "oid": hashlib.sha1(path.read_bytes()).hexdigest(), "size": path.stat().st_size, "path": name}
+        return {
+            "type": "file",
+            "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+            "size": path.stat().st_size,
+            "path": name,
+        }
 
     def split(self, repo: str, parts: list[str]) -> tuple[str, str, list[str]]:
         """The folder of a revision, the revision, and what follows it in a path."""
@@ -59,18 +64,37 @@ class Hub:
         return repo, parts[0] if parts else "main", parts[1:]
 
     def discussions(self, repo: str) -> dict[str, Any]:
-        found = [{**about, "author": {"name": about["author"]}, "createdAt": "2026-01-01T00:00:00.000Z", "status": "open",
-                  "repo": {"name": repo, "type": "model"}, "isPullRequest": True}
-                 for name, about in self.requests_of.items() if name == repo]  # fmt: skip
+        found = [
+            {
+                **about,
+                "author": {"name": about["author"]},
+                "createdAt": "2026-01-01T00:00:00.000Z",
+                "status": "open",
+                "repo": {"name": repo, "type": "model"},
+                "isPullRequest": True,
+            }
+            for name, about in self.requests_of.items()
+            if name == repo
+        ]
         return {"discussions": found, "count": len(found), "start": 0}
 
     def info(self, kind: str, repo: str) -> dict[str, Any]:
         names = [self.entry(kind, repo, path)["path"] for path in self.files(kind, repo)]
-        return {"_id": "0", "id": repo, "modelId": repo, "sha": REQUEST if repo.endswith(".pr") else self.sha.get(repo, SHA),
-                "private": False, "gated": False, "disabled": False,
-                "tags": [],
-                "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in names],
-                "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"}  # fmt: skip
+        return {
+            "_id": "0",
+            "id": repo,
+            "modelId": repo,
+            "sha": REQUEST if repo.endswith(".pr") else self.sha.get(repo, SHA),
+            "private": False,
+            "gated": False,
+            "disabled": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+            "siblings": [{"rfilename": name} for name in names],
+            "lastModified": "2026-01-01T00:00:00.000Z",
+            "createdAt": "2026-01-01T00:00:00.000Z",
+        }
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -86,7 +110,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data)
 
         def missing(self, code: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
-            self.reply(404, b'{"error": "not found"}', {"X-Error-Code": code, "Content-Type": "application/json", **headers})
+            self.reply(
+                404,
+                b'{"error": "not found"}',
+                {"X-Error-Code": code, "Content-Type": "application/json", **headers},
+            )
 
         def json(self, value: Any) -> None:
             self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -126,7 +154,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return None
             return self.reply(
-                200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "Content-Type": "application/octet-stream", **commit}
+                200,
+                data,
+                {
+                    "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
+                    "Content-Type": "application/octet-stream",
+                    **commit,
+                },
             )
 
         def api(self, parts: list[str], body: bytes) -> None:
@@ -166,7 +200,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 
 def environment(hub: Hub, cache: Path) -> dict[str, str]:
-    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
 
 
 @contextmanager

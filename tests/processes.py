@@ -34,7 +34,9 @@ def ranks_of(root: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if "_Rank" in "".join(process.cmdline()) and os.path.realpath(f"/proc/{process.pid}/fd/1").startswith(str(root)):
+            if "_Rank" in "".join(process.cmdline()) and os.path.realpath(
+                f"/proc/{process.pid}/fd/1"
+            ).startswith(str(root)):
                 found.append(process)
         except (psutil.Error, OSError):
             continue
@@ -45,7 +47,10 @@ def tagged(value: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("HARNESS_TEST_TAG") == value and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.environ().get("HARNESS_TEST_TAG") == value
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
         except psutil.Error:
             continue
@@ -62,7 +67,11 @@ def gone(process: psutil.Process) -> bool:
 def start(tag: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "harness", *map(str, arguments)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HARNESS_TEST_TAG": tag}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HARNESS_TEST_TAG": tag},
     )
 
 
@@ -75,7 +84,8 @@ def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
 
 @contextmanager
 def once(path: Path) -> Iterator[bool]:
-    """Whether this process is to make something that all tests share; the others wait until it is there, or try in their turn."""
+    """Whether this process is to make something that all tests share; the others wait until it is there, or
+    try in their turn."""
     done = path.with_name(path.name + ".done")
     with open(path.with_name(path.name + ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,9 +1,9 @@
 """A SLURM of several machines on this one: real daemons, each machine a set of namespaces.
 
-A machine is a process tree with its own network, processes, mounts, host name and /tmp; the PID 1 of its process namespace is a
-shell that reaps orphans, and to kill it is to cut the machine's power: processes, network and /tmp are gone at once. The machines
-hang on a bridge inside the controller's network namespace, so nothing can leave it. Needs root (namespaces) and the packages
-slurm-wlm, munge and iproute2.
+A machine is a process tree with its own network, processes, mounts, host name and /tmp; the PID 1 of its
+process namespace is a shell that reaps orphans, and to kill it is to cut the machine's power: processes,
+network and /tmp are gone at once. The machines hang on a bridge inside the controller's network namespace, so
+nothing can leave it. Needs root (namespaces) and the packages slurm-wlm, munge and iproute2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 NET = "10.78.0"
 LOGIN = ("PATH", "HOME", "LANG", "CI")
-"""What a login has of the environment of the tests: libraries that these have loaded leave settings of their own in it."""
+"""What a login has of the environment of the tests: libraries that these have loaded leave settings of their
+own in it."""
 NEEDED = ("slurmctld", "slurmd", "munged", "unshare", "nsenter", "ip")
 
 PATIENCE = 4
@@ -50,8 +51,9 @@ touch "$base/run/$name.up"
 while [ ! -e "$base/run/$name.net" ]; do sleep 0.05; done
 cd /
 if [ "$name" = login ]; then
-    munged --key-file="$base/etc/munge.key" --socket="$base/run/munge.socket" --pid-file="$base/run/munged.pid" \\
-        --log-file="$base/log/munged.log" --seed-file="$base/run/munged.seed"
+    munged --key-file="$base/etc/munge.key" --socket="$base/run/munge.socket" \\
+        --pid-file="$base/run/munged.pid" --seed-file="$base/run/munged.seed" \\
+        --log-file="$base/log/munged.log"
     slurmctld -D >>"$base/log/slurmctld.out" 2>&1 &
 else
     slurmd -D -N "$name" >>"$base/log/$name.out" 2>&1 &
@@ -102,7 +104,8 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 Priorit
 PartitionName=low Nodes=ALL MaxTime=INFINITE DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=grace Nodes=ALL MaxTime=INFINITE DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=short Nodes=ALL MaxTime=10 DefaultTime=10 PriorityTier=10 PreemptMode=OFF
-PartitionName=physics Nodes=ALL MaxTime=INFINITE DefaultTime=60 PriorityTier=10 PreemptMode=OFF AllowAccounts=physics
+PartitionName=physics Nodes=ALL MaxTime=INFINITE DefaultTime=60 PriorityTier=10 PreemptMode=OFF \\
+    AllowAccounts=physics
 """
 
 
@@ -146,9 +149,20 @@ class Cluster:
             os.mknod(self.base / "dev" / f"gpu{number}", 0o20666, os.makedev(1, 3))
         (etc / "plugstack.conf").touch()
         (etc / "cgroup.conf").write_text("CgroupAutomount=no\n")
-        devices = f"NodeName=n[1-{self.nodes}] Name=gpu File={self.base}/dev/gpu[0-{self.gpus - 1}]\n" if self.gpus else ""
+        devices = (
+            f"NodeName=n[1-{self.nodes}] Name=gpu File={self.base}/dev/gpu[0-{self.gpus - 1}]\n"
+            if self.gpus
+            else ""
+        )
         (etc / "gres.conf").write_text("AutoDetect=off\n" + devices)
-        values = {"net": NET, "base": self.base, "nodes": self.nodes, "cpus": self.cpus, "memory": self.memory, "gpus": self.gpus}
+        values = {
+            "net": NET,
+            "base": self.base,
+            "nodes": self.nodes,
+            "cpus": self.cpus,
+            "memory": self.memory,
+            "gpus": self.gpus,
+        }
         (etc / "slurm.conf").write_text(CONF.format(**values))
         self.boot("login")
         for number in range(1, self.nodes + 1):
@@ -163,28 +177,56 @@ class Cluster:
             (run / f"{name}.{suffix}").unlink(missing_ok=True)
         address = f"{NET}.1" if name == "login" else f"{NET}.{10 + int(name[1:])}"
         flags = ["--net", "--uts", "--mount", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        command = ["unshare", *flags, "bash", "-c", INIT, "init", name, address, str(self.base), *map(str, self.shared)]
+        command = [
+            "unshare",
+            *flags,
+            "bash",
+            "-c",
+            INIT,
+            "init",
+            name,
+            address,
+            str(self.base),
+            *map(str, self.shared),
+        ]
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        environment = {"PATH": path, "SLURM_CONF": str(self.base / "etc" / "slurm.conf"), "HOME": os.environ.get("HOME", "/")}
+        environment = {
+            "PATH": path,
+            "SLURM_CONF": str(self.base / "etc" / "slurm.conf"),
+            "HOME": os.environ.get("HOME", "/"),
+        }
         with open(self.base / "log" / f"{name}.init", "ab") as log:
             outer = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
             )
         self.wait((run / f"{name}.up").exists, 60, f"machine {name}")
         pid = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()[0])
         (run / f"{name}.pid").write_text(str(pid))
         if name != "login":
             login = self._unplug(name)
-            link = f"ip link add v-{name} type veth peer name eth0 netns {pid} && ip link set v-{name} master br0 up"
+            link = (
+                f"ip link add v-{name} type veth peer name eth0 netns {pid} && ip link set v-{name} master "
+                f"br0 up"
+            )
             subprocess.run([*login, "sh", "-c", link], check=True)
-            # Always the same hardware address, as a real machine has: its peers remember it, and would talk to nobody for a while.
+            # Always the same hardware address, as a real machine has: its peers remember it, and would talk
+            # to nobody for a while.
             hardware = f"02:00:00:00:00:{10 + int(name[1:]):02x}"
-            inner = f"ip link set eth0 address {hardware} && ip addr add {address}/24 dev eth0 && ip link set eth0 up"
+            inner = (
+                f"ip link set eth0 address {hardware} && ip addr add {address}/24 dev eth0 && ip link set "
+                f"eth0 up"
+            )
             subprocess.run(["nsenter", "-t", str(pid), "-n", "sh", "-c", inner], check=True)
         (run / f"{name}.net").touch()
 
     def _unplug(self, name: str) -> list[str]:
-        """Take a machine off the network, if it is on; returns how to run a command in the controller's network."""
+        """Take a machine off the network, if it is on; returns how to run a command in the controller's
+        network."""
         login = ["nsenter", "-t", str(self.pid("login")), "-n"]
         subprocess.run([*login, "ip", "link", "del", f"v-{name}"], capture_output=True, check=False)
         return login
@@ -194,7 +236,8 @@ class Cluster:
         return int((self.base / "run" / f"{name}.pid").read_text())
 
     def poweroff(self, name: str) -> None:
-        """Cut a machine's power: first its network, for a machine without power does not say goodbye to its peers."""
+        """Cut a machine's power: first its network, for a machine without power does not say goodbye to its
+        peers."""
         self._unplug(name)
         os.kill(self.pid(name), 9)
         (self.base / "run" / f"{name}.pid").unlink()
@@ -209,26 +252,53 @@ class Cluster:
                     pass
         time.sleep(0.2)
 
-    # --- to work on it -------------------------------------------------------------------------------------------------
+    # --- to work on it
+    # -------------------------------------------------------------------------------------------------
 
     def on(
-        self, name: str, *command: object, check: bool = True, timeout: float = 120, cwd: Path | None = None, **environment: str
+        self,
+        name: str,
+        *command: object,
+        check: bool = True,
+        timeout: float = 120,
+        cwd: Path | None = None,
+        **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a machine, past SLURM."""
-        enter = ["nsenter", "-t", str(self.pid(name)), "-m", "-u", "-i", "-n", "-p", f"-w{cwd or self.base}", "--"]
+        enter = [
+            "nsenter",
+            "-t",
+            str(self.pid(name)),
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "-p",
+            f"-w{cwd or self.base}",
+            "--",
+        ]
         inherited = {key: os.environ[key] for key in LOGIN if key in os.environ}
         settings = {**inherited, "SLURM_CONF": str(self.base / "etc" / "slurm.conf"), **environment}
         done = subprocess.run(
-            [*enter, *map(str, command)], capture_output=True, text=True, timeout=timeout, env=settings, check=False
+            [*enter, *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=settings,
+            check=False,
         )
-        assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert not check or done.returncode == 0, (
+            f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done
 
     def login(self, *command: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on the login node."""
         return self.on("login", *command, **options)
 
-    def harness(self, *arguments: object, check: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
+    def harness(
+        self, *arguments: object, check: bool = False, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run the harness on the login node."""
         options.setdefault("PYTHONPATH", str(ROOT))
         return self.login(sys.executable, "-m", "harness", *arguments, check=check, **options)
@@ -248,7 +318,9 @@ class Cluster:
         lines = self.wait(asked, 60, "answer of squeue").stdout.split("\n")
         return dict(line.split() for line in lines if line.strip())
 
-    def wait(self, condition: Callable[[], Any], timeout: float, what: str, patience: float = PATIENCE) -> Any:
+    def wait(
+        self, condition: Callable[[], Any], timeout: float, what: str, patience: float = PATIENCE
+    ) -> Any:
         """Wait until something holds, ``patience`` times the seconds at most; returns its value."""
         timeout *= patience
         deadline = time.monotonic() + timeout
@@ -265,7 +337,9 @@ class Cluster:
         def reached() -> str:
             state = self.jobs().get(job, "")
             wrong = state in final and state not in states
-            assert not wrong, f"job {job} is {state}, not {' or '.join(states)}; its log ends:\n{self.log(job)}"
+            assert not wrong, (
+                f"job {job} is {state}, not {' or '.join(states)}; its log ends:\n{self.log(job)}"
+            )
             return state if state in states else ""
 
         found: str = self.wait(reached, timeout, f"job {job} in {' or '.join(states)}")
@@ -280,20 +354,33 @@ class Cluster:
     def now(self, job: str) -> None:
         """SLURM holds a requeued job back for two minutes; start it a moment after it is queued again.
 
-        Not at once: messages about its earlier run may still be on their way, and would be taken for news of the next one.
+        Not at once: messages about its earlier run may still be on their way, and would be taken for news of
+        the next one.
         """
         update = ("scontrol", "update", f"jobid={job}", "StartTime=now")
         machines = [path.stem for path in (self.base / "run").glob("n*.pid")]
         self.wait(lambda: self.jobs().get(job) == "PENDING", 60, f"job {job} that waits")
-        self.wait(lambda: not any(self.on(name, "pgrep", "slurmstepd", check=False).stdout for name in machines), 60, "quiet")
+        self.wait(
+            lambda: not any(self.on(name, "pgrep", "slurmstepd", check=False).stdout for name in machines),
+            60,
+            "quiet",
+        )
         time.sleep(3.0)
-        self.wait(lambda: not self.login(*update, check=False).returncode or self.jobs()[job] != "PENDING", 60, "update")
+        self.wait(
+            lambda: not self.login(*update, check=False).returncode or self.jobs()[job] != "PENDING",
+            60,
+            "update",
+        )
 
     def processes(self, name: str) -> list[str]:
         """Command lines on a machine, less those of the machine itself."""
         lines = self.on(name, "ps", "-eo", "args", "--no-headers").stdout.splitlines()
         own = ("bash -c", "slurmd", "slurmctld", "munged", "sleep 3600", "ps -eo", "/usr/sbin/slurm")
-        return [line for line in lines if line.strip() and not line.startswith(own) and "slurmstepd: " not in line[:12]]
+        return [
+            line
+            for line in lines
+            if line.strip() and not line.startswith(own) and "slurmstepd: " not in line[:12]
+        ]
 
     def leftovers(self, name: str) -> list[str]:
         """What jobs have left on a machine: processes, shared memory, temporary files."""

@@ -52,7 +52,8 @@ def written(path: Path, **changes: Any) -> Path:
 
 @dataclass
 class Study:
-    """A configuration on the cluster's file system, what a run of it on this machine alone exports, and that run's store."""
+    """A configuration on the cluster's file system, what a run of it on this machine alone exports, and that
+    run's store."""
 
     config: Path
     expected: bytes
@@ -90,7 +91,10 @@ def root(cluster: Cluster, folder: Path, request: pytest.FixtureRequest) -> Iter
 def clean(cluster: Cluster, machines: list[str]) -> None:
     """Nothing of any job is left on any machine, now or within ten seconds."""
     cluster.wait(
-        lambda: not any(clutter(cluster, machines).values()), 10, f"clean machines; {clutter(cluster, machines)}", patience=1
+        lambda: not any(clutter(cluster, machines).values()),
+        10,
+        f"clean machines; {clutter(cluster, machines)}",
+        patience=1,
     )
 
 
@@ -118,17 +122,26 @@ def first_node(cluster: Cluster, job: str) -> str:
 
 
 def mid_run(cluster: Cluster, root: Path, host: str = "") -> set[str]:
-    """Wait until something is committed, and a fit (of one machine) has a checkpoint and still some way to go; returns such fits.
+    """Wait until something is committed, and a fit (of one machine) has a checkpoint and still some way to
+    go; returns such fits.
 
     Whatever happens to them next, they must go on from there.
     """
-    steps = FAULTS["learner.train"]["epochs"] * TEXT["data"]["num_examples"] / FAULTS["learner.train"]["batch_size"]
+    steps = (
+        FAULTS["learner.train"]["epochs"]
+        * TEXT["data"]["num_examples"]
+        / FAULTS["learner.train"]["batch_size"]
+    )
 
     def under_way() -> set[str]:
         if not any(root.glob("evaluations/*")):
             return set()
-        here = {event["fit"] for event in events(root, "fit_started") if event["host"] == (host or event["host"])}
-        early = {path.parts[-3] for path in checkpoints(root) if int(path.name.rpartition("-")[2]) < 0.4 * steps}
+        here = {
+            event["fit"] for event in events(root, "fit_started") if event["host"] == (host or event["host"])
+        }
+        early = {
+            path.parts[-3] for path in checkpoints(root) if int(path.name.rpartition("-")[2]) < 0.4 * steps
+        }
         return early & here & stopped(root)
 
     found: set[str] = cluster.wait(under_way, 90, "fit with a checkpoint behind something that is committed")
@@ -141,7 +154,9 @@ def events(root: Path, *kinds: str) -> list[dict[str, Any]]:
 
 def computed_once(root: Path) -> bool:
     """No fit was finished twice."""
-    return [event["event"] for event in events(root, "fit_committed", "fit_discarded")] == ["fit_committed"] * 3
+    return [event["event"] for event in events(root, "fit_committed", "fit_discarded")] == [
+        "fit_committed"
+    ] * 3
 
 
 def stopped(root: Path) -> set[str]:

@@ -36,7 +36,10 @@ def text_store(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    code = "import harness, sys; print(harness.__version__, sorted({'torch', 'ray', 'pandas', 'yaml'} & set(sys.modules)))"
+    code = (
+        "import harness, sys; print(harness.__version__, sorted({'torch', 'ray', 'pandas', 'yaml'} & "
+        "set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split(" ", 1)[1] == "[]\n"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -45,7 +48,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_study_is_run_planned_and_read_from_python(make_config: Make, tmp_path: Path, ray_address: str) -> None:
+def test_a_study_is_run_planned_and_read_from_python(
+    make_config: Make, tmp_path: Path, ray_address: str
+) -> None:
     config, root = make_config(GAUSSIAN, generations=2, grid={"seed": [0, 1, 2]}), tmp_path / "root"
     assert harness.plan(config, root)["generations_stored"] == 0
     done = harness.run(config, root, address=ray_address)
@@ -54,11 +59,23 @@ def test_a_study_is_run_planned_and_read_from_python(make_config: Make, tmp_path
     results = harness.load(root)
     assert results.experiments() == ["normal"]
     frame = results.records(experiment="normal")
-    assert command("export", config, "--root", root, "--format", "parquet", "--out", tmp_path / "table.parquet").returncode == 0
+    assert (
+        command(
+            "export", config, "--root", root, "--format", "parquet", "--out", tmp_path / "table.parquet"
+        ).returncode
+        == 0
+    )
     pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "table.parquet"))
     assert results.records(config=config).equals(frame)
     assert "provenance/host" in results.records(experiment="normal", provenance=True)
-    assert len(results.records(config={**json.loads((root / "experiments/normal/config.json").read_text()), "generations": 1})) == 6
+    assert (
+        len(
+            results.records(
+                config={**json.loads((root / "experiments/normal/config.json").read_text()), "generations": 1}
+            )
+        )
+        == 6
+    )
     with pytest.raises(InputError, match="experiment: found 'other', allowed: normal"):
         results.records(experiment="other")
     with pytest.raises(InputError, match="give experiment, or config"):
@@ -145,7 +162,9 @@ def test_a_pull_replaces_nothing_and_says_when_weights_are_gone(text_store: Any,
     staged = tmp_path / "kept"
     (root / "fits" / node.fit / "model.safetensors").rename(staged)
     try:
-        (root / "fits" / node.fit / "model.safetensors.evicted.json").write_text('{"bytes": 1, "reason": "test"}')
+        (root / "fits" / node.fit / "model.safetensors.evicted.json").write_text(
+            '{"bytes": 1, "reason": "test"}'
+        )
         found = pull(prepared, store, chain.id, 1, tmp_path / "new")
         assert found["model"] is None and found["examples"] > 0
         with pytest.raises(InputError, match="its weights were freed"):
@@ -163,8 +182,11 @@ def test_the_notebook_runs_from_beginning_to_end(tmp_path: Path) -> None:
     # E log(chi2(n - 1) / n) = digamma((n - 1) / 2) + log(2 / n), once for each of the 21 fits.
     theory = 21 * (special.digamma(49 / 2) + math.log(2 / 50))
     check = (
-        f"assert abs(last.loc[1.0, 'mean'] - {theory}) < 4 * last.loc[1.0, 'sem'] and last.loc[0.5, 'mean'] > {theory / 4}, last"
+        f"assert abs(last.loc[1.0, 'mean'] - {theory}) < 4 * last.loc[1.0, 'sem'] and last.loc[0.5, 'mean'] "
+        f"> {theory / 4}, last"
     )
     script = "\n".join(["import matplotlib", "matplotlib.use('agg')", *code, check])
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

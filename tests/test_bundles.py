@@ -35,20 +35,35 @@ from harness.store import Experiment, Leases, Owner, Store
 from harness.study import commit_data, open_study
 
 CASES: dict[str, dict[str, Any]] = {
-    "gaussian": {"data": {"source": "gaussian", "dim": 3, "num_examples": 12}, "learner": {"kind": "gaussian"}},
+    "gaussian": {
+        "data": {"source": "gaussian", "dim": 3, "num_examples": 12},
+        "learner": {"kind": "gaussian"},
+    },
     "gaussian on moons": {
         "data": {"source": "moons", "num_examples": 12},
         "learner": {"kind": "gaussian", "estimator": "unbiased"},
     },
-    "mixture": {"data": {"source": "blobs", "num_examples": 24}, "learner": {"kind": "mixture", "components": 3}},
+    "mixture": {
+        "data": {"source": "blobs", "num_examples": 24},
+        "learner": {"kind": "mixture", "components": 3},
+    },
     "mixture goes on": {
         "data": {"source": "circles", "num_examples": 24},
         "learner": {"kind": "mixture", "components": 2, "covariance": "diag", "init": "previous"},
     },
-    "kde": {"data": {"source": "swiss_roll", "num_examples": 12}, "learner": {"kind": "kde", "bandwidth": 0.5}},
+    "kde": {
+        "data": {"source": "swiss_roll", "num_examples": 12},
+        "learner": {"kind": "kde", "bandwidth": 0.5},
+    },
     "kde scott": {"data": {"source": "moons", "num_examples": 12}, "learner": {"kind": "kde"}},
-    "discrete": {"data": {"source": "discrete", "outcomes": 7, "num_examples": 12}, "learner": {"kind": "discrete"}},
-    "regression": {"data": {"source": "linear", "dim": 3, "num_examples": 12}, "learner": {"kind": "linear_regression"}},
+    "discrete": {
+        "data": {"source": "discrete", "outcomes": 7, "num_examples": 12},
+        "learner": {"kind": "discrete"},
+    },
+    "regression": {
+        "data": {"source": "linear", "dim": 3, "num_examples": 12},
+        "learner": {"kind": "linear_regression"},
+    },
     "regression fresh": {
         "data": {"source": "linear", "dim": 3, "num_examples": 12},
         "learner": {"kind": "linear_regression", "design": "fresh", "ridge": 0.1},
@@ -72,9 +87,14 @@ def export(prepared: Any, store: Store) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_chain_alone_beside_others_and_generation_by_generation_is_the_same(make_config: Make, tmp_path: Path, name: str) -> None:
-    """Bit for bit, keys included: one seed alone, the same among 5 seeds and 8 regimes, and through the store's generations."""
-    together = make_config({**BASE, **CASES[name], "grid": {"regime": REGIMES, "seed": [0, 1, 2, 3, 4]}}, "all.yaml")
+def test_a_chain_alone_beside_others_and_generation_by_generation_is_the_same(
+    make_config: Make, tmp_path: Path, name: str
+) -> None:
+    """Bit for bit, keys included: one seed alone, the same among 5 seeds and 8 regimes, and through the
+    store's generations."""
+    together = make_config(
+        {**BASE, **CASES[name], "grid": {"regime": REGIMES, "seed": [0, 1, 2, 3, 4]}}, "all.yaml"
+    )
     whole = export(*run_bundles(together, tmp_path / "all"))
     assert len(whole) == 8 * 5 * 5
     for index in (0, 3, 5):
@@ -83,7 +103,8 @@ def test_a_chain_alone_beside_others_and_generation_by_generation_is_the_same(ma
         same = whole[whole.chain == single.chain.iloc[0]].reset_index(drop=True)
         pd.testing.assert_frame_equal(single, same[single.columns], check_exact=True)
     steps = make_config(
-        {**BASE, **CASES[name], "grid": {"regime": REGIMES, "seed": [3]}, "resources": {"bundled": False}}, "s.yaml"
+        {**BASE, **CASES[name], "grid": {"regime": REGIMES, "seed": [3]}, "resources": {"bundled": False}},
+        "s.yaml",
     )
     by_generation = export(*run_all(steps, tmp_path / "steps"))
     same = whole[whole.seed == 3].reset_index(drop=True)
@@ -98,8 +119,11 @@ def test_a_chain_alone_beside_others_and_generation_by_generation_is_the_same(ma
     more=st.integers(0, 80),
     where=st.integers(0, 8),
 )
-def test_fits_and_samples_do_not_depend_on_the_batch(name: str, beside: list[int], count: int, more: int, where: int) -> None:
-    """Any chain in any company: fit, sample and metrics have the same bits; and fewer examples are a prefix of more."""
+def test_fits_and_samples_do_not_depend_on_the_batch(
+    name: str, beside: list[int], count: int, more: int, where: int
+) -> None:
+    """Any chain in any company: fit, sample and metrics have the same bits; and fewer examples are a prefix
+    of more."""
     from harness.config.schema import Config
 
     config = Config.model_validate({"experiment": "x", **CASES[name]})
@@ -124,7 +148,12 @@ def test_longer_chains_more_seeds_and_what_is_there_already(make_config: Make, t
     root = tmp_path / "root"
     small = {**BASE, **CASES["gaussian"], "grid": {"seed": [0, 1]}}
     run_bundles(make_config(small), root)
-    for changes, computed in (({}, 0), ({"grid": {"seed": [0, 1, 2]}}, 1), ({"generations": 2}, 0), ({"generations": 6}, 2)):
+    for changes, computed in (
+        ({}, 0),
+        ({"grid": {"seed": [0, 1, 2]}}, 1),
+        ({"generations": 2}, 0),
+        ({"generations": 6}, 2),
+    ):
         prepared, _ = open_study(make_config({**small, **changes}, "next.yaml"), (), Store.read(root))
         assert len(missing(prepared, Store.read(root).bundles.index())) == computed
     short, _ = open_study(make_config({**small, "generations": 2}, "short.yaml"), (), Store.read(root))
@@ -132,7 +161,9 @@ def test_longer_chains_more_seeds_and_what_is_there_already(make_config: Make, t
     assert sorted(frame.generation.unique()) == [0, 1, 2]
 
 
-def test_slices_hold_every_chain_once_and_do_not_depend_on_what_is_there(make_config: Make, tmp_path: Path) -> None:
+def test_slices_hold_every_chain_once_and_do_not_depend_on_what_is_there(
+    make_config: Make, tmp_path: Path
+) -> None:
     config = {
         **BASE,
         **CASES["gaussian"],
@@ -147,10 +178,17 @@ def test_slices_hold_every_chain_once_and_do_not_depend_on_what_is_there(make_co
     seconds = [part.seconds for part in slices[:-1]]
     assert max(seconds) < 2 * min(seconds)
     root = tmp_path / "root"
-    run_bundles(make_config({**config, "grid": {"data.num_examples": [10], "seed": {"from": 0, "count": 7}}}, "few.yaml"), root)
+    run_bundles(
+        make_config(
+            {**config, "grid": {"data.num_examples": [10], "seed": {"from": 0, "count": 7}}}, "few.yaml"
+        ),
+        root,
+    )
     later, _ = open_study(make_config(config), (), Store.read(root))
     left = {chain.key for chain in missing(later, Store.read(root).bundles.index())}
-    assert len(left) == 93 and [part.key for part in make_slices(later, Store.read(root))] == [part.key for part in slices]
+    assert len(left) == 93 and [part.key for part in make_slices(later, Store.read(root))] == [
+        part.key for part in slices
+    ]
     rest = [part.only(left) for part in slices]
     assert sorted(chain.key for part in rest if part for chain in part.chains) == sorted(left)
     assert slices[0].only(set()) is None
@@ -162,14 +200,19 @@ def test_a_damaged_bundle_is_set_aside_and_made_again(make_config: Make, tmp_pat
     (bundle,) = (root / "bundles").iterdir()
     bundle.write_bytes(bundle.read_bytes()[:-9] + b"x" * 9)
     found = harness("doctor", "--store", "--root", root, "--json")
-    assert found.returncode == 1 and json.loads(found.stdout)["findings"][0]["where"] == f"bundles/{bundle.name}"
+    assert (
+        found.returncode == 1 and json.loads(found.stdout)["findings"][0]["where"] == f"bundles/{bundle.name}"
+    )
     pd.testing.assert_frame_equal(export(*run_bundles(config, root)), expected, check_exact=True)
     assert len(list((root / "damaged").iterdir())) == 1
 
 
 def test_a_collapsed_covariance_is_a_status_and_the_chain_goes_on() -> None:
-    """Replace with n = 2 loses about ln 2 + 0.6 of log variance a generation: below the smallest number in 1,200 generations."""
-    frame = table({**CASES["gaussian"], "data": {"source": "gaussian", "num_examples": 2}, "generations": 900})
+    """Replace with n = 2 loses about ln 2 + 0.6 of log variance a generation: below the smallest number in
+    1,200 generations."""
+    frame = table(
+        {**CASES["gaussian"], "data": {"source": "gaussian", "num_examples": 2}, "generations": 900}
+    )
     assert (frame.generation == np.arange(901)).all()
     late = frame[frame.status == "degenerate"]
     assert len(late) and late["gaussian/log_variance"].isna().any()
@@ -178,13 +221,16 @@ def test_a_collapsed_covariance_is_a_status_and_the_chain_goes_on() -> None:
 
 
 def test_a_singular_covariance_has_no_density_and_says_so() -> None:
-    frame = table({**CASES["gaussian"], "data": {"source": "gaussian", "dim": 8, "num_examples": 5}, "generations": 3})
+    frame = table(
+        {**CASES["gaussian"], "data": {"source": "gaussian", "dim": 8, "num_examples": 5}, "generations": 3}
+    )
     assert (frame.status == "degenerate").all() and frame["test/nll"].isna().all()
     assert (frame["gaussian/det_ratio"] == 0).all() and (frame["gaussian/trace_ratio"] > 0).all()
 
 
 def test_a_mixture_that_admits_no_fit_has_diverged_and_ends() -> None:
-    """Without regularisation, two components on a handful of points end on one point: no covariance is left."""
+    """Without regularisation, two components on a handful of points end on one point: no covariance is
+    left."""
     changes = {
         "data": {"source": "gaussian", "num_examples": 3},
         "learner": {"kind": "mixture", "components": 3, "regularisation": 0.0},
@@ -192,7 +238,9 @@ def test_a_mixture_that_admits_no_fit_has_diverged_and_ends() -> None:
     frame = table({**changes, "generations": 3, "grid": {"seed": [0, 1, 2, 3]}})
     last = frame.groupby("seed").tail(1)
     assert (last.status == "diverged").sum() >= 2
-    assert ((last.status == "diverged") | (last.generation == 3)).all(), "a chain ends where it diverges, and nowhere else"
+    assert ((last.status == "diverged") | (last.generation == 3)).all(), (
+        "a chain ends where it diverges, and nowhere else"
+    )
     assert frame[frame.status == "diverged"]["test/nll"].isna().all()
 
 
@@ -200,7 +248,12 @@ def test_blue_cats_vanish() -> None:
     """10 blue and 90 yellow: as outcomes, blue is lost by drift; on the hue, green ones come first."""
     outcomes = table(
         {
-            "data": {"source": "discrete", "probabilities": [0.1, 0.9], "num_examples": 100, "stratified": True},
+            "data": {
+                "source": "discrete",
+                "probabilities": [0.1, 0.9],
+                "num_examples": 100,
+                "stratified": True,
+            },
             "learner": {"kind": "discrete"},
             "generations": 60,
             "grid": {"seed": {"from": 0, "count": 200}},
@@ -214,7 +267,10 @@ def test_blue_cats_vanish() -> None:
             "source": "mixture",
             "stratified": True,
             "num_examples": 100,
-            "components": [{"weight": 0.1, "mean": [240.0], "std": 10.0}, {"weight": 0.9, "mean": [60.0], "std": 10.0}],
+            "components": [
+                {"weight": 0.1, "mean": [240.0], "std": 10.0},
+                {"weight": 0.9, "mean": [60.0], "std": 10.0},
+            ],
         },
         "evaluate": {"ranges": {"yellow": [30, 90], "green": [90, 210], "blue": [210, 270]}},
         "generations": 40,
@@ -223,11 +279,14 @@ def test_blue_cats_vanish() -> None:
     frame = table({**hues, "learner": {"kind": "kde", "bandwidth": 15.0}})
     green = frame[frame["share/green"] > 0].groupby("seed").generation.min()
     blue = frame[frame["share/blue"] == 0].groupby("seed").generation.min().reindex(range(30)).fillna(99)
-    assert (green.reindex(range(30)).fillna(99) < blue).mean() > 0.8, "green cats appear before blue ones are gone"
+    assert (green.reindex(range(30)).fillna(99) < blue).mean() > 0.8, (
+        "green cats appear before blue ones are gone"
+    )
 
 
 def test_sources_of_another_cell(make_config: Make, tmp_path: Path) -> None:
-    """A normal fitted to what a KDE chain writes: the same in bundles and by generations, and the writer does not change."""
+    """A normal fitted to what a KDE chain writes: the same in bundles and by generations, and the writer does
+    not change."""
     grid = {
         "learner": [{"kind": "kde", "bandwidth": 0.5}, {"kind": "gaussian"}],
         "regime.source": ["self", {"cell": {"learner": {"kind": "kde", "bandwidth": 0.5}}}],
@@ -242,10 +301,17 @@ def test_sources_of_another_cell(make_config: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"learner\.kind|depends on itself|no axis"):
         open_study(refused, (), Store.read(tmp_path / "none"))
     config = {**BASE, **CASES["gaussian"], "regime": {"kind": "replace", "synthetic_ratio": 1.0}}
-    when = [{"when": {"learner.estimator": "unbiased"}, "set": {"regime.source": {"cell": {"learner.estimator": "mle"}}}}]
+    when = [
+        {
+            "when": {"learner.estimator": "unbiased"},
+            "set": {"regime.source": {"cell": {"learner.estimator": "mle"}}},
+        }
+    ]
     config = {**config, "grid": {"learner.estimator": ["mle", "unbiased"], "seed": [0, 1]}, "overrides": when}
     bundled = export(*run_bundles(make_config(config, "two.yaml"), tmp_path / "b"))
-    steps = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "three.yaml"), tmp_path / "s"))
+    steps = export(
+        *run_all(make_config({**config, "resources": {"bundled": False}}, "three.yaml"), tmp_path / "s")
+    )
     pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
     plain = {name: value for name, value in config.items() if name not in ("overrides", "grid")}
     own = export(*run_bundles(make_config({**plain, "seed": 1}, "own.yaml"), tmp_path / "o"))
@@ -254,53 +320,92 @@ def test_sources_of_another_cell(make_config: Make, tmp_path: Path) -> None:
 
 
 def test_a_generation_of_another_cell_as_a_fixed_teacher(make_config: Make, tmp_path: Path) -> None:
-    """Every generation reads what the teacher's generation 0 wrote: with no real share all of them are the same fit."""
+    """Every generation reads what the teacher's generation 0 wrote: with no real share all of them are the
+    same fit."""
     when = {
         "when": {"learner.estimator": "unbiased"},
         "set": {"regime.source": {"cell": {"learner.estimator": "mle"}, "generation": 0}},
     }
-    config = {**BASE, **CASES["gaussian"], "grid": {"learner.estimator": ["mle", "unbiased"]}, "overrides": [when]}
+    config = {
+        **BASE,
+        **CASES["gaussian"],
+        "grid": {"learner.estimator": ["mle", "unbiased"]},
+        "overrides": [when],
+    }
     config["regime"] = {"kind": "replace", "synthetic_ratio": 1.0}
     bundled = export(*run_bundles(make_config(config, "a.yaml"), tmp_path / "a"))
     pupil = bundled[bundled["learner.estimator"] == "unbiased"]["gaussian/log_variance"].tolist()
     assert len(set(pupil[1:])) == 1 and pupil[0] != pupil[1]
-    steps = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b"))
+    steps = export(
+        *run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b")
+    )
     pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"regime.source": {"cell": {"learner.estimator": "mle"}}}, ("regime.source", "learner.estimator", "axis")),
         (
-            {"grid": {"learner.estimator": ["mle", "unbiased"]}, "regime.source": {"cell": {"learner.estimator": "other"}}},
+            {"regime.source": {"cell": {"learner.estimator": "mle"}}},
+            ("regime.source", "learner.estimator", "axis"),
+        ),
+        (
+            {
+                "grid": {"learner.estimator": ["mle", "unbiased"]},
+                "regime.source": {"cell": {"learner.estimator": "other"}},
+            },
             ("regime.source", "no cell"),
         ),
         (
-            {"grid": {"learner.estimator": ["mle", "unbiased"]}, "regime.source": {"cell": {"learner.estimator": "mle"}}},
+            {
+                "grid": {"learner.estimator": ["mle", "unbiased"]},
+                "regime.source": {"cell": {"learner.estimator": "mle"}},
+            },
             ("regime.source", "depends on itself"),
         ),
         ({"regime.source": {"model": {"variance": -1}}}, ("regime.source.model.variance",)),
         ({"regime.source": {"model": {"dim": 2}}}, ("regime.source.model", "shape")),
         ({"regime.source": {"model": {"colour": 1}}}, ("regime.source.model.colour", "variance")),
-        ({"data": {"source": "discrete", "outcomes": 1}, "learner": {"kind": "discrete"}}, ("data.outcomes", "2")),
-        ({"data": {"source": "discrete", "probabilities": [0.5, 0.6]}, "learner": {"kind": "discrete"}}, ("probabilities", "1.1")),
-        ({"data": {"source": "discrete", "probabilities": [1.0]}, "learner": {"kind": "discrete"}}, ("at least 2",)),
-        ({"data": {"source": "moons", "num_examples": 3}, "learner": {"kind": "mixture", "components": 4}}, ("components", "3")),
+        (
+            {"data": {"source": "discrete", "outcomes": 1}, "learner": {"kind": "discrete"}},
+            ("data.outcomes", "2"),
+        ),
+        (
+            {"data": {"source": "discrete", "probabilities": [0.5, 0.6]}, "learner": {"kind": "discrete"}},
+            ("probabilities", "1.1"),
+        ),
+        (
+            {"data": {"source": "discrete", "probabilities": [1.0]}, "learner": {"kind": "discrete"}},
+            ("at least 2",),
+        ),
+        (
+            {"data": {"source": "moons", "num_examples": 3}, "learner": {"kind": "mixture", "components": 4}},
+            ("components", "3"),
+        ),
         ({"data": {"source": "moons"}, "learner": {"kind": "kde", "bandwidth": 0}}, ("bandwidth", "0")),
         (
-            {"data": {"source": "linear", "dim": 10, "num_examples": 11}, "learner": {"kind": "linear_regression"}},
+            {
+                "data": {"source": "linear", "dim": 10, "num_examples": 11},
+                "learner": {"kind": "linear_regression"},
+            },
             ("data.dim", "10", "11", "ridge"),
         ),
         ({"learner": {"kind": "discrete"}}, ("data.source", "discrete")),
         ({"data": {"source": "array", "path": "nowhere.npy"}}, ("data.path", "nowhere.npy")),
         ({"filters": [{"kind": "repetition"}]}, ("filters", "repetition", "text")),
-        ({"filters": [{"kind": "verifier", "score": "agreement", "at_least": 1}]}, ("filters", "agreement", "linear")),
+        (
+            {"filters": [{"kind": "verifier", "score": "agreement", "at_least": 1}]},
+            ("filters", "agreement", "linear"),
+        ),
         ({"evaluate.ranges": {"blue": [2, 1]}}, ("evaluate.ranges", "blue")),
     ],
 )
-def test_bad_input_is_one_message(make_config: Make, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
-    config = make_config({**BASE, **CASES["gaussian"], "regime": {"kind": "replace", "synthetic_ratio": 1.0}}, **changes)
+def test_bad_input_is_one_message(
+    make_config: Make, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    config = make_config(
+        {**BASE, **CASES["gaussian"], "regime": {"kind": "replace", "synthetic_ratio": 1.0}}, **changes
+    )
     found = harness("plan", config, "--root", tmp_path / "root")
     assert found.returncode == 2, found.stdout + found.stderr
     assert "Traceback" not in found.stderr
@@ -309,9 +414,15 @@ def test_bad_input_is_one_message(make_config: Make, tmp_path: Path, changes: di
     assert not (tmp_path / "root").exists()
 
 
-def test_filters_that_reject_everything_fail_the_chain_with_the_reason(make_config: Make, tmp_path: Path) -> None:
+def test_filters_that_reject_everything_fail_the_chain_with_the_reason(
+    make_config: Make, tmp_path: Path
+) -> None:
     config = make_config(
-        {**BASE, **CASES["gaussian"], "filters": [{"kind": "verifier", "score": "log_density", "at_least": 1e6}]},
+        {
+            **BASE,
+            **CASES["gaussian"],
+            "filters": [{"kind": "verifier", "score": "log_density", "at_least": 1e6}],
+        },
     )
     prepared, scratch = open_study(config, (), Store.read(tmp_path / "root"))
     with scratch:
@@ -327,33 +438,59 @@ def test_a_verifier_keeps_the_variance_up(make_config: Make, tmp_path: Path) -> 
     """A verifier that errs lies between none and a perfect one; in bundles and by generations alike."""
     data = {"source": "linear", "dim": 3, "num_examples": 40, "labels": "sign"}
     regime = {"kind": "replace", "synthetic_ratio": 1.0, "source": {"model": {"flipped": 0.4}}}
-    base = {**BASE, "data": data, "learner": {"kind": "linear_regression", "design": "fresh"}, "regime": regime, "generations": 1}
+    base = {
+        **BASE,
+        "data": data,
+        "learner": {"kind": "linear_regression", "design": "fresh"},
+        "regime": regime,
+        "generations": 1,
+    }
     perfect = {"kind": "verifier", "score": "agreement", "at_least": 1}
     found = []
     for filters in ([], [{**perfect, "false_accept": 0.5}], [perfect]):
         frame = table({**base, "filters": filters, "grid": {"seed": {"from": 0, "count": 200}}})
         found.append(at(frame, "regression/accuracy", 1))
     assert found[0].mean() < found[1].mean() < found[2].mean()
-    config = {**base, "regime": REGIMES[3], "filters": [{**perfect, "false_accept": 0.5, "false_reject": 0.2}], "generations": 3}
+    config = {
+        **base,
+        "regime": REGIMES[3],
+        "filters": [{**perfect, "false_accept": 0.5, "false_reject": 0.2}],
+        "generations": 3,
+    }
     config["filters"].append({"kind": "label", "recall": 0.3, "false_positive_rate": 0.1})
     a = export(*run_bundles(make_config(config, "a.yaml"), tmp_path / "a"))
     b = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b"))
     pd.testing.assert_frame_equal(a, b[a.columns], check_exact=True)
 
 
-TEACHERS: dict[str, Any] = {"gaussian": {"variance": 4.0}, "discrete": {"zipf": 1.0}, "regression fresh": {"shift": 1.0}}
+TEACHERS: dict[str, Any] = {
+    "gaussian": {"variance": 4.0},
+    "discrete": {"zipf": 1.0},
+    "regression fresh": {"shift": 1.0},
+}
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_a_teacher_teaches_anew_in_every_generation_under_every_regime(make_config: Make, tmp_path: Path, name: str) -> None:
+def test_a_teacher_teaches_anew_in_every_generation_under_every_regime(
+    make_config: Make, tmp_path: Path, name: str
+) -> None:
     """In bundles as by generations; no two generations of a teacher's pupil are the same fit."""
     for index in (0, 1, 2, 6, 7):
         regime = {**REGIMES[index], "source": {"model": TEACHERS[name]}}
         config = {**BASE, **CASES[name], "regime": regime, "grid": {"seed": [0, 1]}}
         bundled = export(*run_bundles(make_config(config, f"a{index}.yaml"), tmp_path / f"a{index}"))
-        steps = export(*run_all(make_config({**config, "resources": {"bundled": False}}, f"b{index}.yaml"), tmp_path / f"b{index}"))
+        steps = export(
+            *run_all(
+                make_config({**config, "resources": {"bundled": False}}, f"b{index}.yaml"),
+                tmp_path / f"b{index}",
+            )
+        )
         pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
-        metric = next(column for column in ("gaussian/log_variance", "discrete/entropy", "regression/norm") if column in bundled)
+        metric = next(
+            column
+            for column in ("gaussian/log_variance", "discrete/entropy", "regression/norm")
+            if column in bundled
+        )
         assert bundled[bundled.seed == 0][metric].nunique() == 5
 
 
@@ -365,20 +502,27 @@ def test_keys_hold_what_changes_the_result(make_config: Make, tmp_path: Path) ->
 
     def taught(variance: float) -> dict[str, Any]:
         source = {"model": {"variance": variance}}
-        return {"regime": {"kind": "replace", "synthetic_ratio": 1.0, "source": source, "refresh": {"at": [1]}}}
+        return {
+            "regime": {"kind": "replace", "synthetic_ratio": 1.0, "source": source, "refresh": {"at": [1]}}
+        }
 
     a, b = keys(taught(4.0), "a"), keys(taught(100.0), "b")
     assert a[0] != b[0] and a[1] != b[1], "a teacher that generation 1 does not hear is heard later"
     label = {"kind": "label", "recall": 0.5, "false_positive_rate": 0.4}
     verifier = {"kind": "verifier", "score": "log_density", "at_least": -99}
     real = {"regime": {"kind": "replace", "synthetic_ratio": 0.0}, "generations": 2}
-    frames = [table({**CASES["gaussian"], **real, "filters": filters}) for filters in ([label], [verifier, label])]
+    frames = [
+        table({**CASES["gaussian"], **real, "filters": filters}) for filters in ([label], [verifier, label])
+    ]
     assert frames[0]["key"].tolist() == frames[1]["key"].tolist()
-    assert frames[0]["gaussian/log_variance"].tolist() == frames[1]["gaussian/log_variance"].tolist(), "one key, one result"
+    assert frames[0]["gaussian/log_variance"].tolist() == frames[1]["gaussian/log_variance"].tolist(), (
+        "one key, one result"
+    )
 
 
 def test_a_singular_chain_ends_alone(make_config: Make, tmp_path: Path) -> None:
-    """7 examples for 5 weights, drawn from a pool that repeats its design: some chains draw too few rows, the others go on."""
+    """7 examples for 5 weights, drawn from a pool that repeats its design: some chains draw too few rows, the
+    others go on."""
     config = {
         "data": {"source": "linear", "dim": 5, "num_examples": 7},
         "learner": {"kind": "linear_regression"},
@@ -394,7 +538,8 @@ def test_a_singular_chain_ends_alone(make_config: Make, tmp_path: Path) -> None:
 
 
 def test_a_reader_ends_with_the_chain_that_writes_for_it(make_config: Make, tmp_path: Path) -> None:
-    """Not a failure that every run repeats: its later generations do not exist, under either engine, and status says why."""
+    """Not a failure that every run repeats: its later generations do not exist, under either engine, and
+    status says why."""
     config = {
         **BASE,
         "data": {"source": "linear", "dim": 5, "num_examples": 7},
@@ -409,18 +554,26 @@ def test_a_reader_ends_with_the_chain_that_writes_for_it(make_config: Make, tmp_
     steps = run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b")
     frame = export(*bundled)
     pd.testing.assert_frame_equal(frame, export(*steps)[frame.columns], check_exact=True)
-    writers, readers = (frame[frame["learner.design"] == design].groupby("seed") for design in ("fixed", "fresh"))
+    writers, readers = (
+        frame[frame["learner.design"] == design].groupby("seed") for design in ("fixed", "fresh")
+    )
     own = {seed for seed, rows in readers if "diverged" in rows.status.tolist()}
-    ended = {seed for seed, rows in writers if rows.status.iloc[-1] == "diverged" and rows.generation.max() < 3} - own
+    ended = {
+        seed for seed, rows in writers if rows.status.iloc[-1] == "diverged" and rows.generation.max() < 3
+    } - own
     assert ended and len(ended) < 20
     for seed, rows in readers:
         last = writers.get_group(seed).generation.max() if seed in ended else 3
         assert seed in own or rows.generation.max() == last
     for prepared, store in (bundled, steps):
         states = {(s.axes["learner.design"], s.seed): s.state for s in chain_states(prepared, store)}
-        assert {seed for (design, seed), state in states.items() if design == "fresh" and state == "unreachable"} == ended
+        assert {
+            seed for (design, seed), state in states.items() if design == "fresh" and state == "unreachable"
+        } == ended
         assert not work_left(prepared, store)
-        chain = next(c for c in prepared.chains if c.seed in ended and prepared.axes(c)["learner.design"] == "fresh")
+        chain = next(
+            c for c in prepared.chains if c.seed in ended and prepared.axes(c)["learner.design"] == "fresh"
+        )
         assert Explainer(prepared, store).explain(chain)[-1].reason == "unreachable"
 
 
@@ -431,10 +584,17 @@ def test_any_generation_of_a_writer_can_be_read_and_filtered_by_the_reader(
     source = {"cell": {"learner.estimator": "mle"}, "generation": generation}
     keep = [{"kind": "verifier", "score": "log_density", "at_least": -5.0}]
     when = {"when": {"learner.estimator": "unbiased"}, "set": {"regime.source": source, "filters": keep}}
-    config = {**BASE, **CASES["gaussian"], "grid": {"learner.estimator": ["mle", "unbiased"]}, "overrides": [when]}
+    config = {
+        **BASE,
+        **CASES["gaussian"],
+        "grid": {"learner.estimator": ["mle", "unbiased"]},
+        "overrides": [when],
+    }
     config["regime"] = {"kind": "replace", "synthetic_ratio": 1.0}
     bundled = export(*run_bundles(make_config(config, "a.yaml"), tmp_path / "a"))
-    steps = export(*run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b"))
+    steps = export(
+        *run_all(make_config({**config, "resources": {"bundled": False}}, "b.yaml"), tmp_path / "b")
+    )
     pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
 
 
@@ -445,7 +605,9 @@ def test_arrays_come_from_files_and_are_known_by_their_content(make_config: Make
     frames = []
     for name in ("rows.npy", "rows.parquet"):
         data = {"source": "array", "path": str(tmp_path / name), "num_examples": 30}
-        config = make_config({**BASE, "data": data, "learner": {"kind": "gaussian"}, "regime": REGIMES[0]}, f"{name}.yaml")
+        config = make_config(
+            {**BASE, "data": data, "learner": {"kind": "gaussian"}, "regime": REGIMES[0]}, f"{name}.yaml"
+        )
         frames.append(export(*run_bundles(config, tmp_path / name.replace(".", "-"))))
     pd.testing.assert_frame_equal(*frames, check_exact=True)
     assert frames[0]["test/nll"].notna().all()
@@ -475,7 +637,9 @@ def test_shapes_have_the_geometry_of_scikit_learn() -> None:
 def test_stratified_examples_are_exact() -> None:
     parts = [{"weight": 0.1, "mean": [100.0], "std": 1.0}, {"weight": 0.9, "mean": [0.0], "std": 1.0}]
     truth = make_truth(
-        MixtureData.model_validate({"source": "mixture", "components": parts, "num_examples": 100, "stratified": True})
+        MixtureData.model_validate(
+            {"source": "mixture", "components": parts, "num_examples": 100, "stratified": True}
+        )
     )
     for seed in range(5):
         assert (truth.real(seed, 100).values > 50).sum() == 10
@@ -486,19 +650,35 @@ def test_stratified_examples_are_exact() -> None:
 def test_the_commands_on_a_bundled_grid(make_config: Make, tmp_path: Path) -> None:
     root = tmp_path / "root"
     config = make_config(
-        {**BASE, **CASES["gaussian"], "grid": {"regime": REGIMES, "seed": [0, 1]}, "tracking": {"wandb": "offline"}}
+        {
+            **BASE,
+            **CASES["gaussian"],
+            "grid": {"regime": REGIMES, "seed": [0, 1]},
+            "tracking": {"wandb": "offline"},
+        }
     )
     plan = json.loads(harness("plan", config, "--root", root, "--json").stdout)
-    assert (plan["cells"], plan["chains"], plan["generations_unique"], plan["generations_stored"]) == (8, 16, 80, 0)
+    assert (plan["cells"], plan["chains"], plan["generations_unique"], plan["generations_stored"]) == (
+        8,
+        16,
+        80,
+        0,
+    )
     done = harness("run", config, "--root", root, "--json")
     found = json.loads(done.stdout)
     assert (found["chains_complete"], found["generations_computed"]) == (16, 80), done.stderr
     again = json.loads(harness("run", config, "--root", root, "--json").stdout)
-    assert (again["chains_complete"], again["generations_computed"], again["generations_reused"]) == (16, 0, 80)
+    assert (again["chains_complete"], again["generations_computed"], again["generations_reused"]) == (
+        16,
+        0,
+        80,
+    )
     assert json.loads(harness("plan", config, "--root", root, "--json").stdout)["generations_stored"] == 80
     states = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]
     assert [state["state"] for state in states] == ["complete"] * 16
-    explained = json.loads(harness("explain", config, "--root", root, "--chain", states[0]["chain"], "--json").stdout)
+    explained = json.loads(
+        harness("explain", config, "--root", root, "--chain", states[0]["chain"], "--json").stdout
+    )
     assert [item["reason"] for item in explained["generations"]] == ["committed"] * 5
     assert harness("report", config, "--root", root).returncode == 0
     assert "provenance/bundle" in harness("export", config, "--root", root, "--provenance").stdout
@@ -512,8 +692,15 @@ def test_the_commands_on_a_bundled_grid(make_config: Make, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_runs_that_begin_together_share_the_chains(make_config: Make, tmp_path: Path, tag: str) -> None:
     """Somebody else holds everything until both wait, so neither is ahead."""
-    changes = {"data": {"source": "moons", "num_examples": 60}, "learner": {"kind": "kde"}, "generations": 400}
-    config, root = make_config({**BASE, **changes, "grid": {"seed": {"from": 0, "count": 60}}}), tmp_path / "root"
+    changes = {
+        "data": {"source": "moons", "num_examples": 60},
+        "learner": {"kind": "kde"},
+        "generations": 400,
+    }
+    config, root = (
+        make_config({**BASE, **changes, "grid": {"seed": {"from": 0, "count": 60}}}),
+        tmp_path / "root",
+    )
     prepared, scratch = open_study(config, (), Store.open(root))
     with scratch:
         commit_data(prepared, Store.open(root))
@@ -521,12 +708,18 @@ def test_runs_that_begin_together_share_the_chains(make_config: Make, tmp_path: 
     slices, leases = make_slices(prepared, Store.read(root)), Leases(root, gate)
     assert len(slices) > 10 and all(leases.acquire(part.key) for part in slices)
     cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(cpus)[:2])  # two workers each: with many, one run could take all at its first look
+    os.sched_setaffinity(
+        0, sorted(cpus)[:2]
+    )  # two workers each: with many, one run could take all at its first look
     try:
         runs = [start(tag, "run", config, "--root", root, "--json") for _ in range(2)]
     finally:
         os.sched_setaffinity(0, cpus)
-    wait_for(lambda: sum(event["event"] == "bundles_started" for event in Experiment(root, "bundles").events()) == 2)
+    wait_for(
+        lambda: (
+            sum(event["event"] == "bundles_started" for event in Experiment(root, "bundles").events()) == 2
+        )
+    )
     gate.close()
     summaries = []
     for run in runs:
@@ -537,7 +730,9 @@ def test_runs_that_begin_together_share_the_chains(make_config: Make, tmp_path: 
     assert sum(summary["generations_computed"] for summary in summaries) == 60 * 401
     assert all(summary["generations_computed"] for summary in summaries), "both had a part in it"
     files = list((root / "bundles").glob("*.parquet"))
-    chains = [key for path in files for key in set(pd.read_parquet(path, columns=["bundle_chain"])["bundle_chain"])]
+    chains = [
+        key for path in files for key in set(pd.read_parquet(path, columns=["bundle_chain"])["bundle_chain"])
+    ]
     assert len(chains) == 60, "no chain twice"
     assert [path.name for path in (root / "leases").iterdir()] == ["owners"]
 
@@ -557,7 +752,11 @@ def test_a_run_waits_for_what_others_compute_and_takes_over_from_the_dead(
     holder = f"slice of 2, process {os.getpid()} on {socket.gethostname()}"
     assert [(chain["state"], chain["detail"]) for chain in shown] == [("running", holder)] * 2
     summary, _, lines = run_study(config, root, idle_s=1.5)
-    assert (summary.exit_code, summary.generations_computed, summary.reason) == (75, 0, "others compute all that is left")
+    assert (summary.exit_code, summary.generations_computed, summary.reason) == (
+        75,
+        0,
+        "others compute all that is left",
+    )
     assert any("some chains wait" in line for line in lines)
     threading.Timer(2.0, other.close).start()
     summary, _, lines = run_study(config, root)
@@ -566,8 +765,11 @@ def test_a_run_waits_for_what_others_compute_and_takes_over_from_the_dead(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_workers_and_signals_cost_a_task_and_no_more(make_config: Make, tmp_path: Path, tag: str) -> None:
-    """A worker is killed: its task is tried again. SIGTERM: the run ends with 75 and keeps what is committed. Then it goes on."""
+def test_killed_workers_and_signals_cost_a_task_and_no_more(
+    make_config: Make, tmp_path: Path, tag: str
+) -> None:
+    """A worker is killed: its task is tried again. SIGTERM: the run ends with 75 and keeps what is committed.
+    Then it goes on."""
     changes = {"data": {"source": "moons", "num_examples": 60}, "learner": {"kind": "kde"}, "generations": 40}
     grid = {"regime": [REGIMES[0], REGIMES[3]], "seed": {"from": 0, "count": 30}}
     config, root = make_config({**BASE, **changes, "grid": grid}), tmp_path / "root"
@@ -609,5 +811,7 @@ def test_killed_workers_and_signals_cost_a_task_and_no_more(make_config: Make, t
     assert json.loads(done.stdout)["chains_complete"] == 60 and committed() > kept, done.stderr
     clean = tmp_path / "clean"
     run_bundles(config, clean)
-    frames = [export(open_study(config, (), Store.read(place))[0], Store.read(place)) for place in (root, clean)]
+    frames = [
+        export(open_study(config, (), Store.read(place))[0], Store.read(place)) for place in (root, clean)
+    ]
     pd.testing.assert_frame_equal(*frames, check_exact=True)

@@ -1,4 +1,5 @@
-"""Verdicts: what is reproduced, contradicted and undecided, on data whose answer is known; critical ratios; lost shares."""
+"""Verdicts: what is reproduced, contradicted and undecided, on data whose answer is known; critical ratios;
+lost shares."""
 
 from __future__ import annotations
 
@@ -44,19 +45,28 @@ def verdicts(config: Path, root: Path) -> list[Any]:
 
 
 def where(claim: dict[str, Any], cell: Any, **changes: Any) -> dict[str, Any]:
-    return {**claim, **changes, "statistic": {**claim["statistic"], "where": cell, **changes.pop("statistic", {})}}
+    return {
+        **claim,
+        **changes,
+        "statistic": {**claim["statistic"], "where": cell, **changes.pop("statistic", {})},
+    }
 
 
 def test_what_collapses_is_reproduced_and_what_does_not_is_not(make_config: Make, tmp_path: Path) -> None:
-    """Replace at n = 20 loses 0.105 of log variance a generation; trained on real data alone nothing collapses."""
+    """Replace at n = 20 loses 0.105 of log variance a generation; trained on real data alone nothing
+    collapses."""
     grid = {"regime.synthetic_ratio": [0.0, 1.0], "seed": {"from": 0, "count": 40}}
     cells = [{"regime.synthetic_ratio": 1.0}, {"regime.synthetic_ratio": 0.0}]
     claims = [where(COLLAPSE, cell) for cell in cells]
     claims.append({**COLLAPSE, "statistic": {**COLLAPSE["statistic"], "where": cells[0], "minus": cells[1]}})  # type: ignore[dict-item]
-    config = make_config({**BASE, "regime": {"kind": "replace", "synthetic_ratio": 1.0}, "grid": grid, "claims": claims})
+    config = make_config(
+        {**BASE, "regime": {"kind": "replace", "synthetic_ratio": 1.0}, "grid": grid, "claims": claims}
+    )
     found = verdicts(config, tmp_path / "root")
     assert [item.verdict for item in found] == ["reproduced", "contradicted", "reproduced"]
-    assert found[0].low < digamma(9.5) - np.log(10) < found[0].high, "E ln of chi-square(19)/20, each generation"
+    assert found[0].low < digamma(9.5) - np.log(10) < found[0].high, (
+        "E ln of chi-square(19)/20, each generation"
+    )
     assert abs(found[1].value) < 1e-12, "the same real examples every time"
 
 
@@ -64,15 +74,30 @@ def test_a_part_of_a_grid_decides_the_claims_about_it(make_config: Make, tmp_pat
     """What --set leaves out of the grid, or cuts short, makes no claim wrong."""
     grid = {"regime.synthetic_ratio": [0.0, 1.0], "seed": {"from": 0, "count": 40}}
     claims = [where(COLLAPSE, {"regime.synthetic_ratio": ratio}) for ratio in (0.0, 1.0)]
-    claims.append(where(COLLAPSE, {"regime.synthetic_ratio": 1.0}, statistic={"generation": 30, "of": "change"}))
-    config = make_config({**BASE, "regime": {"kind": "replace", "synthetic_ratio": 1.0}, "grid": grid, "claims": claims})
+    claims.append(
+        where(COLLAPSE, {"regime.synthetic_ratio": 1.0}, statistic={"generation": 30, "of": "change"})
+    )
+    config = make_config(
+        {**BASE, "regime": {"kind": "replace", "synthetic_ratio": 1.0}, "grid": grid, "claims": claims}
+    )
     prepared, store = run_bundles(config, tmp_path / "root", "regime.synthetic_ratio=1.0", "generations=20")
     found = judge(prepared, ledger.rows(prepared, store))
     assert [item.verdict for item in found] == ["undecided", "reproduced", "undecided"]
     assert found[0].reason == "--set leaves its cells out" and "no record" in found[2].reason
-    done = harness("plan", config, "--root", tmp_path / "root", "--set", "regime.synthetic_ratio=0.5", "--set", "generations=3")
+    done = harness(
+        "plan",
+        config,
+        "--root",
+        tmp_path / "root",
+        "--set",
+        "regime.synthetic_ratio=0.5",
+        "--set",
+        "generations=3",
+    )
     assert done.returncode == 0, done.stderr
-    refused = harness("plan", make_config({**BASE, "claims": claims}, "wrong.yaml"), "--root", tmp_path / "root")
+    refused = harness(
+        "plan", make_config({**BASE, "claims": claims}, "wrong.yaml"), "--root", tmp_path / "root"
+    )
     assert refused.returncode == 2 and "no cell matches" in refused.stderr
 
 
@@ -85,7 +110,9 @@ def test_few_seeds_and_values_that_are_not_finite_decide_nothing(make_config: Ma
     assert absent.verdict == "undecided" and absent.value is None
     singular = {"source": "gaussian", "dim": 9, "num_examples": 5}
     claim = {**COLLAPSE, "statistic": {"metric": "test/nll", "of": "change"}}
-    config = make_config({**BASE, "data": singular, "grid": {"seed": {"from": 0, "count": 9}}, "claims": [claim]})
+    config = make_config(
+        {**BASE, "data": singular, "grid": {"seed": {"from": 0, "count": 9}}, "claims": [claim]}
+    )
     (infinite,) = verdicts(config, tmp_path / "infinite")
     assert infinite.verdict == "undecided" and infinite.value is None
 
@@ -102,7 +129,8 @@ def test_a_verdict_is_where_the_interval_lies(middle: float, half: float, bound:
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_noise_alone_is_rarely_called_a_collapse(rate: float) -> None:
-    """Records in which nothing happens: a claim at the truth itself is reproduced by at most 2.5 % of 2,000 studies, + 4 errors."""
+    """Records in which nothing happens: a claim at the truth itself is reproduced by at most 2.5 % of 2,000
+    studies, + 4 errors."""
     random, wrong = np.random.Generator(np.random.PCG64(7)), 0
     claim = Claim.model_validate({"text": "x", "source": "y", "statistic": {"metric": "m"}, "above": 0.0})
     from harness.reporting.statistics import aggregate
@@ -116,9 +144,14 @@ def test_noise_alone_is_rarely_called_a_collapse(rate: float) -> None:
 
 
 def test_a_change_is_counted_from_the_generation_that_is_named(make_config: Make, tmp_path: Path) -> None:
-    """The log of a Gaussian chain's variance falls by E ln(chi-square(19)/20) a fit: half of it from generation 15 to 30."""
+    """The log of a Gaussian chain's variance falls by E ln(chi-square(19)/20) a fit: half of it from
+    generation 15 to 30."""
     claims = [
-        {**COLLAPSE, "statistic": {"metric": "gaussian/log_variance", "of": "change", "baseline": first}, "below": 0.0}
+        {
+            **COLLAPSE,
+            "statistic": {"metric": "gaussian/log_variance", "of": "change", "baseline": first},
+            "below": 0.0,
+        }
         for first in (0, 15)
     ]
     config = make_config({**BASE, "grid": {"seed": {"from": 0, "count": 40}}, "claims": claims})
@@ -126,15 +159,25 @@ def test_a_change_is_counted_from_the_generation_that_is_named(make_config: Make
     rows = ledger.rows(prepared, store)
     for found, first in zip(judge(prepared, rows), (0, 15), strict=True):
         assert found.low < (30 - first) * (digamma(9.5) - np.log(10)) < found.high  # type: ignore[operator]
-        at = {g: np.mean([row["gaussian/log_variance"] for row in rows if row["generation"] == g]) for g in (first, 30)}
+        at = {
+            g: np.mean([row["gaussian/log_variance"] for row in rows if row["generation"] == g])
+            for g in (first, 30)
+        }
         assert abs(found.value - (at[30] - at[first])) < 1e-12  # type: ignore[operator]
 
 
 def test_exceeding_generation_0_is_a_share_of_chains(make_config: Make, tmp_path: Path) -> None:
-    """All chains' variance of the KDE grows (row 10): nearly all exceed; under the normal fit nearly none does."""
-    grid = {"learner": [{"kind": "kde", "bandwidth": 1.0}, {"kind": "kde", "bandwidth": 0.01}], "seed": {"from": 0, "count": 30}}
+    """All chains' variance of the KDE grows (row 10): nearly all exceed; under the normal fit nearly none
+    does."""
+    grid = {
+        "learner": [{"kind": "kde", "bandwidth": 1.0}, {"kind": "kde", "bandwidth": 0.01}],
+        "seed": {"from": 0, "count": 30},
+    }
     claim = {"text": "x", "source": "y", "statistic": {"metric": "kde/variance", "of": "exceeds_first"}}
-    claims = [where(claim, {"learner.bandwidth": 1.0}, above=0.8), where(claim, {"learner.bandwidth": 0.01}, above=0.5)]
+    claims = [
+        where(claim, {"learner.bandwidth": 1.0}, above=0.8),
+        where(claim, {"learner.bandwidth": 0.01}, above=0.5),
+    ]
     config = make_config({**BASE, "learner": {"kind": "kde"}, "grid": grid, "claims": claims})
     grown, shrunk = verdicts(config, tmp_path / "root")
     assert grown.verdict == "reproduced" and shrunk.verdict == "contradicted"
@@ -147,11 +190,16 @@ def test_a_claim_must_name_one_cell_and_one_range(make_config: Make, tmp_path: P
         ([{**COLLAPSE}], ("claims.0.statistic", "2 cells match")),
         ([where(COLLAPSE, {"data.num_examples": 30})], ("no cell matches", "10")),
         ([where(COLLAPSE, {"data.num_exmples": 10})], ("data.num_exmples", "num_examples")),
-        ([where(COLLAPSE, {"data.num_examples": 10}, statistic={"generation": 50})], ("claims.0.statistic", "50", "0 to 30")),
+        (
+            [where(COLLAPSE, {"data.num_examples": 10}, statistic={"generation": 50})],
+            ("claims.0.statistic", "50", "0 to 30"),
+        ),
         ([{**COLLAPSE, "above": 1.0}], ("exactly one of above, below or between",)),
     ]
     for claims, words in cases:
-        found = harness("plan", make_config({**BASE, "grid": grid, "claims": claims}), "--root", tmp_path / "none")
+        found = harness(
+            "plan", make_config({**BASE, "grid": grid, "claims": claims}), "--root", tmp_path / "none"
+        )
         assert found.returncode == 2, found.stdout
         assert all(word in found.stderr for word in words), found.stderr
 
@@ -170,11 +218,29 @@ def test_a_critical_ratio_is_found_where_it_was_put() -> None:
     for ratio in np.linspace(0, 1, 9):
         for seed in range(40):
             first = 1 + 0.1 * random.normal()
-            rows.append({"regime.synthetic_ratio": ratio, "kind": "a", "seed": seed, "generation": 0, "test/nll": first})
+            rows.append(
+                {
+                    "regime.synthetic_ratio": ratio,
+                    "kind": "a",
+                    "seed": seed,
+                    "generation": 0,
+                    "test/nll": first,
+                }
+            )
             last = first + ratio - 0.4 + 0.02 * random.normal()
-            rows.append({"regime.synthetic_ratio": ratio, "kind": "a", "seed": seed, "generation": 5, "test/nll": last})
+            rows.append(
+                {
+                    "regime.synthetic_ratio": ratio,
+                    "kind": "a",
+                    "seed": seed,
+                    "generation": 5,
+                    "test/nll": last,
+                }
+            )
     (found,) = critical_ratios(rows, ["kind", "regime.synthetic_ratio"], "test/nll")
-    assert found.low < 0.4 + found.tolerance < found.high and abs(found.ratio - 0.5) < 0.05 and not found.beyond
+    assert (
+        found.low < 0.4 + found.tolerance < found.high and abs(found.ratio - 0.5) < 0.05 and not found.beyond
+    )
     flat = [{**row, "test/nll": 1.0 + 0.01 * (row["seed"] % 3)} for row in rows]
     (never,) = critical_ratios(flat, ["kind", "regime.synthetic_ratio"], "test/nll")
     assert never.beyond and never.ratio == 1.0 and never.low == never.high == np.inf
@@ -183,15 +249,26 @@ def test_a_critical_ratio_is_found_where_it_was_put() -> None:
 @pytest.mark.parametrize(
     ("metric", "direction"),
     [
-        (name, -1 if name in ("gaussian/log_variance", "regression/accuracy", "discrete/entropy", "vae/latent_std") else 1)
+        (
+            name,
+            -1
+            if name in ("gaussian/log_variance", "regression/accuracy", "discrete/entropy", "vae/latent_std")
+            else 1,
+        )
         for name in HEADLINES
     ],
 )
 def test_worse_is_what_each_headline_calls_worse(metric: str, direction: int) -> None:
-    """Moving by the ratio in the bad direction crosses a tolerance of 0.3 at 0.3; in the good one it never does."""
+    """Moving by the ratio in the bad direction crosses a tolerance of 0.3 at 0.3; in the good one it never
+    does."""
     for sign in (direction, -direction):
         rows = [
-            {"regime.synthetic_ratio": ratio, "seed": seed, "generation": g, metric: 0.3 * 2**0.5 * seed + sign * ratio * g}
+            {
+                "regime.synthetic_ratio": ratio,
+                "seed": seed,
+                "generation": g,
+                metric: 0.3 * 2**0.5 * seed + sign * ratio * g,
+            }
             for ratio in (0.0, 0.5, 1.0)
             for seed in (0, 1)
             for g in (0, 1)
@@ -202,14 +279,22 @@ def test_worse_is_what_each_headline_calls_worse(metric: str, direction: int) ->
 
 
 def test_an_end_of_the_interval_that_no_ratio_reaches_is_not_a_number() -> None:
-    """At the largest ratio half of the seeds worsen by 4, half by 0: the mean of a resample is under a tolerance of 1.5 in some."""
+    """At the largest ratio half of the seeds worsen by 4, half by 0: the mean of a resample is under a
+    tolerance of 1.5 in some."""
     first = [0.0, 3.0] * 4  # a standard deviation of 1.604
     rows = []
     for ratio in (0.0, 0.5, 0.9):
         for seed in range(8):
             worse = 4.0 * (seed // 2 % 2) if ratio == 0.9 else 0.0
             for generation, value in ((0, first[seed]), (3, first[seed] + worse)):
-                rows.append({"regime.synthetic_ratio": ratio, "seed": seed, "generation": generation, "test/nll": value})
+                rows.append(
+                    {
+                        "regime.synthetic_ratio": ratio,
+                        "seed": seed,
+                        "generation": generation,
+                        "test/nll": value,
+                    }
+                )
     (found,) = critical_ratios(rows, ["regime.synthetic_ratio"], "test/nll")
     tolerance = float(np.std(first, ddof=1))
     assert found.tolerance == pytest.approx(tolerance) and not found.beyond
@@ -221,14 +306,23 @@ def test_an_end_of_the_interval_that_no_ratio_reaches_is_not_a_number() -> None:
 
 def test_lost_shares_by_seed() -> None:
     rows = [
-        {"cell": "a", "seed": seed, "generation": g, "share/blue": max(0.0, 0.3 - 0.1 * g * (seed + 1)), "share/red": 0.5}
+        {
+            "cell": "a",
+            "seed": seed,
+            "generation": g,
+            "share/blue": max(0.0, 0.3 - 0.1 * g * (seed + 1)),
+            "share/red": 0.5,
+        }
         for seed in (0, 1)
         for g in range(3)
     ]
     found = {item.share: item for item in losses(rows, ["cell"])}
     assert dict(found["blue"].lost) == {0: None, 1: 2} and found["red"].text == "in none of 2"
     assert found["blue"].by_seed == "0: never, 1: 2"
-    back = [{"cell": "a", "seed": 0, "generation": g, "share/blue": share} for g, share in enumerate((0.1, 0.0, 0.2, 0.0, 0.0))]
+    back = [
+        {"cell": "a", "seed": 0, "generation": g, "share/blue": share}
+        for g, share in enumerate((0.1, 0.0, 0.2, 0.0, 0.0))
+    ]
     assert dict(losses(back, ["cell"])[0].lost) == {0: 3}, "a share that comes back was not lost"
 
 
@@ -239,13 +333,22 @@ def test_lost_shares_by_seed() -> None:
         ({}, "gaussian/log_variance"),
         ({"learner.estimator": "unbiased"}, "gaussian/mean_sq_error"),
         ({"regime": {"kind": "accumulate"}}, "gaussian/trace_ratio"),
-        ({"data": {"source": "linear", "num_examples": 60}, "learner": {"kind": "linear_regression"}}, "regression/test_error"),
-        ({"data": {"source": "discrete", "outcomes": 5}, "learner": {"kind": "discrete"}}, "discrete/heterozygosity"),
+        (
+            {"data": {"source": "linear", "num_examples": 60}, "learner": {"kind": "linear_regression"}},
+            "regression/test_error",
+        ),
+        (
+            {"data": {"source": "discrete", "outcomes": 5}, "learner": {"kind": "discrete"}},
+            "discrete/heterozygosity",
+        ),
         ({"learner": {"kind": "kde", "bandwidth": 0.5}}, "kde/variance"),
     ],
 )
-def test_the_dashed_lines_go_through_the_records(make_config: Make, tmp_path: Path, changes: dict[str, Any], metric: str) -> None:
-    """The report's theory against what the learners do: 400 chains, 4 standard errors, every third generation."""
+def test_the_dashed_lines_go_through_the_records(
+    make_config: Make, tmp_path: Path, changes: dict[str, Any], metric: str
+) -> None:
+    """The report's theory against what the learners do: 400 chains, 4 standard errors, every third
+    generation."""
     config = make_config({**BASE, "generations": 9, "grid": {"seed": {"from": 0, "count": 400}}}, **changes)
     prepared, store = run_bundles(config, tmp_path / "root")
     assert isinstance(prepared, Prepared)
@@ -266,7 +369,13 @@ def test_the_report_shows_verdicts_theory_and_losses(make_config: Make, tmp_path
         "below": 0.5,
     }
     config = make_config(
-        {**BASE, "data": data, "learner": {"kind": "discrete"}, "grid": {"seed": list(range(6))}, "claims": [claim]}
+        {
+            **BASE,
+            "data": data,
+            "learner": {"kind": "discrete"},
+            "grid": {"seed": list(range(6))},
+            "claims": [claim],
+        }
     )
     run_bundles(config, tmp_path / "root")
     done = harness("report", config, "--root", tmp_path / "root")

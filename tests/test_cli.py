@@ -27,7 +27,10 @@ from harness.store import Store
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; sys.argv=['harness','--help']\nfrom harness.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = (
+        "import sys; sys.argv=['harness','--help']\nfrom harness.cli import main\ntry: main()\nexcept "
+        "SystemExit: pass\n"
+    )
     code += "print(sorted({'ray','torch','deepspeed','wandb','transformers','duckdb'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -35,7 +38,9 @@ def test_help_imports_nothing_heavy() -> None:
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["nonsense"], ["run", "a.yaml", "--bad"], ["plan", "x.yaml", "--nodes", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["nonsense"], ["run", "a.yaml", "--bad"], ["plan", "x.yaml", "--nodes", "0"]]
+)
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     done = harness(*arguments)
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -55,7 +60,10 @@ def test_one_message_for_roots_that_cannot_be(make_config: Make, tmp_path: Path)
 
 
 def test_a_hangup_ends_a_run_well_and_nohup_does_not() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    }
     try:
         for ignored in (False, True):
             signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
@@ -96,7 +104,10 @@ def test_plan_json_has_the_names_that_scripts_rely_on(make_config: Make, tmp_pat
 
 def test_a_plan_of_many_devices_is_shorter_and_costs_the_same(make_config: Make) -> None:
     config = make_config(TEXT, "c.yaml", grid={"seed": {"from": 0, "count": 16}})
-    one, four = (json.loads(harness("plan", config, "--nodes", n, "--gpus-per-node", 1, "--json").stdout) for n in (1, 4))
+    one, four = (
+        json.loads(harness("plan", config, "--nodes", n, "--gpus-per-node", 1, "--json").stdout)
+        for n in (1, 4)
+    )
     assert four["wall_s"] < one["wall_s"] / 2.5
     assert four["device_hours"] == one["device_hours"]
 
@@ -108,8 +119,15 @@ def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
     run_all(config, root)
     for form in ("csv", "json", "parquet"):
         out = f"--out=~/t.{form}"  # which no shell expands
-        assert harness("export", config, "--root", root, "--format", form, out, HOME=str(tmp_path)).returncode == 0
-    frames = [pd.read_csv(tmp_path / "t.csv"), pd.read_json(tmp_path / "t.json"), pd.read_parquet(tmp_path / "t.parquet")]
+        assert (
+            harness("export", config, "--root", root, "--format", form, out, HOME=str(tmp_path)).returncode
+            == 0
+        )
+    frames = [
+        pd.read_csv(tmp_path / "t.csv"),
+        pd.read_json(tmp_path / "t.json"),
+        pd.read_parquet(tmp_path / "t.parquet"),
+    ]
     identity = ["experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status"]
     for frame in frames:
         assert len(frame) == 4 * 4 and not frame.duplicated(["chain", "generation"]).any()
@@ -117,10 +135,14 @@ def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
         assert list(frame.columns[8:10]) == ["regime.kind", "regime.synthetic_ratio"]
         assert not frame.drop(columns=["parent_key", "regime.synthetic_ratio"]).isna().any().any()
         assert (frame["fit"] == frame["generation"] + 1).all()
-        assert frame["gaussian/log_variance"].tolist() == pytest.approx(frames[0]["gaussian/log_variance"].tolist(), rel=1e-12)
+        assert frame["gaussian/log_variance"].tolist() == pytest.approx(
+            frames[0]["gaussian/log_variance"].tolist(), rel=1e-12
+        )
     twice = harness("export", config, "--root", root).stdout
     assert twice == (tmp_path / "t.csv").read_text()
-    assert "provenance/host" in harness("export", config, "--root", root, "--provenance").stdout.splitlines()[0]
+    assert (
+        "provenance/host" in harness("export", config, "--root", root, "--provenance").stdout.splitlines()[0]
+    )
     assert pd.read_csv(io.StringIO(twice)).shape == frames[0].shape
     wrong = harness("export", config, "--root", root, "--format", "xml")
     assert wrong.returncode == 2 and "allowed: csv, json, parquet" in wrong.stderr
@@ -129,7 +151,9 @@ def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
 
 def test_a_number_that_is_not_finite_is_empty_and_never_zero(make_config: Make, tmp_path: Path) -> None:
     config = make_config(GAUSSIAN, generations=0, **{"data.variance": 1e-320, "data.mean": 1.0})
-    run_all(config, tmp_path / "root")  # the examples are equal, so the fitted variance is 0 and its logarithm is not finite
+    run_all(
+        config, tmp_path / "root"
+    )  # the examples are equal, so the fitted variance is 0 and its logarithm is not finite
     row = json.loads(harness("export", config, "--root", tmp_path / "root", "--format", "json").stdout)[0]
     assert row["gaussian/log_variance"] is None
     header, line = harness("export", config, "--root", tmp_path / "root").stdout.splitlines()
@@ -141,8 +165,13 @@ def test_a_number_that_is_not_finite_is_empty_and_never_zero(make_config: Make, 
 
 
 @pytest.mark.slow
-def test_the_report_shows_everything_and_escapes_what_models_wrote(ranks: Any, make_config: Make, tmp_path: Path) -> None:
-    config, root = make_config(TEXT, generations=1, grid={"regime.synthetic_ratio": [0.5, 1.0]}), tmp_path / "root"
+def test_the_report_shows_everything_and_escapes_what_models_wrote(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
+    config, root = (
+        make_config(TEXT, generations=1, grid={"regime.synthetic_ratio": [0.5, 1.0]}),
+        tmp_path / "root",
+    )
     prepared, store = run_all(config, root, ranks=ranks)
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
     path = store.path("evaluations", prepared.lineage.chains[0].nodes[-1]) / "continuations.json"
@@ -160,7 +189,11 @@ def test_the_report_shows_everything_and_escapes_what_models_wrote(ranks: Any, m
     assert names == {path.stem for path in (tmp_path / "report" / "figures").glob("*.pdf")}
     assert "test/perplexity by generation" in done.stdout
     # Both chains share generation 0 and have parted in generation 1.
-    assert "How alike the corpora are" in page and "two samples of real data" in page and "homogenisation" in names
+    assert (
+        "How alike the corpora are" in page
+        and "two samples of real data" in page
+        and "homogenisation" in names
+    )
     lines = (tmp_path / "report" / "homogenisation.csv").read_text().splitlines()
     assert [line.split(",")[1:4] for line in lines if ",js_1," in line and ",real," not in line] == [
         ["js_1", "other regime.synthetic_ratio", "1"]
@@ -168,7 +201,9 @@ def test_the_report_shows_everything_and_escapes_what_models_wrote(ranks: Any, m
 
 
 def test_chains_that_share_generations_do_not_count_a_seed_twice() -> None:
-    rows = [{"generation": 0, "seed": seed, "generations": g, "x": float(seed)} for g in (1, 3) for seed in (0, 1)]
+    rows = [
+        {"generation": 0, "seed": seed, "generations": g, "x": float(seed)} for g in (1, 3) for seed in (0, 1)
+    ]
     assert curves(rows, [], "x")[()][0].values == (0.0, 1.0)
 
 
@@ -176,7 +211,11 @@ def test_chains_that_share_generations_do_not_count_a_seed_twice() -> None:
 def test_a_report_of_nothing_says_so(make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(GAUSSIAN), tmp_path / "root"
     done = harness("report", config, "--root", root)
-    assert done.returncode == 2 and f"--root {root} is not a store of the harness" in done.stderr and not root.exists()
+    assert (
+        done.returncode == 2
+        and f"--root {root} is not a store of the harness" in done.stderr
+        and not root.exists()
+    )
     Store.open(root)
     done = harness("report", config, "--root", root)
     assert done.returncode == 0 and "nothing has been committed yet" in done.stdout
@@ -185,15 +224,27 @@ def test_a_report_of_nothing_says_so(make_config: Make, tmp_path: Path) -> None:
 def test_status_of_a_study_that_has_not_begun(make_config: Make, tmp_path: Path) -> None:
     done = harness("status", make_config(GAUSSIAN, grid={"seed": [0, 1]}), "--root", tmp_path / "root")
     assert done.returncode == 0 and "2 waiting" in done.stdout
-    assert f"there is no store at --root {tmp_path / 'root'} yet" in done.stderr and not (tmp_path / "root").exists()
+    assert (
+        f"there is no store at --root {tmp_path / 'root'} yet" in done.stderr
+        and not (tmp_path / "root").exists()
+    )
     done = harness("status", tmp_path / "config.yaml", "--root=~/nothing", HOME=str(tmp_path))
     assert f"no store at --root {tmp_path / 'nothing'} yet" in done.stderr
 
 
 def test_an_internal_error_is_one_line_with_its_details_in_a_file(tmp_path: Path) -> None:
-    code = ("import harness.cli as cli\ndef broken(): raise KeyError('x')\ncli.app = broken\ncli.main()")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
-    assert done.returncode == 1 and "defect of the harness: KeyError" in done.stderr and "Traceback" not in done.stderr
+    code = "import harness.cli as cli\ndef broken(): raise KeyError('x')\ncli.app = broken\ncli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert (
+        done.returncode == 1
+        and "defect of the harness: KeyError" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert "Traceback" in next(tmp_path.glob("harness-error-*.log")).read_text()
 
 
@@ -213,13 +264,17 @@ def test_what_no_memory_holds_is_refused_at_once(make_config: Make, tmp_path: Pa
         done = harness(command, config, "--root", tmp_path / "root")
         assert done.returncode == 2, done.stderr
         # Generation 3 accumulates 4e12 numbers of 8 bytes.
-        assert re.search(r"config.yaml:\d+: data.num_examples: generation 3 has 4000000000000 training examples", done.stderr)
+        assert re.search(
+            r"config.yaml:\d+: data.num_examples: generation 3 has 4000000000000 training examples",
+            done.stderr,
+        )
         assert f"{2 * 8 * 4e12 / 2**30:,.1f} GiB" in done.stderr
     assert not (tmp_path / "root").exists()
 
 
 def test_a_models_states_are_compared_with_the_memory(make_config: Make, tmp_path: Path) -> None:
-    """Mixed precision under Adam takes 16 bytes a parameter without ZeRO; a model that is only sampled from takes 2."""
+    """Mixed precision under Adam takes 16 bytes a parameter without ZeRO; a model that is only sampled from
+    takes 2."""
     from harness.inspection.planner import memory_of
     from harness.inventory.memory import check_memory
 
@@ -233,8 +288,12 @@ def test_a_models_states_are_compared_with_the_memory(make_config: Make, tmp_pat
 
 
 def test_large_grids_are_planned_quickly(make_config: Make) -> None:
-    """100,000 generations; the bound is several times what it takes, so only another order of growth fails it."""
-    grid: dict[str, Any] = {"regime.synthetic_ratio": [i / 100 for i in range(1, 101)], "seed": {"from": 0, "count": 100}}
+    """100,000 generations; the bound is several times what it takes, so only another order of growth fails
+    it."""
+    grid: dict[str, Any] = {
+        "regime.synthetic_ratio": [i / 100 for i in range(1, 101)],
+        "seed": {"from": 0, "count": 100},
+    }
     config = make_config(GAUSSIAN, generations=9, grid=grid)
     done = harness("plan", config, "--json", timeout=100)
     found = json.loads(done.stdout)
@@ -246,6 +305,16 @@ def test_how_a_study_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("HARNESS_ROOT", raising=False)
     assert options_of(Path("runs"), None) == []
-    assert options_of(Path("/shared/runs"), ["a=1", "b=x y"]) == ["--root", "/shared/runs", "--set", "a=1", "--set", "b=x y"]
+    assert options_of(Path("/shared/runs"), ["a=1", "b=x y"]) == [
+        "--root",
+        "/shared/runs",
+        "--set",
+        "a=1",
+        "--set",
+        "b=x y",
+    ]
     monkeypatch.setenv("HARNESS_ROOT", "/shared/runs")
-    assert options_of(Path("/shared/runs"), None) == [] and options_of(Path("runs"), None) == ["--root", "runs"]
+    assert options_of(Path("/shared/runs"), None) == [] and options_of(Path("runs"), None) == [
+        "--root",
+        "runs",
+    ]

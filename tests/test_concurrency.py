@@ -89,7 +89,9 @@ def test_what_is_being_written_is_nobodys_leftover(store: Store) -> None:
     assert not [found for found in findings if found.severity != "note"]
     assert any("is being worked on" in found.what for found in findings) and freed.work == freed.leases == 0
     assert store.sound("data", KEY) and store.json("data", KEY, "spec.json") == SPEC
-    assert not list((store.root / "work").iterdir()) and not list((store.root / "leases" / "owners").iterdir())
+    assert not list((store.root / "work").iterdir()) and not list(
+        (store.root / "leases" / "owners").iterdir()
+    )
 
 
 def test_one_writes_and_the_others_wait_for_it(store: Store) -> None:
@@ -110,7 +112,9 @@ def test_a_wait_for_others_can_be_stopped(store: Store) -> None:
     with own_leases(store.root) as other:
         assert other.acquire(KEY)
         looks = iter([False, False, True])
-        assert not commit_once(store, "data", {KEY: (lambda folder: None, SPEC)}, {}, stopped=lambda: next(looks))
+        assert not commit_once(
+            store, "data", {KEY: (lambda folder: None, SPEC)}, {}, stopped=lambda: next(looks)
+        )
     assert not store.has("data", KEY)
 
 
@@ -171,7 +175,9 @@ def test_a_store_is_examined_and_swept_while_others_work_in_it(store: Store) -> 
             shutil.rmtree(store.path("fits", "k"))
 
     def look() -> None:
-        list(examine(store, Leases(store.root, None)))  # a fit that comes and goes, as here, may be damage; it must only be told
+        list(
+            examine(store, Leases(store.root, None))
+        )  # a fit that comes and goes, as here, may be damage; it must only be told
         collect(store, Leases(store.root, None), dry_run=True)
 
     with meanwhile(once):
@@ -202,9 +208,9 @@ def test_a_corpus_that_is_about_to_get_its_spec_is_no_damage(store: Store) -> No
     (store.root / "corpora" / KEY).mkdir()
     assert not [found for found in examine(store, Leases(store.root, None)) if found.severity == "damage"]
     (store.root / "corpora" / KEY / "spec.json").write_text("{}")
-    assert [found.where for found in examine(store, Leases(store.root, None)) if found.severity == "damage"] == [
-        f"corpora/{KEY}/spec.json"
-    ]
+    assert [
+        found.where for found in examine(store, Leases(store.root, None)) if found.severity == "damage"
+    ] == [f"corpora/{KEY}/spec.json"]
 
 
 def test_a_bundle_that_somebody_has_just_set_aside(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +220,9 @@ def test_a_bundle_that_somebody_has_just_set_aside(store: Store, monkeypatch: py
         store.bundles.check("gone.parquet")
 
 
-def test_an_experiment_that_was_cut_short_while_it_began_stops_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_that_was_cut_short_while_it_began_stops_nobody(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from harness.store import experiment
 
     chain = {"chain": "c", "generations": [{"fit": "f", "corpus": "s", "evaluation": "e"}], "keep": ["f"]}
@@ -237,8 +245,11 @@ def test_an_experiment_that_was_cut_short_while_it_began_stops_nobody(store: Sto
     assert needs(store).weights == {"f"} and needs(store).unfinished == {"f", "s", "e"}
 
 
-def test_what_was_finished_between_the_look_and_the_lease_is_not_computed_again(make_config: Make, tmp_path: Path) -> None:
-    """The other run has committed, given its leases back, and freed the weights, which nobody needs any more."""
+def test_what_was_finished_between_the_look_and_the_lease_is_not_computed_again(
+    make_config: Make, tmp_path: Path
+) -> None:
+    """The other run has committed, given its leases back, and freed the weights, which nobody needs any
+    more."""
     config = make_config(GAUSSIAN, **{"retention.weights": "none"})
     prepared, done = run_all(config, tmp_path / "done")
 
@@ -265,7 +276,8 @@ def test_the_peak_of_memory_is_a_generations_own() -> None:
 
 
 def test_only_a_repository_that_has_the_source_names_its_revision(tmp_path: Path) -> None:
-    """An environment inside somebody's project: its commit says nothing about the package that is installed there."""
+    """An environment inside somebody's project: its commit says nothing about the package that is installed
+    there."""
     package = tmp_path / "venv" / "harness"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -273,7 +285,9 @@ def test_only_a_repository_that_has_the_source_names_its_revision(tmp_path: Path
 
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True, text=True
+        ).stdout
 
     git("init", "-q")
     git("add", ".")
@@ -287,9 +301,12 @@ def test_only_a_repository_that_has_the_source_names_its_revision(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("quota", "allowed"), [("100000 100000", 1), ("50000 100000", 1), ("350000 100000", 3), ("max 100000", 64)]
+    ("quota", "allowed"),
+    [("100000 100000", 1), ("50000 100000", 1), ("350000 100000", 3), ("max 100000", 64)],
 )
-def test_a_containers_quota_is_what_a_run_uses(monkeypatch: pytest.MonkeyPatch, quota: str, allowed: int) -> None:
+def test_a_containers_quota_is_what_a_run_uses(
+    monkeypatch: pytest.MonkeyPatch, quota: str, allowed: int
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     monkeypatch.setattr(proc, "control_group", lambda *names: quota if names == ("cpu.max",) else "")
     assert usable_cpus() == allowed

@@ -27,75 +27,251 @@ NUMBERS = {"data": {"source": "gaussian"}, "learner": {"kind": "gaussian"}, "eva
 PREFIX_20 = {"prompt": "real_prefix", "prompt_tokens": 20}
 BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("unknown field", {"learner.modle": 1}, ("learner.modle", "did you mean 'model'", "kind, model, init")),
-    ("unknown top-level field", {"generatoins": 1}, ("generatoins", "did you mean 'generations'", "experiment")),
+    (
+        "unknown top-level field",
+        {"generatoins": 1},
+        ("generatoins", "did you mean 'generations'", "experiment"),
+    ),
     ("wrong type", {"data.block_size": "many"}, ("data.block_size", "'many'", "integer")),
     ("a boolean is no number", {"generations": True}, ("generations", "True", "integer")),
-    ("ratio above 1", {"regime.synthetic_ratio": 1.5}, ("regime.synthetic_ratio", "1.5", "less than or equal to 1")),
-    ("ratio below 0", {"regime.synthetic_ratio": -0.1}, ("regime.synthetic_ratio", "-0.1", "greater than or equal to 0")),
+    (
+        "ratio above 1",
+        {"regime.synthetic_ratio": 1.5},
+        ("regime.synthetic_ratio", "1.5", "less than or equal to 1"),
+    ),
+    (
+        "ratio below 0",
+        {"regime.synthetic_ratio": -0.1},
+        ("regime.synthetic_ratio", "-0.1", "greater than or equal to 0"),
+    ),
     ("NaN", {"regime.synthetic_ratio": float("nan")}, ("regime.synthetic_ratio", "nan", "finite")),
-    ("infinity", {"learner.train.learning_rate": float("inf")}, ("learner.train.learning_rate", "inf", "finite")),
+    (
+        "infinity",
+        {"learner.train.learning_rate": float("inf")},
+        ("learner.train.learning_rate", "inf", "finite"),
+    ),
     ("negative generations", {"generations": -1}, ("generations", "-1", "greater than or equal to 0")),
     ("empty axis", {"grid": {"seed": []}}, ("grid.seed", "empty axis")),
     ("duplicate axis value", {"grid": {"seed": [1, 2, 1]}}, ("grid.seed.2", "1 is given twice")),
-    ("equal numbers", {"grid": {"regime.synthetic_ratio": [1, 1.0]}}, ("grid.regime.synthetic_ratio.1", "twice")),
-    ("two axes on one field", {"grid": {"regime": [{"kind": "accumulate"}], "regime.kind": ["replace"]}}, ("same field", "regime")),
-    ("axis over execution", {"grid": {"resources.ranks": [1, 2]}}, ("grid.resources.ranks", "not its result")),
-    ("axis on nothing", {"grid": {"learnr.init": ["scratch"]}}, ("grid.learnr.init", "unknown field", "learner")),
-    ("bad axis value", {"grid": {"regime.synthetic_ratio": [0.5, 2]}}, ("regime.synthetic_ratio", "2", "less than or equal")),
+    (
+        "equal numbers",
+        {"grid": {"regime.synthetic_ratio": [1, 1.0]}},
+        ("grid.regime.synthetic_ratio.1", "twice"),
+    ),
+    (
+        "two axes on one field",
+        {"grid": {"regime": [{"kind": "accumulate"}], "regime.kind": ["replace"]}},
+        ("same field", "regime"),
+    ),
+    (
+        "axis over execution",
+        {"grid": {"resources.ranks": [1, 2]}},
+        ("grid.resources.ranks", "not its result"),
+    ),
+    (
+        "axis on nothing",
+        {"grid": {"learnr.init": ["scratch"]}},
+        ("grid.learnr.init", "unknown field", "learner"),
+    ),
+    (
+        "bad axis value",
+        {"grid": {"regime.synthetic_ratio": [0.5, 2]}},
+        ("regime.synthetic_ratio", "2", "less than or equal"),
+    ),
     ("integer range", {"grid": {"seed": {"from": 1}}}, ("grid.seed", "from", "count")),
     ("bad seed", {"grid": {"seed": [-1]}}, ("grid.seed.0", "-1", "integer from 0")),
-    ("prefix longer than a block", {"learner.sample": {**PREFIX_20, "prompt_tokens": 17}}, ("prompt_tokens", "at most")),
-    ("a block of prefix", {"learner.sample": {**PREFIX_20, "prompt_tokens": 16, "keep_prompt": True}}, ("16", "below")),
-    ("beams draw nothing", {"learner.sample": {**BEAMS, "top_k": 5, "top_p": 0.9}}, ("num_beams", "top_k, top_p must stay")),
-    ("beams behind bos", {"learner.sample": {"num_beams": 5}}, ("num_beams", "real_prefix or previous_prefix", "would be equal")),
-    ("beams of natural length", {"learner.sample": {**BEAMS, "length": "natural"}}, ("num_beams", "length: block")),
-    ("no beams", {"learner.sample.num_beams": 0}, ("learner.sample.num_beams", "0", "greater than or equal to 1")),
-    ("too few prompts", {"learner.sample": BEAMS, "regime": {"kind": "replace_grown"}}, ("num_beams", "one example a prompt")),
+    (
+        "prefix longer than a block",
+        {"learner.sample": {**PREFIX_20, "prompt_tokens": 17}},
+        ("prompt_tokens", "at most"),
+    ),
+    (
+        "a block of prefix",
+        {"learner.sample": {**PREFIX_20, "prompt_tokens": 16, "keep_prompt": True}},
+        ("16", "below"),
+    ),
+    (
+        "beams draw nothing",
+        {"learner.sample": {**BEAMS, "top_k": 5, "top_p": 0.9}},
+        ("num_beams", "top_k, top_p must stay"),
+    ),
+    (
+        "beams behind bos",
+        {"learner.sample": {"num_beams": 5}},
+        ("num_beams", "real_prefix or previous_prefix", "would be equal"),
+    ),
+    (
+        "beams of natural length",
+        {"learner.sample": {**BEAMS, "length": "natural"}},
+        ("num_beams", "length: block"),
+    ),
+    (
+        "no beams",
+        {"learner.sample.num_beams": 0},
+        ("learner.sample.num_beams", "0", "greater than or equal to 1"),
+    ),
+    (
+        "too few prompts",
+        {"learner.sample": BEAMS, "regime": {"kind": "replace_grown"}},
+        ("num_beams", "one example a prompt"),
+    ),
     ("penalty 0", {"learner.sample.repetition_penalty": 0}, ("repetition_penalty", "greater than 0")),
-    ("penalised prompt", {"learner.sample.penalize_prompt": False}, ("penalize_prompt", "repetition_penalty is 1")),
-    ("min_new_tokens of a block", {"learner.sample.min_new_tokens": 4}, ("min_new_tokens", "length: natural", "forbid_eos")),
-    ("too many new tokens", {"learner.sample": {"length": "natural", "min_new_tokens": 17}}, ("min_new_tokens", "at most 16")),
-    ("no end of text", {"learner.sample": {"length": "natural", "forbid_eos": True}}, ("forbid_eos", "min_new_tokens")),
-    ("loss without a prompt", {"learner.train.loss": "continuation"}, ("loss: continuation", "keep_prompt: true")),
-    ("duplicates above 1", {"evaluate.max_duplicate_share": 2}, ("evaluate.max_duplicate_share", "less than or equal to 1")),
-    ("batch of no sequences", {"evaluate.perplexity_batch": 0}, ("evaluate.perplexity_batch", "greater than 0")),
-    ("prefix of natural text", {"learner.sample": {"prompt": "previous_prefix", "length": "natural"}}, ("needs length: block",)),
-    ("sizes of a pretrained model", {"learner.model": {"pretrained": "x/y", "dropout": 0.1}}, ("dropout", "cannot be changed")),
-    ("revision of a preset", {"learner.model": {"preset": "tiny", "revision": "a"}}, ("revision only goes with pretrained",)),
-    ("filters on a fixed corpus", {"filters": [{"kind": "deduplicate"}], "regime.source": {"corpus": "x"}}, ("filters", "itself")),
-    ("override that matches nothing", {"overrides": [{"when": {"seed.x": 1}, "set": {"generations": 1}}]}, ("overrides.0", "seed")),
-    ("override without a match", {"overrides": [{"when": {"generations": 9}, "set": {"seed": 1}}]}, ("overrides.0", "same in all")),
-    ("override for no cell", {"overrides": [{"when": {"generations": 9}, "set": {"data.block_size": 8}}]}, ("matches no cell",)),
-    ("override misspelled", {"overrides": [{"when": {"learner.modle.preset": "x"}, "set": {"seed": 8}}]}, ("did you mean",)),
-    ("unused ratio", {"regime": {"kind": "accumulate", "synthetic_ratio": 0.5}}, ("accumulate does not use synthetic_ratio",)),
+    (
+        "penalised prompt",
+        {"learner.sample.penalize_prompt": False},
+        ("penalize_prompt", "repetition_penalty is 1"),
+    ),
+    (
+        "min_new_tokens of a block",
+        {"learner.sample.min_new_tokens": 4},
+        ("min_new_tokens", "length: natural", "forbid_eos"),
+    ),
+    (
+        "too many new tokens",
+        {"learner.sample": {"length": "natural", "min_new_tokens": 17}},
+        ("min_new_tokens", "at most 16"),
+    ),
+    (
+        "no end of text",
+        {"learner.sample": {"length": "natural", "forbid_eos": True}},
+        ("forbid_eos", "min_new_tokens"),
+    ),
+    (
+        "loss without a prompt",
+        {"learner.train.loss": "continuation"},
+        ("loss: continuation", "keep_prompt: true"),
+    ),
+    (
+        "duplicates above 1",
+        {"evaluate.max_duplicate_share": 2},
+        ("evaluate.max_duplicate_share", "less than or equal to 1"),
+    ),
+    (
+        "batch of no sequences",
+        {"evaluate.perplexity_batch": 0},
+        ("evaluate.perplexity_batch", "greater than 0"),
+    ),
+    (
+        "prefix of natural text",
+        {"learner.sample": {"prompt": "previous_prefix", "length": "natural"}},
+        ("needs length: block",),
+    ),
+    (
+        "sizes of a pretrained model",
+        {"learner.model": {"pretrained": "x/y", "dropout": 0.1}},
+        ("dropout", "cannot be changed"),
+    ),
+    (
+        "revision of a preset",
+        {"learner.model": {"preset": "tiny", "revision": "a"}},
+        ("revision only goes with pretrained",),
+    ),
+    (
+        "filters on a fixed corpus",
+        {"filters": [{"kind": "deduplicate"}], "regime.source": {"corpus": "x"}},
+        ("filters", "itself"),
+    ),
+    (
+        "override that matches nothing",
+        {"overrides": [{"when": {"seed.x": 1}, "set": {"generations": 1}}]},
+        ("overrides.0", "seed"),
+    ),
+    (
+        "override without a match",
+        {"overrides": [{"when": {"generations": 9}, "set": {"seed": 1}}]},
+        ("overrides.0", "same in all"),
+    ),
+    (
+        "override for no cell",
+        {"overrides": [{"when": {"generations": 9}, "set": {"data.block_size": 8}}]},
+        ("matches no cell",),
+    ),
+    (
+        "override misspelled",
+        {"overrides": [{"when": {"learner.modle.preset": "x"}, "set": {"seed": 8}}]},
+        ("did you mean",),
+    ),
+    (
+        "unused ratio",
+        {"regime": {"kind": "accumulate", "synthetic_ratio": 0.5}},
+        ("accumulate does not use synthetic_ratio",),
+    ),
     ("missing ratio", {"regime": {"kind": "replace"}}, ("replace needs synthetic_ratio",)),
-    ("unused real_part", {"regime": {"kind": "accumulate", "real_part": "fixed"}}, ("does not use real_part",)),
+    (
+        "unused real_part",
+        {"regime": {"kind": "accumulate", "real_part": "fixed"}},
+        ("does not use real_part",),
+    ),
     ("augment at 1", {"regime": {"kind": "augment", "synthetic_ratio": 1.0}}, ("augment", "below 1")),
-    ("unknown regime", {"regime.kind": "replce"}, ("regime.kind", "did you mean 'replace'", "accumulate_subsample")),
-    ("unknown preset", {"learner.model": {"preset": "tinny"}}, ("learner.model.preset", "did you mean 'tiny'", "gpt2-124m")),
-    ("no model", {"learner.model": {}}, ("learner.model", "exactly one of preset, pretrained or architecture")),
-    ("sizes beside a preset", {"learner.model": {"preset": "tiny", "width": 8}}, ("width", "only go with architecture")),
+    (
+        "unknown regime",
+        {"regime.kind": "replce"},
+        ("regime.kind", "did you mean 'replace'", "accumulate_subsample"),
+    ),
+    (
+        "unknown preset",
+        {"learner.model": {"preset": "tinny"}},
+        ("learner.model.preset", "did you mean 'tiny'", "gpt2-124m"),
+    ),
+    (
+        "no model",
+        {"learner.model": {}},
+        ("learner.model", "exactly one of preset, pretrained or architecture"),
+    ),
+    (
+        "sizes beside a preset",
+        {"learner.model": {"preset": "tiny", "width": 8}},
+        ("width", "only go with architecture"),
+    ),
     ("width and heads", {"learner.model.num_heads": 3}, ("width 16 is not a multiple of num_heads 3",)),
     ("block over context", {"data.block_size": 64}, ("data.block_size", "64 tokens", "context of 48")),
-    ("long prompt", {"data.block_size": 30, "learner.sample": PREFIX_20}, ("with the prompt", "context of 48")),
-    ("vocabulary below bytes", {"data.tokenizer.vocab_size": 100}, ("data.tokenizer.vocab_size", "100", "257")),
+    (
+        "long prompt",
+        {"data.block_size": 30, "learner.sample": PREFIX_20},
+        ("with the prompt", "context of 48"),
+    ),
+    (
+        "vocabulary below bytes",
+        {"data.tokenizer.vocab_size": 100},
+        ("data.tokenizer.vocab_size", "100", "257"),
+    ),
     ("indivisible batch", {"resources": {"ranks": 3}}, ("learner.train.batch_size: 8", "resources.ranks 3")),
-    ("indivisible micro batch", {"resources": {"micro_batch": 3}}, ("learner.train.batch_size: 8", "micro_batch 3")),
+    (
+        "indivisible micro batch",
+        {"resources": {"micro_batch": 3}},
+        ("learner.train.batch_size: 8", "micro_batch 3"),
+    ),
     ("epochs and steps", {"learner.train": {"epochs": 1, "max_steps": 2}}, ("epochs or max_steps",)),
-    ("prompt_tokens with bos", {"learner.sample": {"prompt_tokens": 4}}, ("prompt: bos has no prompt_tokens",)),
+    (
+        "prompt_tokens with bos",
+        {"learner.sample": {"prompt_tokens": 4}},
+        ("prompt: bos has no prompt_tokens",),
+    ),
     ("init pretrained of nothing", {"learner.init": "pretrained"}, ("init: pretrained needs model",)),
     ("budget and steps", {"learner.train": {"max_steps": 2}, "regime.budget": "tokens"}, ("regime.budget",)),
     ("other text without a source", {"evaluate.others": {"web": ""}}, ("evaluate.others.web",)),
     ("name of another text", {"evaluate.others": {"The Web": "python-docs"}}, ("evaluate.others", "The Web")),
-    ("texts for numbers", {**NUMBERS, "evaluate.others": {"web": "python-docs"}}, ("evaluate.others", "not used by")),
+    (
+        "texts for numbers",
+        {**NUMBERS, "evaluate.others": {"web": "python-docs"}},
+        ("evaluate.others", "not used by"),
+    ),
     ("learner and data", {"data": {"source": "gaussian"}}, ("language_model reads text",)),
     ("unknown learner", {"learner.kind": "lstm"}, ("learner", "'lstm'", "language_model", "gaussian")),
     ("unknown filter", {"filters": [{"kind": "dedup"}]}, ("filters.0", "did you mean 'deduplicate'")),
     ("experiment name", {"experiment": "a/b"}, ("experiment", "letters, digits")),
     ("missing section", {"data": None}, ("data", "required")),
-    ("override of nothing", {"overrides": [{"when": {}, "set": {"generations": 1}}]}, ("overrides.0.when", "empty")),
-    ("override what", {"overrides": [{"when": {"sed": 1}, "set": {"generations": 1}}]}, ("overrides.0", "unknown field")),
-]  # fmt: skip
+    (
+        "override of nothing",
+        {"overrides": [{"when": {}, "set": {"generations": 1}}]},
+        ("overrides.0.when", "empty"),
+    ),
+    (
+        "override what",
+        {"overrides": [{"when": {"sed": 1}, "set": {"generations": 1}}]},
+        ("overrides.0", "unknown field"),
+    ),
+]
 
 
 @pytest.mark.parametrize(("changes", "expected"), [pytest.param(c, e, id=name) for name, c, e in BAD])
@@ -173,7 +349,9 @@ def test_a_part_of_a_grid_may_have_no_cell_for_an_override(make_config: Make, as
     (cell,) = study(path, assignment).cells
     assert cell.config.learner.train.learning_rate == TEXT["learner"]["train"]["learning_rate"]
     with pytest.raises(ConfigError, match=r"overrides.0.when: matches no cell"):
-        study(make_config(TEXT, grid={"regime.synthetic_ratio": [0.5]}, overrides=[override]), "generations=1")
+        study(
+            make_config(TEXT, grid={"regime.synthetic_ratio": [0.5]}, overrides=[override]), "generations=1"
+        )
 
 
 @pytest.mark.parametrize("assignment", ["generations", "=3", "a..b=1", "generations.x=1", "generations=["])
@@ -183,7 +361,14 @@ def test_bad_assignments(make_config: Make, assignment: str) -> None:
 
 
 def test_grid_is_the_product_and_ranges_are_integers(make_config: Make) -> None:
-    path = make_config(TEXT, grid={"regime.synthetic_ratio": [0.5, 1.0], "generations": [1, 2], "seed": {"from": 1000, "count": 3}})
+    path = make_config(
+        TEXT,
+        grid={
+            "regime.synthetic_ratio": [0.5, 1.0],
+            "generations": [1, 2],
+            "seed": {"from": 1000, "count": 3},
+        },
+    )
     found = study(path)
     assert [(c.axes["regime.synthetic_ratio"], c.axes["generations"]) for c in found.cells] == [
         (0.5, 1),
@@ -234,7 +419,8 @@ def test_every_science_field_with_a_default_says_at_which_it_was_introduced() ->
 
 
 def with_default(section: type[Section], path: str, value: Any) -> type[Section]:
-    """A copy of a section in which the default of a field, here or in a nested section, is another one today."""
+    """A copy of a section in which the default of a field, here or in a nested section, is another one
+    today."""
     name, _, rest = path.partition(".")
     info = section.model_fields[name]
     marks = cast(dict[str, Any], info.json_schema_extra)
@@ -247,8 +433,20 @@ def with_default(section: type[Section], path: str, value: Any) -> type[Section]
 @pytest.mark.parametrize(
     ("section", "given", "path", "old", "new"),
     [
-        (LanguageModel, {"kind": "language_model", "model": {"preset": "tiny"}}, "train.learning_rate", 1e-3, 5e-4),
-        (LanguageModel, {"kind": "language_model", "model": {"preset": "tiny"}}, "sample.temperature", 1.0, 0.7),
+        (
+            LanguageModel,
+            {"kind": "language_model", "model": {"preset": "tiny"}},
+            "train.learning_rate",
+            1e-3,
+            5e-4,
+        ),
+        (
+            LanguageModel,
+            {"kind": "language_model", "model": {"preset": "tiny"}},
+            "sample.temperature",
+            1.0,
+            0.7,
+        ),
         (Vae, {"kind": "vae"}, "train.epochs", 30, 31),
         (TextData, {"source": "python-docs"}, "split.test", 0.05, 0.1),
         (TextData, {"source": "python-docs"}, "tokenizer.vocab_size", 512, 1024),
@@ -257,7 +455,8 @@ def with_default(section: type[Section], path: str, value: Any) -> type[Section]
 def test_a_nested_default_that_changes_reuses_no_old_key(
     section: type[Section], given: dict[str, Any], path: str, old: Any, new: Any
 ) -> None:
-    """Who says nothing gets the new value, and another key; who spells the old value out finds the old results."""
+    """Who says nothing gets the new value, and another key; who spells the old value out finds the old
+    results."""
     today, tomorrow = section, with_default(section, path, new)
     outer, _, inner = path.partition(".")
     assert science(today(**given)) != science(tomorrow(**given))
@@ -269,7 +468,9 @@ def test_a_nested_default_that_changes_reuses_no_old_key(
 
 def test_defaults_and_their_spelling_out_are_the_same_science(make_config: Make) -> None:
     spelled = make_config(
-        TEXT, "a.yaml", **{"learner.train.weight_decay": 0.01, "learner.init": "scratch", "data.separator": "none"}
+        TEXT,
+        "a.yaml",
+        **{"learner.train.weight_decay": 0.01, "learner.init": "scratch", "data.separator": "none"},
     )
     bare = make_config(TEXT, "b.yaml", **{"learner.sample": None})
     assert science(study(spelled).base.learner) == science(study(bare).base.learner)
@@ -279,14 +480,31 @@ def test_defaults_and_their_spelling_out_are_the_same_science(make_config: Make)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 
 
-@given(st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)))
+@given(
+    st.recursive(
+        LEAVES,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    )
+)
 def test_no_value_anywhere_is_a_traceback(value: Any) -> None:
     import tempfile
 
-    for field in ("learner", "grid", "overrides", "data", "regime", "filters", "evaluate", "seed", "tracking"):
+    for field in (
+        "learner",
+        "grid",
+        "overrides",
+        "data",
+        "regime",
+        "filters",
+        "evaluate",
+        "seed",
+        "tracking",
+    ):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.yaml"
-            path.write_text(yaml.safe_dump({**GAUSSIAN, field: value}), encoding="utf-8", errors="surrogatepass")
+            path.write_text(
+                yaml.safe_dump({**GAUSSIAN, field: value}), encoding="utf-8", errors="surrogatepass"
+            )
             try:
                 study(path)
             except InputError as error:
@@ -308,7 +526,9 @@ def test_bad_input_exits_with_2_and_writes_nothing(make_config: Make, tmp_path: 
     assert not root.exists()
 
 
-def test_the_home_folder_is_expanded_wherever_a_path_is(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_expanded_wherever_a_path_is(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     learner = {**TEXT["learner"], "model": {"pretrained": "~/model"}, "init": "pretrained"}
     data = {**TEXT["data"], "source": "~/text", "tokenizer": {"kind": "pretrained", "name": "~/model"}}
@@ -320,18 +540,40 @@ def test_the_home_folder_is_expanded_wherever_a_path_is(make_config: Make, tmp_p
             **{"regime.source": {"corpus": "~/web.txt"}, "evaluate.others": {"other": "~/other.txt"}},
         )
     ).base
-    paths = [found.data.source, found.data.tokenizer.name, found.learner.model.pretrained, found.regime.source.corpus]
+    paths = [
+        found.data.source,
+        found.data.tokenizer.name,
+        found.learner.model.pretrained,
+        found.regime.source.corpus,
+    ]
     assert [*paths, found.evaluate.others["other"]] == [
-        "/home/me/text", "/home/me/model", "/home/me/model", "/home/me/web.txt", "/home/me/other.txt"
-    ]  # fmt: skip
-    teacher = study(make_config(TEXT, data=data, learner=learner, **{"regime.source": {"model": "~/teacher"}}))
-    assert [cell.config.learner.model.pretrained for cell in teacher.cells] == ["/home/me/model", "/home/me/teacher"]
+        "/home/me/text",
+        "/home/me/model",
+        "/home/me/model",
+        "/home/me/web.txt",
+        "/home/me/other.txt",
+    ]
+    teacher = study(
+        make_config(TEXT, data=data, learner=learner, **{"regime.source": {"model": "~/teacher"}})
+    )
+    assert [cell.config.learner.model.pretrained for cell in teacher.cells] == [
+        "/home/me/model",
+        "/home/me/teacher",
+    ]
     rows = study(make_config(GAUSSIAN, data={"source": "array", "path": "~/rows.npy"})).base
     images = study(
-        make_config(GAUSSIAN, data={"source": "~/i.npy", "kind": "images", "labels": "~/l.npy"}, learner={"kind": "vae"})
+        make_config(
+            GAUSSIAN,
+            data={"source": "~/i.npy", "kind": "images", "labels": "~/l.npy"},
+            learner={"kind": "vae"},
+        )
     )
     assert (rows.data.path, images.base.data.source, images.base.data.labels) == (
-        "/home/me/rows.npy", "/home/me/i.npy", "/home/me/l.npy"
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match="data.source: found '~nobody-has-this-name/x', there is no such home folder"):
+        "/home/me/rows.npy",
+        "/home/me/i.npy",
+        "/home/me/l.npy",
+    )
+    with pytest.raises(
+        ConfigError, match="data.source: found '~nobody-has-this-name/x', there is no such home folder"
+    ):
         study(make_config(TEXT, **{"data.source": "~nobody-has-this-name/x"}))

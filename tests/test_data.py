@@ -90,12 +90,17 @@ def test_a_folder_is_read_without_what_is_hidden(tmp_path: Path) -> None:
 
 def test_plan_says_what_it_has_read(make_config: Make, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.jsonl").write_text(jsonl([*(f"{text} {i}" for i in range(20) for text in PLAIN), "", None]))
+    (tmp_path / "texts" / "a.jsonl").write_text(
+        jsonl([*(f"{text} {i}" for i in range(20) for text in PLAIN), "", None])
+    )
     (tmp_path / "texts" / "b.csv").write_text("x")
     config = make_config(TEXT, **{"data.source": str(tmp_path / "texts")})
     done = harness("plan", config, "--root", tmp_path / "root")
     assert done.returncode == 0, done.stderr
-    assert f"{tmp_path / 'texts'}: 1 files, 1000 documents, 2 empty texts left out, not read: b.csv" in done.stdout
+    assert (
+        f"{tmp_path / 'texts'}: 1 files, 1000 documents, 2 empty texts left out, not read: b.csv"
+        in done.stdout
+    )
 
 
 def test_empty_texts_are_no_documents_whatever_holds_them(tmp_path: Path) -> None:
@@ -122,16 +127,22 @@ def test_a_hub_column_that_is_no_text(monkeypatch: pytest.MonkeyPatch, rows: lis
         read_documents(TextData(source="hf:x"))
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 100_000, "{", "nonsense", '{"text": 1}', '{"other": "x"}', "[1]"])
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"a":' * 100_000, "{", "nonsense", '{"text": 1}', '{"other": "x"}', "[1]"]
+)
 def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.jsonl").write_text(jsonl(["one"]) + line + "\n")
-    with pytest.raises(DataError, match=r"data.source: .*a.jsonl:2 (is not JSON|has no text in the field 'text')"):
+    with pytest.raises(
+        DataError, match=r"data.source: .*a.jsonl:2 (is not JSON|has no text in the field 'text')"
+    ):
         read(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
 def test_a_git_lfs_pointer_is_no_text(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12\n")
+    (tmp_path / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12\n"
+    )
     with pytest.raises(DataError, match=f"{name} is a Git LFS pointer"):
         read(tmp_path / name)
 
@@ -144,12 +155,18 @@ def test_what_cannot_be_decompressed_is_named(tmp_path: Path, name: str, content
         read(tmp_path / name)
 
 
-def test_a_decompression_bomb_is_stopped_at_a_part_of_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_stopped_at_a_part_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "MEMORY_SHARE", 1 << 14)  # a machine of 24 GiB then gives 1.5 MiB
     allowed = reading.psutil.virtual_memory().total // reading.MEMORY_SHARE
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * (allowed + 1)))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"a" * (allowed - 1)))
-    pq.write_table(pa.table({"text": [f"{i:1000}" for i in range(allowed // 500)]}), tmp_path / "c.parquet", compression="zstd")
+    pq.write_table(
+        pa.table({"text": [f"{i:1000}" for i in range(allowed // 500)]}),
+        tmp_path / "c.parquet",
+        compression="zstd",
+    )
     assert (tmp_path / "c.parquet").stat().st_size < allowed // 100
     for name, expected in (
         ("a.txt.gz", "would bring what is read to more than"),
@@ -161,7 +178,8 @@ def test_a_decompression_bomb_is_stopped_at_a_part_of_the_memory(tmp_path: Path,
 
 
 def claim_rows(path: Path, rows: int) -> None:
-    """Change the number of rows in a Parquet footer: thrift's compact protocol has them as varints of zigzag numbers."""
+    """Change the number of rows in a Parquet footer: thrift's compact protocol has them as varints of zigzag
+    numbers."""
 
     def varint(value: int) -> bytes:
         value, found = value << 1, b""
@@ -178,18 +196,26 @@ def claim_rows(path: Path, rows: int) -> None:
 def test_headers_that_claim_more_than_memory_holds(tmp_path: Path) -> None:
     """A file of a few kilobytes may say that it has 10^12 rows; nothing is allocated for them."""
     pq.write_table(
-        pa.table({"text": pa.array(["x"] * 777_777).dictionary_encode(), "x": np.zeros(777_777)}), tmp_path / "a.parquet"
+        pa.table({"text": pa.array(["x"] * 777_777).dictionary_encode(), "x": np.zeros(777_777)}),
+        tmp_path / "a.parquet",
     )
     claim_rows(tmp_path / "a.parquet", 10**12)
     assert pq.ParquetFile(tmp_path / "a.parquet").metadata.num_rows == 10**12, "the footer says so"
     with open(tmp_path / "a.npy", "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**12, 1)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f8", "fortran_order": False, "shape": (10**12, 1)}
+        )
         file.write(bytes(800))
     with open(tmp_path / "i.npy", "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 1000, 1000)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 1000, 1000)}
+        )
     sources: list[tuple[Callable[[], Any], str]] = [
         (lambda: read(tmp_path / "a.parquet"), "says that it has 1000000000000 rows"),
-        (lambda: make_truth(ArrayData(source="array", path=str(tmp_path / "a.parquet"), columns=("x",))), "says that it has"),
+        (
+            lambda: make_truth(ArrayData(source="array", path=str(tmp_path / "a.parquet"), columns=("x",))),
+            "says that it has",
+        ),
         (
             lambda: make_truth(ArrayData(source="array", path=str(tmp_path / "a.npy"))),
             "is truncated: .* its header says 8000000000",
@@ -210,7 +236,11 @@ def test_an_image_that_decodes_to_gigabytes_is_refused_by_its_header(tmp_path: P
         header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
         return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
-    for size, expected in ((8, None), (8192, "8192 x 8192 pixels"), (40_000, "40000 x 40000 pixels|exceeds limit")):
+    for size, expected in (
+        (8, None),
+        (8192, "8192 x 8192 pixels"),
+        (40_000, "40000 x 40000 pixels|exceeds limit"),
+    ):
         pq.write_table(pa.table({"image": [png(size, size)] * 4}), tmp_path / "a.parquet")
         config = ImageData(source=str(tmp_path / "a.parquet"), kind="images", label_field=None)
         if expected is None:
@@ -221,20 +251,43 @@ def test_an_image_that_decodes_to_gigabytes_is_refused_by_its_header(tmp_path: P
 
 
 def test_columns_that_are_no_numbers_are_named(tmp_path: Path) -> None:
-    frame = pa.table({"t": pa.array(np.arange(60), pa.timestamp("us")), "x": np.arange(60.0), "n": ["a"] * 60, "d": [[1]] * 60})
+    frame = pa.table(
+        {
+            "t": pa.array(np.arange(60), pa.timestamp("us")),
+            "x": np.arange(60.0),
+            "n": ["a"] * 60,
+            "d": [[1]] * 60,
+        }
+    )
     pq.write_table(frame, tmp_path / "dates.parquet")
-    for columns, expected in ((None, r"timestamp\[us\] in the column 't'"), (("x", "n"), "string in the column 'n'"),
-                              (("d",), "in the column 'd'"), (("y",), "has no column y")):  # fmt: skip
+    for columns, expected in (
+        (None, r"timestamp\[us\] in the column 't'"),
+        (("x", "n"), "string in the column 'n'"),
+        (("d",), "in the column 'd'"),
+        (("y",), "has no column y"),
+    ):
         with pytest.raises(DataError, match=f"data.columns: .*{expected}"):
             make_truth(ArrayData(source="array", path=str(tmp_path / "dates.parquet"), columns=columns))
-    assert make_truth(ArrayData(source="array", path=str(tmp_path / "dates.parquet"), columns=("x",))).width == 1
+    assert (
+        make_truth(ArrayData(source="array", path=str(tmp_path / "dates.parquet"), columns=("x",))).width == 1
+    )
 
 
-@pytest.mark.parametrize(("different", "expected"), [(1, "there are 500 documents, but all of them are equal"),
-                                                     (2, "only 2 of them are different"), (500, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("different", "expected"),
+    [
+        (1, "there are 500 documents, but all of them are equal"),
+        (2, "only 2 of them are different"),
+        (500, None),
+    ],
+)
 def test_equal_documents_are_told_from_few(tmp_path: Path, different: int, expected: str | None) -> None:
-    (tmp_path / "a.txt").write_text("\n\n".join(f"The same paragraph, number {i % different}." for i in range(500)))
-    config = TextData(source=str(tmp_path / "a.txt"), tokenizer={"kind": "bpe", "vocab_size": 260}, block_size=8)  # type: ignore[arg-type]
+    (tmp_path / "a.txt").write_text(
+        "\n\n".join(f"The same paragraph, number {i % different}." for i in range(500))
+    )
+    config = TextData(
+        source=str(tmp_path / "a.txt"), tokenizer={"kind": "bpe", "vocab_size": 260}, block_size=8
+    )  # type: ignore[arg-type]
     (tmp_path / "prepared").mkdir()
     if expected is None:
         prepare(config, read_documents(config), tmp_path / "prepared")
@@ -261,7 +314,9 @@ def test_data_that_is_prepared_twice_is_the_same(make_config: Make, tmp_path: Pa
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(content.encode()))
     keys = []
     for name in ("a.txt", "b.txt.gz"):
-        prepared, _ = open_prepared(make_config(TEXT, **{"data.source": str(tmp_path / name)}), tmp_path / "root")
+        prepared, _ = open_prepared(
+            make_config(TEXT, **{"data.source": str(tmp_path / name)}), tmp_path / "root"
+        )
         keys.append(set(prepared.lineage.nodes))
     assert keys[0] == keys[1]
 
@@ -278,7 +333,8 @@ def test_an_archive_is_no_array(tmp_path: Path) -> None:
             make_truth(ArrayData(source="array", path=str(tmp_path / name)))
 
 
-# --- every seed its own examples ------------------------------------------------------------------------------------------------
+# --- every seed its own examples
+# ------------------------------------------------------------------------------------------------
 
 
 def sources(tmp_path: Path) -> dict[str, dict[str, Any]]:
@@ -288,12 +344,17 @@ def sources(tmp_path: Path) -> dict[str, dict[str, Any]]:
     return {
         "text": {**TEXT, "data": {**TEXT["data"], "source": str(tmp_path / "text.txt")}},
         "images": {**GAUSSIAN, "learner": {"kind": "vae"}, "data": {"source": "digits", "num_examples": 96}},
-        "rows": {**GAUSSIAN, "data": {"source": "array", "path": str(tmp_path / "rows.npy"), "num_examples": 96}},
+        "rows": {
+            **GAUSSIAN,
+            "data": {"source": "array", "path": str(tmp_path / "rows.npy"), "num_examples": 96},
+        },
     }
 
 
 @pytest.mark.parametrize("kind", ["text", "images", "rows"])
-def test_every_seed_has_its_own_examples_where_that_is_asked_for(make_config: Make, tmp_path: Path, kind: str) -> None:
+def test_every_seed_has_its_own_examples_where_that_is_asked_for(
+    make_config: Make, tmp_path: Path, kind: str
+) -> None:
     base = sources(tmp_path)[kind]
     plain, _ = open_prepared(make_config(base, "plain.yaml"), tmp_path / "root")
     written, _ = open_prepared(make_config(base, "false.yaml", **{"data.resample": False}), tmp_path / "root")
@@ -306,10 +367,15 @@ def test_every_seed_has_its_own_examples_where_that_is_asked_for(make_config: Ma
     same = [shared.real(seed, 96).values for seed in (0, 1)]
     assert (same[0] == same[1]).all()
     draws = [drawn.real(seed, 96).values for seed in range(6)]
-    assert all((draws[seed] == drawn.real(seed, 200).values[:96]).all() for seed in range(6)), "fewer are a prefix of more"
+    assert all((draws[seed] == drawn.real(seed, 200).values[:96]).all() for seed in range(6)), (
+        "fewer are a prefix of more"
+    )
     whole = drawn.real(3, supply).values
-    assert sorted(map(bytes, whole)) == sorted(map(bytes, shared.real(0, supply).values)), "the split, in an order of its own"
-    # Two draws of n of N without replacement share n^2 / N examples in the mean; the variance is hypergeometric.
+    assert sorted(map(bytes, whole)) == sorted(map(bytes, shared.real(0, supply).values)), (
+        "the split, in an order of its own"
+    )
+    # Two draws of n of N without replacement share n^2 / N examples in the mean; the variance is
+    # hypergeometric.
     rows = {bytes(row): index for index, row in enumerate(shared.real(0, supply).values)}
     sets = [{rows[bytes(row)] for row in draw} for draw in draws]
     if len(rows) == supply:
@@ -335,7 +401,10 @@ def test_the_classifier_of_images_reads_each_with_its_own_class(make_config: Mak
     own, _ = open_prepared(make_config(base, **{"data.resample": True}), tmp_path / "root")
     images = own.data[0].real
     digits = load_digits()
-    known = {bytes((image / 16).astype(np.float32)): label for image, label in zip(digits.images, digits.target, strict=True)}
+    known = {
+        bytes((image / 16).astype(np.float32)): label
+        for image, label in zip(digits.images, digits.target, strict=True)
+    }
     assert [known[bytes(row)] for row in images.training] == images.labels.tolist()  # type: ignore[attr-defined]
 
 
@@ -344,7 +413,11 @@ def test_the_report_says_what_its_intervals_hold(make_config: Make, tmp_path: Pa
 
     base = sources(tmp_path)["text"]
     said = []
-    for name, changes in (("a", {}), ("b", {"data.resample": True}), ("c", {"grid": {"data.resample": [False, True]}})):
+    for name, changes in (
+        ("a", {}),
+        ("b", {"data.resample": True}),
+        ("c", {"grid": {"data.resample": [False, True]}}),
+    ):
         prepared, _ = open_prepared(make_config(base, f"{name}.yaml", **changes), tmp_path / "root")
         said.append(variance(prepared))
     closed, _ = open_prepared(make_config(GAUSSIAN, "d.yaml"), tmp_path / "root")
@@ -360,7 +433,11 @@ def test_a_chain_on_resampled_text(ranks: Any, make_config: Make, tmp_path: Path
     from safetensors.numpy import load_file
 
     base = sources(tmp_path)["text"]
-    config = make_config(base, generations=1, **{"data.resample": True, "regime.synthetic_ratio": 0.5, "grid": {"seed": [0, 1]}})
+    config = make_config(
+        base,
+        generations=1,
+        **{"data.resample": True, "regime.synthetic_ratio": 0.5, "grid": {"seed": [0, 1]}},
+    )
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     losses = []
     for chain in prepared.lineage.chains:

@@ -1,4 +1,5 @@
-"""Beam search, penalties, the end of text and the masked loss, against transformers and against their definitions."""
+"""Beam search, penalties, the end of text and the masked loss, against transformers and against their
+definitions."""
 
 from __future__ import annotations
 
@@ -46,9 +47,16 @@ def generated(model: Any, prompts: Any, length: int = WIDTH, **settings: Any) ->
     with torch.inference_mode():
         tokens = torch.from_numpy(prompts)
         found = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=length, min_new_tokens=length,
-            bos_token_id=0, eos_token_id=EOS, pad_token_id=EOS, **settings,
-        )  # fmt: skip
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=length,
+            min_new_tokens=length,
+            bos_token_id=0,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+            **settings,
+        )
     return found[:, prompts.shape[1] :].numpy()
 
 
@@ -63,13 +71,16 @@ def test_a_beam_search_is_that_of_transformers(model: Any, beams: int, penalty: 
 
 
 def test_beams_as_wide_as_all_continuations_find_the_likeliest_of_all(model: Any) -> None:
-    """With vocab ** (length - 1) beams nothing is ever cut, so the search is exhaustive: 40 beams for two tokens."""
+    """With vocab ** (length - 1) beams nothing is ever cut, so the search is exhaustive: 40 beams for two
+    tokens."""
     found = sampler(model, num_beams=VOCAB, forbid_eos=False).draw(PROMPTS[:3], 2, UNREAD)
     for prompt, row in zip(PROMPTS[:3], found.values, strict=True):
         pairs = np.array(list(itertools.product(range(VOCAB), repeat=2)))
         whole = np.concatenate([np.repeat(prompt[None], len(pairs), 0), pairs], axis=1)
         with torch.inference_mode():
-            inputs, targets = with_bos(Examples.full(whole.astype(np.int32)), None, torch.device("cpu"), masked=4)
+            inputs, targets = with_bos(
+                Examples.full(whole.astype(np.int32)), None, torch.device("cpu"), masked=4
+            )
             nll = sequence_nll(model(input_ids=inputs).logits, targets)
         assert tuple(row) == tuple(pairs[int(nll.argmin())])
 
@@ -111,7 +122,9 @@ def test_the_penalty_is_that_of_transformers(penalty: float, prompt_counts: bool
 
 def test_penalised_drawing_at_temperature_0_is_penalised_greedy_decoding(model: Any) -> None:
     theirs = generated(model, PROMPTS, num_beams=1, repetition_penalty=1.5)
-    ours = sampler(model, repetition_penalty=1.5, temperature=1e-4).draw(PROMPTS, WIDTH, np.full((12, WIDTH), 0.5))
+    ours = sampler(model, repetition_penalty=1.5, temperature=1e-4).draw(
+        PROMPTS, WIDTH, np.full((12, WIDTH), 0.5)
+    )
     assert (ours.values == theirs).all()
 
 
@@ -126,7 +139,9 @@ def test_the_end_of_text_is_held_back_and_then_comes(model: Any) -> None:
     settings = {"temperature": 3.0, "length": "natural", "forbid_eos": False}
     free = sampler(model, **settings).draw(prompts, 30, uniform)
     held = sampler(model, min_new_tokens=6, **settings).draw(prompts, 30, uniform)
-    assert free.lengths.min() <= 6 < held.lengths.min() == 7, "the seventh token is the first that may end an example"
+    assert free.lengths.min() <= 6 < held.lengths.min() == 7, (
+        "the seventh token is the first that may end an example"
+    )
     block = sampler(model, temperature=3.0, forbid_eos=False).draw(prompts, 30, uniform)
     never = sampler(model, temperature=3.0, forbid_eos=True).draw(prompts, 30, uniform)
     assert (block.lengths == 30).all() and (block.values == EOS).any() and not (never.values == EOS).any()

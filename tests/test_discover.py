@@ -1,4 +1,5 @@
-"""What there is (list), what a study says (show), a study to start from (init), and an installation with little or much in it."""
+"""What there is (list), what a study says (show), a study to start from (init), and an installation with
+little or much in it."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def test_show_tells_where_every_value_comes_from(make_config: Make) -> None:
     assert found["learner.model.num_kv_heads"].origin == "default"
     ratio = found["regime.synthetic_ratio"]
     assert ratio.value == 0.75 and ratio.origin.startswith("grid, value 2 of 2 (line ")
-    assert found["learner.train.batch_size"].value == 8 and found["learner.train.batch_size"].origin.startswith("override (line ")
+    assert found["learner.train.batch_size"].value == 8 and found[
+        "learner.train.batch_size"
+    ].origin.startswith("override (line ")
     assert found["resources.lease_s"].origin == "default"
     line = int(found["data.block_size"].origin.removeprefix("line "))
     assert "block_size" in lines[line - 1]
@@ -95,7 +98,12 @@ def test_init_leaves_what_is_there_and_refuses_what_cannot_be(tmp_path: Path) ->
 
 
 def test_shipped_studies_say_what_they_are() -> None:
-    assert {"quickstart", "study", "papers/kazdan_gaussian", "papers/small/kazdan_gaussian"} <= studies().keys()
+    assert {
+        "quickstart",
+        "study",
+        "papers/kazdan_gaussian",
+        "papers/small/kazdan_gaussian",
+    } <= studies().keys()
     for name, path in studies().items():
         assert 10 < len(summary(path)) < 300, name
 
@@ -134,7 +142,8 @@ sys.meta_path.insert(0, Missing())
 
 
 def without(folder: Path, *names: str) -> str:
-    """A folder for PYTHONPATH with which these modules cannot be imported, in this process or in any that it starts."""
+    """A folder for PYTHONPATH with which these modules cannot be imported, in this process or in any that it
+    starts."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(BLOCK.replace("{names!r}", repr(set(names))))
     return str(folder)
@@ -142,28 +151,54 @@ def without(folder: Path, *names: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_closed_forms_run_without_torch_and_others_say_what_they_need(installed: Path, tmp_path: Path) -> None:
+def test_closed_forms_run_without_torch_and_others_say_what_they_need(
+    installed: Path, tmp_path: Path
+) -> None:
     names = {module for kind in LEARNERS for module in LEARNERS[kind].modules} | {"wandb", "huggingface_hub"}
     python_path = f"{without(tmp_path / 'block', *names)}{os.pathsep}{installed}"
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "harness", *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": python_path}
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240, check=False
+        )
 
-    done = run("run", "papers/small/kazdan_discrete", "--set", "grid.seed=[0]", "--set", "tracking.wandb=disabled", "--json")
+    done = run(
+        "run",
+        "papers/small/kazdan_discrete",
+        "--set",
+        "grid.seed=[0]",
+        "--set",
+        "tracking.wandb=disabled",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["chains_failed"] == 0
     assert (
-        run("report", "papers/small/kazdan_discrete", "--set", "grid.seed=[0]", "--set", "tracking.wandb=disabled").returncode == 0
+        run(
+            "report",
+            "papers/small/kazdan_discrete",
+            "--set",
+            "grid.seed=[0]",
+            "--set",
+            "tracking.wandb=disabled",
+        ).returncode
+        == 0
     )
     done = run("plan", "quickstart")
-    assert done.returncode == 2 and "needs torch, deepspeed, transformers, tokenizers, datasets, which are not" in done.stderr
+    assert (
+        done.returncode == 2
+        and "needs torch, deepspeed, transformers, tokenizers, datasets, which are not" in done.stderr
+    )
     assert "pip install 'model-collapse-harness[text]'" in done.stderr
     done = run("plan", "vae")
     assert (
         done.returncode == 2
-        and "vae needs torch, which is not installed; pip install 'model-collapse-harness[images]'" in done.stderr
+        and "vae needs torch, which is not installed; pip install 'model-collapse-harness[images]'"
+        in done.stderr
     )
     done = run("plan", "papers/small/kazdan_discrete", "--set", "tracking.wandb=offline")
-    assert done.returncode == 2 and "set disabled, or pip install 'model-collapse-harness[wandb]'" in done.stderr
+    assert (
+        done.returncode == 2 and "set disabled, or pip install 'model-collapse-harness[wandb]'" in done.stderr
+    )

@@ -27,9 +27,25 @@ from harness.launch.doctor.examination import Examination, judge_alike
 from harness.launch.doctor.table import merged, shown_at
 
 NAMES = {
-    "slurm", "libraries", "cpus", "memory", "open files", "socket path", "temporary folder", "shared memory", "devices",
-    "deepspeed", "store root", "disk", "clocks", "ports", "communication", "ray", "wandb", "hub",
-}  # fmt: skip
+    "slurm",
+    "libraries",
+    "cpus",
+    "memory",
+    "open files",
+    "socket path",
+    "temporary folder",
+    "shared memory",
+    "devices",
+    "deepspeed",
+    "store root",
+    "disk",
+    "clocks",
+    "ports",
+    "communication",
+    "ray",
+    "wandb",
+    "hub",
+}
 
 
 @pytest.fixture
@@ -66,12 +82,17 @@ def test_a_failure_is_a_line_and_an_exit_code(outside: None) -> None:
     done = harness("doctor", "--root", "/proc/nowhere")
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
-    assert [line for line in lines if line.startswith("failure: store root: ") and "cannot be written" in line and " -> " in line]
+    assert [
+        line
+        for line in lines
+        if line.startswith("failure: store root: ") and "cannot be written" in line and " -> " in line
+    ]
     assert [line for line in lines if line.startswith(f"ok: socket path: {platform.node()}: /tmp/hr-")]
     assert [line for line in lines if line.startswith("ok: communication: ")], "other checks go on"
 
 
-# --- one machine -----------------------------------------------------------------------------------------------------------
+# --- one machine
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_roots_that_cannot_hold_a_store(tmp_path: Path) -> None:
@@ -86,7 +107,11 @@ def test_roots_that_cannot_hold_a_store(tmp_path: Path) -> None:
         check = only(storage.root(str(root)), "store root")
         assert check.severity == "failure" and why in check.found and check.remedy
     good = storage.root(str(tmp_path / "full" / "new" / "root"))
-    assert only(good, "store root").severity == "ok" and good["above"] == str(tmp_path / "full") and not good["exists"]
+    assert (
+        only(good, "store root").severity == "ok"
+        and good["above"] == str(tmp_path / "full")
+        and not good["exists"]
+    )
     assert os.listdir(tmp_path / "full") == ["letter"]
 
 
@@ -116,13 +141,18 @@ def test_a_socket_may_have_107_bytes_and_the_doctor_counts_them(tmp_path: Path) 
         finally:
             subprocess.run(["rm", "-r", folder], check=True)
     assert machine.LONGEST_TMP <= len(fits)
-    assert machine.judge_folder(36 * "x").severity == "ok" and machine.judge_folder(37 * "x").severity == "failure"
+    assert (
+        machine.judge_folder(36 * "x").severity == "ok"
+        and machine.judge_folder(37 * "x").severity == "failure"
+    )
 
 
 def test_a_root_that_a_group_shares(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        assert "group" not in {check["name"] for check in storage.root(str(tmp_path))["checks"]}, "it is of one person"
+        assert "group" not in {check["name"] for check in storage.root(str(tmp_path))["checks"]}, (
+            "it is of one person"
+        )
         tmp_path.chmod(0o770)
         others = next(number for number in range(1, 100) if number not in {os.getegid(), *os.getgroups()})
         os.chown(tmp_path, -1, others if os.geteuid() == 0 else -1)
@@ -153,7 +183,9 @@ def storage_folder(length: int) -> str:
         (0, 0, 8, "ok", "no GPU"),
     ],
 )
-def test_devices_against_the_claim(claimed: int | None, devices: int, listed: int, severity: str, said: str) -> None:
+def test_devices_against_the_claim(
+    claimed: int | None, devices: int, listed: int, severity: str, said: str
+) -> None:
     device = {"name": "H", "memory": 80 * 2**30, "error": ""}
     seen = {"torch": "2.13.0", "cuda": "13.0", "devices": [device] * devices, "error": ""}
     claim = machine.Claim(claimed, None, None)
@@ -170,9 +202,16 @@ def test_a_device_that_is_listed_and_out_of_order_is_a_failure() -> None:
 
 def test_the_claim_is_read_from_what_slurm_sets() -> None:
     assert machine.claim_of({}) == machine.Claim(None, None, None)
-    step = {"SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "4", "SLURM_MEM_PER_CPU": "500", "SLURM_STEP_GPUS": "0,3"}
+    step = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_ON_NODE": "4",
+        "SLURM_MEM_PER_CPU": "500",
+        "SLURM_STEP_GPUS": "0,3",
+    }
     assert machine.claim_of(step) == machine.Claim(2, 4, 2000 * 2**20)
-    assert machine.claim_of(step | {"SLURM_GPUS_ON_NODE": "1", "SLURM_MEM_PER_NODE": "100"}) == machine.Claim(1, 4, 100 * 2**20)
+    assert machine.claim_of(step | {"SLURM_GPUS_ON_NODE": "1", "SLURM_MEM_PER_NODE": "100"}) == machine.Claim(
+        1, 4, 100 * 2**20
+    )
 
 
 def test_cpus_and_memory_against_the_claim() -> None:
@@ -200,7 +239,10 @@ def test_libraries_against_what_the_package_asks_for(tmp_path: Path) -> None:
     check = only(other, "libraries")
     assert check.severity == "failure" and "wandb is 0.1.0, " in check.found
     alike = judge_alike({"n1": found["versions"], "n2": other["versions"]})
-    assert alike.severity == "failure" and alike.found == f"wandb: {found['versions']['wandb']} on n1, 0.1.0 on n2"
+    assert (
+        alike.severity == "failure"
+        and alike.found == f"wandb: {found['versions']['wandb']} on n1, 0.1.0 on n2"
+    )
     assert judge_alike({"n1": found["versions"], "n2": found["versions"]}).severity == "ok"
 
 
@@ -213,10 +255,15 @@ def test_what_would_be_compiled_is_seen() -> None:
         "try: DeepSpeedCPUAdam([torch.nn.Parameter(torch.zeros(4))])\n"
         "except RuntimeError: pass\nprint(compiled)"
     )
-    assert run([sys.executable, "-c", code], 120, {**os.environ, "DS_ACCELERATOR": "cpu"}).splitlines()[-1] == "['cpu_adam']"
+    assert (
+        run([sys.executable, "-c", code], 120, {**os.environ, "DS_ACCELERATOR": "cpu"}).splitlines()[-1]
+        == "['cpu_adam']"
+    )
 
 
-def test_wandb_without_a_key_with_one_and_without_a_server(monkeypatch: pytest.MonkeyPatch, outside: None, tmp_path: Path) -> None:
+def test_wandb_without_a_key_with_one_and_without_a_server(
+    monkeypatch: pytest.MonkeyPatch, outside: None, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # whose user is not logged in
     with endpoint() as recorder:
         monkeypatch.setenv("WANDB_BASE_URL", recorder.url)
@@ -232,11 +279,15 @@ def test_wandb_without_a_key_with_one_and_without_a_server(monkeypatch: pytest.M
 
 def test_what_ray_leaves_behind_is_found_by_its_mark() -> None:
     mark = uuid.uuid4().hex
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, services.TAG: mark}) as echo:
+    with subprocess.Popen(
+        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, services.TAG: mark}
+    ) as echo:
         assert echo.stdin and echo.stdout
         echo.stdin.write(b"up\n")
         echo.stdin.flush()
-        assert echo.stdout.readline() == b"up\n", "past its exec: before that it has no environment to be found by"
+        assert echo.stdout.readline() == b"up\n", (
+            "past its exec: before that it has no environment to be found by"
+        )
         assert [process.pid for process in services.tagged(mark)] == [echo.pid]
         echo.kill()
         os.waitid(os.P_PID, echo.pid, os.WEXITED | os.WNOWAIT)
@@ -244,12 +295,16 @@ def test_what_ray_leaves_behind_is_found_by_its_mark() -> None:
     assert services.tagged(mark) == []
 
 
-# --- between machines ------------------------------------------------------------------------------------------------------
+# --- between machines
+# ------------------------------------------------------------------------------------------------------
 
 
 def race(folders: dict[str, Path]) -> dict[str, list[bool]]:
     wins: dict[str, list[bool]] = {}
-    racers = [threading.Thread(target=lambda n=n, f=f: wins.update({n: storage.race(str(f), n, 40)})) for n, f in folders.items()]  # type: ignore[misc]
+    racers = [
+        threading.Thread(target=lambda n=n, f=f: wins.update({n: storage.race(str(f), n, 40)}))
+        for n, f in folders.items()
+    ]  # type: ignore[misc]
     for racer in racers:
         racer.start()
     for racer in racers:
@@ -288,7 +343,9 @@ def test_files_that_are_seen_late_or_never(tmp_path: Path) -> None:
         ({"n1": (0.0, 0.01)}, {"n1": 31.0}, "failure", "the file server is 31.0 s ahead of n1"),
     ],
 )
-def test_clocks(offsets: dict[str, tuple[float, float]], server: dict[str, float], severity: str, said: str) -> None:
+def test_clocks(
+    offsets: dict[str, tuple[float, float]], server: dict[str, float], severity: str, said: str
+) -> None:
     check = storage.judge_clocks(offsets, server)
     assert check.severity == severity and said in check.found
 
@@ -299,10 +356,14 @@ def test_a_port_that_nobody_listens_at_or_somebody_else_does() -> None:
     mine = network.listen("n1")
     hosts = {"n1": "127.0.0.1", "n2": "127.0.0.1", "n3": "127.0.0.1", "n4": "no-such-machine.invalid"}
     wrong = network.connect({"n1": mine, "n2": port, "n3": mine, "n4": mine}, hosts, "n1")
-    assert wrong.keys() == {"n2", "n3", "n4"} and "refused" in wrong["n2"] and "answers as 'n1'" in wrong["n3"]
+    assert (
+        wrong.keys() == {"n2", "n3", "n4"} and "refused" in wrong["n2"] and "answers as 'n1'" in wrong["n3"]
+    )
     check = network.judge_ports({"n1": wrong})
     assert check.severity == "failure" and "from n1 to n2: 127.0.0.1" in check.found
-    own = network.connect({"n1": mine, "n5": network.listen("n5")}, {"n1": "localhost", "n5": "localhost"}, "n1")
+    own = network.connect(
+        {"n1": mine, "n5": network.listen("n5")}, {"n1": "localhost", "n5": "localhost"}, "n1"
+    )
     assert "which others cannot reach" in own["n1"]
 
 
@@ -315,7 +376,8 @@ def test_a_group_whose_other_rank_never_comes_ends_by_its_limit() -> None:
     assert leader.returncode is not None and not psutil.pid_exists(leader.pid)
 
 
-# --- probes ----------------------------------------------------------------------------------------------------------------
+# --- probes
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_arrives_whole_in_short_lines() -> None:
@@ -357,17 +419,28 @@ def local(outside: None) -> Iterator[nodes.Nodes]:
 def test_an_error_in_a_probe_is_a_line_and_the_next_request_is_answered(local: nodes.Nodes) -> None:
     assert local.ask("see", 5, name="shared root", path="/nowhere", patience_s="?") == {}
     (trouble,) = local.troubles
-    assert trouble.severity == "failure" and trouble.where == local.names[0] and "TypeError" in trouble.found and trouble.remedy
+    assert (
+        trouble.severity == "failure"
+        and trouble.where == local.names[0]
+        and "TypeError" in trouble.found
+        and trouble.remedy
+    )
     assert local.ask("clock", 5)[local.names[0]] == pytest.approx(time.time(), abs=5)
 
 
 def test_a_probe_that_is_killed_is_named_at_once(local: nodes.Nodes) -> None:
-    (child,) = [process for process in psutil.Process().children() if "harness.launch.doctor.probe" in process.cmdline()]
+    (child,) = [
+        process
+        for process in psutil.Process().children()
+        if "harness.launch.doctor.probe" in process.cmdline()
+    ]
     child.kill()
     started = time.monotonic()
     checks = list(Examination(local, Path("/tmp")).checks())
     assert time.monotonic() - started < 10
-    assert [(check.name, check.severity, check.where) for check in checks] == [("node", "failure", local.names[0])]
+    assert [(check.name, check.severity, check.where) for check in checks] == [
+        ("node", "failure", local.names[0])
+    ]
 
 
 def test_a_command_that_hangs_is_ended_with_all_that_it_started(tag: str) -> None:
@@ -377,7 +450,8 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tag: str) -> Non
     assert not tagged(tag)
 
 
-# --- SLURM's settings, and the table ---------------------------------------------------------------------------------------
+# --- SLURM's settings, and the table
+# ---------------------------------------------------------------------------------------
 
 CONFIG = """Configuration data as of 2026-11-21T13:00:00
 ClusterName             = lab
@@ -400,7 +474,11 @@ PARTITIONS = (
     [
         ({"ProctrackType": "proctrack/linuxproc"}, "slurm processes", "can outlive it"),
         ({"KillWait": "5 sec"}, "slurm time limit", "5 s from SIGTERM"),
-        ({"SlurmctldParameters": "(null)"}, "slurm preemption", "jobs in low, old are preempted without the signal"),
+        (
+            {"SlurmctldParameters": "(null)"},
+            "slurm preemption",
+            "jobs in low, old are preempted without the signal",
+        ),
         ({"JobRequeue": "0"}, "slurm requeue", "not queued again"),
         ({}, "", ""),
     ],
@@ -414,7 +492,11 @@ def test_settings_that_matter(change: dict[str, str], name: str, said: str) -> N
 
 def test_partitions_that_are_up() -> None:
     check = slurm.judge_partitions(PARTITIONS)
-    assert check.severity == "ok" and "main (2 nodes, 8 CPUs, up to 1-00:00:00)" in check.found and "old" not in check.found
+    assert (
+        check.severity == "ok"
+        and "main (2 nodes, 8 CPUs, up to 1-00:00:00)" in check.found
+        and "old" not in check.found
+    )
     assert slurm.judge_partitions("").severity == "failure"
 
 

@@ -17,11 +17,14 @@ from slurm_cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 EXPECTED = {"slurm processes", "slurm time limit", "wandb", "cpus", "memory"}
-"""What the test cluster is warned of: its settings, a network without a way out, and machines that share two cores."""
+"""What the test cluster is warned of: its settings, a network without a way out, and machines that share two
+cores."""
 CLEAN = {"PYTHONPATH": str(ROOT), "HARNESS_TMP": "", "WANDB_API_KEY": ""}
 
 
-def batch(cluster: Cluster, name: str, *flags: str, root: Path | None = None, before: str = "", **environment: str) -> str:
+def batch(
+    cluster: Cluster, name: str, *flags: str, root: Path | None = None, before: str = "", **environment: str
+) -> str:
     """Submit a job that runs the doctor; its id."""
     folder = cluster.base / name
     folder.mkdir()
@@ -29,7 +32,9 @@ def batch(cluster: Cluster, name: str, *flags: str, root: Path | None = None, be
     ending = f"echo $? >{folder}/rc\nmv {folder}/out.part {folder}/out\n"
     script = f"#!/bin/bash\n{before}\n{command} >{folder}/out.part 2>{folder}/err\n{ending}"
     (folder / "job.sh").write_text(script)
-    done = cluster.login("sbatch", "--parsable", "-o", folder / "log", *flags, folder / "job.sh", **{**CLEAN, **environment})
+    done = cluster.login(
+        "sbatch", "--parsable", "-o", folder / "log", *flags, folder / "job.sh", **{**CLEAN, **environment}
+    )
     return done.stdout.strip()
 
 
@@ -42,7 +47,9 @@ def outcome(cluster: Cluster, name: str, timeout: float = 240) -> tuple[int, lis
 
 
 def where(checks: list[dict[str, Any]], name: str, severity: str) -> list[str]:
-    return sorted(check["where"] for check in checks if check["name"] == name and check["severity"] == severity)
+    return sorted(
+        check["where"] for check in checks if check["name"] == name and check["severity"] == severity
+    )
 
 
 @pytest.fixture
@@ -64,9 +71,13 @@ def cluster_machines(cluster: Cluster) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "flags", [["-N2"], ["-N3", "--ntasks-per-node=2", "-c1"], ["-N1", "--array=3"]], ids=["two", "three", "array"]
+    "flags",
+    [["-N2"], ["-N3", "--ntasks-per-node=2", "-c1"], ["-N1", "--array=3"]],
+    ids=["two", "three", "array"],
 )
-def test_sound_allocations(cluster: Cluster, leaves_nothing: None, flags: list[str], request: pytest.FixtureRequest) -> None:
+def test_sound_allocations(
+    cluster: Cluster, leaves_nothing: None, flags: list[str], request: pytest.FixtureRequest
+) -> None:
     count, name = int(flags[0][2:]), f"sound-{request.node.callspec.id}"
     batch(cluster, name, *flags)
     code, checks = outcome(cluster, name)
@@ -80,20 +91,43 @@ def test_sound_allocations(cluster: Cluster, leaves_nothing: None, flags: list[s
     for shared in ("same software", "shared root", "locking"):
         assert where(checks, shared, "ok") == ([together] if count > 1 else []), shared
     ranks = max(count, 2)
-    assert f"gloo, {ranks} ranks" in next(check["found"] for check in checks if check["name"] == "communication")
-    assert sorted(path.name for path in (cluster.base / name).iterdir()) == ["err", "job.sh", "log", "out", "rc"]
+    assert f"gloo, {ranks} ranks" in next(
+        check["found"] for check in checks if check["name"] == "communication"
+    )
+    assert sorted(path.name for path in (cluster.base / name).iterdir()) == [
+        "err",
+        "job.sh",
+        "log",
+        "out",
+        "rc",
+    ]
 
 
-def test_gpus_that_nobody_can_use_a_private_root_a_long_folder(cluster: Cluster, leaves_nothing: None) -> None:
-    batch(cluster, "bad", "-N3", "--gpus-per-node=2", root=Path("/tmp/private/root"), HARNESS_TMP="/tmp/" + 60 * "r")
+def test_gpus_that_nobody_can_use_a_private_root_a_long_folder(
+    cluster: Cluster, leaves_nothing: None
+) -> None:
+    batch(
+        cluster,
+        "bad",
+        "-N3",
+        "--gpus-per-node=2",
+        root=Path("/tmp/private/root"),
+        HARNESS_TMP="/tmp/" + 60 * "r",
+    )
     code, checks = outcome(cluster, "bad")
     assert code == 1
-    assert where(checks, "devices", "failure") == ["n1", "n2", "n3"] == where(checks, "socket path", "failure")
+    assert (
+        where(checks, "devices", "failure") == ["n1", "n2", "n3"] == where(checks, "socket path", "failure")
+    )
     for check in checks:
         if check["name"] == "devices":
             assert "SLURM has given 2 GPUs (CUDA_VISIBLE_DEVICES=0,1), torch can use 0" in check["found"]
     (shared,) = [check for check in checks if check["name"] == "shared root"]
-    assert shared["severity"] == "failure" and "n2 does not see what n1 writes" in shared["found"] and "mount" in shared["remedy"]
+    assert (
+        shared["severity"] == "failure"
+        and "n2 does not see what n1 writes" in shared["found"]
+        and "mount" in shared["remedy"]
+    )
     (locking,) = [check for check in checks if check["name"] == "locking"]
     assert "60 of 60 names were taken by more than one machine" in locking["found"]
     assert where(checks, "communication", "ok") == ["n1, n2, n3"], "what is sound is said to be"
@@ -101,7 +135,9 @@ def test_gpus_that_nobody_can_use_a_private_root_a_long_folder(cluster: Cluster,
 
 def test_a_root_that_only_some_machines_have(cluster: Cluster, leaves_nothing: None) -> None:
     before = "mkdir -p /tmp/some/root"  # on the first machine, which runs the script
-    batch(cluster, "some", "-N2", root=Path("/tmp/some/root"), before=before + '; trap "rm -r /tmp/some" EXIT')
+    batch(
+        cluster, "some", "-N2", root=Path("/tmp/some/root"), before=before + '; trap "rm -r /tmp/some" EXIT'
+    )
     _, checks = outcome(cluster, "some")
     (shared,) = [check for check in checks if check["name"] == "shared root"]
     assert shared["severity"] == "failure" and "/tmp/some/root is not there on n2" in shared["found"]
@@ -129,7 +165,10 @@ def probes(cluster: Cluster, name: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
-            if command[-1:] == ["harness.launch.doctor.probe"] and os.readlink(f"/proc/{process.pid}/ns/pid") == space:
+            if (
+                command[-1:] == ["harness.launch.doctor.probe"]
+                and os.readlink(f"/proc/{process.pid}/ns/pid") == space
+            ):
                 found.append(process)
         except (psutil.Error, OSError):
             continue
@@ -146,21 +185,35 @@ Path(sys.argv[1]).touch()
 while not Path(sys.argv[2]).exists():
     time.sleep(0.05)
 started = time.monotonic()
-print(sorted(found.ask("clock", 2)), sorted(found.ask("clock", 2)), found.lost, time.monotonic() - started < 15, flush=True)
+twice = [sorted(found.ask("clock", 2)) for _ in range(2)]
+print(*twice, found.lost, time.monotonic() - started < 15, flush=True)
 print([(t.name, t.severity, t.where) for t in found.troubles], flush=True)
 found.close()
 Path(sys.argv[3]).touch()
 """
 
 
-def test_a_machine_that_loses_power_is_named_and_the_other_goes_on(cluster: Cluster, leaves_nothing: None) -> None:
+def test_a_machine_that_loses_power_is_named_and_the_other_goes_on(
+    cluster: Cluster, leaves_nothing: None
+) -> None:
     folder = cluster.base / "power"
     folder.mkdir()
     (folder / "ask.py").write_text(POWER)
     asked, cut, ended = (folder / name for name in ("asked", "cut", "ended"))
     script = f"#!/bin/bash\nexec {sys.executable} {folder}/ask.py {asked} {cut} {ended}\n"
     (folder / "job.sh").write_text(script)
-    cluster.login("sbatch", "-N2", "-w", "n1,n2", "--no-kill", "--no-requeue", "-o", folder / "log", folder / "job.sh", **CLEAN)
+    cluster.login(
+        "sbatch",
+        "-N2",
+        "-w",
+        "n1,n2",
+        "--no-kill",
+        "--no-requeue",
+        "-o",
+        folder / "log",
+        folder / "job.sh",
+        **CLEAN,
+    )
     cluster.wait(asked.exists, 60, "answer of both")
     try:
         cluster.poweroff("n2")
@@ -170,22 +223,33 @@ def test_a_machine_that_loses_power_is_named_and_the_other_goes_on(cluster: Clus
         if "n2" not in cluster_machines(cluster):
             cluster.boot("n2")
     lines = (folder / "log").read_text()
-    assert "['n1', 'n2']\n['n1'] ['n1'] {'n2': " in lines and "True\n[('node', 'failure', 'n2')]" in lines, lines
+    assert "['n1', 'n2']\n['n1'] ['n1'] {'n2': " in lines and "True\n[('node', 'failure', 'n2')]" in lines, (
+        lines
+    )
     cluster.wait(lambda: cluster.idle() == cluster.nodes, 60, "machines that are idle again")
 
 
 def test_an_allocation_that_is_gone_is_one_failure(cluster: Cluster) -> None:
-    done = cluster.harness("doctor", "--json", SLURM_JOB_ID="99999", SLURM_JOB_NODELIST="n[1-2]", cwd=cluster.base, **CLEAN)
+    done = cluster.harness(
+        "doctor", "--json", SLURM_JOB_ID="99999", SLURM_JOB_NODELIST="n[1-2]", cwd=cluster.base, **CLEAN
+    )
     checks = json.loads(done.stdout)["checks"]
-    assert done.returncode == 1 and where(checks, "node", "failure") == ["n1", "n2"], done.stdout + done.stderr
+    assert done.returncode == 1 and where(checks, "node", "failure") == ["n1", "n2"], (
+        done.stdout + done.stderr
+    )
     assert all("Invalid job id" in check["found"] for check in checks if check["name"] == "node")
 
 
 def test_a_controller_that_does_not_answer(cluster: Cluster) -> None:
     config = cluster.base / "silent.conf"
     config.write_text(
-        (cluster.base / "etc" / "slurm.conf").read_text().replace("MessageTimeout=5", "MessageTimeout=2\nSlurmctldPort=9")
+        (cluster.base / "etc" / "slurm.conf")
+        .read_text()
+        .replace("MessageTimeout=5", "MessageTimeout=2\nSlurmctldPort=9")
     )
-    code = "from harness.launch.doctor.slurm import examine; print([(c.name, c.severity, c.found) for c in examine()])"
+    code = (
+        "from harness.launch.doctor.slurm import examine; print([(c.name, c.severity, c.found) for c in "
+        "examine()])"
+    )
     done = cluster.login(sys.executable, "-c", code, **{**CLEAN, "SLURM_CONF": str(config)})
     assert done.stdout.startswith("[('slurm', 'failure', 'the controller does not answer"), done.stdout

@@ -1,4 +1,5 @@
-"""What a DeepSpeed engine leaves behind, and how the logits of an odd vocabulary and recorded steps compare with the plain ones."""
+"""What a DeepSpeed engine leaves behind, and how the logits of an odd vocabulary and recorded steps compare
+with the plain ones."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def test_a_fit_leaves_no_memory_behind(ranks: Any, stage: int, precision: str) -
     for _ in range(2):
         engine = Engine(small(), Train(batch_size=4, precision=precision), 4, 1, stage)  # type: ignore[arg-type]
         parameters = sum(p.ds_numel if stage == 3 else p.numel() for p in engine.module.parameters())
-        loss = engine.logits(torch.zeros((4, 16), dtype=torch.long, device=device())).float().logsumexp(-1).sum()
+        loss = (
+            engine.logits(torch.zeros((4, 16), dtype=torch.long, device=device())).float().logsumexp(-1).sum()
+        )
         engine.backward(loss)
         assert held() - before > 6 * parameters
         engine.close()
@@ -86,7 +89,9 @@ def test_logits_of_an_odd_vocabulary_are_the_same(device: torch.device) -> None:
 def test_recorded_steps_read_what_plain_ones_read(architecture: str, device: torch.device) -> None:
     model = small(architecture).to(device)
     assert can_step(model)
-    if architecture == "opt" and device.type == "cuda":  # its forward pass asks for a length, which a recording cannot answer
+    if (
+        architecture == "opt" and device.type == "cuda"
+    ):  # its forward pass asks for a length, which a recording cannot answer
         sampler = Sampler(model, Sample(), bos=0, eos=0)
         assert isinstance(sampler._reader(3, 20), Reader)
         return

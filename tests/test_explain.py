@@ -74,7 +74,9 @@ def test_a_change_in_an_ancestor_is_followed_to_its_field(make_config: Make, tmp
     found = explained(config, root, "learner.estimator=unbiased")
     assert reasons(found) == ["committed", "changed"]
     assert (0, "learner.estimator", "(default)", "unbiased") in fields(found[1])
-    assert not any(field.endswith("corpus") for _, field, _, _ in fields(found[1])), "a key says nothing to a person"
+    assert not any(field.endswith("corpus") for _, field, _, _ in fields(found[1])), (
+        "a key says nothing to a person"
+    )
 
 
 def test_damage_missing_pieces_failures_and_work_in_progress(make_config: Make, tmp_path: Path) -> None:
@@ -94,7 +96,11 @@ def test_damage_missing_pieces_failures_and_work_in_progress(make_config: Make, 
     for item in store.committed("evaluations"):
         shutil.rmtree(store.path("evaluations", item))
     found = explained(config, root)
-    assert found[0].reason == "failed" and "it broke" in found[0].detail and reasons(found)[1:] == ["waiting"] * 3
+    assert (
+        found[0].reason == "failed"
+        and "it broke" in found[0].detail
+        and reasons(found)[1:] == ["waiting"] * 3
+    )
     (state,) = chain_states(prepared, Store.read(root))
     assert (state.state, state.detail) == ("failed", "it broke")
     owner = Owner(root / "leases" / "owners")
@@ -130,7 +136,9 @@ def test_the_commands(make_config: Make, tmp_path: Path) -> None:
     chain = prepared.lineage.chains[0].id
     done = harness("explain", config, "--root", root, "--chain", chain, "--json")
     assert [item["reason"] for item in json.loads(done.stdout)["generations"]] == ["committed"] * 4
-    other = json.loads(harness("status", config, "--root", root, "--set", "seed=3", "--json").stdout)["chains"][0]["chain"]
+    other = json.loads(harness("status", config, "--root", root, "--set", "seed=3", "--json").stdout)[
+        "chains"
+    ][0]["chain"]
     done = harness("explain", config, "--root", root, "--set", "seed=3", "--chain", other)
     assert "generation 0: changed" in done.stdout and "    seed: 0 (stored) -> 3" in done.stdout
     assert harness("explain", config, "--root", root, "--chain", "zz").returncode == 2

@@ -35,13 +35,25 @@ PAIR = LONG | {"learner.train.epochs": 18, "resources.ranks": 2}
 
 
 @pytest.fixture
-def clean(tmp_path: Path, run_study: Callable[..., Any], shared_folder: Path) -> Callable[..., dict[str, bytes]]:
-    """What an undisturbed run of a configuration ends with; computed once for all tests, whatever process they run in."""
+def clean(
+    tmp_path: Path, run_study: Callable[..., Any], shared_folder: Path
+) -> Callable[..., dict[str, bytes]]:
+    """What an undisturbed run of a configuration ends with; computed once for all tests, whatever process
+    they run in."""
 
     def run(config: Path) -> dict[str, bytes]:
         cell = yaml.safe_load(config.read_text())
-        same = {"ranks", "zero_stage", "micro_batch", "sample_batch", "threads"}  # the rest of the resources changes no bits
-        name = json.dumps(cell | {"resources": {k: v for k, v in cell.get("resources", {}).items() if k in same}}, sort_keys=True)
+        same = {
+            "ranks",
+            "zero_stage",
+            "micro_batch",
+            "sample_batch",
+            "threads",
+        }  # the rest of the resources changes no bits
+        name = json.dumps(
+            cell | {"resources": {k: v for k, v in cell.get("resources", {}).items() if k in same}},
+            sort_keys=True,
+        )
         place = shared_folder / f"clean-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         with once(place) as first:
             if first:
@@ -52,7 +64,9 @@ def clean(tmp_path: Path, run_study: Callable[..., Any], shared_folder: Path) ->
     return run
 
 
-def meanwhile(root: Path, kind: str, act: Callable[[dict[str, Any]], None], name: str = "text") -> threading.Thread:
+def meanwhile(
+    root: Path, kind: str, act: Callable[[dict[str, Any]], None], name: str = "text"
+) -> threading.Thread:
     """Do something once, when an event has happened."""
 
     def wait() -> None:
@@ -64,7 +78,8 @@ def meanwhile(root: Path, kind: str, act: Callable[[dict[str, Any]], None], name
     return thread
 
 
-# --- ranks --------------------------------------------------------------------------------------------------------------------
+# --- ranks
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_rank_goes_on_from_the_last_checkpoint(
@@ -86,7 +101,8 @@ def test_a_killed_rank_goes_on_from_the_last_checkpoint(
 def test_an_exception_on_one_rank_ends_its_gang_at_once(
     make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """One of two ranks may open no more files, so its next checkpoint raises, while the other waits in a collective."""
+    """One of two ranks may open no more files, so its next checkpoint raises, while the other waits in a
+    collective."""
     import ray
     from ray.util import placement_group_table
 
@@ -108,17 +124,24 @@ def test_an_exception_on_one_rank_ends_its_gang_at_once(
     assert summary.exit_code == 0, lines
     (failed,) = events(root, "text", "branch_failed")
     assert failed["failure"] == "crash" and "Too many open files" in failed["reason"] and failed["again"]
-    assert failed["time"] - [e for e in events(root, "text", "checkpointed") if e["time"] < failed["time"]][-1]["time"] < 10
+    assert (
+        failed["time"]
+        - [e for e in events(root, "text", "checkpointed") if e["time"] < failed["time"]][-1]["time"]
+        < 10
+    )
     assert any("goes on from step" in line for line in lines)
     assert len(gang) == 2 and all(map(gone, gang))
-    assert ray.is_initialized() is False or all(group["state"] == "REMOVED" for group in placement_group_table().values())
+    assert ray.is_initialized() is False or all(
+        group["state"] == "REMOVED" for group in placement_group_table().values()
+    )
     assert result(config, root) == expected
 
 
 def test_a_hung_rank_is_found_by_the_watchdog(
     make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """One of two ranks is stopped; the other waits for it in a collective. Only SIGKILL reaches the stopped one."""
+    """One of two ranks is stopped; the other waits for it in a collective. Only SIGKILL reaches the stopped
+    one."""
     config, root = make_config(TEXT, **PAIR, **{"resources.watchdog_s": 15}), tmp_path / "root"
     expected = clean(config)
     stopped: list[psutil.Process] = []
@@ -147,7 +170,11 @@ def test_a_gang_that_fails_too_often_fails_its_chain_only_and_the_next_run_tries
     def kill() -> None:
         while len(killed) < 2:
             started = [e["time"] for e in events(root, "text", "checkpointed")]
-            if started and started[-1] > (killed or [0.0])[-1] and len(events(root, "text", "branch_failed")) == len(killed):
+            if (
+                started
+                and started[-1] > (killed or [0.0])[-1]
+                and len(events(root, "text", "branch_failed")) == len(killed)
+            ):
                 ranks = ranks_of(root)
                 for rank in ranks:
                     rank.kill()
@@ -178,7 +205,11 @@ def test_the_kernels_out_of_memory_killer_is_told_apart(
     def starve(_: dict[str, Any]) -> None:
         rank = ranks_of(root)[0]
         (memory_group / "cgroup.procs").write_text(str(rank.pid))
-        limit = next(memory_group / name for name in ("memory.limit_in_bytes", "memory.max") if (memory_group / name).exists())
+        limit = next(
+            memory_group / name
+            for name in ("memory.limit_in_bytes", "memory.max")
+            if (memory_group / name).exists()
+        )
         limit.write_text(str(4 * 2**20))  # what it allocates from now on
 
     thread = meanwhile(root, "checkpointed", starve)
@@ -211,7 +242,10 @@ def test_errors_are_classified_by_what_a_person_can_do() -> None:
     with pytest.raises(RuntimeError) as host:
         torch.empty(2**60)
     assert classify(host.value)[0] == "memory"
-    assert classify(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))[0] == "device_memory"
+    assert (
+        classify(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))[0]
+        == "device_memory"
+    )
     assert "resources.micro_batch" in classify(MemoryError())[1]
     full = OSError(28, "No space left on device", "/x/y")
     assert classify(full)[0] == "store" and "/x/y" in classify(full)[1]
@@ -234,27 +268,41 @@ def test_preemptions_and_failures_have_budgets_of_their_own_and_a_commit_renews_
     assert all(budget.again("b", "preempted", limits) for _ in range(1000))
     assert not budget.again("b", "preempted", limits) and not budget.again("b", "hang", limits)
     budget.progress("b")
-    assert budget.again("b", "memory", limits) and budget.attempt("b") == 2 and not budget.again("b", "input", limits)
+    assert (
+        budget.again("b", "memory", limits)
+        and budget.attempt("b") == 2
+        and not budget.again("b", "input", limits)
+    )
 
 
-# --- nodes, head, driver ------------------------------------------------------------------------------------------------------
+# --- nodes, head, driver
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
     """A cluster of two nodes with room for one gang each; the second is killed, raylet, workers and all."""
-    config, root = make_config(TEXT, **LONG, grid={"seed": [0, 1]}, **{"resources.max_failures": 0}), tmp_path / "root"
+    config, root = (
+        make_config(TEXT, **LONG, grid={"seed": [0, 1]}, **{"resources.max_failures": 0}),
+        tmp_path / "root",
+    )
     expected = clean(config)
     environment = {**os.environ, "HARNESS_TEST_TAG": tag, "RAY_USAGE_STATS_ENABLED": "0"}
     code = (
         "import sys, time; from ray.cluster_utils import Cluster;"
-        "c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=10**8));"
-        "n = c.add_node(num_cpus=1, object_store_memory=10**8); c.wait_for_nodes(); print(c.address, flush=True);"
+        "c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False, "
+        "object_store_memory=10**8));"
+        "n = c.add_node(num_cpus=1, object_store_memory=10**8); c.wait_for_nodes(); print(c.address, "
+        "flush=True);"
         "sys.stdin.readline(); c.remove_node(n, allow_graceful=False); sys.stdin.readline()"
     )
     cluster = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     assert cluster.stdin is not None and cluster.stdout is not None
     address = cluster.stdout.readline().strip()
@@ -275,7 +323,10 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
 def test_without_ray_or_its_driver_a_run_ends_at_once_and_the_same_command_goes_on(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
-    config, root = make_config(TEXT, **LONG | {"learner.train.epochs": 60, "generations": 0}), tmp_path / "root"
+    config, root = (
+        make_config(TEXT, **LONG | {"learner.train.epochs": 60, "generations": 0}),
+        tmp_path / "root",
+    )
     expected, saved = clean(config), 0
     for victim in ("gcs_server", "raylet", "driver"):
         run = start(tag, "run", config, "--root", root)
@@ -296,17 +347,26 @@ def test_without_ray_or_its_driver_a_run_ends_at_once_and_the_same_command_goes_
         saved = len(events(root, "text", "checkpointed"))
     done = harness("run", config, "--root", root)
     assert done.returncode == 0, done.stderr
-    assert all(event["step"] > 0 for event in events(root, "text", "resumed")) and result(config, root) == expected
+    assert (
+        all(event["step"] > 0 for event in events(root, "text", "resumed"))
+        and result(config, root) == expected
+    )
 
 
-# --- signals ------------------------------------------------------------------------------------------------------------------
+# --- signals
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.alone
 def test_signals_save_and_end_with_75_within_the_grace_period(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
-    changes = {"learner.train.epochs": 100, "generations": 0, "resources.checkpoint_s": 1000, "resources.ranks": 2}
+    changes = {
+        "learner.train.epochs": 100,
+        "generations": 0,
+        "resources.checkpoint_s": 1000,
+        "resources.ranks": 2,
+    }
     changes["resources.grace_s"] = 15
     config, root = make_config(TEXT, **changes), tmp_path / "root"
     for count, number in enumerate([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]):
@@ -322,7 +382,9 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
         saved = events(root, "text", "checkpointed")
         assert len(saved) == count + 1, "one checkpoint, at the signal"
         assert not events(root, "text", "released")[-1]["finished"]
-        assert [event["step"] for event in events(root, "text", "resumed")] == [event["step"] for event in saved[:-1]]
+        assert [event["step"] for event in events(root, "text", "resumed")] == [
+            event["step"] for event in saved[:-1]
+        ]
     states = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]
     assert [state["state"] for state in states] == ["interrupted"]
     done = harness("run", config, "--root", root)
@@ -344,7 +406,8 @@ def test_a_second_sigint_ends_at_once(make_config: Make, tmp_path: Path, tag: st
     wait_for(lambda: not tagged(tag), 10)
 
 
-# --- the store ----------------------------------------------------------------------------------------------------------------
+# --- the store
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -362,7 +425,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fails_ends_the_run_with_one_message_and_costs_nothing(
     make_config: Make, clean: Callable[..., Any], small_disk: Path, tag: str
 ) -> None:
-    """Full before a run, full in the middle of a fit, read-only in the middle of a fit; then there is room."""
+    """Full before a run, full in the middle of a fit, read-only in the middle of a fit; then there is
+    room."""
     config, root = make_config(TEXT, **LONG), small_disk / "root"
     ballast = small_disk / "ballast"
 
@@ -386,7 +450,9 @@ def test_a_disk_that_fails_ends_the_run_with_one_message_and_costs_nothing(
         wait_for(lambda: not tagged(tag), 20)
         if harm is fill:
             done = harness("run", config, "--root", root)
-            assert done.returncode in (1, 2) and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+            assert done.returncode in (1, 2) and told in done.stderr and "Traceback" not in done.stderr, (
+                done.stderr
+            )
             ballast.unlink()
         else:
             assert store_trouble(root) and harness("status", config, "--root", root).returncode == 0
@@ -398,7 +464,9 @@ def test_a_disk_that_fails_ends_the_run_with_one_message_and_costs_nothing(
     assert result(config, root) == clean(config)
 
 
-def test_damage_is_found_told_and_made_good(make_config: Make, tmp_path: Path, run_study: Callable[..., Any]) -> None:
+def test_damage_is_found_told_and_made_good(
+    make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
+) -> None:
     config, root = make_config(TEXT, **{"retention.weights": "all"}), tmp_path / "root"
     run_study(config, root)
     before = result(config, root)
@@ -413,7 +481,9 @@ def test_damage_is_found_told_and_made_good(make_config: Make, tmp_path: Path, r
     shutil.rmtree(sorted((root / "corpora").iterdir())[0])
     done = harness("doctor", "--store", "--root", root, "--json")
     assert done.returncode == 1
-    found = [finding["where"] for finding in json.loads(done.stdout)["findings"] if finding["severity"] == "damage"]
+    found = [
+        finding["where"] for finding in json.loads(done.stdout)["findings"] if finding["severity"] == "damage"
+    ]
     for path in (record, weights):
         assert str(path.parent.relative_to(root)) in found
     assert sum(where.startswith("corpora/") for where in found) >= 1
@@ -432,12 +502,16 @@ def test_gc_frees_what_no_experiment_needs_and_nothing_else(
 ) -> None:
     root = tmp_path / "root"
     keep = make_config(TEXT, "keep.yaml", experiment="keep", generations=1, **{"retention.weights": "all"})
-    gone = make_config(TEXT, "gone.yaml", experiment="gone", generations=1, seed=7, **{"retention.weights": "all"})
+    gone = make_config(
+        TEXT, "gone.yaml", experiment="gone", generations=1, seed=7, **{"retention.weights": "all"}
+    )
     open_one = make_config(TEXT, "open.yaml", experiment="open", generations=3, seed=8)
     for config in (keep, gone):
         run_study(config, root)
     run_study(open_one, root, "generations=1")
-    from harness.config.load import load_file  # the experiment asks for more than it has: its chain is not complete
+    from harness.config.load import (
+        load_file,
+    )  # the experiment asks for more than it has: its chain is not complete
     from harness.coordinator.session import describe_chains
     from harness.store import Experiment, Leases, Owner, Store
     from harness.study import open_study
@@ -489,25 +563,35 @@ def test_weights_that_come_out_otherwise_are_a_recorded_replica(
 
 
 @pytest.mark.kernel
-def test_a_full_disk_ends_a_bundled_grid_with_one_message(make_config: Make, small_disk: Path, tag: str) -> None:
+def test_a_full_disk_ends_a_bundled_grid_with_one_message(
+    make_config: Make, small_disk: Path, tag: str
+) -> None:
     grid = {"regime.synthetic_ratio": [0.1, 0.2, 0.5, 1.0], "seed": {"from": 0, "count": 3000}}
-    config, root = make_config(GAUSSIAN, grid=grid, generations=20, **{"resources.bundled": True}), small_disk / "root"
+    config, root = (
+        make_config(GAUSSIAN, grid=grid, generations=20, **{"resources.bundled": True}),
+        small_disk / "root",
+    )
     run = start(tag, "run", config, "--root", root)  # its rows take more than there is
     _, err = run.communicate(timeout=200)
     assert run.returncode == 1 and "No space left" in err and "Traceback" not in err, err
     assert len(err.splitlines()) == 1 and "make room" in err
 
 
-# --- native builds ------------------------------------------------------------------------------------------------------------
+# --- native builds
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_lock_of_a_killed_build_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
     stale, held = tmp_path / "fused_adam" / "lock", tmp_path / "other" / "lock"
     for path in (stale, held):
         path.parent.mkdir()
-    code = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print(1, flush=True); time.sleep(600)"
+    code = (
+        "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print(1, flush=True); "
+        "time.sleep(600)"
+    )
     builds = [
-        subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) for path in (stale, held)
+        subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+        for path in (stale, held)
     ]
     for build in builds:
         assert build.stdout is not None and build.stdout.readline()
@@ -528,12 +612,16 @@ def test_it_works_where_there_is_no_compiler(make_config: Make, tmp_path: Path) 
             (tools / name).symlink_to(str(shutil.which(name)))
     path = f"{Path(sys.executable).parent}:{tools}"
     assert not any(shutil.which(name, path=path) for name in ("gcc", "g++", "c++", "cc", "clang", "nvcc"))
-    done = harness("run", make_config(TEXT, generations=0), "--root", tmp_path / "root", PATH=path, CC="", CXX="")
+    done = harness(
+        "run", make_config(TEXT, generations=0), "--root", tmp_path / "root", PATH=path, CC="", CXX=""
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_reaping_kills_what_was_started_and_nothing_else() -> None:
-    code = "import subprocess, sys; c = subprocess.Popen(['sleep', '600']); print(c.pid, flush=True); c.wait()"
+    code = (
+        "import subprocess, sys; c = subprocess.Popen(['sleep', '600']); print(c.pid, flush=True); c.wait()"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
@@ -549,7 +637,8 @@ def test_reaping_kills_what_was_started_and_nothing_else() -> None:
     assert gone(child)
 
 
-# --- several coordinators -----------------------------------------------------------------------------------------------------
+# --- several coordinators
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -557,14 +646,19 @@ def test_coordinators_on_one_store_share_the_work(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str, count: int
 ) -> None:
     grid = {"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]}
-    config, root = make_config(TEXT, grid=grid, **{"learner.train.epochs": 4, "generations": count // 2}), tmp_path / "root"
+    config, root = (
+        make_config(TEXT, grid=grid, **{"learner.train.epochs": 4, "generations": count // 2}),
+        tmp_path / "root",
+    )
     runs = [start(tag, "run", config, "--root", root, "--json") for _ in range(count)]
     summaries = []
     for run in runs:
         out, err = run.communicate(timeout=200)
         assert run.returncode == 0, err
         summaries.append(json.loads(out))
-    planned = json.loads(harness("plan", config, "--root", tmp_path / "none", "--json").stdout)["generations_unique"]
+    planned = json.loads(harness("plan", config, "--root", tmp_path / "none", "--json").stdout)[
+        "generations_unique"
+    ]
     assert sum(summary["generations_computed"] for summary in summaries) == planned == 2 + 4 * (count // 2)
     assert all(summary["chains_complete"] == 4 for summary in summaries)
     for kind in ("fit_started", "fit_committed", "committed"):
@@ -574,7 +668,9 @@ def test_coordinators_on_one_store_share_the_work(
     assert result(config, root) == clean(config)
 
 
-def test_a_run_takes_over_from_one_that_died_elsewhere_after_the_lease_time(make_config: Make, tmp_path: Path) -> None:
+def test_a_run_takes_over_from_one_that_died_elsewhere_after_the_lease_time(
+    make_config: Make, tmp_path: Path
+) -> None:
     """The owner's machine is not this one, so only its counter tells."""
     from harness.store import Leases, Owner, Store
     from harness.study import open_study

@@ -1,4 +1,5 @@
-"""``harness fetch`` and jobs without a network: the hub's real client against a hub on loopback, then without any hub."""
+"""``harness fetch`` and jobs without a network: the hub's real client against a hub on loopback, then without
+any hub."""
 
 from __future__ import annotations
 
@@ -50,7 +51,11 @@ def as_it_was(hub: Hub) -> Iterator[None]:
 
 
 def without_network(cache: Path) -> dict[str, str]:
-    return cache_environment(cache) | OFFLINE | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return (
+        cache_environment(cache)
+        | OFFLINE
+        | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    )
 
 
 def fetch(config: Path, hub: Hub, cache: Path, *arguments: object, code: int = 0) -> Any:
@@ -72,13 +77,21 @@ def keys(config: Path, root: Path, settings: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.ray
-def test_fetched_on_one_machine_run_on_another_without_a_network(hub: Hub, make_config: Make, tmp_path: Path) -> None:
+def test_fetched_on_one_machine_run_on_another_without_a_network(
+    hub: Hub, make_config: Make, tmp_path: Path
+) -> None:
     config, cache, root = make_config(TEXT, **STUDY), tmp_path / "cache", tmp_path / "root"
     assert len(missing(config, cache)) == 4
     items = fetch(config, hub, cache)
     assert {(item["kind"], item["name"]) for item in items} == {
-        ("data", "hf:lab/split"), ("data", "hf:lab/plain"), ("tokenizer", "lab/small"), ("model", "lab/small")}  # fmt: skip
-    assert all(not item["there"] and item["bytes"] > 0 and Path(item["path"]).is_relative_to(cache) for item in items)
+        ("data", "hf:lab/split"),
+        ("data", "hf:lab/plain"),
+        ("tokenizer", "lab/small"),
+        ("model", "lab/small"),
+    }
+    assert all(
+        not item["there"] and item["bytes"] > 0 and Path(item["path"]).is_relative_to(cache) for item in items
+    )
     assert not (tmp_path / "unused").exists(), "nothing lies anywhere else"
     assert missing(config, cache) == []
     done = harness("run", config, "--root", root, "--json", **without_network(cache))
@@ -98,7 +111,11 @@ def test_a_second_fetch_downloads_nothing(hub: Hub, make_config: Make, tmp_path:
     assert hub.downloads()
     hub.requests.clear()
     second = fetch(config, hub, cache)
-    assert not [request for request in hub.downloads() if not request.endswith((".py", "README.md", ".huggingface.yaml"))]
+    assert not [
+        request
+        for request in hub.downloads()
+        if not request.endswith((".py", "README.md", ".huggingface.yaml"))
+    ]
     assert [item | {"there": True} for item in first] == second
     hub.sha["lab/small"] = NEWER
     third = {(item["kind"], item["name"]): item for item in fetch(config, hub, cache)}
@@ -118,8 +135,9 @@ def test_a_second_fetch_downloads_nothing(hub: Hub, make_config: Make, tmp_path:
     ],
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "unlisted"])
-def test_what_a_job_would_miss_is_said_before(hub: Hub, make_config: Make, tmp_path: Path, lost: str, expected: str,
-                                              listed: bool) -> None:  # fmt: skip
+def test_what_a_job_would_miss_is_said_before(
+    hub: Hub, make_config: Make, tmp_path: Path, lost: str, expected: str, listed: bool
+) -> None:
     config, cache = make_config(TEXT, **STUDY), tmp_path / "cache"
     fetch(config, hub, cache)
     if not listed:  # a cache that was filled by other means has no listing of a repository's files
@@ -128,7 +146,9 @@ def test_what_a_job_would_miss_is_said_before(hub: Hub, make_config: Make, tmp_p
     for path in (cache / "hub").glob(lost):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     found = missing(config, cache)
-    if not listed and "tokenizer_config" in lost:  # which cannot be known then: not every tokenizer has such a file
+    if (
+        not listed and "tokenizer_config" in lost
+    ):  # which cannot be known then: not every tokenizer has such a file
         assert found == []
         return
     assert len(found) == 1 and found[0].startswith(expected), found
@@ -141,7 +161,9 @@ def test_what_a_job_would_miss_is_said_before(hub: Hub, make_config: Make, tmp_p
 
 def test_weights_are_only_needed_where_they_are_used(hub: Hub, make_config: Make, tmp_path: Path) -> None:
     data = {"source": "python-docs", "tokenizer": {"kind": "bpe", "vocab_size": 270}, "block_size": 16}
-    config = make_config(TEXT, data=data, **{"learner.model": {"pretrained": "lab/small"}, "learner.init": "scratch"})
+    config = make_config(
+        TEXT, data=data, **{"learner.model": {"pretrained": "lab/small"}, "learner.init": "scratch"}
+    )
     fetch(config, hub, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert missing(config, tmp_path / "cache") == []
@@ -155,9 +177,15 @@ def test_name_and_configuration_offline(hub: Hub, make_config: Make, tmp_path: P
 
     cache, contents = tmp_path / "cache", {}
     for name in ("small", "large"):
-        data = {"source": f"hf:notes/{name}", "tokenizer": {"kind": "bpe", "vocab_size": 270}, "block_size": 16}
+        data = {
+            "source": f"hf:notes/{name}",
+            "tokenizer": {"kind": "bpe", "vocab_size": 270},
+            "block_size": 16,
+        }
         config = make_config(TEXT, f"{name}.yaml", data=data)
-        assert "data.source: hf:notes/" in missing(config, cache)[0], "the other configuration is not this one"
+        assert "data.source: hf:notes/" in missing(config, cache)[0], (
+            "the other configuration is not this one"
+        )
         fetch(config, hub, cache)
         assert missing(config, cache) == []
         done = harness("plan", config, "--root", tmp_path / "root", **without_network(cache))
@@ -171,7 +199,7 @@ def test_name_and_configuration_offline(hub: Hub, make_config: Make, tmp_path: P
                 text=True,
                 check=True,
                 env={**os.environ, **settings},
-            ).stdout  # fmt: skip
+            ).stdout
             for settings in (without_network(cache), environment(hub, tmp_path / "online"))
         }
         assert len(found) == 1, "the same fingerprint online and offline"
@@ -183,9 +211,16 @@ def test_name_and_configuration_offline(hub: Hub, make_config: Make, tmp_path: P
 def test_images_and_a_corpus_of_the_hub(hub: Hub, make_config: Make, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     pictures = make_config(
-        {"experiment": "pictures", "tracking": {"wandb": "disabled"}, "generations": 1,
-         "data": {"source": "hf:lab/pictures", "kind": "images"}, "regime": {"kind": "replace", "synthetic_ratio": 1.0},
-         "learner": {"kind": "vae", "latent_dim": 2, "channels": [4]}}, "pictures.yaml")  # fmt: skip
+        {
+            "experiment": "pictures",
+            "tracking": {"wandb": "disabled"},
+            "generations": 1,
+            "data": {"source": "hf:lab/pictures", "kind": "images"},
+            "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+            "learner": {"kind": "vae", "latent_dim": 2, "channels": [4]},
+        },
+        "pictures.yaml",
+    )
     corpus = make_config(TEXT, "corpus.yaml", **{"regime.source": {"corpus": "hf:lab/plain"}})
     for config, item in ((pictures, "hf:lab/pictures"), (corpus, "hf:lab/plain")):
         assert [found["name"] for found in fetch(config, hub, cache)] == [item]
@@ -194,21 +229,30 @@ def test_images_and_a_corpus_of_the_hub(hub: Hub, make_config: Make, tmp_path: P
 
 
 def test_a_revision_is_a_revision_offline_too(hub: Hub, make_config: Make, tmp_path: Path) -> None:
-    """Of two revisions in the cache, each is found by its name; the newest is the one that was fetched as such."""
+    """Of two revisions in the cache, each is found by its name; the newest is the one that was fetched as
+    such."""
     cache, source = tmp_path / "cache", hub.root / "datasets" / "lab" / "moving"
     source.mkdir()
     data = {"source": "hf:lab/moving", "tokenizer": {"kind": "bpe", "vocab_size": 270}, "block_size": 16}
     config = make_config(TEXT, data=data)
     for commit, count in ((SHA, 300), (NEWER, 500)):
-        (source / "train.jsonl").write_text("".join(json.dumps({"text": f"Line {i} of {count}.\n"}) + "\n" for i in range(count)))
+        (source / "train.jsonl").write_text(
+            "".join(json.dumps({"text": f"Line {i} of {count}.\n"}) + "\n" for i in range(count))
+        )
         hub.sha["lab/moving"] = commit
         fetch(config, hub, cache)
     for revision, documents in ((SHA, 300), (NEWER, 500), (None, 500)):
         probe = (
-            f"from harness.data.documents import read_named; print(len(read_named('hf:lab/moving', 'text', {revision!r}).whole))"
+            f"from harness.data.documents import read_named; print(len(read_named('hf:lab/moving', 'text', "
+            f"{revision!r}).whole))"
         )
-        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True,
-                              env={**os.environ, **without_network(cache)})  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", probe],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, **without_network(cache)},
+        )
         assert int(done.stdout) == documents
     assert missing(config, cache, f"data.revision={SHA}") == []
     assert "at revision other" in missing(config, cache, "data.revision=other")[0]
@@ -217,12 +261,18 @@ def test_a_revision_is_a_revision_offline_too(hub: Hub, make_config: Make, tmp_p
     shutil.rmtree(source)
 
 
-def test_a_fetch_that_is_killed_leaves_nothing_that_counts(hub: Hub, make_config: Make, tmp_path: Path) -> None:
+def test_a_fetch_that_is_killed_leaves_nothing_that_counts(
+    hub: Hub, make_config: Make, tmp_path: Path
+) -> None:
     config, cache = make_config(TEXT, **STUDY), tmp_path / "cache"
     hub.cut.add("model.safetensors")
     command = [sys.executable, "-m", "harness", "fetch", str(config), "--cache", str(cache)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-                               env={**os.environ, **environment(hub, tmp_path / "unused")})  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **environment(hub, tmp_path / "unused")},
+    )
     deadline = time.monotonic() + 120
     while not any("model.safetensors" in request for request in hub.downloads()):
         assert process.poll() is None and time.monotonic() < deadline
@@ -247,22 +297,40 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_counts(hub: Hub, make_config
             "learner.model.pretrained: 'lab/nothing': the hub has no such repository",
         ),
         ({"data.tokenizer": {"kind": "pretrained", "name": "lab/gone"}}, "data.tokenizer.name: 'lab/gone'"),
-        ({"data.source": "hf:lab/absent"}, "data.source: hf:lab/absent cannot be loaded (the hub has no such data set"),
+        (
+            {"data.source": "hf:lab/absent"},
+            "data.source: hf:lab/absent cannot be loaded (the hub has no such data set",
+        ),
         ({"evaluate.others": {"x": "hf:lab/absent"}}, "evaluate.others.x: hf:lab/absent"),
-        ({"learner.model": {"pretrained": "lab/pickled"}}, "no safetensors weights, and pickled ones are never loaded"),
+        (
+            {"learner.model": {"pretrained": "lab/pickled"}},
+            "no safetensors weights, and pickled ones are never loaded",
+        ),
         ({"learner.model": {"pretrained": "lab/closed"}}, "learner.model.pretrained: 'lab/closed' is gated"),
-        ({"learner.model": {"pretrained": "lab/small", "revision": "v9"}}, "at revision v9: the hub has no such revision"),
+        (
+            {"learner.model": {"pretrained": "lab/small", "revision": "v9"}},
+            "at revision v9: the hub has no such revision",
+        ),
     ],
 )
-def test_what_cannot_be_fetched_is_one_line(hub: Hub, make_config: Make, tmp_path: Path, changes: dict[str, Any],
-                                            expected: str) -> None:  # fmt: skip
-    for name, files in {"pickled": ("config.json", "pytorch_model.bin"), "closed": ("config.json", "model.safetensors")}.items():
+def test_what_cannot_be_fetched_is_one_line(
+    hub: Hub, make_config: Make, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    for name, files in {
+        "pickled": ("config.json", "pytorch_model.bin"),
+        "closed": ("config.json", "model.safetensors"),
+    }.items():
         folder = hub.root / "models" / "lab" / name
         folder.mkdir(exist_ok=True)
         for file in files:
             (folder / file).write_text("{}")
     hub.gated.add("lab/closed")
-    base = {**STUDY, "learner.model": {"pretrained": "lab/small"}, "learner.init": "pretrained", "regime.source": None}
+    base = {
+        **STUDY,
+        "learner.model": {"pretrained": "lab/small"},
+        "learner.init": "pretrained",
+        "regime.source": None,
+    }
     message = fetch(make_config(TEXT, **{**base, **changes}), hub, tmp_path / "cache", code=2)
     errors = [line for line in message.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and expected in errors[0], message
@@ -282,7 +350,9 @@ def test_a_hub_that_cannot_be_reached(hub: Hub, make_config: Make, tmp_path: Pat
 
 def test_each_thing_is_needed_once(make_config: Make) -> None:
     grid = {"learner.init": ["pretrained", "scratch"], "learner.train.learning_rate": [1e-3, 2e-3]}
-    config = make_config(TEXT, **{**STUDY, "regime.source": None, "learner.model": {"pretrained": "lab/small"}}, grid=grid)
+    config = make_config(
+        TEXT, **{**STUDY, "regime.source": None, "learner.model": {"pretrained": "lab/small"}}, grid=grid
+    )
     items = needed(expand(load_file(config, ())))
     assert [(item.kind, item.weights) for item in items] == [
         ("data", False),

@@ -1,4 +1,5 @@
-"""The chain generation by generation, with the Gaussian learner: crashes at every boundary, corpora, damage."""
+"""The chain generation by generation, with the Gaussian learner: crashes at every boundary, corpora,
+damage."""
 
 from __future__ import annotations
 
@@ -17,8 +18,12 @@ class Crash(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["replace", "accumulate", "replace_grown", "accumulate_subsample", "augment", "fresh_real"])
-def test_a_chain_that_crashed_at_any_boundary_continues_to_the_same_bytes(make_config: Make, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["replace", "accumulate", "replace_grown", "accumulate_subsample", "augment", "fresh_real"]
+)
+def test_a_chain_that_crashed_at_any_boundary_continues_to_the_same_bytes(
+    make_config: Make, tmp_path: Path, kind: str
+) -> None:
     ratio = {"synthetic_ratio": 0.5} if kind in ("replace", "augment", "fresh_real") else {}
     config = make_config(GAUSSIAN, regime={"kind": kind, **ratio}, generations=3)
     clean, store = run_all(config, tmp_path / "clean")
@@ -43,7 +48,9 @@ def test_a_chain_that_crashed_at_any_boundary_continues_to_the_same_bytes(make_c
 def test_every_example_of_a_fit_is_kept_with_its_origin(make_config: Make, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    prepared, store = run_all(make_config(GAUSSIAN, regime={"kind": "accumulate"}, generations=2), tmp_path / "root")
+    prepared, store = run_all(
+        make_config(GAUSSIAN, regime={"kind": "accumulate"}, generations=2), tmp_path / "root"
+    )
     for generation, key in enumerate(prepared.lineage.chains[0].nodes):
         kept = load_file(store.path("fits", prepared.lineage.nodes[key].fit) / "training_set.safetensors")
         assert sorted(set(kept["origin"].tolist())) == [REAL, *range(generation)]
@@ -61,7 +68,9 @@ def test_a_corpus_is_extended_by_appending(make_config: Make, tmp_path: Path) ->
     after = store.corpora.load(node.corpus, 40)
     assert (after.values[:20] == before.values).all()
     assert [f["start"] for kind, f in observer.seen if kind == "sample_started"] == [20, 0]
-    assert [f["generation"] for kind, f in observer.seen if kind == "fit_started"] == [1], "generation 0 is not fitted again"
+    assert [f["generation"] for kind, f in observer.seen if kind == "fit_started"] == [1], (
+        "generation 0 is not fitted again"
+    )
 
 
 def test_a_damaged_corpus_and_a_damaged_fit_are_made_again(make_config: Make, tmp_path: Path) -> None:

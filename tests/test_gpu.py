@@ -1,4 +1,5 @@
-"""The contract tests on CUDA: NCCL, ZeRO 0 to 3, bf16, sampling, resume. They skip where there is no device."""
+"""The contract tests on CUDA: NCCL, ZeRO 0 to 3, bf16, sampling, resume. They skip where there is no
+device."""
 
 from __future__ import annotations
 
@@ -19,8 +20,12 @@ from harness.study import open_study
 @pytest.mark.gpu
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_chain_on_one_device_is_reproducible(ranks: Any, make_config: Make, tmp_path: Path, stage: int, precision: str) -> None:
-    config = make_config(TEXT, **{"resources.zero_stage": stage, "learner.train.precision": precision, "generations": 1})
+def test_a_chain_on_one_device_is_reproducible(
+    ranks: Any, make_config: Make, tmp_path: Path, stage: int, precision: str
+) -> None:
+    config = make_config(
+        TEXT, **{"resources.zero_stage": stage, "learner.train.precision": precision, "generations": 1}
+    )
     first, store = run_all(config, tmp_path / "a", ranks=ranks)
     expected = contents(store, first)
     again, store = run_all(config, tmp_path / "b", ranks=ranks)
@@ -28,7 +33,9 @@ def test_a_chain_on_one_device_is_reproducible(ranks: Any, make_config: Make, tm
 
 
 @pytest.mark.gpu
-def test_a_chain_that_crashed_continues_to_the_same_bytes(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+def test_a_chain_that_crashed_continues_to_the_same_bytes(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
     config = make_config(TEXT)
     clean, store = run_all(config, tmp_path / "clean", ranks=ranks)
     expected = contents(store, clean)
@@ -59,7 +66,9 @@ def test_sampling_on_the_device_draws_from_the_model(ranks: Any) -> None:
     first = draw_batch(sampler, None, 0, 16, seed=1, generation=0, start=0, size=4096)
     assert (first.values == draw_batch(sampler, None, 0, 16, 1, 0, 0, 4096).values).all()
     with torch.inference_mode():
-        expected = torch.softmax(made(input_ids=torch.zeros((1, 1), dtype=torch.long, device="cuda")).logits[0, -1].double(), -1)
+        expected = torch.softmax(
+            made(input_ids=torch.zeros((1, 1), dtype=torch.long, device="cuda")).logits[0, -1].double(), -1
+        )
     counts = np.bincount(first.values[:, 0], minlength=40)
     assert stats.chisquare(counts, expected.cpu().numpy() * 4096).pvalue > 1e-4
     assert np.isfinite(score(made, Examples.full(first.values[:64]), bos=0)).all()
@@ -68,19 +77,25 @@ def test_sampling_on_the_device_draws_from_the_model(ranks: Any) -> None:
 @pytest.mark.multigpu
 @pytest.mark.ray
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_zero_stages_on_two_devices_agree(make_config: Make, tmp_path: Path, run_study: Callable[..., Any], precision: str) -> None:
+def test_zero_stages_on_two_devices_agree(
+    make_config: Make, tmp_path: Path, run_study: Callable[..., Any], precision: str
+) -> None:
     """Over NCCL; bf16 stages round in other places, so their losses agree to a hundredth."""
     curves = {}
     for stage in (0, 1, 2, 3):
         resources = {"ranks": 2, "zero_stage": stage, "sample_batch": 32}
         config = make_config(
-            TEXT, f"{stage}.yaml", **{"resources": resources, "learner.train.precision": precision, "generations": 1}
+            TEXT,
+            f"{stage}.yaml",
+            **{"resources": resources, "learner.train.precision": precision, "generations": 1},
         )
         summary, _, lines = run_study(config, tmp_path / str(stage))
         assert summary.exit_code == 0, lines
         prepared, scratch = open_study(config, (), Store.read(tmp_path / str(stage)))
         scratch.cleanup()
         first = next(iter(prepared.lineage.nodes.values()))
-        curves[stage] = Store.read(tmp_path / str(stage)).json("fits", first.fit, "fit.json")["log"]["train_loss"]
+        curves[stage] = Store.read(tmp_path / str(stage)).json("fits", first.fit, "fit.json")["log"][
+            "train_loss"
+        ]
     for stage in (1, 2, 3):
         assert curves[stage] == pytest.approx(curves[0], rel=1e-4 if precision == "fp32" else 1e-2)

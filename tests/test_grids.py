@@ -1,4 +1,5 @@
-"""A cell alone is the cell in a grid: equal bytes under equal keys, for random grids, generation by generation and in bundles."""
+"""A cell alone is the cell in a grid: equal bytes under equal keys, for random grids, generation by
+generation and in bundles."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ CELLS = st.fixed_dictionaries(
         "evaluate.ranges": st.just({"low": [-1.0, 0.0]}),
         "data.num_examples": st.sampled_from([10, 12]),
         "data.variance": st.sampled_from([1.0, 2.0]),
-        "learner": st.sampled_from([{"kind": "gaussian", "estimator": "unbiased"}, {"kind": "kde", "bandwidth": 0.5}]),
+        "learner": st.sampled_from(
+            [{"kind": "gaussian", "estimator": "unbiased"}, {"kind": "kde", "bandwidth": 0.5}]
+        ),
         "retention.weights": st.sampled_from(["all", "none"]),
         "generations": st.sampled_from([2, 4]),
     },
@@ -72,9 +75,16 @@ CELLS = st.fixed_dictionaries(
 
 def grid_of(cells: list[Cell], seeds: list[int]) -> dict[str, Any]:
     """A grid of exactly these cells: the axis is the regime, and overrides give each the rest."""
-    rest = [({"regime": cell["regime"]}, {name: cell[name] for name in cell if name != "regime"}) for cell in cells]
+    rest = [
+        ({"regime": cell["regime"]}, {name: cell[name] for name in cell if name != "regime"})
+        for cell in cells
+    ]
     overrides = [{"when": when, "set": changes} for when, changes in rest if changes]
-    return {**BASE, "grid": {"regime": [cell["regime"] for cell in cells], "seed": seeds}, "overrides": overrides}
+    return {
+        **BASE,
+        "grid": {"regime": [cell["regime"] for cell in cells], "seed": seeds},
+        "overrides": overrides,
+    }
 
 
 def alone(cell: Cell, seed: int) -> dict[str, Any]:
@@ -113,7 +123,9 @@ SAID: dict[str, dict[str, Any]] = {}
 def without_filters(node: Node) -> Node:
     """A generation under its key, but with the filters of another cell, which has none."""
     right = node.spec.fit
-    wrong = Forged(**{item.name: getattr(right, item.name) for item in fields(right) if item.init} | {"filters": ()})
+    wrong = Forged(
+        **{item.name: getattr(right, item.name) for item in fields(right) if item.init} | {"filters": ()}
+    )
     object.__setattr__(wrong, "key", right.key)
     SAID[right.key] = right.to_json()
     return replace(node, spec=replace(node.spec, corpus=replace(node.spec.corpus, fit=wrong)))
@@ -125,7 +137,9 @@ def run_one(plan: Plan, prepared: Prepared, store: Store, leases: Leases, experi
     data = load_data(spec.data, store)
     learner = make_learner(spec.learner.section.kind, data, SoloRanks(), plan.execution)
     observer = Events(lambda kind, fields: kind.startswith("progress") or experiment.event(kind, **fields))
-    assert run_branch(plan, Site(learner, store, data, SoloRanks(), observer, leases, Control())).status == "ok"
+    assert (
+        run_branch(plan, Site(learner, store, data, SoloRanks(), observer, leases, Control())).status == "ok"
+    )
 
 
 def assert_equal_where_both(store: Store, prepared: Prepared, other: Store, alone: Prepared) -> None:
@@ -146,7 +160,10 @@ def read(store: Store, key: str, name: str) -> bytes:
 
 
 @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(st.lists(CELLS, min_size=2, max_size=3, unique_by=lambda cell: str(cell["regime"])), st.sampled_from([[0], [3, 1]]))
+@given(
+    st.lists(CELLS, min_size=2, max_size=3, unique_by=lambda cell: str(cell["regime"])),
+    st.sampled_from([[0], [3, 1]]),
+)
 @example(
     [
         {"regime": {"kind": "replace", "synthetic_ratio": 1.0}},
@@ -158,7 +175,10 @@ def read(store: Store, key: str, name: str) -> bytes:
 @example(
     [
         {"regime": {"kind": "accumulate", "refresh": {"every": 2}}, "filters": [DETECTOR]},
-        {"regime": {"kind": "replace", "synthetic_ratio": 0.5, "refresh": {"every": 2}}, "learner": {"kind": "kde"}},
+        {
+            "regime": {"kind": "replace", "synthetic_ratio": 0.5, "refresh": {"every": 2}},
+            "learner": {"kind": "kde"},
+        },
     ],
     [0],
 )
@@ -171,7 +191,9 @@ def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[Cell], seeds: list[int
         in_bundles = export(*run_bundles(written(folder, "bundles", grid, True), bundles))
         pd.testing.assert_frame_equal(in_bundles[rows.columns], rows, check_exact=True)
         for number, (cell, seed) in enumerate((cell, seed) for cell in cells for seed in seeds):
-            own, own_store = run_all(written(folder, f"{number}", alone(cell, seed), False), folder / f"own{number}")
+            own, own_store = run_all(
+                written(folder, f"{number}", alone(cell, seed), False), folder / f"own{number}"
+            )
             assert_equal_where_both(store, prepared, own_store, own)
             [chain] = own.lineage.chains
             mine = export(own, own_store)
@@ -180,7 +202,8 @@ def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[Cell], seeds: list[int
 
 
 def test_what_a_branch_of_another_cell_computed_is_found_and_set_aside(tmp_path: Path) -> None:
-    """As earlier versions did: one branch runs a shared generation and goes on into another cell, with the first cell's filters."""
+    """As earlier versions did: one branch runs a shared generation and goes on into another cell, with the
+    first cell's filters."""
     cells: list[Cell] = [
         {"regime": {"kind": "replace", "synthetic_ratio": 1.0}},
         {"regime": {"kind": "accumulate"}, "filters": [DETECTOR]},
@@ -198,15 +221,21 @@ def test_what_a_branch_of_another_cell_computed_is_found_and_set_aside(tmp_path:
             mixed = replace(mixed, nodes=unfiltered, examples=prepared.lineage.examples)
             rest = plan_of(prepared, branch_of(nodes, plain.nodes[1:]))
             for plan in (mixed, rest):
-                experiment.event("branch_started", branch=plan.branch, gang=1, attempt=1, generations=len(plan.order))
+                experiment.event(
+                    "branch_started", branch=plan.branch, gang=1, attempt=1, generations=len(plan.order)
+                )
                 run_one(plan, prepared, store, Leases(store.root, owner), experiment)
     finally:
         owner.close()
     wrong = export(prepared, store)
     found = [item for item in examine(store, Leases(store.root, None)) if item.severity == "damage"]
     generations = [node for chain in prepared.lineage.chains[2:] for node in chain.nodes[1:]]
-    expected = {f"fits/{nodes[key].fit}" for key in generations} | {f"evaluations/{key}" for key in generations}
-    assert {item.where for item in found} == expected | {f"corpora/{nodes[key].corpus}" for key in generations}
+    expected = {f"fits/{nodes[key].fit}" for key in generations} | {
+        f"evaluations/{key}" for key in generations
+    }
+    assert {item.where for item in found} == expected | {
+        f"corpora/{nodes[key].corpus}" for key in generations
+    }
     list(examine(store, Leases(store.root, None), repair=True))
     run_all(grid, store.root)
     right, other = export(prepared, Store(store.root)), run_all(grid, tmp_path / "other")

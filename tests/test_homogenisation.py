@@ -19,7 +19,16 @@ from test_metrics import examples
 
 from harness.metrics.homogenisation import energy_distance, jaccard, jensen_shannon
 from harness.records import Examples
-from harness.reporting.homogenisation import _TOKEN_MEASURES, MAX_PAIRS, SPLITS, _baseline, choose, compare, table, to_csv
+from harness.reporting.homogenisation import (
+    _TOKEN_MEASURES,
+    MAX_PAIRS,
+    SPLITS,
+    _baseline,
+    choose,
+    compare,
+    table,
+    to_csv,
+)
 from harness.reporting.statistics import aggregate_pairs
 from harness.store import Store
 
@@ -32,7 +41,9 @@ def grams(lists: list[list[int]], n: int) -> Counter[tuple[int, ...]]:
 
 
 @given(rows, rows, st.integers(1, 4))
-def test_token_measures_are_those_of_a_plain_count(first: list[list[int]], second: list[list[int]], n: int) -> None:
+def test_token_measures_are_those_of_a_plain_count(
+    first: list[list[int]], second: list[list[int]], n: int
+) -> None:
     a, b, p, q = examples(first), examples(second), grams(first, n), grams(second, n)
     divergence, overlap = jensen_shannon(a, b, n, BUDGET), jaccard(a, b, n, BUDGET)
     if p or q:
@@ -43,7 +54,9 @@ def test_token_measures_are_those_of_a_plain_count(first: list[list[int]], secon
     if not p or not q:
         assert math.isnan(divergence)
         return
-    expected = 0.0  # half of each distribution's relative entropy to their mean, which is the other way to write it
+    expected = (
+        0.0  # half of each distribution's relative entropy to their mean, which is the other way to write it
+    )
     for gram in p.keys() | q.keys():
         one, other = p[gram] / p.total(), q[gram] / q.total()
         for share in (one, other):
@@ -73,25 +86,33 @@ def test_energy_distance_by_hand_and_against_its_expectation() -> None:
     assert energy_distance(x, y) == energy_distance(y, x)
     rng = np.random.default_rng(0)
     same = [energy_distance(*rng.standard_normal((2, 50, 3))) for _ in range(200)]
-    assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(200), "unbiased: 0 on average for one distribution"
-    # |X| of N(0, s) has mean s sqrt(2/pi): for N(0, 1) and N(0, 4), 2 sqrt(5) - sqrt(2) - sqrt(8) times sqrt(2/pi).
-    wide = [energy_distance(rng.standard_normal((100, 1)), 2 * rng.standard_normal((100, 1))) for _ in range(200)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(200), (
+        "unbiased: 0 on average for one distribution"
+    )
+    # |X| of N(0, s) has mean s sqrt(2/pi): for N(0, 1) and N(0, 4), 2 sqrt(5) - sqrt(2) - sqrt(8) times
+    # sqrt(2/pi).
+    wide = [
+        energy_distance(rng.standard_normal((100, 1)), 2 * rng.standard_normal((100, 1))) for _ in range(200)
+    ]
     expected = math.sqrt(2 / math.pi) * (2 * math.sqrt(5) - math.sqrt(2) - math.sqrt(8))
     assert np.mean(wide) == pytest.approx(expected, abs=4 * np.std(wide) / math.sqrt(200))
 
 
 def test_equal_samples_of_numbers_are_as_near_as_samples_can_be() -> None:
-    """With y = x the cross term has n zero distances that the others leave out: the value is -2/n of the mean distance."""
+    """With y = x the cross term has n zero distances that the others leave out: the value is -2/n of the mean
+    distance."""
     x = np.random.default_rng(1).standard_normal((40, 2))
     distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
     assert energy_distance(x, x) == pytest.approx(-2 / 40 * distances.sum() / (40 * 39))
 
 
-# --- the report ---------------------------------------------------------------------------------------------------------------
+# --- the report
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_pair_of_real_samples_lies_where_the_baseline_says() -> None:
-    """Of pairs of fresh samples of one distribution, about 95 % lie in the baseline's range (it has 40 splits: allow 80 %)."""
+    """Of pairs of fresh samples of one distribution, about 95 % lie in the baseline's range (it has 40
+    splits: allow 80 %)."""
     rng = np.random.default_rng(3)
     pool = Examples.full(rng.zipf(1.5, (4000, 32)).clip(max=500).astype(np.int32))
     for name, found in _baseline(pool, 100, 3000, _TOKEN_MEASURES).items():
@@ -104,7 +125,8 @@ def test_a_pair_of_real_samples_lies_where_the_baseline_says() -> None:
 
 
 def test_the_bootstrap_over_pairs_covers_the_mean_between_chains() -> None:
-    """Values x_a + x_b have the mean 2 E x. Pairs share chains: of 200 studies of 12 chains, some 95 % of intervals hold it."""
+    """Values x_a + x_b have the mean 2 E x. Pairs share chains: of 200 studies of 12 chains, some 95 % of
+    intervals hold it."""
     rng = np.random.default_rng(5)
     covered = 0
     for _ in range(200):
@@ -120,9 +142,16 @@ def test_the_bootstrap_over_pairs_covers_the_mean_between_chains() -> None:
 
 
 def copied(tmp_path: Path, grid: dict[str, Any], rewrite: Any) -> tuple[Any, Store]:
-    """A study of the normal distribution, each corpus replaced by what ``rewrite`` makes of its generation and chain."""
+    """A study of the normal distribution, each corpus replaced by what ``rewrite`` makes of its generation
+    and chain."""
     path = tmp_path / "config.yaml"
-    changes = {"data.num_examples": 60, "data.dim": 2, "generations": 2, "grid": grid, "resources.bundled": False}
+    changes = {
+        "data.num_examples": 60,
+        "data.dim": 2,
+        "generations": 2,
+        "grid": grid,
+        "resources.bundled": False,
+    }
     path.write_text(yaml.safe_dump(merged(GAUSSIAN, changes)))
     prepared, store = run_all(path, tmp_path / "root")
     for chain in prepared.lineage.chains:
@@ -135,7 +164,8 @@ def copied(tmp_path: Path, grid: dict[str, Any], rewrite: Any) -> tuple[Any, Sto
 
 
 def test_chains_that_write_the_same_are_nearer_than_real_samples_and_others_farther(tmp_path: Path) -> None:
-    """Generation 0: fresh real samples. Generation 1: all chains write one sample. Generation 2: each its own place."""
+    """Generation 0: fresh real samples. Generation 1: all chains write one sample. Generation 2: each its own
+    place."""
     rng = np.random.default_rng(7)
     same = rng.standard_normal((60, 2))
     places = iter(range(0, 3000, 50))
@@ -144,16 +174,27 @@ def test_chains_that_write_the_same_are_nearer_than_real_samples_and_others_fart
         return [rng.standard_normal((60, 2)), same, rng.standard_normal((60, 2)) + next(places)][generation]
 
     prepared, store = copied(
-        tmp_path, {"seed": [0, 1, 2, 3, 4], "regime": [{"kind": "accumulate"}, {"kind": "replace_grown"}]}, rewrite
+        tmp_path,
+        {"seed": [0, 1, 2, 3, 4], "regime": [{"kind": "accumulate"}, {"kind": "replace_grown"}]},
+        rewrite,
     )
     (found,) = compare(prepared, store)
     assert found.title == "" and list(found.lines) == ["energy"] and set(found.sizes.values()) == {60}
-    assert found.pairs == {"other seed: kind accumulate": 10, "other seed: kind replace_grown": 10, "other regime.kind": 20}
+    assert found.pairs == {
+        "other seed: kind accumulate": 10,
+        "other seed: kind replace_grown": 10,
+        "other regime.kind": 20,
+    }
     baseline = found.baseline["energy"][0]
     distance = np.linalg.norm(same[:, None] - same[None], axis=-1).sum() / (60 * 59)
     for group, curve in found.lines["energy"].items():
-        assert all(baseline.low < value < baseline.high for value in curve[0].values) or group == "other regime.kind"
-        assert curve[1].values == pytest.approx([-2 / 60 * distance] * len(curve[1].values)), "equal samples: see above"
+        assert (
+            all(baseline.low < value < baseline.high for value in curve[0].values)
+            or group == "other regime.kind"
+        )
+        assert curve[1].values == pytest.approx([-2 / 60 * distance] * len(curve[1].values)), (
+            "equal samples: see above"
+        )
         assert curve[2].low > 40 > baseline.high
     text = table(found)
     assert text["generations"] == [0, 1, 2] and len(text["lines"]) == 4
@@ -170,17 +211,28 @@ def test_pairs_are_a_fixed_subset_and_the_notes_say_so(tmp_path: Path) -> None:
     prepared, _ = open_prepared(path, tmp_path / "root")
     chosen, totals, notes = choose(prepared, prepared.lineage.chains)
     assert {name: len(pairs) for name, pairs in chosen.items()} == dict.fromkeys(totals, MAX_PAIRS)
-    assert totals == {"other seed: estimator mle": 190, "other seed: estimator unbiased": 190, "other learner.estimator": 380}
+    assert totals == {
+        "other seed: estimator mle": 190,
+        "other seed: estimator unbiased": 190,
+        "other learner.estimator": 380,
+    }
     assert choose(prepared, prepared.lineage.chains)[0] == chosen
     assert all(a.seed != b.seed for pairs in chosen.values() for a, b in pairs)
-    assert notes == ["the first 20 seeds of a cell", "at most 12 pairs of a group, chosen at random, the same in every generation"]
+    assert notes == [
+        "the first 20 seeds of a cell",
+        "at most 12 pairs of a group, chosen at random, the same in every generation",
+    ]
     alone = [chain for chain in prepared.lineage.chains if chain.seed == 0]
     pairs, _, notes = choose(prepared, alone)
-    assert list(pairs) == ["other learner.estimator"] and notes == ["chains of one seed, which share their random numbers"]
+    assert list(pairs) == ["other learner.estimator"] and notes == [
+        "chains of one seed, which share their random numbers"
+    ]
 
 
 @pytest.mark.slow
-def test_text_is_compared_and_chains_that_have_not_parted_are_not(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+def test_text_is_compared_and_chains_that_have_not_parted_are_not(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
     config = make_config(TEXT, generations=1, grid={"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]})
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     (found,) = compare(prepared, store)
@@ -200,19 +252,25 @@ def test_text_is_compared_and_chains_that_have_not_parted_are_not(ranks: Any, ma
 
 
 def test_a_damaged_corpus_is_left_out(tmp_path: Path) -> None:
-    prepared, store = copied(tmp_path, {"seed": [0, 1, 2]}, lambda generation, chain: np.full((60, 2), float(chain.seed)))
+    prepared, store = copied(
+        tmp_path, {"seed": [0, 1, 2]}, lambda generation, chain: np.full((60, 2), float(chain.seed))
+    )
     corpus = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[1]].corpus
     (shard,) = (store.root / "corpora" / corpus).glob("*.parquet")
     shard.write_bytes(b"damaged")
     (found,) = compare(prepared, store)
     (curve,) = found.lines["energy"].values()
     assert [len(curve[g].values) for g in range(3)] == [3, 1, 3]
-    assert sorted(curve[0].values) == pytest.approx([2 * 2**0.5, 2 * 2**0.5, 4 * 2**0.5]), "2 |a - b| between two points"
+    assert sorted(curve[0].values) == pytest.approx([2 * 2**0.5, 2 * 2**0.5, 4 * 2**0.5]), (
+        "2 |a - b| between two points"
+    )
 
 
 def test_chains_over_other_real_data_are_not_compared(tmp_path: Path) -> None:
     prepared, store = copied(
-        tmp_path, {"seed": [0, 1], "data.variance": [1.0, 4.0]}, lambda generation, chain: np.full((60, 2), float(chain.seed))
+        tmp_path,
+        {"seed": [0, 1], "data.variance": [1.0, 4.0]},
+        lambda generation, chain: np.full((60, 2), float(chain.seed)),
     )
     found = compare(prepared, store)
     assert [result.title for result in found] == ["data.variance 1.0", "data.variance 4.0"]

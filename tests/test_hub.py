@@ -47,7 +47,14 @@ def test_a_chain_of_a_pretrained_model_on_hub_data(hub: Hub, make_config: Make, 
 
 def test_hub_data_without_splits_are_split_here(hub: Hub, make_config: Make, tmp_path: Path) -> None:
     data = {"source": "hf:lab/plain", "tokenizer": {"kind": "bpe", "vocab_size": 270}, "block_size": 16}
-    done = harness("plan", make_config(TEXT, data=data), "--root", tmp_path / "r", "--json", **environment(hub, tmp_path / "c"))
+    done = harness(
+        "plan",
+        make_config(TEXT, data=data),
+        "--root",
+        tmp_path / "r",
+        "--json",
+        **environment(hub, tmp_path / "c"),
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -64,11 +71,23 @@ def test_a_model_in_a_folder_is_known_by_its_content(hub: Hub, make_config: Make
             "data.tokenizer": {"kind": "pretrained", "name": str(tmp_path / name)},
         }
         config = make_config(TEXT, f"{name}.yaml", **{**changes, **local})
-        plan = json.loads(harness("plan", config, "--root", tmp_path / "none", "--json", HF_HUB_OFFLINE="1").stdout)
+        plan = json.loads(
+            harness("plan", config, "--root", tmp_path / "none", "--json", HF_HUB_OFFLINE="1").stdout
+        )
         with safe_open(tmp_path / name / "model.safetensors", "np") as file:
             parameters = sum(file.get_tensor(key).size for key in file.keys())  # noqa: SIM118 (not a mapping)
-        assert plan["memory_per_rank_bytes"] > 16 * parameters, "weights, gradients and optimizer in bf16, and activations"
-        done = harness("run", config, "--root", tmp_path / "root", "--json", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "none"))
+        assert plan["memory_per_rank_bytes"] > 16 * parameters, (
+            "weights, gradients and optimizer in bf16, and activations"
+        )
+        done = harness(
+            "run",
+            config,
+            "--root",
+            tmp_path / "root",
+            "--json",
+            HF_HUB_OFFLINE="1",
+            HF_HOME=str(tmp_path / "none"),
+        )
         assert done.returncode == 0, done.stderr
         runs.append(json.loads(done.stdout))
     assert [run["generations_computed"] for run in runs] == [2, 0], "another path is the same science"
@@ -81,21 +100,31 @@ def test_a_model_in_a_folder_is_known_by_its_content(hub: Hub, make_config: Make
         ({"data.source": "hf:a/b/c/d"}, "expected hf:NAME"),
         ({"data.text_field": "body"}, "no column 'body'"),
         ({"learner.model": {"pretrained": "lab/nothing"}}, "learner.model.pretrained: 'lab/nothing'"),
-        ({"data.tokenizer": {"kind": "pretrained", "name": "lab/nothing"}}, "data.tokenizer.name: 'lab/nothing'"),
+        (
+            {"data.tokenizer": {"kind": "pretrained", "name": "lab/nothing"}},
+            "data.tokenizer.name: 'lab/nothing'",
+        ),
         ({"data.block_size": 33}, "context of 32"),
     ],
 )
-def test_what_the_hub_has_not_is_one_message(hub: Hub, make_config: Make, tmp_path: Path, changes: dict[str, Any],
-                                              expected: str) -> None:  # fmt: skip
+def test_what_the_hub_has_not_is_one_message(
+    hub: Hub, make_config: Make, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
     config = make_config(TEXT, **{**CHANGES, **changes})
     done = harness("plan", config, "--root", tmp_path / "root", **environment(hub, tmp_path / "cache"))
     assert done.returncode == 2, done.stderr
     assert expected in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_pretrained_model_teaches_one_that_starts_from_scratch(make_config: Make, tmp_path: Path, hub: Hub) -> None:
-    """``regime.source: {model: NAME}``: the teacher writes one corpus, as it is; every generation learns from it."""
-    changes = {**CHANGES, "learner.model": {"architecture": "gpt2", "num_layers": 1, "width": 16, "num_heads": 2}}
+def test_a_pretrained_model_teaches_one_that_starts_from_scratch(
+    make_config: Make, tmp_path: Path, hub: Hub
+) -> None:
+    """``regime.source: {model: NAME}``: the teacher writes one corpus, as it is; every generation learns from
+    it."""
+    changes = {
+        **CHANGES,
+        "learner.model": {"architecture": "gpt2", "num_layers": 1, "width": 16, "num_heads": 2},
+    }
     config = make_config(
         TEXT,
         **{
@@ -109,8 +138,14 @@ def test_a_pretrained_model_teaches_one_that_starts_from_scratch(make_config: Ma
     root = tmp_path / "root"
     done = harness("run", config, "--root", root, **environment(hub, tmp_path / "cache"))
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads(harness("export", config, "--root", root, "--format", "json", **environment(hub, tmp_path / "cache")).stdout)
-    assert sorted(row["generation"] for row in rows) == [0, 0, 1, 2], "the teacher is a chain of one generation"
+    rows = json.loads(
+        harness(
+            "export", config, "--root", root, "--format", "json", **environment(hub, tmp_path / "cache")
+        ).stdout
+    )
+    assert sorted(row["generation"] for row in rows) == [0, 0, 1, 2], (
+        "the teacher is a chain of one generation"
+    )
     from safetensors.numpy import load_file
     from safetensors.torch import load_file as load_weights
 
@@ -118,16 +153,28 @@ def test_a_pretrained_model_teaches_one_that_starts_from_scratch(make_config: Ma
     weights = load_weights(root / "fits" / teacher["key"] / "model.safetensors")
     original = load_weights(next((tmp_path / "cache").rglob("model.safetensors")))
     assert set(original) == set(weights)
-    assert all((original[name].to(weights[name].dtype) == weights[name]).all() for name in weights), "not one step was taken"
+    assert all((original[name].to(weights[name].dtype) == weights[name]).all() for name in weights), (
+        "not one step was taken"
+    )
     pupil = {row["generation"]: row for row in rows if row["chain"] != teacher["chain"]}
-    origins = [load_file(root / "fits" / pupil[g]["key"] / "training_set.safetensors")["origin"] for g in (1, 2)]
+    origins = [
+        load_file(root / "fits" / pupil[g]["key"] / "training_set.safetensors")["origin"] for g in (1, 2)
+    ]
     assert all((origin == 0).all() for origin in origins)
 
 
-@pytest.mark.parametrize(("author", "title"), [("SFconvertbot", "Adding `safetensors` variant of this model"),
-                                               ("somebody", "Adding `safetensors` variant of this model")])  # fmt: skip
-def test_weights_that_the_hub_has_converted_are_found(hub: Hub, make_config: Make, tmp_path: Path, author: str, title: str) -> None:
-    """A model that was published as a pickle, as facebook/opt-125m: its safetensors are in the bot's pull request."""
+@pytest.mark.parametrize(
+    ("author", "title"),
+    [
+        ("SFconvertbot", "Adding `safetensors` variant of this model"),
+        ("somebody", "Adding `safetensors` variant of this model"),
+    ],
+)
+def test_weights_that_the_hub_has_converted_are_found(
+    hub: Hub, make_config: Make, tmp_path: Path, author: str, title: str
+) -> None:
+    """A model that was published as a pickle, as facebook/opt-125m: its safetensors are in the bot's pull
+    request."""
     models = hub.root / "models" / "lab"
     for name in ("pickled", "pickled.pr"):
         shutil.copytree(models / "small", models / name)
@@ -147,8 +194,12 @@ def test_weights_that_the_hub_has_converted_are_found(hub: Hub, make_config: Mak
         offline = environment(hub, cache) | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
         done = harness("run", config, "--root", root, "--json", **offline)
         assert done.returncode == 0, done.stderr
-        specs = [json.loads(path.read_text())["learner"]["model"] for path in (root / "fits").glob("*/spec.json")]
-        assert specs == [{"pretrained": f"hub:lab/pickled@{REQUEST}"}] * 2, "the key names the revision that has the weights"
+        specs = [
+            json.loads(path.read_text())["learner"]["model"] for path in (root / "fits").glob("*/spec.json")
+        ]
+        assert specs == [{"pretrained": f"hub:lab/pickled@{REQUEST}"}] * 2, (
+            "the key names the revision that has the weights"
+        )
     finally:
         for name in ("pickled", "pickled.pr"):
             shutil.rmtree(models / name)

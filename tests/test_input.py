@@ -85,7 +85,9 @@ NOT_DATA = [
 
 
 @pytest.mark.parametrize(("value", "expected"), NOT_DATA, ids=range(len(NOT_DATA)))
-def test_what_is_not_plain_data_is_one_short_message_in_a_file_and_in_set(make_config: Make, value: str, expected: str) -> None:
+def test_what_is_not_plain_data_is_one_short_message_in_a_file_and_in_set(
+    make_config: Make, value: str, expected: str
+) -> None:
     path = make_config(GAUSSIAN)
     with pytest.raises(ConfigError) as caught:
         study(path, f"tracking.entity={value}")
@@ -103,13 +105,20 @@ LONG = "x" * 9000
 @pytest.mark.parametrize(
     "assignment",
     [
-        f"data.source={LONG}", f"data.source={LONG}.txt", f"data.source=hf:a/b/c/{LONG}", f"learner.model={{preset: {LONG}}}",
-        f"learner.model={{pretrained: {LONG}}}", f"data.tokenizer={{kind: pretrained, name: {LONG}}}", f"learner.kind={LONG}",
+        f"data.source={LONG}",
+        f"data.source={LONG}.txt",
+        f"data.source=hf:a/b/c/{LONG}",
+        f"learner.model={{preset: {LONG}}}",
+        f"learner.model={{pretrained: {LONG}}}",
+        f"data.tokenizer={{kind: pretrained, name: {LONG}}}",
+        f"learner.kind={LONG}",
         f"evaluate.others={{a: {LONG}}}",
     ],
     ids=range(8),
-)  # fmt: skip
-def test_a_long_value_is_cut_in_every_message(make_config: Make, assignment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+)
+def test_a_long_value_is_cut_in_every_message(
+    make_config: Make, assignment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError) as caught, TemporaryDirectory() as root:
         open_study(make_config(TEXT), (assignment,), Store.read(Path(root)))
@@ -152,27 +161,50 @@ def test_a_field_that_is_a_date_or_a_number_is_an_unknown_field(make_config: Mak
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1_000", 1000), ("0x10", 16), ("0b101", 5), ("-7", -7), ("0", 0), ("2e-3", 0.002), ("1.5", 1.5), (".5", 0.5),
-        ("yes", True), ("off", False), ("~", None), ("", None), ("'010'", "010"), ("!!str 010", "010"), ("08", "08"),
-        ("0o10", "0o10"), ('"\\ud83d\\ude00"', "\U0001f600"), ("{<<: {a: 1, b: 2}, a: 3}", {"a": 3, "b": 2}),
-        ("{<<: [{a: 1}, {a: 2, b: 2}]}", {"a": 1, "b": 2}), ("[" * 9 + "]" * 9, [[[[[[[[[]]]]]]]]]),
+        ("1_000", 1000),
+        ("0x10", 16),
+        ("0b101", 5),
+        ("-7", -7),
+        ("0", 0),
+        ("2e-3", 0.002),
+        ("1.5", 1.5),
+        (".5", 0.5),
+        ("yes", True),
+        ("off", False),
+        ("~", None),
+        ("", None),
+        ("'010'", "010"),
+        ("!!str 010", "010"),
+        ("08", "08"),
+        ("0o10", "0o10"),
+        ('"\\ud83d\\ude00"', "\U0001f600"),
+        ("{<<: {a: 1, b: 2}, a: 3}", {"a": 3, "b": 2}),
+        ("{<<: [{a: 1}, {a: 2, b: 2}]}", {"a": 1, "b": 2}),
+        ("[" * 9 + "]" * 9, [[[[[[[[[]]]]]]]]]),
     ],
-)  # fmt: skip
+)
 def test_what_values_mean(text: str, value: Any) -> None:
     assert parse(f"a: {text}\n", "x")[0] == {"a": value}
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | st.text(max_size=8).filter(
-        lambda text: "\0" not in text),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5).filter(lambda text: "\0" not in text), inner),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8).filter(lambda text: "\0" not in text),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=5).filter(lambda text: "\0" not in text), inner)
+    ),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
 @given(VALUES)
 def test_what_is_written_as_yaml_is_read_as_it_was(value: Any) -> None:
-    """The values that PyYAML writes, its own reader aside: numbers to base 60 and octal ones are written in quotes."""
+    """The values that PyYAML writes, its own reader aside: numbers to base 60 and octal ones are written in
+    quotes."""
     text = yaml.safe_dump({"a": value})
     assert parse(text, "x")[0] == {"a": value}
 
@@ -180,7 +212,9 @@ def test_what_is_written_as_yaml_is_read_as_it_was(value: Any) -> None:
 def bomb(levels: int, form: str) -> str:
     """Aliases that stand for 9 ** levels values, in some 50 characters a level."""
     lines = [f"a0: &a0 {form.format(','.join(['x'] * 9))}"] if "<<" not in form else ["a0: &a0 {b: 1}"]
-    lines += [f"a{level}: &a{level} {form.format(','.join([f'*a{level - 1}'] * 9))}" for level in range(1, levels)]
+    lines += [
+        f"a{level}: &a{level} {form.format(','.join([f'*a{level - 1}'] * 9))}" for level in range(1, levels)
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -207,7 +241,9 @@ except ConfigError as error:
 def test_aliases_are_counted_where_they_are_used(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bomb.yaml"
     path.write_text(text)
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=True
+    )
     kib, message = done.stdout.split(maxsplit=1)
     assert "is too large: more than" in message and "aliases" in message
     assert int(kib) < 300_000, f"{int(kib) / 1024:.0f} MiB"
@@ -224,26 +260,61 @@ def test_a_path_of_too_many_parts_is_no_field(make_config: Make) -> None:
 
 
 REPLACED = [
-    ({"regime.synthetic_ratio": float("nan"), "grid": {"regime.synthetic_ratio": [0.5, 1.0]}}, "regime.synthetic_ratio: found nan"),
-    ({"regime.synthetic_ratio": 1.5, "grid": {"regime.synthetic_ratio": [0.5]}}, "regime.synthetic_ratio: found 1.5"),
-    ({"regime.synthetic_ratio": 1.5, "grid": {"regime": [{"kind": "accumulate"}]}}, "regime.synthetic_ratio: found 1.5"),
-    ({"regime.synthetc_ratio": 1, "grid": {"regime": [{"kind": "accumulate"}]}}, "regime.synthetc_ratio: unknown field"),
-    ({"regime": {"kind": "accumulate", "synthetic_ratio": 1}, "grid": {"regime": [{"kind": "accumulate"}]}}, "regime: accumulate"),
+    (
+        {"regime.synthetic_ratio": float("nan"), "grid": {"regime.synthetic_ratio": [0.5, 1.0]}},
+        "regime.synthetic_ratio: found nan",
+    ),
+    (
+        {"regime.synthetic_ratio": 1.5, "grid": {"regime.synthetic_ratio": [0.5]}},
+        "regime.synthetic_ratio: found 1.5",
+    ),
+    (
+        {"regime.synthetic_ratio": 1.5, "grid": {"regime": [{"kind": "accumulate"}]}},
+        "regime.synthetic_ratio: found 1.5",
+    ),
+    (
+        {"regime.synthetc_ratio": 1, "grid": {"regime": [{"kind": "accumulate"}]}},
+        "regime.synthetc_ratio: unknown field",
+    ),
+    (
+        {
+            "regime": {"kind": "accumulate", "synthetic_ratio": 1},
+            "grid": {"regime": [{"kind": "accumulate"}]},
+        },
+        "regime: accumulate",
+    ),
     ({"regime": 5, "grid": {"regime": [{"kind": "accumulate"}]}}, "regime: found 5"),
     ({"generations": -1, "grid": {"generations": [1, 2]}}, "generations: found -1"),
     ({"generations": float("inf"), "grid": {"generations": [1, 2]}}, "generations: found inf"),
     ({"seed": -1, "grid": {"seed": [1, 2]}}, "seed: found -1"),
     ({"learner.kind": "gausian", "grid": {"learner.kind": ["gaussian"]}}, "learner: found 'gausian'"),
     ({"filters": [{"kind": "dedup"}], "grid": {"filters": [[]]}}, "filters.0: found 'dedup'"),
-    ({"generations": -1, "overrides": [{"when": {"data.dim": 1}, "set": {"generations": 2}}]}, "generations: found -1"),
-    ({"resources.threads": 0, "overrides": [{"when": {"data.dim": 1}, "set": {"resources.threads": 2}}]}, "threads: found 0"),
-    ({"grid": {"generations": [1, -5]}, "overrides": [{"when": {"generations": -5}, "set": {"generations": 2}}]}, "found -5"),
-    ({"overrides": [{"when": {"data.dim": 1}, "set": {"generations": number}} for number in (-4, 2)]}, "generations: found -4"),
-]  # fmt: skip
+    (
+        {"generations": -1, "overrides": [{"when": {"data.dim": 1}, "set": {"generations": 2}}]},
+        "generations: found -1",
+    ),
+    (
+        {"resources.threads": 0, "overrides": [{"when": {"data.dim": 1}, "set": {"resources.threads": 2}}]},
+        "threads: found 0",
+    ),
+    (
+        {
+            "grid": {"generations": [1, -5]},
+            "overrides": [{"when": {"generations": -5}, "set": {"generations": 2}}],
+        },
+        "found -5",
+    ),
+    (
+        {"overrides": [{"when": {"data.dim": 1}, "set": {"generations": number}} for number in (-4, 2)]},
+        "generations: found -4",
+    ),
+]
 
 
 @pytest.mark.parametrize(("changes", "expected"), REPLACED, ids=range(len(REPLACED)))
-def test_a_value_that_another_one_replaces_must_be_valid_too(make_config: Make, changes: dict[str, Any], expected: str) -> None:
+def test_a_value_that_another_one_replaces_must_be_valid_too(
+    make_config: Make, changes: dict[str, Any], expected: str
+) -> None:
     path = make_config(GAUSSIAN, **changes)
     with pytest.raises(ConfigError) as caught:
         study(path)
@@ -262,31 +333,59 @@ def test_a_preset_that_an_axis_replaces_must_exist(make_config: Make) -> None:
     [
         {"regime": {"kind": "replace"}, "grid": {"regime.synthetic_ratio": [0.5, 1.0]}},
         {"regime": {"kind": "replace", "synthetic_ratio": 1.0}, "grid": {"regime": [{"kind": "accumulate"}]}},
-        {"regime": {"synthetic_ratio": 1.0}, "grid": {"regime.kind": ["augment", "replace"], "regime.synthetic_ratio": [0.5]}},
-        {"learner": {"kind": "gaussian"}, "grid": {"learner": [{"kind": "kde", "bandwidth": 0.5}, {"kind": "gaussian"}]},
-         "overrides": [{"when": {"learner.kind": "kde"}, "set": {"learner.kernel": "gaussian"}}]},
-        {"data.num_examples": 10, "regime": {"kind": "replace", "synthetic_ratio": 1.0, "refresh": {"every": 2, "examples": 50}},
-         "grid": {"data.num_examples": [60, 70]}},
+        {
+            "regime": {"synthetic_ratio": 1.0},
+            "grid": {"regime.kind": ["augment", "replace"], "regime.synthetic_ratio": [0.5]},
+        },
+        {
+            "learner": {"kind": "gaussian"},
+            "grid": {"learner": [{"kind": "kde", "bandwidth": 0.5}, {"kind": "gaussian"}]},
+            "overrides": [{"when": {"learner.kind": "kde"}, "set": {"learner.kernel": "gaussian"}}],
+        },
+        {
+            "data.num_examples": 10,
+            "regime": {"kind": "replace", "synthetic_ratio": 1.0, "refresh": {"every": 2, "examples": 50}},
+            "grid": {"data.num_examples": [60, 70]},
+        },
     ],
     ids=["incomplete", "whole", "no kind", "other kind", "only together"],
-)  # fmt: skip
+)
 def test_a_value_that_is_replaced_is_looked_at_by_itself(make_config: Make, changes: dict[str, Any]) -> None:
     assert study(make_config(GAUSSIAN, **changes)).cells
 
 
 BUNDLED: dict[str, Any] = {**GAUSSIAN, "resources": {}}
 TOO_LARGE = [
-    (GAUSSIAN, {"grid": {"seed": {"from": 0, "count": 10**7}}}, ("grid.seed", "10,000,000 values", "1,000,000")),
+    (
+        GAUSSIAN,
+        {"grid": {"seed": {"from": 0, "count": 10**7}}},
+        ("grid.seed", "10,000,000 values", "1,000,000"),
+    ),
     (GAUSSIAN, {"grid": {"seed": {"from": 0, "count": 10**30}}}, ("grid.seed", "values", "1,000,000")),
     (GAUSSIAN, {"grid": {"data.num_examples": {"from": 10, "count": 10**6}}}, ("1,000,000 cells", "100,000")),
-    (GAUSSIAN, {"grid": {"data.num_examples": {"from": 10, "count": 1000}, "seed": {"from": 0, "count": 2000}}},
-     ("2,000,000 chains: data.num_examples (1,000) x seed (2,000)", "1,000,000")),
+    (
+        GAUSSIAN,
+        {"grid": {"data.num_examples": {"from": 10, "count": 1000}, "seed": {"from": 0, "count": 2000}}},
+        ("2,000,000 chains: data.num_examples (1,000) x seed (2,000)", "1,000,000"),
+    ),
     (GAUSSIAN, {"generations": 200_000_000}, ("generations", "200,000,001", "one by one", "1,000,000")),
-    (GAUSSIAN, {"generations": 999, "grid": {"seed": {"from": 0, "count": 1001}}}, ("generations", "1,001,000", "1,000,000")),
-    (GAUSSIAN, {"generations": 9999, "regime": {"kind": "accumulate"}}, ("corpora", "49,995,000", "10,000,000")),
+    (
+        GAUSSIAN,
+        {"generations": 999, "grid": {"seed": {"from": 0, "count": 1001}}},
+        ("generations", "1,001,000", "1,000,000"),
+    ),
+    (
+        GAUSSIAN,
+        {"generations": 9999, "regime": {"kind": "accumulate"}},
+        ("corpora", "49,995,000", "10,000,000"),
+    ),
     (BUNDLED, {"generations": 2_000_000}, ("generations", "2,000,000", "999,999 in a chain")),
-    (BUNDLED, {"generations": 999, "grid": {"seed": {"from": 0, "count": 200_000}}}, ("200,000,000", "in bundles", "100,000,000")),
-]  # fmt: skip
+    (
+        BUNDLED,
+        {"generations": 999, "grid": {"seed": {"from": 0, "count": 200_000}}},
+        ("200,000,000", "in bundles", "100,000,000"),
+    ),
+]
 
 
 @pytest.mark.parametrize(("base", "changes", "expected"), TOO_LARGE, ids=range(len(TOO_LARGE)))
@@ -323,7 +422,9 @@ class Counted(tuple[int, ...]):
 
 
 def test_chains_are_put_in_order_without_a_search_for_each(make_config: Make, tmp_path: Path) -> None:
-    prepared, _scratch = open_study(make_config(GAUSSIAN, grid={"seed": [7, 3, 5]}), (), Store.read(tmp_path / "none"))
+    prepared, _scratch = open_study(
+        make_config(GAUSSIAN, grid={"seed": [7, 3, 5]}), (), Store.read(tmp_path / "none")
+    )
     counted = replace(prepared, study=replace(prepared.study, seeds=Counted(prepared.study.seeds)))
     assert [chain.seed for chain in counted.chains] == [7, 3, 5]
     assert Counted.searches == 0
@@ -333,7 +434,10 @@ HOSTILE = "red \x1b[31m\x1b]0;title\x07 \x9b2J\r\x08 \u202eover"
 
 
 def test_control_characters_are_shown_as_json_writes_them() -> None:
-    assert terminal.visible(HOSTILE) == "red \\u001b[31m\\u001b]0;title\\u0007 \\u009b2J\\u000d\\u0008 \\u202eover"
+    assert (
+        terminal.visible(HOSTILE)
+        == "red \\u001b[31m\\u001b]0;title\\u0007 \\u009b2J\\u000d\\u0008 \\u202eover"
+    )
     assert terminal.visible("plain, 漢字 é\n\tnext") == "plain, 漢字 é\n\tnext"
     assert terminal.visible("a\nb", lines=False) == "a\\u000ab"
     assert json.loads(terminal.visible(json.dumps(HOSTILE, ensure_ascii=False))) == HOSTILE
@@ -350,7 +454,9 @@ def test_lines_of_a_run_show_no_control_characters() -> None:
     console = Console(file=live, force_terminal=False, width=200)
     drawn = LiveDisplay(console)
     drawn.line(HOSTILE)
-    console.print(drawn._table([{**row, "generation": 0, "last": 1, "done": 0, "total": 1, "rate": 0, "left_s": 0}]))
+    console.print(
+        drawn._table([{**row, "generation": 0, "last": 1, "done": 0, "total": 1, "rate": 0, "left_s": 0}])
+    )
     drawn.close()
     for text in (plain.getvalue(), live.getvalue()):
         assert text.count("\\u001b[31m") == 2 and not set("\x1b\x07\x9b\r\x08\u202e") & set(text)
@@ -388,7 +494,9 @@ def test_results_are_printed_on_any_standard_output(
 ) -> None:
     path, root = committed
     line = f"set -o pipefail; {sys.executable} -m harness {command} {path} --root {root} {redirect}"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, env={**os.environ, **environment}, check=False)
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, env={**os.environ, **environment}, check=False
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode("ascii" if environment else "utf-8")
     assert not set("\x1b\x07\x9b\r\x08\u202e") & set(text)
@@ -398,7 +506,11 @@ def test_results_are_printed_on_any_standard_output(
 
 def test_text_in_figures_is_plain_and_has_glyphs(tmp_path: Path) -> None:
     names = ["a$b^{", "$\\frac{$", "漢字", HOSTILE]
-    rows = [{"generation": g, "seed": 0, "status": "ok", "name": name, "x": 1.0 * g} for g in range(2) for name in names]
+    rows = [
+        {"generation": g, "seed": 0, "status": "ok", "name": name, "x": 1.0 * g}
+        for g in range(2)
+        for name in names
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = figures.metric_figure(rows, ["name"], "x", label="$y$")
@@ -409,7 +521,9 @@ def test_text_in_figures_is_plain_and_has_glyphs(tmp_path: Path) -> None:
     assert not any("\x1b" in text for text in shown)
 
 
-def test_an_installed_font_that_has_the_characters_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_font_that_has_the_characters_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder([".notdef", "kan"])
     builder.setupCharacterMap({ord("漢"): "kan"})
@@ -432,8 +546,12 @@ def test_an_installed_font_that_has_the_characters_is_taken(tmp_path: Path, monk
     assert "Kanji Test" in text.get_fontfamily() and text.get_text().startswith("漢")
 
 
-@pytest.mark.parametrize("name", ["lab/collapse", "a\\b", "a#b", "a?b", "a%b", "a:b", "x" * 129, "", "a\x1bb"])
-def test_a_project_that_wandb_refuses_is_refused_before_anything_is_computed(make_config: Make, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["lab/collapse", "a\\b", "a#b", "a?b", "a%b", "a:b", "x" * 129, "", "a\x1bb"]
+)
+def test_a_project_that_wandb_refuses_is_refused_before_anything_is_computed(
+    make_config: Make, name: str
+) -> None:
     path = make_config(GAUSSIAN, **{"tracking.project": name})
     with pytest.raises(ConfigError, match="tracking.project: found .*, allowed by W&B: 1 to 128"):
         study(path)

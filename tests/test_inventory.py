@@ -70,20 +70,27 @@ def test_all_say_what_run_will_do(
 
 
 def test_a_grid_that_asks_for_more_of_a_corpus(make_config: Make, tmp_path: Path) -> None:
-    """`replace_grown` reads more examples of generation 0 than `replace` did: its corpus is short, though everything is there."""
+    """`replace_grown` reads more examples of generation 0 than `replace` did: its corpus is short, though
+    everything is there."""
     root = tmp_path / "root"
     run_all(make_config(GAUSSIAN, **ONE), root)
     config = make_config(GAUSSIAN, "grown.yaml", **GROWN)
     prepared, store = looked_at(config, root)
     replace, grown = prepared.lineage.chains
     found = Inventory(prepared, store)
-    assert [found.state(key).state for key in replace.nodes] == ["short", "committed", "committed", "committed"]
+    assert [found.state(key).state for key in replace.nodes] == [
+        "short",
+        "committed",
+        "committed",
+        "committed",
+    ]
     assert [found.state(key).state for key in grown.nodes] == ["short", "waiting", "waiting", "waiting"]
     agree(config, root, {replace.nodes[0], *grown.nodes[1:]})
 
 
 def agree(config: Path, root: Path, expected: set[str]) -> None:
-    """Before a run all say that these generations are open, the run touches these alone, and after it all say that none is."""
+    """Before a run all say that these generations are open, the run touches these alone, and after it all say
+    that none is."""
     prepared, store = looked_at(config, root)
     total = len(prepared.lineage.nodes)
     found = Inventory(prepared, store)
@@ -94,7 +101,9 @@ def agree(config: Path, root: Path, expected: set[str]) -> None:
     for chain in prepared.lineage.chains:
         first = next((place for place, key in enumerate(chain.nodes) if key in expected), len(chain.nodes))
         assert states[chain.id].committed == first == found.committed(chain)
-        assert (states[chain.id].state == "complete") == (first == len(chain.nodes)) == found.is_complete(chain)
+        assert (
+            (states[chain.id].state == "complete") == (first == len(chain.nodes)) == found.is_complete(chain)
+        )
         reasons = [item.reason for item in explainer.explain(chain)]
         assert [reason == "committed" for reason in reasons] == [key not in expected for key in chain.nodes]
     assert touched(config, root) == expected

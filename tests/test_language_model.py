@@ -32,14 +32,19 @@ from harness.learners.language_model.training import Schedule, learning_rate, pl
 
 @pytest.fixture(scope="module")
 def tiny() -> Any:
-    made = models.new_model(Model(architecture="gpt2", num_layers=1, width=16, num_heads=2, context=48), 40, 48, 0, 0, seed=1)
+    made = models.new_model(
+        Model(architecture="gpt2", num_layers=1, width=16, num_heads=2, context=48), 40, 48, 0, 0, seed=1
+    )
     with torch.no_grad():
-        for parameter in made.parameters():  # a model that has opinions: at initialisation everything is nearly uniform
+        for (
+            parameter
+        ) in made.parameters():  # a model that has opinions: at initialisation everything is nearly uniform
             parameter.mul_(8.0)
     return made.eval()
 
 
-# --- models -------------------------------------------------------------------------------------------------------------------
+# --- models
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -51,7 +56,9 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
 
         built = AutoModelForCausalLM.from_config(config)
     count = sum(parameter.numel() for parameter in built.parameters())
-    assert count == num_parameters(model, about["vocab_size"], model.context or 0), "arithmetic and the real model differ"
+    assert count == num_parameters(model, about["vocab_size"], model.context or 0), (
+        "arithmetic and the real model differ"
+    )
     assert abs(count / about["published_parameters"] - 1) < 0.01
 
 
@@ -59,9 +66,15 @@ def test_zero_stages_divide_what_they_shard() -> None:
     model = resolve_model(Model(preset="gpt2-124m"))
     parameters = num_parameters(model, 50257, 1024)
     by_stage = [memory_per_rank(parameters, 12, 768, 50257, 1024, True, 8, stage) for stage in range(4)]
-    assert (by_stage[0].weights, by_stage[0].gradients, by_stage[0].optimizer) == (2 * parameters, 2 * parameters, 12 * parameters)
+    assert (by_stage[0].weights, by_stage[0].gradients, by_stage[0].optimizer) == (
+        2 * parameters,
+        2 * parameters,
+        12 * parameters,
+    )
     assert [m.optimizer for m in by_stage[1:]] == [12 * parameters // 8] * 3
-    assert [m.gradients for m in by_stage[2:]] == [2 * parameters // 8] * 2 and by_stage[3].weights == 2 * parameters // 8
+    assert [m.gradients for m in by_stage[2:]] == [2 * parameters // 8] * 2 and by_stage[
+        3
+    ].weights == 2 * parameters // 8
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
@@ -76,7 +89,9 @@ def test_a_written_model_is_read_back_bit_for_bit(tmp_path: Path, architecture: 
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=models.DTYPES[precision]).eval()
-    assert torch.equal(made(input_ids=tokens).logits, theirs(input_ids=tokens).logits), "an ordinary Hugging Face folder"
+    assert torch.equal(made(input_ids=tokens).logits, theirs(input_ids=tokens).logits), (
+        "an ordinary Hugging Face folder"
+    )
 
 
 def test_new_weights_are_a_function_of_the_seed() -> None:
@@ -85,7 +100,8 @@ def test_new_weights_are_a_function_of_the_seed() -> None:
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-# --- sampling -----------------------------------------------------------------------------------------------------------------
+# --- sampling
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_scores_are_those_of_the_librarys_loss(tiny: Any) -> None:
@@ -95,7 +111,9 @@ def test_scores_are_those_of_the_librarys_loss(tiny: Any) -> None:
     ours = score(tiny, Examples.full(tokens), bos=None)
     assert ours.sum() / (7 * 11) == pytest.approx(float(loss), rel=1e-5)
     with_bos = np.concatenate([np.zeros((7, 1), np.int32), tokens], axis=1)
-    assert score(tiny, Examples.full(tokens), bos=0) == pytest.approx(score(tiny, Examples.full(with_bos), bos=None), rel=1e-5)
+    assert score(tiny, Examples.full(tokens), bos=0) == pytest.approx(
+        score(tiny, Examples.full(with_bos), bos=None), rel=1e-5
+    )
 
 
 def test_a_score_does_not_depend_on_the_others_nor_on_padding(tiny: Any) -> None:
@@ -122,7 +140,10 @@ def test_tokens_are_drawn_from_the_models_distribution(tiny: Any) -> None:
     drawn = sampler.choose(logits.expand(20_000, -1), uniform).numpy()
     counts = np.bincount(drawn, minlength=40)
     likely = expected >= 5
-    observed, wanted = np.append(counts[likely], counts[~likely].sum()), np.append(expected[likely], expected[~likely].sum())
+    observed, wanted = (
+        np.append(counts[likely], counts[~likely].sum()),
+        np.append(expected[likely], expected[~likely].sum()),
+    )
     observed, wanted = (observed, wanted) if wanted[-1] > 0 else (observed[:-1], wanted[:-1])
     assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
 
@@ -151,11 +172,15 @@ def test_an_example_is_the_same_whatever_else_is_sampled(tiny: Any, prompt: str)
     sampler = Sampler(tiny, config, bos=0, eos=0)
 
     def batch(start: int) -> np.ndarray:
-        return draw_batch(sampler, prompts, 0 if prompt == "bos" else 3, 12, seed=7, generation=2, start=start, size=8).values
+        return draw_batch(
+            sampler, prompts, 0 if prompt == "bos" else 3, 12, seed=7, generation=2, start=start, size=8
+        ).values
 
     first = batch(8)
     for _ in range(2):
-        rest = draw_batch(sampler, prompts, 0 if prompt == "bos" else 3, 12, seed=7, generation=2, start=16, size=8)
+        rest = draw_batch(
+            sampler, prompts, 0 if prompt == "bos" else 3, 12, seed=7, generation=2, start=16, size=8
+        )
         torch.rand(5)  # the global generator has no say
         assert (batch(8) == first).all() and (rest.values != first).any()
     assert not (batch(0) == batch(8)).all(), "another batch draws other numbers"
@@ -183,7 +208,8 @@ def test_sampling_with_a_cache_is_the_whole_sequence_read_again_at_every_token(t
     assert (drawn.values == tokens[:, 2:].numpy()).all()
 
 
-# --- training -----------------------------------------------------------------------------------------------------------------
+# --- training
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_epoch_reads_every_example_once_and_batches_run_on() -> None:
@@ -201,7 +227,9 @@ def test_learning_rate_schedules() -> None:
 
     assert rates(schedule="constant") == pytest.approx([0.5, 1.0] + [1.0] * 8)
     assert rates(schedule="linear") == pytest.approx([0.5, 1.0] + [1 - 0.9 * i / 8 for i in range(8)])
-    assert rates(schedule="cosine") == pytest.approx([0.5, 1.0] + [0.1 + 0.45 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
+    assert rates(schedule="cosine") == pytest.approx(
+        [0.5, 1.0] + [0.1 + 0.45 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
+    )
 
 
 def test_budgets_equalise_what_they_name() -> None:
@@ -216,7 +244,9 @@ def test_budgets_equalise_what_they_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_micro_batches_do_not_change_the_science(ranks: Any, make_config: Make, tmp_path: Path, stage: int) -> None:
+def test_micro_batches_do_not_change_the_science(
+    ranks: Any, make_config: Make, tmp_path: Path, stage: int
+) -> None:
     """Gradients are summed in another order, so fp32 losses agree to rounding and not to the bit."""
     losses = []
     for micro in (8, 2):
@@ -226,7 +256,9 @@ def test_micro_batches_do_not_change_the_science(ranks: Any, make_config: Make, 
             "resources.micro_batch": micro,
             "resources.zero_stage": stage,
         }
-        prepared, store = run_all(make_config(TEXT, f"{micro}.yaml", **changes), tmp_path / str(micro), ranks=ranks)
+        prepared, store = run_all(
+            make_config(TEXT, f"{micro}.yaml", **changes), tmp_path / str(micro), ranks=ranks
+        )
         fit = next(iter(prepared.lineage.nodes.values())).fit
         losses.append(store.json("fits", fit, "fit.json")["log"]["train_loss"])
     assert len(losses[0]) == 12
@@ -235,7 +267,9 @@ def test_micro_batches_do_not_change_the_science(ranks: Any, make_config: Make, 
 
 
 @pytest.mark.slow
-def test_a_chain_run_again_is_the_same_and_crashes_change_nothing(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+def test_a_chain_run_again_is_the_same_and_crashes_change_nothing(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
     config = make_config(TEXT)
     observer = Events()
     clean, store = run_all(config, tmp_path / "clean", ranks=ranks, observer=observer)
@@ -259,16 +293,42 @@ def test_a_chain_run_again_is_the_same_and_crashes_change_nothing(ranks: Any, ma
 @pytest.mark.parametrize(
     "changes",
     [
-        {"learner.sample": {"prompt": "previous_prefix", "prompt_tokens": 4}, "regime": {"kind": "accumulate_subsample"}},
-        {"learner.sample": {"prompt": "real_prefix", "keep_prompt": True, "top_k": 20}, "learner.init": "previous"},
-        {"filters": [{"kind": "deduplicate"}, {"kind": "repetition", "n": 2, "max_share": 0.6}], "learner.train.weights": "best"},
-        {"data.separator": "eos", "learner.sample": {"length": "natural"}, "regime": {"kind": "accumulate", "budget": "tokens"}},
-        {"learner.model": {"architecture": "llama", "num_layers": 1, "width": 16, "num_heads": 2, "context": 48}},
-        {"learner.model.dropout": 0.1, "regime": {"kind": "replace_grown", "refresh": {"every": 2, "init": "previous"}}},
+        {
+            "learner.sample": {"prompt": "previous_prefix", "prompt_tokens": 4},
+            "regime": {"kind": "accumulate_subsample"},
+        },
+        {
+            "learner.sample": {"prompt": "real_prefix", "keep_prompt": True, "top_k": 20},
+            "learner.init": "previous",
+        },
+        {
+            "filters": [{"kind": "deduplicate"}, {"kind": "repetition", "n": 2, "max_share": 0.6}],
+            "learner.train.weights": "best",
+        },
+        {
+            "data.separator": "eos",
+            "learner.sample": {"length": "natural"},
+            "regime": {"kind": "accumulate", "budget": "tokens"},
+        },
+        {
+            "learner.model": {
+                "architecture": "llama",
+                "num_layers": 1,
+                "width": 16,
+                "num_heads": 2,
+                "context": 48,
+            }
+        },
+        {
+            "learner.model.dropout": 0.1,
+            "regime": {"kind": "replace_grown", "refresh": {"every": 2, "init": "previous"}},
+        },
     ],
     ids=["previous_prefix", "real_prefix", "filters", "natural", "llama", "dropout-refresh"],
 )
-def test_switches_run_and_are_reproducible(ranks: Any, make_config: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_switches_run_and_are_reproducible(
+    ranks: Any, make_config: Make, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     config = make_config(TEXT, **changes)
     first = contents(*reversed(run_all(config, tmp_path / "a", ranks=ranks)))  # type: ignore[misc]
     prepared, store = run_all(config, tmp_path / "b", ranks=ranks)
@@ -279,7 +339,9 @@ def test_switches_run_and_are_reproducible(ranks: Any, make_config: Make, tmp_pa
             assert record is not None and record.status == "ok" and record.metrics["test/nll"] is not None
 
 
-def test_a_corpus_that_someone_else_wrote(ranks: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_that_someone_else_wrote(
+    ranks: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is tokenised once, and read from the store from then on."""
     from safetensors.numpy import load_file
 
@@ -300,9 +362,13 @@ def test_a_corpus_that_someone_else_wrote(ranks: Any, make_config: Make, tmp_pat
     assert (origin == EXTERNAL).sum() == 48
 
 
-def test_bits_per_byte_count_the_bytes_of_what_is_predicted(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+def test_bits_per_byte_count_the_bytes_of_what_is_predicted(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
     """Of ASCII, the bytes of each block's text."""
-    (tmp_path / "text.txt").write_text("".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(400)))
+    (tmp_path / "text.txt").write_text(
+        "".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(400))
+    )
     sample = {"prompt": "real_prefix", "prompt_tokens": 4}
     changes = {"data.source": str(tmp_path / "text.txt"), "data.prepend_bos": False, "learner.sample": sample}
     config = make_config(TEXT, generations=0, **changes)
@@ -311,15 +377,24 @@ def test_bits_per_byte_count_the_bytes_of_what_is_predicted(ranks: Any, make_con
     corpus = load_data(prepared.specs[0].data, store)
     text = [corpus.decode(row[1:]) for row in corpus.test.values]  # type: ignore[attr-defined]
     nats = record.metrics["test/nll"] * 15 * len(text)  # type: ignore[union-attr, operator]
-    assert record.metrics["test/bits_per_byte"] == pytest.approx(nats / math.log(2) / sum(len(t.encode()) for t in text))  # type: ignore[union-attr]
+    assert record.metrics["test/bits_per_byte"] == pytest.approx(
+        nats / math.log(2) / sum(len(t.encode()) for t in text)
+    )  # type: ignore[union-attr]
 
 
-def test_bits_per_byte_of_a_text_that_blocks_cut_within_characters(ranks: Any, make_config: Make, tmp_path: Path) -> None:
-    """Decoded as one stream no character is cut; of ASCII the records stay what they were, under the keys that they had."""
+def test_bits_per_byte_of_a_text_that_blocks_cut_within_characters(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
+    """Decoded as one stream no character is cut; of ASCII the records stay what they were, under the keys
+    that they had."""
     words = "съешь ещё этих мягких французских булок да выпей же чаю 日本語 テキスト".split()
     order = np.random.default_rng(0)
-    (tmp_path / "cut.txt").write_text("".join(" ".join(order.choice(words, 12)) + f" {i}\n\n" for i in range(400)))
-    config = make_config(TEXT, generations=0, **{"data.source": str(tmp_path / "cut.txt"), "data.split": {"test": 0.1}})
+    (tmp_path / "cut.txt").write_text(
+        "".join(" ".join(order.choice(words, 12)) + f" {i}\n\n" for i in range(400))
+    )
+    config = make_config(
+        TEXT, generations=0, **{"data.source": str(tmp_path / "cut.txt"), "data.split": {"test": 0.1}}
+    )
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     record = store.record(prepared.lineage.chains[0].nodes[0])
     corpus = load_data(prepared.specs[0].data, store)
@@ -331,13 +406,20 @@ def test_bits_per_byte_of_a_text_that_blocks_cut_within_characters(ranks: Any, m
     found = nats / math.log(2) / record.metrics["test/bits_per_byte"]  # type: ignore[union-attr]
     assert abs(found - whole) <= 6, "a character may be cut at either end"
     assert prepared.specs[0].measured.identity["metrics"]["likelihood"] == 3
-    (tmp_path / "ascii.txt").write_text("".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(400)))
-    plain, _ = open_prepared(make_config(TEXT, **{"data.source": str(tmp_path / "ascii.txt")}), tmp_path / "root")
+    (tmp_path / "ascii.txt").write_text(
+        "".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(400))
+    )
+    plain, _ = open_prepared(
+        make_config(TEXT, **{"data.source": str(tmp_path / "ascii.txt")}), tmp_path / "root"
+    )
     assert plain.specs[0].measured.identity["metrics"]["likelihood"] == 2
 
 
 def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -> None:
-    config = make_config(TEXT, **{"learner.train": {"epochs": 1, "batch_size": 8, "learning_rate": 1e30, "max_grad_norm": None}})
+    config = make_config(
+        TEXT,
+        **{"learner.train": {"epochs": 1, "batch_size": 8, "learning_rate": 1e30, "max_grad_norm": None}},
+    )
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     first, second, _ = prepared.lineage.chains[0].nodes
     record = store.record(first)
@@ -349,11 +431,17 @@ def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -
     again = harness("run", config, "--root", tmp_path / "root", "--json", "--address", "127.0.0.1:1")
     assert again.returncode == 0, again.stderr
     summary = json.loads(again.stdout)
-    assert (summary["chains_complete"], summary["generations_computed"], summary["generations_reused"]) == (1, 0, 1)
+    assert (summary["chains_complete"], summary["generations_computed"], summary["generations_reused"]) == (
+        1,
+        0,
+        1,
+    )
 
 
 @pytest.mark.slow
-def test_longer_corpora_and_refits_are_those_of_a_first_try(ranks: Any, make_config: Make, tmp_path: Path) -> None:
+def test_longer_corpora_and_refits_are_those_of_a_first_try(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
     """Evicted weights are fitted again when a corpus must grow, and give the same bits."""
     config = make_config(TEXT, generations=1)
     prepared, store = run_all(config, tmp_path / "a", ranks=ranks)
@@ -371,18 +459,23 @@ def test_longer_corpora_and_refits_are_those_of_a_first_try(ranks: Any, make_con
 def test_weights_that_are_gone_are_fitted_again_only_where_they_are_needed(
     ranks: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another version of a metric takes the stored scores; other prompts need weights, and get a replica where the bits differ."""
+    """Another version of a metric takes the stored scores; other prompts need weights, and get a replica
+    where the bits differ."""
     prepared, store = run_all(make_config(TEXT, generations=1), tmp_path / "a", ranks=ranks)
     before = {node.fit: store.record(key) for key, node in prepared.lineage.nodes.items()}
     for fit in before:
         store.evict_weights(fit, "test")
         sums = store.path("fits", fit) / "checksums.json"  # as another device would have written them
-        sums.write_text(json.dumps({**json.loads(sums.read_text()), WEIGHTS: {"bytes": 1, "sha256": "0" * 64}}))
+        sums.write_text(
+            json.dumps({**json.loads(sums.read_text()), WEIGHTS: {"bytes": 1, "sha256": "0" * 64}})
+        )
     monkeypatch.setitem(LEARNERS["language_model"].groups, "lexical", 99)  # type: ignore[arg-type]
     observer = Events()
     again, _ = run_all(make_config(TEXT, generations=1), tmp_path / "a", ranks=ranks, observer=observer)
     assert again.lineage.nodes.keys().isdisjoint(prepared.lineage.nodes)
-    assert "fit_started" not in [kind for kind, _ in observer.seen] and not any(store.has_weights(fit) for fit in before)
+    assert "fit_started" not in [kind for kind, _ in observer.seen] and not any(
+        store.has_weights(fit) for fit in before
+    )
     for key, node in again.lineage.nodes.items():
         found = store.record(key)
         assert found is not None and found.metrics == before[node.fit].metrics  # type: ignore[union-attr]
@@ -395,7 +488,9 @@ def test_weights_that_are_gone_are_fitted_again_only_where_they_are_needed(
     )
     assert [kind for kind, _ in observer.seen].count("weights_replicated") == 2
     assert all(store.has_weights(fit) for fit in before)
-    assert not [item for item in examine(Store(store.root), Leases(store.root, None)) if item.severity == "damage"]
+    assert not [
+        item for item in examine(Store(store.root), Leases(store.root, None)) if item.severity == "damage"
+    ]
 
 
 def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path: Path) -> None:
@@ -416,7 +511,9 @@ def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path: Path) -> None
     assert found.fingerprint() != read_documents(TextData(source=str(tmp_path))).fingerprint()
 
 
-def test_data_are_split_by_document_and_the_tokenizer_is_reversible(make_config: Make, tmp_path: Path) -> None:
+def test_data_are_split_by_document_and_the_tokenizer_is_reversible(
+    make_config: Make, tmp_path: Path
+) -> None:
     from harness.config.schema import Split, TextData
     from harness.data.documents import SPLITS, read_documents
     from harness.data.text import TextCorpus, split_documents

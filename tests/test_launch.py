@@ -1,4 +1,5 @@
-"""What needs no SLURM: scripts against golden files, options and the site file, checks against the plan, a busy controller."""
+"""What needs no SLURM: scripts against golden files, options and the site file, checks against the plan, a
+busy controller."""
 
 from __future__ import annotations
 
@@ -40,7 +41,14 @@ JOB = Job(
 SCRIPTS: dict[str, tuple[Job, Options]] = {
     "allocation": (
         JOB,
-        Options(nodes=4, gpus_per_node="a100:8", partition="gpu,preempt", account="collapse", time="1-00:00:00", mem="500G"),
+        Options(
+            nodes=4,
+            gpus_per_node="a100:8",
+            partition="gpu,preempt",
+            account="collapse",
+            time="1-00:00:00",
+            mem="500G",
+        ),
     ),
     "array": (
         Job(**{**vars(JOB), "assignments": ("learner.model.preset=tiny", "learner.sample.temperature=0.7")}),
@@ -64,32 +72,46 @@ SCRIPTS: dict[str, tuple[Job, Options]] = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts(name: str) -> None:
-    """A golden file that is missing is a failure; to change one, write what `render` gives and read the difference."""
+    """A golden file that is missing is a failure; to change one, write what `render` gives and read the
+    difference."""
     assert render(*SCRIPTS[name]) == (GOLDEN / f"{name}.sh").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_are_shell(name: str) -> None:
-    done = subprocess.run(["bash", "-n"], input=render(*SCRIPTS[name]), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-n"], input=render(*SCRIPTS[name]), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_words_reach_the_run_unharmed(tmp_path: Path) -> None:
-    """Quotes, blanks and the shell's signs: the command that the script ends in gets names, values and variables as given."""
+    """Quotes, blanks and the shell's signs: the command that the script ends in gets names, values and
+    variables as given."""
     python = tmp_path / "py thon"
     python.write_text('#!/bin/bash\nprintf "%s\\n" "$GREETING" "$@"\n')
     python.chmod(0o755)
     nasty = 'a\'b "c" $(touch x) `y` ; z'
-    job = Job(**{**vars(JOB), "python": str(python), "assignments": (f"experiment={nasty}",), "root": Path("/r oot/'q'")})
+    job = Job(
+        **{
+            **vars(JOB),
+            "python": str(python),
+            "assignments": (f"experiment={nasty}",),
+            "root": Path("/r oot/'q'"),
+        }
+    )
     script = render(job, Options(environment={"GREETING": nasty}))
-    said = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    said = subprocess.run(
+        ["bash"], input=script, capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout.splitlines()
     assert said[0] == nasty
     assert said[said.index("--set") + 1] == f"experiment={nasty}"
     assert said[said.index("--root") + 1] == "/r oot/'q'"
     assert not (tmp_path / "x").exists()
 
 
-# --- options and the site file -----------------------------------------------------------------------------------------
+# --- options and the site file
+# -----------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 40), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
@@ -103,7 +125,13 @@ def test_times(days: int, hours: int, minutes: int, seconds: int) -> None:
 
 
 def test_sizes() -> None:
-    assert [parse_memory(text) for text in ("64G", "512", "512M", "2T", "2048K")] == [65536, 512, 512, 2097152, 2]
+    assert [parse_memory(text) for text in ("64G", "512", "512M", "2T", "2048K")] == [
+        65536,
+        512,
+        512,
+        2097152,
+        2,
+    ]
     with pytest.raises(ValueError, match="allowed: a number with K, M, G or T"):
         parse_memory("lots")
 
@@ -111,7 +139,8 @@ def test_sizes() -> None:
 def test_the_command_line_beats_the_site_file(tmp_path: Path) -> None:
     site = tmp_path / "site.yaml"
     site.write_text(
-        "partition: gpu\ntime: 4:00:00\nsetup: [module load cuda]\nenvironment: {A: 1}\numask: 0002\ngpus_per_node: a100:4\n"
+        "partition: gpu\ntime: 4:00:00\nsetup: [module load cuda]\nenvironment: {A: 1}\numask: "
+        "0002\ngpus_per_node: a100:4\n"
     )
     options = make_options(read_site(site), {"partition": "debug", "setup": ["source venv"], "account": None})
     assert (options.partition, options.time_s, options.account) == ("debug", 4 * 3600, None)
@@ -119,7 +148,9 @@ def test_the_command_line_beats_the_site_file(tmp_path: Path) -> None:
     assert (options.umask, options.gpus) == ("0002", 4)
 
 
-def test_what_sbatch_reads_from_the_environment_counts_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_sbatch_reads_from_the_environment_counts_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
     monkeypatch.setenv("SBATCH_PARTITION", "theirs")
     options = make_options({"partition": "gpu"}, {})
@@ -137,14 +168,23 @@ def test_what_sbatch_reads_from_the_environment_counts_least(tmp_path: Path, mon
         ("account: a b\n", "site.yaml:1: account: found 'a b', allowed: one word"),
         ("- gpu\n", "site.yaml:1: expected a mapping"),
         ("partition: [\n", "site.yaml:2: is not YAML"),
-        ("extra: ['--wrap=rm -rf /']\n", "site.yaml:1: extra: found '--wrap=rm -rf /', allowed: --name or --name=value"),
+        (
+            "extra: ['--wrap=rm -rf /']\n",
+            "site.yaml:1: extra: found '--wrap=rm -rf /', allowed: --name or --name=value",
+        ),
         ("environment: {'A B': 1}\n", "site.yaml:1: environment: found the name 'A B'"),
         ('setup: ["a\\nb"]\n', "site.yaml:1: setup: give a list of single lines"),
         ("mail_type: END\n", "mail_type: needs mail_user"),
         ("gpus_per_node: many\n", "gpus_per_node: found 'many', allowed: a number, or TYPE:NUMBER"),
         ("python: python3\n", "python: found 'python3', allowed: an absolute path"),
-        ("tmp: /a/very/long/path/to/scratch\n", "tmp: found '/a/very/long/path/to/scratch', allowed: 20 characters at most"),
-        ("environment: [A=b]\n", "site.yaml:1: environment: found ['A=b'], allowed: NAME: VALUE, a line each"),
+        (
+            "tmp: /a/very/long/path/to/scratch\n",
+            "tmp: found '/a/very/long/path/to/scratch', allowed: 20 characters at most",
+        ),
+        (
+            "environment: [A=b]\n",
+            "site.yaml:1: environment: found ['A=b'], allowed: NAME: VALUE, a line each",
+        ),
         ("setup: {a: b}\n", "site.yaml:1: setup: found {'a': 'b'}, allowed: a list of lines"),
         ("nodes: 0\n", "site.yaml:1: nodes: found '0', allowed: more than 0"),
         ("nodes: some\n", "site.yaml:1: nodes: found 'some', allowed: a whole number"),
@@ -167,7 +207,9 @@ def test_the_example_site_file() -> None:
 
 def test_a_single_line_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
-    (tmp_path / "site.yaml").write_text("setup: module load cuda\nextra: --comment=x\ncache: ~/hf\npython: ~/venv/bin/python\n")
+    (tmp_path / "site.yaml").write_text(
+        "setup: module load cuda\nextra: --comment=x\ncache: ~/hf\npython: ~/venv/bin/python\n"
+    )
     found = make_options(read_site(tmp_path / "site.yaml"), {"setup": ["module load gcc"]})
     assert found.setup == ("module load cuda", "module load gcc") and found.extra == ("--comment=x",)
     assert (found.cache, found.python) == (Path("/home/ada/hf"), "/home/ada/venv/bin/python")
@@ -175,7 +217,8 @@ def test_a_single_line_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.M
         make_options({}, {"extra": ["nodelist=n1"]})
 
 
-# --- checks against the plan -------------------------------------------------------------------------------------------
+# --- checks against the plan
+# -------------------------------------------------------------------------------------------
 
 CPU, GPU = GangNeed(2, 4, 0), GangNeed(8, 2, 1)
 PARTITIONS = {"gpu": Partition("gpu", True, 86400, 3600, 4, 64, 500_000, 8)}
@@ -195,7 +238,8 @@ def test_what_is_asked_for_by_default() -> None:
 def test_gangs_and_nodes() -> None:
     check(work(GPU), Options(nodes=2, gpus_per_node=4), PARTITIONS)
     with pytest.raises(
-        InputError, match=r"a gang has 8 ranks with 1 GPU\(s\) each; the job has 1 node\(s\) with 4 GPU\(s\), room for 4"
+        InputError,
+        match=r"a gang has 8 ranks with 1 GPU\(s\) each; the job has 1 node\(s\) with 4 GPU\(s\), room for 4",
     ):
         check(work(GPU), Options(gpus_per_node=4), PARTITIONS)
     with pytest.raises(InputError, match=r"each task of the array has 1 node\(s\) with 4 GPU"):
@@ -210,7 +254,9 @@ def test_times_and_remarks() -> None:
     assert check(work(CPU), Options(time="7"), PARTITIONS) != []
     cpus = {"cpu": replace(PARTITIONS["gpu"], name="cpu", gpus=0)}
     remarks = check(work(CPU, wall_s=10 * 3600), Options(time="2:02:00", max_requeues=3), cpus)
-    assert remarks == ["about 10:00:00 of work: the job will requeue itself about 4 times, more than --max-requeues 3 allows"]
+    assert remarks == [
+        "about 10:00:00 of work: the job will requeue itself about 4 times, more than --max-requeues 3 allows"
+    ]
     assert check(work(CPU), Options(time="20:00:00"), cpus) == []
     idle = "partition gpu has GPUs and none is asked for (--gpus-per-node), so everything is computed on CPUs"
     assert check(work(CPU), Options(time="20:00:00"), PARTITIONS) == [idle]
@@ -220,20 +266,32 @@ def test_times_and_remarks() -> None:
 def test_all_problems_at_once() -> None:
     with pytest.raises(InputError) as caught:
         check(work(GPU), Options(partition="gpo", gpus_per_node=4, time="1"), PARTITIONS)
-    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["--nodes", "--partition", "--time"]
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "--nodes",
+        "--partition",
+        "--time",
+    ]
 
 
 def test_dry_run_needs_no_slurm_and_writes_nothing(make_config: Make, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    done = harness("submit", make_config(TEXT), "--root", root, "--dry-run", "--nodes", 2, PATH="/usr/bin:/bin:/none")
+    done = harness(
+        "submit", make_config(TEXT), "--root", root, "--dry-run", "--nodes", 2, PATH="/usr/bin:/bin:/none"
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=text\n") and "#SBATCH --nodes=2\n" in done.stdout
+    assert (
+        done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=text\n")
+        and "#SBATCH --nodes=2\n" in done.stdout
+    )
     assert not root.exists()
-    refused = harness("submit", make_config(TEXT), "--root", "/proc/nowhere", "--dry-run", PATH="/usr/bin:/bin:/none")
+    refused = harness(
+        "submit", make_config(TEXT), "--root", "/proc/nowhere", "--dry-run", PATH="/usr/bin:/bin:/none"
+    )
     assert refused.returncode == 2 and "cannot be written" in refused.stderr and not refused.stdout
 
 
-# --- SLURM's own answers ------------------------------------------------------------------------------------------------
+# --- SLURM's own answers
+# ------------------------------------------------------------------------------------------------
 
 
 class Controller:
@@ -257,7 +315,9 @@ BUSY = (1, "", "slurm_load_jobs error: Unable to contact slurm controller (conne
 
 def test_a_busy_controller_is_asked_again_after_longer_pauses() -> None:
     controller = Controller(
-        BUSY, BUSY, (0, "12|12|RUNNING|None|n1|1:00|1:00:00|N/A\n13|13|PENDING|Priority||0:00|1:00:00|N/A\n", "")
+        BUSY,
+        BUSY,
+        (0, "12|12|RUNNING|None|n1|1:00|1:00:00|N/A\n13|13|PENDING|Priority||0:00|1:00:00|N/A\n", ""),
     )
     found = controller.slurm.states(["12"], "quickstart")
     assert list(found) == ["12"] and found["12"][0].state == "RUNNING"
@@ -282,7 +342,10 @@ def test_an_array_is_one_call() -> None:
 
 
 def test_partitions_with_nodes_of_several_sizes() -> None:
-    large, larger = "gpu*|1-00:00:00|1:00:00|4|64|500000+|gpu:a100:8(S:0-1)", "gpu*|1-00:00:00|1:00:00|2|128|1000000|(null)"
+    large, larger = (
+        "gpu*|1-00:00:00|1:00:00|4|64|500000+|gpu:a100:8(S:0-1)",
+        "gpu*|1-00:00:00|1:00:00|2|128|1000000|(null)",
+    )
     shown = f"{large}\n{larger}\ncpu|infinite|n/a|9|32|64000|(null)\n"
     found = Controller((0, shown, "")).slurm.partitions()
     assert found["gpu"] == Partition("gpu", True, 86400, 3600, 6, 128, 1_000_000, 8)
@@ -291,9 +354,17 @@ def test_partitions_with_nodes_of_several_sizes() -> None:
 
 @pytest.mark.parametrize(
     "gres, gpus",
-    [("gpu:8", 8), ("gpu:a100:8(S:0-1)", 8), ("gpu:3090:8", 8), ("gpu:2080ti:4,shard:16", 4), ("gpu:1g.5gb:7", 7), ("(null)", 0),
-     ("gpu:a100:4(S:0,2),gpu:v100:2,nvme:1", 6), ("gpu", 0)],
-)  # fmt: skip
+    [
+        ("gpu:8", 8),
+        ("gpu:a100:8(S:0-1)", 8),
+        ("gpu:3090:8", 8),
+        ("gpu:2080ti:4,shard:16", 4),
+        ("gpu:1g.5gb:7", 7),
+        ("(null)", 0),
+        ("gpu:a100:4(S:0,2),gpu:v100:2,nvme:1", 6),
+        ("gpu", 0),
+    ],
+)
 def test_gpus_of_a_node(gres: str, gpus: int) -> None:
     found = Controller((0, f"p|infinite|n/a|1|8|1000|{gres}\n", "")).slurm.partitions()
     assert found["p"].gpus == gpus
@@ -319,9 +390,17 @@ def test_a_job_that_may_be_queued_is_not_said_to_be_refused(tmp_path: Path) -> N
 
 
 def test_programs_without_a_cluster() -> None:
-    said = "sinfo: error: fetch_config: DNS SRV lookup failed\nsinfo: fatal: Could not establish a configuration source\n"
-    for error in (InputError, SlurmError):  # bad input where SLURM is needed; where it is not, no reason to fail
-        with pytest.raises(error, match="not a SLURM machine: sinfo finds no configuration of a cluster; run this on"):
+    said = (
+        "sinfo: error: fetch_config: DNS SRV lookup failed\nsinfo: fatal: Could not establish a "
+        "configuration source\n"
+    )
+    for error in (
+        InputError,
+        SlurmError,
+    ):  # bad input where SLURM is needed; where it is not, no reason to fail
+        with pytest.raises(
+            error, match="not a SLURM machine: sinfo finds no configuration of a cluster; run this on"
+        ):
             Controller((1, "", said)).slurm.partitions()
 
 
@@ -340,9 +419,18 @@ def test_users_filters_do_not_reach_slurms_commands(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_allocation_is_read() -> None:
-    environment = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NODELIST": "n[1-3]",
-                   "SLURM_JOB_CPUS_PER_NODE": "4(x2),8", "SLURM_MEM_PER_NODE": "2000", "SLURM_GPUS_ON_NODE": "2",
-                   "SLURM_RESTART_COUNT": "4", "SLURM_CLUSTER_NAME": "lab", "SLURMD_NODENAME": "n1"}  # fmt: skip
+    environment = {
+        "SLURM_JOB_ID": "17",
+        "SLURM_ARRAY_JOB_ID": "12",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_JOB_NODELIST": "n[1-3]",
+        "SLURM_JOB_CPUS_PER_NODE": "4(x2),8",
+        "SLURM_MEM_PER_NODE": "2000",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_RESTART_COUNT": "4",
+        "SLURM_CLUSTER_NAME": "lab",
+        "SLURMD_NODENAME": "n1",
+    }
     found = read_allocation(environment, lambda _: ["n1", "n2", "n3"])
     assert (found.job, found.job_id, found.cpus, found.gpus) == ("12_3", "17", (4, 4, 8), 2)
     assert found.memory == 2000 * 2**20 and found.incarnation == "lab.12_3/4"
@@ -351,7 +439,8 @@ def test_an_allocation_is_read() -> None:
             read_allocation(environment | {"SLURMD_NODENAME": here}, lambda _: ["n1", "n2", "n3"])
 
 
-# --- folders and leases ------------------------------------------------------------------------------------------------
+# --- folders and leases
+# ------------------------------------------------------------------------------------------------
 
 
 def test_folders_of_the_dead_are_swept_and_others_are_not(tmp_path: Path) -> None:
@@ -369,10 +458,12 @@ def test_folders_of_the_dead_are_swept_and_others_are_not(tmp_path: Path) -> Non
 
 
 def test_a_node_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
-    """SLURM may kill the processes of a step all at once; what they had started by then and their folder must go all the same."""
+    """SLURM may kill the processes of a step all at once; what they had started by then and their folder must
+    go all the same."""
     tmp = tmp_path / "h9"
     program = (
-        "import os, subprocess, sys, time; from pathlib import Path; from harness.launch import processes as p\n"
+        "import os, subprocess, sys, time; from pathlib import Path; from harness.launch import processes as "
+        "p\n"
         f"tmp = Path({str(tmp)!r}); p.leave_janitor(tmp); p.make_private(tmp)\n"
         f"command = [sys.executable, '-c', 'import time; time.sleep(60)', {str(tmp)!r} + '/mark']\n"
         "c = subprocess.Popen(command, start_new_session=True)\n"
@@ -397,7 +488,9 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def test_a_requeued_job_takes_over_what_its_earlier_run_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requeued_job_takes_over_what_its_earlier_run_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from harness.store import Leases, Owner
 
     def leases(incarnation: str) -> Leases:
@@ -436,7 +529,9 @@ def test_only_ended_jobs_of_this_user_are_buried(tmp_path: Path, monkeypatch: py
     assert bury_ended_jobs(folder, job, Controller((0, "8\n12\n", "")).slurm) == 1
     assert {path.stem for path in folder.glob("*.dead")} == {ended}
     assert {runs, theirs, elsewhere, plain} <= {path.stem for path in folder.glob("*.beat")}
-    assert bury_ended_jobs(folder, job, Controller(*[BUSY] * 4).slurm) == 0, "who does not answer says nothing"
+    assert bury_ended_jobs(folder, job, Controller(*[BUSY] * 4).slurm) == 0, (
+        "who does not answer says nothing"
+    )
 
 
 def test_status_without_slurm_still_tells_of_jobs(make_config: Make, tmp_path: Path) -> None:
@@ -448,4 +543,6 @@ def test_status_without_slurm_still_tells_of_jobs(make_config: Make, tmp_path: P
     folder.mkdir(parents=True)
     record(folder, Submission("12", 2, 1.0, [], "one", "ada", "login"))
     done = harness("status", config, "--root", root, PATH="/none")
-    assert done.returncode == 0 and "12_0  unknown" in done.stdout and "12_1  unknown" in done.stdout, done.stdout
+    assert done.returncode == 0 and "12_0  unknown" in done.stdout and "12_1  unknown" in done.stdout, (
+        done.stdout
+    )

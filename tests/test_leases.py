@@ -1,4 +1,5 @@
-"""Leases: one live holder of a key at any time, whatever the interleaving; a dead owner's work is taken over."""
+"""Leases: one live holder of a key at any time, whatever the interleaving; a dead owner's work is taken
+over."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ LEASE_S = 10.0
 
 
 class Protocol(RuleBasedStateMachine):
-    """Processes look, take and release in any order; they beat, sleep, die and come back, each with a clock that starts elsewhere.
+    """Processes look, take and release in any order; they beat, sleep, die and come back, each with a clock
+    that starts elsewhere.
 
-    A holder that beats within its lease time keeps its right to a key; one that sleeps longer loses it, though it need not know.
+    A holder that beats within its lease time keeps its right to a key; one that sleeps longer loses it,
+    though it need not know.
     """
 
     def __init__(self) -> None:
@@ -114,7 +117,9 @@ class Protocol(RuleBasedStateMachine):
     @invariant()
     def a_key_has_one_owner_and_who_beats_in_time_keeps_it(self) -> None:
         for key in set(KEYS) - self.finished:
-            told = [p for p in PROCESSES if key in self.holds[p] and not self.leases[p].lost(self.holds[p][key])]
+            told = [
+                p for p in PROCESSES if key in self.holds[p] and not self.leases[p].lost(self.holds[p][key])
+            ]
             entitled = [p for p in PROCESSES if (p, key) in self.rights]
             assert len(told) <= 1 and len(entitled) <= 1 and set(entitled) <= set(told)
 
@@ -136,7 +141,9 @@ def test_a_lease_is_had_by_one_and_given_back(tmp_path: Path) -> None:
     taken = second.acquire("k")
     assert taken is not None and first.lost(lease) and not second.lost(taken)
     second.release(taken, finished=True)
-    assert not (tmp_path / "leases" / "k").exists() and [path.name for path in (tmp_path / "leases").iterdir()] == ["owners"]
+    assert not (tmp_path / "leases" / "k").exists() and [
+        path.name for path in (tmp_path / "leases").iterdir()
+    ] == ["owners"]
 
 
 def test_a_stale_counter_is_measured_on_the_observers_clock(tmp_path: Path) -> None:
@@ -185,8 +192,10 @@ def test_who_is_buried_or_closes_is_free_at_once(tmp_path: Path) -> None:
 
 def test_a_process_of_this_machine_that_is_gone_is_dead_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from harness.store.leases import Leases, Owner; root = Path(sys.argv[1]);"
-        "Leases(root, Owner(root / 'leases' / 'owners', 3600)).acquire('k'); print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from harness.store.leases import Leases, Owner; root = "
+        "Path(sys.argv[1]);"
+        "Leases(root, Owner(root / 'leases' / 'owners', 3600)).acquire('k'); print('held', flush=True); "
+        "time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
@@ -233,7 +242,9 @@ def test_real_processes_never_meet_on_a_key(tmp_path: Path) -> None:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0] * 4
     entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert {key for key, _ in entries} == {f"k{number}" for number in range(60)} and len({worker for _, worker in entries}) > 1
+    assert {key for key, _ in entries} == {f"k{number}" for number in range(60)} and len(
+        {worker for _, worker in entries}
+    ) > 1
     late = leases(tmp_path)
     assert not any(late.held(view) for _, view in late.keys())
 
@@ -244,6 +255,10 @@ def test_a_beat_needs_no_space_and_survives_its_folder(tmp_path: Path) -> None:
     deadline = time.monotonic() + 10
     while (after := (tmp_path / "owners" / f"{owner.id}.beat").stat()).st_mtime_ns == before.st_mtime_ns:
         assert time.monotonic() < deadline, "it does not beat"
-    assert after.st_size == before.st_size == 20 and after.st_ino == before.st_ino and after.st_mtime_ns > before.st_mtime_ns
+    assert (
+        after.st_size == before.st_size == 20
+        and after.st_ino == before.st_ino
+        and after.st_mtime_ns > before.st_mtime_ns
+    )
     owner.close()
     assert [path.suffix for path in (tmp_path / "owners").iterdir()] == [".dead"]

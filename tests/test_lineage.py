@@ -33,13 +33,19 @@ def fits(lineage: Lineage, chain: Chain) -> list[str]:
     return [lineage.nodes[node].fit for node in chain.nodes]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": {1: 2}}, object(), {"a": [b"x"]}, {1, 2}])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), {"a": {1: 2}}, object(), {"a": [b"x"]}, {1, 2}]
+)
 def test_what_cannot_be_written_in_one_way_is_refused(value: Any) -> None:
     with pytest.raises(HarnessError, match="a key cannot hold"):
         key_of({"x": value})
 
 
-@given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text() | st.none()))
+@given(
+    st.dictionaries(
+        st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text() | st.none()
+    )
+)
 def test_canonical_json_does_not_depend_on_the_order_of_fields(value: dict[str, Any]) -> None:
     turned = dict(reversed(list(value.items())))
     assert canonical_json(value) == canonical_json(turned)
@@ -57,7 +63,9 @@ def test_a_golden_configuration_has_golden_keys(make_config: Make, prepare: Any,
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(400)))
     for entry in GOLDEN["configurations"]:
-        prepared = prepare(make_config(entry["config"]), *([f"data.source={text}"] if "text" in entry else []))
+        prepared = prepare(
+            make_config(entry["config"]), *([f"data.source={text}"] if "text" in entry else [])
+        )
         nodes = prepared.lineage.nodes.values()
         assert [[node.fit, node.corpus, node.evaluation] for node in nodes] == entry["keys"]
         assert [chain.id for chain in prepared.lineage.chains] == entry["chains"]
@@ -73,8 +81,12 @@ def test_golden_bundles_have_golden_keys(make_config: Make, prepare: Any) -> Non
 def test_execution_and_paths_never_enter_a_key(make_config: Make, prepare: Any, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for name in ("one.txt", "a/two.txt"):
-        (tmp_path / name).write_text("".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(900)))
-    plain = prepare(make_config(TEXT, **{"data.source": str(tmp_path / "one.txt"), "data.tokenizer.vocab_size": 270}))
+        (tmp_path / name).write_text(
+            "".join(f"Paragraph {i} tells of {i * i} things.\n\n" for i in range(900))
+        )
+    plain = prepare(
+        make_config(TEXT, **{"data.source": str(tmp_path / "one.txt"), "data.tokenizer.vocab_size": 270})
+    )
     changed = prepare(
         make_config(
             TEXT,
@@ -93,11 +105,21 @@ def test_execution_and_paths_never_enter_a_key(make_config: Make, prepare: Any, 
     assert [c.id for c in plain.lineage.chains] == [c.id for c in changed.lineage.chains]
 
 
-def shared_with_base(prepare: Any, make_config: Make, **changes: Any) -> tuple[list[bool], list[bool], list[bool]]:
+def shared_with_base(
+    prepare: Any, make_config: Make, **changes: Any
+) -> tuple[list[bool], list[bool], list[bool]]:
     """Which fits, corpora and evaluations of a chain are still those of the base after a change."""
-    base, other = prepare(make_config(TEXT)).lineage, prepare(make_config(TEXT, "other.yaml", **changes)).lineage
-    pairs = [(base.nodes[a], other.nodes[b]) for a, b in zip(base.chains[0].nodes, other.chains[0].nodes, strict=True)]
-    return tuple([getattr(a, name) == getattr(b, name) for a, b in pairs] for name in ("fit", "corpus", "evaluation"))  # type: ignore[return-value]
+    base, other = (
+        prepare(make_config(TEXT)).lineage,
+        prepare(make_config(TEXT, "other.yaml", **changes)).lineage,
+    )
+    pairs = [
+        (base.nodes[a], other.nodes[b])
+        for a, b in zip(base.chains[0].nodes, other.chains[0].nodes, strict=True)
+    ]
+    return tuple(
+        [getattr(a, name) == getattr(b, name) for a, b in pairs] for name in ("fit", "corpus", "evaluation")
+    )  # type: ignore[return-value]
 
 
 ALL, NONE, FIRST = [True] * 3, [False] * 3, [True, False, False]
@@ -126,7 +148,12 @@ ALL, NONE, FIRST = [True] * 3, [False] * 3, [True, False, False]
     ],
 )
 def test_a_change_reaches_exactly_what_depends_on_it(
-    prepare: Any, make_config: Make, changes: dict[str, Any], fit: list[bool], corpus: list[bool], evaluation: list[bool]
+    prepare: Any,
+    make_config: Make,
+    changes: dict[str, Any],
+    fit: list[bool],
+    corpus: list[bool],
+    evaluation: list[bool],
 ) -> None:
     assert shared_with_base(prepare, make_config, **changes) == (fit, corpus, evaluation)
 
@@ -140,8 +167,12 @@ def test_a_preset_and_its_sizes_written_out_are_one_science(prepare: Any, make_c
         prepare(make_config(TEXT, "c.yaml", grid={"learner.model": [{"preset": "tiny"}, sizes]}))
 
 
-@pytest.mark.parametrize("changes", [{"learner.train.epochs": 1}, {"regime.real_part": "resample"}, {"data.separator": "none"}])
-def test_what_is_spelled_out_is_what_is_left_out(prepare: Any, make_config: Make, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"learner.train.epochs": 1}, {"regime.real_part": "resample"}, {"data.separator": "none"}]
+)
+def test_what_is_spelled_out_is_what_is_left_out(
+    prepare: Any, make_config: Make, changes: dict[str, Any]
+) -> None:
     bare = make_config(TEXT, "a.yaml", **{"learner.train": {"batch_size": 8}})
     spelled = make_config(TEXT, "b.yaml", **{"learner.train": {"batch_size": 8}, **changes})
     first, second = prepare(bare).lineage, prepare(spelled).lineage
@@ -155,10 +186,15 @@ def test_all_examples_and_their_number_are_one_science(prepare: Any, make_config
     assert list(everything.lineage.nodes) == list(counted.lineage.nodes)
 
 
-def test_the_chains_id_has_a_suffix_only_where_generations_is_an_axis(prepare: Any, make_config: Make) -> None:
+def test_the_chains_id_has_a_suffix_only_where_generations_is_an_axis(
+    prepare: Any, make_config: Make
+) -> None:
     single = prepare(make_config(TEXT)).lineage.chains[0].id
     longer = prepare(make_config(TEXT, "b.yaml", generations=9)).lineage.chains[0].id
-    axis = [chain.id for chain in prepare(make_config(TEXT, "c.yaml", grid={"generations": [1, 3]})).lineage.chains]
+    axis = [
+        chain.id
+        for chain in prepare(make_config(TEXT, "c.yaml", grid={"generations": [1, 3]})).lineage.chains
+    ]
     assert single == longer and axis == [f"{single}-G1", f"{single}-G3"]
 
 
@@ -179,13 +215,22 @@ def test_a_corpus_is_as_long_as_its_longest_reader(prepare: Any, make_config: Ma
     assert [lineage.examples[lineage.nodes[node].corpus] for node in half.nodes[1:]] == [64, 64]
 
 
-REGIMES = [{"kind": "accumulate"}, {"kind": "replace_grown"}, *({"kind": "replace", "synthetic_ratio": r / 10} for r in range(4))]
+REGIMES = [
+    {"kind": "accumulate"},
+    {"kind": "replace_grown"},
+    *({"kind": "replace", "synthetic_ratio": r / 10} for r in range(4)),
+]
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.sampled_from(REGIMES), min_size=1, max_size=4, unique_by=str),
-       st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True), st.integers(1, 3))  # fmt: skip
-def test_branches_cut_every_grid_into_each_node_once_and_wait_only_for_others(regimes: Any, generations: Any, seeds: int) -> None:
+@given(
+    st.lists(st.sampled_from(REGIMES), min_size=1, max_size=4, unique_by=str),
+    st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True),
+    st.integers(1, 3),
+)
+def test_branches_cut_every_grid_into_each_node_once_and_wait_only_for_others(
+    regimes: Any, generations: Any, seeds: int
+) -> None:
     import tempfile
 
     import yaml
@@ -224,9 +269,13 @@ def test_cells_that_share_a_fit_but_not_its_sampling_wait_for_it(prepare: Any, m
 
 
 def test_too_little_data_says_how_much_is_missing(prepare: Any, make_config: Make) -> None:
-    with pytest.raises(InputError, match=r"config.yaml:\d+: data.num_examples: 1000000 training examples are asked for"):
+    with pytest.raises(
+        InputError, match=r"config.yaml:\d+: data.num_examples: 1000000 training examples are asked for"
+    ):
         prepare(make_config(TEXT, **{"data.num_examples": 10**6}))
-    with pytest.raises(InputError, match=r"config.yaml:\d+: regime.kind: fresh_real: generation \d+ needs .* are missing"):
+    with pytest.raises(
+        InputError, match=r"config.yaml:\d+: regime.kind: fresh_real: generation \d+ needs .* are missing"
+    ):
         prepare(make_config(TEXT, generations=400, regime={"kind": "fresh_real", "synthetic_ratio": 0.1}))
 
 
@@ -244,11 +293,23 @@ LARGE_BLOCKS = {"data.block_size": 48, "data.tokenizer.vocab_size": 260}
         ("field.jsonl", '{"body": "a"}\n', {}, "no text in the field 'text'"),
         ("what.doc", "x", {}, "allowed: python-docs, python-stdlib, hf:NAME"),
         ("half.jsonl", '{"text": "\\ud800"}\n', {}, "half a surrogate pair"),
-        ("vocabulary.txt", "".join(f"a{i}\n\n" for i in range(3000)), {"data.tokenizer.vocab_size": 9000}, "training split yields"),
+        (
+            "vocabulary.txt",
+            "".join(f"a{i}\n\n" for i in range(3000)),
+            {"data.tokenizer.vocab_size": 9000},
+            "training split yields",
+        ),
     ],
-)  # fmt: skip
-def test_bad_data_is_one_message(prepare: Any, make_config: Make, tmp_path: Path, name: str, content: str | None,
-                                 changes: dict[str, Any], expected: str) -> None:  # fmt: skip
+)
+def test_bad_data_is_one_message(
+    prepare: Any,
+    make_config: Make,
+    tmp_path: Path,
+    name: str,
+    content: str | None,
+    changes: dict[str, Any],
+    expected: str,
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=rf"config.yaml:\d+: data[.a-z_]*: .*{expected}"):

@@ -84,8 +84,12 @@ def test_tail_bands_and_coverage_on_a_known_text() -> None:
 def test_copies_and_duplicates(written: list[list[int]], training: list[list[int]]) -> None:
     metrics = lexical.copying_metrics(examples(written), examples(training))
     trained = {tuple(items) for items in training}
-    assert metrics["text/copy_share"] == pytest.approx(sum(tuple(w) in trained for w in written) / len(written))
-    assert metrics["text/duplicate_share"] == pytest.approx(1 - len({tuple(w) for w in written}) / len(written))
+    assert metrics["text/copy_share"] == pytest.approx(
+        sum(tuple(w) in trained for w in written) / len(written)
+    )
+    assert metrics["text/duplicate_share"] == pytest.approx(
+        1 - len({tuple(w) for w in written}) / len(written)
+    )
 
 
 def test_test_nll_weights_tokens_and_not_sequences() -> None:
@@ -104,11 +108,17 @@ def test_three_ways_to_average_a_perplexity() -> None:
     metrics = likelihood.test_metrics(nll, count, text_bytes=1, batch=2)
     assert metrics["test/perplexity"] == pytest.approx(math.exp(14 / 111))
     assert metrics["test/perplexity_batch_mean"] == pytest.approx(math.exp((11 / 110 + 3 / 1) / 2))
-    assert metrics["test/perplexity_sequence_mean"] == pytest.approx((math.exp(1) + math.exp(0.01) + math.exp(3)) / 3)
+    assert metrics["test/perplexity_sequence_mean"] == pytest.approx(
+        (math.exp(1) + math.exp(0.01) + math.exp(3)) / 3
+    )
     whole = likelihood.test_metrics(nll, count, text_bytes=1, batch=3)
-    assert whole["test/perplexity_batch_mean"] == pytest.approx(whole["test/perplexity"]), "one batch of all is the token's mean"
+    assert whole["test/perplexity_batch_mean"] == pytest.approx(whole["test/perplexity"]), (
+        "one batch of all is the token's mean"
+    )
     equal = likelihood.test_metrics(np.full(6, 20.0), np.full(6, 10), text_bytes=1, batch=4)
-    assert [value for name, value in equal.items() if "perplexity" in name] == pytest.approx([math.exp(2)] * 3)
+    assert [value for name, value in equal.items() if "perplexity" in name] == pytest.approx(
+        [math.exp(2)] * 3
+    )
 
 
 def test_gen0_quantiles_are_per_sequence_and_leave_out_empty_ones() -> None:
@@ -125,34 +135,47 @@ def test_the_bigram_model_learns_a_markov_chain_to_its_entropy_rate() -> None:
     blocks = (1 + np.cumsum(flips, axis=1) % 2).astype(np.int32)
     nll = bigram_nll(blocks[:3000], blocks[3000:3500], blocks[3500:], bos=0, vocab_size=3)
     rate = -(stay * math.log(stay) + (1 - stay) * math.log(1 - stay))
-    # All 32 tokens of a block follow the same rule (the first as if after a 2). Standard error of the mean over 16,000: 0.005.
+    # All 32 tokens of a block follow the same rule (the first as if after a 2). Standard error of the mean
+    # over 16,000: 0.005.
     assert nll == pytest.approx(rate, abs=0.02)
 
 
 def test_gaussian_metrics() -> None:
     """N((1, 2), diag(2, 8)) against N(0, 2 I): every number by hand."""
     covariance = np.diag([2.0, 8.0])
-    metrics = {k: v[0] for k, v in gaussian_metrics(np.array([[1.0, 2.0]]), covariance[None], np.log([16.0]), 0.0, 2.0).items()}
+    metrics = {
+        k: v[0]
+        for k, v in gaussian_metrics(
+            np.array([[1.0, 2.0]]), covariance[None], np.log([16.0]), 0.0, 2.0
+        ).items()
+    }
     assert metrics["gaussian/mean_sq_error"] == 5.0
     assert metrics["gaussian/covariance_error"] == 6.0
     assert metrics["gaussian/trace_ratio"] == pytest.approx(10 / 4)
     assert metrics["gaussian/det_ratio"] == pytest.approx(16 / 4)
     assert metrics["gaussian/log_variance"] == pytest.approx(math.log(5))
-    assert metrics["gaussian/wasserstein_2"] == pytest.approx(math.sqrt(5 + (math.sqrt(8) - math.sqrt(2)) ** 2))
+    assert metrics["gaussian/wasserstein_2"] == pytest.approx(
+        math.sqrt(5 + (math.sqrt(8) - math.sqrt(2)) ** 2)
+    )
     assert metrics["gaussian/kl"] == pytest.approx(0.5 * ((10 + 5) / 2 - 2 - math.log(16 / 4)))
     nothing = gaussian_metrics(np.zeros((1, 1)), np.zeros((1, 1, 1)), np.array([-np.inf]), 0.0, 1.0)
     assert nothing["gaussian/log_variance"][0] == -math.inf
 
 
 @given(rows, rows)
-def test_filters_keep_their_verdicts_when_a_corpus_grows(first: list[list[int]], more: list[list[int]]) -> None:
+def test_filters_keep_their_verdicts_when_a_corpus_grows(
+    first: list[list[int]], more: list[list[int]]
+) -> None:
     filters = (DeduplicateFilter(kind="deduplicate"), RepetitionFilter(kind="repetition", n=2, max_share=0.3))
     short, long = examples(first), examples(first + more)
     kept = accepted(filters, long, NOBODY)
     assert accepted(filters, short, NOBODY).tolist() == [i for i in kept.tolist() if i < len(first)]
     texts = [tuple((first + more)[i]) for i in kept]
     assert len(texts) == len(set(texts))
-    assert all(len(grams(list(t), 2)) == 0 or 1 - len(set(grams(list(t), 2))) / len(grams(list(t), 2)) <= 0.3 for t in texts)
+    assert all(
+        len(grams(list(t), 2)) == 0 or 1 - len(set(grams(list(t), 2))) / len(grams(list(t), 2)) <= 0.3
+        for t in texts
+    )
 
 
 def _tokenizer(kind: str) -> Any:
@@ -160,31 +183,47 @@ def _tokenizer(kind: str) -> Any:
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
     from tokenizers import models as kinds
 
-    texts = ["The end is near, said the raven to the fox. "] * 20 + ["Съешь ещё этих мягких французских булок, да выпей чаю. "] * 20
+    texts = ["The end is near, said the raven to the fox. "] * 20 + [
+        "Съешь ещё этих мягких французских булок, да выпей чаю. "
+    ] * 20
     if kind == "bytes":
         made = Tokenizer(kinds.BPE())
-        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<|endoftext|>"], show_progress=False,
-                                      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+        made.pre_tokenizer, made.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=330,
+            special_tokens=["<|endoftext|>"],
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        )
     elif kind == "pieces":
         made = Tokenizer(kinds.BPE(byte_fallback=True, unk_token="<unk>"))
         made.normalizer = normalizers.Replace(" ", "\u2581")
-        made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+        made.decoder = decoders.Sequence(
+            [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
         special = ["<unk>", "<|endoftext|>"] + [f"<0x{byte:02X}>" for byte in range(256)]
         trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
     else:
         made = Tokenizer(kinds.WordPiece(unk_token="[UNK]"))
         made.pre_tokenizer, made.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece(cleanup=False)
-        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]", "<|endoftext|>"], show_progress=False)
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=200, special_tokens=["[UNK]", "<|endoftext|>"], show_progress=False
+        )
     made.train_from_iterator(texts, trainer)
     plain = json.loads(made.to_str())  # published vocabularies have bytes as pieces like any other
-    plain["added_tokens"] = [token for token in plain["added_tokens"] if not token["content"].startswith("<0x")]
+    plain["added_tokens"] = [
+        token for token in plain["added_tokens"] if not token["content"].startswith("<0x")
+    ]
     return Tokenizer.from_str(json.dumps(plain))
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
 @pytest.mark.parametrize(
-    "text", ["The fox is near the end.", "Ещё булок! 日本語のテキスト 🙂", "naïve café\n\n\tx", " два  пробела "]
+    "text",
+    ["The fox is near the end.", "Ещё булок! 日本語のテキスト 🙂", "naïve café\n\n\tx", " два  пробела "],
 )
 def test_bytes_are_those_of_the_text_wherever_it_is_cut(kind: str, text: str) -> None:
     from harness.data.token_bytes import token_bytes
@@ -232,6 +271,7 @@ def test_open_names_take_their_part_from_the_column() -> None:
     assert about("other/news/nll").title == "NLL on other real text: news (nats/token)"
     assert about("share/low_end").label == "share of low end" and about("text/band_3").drawn is False
     assert about("nobody/knows").title == "nobody/knows" and about("other//nll").label == "other//nll"
-    assert [metric.name for metric in drawn(["text/rep_4", "seed", "test/nll", "learner.model.preset", "test/perplexity"])] == [
-        "test/perplexity", "test/nll", "text/rep_4"
-    ]  # fmt: skip
+    assert [
+        metric.name
+        for metric in drawn(["text/rep_4", "seed", "test/nll", "learner.model.preset", "test/perplexity"])
+    ] == ["test/perplexity", "test/nll", "text/rep_4"]

@@ -45,16 +45,28 @@ def folder(hub: Hub, tmp_path: Path) -> Path:
 def make_study(hub: Hub, make_config: Make, tmp_path: Path) -> Callable[..., Path]:
     """A study of a pretrained model in a folder, with its tokenizer, on a small text."""
     text = tmp_path / "text.txt"
-    text.write_text("".join(f"Entry {i} is about the number {i * 7} and nothing else.\n\n" for i in range(600)))
+    text.write_text(
+        "".join(f"Entry {i} is about the number {i * 7} and nothing else.\n\n" for i in range(600))
+    )
 
     def make(folder: Path, **changes: Any) -> Path:
         tokenizer = folder if (folder / "tokenizer.json").exists() else hub.root / "models" / "lab" / "small"
         data = {
-            "source": str(text), "tokenizer": {"kind": "pretrained", "name": str(tokenizer)}, "block_size": 16, "num_examples": 64
-        }  # fmt: skip
+            "source": str(text),
+            "tokenizer": {"kind": "pretrained", "name": str(tokenizer)},
+            "block_size": 16,
+            "num_examples": 64,
+        }
         model = {"pretrained": str(folder)}
         return make_config(
-            TEXT, **{"data": data, "learner.model": model, "learner.init": "pretrained", "generations": 1, **changes}
+            TEXT,
+            **{
+                "data": data,
+                "learner.model": model,
+                "learner.init": "pretrained",
+                "generations": 1,
+                **changes,
+            },
         )
 
     return make
@@ -72,7 +84,11 @@ def save(model: Any, folder: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    save_file(change(load_weights(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        change(load_weights(folder / "model.safetensors")),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def configure(folder: Path, **changes: Any) -> None:
@@ -86,7 +102,11 @@ def shards(folder: Path) -> None:
     names = sorted(weights)
     places = {name: f"model-0000{1 + (i >= 4)}-of-00002.safetensors" for i, name in enumerate(names)}
     for file in sorted(set(places.values())):
-        save_file({name: weights[name] for name in names if places[name] == file}, folder / file, metadata={"format": "pt"})
+        save_file(
+            {name: weights[name] for name in names if places[name] == file},
+            folder / file,
+            metadata={"format": "pt"},
+        )
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     (folder / "model.safetensors").unlink()
     (folder / "model-00002-of-00002.safetensors").unlink()
@@ -98,8 +118,14 @@ def cut(path: Path, size: int) -> None:
 
 W = "model.safetensors"
 BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "names with a prefix": (lambda f: rewrite(f, lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}), "missing.*left over"),
-    "names with another prefix": (lambda f: rewrite(f, lambda s: {f"module.{k}": v for k, v in s.items()}), "left over"),
+    "names with a prefix": (
+        lambda f: rewrite(f, lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}),
+        "missing.*left over",
+    ),
+    "names with another prefix": (
+        lambda f: rewrite(f, lambda s: {f"module.{k}": v for k, v in s.items()}),
+        "left over",
+    ),
     "a layer is missing": (
         lambda f: rewrite(f, lambda s: {k: v for k, v in s.items() if ".mlp." not in k}),
         "4 weights are missing",
@@ -109,31 +135,62 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"1 weights are missing \(transformer.ln_f.bias\)",
     ),
     "a layer too many": (
-        lambda f: rewrite(f, lambda s: {**s, **{k.replace(".0.", ".1."): v.clone() for k, v in s.items() if ".0." in k}}),
+        lambda f: rewrite(
+            f, lambda s: {**s, **{k.replace(".0.", ".1."): v.clone() for k, v in s.items() if ".0." in k}}
+        ),
         "left over",
     ),
     "a wrong shape": (lambda f: configure(f, n_inner=48), "of the wrong shape"),
-    "whole numbers": (lambda f: rewrite(f, lambda s: {k: v.to(torch.int8) for k, v in s.items()}), "quantised.*I8"),
-    "said to be quantised": (lambda f: configure(f, quantization_config={"quant_method": "gptq", "bits": 4}), "quantised"),
+    "whole numbers": (
+        lambda f: rewrite(f, lambda s: {k: v.to(torch.int8) for k, v in s.items()}),
+        "quantised.*I8",
+    ),
+    "said to be quantised": (
+        lambda f: configure(f, quantization_config={"quant_method": "gptq", "bits": 4}),
+        "quantised",
+    ),
     "weights are a pointer": (lambda f: (f / W).write_text(LFS), f"{W} is a Git LFS pointer.*git lfs pull"),
-    "the tokenizer is a pointer": (lambda f: (f / "tokenizer.json").write_text(LFS), "data.tokenizer.name: .*Git LFS pointer"),
-    "the configuration is a pointer": (lambda f: (f / "config.json").write_text(LFS), "Git LFS pointer|cannot be loaded"),
+    "the tokenizer is a pointer": (
+        lambda f: (f / "tokenizer.json").write_text(LFS),
+        "data.tokenizer.name: .*Git LFS pointer",
+    ),
+    "the configuration is a pointer": (
+        lambda f: (f / "config.json").write_text(LFS),
+        "Git LFS pointer|cannot be loaded",
+    ),
     "weights are truncated": (lambda f: cut(f / W, 2000), "is truncated: 2000 bytes"),
     "the header is truncated": (lambda f: cut(f / W, 100), "is truncated: 100 bytes"),
     "weights are empty": (lambda f: (f / W).write_text(""), f"{W} is empty"),
-    "weights are something else": (lambda f: (f / W).write_bytes(b"\x05" + bytes(7) + b"hello" * 9), "is no safetensors file"),
+    "weights are something else": (
+        lambda f: (f / W).write_bytes(b"\x05" + bytes(7) + b"hello" * 9),
+        "is no safetensors file",
+    ),
     "weights are longer": (lambda f: (f / W).write_bytes((f / W).read_bytes() + b"x"), "is damaged"),
     "a shard is missing": (shards, "lacks model-00002-of-00002.safetensors"),
-    "weights under another name": (lambda f: (f / W).rename(f / "best.safetensors"), "holds neither model.safetensors nor"),
-    "a broken configuration": (lambda f: (f / "config.json").write_text('{"model_type": "gpt2",'), "not JSON|cannot be loaded"),
-    "a configuration that is a list": (lambda f: (f / "config.json").write_text("[1]"), "no JSON object|cannot be loaded"),
+    "weights under another name": (
+        lambda f: (f / W).rename(f / "best.safetensors"),
+        "holds neither model.safetensors nor",
+    ),
+    "a broken configuration": (
+        lambda f: (f / "config.json").write_text('{"model_type": "gpt2",'),
+        "not JSON|cannot be loaded",
+    ),
+    "a configuration that is a list": (
+        lambda f: (f / "config.json").write_text("[1]"),
+        "no JSON object|cannot be loaded",
+    ),
     "an unknown architecture": (lambda f: configure(f, model_type="tomorrow"), "cannot be loaded"),
-    "sizes that do not fit": (lambda f: configure(f, n_head=3), "divisible|no model can be built|cannot be run"),
+    "sizes that do not fit": (
+        lambda f: configure(f, n_head=3),
+        "divisible|no model can be built|cannot be run",
+    ),
     "a size that is no number": (lambda f: configure(f, n_layer="two"), "cannot be loaded"),
     "layers without end": (lambda f: configure(f, n_layer=10**9), "has 1000000000 layers, allowed: 1 to"),
     "a tokenizer of a later version": (
         lambda f: (f / "tokenizer.json").write_text(
-            json.dumps({**json.loads((f / "tokenizer.json").read_text()), "pre_tokenizer": {"type": "Future"}})
+            json.dumps(
+                {**json.loads((f / "tokenizer.json").read_text()), "pre_tokenizer": {"type": "Future"}}
+            )
         ),
         "data.tokenizer.name: .*cannot be loaded",
     ),
@@ -141,8 +198,9 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_a_folder_that_is_not_its_model_is_refused_at_once(folder: Path, make_study: Callable[..., Path], tmp_path: Path,
-                                                            name: str) -> None:  # fmt: skip
+def test_a_folder_that_is_not_its_model_is_refused_at_once(
+    folder: Path, make_study: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
     breaking, expected = BREAKS[name]
     prepare(make_study(folder), tmp_path / "root")
     moved = folder.rename(folder.with_name("broken"))  # identities are remembered by path
@@ -152,13 +210,21 @@ def test_a_folder_that_is_not_its_model_is_refused_at_once(folder: Path, make_st
     assert not (tmp_path / "root").exists()
 
 
-SIZES: dict[str, Any] = {"vocab_size": KNOWN, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-                         "intermediate_size": 48, "max_position_embeddings": 64}  # fmt: skip
+SIZES: dict[str, Any] = {
+    "vocab_size": KNOWN,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 
 
 def openai(**changes: Any) -> Any:
-    return tf.OpenAIGPTConfig(**{"vocab_size": KNOWN, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, **changes})
+    return tf.OpenAIGPTConfig(
+        **{"vocab_size": KNOWN, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, **changes}
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,13 +262,19 @@ def test_a_bidirectional_model_is_refused(make_study: Callable[..., Path], tmp_p
         prepare(make_study(folder), tmp_path / "root")
 
 
-def test_a_tokenizer_beyond_the_models_vocabulary_is_refused(make_study: Callable[..., Path], tmp_path: Path) -> None:
-    folder = save(tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**{**SIZES, "vocab_size": KNOWN - 1})), tmp_path / "small")
+def test_a_tokenizer_beyond_the_models_vocabulary_is_refused(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = save(
+        tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**{**SIZES, "vocab_size": KNOWN - 1})), tmp_path / "small"
+    )
     with pytest.raises(InputError, match=f"data.tokenizer: {KNOWN} tokens, but .* knows {KNOWN - 1}"):
         prepare(make_study(folder), tmp_path / "root")
 
 
-def test_the_size_of_any_architecture_is_that_of_its_model(make_study: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_size_of_any_architecture_is_that_of_its_model(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
     made = tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**SIZES))
     facts = prepare(make_study(save(made, tmp_path / "neox")), tmp_path / "root").models[0]
     assert facts is not None
@@ -210,10 +282,14 @@ def test_the_size_of_any_architecture_is_that_of_its_model(make_study: Callable[
     assert (facts.num_layers, facts.width, facts.vocab_size) == (2, 32, KNOWN)
 
 
-def test_a_model_in_two_files_is_the_model(folder: Path, make_study: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_model_in_two_files_is_the_model(
+    folder: Path, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
     whole = load_weights(folder / W)
     shards(folder)
-    rest = {k: v for k, v in whole.items() if k not in load_weights(folder / "model-00001-of-00002.safetensors")}
+    rest = {
+        k: v for k, v in whole.items() if k not in load_weights(folder / "model-00001-of-00002.safetensors")
+    }
     save_file(rest, folder / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
     prepare(make_study(folder), tmp_path / "root")
     loaded = models.pretrained_model(Model(pretrained=str(folder)), KNOWN).state_dict()
@@ -221,14 +297,17 @@ def test_a_model_in_two_files_is_the_model(folder: Path, make_study: Callable[..
 
 
 @pytest.mark.parametrize("steps", [0, 3])
-def test_a_model_that_is_not_finite_diverges(ranks: Any, folder: Path, make_study: Callable[..., Path], tmp_path: Path,
-                                             steps: int) -> None:  # fmt: skip
+def test_a_model_that_is_not_finite_diverges(
+    ranks: Any, folder: Path, make_study: Callable[..., Path], tmp_path: Path, steps: int
+) -> None:
     def spoil(state: dict[str, Any]) -> dict[str, Any]:
         state["transformer.h.0.mlp.c_fc.weight"][0, 0] = float("nan")
         return state
 
     rewrite(folder, spoil)
-    config = make_study(folder, **{"learner.train": {"max_steps": steps, "batch_size": 8, "precision": "fp32"}})
+    config = make_study(
+        folder, **{"learner.train": {"max_steps": steps, "batch_size": 8, "precision": "fp32"}}
+    )
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     first, second = prepared.lineage.chains[0].nodes
     record = store.record(first)
@@ -238,19 +317,25 @@ def test_a_model_that_is_not_finite_diverges(ranks: Any, folder: Path, make_stud
 
 
 @pytest.mark.parametrize("published", ["float16", "bfloat16", "float32"])
-def test_new_weights_are_drawn_in_fp32_whatever_was_published(folder: Path, make_study: Callable[..., Path], tmp_path: Path,
-                                                              published: str) -> None:  # fmt: skip
+def test_new_weights_are_drawn_in_fp32_whatever_was_published(
+    folder: Path, make_study: Callable[..., Path], tmp_path: Path, published: str
+) -> None:
     as_it_was = models.new_model(Model(pretrained=str(folder)), KNOWN, 32, 0, 0, seed=3).state_dict()
     plain = prepare(make_study(folder, **{"learner.init": "scratch"}), tmp_path / "root")
     moved = folder.rename(folder.with_name("published"))
     configure(moved, dtype=published)
     found = models.new_model(Model(pretrained=str(moved)), KNOWN, 32, 0, 0, seed=3).state_dict()
-    assert all(found[name].dtype == torch.float32 and (found[name] == tensor).all() for name, tensor in as_it_was.items())
+    assert all(
+        found[name].dtype == torch.float32 and (found[name] == tensor).all()
+        for name, tensor in as_it_was.items()
+    )
     marked = prepare(make_study(moved, **{"learner.init": "scratch"}), tmp_path / "root")
     keys = [set(item.learner.identity["model"]) for prepared in (plain, marked) for item in prepared.specs]
     assert keys == [{"pretrained"}, {"pretrained"} | ({"new_weights"} if published != "float32" else set())]
     pretrained = prepare(make_study(moved), tmp_path / "root")
-    assert set(pretrained.specs[0].learner.identity["model"]) == {"pretrained"}, "loaded weights never took that type"
+    assert set(pretrained.specs[0].learner.identity["model"]) == {"pretrained"}, (
+        "loaded weights never took that type"
+    )
 
 
 def test_a_model_without_a_cache_reads_everything_again() -> None:
@@ -268,7 +353,9 @@ def test_a_model_without_a_cache_reads_everything_again() -> None:
             tokens = torch.cat([tokens, made(input_ids=tokens).logits[:, -1:].argmax(-1)], dim=1)
     assert (drawn.values == tokens[:, 3:].numpy()).all()
     # Where the beam is wide, the search finds what is at least as likely as going greedily.
-    searched = Sampler(made, Sample(num_beams=8, **settings), None, 0, cached=False).draw(prompts, 9, np.zeros((6, 9)))  # type: ignore[arg-type]
+    searched = Sampler(made, Sample(num_beams=8, **settings), None, 0, cached=False).draw(
+        prompts, 9, np.zeros((6, 9))
+    )  # type: ignore[arg-type]
 
     def likelihood(values: Any) -> Any:
         whole = torch.cat([torch.from_numpy(prompts), torch.from_numpy(values.astype(np.int64))], dim=1)
@@ -279,25 +366,33 @@ def test_a_model_without_a_cache_reads_everything_again() -> None:
     assert (likelihood(searched.values) >= likelihood(drawn.values) - 1e-4).all()
 
 
-def test_a_chain_of_a_model_without_a_cache(ranks: Any, make_study: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_chain_of_a_model_without_a_cache(
+    ranks: Any, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     folder = save(tf.OpenAIGPTLMHeadModel(openai()), tmp_path / "openai")
     with pytest.raises(InputError, match="learner.train.precision: .* cannot be trained in bf16"):
         prepare(make_study(folder), tmp_path / "root")
-    prepared, store = run_all(make_study(folder, **{"learner.train.precision": "fp32"}), tmp_path / "root", ranks=ranks)
+    prepared, store = run_all(
+        make_study(folder, **{"learner.train.precision": "fp32"}), tmp_path / "root", ranks=ranks
+    )
     nodes = [prepared.lineage.nodes[key] for key in prepared.lineage.chains[0].nodes]
     assert all(store.complete(node, prepared.lineage.examples[node.corpus]) for node in nodes)
     assert nodes[0].spec.corpus.to_json()["sampling"]["context"] == "whole"
 
 
-def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(ranks: Any, make_study: Callable[..., Path],
-                                                                  tmp_path: Path) -> None:  # fmt: skip
+def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(
+    ranks: Any, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
     """Most published models have a table that is padded to a round number."""
     torch.manual_seed(0)
     sizes = {"n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
     made = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=2 * KNOWN, **sizes))
     folder = save(made, tmp_path / "padded")
-    train = {"max_steps": 0, "precision": "fp32"}  # half of what the model scores is unknown, and stays likely
+    train = {
+        "max_steps": 0,
+        "precision": "fp32",
+    }  # half of what the model scores is unknown, and stays likely
     prepared, store = run_all(make_study(folder, **{"learner.train": train}), tmp_path / "root", ranks=ranks)
     for key in prepared.lineage.chains[0].nodes:
         node = prepared.lineage.nodes[key]
@@ -316,9 +411,11 @@ def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(ranks: Any, mak
     assert beams.draw(prompts[:3], 5, np.zeros((3, 5))).values.max() < KNOWN
 
 
-def test_gangs_load_what_was_planned_wherever_they_are(folder: Path, make_study: Callable[..., Path], tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """A relative folder means the one that the command saw, and a folder that has changed since is not loaded."""
+def test_gangs_load_what_was_planned_wherever_they_are(
+    folder: Path, make_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative folder means the one that the command saw, and a folder that has changed since is not
+    loaded."""
     monkeypatch.chdir(tmp_path)
     config = make_study(folder, **{"learner.model": {"pretrained": "model"}})
     prepared = prepare(config, tmp_path / "root")
@@ -334,7 +431,10 @@ def test_gangs_load_what_was_planned_wherever_they_are(folder: Path, make_study:
     loaded = models.pretrained_model(sent, KNOWN).state_dict()
     assert all((loaded[name] == tensor).all() for name, tensor in load_weights(folder / W).items())
     changed = sent.model_copy(update={"pretrained": str(elsewhere / "model")})
-    for load in (lambda: models.pretrained_model(changed, KNOWN), lambda: models.new_model(changed, KNOWN, 32, 0, 0, 1)):
+    for load in (
+        lambda: models.pretrained_model(changed, KNOWN),
+        lambda: models.new_model(changed, KNOWN, 32, 0, 0, 1),
+    ):
         with pytest.raises(LearnerError, match="is not what it was when this run began"):
             load()
     gone = sent.model_copy(update={"pretrained": str(tmp_path / "nowhere")})
@@ -349,8 +449,9 @@ def test_gangs_load_what_was_planned_wherever_they_are(folder: Path, make_study:
         ({"data.tokenizer.revision": "main"}, "data.tokenizer.revision: .* is a folder"),
     ],
 )
-def test_a_folder_has_no_revision(folder: Path, make_study: Callable[..., Path], tmp_path: Path, changes: dict[str, Any],
-                                  expected: str) -> None:  # fmt: skip
+def test_a_folder_has_no_revision(
+    folder: Path, make_study: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
     with pytest.raises(InputError, match=expected):
         prepare(make_study(folder, **changes), tmp_path / "root")
 
@@ -365,11 +466,19 @@ LLAMA = {"architecture": "llama", "num_layers": 1, "width": 24, "num_heads": 6}
         ({"learner.model": {**LLAMA, "num_heads": 8}}, "must be even"),
         ({"learner.model.num_kv_heads": 1}, "num_kv_heads: architecture gpt2 does not use it"),
         ({"grid": {"learner.model.num_kv_heads": [1, 2]}}, "num_kv_heads: architecture gpt2 does not use it"),
-        ({"learner.model.architecture": "opt", "grid": {"learner.model.num_kv_heads": [1, 2]}}, "opt does not use it"),
+        (
+            {"learner.model.architecture": "opt", "grid": {"learner.model.num_kv_heads": [1, 2]}},
+            "opt does not use it",
+        ),
         ({"learner.model": {"preset": "gpt2-124m", "num_kv_heads": 2}}, "preset gpt2-124m: num_kv_heads"),
-        ({"learner.model": LLAMA, "grid": {"learner.model.num_kv_heads": [2, 4]}}, "not a multiple of num_kv_heads 4"),
+        (
+            {"learner.model": LLAMA, "grid": {"learner.model.num_kv_heads": [2, 4]}},
+            "not a multiple of num_kv_heads 4",
+        ),
     ],
 )
-def test_sizes_that_an_architecture_cannot_have(make_config: Make, changes: dict[str, Any], expected: str) -> None:
+def test_sizes_that_an_architecture_cannot_have(
+    make_config: Make, changes: dict[str, Any], expected: str
+) -> None:
     with pytest.raises(InputError, match=expected):
         expand(load_file(make_config(TEXT, **changes)))

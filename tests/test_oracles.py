@@ -1,7 +1,8 @@
-"""Closed forms that the learners must meet: expected values come from theory, bounds from the standard error of the sample.
+"""Closed forms that the learners must meet: expected values come from theory, bounds from the standard error
+of the sample.
 
-Every expectation is derived in docs/oracles.md. A correct program fails with a probability of about 6e-5 for each value
-that is compared; the streams are fixed, so it either always does or never.
+Every expectation is derived in docs/oracles.md. A correct program fails with a probability of about 6e-5 for
+each value that is compared; the streams are fixed, so it either always does or never.
 """
 
 from __future__ import annotations
@@ -24,24 +25,38 @@ def seeds(count: int) -> dict[str, Any]:
     return {"seed": {"from": 0, "count": count}}
 
 
-def gaussian(estimator: str, regime: dict[str, Any], n: int, generations: int, count: int, dim: int = 1) -> Any:
+def gaussian(
+    estimator: str, regime: dict[str, Any], n: int, generations: int, count: int, dim: int = 1
+) -> Any:
     data = {"source": "gaussian", "num_examples": n, "dim": dim}
     learner = {"kind": "gaussian", "estimator": estimator}
-    return table({"data": data, "learner": learner, "regime": regime, "generations": generations, "grid": seeds(count)})
+    return table(
+        {"data": data, "learner": learner, "regime": regime, "generations": generations, "grid": seeds(count)}
+    )
 
 
 def regression(design: str, regime: dict[str, Any], generations: int, count: int, **data: Any) -> Any:
     found = {"source": "linear", "dim": 10, "num_examples": 111, "noise_variance": 1.0, **data}
     learner = {"kind": "linear_regression", "design": design}
-    return table({"data": found, "learner": learner, "regime": regime, "generations": generations, "grid": seeds(count)})
+    return table(
+        {
+            "data": found,
+            "learner": learner,
+            "regime": regime,
+            "generations": generations,
+            "grid": seeds(count),
+        }
+    )
 
 
-# --- rows 6 to 8: the normal distribution ------------------------------------------------------------------------------
+# --- rows 6 to 8: the normal distribution
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dim", [1, 3])
 def test_row_6_replace_mle(dim: int) -> None:
-    """N = 10, 2,000 chains: E var_t = (1 - 1/N)^t; E |mu_t - mu|^2 = dim (1 - (1 - 1/N)^t); t = g + 1 fits."""
+    """N = 10, 2,000 chains: E var_t = (1 - 1/N)^t; E |mu_t - mu|^2 = dim (1 - (1 - 1/N)^t); t = g + 1
+    fits."""
     frame = gaussian("mle", REPLACE, 10, 9, 2000, dim)
     for generation in (0, 1, 4, 9):
         left = (1 - 1 / 10) ** (generation + 1)
@@ -50,7 +65,8 @@ def test_row_6_replace_mle(dim: int) -> None:
 
 
 def test_row_7_replace_unbiased() -> None:
-    """N = 10, 2,000 chains: E ln var_t = t [psi((N-1)/2) - ln((N-1)/2)]; E sd_t = c4^t; E (mu_t - mu)^2 = t/N.
+    """N = 10, 2,000 chains: E ln var_t = t [psi((N-1)/2) - ln((N-1)/2)]; E sd_t = c4^t; E (mu_t - mu)^2 =
+    t/N.
 
     The variance's own mean is 1 for ever and is not tested: few chains carry it.
     """
@@ -63,23 +79,30 @@ def test_row_7_replace_unbiased() -> None:
             assert_mean(np.exp(at(frame, "gaussian/log_variance", generation) / 2), c4**fits)
     assert_mean(at(frame, "gaussian/mean_sq_error", 4), 5 / 10)
     median = np.median(at(frame, "gaussian/log_variance", 29))
-    spread = math.sqrt(math.pi / 2 * 30 * 0.2490 / 2000)  # trigamma(4.5) = 0.2490 for each fit; a median's standard error
-    assert abs(median - 30 * (psi(4.5) - math.log(4.5))) < 4 * spread + 0.05, "almost normal by the central limit theorem"
+    spread = math.sqrt(
+        math.pi / 2 * 30 * 0.2490 / 2000
+    )  # trigamma(4.5) = 0.2490 for each fit; a median's standard error
+    assert abs(median - 30 * (psi(4.5) - math.log(4.5))) < 4 * spread + 0.05, (
+        "almost normal by the central limit theorem"
+    )
 
 
 def test_row_8_accumulate_mle() -> None:
-    """N = 10, 2,000 chains: E var_t = prod (1 - 1/(N i^2)), which tends to sin(pi/sqrt N) / (pi/sqrt N) = 0.843."""
+    """N = 10, 2,000 chains: E var_t = prod (1 - 1/(N i^2)), which tends to sin(pi/sqrt N) / (pi/sqrt N) =
+    0.843."""
     frame = gaussian("mle", {"kind": "accumulate"}, 10, 60, 2000)
     for generation in (0, 1, 5, 60):
         assert_mean(
-            at(frame, "gaussian/trace_ratio", generation), math.prod(1 - 1 / (10 * i * i) for i in range(1, generation + 2))
+            at(frame, "gaussian/trace_ratio", generation),
+            math.prod(1 - 1 / (10 * i * i) for i in range(1, generation + 2)),
         )
     root = math.pi / math.sqrt(10)
     assert abs(math.prod(1 - 1 / (10 * i * i) for i in range(1, 62)) - math.sin(root) / root) < 2e-3
 
 
 def test_subsampling_the_pool_lies_between_replacing_and_accumulating() -> None:
-    """N = 20, 500 chains, generation 30: the mean log variance is ordered, each gap above 4 standard errors (Kazdan et al.)."""
+    """N = 20, 500 chains, generation 30: the mean log variance is ordered, each gap above 4 standard errors
+    (Kazdan et al.)."""
     kinds: list[dict[str, Any]] = [REPLACE, {"kind": "accumulate_subsample"}, {"kind": "accumulate"}]
     found = [at(gaussian("mle", kind, 20, 30, 500), "gaussian/log_variance", 30) for kind in kinds]
     for worse, better in zip(found, found[1:], strict=False):
@@ -87,7 +110,8 @@ def test_subsampling_the_pool_lies_between_replacing_and_accumulating() -> None:
         assert better.mean() - worse.mean() > 4 * error
 
 
-# --- rows 1 to 5: least squares ----------------------------------------------------------------------------------------
+# --- rows 1 to 5: least squares
+# ----------------------------------------------------------------------------------------
 
 BASE = 10 / (111 - 10 - 1)
 """sigma^2 d / (T - d - 1)."""
@@ -118,7 +142,8 @@ def test_row_3_a_grown_set_of_the_latest_model_alone() -> None:
 
 
 def test_row_4_replace_with_fresh_designs() -> None:
-    """Every fit adds sigma^2 d / (T - d - 1) of its own (Dohmatob et al. 2402.07712, isotropic, T = T0, sigma = sigma0)."""
+    """Every fit adds sigma^2 d / (T - d - 1) of its own (Dohmatob et al. 2402.07712, isotropic, T = T0, sigma
+    = sigma0)."""
     frame = regression("fresh", REPLACE, 6, 600)
     for generation in (0, 6):
         assert_mean(at(frame, "regression/test_error", generation), (generation + 1) * BASE)
@@ -126,9 +151,11 @@ def test_row_4_replace_with_fresh_designs() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 def test_row_5_strong_collapse(share: float) -> None:
-    """A share p of a teacher whose weights are c away leaves p^2 c^2, however many examples: sigma^2 d/n + p^2 c^2, to O(d/n).
+    """A share p of a teacher whose weights are c away leaves p^2 c^2, however many examples: sigma^2 d/n +
+    p^2 c^2, to O(d/n).
 
-    d = 20, n = 20,000, c = 1, 40 chains. The next order is p (1 - p) c^2 d/n (Dohmatob et al. 2410.04840, corollary 1).
+    d = 20, n = 20,000, c = 1, 40 chains. The next order is p (1 - p) c^2 d/n (Dohmatob et al. 2410.04840,
+    corollary 1).
     """
     regime = {"kind": "replace", "synthetic_ratio": share, "source": {"model": {"shift": 1.0}}}
     frame = regression("fresh", regime, 1, 40, dim=20, num_examples=20_000)
@@ -136,40 +163,65 @@ def test_row_5_strong_collapse(share: float) -> None:
     found = at(frame, "regression/test_error", 1)
     allowed = 4 * found.std(ddof=1) / math.sqrt(40) + 2 * 20 / 20_000 * share
     assert abs(found.mean() - expected) < allowed
-    assert np.allclose(at(frame, "regression/test_error", 0).mean(), 20 / 20_000, rtol=0.3), "generation 0 has no teacher"
+    assert np.allclose(at(frame, "regression/test_error", 0).mean(), 20 / 20_000, rtol=0.3), (
+        "generation 0 has no teacher"
+    )
 
 
-# --- rows 9 and 10: discrete distributions and kernel densities ---------------------------------------------------------
+# --- rows 9 and 10: discrete distributions and kernel densities
+# ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(("outcomes", "n"), [(2, 20), (10, 50)])
 def test_row_9_heterozygosity(outcomes: int, n: int) -> None:
     """2,000 chains: E [1 - sum p^2] = (1 - 1/K) (1 - 1/N)^t (Wright's drift)."""
     data = {"source": "discrete", "outcomes": outcomes, "num_examples": n}
-    frame = table({"data": data, "learner": {"kind": "discrete"}, "regime": REPLACE, "generations": 19, "grid": seeds(2000)})
+    frame = table(
+        {
+            "data": data,
+            "learner": {"kind": "discrete"},
+            "regime": REPLACE,
+            "generations": 19,
+            "grid": seeds(2000),
+        }
+    )
     for generation in (0, 4, 19):
         expected = (1 - 1 / outcomes) * (1 - 1 / n) ** (generation + 1)
         assert_mean(at(frame, "discrete/heterozygosity", generation), expected)
 
 
 def test_a_rare_outcome_is_lost_as_often_as_drift_says() -> None:
-    """p = 0.01, N = 100, 4,000 chains: generation 0 misses it with probability (1 - p)^N; and E p_g = p: drift has no direction."""
+    """p = 0.01, N = 100, 4,000 chains: generation 0 misses it with probability (1 - p)^N; and E p_g = p:
+    drift has no direction."""
     data = {"source": "discrete", "probabilities": [0.99, 0.01], "num_examples": 100}
-    frame = table({"data": data, "learner": {"kind": "discrete"}, "regime": REPLACE, "generations": 3, "grid": seeds(4000)})
+    frame = table(
+        {
+            "data": data,
+            "learner": {"kind": "discrete"},
+            "regime": REPLACE,
+            "generations": 3,
+            "grid": seeds(4000),
+        }
+    )
     assert_mean((at(frame, "share/outcome_1", 0) == 0).astype(float), 0.99**100)
     for generation in (0, 3):
         assert_mean(at(frame, "share/outcome_1", generation), 0.01)
     # Lost in generation 1: a second draw of N at the fitted p, E (1 - p_0)^N over p_0 = Binomial(N, p)/N.
     counts = np.arange(101)
     weights = np.array([math.comb(100, k) * 0.01**k * 0.99 ** (100 - k) for k in counts])
-    assert_mean((at(frame, "share/outcome_1", 1) == 0).astype(float), float((weights * (1 - counts / 100) ** 100).sum()))
+    assert_mean(
+        (at(frame, "share/outcome_1", 1) == 0).astype(float),
+        float((weights * (1 - counts / 100) ** 100).sum()),
+    )
 
 
 def test_row_10_a_fixed_bandwidth_inflates_the_variance() -> None:
     """n = 20, h = 0.5, 2,000 chains: S^2 <- (1 - 1/n)(S^2 + h^2), with the fixed point (n - 1) h^2."""
     data = {"source": "gaussian", "num_examples": 20}
     learner = {"kind": "kde", "bandwidth": 0.5}
-    frame = table({"data": data, "learner": learner, "regime": REPLACE, "generations": 40, "grid": seeds(1000)})
+    frame = table(
+        {"data": data, "learner": learner, "regime": REPLACE, "generations": 40, "grid": seeds(1000)}
+    )
     inner = 1.0
     for generation in range(41):
         inner = (1 - 1 / 20) * (inner + (0.25 if generation else 0.0))
@@ -178,14 +230,17 @@ def test_row_10_a_fixed_bandwidth_inflates_the_variance() -> None:
     assert inner > 3 and abs((1 - 1 / 20) * (19 * 0.25 + 0.25) - 19 * 0.25) < 1e-12
 
 
-# --- row 11: verification ------------------------------------------------------------------------------------------------
+# --- row 11: verification
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("recall", "false_positives"), [(0.0, 0.0), (2 / 3, 0.0), (0.9, 0.0), (0.6, 0.2)])
 def test_row_11_verification_has_a_threshold(recall: float, false_positives: float) -> None:
-    """With keep rates phi for right and psi for wrong examples, p* = 1/(1 + psi/phi): accuracy -> 1 below, 0 above (Feng et al.).
+    """With keep rates phi for right and psi for wrong examples, p* = 1/(1 + psi/phi): accuracy -> 1 below, 0
+    above (Feng et al.).
 
-    The wrong examples are a teacher's whose labels are all flipped. d = 5, n = 4,000, 10 chains, 0.08 to either side of p*.
+    The wrong examples are a teacher's whose labels are all flipped. d = 5, n = 4,000, 10 chains, 0.08 to
+    either side of p*.
     """
     psi_, phi = 1 - recall, 1 - false_positives
     threshold = 1 / (1 + psi_ / phi)
@@ -208,9 +263,12 @@ def test_row_11_verification_has_a_threshold(recall: float, false_positives: flo
             }
         )
         accuracy = at(frame, "regression/accuracy", 1)
-        # At a net share s of right labels the weights are s w + noise of variance d/m: the angle is about noise over s.
+        # At a net share s of right labels the weights are s w + noise of variance d/m: the angle is about
+        # noise over s.
         kept = (threshold + side) * psi_ + (1 - threshold - side) * phi
         signal = abs((1 - threshold - side) * phi - (threshold + side) * psi_) / kept * math.sqrt(2 / math.pi)
         angle = math.atan2(math.sqrt(5 / (4000 * kept)), signal) / math.pi
         assert np.all(np.abs(accuracy - expected) < 3 * angle), (accuracy, expected, angle)
-        assert norm.cdf(signal / math.sqrt(1 / (4000 * kept))) > 0.999, "the sample is large enough to tell the sides apart"
+        assert norm.cdf(signal / math.sqrt(1 / (4000 * kept))) > 0.999, (
+            "the sample is large enough to tell the sides apart"
+        )

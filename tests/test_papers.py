@@ -1,5 +1,5 @@
-"""Configurations of published experiments: all can be planned, with small data and models under the real names on a hub on
-loopback."""
+"""Configurations of published experiments: all can be planned, with small data and models under the real
+names on a hub on loopback."""
 
 from __future__ import annotations
 
@@ -46,18 +46,31 @@ def model(folder: Path, texts: list[str], kind: str) -> None:
 
     end = "</s>" if kind == "opt" else "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts[:500], trainer=trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
     torch.manual_seed(0)
     size = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0}
     if kind == "opt":
-        shape = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        shape = {
+            "hidden_size": 8,
+            "word_embed_proj_dim": 8,
+            "ffn_dim": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
         OPTForCausalLM(OPTConfig(**size, **shape, max_position_embeddings=2048)).save_pretrained(folder)
     else:
-        GPT2LMHeadModel(GPT2Config(**size, n_positions=1024, n_embd=8, n_layer=1, n_head=2)).save_pretrained(folder)
+        GPT2LMHeadModel(GPT2Config(**size, n_positions=1024, n_embd=8, n_layer=1, n_head=2)).save_pretrained(
+            folder
+        )
 
 
 def pictures(path: Path, count: int, seed: int) -> None:
@@ -90,12 +103,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     texts = list(BUILT_IN["python-stdlib"]())
     wikitext = root / "datasets" / "Salesforce" / "wikitext"
     configs = []
-    for config in ("wikitext-103-raw-v1", "wikitext-2-raw-v1"):  # more than one, so that a configuration has to be named
+    for config in (
+        "wikitext-103-raw-v1",
+        "wikitext-2-raw-v1",
+    ):  # more than one, so that a configuration has to be named
         files = []
         for number, split in enumerate(("train", "validation", "test")):
             path = wikitext / config / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["", *texts[number:1500:3]]))
+            path.write_text(
+                "".join(json.dumps({"text": text}) + "\n" for text in ["", *texts[number:1500:3]])
+            )
             files.append({"split": split, "path": f"{config}/{split}.jsonl"})
         configs.append({"config_name": config, "data_files": files})
     (wikitext / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
@@ -137,7 +155,9 @@ def test_what_needs_no_hub_can_be_planned_and_judged(path: Path, tmp_path: Path)
         for claim in base.claims:
             cells = [cell for cell in (claim.statistic.where, claim.statistic.minus) if cell is not None]
             assert all(len(find_cells(prepared.study, cell)) == 1 for cell in cells)
-        assert [found.verdict for found in judge(prepared, [])] == ["undecided"] * len(base.claims), "nothing has been run"
+        assert [found.verdict for found in judge(prepared, [])] == ["undecided"] * len(base.claims), (
+            "nothing has been run"
+        )
         found = plan(prepared, store, [Capacity(2, 0)])
     assert found.chains == found.cells * seeds
     assert found.generations_stored == 0 < found.generations_unique <= found.generations_requested
@@ -146,10 +166,16 @@ def test_what_needs_no_hub_can_be_planned_and_judged(path: Path, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in FULL if reads_hub(path)], ids=name)
 def test_what_needs_the_hub_can_be_planned(path: Path, hub: Hub, cache: Path, tmp_path: Path) -> None:
-    """``harness plan`` checks that each claim names one cell; only the number of examples is smaller than in the file."""
+    """``harness plan`` checks that each claim names one cell; only the number of examples is smaller than in
+    the file."""
     content = check_text(path)
     few = ["--set", "data.num_examples=24"] if "num_examples" in content["data"] else []
-    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     done = harness("plan", path, "--root", tmp_path / "none", "--json", *few, **environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -173,7 +199,8 @@ def test_a_scaled_configuration_stands_beside_a_full_one(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SMALL, ids=name)
 def test_the_page_has_every_claim(path: Path) -> None:
-    """docs/papers.md was written from these configurations: a claim that is changed afterwards needs a new page."""
+    """docs/papers.md was written from these configurations: a claim that is changed afterwards needs a new
+    page."""
     page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
     (section,) = [part for part in page.split("\n## ") if part.splitlines()[0] == path.stem]
     claims = yaml.safe_load(path.read_text(encoding="utf-8"))["claims"]
@@ -183,17 +210,24 @@ def test_the_page_has_every_claim(path: Path) -> None:
 
 @pytest.mark.ray
 def test_one_command_runs_a_configuration_and_writes_its_rows(tmp_path: Path) -> None:
-    """Strong collapse has a closed form, p^2 c^2, so its verdicts are known; what has not been run is undecided."""
+    """Strong collapse has a closed form, p^2 c^2, so its verdicts are known; what has not been run is
+    undecided."""
     out = tmp_path / "papers.md"
     config = SMALL_FOLDER / "strong_collapse.yaml"
     command = [sys.executable, ROOT / "scripts" / "papers", config, "--root", tmp_path / "root", "--out", out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     page = out.read_text(encoding="utf-8")
-    summary = {line.split("](")[0][3:]: line.split(" | ")[1:4] for line in page.splitlines() if line.startswith("| [")}
+    summary = {
+        line.split("](")[0][3:]: line.split(" | ")[1:4]
+        for line in page.splitlines()
+        if line.startswith("| [")
+    }
     assert set(summary) == {path.stem for path in SMALL}
     assert summary.pop("strong_collapse") == ["2", "0", "0"]
     assert all(counts[:2] == ["0", "0"] for counts in summary.values())
     assert (tmp_path / "root" / "experiments" / "small-strong-collapse" / "report" / "report.html").is_file()
-    absent = subprocess.run([*command[:2], tmp_path / "absent.yaml"], capture_output=True, text=True, timeout=60, check=False)
+    absent = subprocess.run(
+        [*command[:2], tmp_path / "absent.yaml"], capture_output=True, text=True, timeout=60, check=False
+    )
     assert absent.returncode == 2 and "is not a configuration in configs/papers/small" in absent.stderr

@@ -42,9 +42,18 @@ STUDY: dict[str, Any] = {
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package, installed into a folder of its own."""
     folder = tmp_path_factory.mktemp("site")
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", str(folder)]
+    options = [
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--disable-pip-version-check",
+        "--target",
+        str(folder),
+    ]
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, str(ROOT / "tests" / "plugin")], check=True, capture_output=True
+        [sys.executable, "-m", "pip", "install", *options, str(ROOT / "tests" / "plugin")],
+        check=True,
+        capture_output=True,
     )
     return folder
 
@@ -86,23 +95,30 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     done = harness("run", config, "--root", tmp_path / "bundled", "--json", path=[site])
     assert done.returncode == 0 and json.loads(done.stdout)["chains_complete"] == 8, done.stderr
     rows = export(tmp_path / "bundled")
-    assert len(rows) == 32 and all(row["laplace/log_scale"] is not None and row["spread/p10_p90"] > 0 for row in rows)
+    assert len(rows) == 32 and all(
+        row["laplace/log_scale"] is not None and row["spread/p10_p90"] > 0 for row in rows
+    )
     # One generation after another instead of a bundle: the same numbers, under the same chains.
     single = ("--set", "resources.bundled=false")
     done = harness("run", config, "--root", tmp_path / "single", *single, path=[site])
     assert done.returncode == 0, done.stderr
     drop = {"key", "parent_key"}
-    assert [{k: v for k, v in row.items() if k not in drop} for row in export(tmp_path / "single", *single)] == [
-        {k: v for k, v in row.items() if k not in drop} for row in rows
-    ]
+    assert [
+        {k: v for k, v in row.items() if k not in drop} for row in export(tmp_path / "single", *single)
+    ] == [{k: v for k, v in row.items() if k not in drop} for row in rows]
     # Halving the scale in every fit lowers its logarithm by log 2 a generation, sampling aside.
     last = {
-        shrink: [r["laplace/log_scale"] for r in rows if r["learner.shrink"] == shrink and r["generation"] == 3]
+        shrink: [
+            r["laplace/log_scale"] for r in rows if r["learner.shrink"] == shrink and r["generation"] == 3
+        ]
         for shrink in (0, 0.5)
     }
     assert sum(last[0]) / 4 - sum(last[0.5]) / 4 > 3 * 0.69 - 0.5
     # Every cell of bundles, and every chain that was run by itself, was told once to the tracker.
-    told = [json.loads(path.read_text()) for path in (tmp_path / "single/experiments/added/trackers/files").glob("*.json")]
+    told = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "single/experiments/added/trackers/files").glob("*.json")
+    ]
     assert len(told) == 8 and {len(found["rows"]) for found in told} == {4}
     assert len(list((tmp_path / "bundled/experiments/added/trackers/files").glob("*.json"))) == 4
     (tmp_path / "single/experiments/added/trackers/files" / f"{rows[0]['chain']}.json").unlink()
@@ -113,11 +129,16 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     sets = [spec["training_set"] for spec in specs if "training_set" in spec]
     assert {item["version"] for found in sets for item in found["filters"]} == {"collapse-plugin/1"}
     assert {found["version"] for found in sets} == {"collapse-plugin/1", 1}
-    evaluations = [json.loads(path.read_text()) for path in (tmp_path / "single" / "evaluations").glob("*/spec.json")]
+    evaluations = [
+        json.loads(path.read_text()) for path in (tmp_path / "single" / "evaluations").glob("*/spec.json")
+    ]
     assert {found["evaluation"]["added"]["spread"] for found in evaluations} == {"collapse-plugin/1"}
     report = harness("report", config, "--root", tmp_path / "bundled", path=[site])
     assert report.returncode == 0 and "laplace/log_scale by generation" in report.stdout
-    assert "10 % to 90 % of the samples" in (tmp_path / "bundled/experiments/added/report/report.html").read_text()
+    assert (
+        "10 % to 90 % of the samples"
+        in (tmp_path / "bundled/experiments/added/report/report.html").read_text()
+    )
     assert "log scale" in (tmp_path / "bundled/experiments/added/report/report.html").read_text()
     row = export(tmp_path / "single", *single, "--provenance")[0]
     assert row["provenance/versions/collapse-plugin"] == "0.3.0"
@@ -140,14 +161,20 @@ def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tm
     assert "laplace/log_scale" in harness("list", "metrics", path=[site]).stdout
     started = harness("init", "mine", "--learner", "laplace", "--out", tmp_path / "mine.yaml", path=[site])
     assert started.returncode == 0, started.stderr
-    assert "# shrink: 0.0  # Share by which every fit makes the scale too small." in (tmp_path / "mine.yaml").read_text()
+    assert (
+        "# shrink: 0.0  # Share by which every fit makes the scale too small."
+        in (tmp_path / "mine.yaml").read_text()
+    )
     assert harness("show", tmp_path / "mine.yaml", path=[site]).returncode == 0
     for field, message in (
         ("filters=[{kind: every, step: 0}]", "filters.0.step: found 0"),
         ("filters=[{kind: every, stride: 2}]", "filters.0.stride: unknown field"),
         ("tracking.trackers=[file]", "tracking.trackers: found 'file', allowed: files"),
         ("evaluate.metrics=[spred]", "evaluate.metrics: found 'spred', allowed: spread"),
-        ("data={source: discrete, probabilities: [0.5, 0.5]}", "learner laplace reads gaussian, mixture, shape, array data"),
+        (
+            "data={source: discrete, probabilities: [0.5, 0.5]}",
+            "learner laplace reads gaussian, mixture, shape, array data",
+        ),
     ):
         done = harness("plan", config, "--set", field, path=[site])
         assert done.returncode == 2 and message in done.stderr, done.stderr
@@ -164,7 +191,11 @@ BROKEN = [
         "",
         "broken cannot be used for it: ModuleNotFoundError: No module named 'broken'",
     ),
-    ("[harness.learners]\nlaplace = broken:learner\n", "learner = 3", "TypeError: broken:learner is a int, not a LearnerPlugin"),
+    (
+        "[harness.learners]\nlaplace = broken:learner\n",
+        "learner = 3",
+        "TypeError: broken:learner is a int, not a LearnerPlugin",
+    ),
     (
         "[harness.filters]\nevery = broken:f\n",
         "from harness.registry import FilterPlugin\nfrom harness.section import Section\n"
@@ -204,20 +235,32 @@ def test_a_package_cannot_take_a_name_that_exists(site: Path, config: Path, tmp_
 )
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_filter_that_fails_says_which(site: Path, config: Path, tmp_path: Path, keep: str, message: str) -> None:
+def test_a_filter_that_fails_says_which(
+    site: Path, config: Path, tmp_path: Path, keep: str, message: str
+) -> None:
     module = (
-        "from typing import Literal\nfrom harness.registry import FilterPlugin\nfrom harness.section import Section\n"
+        "from typing import Literal\nfrom harness.registry import FilterPlugin\nfrom harness.section import "
+        "Section\n"
         f"class Odd(Section):\n    kind: Literal['odd']\nf = FilterPlugin(Odd, 1, {keep})\n"
     )
     folder = given(tmp_path / "site", "odd", "[harness.filters]\nodd = odd:f\n", module)
-    smaller = ("--set", "filters=[{kind: odd}]", "--set", "grid={seed: [0]}", "--set", "resources.max_failures=0")
+    smaller = (
+        "--set",
+        "filters=[{kind: odd}]",
+        "--set",
+        "grid={seed: [0]}",
+        "--set",
+        "resources.max_failures=0",
+    )
     done = harness("run", config, "--root", tmp_path / "root", *smaller, path=[site, folder])
     assert done.returncode == 1 and message in done.stdout + done.stderr
 
 
 def test_a_package_replaces_no_column_and_gives_what_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(gives: str) -> Loaded:
-        plugin = MetricPlugin((Metric("mine/number", "a number"),), 1, lambda corpus, known: {gives: float(len(known.uniform))})
+        plugin = MetricPlugin(
+            (Metric("mine/number", "a number"),), 1, lambda corpus, known: {gives: float(len(known.uniform))}
+        )
         return Loaded(plugin, "mine", "1.0")
 
     corpus = Examples.full(np.zeros((3, 2)))

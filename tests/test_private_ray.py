@@ -1,4 +1,5 @@
-"""The Ray of a run's own is its user's alone, and a Ray of somebody else is joined with its token or not at all."""
+"""The Ray of a run's own is its user's alone, and a Ray of somebody else is joined with its token or not at
+all."""
 
 from __future__ import annotations
 
@@ -31,10 +32,15 @@ with connected(Place(), lambda reason: None):
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A run's own Ray, though the environment asks for none of what keeps it private, and there is no home to write to."""
+    """A run's own Ray, though the environment asks for none of what keeps it private, and there is no home to
+    write to."""
     hostile = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "0" * 64, "HOME": "/dev/null"}
     process = subprocess.Popen(
-        [sys.executable, "-c", PRIVATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **hostile}
+        [sys.executable, "-c", PRIVATE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **hostile},
     )
     assert process.stdout is not None and process.stdin is not None
     yield process, json.loads(process.stdout.readline())["address"]
@@ -50,13 +56,20 @@ def test_nobody_else_reaches_a_private_ray(private: Any, make_config: Make, tmp_
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and (folder / "r").is_dir()
     assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
     own = psutil.Process(process.pid)
-    listening = [c.laddr.ip for p in (own, *own.children(recursive=True)) for c in p.net_connections() if c.status == "LISTEN"]
+    listening = [
+        c.laddr.ip
+        for p in (own, *own.children(recursive=True))
+        for c in p.net_connections()
+        if c.status == "LISTEN"
+    ]
     assert len(listening) > 5 and {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
     config = make_config(GAUSSIAN)
     guessed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
     done = harness("run", config, "--root", tmp_path / "root", "--address", address, **guessed)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "there is no Ray that can be joined (it wants another token: set RAY_AUTH_TOKEN_PATH" in done.stderr
+    assert (
+        "there is no Ray that can be joined (it wants another token: set RAY_AUTH_TOKEN_PATH" in done.stderr
+    )
     assert not (tmp_path / "root").exists()
 
 
@@ -69,7 +82,11 @@ def test_a_public_ray_is_joined_with_its_token(make_config: Make, tmp_path: Path
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     mine = {"HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "", "RAY_TMPDIR": "/tmp/hp"}
-    environment = {name: value for name, value in {**os.environ, **mine}.items() if value and name != "RAY_AUTH_TOKEN_PATH"}
+    environment = {
+        name: value
+        for name, value in {**os.environ, **mine}.items()
+        if value and name != "RAY_AUTH_TOKEN_PATH"
+    }
     flags = [
         "--head",
         "--block",
@@ -78,13 +95,22 @@ def test_a_public_ray_is_joined_with_its_token(make_config: Make, tmp_path: Path
         "--object-store-memory=100000000",
         "--disable-usage-stats",
     ]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--port={address.split(':')[1]}", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        f"--port={address.split(':')[1]}",
+        *flags,
+    ]
     with open(tmp_path / "log", "w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         wait_for(lambda: "Ray runtime started" in (tmp_path / "log").read_text(), 60)
         config = make_config(GAUSSIAN, generations=0)
-        stranger = harness("run", config, "--root", tmp_path / "root", "--address", address, HOME=str(tmp_path))
+        stranger = harness(
+            "run", config, "--root", tmp_path / "root", "--address", address, HOME=str(tmp_path)
+        )
         assert stranger.returncode == 2 and "it wants another token" in stranger.stderr
         assert len(stranger.stderr.splitlines()) == 1 and not (tmp_path / "root").exists()
         done = harness("run", config, "--root", tmp_path / "root", "--address", address, HOME=mine["HOME"])
@@ -99,7 +125,11 @@ def test_a_public_ray_is_joined_with_its_token(make_config: Make, tmp_path: Path
 def test_auto_takes_no_run_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     class Raylet:
         def __init__(self, folder: str, port: int) -> None:
-            self.line = ["raylet", f"--raylet_socket_name={folder}/session_x/sockets/raylet", f"--gcs-address=10.0.0.1:{port}"]
+            self.line = [
+                "raylet",
+                f"--raylet_socket_name={folder}/session_x/sockets/raylet",
+                f"--gcs-address=10.0.0.1:{port}",
+            ]
 
         def name(self) -> str:
             return "raylet"

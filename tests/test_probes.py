@@ -1,4 +1,5 @@
-"""Probes and controls: other real texts that models are scored on, embedded texts in a chain, refits that share their prefix."""
+"""Probes and controls: other real texts that models are scored on, embedded texts in a chain, refits that
+share their prefix."""
 
 from __future__ import annotations
 
@@ -33,9 +34,17 @@ def test_probes_share_the_chain_before_them(tmp_path: Path) -> None:
     assert len(prepared.lineage.chains) == 25 and len(fits) == 5 * (4 + 5)
     for seed in range(5):
         chains = [chain for chain in prepared.lineage.chains if chain.seed == seed]
-        assert len({chain.nodes[:4] for chain in chains}) == 1 and len({chain.nodes[4] for chain in chains}) == 5
+        assert (
+            len({chain.nodes[:4] for chain in chains}) == 1 and len({chain.nodes[4] for chain in chains}) == 5
+        )
         last = [prepared.lineage.nodes[chain.nodes[4]] for chain in chains]
-        assert [node.spec.fit.init for node in last] == ["scratch", "previous", "scratch", "previous", "scratch"]
+        assert [node.spec.fit.init for node in last] == [
+            "scratch",
+            "previous",
+            "scratch",
+            "previous",
+            "scratch",
+        ]
         assert [node.recipe.size for node in last] == [1772, 443, 443, 1772, 1772]
         assert {node.init_from for node in last} == {None, chains[0].nodes[3]}
 
@@ -44,11 +53,19 @@ def test_probes_share_the_chain_before_them(tmp_path: Path) -> None:
 def test_another_text_that_is_the_cells_own_has_its_scores(
     ranks: Any, make_config: Make, tmp_path: Path, prepend_bos: bool
 ) -> None:
-    """The test side of the same file, by the same split and tokenizer, is the test split; and gangs need no file."""
+    """The test side of the same file, by the same split and tokenizer, is the test split; and gangs need no
+    file."""
     own, more = write_text(tmp_path / "own.txt", 600), write_text(tmp_path / "more.txt", 300, "kings")
     sample = {"prompt": "real_prefix", "prompt_tokens": 4}
-    data = {"data.source": str(own), "data.prepend_bos": prepend_bos, "data.num_examples": 32, "learner.sample": sample}
-    config = make_config(TEXT, **data, generations=1, **{"evaluate.others": {"own": str(own), "more": str(more)}})
+    data = {
+        "data.source": str(own),
+        "data.prepend_bos": prepend_bos,
+        "data.num_examples": 32,
+        "learner.sample": sample,
+    }
+    config = make_config(
+        TEXT, **data, generations=1, **{"evaluate.others": {"own": str(own), "more": str(more)}}
+    )
     prepared, store = open_prepared(config, tmp_path / "root")
     assert len(prepared.data[0].real.test) <= MAX_OTHER_BLOCKS  # type: ignore[attr-defined]
     own.unlink()
@@ -76,13 +93,19 @@ def test_keys_hold_another_texts_content_and_never_its_path(make_config: Make, t
     assert not set(nodes) & set(first[0]) and chains != first[1]
 
 
-def test_another_text_that_is_gone_from_the_store_is_one_message(ranks: Any, make_config: Make, tmp_path: Path) -> None:
-    config = make_config(TEXT, generations=0, **{"evaluate.others": {"web": str(write_text(tmp_path / "web.txt", 400))}})
+def test_another_text_that_is_gone_from_the_store_is_one_message(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
+    config = make_config(
+        TEXT, generations=0, **{"evaluate.others": {"web": str(write_text(tmp_path / "web.txt", 400))}}
+    )
     prepared, store = open_prepared(config, tmp_path / "root")
     for folder in (tmp_path / "root" / "data").iterdir():
         if (folder / "other.safetensors").exists():
             shutil.rmtree(folder)
-    with pytest.raises(LearnerError, match=r"evaluate\.others\.web: is not in the store; run the command again"):
+    with pytest.raises(
+        LearnerError, match=r"evaluate\.others\.web: is not in the store; run the command again"
+    ):
         run_all(config, tmp_path / "root", ranks=ranks, prepared=prepared)
 
 
@@ -93,13 +116,22 @@ def test_another_text_that_is_gone_from_the_store_is_one_message(ranks: Any, mak
         ("One.\n", ("not one block",)),
     ],
 )
-def test_an_unreadable_text_is_one_message(make_config: Make, tmp_path: Path, content: str | None, words: tuple[str, ...]) -> None:
+def test_an_unreadable_text_is_one_message(
+    make_config: Make, tmp_path: Path, content: str | None, words: tuple[str, ...]
+) -> None:
     path = tmp_path / "web.txt"
     if content is not None:
         path.write_text(content)
-    for source, expected in ((str(path), words), ("python-dogs", ("'python-dogs'", "python-docs", "hf:NAME"))):
-        done = harness("plan", make_config(TEXT, **{"evaluate.others": {"web": source}}), "--root", tmp_path / "none")
-        assert done.returncode == 2 and "evaluate.others.web" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    for source, expected in (
+        (str(path), words),
+        ("python-dogs", ("'python-dogs'", "python-docs", "hf:NAME")),
+    ):
+        done = harness(
+            "plan", make_config(TEXT, **{"evaluate.others": {"web": source}}), "--root", tmp_path / "none"
+        )
+        assert (
+            done.returncode == 2 and "evaluate.others.web" in done.stderr and "Traceback" not in done.stderr
+        ), done.stderr
         assert all(word in done.stderr for word in expected), done.stderr
 
 
@@ -138,6 +170,9 @@ def test_a_chain_goes_on_with_an_embedded_text(ranks: Any, make_config: Make, tm
     prepared, store = run_all(make_config(TEXT, regime=regime, **changes), tmp_path / "root", ranks=ranks)
     first, last = (store.record(key) for key in prepared.lineage.chains[0].nodes)
     assert first is not None and last is not None
-    assert prepared.lineage.nodes[prepared.lineage.chains[0].nodes[1]].init_from == prepared.lineage.chains[0].nodes[0]
+    assert (
+        prepared.lineage.nodes[prepared.lineage.chains[0].nodes[1]].init_from
+        == prepared.lineage.chains[0].nodes[0]
+    )
     assert isinstance(prepared.specs[0].writer, str), "a fixed corpus, by its content"
     assert last.metrics["other/stdlib/nll"] < first.metrics["other/stdlib/nll"]  # type: ignore[operator]

@@ -36,10 +36,14 @@ def test_generation_0_beats_a_bigram_model_of_the_same_tokens(quickstart: Any) -
         corpus = prepared.data[0].real
         assert isinstance(corpus, TextCorpus)
         train = corpus.real(0, corpus.num_examples).values
-        baseline = bigram_nll(train, corpus.validation.values, corpus.test.values, corpus.meta["bos"], corpus.meta["vocab_size"])
+        baseline = bigram_nll(
+            train, corpus.validation.values, corpus.test.values, corpus.meta["bos"], corpus.meta["vocab_size"]
+        )
     first = table[table.generation == 0].groupby("learner.model.preset")["test/perplexity"].first()
     assert len(first) >= 2
-    assert (first < math.exp(baseline)).all(), f"{first.to_dict()} against a bigram's {math.exp(baseline):.1f}"
+    assert (first < math.exp(baseline)).all(), (
+        f"{first.to_dict()} against a bigram's {math.exp(baseline):.1f}"
+    )
 
 
 def test_collapse_is_real_and_half_the_ratio_lies_between(quickstart: Any) -> None:
@@ -57,4 +61,7 @@ def test_the_table_is_whole(quickstart: Any) -> None:
     assert len(table) == 4 * 3 and not table.duplicated(["chain", "generation"]).any()
     assert not table.drop(columns=["parent_key"]).isna().any().any()
     again = json.loads(harness("run", CONFIG, "--root", root, "--json").stdout)
-    assert (again["generations_computed"], again["generations_reused"]) == (0, summary["generations_computed"])
+    assert (again["generations_computed"], again["generations_reused"]) == (
+        0,
+        summary["generations_computed"],
+    )

@@ -38,7 +38,9 @@ def test_a_grid_computes_what_the_plan_says_and_never_twice(
     (root / "experiments" / "text").mkdir()  # as another run, or a submission, leaves it for a moment
     again, _, _ = run_study(config, root)
     assert (again.generations_computed, again.generations_reused) == (0, 14)
-    assert len(json.loads((root / "experiments" / "text" / "chains.json").read_text())) == 8, "or gc would free what it needs"
+    assert len(json.loads((root / "experiments" / "text" / "chains.json").read_text())) == 8, (
+        "or gc would free what it needs"
+    )
     more = make_config(TEXT, "more.yaml", grid=grid | {"seed": [0, 1, 2]})
     assert json.loads(harness("plan", more, "--root", root, "--json").stdout)["generations_stored"] == 14
     third, _, _ = run_study(more, root)
@@ -49,13 +51,16 @@ def test_a_grid_computes_what_the_plan_says_and_never_twice(
     assert all(value is not None for row in rows for name, value in row.items() if name != "parent_key")
     weights = sorted(path.parent.name for path in (root / "fits").glob("*/model.safetensors"))
     kept = json.loads((root / "experiments" / "text" / "keep.json").read_text())
-    assert weights == sorted(kept), "generation 0 and the last generations keep their weights, the others have gone"
+    assert weights == sorted(kept), (
+        "generation 0 and the last generations keep their weights, the others have gone"
+    )
 
 
 def test_zero_stages_on_two_ranks_agree_and_a_rerun_is_equal_to_the_bit(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Stages sum the same gradients in other orders and buckets: in fp32 the losses of 12 steps agree to 1e-4, not to the bit."""
+    """Stages sum the same gradients in other orders and buckets: in fp32 the losses of 12 steps agree to
+    1e-4, not to the bit."""
     curves, found = {}, {}
     for stage in (0, 1, 2, 3):
         changes = {
@@ -79,9 +84,15 @@ def test_zero_stages_on_two_ranks_agree_and_a_rerun_is_equal_to_the_bit(
     assert result(tmp_path / "3.yaml", rerun) == found[3]
 
 
-def test_the_best_weights_of_two_ranks_under_zero_3(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_best_weights_of_two_ranks_under_zero_3(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
     train = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "weights": "best"}
-    changes = {"learner.train": train, "resources": {"ranks": 2, "zero_stage": 3, "sample_batch": 32}, "generations": 1}
+    changes = {
+        "learner.train": train,
+        "resources": {"ranks": 2, "zero_stage": 3, "sample_batch": 32},
+        "generations": 1,
+    }
     config = make_config(TEXT, **changes)
     summary, _, lines = run_study(config, tmp_path / "root")
     assert summary.exit_code == 0, lines
@@ -89,11 +100,15 @@ def test_the_best_weights_of_two_ranks_under_zero_3(make_config: Make, run_study
         assert len(json.loads(path.read_text())["log"]["validation"]) == 3
 
 
-def test_filters_find_the_weights_that_they_need(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
+def test_filters_find_the_weights_that_they_need(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
     config = make_config(TEXT, filters=[{"kind": "repetition", "n": 1, "max_share": 0.07}])
     summary, _, lines = run_study(config, tmp_path / "root")
     assert summary.exit_code == 0, lines
-    assert len(events(tmp_path / "root", "text", "sample_started")) > 3, "the filter rejects some, and more is sampled"
+    assert len(events(tmp_path / "root", "text", "sample_started")) > 3, (
+        "the filter rejects some, and more is sampled"
+    )
     assert not events(tmp_path / "root", "text", "weights_restored")
     assert len(events(tmp_path / "root", "text", "weights_evicted")) == 1
 
@@ -119,7 +134,9 @@ def test_a_chain_that_fails_or_diverges_is_told_and_the_rest_goes_on(
 ) -> None:
     rejects_all = [{"kind": "repetition", "n": 1, "max_share": 0.0}]
     grid = {"filters": [[], rejects_all], "learner.train.learning_rate": [3e-3, 1e30]}
-    config = make_config(TEXT, generations=1, grid=grid, **{"learner.train.max_grad_norm": None, "data.block_size": 47})
+    config = make_config(
+        TEXT, generations=1, grid=grid, **{"learner.train.max_grad_norm": None, "data.block_size": 47}
+    )
     root = tmp_path / "root"
     for _ in range(2):
         summary, _, lines = run_study(config, root)
@@ -152,10 +169,15 @@ def test_sizes_with_other_rank_counts_are_packed_in_one_grid(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     overrides = [{"when": {"learner.model.width": 32}, "set": {"resources.ranks": 2}}]
-    config = make_config(TEXT, generations=1, grid={"learner.model.width": [16, 32], "seed": [0, 1]}, overrides=overrides)
+    config = make_config(
+        TEXT, generations=1, grid={"learner.model.width": [16, 32], "seed": [0, 1]}, overrides=overrides
+    )
     summary, _, lines = run_study(config, tmp_path / "root")
     assert (summary.chains_complete, summary.generations_computed) == (4, 8), lines
-    sizes = [json.loads(path.read_text())["world_size"] for path in (tmp_path / "root" / "evaluations").glob("*/provenance.json")]
+    sizes = [
+        json.loads(path.read_text())["world_size"]
+        for path in (tmp_path / "root" / "evaluations").glob("*/provenance.json")
+    ]
     assert sorted(sizes) == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
@@ -168,15 +190,22 @@ def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
         run_study(config, tmp_path / "root")
     assert not (tmp_path / "root").exists()
     done = harness("run", config, "--root", tmp_path / "local")
-    assert done.returncode == 2 and "asks for 8 CPUs a gang" in done.stderr and not (tmp_path / "local").exists()
+    assert (
+        done.returncode == 2 and "asks for 8 CPUs a gang" in done.stderr and not (tmp_path / "local").exists()
+    )
     done = harness("plan", config, "--nodes", 2, "--gpus-per-node", 2)
     assert done.returncode == 2 and "asks for 8 GPUs a gang" in done.stderr
-    assert harness("run", make_config(TEXT), "--root", tmp_path / "b", "--address", "127.0.0.1:1").returncode == 2
+    assert (
+        harness("run", make_config(TEXT), "--root", tmp_path / "b", "--address", "127.0.0.1:1").returncode
+        == 2
+    )
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.fast
-def test_cheap_learners_run_without_a_process_group(make_config: Make, run_study: Callable[..., Any], tmp_path: Path) -> None:
+def test_cheap_learners_run_without_a_process_group(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
     config = make_config(GAUSSIAN, grid={"seed": {"from": 0, "count": 5}})
     summary, _, _ = run_study(config, tmp_path / "root")
     assert (summary.chains_complete, summary.generations_computed) == (5, 20)
@@ -188,7 +217,9 @@ def test_a_gang_retires_when_its_memory_has_grown_too_far() -> None:
     gang = GangHandle.__new__(GangHandle)
     gang.first_rss = None
     sizes = [10**9, 10**9 + MEMORY_GROWTH_BYTES, 10**9 + MEMORY_GROWTH_BYTES + 1]
-    assert [gang.outgrown([Outcome("ok", rss_bytes=10**9), Outcome("ok", rss_bytes=size)]) for size in sizes] == [
+    assert [
+        gang.outgrown([Outcome("ok", rss_bytes=10**9), Outcome("ok", rss_bytes=size)]) for size in sizes
+    ] == [
         False,
         False,
         True,
@@ -196,15 +227,25 @@ def test_a_gang_retires_when_its_memory_has_grown_too_far() -> None:
 
 
 @pytest.mark.fast
-def test_one_model_learns_from_what_another_writes(make_config: Make, tmp_path: Path, run_study: Callable[..., Any]) -> None:
-    """``source: {cell: ...}`` between two sizes: the reader's training sets are the writer's corpora, and it writes its own too."""
-    reads = {"when": {"learner.model.width": 32}, "set": {"regime.source": {"cell": {"learner.model.width": 16}}}}
-    config, root = make_config(TEXT, grid={"learner.model.width": [16, 32]}, overrides=[reads]), tmp_path / "root"
+def test_one_model_learns_from_what_another_writes(
+    make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
+) -> None:
+    """``source: {cell: ...}`` between two sizes: the reader's training sets are the writer's corpora, and it
+    writes its own too."""
+    reads = {
+        "when": {"learner.model.width": 32},
+        "set": {"regime.source": {"cell": {"learner.model.width": 16}}},
+    }
+    config, root = (
+        make_config(TEXT, grid={"learner.model.width": [16, 32]}, overrides=[reads]),
+        tmp_path / "root",
+    )
     summary, _, _ = run_study(config, root)
     assert summary.exit_code == 0 and summary.chains_complete == 2
     prepared, store = open_prepared(config, root)
     writer, reader = (
-        [prepared.lineage.nodes[key] for key in chain.nodes] for chain in sorted(prepared.lineage.chains, key=lambda c: c.cell)
+        [prepared.lineage.nodes[key] for key in chain.nodes]
+        for chain in sorted(prepared.lineage.chains, key=lambda c: c.cell)
     )
     for generation in (1, 2):
         spec = store.json("fits", reader[generation].fit, "spec.json")
@@ -215,8 +256,11 @@ def test_one_model_learns_from_what_another_writes(make_config: Make, tmp_path: 
     assert again.generations_computed == 0
 
 
-def test_a_run_that_is_not_needed_ends(make_config: Make, tmp_path: Path, run_study: Callable[..., Any]) -> None:
-    """Somebody else computes the only branch that is left: with a limit the run ends, and says why; a fork to come keeps it."""
+def test_a_run_that_is_not_needed_ends(
+    make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
+) -> None:
+    """Somebody else computes the only branch that is left: with a limit the run ends, and says why; a fork to
+    come keeps it."""
     from harness.coordinator.coordinator import IDLE
     from harness.store import Leases, Owner, Store
     from harness.study import open_study
@@ -233,7 +277,9 @@ def test_a_run_that_is_not_needed_ends(make_config: Make, tmp_path: Path, run_st
         assert lease is not None
         summary, _, _ = run_study(one, root, idle_s=1.0)
         assert (summary.exit_code, summary.reason, summary.generations_computed) == (75, IDLE, 0)
-        forked = make_config(GAUSSIAN, "forked.yaml", grid={"regime.synthetic_ratio": [0.5, 1.0]}, experiment="forked", seed=3)
+        forked = make_config(
+            GAUSSIAN, "forked.yaml", grid={"regime.synthetic_ratio": [0.5, 1.0]}, experiment="forked", seed=3
+        )
         prepared, scratch = open_study(forked, (), Store.read(root))
         scratch.cleanup()
         trunk = leases.acquire(prepared.lineage.chains[0].nodes[0])
@@ -252,6 +298,11 @@ def test_a_run_that_is_to_stop_does_not_wait_for_its_machines(ray_address: str) 
     stop, joined = Stop(), list[str]()
     stop.set()
     with pytest.raises(GangError, match="stopped before all machines"):
-        with connected(Place(ray_address, nodes=99, wait_s=100), lambda reason: None, lambda: joined.append("signals"), stop):
+        with connected(
+            Place(ray_address, nodes=99, wait_s=100),
+            lambda reason: None,
+            lambda: joined.append("signals"),
+            stop,
+        ):
             pass
     assert joined == ["signals"]

@@ -1,4 +1,5 @@
-"""Commands that only read change nothing, say what they had to leave out, and are stopped by no file of somebody else."""
+"""Commands that only read change nothing, say what they had to leave out, and are stopped by no file of
+somebody else."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def opened(config: Path, root: Path) -> tuple[Any, Store]:
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_export_and_status_tell_what_is_damaged_and_touch_nothing(make_config: Make, tmp_path: Path, harm: Any) -> None:
+def test_export_and_status_tell_what_is_damaged_and_touch_nothing(
+    make_config: Make, tmp_path: Path, harm: Any
+) -> None:
     config, root = make_config(GAUSSIAN, grid={"seed": [0, 1]}), tmp_path / "root"
     prepared, _ = run_all(config, root)
     key = prepared.lineage.chains[1].nodes[1]
@@ -95,7 +98,12 @@ def test_the_commands_say_so_and_end_with_1(make_config: Make, tmp_path: Path) -
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_one_bad_bundle_stops_no_other_study(make_config: Make, tmp_path: Path, harm: Any) -> None:
-    cheap = {"data": {"source": "gaussian"}, "learner": {"kind": "gaussian"}, "generations": 1, "tracking": {"wandb": "disabled"}}
+    cheap = {
+        "data": {"source": "gaussian"},
+        "learner": {"kind": "gaussian"},
+        "generations": 1,
+        "tracking": {"wandb": "disabled"},
+    }
     one = make_config({"experiment": "one", **cheap}, "one.yaml")
     two = make_config({"experiment": "two", **cheap, "seed": 7}, "two.yaml")
     run_bundles(one, tmp_path / "root")
@@ -108,7 +116,9 @@ def test_one_bad_bundle_stops_no_other_study(make_config: Make, tmp_path: Path, 
     assert Store.open(tmp_path / "root").bundles.index().keys() == {chain.key for chain in prepared.bundles}
 
 
-def test_what_cannot_be_read_is_named_and_not_set_aside(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_named_and_not_set_aside(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another user's file, or a disk that fails: nobody knows that it is damaged."""
     config, root = make_config(GAUSSIAN), tmp_path / "root"
     prepared, _ = run_all(config, root)
@@ -128,7 +138,9 @@ def test_what_cannot_be_read_is_named_and_not_set_aside(make_config: Make, tmp_p
     assert store.record(key) is None and "Permission denied" in "".join(store.trouble.values())
 
 
-@pytest.mark.parametrize("content", ["", '{"time": 1, "ev', "[]\n", '{"time": 1, "event": "x"}\n', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["", '{"time": 1, "ev', "[]\n", '{"time": 1, "event": "x"}\n', "[" * 100_000]
+)
 def test_torn_events_stop_nothing(tmp_path: Path, content: str) -> None:
     experiment = Experiment(tmp_path, "e")
     experiment.path.mkdir(parents=True)
@@ -155,7 +167,9 @@ def test_a_damaged_format_says_what_to_do(tmp_path: Path, content: str) -> None:
             way(tmp_path / "root")
 
 
-def test_data_that_are_gone_are_made_again_and_are_not_needed_to_read(make_config: Make, tmp_path: Path) -> None:
+def test_data_that_are_gone_are_made_again_and_are_not_needed_to_read(
+    make_config: Make, tmp_path: Path
+) -> None:
     np.save(tmp_path / "rows.npy", np.random.Generator(np.random.PCG64(1)).normal(size=(60, 2)))
     data = {"source": "array", "path": str(tmp_path / "rows.npy"), "num_examples": 50}
     config, root = make_config(GAUSSIAN, data=data, generations=1), tmp_path / "root"
@@ -190,8 +204,11 @@ def test_out_writes_through_what_is_no_regular_file(make_config: Make, tmp_path:
     assert json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
 
 
-def test_weights_that_retention_would_keep_and_that_are_gone_are_counted(make_config: Make, tmp_path: Path) -> None:
-    """`retention.weights: all` after `last`: nothing is fitted again for it, so plan and run say what is missing."""
+def test_weights_that_retention_would_keep_and_that_are_gone_are_counted(
+    make_config: Make, tmp_path: Path
+) -> None:
+    """`retention.weights: all` after `last`: nothing is fitted again for it, so plan and run say what is
+    missing."""
     config, root = make_config(GAUSSIAN), tmp_path / "root"
     prepared, store = run_all(config, root)
     first, second, *_ = prepared.lineage.nodes.values()
@@ -199,7 +216,9 @@ def test_weights_that_retention_would_keep_and_that_are_gone_are_counted(make_co
     store.evict_weights(second.fit, "retention")
     assert weights_gone(prepared, store) == 0, "the second is not among those that `last` keeps"
     everything = ("--set", "retention.weights=all")
-    assert json.loads(harness("plan", config, "--root", root, "--json", *everything).stdout)["weights_gone"] == 1
+    assert (
+        json.loads(harness("plan", config, "--root", root, "--json", *everything).stdout)["weights_gone"] == 1
+    )
     done = harness("run", config, "--root", root, *everything)
     assert done.returncode == 0 and "1 fits that retention.weights keeps were freed before" in done.stderr
     store.evict_weights(first.fit, "retention")

@@ -29,7 +29,16 @@ def drawn(regime: Regime, n: int, generation: int, seed: int = 0):  # type: igno
 
 
 def test_rounding_is_to_the_nearest_example_and_exact_in_decimal() -> None:
-    assert [synthetic_count(ratio, 10) for ratio in (0.0, 0.04, 0.05, 0.15, 0.25, 0.94, 0.95, 1.0)] == [0, 0, 1, 2, 3, 9, 10, 10]
+    assert [synthetic_count(ratio, 10) for ratio in (0.0, 0.04, 0.05, 0.15, 0.25, 0.94, 0.95, 1.0)] == [
+        0,
+        0,
+        1,
+        2,
+        3,
+        9,
+        10,
+        10,
+    ]
     assert [augment_count(ratio, 100) for ratio in (0.0, 0.1, 0.5, 0.9)] == [0, 11, 100, 900]
 
 
@@ -81,7 +90,9 @@ def test_accumulate_is_everything_once(n: int, generation: int) -> None:
 
 
 @given(sizes, st.integers(1, 8), seeds)
-def test_accumulate_subsample_is_n_of_the_pool_without_replacement(n: int, generation: int, seed: int) -> None:
+def test_accumulate_subsample_is_n_of_the_pool_without_replacement(
+    n: int, generation: int, seed: int
+) -> None:
     found = drawn(Regime(kind="accumulate_subsample"), n, generation, seed)
     pairs = set(zip(found.origin.tolist(), found.index.tolist(), strict=True))
     assert len(found) == len(pairs) == n
@@ -121,8 +132,12 @@ def test_fresh_real_never_shows_a_real_example_twice(n: int, ratio: float, last:
             check_supply(regime, n, last, len(seen) - 1, None)
 
 
-@given(st.integers(1, 4), generations, st.sampled_from(["replace_grown", "accumulate", "accumulate_subsample"]))
-def test_refresh_trains_every_kth_generation_on_real_data_alone(every: int, generation: int, kind: str) -> None:
+@given(
+    st.integers(1, 4), generations, st.sampled_from(["replace_grown", "accumulate", "accumulate_subsample"])
+)
+def test_refresh_trains_every_kth_generation_on_real_data_alone(
+    every: int, generation: int, kind: str
+) -> None:
     regime = Regime(kind=kind, refresh={"every": every, "init": "scratch"})
     made = recipe(regime, 10, generation)
     if generation and generation % every == 0:
@@ -138,7 +153,9 @@ def test_a_fixed_corpus_takes_the_place_of_the_chains_own(kind: str) -> None:
     regime = Regime(kind=kind, synthetic_ratio=ratio, source={"corpus": "somewhere.txt"})
     own = recipe(Regime(kind=kind, synthetic_ratio=ratio), 10, 2)
     made = recipe(regime, 10, 2, "fingerprint")
-    assert [(p.origin, p.count) for p in made.parts] == [(EXTERNAL if p.origin >= 0 else p.origin, p.count) for p in own.parts]
+    assert [(p.origin, p.count) for p in made.parts] == [
+        (EXTERNAL if p.origin >= 0 else p.origin, p.count) for p in own.parts
+    ]
     assert made.spec["source"] == {"corpus": "fingerprint"}
     with pytest.raises(DataError, match="regime.source"):
         check_supply(regime, 10, 2, 1000, 4)

@@ -62,7 +62,9 @@ CASES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", CASES, ids=lambda case: ",".join(f"{k.split('.')[-1]}={v}" for k, v in case.items()))
+@pytest.mark.parametrize(
+    "changes", CASES, ids=lambda case: ",".join(f"{k.split('.')[-1]}={v}" for k, v in case.items())
+)
 def test_a_fit_that_crashed_goes_on_from_its_checkpoint_to_the_same_bytes(
     make_config: Make, tmp_path: Path, ranks: Any, eager: None, changes: dict[str, Any]
 ) -> None:
@@ -81,13 +83,19 @@ def test_a_fit_that_crashed_goes_on_from_its_checkpoint_to_the_same_bytes(
     assert [(fields["generation"], fields["step"]) for fields in resumed] == [(1, 7)]
     assert contents(store, prepared) == expected
     for node in prepared.lineage.nodes.values():
-        weights = [Store(tmp_path / name).path("fits", node.fit) / "model.safetensors" for name in ("never", "root")]
+        weights = [
+            Store(tmp_path / name).path("fits", node.fit) / "model.safetensors" for name in ("never", "root")
+        ]
         assert weights[0].read_bytes() == weights[1].read_bytes()
-        assert store.json("fits", node.fit, "fit.json") == Store(tmp_path / "never").json("fits", node.fit, "fit.json")
+        assert store.json("fits", node.fit, "fit.json") == Store(tmp_path / "never").json(
+            "fits", node.fit, "fit.json"
+        )
     assert not list((root / "work").iterdir()), "nothing is left of the work"
 
 
-def test_a_run_that_was_asked_to_stop_saves_and_goes_on(make_config: Make, tmp_path: Path, ranks: Any, eager: None) -> None:
+def test_a_run_that_was_asked_to_stop_saves_and_goes_on(
+    make_config: Make, tmp_path: Path, ranks: Any, eager: None
+) -> None:
     config = make_config(TEXT, generations=1)
     prepared, store = run_all(config, tmp_path / "never", ranks=ranks)
     root, stops = tmp_path / "root", []
@@ -101,7 +109,9 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on(make_config: Make, tmp_p
     ):
         control = Control()
 
-        def on(found: str, fields: dict[str, Any], kind: Any = kind, wanted: Any = wanted, control: Any = control) -> None:
+        def on(
+            found: str, fields: dict[str, Any], kind: Any = kind, wanted: Any = wanted, control: Any = control
+        ) -> None:
             if found == kind and all(fields.get(name) == value for name, value in wanted.items()):
                 control.stop(30)
 
@@ -113,7 +123,9 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on(make_config: Make, tmp_p
         assert names[-1] == "released" and not events.seen[-1][1]["finished"]
     last = Events()
     run_all(config, root, ranks=ranks, observer=last)
-    assert [fields["step"] for kind, fields in last.seen if kind == "resumed"] == [10], "the step of the first report"
+    assert [fields["step"] for kind, fields in last.seen if kind == "resumed"] == [10], (
+        "the step of the first report"
+    )
     assert contents(Store(root), prepared) == contents(store, prepared)
 
 
@@ -151,14 +163,18 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_and_the_fit_starts_again(
     prepared, store = run_all(config, root, ranks=ranks, observer=events)
     (refused,) = [fields for kind, fields in events.seen if kind == "checkpoint_refused"]
     assert refused["again_from_step"] == 0
-    assert {"flip": "does not match its checksum", "no manifest": "missing"}.get(str(change), "ZeRO stage 2") in refused["reason"]
+    assert {"flip": "does not match its checksum", "no manifest": "missing"}.get(
+        str(change), "ZeRO stage 2"
+    ) in refused["reason"]
     assert not [kind for kind, _ in events.seen if kind == "resumed"]
     other = make_config(TEXT, "clean.yaml", generations=0, **(change if isinstance(change, dict) else {}))
     clean, clean_store = run_all(other, tmp_path / "clean", ranks=ranks)
     assert contents(store, prepared) == contents(clean_store, clean)
 
 
-def test_another_library_version_goes_on_and_says_so(make_config: Make, tmp_path: Path, ranks: Any, eager: None) -> None:
+def test_another_library_version_goes_on_and_says_so(
+    make_config: Make, tmp_path: Path, ranks: Any, eager: None
+) -> None:
     config = make_config(TEXT, generations=0, **EVERY_STEP)
     root = tmp_path / "root"
     with pytest.raises(Crash):
@@ -190,7 +206,9 @@ def test_an_evaluation_goes_on_from_its_pieces(
 
     def counted(*arguments: Any, **options: Any) -> Any:
         scored.append(len(arguments[1]))
-        if len(scored) == 5:  # generation 0: test, corpus; generation 1: test, corpus, corpus under generation 0
+        if (
+            len(scored) == 5
+        ):  # generation 0: test, corpus; generation 1: test, corpus, corpus under generation 0
             raise Crash
         return plain(*arguments, **options)
 
@@ -221,16 +239,23 @@ def test_a_tree_comes_back_and_what_could_execute_is_refused(tmp_path: Path) -> 
 
     from harness.errors import LearnerError
 
-    tree = {"a": [torch.arange(3), (1, None, "x")], 0: {"s": {1, 2}, "d": torch.bfloat16, "t": torch.ones(2, dtype=torch.bfloat16)}}
+    tree = {
+        "a": [torch.arange(3), (1, None, "x")],
+        0: {"s": {1, 2}, "d": torch.bfloat16, "t": torch.ones(2, dtype=torch.bfloat16)},
+    }
     save_tree(tree, tmp_path / "tree")
     found = load_tree(tmp_path / "tree")
     assert found["a"][0].tolist() == [0, 1, 2] and found["a"][1] == (1, None, "x")
-    assert found[0]["s"] == {1, 2} and found[0]["d"] is torch.bfloat16 and found[0]["t"].dtype is torch.bfloat16
+    assert (
+        found[0]["s"] == {1, 2} and found[0]["d"] is torch.bfloat16 and found[0]["t"].dtype is torch.bfloat16
+    )
     with pytest.raises(LearnerError, match=r"\.a\.0 \(function\)"):
         save_tree({"a": [lambda: None]}, tmp_path / "bad")
 
 
-def test_a_sampling_computes_only_the_shards_that_are_missing(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+def test_a_sampling_computes_only_the_shards_that_are_missing(
+    make_config: Make, tmp_path: Path, ranks: Any
+) -> None:
     config = make_config(TEXT, generations=0, **{"resources.sample_batch": 16})
     prepared, store = run_all(config, tmp_path / "never", ranks=ranks)
     (node,) = prepared.lineage.nodes.values()
@@ -250,7 +275,9 @@ def test_a_sampling_computes_only_the_shards_that_are_missing(make_config: Make,
     assert contents(Store(root), prepared) == contents(store, prepared)
 
 
-def test_what_is_missing_of_a_complete_generation_is_made_again(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+def test_what_is_missing_of_a_complete_generation_is_made_again(
+    make_config: Make, tmp_path: Path, ranks: Any
+) -> None:
     config = make_config(TEXT, generations=1, **{"retention.weights": "all"})
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     before = contents(store, prepared)
@@ -264,7 +291,9 @@ def test_what_is_missing_of_a_complete_generation_is_made_again(make_config: Mak
     assert contents(Store(tmp_path / "root"), prepared) == before
 
 
-def test_events_of_several_hosts_are_read_in_the_order_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_of_several_hosts_are_read_in_the_order_of_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import socket
 
     for number, host in enumerate(["n1", "n2", "n1", "n3"]):
@@ -296,7 +325,9 @@ def test_a_whole_checkpoint_that_cannot_be_loaded_is_refused_and_the_fit_starts_
     assert len(refused) == 1 and refused[0]["again_from_step"] == 0, [kind for kind, _ in events.seen]
 
 
-def test_a_part_of_a_grid_that_is_run_by_itself_does_not_free_what_the_rest_needs(make_config: Make, tmp_path: Path) -> None:
+def test_a_part_of_a_grid_that_is_run_by_itself_does_not_free_what_the_rest_needs(
+    make_config: Make, tmp_path: Path
+) -> None:
     from harness.coordinator.session import describe_chains
     from harness.store.health import needs
 

@@ -9,7 +9,18 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, feasible, place
+from harness.coordinator.scheduler import (
+    Assign,
+    Capacity,
+    Gang,
+    Queue,
+    Retire,
+    Shape,
+    Start,
+    decide,
+    feasible,
+    place,
+)
 from harness.coordinator.simulate import simulate
 from harness.science import Branch
 
@@ -28,12 +39,15 @@ def grids(draw: st.DrawFn) -> tuple[list[Branch], dict[str, Shape], list[Capacit
             needs = frozenset({draw(st.sampled_from(parent.nodes))})
         branches.append(Branch(str(number), nodes, needs, float(draw(st.integers(1, 9)))))
     shapes = {branch.id: draw(st.sampled_from(SHAPES)) for branch in branches}
-    machines = [Capacity(draw(st.integers(4, 8)), draw(st.integers(2, 4))) for _ in range(draw(st.integers(1, 3)))]
+    machines = [
+        Capacity(draw(st.integers(4, 8)), draw(st.integers(2, 4))) for _ in range(draw(st.integers(1, 3)))
+    ]
     return branches, shapes, machines
 
 
 def find_places(gangs: dict[int, Gang], machines: list[Capacity], random: Any) -> None:
-    """What Ray does: a gang gets whatever places there are, or waits for some; nothing is ever given twice."""
+    """What Ray does: a gang gets whatever places there are, or waits for some; nothing is ever given
+    twice."""
     cpus = [machine.cpus for machine in machines]
     gpus = [machine.gpus for machine in machines]
 
@@ -48,7 +62,9 @@ def find_places(gangs: dict[int, Gang], machines: list[Capacity], random: Any) -
     for number, gang in gangs.items():
         chosen: list[int] = []
         while not gang.machines and len(chosen) < gang.shape.ranks:
-            fits = [i for i in range(len(machines)) if cpus[i] >= gang.shape.cpus and gpus[i] >= gang.shape.gpus]
+            fits = [
+                i for i in range(len(machines)) if cpus[i] >= gang.shape.cpus and gpus[i] >= gang.shape.gpus
+            ]
             if not fits:
                 break
             chosen.append(random.choice(fits))
@@ -62,7 +78,9 @@ def find_places(gangs: dict[int, Gang], machines: list[Capacity], random: Any) -
 
 @settings(max_examples=150, deadline=None)
 @given(grids(), st.randoms(use_true_random=False))
-def test_every_branch_runs_once_after_what_it_needs_and_machines_are_never_overbooked(grid: Any, random: Any) -> None:
+def test_every_branch_runs_once_after_what_it_needs_and_machines_are_never_overbooked(
+    grid: Any, random: Any
+) -> None:
     branches, shapes, machines = grid
     by_id = {branch.id: branch for branch in branches}
     queue, done, gangs, ran, number = Queue(branches, set()), set(), {}, [], 0
@@ -131,7 +149,9 @@ def test_idle_gangs_make_room_where_they_really_are() -> None:
     small, large = Shape(1, 1, 0), Shape(1, 2, 0)
     machines = [Capacity(1, 0), Capacity(2, 0)]
     ready, shapes = [Branch("large", ("a",), frozenset(), 1.0)], {"large": large}
-    assert decide(ready, shapes, [Gang(1, small, None)], machines) == [Start(large, "large")]  # it may go to the first machine
+    assert decide(ready, shapes, [Gang(1, small, None)], machines) == [
+        Start(large, "large")
+    ]  # it may go to the first machine
     assert decide(ready, shapes, [Gang(1, small, None, (1,))], machines) == [Retire(1)]
     # Started before it was known where the small one went: it waits for room, though nothing else is ready.
     assert decide([], shapes, [Gang(1, small, None, (1,)), Gang(2, large, "large")], machines) == [Retire(1)]
@@ -155,7 +175,10 @@ def test_an_eight_gpu_grid_on_two_machines_takes_half_the_time_of_one() -> None:
 
 
 def test_a_large_grid_is_simulated_in_a_bounded_number_of_steps() -> None:
-    branches = [Branch(f"{i:05d}", tuple(f"{i}.{g}" for g in range(4)), frozenset(), float(i % 7)) for i in range(5000)]
+    branches = [
+        Branch(f"{i:05d}", tuple(f"{i}.{g}" for g in range(4)), frozenset(), float(i % 7))
+        for i in range(5000)
+    ]
     seconds = {node: 1.0 for branch in branches for node in branch.nodes}
     started = time.process_time()
     wall, _ = simulate(branches, {b.id: SHAPES[0] for b in branches}, seconds, [Capacity(10, 0)], start_s=0)

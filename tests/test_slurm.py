@@ -21,7 +21,8 @@ QUICK = tuple(word for assignment in SHORTER for word in ("--set", assignment))
 """The quickstart's grid with shorter fits and chains."""
 
 
-# --- the two shapes ----------------------------------------------------------------------------------------------------
+# --- the two shapes
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,9 @@ def test_one_allocation_of_two_nodes(cluster: Cluster, quickstart: Study, submit
     cluster.wait_job(job, "COMPLETED", timeout=500)
     assert export(quickstart.config, root, *QUICK) == quickstart.expected
     found = json.loads(cluster.harness("status", quickstart.config, "--root", root, *QUICK, "--json").stdout)
-    assert [(task["job"], task["state"], task["requeues"]) for task in found["jobs"]] == [(job, "COMPLETED", 0)]
+    assert [(task["job"], task["state"], task["requeues"]) for task in found["jobs"]] == [
+        (job, "COMPLETED", 0)
+    ]
     hosts = {row["provenance/host"] for row in json.loads(exported_provenance(quickstart.config, root))}
     assert hosts == {"n1", "n2"}, "both nodes should have computed"
 
@@ -57,7 +60,9 @@ def test_an_array_of_allocations(cluster: Cluster, quickstart: Study, submit: An
     assert len(coordinators) == 3, "every task should have its own coordinator"
 
 
-def test_parts_of_a_grid_in_arrays_of_their_own(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+def test_parts_of_a_grid_in_arrays_of_their_own(
+    cluster: Cluster, faults: Study, submit: Any, root: Path
+) -> None:
     """As sizes of a model that need different nodes would be."""
     options = ("--cpus-per-node", 1, "--time", 30, "--no-look", "--array", 2)
     first = submit(faults.config, "--set", "regime.synthetic_ratio=0.5", *options)
@@ -78,15 +83,22 @@ def test_what_is_complete_ends_quickly(cluster: Cluster, faults: Study, submit: 
     job = submit(faults.config, "--array", 3, "--cpus-per-node", 1, "--no-look")
     for task in range(3):
         cluster.wait_job(f"{job}_{task}", "COMPLETED", timeout=60)
-    assert not list(root.glob("experiments/*/slurm/run/*/ray-*.log")), "no Ray is needed to see that all is there"
+    assert not list(root.glob("experiments/*/slurm/run/*/ray-*.log")), (
+        "no Ray is needed to see that all is there"
+    )
 
 
-# --- a gang over two nodes ---------------------------------------------------------------------------------------------
+# --- a gang over two nodes
+# ---------------------------------------------------------------------------------------------
 
 
 def test_a_gang_across_nodes(cluster: Cluster, folder: Path, submit: Any, root: Path) -> None:
     """Two ranks of ZeRO-3 on gloo, one CPU on each node: equal to two ranks on one machine."""
-    changes = {"experiment": "wide", "generations": 1, "resources": {"ranks": 2, "zero_stage": 3, "sample_batch": 32}}
+    changes = {
+        "experiment": "wide",
+        "generations": 1,
+        "resources": {"ranks": 2, "zero_stage": 3, "sample_batch": 32},
+    }
     config = written(folder / "wide.yaml", **changes)
     alone = harness("run", config, "--root", folder / "wide-alone", timeout=300)
     assert alone.returncode == 0, alone.stderr
@@ -97,7 +109,8 @@ def test_a_gang_across_nodes(cluster: Cluster, folder: Path, submit: Any, root: 
     assert len(ranks) == 2
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------------
+# --- bad input
+# ---------------------------------------------------------------------------------------------------------
 
 
 def refused(done: Any, *texts: str) -> None:
@@ -110,14 +123,23 @@ def refused(done: Any, *texts: str) -> None:
     "arguments, texts",
     [
         (("--partition", "mian"), ("--partition: 'mian' does not exist; did you mean main?",)),
-        (("--partition", "physics", "--account", "biology"), ("--account: 'biology'", "SLURM refuses the job")),
+        (
+            ("--partition", "physics", "--account", "biology"),
+            ("--account: 'biology'", "SLURM refuses the job"),
+        ),
         (("--nodes", 7), ("--nodes: 7 nodes asked for, partition main has 3",)),
         (("--cpus-per-node", 64), ("--cpus-per-node: 64 CPUs a node asked for, partition main has 4",)),
-        (("--gpus-per-node", 3, "--cpus-per-node", 3), ("--gpus-per-node: 3 GPUs a node asked for, partition main has 2",)),
+        (
+            ("--gpus-per-node", 3, "--cpus-per-node", 3),
+            ("--gpus-per-node: 3 GPUs a node asked for, partition main has 2",),
+        ),
         (("--mem", "99G"), ("--mem: 101376 MiB a node asked for, partition main has 8000",)),
         (("--time", "1"), ("--time: 0:01:00 is too short", "resources.checkpoint_s")),
         (("--time", "soon"), ("--time: found 'soon', allowed: MINUTES",)),
-        (("--partition", "short", "--time", "20"), ("--time: 20 is more than partition short allows (0:10:00)",)),
+        (
+            ("--partition", "short", "--time", "20"),
+            ("--time: 20 is more than partition short allows (0:10:00)",),
+        ),
         (
             ("--set", "resources.ranks=8", "--nodes", 1, "--array", 2, "--cpus-per-node", 4),
             ("a gang has 8 ranks", "each task of the array"),
@@ -128,9 +150,13 @@ def refused(done: Any, *texts: str) -> None:
         (("--site", "nowhere.yaml"), ("--site: nowhere.yaml does not exist",)),
     ],
 )
-def test_what_cannot_work_is_refused(cluster: Cluster, faults: Study, root: Path, arguments: Any, texts: Any) -> None:
+def test_what_cannot_work_is_refused(
+    cluster: Cluster, faults: Study, root: Path, arguments: Any, texts: Any
+) -> None:
     refused(cluster.harness("submit", faults.config, "--root", root, "--no-look", *arguments), *texts)
-    assert not list(root.glob("experiments/*/slurm/*/job.sh")), "nothing stays of a submission that was refused"
+    assert not list(root.glob("experiments/*/slurm/*/job.sh")), (
+        "nothing stays of a submission that was refused"
+    )
 
 
 def test_not_a_slurm_machine(faults: Study, tmp_path: Path) -> None:
@@ -142,22 +168,31 @@ def test_not_a_slurm_machine(faults: Study, tmp_path: Path) -> None:
 
 
 def test_a_run_in_an_interactive_allocation(cluster: Cluster, faults: Study, root: Path) -> None:
-    """By hand: where salloc leaves the shell on the login node, the run says where to go; there it uses all of the allocation."""
+    """By hand: where salloc leaves the shell on the login node, the run says where to go; there it uses all
+    of the allocation."""
     run = (sys.executable, "-m", "harness", "run", faults.config, "--root", root, "--slurm")
     options = ("salloc", "--quiet", "-N2", "--cpus-per-task=2", "--ntasks-per-node=1")
-    refused(cluster.login(*options, *run, check=False, PYTHONPATH=str(ROOT)), "this is no node of the allocation", "go there: srun")
+    refused(
+        cluster.login(*options, *run, check=False, PYTHONPATH=str(ROOT)),
+        "this is no node of the allocation",
+        "go there: srun",
+    )
     done = cluster.login(*options, "srun", "-N1", "-n1", "--overlap", *run, timeout=240, PYTHONPATH=str(ROOT))
     assert "chains complete: 2" in done.stdout
     assert export(faults.config, root) == faults.expected
 
 
 def test_a_root_that_nodes_do_not_see(cluster: Cluster, faults: Study) -> None:
-    hidden = Path("/tmp/harness-hidden-root")  # each machine has a /tmp of its own, the login node this machine's
+    hidden = Path(
+        "/tmp/harness-hidden-root"
+    )  # each machine has a /tmp of its own, the login node this machine's
     try:
         done = cluster.harness("submit", faults.config, "--root", hidden)
         refused(done, "--root: node n", f"does not see {hidden / 'experiments' / 'faults'}")
         assert not list(hidden.glob("experiments/*/slurm/*/job.sh"))
-        job = json.loads(cluster.harness("submit", faults.config, "--root", hidden, "--no-look", "--json").stdout)["job"]
+        job = json.loads(
+            cluster.harness("submit", faults.config, "--root", hidden, "--no-look", "--json").stdout
+        )["job"]
         cluster.wait(lambda: cluster.jobs()[job] == "FAILED", 60, "job that could not even write its log")
         said = " ".join(cluster.harness("status", faults.config, "--root", hidden).stdout.split())
         assert "do the compute nodes see" in said
@@ -166,7 +201,9 @@ def test_a_root_that_nodes_do_not_see(cluster: Cluster, faults: Study) -> None:
 
 
 def test_no_machine_is_free_to_look(cluster: Cluster, faults: Study, root: Path) -> None:
-    busy = cluster.login("sbatch", "--parsable", "-N3", "-c4", "--wrap", "sleep 300", "-o", "/dev/null").stdout.strip()
+    busy = cluster.login(
+        "sbatch", "--parsable", "-N3", "-c4", "--wrap", "sleep 300", "-o", "/dev/null"
+    ).stdout.strip()
     cluster.wait_job(busy, "RUNNING", timeout=30)
     done = cluster.harness("submit", faults.config, "--root", root, *TWO_NODES[:-1], "--json")
     assert done.returncode == 0, done.stderr
@@ -178,7 +215,11 @@ def test_no_machine_is_free_to_look(cluster: Cluster, faults: Study, root: Path)
 
 def test_a_second_submission(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     first = submit(faults.config, *TWO_NODES)
-    refused(cluster.harness("submit", faults.config, "--root", root, *TWO_NODES), f"has jobs already: {first}", "--join")
+    refused(
+        cluster.harness("submit", faults.config, "--root", root, *TWO_NODES),
+        f"has jobs already: {first}",
+        "--join",
+    )
     second = submit(faults.config, "--join", "--array", 2, "--cpus-per-node", 1, "--time", 30, "--no-look")
     cluster.wait_job(first, "COMPLETED", timeout=240)
     for task in range(2):

@@ -1,4 +1,5 @@
-"""What can happen to jobs on a real SLURM, made to happen: the same results as one machine alone, and nothing left behind."""
+"""What can happen to jobs on a real SLURM, made to happen: the same results as one machine alone, and nothing
+left behind."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def test_power_off_of_the_first_node(cluster: Cluster, faults: Study, submit: An
 
 def urgent(cluster: Cluster) -> str:
     """A job of somebody else, with a higher priority, that needs all machines for a while."""
-    return cluster.login("sbatch", "--parsable", "-p", "main", "-N3", "-c4", "--wrap", "sleep 3", "-o", "/dev/null").stdout.strip()
+    return cluster.login(
+        "sbatch", "--parsable", "-p", "main", "-N3", "-c4", "--wrap", "sleep 3", "-o", "/dev/null"
+    ).stdout.strip()
 
 
 def test_preemption(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
@@ -98,7 +101,9 @@ def test_a_signal_before_anybody_listens(cluster: Cluster, faults: Study, submit
     cluster.wait_job(job, "RUNNING", timeout=30)
 
 
-def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(
+    cluster: Cluster, faults: Study, submit: Any, root: Path
+) -> None:
     job = submit(faults.config, *TWO_NODES, "--signal-s", 12)
     mid_run(cluster, root)
     cluster.on(first_node(cluster, job), "pkill", "-STOP", "-f", "^[^ ]+ -m harness run")
@@ -109,10 +114,14 @@ def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(cluster: Cluste
     done = cluster.harness("cancel", faults.config, "--root", root, "--json")
     assert json.loads(done.stdout) == {"cancelled": [job]} and time.monotonic() - at < 30
     cluster.wait_job(job, "CANCELLED", timeout=30)
-    assert cluster.harness("cancel", faults.config, "--root", root).returncode == 0, "there is nothing left to cancel"
+    assert cluster.harness("cancel", faults.config, "--root", root).returncode == 0, (
+        "there is nothing left to cancel"
+    )
 
 
-def test_a_task_of_an_array_loses_its_machine(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+def test_a_task_of_an_array_loses_its_machine(
+    cluster: Cluster, faults: Study, submit: Any, root: Path
+) -> None:
     """The others take its work over after its lease, and end; when it comes back, nothing is left to do."""
     # A machine that is taken as a whole comes with its GPUs, here device files without a device.
     changes = {"resources.lease_s": 3.0, "resources.gpus_per_rank": 0}
@@ -137,9 +146,13 @@ def placed(cluster: Cluster, job: str) -> dict[str, str]:
 
 
 def test_the_time_limit(cluster: Cluster, faults: Study, submit: Any, root: Path, folder: Path) -> None:
-    slow = folder / "slow-once"  # what is left until the signal is not enough, the first time, however fast the machine is
+    slow = (
+        folder / "slow-once"
+    )  # what is left until the signal is not enough, the first time, however fast the machine is
     setup = f"[ -e {slow} ] || {{ touch {slow}; sleep 50; }}"
-    job = submit(faults.config, "--cpus-per-node", 1, "--time", 2, "--signal-s", 58, "--setup", setup, "--no-look")
+    job = submit(
+        faults.config, "--cpus-per-node", 1, "--time", 2, "--signal-s", 58, "--setup", setup, "--no-look"
+    )
     cluster.wait_job(job, "RUNNING", timeout=30)
     cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 200, "requeued job")
     assert "requeued (1 of at most 50)" in logs(root, job)
@@ -148,7 +161,9 @@ def test_the_time_limit(cluster: Cluster, faults: Study, submit: Any, root: Path
     for _ in range(5):
         cluster.now(job)
         cluster.wait_job(job, "RUNNING", "COMPLETED", timeout=30)
-        if cluster.wait(lambda: {"PENDING", "COMPLETED", "FAILED"} & {cluster.jobs()[job]}, 200, "end of a run") != {"PENDING"}:
+        if cluster.wait(
+            lambda: {"PENDING", "COMPLETED", "FAILED"} & {cluster.jobs()[job]}, 200, "end of a run"
+        ) != {"PENDING"}:
             break
     cluster.wait_job(job, "COMPLETED", timeout=30)
     assert export(faults.config, root) == faults.expected
@@ -159,7 +174,9 @@ def test_scancel_and_submit_again(cluster: Cluster, faults: Study, submit: Any, 
     mid_run(cluster, root)
     cluster.login("scancel", first)
     cluster.wait_job(first, "CANCELLED", timeout=60)
-    second = submit(faults.config, *TWO_NODES)  # another job: it must learn that the first is over, or wait for leases of 300 s
+    second = submit(
+        faults.config, *TWO_NODES
+    )  # another job: it must learn that the first is over, or wait for leases of 300 s
     cluster.wait_job(second, "COMPLETED", timeout=200)
     assert export(faults.config, root) == faults.expected
 

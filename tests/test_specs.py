@@ -1,4 +1,5 @@
-"""What is hashed is what is executed: every field is in a key or is execution, and what runs a node sees nothing else."""
+"""What is hashed is what is executed: every field is in a key or is execution, and what runs a node sees
+nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +39,16 @@ BASES: dict[str, dict[str, Any]] = {
     "prefix": merged(TEXT, {"learner.sample": PREFIX}),
     "natural": merged(TEXT, {"learner.sample": NATURAL}),
     "llama": merged(
-        TEXT, {"learner.model": {"architecture": "llama", "num_layers": 1, "width": 16, "num_heads": 4, "context": 48}}
+        TEXT,
+        {
+            "learner.model": {
+                "architecture": "llama",
+                "num_layers": 1,
+                "width": 16,
+                "num_heads": 4,
+                "context": 48,
+            }
+        },
     ),
     "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
     "taught": analytic(NORMAL, {"kind": "gaussian"}, regime={**REPLACE, **TEACHER}),
@@ -52,14 +62,19 @@ BASES: dict[str, dict[str, Any]] = {
         {
             "source": "mixture",
             "num_examples": 20,
-            "components": [{"weight": 0.5, "mean": [0.0], "std": 1.0}, {"weight": 0.5, "mean": [4.0], "std": 1.0}],
+            "components": [
+                {"weight": 0.5, "mean": [0.0], "std": 1.0},
+                {"weight": 0.5, "mean": [4.0], "std": 1.0},
+            ],
         },
         {"kind": "mixture"},
     ),
     "kde": analytic({"source": "blobs", "num_examples": 20}, {"kind": "kde"}),
     "discrete": analytic({"source": "discrete", "outcomes": 4, "num_examples": 20}, {"kind": "discrete"}),
     "linear": analytic({"source": "linear", "dim": 2, "num_examples": 20}, {"kind": "linear_regression"}),
-    "signs": analytic({"source": "linear", "dim": 2, "num_examples": 20, "labels": "sign"}, {"kind": "linear_regression"}),
+    "signs": analytic(
+        {"source": "linear", "dim": 2, "num_examples": 20, "labels": "sign"}, {"kind": "linear_regression"}
+    ),
     "array": analytic({"source": "array", "path": "rows.npy", "num_examples": 20}, {"kind": "gaussian"}),
     "images": analytic(
         {"source": "digits", "num_examples": 40},
@@ -196,10 +211,15 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.sample.binary": True,
     },
 }
-"""Base to changes of it; None where a field has but one value, or a change needs a second one (`TOGETHER`)."""
+"""Base to changes of it; None where a field has but one value, or a change needs a second one
+(`TOGETHER`)."""
 TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("text", {"learner.train": {"epochs": 1}}, {"learner.train": {"max_steps": 9}}),
-    ("text", {"learner.sample.repetition_penalty": 1.2}, {"learner.sample": {"repetition_penalty": 1.2, "penalize_prompt": False}}),
+    (
+        "text",
+        {"learner.sample.repetition_penalty": 1.2},
+        {"learner.sample": {"repetition_penalty": 1.2, "penalize_prompt": False}},
+    ),
     ("text", {"learner.model": {"preset": "tiny"}}, {"learner.model": {"preset": "small"}}),
     (
         "gaussian",
@@ -217,9 +237,12 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             ]
         },
     ),
-    ("discrete", {"data": {"source": "discrete", "probabilities": [0.5, 0.5], "num_examples": 20}},
-     {"data": {"source": "discrete", "probabilities": [0.9, 0.1], "num_examples": 20}}),
-]  # fmt: skip
+    (
+        "discrete",
+        {"data": {"source": "discrete", "probabilities": [0.5, 0.5], "num_examples": 20}},
+        {"data": {"source": "discrete", "probabilities": [0.9, 0.1], "num_examples": 20}},
+    ),
+]
 EXECUTION = ("Resources", "Retention", "Tracking", "Claim", "Statistic", "Override")
 """Sections of which nothing enters a key, nor says what a node is."""
 ELSEWHERE = {
@@ -253,7 +276,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
             prepared, scratch = open_study(folder / "config.yaml", (), store)
             with scratch:
                 commit_data(prepared, store)  # so that nothing is read twice
-            known[text] = [key for node in prepared.lineage.nodes.values() for key in (node.fit, node.corpus, node.evaluation)]
+            known[text] = [
+                key
+                for node in prepared.lineage.nodes.values()
+                for key in (node.fit, node.corpus, node.evaluation)
+            ]
         return known[text]
 
     return find
@@ -261,7 +288,12 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(
     ("base", "field", "value"),
-    [(base, field, value) for base, found in CHANGES.items() for field, value in found.items() if value is not None],
+    [
+        (base, field, value)
+        for base, found in CHANGES.items()
+        for field, value in found.items()
+        if value is not None
+    ],
 )
 def test_a_changed_field_changes_a_key(base: str, field: str, value: Any, keys: Any) -> None:
     changed = _with(BASES[base], field, value)
@@ -282,12 +314,19 @@ def _with(config: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
     inner: Any = config.get(head, {})
     if isinstance(inner, list):
         place, _, name = rest.partition(".")
-        return {**config, head: [_with(item, name, value) if number == int(place) else item for number, item in enumerate(inner)]}
+        return {
+            **config,
+            head: [
+                _with(item, name, value) if number == int(place) else item
+                for number, item in enumerate(inner)
+            ],
+        }
     return {**config, head: _with(inner, rest, value)}
 
 
 def test_no_field_is_left_out() -> None:
-    """Every field of every section is changed above, is execution, or says where something lies that is known by its content."""
+    """Every field of every section is changed above, is execution, or says where something lies that is known
+    by its content."""
     changed: set[tuple[str, str]] = set()
     for base, config in BASES.items():
         whole = Config.model_validate(config)
@@ -307,15 +346,44 @@ def test_no_field_is_left_out() -> None:
     for section in _sections(Config):
         for name, info in section.model_fields.items():
             key = (section.__name__, name)
-            one_value = len(get_args(info.annotation)) == 1 and str(info.annotation).startswith("typing.Literal")
-            if section.__name__ not in EXECUTION and key not in changed | places | ELSEWHERE.keys() and not one_value:
+            one_value = len(get_args(info.annotation)) == 1 and str(info.annotation).startswith(
+                "typing.Literal"
+            )
+            if (
+                section.__name__ not in EXECUTION
+                and key not in changed | places | ELSEWHERE.keys()
+                and not one_value
+            ):
                 missing.append(".".join(key))
     allowed = {
         "Config." + name
-        for name in ("experiment", "data", "learner", "evaluate", "regime", "generations", "claims", "grid", "overrides")
+        for name in (
+            "experiment",
+            "data",
+            "learner",
+            "evaluate",
+            "regime",
+            "generations",
+            "claims",
+            "grid",
+            "overrides",
+        )
     }
-    allowed |= {"Config.resources", "Config.retention", "Config.tracking", "LanguageModel.model", "LanguageModel.train"}
-    allowed |= {"LanguageModel.sample", "Vae.train", "Vae.sample", "TextData.tokenizer", "TextData.split", "ImageData.split"}
+    allowed |= {
+        "Config.resources",
+        "Config.retention",
+        "Config.tracking",
+        "LanguageModel.model",
+        "LanguageModel.train",
+    }
+    allowed |= {
+        "LanguageModel.sample",
+        "Vae.train",
+        "Vae.sample",
+        "TextData.tokenizer",
+        "TextData.split",
+        "ImageData.split",
+    }
     assert set(missing) <= allowed, sorted(set(missing) - allowed)
 
 
@@ -339,7 +407,8 @@ def _sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def test_what_runs_a_node_is_told_nothing_else(make_config: Make, tmp_path: Path) -> None:
-    """No configuration travels, and no place where data lie: only what the keys hold, and how it is executed."""
+    """No configuration travels, and no place where data lie: only what the keys hold, and how it is
+    executed."""
     text = "".join(f"Paragraph {number} tells of {number * number} things.\n\n" for number in range(900))
     for name in ("data", "corpus", "other"):
         (tmp_path / f"where-the-{name}-lies.txt").write_text(text.replace("things", name))
@@ -355,7 +424,11 @@ def test_what_runs_a_node_is_told_nothing_else(make_config: Make, tmp_path: Path
     for branch in cut(prepared.lineage):
         sent = pickle.dumps(plan_of(prepared, branch))
         assert b"where-the" not in sent
-        assert not {type(found).__name__ for found in _reachable(pickle.loads(sent))} & {"Config", "Regime", "LanguageModel"}
+        assert not {type(found).__name__ for found in _reachable(pickle.loads(sent))} & {
+            "Config",
+            "Regime",
+            "LanguageModel",
+        }
 
 
 def test_a_fit_does_not_see_how_is_sampled(make_config: Make, tmp_path: Path) -> None:

@@ -111,7 +111,10 @@ def test_evicted_weights_come_back_or_are_replaced_by_a_replica(store: Store) ->
     assert not store.restore_weights("k", staged(store, "k", "Weights"), {"device": "another"})
     assert store.has_weights("k") and Store(store.root).sound("fits", "k")
     [replica] = store.json("fits", "k", REPLICAS)
-    assert replica["provenance"] == {"device": "another"} and replica["before"]["sha256"] != replica["now"]["sha256"]
+    assert (
+        replica["provenance"] == {"device": "another"}
+        and replica["before"]["sha256"] != replica["now"]["sha256"]
+    )
     (store.path("fits", "k") / "model.safetensors").write_text("weights")
     assert not Store(store.root).sound("fits", "k"), "the replica's checksums count now"
 
@@ -149,8 +152,12 @@ def tokens(count: int, start: int = 0, width: int = 5) -> Examples:
 
 
 @settings(deadline=None)  # every shard is flushed to disk
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=8), st.integers(1, 30))
-def test_a_corpus_is_its_longest_prefix_whatever_the_order_of_its_shards(shards: list[tuple[int, int]], count: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=8), st.integers(1, 30)
+)
+def test_a_corpus_is_its_longest_prefix_whatever_the_order_of_its_shards(
+    shards: list[tuple[int, int]], count: int
+) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -207,7 +214,10 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 def test_records_round_trip_and_nothing_becomes_zero(store: Store) -> None:
     record = Record(1, 0, "degenerate", "f", "c", "e", {"x": None, "y": 0.5})
     # Earlier versions: the parent in the record, and ok where a metric is not finite.
-    for key, content in {"e": record.to_json(), "old": {**record.to_json(), "parent": "p", "status": "ok"}}.items():
+    for key, content in {
+        "e": record.to_json(),
+        "old": {**record.to_json(), "parent": "p", "status": "ok"},
+    }.items():
         folder = store.stage(key)
         write_json(folder / "record.json", content)
         store.commit("evaluations", key, folder, {})
@@ -216,7 +226,10 @@ def test_records_round_trip_and_nothing_becomes_zero(store: Store) -> None:
 
 def test_events_of_many_writers_are_whole_lines(tmp_path: Path) -> None:
     experiment = Experiment(tmp_path, "e")
-    threads = [threading.Thread(target=lambda: [experiment.event("x", text="y" * 500) for _ in range(50)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [experiment.event("x", text="y" * 500) for _ in range(50)])
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -224,7 +237,9 @@ def test_events_of_many_writers_are_whole_lines(tmp_path: Path) -> None:
     assert len(list(experiment.events())) == 200
 
 
-@pytest.mark.parametrize("content", ["[]", "{}x", '{"model.safetensors": 3}', '{"model.safetensors": {"bytes": 7}}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}x", '{"model.safetensors": 3}', '{"model.safetensors": {"bytes": 7}}']
+)
 def test_damaged_checksums_are_damage(store: Store, content: str) -> None:
     store.commit("fits", "k", staged(store, "k", "weights"), {})
     (store.path("fits", "k") / "checksums.json").write_text(content)

@@ -1,4 +1,5 @@
-"""Cells in which chains have diverged or are not finished: never a mean over those that are left without a word."""
+"""Cells in which chains have diverged or are not finished: never a mean over those that are left without a
+word."""
 
 from __future__ import annotations
 
@@ -22,27 +23,48 @@ RATIO = "regime.synthetic_ratio"
 def chain(seed: int, values: list[float | None], **axes: Any) -> list[dict[str, Any]]:
     """Rows of one chain; None is the generation in which it diverges."""
     return [
-        {"seed": seed, "generation": g, "status": "diverged" if value is None else "ok", "test/nll": value, **axes}
+        {
+            "seed": seed,
+            "generation": g,
+            "status": "diverged" if value is None else "ok",
+            "test/nll": value,
+            **axes,
+        }
         for g, value in enumerate(values)
     ]
 
 
-EXPLODED = [row for seed, values in enumerate(([3.0, 4.0, 1.0], [3.2, 5.0, 3.0], [3.1, 9.0, None], [3.3, None], [3.4, None]))
-            for row in chain(seed, values)]  # fmt: skip
+EXPLODED = [
+    row
+    for seed, values in enumerate(
+        ([3.0, 4.0, 1.0], [3.2, 5.0, 3.0], [3.1, 9.0, None], [3.3, None], [3.4, None])
+    )
+    for row in chain(seed, values)
+]
 
 
 def test_three_of_five_explode() -> None:
-    """The means fall to those of the survivors; every point says of how many it is, and the median does not fall."""
+    """The means fall to those of the survivors; every point says of how many it is, and the median does not
+    fall."""
     curve = curves(EXPLODED, [], "test/nll")[()]
     assert [(len(p.values), p.diverged, p.total) for p in curve.values()] == [(5, 0, 5), (3, 2, 5), (2, 3, 5)]
-    assert curve[0].low is not None and curve[1].low is None and curve[2].low is None, "survivors have no interval"
+    assert curve[0].low is not None and curve[1].low is None and curve[2].low is None, (
+        "survivors have no interval"
+    )
     assert [p.mean for p in curve.values()] == pytest.approx([3.2, 6.0, 2.0])
     assert (curve[1].median(), curve[2].median()) == (9.0, None)
     table = summary_table(EXPLODED, [])
-    assert table["lines"][0]["points"] == ["3.2 ± 0.2", "6* (3 of 5 live, median 9)", "2* (2 of 5 live, median diverged)"]
+    assert table["lines"][0]["points"] == [
+        "3.2 ± 0.2",
+        "6* (3 of 5 live, median 9)",
+        "2* (2 of 5 live, median diverged)",
+    ]
     assert "have diverged" in table["note"]
     brief = summary_table(EXPLODED, [], brief=True)
-    assert brief["lines"][0]["points"] == ["3.2 ± 0.2", "6* (3/5)", "2* (2/5)"] and "of how many seeds" in brief["note"]
+    assert (
+        brief["lines"][0]["points"] == ["3.2 ± 0.2", "6* (3/5)", "2* (2/5)"]
+        and "of how many seeds" in brief["note"]
+    )
 
 
 def test_the_median_counts_the_diverged_as_worst() -> None:
@@ -56,7 +78,9 @@ def test_every_point_says_of_how_many_seeds_it_is() -> None:
     rows = [*chain(0, [1.0, 2.0]), *chain(1, [1.0])]
     lines = summary_table(rows, [], seeds=[0, 1, 2])["lines"]
     assert lines[0]["points"] == ["1 ± 0 (2 of 3 seeds)", "2 (1 of 3 seeds)"]
-    assert summary_table(rows, [])["lines"][0]["points"][0] == "1 ± 0 (2 seeds)", "two seeds: a wide interval that says why"
+    assert summary_table(rows, [])["lines"][0]["points"][0] == "1 ± 0 (2 seeds)", (
+        "two seeds: a wide interval that says why"
+    )
     assert aggregate([1.0, 2.0, 3.0, 4.0]).text() == f"2.5 ± {3.182446 * 1.290994 / 2:.2g}"
     assert aggregate([None, 1.0]).text() == "1 (1 of 2 seeds)" and aggregate([None]).text() == "not finite"
 
@@ -77,10 +101,18 @@ def test_unfinished_chains_are_left_out_of_the_critical_ratio_and_counted() -> N
     (found,) = critical_ratios(whole, [RATIO], "test/nll")
     part = worse(0.0, still) + worse(0.5, {0: 0.0}) + worse(1.0, up)
     (waits,) = critical_ratios(part, [RATIO], "test/nll")
-    assert found.unfinished == 0 and found.ratio is not None and 0.5 < found.ratio < 1 and found.low is not None
-    assert (waits.ratio, waits.seeds, waits.unfinished) == (None, 1, 7), "no ratio from one seed, and none from a guess"
-    (five,) = critical_ratios(worse(0.0, still) + worse(0.5, {s: still[s] for s in range(4)}) + worse(1.0, up), [RATIO], "test/nll")
-    assert five.ratio == pytest.approx(0.5 + 0.5 * (five.tolerance or 0)) and five.low is None, "four seeds are not bootstrapped"
+    assert (
+        found.unfinished == 0 and found.ratio is not None and 0.5 < found.ratio < 1 and found.low is not None
+    )
+    assert (waits.ratio, waits.seeds, waits.unfinished) == (None, 1, 7), (
+        "no ratio from one seed, and none from a guess"
+    )
+    (five,) = critical_ratios(
+        worse(0.0, still) + worse(0.5, {s: still[s] for s in range(4)}) + worse(1.0, up), [RATIO], "test/nll"
+    )
+    assert five.ratio == pytest.approx(0.5 + 0.5 * (five.tolerance or 0)) and five.low is None, (
+        "four seeds are not bootstrapped"
+    )
     line = critical_table(part, [RATIO])["lines"][0]
     assert line["ratio"] == "" and "7 more have not come to generation 2" in line["seeds"]
 
@@ -93,22 +125,40 @@ def test_a_diverged_chain_is_worse_than_any_tolerance() -> None:
 
 
 def test_a_claim_on_survivors_has_no_verdict_and_no_interval(make_config: Make, tmp_path: Path) -> None:
-    claims = [{"text": "it collapses", "source": "expected", "statistic": {"metric": "test/nll", "of": "last"}, "below": 4.0}]
-    data = {"data": {"source": "gaussian", "num_examples": 20}, "learner": {"kind": "gaussian"}, "generations": 2}
+    claims = [
+        {
+            "text": "it collapses",
+            "source": "expected",
+            "statistic": {"metric": "test/nll", "of": "last"},
+            "below": 4.0,
+        }
+    ]
+    data = {
+        "data": {"source": "gaussian", "num_examples": 20},
+        "learner": {"kind": "gaussian"},
+        "generations": 2,
+    }
     config = make_config({"experiment": "e", **data, "grid": {"seed": [0, 1, 2, 3, 4]}, "claims": claims})
     prepared, scratch = open_study(config, (), Store.read(tmp_path / "none"))
     scratch.cleanup()
     ids = {c.seed: c.id for c in prepared.chains}
     (found,) = judge(prepared, [{**row, "chain": ids[row["seed"]]} for row in EXPLODED])
     assert found.verdict == "undecided" and "3 of 5 seeds have diverged" in found.reason and found.low is None
-    unfinished = [{**row, "chain": ids[row["seed"]]} for seed in range(4) for row in chain(seed, [1.0, 1.0, 1.0])]
+    unfinished = [
+        {**row, "chain": ids[row["seed"]]} for seed in range(4) for row in chain(seed, [1.0, 1.0, 1.0])
+    ]
     (open_,) = judge(prepared, unfinished)
     assert open_.verdict == "undecided" and "not finished" in open_.reason
 
 
 @pytest.mark.parametrize("cells", [1, 13, 120])
 def test_figures_stay_readable_at_any_number_of_cells(cells: int) -> None:
-    rows = [row for i in range(cells) for seed in range(2) for row in chain(seed, [1.0, 1.0 + i], kind="ab"[i % 2], other=i)]
+    rows = [
+        row
+        for i in range(cells)
+        for seed in range(2)
+        for row in chain(seed, [1.0, 1.0 + i], kind="ab"[i % 2], other=i)
+    ]
     figure = figures.metric_figure(rows, ["other", "kind"], "test/nll")
     assert figure is not None
     width, height = figure.get_size_inches()

@@ -1,4 +1,5 @@
-"""Every switch that changes published results (docs/switches.md) changes the key and the result of what it is said to change."""
+"""Every switch that changes published results (docs/switches.md) changes the key and the result of what it is
+said to change."""
 
 from __future__ import annotations
 
@@ -41,17 +42,35 @@ SWITCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("top_k", {}, {"learner.sample.top_k": 5}, "corpus", 0),
     ("top_p", {}, {"learner.sample.top_p": 0.5}, "corpus", 0),
     ("num_beams", PROMPTED, {"learner.sample.num_beams": 3}, "corpus", 0),
-    ("number of beams", {**PENALISED, "learner.sample.num_beams": 2}, {"learner.sample.num_beams": 5}, "corpus", 0),
+    (
+        "number of beams",
+        {**PENALISED, "learner.sample.num_beams": 2},
+        {"learner.sample.num_beams": 5},
+        "corpus",
+        0,
+    ),
     ("repetition_penalty", PROMPTED, {"learner.sample.repetition_penalty": 2.0}, "corpus", 0),
     ("penalize_prompt", PENALISED, {"learner.sample.penalize_prompt": False}, "corpus", 0),
-    ("penalised beams", {**PROMPTED, "learner.sample.num_beams": 2}, {"learner.sample.repetition_penalty": 2.0}, "corpus", 0),
+    (
+        "penalised beams",
+        {**PROMPTED, "learner.sample.num_beams": 2},
+        {"learner.sample.repetition_penalty": 2.0},
+        "corpus",
+        0,
+    ),
     ("length", {}, NATURAL, "corpus", 0),
     ("min_new_tokens", NATURAL, {"learner.sample.min_new_tokens": 8}, "corpus", 0),
     ("forbid_eos", {}, {"learner.sample.forbid_eos": True}, "corpus", 0),
     ("separator", {}, {"data.separator": "none"}, "weights", 0),
     ("prepend_bos", PROMPTED, {"data.prepend_bos": False}, "weights", 0),
     ("loss", KEPT, {"learner.train.loss": "continuation"}, "weights", 0),
-    ("masked prompt_tokens", {**KEPT, "learner.train.loss": "continuation"}, {"learner.sample.prompt_tokens": 8}, "weights", 0),
+    (
+        "masked prompt_tokens",
+        {**KEPT, "learner.train.loss": "continuation"},
+        {"learner.sample.prompt_tokens": 8},
+        "weights",
+        0,
+    ),
     ("weights: best", OVERFITTED, {"learner.train.weights": "best"}, "weights", 0),
     ("mix: ratio", {}, {"regime.synthetic_ratio": 0.5}, "weights", 1),
     ("mix: fixed real part", {"regime.synthetic_ratio": 0.5}, {"regime.real_part": "fixed"}, "weights", 1),
@@ -59,14 +78,26 @@ SWITCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("mix: accumulate", {"regime": {"kind": "replace_grown"}}, GROWN, "weights", 1),
     ("mix: accumulate_subsample", {}, {"regime": {"kind": "accumulate_subsample"}}, "weights", 1),
     ("mix: augment", GROWN, {"regime": {"kind": "augment", "synthetic_ratio": 0.25}}, "weights", 1),
-    ("mix: fresh_real", {"regime.synthetic_ratio": 0.5}, {"regime": {"kind": "fresh_real", "synthetic_ratio": 0.5}}, "weights", 1),
+    (
+        "mix: fresh_real",
+        {"regime.synthetic_ratio": 0.5},
+        {"regime": {"kind": "fresh_real", "synthetic_ratio": 0.5}},
+        "weights",
+        1,
+    ),
     ("budget: steps", GROWN, {"regime.budget": "steps"}, "weights", 1),
-    ("budget: tokens", {**GROWN, **NATURAL, "regime.budget": "steps"}, {"regime.budget": "tokens"}, "weights", 1),
+    (
+        "budget: tokens",
+        {**GROWN, **NATURAL, "regime.budget": "steps"},
+        {"regime.budget": "tokens"},
+        "weights",
+        1,
+    ),
     ("filter: deduplicate", NATURAL, {"filters": [{"kind": "deduplicate"}]}, "weights", 1),
     ("filter: repetition", {}, {"filters": [{"kind": "repetition", "n": 1, "max_share": 0.4}]}, "weights", 1),
     ("perplexity_batch", {}, {"evaluate.perplexity_batch": 3}, "metrics", 0),
     ("seed", {}, {"seed": 1}, "corpus", 0),
-]  # fmt: skip
+]
 KEYS: dict[str, Callable[[Node], str]] = {
     "weights": lambda node: node.fit,
     "corpus": lambda node: node.corpus,
@@ -90,7 +121,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Short documents with the end-of-text token behind each, so that a tiny model learns where texts end."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
     words = ["red", "green", "blue", "one two", "three", "four five six", "up", "down", "left and right"]
-    lines = (f"{words[i % 9]} {words[i * i % 7]} {i % 83}\n\n" if i % 3 else f"{i % 89} {words[i % 5]}\n\n" for i in range(4000))
+    lines = (
+        f"{words[i % 9]} {words[i * i % 7]} {i % 83}\n\n" if i % 3 else f"{i % 89} {words[i % 5]}\n\n"
+        for i in range(4000)
+    )
     path.write_text("".join(lines))
     changes = {
         "data.source": str(path),
@@ -104,7 +138,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def chain_of(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], tuple[Store, list[Node]]]:
+def chain_of(
+    ranks: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[dict[str, Any]], tuple[Store, list[Node]]]:
     """Run a configuration on a store that all share: a switch computes no more than what it changes."""
     folder = tmp_path_factory.mktemp("switches")
 
@@ -119,9 +155,14 @@ def chain_of(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 @pytest.mark.parametrize(
     ("common", "changed", "what", "generation"), [pytest.param(*rest, id=name) for name, *rest in SWITCHES]
-)  # fmt: skip
+)
 def test_a_switch_changes_the_key_and_the_result(
-    base: dict[str, Any], chain_of: Any, common: dict[str, Any], changed: dict[str, Any], what: str, generation: int
+    base: dict[str, Any],
+    chain_of: Any,
+    common: dict[str, Any],
+    changed: dict[str, Any],
+    what: str,
+    generation: int,
 ) -> None:
     without, with_switch = merged(base, common), merged(base, {**common, **changed})
     (store, first), (_, second) = chain_of(without), chain_of(with_switch)
@@ -130,8 +171,11 @@ def test_a_switch_changes_the_key_and_the_result(
     assert output(store, a, what) != output(store, b, what)
 
 
-def test_init_pretrained_starts_every_generation_from_the_same_weights(base: dict[str, Any], chain_of: Any, tmp_path: Path) -> None:
-    """At a learning rate of nearly 0 the fit is where it started: at the pretrained weights, or at new ones."""
+def test_init_pretrained_starts_every_generation_from_the_same_weights(
+    base: dict[str, Any], chain_of: Any, tmp_path: Path
+) -> None:
+    """At a learning rate of nearly 0 the fit is where it started: at the pretrained weights, or at new
+    ones."""
     import torch
     from safetensors.torch import load_file
     from transformers import PreTrainedTokenizerFast
@@ -144,7 +188,9 @@ def test_init_pretrained_starts_every_generation_from_the_same_weights(base: dic
     tokenizer = load_data(prepared.specs[0].data, store).tokenizer  # type: ignore[attr-defined]
     folder = tmp_path / "pretrained"
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
-    made = models.new_model(Model(architecture="gpt2", num_layers=1, width=16, num_heads=2, context=48), 280, 48, 0, 0, seed=5)
+    made = models.new_model(
+        Model(architecture="gpt2", num_layers=1, width=16, num_heads=2, context=48), 280, 48, 0, 0, seed=5
+    )
     models.write_model(folder, made.config, dict(made.named_parameters()))
     common = {
         "data.tokenizer": {"kind": "pretrained", "name": str(folder)},
@@ -156,7 +202,10 @@ def test_init_pretrained_starts_every_generation_from_the_same_weights(base: dic
     for init in ("pretrained", "scratch"):
         store, nodes = chain_of(merged(base, {**common, "learner.init": init}))
         keys.append([node.fit for node in nodes])
-        weights = [load_file(store.path("fits", node.fit) / "model.safetensors")["transformer.wte.weight"] for node in nodes]
+        weights = [
+            load_file(store.path("fits", node.fit) / "model.safetensors")["transformer.wte.weight"]
+            for node in nodes
+        ]
         distances.append([float((found.float() - start).abs().max()) for found in weights])
     assert set(keys[0]).isdisjoint(keys[1])
     assert max(distances[0]) < 1e-6 and min(distances[1]) > 0.01
@@ -170,7 +219,9 @@ def test_the_hidden_confound_can_be_had_and_left_out(base: dict[str, Any], chain
         for forbidden in (False, True):
             changes = {"data.separator": separator, "learner.sample.forbid_eos": forbidden}
             store, nodes = chain_of(merged(base, changes))
-            found[separator, forbidden] = (store.corpora.load(nodes[0].corpus, 96).values == 0).mean()  # token 0 ends a text
+            found[separator, forbidden] = (
+                store.corpora.load(nodes[0].corpus, 96).values == 0
+            ).mean()  # token 0 ends a text
     assert found["eos", False] > 0.05 and found["eos", True] == found["none", True] == 0
     assert found["none", False] < 0.01, "a model that never saw the separator hardly writes it"
 
@@ -182,12 +233,18 @@ def test_natural_length_may_not_end_too_soon(base: dict[str, Any], chain_of: Any
 
 
 def test_beams_differ_through_their_prompts_alone(base: dict[str, Any], chain_of: Any) -> None:
-    store, nodes = chain_of(merged(base, {**PROMPTED, "learner.sample.num_beams": 4, "resources.sample_batch": 128}))
-    corpus = store.corpora.load(nodes[0].corpus, 128).values  # a batch is always whole: 96 are needed, 128 are there
+    store, nodes = chain_of(
+        merged(base, {**PROMPTED, "learner.sample.num_beams": 4, "resources.sample_batch": 128})
+    )
+    corpus = store.corpora.load(
+        nodes[0].corpus, 128
+    ).values  # a batch is always whole: 96 are needed, 128 are there
     assert (corpus[96:] == corpus[:32]).all() and len(np.unique(corpus[:96], axis=0)) > 1
 
 
-def test_the_length_of_a_prompt_is_in_the_key_of_a_fit_only_where_the_fit_reads_it(base: dict[str, Any], tmp_path: Path) -> None:
+def test_the_length_of_a_prompt_is_in_the_key_of_a_fit_only_where_the_fit_reads_it(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
     def fit(loss: str, prompt_tokens: int) -> str:
         changes = {**KEPT, "learner.train.loss": loss, "learner.sample.prompt_tokens": prompt_tokens}
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(merged(base, changes)))
@@ -209,11 +266,19 @@ def test_the_three_perplexities_differ_and_only_one_has_a_batch(base: dict[str, 
 
 
 def test_too_many_duplicates_end_a_chain_before_its_record(base: dict[str, Any], chain_of: Any) -> None:
-    same = {"learner.sample.top_k": 1, "generations": 0}  # all examples are equal: 63 of the 64 that are evaluated are duplicates
+    same = {
+        "learner.sample.top_k": 1,
+        "generations": 0,
+    }  # all examples are equal: 63 of the 64 that are evaluated are duplicates
     store, free = chain_of(merged(base, same))
     assert output(store, free[0], "metrics")["text/duplicate_share"] == pytest.approx(63 / 64)
-    with pytest.raises(LearnerError, match=r"max_duplicate_share: 0.9844 of the first 64 examples of generation 0 .* at most 0.9"):
+    with pytest.raises(
+        LearnerError,
+        match=r"max_duplicate_share: 0.9844 of the first 64 examples of generation 0 .* at most 0.9",
+    ):
         chain_of(merged(base, {**same, "evaluate.max_duplicate_share": 0.9}))
     _, allowed = chain_of(merged(base, {**same, "evaluate.max_duplicate_share": 0.99}))
-    assert (free[0].fit, free[0].corpus) == (allowed[0].fit, allowed[0].corpus) and free[0].evaluation != allowed[0].evaluation
+    assert (free[0].fit, free[0].corpus) == (allowed[0].fit, allowed[0].corpus) and free[
+        0
+    ].evaluation != allowed[0].evaluation
     assert output(store, free[0], "metrics") == output(store, allowed[0], "metrics")

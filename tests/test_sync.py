@@ -1,4 +1,5 @@
-"""``harness sync``: the store's records at a recording W&B endpoint, with the real SDK; every line once, whoever is killed when."""
+"""``harness sync``: the store's records at a recording W&B endpoint, with the real SDK; every line once,
+whoever is killed when."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,14 @@ def study(make_config: Make, tmp_path: Path) -> tuple[Path, Path]:
     return config, tmp_path / "root"
 
 
-def sync(config: Path, root: Path, recorder: Recorder, *arguments: object, code: int = 0, **changes: str) -> dict[str, Any]:
+def sync(
+    config: Path, root: Path, recorder: Recorder, *arguments: object, code: int = 0, **changes: str
+) -> dict[str, Any]:
     """Run it; returns what ``--json`` says."""
     folder = config.parent
-    done = harness("sync", config, "--root", root, "--json", *arguments, **(environment(recorder, folder) | changes))
+    done = harness(
+        "sync", config, "--root", root, "--json", *arguments, **(environment(recorder, folder) | changes)
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and KEY not in done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -45,9 +51,24 @@ def sync(config: Path, root: Path, recorder: Recorder, *arguments: object, code:
 
 
 def start(config: Path, root: Path, recorder: Recorder, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "harness", "sync", str(config), "--root", str(root), "--json", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, **environment(recorder, config.parent)})  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "sync",
+        str(config),
+        "--root",
+        str(root),
+        "--json",
+        *map(str, arguments),
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment(recorder, config.parent)},
+    )
 
 
 def wait_for(happened: Any, timeout_s: float = 90) -> None:
@@ -82,7 +103,8 @@ def test_without_our_notes_the_server_itself_keeps_lines_from_coming_twice(study
 
 @pytest.mark.parametrize("keep", [None, 2, 0], ids=["all lines stored", "two lines stored", "no line stored"])
 def test_killed_in_the_middle_of_sending(study: tuple[Path, Path], keep: int | None) -> None:
-    """The server has stored all, a part or nothing of the chain's lines; nobody has noted it; the next sync sends the rest."""
+    """The server has stored all, a part or nothing of the chain's lines; nobody has noted it; the next sync
+    sends the rest."""
     config, root = study
     with endpoint() as recorder:
         killed = threading.Event()
@@ -140,8 +162,13 @@ def test_bundled_chains_are_sent_by_cell_or_one_by_one(make_config: Make, tmp_pa
     rows = ledger.rows(prepared, store)
     for item in mirrored(prepared):
         for generation in Views(prepared, store).view(item).generations:
-            of = [row for row in rows if row["generation"] == generation.record.generation
-                  and row["regime.synthetic_ratio"] == prepared.study.cells[item.cell].axes["regime.synthetic_ratio"]]  # fmt: skip
+            of = [
+                row
+                for row in rows
+                if row["generation"] == generation.record.generation
+                and row["regime.synthetic_ratio"]
+                == prepared.study.cells[item.cell].axes["regime.synthetic_ratio"]
+            ]
             expected = aggregate([row["test/nll"] for row in of])
             metrics = generation.record.metrics
             found = [metrics[name] for name in ("test/nll", "test/nll.low", "test/nll.high")]
@@ -169,9 +196,23 @@ def test_offline_files_of_a_job_and_what_was_sent_are_told_apart(study: tuple[Pa
         folders = list((root / "experiments" / "normal" / "wandb" / "wandb").glob("offline-run-*"))
         assert len(folders) == 4, "the job writes its own files, though all was sent"
         assert sync(config, root, recorder)["chains_sent"] == 0, "and a sync after it sends nothing again"
-        online = harness("run", config, "--root", root, "--set", "tracking.wandb=online", **environment(recorder, config.parent))
+        online = harness(
+            "run",
+            config,
+            "--root",
+            root,
+            "--set",
+            "tracking.wandb=online",
+            **environment(recorder, config.parent),
+        )
         assert online.returncode == 0 and not online.stderr, online.stderr
         check(recorder, config, root)
+
+
+def all_sent(recorder: Recorder, generations: int) -> bool:
+    """Four chains, each up to this generation."""
+    names = recorder.names()
+    return len(names) == 4 and all(len(recorder.generations(name)) == generations + 1 for name in names)
 
 
 def test_watch_follows_jobs_until_all_is_sent(make_config: Make, tmp_path: Path) -> None:
@@ -181,8 +222,7 @@ def test_watch_follows_jobs_until_all_is_sent(make_config: Make, tmp_path: Path)
         try:
             for generations in (0, 3):
                 run_all(config, root, f"generations={generations}")
-                wait_for(lambda: len(recorder.names()) == 4 and all(
-                    len(recorder.generations(name)) == generations + 1 for name in recorder.names()))  # noqa: B023  # fmt: skip
+                wait_for(partial(all_sent, recorder, generations))
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()
@@ -217,7 +257,9 @@ def test_another_writer_is_waited_for(study: tuple[Path, Path]) -> None:
     short = ("--set", "resources.lease_s=3")
     with endpoint() as recorder:
         found = sync(config, root, recorder, *short, code=75)
-        assert found["busy"] == [chain] and found["chains_sent"] == 3, "the others are sent; this one is in other hands"
+        assert found["busy"] == [chain] and found["chains_sent"] == 3, (
+            "the others are sent; this one is in other hands"
+        )
         leases.release(lease, finished=True)
         owner.close()
         assert sync(config, root, recorder, *short)["chains_sent"] == 1
@@ -254,9 +296,21 @@ def test_lines_that_the_server_refuses_are_not_taken_for_sent(study: tuple[Path,
     config, root = study
     with endpoint() as recorder:
         recorder.broken = 400
-        found = sync(config, root, recorder, "--set", "grid.seed=[0]", "--set", "grid.regime.synthetic_ratio=[1.0]", code=1)
+        found = sync(
+            config,
+            root,
+            recorder,
+            "--set",
+            "grid.seed=[0]",
+            "--set",
+            "grid.regime.synthetic_ratio=[1.0]",
+            code=1,
+        )
         assert found["chains_sent"] == 0 and found["chains_failed"] == 1
-        assert all("the server has its lines up to step -1, not 3000" in reason for reason in found["errors"].values())
+        assert all(
+            "the server has its lines up to step -1, not 3000" in reason
+            for reason in found["errors"].values()
+        )
         recorder.broken = 0
         assert sync(config, root, recorder)["chains_sent"] == 4
         check(recorder, config, root)
@@ -280,12 +334,19 @@ def test_neither_ray_nor_torch_is_imported(study: tuple[Path, Path], tmp_path: P
     script.write_text(
         "import sys\nfrom harness.cli import app\n"
         "try:\n    app(sys.argv[1:], standalone_mode=False)\n"
-        "finally:\n    print([name for name in ('ray', 'torch', 'transformers', 'deepspeed') if name in sys.modules])\n"
+        "finally:\n    print([name for name in ('ray', 'torch', 'transformers', 'deepspeed') if name in "
+        "sys.modules])\n"
     )
     with endpoint() as recorder:
         command = [sys.executable, str(script), "sync", str(config), "--root", str(root)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False,
-                              env={**os.environ, **environment(recorder, tmp_path)})  # fmt: skip
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, **environment(recorder, tmp_path)},
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "[]"
         assert len(recorder.names(PROJECT)) == 4

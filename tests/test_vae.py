@@ -89,21 +89,32 @@ def open_learner(config: Path, root: Path) -> Opened:
 
 
 def weights(store: Store, prepared: Prepared) -> dict[str, bytes]:
-    return {node.fit: (store.path("fits", node.fit) / "model.safetensors").read_bytes() for node in prepared.lineage.nodes.values()}
+    return {
+        node.fit: (store.path("fits", node.fit) / "model.safetensors").read_bytes()
+        for node in prepared.lineage.nodes.values()
+    }
 
 
-# --- data and keys ----------------------------------------------------------------------------------------------------------
+# --- data and keys
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_digits_are_split_once_for_all_seeds(make_config: Make, tmp_path: Path) -> None:
     data = open_learner(make_config(VAE), tmp_path / "root").data
     held_out = round(0.2 * 1797)
-    assert (data.shape, data.num_examples, data.supply, len(data.test)) == ((8, 8), 96, 1797 - held_out, held_out)
+    assert (data.shape, data.num_examples, data.supply, len(data.test)) == (
+        (8, 8),
+        96,
+        1797 - held_out,
+        held_out,
+    )
     everything = np.concatenate([data.real(0, data.supply).values, data.test.values])
     from sklearn.datasets import load_digits
 
     whole = load_digits().data
-    assert sorted(map(bytes, np.rint(everything * 16).astype(np.uint8))) == sorted(map(bytes, whole.astype(np.uint8)))
+    assert sorted(map(bytes, np.rint(everything * 16).astype(np.uint8))) == sorted(
+        map(bytes, whole.astype(np.uint8))
+    )
     assert data.real(0, 8).values.min() >= 0 and data.real(0, 50).values.max() == 1.0
     assert (data.real(0, 8).values == data.real(7, 96).values[:8]).all()
 
@@ -142,7 +153,9 @@ def test_the_key_is_of_the_content_not_of_the_path(make_config: Make, tmp_path: 
         ({"seed": 1}, False),
     ],
 )
-def test_what_enters_which_key(make_config: Make, tmp_path: Path, change: dict[str, Any], same_first_fit: bool) -> None:
+def test_what_enters_which_key(
+    make_config: Make, tmp_path: Path, change: dict[str, Any], same_first_fit: bool
+) -> None:
     base = open_prepared(make_config(VAE), tmp_path / "root")[0]
     other = open_prepared(make_config(VAE, "other.yaml", **change), tmp_path / "root")[0]
     first, second = (list(prepared.lineage.nodes.values()) for prepared in (base, other))
@@ -154,8 +167,14 @@ def test_what_enters_which_key(make_config: Make, tmp_path: Path, change: dict[s
 BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"resources.ranks": 2}, ("resources.ranks", "found 2", "one rank")),
     ({"data": {"source": "gaussian"}}, ("data.source", "vae reads images data", "'gaussian' is gaussian")),
-    ({"data": {"source": "python-docs"}}, ("data.source", "vae reads images data", "'python-docs' is text", "kind: images")),
-    ({"learner": {"kind": "gaussian"}}, ("data.source", "learner gaussian reads gaussian", "'digits' is images")),
+    (
+        {"data": {"source": "python-docs"}},
+        ("data.source", "vae reads images data", "'python-docs' is text", "kind: images"),
+    ),
+    (
+        {"learner": {"kind": "gaussian"}},
+        ("data.source", "learner gaussian reads gaussian", "'digits' is images"),
+    ),
     ({"data.block_size": 4}, ("data.block_size", "unknown field", "image_field")),
     ({"data.num_examples": "many"}, ("data.num_examples", "'many'", "integer")),
     ({"filters": [{"kind": "deduplicate"}]}, ("filters", "deduplicate reads text, not images")),
@@ -169,8 +188,12 @@ BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "expected"), BAD, ids=lambda value: next(iter(value), "")[:24] if value else "")
-def test_a_wrong_configuration_is_one_message(make_config: Make, changes: dict[str, Any], expected: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "expected"), BAD, ids=lambda value: next(iter(value), "")[:24] if value else ""
+)
+def test_a_wrong_configuration_is_one_message(
+    make_config: Make, changes: dict[str, Any], expected: tuple[str, ...]
+) -> None:
     path = make_config(VAE, **changes)
     with pytest.raises(InputError) as caught:
         expand(load_file(path))
@@ -199,7 +222,11 @@ def files(folder: Path) -> dict[str, str]:
     np.save(folder / "objects.npy", np.array([object()]), allow_pickle=True)
     (folder / "broken.npy").write_bytes(b"no array")
     (folder / "broken.parquet").write_bytes(b"no table")
-    rows = {"pixels": [np.zeros((4, size)).tolist() for size in (4, 4, 5)], "text": ["a", "b", "c"], "bytes": [b"x", b"y", b"z"]}
+    rows = {
+        "pixels": [np.zeros((4, size)).tolist() for size in (4, 4, 5)],
+        "text": ["a", "b", "c"],
+        "bytes": [b"x", b"y", b"z"],
+    }
     pq.write_table(pa.table(rows), folder / "table.parquet")
     return {path.name: str(path) for path in folder.iterdir()}
 
@@ -220,7 +247,11 @@ def files(folder: Path) -> dict[str, str]:
         ("absent.parquet", {}, "cannot be read: No such file"),
         ("table.parquet", {}, "data.image_field: "),
         ("table.parquet", {"image_field": "pixels"}, "data.label_field: "),
-        ("table.parquet", {"image_field": "pixels", "label_field": None}, "images of one size, found [4, 4] and [4, 5]"),
+        (
+            "table.parquet",
+            {"image_field": "pixels", "label_field": None},
+            "images of one size, found [4, 4] and [4, 5]",
+        ),
         ("table.parquet", {"image_field": "text", "label_field": None}, "row 0, is no image"),
         ("table.parquet", {"image_field": "bytes", "label_field": None}, "row 0, cannot be decoded"),
         ("high.npy", {"labels": "absent.npy"}, "data.source: "),
@@ -244,7 +275,11 @@ def test_labels_must_be_whole_numbers_one_for_each_image(make_config: Make, tmp_
     np.save(tmp_path / "images.npy", np.random.default_rng(0).random((20, 4, 4)))
     for name, labels in {"short": np.zeros(19, int), "real": np.zeros(20), "below": np.full(20, -1)}.items():
         np.save(tmp_path / f"{name}.npy", labels)
-        data = {"source": str(tmp_path / "images.npy"), "kind": "images", "labels": str(tmp_path / f"{name}.npy")}
+        data = {
+            "source": str(tmp_path / "images.npy"),
+            "kind": "images",
+            "labels": str(tmp_path / f"{name}.npy"),
+        }
         with pytest.raises(InputError, match="data.labels: expected 20 whole numbers from 0"):
             open_prepared(make_config(VAE, data=data), tmp_path / "root")
     with pytest.raises(InputError, match="data.labels: only goes with a .npy source"):
@@ -252,9 +287,12 @@ def test_labels_must_be_whole_numbers_one_for_each_image(make_config: Make, tmp_
 
 
 def test_fresh_real_needs_images_that_nobody_has_seen(make_config: Make, tmp_path: Path) -> None:
-    config = make_config(VAE, regime={"kind": "fresh_real", "synthetic_ratio": 0.0}, **{"data.num_examples": 800})
+    config = make_config(
+        VAE, regime={"kind": "fresh_real", "synthetic_ratio": 0.0}, **{"data.num_examples": 800}
+    )
     with pytest.raises(
-        InputError, match=r"generation 1 needs 1600 real examples in all, the training split has 1438: 162 are missing"
+        InputError,
+        match=r"generation 1 needs 1600 real examples in all, the training split has 1438: 162 are missing",
     ):
         open_prepared(config, tmp_path / "root")
 
@@ -297,10 +335,14 @@ class TestHub:
         import huggingface_hub
 
         pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 6), dtype=np.uint8)
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+        )
         rows = [{"image": Image.fromarray(image), "label": index % 2} for index, image in enumerate(pixels)]
         splits = {"train": rows[:30], "test": rows[30:]}
-        loaded = datasets.DatasetDict({name: datasets.Dataset.from_list(part, features) for name, part in splits.items()})
+        loaded = datasets.DatasetDict(
+            {name: datasets.Dataset.from_list(part, features) for name, part in splits.items()}
+        )
         asked = []
 
         def load(name: str, configuration: str | None, revision: str | None) -> Any:
@@ -318,12 +360,16 @@ class TestHub:
     def test_the_splits_of_the_hub_stay(self, pixels: Any, make_config: Make, tmp_path: Path) -> None:
         data = open_learner(make_config(VAE, data=self.data()), tmp_path / "root").data
         assert (data.supply, len(data.test), data.shape) == (30, 10, (6, 6))
-        assert np.rint(data.test.values * 255).astype(np.uint8).tolist() == pixels[30:].reshape(10, -1).tolist()
+        assert (
+            np.rint(data.test.values * 255).astype(np.uint8).tolist() == pixels[30:].reshape(10, -1).tolist()
+        )
         train = sorted(map(bytes, np.rint(data.real(0, 30).values * 255).astype(np.uint8)))
         assert train == sorted(map(bytes, pixels[:30].reshape(30, -1)))
 
     def test_a_column_that_is_not_there(self, pixels: Any, make_config: Make, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="data.image_field: .* has no column 'picture'; it has image, label"):
+        with pytest.raises(
+            InputError, match="data.image_field: .* has no column 'picture'; it has image, label"
+        ):
             open_prepared(make_config(VAE, data=self.data(image_field="picture")), tmp_path / "root")
 
     def test_through_the_hubs_own_client(self, make_config: Make, tmp_path: Path) -> None:
@@ -331,7 +377,9 @@ class TestHub:
         from hub_endpoint import serve
 
         pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 6), dtype=np.uint8)
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+        )
         rows = [{"image": Image.fromarray(image), "label": index % 2} for index, image in enumerate(pixels)]
         folder = tmp_path / "hub" / "datasets" / "lab" / "pictures"
         folder.mkdir(parents=True)
@@ -343,7 +391,11 @@ class TestHub:
             done = harness("plan", config, "--root", tmp_path / "root", "--json", **found)
             assert any("/datasets/lab/pictures/resolve/" in request for request in hub.requests)
         assert done.returncode == 0, done.stderr
-        found |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+        found |= {
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(tmp_path / "empty"),
+        }
         none = harness("plan", config, "--root", tmp_path / "root", **found)
         assert none.returncode == 2 and "data.source: hf:lab/pictures is not in" in none.stderr
         assert "and the hub is offline; run `harness fetch CONFIG` first" in none.stderr
@@ -354,7 +406,10 @@ class TestHub:
         nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
         done = harness("plan", config, "--root", tmp_path / "root", **nowhere)
         assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert f"data.source: hf:lab/pictures/small is not in {tmp_path}/empty/datasets, and the hub cannot be asked" in done.stderr
+        assert (
+            f"data.source: hf:lab/pictures/small is not in {tmp_path}/empty/datasets, and the hub cannot be "
+            f"asked" in done.stderr
+        )
 
     def test_a_network_that_goes_away_is_one_message(
         self, pixels: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -370,15 +425,20 @@ class TestHub:
         monkeypatch.setattr(datasets, "load_dataset", fail)
         with pytest.raises(InputError) as caught:
             open_prepared(make_config(VAE, data=self.data()), tmp_path / "root")
-        assert str(caught.value).endswith("hf:lab/pictures/small cannot be loaded (ConnectionError: no route)")
+        assert str(caught.value).endswith(
+            "hf:lab/pictures/small cannot be loaded (ConnectionError: no route)"
+        )
 
 
-# --- the model and its streams ----------------------------------------------------------------------------------------------
+# --- the model and its streams
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (28, 28), (7, 5), (1, 3)])
 @pytest.mark.parametrize("channels", [(3,), (4, 8), (2, 3, 4)])
-def test_the_decoder_gives_images_of_the_encoders_size(shape: tuple[int, int], channels: tuple[int, ...]) -> None:
+def test_the_decoder_gives_images_of_the_encoders_size(
+    shape: tuple[int, int], channels: tuple[int, ...]
+) -> None:
     model = ConvVae(shape, 4, channels)
     mean, log_variance = model.encode(torch.zeros(3, *shape))
     assert mean.shape == log_variance.shape == (3, 4)
@@ -411,7 +471,9 @@ def test_the_budget_of_steps_is_that_of_generation_0(make_config: Make) -> None:
     assert plan_steps(train, 192, "steps", 96).steps == 3 * 96 // 16  # type: ignore[arg-type]
 
 
-def draw_shards(opened: Opened, fit: Path, *ends: int, done: frozenset[tuple[int, int]] = frozenset()) -> dict[int, Examples]:
+def draw_shards(
+    opened: Opened, fit: Path, *ends: int, done: frozenset[tuple[int, int]] = frozenset()
+) -> dict[int, Examples]:
     """A corpus that is extended to each of these ends."""
     shards: dict[int, Examples] = {}
     start = 0
@@ -434,7 +496,9 @@ def draw_shards(opened: Opened, fit: Path, *ends: int, done: frozenset[tuple[int
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_an_example_does_not_depend_on_how_many_are_sampled(make_config: Make, tmp_path: Path, binary: bool) -> None:
+def test_an_example_does_not_depend_on_how_many_are_sampled(
+    make_config: Make, tmp_path: Path, binary: bool
+) -> None:
     opened = open_learner(make_config(VAE, **{"learner.sample.binary": binary}), tmp_path / "root")
     model = new_model(opened.section, (8, 8), 0, 0)
     write_model(model, tmp_path)
@@ -451,7 +515,8 @@ def test_an_example_does_not_depend_on_how_many_are_sampled(make_config: Make, t
 
 
 def test_a_drawn_pixel_has_the_mean_that_the_grey_one_shows(make_config: Make, tmp_path: Path) -> None:
-    """With a decoder that ignores the latent all examples share one mean p; a mean of n draws is within 5 sqrt(p (1 - p) / n)."""
+    """With a decoder that ignores the latent all examples share one mean p; a mean of n draws is within 5
+    sqrt(p (1 - p) / n)."""
     opened = open_learner(make_config(VAE, **{"learner.sample.binary": True}), tmp_path / "root")
     model = new_model(opened.section, (8, 8), 0, 0)
     with torch.no_grad():
@@ -462,13 +527,17 @@ def test_a_drawn_pixel_has_the_mean_that_the_grey_one_shows(make_config: Make, t
 
 
 def test_padding_does_not_change_a_row() -> None:
-    model, latent = ConvVae((8, 8), 4, (4, 8)).eval(), np.random.default_rng(0).standard_normal((70, 4)).astype(np.float32)
+    model, latent = (
+        ConvVae((8, 8), 4, (4, 8)).eval(),
+        np.random.default_rng(0).standard_normal((70, 4)).astype(np.float32),
+    )
     whole = decoded(model, latent, 32)
     assert decoded(model, latent[:3], 32).tobytes() == whole[:3].tobytes()
     assert decoded(model, latent[64:], 32).tobytes() == whole[64:].tobytes()
 
 
-# --- resuming ---------------------------------------------------------------------------------------------------------------
+# --- resuming
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("init", ["scratch", "previous"])
@@ -486,7 +555,9 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bits(make_config: Make, tmp_p
     assert weights(Store(root), prepared) == weights(store, prepared)
 
 
-def test_a_chain_that_is_stopped_in_every_phase_goes_on_to_the_same_bits(make_config: Make, tmp_path: Path) -> None:
+def test_a_chain_that_is_stopped_in_every_phase_goes_on_to_the_same_bits(
+    make_config: Make, tmp_path: Path
+) -> None:
     config, root = make_config(VAE), tmp_path / "root"
     prepared, store = run_all(config, tmp_path / "never")
     for kind in ("progress fit", "progress sample", "progress evaluate", "claimed"):
@@ -518,7 +589,8 @@ def test_a_loss_that_is_not_finite_is_a_result(make_config: Make, tmp_path: Path
     assert store.record(second) is None
 
 
-# --- metrics ----------------------------------------------------------------------------------------------------------------
+# --- metrics
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_kl_is_that_of_torch() -> None:
@@ -527,16 +599,24 @@ def test_the_kl_is_that_of_torch() -> None:
     random = np.random.default_rng(0)
     mean, log_variance = random.standard_normal((2, 9, 5))
     posterior = Independent(Normal(torch.tensor(mean), torch.tensor(np.exp(0.5 * log_variance))), 1)
-    prior = Independent(Normal(torch.zeros(9, 5, dtype=torch.float64), torch.ones(9, 5, dtype=torch.float64)), 1)
-    assert metrics.gaussian_kl(mean, log_variance) == pytest.approx(kl_divergence(posterior, prior).numpy(), rel=1e-12)
+    prior = Independent(
+        Normal(torch.zeros(9, 5, dtype=torch.float64), torch.ones(9, 5, dtype=torch.float64)), 1
+    )
+    assert metrics.gaussian_kl(mean, log_variance) == pytest.approx(
+        kl_divergence(posterior, prior).numpy(), rel=1e-12
+    )
     assert metrics.gaussian_kl(np.zeros((1, 5)), np.zeros((1, 5))).item() == 0
 
 
 def test_the_cross_entropy_is_that_of_torch_and_stays_finite() -> None:
     logits, images = np.array([[0.3, -2.0, 800.0, -800.0]]), np.array([[0.2, 0.9, 1.0, 0.0]])
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(images), reduction="sum")
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor(logits), torch.tensor(images), reduction="sum"
+    )
     assert metrics.bernoulli_nll(logits, images).item() == pytest.approx(float(expected), rel=1e-12)
-    assert metrics.bernoulli_nll(np.zeros((1, 10)), np.full((1, 10), 0.37)).item() == pytest.approx(10 * math.log(2))
+    assert metrics.bernoulli_nll(np.zeros((1, 10)), np.full((1, 10), 0.37)).item() == pytest.approx(
+        10 * math.log(2)
+    )
 
 
 def test_the_loss_is_the_negative_elbo_and_beta_weighs_the_kl() -> None:
@@ -548,7 +628,9 @@ def test_the_loss_is_the_negative_elbo_and_beta_weighs_the_kl() -> None:
         reconstruction = metrics.bernoulli_nll(logits.flatten(1).numpy(), images.flatten(1).numpy()).mean()
         kl = metrics.gaussian_kl(mean.double().numpy(), log_variance.double().numpy()).mean()
         for beta in (0.0, 1.0, 4.0):
-            assert float(model.loss(images, noise, beta)) == pytest.approx(reconstruction + beta * kl, rel=1e-5)
+            assert float(model.loss(images, noise, beta)) == pytest.approx(
+                reconstruction + beta * kl, rel=1e-5
+            )
 
 
 def evaluation(opened: Opened, fit: Path, corpus: Examples, generation_0: Path | None = None) -> Any:
@@ -569,7 +651,8 @@ def evaluation(opened: Opened, fit: Path, corpus: Examples, generation_0: Path |
 
 
 def test_a_model_with_known_output_has_the_known_elbo(make_config: Make, tmp_path: Path) -> None:
-    """All weights 0: q(z | x) is the prior, so the KL is 0; every pixel has probability 1/2, so the cross-entropy is 64 ln 2."""
+    """All weights 0: q(z | x) is the prior, so the KL is 0; every pixel has probability 1/2, so the
+    cross-entropy is 64 ln 2."""
     opened = open_learner(make_config(VAE), tmp_path / "root")
     data = opened.data
     model = new_model(opened.section, (8, 8), 0, 0)
@@ -587,7 +670,9 @@ def test_a_model_with_known_output_has_the_known_elbo(make_config: Make, tmp_pat
     assert LATENT_SAMPLES > 1
 
 
-def test_generation_0_looks_at_the_samples_and_the_own_model_at_real_images(make_config: Make, tmp_path: Path) -> None:
+def test_generation_0_looks_at_the_samples_and_the_own_model_at_real_images(
+    make_config: Make, tmp_path: Path
+) -> None:
     opened = open_learner(make_config(VAE), tmp_path / "root")
     data = opened.data
     models = {name: new_model(opened.section, (8, 8), seed, 0) for seed, name in enumerate(("own", "first"))}
@@ -599,22 +684,28 @@ def test_generation_0_looks_at_the_samples_and_the_own_model_at_real_images(make
     with torch.no_grad():
         means = models["first"].encode(torch.from_numpy(corpus.values).reshape(-1, 8, 8))[0].numpy()
         mean, log_variance = (
-            part.double().numpy() for part in models["own"].encode(torch.from_numpy(data.test.values).reshape(-1, 8, 8))
+            part.double().numpy()
+            for part in models["own"].encode(torch.from_numpy(data.test.values).reshape(-1, 8, 8))
         )
     assert found["vae/latent_std"] == pytest.approx(math.sqrt(means.var(axis=0).mean()), rel=1e-4)
     assert found["vae/kl"] == pytest.approx(metrics.gaussian_kl(mean, log_variance).mean(), rel=1e-4)
 
 
 def test_the_classifier_knows_real_digits_and_nothing_else(make_config: Make, tmp_path: Path) -> None:
-    """The real training images have their own shares of classes; a logistic regression on 8 x 8 digits errs on few of them."""
+    """The real training images have their own shares of classes; a logistic regression on 8 x 8 digits errs
+    on few of them."""
     opened = open_learner(make_config(VAE), tmp_path / "root")
     learner, data = opened.learner, opened.data
-    again = open_learner(make_config(VAE, "again.yaml", seed=9, **{"data.num_examples": 40}), tmp_path / "root").learner
+    again = open_learner(
+        make_config(VAE, "again.yaml", seed=9, **{"data.num_examples": 40}), tmp_path / "root"
+    ).learner
     assert learner.classifier is not None and again.classifier is not None and data.labels is not None
     assert learner.classifier.classes == tuple(range(10))
     images = data.test.values
     probabilities = learner.classifier.probabilities(images)
-    assert (probabilities == again.classifier.probabilities(images)).all(), "neither seed nor num_examples matters"
+    assert (probabilities == again.classifier.probabilities(images)).all(), (
+        "neither seed nor num_examples matters"
+    )
     right = learner.classifier.probabilities(data.real(0, data.supply).values).argmax(axis=1) == data.labels
     assert right.mean() > 0.95
 
@@ -622,7 +713,11 @@ def test_the_classifier_knows_real_digits_and_nothing_else(make_config: Make, tm
 def test_the_spread_over_classes_has_closed_forms() -> None:
     uniform = metrics.class_metrics(np.eye(7).repeat(3, axis=0), tuple(range(7)))
     assert uniform["vae/class_entropy"] == pytest.approx(math.log(7))
-    assert (uniform["vae/classes"], uniform["vae/confidence"], uniform["vae/share_6"]) == (7, 1, pytest.approx(1 / 7))
+    assert (uniform["vae/classes"], uniform["vae/confidence"], uniform["vae/share_6"]) == (
+        7,
+        1,
+        pytest.approx(1 / 7),
+    )
     rows = np.zeros((200, 3))
     rows[:, 0] = 0.8
     rows[:, 1] = 0.2
@@ -651,7 +746,8 @@ def test_images_without_classes_have_no_class_metrics(make_config: Make, tmp_pat
     assert record is not None and "vae/elbo" in record.metrics and "vae/class_entropy" not in record.metrics
 
 
-# --- the command line and the report ----------------------------------------------------------------------------------------
+# --- the command line and the report
+# ----------------------------------------------------------------------------------------
 
 
 def test_the_report_shows_a_strip_of_pictures_for_every_generation(make_config: Make, tmp_path: Path) -> None:
@@ -665,7 +761,9 @@ def test_the_report_shows_a_strip_of_pictures_for_every_generation(make_config: 
     strips = list((tmp_path / "report" / "figures").glob("samples-*-generation-1.png"))
     assert len(strips) == 2
     with Image.open(strips[0]) as image:
-        assert image.mode == "L" and image.size == (2 * (32 * 9 - 1), 2 * (2 * 9 - 1)), "64 pictures of 8 x 8, 32 in a row"
+        assert image.mode == "L" and image.size == (2 * (32 * 9 - 1), 2 * (2 * 9 - 1)), (
+            "64 pictures of 8 x 8, 32 in a row"
+        )
     assert "<th>generations" not in text and "vae/latent_std by generation" in text
 
 
@@ -684,5 +782,8 @@ def test_the_command_line_plans_images_and_the_help_needs_no_torch(make_config: 
     import subprocess
     import sys
 
-    code = "import sys, harness.cli, harness.study, harness.learners; sys.exit(bool({'torch', 'sklearn'} & set(sys.modules)))"
+    code = (
+        "import sys, harness.cli, harness.study, harness.learners; sys.exit(bool({'torch', 'sklearn'} & "
+        "set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

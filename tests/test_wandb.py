@@ -23,8 +23,14 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 def environment(recorder: Recorder, folder: Path) -> dict[str, str]:
-    return {"WANDB_BASE_URL": recorder.url, "WANDB_API_KEY": KEY, "WANDB_CONFIG_DIR": str(folder), "WANDB_CACHE_DIR": str(folder),
-            "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}  # fmt: skip
+    return {
+        "WANDB_BASE_URL": recorder.url,
+        "WANDB_API_KEY": KEY,
+        "WANDB_CONFIG_DIR": str(folder),
+        "WANDB_CACHE_DIR": str(folder),
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_SILENT": "true",
+    }
 
 
 def check(recorder: Recorder, config: Path, root: Path, project: str = PROJECT) -> None:
@@ -33,7 +39,17 @@ def check(recorder: Recorder, config: Path, root: Path, project: str = PROJECT) 
     chains = {row["chain"] for row in rows}
     assert recorder.names(project) == {run_id("normal", chain) for chain in chains}
     assert {upsert["groupName"] for upsert in recorder.upserts if upsert.get("groupName")} == {"normal"}
-    identity = {"experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status", "regime.synthetic_ratio"}
+    identity = {
+        "experiment",
+        "chain",
+        "seed",
+        "generation",
+        "fit",
+        "key",
+        "parent_key",
+        "status",
+        "regime.synthetic_ratio",
+    }
     for chain in chains:
         mirrored = recorder.generations(run_id("normal", chain), project)
         expected = {row["generation"]: row for row in rows if row["chain"] == chain}
@@ -65,8 +81,14 @@ def test_offline_files_synced_by_wandb_itself(study: Any, tmp_path: Path) -> Non
     with endpoint() as recorder:
         wandb = Path(sys.executable).parent / "wandb"
         for folder in folders:
-            subprocess.run([wandb, "sync", "--yes", folder], check=True, capture_output=True, timeout=120, cwd=tmp_path,
-                           env={**os.environ, **environment(recorder, tmp_path)})  # fmt: skip
+            subprocess.run(
+                [wandb, "sync", "--yes", folder],
+                check=True,
+                capture_output=True,
+                timeout=120,
+                cwd=tmp_path,
+                env={**os.environ, **environment(recorder, tmp_path)},
+            )
         check(recorder, config, root)
 
 
@@ -83,10 +105,18 @@ def test_online_and_what_is_sent_again(study: Any, tmp_path: Path) -> None:
 def test_a_failing_wandb_is_a_warning_and_loses_nothing(study: Any, tmp_path: Path) -> None:
     config, root = study("online")
     with endpoint() as recorder:
-        settings = environment(recorder, tmp_path) | {"WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+        settings = environment(recorder, tmp_path) | {
+            "WANDB_API_KEY": "",
+            "HOME": str(tmp_path),
+            "NETRC": str(tmp_path / "none"),
+        }
         done = harness("run", config, "--root", root, **settings)
         assert done.returncode == 0
-        assert "not logged in to W&B" in done.stderr and "Traceback" not in done.stderr and KEY not in done.stderr
+        assert (
+            "not logged in to W&B" in done.stderr
+            and "Traceback" not in done.stderr
+            and KEY not in done.stderr
+        )
         harness("run", config, "--root", root, **environment(recorder, tmp_path))
         check(recorder, config, root)
 
@@ -101,7 +131,9 @@ def test_loss_curves_and_samples_of_a_language_model(ranks: Any, make_config: Ma
     for generation, key in enumerate(prepared.lineage.chains[0].nodes):
         losses = store.json("fits", prepared.lineage.nodes[key].fit, "fit.json")["log"]["train_loss"]
         name = f"loss/generation_{generation}"
-        assert [(line["fit_step"], line[name]) for line in lines if name in line] == list(enumerate(losses, start=1))
+        assert [(line["fit_step"], line[name]) for line in lines if name in line] == list(
+            enumerate(losses, start=1)
+        )
     tables = [line["samples"] for line in lines if "samples" in line]
     assert len(tables) == 1 and (tables[0]["nrows"], tables[0]["ncols"]) == (4, 3)
     assert sum("status" in line for line in lines) == 2

@@ -15,11 +15,13 @@ PROJECT = "model-collapse"
 
 
 class Recorder:
-    """What has been received: history lines, summaries and configurations, by run id; what a server knows of a run, it tells.
+    """What has been received: history lines, summaries and configurations, by run id; what a server knows of
+    a run, it tells.
 
     Attributes:
         url: Its address.
-        keep: Lines of the next history that are stored; the rest is lost, as where the server fails; None for all.
+        keep: Lines of the next history that are stored; the rest is lost, as where the server fails; None for
+            all.
         on_stream: Called with a run's id after lines of its history have been stored, before it is answered.
         refuse: Answer nobody but with 401.
         broken: The status with which histories are refused; 0 for none.
@@ -60,18 +62,35 @@ class Recorder:
         return {run for where, run in self.runs if where == project}
 
     def resume(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """`RunResumeStatus`: nothing of a run that is not there; else how many lines there are, and the last ones."""
+        """`RunResumeStatus`: nothing of a run that is not there; else how many lines there are, and the last
+        ones."""
         key = (variables["project"], variables["name"])
-        project: dict[str, Any] = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "e"}, "bucket": None}
+        project: dict[str, Any] = {
+            "id": "p",
+            "name": variables["project"],
+            "entity": {"id": "e", "name": "e"},
+            "bucket": None,
+        }
         if key in self.runs:
             lines = self.lines.get(key, {})
             tail = [json.dumps(lines[max(lines)])] if lines else []
             config = json.loads(self.runs[key]["config"])
-            telemetry = config.get("_wandb", {}).get("value", {}).get("t")  # the client resumes nothing but what it sees here
+            telemetry = (
+                config.get("_wandb", {}).get("value", {}).get("t")
+            )  # the client resumes nothing but what it sees here
             shown = json.dumps({"t": telemetry} if telemetry else {})
-            project["bucket"] = {**self.runs[key], "summaryMetrics": json.dumps(self.summary.get(key[1], {})), "tags": [],
-                                 "logLineCount": 0, "historyLineCount": len(lines), "eventsLineCount": 0, "notes": "",
-                                 "historyTail": json.dumps(tail), "eventsTail": "[]", "wandbConfig": shown}  # fmt: skip
+            project["bucket"] = {
+                **self.runs[key],
+                "summaryMetrics": json.dumps(self.summary.get(key[1], {})),
+                "tags": [],
+                "logLineCount": 0,
+                "historyLineCount": len(lines),
+                "eventsLineCount": 0,
+                "notes": "",
+                "historyTail": json.dumps(tail),
+                "eventsTail": "[]",
+                "wandbConfig": shown,
+            }
         return {"model": project}
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -82,18 +101,47 @@ class Recorder:
             key = (variables["project"], variables["name"])
             lines = self.lines.get(key, {})
             last = {"lastStep": lines[max(lines)]["_step"]} if lines else {"lastStep": -1}
-            found = {"id": key[1], "name": key[1], "displayName": key[1], "state": "finished", "config": "{}", "tags": [],
-                     "summaryMetrics": "{}", "systemMetrics": "{}", "historyLineCount": len(lines), "historyKeys": last,
-                     "user": {"name": "u", "username": "u"}, "sweepName": None, "group": None, "jobType": None, "commit": None,
-                     "readOnly": False, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00",
-                     "description": "", "notes": "", "projectId": "1"}  # fmt: skip
+            found = {
+                "id": key[1],
+                "name": key[1],
+                "displayName": key[1],
+                "state": "finished",
+                "config": "{}",
+                "tags": [],
+                "summaryMetrics": "{}",
+                "systemMetrics": "{}",
+                "historyLineCount": len(lines),
+                "historyKeys": last,
+                "user": {"name": "u", "username": "u"},
+                "sweepName": None,
+                "group": None,
+                "jobType": None,
+                "commit": None,
+                "readOnly": False,
+                "createdAt": "2026-01-01T00:00:00",
+                "heartbeatAt": "2026-01-01T00:00:00",
+                "description": "",
+                "notes": "",
+                "projectId": "1",
+            }
             return {"project": {"internalId": "1", "run": found if key in self.runs else None}}
         if "upsertBucket" in query:
             self.upserts.append(variables)
             name = variables.get("name") or variables.get("id")
-            project = {"name": variables.get("project") or "p", "entity": {"name": variables.get("entity") or "e"}}
-            bucket = {"id": name, "name": name, "displayName": variables.get("displayName"), "description": "", "config": "{}",
-                      "sweepName": None, "project": project, "historyLineCount": 0}  # fmt: skip
+            project = {
+                "name": variables.get("project") or "p",
+                "entity": {"name": variables.get("entity") or "e"},
+            }
+            bucket = {
+                "id": name,
+                "name": name,
+                "displayName": variables.get("displayName"),
+                "description": "",
+                "config": "{}",
+                "sweepName": None,
+                "project": project,
+                "historyLineCount": 0,
+            }
             key = (project["name"], str(name))
             inserted = key not in self.runs
             if variables.get("name"):
@@ -102,17 +150,37 @@ class Recorder:
                 bucket["historyLineCount"] = len(self.lines.get(key, {}))
             return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
         if "createArtifact(" in query:
-            # Already there, as the same table sent before would be: nothing is uploaded, the reference in the history counts.
+            # Already there, as the same table sent before would be: nothing is uploaded, the reference in the
+            # history counts.
             return {
                 "createArtifact": {
-                    "artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": {"id": "a"}}}
+                    "artifact": {
+                        "id": "a",
+                        "state": "COMMITTED",
+                        "artifactSequence": {"latestArtifact": {"id": "a"}},
+                    }
                 }
             }
         if "createRunFiles" in query:
-            files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables.get("files", [])]
+            files = [
+                {"name": name, "uploadUrl": f"{self.url}/upload/{name}"}
+                for name in variables.get("files", [])
+            ]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
-        viewer = {"id": "v", "entity": "e", "username": "u", "email": "u@example.org", "flags": "{}", "teams": {"edges": []}}
-        info = {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": [], "exposesLatestLocalVersion": False}
+        viewer = {
+            "id": "v",
+            "entity": "e",
+            "username": "u",
+            "email": "u@example.org",
+            "flags": "{}",
+            "teams": {"edges": []},
+        }
+        info = {
+            "cliVersionInfo": {},
+            "latestLocalVersionInfo": None,
+            "features": [],
+            "exposesLatestLocalVersion": False,
+        }
         return {"viewer": viewer, "serverInfo": info, "project": None, "model": None}
 
     def stream(self, project: str, run: str, body: dict[str, Any]) -> None:
@@ -124,7 +192,9 @@ class Recorder:
             for position, line in enumerate(part["content"]):
                 if name == "wandb-history.jsonl" and (cut is None or position < cut):
                     self.lines.setdefault((project, run), {})[part["offset"] + position] = json.loads(line)
-                elif name == "wandb-summary.json" and cut is None:  # a summary that is ahead of the history would hide the loss
+                elif (
+                    name == "wandb-summary.json" and cut is None
+                ):  # a summary that is ahead of the history would hide the loss
                     self.summary[run] = json.loads(line)
         if body.get("complete"):
             self.complete.add(run)
@@ -147,7 +217,13 @@ def _handler(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
             else:
                 data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             encoding = self.headers.get("Content-Encoding")
-            return gzip.decompress(data) if encoding == "gzip" else zlib.decompress(data) if encoding == "deflate" else data
+            return (
+                gzip.decompress(data)
+                if encoding == "gzip"
+                else zlib.decompress(data)
+                if encoding == "deflate"
+                else data
+            )
 
         def answer(self, value: Any) -> None:
             data = json.dumps(value).encode()

@@ -1,7 +1,8 @@
 """Tests in several processes at once: how many, in which order, and which of them run alone.
 
-Most tests on Ray and SLURM wait for something most of the time, so others compute meanwhile. What a test starts is its own, or its
-process's: a Ray, a SLURM (one for all tests that need it), folders. A test that is judged by a clock is marked ``alone``.
+Most tests on Ray and SLURM wait for something most of the time, so others compute meanwhile. What a test
+starts is its own, or its process's: a Ray, a SLURM (one for all tests that need it), folders. A test that is
+judged by a clock is marked ``alone``.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ APART = {
     "test_papers.py",
     "test_ray.py",
 }
-"""Files with long tests, each of which makes all that it needs: a process takes one test at a time. Of other files it takes all."""
+"""Files with long tests, each of which makes all that it needs: a process takes one test at a time. Of other
+files it takes all."""
 SLURM = {"test_slurm.py", "test_doctor_slurm.py"}
 """One process runs all of these, on one SLURM; another one has one for tests/test_slurm_faults.py."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process a core: with more of them nothing waits any more, everything takes longer, and limits of time are reached."""
+    """One process a core: with more of them nothing waits any more, everything takes longer, and limits of
+    time are reached."""
     return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().total // TEST_BYTES))
 
 
@@ -50,13 +53,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
 
 
 def pytest_make_parametrize_id(val: Any) -> str | None:
-    """Names of tests are the same in all processes, or nothing runs; bytes may hold the time, as those of gzip do."""
+    """Names of tests are the same in all processes, or nothing runs; bytes may hold the time, as those of
+    gzip do."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest first, so that no process ends long before the others; those that run alone last, when nobody waits for them."""
+    """The longest first, so that no process ends long before the others; those that run alone last, when
+    nobody waits for them."""
     if hasattr(config, "workerinput"):
         items.sort(key=_turn)
 
@@ -70,7 +75,8 @@ def _turn(item: pytest.Item) -> int:
 
 
 class _Rooms:
-    """Many may be in, or one alone. Who wants to be alone waits at the gate, and nobody passes it meanwhile."""
+    """Many may be in, or one alone. Who wants to be alone waits at the gate, and nobody passes it
+    meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         self.gate, self.room = folder / "gate.lock", folder / "room.lock"
@@ -78,7 +84,9 @@ class _Rooms:
     def enter(self, alone: bool) -> ExitStack:
         inside = ExitStack()
         room = inside.enter_context(open(self.room, "w"))
-        inside.callback(fcntl.flock, room, fcntl.LOCK_UN)  # for closing is not enough where a child has inherited it
+        inside.callback(
+            fcntl.flock, room, fcntl.LOCK_UN
+        )  # for closing is not enough where a child has inherited it
         with open(self.gate, "w") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
             fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)

@@ -1,9 +1,9 @@
 """The recursive algorithm: for every generation build the training set, fit, sample, evaluate, commit.
 
-`run_branch` is the same under every engine, on a laptop and on a cluster. Everything it needs it asks the store for, and what the
-store lacks is computed first, so it goes on wherever an earlier process stopped: inside a fit from its checkpoint, inside a
-sampling from its shards, inside an evaluation from its pieces. What is being computed is leased, so that others on the same store
-wait for it or do something else.
+`run_branch` is the same under every engine, on a laptop and on a cluster. Everything it needs it asks the
+store for, and what the store lacks is computed first, so it goes on wherever an earlier process stopped:
+inside a fit from its checkpoint, inside a sampling from its shards, inside an evaluation from its pieces.
+What is being computed is leased, so that others on the same store wait for it or do something else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def run_branch(plan: Plan, site: Site) -> End:
                 with branch.claim(node.evaluation, node):
                     branch.check_stop()
                     branch.measure_anew()
-                    if not branch.complete(node):  # whoever had the lease may have finished it after the first look
+                    if not branch.complete(
+                        node
+                    ):  # whoever had the lease may have finished it after the first look
                         status = branch.fit(node)
                         if status == "ok":
                             branch.sample(node, plan.examples[node.corpus])

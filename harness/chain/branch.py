@@ -21,7 +21,14 @@ from harness.data.analytic import load_teacher
 from harness.data.text import corpus_science, other_science, read_other
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
-from harness.learners.base import CheckpointUnusable, EvaluateTask, FitOutcome, FitTask, SampleTask, TrainingSet
+from harness.learners.base import (
+    CheckpointUnusable,
+    EvaluateTask,
+    FitOutcome,
+    FitTask,
+    SampleTask,
+    TrainingSet,
+)
 from harness.metrics import SCORES_VERSION
 from harness.metrics.added import added_metrics
 from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none, status_of
@@ -42,10 +49,14 @@ class Branch(Context):
         """Whether all that a node leaves is there, and its record undamaged."""
         return self.on_rank_0(lambda: self.store.complete(node, self.plan.examples[node.corpus]))
 
-    # --- build the training set ------------------------------------------------------------------------------------------
+    # --- build the training set
+    # ------------------------------------------------------------------------------------------
 
     def training_set(self, node: Node) -> TrainingSet:
-        """Every training example of a node, with its origin; collective, and remembered for the node's evaluation."""
+        """Every training example of a node, with its origin.
+
+        Collective, and remembered for the node's evaluation.
+        """
         if self._training is None or self._training[0] != node.evaluation:
             self._training = (node.evaluation, self._build(node))
         return self._training[1]
@@ -57,21 +68,29 @@ class Branch(Context):
         kept = undetected(filters, drawn.origin, node.seed, node.generation)
         if kept is not None:
             if not kept.any():
-                raise LearnerError(f"filters: the detector drops all training examples of generation {node.generation}")
+                raise LearnerError(
+                    f"filters: the detector drops all training examples of generation {node.generation}"
+                )
             drawn = drawn.take(kept)
         sources: dict[int, Examples] = {}
         for part in recipe.parts:
             if part.origin == REAL:
-                sources[REAL] = self.data.real(node.seed, max(part.offset + part.count, self.data.num_examples))
+                sources[REAL] = self.data.real(
+                    node.seed, max(part.offset + part.count, self.data.num_examples)
+                )
             elif part.origin == EXTERNAL:
                 content = recipe.spec["source"]["corpus"]
-                sources[EXTERNAL] = self._prepared(corpus_science(spec.data.identity, content), "regime.source")
+                sources[EXTERNAL] = self._prepared(
+                    corpus_science(spec.data.identity, content), "regime.source"
+                )
             elif part.origin == TEACHER:
                 sources[TEACHER] = self._lesson(spec, part.count, filters)
             else:
                 writer = self.plan.nodes[node.corpora[part.origin]]
                 judge = Judge(self.data, writer.seed, writer.generation)
-                sources[part.origin] = first_accepted(filters, partial(self.corpus, writer), part.count, judge)
+                sources[part.origin] = first_accepted(
+                    filters, partial(self.corpus, writer), part.count, judge
+                )
         width = max(source.values.shape[1] for source in sources.values())
         values = np.zeros((len(drawn), width), dtype=next(iter(sources.values())).values.dtype)
         lengths = np.zeros(len(drawn), dtype=np.int32)
@@ -94,7 +113,9 @@ class Branch(Context):
         assert spec.writer is not None
         teacher = load_teacher(spec.writer)
         judge = Judge(self.data, spec.seed, spec.generation)
-        return first_accepted(filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge)
+        return first_accepted(
+            filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge
+        )
 
     def corpus(self, node: Node, count: int) -> Examples:
         """The first ``count`` raw examples of a node's corpus; a damaged shard is sampled again."""
@@ -110,7 +131,8 @@ class Branch(Context):
                 return found if found is not None else self.store.corpora.load(node.corpus, count, shards)
         raise DamagedError(f"corpus {node.corpus} was sampled again and is still damaged; check the disk")
 
-    # --- fit -------------------------------------------------------------------------------------------------------------
+    # --- fit
+    # --------------------------------------------------------------------------------------------------------
 
     def fit(self, node: Node) -> Status:
         """Make sure that a node's fit is committed; its weights may have been freed since."""
@@ -121,7 +143,10 @@ class Branch(Context):
         return self._fit_status(node)
 
     def weights(self, node: Node) -> Path:
-        """The folder of a node's fit, with its weights: fitted again where they were freed, and are needed after all."""
+        """The folder of a node's fit, with its weights.
+
+        Fitted again where they were freed, and are needed after all.
+        """
         self.fit(node)
         if not self.on_rank_0(lambda: self.store.has_weights(node.fit)):
             with self.claim(node.fit, node):
@@ -135,8 +160,10 @@ class Branch(Context):
     def _fit(self, node: Node) -> None:
         if node.fit in self.plan.foreign:
             raise DamagedError(
-                f"more examples of generation {node.generation} of the cell in regime.source are needed than it has, and this "
-                "cell's learner cannot write them: run the command again if something is damaged, or relax the filters"
+                f"more examples of generation {node.generation} of the cell in regime.source are needed than "
+                f"it has, and this "
+                "cell's learner cannot write them: run the command again if something is damaged, or relax "
+                "the filters"
             )
         refit = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
         parent = None if node.init_from is None else self.weights(self.plan.nodes[node.init_from])
@@ -167,13 +194,20 @@ class Branch(Context):
             self._commit_fit(node, staged, training, outcome, refit=refit)
         self.ranks.barrier()
 
-    def _commit_fit(self, node: Node, staged: Path, training: TrainingSet, outcome: FitOutcome, refit: bool) -> None:
+    def _commit_fit(
+        self, node: Node, staged: Path, training: TrainingSet, outcome: FitOutcome, refit: bool
+    ) -> None:
         if refit:
             same = self.store.restore_weights(node.fit, staged, self.provenance().to_json())
             self.event("weights_restored" if same else "weights_replicated", node)
             return
-        save_file({"origin": training.drawn.origin, "index": training.drawn.index}, staged / "training_set.safetensors")
-        write_json(staged / "fit.json", {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log})
+        save_file(
+            {"origin": training.drawn.origin, "index": training.drawn.index},
+            staged / "training_set.safetensors",
+        )
+        write_json(
+            staged / "fit.json", {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log}
+        )
         write_json(staged / "provenance.json", self.provenance().to_json())
         won = self.store.commit("fits", node.fit, staged, node.spec.fit.to_json())
         self.event("fit_committed" if won else "fit_discarded", node)
@@ -182,7 +216,8 @@ class Branch(Context):
         status: Status = self.on_rank_0(lambda: self.store.json("fits", node.fit, "fit.json")["status"])
         return status
 
-    # --- sample ----------------------------------------------------------------------------------------------------------
+    # --- sample
+    # --------------------------------------------------------------------------------------------------------
 
     def sample(self, node: Node, count: int) -> None:
         """Make sure that a node's corpus has at least ``count`` examples."""
@@ -230,7 +265,8 @@ class Branch(Context):
             return self.corpus(self.plan.nodes[node.prompted_by], self.data.num_examples)
         return self.data.real(node.seed, self.data.num_examples)
 
-    # --- evaluate and commit ---------------------------------------------------------------------------------------------
+    # --- evaluate and commit
+    # ---------------------------------------------------------------------------------------------
 
     def evaluate(self, node: Node, status: Status) -> None:
         """Measure a generation and commit its record; a diverged one has no metrics."""
@@ -265,7 +301,10 @@ class Branch(Context):
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
             if self.ranks.rank == 0:
                 names = node.spec.measured.section.metrics
-                metrics = {**metrics, **added_metrics(names, corpus, self.data, node.seed, node.generation, metrics)}
+                metrics = {
+                    **metrics,
+                    **added_metrics(names, corpus, self.data, node.seed, node.generation, metrics),
+                }
         if self.ranks.rank == 0:
             record = Record(
                 node.generation,
@@ -294,7 +333,12 @@ class Branch(Context):
         }
 
     def _piece(
-        self, staged: Path, earlier: Earlier | None, name: str, rows: int, compute: Callable[[], npt.NDArray[np.float64]]
+        self,
+        staged: Path,
+        earlier: Earlier | None,
+        name: str,
+        rows: int,
+        compute: Callable[[], npt.NDArray[np.float64]],
     ) -> npt.NDArray[np.float64]:
         """A part of an evaluation, kept when it is done; the same call on every rank."""
         workplace, kept = Workplace(staged), None

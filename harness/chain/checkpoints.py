@@ -20,13 +20,18 @@ def adopt(context: Context, node: Node, staged: Path) -> Path | None:
     def usable(about: Mapping[str, Any]) -> str | None:
         for name, what in (("world_size", "ranks"), ("zero_stage", "ZeRO stage")):
             if about[name] != own[name]:
-                return f"it was written with {what} {about[name]}, this gang has {own[name]}; DeepSpeed cannot convert it"
+                return (
+                    f"it was written with {what} {about[name]}, this gang has {own[name]}; DeepSpeed cannot "
+                    f"convert it"
+                )
         return None
 
     def look() -> tuple[Path | None, float]:
         found, reasons = Workplace(staged).adopt(usable)
         for reason in reasons:
-            context.event("checkpoint_refused", node, reason=reason, again_from_step=found.step if found else 0)
+            context.event(
+                "checkpoint_refused", node, reason=reason, again_from_step=found.step if found else 0
+            )
         if found is None:
             return None, 0.0
         other = {name: found.about[name] for name in own if found.about[name] != own[name]}
@@ -39,7 +44,9 @@ def adopt(context: Context, node: Node, staged: Path) -> Path | None:
     return folder
 
 
-def save_checkpoint(context: Context, node: Node, staged: Path, step: int, write: Callable[[Path], Sequence[Path]]) -> None:
+def save_checkpoint(
+    context: Context, node: Node, staged: Path, step: int, write: Callable[[Path], Sequence[Path]]
+) -> None:
     """Every rank writes and hashes its own files; rank 0 makes them count."""
     workplace = Workplace(staged)
     folder = context.on_rank_0(lambda: workplace.begin(step))

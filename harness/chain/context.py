@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 
 class Context:
-    """A branch on its ranks; every method that is not private is collective, or says nothing on ranks other than 0."""
+    """A branch on its ranks.
+
+    Every method that is not private is collective, or says nothing on ranks other than 0.
+    """
 
     def __init__(self, plan: Plan, site: Site) -> None:
         """Nothing is computed yet."""
@@ -48,7 +51,12 @@ class Context:
         Raises:
             Busy: Somebody else holds it.
         """
-        about = {"branch": self.plan.branch, "generation": node.generation, "seed": node.seed, "coordinator": self.plan.coordinator}
+        about = {
+            "branch": self.plan.branch,
+            "generation": node.generation,
+            "seed": node.seed,
+            "coordinator": self.plan.coordinator,
+        }
         lease = self.leases.acquire(key, about) if self.ranks.rank == 0 else None
         if not self.ranks.broadcast(lease is not None):
             raise Busy(key)
@@ -78,7 +86,10 @@ class Context:
         self.learner.reset_peak()
 
     def on_rank_0(self, look: Callable[[], T]) -> T:
-        """What rank 0 sees in the store, on every rank: two ranks that look for themselves may see different things."""
+        """What rank 0 sees in the store, on every rank.
+
+        Two ranks that look for themselves may see different things.
+        """
         found: T = self.ranks.broadcast(look() if self.ranks.rank == 0 else None)  # type: ignore[assignment]
         return found
 
@@ -126,7 +137,12 @@ class Context:
             attempt=self.plan.attempt,
             commit=self.plan.commit,
             coordinator=self.plan.coordinator,
-            versions={"harness": __version__, "python": platform.python_version(), **PACKAGES, **found["versions"]},
+            versions={
+                "harness": __version__,
+                "python": platform.python_version(),
+                **PACKAGES,
+                **found["versions"],
+            },
         )
         return replace(
             base,

@@ -23,7 +23,8 @@ FREE = ("metrics", "examples", "prompts", "others", "perplexity_batch", "max_dup
 class Earlier:
     """Values per example, and continuations, of other evaluations of the same fit and corpus.
 
-    They are looked for only where weights were freed: where weights are there, computing is simpler, and tells more.
+    They are looked for only where weights were freed: where weights are there, computing is simpler, and
+    tells more.
     """
 
     def __init__(self, store: Store, node: Node, first: Node, spec: Mapping[str, Any]) -> None:
@@ -55,7 +56,9 @@ class Earlier:
     def _fits(self, spec: Mapping[str, Any]) -> bool:
         if any(spec.get(name) != self.spec[name] for name in ("format", "fit", "corpus", "generation_0")):
             return False
-        theirs, ours = ({k: v for k, v in s["evaluation"].items() if k not in FREE} for s in (spec, self.spec))
+        theirs, ours = (
+            {k: v for k, v in s["evaluation"].items() if k not in FREE} for s in (spec, self.spec)
+        )
         texts, wanted = _texts(spec), _texts(self.spec)
         return theirs == ours and all(texts[name] == wanted[name] for name in texts.keys() & wanted.keys())
 

@@ -53,8 +53,9 @@ class End:
     """How a branch ended.
 
     Attributes:
-        status: ``ok``: all its generations are committed; ``diverged``: one has no finite model, and later ones do not exist;
-            ``busy``: somebody else works on what is needed; ``stopped``: it was asked to stop, and saved what it had.
+        status: ``ok``: all its generations are committed; ``diverged``: one has no finite model, and later
+            ones do not exist; ``busy``: somebody else works on what is needed; ``stopped``: it was asked to
+            stop, and saved what it had.
         key: What somebody else works on, for ``busy``.
     """
 

@@ -39,7 +39,10 @@ def main() -> None:
         kind, message = classify(error)
         if kind != "store":
             _defect(error)
-        terminal.show(f"error: {message}; nothing that was committed is lost: make room, and run the command again", sys.stderr)
+        terminal.show(
+            f"error: {message}; nothing that was committed is lost: make room, and run the command again",
+            sys.stderr,
+        )
         raise SystemExit(EXIT_FAILED) from None
     except KeyboardInterrupt:
         terminal.show("interrupted; nothing committed is lost, run the same command again", sys.stderr)
@@ -50,9 +53,14 @@ def main() -> None:
 
 def _defect(error: Exception) -> NoReturn:
     """Something that should not happen: the details go to a file."""
-    path = Path(tempfile.mkstemp(prefix="harness-error-", suffix=".log", dir=os.environ.get("HARNESS_ERRORS"))[1])
+    path = Path(
+        tempfile.mkstemp(prefix="harness-error-", suffix=".log", dir=os.environ.get("HARNESS_ERRORS"))[1]
+    )
     path.write_text(traceback.format_exc(), encoding="utf-8")
-    terminal.show(f"error: this is a defect of the harness: {type(error).__name__}: {error} (details: {path})", sys.stderr)
+    terminal.show(
+        f"error: this is a defect of the harness: {type(error).__name__}: {error} (details: {path})",
+        sys.stderr,
+    )
     raise SystemExit(EXIT_FAILED) from None
 
 

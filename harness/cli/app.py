@@ -61,13 +61,19 @@ def config_path(text: str | Path) -> Path:
 ConfigPath = Annotated[
     Path,
     typer.Argument(
-        metavar="CONFIG", parser=config_path, help="The study's YAML file, or its name in harness list studies.", show_default=False
+        metavar="CONFIG",
+        parser=config_path,
+        help="The study's YAML file, or its name in harness list studies.",
+        show_default=False,
     ),
 ]
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Set a field, or pin a grid axis; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Set a field, or pin a grid axis; repeatable."),
 ]
-Root = Annotated[Path, typer.Option("--root", envvar="HARNESS_ROOT", metavar="PATH", parser=path, help="The store.")]
+Root = Annotated[
+    Path, typer.Option("--root", envvar="HARNESS_ROOT", metavar="PATH", parser=path, help="The store.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 DEFAULT_ROOT = Path("runs")
 
@@ -125,7 +131,10 @@ def existing_store(root: Path, writes: bool) -> Any:
     from harness.store import Store
 
     if not (root / "format").exists():
-        raise InputError(f"--root {root} is not a store of the harness; name the one that the study is in, here or in HARNESS_ROOT")
+        raise InputError(
+            f"--root {root} is not a store of the harness; name the one that the study is in, here or in "
+            f"HARNESS_ROOT"
+        )
     return Store.open(root) if writes else Store.read(root)
 
 
@@ -137,12 +146,18 @@ def tell_damage(store: Store) -> int:
             break
         terminal.show(f"left out: {reason}", sys.stderr)
     if store.trouble:
-        terminal.show("the next harness run makes what is damaged again; harness doctor --store lists everything", sys.stderr)
+        terminal.show(
+            "the next harness run makes what is damaged again; harness doctor --store lists everything",
+            sys.stderr,
+        )
     return EXIT_FAILED if store.trouble else 0
 
 
 def signals(stop: Stop) -> Callable[[], None]:
-    """A function that makes signals set ``stop``; after a second SIGINT nothing is saved, a third interrupts whatever goes on."""
+    """A function that makes signals set ``stop``.
+
+    After a second SIGINT nothing is saved, a third interrupts whatever goes on.
+    """
 
     def heard(number: int, _: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
@@ -153,7 +168,9 @@ def signals(stop: Stop) -> Callable[[], None]:
 
     def listen() -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup asks not to hear it
+            if (
+                number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+            ):  # nohup asks not to hear it
                 signal.signal(number, heard)
 
     return listen
@@ -167,6 +184,8 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass

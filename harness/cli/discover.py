@@ -15,7 +15,10 @@ from harness.errors import InputError
 
 @app.command("list", rich_help_panel="What there is")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="KIND", help="learners, filters, regimes, metrics, presets, data or studies.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="learners, filters, regimes, metrics, presets, data or studies."),
+    ],
     json_output: Json = False,
 ) -> None:
     """List what a configuration can name, with a line each.
@@ -63,10 +66,18 @@ def show(
         raise InputError(f"--cell: found {number}, allowed: 1 to {len(cells)}")
     values = resolved(study, number - 1)
     if json_output:
-        print_json({found.path: {"value": found.value, "from": found.origin} for found in values if not found.is_section})
+        print_json(
+            {
+                found.path: {"value": found.value, "from": found.origin}
+                for found in values
+                if not found.is_section
+            }
+        )
         return
     about = " ".join(f"{axis}={value}" for axis, value in cells[number - 1].axes.items())
-    terminal.show(f"# cell {number} of {len(cells)}{f': {about}' if about else ''}; lines are those of {config}")
+    terminal.show(
+        f"# cell {number} of {len(cells)}{f': {about}' if about else ''}; lines are those of {config}"
+    )
     seeds = study.seeds if len(study.seeds) <= 10 else (*study.seeds[:3], "...", study.seeds[-1])
     if len(study.seeds) > 1:
         terminal.show(f"# seeds: {', '.join(map(str, seeds))}")
@@ -76,12 +87,17 @@ def show(
 @app.command(rich_help_panel="A study")
 def init(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the study, and of its file NAME.yaml.")],
-    learner: Annotated[str, typer.Option(help="Whose chains it is about (harness list learners).")] = "language_model",
+    learner: Annotated[
+        str, typer.Option(help="Whose chains it is about (harness list learners).")
+    ] = "language_model",
     out: Annotated[
-        Path | None, typer.Option(parser=path, metavar="FILE", help="Where to write it; NAME.yaml here when absent.")
+        Path | None,
+        typer.Option(parser=path, metavar="FILE", help="Where to write it; NAME.yaml here when absent."),
     ] = None,
 ) -> None:
-    """Write a study to start from: a small grid that runs as it is, and every field that a learner has, commented.
+    """Write a study to start from.
+
+    A small grid that runs as it is, and every field that a learner has, commented.
 
     Example: harness init forgetting --learner gaussian
     """
@@ -91,7 +107,9 @@ def init(
     text = starter(name, learner)
     place = Path(f"{name}.yaml") if out is None else out
     if place.exists():
-        raise InputError(f"{place} exists, and is left as it is; choose another name, or another file with --out")
+        raise InputError(
+            f"{place} exists, and is left as it is; choose another name, or another file with --out"
+        )
     if not place.absolute().parent.is_dir():
         raise InputError(f"--out: the folder {place.absolute().parent} does not exist")
     write_atomic(place, text.encode())

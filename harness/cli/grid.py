@@ -42,10 +42,17 @@ def run(
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     json_output: Json = False,
-    address: Annotated[str | None, typer.Option(help="A running Ray to join; without it one is started here.")] = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Run on all nodes of the SLURM allocation that this is in.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray to join; without it one is started here.")
+    ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Run on all nodes of the SLURM allocation that this is in.")
+    ] = False,
     idle_exit: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=0, help="End once others have computed all that is left for so long.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="End once others have computed all that is left for so long."
+        ),
     ] = None,
 ) -> None:
     """Run the grid, or what is left of it.
@@ -53,7 +60,9 @@ def run(
     Example: harness run study.yaml --set generations=5
     """
     if slurm and address is not None:
-        raise InputError("--slurm starts a Ray on the allocation, --address joins one that runs; give one of them")
+        raise InputError(
+            "--slurm starts a Ray on the allocation, --address joins one that runs; give one of them"
+        )
     stop = Stop()
     listen = signals(stop)
     listen()
@@ -63,7 +72,9 @@ def run(
             from harness.coordinator.session import check_this_machine
 
             check_this_machine(prepared)
-        job = slurm_jobs.Job(prepared, root) if slurm else None  # before ray is imported, which then reads how to log in
+        job = (
+            slurm_jobs.Job(prepared, root) if slurm else None
+        )  # before ray is imported, which then reads how to log in
         from harness.coordinator.cluster import Place
         from harness.coordinator.display import make_display
         from harness.coordinator.session import run_study
@@ -75,7 +86,14 @@ def run(
 
         try:
             summary, mirrored = run_study(
-                prepared, root, prepared.study.source, place, lambda: make_display(json_output), stop, listen, idle_exit
+                prepared,
+                root,
+                prepared.study.source,
+                place,
+                lambda: make_display(json_output),
+                stop,
+                listen,
+                idle_exit,
             )
         except GangError as error:  # nothing was computed yet, and another try may find better machines
             terminal.show(f"error: {error}", sys.stderr)
@@ -113,7 +131,9 @@ def plan(
     root: Root = DEFAULT_ROOT,
     json_output: Json = False,
     nodes: Annotated[int, typer.Option(min=1, help="Machines of the simulated run.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each; 0 for a machine like this one.")] = 0,
+    gpus_per_node: Annotated[
+        int, typer.Option(min=0, help="GPUs of each; 0 for a machine like this one.")
+    ] = 0,
 ) -> None:
     """Say what the grid is, what the store has of it, and what the rest will cost; writes nothing.
 
@@ -127,12 +147,15 @@ def plan(
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)
-        # On GPU machines the GPUs are what runs out; a CPU is taken to be there for every thread that a rank asks for.
+        # On GPU machines the GPUs are what runs out; a CPU is taken to be there for every thread that a rank
+        # asks for.
         threads = max(cell.config.resources.threads for cell in prepared.study.cells)
         cpus = gpus_per_node * threads if gpus_per_node else usable_cpus()
         machines = [Capacity(cpus, gpus_per_node)] * nodes
         try:
-            check_feasible({shape_of(cell.config, gpus_per_node > 0) for cell in prepared.study.cells}, machines)
+            check_feasible(
+                {shape_of(cell.config, gpus_per_node > 0) for cell in prepared.study.cells}, machines
+            )
             if not gpus_per_node:
                 check_memory(prepared, gpus=has_gpus())
         except ResourceError as error:
@@ -147,7 +170,8 @@ def plan(
     terminal.show(
         f"generations     {found.generations_requested} asked for, {found.generations_unique} after sharing "
         f"({found.fits_unique} fits), "
-        f"{found.generations_stored} in the store, {found.generations_unique - found.generations_stored} to compute"
+        f"{found.generations_stored} in the store, {found.generations_unique - found.generations_stored} to "
+        f"compute"
     )
     for data in found.data:
         terminal.show(f"data            {_read(data)}")
@@ -168,7 +192,10 @@ def plan(
 
 
 def _gone(fits: int) -> str:
-    return f"{fits} fits that retention.weights keeps were freed before; they are fitted again only if something needs them"
+    return (
+        f"{fits} fits that retention.weights keeps were freed before; they are fitted again only if "
+        f"something needs them"
+    )
 
 
 def _read(data: Mapping[str, Any]) -> str:
@@ -182,7 +209,9 @@ def _read(data: Mapping[str, Any]) -> str:
 
 
 @app.command(rich_help_panel="A study")
-def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEFAULT_ROOT, json_output: Json = False) -> None:
+def status(
+    config: ConfigPath, assignments: Assignments = None, root: Root = DEFAULT_ROOT, json_output: Json = False
+) -> None:
     """Say what is committed, running, waiting and failed; reads only the store.
 
     Example: harness status study.yaml
@@ -199,7 +228,12 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
         jobs, problem = slurm_jobs.find_jobs(Experiment(store.root, name).path)
     if json_output:
         chains = [asdict(state) for state in states]
-        found = {"experiment": name, "chains": chains, "jobs": slurm_jobs.jobs_json(jobs), "jobs_problem": problem}
+        found = {
+            "experiment": name,
+            "chains": chains,
+            "jobs": slurm_jobs.jobs_json(jobs),
+            "jobs_problem": problem,
+        }
         print_json(found)
         raise typer.Exit(tell_damage(store))
     if not (root / "format").exists():
@@ -209,7 +243,13 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
         table.add_column(cell(name))
     for state in states:
         axes = [str(state.axes.get(name, "")) for name in prepared.study.columns]
-        cells = [state.chain, *axes, str(state.seed), f"{state.committed}/{state.total}", f"{state.state} {state.detail}".strip()]
+        cells = [
+            state.chain,
+            *axes,
+            str(state.seed),
+            f"{state.committed}/{state.total}",
+            f"{state.state} {state.detail}".strip(),
+        ]
         table.add_row(*map(cell, cells))
     print_table(table)
     counts: dict[str, int] = {}
@@ -223,12 +263,16 @@ def status(config: ConfigPath, assignments: Assignments = None, root: Root = DEF
 @app.command(rich_help_panel="A study")
 def explain(
     config: ConfigPath,
-    chain: Annotated[str, typer.Option(help="A chain's id, or how it begins (see status).", show_default=False)],
+    chain: Annotated[
+        str, typer.Option(help="A chain's id, or how it begins (see status).", show_default=False)
+    ],
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     json_output: Json = False,
 ) -> None:
-    """Say of every generation of a chain why it will run: new, failed, damaged, or which field of which generation changed.
+    """Say of every generation of a chain why it will run.
+
+    New, failed, damaged, or which field of which generation changed.
 
     Example: harness explain study.yaml --chain 1a2b
     """
@@ -245,6 +289,11 @@ def explain(
     for item in found:
         terminal.show(f"generation {item.generation}: {item.reason}: {item.detail}")
         for difference in item.differences:
-            place = "" if difference.generation == item.generation else f"generation {difference.generation}: "
-            stored, wished = (value if value == ABSENT else json.dumps(value) for value in (difference.stored, difference.wanted))
+            place = (
+                "" if difference.generation == item.generation else f"generation {difference.generation}: "
+            )
+            stored, wished = (
+                value if value == ABSENT else json.dumps(value)
+                for value in (difference.stored, difference.wanted)
+            )
             terminal.show(f"    {place}{difference.field}: {stored} (stored) -> {wished}")

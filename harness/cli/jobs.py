@@ -41,7 +41,12 @@ class Job:
         self.folder = run_folder(Experiment(root, prepared.study.base.experiment).path, self.allocation.job)
         alone = LOOPBACK if len(self.allocation.nodes) == 1 else {}
         os.environ.pop(VALUE, None)
-        os.environ |= {MODE: "token", PATH: str(self.folder / TOKEN), **alone, "HARNESS_INCARNATION": self.allocation.incarnation}
+        os.environ |= {
+            MODE: "token",
+            PATH: str(self.folder / TOKEN),
+            **alone,
+            "HARNESS_INCARNATION": self.allocation.incarnation,
+        }
 
     @contextlib.contextmanager
     def place(self, stopped: Callable[[], bool]) -> Iterator[Place]:
@@ -51,14 +56,26 @@ class Job:
         from harness.launch.slurm import Slurm
         from harness.store import Store
 
-        Store.open(self.root)  # before this run's own folders stand in it: what is not empty is not made a store
+        Store.open(
+            self.root
+        )  # before this run's own folders stand in it: what is not empty is not made a store
         bury_ended_jobs(self.owners, self.allocation, Slurm())
         with ray_in_allocation(self.allocation, self.folder, stopped) as ray:
             nodes = len(self.allocation.nodes)
-            yield Place(ray.address, nodes, sum(self.allocation.cpus), nodes * self.allocation.gpus, JOIN_S, ray.trouble)
+            yield Place(
+                ray.address,
+                nodes,
+                sum(self.allocation.cpus),
+                nodes * self.allocation.gpus,
+                JOIN_S,
+                ray.trouble,
+            )
 
     def ended(self, summary: Summary) -> None:
-        """Write down how the run ended, for the process that decides about the job, and for `harness status`."""
+        """Write down how the run ended, for the process that decides about the job.
+
+        And for `harness status`.
+        """
         from harness.coordinator.summary import IDLE
         from harness.launch.jobs import write_outcome
 

@@ -31,12 +31,19 @@ from harness.errors import InputError
 def doctor(
     root: Root = DEFAULT_ROOT,
     store_only: Annotated[
-        bool, typer.Option("--store", help="Check every item of the store against its checksums, and nothing else.")
+        bool,
+        typer.Option(
+            "--store", help="Check every item of the store against its checksums, and nothing else."
+        ),
     ] = False,
-    repair: Annotated[bool, typer.Option(help="With --store: set damaged items aside; the next run computes them again.")] = False,
+    repair: Annotated[
+        bool, typer.Option(help="With --store: set damaged items aside; the next run computes them again.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
-    """Check this machine, or all nodes of the SLURM job; with --store, the store instead. Exit code 1 where something fails.
+    """Check this machine, or all nodes of the SLURM job; with --store, the store instead.
+
+    Exit code 1 where something fails.
 
     Example: harness doctor --root /shared/runs
     """
@@ -57,7 +64,10 @@ def doctor(
 
 
 def _examine_store(root: Path, repair: bool, json_output: bool) -> None:
-    """The store: damage, missing pieces, what killed processes have left; exit code 1 where something is damaged."""
+    """The store: damage, missing pieces, what killed processes have left.
+
+    Exit code 1 where something is damaged.
+    """
     from harness.store import Leases
     from harness.store.health import examine
 
@@ -100,7 +110,8 @@ def gc(
         return
     size = 2**20
     terminal.show(
-        f"{'would free' if dry_run else 'freed'}: weights of {freed.weights} fits ({freed.weights_bytes / size:,.1f} MiB), "
+        f"{'would free' if dry_run else 'freed'}: weights of {freed.weights} fits "
+        f"({freed.weights_bytes / size:,.1f} MiB), "
         f"unfinished work of {freed.work} keys ({freed.work_bytes / size:,.1f} MiB), {freed.leases} leases, "
         f"{freed.damaged} damaged items ({freed.damaged_bytes / size:,.1f} MiB)"
     )
@@ -113,12 +124,16 @@ def fetch(
     cache: Annotated[
         Path | None,
         typer.Option(
-            parser=path, metavar="PATH", help="The shared cache; becomes HF_HOME. $HF_HOME or the library's own when absent."
+            parser=path,
+            metavar="PATH",
+            help="The shared cache; becomes HF_HOME. $HF_HOME or the library's own when absent.",
         ),
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Bring every model, tokenizer and data set that the grid needs from the hub into a cache, for jobs without a network.
+    """Bring every model, tokenizer and data set that the grid needs from the hub into a cache.
+
+    For jobs without a network.
 
     Example: harness fetch study.yaml --cache /shared/hf
     """

@@ -39,7 +39,9 @@ def export(
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     form: Annotated[str, typer.Option("--format", help="csv, json or parquet.")] = "csv",
-    out: Annotated[Path | None, typer.Option(parser=path, metavar="PATH", help="The file; standard output when absent.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=path, metavar="PATH", help="The file; standard output when absent.")
+    ] = None,
     provenance: Annotated[bool, typer.Option(help="Add how, where and when.")] = False,
 ) -> None:
     """Write the tidy table of records, one row per chain and generation.
@@ -51,7 +53,9 @@ def export(
     if form not in ledger.FORMATS:
         raise InputError(f"--format: found {shown(form)}, allowed: {', '.join(ledger.FORMATS)}")
     if form == "parquet" and out is None and sys.stdout.isatty():
-        raise InputError("--format: parquet is not for reading; name a file with --out, or send it on through a pipe")
+        raise InputError(
+            "--format: parquet is not for reading; name a file with --out, or send it on through a pipe"
+        )
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"--out: the folder {out.absolute().parent} does not exist")
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -71,7 +75,10 @@ def export(
 
 
 def _write_out(out: Path, content: bytes) -> None:
-    """Replace a regular file in one step; what is a device, a pipe or a link is written through, and stays what it is."""
+    """Replace a regular file in one step.
+
+    What is a device, a pipe or a link is written through, and stays what it is.
+    """
     from harness.files import write_atomic
 
     try:
@@ -90,7 +97,10 @@ def report(
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     out: Annotated[
-        Path | None, typer.Option(parser=path, metavar="PATH", help="Folder; experiments/NAME/report/ in the store when absent.")
+        Path | None,
+        typer.Option(
+            parser=path, metavar="PATH", help="Folder; experiments/NAME/report/ in the store when absent."
+        ),
     ] = None,
 ) -> None:
     """Write a self-contained HTML page with curves, intervals and samples; figures as PNG and PDF beside it.
@@ -113,7 +123,11 @@ def report(
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
     width = shutil.get_terminal_size((120, 24)).columns - 10 * len(prepared.study.columns)
-    _print_table(summary_table(rows, prepared.study.columns, prepared.study.seeds, max(3, min(11, width // 18)), brief=True))
+    _print_table(
+        summary_table(
+            rows, prepared.study.columns, prepared.study.seeds, max(3, min(11, width // 18)), brief=True
+        )
+    )
     if len(prepared.study.seeds) > 1:
         terminal.show(variance(prepared))
     _print_verdicts(verdicts)
@@ -127,11 +141,16 @@ def sync(
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     watch: Annotated[
-        float | None, typer.Option(min=1, metavar="SECONDS", help="Look again so often until all chains are complete and sent.")
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="Look again so often until all chains are complete and sent."
+        ),
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Mirror what is committed to W&B, one run per chain; run it as often as you like, while jobs run or afterwards.
+    """Mirror what is committed to W&B, one run per chain.
+
+    Run it as often as you like, while jobs run or afterwards.
 
     Example: harness sync study.yaml --watch 60
     """
@@ -189,9 +208,12 @@ def pull(
     root: Root = DEFAULT_ROOT,
     json_output: Json = False,
 ) -> None:
-    """Copy a generation as an ordinary Hugging Face model folder with its tokenizer, and its corpus as a data set.
+    """Copy a generation as an ordinary Hugging Face model folder with its tokenizer.
 
-    Example: harness pull quickstart --chain 1a2b --generation 2 --to g2, then AutoModelForCausalLM.from_pretrained("g2/model") and
+    And its corpus as a data set.
+
+    Example: harness pull quickstart --chain 1a2b --generation 2 --to g2, then
+        AutoModelForCausalLM.from_pretrained("g2/model") and
     load_dataset("g2/corpus")
     """
     from harness.inspection.pull import pull as copy

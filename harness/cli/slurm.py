@@ -69,32 +69,57 @@ def submit(
     qos: Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", "-N", help="Nodes of each job.")] = None,
     gpus_per_node: Annotated[Text, typer.Option(metavar="[TYPE:]N", help="GPUs of each node.")] = None,
-    cpus_per_node: Annotated[int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")] = None,
+    cpus_per_node: Annotated[
+        int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")
+    ] = None,
     mem: Annotated[Text, typer.Option(help="Memory of each node, as 64G.")] = None,
     time: Annotated[Text, typer.Option("--time", "-t", help="Time limit, as 4:00:00 or 1-12.")] = None,
     constraint: Annotated[Text, typer.Option("--constraint", "-C", help="Features of the nodes.")] = None,
-    exclusive: Annotated[bool | None, typer.Option("--exclusive", help="Share no node with other jobs.")] = None,
+    exclusive: Annotated[
+        bool | None, typer.Option("--exclusive", help="Share no node with other jobs.")
+    ] = None,
     array: Annotated[
-        Text, typer.Option("--array", "-a", metavar="N[%M]", help="N allocations that share the work, M at once at most.")
+        Text,
+        typer.Option(
+            "--array", "-a", metavar="N[%M]", help="N allocations that share the work, M at once at most."
+        ),
     ] = None,
     dependency: Annotated[Text, typer.Option("--dependency", "-d", help="As for sbatch.")] = None,
     mail_user: Annotated[Text, typer.Option(help="Whom SLURM tells of the end.")] = None,
     reservation: Annotated[Text, typer.Option(help="A reservation.")] = None,
-    setup: Annotated[list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")] = None,
-    python: Annotated[Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")] = None,
-    extra: Annotated[list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills.")
+    setup: Annotated[
+        list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")
     ] = None,
-    signal_s: Annotated[int | None, typer.Option(help="Seconds before the time limit at which work is saved.")] = None,
+    python: Annotated[
+        Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")
+    ] = None,
+    extra: Annotated[
+        list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills."),
+    ] = None,
+    signal_s: Annotated[
+        int | None, typer.Option(help="Seconds before the time limit at which work is saved.")
+    ] = None,
     max_requeues: Annotated[int | None, typer.Option(help="How often a job requeues itself at most.")] = None,
     site: Annotated[
         Path | None,
-        typer.Option(parser=path, metavar="PATH", help="The lab's defaults; slurm/site.yaml when absent.", show_default=False),
+        typer.Option(
+            parser=path,
+            metavar="PATH",
+            help="The lab's defaults; slurm/site.yaml when absent.",
+            show_default=False,
+        ),
     ] = None,
     join: Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")] = False,
-    look: Annotated[bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")] = False,
+    look: Annotated[
+        bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Run the grid on a SLURM cluster: one allocation, or an array of allocations that share the work.
@@ -125,7 +150,9 @@ def submit(
         work = _work(prepared, store, options)
         remarks = check(work, options, partitions)
         experiment = Experiment(root, prepared.study.base.experiment)
-        request = Request(experiment.path, root.absolute(), config, given, options.python or sys.executable, variables)
+        request = Request(
+            experiment.path, root.absolute(), config, given, options.python or sys.executable, variables
+        )
         Store.check_writable(root)
         if partitions is not None:  # a dry run also works where there is no cluster
             check_alone(experiment.path, slurm, join)
@@ -148,7 +175,10 @@ def submit(
 
 def _tell(job: str, options: Options, work: Work, folder: Path) -> None:
     shape = f"array of {options.tasks} allocations" if options.array else "one allocation"
-    terminal.show(f"job {job}: {shape}, {options.nodes} node(s) each, {work.left} generations to compute (files: {folder})")
+    terminal.show(
+        f"job {job}: {shape}, {options.nodes} node(s) each, {work.left} generations to compute (files: "
+        f"{folder})"
+    )
 
 
 def _partitions(slurm: Slurm, dry_run: bool) -> Mapping[str, Partition] | None:
@@ -182,7 +212,10 @@ def _check_files(config: Path, given: Sequence[str], options: Options) -> None:
 
 
 def _hub(options: Options) -> dict[str, str]:
-    """Let the hub's libraries see what the jobs will see, before they are imported; returns what jobs export for that."""
+    """Let the hub's libraries see what the jobs will see, before they are imported.
+
+    Returns what jobs export for that.
+    """
     from harness.fetch import OFFLINE, cache_environment
 
     os.environ.update({} if options.network else OFFLINE)
@@ -196,7 +229,9 @@ def cancel(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    job: Annotated[list[str] | None, typer.Option(help="Only this job or task, as 12 or 12_3; repeatable.")] = None,
+    job: Annotated[
+        list[str] | None, typer.Option(help="Only this job or task, as 12 or 12_3; repeatable.")
+    ] = None,
     now: Annotated[bool, typer.Option("--now", help="Do not wait until work is saved.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -221,5 +256,6 @@ def cancel(
         terminal.show(f"experiment {name} has no jobs that wait or run")
     else:
         terminal.show(
-            f"cancelled: {', '.join(task.job for task in ended)}" + ("" if now else "; running jobs save their work first")
+            f"cancelled: {', '.join(task.job for task in ended)}"
+            + ("" if now else "; running jobs save their work first")
         )

@@ -1,7 +1,8 @@
 """Everything that a study names by a ``kind``: the harness's own, and what packages add (`harness.registry`).
 
-A component says all that the rest of the harness has to know of a kind: its section, its version, what it reads, what it costs, its
-metrics, and where its code is. So a new kind is a module here, its code, and a line below; nothing else asks which kind it is.
+A component says all that the rest of the harness has to know of a kind: its section, its version, what it
+reads, what it costs, its metrics, and where its code is. So a new kind is a module here, its code, and a line
+below; nothing else asks which kind it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from harness.components import (
     regimes,
     vae,
 )
-from harness.registry import FilterPlugin, LearnerPlugin, MetricPlugin, RegimePlugin, TrackerPlugin, gather, releases
+from harness.registry import (
+    FilterPlugin,
+    LearnerPlugin,
+    MetricPlugin,
+    RegimePlugin,
+    TrackerPlugin,
+    gather,
+    releases,
+)
 
 LEARNERS = gather(
     "learners",

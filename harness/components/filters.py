@@ -29,8 +29,9 @@ class VerifierFilter(Section):
 
     kind: Literal["verifier"]
     score: Literal["agreement", "log_density", "distinct_2", "uniqueness_4"]
-    """``agreement``: 1 where the sign of a label is the truth's, else 0 (linear data); ``log_density``: under the truth (gaussian
-    and mixture data); ``distinct_2``: distinct over all bigrams of the example; ``uniqueness_4``: 1 - repeated 4-grams (text)."""
+    """``agreement``: 1 where the sign of a label is the truth's, else 0 (linear data); ``log_density``: under
+    the truth (gaussian and mixture data); ``distinct_2``: distinct over all bigrams of the example;
+    ``uniqueness_4``: 1 - repeated 4-grams (text)."""
     at_least: float
     false_accept: Share = since(0.0)
     """Probability that an example below ``at_least`` is kept all the same."""
@@ -59,7 +60,9 @@ SCORES: Mapping[str, tuple[str, ...]] = {
 
 def _check_verifier(section: VerifierFilter, data: Any, kind: str) -> None:
     if kind not in SCORES[section.score]:
-        raise ValueError(f"filters: the score {section.score} reads {' or '.join(SCORES[section.score])} data, not {kind}")
+        raise ValueError(
+            f"filters: the score {section.score} reads {' or '.join(SCORES[section.score])} data, not {kind}"
+        )
     if section.score == "agreement" and data.labels != "sign":
         raise ValueError("filters: the score agreement needs data.labels: sign")
 

@@ -27,8 +27,16 @@ COMPONENT = LearnerPlugin(
         Metric("gaussian/trace_ratio", "trace of covariance, fitted / true", "", "", _KAZDAN),
         Metric("gaussian/det_ratio", "determinant of covariance, fitted / true", "", "", _KAZDAN),
         Metric("gaussian/mean_sq_error", "squared error of the mean", "", "higher", _KAZDAN),
-        Metric("gaussian/covariance_error", "error of the covariance (Frobenius norm)", "", "higher", _KAZDAN),
-        Metric("gaussian/wasserstein_2", "Wasserstein-2 distance to the truth", "", "higher", "Olkin and Pukelsheim 1982"),
+        Metric(
+            "gaussian/covariance_error", "error of the covariance (Frobenius norm)", "", "higher", _KAZDAN
+        ),
+        Metric(
+            "gaussian/wasserstein_2",
+            "Wasserstein-2 distance to the truth",
+            "",
+            "higher",
+            "Olkin and Pukelsheim 1982",
+        ),
         Metric("gaussian/kl", "KL(fit || truth)", "nats", "higher"),
     ),
     groups={"gaussian": 2},

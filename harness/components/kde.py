@@ -16,7 +16,8 @@ class Kde(Section):
     kind: Literal["kde"]
     kernel: Literal["gaussian"] = since("gaussian")
     bandwidth: Annotated[float, Field(gt=0)] | Literal["scott", "silverman"] = since("scott")
-    """Standard deviation of the kernel in every coordinate, or a rule: scott n^(-1/(d+4)), silverman (n(d+2)/4)^(-1/(d+4))."""
+    """Standard deviation of the kernel in every coordinate, or a rule: scott n^(-1/(d+4)), silverman
+    (n(d+2)/4)^(-1/(d+4))."""
 
 
 COMPONENT = LearnerPlugin(
@@ -25,12 +26,20 @@ COMPONENT = LearnerPlugin(
     family="harness.learners.analytic.kde:KdeFamily",
     reads=NUMBERS,
     metrics=(
-        Metric("kde/test_nll", "NLL of real test examples", "nats/example", "higher", "Kazdan et al. 2024, arXiv 2410.16713"),
+        Metric(
+            "kde/test_nll",
+            "NLL of real test examples",
+            "nats/example",
+            "higher",
+            "Kazdan et al. 2024, arXiv 2410.16713",
+        ),
         Metric("kde/variance", "variance of the density"),
         Metric("kde/log_variance", "log variance of the density", drawn=False),
         Metric("kde/bandwidth", "bandwidth", drawn=False),
     ),
     groups={"kde": 1},
     seconds_per_example=6e-6,
-    reads_pools_anew=lambda section: isinstance(section.bandwidth, str),  # a rule's bandwidth changes with the pool
+    reads_pools_anew=lambda section: isinstance(
+        section.bandwidth, str
+    ),  # a rule's bandwidth changes with the pool
 )

@@ -31,7 +31,9 @@ class Model(Section):
     def _one_way(self) -> Model:
         ways = [name for name in ("preset", "pretrained", "architecture") if getattr(self, name) is not None]
         if len(ways) != 1:
-            raise ValueError(f"give exactly one of preset, pretrained or architecture; found {', '.join(ways) or 'none'}")
+            raise ValueError(
+                f"give exactly one of preset, pretrained or architecture; found {', '.join(ways) or 'none'}"
+            )
         sizes = ("num_layers", "width", "num_heads")
         given = [name for name in sizes if getattr(self, name) is not None]
         if ways == ["architecture"]:
@@ -55,13 +57,18 @@ class Model(Section):
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if self.architecture != "llama":
             if self.num_kv_heads is not None:
-                raise ValueError(f"num_kv_heads: architecture {self.architecture} does not use it; only llama does")
+                raise ValueError(
+                    f"num_kv_heads: architecture {self.architecture} does not use it; only llama does"
+                )
             return
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
         if self.width // self.num_heads % 2:
             raise ValueError(
-                f"width {self.width} / num_heads {self.num_heads} is {self.width // self.num_heads}; llama turns coordinates in "
+                f"width {self.width} / num_heads {self.num_heads} is {self.width // self.num_heads}; llama "
+                f"turns coordinates in "
                 "pairs, so it must be even"
             )
 
@@ -90,7 +97,8 @@ class Train(Section):
     weights: Literal["last", "best"] = since("last")
     """``best``: the weights with the lowest validation loss at the end of an epoch."""
     loss: Literal["all", "continuation"] = since("all")
-    """``continuation``: the first prompt_tokens tokens of every example, real ones too, are read but not learned."""
+    """``continuation``: the first prompt_tokens tokens of every example, real ones too, are read but not
+    learned."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -119,7 +127,8 @@ class Sample(Section):
     min_new_tokens: Annotated[int, Field(ge=0)] = since(0)
     """With ``length: natural``: the end-of-text token cannot be among the first this many tokens."""
     forbid_eos: bool = since(False)
-    """With ``length: block``: the end-of-text token is never written; otherwise it is a token like any other."""
+    """With ``length: block``: the end-of-text token is never written; otherwise it is a token like any
+    other."""
     repetition_penalty: Annotated[float, Field(gt=0)] = since(1.0)
     """Tokens that have occurred become this much less likely (CTRL's penalty); 1 is none."""
     penalize_prompt: bool = since(True)
@@ -130,7 +139,9 @@ class Sample(Section):
     @model_validator(mode="after")
     def _length_fields(self) -> Sample:
         if self.min_new_tokens and self.length == "block":
-            raise ValueError("min_new_tokens needs length: natural; in a block, forbid_eos keeps the end-of-text token out")
+            raise ValueError(
+                "min_new_tokens needs length: natural; in a block, forbid_eos keeps the end-of-text token out"
+            )
         if self.forbid_eos and self.length == "natural":
             raise ValueError("forbid_eos needs length: block; with length: natural use min_new_tokens")
         if not self.penalize_prompt and self.repetition_penalty == 1:
@@ -144,23 +155,31 @@ class Sample(Section):
         drawing = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
         used = [name for name, default in drawing.items() if getattr(self, name) != default]
         if used:
-            raise ValueError(f"num_beams above 1 draws nothing, so {', '.join(used)} must stay at the default")
+            raise ValueError(
+                f"num_beams above 1 draws nothing, so {', '.join(used)} must stay at the default"
+            )
         if self.prompt == "bos":
             raise ValueError(
-                "num_beams above 1 needs prompt: real_prefix or previous_prefix; beam search is deterministic, so all examples "
+                "num_beams above 1 needs prompt: real_prefix or previous_prefix; beam search is "
+                "deterministic, so all examples "
                 "behind prompt: bos would be equal"
             )
         if self.length == "natural":
-            raise ValueError("num_beams above 1 needs length: block; beams of different lengths are not compared")
+            raise ValueError(
+                "num_beams above 1 needs length: block; beams of different lengths are not compared"
+            )
         return self
 
     @model_validator(mode="after")
     def _prompt_fields(self) -> Sample:
         if self.prompt == "bos" and (self.prompt_tokens is not None or self.keep_prompt):
-            raise ValueError("prompt: bos has no prompt_tokens or keep_prompt; use real_prefix or previous_prefix")
+            raise ValueError(
+                "prompt: bos has no prompt_tokens or keep_prompt; use real_prefix or previous_prefix"
+            )
         if self.prompt == "previous_prefix" and self.length == "natural":
             raise ValueError(
-                "prompt: previous_prefix needs length: block; examples of natural length may be shorter than the prefix"
+                "prompt: previous_prefix needs length: block; examples of natural length may be shorter than "
+                "the prefix"
             )
         return self
 
@@ -179,7 +198,8 @@ class LanguageModel(Section):
     kind: Literal["language_model"]
     model: Model
     init: Literal["scratch", "pretrained", "previous"] = since("scratch")
-    """``scratch``: new weights each generation; ``pretrained``: the pretrained ones each time; ``previous``: go on from g-1."""
+    """``scratch``: new weights each generation; ``pretrained``: the pretrained ones each time; ``previous``:
+    go on from g-1."""
     train: Train = since(Train(), introduced={})
     sample: Sample = since(Sample(), introduced={})
 
@@ -188,9 +208,14 @@ class LanguageModel(Section):
         if self.init == "pretrained" and self.model.pretrained is None:
             raise ValueError("init: pretrained needs model: {pretrained: NAME}")
         if self.train.max_steps == 0 and self.init != "pretrained":
-            raise ValueError("train.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained")
+            raise ValueError(
+                "train.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained"
+            )
         if self.train.loss == "continuation" and not self.sample.keep_prompt:
-            raise ValueError("train.loss: continuation needs sample.keep_prompt: true; without it examples hold no prompt to mask")
+            raise ValueError(
+                "train.loss: continuation needs sample.keep_prompt: true; without it examples hold no prompt "
+                "to mask"
+            )
         return self
 
 
@@ -207,21 +232,28 @@ def check(config: Any) -> None:
     if learner.train.max_steps is not None and regime.budget != "examples":
         raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
     # Beam search writes one example a prompt, and there are as many prompts as real examples.
-    grows = regime.kind == "replace_grown" or (regime.kind == "augment" and (regime.synthetic_ratio or 0.0) > 0.5)
+    grows = regime.kind == "replace_grown" or (
+        regime.kind == "augment" and (regime.synthetic_ratio or 0.0) > 0.5
+    )
     if learner.sample.num_beams > 1 and grows and regime.source == "self":
         raise ValueError(
-            f"learner.sample.num_beams: above 1 writes one example a prompt, but {regime.kind} here reads more examples "
-            "than there are prompts (the real examples); allowed: num_beams: 1, another regime, or augment with "
+            f"learner.sample.num_beams: above 1 writes one example a prompt, but {regime.kind} here reads "
+            f"more examples "
+            "than there are prompts (the real examples); allowed: num_beams: 1, another regime, or augment "
+            "with "
             "synthetic_ratio up to 0.5"
         )
 
 
 def _check_batch(batch_size: int, ranks: int, micro: int | None) -> None:
     if batch_size % ranks:
-        raise ValueError(f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks}")
+        raise ValueError(
+            f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks}"
+        )
     if micro is not None and (batch_size // ranks) % micro:
         raise ValueError(
-            f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks} x micro_batch {micro}"
+            f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks} x "
+            f"micro_batch {micro}"
         )
 
 
@@ -245,17 +277,39 @@ COMPONENT = LearnerPlugin(
         Metric("test/perplexity", "perplexity on real test text", "", "higher", _SHUMAILOV, shown=True),
         Metric("test/nll", "NLL on real test text", _NATS, "higher"),
         Metric("test/bits_per_byte", "bits per byte on real test text", "", "higher"),
-        Metric("test/perplexity_batch_mean", "mean over batches of the test perplexity", "", "higher", _SHUMAILOV, drawn=False),
-        Metric("test/perplexity_sequence_mean", "mean over blocks of the test perplexity", "", "higher", drawn=False),
+        Metric(
+            "test/perplexity_batch_mean",
+            "mean over batches of the test perplexity",
+            "",
+            "higher",
+            _SHUMAILOV,
+            drawn=False,
+        ),
+        Metric(
+            "test/perplexity_sequence_mean",
+            "mean over blocks of the test perplexity",
+            "",
+            "higher",
+            drawn=False,
+        ),
         Metric("other/<name>/nll", "NLL on other real text: <name>", _NATS, "higher", _FORGETTING),
-        Metric("other/<name>/bits_per_byte", "bits per byte on other real text: <name>", "", "higher", _FORGETTING, drawn=False),
+        Metric(
+            "other/<name>/bits_per_byte",
+            "bits per byte on other real text: <name>",
+            "",
+            "higher",
+            _FORGETTING,
+            drawn=False,
+        ),
         Metric("gen0/nll_mean", _GEN0, _NATS, "", _SHUMAILOV),
         Metric("gen0/nll_p05", f"5 % quantile of the {_GEN0}", _NATS, "", _SHUMAILOV, drawn=False),
         Metric("gen0/nll_p50", f"median of the {_GEN0}", _NATS, "", _SHUMAILOV, drawn=False),
         Metric("gen0/nll_p95", f"95 % quantile of the {_GEN0}", _NATS, "", _SHUMAILOV, drawn=False),
         Metric("self/nll_mean", "NLL of synthetic text under its own model", _NATS),
         Metric("text/distinct_2", "distinct-2", "", "", "Li et al. 2016, arXiv 1510.03055"),
-        Metric("text/rep_4", "rep-4 (share of repeated 4-grams)", "", "", "Welleck et al. 2020, arXiv 1908.04319"),
+        Metric(
+            "text/rep_4", "rep-4 (share of repeated 4-grams)", "", "", "Welleck et al. 2020, arXiv 1908.04319"
+        ),
         Metric("text/entropy_2", "bigram entropy", "nats"),
         Metric("text/type_token_ratio", "type-token ratio"),
         Metric("text/vocab_coverage", "vocabulary coverage", "", "lower"),

@@ -38,8 +38,16 @@ COMPONENT = LearnerPlugin(
     family="harness.learners.analytic.linear:LinearFamily",
     reads=("linear",),
     metrics=(
-        Metric("regression/test_error", "test error of the weights", "", "higher", "Gerstgrasser et al. 2024, arXiv 2404.01413"),
-        Metric("regression/accuracy", "accuracy of the sign", "", "lower", "Feng et al. 2024, arXiv 2406.07515"),
+        Metric(
+            "regression/test_error",
+            "test error of the weights",
+            "",
+            "higher",
+            "Gerstgrasser et al. 2024, arXiv 2404.01413",
+        ),
+        Metric(
+            "regression/accuracy", "accuracy of the sign", "", "lower", "Feng et al. 2024, arXiv 2406.07515"
+        ),
         Metric("regression/norm", "length of the weights", drawn=False),
     ),
     groups={"regression": 1},

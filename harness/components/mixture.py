@@ -29,7 +29,9 @@ def _check(config: Any) -> None:
     """As many examples as components, at least."""
     components, n = config.learner.components, getattr(config.data, "num_examples", None)
     if n is not None and components > n:
-        raise ValueError(f"learner.components: {components} components, but only {n} examples (data.num_examples)")
+        raise ValueError(
+            f"learner.components: {components} components, but only {n} examples (data.num_examples)"
+        )
 
 
 COMPONENT = LearnerPlugin(

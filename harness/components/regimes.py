@@ -1,7 +1,7 @@
 """Regimes: how many examples of which corpus, or real ones, a generation trains on.
 
-A rule looks at counts only: from the regime's section, the number n of real examples and the generation to the parts of
-its training set and, where only some of them are drawn, how many.
+A rule looks at counts only: from the regime's section, the number n of real examples and the generation to
+the parts of its training set and, where only some of them are drawn, how many.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def _fresh_real(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...],
     """As `replace`, but no earlier generation has seen the real part."""
     synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
     real = n - synthetic
-    return (Part(REAL, real, "unseen", offset=n + (generation - 1) * real), Part(generation - 1, synthetic)), None
+    return (
+        Part(REAL, real, "unseen", offset=n + (generation - 1) * real),
+        Part(generation - 1, synthetic),
+    ), None
 
 
 COMPONENTS: Mapping[str, RegimePlugin] = {

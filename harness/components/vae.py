@@ -28,7 +28,8 @@ class VaeSample(Section):
     """How a VAE writes its corpus."""
 
     binary: bool = since(False)
-    """Draw every pixel, 0 or 1, from the decoder's Bernoulli; otherwise an image is the decoder's mean, in grey."""
+    """Draw every pixel, 0 or 1, from the decoder's Bernoulli; otherwise an image is the decoder's mean, in
+    grey."""
 
 
 class Vae(Section):
@@ -37,7 +38,8 @@ class Vae(Section):
     kind: Literal["vae"]
     latent_dim: PositiveInt = since(20)
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = since((32, 64))
-    """Of the encoder's convolutions, each of which halves height and width; the decoder is its mirror image."""
+    """Of the encoder's convolutions, each of which halves height and width; the decoder is its mirror
+    image."""
     init: Literal["scratch", "previous"] = since("scratch")
     """``scratch``: new weights each generation; ``previous``: go on from g-1."""
     train: VaeTrain = since(VaeTrain(), introduced={})
@@ -54,7 +56,9 @@ def check(config: Any) -> None:
     if regime.budget == "tokens":
         raise ValueError("regime.budget: images have no tokens; allowed for learner vae: examples, steps")
     if regime.refresh is not None and regime.refresh.init == "pretrained":
-        raise ValueError("regime.refresh.init: learner vae has no pretrained weights; allowed: scratch, previous")
+        raise ValueError(
+            "regime.refresh.init: learner vae has no pretrained weights; allowed: scratch, previous"
+        )
     if hasattr(regime.source, "corpus") or hasattr(regime.source, "model"):
         raise ValueError("regime.source: learner vae reads images; allowed: self, {cell: ...}")
 
@@ -70,9 +74,13 @@ COMPONENT = LearnerPlugin(
     batchable=False,
     check=check,
     metrics=(
-        Metric("vae/latent_std", "std of samples in generation 0's latent", "", "lower", _SHUMAILOV, shown=True),
+        Metric(
+            "vae/latent_std", "std of samples in generation 0's latent", "", "lower", _SHUMAILOV, shown=True
+        ),
         Metric("vae/elbo", "ELBO of real test images", "nats/image", "lower", _KINGMA, shown=True),
-        Metric("vae/reconstruction", "reconstruction error of real test images", "nats/image", "higher", _KINGMA),
+        Metric(
+            "vae/reconstruction", "reconstruction error of real test images", "nats/image", "higher", _KINGMA
+        ),
         Metric("vae/kl", "KL term of real test images", "nats/image", "", _KINGMA),
         Metric("vae/class_entropy", "entropy of the samples' classes", "nats", "lower"),
         Metric("vae/classes", "classes with at least 1 % of the samples", "", "lower"),
@@ -85,6 +93,10 @@ COMPONENT = LearnerPlugin(
     evaluates=("examples",),
     names_examples=True,
     seconds_per_example=1.5e-3,
-    example={"latent_dim": 10, "channels": [16, 32], "train": {"epochs": 10, "batch_size": 64, "learning_rate": 2e-3}},
+    example={
+        "latent_dim": 10,
+        "channels": [16, 32],
+        "train": {"epochs": 10, "batch_size": 64, "learning_rate": 2e-3},
+    },
     seeds=1,
 )

@@ -66,7 +66,9 @@ def fields(section: type[BaseModel]) -> Iterator[Described]:
         elif isinstance(default, tuple):
             default = list(default)
         words = tuple(str(word) for word in _words(info.annotation))
-        yield Described(name, default, required, texts.get(name, ""), words, tuple(section_classes(info.annotation)))
+        yield Described(
+            name, default, required, texts.get(name, ""), words, tuple(section_classes(info.annotation))
+        )
 
 
 def _words(annotation: Any) -> Iterator[Any]:

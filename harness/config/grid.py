@@ -46,7 +46,8 @@ class Study:
     """A configuration file, expanded.
 
     Attributes:
-        base: The first cell's configuration: experiment, resources, retention and tracking are the same in all, overrides aside.
+        base: The first cell's configuration: experiment, resources, retention and tracking are the same in
+            all, overrides aside.
         cells: The grid without its seeds.
         seeds: The seeds that every cell is run with.
         columns: The dotted names of the axes, as ``export`` shows them.
@@ -86,7 +87,9 @@ def expand(source: Source) -> Study:
     seeds = [base.seed] if seeds is None else seeds
     for index, seed in enumerate(seeds):
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
-            raise source.error(f"grid.seed.{index}", f"found {shown(seed)}, expected an integer from 0 to 2**62 - 1")
+            raise source.error(
+                f"grid.seed.{index}", f"found {shown(seed)}, expected an integer from 0 to 2**62 - 1"
+            )
     check_generations(source, [cell.config for cell in cells], len(seeds))
     cells += _teachers(source, cells)
     return Study(base, tuple(cells), tuple(seeds), tuple(columns), "generations" in axes, source)
@@ -98,7 +101,8 @@ class Point:
 
     Attributes:
         raw: The file's content with the values of the axes and of the overrides that apply.
-        places: Where a field's value stands when not at its own place: dotted field to the dotted path in the file.
+        places: Where a field's value stands when not at its own place: dotted field to the dotted path in the
+            file.
         applied: An override's number to the data as they are when it has been applied, and none behind it.
     """
 
@@ -148,7 +152,9 @@ def _overrides(source: Source, items: Any) -> list[Override]:
     if items is None:
         return []
     if not isinstance(items, list):
-        raise source.error("overrides", f"found {shown(items)}, expected a list of {{when: {{...}}, set: {{...}}}}")
+        raise source.error(
+            "overrides", f"found {shown(items)}, expected a list of {{when: {{...}}, set: {{...}}}}"
+        )
     found = []
     for index, item in enumerate(items):
         try:
@@ -160,19 +166,28 @@ def _overrides(source: Source, items: Any) -> list[Override]:
         for name in (*found[-1].when, *found[-1].set):
             _check_field(source, f"overrides.{index}", name)
             if name.split(".")[0] in SHARED_SECTIONS:
-                message = f"{name} is the same in all cells: {', '.join(SHARED_SECTIONS)} cannot be in an override"
+                message = (
+                    f"{name} is the same in all cells: {', '.join(SHARED_SECTIONS)} cannot be in an override"
+                )
                 raise source.error(f"overrides.{index}", message)
     return found
 
 
 def _check_field(source: Source, place: str, name: str) -> None:
-    """Check that a dotted name is a field of the configuration, in any of the forms that its sections take."""
+    """Check that a dotted name is a field of the configuration.
+
+    In any of the forms that its sections take.
+    """
     sections: list[type[BaseModel]] = [Config]
     for part in name.split("."):
         allowed = sorted({field for section in sections for field in section.model_fields})
         if part not in allowed:
-            raise source.error(place, f"unknown field {shown(name)}{nearest(part, allowed)}; allowed: {', '.join(allowed)}")
-        found = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
+            raise source.error(
+                place, f"unknown field {shown(name)}{nearest(part, allowed)}; allowed: {', '.join(allowed)}"
+            )
+        found = [
+            section.model_fields[part].annotation for section in sections if part in section.model_fields
+        ]
         sections = [inner for annotation in found for inner in section_classes(annotation)]
 
 
@@ -184,7 +199,9 @@ def _value(source: Source, raw: Mapping[str, Any], name: str) -> Any:
     try:
         return get(validate(source, raw).model_dump(mode="json"), name)
     except ConfigError:
-        return None  # what is missing may be what the override sets; the cell is validated when all are applied
+        return (
+            None  # what is missing may be what the override sets; the cell is validated when all are applied
+        )
 
 
 def _axes(source: Source, grid: Any) -> dict[str, Sequence[Any]]:
@@ -197,7 +214,9 @@ def _axes(source: Source, grid: Any) -> dict[str, Sequence[Any]]:
     for name in axes:
         _check_field(source, f"grid.{name}", name)
         if name.split(".")[0] in EXECUTION_SECTIONS:
-            message = "changes how a chain is computed, not its result, so it cannot be an axis; use overrides"
+            message = (
+                "changes how a chain is computed, not its result, so it cannot be an axis; use overrides"
+            )
             raise source.error(f"grid.{name}", message)
         for other in axes:
             if other != name and (name + ".").startswith(other + "."):
@@ -208,9 +227,15 @@ def _axes(source: Source, grid: Any) -> dict[str, Sequence[Any]]:
 def _axis_values(source: Source, name: str, values: Any) -> Sequence[Any]:
     place = f"grid.{name}"
     if isinstance(values, Mapping):
-        if set(values) != {"from", "count"} or not all(type(v) is int for v in values.values()) or values["count"] < 1:
+        if (
+            set(values) != {"from", "count"}
+            or not all(type(v) is int for v in values.values())
+            or values["count"] < 1
+        ):
             raise source.error(
-                place, f"found {shown(dict(values))}, expected a list of values, or {{from: INTEGER, count: INTEGER >= 1}}"
+                place,
+                f"found {shown(dict(values))}, expected a list of values, or "
+                f"{{from: INTEGER, count: INTEGER >= 1}}",
             )
         if values["count"] > MAX_CHAINS:
             raise source.error(place, f"asks for {values['count']:,} values; allowed are {MAX_CHAINS:,}")
@@ -248,14 +273,20 @@ def _columns(axes: Mapping[str, Sequence[Any]]) -> list[str]:
 def _flatten(value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {path: value}
-    return {field: leaf for key, inner in value.items() for field, leaf in _flatten(inner, f"{path}.{key}").items()}
+    return {
+        field: leaf
+        for key, inner in value.items()
+        for field, leaf in _flatten(inner, f"{path}.{key}").items()
+    }
 
 
 def _teachers(source: Source, cells: Sequence[Cell]) -> list[Cell]:
     """One cell for every pretrained model that is named as a teacher, beside the same data and sampling."""
     found: list[Cell] = []
     for cell in cells:
-        if isinstance(cell.config.regime.source, ModelSource) and isinstance(cell.config.regime.source.model, str):
+        if isinstance(cell.config.regime.source, ModelSource) and isinstance(
+            cell.config.regime.source.model, str
+        ):
             made = _teacher(source, cell)
             if made not in found:
                 found.append(made)
@@ -263,7 +294,9 @@ def _teachers(source: Source, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _teacher(source: Source, cell: Cell) -> Cell:
-    assert isinstance(cell.config.learner, LanguageModel) and isinstance(cell.config.regime.source, ModelSource)
+    assert isinstance(cell.config.learner, LanguageModel) and isinstance(
+        cell.config.regime.source, ModelSource
+    )
     raw = cell.config.model_dump(mode="json")
     learner = {
         "kind": "language_model",
@@ -273,7 +306,9 @@ def _teacher(source: Source, cell: Cell) -> Cell:
         "sample": cell.config.learner.sample.model_dump(mode="json", exclude_unset=True),
     }
     regime = {"kind": "replace", "synthetic_ratio": 1.0}
-    config = validate(source, {**raw, "learner": learner, "regime": regime, "filters": [], "generations": 0, "claims": []})
+    config = validate(
+        source, {**raw, "learner": learner, "regime": regime, "filters": [], "generations": 0, "claims": []}
+    )
     return Cell(config, dict.fromkeys(cell.axes), teacher=True)
 
 
@@ -283,14 +318,20 @@ def find_cells(study: Study, wanted: Mapping[str, Any]) -> list[int]:
     for index, cell in enumerate(study.cells):
         if cell.teacher:
             continue
-        values = {name: cell.axes[name] if name in cell.axes else get(cell.config.model_dump(mode="json"), name) for name in wanted}
+        values = {
+            name: cell.axes[name] if name in cell.axes else get(cell.config.model_dump(mode="json"), name)
+            for name in wanted
+        }
         if all(_same(values[name], value) for name, value in wanted.items()):
             found.append(index)
     return found
 
 
 def _same(found: Any, wanted: Any) -> bool:
-    return json.dumps(found, sort_keys=True, default=str) == json.dumps(wanted, sort_keys=True, default=str) or found == wanted
+    return (
+        json.dumps(found, sort_keys=True, default=str) == json.dumps(wanted, sort_keys=True, default=str)
+        or found == wanted
+    )
 
 
 def check_claims(study: Study) -> None:
@@ -310,20 +351,27 @@ def check_claims(study: Study) -> None:
             if not found and any(map(study.source.is_set, wanted)):
                 continue
             if len(found) != 1:
-                cells = "; ".join(str(dict(study.cells[index].axes)) for index in (found or range(len(study.cells)))[:6])
+                cells = "; ".join(
+                    str(dict(study.cells[index].axes)) for index in (found or range(len(study.cells)))[:6]
+                )
                 what = f"{len(found)} cells match" if found else "no cell matches"
                 raise study.source.error(
-                    place, f"{name} {wanted}: {what}, expected one; {'they are' if found else 'cells'}: {cells}"
+                    place,
+                    f"{name} {wanted}: {what}, expected one; {'they are' if found else 'cells'}: {cells}",
                 )
             last = study.cells[found[0]].config.generations
             for field in ("generation", "baseline"):
                 asked = getattr(claim.statistic, field)
                 if asked is not None and asked > last and not study.source.is_set("generations"):
-                    raise study.source.error(f"{place}.{field}", f"found {asked}, the cell has generations 0 to {last}")
+                    raise study.source.error(
+                        f"{place}.{field}", f"found {asked}, the cell has generations 0 to {last}"
+                    )
 
 
 def resolve_sources(study: Study) -> list[int | None]:
-    """The cell that writes each cell's synthetic examples; None where there is no ``regime.source: {cell: ...}``.
+    """The cell that writes each cell's synthetic examples.
+
+    None where there is no ``regime.source: {cell: ...}``.
 
     Raises:
         ConfigError: It is not in the grid, is not one cell, or depends on itself.
@@ -352,11 +400,18 @@ def _find_cell(study: Study, cell: Cell, wanted: Mapping[str, Any]) -> int:
         if name not in study.columns:
             allowed = ", ".join(study.columns) or "none, the grid has no axes"
             raise study.source.error(
-                "regime.source", f"cell names {shown(name)}, which is no axis{nearest(name, study.columns)}; axes: {allowed}"
+                "regime.source",
+                f"cell names {shown(name)}, which is no axis{nearest(name, study.columns)}; axes: {allowed}",
             )
-    target = {**cell.axes, **({"regime.source": "self"} if "regime.source" in study.columns else {}), **wanted}
+    target = {
+        **cell.axes,
+        **({"regime.source": "self"} if "regime.source" in study.columns else {}),
+        **wanted,
+    }
     in_grid = [(index, other) for index, other in enumerate(study.cells) if not other.teacher]
-    matches = [index for index, other in in_grid if all(other.axes[name] == target[name] for name in study.columns)]
+    matches = [
+        index for index, other in in_grid if all(other.axes[name] == target[name] for name in study.columns)
+    ]
     if not matches:
         raise study.source.error("regime.source", f"no cell of the grid has {target}")
     return matches[0]
@@ -374,24 +429,38 @@ def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> N
         message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise source.error("learner.model", f"preset {learner.model.preset}: {message}") from None
     if learner.model.pretrained and data.tokenizer.kind == "bpe" and learner.init == "pretrained":
-        raise source.error("data.tokenizer", "a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}")
+        raise source.error(
+            "data.tokenizer", "a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}"
+        )
     _check_lengths(source, prompt_length(config), learner.sample, data.block_size)
     context, needed = resolved.context, sequence_length(config)
     if context is not None and needed > context:
-        detail = f"{data.block_size} tokens" if needed == data.block_size else f"{needed} tokens with the prompt"
-        raise source.error("data.block_size", f"an example takes {detail}, more than the model's context of {context}")
+        detail = (
+            f"{data.block_size} tokens" if needed == data.block_size else f"{needed} tokens with the prompt"
+        )
+        raise source.error(
+            "data.block_size", f"an example takes {detail}, more than the model's context of {context}"
+        )
 
 
 def _check_lengths(source: Source, prompt: int, sample: Sample, block_size: int) -> None:
     """Check a prefix, and the number of new tokens behind it, against the block."""
     if sample.keep_prompt and prompt >= block_size:
-        message = f"found {prompt}, must be below data.block_size ({block_size}), as keep_prompt makes it a part of the block"
+        message = (
+            f"found {prompt}, must be below data.block_size ({block_size}), as keep_prompt makes it a part "
+            f"of the block"
+        )
         raise source.error("learner.sample.prompt_tokens", message)
     if prompt > block_size:
-        raise source.error("learner.sample.prompt_tokens", f"found {prompt}, must be at most data.block_size ({block_size})")
+        raise source.error(
+            "learner.sample.prompt_tokens", f"found {prompt}, must be at most data.block_size ({block_size})"
+        )
     new = block_size - prompt if sample.keep_prompt else block_size
     if sample.min_new_tokens > new:
-        message = f"found {sample.min_new_tokens}, must be at most {new}: an example has no more new tokens (data.block_size)"
+        message = (
+            f"found {sample.min_new_tokens}, must be at most {new}: an example has no more new tokens "
+            f"(data.block_size)"
+        )
         raise source.error("learner.sample.min_new_tokens", message)
 
 
@@ -408,4 +477,14 @@ def sequence_length(config: Config) -> int:
     return config.learner.sample.sequence_length(config.data.block_size)
 
 
-__all__ = ["Cell", "Study", "check_claims", "expand", "find_cells", "prompt_length", "put", "resolve_sources", "sequence_length"]
+__all__ = [
+    "Cell",
+    "Study",
+    "check_claims",
+    "expand",
+    "find_cells",
+    "prompt_length",
+    "put",
+    "resolve_sources",
+    "sequence_length",
+]

@@ -1,4 +1,7 @@
-"""From plain data to a `Config`: every error names the file, the line, the field, what was found and what is allowed."""
+"""From plain data to a `Config`.
+
+Every error names the file, the line, the field, what was found and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ def validate(source: Source, data: Mapping[str, Any], places: Mapping[str, str] 
     Args:
         source: The file, for lines.
         data: Plain data, without ``grid`` and ``overrides``.
-        places: Where a field's value came from when not from its own place: dotted field to the dotted path in the file.
+        places: Where a field's value came from when not from its own place: dotted field to the dotted path
+            in the file.
 
     Raises:
         ConfigError: With every problem found.
@@ -100,7 +104,9 @@ _KINDS: Mapping[str, Found[Any]] = {"learner": LEARNERS, "filters": FILTERS, "re
 
 
 def check_kinds(source: Source) -> None:
-    """Check the kinds that are named outside of the grid, before fields are looked for that only an unknown one may have.
+    """Check the kinds that are named outside of the grid.
+
+    Before fields are looked for that only an unknown one may have.
 
     Raises:
         ConfigError: The harness, and what is installed beside it, has no such kind.
@@ -129,13 +135,19 @@ def check_preset(source: Source, config: Config, places: Mapping[str, str]) -> N
     """
     preset = config.learner.model.preset if isinstance(config.learner, LanguageModel) else None
     if preset is not None and preset not in preset_names():
-        place = next((p for f, p in places.items() if "learner.model.preset".startswith(f)), "learner.model.preset")
+        place = next(
+            (p for f, p in places.items() if "learner.model.preset".startswith(f)), "learner.model.preset"
+        )
         at = source.problem(place, "")
-        message = f"found {shown(preset)}, allowed: {', '.join(preset_names())}{nearest(preset, preset_names())}"
+        message = (
+            f"found {shown(preset)}, allowed: {', '.join(preset_names())}{nearest(preset, preset_names())}"
+        )
         raise ConfigError([Problem(at.where, at.line, "learner.model.preset", message)])
 
 
-def _problems(source: Source, data: Mapping[str, Any], places: Mapping[str, str], details: Sequence[ErrorDetails]) -> list[Problem]:
+def _problems(
+    source: Source, data: Mapping[str, Any], places: Mapping[str, str], details: Sequence[ErrorDetails]
+) -> list[Problem]:
     messages: dict[str, list[str]] = {}
     for detail in details:
         path = _path(data, detail["loc"])
@@ -146,7 +158,9 @@ def _problems(source: Source, data: Mapping[str, Any], places: Mapping[str, str]
             messages[path].append(message)
     problems = []
     for path, found in messages.items():
-        origin = next((place for field, place in places.items() if path == field or path.startswith(field + ".")), None)
+        origin = next(
+            (place for field, place in places.items() if path == field or path.startswith(field + ".")), None
+        )
         at = source.problem(origin or path, "")
         problems.append(Problem(at.where, at.line, path, "; or ".join(found)))
     return sorted(problems, key=lambda problem: problem.line or 0)
@@ -160,7 +174,11 @@ def _path(data: Any, loc: tuple[int | str, ...]) -> str:
         if isinstance(data, Mapping):
             if part in data:
                 data = data[str(part)]
-            elif not last or part in ("text", "gaussian", "images", data.get("kind")) or str(part) in _CLASS_NAMES:
+            elif (
+                not last
+                or part in ("text", "gaussian", "images", data.get("kind"))
+                or str(part) in _CLASS_NAMES
+            ):
                 continue
             else:
                 data = None
@@ -198,7 +216,11 @@ def _section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
         if not found and section and part.isdigit():
             continue
         kind = value.get("kind") if isinstance(value, Mapping) else None
-        matching = [c for c in found if "kind" in c.model_fields and kind in typing.get_args(c.model_fields["kind"].annotation)]
+        matching = [
+            c
+            for c in found
+            if "kind" in c.model_fields and kind in typing.get_args(c.model_fields["kind"].annotation)
+        ]
         if path == "data" or path.startswith("data.") and part == "data":
             is_gaussian = isinstance(value, Mapping) and value.get("source") == "gaussian"
             matching = [ImageData if is_image_data(value) else GaussianData if is_gaussian else TextData]
@@ -236,9 +258,14 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
     if kind == "finite_number":
         return f"found {shown(found)}, must be a finite number"
     if kind == "string_pattern_mismatch":
-        return f"found {shown(found)}, allowed: letters, digits, '.', '_' and '-', at most 64, starting with a letter or digit"
+        return (
+            f"found {shown(found)}, allowed: letters, digits, '.', '_' and '-', at most 64, starting with a "
+            f"letter or digit"
+        )
     text = detail["msg"].removeprefix("Input should be ")
-    expected = "a section with fields" if kind in ("model_type", "model_attributes_type", "dict_type") else text
+    expected = (
+        "a section with fields" if kind in ("model_type", "model_attributes_type", "dict_type") else text
+    )
     return f"found {'nothing' if found is None else shown(found)}, expected {expected}"
 
 

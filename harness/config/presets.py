@@ -1,7 +1,7 @@
 """Model presets: data files in ``configs/models/``, one architecture each.
 
-A preset is resolved before it enters a key, so a preset and the same sizes written out are the same science, and an edited preset
-is another one.
+A preset is resolved before it enters a key, so a preset and the same sizes written out are the same science,
+and an edited preset is another one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from harness.terminal import shown
 
 _PLACES = (Path(__file__).parent / "models", Path(__file__).parents[2] / "configs" / "models")
 _ABOUT = ("published_parameters", "vocab_size", "source")
-"""What a preset file says besides the model: parameter count and vocabulary of the published model, and where it was published."""
+"""What a preset file says besides the model: parameter count and vocabulary of the published model, and where
+it was published."""
 
 
 @cache

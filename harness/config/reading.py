@@ -1,9 +1,9 @@
 """YAML text as plain data: what a configuration may hold, and the line of every field.
 
-Safe for any text: its size is counted after aliases are expanded, and nothing is made but dicts, lists, text, numbers,
-booleans and null. Names of fields are the text that is written, whatever it would be as a value (``yes``, ``2026-10-05``,
-``1``). A date is text. Where YAML 1.1 reads a number otherwise than people do (``010`` is 8, ``1:30`` is 90), it has to be
-written in another way.
+Safe for any text: its size is counted after aliases are expanded, and nothing is made but dicts, lists, text,
+numbers, booleans and null. Names of fields are the text that is written, whatever it would be as a value
+(``yes``, ``2026-10-05``, ``1``). A date is text. Where YAML 1.1 reads a number otherwise than people do
+(``010`` is 8, ``1:30`` is 90), it has to be written in another way.
 """
 
 from __future__ import annotations
@@ -95,10 +95,14 @@ class Reader:
             raise self._error(node, path, "refers to itself")
         kind = "map" if isinstance(node, yaml.MappingNode) else "seq"
         if node.tag != _TAG + kind:
-            raise self._error(node, path, f"the tag {_short(node.tag)} is not allowed; give plain data without tags")
+            raise self._error(
+                node, path, f"the tag {_short(node.tag)} is not allowed; give plain data without tags"
+            )
         self._open.add(id(node))
         try:
-            return self._mapping(node, path) if isinstance(node, yaml.MappingNode) else self._items(node, path)
+            return (
+                self._mapping(node, path) if isinstance(node, yaml.MappingNode) else self._items(node, path)
+            )
         finally:
             self._open.discard(id(node))
 
@@ -110,7 +114,9 @@ class Reader:
             (self._characters, MAX_CHARACTERS, "characters"),
         ):
             if found > allowed:
-                raise self._error(node, path, f"is too large: more than {allowed:,} {what} once its aliases are expanded")
+                raise self._error(
+                    node, path, f"is too large: more than {allowed:,} {what} once its aliases are expanded"
+                )
 
     def _items(self, node: yaml.Node, path: str) -> list[Any]:
         found = []
@@ -151,7 +157,9 @@ class Reader:
         # A text has the tag that it resolves to; another one (`!!int abc`) asks for what it is not.
         resolved = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG if node.style else _resolved(text)
         if node.tag not in (resolved, f"{_TAG}str"):
-            raise self._error(node, path, f"{shown(text)} has the tag {_short(node.tag)}; give plain data without tags")
+            raise self._error(
+                node, path, f"{shown(text)} has the tag {_short(node.tag)}; give plain data without tags"
+            )
         if kind in ("int", "float"):
             return self._number(node, path, kind)
         if kind == "bool":
@@ -161,29 +169,46 @@ class Reader:
     def _number(self, node: yaml.ScalarNode, path: str, kind: str) -> int | float:
         text = node.value
         if len(text) > MAX_DIGITS:
-            raise self._error(node, path, f"found {shown(text)}, a number of {len(text):,} characters; allowed are {MAX_DIGITS}")
+            raise self._error(
+                node,
+                path,
+                f"found {shown(text)}, a number of {len(text):,} characters; allowed are {MAX_DIGITS}",
+            )
         digits = text.replace("_", "").lower()
         if ":" in text:
-            raise self._error(node, path, f'found {text}, which YAML reads to base 60; write a plain number, or text as "{text}"')
+            raise self._error(
+                node,
+                path,
+                f'found {text}, which YAML reads to base 60; write a plain number, or text as "{text}"',
+            )
         if kind == "int" and _OCTAL.fullmatch(text):
             octal = f"found {text}, which YAML reads as octal {int(digits, 8)}"
-            raise self._error(node, path, f'{octal}; write a number without the leading zero, or text as "{text}"')
+            raise self._error(
+                node, path, f'{octal}; write a number without the leading zero, or text as "{text}"'
+            )
         if kind == "float":
             return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
         return int(digits, 0)
 
     def _text(self, node: yaml.ScalarNode, path: str) -> str:
-        """The text of a node; escaped pairs of surrogates (as JSON writes them) become the character that they stand for."""
+        """The text of a node.
+
+        Escaped pairs of surrogates (as JSON writes them) become the character that they stand for.
+        """
         try:
             text: str = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            raise self._error(node, path, f"found {shown(node.value)}, which holds half a character") from None
+            raise self._error(
+                node, path, f"found {shown(node.value)}, which holds half a character"
+            ) from None
         if "\0" in text:
             raise self._error(node, path, f"found {shown(text)}, which holds a character of code 0")
         return text
 
     def _error(self, node: yaml.Node, path: str, message: str) -> ConfigError:
-        return ConfigError([Problem(self.name, node.start_mark.line + 1 if self.in_file else None, path, message)])
+        return ConfigError(
+            [Problem(self.name, node.start_mark.line + 1 if self.in_file else None, path, message)]
+        )
 
 
 def _resolved(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Values that an axis or an override replaces: no cell has them, but they stand in the file, so they must be valid all the same."""
+"""Values that an axis or an override replaces.
+
+No cell has them, but they stand in the file, so they must be valid all the same.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ def check_replaced(
         data: Its content, without grid and overrides.
         axes: Field to values, the seed aside.
         overrides: In the order in which they apply.
-        before: An override's number to a cell as it is when that override has been applied, and none behind it.
+        before: An override's number to a cell as it is when that override has been applied, and none behind
+            it.
 
     Raises:
         ConfigError: A value can never be one of its field.
@@ -48,7 +52,9 @@ def _replaced(
     """Field, value, where it stands, and the cell to look at it in."""
     set_later = {name for override in overrides for name in override.set}
     for name in {**axes, **dict.fromkeys(set_later)}:
-        inside = any(name.startswith(f"{axis}.") for axis in axes)  # of a section that is looked at as a whole
+        inside = any(
+            name.startswith(f"{axis}.") for axis in axes
+        )  # of a section that is looked at as a whole
         if has(data, name) and not inside:
             yield name, _value(data, name), name, first
     for name, values in axes.items():

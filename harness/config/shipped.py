@@ -13,11 +13,16 @@ _PLACES = (Path(__file__).parent / "studies", Path(__file__).parents[2] / "confi
 
 @cache
 def studies() -> dict[str, Path]:
-    """Name to file, the name without its suffix and with its folder: ``quickstart``, ``papers/small/kazdan_gaussian``."""
+    """Name to file, the name without its suffix and with its folder.
+
+    ``quickstart``, ``papers/small/kazdan_gaussian``.
+    """
     folder = next((place for place in _PLACES if place.is_dir()), None)
     if folder is None:
         return {}
-    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
+    }
     return {name: path for name, path in found.items() if not name.startswith("models/")}
 
 

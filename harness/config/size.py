@@ -39,7 +39,9 @@ def check_axes(source: Source, axes: Mapping[str, Sequence[Any]]) -> None:
 
 
 def check_generations(source: Source, configs: Sequence[Config], seeds: int) -> None:
-    """Check how many generations all chains have together, and how many corpora they read, before any is planned.
+    """Check how many generations all chains have together.
+
+    And how many corpora they read, before any is planned.
 
     Args:
         source: The file.
@@ -57,7 +59,9 @@ def check_generations(source: Source, configs: Sequence[Config], seeds: int) -> 
         total = totals["in bundles" if bundled else "one by one"]
         total[0] += length * seeds
         # What bundles read is planned once for all seeds of a cell.
-        total[1] += length * (length - 1) // 2 * (1 if bundled else seeds) if REGIMES[config.regime.kind].pools else 0
+        total[1] += (
+            length * (length - 1) // 2 * (1 if bundled else seeds) if REGIMES[config.regime.kind].pools else 0
+        )
     for how, (generations, reads) in totals.items():
         allowed = MAX_NODES if how == "one by one" else MAX_ROWS
         cells = f"{len(configs):,} cells x {seeds:,} seeds x up to {longest:,} generations"

@@ -50,7 +50,10 @@ class Source:
         return ConfigError([self.problem(path, message)])
 
     def is_set(self, name: str) -> bool:
-        """Whether ``--set`` has given a field its value, or an axis its values, or a section that the field is in."""
+        """Whether ``--set`` has given a field its value, or an axis its values.
+
+        Or a section that the field is in.
+        """
         parts = name.split(".")
         above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
         return not self.set_paths.isdisjoint(above | {f"grid.{part}" for part in above})
@@ -68,7 +71,8 @@ def read_source(path: Path, assignments: Sequence[str] = ()) -> Source:
         assignments: Items ``a.b=c``; the value is read as YAML.
 
     Raises:
-        ConfigError: The file is unreadable, not YAML, not a mapping, or has a key twice; or an assignment is malformed.
+        ConfigError: The file is unreadable, not YAML, not a mapping, or has a key twice; or an assignment is
+            malformed.
     """
     name = str(path)
     data, lines = parse(_text(path), name)
@@ -91,7 +95,9 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_CHARACTERS + 1)
         if len(content) > MAX_CHARACTERS:
-            raise ConfigError([Problem(str(path), None, "", f"is too large: allowed are {MAX_CHARACTERS:,} bytes")])
+            raise ConfigError(
+                [Problem(str(path), None, "", f"is too large: allowed are {MAX_CHARACTERS:,} bytes")]
+            )
         return content.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
@@ -99,14 +105,20 @@ def _text(path: Path) -> str:
 
 
 def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Apply one ``--set``: ``grid.a.b`` is the axis named a.b, and a field that is an axis is pinned to the value."""
+    """Apply one ``--set``.
+
+    ``grid.a.b`` is the axis named a.b, and a field that is an axis is pinned to the value.
+    """
     if dotted.startswith("grid."):
         data["grid"] = {**(data.get("grid") or {}), dotted.removeprefix("grid."): value}
         return
     grid = data.get("grid")
     if isinstance(grid, dict):
         grid.pop(dotted, None)
-        touched = next((axis for axis in grid if f"{axis}.".startswith(f"{dotted}.") or dotted.startswith(f"{axis}.")), None)
+        touched = next(
+            (axis for axis in grid if f"{axis}.".startswith(f"{dotted}.") or dotted.startswith(f"{axis}.")),
+            None,
+        )
         if touched is not None:
             raise TypeError(f"touches the same field as the axis {touched}; set grid.{touched} instead")
     put(data, dotted, value)
@@ -118,9 +130,13 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
         node = compose(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise ConfigError([Problem(name, line, "", f"is not valid YAML: {cut(str(error.problem or error.context))}")]) from None
+        raise ConfigError(
+            [Problem(name, line, "", f"is not valid YAML: {cut(str(error.problem or error.context))}")]
+        ) from None
     except yaml.YAMLError as error:
-        raise ConfigError([Problem(name, None, "", f"is not valid YAML: {cut(str(error).splitlines()[0])}")]) from None
+        raise ConfigError(
+            [Problem(name, None, "", f"is not valid YAML: {cut(str(error).splitlines()[0])}")]
+        ) from None
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError([Problem(name, 1, "", "expected a mapping of fields such as 'experiment: NAME'")])
     reader = Reader(name)
@@ -133,11 +149,16 @@ def _value(dotted: str, text: str) -> Any:
         node = compose(text)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError([Problem("--set", None, dotted, f"{shown(text)} is not a YAML value: {cut(problem)}")]) from None
+        raise ConfigError(
+            [Problem("--set", None, dotted, f"{shown(text)} is not a YAML value: {cut(problem)}")]
+        ) from None
     return None if node is None else Reader("--set", in_file=False).read(node, dotted)
 
 
-_FIELD = re.compile(r"^((?:data|learner|regime|filters|evaluate|resources|generations)(?:\.[a-z_0-9]+)*)(?::)? (.*)$", re.DOTALL)
+_FIELD = re.compile(
+    r"^((?:data|learner|regime|filters|evaluate|resources|generations)(?:\.[a-z_0-9]+)*)(?::)? (.*)$",
+    re.DOTALL,
+)
 
 
 def split_field(message: str) -> tuple[str, str]:
@@ -188,7 +209,9 @@ def with_values(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
         for index, part in enumerate(sections):
             inner = section.get(part)
             if inner is not None and not isinstance(inner, Mapping):
-                raise TypeError(f"{'.'.join(sections[: index + 1])} is {shown(inner)}, not a section with fields")
+                raise TypeError(
+                    f"{'.'.join(sections[: index + 1])} is {shown(inner)}, not a section with fields"
+                )
             section[part] = dict(inner or {})
             section = section[part]
         section[last] = value

@@ -1,7 +1,7 @@
 """Bundles on Ray: slices of a study's cheap chains to tasks of even size, each committed as one file.
 
-Runs of one study on one store share its slices by lease, as they share branches. A lease only saves work: two runs that compute a
-chain both (two studies that overlap are sliced differently) commit the same numbers.
+Runs of one study on one store share its slices by lease, as they share branches. A lease only saves work: two
+runs that compute a chain both (two studies that overlap are sliced differently) commit the same numbers.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def run_task(task: Task, root: str) -> Done:
                 raise
             done.failed |= {chain.key: reason for chain in unit.chains}
     if tables:
-        Bundles(Path(root) / "bundles").commit(pa.concat_tables(tables, promote_options="default"), chains, provenance(started))
+        Bundles(Path(root) / "bundles").commit(
+            pa.concat_tables(tables, promote_options="default"), chains, provenance(started)
+        )
     return done
 
 
@@ -103,13 +105,16 @@ class BundleRun:
             leases: As this run sees them.
             display: Shows progress.
             stop: Set from outside to end early.
-            idle_s: End after this many seconds in which all that is left is being computed by others; None to wait for them.
+            idle_s: End after this many seconds in which all that is left is being computed by others; None to
+                wait for them.
         """
         self.prepared, self.store, self.experiment, self.leases = prepared, store, experiment, leases
         self.display, self.stop, self.idle_s = display, stop, idle_s
         self.failed: dict[str, str] = {}
         self.computed = 0
-        self._wanted = {c.key: c.generations for c in sorted(prepared.bundles, key=lambda chain: chain.generations)}
+        self._wanted = {
+            c.key: c.generations for c in sorted(prepared.bundles, key=lambda chain: chain.generations)
+        }
         self.left = {chain.key for chain in missing(prepared, store.bundles.index())}
         slices = make_slices(prepared, store) if self.left else []
         self.ready = deque(part for whole in slices if (part := whole.only(self.left)))
@@ -133,7 +138,9 @@ class BundleRun:
             StoreError: The store cannot be written any more.
         """
         started, total, reason = time.monotonic(), len(self.prepared.bundles), ""
-        target = min(max(sum(part.seconds for part in self.ready) / (workers * TASKS_PER_WORKER), TASK_S[0]), TASK_S[1])
+        target = min(
+            max(sum(part.seconds for part in self.ready) / (workers * TASKS_PER_WORKER), TASK_S[0]), TASK_S[1]
+        )
         self.experiment.event("bundles_started", chains=len(self.left), slices=len(self.ready))
         remote = ray.remote(num_cpus=1, max_retries=0)(run_task)
         try:
@@ -147,23 +154,33 @@ class BundleRun:
                 self._poll()
                 self.display.update(total - len(self.left), total, [])
         finally:
-            for ref in self.running:  # what a task has done so far is lost: at most a few seconds, by its size
+            for (
+                ref
+            ) in self.running:  # what a task has done so far is lost: at most a few seconds, by its size
                 ray.cancel(ref, force=True)
             for key in list(self._mine):
                 with contextlib.suppress(OSError):  # a disk that is full must not hide why the run ends
                     self._release(key)
         return self._summary(time.monotonic() - started, reason)
 
-    # --- whose is what -------------------------------------------------------------------------------------------------
+    # --- whose is what
+    # -------------------------------------------------------------------------------------------------
 
     def _next(self, target: float) -> Task | None:
-        """A task of about so many seconds, of slices that nobody else works on; their leases are this run's."""
+        """A task of about so many seconds, of slices that nobody else works on.
+
+        Their leases are this run's.
+        """
         if self.again:
             return self.again.popleft()
         taken: list[Slice] = []
         while self.ready and sum(part.seconds for part in taken) < target:
             part = self.ready[0].only(self.left)
-            if part is not None and taken and sum(len(p.chains) for p in taken) + len(part.chains) > MAX_CHAINS:
+            if (
+                part is not None
+                and taken
+                and sum(len(p.chains) for p in taken) + len(part.chains) > MAX_CHAINS
+            ):
                 break
             self.ready.popleft()
             if part is None:
@@ -203,7 +220,8 @@ class BundleRun:
             self._release(key)
 
     def _release(self, key: str) -> None:
-        # As finished, whatever came of it: a lease that is taken on an old view of the folder costs a second computation at most.
+        # As finished, whatever came of it: a lease that is taken on an old view of the folder costs a second
+        # computation at most.
         self.leases.release(self._mine.pop(key), finished=True)
 
     def _look(self) -> None:
@@ -232,7 +250,8 @@ class BundleRun:
             self._busy = time.monotonic()
         return self.idle_s is not None and time.monotonic() - self._busy >= self.idle_s
 
-    # --- what becomes of a task ----------------------------------------------------------------------------------------
+    # --- what becomes of a task
+    # ----------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
         """Until a task is over, or a moment."""
@@ -245,7 +264,10 @@ class BundleRun:
             self._finish(ref, self.running.pop(ref))
 
     def _finish(self, ref: Any, task: Task) -> None:
-        """A task is over; where its worker died, its units are tried one by one, so that one cannot take the others with it."""
+        """A task is over.
+
+        Where its worker died, its units are tried one by one, so that one cannot take the others with it.
+        """
         try:
             found: Done = ray.get(ref)
         except ray.exceptions.RayError as error:
@@ -253,11 +275,14 @@ class BundleRun:
             trouble = store_trouble(self.store.root) if kind == "store" else None
             if trouble:
                 raise StoreError(
-                    f"{trouble} ({reason}); nothing that was committed is lost: make room, and run the command again"
+                    f"{trouble} ({reason}); nothing that was committed is lost: make room, and run the "
+                    f"command again"
                 ) from None
             again = task.attempt <= self.prepared.study.base.resources.max_failures
             self.experiment.event("bundle_failed", reason=reason, attempt=task.attempt, again=again)
-            self.display.line(f"a bundle of {len(task.chains)} chains failed{', trying again' if again else ''}: {reason}")
+            self.display.line(
+                f"a bundle of {len(task.chains)} chains failed{', trying again' if again else ''}: {reason}"
+            )
             if again:
                 for part in task.slices:
                     for unit in part.units:
@@ -269,7 +294,9 @@ class BundleRun:
             self.failed |= found.failed
             for key, why in found.failed.items():
                 self.experiment.event("chain_failed", chain=key, reason=why)
-            self.computed += sum(chain.generations + 1 for chain in task.chains if chain.key not in found.failed)
+            self.computed += sum(
+                chain.generations + 1 for chain in task.chains if chain.key not in found.failed
+            )
             self.left -= {chain.key for chain in task.chains} - set(found.failed)
             cells = len({unit.cell for part in task.slices for unit in part.units})
             done, total = len(self.prepared.bundles) - len(self.left), len(self.prepared.bundles)
@@ -286,5 +313,12 @@ class BundleRun:
         failures = tuple((f"chain {names[key]}", reason) for key, reason in self.failed.items())
         failed = 0 if stopped else len(left)
         return Summary(
-            len(complete), failed, self.computed, total - self.computed, round(wall_s, 3), stopped, reason if left else "", failures
+            len(complete),
+            failed,
+            self.computed,
+            total - self.computed,
+            round(wall_s, 3),
+            stopped,
+            reason if left else "",
+            failures,
         )

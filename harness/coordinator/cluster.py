@@ -31,7 +31,10 @@ from harness.stop import Stop
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: those that it may run on, and no more than its container's quota, rounded down."""
+    """CPUs that this process may use.
+
+    Those that it may run on, and no more than its container's quota, rounded down.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
@@ -48,9 +51,14 @@ GCS_ADDRESS = "--gcs-address="
 
 
 class _HeadWatch:
-    """Notices that Ray's head, or the local Ray, is gone. Ray itself waits a minute for it, and then ends the process."""
+    """Notices that Ray's head, or the local Ray, is gone.
 
-    def __init__(self, daemons: Sequence[psutil.Process], address: str, on_lost: Callable[[str], None]) -> None:
+    Ray itself waits a minute for it, and then ends the process.
+    """
+
+    def __init__(
+        self, daemons: Sequence[psutil.Process], address: str, on_lost: Callable[[str], None]
+    ) -> None:
         """Watch from now on.
 
         Args:
@@ -99,9 +107,14 @@ def _clear_leftovers() -> None:
 
 
 def _start_guardian(folder: str) -> subprocess.Popen[bytes]:
-    """A process that outlives this one for a moment: where this one is killed, it ends the Ray that was started here."""
+    """A process that outlives this one for a moment.
+
+    Where this one is killed, it ends the Ray that was started here.
+    """
     assert (module := guard.__file__) is not None
-    return subprocess.Popen([sys.executable, module, folder, str(os.getpid())], stdin=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, module, folder, str(os.getpid())], stdin=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def end_children() -> None:
@@ -136,14 +149,18 @@ class Place:
 
 @contextlib.contextmanager
 def connected(
-    place: Place, on_lost: Callable[[str], None], on_joined: Callable[[], None] = lambda: None, stop: Stop | None = None
+    place: Place,
+    on_lost: Callable[[str], None],
+    on_joined: Callable[[], None] = lambda: None,
+    stop: Stop | None = None,
 ) -> Iterator[tuple[Capacity, ...]]:
     """Ray for the time of a run.
 
     Args:
         place: Where it is.
         on_lost: Called, in a thread of its own, if Ray goes away meanwhile; nothing can be asked of Ray then.
-        on_joined: Called as soon as Ray is up: it takes signals for itself, and the caller may want them back.
+        on_joined: Called as soon as Ray is up: it takes signals for itself, and the caller may want them
+            back.
         stop: Set from outside to end the wait for the machines.
 
     Yields:
@@ -158,7 +175,8 @@ def connected(
     with contextlib.ExitStack() as until_the_end:
         folder = None
         if place.address is None:
-            # A short folder: socket paths must stay under 107 bytes. Ray's own lies inside, for it makes that one everybody's.
+            # A short folder: socket paths must stay under 107 bytes. Ray's own lies inside, for it makes that
+            # one everybody's.
             _clear_leftovers()
             folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
             until_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -192,7 +210,10 @@ def _joined(place: Place, address: str) -> Iterator[None]:
             except (OSError, RuntimeError, ValueError) as error:
                 reason = str(error)
                 if "InvalidAuthToken" in said():
-                    reason = "it wants another token: set RAY_AUTH_TOKEN_PATH to the file with its token, and RAY_AUTH_MODE=token"
+                    reason = (
+                        "it wants another token: set RAY_AUTH_TOKEN_PATH to the file with its token, and "
+                        "RAY_AUTH_MODE=token"
+                    )
                     continue
                 break
         with environment(**token, **loopback):
@@ -204,12 +225,17 @@ def _joined(place: Place, address: str) -> Iterator[None]:
 def _unreachable(place: Place, reason: str) -> GangError | ResourceError:
     first = (reason.splitlines() or [""])[0]
     if place.nodes:  # it was started for this run, so it is not the user's mistake
-        return GangError(f"the Ray of this run at {place.address} cannot be joined ({first}); {place.trouble()}")
+        return GangError(
+            f"the Ray of this run at {place.address} cannot be joined ({first}); {place.trouble()}"
+        )
     return ResourceError(f"--address {place.address}: there is no Ray that can be joined ({first})")
 
 
 def _only_on_loopback(address: str) -> bool:
-    """Whether a Ray listens on the loopback alone; Ray takes a loopback's address for the machine's own unless it is told."""
+    """Whether a Ray listens on the loopback alone.
+
+    Ray takes a loopback's address for the machine's own unless it is told.
+    """
     host, _, port = address.rpartition(":")
     if not host.startswith("127.") and host not in ("localhost", "::1"):
         return False
@@ -222,7 +248,10 @@ def _only_on_loopback(address: str) -> bool:
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Keep what is written to this process's standard error for the time of a block; C code writes to the descriptor."""
+    """Keep what is written to this process's standard error for the time of a block.
+
+    C code writes to the descriptor.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -241,7 +270,11 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 
 
 def _running(
-    place: Place, folder: str | None, on_lost: Callable[[str], None], on_joined: Callable[[], None], stop: Stop | None
+    place: Place,
+    folder: str | None,
+    on_lost: Callable[[str], None],
+    on_joined: Callable[[], None],
+    stop: Stop | None,
 ) -> Iterator[tuple[Capacity, ...]]:
     """Watch over a Ray that is up, and end what was started here."""
     on_joined()
@@ -287,14 +320,17 @@ def _await_machines(place: Place, stop: Stop | None) -> None:
             raise GangError("stopped before all machines of this run had joined")
         if time.monotonic() > deadline:
             raise GangError(
-                f"after {place.wait_s:.0f} s Ray has {len(found)} machine(s) with {cpus:g} CPUs and {gpus:g} GPUs; "
+                f"after {place.wait_s:.0f} s Ray has {len(found)} machine(s) with {cpus:g} CPUs and {gpus:g} "
+                f"GPUs; "
                 f"there should be {place.nodes} with {place.cpus:g} and {place.gpus:g}"
             )
         time.sleep(JOIN_LOOK_S)
 
 
 def _probe(place: Place) -> str:
-    """The address of a Ray that answers. Ray tries one for minutes; one connection says at once whether anything is there.
+    """The address of a Ray that answers.
+
+    Ray tries one for minutes; one connection says at once whether anything is there.
 
     Raises:
         ResourceError: Nothing answers there.
@@ -314,7 +350,10 @@ def _probe(place: Place) -> str:
 
 
 def _only_public_ray() -> str:
-    """The Ray that runs on this machine, for ``auto``; those that other runs have for themselves do not count."""
+    """The Ray that runs on this machine, for ``auto``.
+
+    Those that other runs have for themselves do not count.
+    """
     found: set[str] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -322,7 +361,11 @@ def _only_public_ray() -> str:
             if process.name() == "raylet" and not any(f"/tmp/{PREFIX}" in part for part in line):
                 found |= {part.removeprefix(GCS_ADDRESS) for part in line if part.startswith(GCS_ADDRESS)}
     if len(found) != 1:
-        raise ValueError(f"several run here: {', '.join(sorted(found))}; name one" if found else "none runs on this machine")
+        raise ValueError(
+            f"several run here: {', '.join(sorted(found))}; name one"
+            if found
+            else "none runs on this machine"
+        )
     return found.pop()
 
 
@@ -341,7 +384,10 @@ def machines(lost: Collection[str] = ()) -> dict[str, Capacity]:
 
 
 def unreachable(nodes: Collection[str]) -> set[str]:
-    """Which machines are dead: Ray says so (it takes half a minute to know), or nothing answers at the port of their raylet."""
+    """Which machines are dead.
+
+    Ray says so (it takes half a minute to know), or nothing answers at the port of their raylet.
+    """
     addresses = {str(node["NodeID"]): node for node in ray.nodes()}
     gone = set()
     for name in nodes:
@@ -350,7 +396,9 @@ def unreachable(nodes: Collection[str]) -> set[str]:
             gone.add(name)
             continue
         try:
-            socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=PROBE_S).close()
+            socket.create_connection(
+                (node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=PROBE_S
+            ).close()
         except OSError:
             gone.add(name)
     return gone
@@ -369,7 +417,9 @@ def check_feasible(shapes: Collection[Shape], found: Collection[Capacity]) -> No
         asked = shape.ranks * (shape.gpus or shape.cpus)
         sizes = [machine.gpus if shape.gpus else machine.cpus for machine in found]
         raise ResourceError(
-            f"resources.ranks: this grid asks for {asked} {kind}s a gang ({shape.ranks} ranks x {shape.gpus or shape.cpus}); "
+            f"resources.ranks: this grid asks for {asked} {kind}s a gang ({shape.ranks} ranks x "
+            f"{shape.gpus or shape.cpus}); "
             f"the largest machine "
-            f"has {max(sizes, default=0):g}, all {len(sizes)} together {sum(sizes):g}; lower resources.ranks or resources.threads"
+            f"has {max(sizes, default=0):g}, all {len(sizes)} together {sum(sizes):g}; lower resources.ranks "
+            f"or resources.threads"
         )

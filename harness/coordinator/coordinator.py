@@ -12,7 +12,7 @@ import ray
 
 from harness.config.schema import Resources
 from harness.coordinator.cluster import machines, unreachable
-from harness.coordinator.display import axes_text
+from harness.coordinator.display import NEWS, computed_by, described, running_row
 from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.plans import plan_of
@@ -24,8 +24,6 @@ from harness.coordinator.tally import Tally
 from harness.errors import StoreError
 from harness.inventory import Inventory
 from harness.inventory.retention import Retention
-from harness.metrics.catalogue import SHOWN
-from harness.records import Record
 from harness.science import Branch, Chain, cut
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store
@@ -34,16 +32,11 @@ from harness.study import Prepared
 
 TICK_S = 0.25
 POLL_S = 1.0
-"""Seconds between looks at what others have committed, and at the leases that branches wait for; more where a look takes long."""
+"""Seconds between looks at what others do; more where a look takes long."""
 MACHINES_S = 5.0
 """Seconds between looks at the cluster's machines."""
 NODE_WAIT_S = 60.0
 """How long a run waits for machines that could hold what is left, when none of them is there any more."""
-NEWS = {
-    "resumed": "generation {generation} seed {seed} goes on from step {step}",
-    "checkpoint_refused": "generation {generation} seed {seed} cannot go on from {reason}; again from step {again_from_step}",
-}
-"""Events that are shown."""
 TEARDOWN_SHARE = 0.3
 """Share of the grace period that is kept for ending gangs and Ray."""
 
@@ -84,7 +77,8 @@ class Coordinator:
             display: Shows progress.
             on_chain: Called once for every chain that is complete.
             stop: Set from outside to end early.
-            idle_s: End after this many seconds in which all that is left is being computed by others; None to wait for them.
+            idle_s: End after this many seconds in which all that is left is being computed by others; None to
+                wait for them.
         """
         assert leases.owner is not None
         self.prepared, self.store, self.experiment, self.leases = prepared, store, experiment, leases
@@ -114,7 +108,8 @@ class Coordinator:
         self.idle_s, self._busy = idle_s, time.monotonic()
         self.retention = Retention(prepared, store, experiment, self.inventory.done)
 
-    # --- the loop ------------------------------------------------------------------------------------------------------
+    # --- the loop
+    # ------------------------------------------------------------------------------------------------------
 
     def run(self) -> Summary:
         """Run what is left of the grid.
@@ -126,8 +121,14 @@ class Coordinator:
         for chain in self.lineage.chains:
             if self.tally.complete(chain):
                 self.on_chain(chain)
-        remaining = [branch for branch in self.branches.values() if any(node not in self.inventory.done for node in branch.nodes)]
-        self.queue = Queue((b for b in remaining if not self.tally.unreachable(b)), self.inventory.done | self.inventory.gone)
+        remaining = [
+            branch
+            for branch in self.branches.values()
+            if any(node not in self.inventory.done for node in branch.nodes)
+        ]
+        self.queue = Queue(
+            (b for b in remaining if not self.tally.unreachable(b)), self.inventory.done | self.inventory.gone
+        )
         self._sweep()
         self.experiment.news(self._offsets)
         done, total = len(self.inventory.done), len(self.lineage.nodes)
@@ -171,9 +172,15 @@ class Coordinator:
     def _sweep(self) -> None:
         """Remove what killed processes have left of work that is committed by now."""
         work = self.store.root / "work"
-        keys = {key for node in self.lineage.nodes.values() for key in (node.fit, node.corpus, node.evaluation)}
+        keys = {
+            key for node in self.lineage.nodes.values() for key in (node.fit, node.corpus, node.evaluation)
+        }
         for key in keys & {path.name for path in work.iterdir()}:
-            committed = self.store.has("evaluations", key) or self.store.has("fits", key) or self.store.corpora.count(key) > 0
+            committed = (
+                self.store.has("evaluations", key)
+                or self.store.has("fits", key)
+                or self.store.corpora.count(key) > 0
+            )
             if committed and not self.leases.held(self.leases.look(key)):
                 self.store.clear_work(key)
 
@@ -201,7 +208,10 @@ class Coordinator:
         return Gang(number, gang.shape, running.branch.id if running else None, places)
 
     def _held_elsewhere(self, branch: Branch) -> bool:
-        """Put a branch aside whose next generation is done or does not exist, or is being computed by somebody else."""
+        """Put a branch aside whose next generation is done or does not exist.
+
+        Or is being computed by somebody else.
+        """
         node = self.tally.next_of(branch)
         if node is None or self.tally.unreachable(branch):
             self.queue.take(branch.id)
@@ -218,20 +228,28 @@ class Coordinator:
         self.held[branch.id] = (branch, key)
         self.experiment.event("branch_held", branch=branch.id, key=key, owner=view.owner)
         if who.get("about", {}).get("coordinator") != self.id:
-            self.display.line(f"branch {branch.id} waits: {who.get('host', 'somebody else')} computes its next generation")
+            self.display.line(
+                f"branch {branch.id} waits: {who.get('host', 'somebody else')} computes its next generation"
+            )
 
     def _start_gang(self, action: Start) -> int:
         number = len(self._owners) + 1
         owner = f"{self.id}-gang-{number}"
         self._owners.append(owner)
-        self.gangs[number] = GangHandle(number, action.shape, self.experiment.logs, owner, self.resources.lease_s)
+        self.gangs[number] = GangHandle(
+            number, action.shape, self.experiment.logs, owner, self.resources.lease_s
+        )
         return number
 
     def _begin(self, number: int, branch: Branch) -> None:
         plan = plan_of(self.prepared, branch, self.budget.attempt(branch.id), self._revision, self.id)
         cell, silent = self._cell_of(branch), self.leases.watch.silent()
         self.running[number] = _Running(branch, self.gangs[number].run(plan, self.store.root, silent))
-        about = {"attempt": plan.attempt, "generations": len(plan.order), "axes": dict(self.prepared.study.cells[cell].axes)}
+        about = {
+            "attempt": plan.attempt,
+            "generations": len(plan.order),
+            "axes": dict(self.prepared.study.cells[cell].axes),
+        }
         self.experiment.event("branch_started", branch=branch.id, gang=number, **about)
 
     def _wait(self) -> None:
@@ -248,7 +266,10 @@ class Coordinator:
                 self._handle(owner[ref], ref)
 
     def _handle(self, number: int, ref: Any) -> None:
-        """One call of one rank is over; the first bad one ends the gang, the last good one ends the branch."""
+        """One call of one rank is over.
+
+        The first bad one ends the gang, the last good one ends the branch.
+        """
         running = self.running[number]
         try:
             outcome = ray.get(ref)
@@ -284,10 +305,14 @@ class Coordinator:
         gang.end()
         bury(self.leases.watch.folder, gang.owner)
 
-    # --- what goes wrong -----------------------------------------------------------------------------------------------
+    # --- what goes wrong
+    # -----------------------------------------------------------------------------------------------
 
     def _fail(self, number: int, kind: Kind, reason: str) -> None:
-        """A gang is lost: kill all of it, keep what it committed, try its branch again or give the branch up."""
+        """A gang is lost.
+
+        Kill all of it, keep what it committed, try its branch again or give the branch up.
+        """
         running, gang = self.running.pop(number), self.gangs.pop(number)
         branch = running.branch
         lost = self._lost_machines(gang)
@@ -300,17 +325,28 @@ class Coordinator:
         if kind == "store":
             trouble = store_trouble(self.store.root)
             if trouble:
-                raise StoreError(f"{trouble} ({reason}); nothing that was committed is lost: make room, and run the command again")
+                raise StoreError(
+                    f"{trouble} ({reason}); nothing that was committed is lost: make room, and run the "
+                    f"command again"
+                )
             kind = "crash"
         self._notice_commits(running)
         self.experiment.clear_progress(branch.id)
         attempt = self.budget.attempt(branch.id)
         again = self.budget.again(branch.id, kind, self._resources_of(branch))
         self.experiment.event(
-            "branch_failed", branch=branch.id, gang=number, failure=kind, reason=reason, attempt=attempt, again=again
+            "branch_failed",
+            branch=branch.id,
+            gang=number,
+            failure=kind,
+            reason=reason,
+            attempt=attempt,
+            again=again,
         )
         logs = ", ".join(str(path) for path in gang.logs)
-        self.display.line(f"branch {branch.id} failed{', trying again' if again else ''}: {reason} (log: {logs})")
+        self.display.line(
+            f"branch {branch.id} failed{', trying again' if again else ''}: {reason} (log: {logs})"
+        )
         self._refresh_machines()
         if again:
             self.queue.push(branch)
@@ -318,7 +354,10 @@ class Coordinator:
             self.failed[branch.id] = f"{reason} (log: {logs})"
 
     def _lost_machines(self, gang: GangHandle) -> set[str]:
-        """The machines of a gang that are gone; any machine, where the gang had not come to tell where it is."""
+        """The machines of a gang that are gone.
+
+        Any machine, where the gang had not come to tell where it is.
+        """
         nodes = {process.node for process in gang.processes} or set(machines(self._lost))
         lost = unreachable(nodes)
         self._lost |= lost
@@ -338,7 +377,11 @@ class Coordinator:
                 continue  # it went with the one before
             still = self.gangs[number].still_s()
             if still >= self._resources_of(running.branch).watchdog_s:
-                self._fail(number, "hang", f"the gang hangs: no step, token or batch for {still:.0f} s (resources.watchdog_s)")
+                self._fail(
+                    number,
+                    "hang",
+                    f"the gang hangs: no step, token or batch for {still:.0f} s (resources.watchdog_s)",
+                )
         if time.monotonic() - self._looked >= MACHINES_S:
             self._refresh_machines()
 
@@ -352,13 +395,18 @@ class Coordinator:
             # A gang that was about to start on a machine that is gone would wait for ever for another place.
             if number not in self.gangs:
                 continue
-            if number in self.running and (not gang.processes or gone & {process.node for process in gang.processes}):
+            if number in self.running and (
+                not gang.processes or gone & {process.node for process in gang.processes}
+            ):
                 self._fail(number, "preempted", "a machine of the gang is gone")
             elif number not in self.running and gone & {process.node for process in gang.processes}:
                 self._retire(number)
 
     def _await_machines(self) -> str:
-        """Nothing runs and nothing could be started: wait for machines; says so when none have come in time."""
+        """Nothing runs and nothing could be started: wait for machines.
+
+        Says so when none have come in time.
+        """
         deadline = time.monotonic() + NODE_WAIT_S
         while not any(feasible(self.shapes[branch.id], self.machines) for branch in self.queue.ready):
             if self.stop.is_set():
@@ -382,17 +430,22 @@ class Coordinator:
 
     def _end_gangs(self) -> None:
         for gang in self.gangs.values():
-            gang.kill()  # all at once: to see each one gone takes time, and the grace period is for all of them together
+            # all at once: to see each one gone takes time, and the grace period is for all of them together
+            gang.kill()
         for number in list(self.gangs):
             self._retire(number)
         for running in self.running.values():
             self.experiment.clear_progress(running.branch.id)
         self.leases.forget(self._owners)
 
-    # --- what has been committed ---------------------------------------------------------------------------------------
+    # --- what has been committed
+    # ---------------------------------------------------------------------------------------
 
     def _poll(self) -> None:
-        """Take note of what others have committed, and take up branches that no longer have to wait for them."""
+        """Take note of what others have committed.
+
+        And take up branches that no longer have to wait for them.
+        """
         started = time.monotonic()
         if started - self._polled < self._poll_s:
             return
@@ -427,42 +480,21 @@ class Coordinator:
 
     def _committed(self, node: str) -> None:
         record, complete = self.tally.note(node)
-        for key in (node, *(self.inventory.gone if record is not None and record.status == "diverged" else ())):
+        ended = self.inventory.gone if record is not None and record.status == "diverged" else ()
+        for key in (node, *ended):
             self.queue.complete(key)
-        count, total, who = len(self.inventory.done), len(self.lineage.nodes), self._who(node)
-        self.display.line(_describe(record, count, total, who) if record else f"[{count}/{total}] {who}: {node} committed")
+        count, total = len(self.inventory.done), len(self.lineage.nodes)
+        who = computed_by(self.prepared, node, self._sharers[node] - 1)
+        self.display.line(f"[{count}/{total}] {who} {described(record)}")
         for chain in complete:
             self.on_chain(chain)
         self.retention.committed(node)
-
-    def _who(self, node: str) -> str:
-        """The cell that computes a generation, and how many other chains have it too."""
-        known, others = self.lineage.nodes[node], self._sharers[node] - 1
-        label = axes_text(self.prepared.study.cells[known.cell].axes, known.seed)
-        return f"{label} and {others} more chain{'s' if others > 1 else ''}" if others else label
 
     def _show(self, last: bool = False) -> None:
         if not last and time.monotonic() - self._shown < TICK_S:
             return
         self._shown = time.monotonic()
         progress = self.experiment.progress() if self.running else {}
-        rows = []
-        for running in self.running.values():
-            first = self.lineage.nodes[running.branch.nodes[0]]
-            axes = self.prepared.study.cells[first.cell].axes
-            rows.append(
-                {
-                    "branch": running.branch.id,
-                    "axes": axes,
-                    "seed": first.seed,
-                    "last": self.lineage.nodes[running.branch.nodes[-1]].generation,
-                    **progress.get(running.branch.id, {}),
-                }
-            )
+        branches = [running.branch for running in self.running.values()]
+        rows = [running_row(self.prepared, branch, progress.get(branch.id, {})) for branch in branches]
         self.display.update(len(self.inventory.done), len(self.lineage.nodes), rows)
-
-
-def _describe(record: Record, done: int, total: int, who: str) -> str:
-    shown = [name for name in SHOWN if record.metrics.get(name) is not None]
-    values = "".join(f" {name} {record.metrics[name]:.4g}" for name in shown)
-    return f"[{done}/{total}] {who} generation {record.generation} {record.status}{values} (fit {record.fit[:12]})"

@@ -14,11 +14,23 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import terminal
+from harness.metrics.catalogue import SHOWN
+from harness.records import Record
+from harness.science import Branch
+from harness.study import Prepared
 
 STALLED_S = 120.0
 """Seconds without progress after which a chain is marked."""
 HEARTBEAT_S = 60.0
 """Seconds between plain lines when nothing is committed."""
+
+NEWS = {
+    "resumed": "generation {generation} seed {seed} goes on from step {step}",
+    "checkpoint_refused": (
+        "generation {generation} seed {seed} cannot go on from {reason}; again from step {again_from_step}"
+    ),
+}
+"""Events that are shown."""
 
 
 def duration(seconds: float) -> str:
@@ -26,7 +38,9 @@ def duration(seconds: float) -> str:
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return (
+        f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    )
 
 
 def axes_text(axes: Mapping[str, Any], seed: int) -> str:
@@ -45,7 +59,8 @@ class PlainDisplay:
         """A heartbeat now and then."""
         if time.monotonic() - self._last > HEARTBEAT_S:
             phases = ", ".join(
-                f"{axes_text(r['axes'], r['seed'])} generation {r.get('generation', '?')} {r.get('phase', 'starting')}"
+                f"{axes_text(r['axes'], r['seed'])} generation {r.get('generation', '?')} "
+                f"{r.get('phase', 'starting')}"
                 for r in running
             )
             self.line(f"{done}/{total} generations; {phases or 'waiting'}")
@@ -95,7 +110,11 @@ class LiveDisplay:
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True)
-        bar.add_row("grid", ProgressBar(total=max(total, 1), completed=done), f"{done}/{total} {duration(elapsed)} {left}")
+        bar.add_row(
+            "grid",
+            ProgressBar(total=max(total, 1), completed=done),
+            f"{done}/{total} {duration(elapsed)} {left}",
+        )
         return bar
 
     def _table(self, running: Sequence[Mapping[str, Any]]) -> Table:
@@ -112,7 +131,14 @@ class LiveDisplay:
             age = time.time() - row.get("updated", time.time())
             left = "stalled?" if age > STALLED_S else duration(row["left_s"]) if row["left_s"] else ""
             bar = ProgressBar(total=total, completed=done)
-            table.add_row(label, f"{row['generation']}/{row['last']}", row["phase"], bar, f"{rate:,.0f}" if rate else "", left)
+            table.add_row(
+                label,
+                f"{row['generation']}/{row['last']}",
+                row["phase"],
+                bar,
+                f"{rate:,.0f}" if rate else "",
+                left,
+            )
         return table
 
     def line(self, text: str) -> None:
@@ -130,3 +156,26 @@ def make_display(json_output: bool) -> PlainDisplay | LiveDisplay:
         return PlainDisplay(sys.stderr)
     console = Console()
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(sys.stdout)
+
+
+def computed_by(prepared: Prepared, node: str, others: int) -> str:
+    """The cell that computes a generation, and how many other chains have it too."""
+    known = prepared.lineage.nodes[node]
+    label = axes_text(prepared.study.cells[known.cell].axes, known.seed)
+    return f"{label} and {others} more chain{'s' if others > 1 else ''}" if others else label
+
+
+def described(record: Record | None) -> str:
+    """A generation that is complete, in a line; its record may be gone again."""
+    if record is None:
+        return "committed a generation whose record cannot be read"
+    shown = [name for name in SHOWN if record.metrics.get(name) is not None]
+    values = "".join(f" {name} {record.metrics[name]:.4g}" for name in shown)
+    return f"generation {record.generation} {record.status}{values} (fit {record.fit[:12]})"
+
+
+def running_row(prepared: Prepared, branch: Branch, progress: Mapping[str, Any]) -> dict[str, Any]:
+    """What is shown of a branch that runs."""
+    first, last = (prepared.lineage.nodes[branch.nodes[place]] for place in (0, -1))
+    axes = prepared.study.cells[first.cell].axes
+    return {"branch": branch.id, "axes": axes, "seed": first.seed, "last": last.generation, **progress}

@@ -16,10 +16,16 @@ from harness.errors import HarnessError
 from harness.store.store import WRITABLE_PROBE
 
 Kind = Literal["input", "crash", "memory", "device_memory", "hang", "store", "preempted"]
-"""``input``: trying again cannot help. ``store``: the whole run cannot go on. ``preempted``: the machine went away."""
+"""``input``: trying again cannot help. ``store``: the whole run cannot go on. ``preempted``: the machine went
+away."""
 
-_DISK = re.compile(r"no space left|os error 28|quota exceeded|os error 122|read-only file system|os error 30\b", re.IGNORECASE)
-_HOST_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|unable to allocate|bad_alloc", re.IGNORECASE)
+_DISK = re.compile(
+    r"no space left|os error 28|quota exceeded|os error 122|read-only file system|os error 30\b",
+    re.IGNORECASE,
+)
+_HOST_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|unable to allocate|bad_alloc", re.IGNORECASE
+)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 HOST_ADVICE = (
@@ -27,7 +33,8 @@ HOST_ADVICE = (
     "resources.zero_stage: 3, or let fewer gangs run at once with a larger resources.threads"
 )
 DEVICE_ADVICE = (
-    "out of GPU memory: lower resources.micro_batch or resources.sample_batch, or raise resources.ranks or resources.zero_stage"
+    "out of GPU memory: lower resources.micro_batch or resources.sample_batch, or raise resources.ranks or "
+    "resources.zero_stage"
 )
 
 
@@ -46,7 +53,9 @@ def classify(error: BaseException) -> tuple[Kind, str]:
     for found in _chain(error):
         if type(found).__name__ == "OutOfMemoryError" and "torch" in type(found).__module__:
             return "device_memory", f"{DEVICE_ADVICE} ({_line(found)})"
-        if isinstance(found, MemoryError) or (not isinstance(found, OSError) and _HOST_MEMORY.search(str(found))):
+        if isinstance(found, MemoryError) or (
+            not isinstance(found, OSError) and _HOST_MEMORY.search(str(found))
+        ):
             return "memory", f"{HOST_ADVICE} ({_line(found)})"
         if isinstance(found, OSError) and found.errno in _DISK_ERRORS or _DISK.search(str(found)):
             return "store", _line(found)
@@ -69,7 +78,10 @@ def store_trouble(root: Path) -> str | None:
 
 @dataclass
 class Budget:
-    """How often a branch has ended badly since its last commit, of its own doing (or of unknown cause) and of its machine's."""
+    """How often a branch has ended badly since its last commit.
+
+    Of its own doing (or of unknown cause) and of its machine's.
+    """
 
     failures: dict[str, int] = field(default_factory=dict)
     preemptions: dict[str, int] = field(default_factory=dict)

@@ -22,7 +22,8 @@ from harness.coordinator.processes import ProcessId, build_folder, clear_stale_l
 from harness.coordinator.scheduler import Shape
 
 MEMORY_GROWTH_BYTES = 4 * 2**30
-"""A gang whose ranks have grown by this much since their first branch retires: ZeRO-3 keeps host memory at every fit."""
+"""A gang whose ranks have grown by this much since their first branch retires: ZeRO-3 keeps host memory at
+every fit."""
 PROGRESS_EVERY_S = 0.5
 BEAT_EVERY_S = 1.0
 """Seconds between the coordinator's looks at a gang's counters."""
@@ -68,7 +69,14 @@ class _Observer:
         if done < total and now - self._last < PROGRESS_EVERY_S:
             return
         self._last = now
-        state = {"generation": node.generation, "seed": node.seed, "phase": phase, "done": done, "total": total, "rate": rate}
+        state = {
+            "generation": node.generation,
+            "seed": node.seed,
+            "phase": phase,
+            "done": done,
+            "total": total,
+            "rate": rate,
+        }
         left = (now - self._since) * (total - done) / max(done, 1)
         self.experiment.write_progress(self.branch, {**state, "node": node.evaluation, "left_s": left})
 
@@ -79,7 +87,9 @@ class _Rank:
     Calls of the group ``control`` are answered by a thread of their own while `run` is at work.
     """
 
-    def __init__(self, rank: int, shape: Shape, log: str, environment: Mapping[str, str], owner: str, lease_s: float) -> None:
+    def __init__(
+        self, rank: int, shape: Shape, log: str, environment: Mapping[str, str], owner: str, lease_s: float
+    ) -> None:
         from harness.learners.base import Control
 
         os.environ.update(environment)
@@ -127,7 +137,12 @@ class _Rank:
             self._ranks = SoloRanks()
             return
         self._control.tick()
-        from harness.learners.language_model.distributed import TorchRanks, check_device, choose_interface, join_store
+        from harness.learners.language_model.distributed import (
+            TorchRanks,
+            check_device,
+            choose_interface,
+            join_store,
+        )
 
         check_device(self.shape.gpus)
         choose_interface(ray.util.get_node_ip_address())
@@ -176,7 +191,10 @@ class _Rank:
         self._control.tick()
         observer = _Observer(root, experiment, plan.branch)
         try:
-            return run_branch(plan, Site(learner, store, self._data[name], self._ranks, observer, self._leases, self._control))
+            return run_branch(
+                plan,
+                Site(learner, store, self._data[name], self._ranks, observer, self._leases, self._control),
+            )
         finally:
             observer.experiment.clear_progress(plan.branch)
 
@@ -212,7 +230,9 @@ class GangHandle:
         bundle = {"CPU": float(shape.cpus), **({"GPU": float(shape.gpus)} if shape.gpus else {})}
         self._group: PlacementGroup = placement_group([bundle] * shape.ranks, strategy="PACK")
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        self.logs = [logs / f"gang-{stamp}-{os.getpid()}-{number}-rank-{rank}.log" for rank in range(shape.ranks)]
+        self.logs = [
+            logs / f"gang-{stamp}-{os.getpid()}-{number}-rank-{rank}.log" for rank in range(shape.ranks)
+        ]
         self._actors = [self._actor(rank) for rank in range(shape.ranks)]
         self._joined: list[Any] | None = None
         self._place = self._actors[0].rendezvous.remote() if not shape.solo else None
@@ -250,8 +270,8 @@ class GangHandle:
         self._moved = time.monotonic()
         if self._joined is None:
             self._joined = [actor.join.remote(self._place) for actor in self._actors]
-        # Nothing waits here: Ray hands rank 0's address on, and an actor runs its calls in order. A failed join is seen by the
-        # coordinator, which waits for these references too.
+        # Nothing waits here: Ray hands rank 0's address on, and an actor runs its calls in order. A failed
+        # join is seen by the coordinator, which waits for these references too.
         runs = [actor.run.remote(plan, str(root), dict(silent)) for actor in self._actors]
         return [*self._joined, *runs]
 
@@ -261,13 +281,18 @@ class GangHandle:
             actor.stop.remote(grace_s)
 
     def still_s(self) -> float:
-        """For how long no rank has moved. A gang that waits for its places stands still, but does not hang: 0."""
+        """For how long no rank has moved.
+
+        A gang that waits for its places stands still, but does not hang: 0.
+        """
         now = time.monotonic()
         self._learn_processes()
         if not self.processes:
             self._moved = now
             return 0.0
-        ready, _ = ray.wait(list(self._beats), num_returns=len(self._beats), timeout=0) if self._beats else ([], [])
+        ready, _ = (
+            ray.wait(list(self._beats), num_returns=len(self._beats), timeout=0) if self._beats else ([], [])
+        )
         for reference in ready:
             rank = self._beats.pop(reference)
             with contextlib.suppress(ray.exceptions.RayError):
@@ -276,7 +301,9 @@ class GangHandle:
                     self._counters[rank], self._moved = count, now
         if now - self._asked >= BEAT_EVERY_S:
             unanswered = set(self._beats.values())
-            self._beats |= {actor.beat.remote(): rank for rank, actor in enumerate(self._actors) if rank not in unanswered}
+            self._beats |= {
+                actor.beat.remote(): rank for rank, actor in enumerate(self._actors) if rank not in unanswered
+            }
             self._asked = now
         return now - self._moved
 
@@ -294,7 +321,9 @@ class GangHandle:
         now = [outcome.rss_bytes for outcome in outcomes]
         if self.first_rss is None:
             self.first_rss = now
-        return any(later - first > MEMORY_GROWTH_BYTES for first, later in zip(self.first_rss, now, strict=True))
+        return any(
+            later - first > MEMORY_GROWTH_BYTES for first, later in zip(self.first_rss, now, strict=True)
+        )
 
     def kill(self) -> None:
         """Kill all ranks; waits for nothing."""

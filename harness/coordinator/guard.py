@@ -1,4 +1,6 @@
-"""Run as a process beside a driver that has started a Ray of its own: where the driver is killed, ends that Ray and its folder.
+"""Run as a process beside a driver that has started a Ray of its own.
+
+Where the driver is killed, ends that Ray and its folder.
 
 Ray's processes notice by themselves that their driver is gone, but some take half a minute to.
 """
@@ -16,7 +18,10 @@ WATCH_S = 0.5
 
 
 def members(folder: str) -> list[psutil.Process]:
-    """Processes of the Ray whose files lie in a folder: those that name it, and all that they have started."""
+    """Processes of the Ray whose files lie in a folder.
+
+    Those that name it, and all that they have started.
+    """
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -32,7 +37,11 @@ def main(folder: str, pid: int) -> None:
     with contextlib.suppress(psutil.Error):
         driver = psutil.Process(pid)
         while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE and os.getppid() == driver.pid:
-            known = {process.pid: process for process in driver.children(recursive=True) if process.pid != os.getpid()}
+            known = {
+                process.pid: process
+                for process in driver.children(recursive=True)
+                if process.pid != os.getpid()
+            }
             with contextlib.suppress(psutil.TimeoutExpired):
                 driver.wait(WATCH_S)
                 break

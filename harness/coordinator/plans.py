@@ -9,7 +9,9 @@ from harness.science import Branch, Node
 from harness.study import Prepared
 
 
-def plan_of(prepared: Prepared, branch: Branch, attempt: int = 1, commit: str = "", coordinator: str = "") -> Plan:
+def plan_of(
+    prepared: Prepared, branch: Branch, attempt: int = 1, commit: str = "", coordinator: str = ""
+) -> Plan:
     """A branch with all nodes that it descends from, and how its cell is executed.
 
     Args:
@@ -25,7 +27,13 @@ def plan_of(prepared: Prepared, branch: Branch, attempt: int = 1, commit: str = 
 
     def past(node: Node) -> tuple[str | None, ...]:
         """What the cell's own learner has computed, or can compute again, on the way to a node."""
-        return (node.previous, node.first, node.init_from, node.prompted_by, *(() if written_by_others else node.corpora.values()))
+        return (
+            node.previous,
+            node.first,
+            node.init_from,
+            node.prompted_by,
+            *(() if written_by_others else node.corpora.values()),
+        )
 
     own = _reached(lineage.nodes, branch.nodes, past)
     nodes = _reached(lineage.nodes, branch.nodes, lambda node: (*past(node), *node.corpora.values()))
@@ -42,7 +50,9 @@ def plan_of(prepared: Prepared, branch: Branch, attempt: int = 1, commit: str = 
     )
 
 
-def _reached(nodes: Mapping[str, Node], start: Iterable[str], follow: Callable[[Node], tuple[str | None, ...]]) -> dict[str, Node]:
+def _reached(
+    nodes: Mapping[str, Node], start: Iterable[str], follow: Callable[[Node], tuple[str | None, ...]]
+) -> dict[str, Node]:
     """These nodes and all that they lead to."""
     found: dict[str, Node] = {}
     todo: list[str | None] = list(start)

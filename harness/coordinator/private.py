@@ -14,7 +14,10 @@ from harness.ray_access import LOOPBACK
 
 @contextlib.contextmanager
 def environment(**changes: str | None) -> Iterator[None]:
-    """The environment with other values for the time of a block, and Ray told of it; None removes a variable."""
+    """The environment with other values for the time of a block, and Ray told of it.
+
+    None removes a variable.
+    """
     before = {name: os.environ.get(name) for name in changes}
     _set(changes)
     try:

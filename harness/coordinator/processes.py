@@ -1,4 +1,7 @@
-"""Processes of gangs, as the operating system sees them: who they are, whether they are gone, and why they went."""
+"""Processes of gangs, as the operating system sees them.
+
+Who they are, whether they are gone, and why they went.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ class ProcessId:
         node: Ray's id of the node.
         pid: Process id.
         started: Start time, seconds since the epoch.
-        oom_kills: How many processes the machine's kernel had killed for want of memory when this one started.
+        oom_kills: How many processes the machine's kernel had killed for want of memory when this one
+            started.
     """
 
     host: str
@@ -62,7 +66,9 @@ def _living(processes: Sequence[ProcessId]) -> list[psutil.Process]:
 
 
 def reap(processes: Sequence[ProcessId], patience_s: float = 2.0) -> int:
-    """Make sure that processes of this machine are gone, with all that they started: a stopped one hears nothing but SIGKILL.
+    """Make sure that processes of this machine are gone, with all that they started.
+
+    A stopped one hears nothing but SIGKILL.
 
     Args:
         processes: Of this machine.
@@ -87,13 +93,23 @@ def reap(processes: Sequence[ProcessId], patience_s: float = 2.0) -> int:
 
 
 def build_folder() -> Path:
-    """Where this user's builds of native operators go on this machine, apart for every Python: never on a shared file system."""
+    """Where this user's builds of native operators go on this machine, apart for every Python.
+
+    Never on a shared file system.
+    """
     version = f"py{sys.version_info[0]}{sys.version_info[1]}"
-    return Path(tempfile.gettempdir()) / f"harness-{os.getuid()}" / f"torch-extensions-{socket.gethostname()}-{version}"
+    return (
+        Path(tempfile.gettempdir())
+        / f"harness-{os.getuid()}"
+        / f"torch-extensions-{socket.gethostname()}-{version}"
+    )
 
 
 def clear_stale_locks(folder: Path) -> list[Path]:
-    """Remove locks of builds that were killed: a build holds its lock file open, so a lock that no process has open is stale."""
+    """Remove locks of builds that were killed.
+
+    A build holds its lock file open, so a lock that no process has open is stale.
+    """
     locks = [path for path in folder.glob("**/lock") if path.is_file()]
     if not locks:
         return []
@@ -102,7 +118,10 @@ def clear_stale_locks(folder: Path) -> list[Path]:
         with contextlib.suppress(psutil.Error, OSError):
             held |= {os.path.realpath(file.path) for file in process.open_files()}
             # A file that is open for nothing but its existence is not in open_files of every kernel.
-            held |= {os.path.realpath(f"/proc/{process.pid}/fd/{name}") for name in os.listdir(f"/proc/{process.pid}/fd")}
+            held |= {
+                os.path.realpath(f"/proc/{process.pid}/fd/{name}")
+                for name in os.listdir(f"/proc/{process.pid}/fd")
+            }
     stale = [path for path in locks if os.path.realpath(path) not in held]
     for path in stale:
         path.unlink(missing_ok=True)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 
 def source_revision(folder: Path = Path(__file__).parents[1]) -> str:
-    """The revision of the harness's source, with ``+dirty`` for local changes; empty where it is not under version control.
+    """The revision of the harness's source, with ``+dirty`` for local changes.
 
-    A repository that only encloses the installed package (an environment inside a project) does not have its files, and says
-    nothing about it.
+    Empty where it is not under version control.
+
+    A repository that only encloses the installed package (an environment inside a project) does not have its
+    files, and says nothing about it.
 
     Args:
         folder: Where the package lies.
@@ -22,6 +24,8 @@ def source_revision(folder: Path = Path(__file__).parents[1]) -> str:
 
     try:
         git("ls-files", "--error-unmatch", "--", str(folder / "__init__.py"))
-        return git("rev-parse", "--short=12", "HEAD") + ("+dirty" if git("status", "--porcelain", "--", str(folder)) else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+dirty" if git("status", "--porcelain", "--", str(folder)) else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -78,10 +78,15 @@ Action = Assign | Start | Retire
 
 
 def place(shape: Shape, free: Sequence[Capacity]) -> list[Capacity] | None:
-    """What is left free after a gang is placed rank by rank, fullest machine that fits first; None where it does not fit."""
+    """What is left free after a gang is placed rank by rank, fullest machine that fits first.
+
+    None where it does not fit.
+    """
     left = list(free)
     for _ in range(shape.ranks):
-        fits = [i for i, machine in enumerate(left) if machine.cpus >= shape.cpus and machine.gpus >= shape.gpus]
+        fits = [
+            i for i, machine in enumerate(left) if machine.cpus >= shape.cpus and machine.gpus >= shape.gpus
+        ]
         if not fits:
             return None
         chosen = min(fits, key=lambda i: (left[i].gpus, left[i].cpus, i))
@@ -92,7 +97,8 @@ def place(shape: Shape, free: Sequence[Capacity]) -> list[Capacity] | None:
 class Queue:
     """Branches that wait for what they need, and those that are ready, the longest remaining path first.
 
-    Longest path first bounds the time of the whole grid (Graham 1969). Ties go by id, so a schedule is a function of its input.
+    Longest path first bounds the time of the whole grid (Graham 1969). Ties go by id, so a schedule is a
+    function of its input.
     """
 
     def __init__(self, branches: Iterable[Branch], done: Collection[str]) -> None:
@@ -145,7 +151,10 @@ class Queue:
 
 
 def _free(gangs: Sequence[Gang], machines: Sequence[Capacity]) -> tuple[list[Capacity], bool]:
-    """What gangs leave free, and whether one of them finds no place: first those that are somewhere, then those that will be."""
+    """What gangs leave free, and whether one of them finds no place.
+
+    First those that are somewhere, then those that will be.
+    """
     free, waits = list(machines), False
     for gang in gangs:
         for index in gang.machines:
@@ -170,10 +179,11 @@ def decide(
         machines: Every machine with all its CPUs and GPUs.
 
     Returns:
-        Actions, in the order in which they are to be done; a gang gets one branch at most. Gangs of one shape are reused. A branch
-        that has no place gets the next that is freed: idle gangs of other shapes retire for it, and nothing less urgent starts
-        before it, so a large gang cannot starve behind small ones. The same holds for a gang that was started where the
-        machines, as they turned out to be filled, have no room for it.
+        Actions, in the order in which they are to be done; a gang gets one branch at most. Gangs of one shape
+        are reused. A branch that has no place gets the next that is freed: idle gangs of other shapes retire
+        for it, and nothing less urgent starts before it, so a large gang cannot starve behind small ones. The
+        same holds for a gang that was started where the machines, as they turned out to be filled, have no
+        room for it.
     """
     free, waits = _free(gangs, machines)
     idle = [gang for gang in gangs if gang.branch is None]

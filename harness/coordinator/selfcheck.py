@@ -27,7 +27,9 @@ def main() -> None:
         folders = [str(path) for path in Path("/tmp").glob(f"{PREFIX}{os.getpid()}-*")]
         answer = ray.get(ray.remote(total).remote(10), timeout=60)
     if lost or answer != 45 or not machines:
-        raise RuntimeError(f"a local Ray answered {answer} instead of 45 ({', '.join(lost) or 'nothing was lost'})")
+        raise RuntimeError(
+            f"a local Ray answered {answer} instead of 45 ({', '.join(lost) or 'nothing was lost'})"
+        )
     print(json.dumps({"version": ray.__version__, "folders": folders}))
 
 

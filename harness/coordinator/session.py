@@ -1,4 +1,7 @@
-"""One `harness run`: the experiment's folder, Ray, the coordinator and the mirror, put together and taken apart."""
+"""One `harness run`.
+
+The experiment's folder, Ray, the coordinator and the mirror, put together and taken apart.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ class _Gangs:
     coordinator: Coordinator | None = None
 
     def ray_is_lost(self, reason: str) -> None:
-        """End everything without asking Ray, which no longer answers; called in a thread, while the main thread may hang in Ray."""
+        """End everything without asking Ray, which no longer answers.
+
+        Called in a thread, while the main thread may hang in Ray.
+        """
         if self.coordinator is not None:
             with contextlib.suppress(Exception):
                 self.coordinator.experiment.event("ray_lost", coordinator=self.coordinator.id, reason=reason)
@@ -63,18 +69,28 @@ def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
             "chain": chain.id,
             "axes": prepared.axes(chain),
             "seed": chain.seed,
-            "generations": [{"fit": nodes[n].fit, "corpus": nodes[n].corpus, "evaluation": n} for n in chain.nodes],
+            "generations": [
+                {"fit": nodes[n].fit, "corpus": nodes[n].corpus, "evaluation": n} for n in chain.nodes
+            ],
             "keep": sorted(kept_by_chain(prepared, chain)),
         }
         for chain in prepared.lineage.chains
     ] + [
-        {"chain": chain.id, "axes": prepared.axes(chain), "seed": chain.seed, "bundle": chain.key, "generations": []}
+        {
+            "chain": chain.id,
+            "axes": prepared.axes(chain),
+            "seed": chain.seed,
+            "bundle": chain.key,
+            "generations": [],
+        }
         for chain in prepared.bundles
     ]
 
 
 def check_this_machine(prepared: Prepared) -> None:
-    """Refuse what this machine has too few CPUs or too little memory for, before anything starts (Ray finds the GPUs).
+    """Refuse what this machine has too few CPUs or too little memory for, before anything starts.
+
+    Ray finds the GPUs.
 
     Raises:
         ConfigError: At the field that asks for it.
@@ -101,13 +117,16 @@ def run_study(
 
     Args:
         prepared: The study.
-        root: The store's root; it is made or opened for writing once nothing can be wrong with the input any more.
+        root: The store's root; it is made or opened for writing once nothing can be wrong with the input any
+            more.
         source: The configuration file, kept beside the results.
-        place: Makes Ray, or says where it is, for the time of the run; not called where everything is there already.
+        place: Makes Ray, or says where it is, for the time of the run; not called where everything is there
+            already.
         make_display: Makes the display once nothing can be wrong with the input any more.
         stop: Set from outside to end early.
         on_connected: Called when Ray is up (it takes signals for itself; the caller may want them back).
-        idle_s: End after this many seconds in which all that is left is being computed by others; None to wait for them.
+        idle_s: End after this many seconds in which all that is left is being computed by others; None to
+            wait for them.
 
     Returns:
         What was done, and the mirror's warnings.
@@ -140,9 +159,15 @@ def run_study(
             if prepared.bundles:
                 summary = BundleRun(prepared, store, experiment, leases, display, stop, idle_s).run(workers)
                 if mirror.active:
-                    _mirror(mirror, Views(prepared, store), [item for item in mirrored(prepared) if not isinstance(item, Chain)])
+                    _mirror(
+                        mirror,
+                        Views(prepared, store),
+                        [item for item in mirrored(prepared) if not isinstance(item, Chain)],
+                    )
             if prepared.lineage.chains:
-                coordinator = Coordinator(prepared, store, experiment, leases, machines, display, on_chain, stop, idle_s)
+                coordinator = Coordinator(
+                    prepared, store, experiment, leases, machines, display, on_chain, stop, idle_s
+                )
                 gangs.coordinator = coordinator
                 summary += coordinator.run()
             warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)

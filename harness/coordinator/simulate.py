@@ -16,7 +16,11 @@ class _Clock:
     """The state of a simulated run."""
 
     def __init__(
-        self, branches: Sequence[Branch], shapes: Mapping[str, Shape], seconds: Mapping[str, float], start_s: float
+        self,
+        branches: Sequence[Branch],
+        shapes: Mapping[str, Shape],
+        seconds: Mapping[str, float],
+        start_s: float,
     ) -> None:
         self.branches = {branch.id: branch for branch in branches}
         self.shapes, self.seconds, self.start_s = shapes, seconds, start_s
@@ -76,7 +80,8 @@ def simulate(
         start_s: Seconds to start a gang.
 
     Returns:
-        Seconds until the last branch ends, and the share of the gangs' time in which they are idle or starting.
+        Seconds until the last branch ends, and the share of the gangs' time in which they are idle or
+        starting.
     """
     clock = _Clock(branches, shapes, seconds, start_s)
     while len(clock.queue) or clock.events:

@@ -69,9 +69,13 @@ class Tally:
 
     def complete(self, chain: Chain) -> bool:
         """Whether a chain has all the generations that exist of it; counted, as it is asked for often."""
-        return self._left[chain.id] == 0 or (bool(self.inventory.diverged) and self.inventory.is_complete(chain))
+        return self._left[chain.id] == 0 or (
+            bool(self.inventory.diverged) and self.inventory.is_complete(chain)
+        )
 
-    def summary(self, wall_s: float, stopped: bool, reason: str, failures: tuple[tuple[str, str], ...]) -> Summary:
+    def summary(
+        self, wall_s: float, stopped: bool, reason: str, failures: tuple[tuple[str, str], ...]
+    ) -> Summary:
         """What the run did.
 
         Args:
@@ -80,7 +84,10 @@ class Tally:
             reason: Why, where nobody asked it to.
             failures: Branch and why.
         """
-        complete, chains = sum(self.complete(chain) for chain in self.lineage.chains), len(self.lineage.chains)
+        complete, chains = (
+            sum(self.complete(chain) for chain in self.lineage.chains),
+            len(self.lineage.chains),
+        )
         stopped = stopped and complete < chains
         failed = 0 if stopped else chains - complete
         reused = len(self.inventory.done) - len(self.mine)

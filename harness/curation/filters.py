@@ -1,7 +1,7 @@
 """Filters over examples, and detectors over training sets.
 
-Whether example i of a corpus passes depends on examples 0..i only, so a longer corpus keeps its verdicts. Errors of a filter are
-drawn from a stream of its own, indexed by the example.
+Whether example i of a corpus passes depends on examples 0..i only, so a longer corpus keeps its verdicts.
+Errors of a filter are drawn from a stream of its own, indexed by the example.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def repetition(section: RepetitionFilter, examples: Examples, known: Known) -> M
 def verifier(section: VerifierFilter, examples: Examples, known: Known) -> Mask:
     """Examples with a high score, but for the verifier's errors."""
     good = SCORES[section.score](examples, known.real) >= section.at_least
-    return np.asarray(np.where(good, known.uniform >= section.false_reject, known.uniform < section.false_accept))
+    return np.asarray(
+        np.where(good, known.uniform >= section.false_reject, known.uniform < section.false_accept)
+    )
 
 
 def label(section: LabelFilter, origin: npt.NDArray[np.int32], uniform: npt.NDArray[np.float64]) -> Mask:
@@ -94,7 +96,10 @@ SCORES: dict[str, Callable[[Examples, RealData], npt.NDArray[np.float64]]] = {
 
 
 def _placed(filters: Sequence[Filter]) -> list[tuple[int, Filter]]:
-    """Every filter with its place among those of its kind, which names its stream: a key may hold one kind only."""
+    """Every filter with its place among those of its kind, which names its stream.
+
+    A key may hold one kind only.
+    """
     seen: dict[str, int] = {}
     found = []
     for config in filters:
@@ -116,7 +121,9 @@ def _uniform(kind: str, place: int, seed: int, generation: int, count: int) -> n
 
 
 def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt.NDArray[np.int64]:
-    """The indices of the examples that pass all filters of corpora, in order; a filter sees what earlier ones left.
+    """The indices of the examples that pass all filters of corpora, in order.
+
+    A filter sees what earlier ones left.
 
     Raises:
         LearnerError: A filter gives something else than a truth value for each example.
@@ -131,14 +138,17 @@ def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt
         mask = np.asarray(_code(kind)(section, examples.take(index), known))
         if mask.shape != (len(index),) or mask.dtype != bool:
             raise LearnerError(
-                f"filters: {kind} ({FILTERS.loaded[kind].package}) gives an array of shape {list(mask.shape)} and type "
+                f"filters: {kind} ({FILTERS.loaded[kind].package}) gives an array of shape "
+                f"{list(mask.shape)} and type "
                 f"{mask.dtype}, expected [{len(index)}] truth values"
             )
         index = index[mask]
     return index
 
 
-def first_accepted(filters: Sequence[Filter], draw: Callable[[int], Examples], count: int, judge: Judge) -> Examples:
+def first_accepted(
+    filters: Sequence[Filter], draw: Callable[[int], Examples], count: int, judge: Judge
+) -> Examples:
     """The first examples that pass all filters of corpora; more are drawn where too few do.
 
     Args:
@@ -158,13 +168,16 @@ def first_accepted(filters: Sequence[Filter], draw: Callable[[int], Examples], c
             return examples.take(index[:count])
         if raw >= MAX_OVERSAMPLING * count:
             raise LearnerError(
-                f"filters: {len(index)} of {raw} examples of generation {judge.generation} pass, {count} are needed; "
+                f"filters: {len(index)} of {raw} examples of generation {judge.generation} pass, {count} are "
+                f"needed; "
                 "the filters reject nearly everything this model writes"
             )
         raw = min(MAX_OVERSAMPLING * count, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
 
 
-def undetected(filters: Sequence[Filter], origin: npt.NDArray[np.int32], seed: int, generation: int) -> Mask | None:
+def undetected(
+    filters: Sequence[Filter], origin: npt.NDArray[np.int32], seed: int, generation: int
+) -> Mask | None:
     """Which training examples no detector takes for synthetic; None where there is no detector.
 
     Args:
@@ -173,10 +186,14 @@ def undetected(filters: Sequence[Filter], origin: npt.NDArray[np.int32], seed: i
         seed: The chain's seed.
         generation: The generation that is fitted; 0 is fitted to real data, which nobody doubts.
     """
-    detectors = [(place, section) for place, section in _placed(filters) if FILTERS[section.kind].of == "training sets"]
+    detectors = [
+        (place, section) for place, section in _placed(filters) if FILTERS[section.kind].of == "training sets"
+    ]
     if not detectors or generation == 0:
         return None
     kept = np.ones(len(origin), dtype=bool)
     for place, section in detectors:
-        kept &= _code(section.kind)(section, origin, _uniform(section.kind, place, seed, generation, len(origin)))
+        kept &= _code(section.kind)(
+            section, origin, _uniform(section.kind, place, seed, generation, len(origin))
+        )
     return kept

@@ -1,4 +1,7 @@
-"""The real distribution: documents, their split, the tokenizer and the packed blocks; or an analytic truth."""
+"""The real distribution: documents, their split, the tokenizer and the packed blocks.
+
+Or an analytic truth.
+"""
 
 from harness.data.analytic import Truth, make_truth
 from harness.data.base import RealData

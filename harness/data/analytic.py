@@ -1,6 +1,7 @@
 """Real distributions that are known, or given as rows of numbers; every seed draws its own training examples.
 
-The test examples are the same for every seed. Example i depends on its index alone, so fewer examples are a prefix of more.
+The test examples are the same for every seed. Example i depends on its index alone, so fewer examples are a
+prefix of more.
 """
 
 from __future__ import annotations
@@ -40,14 +41,17 @@ Array = npt.NDArray[np.float64]
 Draw = Callable[[str], np.random.Generator]
 """From a purpose to its stream."""
 TEST_EXAMPLES = 500
-"""Fresh real examples that a NLL is measured on, where it has no closed form (as many as Kazdan et al. 2410.16713)."""
+"""Fresh real examples that a NLL is measured on, where it has no closed form (as many as Kazdan et al.
+2410.16713)."""
 VERSION = 1
 """Version of how the examples are drawn; part of every key."""
 
 
 def density_of_normal(values: Array, mean: Array, std: float) -> Array:
     """Log density of N(mean, std^2 I) at rows: [rows, dim] to [rows]."""
-    return np.asarray(-0.5 * ((((values - mean) / std) ** 2).sum(axis=-1) + values.shape[-1] * np.log(2 * np.pi * std**2)))
+    return np.asarray(
+        -0.5 * ((((values - mean) / std) ** 2).sum(axis=-1) + values.shape[-1] * np.log(2 * np.pi * std**2))
+    )
 
 
 class Truth(ABC):
@@ -102,7 +106,10 @@ class Distribution(Truth):
         return Examples.full(self.draw(lambda what: stream(seed, 0, self.purpose + what), count))
 
     def lesson(self, seed: int, generation: int, count: int) -> Examples:
-        """What this distribution teaches one generation, where it is a teacher: ``count`` examples, new in each generation."""
+        """What this distribution teaches one generation, where it is a teacher.
+
+        ``count`` examples, new in each generation.
+        """
         return Examples.full(self.draw(lambda what: stream(seed, generation, self.purpose + what), count))
 
     @cached_property
@@ -137,11 +144,16 @@ class GaussianTruth(Distribution):
 
     def log_density(self, values: Array) -> Array:
         """Of the normal distribution."""
-        return density_of_normal(values, np.full(self.config.dim, self.config.mean), self.config.variance**0.5)
+        return density_of_normal(
+            values, np.full(self.config.dim, self.config.mean), self.config.variance**0.5
+        )
 
 
 def strata(probabilities: Array, n: int) -> npt.NDArray[np.int64]:
-    """A class for each of n examples, each class as often as its probability says (largest remainders), in a fixed mixed order."""
+    """A class for each of n examples, each class as often as its probability says (largest remainders).
+
+    In a fixed mixed order.
+    """
     exact = probabilities * n
     counts = np.floor(exact).astype(np.int64)
     order = np.argsort(-(exact - counts), kind="stable")
@@ -210,7 +222,9 @@ class LinearTruth(Distribution):
         """Labels of rows of x, [rows]."""
         signal = np.einsum("ij,j->i", x, self.weights)
         if self.config.labels == "real":
-            return np.asarray(signal + self.config.noise_variance**0.5 * streams("_noise").standard_normal(len(x)))
+            return np.asarray(
+                signal + self.config.noise_variance**0.5 * streams("_noise").standard_normal(len(x))
+            )
         wrong = streams("_flip").random(len(x)) < self.config.flipped
         return np.where(signal >= 0, 1.0, -1.0) * np.where(wrong, -1.0, 1.0)
 
@@ -235,18 +249,24 @@ class MixtureTruth(Distribution):
         else:
             chosen = choose(streams("_component").random(count), weights)
         means, stds = np.array([part.mean for part in parts]), np.array([part.std for part in parts])
-        return np.asarray(means[chosen] + stds[chosen, None] * streams("").standard_normal((count, self.width)))
+        return np.asarray(
+            means[chosen] + stds[chosen, None] * streams("").standard_normal((count, self.width))
+        )
 
     def log_density(self, values: Array) -> Array:
         """Of the mixture."""
-        logs = [np.log(part.weight) + density_of_normal(values, np.asarray(part.mean), part.std) for part in self.config.components]
+        logs = [
+            np.log(part.weight) + density_of_normal(values, np.asarray(part.mean), part.std)
+            for part in self.config.components
+        ]
         return np.asarray(np.logaddexp.reduce(logs, axis=0))
 
 
 class ShapeTruth(Distribution):
     """Blobs, moons, circles and the swiss roll, with scikit-learn's geometry.
 
-    Blobs have three fixed centres: a generator that draws its centres anew for the test data compares two distributions.
+    Blobs have three fixed centres: a generator that draws its centres anew for the test data compares two
+    distributions.
     """
 
     config: ShapeData
@@ -298,12 +318,16 @@ class ArrayTruth(Truth):
         """
         super().__init__(config, purpose)
         self.rows = _read_rows(config)
-        self.fingerprint = hashlib.sha256(repr(self.rows.shape).encode() + self.rows.tobytes()).hexdigest()[:32]
+        self.fingerprint = hashlib.sha256(repr(self.rows.shape).encode() + self.rows.tobytes()).hexdigest()[
+            :32
+        ]
         held_out = max(1, round(config.test * len(self.rows)))
         shuffled = self.rows[stream(0, 0, "rows").permutation(len(self.rows))]
         self._test, self._train = shuffled[:held_out], shuffled[held_out:]
         if len(self._train) < 2:
-            raise DataError(f"data.path: {config.path} has {len(self.rows)} rows, too few to hold {held_out} out")
+            raise DataError(
+                f"data.path: {config.path} has {len(self.rows)} rows, too few to hold {held_out} out"
+            )
 
     @property
     def width(self) -> int:  # type: ignore[override]
@@ -342,7 +366,8 @@ def _read_rows(config: ArrayData) -> Array:
         values = values[:, None]
     if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)):
         raise DataError(
-            f"data.path: {path} holds {values.dtype} of shape {values.shape}, expected numbers of shape [rows, columns]"
+            f"data.path: {path} holds {values.dtype} of shape {values.shape}, expected numbers of shape "
+            f"[rows, columns]"
         )
     values = np.ascontiguousarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -363,14 +388,17 @@ def _read_columns(path: Path, config: ArrayData) -> npt.NDArray[Any]:
         kind = schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise DataError(
-                f"data.columns: {path} has {kind} in the column {shown(name)}, not numbers; name the columns that hold numbers"
+                f"data.columns: {path} has {kind} in the column {shown(name)}, not numbers; name the columns "
+                f"that hold numbers"
             )
     check_size(file, path, "data.path", 8 * len(wanted), wanted)
     try:
         found = file.read(columns=wanted)
         return np.column_stack([found[name].to_numpy() for name in found.column_names])
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"data.path: {path} cannot be read ({(str(error).splitlines() or [''])[0]})") from None
+        raise DataError(
+            f"data.path: {path} cannot be read ({(str(error).splitlines() or [''])[0]})"
+        ) from None
 
 
 TRUTHS: dict[str, type[Truth]] = {
@@ -399,14 +427,18 @@ def make_teacher(config: AnalyticData, source: ModelSource) -> Distribution:
     """
     assert isinstance(source.model, dict)
     if isinstance(config, ArrayData):
-        raise DataError("regime.source.model: rows of a file have no parameters that a teacher could differ in")
+        raise DataError(
+            "regime.source.model: rows of a file have no parameters that a teacher could differ in"
+        )
     try:
         teacher = make_truth(type(config).model_validate({**config.model_dump(), **source.model}), "teacher")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         allowed = ", ".join(name for name in type(config).model_fields if name != "source")
-        raise DataError(f"regime.source.model.{where}: {str(first['msg']).lower()}; fields of this data: {allowed}") from None
+        raise DataError(
+            f"regime.source.model.{where}: {str(first['msg']).lower()}; fields of this data: {allowed}"
+        ) from None
     truth = make_truth(config)
     assert isinstance(teacher, Distribution)
     same = teacher.width == truth.width
@@ -414,7 +446,8 @@ def make_teacher(config: AnalyticData, source: ModelSource) -> Distribution:
         same = len(teacher.probabilities) == len(truth.probabilities)
     if not same:
         raise DataError(
-            "regime.source.model: the teacher's examples have another shape than the real ones (dim, outcomes or means)"
+            "regime.source.model: the teacher's examples have another shape than the real ones (dim, "
+            "outcomes or means)"
         )
     return teacher
 

@@ -67,7 +67,9 @@ def read_documents(config: TextData) -> Documents:
     return read_named(config.source, config.text_field, config.revision)
 
 
-def read_named(source: str, text_field: str = "text", revision: str | None = None, field: str = "data.source") -> Documents:
+def read_named(
+    source: str, text_field: str = "text", revision: str | None = None, field: str = "data.source"
+) -> Documents:
     """Read the documents of a source.
 
     Args:
@@ -127,7 +129,10 @@ def _python_stdlib() -> Iterator[str]:
                     yield inspect.cleandoc(text)
 
 
-BUILT_IN: Mapping[str, Callable[[], Iterator[str]]] = {"python-docs": _python_docs, "python-stdlib": _python_stdlib}
+BUILT_IN: Mapping[str, Callable[[], Iterator[str]]] = {
+    "python-docs": _python_docs,
+    "python-stdlib": _python_stdlib,
+}
 """Text that every Python carries; it differs between Python's versions, and so do the keys."""
 
 
@@ -138,13 +143,15 @@ def _hub(source: str, text_field: str, revision: str | None) -> Documents:
     for split, rows in loaded.items():
         if text_field not in rows.column_names:
             raise DataError(
-                f"data.source: {source} has no column {shown(text_field)} (data.text_field); it has {', '.join(rows.column_names)}"
+                f"data.source: {source} has no column {shown(text_field)} (data.text_field); it has "
+                f"{', '.join(rows.column_names)}"
             )
         texts = list(rows[text_field])
         odd = next((text for text in texts if not isinstance(text, str | None)), None)
         if odd is not None:
             raise DataError(
-                f"data.source: {source} has {type(odd).__name__} in the column {shown(text_field)} (data.text_field), not text"
+                f"data.source: {source} has {type(odd).__name__} in the column {shown(text_field)} "
+                f"(data.text_field), not text"
             )
         splits[str(split)] = tuple(text for text in texts if text)
         empty += len(texts) - len(splits[str(split)])

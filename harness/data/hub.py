@@ -1,6 +1,9 @@
-"""Data sets of the Hugging Face hub, and its cache: with the hub offline they are the same data at the same revision.
+"""Data sets of the Hugging Face hub, and its cache.
 
-The library's own offline mode takes whichever version was prepared last, whatever revision is asked for; here the revision decides.
+With the hub offline they are the same data at the same revision.
+
+The library's own offline mode takes whichever version was prepared last, whatever revision is asked for; here
+the revision decides.
 """
 
 from __future__ import annotations
@@ -68,17 +71,27 @@ class Caches:
         return {"HF_HUB_CACHE": str(self.hub), "HF_DATASETS_CACHE": str(self.datasets)}
 
     def commit(self, repo: str, kind: str, revision: str | None) -> str | None:
-        """The commit that a revision stands for, as far as the cache knows; None names the newest that was asked for."""
+        """The commit that a revision stands for, as far as the cache knows.
+
+        None names the newest that was asked for.
+        """
         if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
             return revision
         try:
-            return (self.hub / f"{kind}s--{repo.replace('/', '--')}" / "refs" / (revision or "main")).read_text().strip()
+            return (
+                (self.hub / f"{kind}s--{repo.replace('/', '--')}" / "refs" / (revision or "main"))
+                .read_text()
+                .strip()
+            )
         except OSError:
             return None
 
 
 def offline() -> bool:
-    """Whether the hub must not be asked (``HF_HUB_OFFLINE``, ``HF_DATASETS_OFFLINE`` or ``TRANSFORMERS_OFFLINE``)."""
+    """Whether the hub must not be asked.
+
+    ``HF_HUB_OFFLINE``, ``HF_DATASETS_OFFLINE`` or ``TRANSFORMERS_OFFLINE``.
+    """
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
@@ -87,14 +100,18 @@ def hub_names(source: str) -> list[tuple[str, str | None]]:
     """What a source may mean, as repository and configuration, in the order in which they are tried.
 
     Args:
-        source: ``hf:NAME``, ``hf:ORG/NAME``, ``hf:ORG/NAME/CONFIG``, or ``hf:NAME/CONFIG`` where no repository is called so.
+        source: ``hf:NAME``, ``hf:ORG/NAME``, ``hf:ORG/NAME/CONFIG``, or ``hf:NAME/CONFIG`` where no
+            repository is called so.
 
     Raises:
         DataError: It is none of these.
     """
     parts = source.removeprefix(PREFIX).split("/")
     if not all(parts) or len(parts) > 3:
-        raise DataError(f"data.source: found {shown(source)}, expected hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG or hf:NAME/CONFIG")
+        raise DataError(
+            f"data.source: found {shown(source)}, expected hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG or "
+            f"hf:NAME/CONFIG"
+        )
     if len(parts) == 3:
         return [(f"{parts[0]}/{parts[1]}", parts[2])]
     return [(parts[0], None)] if len(parts) == 1 else [("/".join(parts), None), (parts[0], parts[1])]
@@ -109,7 +126,8 @@ def prepared_folder(source: str, revision: str | None, caches: Caches) -> Path |
         caches: Where to look.
 
     Raises:
-        DataError: The name is malformed, or the cache has several configurations of it and the source names none.
+        DataError: The name is malformed, or the cache has several configurations of it and the source names
+            none.
     """
     from datasets.naming import camelcase_to_snakecase
 
@@ -118,13 +136,18 @@ def prepared_folder(source: str, revision: str | None, caches: Caches) -> Path |
         *organisation, name = repo.split("/")
         commit = caches.commit(repo, "dataset", revision)
         folder = caches.datasets / "___".join([*organisation, camelcase_to_snakecase(name)])
-        found = {path.parts[-3]: path for path in sorted(folder.glob(f"*/*/{commit}")) if (path / "dataset_info.json").exists()}
+        found = {
+            path.parts[-3]: path
+            for path in sorted(folder.glob(f"*/*/{commit}"))
+            if (path / "dataset_info.json").exists()
+        }
         if commit is None or not found:
             continue
         if configuration is None and len(found) > 1 and "default" not in found:
             several = ", ".join(found)
             raise DataError(
-                f"data.source: {source} has several configurations in the cache ({several}); name one: hf:ORG/NAME/CONFIG"
+                f"data.source: {source} has several configurations in the cache ({several}); name one: "
+                f"hf:ORG/NAME/CONFIG"
             )
         wanted = configuration or ("default" if "default" in found else next(iter(found)))
         if wanted in found:
@@ -146,7 +169,9 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
         return _cached(source, revision, "the hub is offline")
     found = _ask(source, revision)
     if isinstance(found, str):
-        terminal.show(f"the hub cannot be asked about {source} ({found}); looking for it in the cache", sys.stderr)
+        terminal.show(
+            f"the hub cannot be asked about {source} ({found}); looking for it in the cache", sys.stderr
+        )
         return _cached(source, revision, f"the hub cannot be asked ({found})")
     repo, configuration, commit = found
     import datasets
@@ -156,15 +181,25 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
         loaded: Mapping[str, Any] = datasets.load_dataset(repo, configuration, revision=revision)
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
         reason = (str(error).splitlines() or [""])[0]
-        raise DataError(f"data.source: {source} cannot be loaded ({type(error).__name__}: {reason})") from None
+        raise DataError(
+            f"data.source: {source} cannot be loaded ({type(error).__name__}: {reason})"
+        ) from None
     places = {Path(file["filename"]).parent.name for rows in loaded.values() for file in rows.cache_files}
-    if places - {commit}:  # the library takes what it has in its cache where the hub fails in the middle of it
-        raise DataError(f"data.source: {source} cannot be loaded (the hub failed, and the cache has another revision of it)")
+    if places - {
+        commit
+    }:  # the library takes what it has in its cache where the hub fails in the middle of it
+        raise DataError(
+            f"data.source: {source} cannot be loaded (the hub failed, and the cache has another revision of "
+            f"it)"
+        )
     return loaded
 
 
 def place_of(source: str, revision: str | None) -> tuple[str, str, str] | None:
-    """Repository, configuration and commit of a source that is in the cache, without loading it; None where it is not there."""
+    """Repository, configuration and commit of a source that is in the cache, without loading it.
+
+    None where it is not there.
+    """
     try:
         found = "offline" if offline() else _ask(source, revision)
         folder = prepared_folder(source, revision if isinstance(found, str) else found[2], Caches.default())
@@ -191,7 +226,9 @@ def _ask(source: str, revision: str | None) -> tuple[str, str | None, str] | str
             raise DataError(f"data.source: found {shown(source)}: {str(error).splitlines()[0]}") from None
         except Exception as error:  # no network, whatever the transport calls it
             return type(error).__name__
-    raise DataError(f"data.source: {source} cannot be loaded (the hub has no such data set, or you may not see it)")
+    raise DataError(
+        f"data.source: {source} cannot be loaded (the hub has no such data set, or you may not see it)"
+    )
 
 
 def _cached(source: str, revision: str | None, why: str) -> Mapping[str, Any]:
@@ -200,7 +237,10 @@ def _cached(source: str, revision: str | None, why: str) -> Mapping[str, Any]:
     folder = prepared_folder(source, revision, caches)
     if folder is None:
         at = f" at revision {revision}" if revision else ""
-        raise DataError(f"data.source: {source}{at} is not in {caches.datasets}, and {why}; run `harness fetch CONFIG` first")
+        raise DataError(
+            f"data.source: {source}{at} is not in {caches.datasets}, and {why}; run `harness fetch CONFIG` "
+            f"first"
+        )
     import datasets
     from datasets.naming import camelcase_to_snakecase, filenames_for_dataset_split
 
@@ -209,8 +249,12 @@ def _cached(source: str, revision: str | None, why: str) -> Mapping[str, Any]:
     try:
         for split, about in datasets.DatasetInfo.from_directory(str(folder)).splits.items():
             files = filenames_for_dataset_split(str(folder), name, split, "arrow", about.shard_lengths)
-            splits[str(split)] = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+            splits[str(split)] = datasets.concatenate_datasets(
+                [datasets.Dataset.from_file(file) for file in files]
+            )
     except Exception as error:  # a file is gone or damaged; the library raises what its reader raises
         reason = (str(error).splitlines() or [""])[0]
-        raise DataError(f"data.source: {source} in {folder} cannot be read ({type(error).__name__}: {reason})") from None
+        raise DataError(
+            f"data.source: {source} in {folder} cannot be read ({type(error).__name__}: {reason})"
+        ) from None
     return splits

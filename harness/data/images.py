@@ -84,7 +84,10 @@ def read_images(config: ImageData) -> Source:
         DataError: There is no such source, or what it holds is not grey images of one size.
     """
     if config.labels is not None and not config.source.endswith(".npy"):
-        raise DataError("data.labels: only goes with a .npy source; elsewhere data.label_field names the column of the classes")
+        raise DataError(
+            "data.labels: only goes with a .npy source; elsewhere data.label_field names the column of the "
+            "classes"
+        )
     if config.source == DIGITS:
         return Source(_digits())
     if config.source.startswith("hf:"):
@@ -93,7 +96,8 @@ def read_images(config: ImageData) -> Source:
     readers = {".npy": _read_npy, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise DataError(
-            f"data.source: found {shown(config.source)}, allowed for images: {DIGITS}, hf:NAME, or a .npy or .parquet path"
+            f"data.source: found {shown(config.source)}, allowed for images: {DIGITS}, hf:NAME, or a .npy or "
+            f".parquet path"
         )
     try:
         return Source(readers[path.suffix](path, config))
@@ -133,7 +137,9 @@ def prepare(config: ImageData, source: Source, folder: Path) -> None:
         found[side] = images.pixels
         if images.labels is not None:
             found[f"{side}_labels"] = images.labels
-    save_file({name: np.ascontiguousarray(array) for name, array in found.items()}, folder / "images.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in found.items()}, folder / "images.safetensors"
+    )
 
 
 class ImageSet:
@@ -170,11 +176,16 @@ class ImageSet:
 
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` training images of a seed; float32, shape [count, height * width]."""
-        return Examples.full(_rows(self._arrays["train"][own_examples(seed, self.supply, count, self._resample)]))
+        return Examples.full(
+            _rows(self._arrays["train"][own_examples(seed, self.supply, count, self._resample)])
+        )
 
     @property
     def training(self) -> Pixels:
-        """The training split in its own order, which is that of the classes; shape [supply, height * width]."""
+        """The training split in its own order, which is that of the classes.
+
+        Shape [supply, height * width].
+        """
         return _rows(self._arrays["train"])
 
     @cached_property
@@ -211,7 +222,8 @@ def scaled(values: npt.NDArray[Any], where: str) -> Pixels:
     """
     if values.ndim != 3 or 0 in values.shape:
         raise DataError(
-            f"data.source: {where} has the shape {list(values.shape)}, expected [images, height, width], none of them 0"
+            f"data.source: {where} has the shape {list(values.shape)}, expected [images, height, width], "
+            f"none of them 0"
         )
     if values.dtype.kind not in "buif":
         raise DataError(f"data.source: {where} holds {values.dtype}, expected numbers in 0..1 or 0..255")
@@ -223,10 +235,16 @@ def scaled(values: npt.NDArray[Any], where: str) -> Pixels:
 
 def _classes(values: npt.NDArray[Any], count: int, field: str) -> Labels:
     if values.shape != (count,) or values.dtype.kind not in "bui" or (count and int(values.min()) < 0):
-        raise DataError(f"{field}: expected {count} whole numbers from 0, found {values.dtype} of the shape {list(values.shape)}")
+        raise DataError(
+            f"{field}: expected {count} whole numbers from 0, found {values.dtype} of the shape "
+            f"{list(values.shape)}"
+        )
     labels = values.astype(np.int64)
     if len(np.unique(labels)) > MAX_CLASSES:
-        raise DataError(f"{field}: found {len(np.unique(labels))} classes, at most {MAX_CLASSES} are allowed; give null for none")
+        raise DataError(
+            f"{field}: found {len(np.unique(labels))} classes, at most {MAX_CLASSES} are allowed; give null "
+            f"for none"
+        )
     return labels
 
 
@@ -234,7 +252,9 @@ def _read_npy(path: Path, config: ImageData) -> Images:
     pixels = scaled(load_array(path, "data.source"), str(path))
     if config.labels is None:
         return Images(pixels, None)
-    return Images(pixels, _classes(load_array(Path(config.labels), "data.labels"), len(pixels), "data.labels"))
+    return Images(
+        pixels, _classes(load_array(Path(config.labels), "data.labels"), len(pixels), "data.labels")
+    )
 
 
 def _read_parquet(path: Path, config: ImageData) -> Images:
@@ -258,16 +278,22 @@ def _read_parquet(path: Path, config: ImageData) -> Images:
 def _hub(config: ImageData) -> Source:
     loaded = load_hub(config.source, config.revision)
     if "train" not in loaded:
-        raise DataError(f"data.source: {config.source} has no split 'train'; it has {', '.join(map(str, loaded))}")
+        raise DataError(
+            f"data.source: {config.source} has no split 'train'; it has {', '.join(map(str, loaded))}"
+        )
     sides = {}
     for side in [name for name in ("train", "test") if name in loaded]:
         rows = loaded[side]
         wanted = _columns(config, rows.column_names, config.source)
         try:
             columns = {name: list(rows[name]) for name in wanted}
-        except Exception as error:  # what the library's decoders raise at images that are damaged, or too large to be true
+        except (
+            Exception
+        ) as error:  # what the library's decoders raise at images that are damaged, or too large to be true
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"data.image_field: {config.source} ({side}) cannot be decoded: {reason}") from None
+            raise DataError(
+                f"data.image_field: {config.source} ({side}) cannot be decoded: {reason}"
+            ) from None
         sides[side] = _from_columns(columns, config, f"{config.source} ({side})")
     train, test = sides["train"], sides.get("test")
     if test is not None and test.pixels.shape[1:] != train.pixels.shape[1:]:
@@ -281,7 +307,9 @@ def _columns(config: ImageData, there: Sequence[str], where: str) -> list[str]:
     for field, name in wanted.items():
         if name is not None and name not in there:
             none = "; give null where there are no classes" if field == "label_field" else ""
-            raise DataError(f"data.{field}: {where} has no column {shown(name)}; it has {', '.join(there)}{none}")
+            raise DataError(
+                f"data.{field}: {where} has no column {shown(name)}; it has {', '.join(there)}{none}"
+            )
     return [name for name in wanted.values() if name is not None]
 
 
@@ -301,7 +329,10 @@ def _from_columns(columns: Mapping[str, Sequence[Any]], config: ImageData, where
 
 
 def _picture(value: Any, where: str, row: int) -> npt.NDArray[Any]:
-    """One image in grey, shape [height, width]: a picture, an encoded one (as bytes, or as the hub stores it), or nested lists."""
+    """One image in grey, shape [height, width].
+
+    A picture, an encoded one (as bytes, or as the hub stores it), or nested lists.
+    """
     from PIL import Image
 
     if isinstance(value, Mapping):
@@ -313,9 +344,13 @@ def _picture(value: Any, where: str, row: int) -> npt.NDArray[Any]:
                 raise ValueError(f"{value.width} x {value.height} pixels, at most {MAX_PIXELS} are allowed")
         found = np.asarray(value.convert("L") if isinstance(value, Image.Image) else value)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"data.image_field: {where}, row {row}, cannot be decoded: {str(error).splitlines()[0]}") from None
+        raise DataError(
+            f"data.image_field: {where}, row {row}, cannot be decoded: {str(error).splitlines()[0]}"
+        ) from None
     if found.ndim != 2 or found.dtype.kind not in "buif":
-        raise DataError(f"data.image_field: {where}, row {row}, is no image: neither a picture nor rows of numbers")
+        raise DataError(
+            f"data.image_field: {where}, row {row}, is no image: neither a picture nor rows of numbers"
+        )
     return found
 
 

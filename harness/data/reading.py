@@ -1,4 +1,7 @@
-"""Files of text: which of a folder are read, how each kind is read, and what is refused before it is opened as a whole."""
+"""Files of text.
+
+Which of a folder are read, how each kind is read, and what is refused before it is opened as a whole.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ from harness.terminal import shown
 
 BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """Characters that `str.splitlines` takes for newlines, and that are content here."""
-BLANKS = "".join(character for character in map(chr, range(0x3001)) if character.isspace() and character not in BREAKS)
+BLANKS = "".join(
+    character for character in map(chr, range(0x3001)) if character.isspace() and character not in BREAKS
+)
 OPENERS: Mapping[str, Callable[[IO[bytes]], IO[bytes]]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item, return-value]
     ".bz2": lambda file: bz2.BZ2File(file),
@@ -73,12 +78,14 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
     Hidden files and folders are left out, and so are stores of the harness.
 
     Args:
-        path: .txt (paragraphs), .jsonl or .parquet (one document a row), the first two also compressed; or a folder of them.
+        path: .txt (paragraphs), .jsonl or .parquet (one document a row), the first two also compressed; or a
+            folder of them.
         text_field: Field or column that holds the text.
         field: The configuration's field, for messages.
 
     Raises:
-        DataError: Missing, of an unknown kind, malformed, or more than memory holds; names the file and the line or column.
+        DataError: Missing, of an unknown kind, malformed, or more than memory holds; names the file and the
+            line or column.
     """
     left_out: list[str] = []
     if path.is_dir():
@@ -90,7 +97,10 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
     elif _kind(path) is not None:
         files = [path]
     else:
-        raise DataError(f"{field}: found {shown(str(path))}, expected a {', '.join(known())} path, or a folder of such files")
+        raise DataError(
+            f"{field}: found {shown(str(path))}, expected a {', '.join(known())} path, or a folder of such "
+            f"files"
+        )
     budget = Budget(field)
     documents: list[str] = []
     empty = 0
@@ -101,13 +111,20 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
             else:
                 empty += 1
     if not documents:
-        raise DataError(f"{field}: {path} holds no text ({len(files)} files, {empty} empty texts){_named(left_out)}")
+        raise DataError(
+            f"{field}: {path} holds no text ({len(files)} files, {empty} empty texts){_named(left_out)}"
+        )
     return Texts(tuple(documents), len(files), empty, tuple(left_out))
 
 
 def known() -> list[str]:
     """The suffixes that are read."""
-    return [".txt", ".jsonl", ".parquet", *(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in OPENERS)]
+    return [
+        ".txt",
+        ".jsonl",
+        ".parquet",
+        *(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in OPENERS),
+    ]
 
 
 def _named(left_out: list[str]) -> str:
@@ -167,7 +184,8 @@ class Budget:
         self.left -= count
         if self.left < 0:
             raise DataError(
-                f"{self.field}: {path} would bring what is read to more than {self.limit / 2**30:,.1f} GiB, a quarter of this "
+                f"{self.field}: {path} would bring what is read to more than {self.limit / 2**30:,.1f} GiB, "
+                f"a quarter of this "
                 "machine's memory"
             )
 
@@ -216,7 +234,9 @@ def _read_jsonl(path: Path, text: str, text_field: str, field: str) -> Iterator[
         except (ValueError, RecursionError):
             raise DataError(f"{field}: {path}:{number} is not JSON") from None
         if not isinstance(row, dict) or not isinstance(row.get(text_field, 0), str | None):
-            raise DataError(f"{field}: {path}:{number} has no text in the field {shown(text_field)} (data.text_field)")
+            raise DataError(
+                f"{field}: {path}:{number} has no text in the field {shown(text_field)} (data.text_field)"
+            )
         value = row[text_field]
         if value is not None and any("\ud800" <= character <= "\udfff" for character in value):
             raise DataError(f"{field}: {path}:{number} holds half a surrogate pair, which is not text")
@@ -229,12 +249,16 @@ def _read_parquet(path: Path, text_field: str, field: str, budget: Budget) -> It
     file = open_parquet(path, field)
     if text_field not in file.schema_arrow.names:
         names = ", ".join(file.schema_arrow.names)
-        raise DataError(f"{field}: {path} has no column {shown(text_field)} (data.text_field); it has {names}")
+        raise DataError(
+            f"{field}: {path} has no column {shown(text_field)} (data.text_field); it has {names}"
+        )
     kind = file.schema_arrow.field(text_field).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise DataError(f"{field}: {path} has {kind} in the column {shown(text_field)} (data.text_field), not text")
+        raise DataError(
+            f"{field}: {path} has {kind} in the column {shown(text_field)} (data.text_field), not text"
+        )
     check_size(file, path, field, 8, [text_field])
     try:
         for batch in file.iter_batches(batch_size=ROWS, columns=[text_field]):
@@ -271,7 +295,9 @@ def open_parquet(path: Path, field: str) -> Any:
 
 
 def check_size(file: Any, path: Path, field: str, row_bytes: int, columns: Sequence[str]) -> None:
-    """Compare what a Parquet file says of itself with this machine's memory; a few bytes can stand for any number of rows.
+    """Compare what a Parquet file says of itself with this machine's memory.
+
+    A few bytes can stand for any number of rows.
 
     Args:
         file: The open file.
@@ -287,7 +313,9 @@ def check_size(file: Any, path: Path, field: str, row_bytes: int, columns: Seque
     groups = [about.row_group(number) for number in range(about.num_row_groups)]
     rows = max(about.num_rows, sum(group.num_rows for group in groups))
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+    size = sum(
+        chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns
+    )
     needed = max(rows * row_bytes, size)
     limit = psutil.virtual_memory().total // MEMORY_SHARE
     if needed > limit:
@@ -310,13 +338,24 @@ def load_array(path: Path, field: str) -> Any:
             refuse_pointer(path, file.read(200), field)
             file.seek(0)
             version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape, _, dtype = read(file)
-            needed, there = int(np.prod([float(length) for length in shape])) * dtype.itemsize, os.fstat(file.fileno()).st_size
+            needed, there = (
+                int(np.prod([float(length) for length in shape])) * dtype.itemsize,
+                os.fstat(file.fileno()).st_size,
+            )
             if not dtype.hasobject and needed + file.tell() > there:
-                raise DataError(f"{field}: {path} is truncated: {there} bytes, its header says {needed + file.tell()}")
+                raise DataError(
+                    f"{field}: {path} is truncated: {there} bytes, its header says {needed + file.tell()}"
+                )
         return np.load(path, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{field}: {path} cannot be read: {error.strerror or error}") from None
     except (ValueError, EOFError) as error:
-        raise DataError(f"{field}: {path} is no .npy file of numbers: {(str(error).splitlines() or [''])[0]}") from None
+        raise DataError(
+            f"{field}: {path} is no .npy file of numbers: {(str(error).splitlines() or [''])[0]}"
+        ) from None

@@ -1,4 +1,7 @@
-"""Fingerprints of hub data, kept beside its cache: a revision never changes, so it is read once to be known for ever."""
+"""Fingerprints of hub data, kept beside its cache.
+
+A revision never changes, so it is read once to be known for ever.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ def recall(source: str, revision: str | None, use: str) -> dict[str, Any] | None
 
 
 def remember(source: str, revision: str | None, use: str, found: dict[str, Any]) -> None:
-    """Keep a fingerprint, and what else is to be known without reading the data; a cache that cannot be written keeps nothing."""
+    """Keep a fingerprint, and what else is to be known without reading the data.
+
+    A cache that cannot be written keeps nothing.
+    """
     note = _note(source, revision, use)
     if note is not None:
         with contextlib.suppress(OSError):

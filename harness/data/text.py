@@ -1,4 +1,7 @@
-"""Text as blocks of token ids: split by document, a tokenizer from the training split, packed blocks; made once per fingerprint."""
+"""Text as blocks of token ids: split by document, a tokenizer from the training split, packed blocks.
+
+Made once per fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,9 @@ def data_science(config: TextData, content: str, tokenizer: str | None) -> dict[
 
 def prepared_science(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `data_science` that decides the prepared folder (how many blocks are used does not)."""
-    return {name: value for name, value in spec.items() if name not in ("num_examples", "prepend_bos", "resample")}
+    return {
+        name: value for name, value in spec.items() if name not in ("num_examples", "prepend_bos", "resample")
+    }
 
 
 def split_documents(documents: Documents, split: Split) -> dict[str, list[str]]:
@@ -64,7 +69,13 @@ def split_documents(documents: Documents, split: Split) -> dict[str, list[str]]:
     for document in documents.whole:
         digest = hashlib.sha256(document.strip().encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
-        side = "test" if place < split.test else "validation" if place < split.test + split.validation else "train"
+        side = (
+            "test"
+            if place < split.test
+            else "validation"
+            if place < split.test + split.validation
+            else "train"
+        )
         sides[side].append(document)
     return sides
 
@@ -82,13 +93,17 @@ def train_tokenizer(documents: Sequence[str], config: BpeTokenizer) -> Tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        vocab_size=config.vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer=trainer)
     found = tokenizer.get_vocab_size()
     if found < config.vocab_size:
         raise DataError(
-            f"data.tokenizer.vocab_size: {config.vocab_size} tokens are asked for, the training split yields {found}; "
+            f"data.tokenizer.vocab_size: {config.vocab_size} tokens are asked for, the training split yields "
+            f"{found}; "
             "lower it or give more text"
         )
     return tokenizer
@@ -107,13 +122,20 @@ def _load_pretrained(config: PretrainedTokenizer) -> Any:
     folder = Path(config.name)
     if folder.is_dir():
         if config.revision is not None:
-            raise DataError(f"data.tokenizer.revision: {config.name} is a folder, and only tokenizers of the hub have revisions")
+            raise DataError(
+                f"data.tokenizer.revision: {config.name} is a folder, and only tokenizers of the hub have "
+                f"revisions"
+            )
         for path in folder.glob("*.json"):
             with open(path, "rb") as file:
                 refuse_pointer(path, file.read(200), "data.tokenizer.name")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision, trust_remote_code=False)
-    except Exception as error:  # the libraries raise what their parsers and transports raise; the user needs one line
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.name, revision=config.revision, trust_remote_code=False
+        )
+    except (
+        Exception
+    ) as error:  # the libraries raise what their parsers and transports raise; the user needs one line
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"data.tokenizer.name: {shown(config.name)} cannot be loaded ({reason})") from None
     if not tokenizer.is_fast:
@@ -122,7 +144,9 @@ def _load_pretrained(config: PretrainedTokenizer) -> Any:
 
 
 def prepare(config: TextData, documents: Documents, folder: Path) -> None:
-    """Split, tokenize and pack; writes ``blocks.safetensors``, ``tokenizer.json`` and ``meta.json`` into a folder.
+    """Split, tokenize and pack.
+
+    Writes ``blocks.safetensors``, ``tokenizer.json`` and ``meta.json`` into a folder.
 
     Raises:
         DataError: The documents are too few for a block on every side, or for the vocabulary.
@@ -177,10 +201,15 @@ def _too_few(sides: Mapping[str, Sequence[str]]) -> str:
     if different == len(documents):
         return f"{different} documents are too few"
     which = "all of them are equal" if different == 1 else f"only {different} of them are different"
-    return f"there are {len(documents)} documents, but {which}, and equal documents fall on one side; give more different ones"
+    return (
+        f"there are {len(documents)} documents, but {which}, and equal documents fall on one side; give more "
+        f"different ones"
+    )
 
 
-def pack(tokenizer: Tokenizer, documents: Sequence[str], separator: Sequence[int], block_size: int) -> npt.NDArray[np.int32]:
+def pack(
+    tokenizer: Tokenizer, documents: Sequence[str], separator: Sequence[int], block_size: int
+) -> npt.NDArray[np.int32]:
     """Documents as one stream of tokens, a separator behind each, cut into blocks; the remainder is dropped.
 
     Returns:
@@ -207,7 +236,10 @@ class ExternalCorpus:
 
 
 def other_science(data: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
-    """What decides the prepared folder of another real text: its test side, and how the cell's own text is packed."""
+    """What decides the prepared folder of another real text.
+
+    Its test side, and how the cell's own text is packed.
+    """
     return {"kind": "other", "data": prepared_science(data), "content": fingerprint}
 
 
@@ -263,7 +295,10 @@ class TextCorpus:
         return len(self._blocks["train"])
 
     def real(self, seed: int, count: int) -> Examples:
-        """The first ``count`` training blocks, the same for every seed unless they are resampled; shape [count, block_size]."""
+        """The first ``count`` training blocks, the same for every seed unless they are resampled.
+
+        Shape [count, block_size].
+        """
         return Examples.full(self._blocks["train"][own_examples(seed, self.supply, count, self._resample)])
 
     @property
@@ -290,7 +325,10 @@ class TextCorpus:
         return Tokenizer.from_file(str(self.folder / TOKENIZER))
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Put the tokenizer beside a model, as `transformers.AutoTokenizer` finds it; its file takes no room of its own."""
+        """Put the tokenizer beside a model, as `transformers.AutoTokenizer` finds it.
+
+        Its file takes no room of its own.
+        """
         source, target = self.folder / TOKENIZER, folder / TOKENIZER
         try:
             os.link(source, target)
@@ -324,16 +362,21 @@ class TextCorpus:
         return int(self._token_bytes[0][tokens].sum())
 
     def is_plain(self, tokens: npt.NDArray[np.integer[Any]]) -> bool:
-        """Whether tokens stand for ASCII alone, so that a block decoded by itself has as many bytes as its tokens."""
+        """Whether tokens stand for ASCII alone.
+
+        So that a block decoded by itself has as many bytes as its tokens.
+        """
         return bool(self._token_bytes[1][tokens].all())
 
-    def external(self, source: str, split: Split, packed: Callable[[str], Examples | None] = lambda _: None) -> ExternalCorpus:
+    def external(
+        self, source: str, split: Split, packed: Callable[[str], Examples | None] = lambda _: None
+    ) -> ExternalCorpus:
         """A fixed corpus, packed as the real text is.
 
         Args:
-            source: A path (its text in the field ``text``), which is read whole and in its order; ``hf:NAME[/CONFIG]``, of which
-                the split ``train`` is read so; or an embedded source, of which the training side is taken, in the order in which
-                it would be the real text.
+            source: A path (its text in the field ``text``), which is read whole and in its order;
+                ``hf:NAME[/CONFIG]``, of which the split ``train`` is read so; or an embedded source, of which
+                the training side is taken, in the order in which it would be the real text.
             split: How an embedded source is split.
             packed: Gives its blocks by its hash, where they have been packed before.
 
@@ -347,7 +390,8 @@ class TextCorpus:
             return ExternalCorpus(fingerprint, Examples.full(pack()) if known is None else known)
 
         if source in BUILT_IN:
-            # Hashed as a split: a file of the same documents has them in another order, so it is another corpus.
+            # Hashed as a split: a file of the same documents has them in another order, so it is another
+            # corpus.
             train = tuple(split_documents(Documents(built_in(source), {}), split)["train"])
             documents = Documents((), {"train": train})
             return blocks(documents, lambda: shuffled(self._pack(train)))
@@ -370,7 +414,8 @@ class TextCorpus:
             split: How it is split, unless it has splits of its own.
 
         Returns:
-            At most `MAX_OTHER_BLOCKS` blocks: a fixed random sample where there are more. The hash is of all of the test side.
+            At most `MAX_OTHER_BLOCKS` blocks: a fixed random sample where there are more. The hash is of all
+            of the test side.
 
         Raises:
             DataError: It cannot be read, or its test side does not fill one block.
@@ -379,11 +424,21 @@ class TextCorpus:
         documents = Documents(tuple(split_documents(read_named(source, field=field), split)["test"]), {})
         blocks = self._pack(documents.whole)
         if not len(blocks):
-            raise DataError(f"{field}: the test side of {source} has fewer than {self.meta['block_size']} tokens, not one block")
+            raise DataError(
+                f"{field}: the test side of {source} has fewer than {self.meta['block_size']} tokens, not "
+                f"one block"
+            )
         return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(blocks)[:MAX_OTHER_BLOCKS]))
 
     def _pack(self, documents: Sequence[str]) -> npt.NDArray[np.int32]:
         return pack(self.tokenizer, documents, self.meta["separator"], int(self.meta["block_size"]))
 
 
-__all__ = ["TextCorpus", "data_science", "prepare", "prepared_science", "pretrained_fingerprint", "read_documents"]
+__all__ = [
+    "TextCorpus",
+    "data_science",
+    "prepare",
+    "prepared_science",
+    "pretrained_fingerprint",
+    "read_documents",
+]

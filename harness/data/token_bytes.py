@@ -1,6 +1,9 @@
-"""How many bytes of text each token stands for, so that a text cut into blocks anywhere counts as many as it has.
+"""How many bytes of text each token stands for.
 
-Decoding a block by itself counts too many where the cut goes through a character: each half becomes a replacement character.
+So that a text cut into blocks anywhere counts as many as it has.
+
+Decoding a block by itself counts too many where the cut goes through a character: each half becomes a
+replacement character.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ _CONTROLS = [chr(0x100 + number) for number in range(34)]
 def token_bytes(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """UTF-8 bytes of each token, and which tokens decode to whole ASCII characters wherever they stand.
 
-    A special token, such as the end of text, stands for no text: 0 bytes. In a byte-level vocabulary each character of a token's
-    name is one byte. Elsewhere a token counts what it adds to a text that goes before it, so that a space between words is counted.
+    A special token, such as the end of text, stands for no text: 0 bytes. In a byte-level vocabulary each
+    character of a token's name is one byte. Elsewhere a token counts what it adds to a text that goes before
+    it, so that a space between words is counted.
 
     Returns:
         Both of shape [vocab_size], by token id; an id without a token counts 0.

@@ -40,17 +40,27 @@ def _learners() -> list[Row]:
 
 def _filters() -> list[Row]:
     loaded = FILTERS.loaded.items()
-    return [{"filter": kind, "version": found.version, "what": first_line(found.plugin.section)} for kind, found in loaded]
+    return [
+        {"filter": kind, "version": found.version, "what": first_line(found.plugin.section)}
+        for kind, found in loaded
+    ]
 
 
 def _regimes() -> list[Row]:
     loaded = REGIMES.loaded.items()
-    return [{"regime": kind, "version": found.version, "what": first_line(found.plugin.rule)} for kind, found in loaded]
+    return [
+        {"regime": kind, "version": found.version, "what": first_line(found.plugin.rule)}
+        for kind, found in loaded
+    ]
 
 
 def _metrics() -> list[Row]:
     return [
-        {"metric": found["name"], "what": found["label"], **{name: found[name] for name in ("unit", "worse", "source")}}
+        {
+            "metric": found["name"],
+            "what": found["label"],
+            **{name: found[name] for name in ("unit", "worse", "source")},
+        }
         for found in map(asdict, METRICS)
     ]
 
@@ -61,18 +71,31 @@ def _presets() -> list[Row]:
         found = read_preset(name)
         sizes = f"{found['num_layers']} x {found['width']}"
         rows.append(
-            {"preset": name, "architecture": found["architecture"], "layers x width": sizes, "source": found.get("source", "")}
+            {
+                "preset": name,
+                "architecture": found["architecture"],
+                "layers x width": sizes,
+                "source": found.get("source", ""),
+            }
         )
     return rows
 
 
 def _data() -> list[Row]:
     tags = {section.__name__: first_line(section) for section in section_classes(Data)}
-    names = {"gaussian": "GaussianData", "discrete": "DiscreteData", "linear": "LinearData", "mixture": "MixtureData"}
+    names = {
+        "gaussian": "GaussianData",
+        "discrete": "DiscreteData",
+        "linear": "LinearData",
+        "mixture": "MixtureData",
+    }
     rows = [{"source": name, "what": f"text: {first_line(read)}"} for name, read in BUILT_IN.items()]
     rows += [
         {"source": "hf:NAME[/CONFIG]", "what": "text, or images with kind: images, of the Hugging Face hub"},
-        {"source": "PATH", "what": "text (.txt, .jsonl, .parquet, or a folder of them), or images (.npy, .parquet)"},
+        {
+            "source": "PATH",
+            "what": "text (.txt, .jsonl, .parquet, or a folder of them), or images (.npy, .parquet)",
+        },
         {"source": "digits", "what": tags["ImageData"]},
     ]
     known = {"shape": "ShapeData", "array": "ArrayData", **names}

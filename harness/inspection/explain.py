@@ -1,4 +1,7 @@
-"""Why a generation will run: what is there, what is missing, and how it differs from the nearest one that is stored."""
+"""Why a generation will run.
+
+What is there, what is missing, and how it differs from the nearest one that is stored.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,18 @@ from harness.science import BundledChain, Chain, Node
 from harness.store import Store
 from harness.study import Prepared
 
-Reason = Literal["committed", "running", "damaged", "failed", "missing", "new", "changed", "waiting", "diverged", "unreachable"]
+Reason = Literal[
+    "committed",
+    "running",
+    "damaged",
+    "failed",
+    "missing",
+    "new",
+    "changed",
+    "waiting",
+    "diverged",
+    "unreachable",
+]
 NEAREST = 50
 """Stored generations whose parents are compared too, to find the nearest one."""
 DEPTH = 64
@@ -91,7 +105,10 @@ class Explainer:
             detail = f"will run with the whole chain, in a bundle: none in the store has its key {chain.key}"
             return [Explanation(g, "new", detail) for g in range(chain.generations + 1)]
         if place.generations < chain.generations:
-            detail = f"will run with the whole chain: {place.path.name} has it up to generation {place.generations}"
+            detail = (
+                f"will run with the whole chain: {place.path.name} has it up to generation "
+                f"{place.generations}"
+            )
             return [Explanation(g, "new", detail) for g in range(chain.generations + 1)]
         table = self.store.bundles.read([chain.key])
         assert table is not None
@@ -111,16 +128,23 @@ class Explainer:
             return tell
         aside = self._set_aside(node)
         if aside:
-            return Explanation(node.generation, "damaged", f"will run: it was damaged and set aside as {aside}")
+            return Explanation(
+                node.generation, "damaged", f"will run: it was damaged and set aside as {aside}"
+            )
         if behind:
             return Explanation(node.generation, "waiting", f"will run after generation {node.generation - 1}")
         if found.state == "failed":
             return Explanation(node.generation, "failed", f"will be tried again: {found.detail}")
         if self.store.has("fits", node.fit):
-            have, examples = self.store.corpora.count(node.corpus), self.prepared.lineage.examples[node.corpus]
+            have, examples = (
+                self.store.corpora.count(node.corpus),
+                self.prepared.lineage.examples[node.corpus],
+            )
             differences = self._evaluation_differences(node)
             detail = f"will run from its fit, which is stored; {have} of {examples} examples are sampled"
-            return Explanation(node.generation, "changed" if differences else "new", detail, differences=differences)
+            return Explanation(
+                node.generation, "changed" if differences else "new", detail, differences=differences
+            )
         return self._nearest(node)
 
     def _told(self, found: NodeState, node: Node) -> Explanation | None:
@@ -130,16 +154,25 @@ class Explainer:
             case "committed":
                 return Explanation(generation, "committed", self._provenance(node))
             case "diverged":
-                return Explanation(generation, "diverged", "is committed; it diverged, so there are no later generations")
+                return Explanation(
+                    generation, "diverged", "is committed; it diverged, so there are no later generations"
+                )
             case "unreachable":
                 return Explanation(generation, "unreachable", found.detail)
             case "running":
                 return Explanation(generation, "running", f"is being computed: {found.detail}")
             case "unfitted":
-                return Explanation(generation, "missing", "will be fitted again: its record is there, its fit is not")
+                return Explanation(
+                    generation, "missing", "will be fitted again: its record is there, its fit is not"
+                )
             case "short":
-                have, examples = self.store.corpora.count(node.corpus), self.prepared.lineage.examples[node.corpus]
-                return Explanation(generation, "missing", f"will be sampled again: {have} of {examples} examples are there")
+                have, examples = (
+                    self.store.corpora.count(node.corpus),
+                    self.prepared.lineage.examples[node.corpus],
+                )
+                return Explanation(
+                    generation, "missing", f"will be sampled again: {have} of {examples} examples are there"
+                )
             case "damaged":
                 return Explanation(generation, "damaged", f"will run: {self.store.trouble[path]}")
         return None
@@ -154,10 +187,13 @@ class Explainer:
     def _set_aside(self, node: Node) -> str | None:
         names = (f"evaluations-{node.evaluation}-", f"fits-{node.fit}-", f"corpora-{node.corpus}-")
         folder = self.store.root / "damaged"
-        found = [path.name for path in folder.glob("*") if path.name.startswith(names)] if folder.is_dir() else []
+        found = (
+            [path.name for path in folder.glob("*") if path.name.startswith(names)] if folder.is_dir() else []
+        )
         return f"damaged/{found[0]}" if found else None
 
-    # --- differences ---------------------------------------------------------------------------------------------------
+    # --- differences
+    # ---------------------------------------------------------------------------------------------------
 
     @cached_property
     def _stored(self) -> dict[int, list[tuple[str, Mapping[str, Any]]]]:
@@ -201,7 +237,9 @@ class Explainer:
         detail = f"will run: the nearest stored generation differs in {len(best[1])} field(s)"
         return Explanation(node.generation, "changed", detail, best[0], tuple(best[1]))
 
-    def _fit_differences(self, stored: Mapping[str, Any], wanted: Mapping[str, Any], depth: int) -> list[Difference]:
+    def _fit_differences(
+        self, stored: Mapping[str, Any], wanted: Mapping[str, Any], depth: int
+    ) -> list[Difference]:
         """Field by field; a corpus or a parent that differs is followed to the fields in which it does."""
         generation, found = int(wanted["generation"]), []
         left, right = _leaves(stored), _leaves(wanted)
@@ -236,7 +274,11 @@ class Explainer:
     def _evaluation_differences(self, node: Node) -> tuple[Difference, ...]:
         """The fit is stored: how its sampling or its evaluation differs from those that are stored for it."""
         wanted = self._whole(node.evaluation)
-        others = [self._whole(key) for key, fit in self._stored.get(node.generation, []) if self._fit_of(key) == node.fit]
+        others = [
+            self._whole(key)
+            for key, fit in self._stored.get(node.generation, [])
+            if self._fit_of(key) == node.fit
+        ]
         found = [_differences(node.generation, other, wanted) for other in others]
         closest: list[Difference] = min(found, key=len, default=[])
         return tuple(closest)
@@ -263,8 +305,13 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _differences(generation: int, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:
-    names = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name, ABSENT) != wanted.get(name, ABSENT))
-    return [Difference(generation, _field(name), stored.get(name, ABSENT), wanted.get(name, ABSENT)) for name in names]
+    names = sorted(
+        name for name in stored.keys() | wanted.keys() if stored.get(name, ABSENT) != wanted.get(name, ABSENT)
+    )
+    return [
+        Difference(generation, _field(name), stored.get(name, ABSENT), wanted.get(name, ABSENT))
+        for name in names
+    ]
 
 
 def _field(path: str) -> str:

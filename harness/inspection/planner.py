@@ -26,7 +26,8 @@ from harness.study import Prepared
 CPU_FLOPS = 8e10
 """FLOP/s of one CPU thread in training (docs/LOG.md); used until the store holds a measurement."""
 GPU_FLOPS = 1.5e14
-"""FLOP/s of one GPU in training: two fifths of a current device's bf16 peak. An assumption, until the store holds a measurement."""
+"""FLOP/s of one GPU in training: two fifths of a current device's bf16 peak. An assumption, until the store
+holds a measurement."""
 SAMPLING_SHARE = 0.4
 """FLOP/s of sampling over FLOP/s of training."""
 SECONDS_PER_TURN = 2.0
@@ -92,20 +93,26 @@ class Planner:
 
     def _measurements(self, store: Store) -> dict[str, tuple[float, float]]:
         """Model to tokens per second and rank, (fit, sample), from the provenance of what is stored."""
-        wanted = {json.dumps(spec.learner.identity.get("model"), sort_keys=True) for spec in self.prepared.specs}
+        wanted = {
+            json.dumps(spec.learner.identity.get("model"), sort_keys=True) for spec in self.prepared.specs
+        }
         found: dict[str, list[tuple[float, float]]] = {}
         for key in sorted(store.committed("evaluations"))[:MAX_MEASUREMENTS]:
             folder = store.path("evaluations", key)
             try:
                 rates = read_json(folder / "provenance.json")
                 fit = read_json(folder / "spec.json")["fit"]
-                model = json.dumps(read_json(store.path("fits", fit) / "spec.json")["learner"].get("model"), sort_keys=True)
+                model = json.dumps(
+                    read_json(store.path("fits", fit) / "spec.json")["learner"].get("model"), sort_keys=True
+                )
             except DamagedError:
                 continue
             on_gpu = rates["device"] != "cpu"
             speed = rates["tokens_per_s"]
             if model in wanted and on_gpu == self.gpus and speed.get("fit") and speed.get("sample"):
-                found.setdefault(model, []).append((speed["fit"] / rates["world_size"], speed["sample"] / rates["world_size"]))
+                found.setdefault(model, []).append(
+                    (speed["fit"] / rates["world_size"], speed["sample"] / rates["world_size"])
+                )
         middle = {model: sorted(pairs)[len(pairs) // 2] for model, pairs in found.items()}
         return middle
 
@@ -131,7 +138,9 @@ class Planner:
         rates, ranks, block = self.rates[node.cell], config.resources.ranks, config.data.block_size
         sampled = self.prepared.lineage.examples[node.corpus] * block
         scored = 2 * node.spec.measured.examples * block
-        seconds = self.trained_tokens(node, config) / rates.fit + sampled / rates.sample + scored / (3 * rates.fit)
+        seconds = (
+            self.trained_tokens(node, config) / rates.fit + sampled / rates.sample + scored / (3 * rates.fit)
+        )
         return SECONDS_PER_TURN + seconds / ranks
 
     def trained_tokens(self, node: Node, config: Config) -> int:
@@ -167,7 +176,9 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     bundled_s = sum(each[chain.cell] for chain in todo)
     wall += bundled_s / max(1, sum(machine.cpus for machine in machines))
     bundled = sum(chain.generations + 1 for chain in prepared.bundles)
-    hours = bundled_s / 3600 + sum(value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items())
+    hours = bundled_s / 3600 + sum(
+        value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items()
+    )
     memories = [memory_of(prepared, cell) for cell in range(len(prepared.study.cells))]
     known = {rate.measured for rate in planner.rates}
     return PlanSummary(
@@ -207,14 +218,22 @@ def disk_bytes(prepared: Prepared) -> int:
             width = 2 if config.learner.train.precision == "bf16" else 4
             facts = prepared.models[node.cell]
             weights[node.fit] = (facts.parameters if facts else 0) * width
-    widths = {node.corpus: _example_bytes(prepared.study.cells[node.cell].config) for node in lineage.nodes.values()}
+    widths = {
+        node.corpus: _example_bytes(prepared.study.cells[node.cell].config) for node in lineage.nodes.values()
+    }
     total += sum(lineage.examples[corpus] * width for corpus, width in widths.items())
     rows = sum(chain.generations + 1 for chain in prepared.bundles)
-    return int(total + sum(weights.values()) + BYTES_PER_EVALUATION * len(lineage.nodes) + BYTES_PER_ROW * rows)
+    return int(
+        total + sum(weights.values()) + BYTES_PER_EVALUATION * len(lineage.nodes) + BYTES_PER_ROW * rows
+    )
 
 
 def _example_bytes(config: Config) -> float:
-    return config.data.block_size * BYTES_PER_TOKEN if isinstance(config.data, TextData) else 8.0 * getattr(config.data, "dim", 2)
+    return (
+        config.data.block_size * BYTES_PER_TOKEN
+        if isinstance(config.data, TextData)
+        else 8.0 * getattr(config.data, "dim", 2)
+    )
 
 
 __all__ = ["Branch", "PlanSummary", "Planner", "disk_bytes", "plan"]

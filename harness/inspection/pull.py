@@ -1,4 +1,7 @@
-"""A generation as other tools know it: a Hugging Face model folder with its tokenizer, and its corpus as a data set."""
+"""A generation as other tools know it.
+
+A Hugging Face model folder with its tokenizer, and its corpus as a data set.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +42,14 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
         What was written: paths, keys, the number of examples; ``model`` is None where the weights were freed.
 
     Raises:
-        InputError: There is no such chain or generation, it is not committed, it is a chain of a bundle, or something is there.
+        InputError: There is no such chain or generation, it is not committed, it is a chain of a bundle, or
+            something is there.
     """
     found = prepared.find_chain(chain)
     if isinstance(found, BundledChain):
         raise InputError(
-            f"--chain: {found.id} was run in a bundle, which keeps records and parameters only; with resources.bundled: false "
+            f"--chain: {found.id} was run in a bundle, which keeps records and parameters only; with "
+            f"resources.bundled: false "
             "every generation has its corpus"
         )
     if not 0 <= generation < len(found.nodes):
@@ -54,9 +59,14 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
     node = prepared.lineage.nodes[found.nodes[generation]]
     record = store.record(node.evaluation)
     if record is None:
-        raise InputError(f"--generation: generation {generation} of {found.id} is not in the store; harness run computes it")
+        raise InputError(
+            f"--generation: generation {generation} of {found.id} is not in the store; harness run computes "
+            f"it"
+        )
     if record.status == "diverged":
-        raise InputError(f"--generation: generation {generation} of {found.id} diverged: it has no model and wrote nothing")
+        raise InputError(
+            f"--generation: generation {generation} of {found.id} diverged: it has no model and wrote nothing"
+        )
     real = prepared.data[found.cell].real
     target.mkdir(parents=True, exist_ok=True)
     model = _model(store, node, real, target / "model")
@@ -86,7 +96,9 @@ def _model(store: Store, node: Node, real: RealData, target: Path) -> Path | Non
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in _OURS:
             shutil.copyfile(path, target / path.name)
-    if isinstance(real, TextCorpus) and not (target / "tokenizer_config.json").exists():  # fits of earlier versions have none
+    if (
+        isinstance(real, TextCorpus) and not (target / "tokenizer_config.json").exists()
+    ):  # fits of earlier versions have none
         real.write_tokenizer(target)
     return target
 

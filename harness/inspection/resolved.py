@@ -21,7 +21,8 @@ class Value:
     Attributes:
         path: Dotted name.
         value: Plain data; None of a section that has fields of its own.
-        origin: ``line 7``, ``--set``, ``grid, value 2 of 3 (line 20)``, ``override (line 25)``, ``preset small``, ``default``.
+        origin: ``line 7``, ``--set``, ``grid, value 2 of 3 (line 20)``, ``override (line 25)``, ``preset
+            small``, ``default``.
         is_section: Its fields follow.
     """
 
@@ -44,11 +45,16 @@ def resolved(study: Study, number: int) -> list[Value]:
     preset = None
     if isinstance(cell.config.learner, LanguageModel):
         preset = cell.config.learner.model.preset
-        data["learner"]["model"] = {**resolve_model(cell.config.learner.model).model_dump(mode="json"), "preset": preset}
+        data["learner"]["model"] = {
+            **resolve_model(cell.config.learner.model).model_dump(mode="json"),
+            "preset": preset,
+        }
     return list(_walk(study, point, data, "", preset))
 
 
-def _walk(study: Study, point: Point, data: Mapping[str, Any], above: str, preset: str | None) -> Iterator[Value]:
+def _walk(
+    study: Study, point: Point, data: Mapping[str, Any], above: str, preset: str | None
+) -> Iterator[Value]:
     for name, value in data.items():
         path = f"{above}.{name}" if above else name
         if isinstance(value, Mapping) and value:

@@ -32,7 +32,12 @@ DATA: Mapping[str, Mapping[str, Any]] = {
     "images": {"source": "digits", "num_examples": 1000},
 }
 """Of each kind of data, real ones that need no file and no network."""
-REST: Mapping[str, type[BaseModel]] = {"evaluate": Evaluate, "resources": Resources, "retention": Retention, "tracking": Tracking}
+REST: Mapping[str, type[BaseModel]] = {
+    "evaluate": Evaluate,
+    "resources": Resources,
+    "retention": Retention,
+    "tracking": Tracking,
+}
 """Sections that a study need not have."""
 NAMES = {
     "text": "TextData",
@@ -56,17 +61,27 @@ def starter(name: str, learner: str) -> str:
     kinds = learners()
     if learner not in kinds:
         raise InputError(f"--learner: found {shown(learner)}, allowed: {', '.join(kinds)}")
-    pattern = next(part.pattern for part in Config.model_fields["experiment"].metadata if hasattr(part, "pattern"))
+    pattern = next(
+        part.pattern for part in Config.model_fields["experiment"].metadata if hasattr(part, "pattern")
+    )
     if not re.match(pattern, name):
-        raise InputError(f"NAME: found {shown(name)}, allowed: letters, digits, '.', '_' and '-', at most 64, "
-                         "starting with a letter or digit")  # fmt: skip
+        raise InputError(
+            f"NAME: found {shown(name)}, allowed: letters, digits, '.', '_' and '-', at most 64, "
+            "starting with a letter or digit"
+        )
     section, component = kinds[learner], LEARNERS[learner]
     data = component.reads[0]
-    found = next(kind for kind in section_classes(Config.model_fields["data"].annotation) if kind.__name__ == NAMES[data])
+    found = next(
+        kind
+        for kind in section_classes(Config.model_fields["data"].annotation)
+        if kind.__name__ == NAMES[data]
+    )
     lines = [
         f"# Study {name}: {first_line(section)}",
-        f"# `harness plan {name}.yaml` says what it costs, `harness run {name}.yaml` runs it, or what is left of it.",
-        "# Fields behind a # are at their default; take the # away to change one. `harness list` says what there is.",
+        f"# `harness plan {name}.yaml` says what it costs, `harness run {name}.yaml` runs it, or what is "
+        f"left of it.",
+        "# Fields behind a # are at their default; take the # away to change one. `harness list` says what "
+        "there is.",
         f"experiment: {name}",
         "data:",
         *_block(found, DATA[data], "  "),
@@ -89,7 +104,11 @@ def starter(name: str, learner: str) -> str:
 
 
 def _block(
-    section: type[BaseModel], given: Mapping[str, Any], left: str, inner: str = "", left_out: Collection[str] = ()
+    section: type[BaseModel],
+    given: Mapping[str, Any],
+    left: str,
+    inner: str = "",
+    left_out: Collection[str] = (),
 ) -> Iterator[str]:
     """The fields of a section: those that are given, and the others behind a ``#``.
 
@@ -119,7 +138,9 @@ def _block(
 
 def _with_words(line: str, item: Described, left: str) -> Iterator[str]:
     """A field with what it means: behind it where there is room, else above it."""
-    words = item.text or (f"{', '.join(item.allowed[:-1])} or {item.allowed[-1]}" if len(item.allowed) > 1 else "")
+    words = item.text or (
+        f"{', '.join(item.allowed[:-1])} or {item.allowed[-1]}" if len(item.allowed) > 1 else ""
+    )
     if words and len(line) + len(words) + 4 > WIDTH:
         above = f"{left}# " if "#" in left else f"{left}## "
         yield from textwrap.wrap(words, WIDTH, initial_indent=above, subsequent_indent=above)

@@ -22,8 +22,9 @@ from harness.study import Prepared
 class ChainState:
     """One chain, with detail for people.
 
-    Its state is ``complete``, ``diverged``, ``unreachable`` (the chain that writes its examples has diverged), ``running``,
-    ``failed``, ``damaged``, ``interrupted`` (there is unfinished work to go on from, and nobody is at it) or ``waiting``.
+    Its state is ``complete``, ``diverged``, ``unreachable`` (the chain that writes its examples has
+    diverged), ``running``, ``failed``, ``damaged``, ``interrupted`` (there is unfinished work to go on from,
+    and nobody is at it) or ``waiting``.
     """
 
     chain: str
@@ -81,11 +82,17 @@ class _Bundled:
             there = self.inventory.is_complete(chain)
             end = ended.get(chain.key) if there else None
             if end is not None and end <= chain.generations:
-                found.append(ChainState(chain.id, axes, chain.seed, end + 1, total, "diverged", f"in generation {end}"))
+                found.append(
+                    ChainState(chain.id, axes, chain.seed, end + 1, total, "diverged", f"in generation {end}")
+                )
                 continue
             if there and rows[chain.key] < total:
                 count = rows[chain.key]
-                found.append(ChainState(chain.id, axes, chain.seed, count, total, "unreachable", WRITER_ENDED.format(count)))
+                found.append(
+                    ChainState(
+                        chain.id, axes, chain.seed, count, total, "unreachable", WRITER_ENDED.format(count)
+                    )
+                )
                 continue
             state, detail = "waiting", ""
             if there:

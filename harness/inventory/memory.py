@@ -1,4 +1,7 @@
-"""The least memory that a grid takes, against a machine's: what cannot fit is refused before anything starts."""
+"""The least memory that a grid takes, against a machine's.
+
+What cannot fit is refused before anything starts.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ def has_gpus() -> bool:
 
 
 def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None) -> None:
-    """Compare each cell's largest training set, and its model's states where they are not on GPUs, with a machine's memory.
+    """Compare each cell's largest training set, and its model's states where they are not on GPUs.
+
+    With a machine's memory.
 
     Args:
         prepared: The study.
@@ -40,7 +45,8 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None) -> No
         size, each = spec.recipe(last).size, _example_bytes(prepared, index)
         if COPIES * size * each > there:
             raise ResourceError(
-                f"data.num_examples: generation {last} has {size} training examples of {each} bytes, which take at least "
+                f"data.num_examples: generation {last} has {size} training examples of {each} bytes, which "
+                f"take at least "
                 f"{gib(COPIES * size * each)} of memory; this machine has {gib(there)}"
             )
         memory, ranks = memory_of(prepared, index), cell.config.resources.ranks
@@ -51,7 +57,8 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None) -> No
         states = memory.weights + (memory.gradients + memory.optimizer if trains else 0)
         if ranks * states > there:
             raise ResourceError(
-                f"learner.model: weights{', gradients and optimizer' if trains else ''} take {gib(states)} on each of {ranks} "
+                f"learner.model: weights{', gradients and optimizer' if trains else ''} take {gib(states)} "
+                f"on each of {ranks} "
                 f"rank(s); this machine has {gib(there)}"
             )
 

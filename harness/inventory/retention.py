@@ -22,7 +22,10 @@ def kept_fits(prepared: Prepared) -> set[str]:
 
 
 def weights_gone(prepared: Prepared, store: Store) -> int:
-    """Fits whose weights this experiment would keep, and which have none any more: an earlier retention, or gc, has freed them."""
+    """Fits whose weights this experiment would keep, and which have none any more.
+
+    An earlier retention, or gc, has freed them.
+    """
     freed = (fit for fit in kept_fits(prepared) if store.has("fits", fit) and not store.has_weights(fit))
     return sum(store.json("fits", fit, "fit.json")["status"] != "diverged" for fit in freed)
 
@@ -30,7 +33,9 @@ def weights_gone(prepared: Prepared, store: Store) -> int:
 class Retention:
     """Evicts weights while a grid runs."""
 
-    def __init__(self, prepared: Prepared, store: Store, experiment: Experiment, done: Collection[str]) -> None:
+    def __init__(
+        self, prepared: Prepared, store: Store, experiment: Experiment, done: Collection[str]
+    ) -> None:
         """Note who may need which fit.
 
         Args:
@@ -48,7 +53,9 @@ class Retention:
             if node.evaluation in done:
                 continue
             # A generation needs its own weights, those it goes on from, and generation 0's to be evaluated.
-            needs = {node.fit, self.nodes[node.first].fit} | ({self.nodes[node.init_from].fit} if node.init_from else set())
+            needs = {node.fit, self.nodes[node.first].fit} | (
+                {self.nodes[node.init_from].fit} if node.init_from else set()
+            )
             if prepared.study.cells[node.cell].config.filters:
                 # A filter may reject examples, and then more of the corpus is sampled.
                 needs |= {self.nodes[other].fit for other in node.corpora.values()}

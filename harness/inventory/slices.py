@@ -1,4 +1,7 @@
-"""Chains of cheap learners cut into slices: what one run at a time works on, and about how long that takes."""
+"""Chains of cheap learners cut into slices.
+
+What one run at a time works on, and about how long that takes.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,11 @@ from harness.study import Prepared, load_data
 MAX_CHAINS = 1000
 """Chains of a unit, and of a task."""
 UNIT_BYTES = 24 * 2**20
-"""Examples that the chains of a unit hold together; more would not fit the processor's caches, and memory on many cores."""
+"""Examples that the chains of a unit hold together; more would not fit the processor's caches, and memory on
+many cores."""
 SLICES = 512
-"""Into so many a large study is cut at least: enough for the runs that share it, few enough for a lease each."""
+"""Into so many a large study is cut at least: enough for the runs that share it, few enough for a lease
+each."""
 SLICE_S = (0.5, 5.0)
 """Least and most estimated seconds of a slice."""
 GENERATION_S = 1e-4
@@ -30,7 +35,8 @@ GENERATION_S = 1e-4
 class Slice:
     """Units that one run at a time works on.
 
-    Which chains it holds depends on the study alone, not on who asks or on what is there already, so that runs of one study agree.
+    Which chains it holds depends on the study alone, not on who asks or on what is there already, so that
+    runs of one study agree.
 
     Attributes:
         key: Of its lease; the hash of its chains' keys.
@@ -91,7 +97,9 @@ def make_slices(prepared: Prepared, store: Store) -> list[Slice]:
     together: list[Unit] = []
     seconds = 0.0
     for each, unit in units:
-        if together and (seconds + each > target or sum(len(u.chains) for u in together) + len(unit.chains) > MAX_CHAINS):
+        if together and (
+            seconds + each > target or sum(len(u.chains) for u in together) + len(unit.chains) > MAX_CHAINS
+        ):
             slices.append(_slice(together, seconds))
             together, seconds = [], 0.0
         together.append(unit)
@@ -126,7 +134,10 @@ def chain_seconds(prepared: Prepared, cell: int) -> float:
     spec = prepared.specs[cell]
     recipes = (spec.recipe(g) for g in range(spec.generations + 1))
     section = spec.learner.section
-    # Where moments or counts are all that a fit needs, a pool that only grows is not read again: a generation adds a corpus to it.
+    # Where moments or counts are all that a fit needs, a pool that only grows is not read again: a generation
+    # adds a corpus to it.
     reread = LEARNERS[str(spec.learner.identity["kind"])].reads_pools_anew(section)
-    own = sum(GENERATION_S + spec.cost * (r.size if reread or len(r.parts) < 3 else 2 * spec.n) for r in recipes)
+    own = sum(
+        GENERATION_S + spec.cost * (r.size if reread or len(r.parts) < 3 else 2 * spec.n) for r in recipes
+    )
     return own + (0.0 if spec.source is None else chain_seconds(prepared, spec.source))

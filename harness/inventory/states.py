@@ -1,6 +1,7 @@
 """The state of every generation of a study in a store.
 
-Scheduler, plan, status, explain, mirrors and exports all read it here, so they agree on what is there and on what a run will do.
+Scheduler, plan, status, explain, mirrors and exports all read it here, so they agree on what is there and on
+what a run will do.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from harness.store.bundles import Place
 from harness.study import Prepared
 
 State = Literal[
-    "committed", "diverged", "short", "unfitted", "damaged", "running", "failed", "interrupted", "waiting", "unreachable"
+    "committed",
+    "diverged",
+    "short",
+    "unfitted",
+    "damaged",
+    "running",
+    "failed",
+    "interrupted",
+    "waiting",
+    "unreachable",
 ]
 WRITER_ENDED = "from generation {} on: the chain that writes its examples has diverged"
 
@@ -29,10 +39,11 @@ WRITER_ENDED = "from generation {} on: the chain that writes its examples has di
 class NodeState:
     """What is to be said of a generation.
 
-    Its state is ``committed``; ``diverged`` (committed, and its chain ends with it); ``short`` (its corpus has fewer
-    examples than the grid reads) or ``unfitted`` (its record is there, its fit is gone); ``damaged``; ``running``; ``failed``
-    (tried, and the next run tries again); ``interrupted`` (there is unfinished work to go on from, and nobody is at it);
-    ``waiting``; ``unreachable`` (a chain that writes for it has diverged).
+    Its state is ``committed``; ``diverged`` (committed, and its chain ends with it); ``short`` (its corpus
+    has fewer examples than the grid reads) or ``unfitted`` (its record is there, its fit is gone);
+    ``damaged``; ``running``; ``failed`` (tried, and the next run tries again); ``interrupted`` (there is
+    unfinished work to go on from, and nobody is at it); ``waiting``; ``unreachable`` (a chain that writes for
+    it has diverged).
 
     Attributes:
         state: In a word.
@@ -44,7 +55,9 @@ class NodeState:
 
 
 class Inventory:
-    """The state of a study's generations, as the store had them when it was made, and as has been noted since.
+    """The state of a study's generations, as the store had them when it was made.
+
+    And as has been noted since.
 
     Attributes:
         done: Nodes of which everything is there.
@@ -59,7 +72,8 @@ class Inventory:
         Args:
             prepared: The study.
             store: The store.
-            listed: Take whatever has a record for complete, unread: for those that read the records themselves.
+            listed: Take whatever has a record for complete, unread: for those that read the records
+                themselves.
         """
         self.prepared, self.store, self.lineage = prepared, store, prepared.lineage
         there = self.lineage.nodes.keys() & store.committed("evaluations")
@@ -72,10 +86,14 @@ class Inventory:
         node = self.lineage.nodes[key]
         return self.store.complete(node, self.lineage.examples[node.corpus])
 
-    # --- what is done --------------------------------------------------------------------------------------------------
+    # --- what is done
+    # --------------------------------------------------------------------------------------------------
 
     def is_there(self, key: str) -> bool:
-        """Whether a node is complete by now; a record alone can be older than the fit or corpus that is being made again."""
+        """Whether a node is complete by now.
+
+        A record alone can be older than the fit or corpus that is being made again.
+        """
         return key in self.done or (self.store.has("evaluations", key) and self._is_complete(key))
 
     def news(self) -> list[str]:
@@ -122,7 +140,8 @@ class Inventory:
         nodes = list(self.nodes_of(chain))
         return next((place for place, key in enumerate(nodes) if key not in self.done), len(nodes))
 
-    # --- and what is not -----------------------------------------------------------------------------------------------
+    # --- and what is not
+    # -----------------------------------------------------------------------------------------------
 
     @cached_property
     def _experiment(self) -> Experiment:
@@ -170,7 +189,9 @@ class Inventory:
         """The state of a node of which something is still to be done."""
         key, branch = node.evaluation, self.branch_of[node.evaluation]
         keys = (key, node.fit, node.corpus)
-        holder = next((found for one in keys if one in self.leased and (found := lease_holder(self.leases, one))), None)
+        holder = next(
+            (found for one in keys if one in self.leased and (found := lease_holder(self.leases, one))), None
+        )
         if holder is not None:
             return NodeState("running", f"generation {node.generation}{self._share(branch, key)}, {holder}")
         if branch in self._failed:
@@ -178,14 +199,20 @@ class Inventory:
         if str(self.store.path("evaluations", key)) in self.store.trouble:
             return NodeState("damaged", f"generation {node.generation}; the next run makes it again")
         if self._work & set(keys):
-            return NodeState("interrupted", f"in generation {node.generation}; run the command again to go on")
+            return NodeState(
+                "interrupted", f"in generation {node.generation}; run the command again to go on"
+            )
         if self.store.record(key) is None:
             return NodeState("waiting")
         if not self.store.has("fits", node.fit):
-            return NodeState("unfitted", f"generation {node.generation}: its fit is gone; the next run makes the rest")
+            return NodeState(
+                "unfitted", f"generation {node.generation}: its fit is gone; the next run makes the rest"
+            )
         have, needed = self.store.corpora.count(node.corpus), self.lineage.examples[node.corpus]
         return NodeState(
-            "short", f"generation {node.generation}: {have} of {needed} examples are there; the next run makes the rest"
+            "short",
+            f"generation {node.generation}: {have} of {needed} examples are there; the next run makes the "
+            f"rest",
         )
 
     def _share(self, branch: str, key: str) -> str:
@@ -202,8 +229,8 @@ def _has_diverged(record: Record | None) -> bool:
 def lease_holder(leases: Leases, key: str) -> str | None:
     """Who works on a key: host and process; None where nobody does.
 
-    One look cannot watch a counter, so an owner on another machine counts as alive while its counter's file, by the file system's
-    and this machine's clocks, is not older than two lease times.
+    One look cannot watch a counter, so an owner on another machine counts as alive while its counter's file,
+    by the file system's and this machine's clocks, is not older than two lease times.
     """
     view = leases.look(key)
     if view.owner is None or not leases.held(view):

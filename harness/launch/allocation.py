@@ -1,8 +1,9 @@
 """Inside a SLURM job: what SLURM gave, and a private Ray on all of it.
 
-Ray is started the classic way, one ``srun ... ray start --block`` a node. The job has its own port, token and short folder, so jobs
-that share a node do not meet; sizes are SLURM's, never the machine's. Whether Ray is up is judged by what it offers (the caller
-counts that), and whether work is done by the store: ``srun`` may return 0 although a node has failed.
+Ray is started the classic way, one ``srun ... ray start --block`` a node. The job has its own port, token and
+short folder, so jobs that share a node do not meet; sizes are SLURM's, never the machine's. Whether Ray is up
+is judged by what it offers (the caller counts that), and whether work is done by the store: ``srun`` may
+return 0 although a node has failed.
 """
 
 from __future__ import annotations
@@ -39,12 +40,32 @@ LINGER_SHARE = 0.6
 
 
 SHAPED_BY = (
-    "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS_PER_CORE", "SLURM_NTASKS_PER_SOCKET",
-    "SLURM_NTASKS_PER_GPU", "SLURM_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_GPU",
-    "SLURM_GPUS_PER_TASK", "SLURM_GPUS_PER_SOCKET", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND", "SLURM_CPU_BIND", "SLURM_DISTRIBUTION",
-    "SLURM_HINT", "SLURM_THREADS_PER_CORE", "SLURM_CORE_SPEC", "SLURM_ARBITRARY", "SLURM_HOSTFILE", "SLURM_STEP_ID", "SLURM_STEPID",
-)  # fmt: skip
-"""What a job's shape tells srun by the environment; one task a node is asked for here whatever the job's shape."""
+    "SLURM_NTASKS",
+    "SLURM_NPROCS",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_NTASKS_PER_CORE",
+    "SLURM_NTASKS_PER_SOCKET",
+    "SLURM_NTASKS_PER_GPU",
+    "SLURM_TASKS_PER_NODE",
+    "SLURM_CPUS_PER_TASK",
+    "SRUN_CPUS_PER_TASK",
+    "SLURM_CPUS_PER_GPU",
+    "SLURM_GPUS_PER_TASK",
+    "SLURM_GPUS_PER_SOCKET",
+    "SLURM_TRES_PER_TASK",
+    "SLURM_GPU_BIND",
+    "SLURM_CPU_BIND",
+    "SLURM_DISTRIBUTION",
+    "SLURM_HINT",
+    "SLURM_THREADS_PER_CORE",
+    "SLURM_CORE_SPEC",
+    "SLURM_ARBITRARY",
+    "SLURM_HOSTFILE",
+    "SLURM_STEP_ID",
+    "SLURM_STEPID",
+)
+"""What a job's shape tells srun by the environment; one task a node is asked for here whatever the job's
+shape."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +94,24 @@ class Allocation:
 
     @property
     def incarnation(self) -> str:
-        """Names this run of the job; an earlier one with the same name has certainly ended (see `harness.store.leases`)."""
+        """Names this run of the job.
+
+        An earlier one with the same name has certainly ended (see `harness.store.leases`).
+        """
         return f"{self.cluster}.{self.job}/{self.restarts}"
 
     @property
     def tmp(self) -> Path:
-        """Ray's folder on every node; another one for every run of the job, so that clearing up after one never meets the next."""
+        """Ray's folder on every node.
+
+        Another one for every run of the job, so that clearing up after one never meets the next.
+        """
         return Path(os.environ.get(TMP_VARIABLE) or TMP) / f"h{self.job_id}-{self.restarts}"
 
 
-def read_allocation(environment: Mapping[str, str], hostnames: Callable[[str], list[str]] | None = None) -> Allocation:
+def read_allocation(
+    environment: Mapping[str, str], hostnames: Callable[[str], list[str]] | None = None
+) -> Allocation:
     """The allocation that this process runs in.
 
     Args:
@@ -95,21 +124,31 @@ def read_allocation(environment: Mapping[str, str], hostnames: Callable[[str], l
     listed = environment.get("SLURM_JOB_NODELIST")
     if not listed or "SLURM_JOB_ID" not in environment:
         raise InputError(
-            "--slurm: this is not inside a SLURM allocation (SLURM_JOB_NODELIST is not set); use harness submit, or salloc"
+            "--slurm: this is not inside a SLURM allocation (SLURM_JOB_NODELIST is not set); use harness "
+            "submit, or salloc"
         )
     nodes = tuple((hostnames or _hostnames)(listed))
     here = environment.get("SLURMD_NODENAME", "")
     if here != nodes[0]:
         raise InputError(
             f"--slurm: this is {f'node {here}' if here else 'no node'} of the allocation, "
-            f"but its first node ({nodes[0]}) is where a run starts; go there: srun -N1 -n1 -w {nodes[0]} --overlap --pty bash"
+            f"but its first node ({nodes[0]}) is where a run starts; go there: srun -N1 -n1 -w {nodes[0]} "
+            f"--overlap --pty bash"
         )
     cpus = _expand(environment.get("SLURM_JOB_CPUS_PER_NODE", str(environment.get("SLURM_CPUS_ON_NODE", 1))))
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     per_node, per_cpu = environment.get("SLURM_MEM_PER_NODE"), environment.get("SLURM_MEM_PER_CPU")
     gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
     per_gpu = environment.get("SLURM_MEM_PER_GPU")
-    memory = int(per_node) if per_node else int(per_cpu) * min(cpus) if per_cpu else int(per_gpu) * gpus if per_gpu else 0
+    memory = (
+        int(per_node)
+        if per_node
+        else int(per_cpu) * min(cpus)
+        if per_cpu
+        else int(per_gpu) * gpus
+        if per_gpu
+        else 0
+    )
     job_id = environment["SLURM_JOB_ID"]
     return Allocation(
         f"{array}_{task}" if array and task else job_id,
@@ -130,16 +169,25 @@ def _expand(counts: str) -> list[int]:
 
 
 def _hostnames(listed: str) -> list[str]:
-    done = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=60, check=False
+    )
     if done.returncode != 0:
-        raise InputError(f"--slurm: scontrol cannot read the node list {shown(listed)}: {done.stderr.strip()}")
+        raise InputError(
+            f"--slurm: scontrol cannot read the node list {shown(listed)}: {done.stderr.strip()}"
+        )
     return done.stdout.split()
 
 
 def kill_wait(timeout_s: float = 20.0) -> float:
-    """Seconds between SLURM's SIGTERM and its SIGKILL (KillWait); SLURM's default where it does not answer."""
+    """Seconds between SLURM's SIGTERM and its SIGKILL (KillWait).
+
+    SLURM's default where it does not answer.
+    """
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=timeout_s, check=False
+        )
         found = re.search(r"^KillWait\s*=\s*(\d+)", done.stdout, re.MULTILINE)
         if found:
             return float(found[1])
@@ -166,7 +214,9 @@ class RayInAllocation:
             GangError: The head does not come up, or not before the stop.
         """
         if len(str(allocation.tmp)) > LONGEST_TMP:
-            raise InputError(f"{allocation.tmp}: more than {LONGEST_TMP} characters, too long for Ray's sockets")
+            raise InputError(
+                f"{allocation.tmp}: more than {LONGEST_TMP} characters, too long for Ray's sockets"
+            )
         self.allocation, self.folder = allocation, folder
         folder.mkdir(parents=True, exist_ok=True)
         write_token(folder / TOKEN)
@@ -187,7 +237,17 @@ class RayInAllocation:
         allocation, name = self.allocation, self.allocation.nodes[index]
         log = self.folder / f"ray-{name}.log"
         # With --export, since a job may have been submitted to export nothing.
-        step = ["srun", "--overlap", "--exact", "-N1", "-n1", f"-c{allocation.cpus[index]}", "-w", name, "--job-name=ray"]
+        step = [
+            "srun",
+            "--overlap",
+            "--exact",
+            "-N1",
+            "-n1",
+            f"-c{allocation.cpus[index]}",
+            "-w",
+            name,
+            "--job-name=ray",
+        ]
         step.append("--export=ALL")
         if allocation.gpus:
             step.append(f"--gpus-per-node={allocation.gpus}")
@@ -223,7 +283,10 @@ class RayInAllocation:
                 socket.create_connection((host, int(port)), timeout=1).close()
                 return
             time.sleep(0.1)
-        raise GangError(f"Ray's head on {self.allocation.nodes[0]} does not listen after {HEAD_WAIT_S:.0f} s{self._said(0)}")
+        raise GangError(
+            f"Ray's head on {self.allocation.nodes[0]} does not listen after {HEAD_WAIT_S:.0f} "
+            f"s{self._said(0)}"
+        )
 
     def trouble(self) -> str:
         """Which node's Ray has ended, with the last line of its log; empty while all run."""
@@ -235,7 +298,11 @@ class RayInAllocation:
 
     def _said(self, index: int) -> str:
         log = self.folder / f"ray-{self.allocation.nodes[index]}.log"
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+        lines = (
+            [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            if log.exists()
+            else []
+        )
         return f": {lines[-1].strip()} (log: {log})" if lines else f" (log: {log})"
 
     def close(self) -> None:
@@ -266,7 +333,10 @@ def _own_address(nodes: tuple[str, ...]) -> str:
 
 
 def _free_port(job_id: int, host: str) -> int:
-    """A port that is free now; where to look first depends on the job, so jobs on one node do not race for one."""
+    """A port that is free now.
+
+    Where to look first depends on the job, so jobs on one node do not race for one.
+    """
     for attempt in range(200):
         port = FIRST_PORT + (job_id * 7 + attempt * 131) % PORTS
         with contextlib.suppress(OSError), socket.socket() as probe:
@@ -276,7 +346,9 @@ def _free_port(job_id: int, host: str) -> int:
 
 
 def bury_ended_jobs(owners: Path, allocation: Allocation, slurm: Slurm) -> int:
-    """Free what jobs held that SLURM says are over, so that nobody waits for leases that only their death has left.
+    """Free what jobs held that SLURM says are over.
+
+    So that nobody waits for leases that only their death has left.
 
     Args:
         owners: ``leases/owners/`` of the store.
@@ -305,7 +377,9 @@ def bury_ended_jobs(owners: Path, allocation: Allocation, slurm: Slurm) -> int:
 
 
 @contextlib.contextmanager
-def ray_in_allocation(allocation: Allocation, folder: Path, stopped: Callable[[], bool]) -> Iterator[RayInAllocation]:
+def ray_in_allocation(
+    allocation: Allocation, folder: Path, stopped: Callable[[], bool]
+) -> Iterator[RayInAllocation]:
     """`RayInAllocation` for the time of a run."""
     ray = RayInAllocation(allocation, folder, stopped)
     try:

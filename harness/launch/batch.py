@@ -1,16 +1,22 @@
-"""The process that a job script becomes: runs the harness, hands signals on, and decides whether the job goes back into the queue.
+"""The process that a job script becomes.
 
-It is a process of its own, apart from the run, because a run can end in ways that let it decide nothing: killed for memory, or with
-its Ray. Its rules:
+Runs the harness, hands signals on, and decides whether the job goes back into the queue.
 
-- USR1 (the time limit comes near, or a preemption with grace): the run saves and ends; with work left the job is requeued. A run
-  that does not end in time is killed and the job requeued all the same: SLURM itself requeues no job that has reached its limit.
-- TERM (scancel, preemption, a requeue from outside): SLURM has decided already; save what can be saved, leave nothing behind.
-- The run ends by itself with work left, is killed, or ends in an error before it could say how: the machine's fault; requeue.
+It is a process of its own, apart from the run, because a run can end in ways that let it decide nothing:
+killed for memory, or with its Ray. Its rules:
+
+- USR1 (the time limit comes near, or a preemption with grace): the run saves and ends; with work left the job
+  is requeued. A run
+  that does not end in time is killed and the job requeued all the same: SLURM itself requeues no job that has
+  reached its limit.
+- TERM (scancel, preemption, a requeue from outside): SLURM has decided already; save what can be saved, leave
+  nothing behind.
+- The run ends by itself with work left, is killed, or ends in an error before it could say how: the machine's
+  fault; requeue.
 - Complete, failed chains, wrong input: the exit code says so, nothing is requeued.
 
-A job requeues itself a set number of times at most, and not at all once it was cancelled, or where short runs end badly one after
-the other: a job that cannot even start Ray would otherwise come back every few minutes.
+A job requeues itself a set number of times at most, and not at all once it was cancelled, or where short runs
+end badly one after the other: a job that cannot even start Ray would otherwise come back every few minutes.
 """
 
 from __future__ import annotations
@@ -38,12 +44,14 @@ LOOK_S = 0.1
 SIGNALLED = "HARNESS_SIGNALLED"
 """Set by the script where USR1 came before this process was there."""
 SAVE_MARGIN_S = 20.0
-"""Of the time between USR1 and the limit, kept for ending what does not end by itself, and for the requeue."""
+"""Of the time between USR1 and the limit, kept for ending what does not end by itself, and for the
+requeue."""
 KILL_MARGIN_S = 3.0
 """Of SLURM's KillWait, kept for cleaning up."""
 END_WAIT_S = 60.0
 SHORT_S, MOST_SHORT = 300.0, 3
-"""A run that ends by itself within so many seconds has got nowhere; that often in a row, and the job gives up."""
+"""A run that ends by itself within so many seconds has got nowhere; that often in a row, and the job gives
+up."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allocation = read_allocation(os.environ)
         if not (options.folder / SCRIPT).exists():
             raise InputError(
-                f"--root: {options.folder} is not to be seen on node {allocation.nodes[0]}; give a root that all nodes share"
+                f"--root: {options.folder} is not to be seen on node {allocation.nodes[0]}; give a root that "
+                f"all nodes share"
             )
     except InputError as error:
         terminal.show(f"error: {error}", sys.stderr)
@@ -68,15 +77,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.launch.batch", allow_abbrev=False)
     parser.add_argument("--folder", type=Path, required=True, help="the submission's folder in the store")
     parser.add_argument("--max-requeues", type=int, required=True)
-    parser.add_argument("--signal-s", type=float, required=True, help="seconds between USR1 and the time limit")
+    parser.add_argument(
+        "--signal-s", type=float, required=True, help="seconds between USR1 and the time limit"
+    )
     return parser
 
 
 class _Batch:
     """One run of one job."""
 
-    def __init__(self, allocation: Allocation, folder: Path, max_requeues: int, signal_s: float, script: Path) -> None:
-        self.allocation, self.folder, self.max_requeues, self.script = allocation, folder, max_requeues, script
+    def __init__(
+        self, allocation: Allocation, folder: Path, max_requeues: int, signal_s: float, script: Path
+    ) -> None:
+        self.allocation, self.folder, self.max_requeues, self.script = (
+            allocation,
+            folder,
+            max_requeues,
+            script,
+        )
         self.save_s = max(signal_s - SAVE_MARGIN_S, signal_s / 2)
         self.signals: list[int] = []
         self.started, self.told_at, self.ended_at = time.monotonic(), 0.0, 0.0
@@ -99,8 +117,14 @@ class _Batch:
         try:
             if (self.folder / CANCELLED).exists():
                 return self._cancelled("it starts again after it was cancelled")
-            own = {"TMPDIR": self.tmp, "HARNESS_INCARNATION": self.allocation.incarnation, "HARNESS_ERRORS": self.folder}
-            self.driver = subprocess.Popen(command, env={**os.environ, **{name: str(value) for name, value in own.items()}})
+            own = {
+                "TMPDIR": self.tmp,
+                "HARNESS_INCARNATION": self.allocation.incarnation,
+                "HARNESS_ERRORS": self.folder,
+            }
+            self.driver = subprocess.Popen(
+                command, env={**os.environ, **{name: str(value) for name, value in own.items()}}
+            )
             for early in list(self.signals):  # those that came before there was a run to hand them to
                 self._pass_on(early)
             code = self._await(self.driver, wait)
@@ -110,7 +134,10 @@ class _Batch:
         return self._decide(code)
 
     def _forget_others(self) -> None:
-        """Notes that are older than the job's script are of a job that had its number before: clusters are set up anew."""
+        """Notes that are older than the job's script are of a job that had its number before.
+
+        Clusters are set up anew.
+        """
         (self.folder / OUTCOME).unlink(missing_ok=True)
         for name in (CANCELLED, REQUEUES):
             with contextlib.suppress(OSError):
@@ -144,7 +171,11 @@ class _Batch:
     def _decide(self, code: int) -> int:
         outcome = self._outcome()
         if code in (COMPLETE, INPUT) or (code == FAILED and outcome == "done"):
-            self._say({COMPLETE: "complete", FAILED: "ended, with chains that failed", INPUT: "the input is wrong"}[code])
+            self._say(
+                {COMPLETE: "complete", FAILED: "ended, with chains that failed", INPUT: "the input is wrong"}[
+                    code
+                ]
+            )
             return code
         if outcome == "idle":
             self._say("others compute what is left; this job is not needed any more")
@@ -160,10 +191,15 @@ class _Batch:
 
     def _cancelled(self, reason: str) -> int:
         self._say(f"{reason}; cancelled, so it is not requeued")
-        return self._end_by("scancel", self.allocation.job)  # so that SLURM shows it as cancelled, not as failed
+        return self._end_by(
+            "scancel", self.allocation.job
+        )  # so that SLURM shows it as cancelled, not as failed
 
     def _end_by(self, *command: str) -> int:
-        """Have SLURM end this process: were it to end by itself meanwhile, SLURM could take the job for failed after all."""
+        """Have SLURM end this process.
+
+        Were it to end by itself meanwhile, SLURM could take the job for failed after all.
+        """
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._ask(*command):
             time.sleep(END_WAIT_S)
@@ -179,10 +215,15 @@ class _Batch:
         done, short = read_requeues(self.folder)
         short = short + 1 if not self.signals and time.monotonic() - self.started < SHORT_S else 0
         if short >= MOST_SHORT:
-            self._say(f"{reason}; {short} short runs in a row ended so, so it is not requeued: see the logs, then submit again")
+            self._say(
+                f"{reason}; {short} short runs in a row ended so, so it is not requeued: see the logs, then "
+                f"submit again"
+            )
             return STOPPED
         if done >= self.max_requeues:
-            self._say(f"{reason}; requeued {done} times already (--max-requeues), so no more: submit again to go on")
+            self._say(
+                f"{reason}; requeued {done} times already (--max-requeues), so no more: submit again to go on"
+            )
             return STOPPED
         counter.write_text(f"{done + 1} {short}")
         self._say(f"{reason}; requeued ({done + 1} of at most {self.max_requeues})")

@@ -1,7 +1,10 @@
-"""The jobs of an experiment: what was submitted, kept in the experiment's folder; what SLURM says of it, asked when needed.
+"""The jobs of an experiment: what was submitted, kept in the experiment's folder.
+
+What SLURM says of it, asked when needed.
 
 experiments/<name>/slurm/<submission>/   job.sh and config.yaml as submitted, submission.json, the jobs' logs
-experiments/<name>/slurm/run/<job>/      of a running job: Ray's logs by node, its token, how often it was requeued
+experiments/<name>/slurm/run/<job>/      of a running job: Ray's logs by node, its token, how often it was
+requeued
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ class Task:
 
     Attributes:
         job: ``12``, or ``12_3``.
-        state: SLURM's, or ``FORGOTTEN`` where it has forgotten the job, or ``UNKNOWN`` where it cannot be asked.
+        state: SLURM's, or ``FORGOTTEN`` where it has forgotten the job, or ``UNKNOWN`` where it cannot be
+            asked.
         detail: Why it waits, where it runs, how it ended.
         requeues: How often it has requeued itself.
         submission: From which submission.
@@ -98,7 +102,10 @@ def tasks(experiment: Path, slurm: Slurm) -> list[Task]:
         else:
             names = [f"{item.job}_{task}" for task in range(item.tasks)] or [item.job]
             state = "UNKNOWN" if states is None else "FORGOTTEN"
-            found += [Task(name, state, _ended(experiment, name), _requeues(experiment, name), item.folder) for name in names]
+            found += [
+                Task(name, state, _ended(experiment, name), _requeues(experiment, name), item.folder)
+                for name in names
+            ]
     return found
 
 

@@ -1,9 +1,13 @@
-"""Runs on every node of an allocation, under one ``srun`` each: Ray's head or one of its workers, and the end of it.
+"""Runs on every node of an allocation, under one ``srun`` each.
 
-SIGUSR2 comes from the run, which is over; SIGTERM from SLURM, and then the run may still be saving, so Ray stays up for a while.
+Ray's head or one of its workers, and the end of it.
 
-Nothing may stay on a node: SLURM ends a step by signals, after which Ray's own processes may outlive each other, and no one removes
-their files. So this process starts Ray, adopts whatever Ray's processes leave behind, ends all of it, and removes its folder.
+SIGUSR2 comes from the run, which is over; SIGTERM from SLURM, and then the run may still be saving, so Ray
+stays up for a while.
+
+Nothing may stay on a node: SLURM ends a step by signals, after which Ray's own processes may outlive each
+other, and no one removes their files. So this process starts Ray, adopts whatever Ray's processes leave
+behind, ends all of it, and removes its folder.
 """
 
 from __future__ import annotations
@@ -20,7 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from harness import terminal
-from harness.launch.processes import adopt_orphans, die_with_parent, end_tree, leave_janitor, make_private, sweep
+from harness.launch.processes import (
+    adopt_orphans,
+    die_with_parent,
+    end_tree,
+    leave_janitor,
+    make_private,
+    sweep,
+)
 from harness.ray_access import FOLDER, LOOPBACK, LOOPBACK_ADDRESS
 
 OBJECT_STORE_BYTES = 200_000_000
@@ -70,22 +81,48 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cpus", type=int, required=True)
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--memory", type=int, default=0, help="bytes; 0 for what the machine has")
-    parser.add_argument("--linger", type=float, default=0.0, help="seconds between SIGTERM and the end of Ray, at most")
+    parser.add_argument(
+        "--linger", type=float, default=0.0, help="seconds between SIGTERM and the end of Ray, at most"
+    )
     return parser
 
 
 def _command(options: argparse.Namespace) -> list[str]:
     host, _, port = options.head.rpartition(":")
-    own: list[Any] = ["--head", "--port", port, "--include-dashboard=false"] if options.is_head else ["--address", options.head]
+    own: list[Any] = (
+        ["--head", "--port", port, "--include-dashboard=false"]
+        if options.is_head
+        else ["--address", options.head]
+    )
     address = host if options.is_head else address_towards(host, int(port))
-    limits = ["--memory", options.memory - OBJECT_STORE_BYTES] if options.memory > 2 * OBJECT_STORE_BYTES else []
-    size = ["--num-cpus", options.cpus, "--num-gpus", options.gpus, "--object-store-memory", OBJECT_STORE_BYTES, *limits]
-    common = ["--node-ip-address", address, "--temp-dir", options.tmp / FOLDER, "--disable-usage-stats", "--block"]
+    limits = (
+        ["--memory", options.memory - OBJECT_STORE_BYTES] if options.memory > 2 * OBJECT_STORE_BYTES else []
+    )
+    size = [
+        "--num-cpus",
+        options.cpus,
+        "--num-gpus",
+        options.gpus,
+        "--object-store-memory",
+        OBJECT_STORE_BYTES,
+        *limits,
+    ]
+    common = [
+        "--node-ip-address",
+        address,
+        "--temp-dir",
+        options.tmp / FOLDER,
+        "--disable-usage-stats",
+        "--block",
+    ]
     return [sys.executable, "-m", "ray.scripts.scripts", "start", *map(str, [*own, *size, *common])]
 
 
 def address_towards(host: str, port: int) -> str:
-    """This node's own address on the way to another (names of machines often stand for the loopback on themselves)."""
+    """This node's own address on the way to another.
+
+    Names of machines often stand for the loopback on themselves.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
         way.connect((host, port))
         return str(way.getsockname()[0])

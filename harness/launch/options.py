@@ -55,7 +55,9 @@ def parse_time(text: str) -> int:
     """
     found = _TIME.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"found {shown(text)}, allowed: MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]]")
+        raise ValueError(
+            f"found {shown(text)}, allowed: MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]]"
+        )
     days, a, b, c = (found[name] for name in ("days", "a", "b", "c"))
     if days is not None:
         return ((int(days) * 24 + int(a)) * 60 + int(b or 0)) * 60 + int(c or 0)
@@ -96,7 +98,8 @@ class Options(BaseModel):
     constraint: Annotated[str, Field(pattern=r"^[\w&|*\[\](),.:!-]+$", max_length=200)] | None = None
     exclusive: bool = False
     array: Word | None = None
-    """Tasks of a job array, as ``8`` or ``8%4`` (four at once at most), each an allocation of its own; one allocation when null."""
+    """Tasks of a job array, as ``8`` or ``8%4`` (four at once at most), each an allocation of its own; one
+    allocation when null."""
     dependency: Word | None = None
     mail_user: Word | None = None
     mail_type: Word | None = None
@@ -108,7 +111,8 @@ class Options(BaseModel):
     umask: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] | None = None
     """Of the job's files, as ``0002`` on a store that a group shares; the user's own when null."""
     tmp: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]*$", max_length=20)] | None = None
-    """A local folder of every node with a short name, for Ray's sockets and temporary files; ``/tmp`` when null."""
+    """A local folder of every node with a short name, for Ray's sockets and temporary files; ``/tmp`` when
+    null."""
     environment: dict[str, str] = {}
     """Variables to export."""
     extra: tuple[str, ...] = ()
@@ -118,7 +122,8 @@ class Options(BaseModel):
     network: bool = False
     """Compute nodes reach the hub and W&B, so jobs need no cache and may send to W&B themselves."""
     signal_s: Annotated[int, Field(ge=10)] | None = None
-    """Seconds before the time limit at which the run saves its work; twice ``resources.grace_s``, at least 60, when null."""
+    """Seconds before the time limit at which the run saves its work; twice ``resources.grace_s``, at least
+    60, when null."""
     max_requeues: Annotated[int, Field(ge=0)] = 50
     """How often a job puts itself back into the queue."""
     idle_s: Annotated[float, Field(ge=0)] = 120.0
@@ -142,7 +147,10 @@ class Options(BaseModel):
     @classmethod
     def _tasks(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[1-9]\d*(%[1-9]\d*)?", value):
-            raise ValueError(f"found {shown(value)}, allowed: a number of tasks, such as 8, or 8%4 for at most four at once")
+            raise ValueError(
+                f"found {shown(value)}, allowed: a number of tasks, such as 8, or 8%4 for at most four at "
+                f"once"
+            )
         return value
 
     @field_validator("setup", "extra", mode="before")
@@ -230,7 +238,9 @@ def read_site(path: Path | None) -> dict[str, Any]:
         raise ConfigError([Problem(str(path), line, "", f"is not YAML: {reason}")]) from None
     found = {} if found is None else found
     if not isinstance(found, dict):
-        raise ConfigError([Problem(str(path), 1, "", "expected a mapping of options, such as partition: gpu")])
+        raise ConfigError(
+            [Problem(str(path), 1, "", "expected a mapping of options, such as partition: gpu")]
+        )
     _check(
         {name: value for name, value in found.items() if value is not None},
         {name: (str(path), _line_of(path, name)) for name in map(str, found)},
@@ -246,11 +256,14 @@ def _nulls(value: Any) -> Any:
 
 
 def make_options(site: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
-    """The options of a submission: those given, else the site's, else those of sbatch's own variables, else the defaults.
+    """The options of a submission.
+
+    Those given, else the site's, else those of sbatch's own variables, else the defaults.
 
     Args:
         site: From `read_site`.
-        given: From the command line; None for what was not given. ``setup`` and ``extra`` come after the site's.
+        given: From the command line; None for what was not given. ``setup`` and ``extra`` come after the
+            site's.
 
     Raises:
         InputError: An option's value is wrong.
@@ -261,7 +274,9 @@ def make_options(site: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
     for name in ("setup", "extra"):
         merged[name] = (*lines_of(site.get(name) or ()), *told.get(name, ()))
     places = {name: (f"SBATCH_{name.upper()}", None) for name in usual if name not in site}
-    _check(merged, places | {name: (_FLAGS.get(name) or f"--{name.replace('_', '-')}", None) for name in told})
+    _check(
+        merged, places | {name: (_FLAGS.get(name) or f"--{name.replace('_', '-')}", None) for name in told}
+    )
     return Options(**merged)
 
 
@@ -289,7 +304,9 @@ def _check(values: Mapping[str, Any], places: Mapping[str, tuple[str, int | None
                 if allowed is not None:
                     message = f"found {shown(item['input'])}, allowed: {allowed}"
                 where, line = places.get(name, ("site file", None))
-                problems.append(Problem(where, line, "" if where.startswith(("--", "SBATCH_")) else name, message))
+                problems.append(
+                    Problem(where, line, "" if where.startswith(("--", "SBATCH_")) else name, message)
+                )
     if problems:
         raise ConfigError(problems)
 

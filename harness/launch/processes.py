@@ -1,4 +1,7 @@
-"""Process trees and temporary folders of a job on one node; the standard library only, since every node pays for its imports."""
+"""Process trees and temporary folders of a job on one node.
+
+The standard library only, since every node pays for its imports.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,25 @@ from harness.proc import start_of
 
 OWNER = "owner"
 LOOK_S, QUIET_LOOKS, TRACES_S = 0.05, 3, 10.0
-"""Looks for processes that name a folder: seconds between them, how many must find none, and when to give up."""
+"""Looks for processes that name a folder: seconds between them, how many must find none, and when to give
+up."""
 _PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
 
 
 def adopt_orphans() -> None:
-    """From now on, processes below this one whose parent ends become children of this one, so that none can get away (Linux)."""
+    """From now on, processes below this one whose parent ends become children of this one.
+
+    So that none can get away (Linux).
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """To be called in a child before it runs its program: it gets a signal when the thread that started it ends."""
+    """To be called in a child before it runs its program.
+
+    It gets a signal when the thread that started it ends.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
@@ -52,7 +62,11 @@ def _shared_memory(pid: int) -> set[Path]:
     """Files of shared memory that a process has mapped."""
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        return {Path(line.split(maxsplit=5)[5]) for line in lines if " /dev/shm/" in line and not line.endswith(" (deleted)")}
+        return {
+            Path(line.split(maxsplit=5)[5])
+            for line in lines
+            if " /dev/shm/" in line and not line.endswith(" (deleted)")
+        }
     return set()
 
 
@@ -75,7 +89,9 @@ def end_tree(patience_s: float) -> None:
                 os.kill(pid, signal.SIGKILL)
         _reap(0.1)
     if shared:
-        others = set[Path]().union(*(_shared_memory(int(entry.name)) for entry in _listed("/proc") if entry.name.isdigit()))
+        others = set[Path]().union(
+            *(_shared_memory(int(entry.name)) for entry in _listed("/proc") if entry.name.isdigit())
+        )
         for path in shared - others:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -96,11 +112,14 @@ def _reap(patience_s: float) -> None:
 
 
 def leave_janitor(tmp: Path) -> None:
-    """Fork a process that waits for the end of this one, and then removes what it could not: it may be killed at any moment.
+    """Fork a process that waits for the end of this one, and then removes what it could not.
 
-    The janitor is nobody's child, since SLURM may track a step's processes by their parents and kill all of them at once (it does
-    so where ``srun`` itself is terminated). Where it tracks them by control group, a step's SIGKILL ends the janitor too; but there
-    this process is asked to end first, and what is left all the same goes with the next job on the node (`sweep`).
+    It may be killed at any moment.
+
+    The janitor is nobody's child, since SLURM may track a step's processes by their parents and kill all of
+    them at once (it does so where ``srun`` itself is terminated). Where it tracks them by control group, a
+    step's SIGKILL ends the janitor too; but there this process is asked to end first, and what is left all
+    the same goes with the next job on the node (`sweep`).
     """
     watched, held = os.pipe()
     if (child := os.fork()) != 0:
@@ -123,7 +142,8 @@ def leave_janitor(tmp: Path) -> None:
 def _remove_traces(tmp: Path) -> None:
     """Kill the processes that name a folder, and remove it."""
     quiet, deadline = 0, time.monotonic() + TRACES_S
-    # More than once: a process names nothing while `exec` gives it a new image, and starts others until it is dead.
+    # More than once: a process names nothing while `exec` gives it a new image, and starts others until it is
+    # dead.
     while quiet < QUIET_LOOKS and time.monotonic() < deadline:
         quiet = 0 if _kill_all_that_name(f"{tmp}/") else quiet + 1
         time.sleep(LOOK_S)
@@ -164,14 +184,19 @@ def _living_owner(path: Path) -> int | None:
 
 
 def _namespace() -> str:
-    """Within one namespace a process id means one process; containers on a node may share its /tmp and not its processes."""
+    """Within one namespace a process id means one process.
+
+    Containers on a node may share its /tmp and not its processes.
+    """
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""
 
 
 def sweep(
-    pattern: str, parent: Path, remove: Callable[[Path], None] = lambda path: shutil.rmtree(path, ignore_errors=True)
+    pattern: str,
+    parent: Path,
+    remove: Callable[[Path], None] = lambda path: shutil.rmtree(path, ignore_errors=True),
 ) -> None:
     """Remove folders of `make_private` whose process is gone: its machine, or SLURM, left it no time to."""
     for path in parent.glob(pattern):

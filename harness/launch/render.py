@@ -1,4 +1,7 @@
-"""From a submission to its job script; pure text. The template is slurm/job.sh.jinja, for one allocation and for arrays alike."""
+"""From a submission to its job script; pure text.
+
+The template is slurm/job.sh.jinja, for one allocation and for arrays alike.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ class Job:
         cpus: CPUs of every node.
         signal_s: Seconds before the limit at which the run is told.
         assignments: ``--set`` items.
-        variables: To export, besides the options'; they say where the hub's cache is, and whether there is a network.
+        variables: To export, besides the options'; they say where the hub's cache is, and whether there is a
+            network.
     """
 
     experiment: str
@@ -47,7 +51,9 @@ class Job:
 def _templates() -> Environment:
     loader = FileSystemLoader([str(place) for place in _PLACES])
     # A script for a shell is not HTML; what goes into it is quoted for the shell below.
-    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
+    return Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )  # noqa: S701
 
 
 def render(job: Job, options: Options) -> str:
@@ -95,7 +101,14 @@ def _sbatch(job: Job, options: Options) -> list[str]:
     if options.exclusive:
         lines.append("--exclusive")
     if options.mail_user:
-        lines += [f"--mail-user={options.mail_user}", f"--mail-type={options.mail_type or 'END,FAIL,REQUEUE'}"]
+        lines += [
+            f"--mail-user={options.mail_user}",
+            f"--mail-type={options.mail_type or 'END,FAIL,REQUEUE'}",
+        ]
     lines += options.extra
     lines += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{job.signal_s}"]
-    return [*lines, f"--chdir={shlex.quote(str(job.directory))}", f"--output={shlex.quote(_literal(job.folder) + log)}"]
+    return [
+        *lines,
+        f"--chdir={shlex.quote(str(job.directory))}",
+        f"--output={shlex.quote(_literal(job.folder) + log)}",
+    ]

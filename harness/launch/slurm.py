@@ -1,4 +1,7 @@
-"""SLURM's commands: one call for many jobs, a time limit on each, and patience with a controller that is busy."""
+"""SLURM's commands.
+
+One call for many jobs, a time limit on each, and patience with a controller that is busy.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,15 @@ NO_ANSWER = "no answer within"
 WAITS_S = (1.0, 3.0, 9.0)
 """Pauses between tries of a call that the controller did not answer."""
 _BUSY = re.compile(
-    r"unable to contact slurm controller|socket timed out|connection (refused|timed out|reset)|slurm_load_\w+ error: unable|"
+    r"unable to contact slurm controller|socket timed out|connection (refused|timed "
+    r"out|reset)|slurm_load_\w+ error: unable|"
     r"temporarily|try again|zero bytes",
     re.IGNORECASE,
 )
-_LIVE = "PENDING RUNNING SUSPENDED CONFIGURING COMPLETING REQUEUED REQUEUE_HOLD RESIZING SIGNALING STAGE_OUT STOPPED SPECIAL_EXIT"
+_LIVE = (
+    "PENDING RUNNING SUSPENDED CONFIGURING COMPLETING REQUEUED REQUEUE_HOLD RESIZING SIGNALING STAGE_OUT "
+    "STOPPED SPECIAL_EXIT"
+)
 LIVE = frozenset(_LIVE.split())
 """States of a job that may still compute."""
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
@@ -105,14 +112,16 @@ class Slurm:
         """Whether this machine has SLURM's commands."""
         return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
 
-    def call(self, *command: str, text: str | None = None, again: bool = True, limit_s: float = CALL_S) -> str:
+    def call(
+        self, *command: str, text: str | None = None, again: bool = True, limit_s: float = CALL_S
+    ) -> str:
         """Run one of SLURM's commands; returns what it prints.
 
         Args:
             command: The command.
             text: Its standard input.
-            again: Ask again, after longer and longer pauses, while the controller does not answer. Not for what must not be done
-                twice.
+            again: Ask again, after longer and longer pauses, while the controller does not answer. Not for
+                what must not be done twice.
             limit_s: Seconds for one try.
 
         Raises:
@@ -124,11 +133,18 @@ class Slurm:
             try:
                 # Always with an input of its own: srun would read what is meant for whoever called this.
                 done = self.run(
-                    command, input=text or "", capture_output=True, text=True, timeout=limit_s, check=False, env=_own_environment()
+                    command,
+                    input=text or "",
+                    capture_output=True,
+                    text=True,
+                    timeout=limit_s,
+                    check=False,
+                    env=_own_environment(),
                 )
             except FileNotFoundError:
                 raise InputError(
-                    f"this is not a SLURM machine: there is no {command[0]}; run this on the cluster's login node"
+                    f"this is not a SLURM machine: there is no {command[0]}; run this on the cluster's login "
+                    f"node"
                 ) from None
             except subprocess.TimeoutExpired:
                 problem = f"{NO_ANSWER} {limit_s:.0f} s"
@@ -138,7 +154,8 @@ class Slurm:
                 problem, output = " ".join(done.stderr.split()) or f"exit code {done.returncode}", done.stdout
                 if _NO_CLUSTER.search(problem):
                     raise NoClusterError(
-                        f"this is not a SLURM machine: {command[0]} finds no configuration of a cluster; run this on the cluster's "
+                        f"this is not a SLURM machine: {command[0]} finds no configuration of a cluster; run "
+                        f"this on the cluster's "
                         "login node, or let SLURM_CONF name its slurm.conf"
                     )
                 if not _BUSY.search(problem):
@@ -157,7 +174,9 @@ class Slurm:
             known = found.get(item.name)
             if known is not None:  # nodes of several sizes: one line each
                 largest = (max(getattr(known, key), getattr(item, key)) for key in ("cpus", "memory", "gpus"))
-                item = Partition(item.name, item.default, item.time_s, item.default_s, known.nodes + item.nodes, *largest)
+                item = Partition(
+                    item.name, item.default, item.time_s, item.default_s, known.nodes + item.nodes, *largest
+                )
             found[item.name] = item
         return found
 
@@ -171,7 +190,9 @@ class Slurm:
         return printed.strip().splitlines()[-1].partition(";")[0]
 
     def states(self, jobs: Collection[str], name: str) -> dict[str, list[JobState]]:
-        """The states of jobs, by the id under which they were submitted, one entry per task; one call for all of them.
+        """The states of jobs, by the id under which they were submitted, one entry per task.
+
+        One call for all of them.
 
         Jobs that SLURM has forgotten (it does, some minutes after their end) are absent.
 
@@ -182,7 +203,9 @@ class Slurm:
         if not jobs:
             return {}
         # By name, not by id: to ask for one id that is forgotten is an error.
-        lines = self.call("squeue", "-h", "-a", "-r", "-t", "all", f"--name={name}", "-o", "%F|%i|%T|%r|%N|%M|%l|%S").splitlines()
+        lines = self.call(
+            "squeue", "-h", "-a", "-r", "-t", "all", f"--name={name}", "-o", "%F|%i|%T|%r|%N|%M|%l|%S"
+        ).splitlines()
         found: dict[str, list[JobState]] = {}
         for line in lines:
             submitted, *rest = line.split("|")
@@ -193,7 +216,9 @@ class Slurm:
     def running(self) -> set[str]:
         """All jobs and tasks of this user that have begun and not ended."""
         begun = "RUNNING,SUSPENDED,STOPPED,COMPLETING,CONFIGURING,SIGNALING,STAGE_OUT,RESIZING"
-        return set(self.call("squeue", "-h", "-a", "-r", "-u", str(os.getuid()), "-t", begun, "-o", "%i").split())
+        return set(
+            self.call("squeue", "-h", "-a", "-r", "-u", str(os.getuid()), "-t", begun, "-o", "%i").split()
+        )
 
     def cancel(self, jobs: Sequence[str]) -> None:
         """End jobs at once; SLURM sends SIGTERM, then SIGKILL. A job that has ended meanwhile is no error."""
@@ -205,15 +230,25 @@ class Slurm:
                     raise
 
     def signal(self, jobs: Sequence[str], name: str) -> None:
-        """Send a signal to the batch processes of running jobs, as well as it goes: a job may have changed its state meanwhile."""
+        """Send a signal to the batch processes of running jobs, as well as it goes.
+
+        A job may have changed its state meanwhile.
+        """
         if jobs:
             with contextlib.suppress(SlurmError):
                 self.call("scancel", "--batch", f"--signal={name}", *jobs, again=False, limit_s=SIGNAL_S)
 
 
 def _own_environment() -> dict[str, str]:
-    """The environment without what would change what is asked: sizes of an allocation that this is in, a user's own filters."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_THEIRS) or name == "SLURM_CONF"}
+    """The environment without what would change what is asked.
+
+    Sizes of an allocation that this is in, a user's own filters.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_THEIRS) or name == "SLURM_CONF"
+    }
 
 
 def _limit(text: str) -> int | None:

@@ -88,8 +88,12 @@ def check_alone(experiment: Path, slurm: Slurm, join: bool) -> None:
         )
 
 
-def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: bool) -> tuple[Submission, list[str]]:
-    """Write the job's files, see that a compute node finds them, and put it into the queue; on failure nothing stays.
+def submit(
+    request: Request, options: Options, work: Work, slurm: Slurm, look: bool
+) -> tuple[Submission, list[str]]:
+    """Write the job's files, see that a compute node finds them, and put it into the queue.
+
+    On failure nothing stays.
 
     Args:
         request: What.
@@ -107,7 +111,9 @@ def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: b
     """
     for path in (request.root, Path.cwd(), Path(request.python)):
         if any(ord(character) < 32 for character in str(path)):
-            raise InputError(f"{shown(str(path))}: a name with control characters cannot stand in a job script")
+            raise InputError(
+                f"{shown(str(path))}: a name with control characters cannot stand in a job script"
+            )
     folder = new_folder(request.experiment)
     folder.mkdir(parents=True)
     job, remarks = "", list[str]()
@@ -116,7 +122,9 @@ def submit(request: Request, options: Options, work: Work, slurm: Slurm, look: b
         text = script(request, options, work, folder)
         (folder / "job.sh").write_text(text, encoding="utf-8")
         if look and (why := _look(folder, request.python, options, slurm)):
-            remarks.append(f"no compute node has looked whether it sees {request.root} ({why}); the job itself will")
+            remarks.append(
+                f"no compute node has looked whether it sees {request.root} ({why}); the job itself will"
+            )
         try:
             job = slurm.submit(text)
         except SlurmError as error:
@@ -148,7 +156,10 @@ def _look(folder: Path, python: str, options: Options, slurm: Slurm) -> str:
     """
     named = ("partition", "account", "qos", "constraint", "reservation")
     where = [f"--{name}={getattr(options, name)}" for name in named if getattr(options, name)]
-    program = 'for file in "$@"; do [ -e "$file" ] || { echo "missing on $(hostname): $file"; exit 3; }; done; echo seen'
+    program = (
+        'for file in "$@"; do [ -e "$file" ] || { echo "missing on $(hostname): $file"; exit 3; }; done; '
+        "echo seen"
+    )
     command = [
         "srun",
         f"--immediate={LOOK_S}",
@@ -161,7 +172,9 @@ def _look(folder: Path, python: str, options: Options, slurm: Slurm) -> str:
     ]
     why = ""
     try:
-        said = slurm.call(*command, "bash", "-c", program, "look", str(folder / "job.sh"), python, again=False)
+        said = slurm.call(
+            *command, "bash", "-c", program, "look", str(folder / "job.sh"), python, again=False
+        )
     except SlurmError as error:
         said, why = error.output, re.sub(r"^srun: (srun: )?(error: )?", "", str(error))
     found = re.search(r"missing on (\S+): (.*)", said)
@@ -169,10 +182,12 @@ def _look(folder: Path, python: str, options: Options, slurm: Slurm) -> str:
         return "" if "seen" in said.split() else why or "no answer"
     if found[2] == python:
         raise InputError(
-            f"node {found[1]} has no {python}; put the environment on a file system that all nodes share, and name it with --python"
+            f"node {found[1]} has no {python}; put the environment on a file system that all nodes share, "
+            f"and name it with --python"
         )
     raise InputError(
-        f"--root: node {found[1]} does not see {folder.parent.parent}; give a root on a file system that all nodes share"
+        f"--root: node {found[1]} does not see {folder.parent.parent}; give a root on a file system that all "
+        f"nodes share"
     )
 
 
@@ -193,7 +208,9 @@ def _refusal(error: SlurmError, options: Options) -> InputError | UnsureError:
     }
     for word, (name, more) in hints.items():
         if word in text.lower() and "policy" not in text.lower() and getattr(options, name):
-            return InputError(f"--{name}: {shown(getattr(options, name))}{more}: SLURM refuses the job: {reason}")
+            return InputError(
+                f"--{name}: {shown(getattr(options, name))}{more}: SLURM refuses the job: {reason}"
+            )
     return InputError(f"SLURM refuses the job: {reason}")
 
 
@@ -218,8 +235,15 @@ def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> li
     mine = {task.job for task in known} | {task.job.partition("_")[0] for task in known}
     for name in only:
         if name not in mine:
-            raise InputError(f"--job: {name} is no job of experiment {experiment.name}; it has {', '.join(sorted(mine)) or 'none'}")
-    live = [task for task in known if task.state in LIVE and (not only or task.job in only or task.job.partition("_")[0] in only)]
+            raise InputError(
+                f"--job: {name} is no job of experiment {experiment.name}; it has "
+                f"{', '.join(sorted(mine)) or 'none'}"
+            )
+    live = [
+        task
+        for task in known
+        if task.state in LIVE and (not only or task.job in only or task.job.partition("_")[0] in only)
+    ]
     running = [task.job for task in live if task.state == "RUNNING"]
     for job in running:  # it may be about to requeue itself: its next run will see this
         folder = jobs.run_folder(experiment, job)
@@ -230,16 +254,23 @@ def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> li
         return live
     slurm.cancel(_whole([task.job for task in live if task.job not in running], known))
     slurm.signal(running, "USR1")
-    missed = [task.job for task in jobs.tasks(experiment, slurm) if task.job in running and task.state in WAITING]
+    missed = [
+        task.job for task in jobs.tasks(experiment, slurm) if task.job in running and task.state in WAITING
+    ]
     slurm.cancel(missed)
     return live
 
 
 def _whole(names: Sequence[str], known: Sequence[Task]) -> list[str]:
-    """The same jobs, an array whose tasks are all meant by its own id: one request instead of one for each."""
+    """The same jobs, an array whose tasks are all meant by its own id.
+
+    One request instead of one for each.
+    """
     meant, found = set(names), dict[str, None]()
     for name in names:
         array = name.partition("_")[0]
-        whole = all(task.job in meant for task in known if task.job.partition("_")[0] == array and task.state in LIVE)
+        whole = all(
+            task.job in meant for task in known if task.job.partition("_")[0] == array and task.state in LIVE
+        )
         found[array if whole else name] = None
     return list(found)

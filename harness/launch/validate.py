@@ -55,7 +55,10 @@ class Work:
 
 
 def signal_s(work: Work, options: Options) -> int:
-    """Seconds before the time limit at which a run is told; SLURM may be up to a minute early, never so late."""
+    """Seconds before the time limit at which a run is told.
+
+    SLURM may be up to a minute early, never so late.
+    """
     return options.signal_s if options.signal_s is not None else max(60, math.ceil(2 * work.grace_s))
 
 
@@ -93,8 +96,10 @@ def check(work: Work, options: Options, partitions: Mapping[str, Partition] | No
     lead = signal_s(work, options)
     if limit is not None and limit < START_S + work.checkpoint_s + lead:
         problems.append(
-            f"--time: {_duration(limit)} is too short: a job needs about {START_S} s to start, writes a checkpoint every "
-            f"{work.checkpoint_s:g} s (resources.checkpoint_s) and saves its work {lead} s before its limit (--signal-s); "
+            f"--time: {_duration(limit)} is too short: a job needs about {START_S} s to start, writes a "
+            f"checkpoint every "
+            f"{work.checkpoint_s:g} s (resources.checkpoint_s) and saves its work {lead} s before its limit "
+            f"(--signal-s); "
             f"allowed: {_duration(START_S + work.checkpoint_s + lead)} or more"
         )
     if problems:
@@ -109,11 +114,16 @@ def problems_of_gangs(work: Work, options: Options) -> list[str]:
         there = gang.per_node(cpus, options.gpus)
         if there * options.nodes >= gang.ranks:
             continue
-        what, wanted = ("GPU", gang.gpus) if gang.gpus and options.gpus // gang.gpus <= cpus // gang.cpus else ("CPU", gang.cpus)
+        what, wanted = (
+            ("GPU", gang.gpus)
+            if gang.gpus and options.gpus // gang.gpus <= cpus // gang.cpus
+            else ("CPU", gang.cpus)
+        )
         has = options.gpus if what == "GPU" else cpus
         shape = "each task of the array" if options.array else "the job"
         problems.append(
-            f"--nodes: a gang has {gang.ranks} ranks with {wanted} {what}(s) each; {shape} has {options.nodes} node(s) with {has} "
+            f"--nodes: a gang has {gang.ranks} ranks with {wanted} {what}(s) each; {shape} has "
+            f"{options.nodes} node(s) with {has} "
             f"{what}(s), room for {there * options.nodes} ranks; "
             f"give more --nodes or --{what.lower()}s-per-node, or lower resources.ranks"
         )
@@ -148,7 +158,10 @@ def _fits(work: Work, options: Options, partition: Partition) -> list[str]:
         if wanted > most
     ]
     if options.time_s is not None and partition.time_s is not None and options.time_s > partition.time_s:
-        problems.append(f"--time: {options.time} is more than partition {partition.name} allows ({_duration(partition.time_s)})")
+        problems.append(
+            f"--time: {options.time} is more than partition {partition.name} allows "
+            f"({_duration(partition.time_s)})"
+        )
     return problems
 
 
@@ -156,7 +169,10 @@ def _remarks(work: Work, options: Options, limit: int | None, named: Sequence[Pa
     found = []
     if not options.gpus and named and all(partition.gpus for partition in named):
         names = ", ".join(partition.name for partition in named)
-        found.append(f"partition {names} has GPUs and none is asked for (--gpus-per-node), so everything is computed on CPUs")
+        found.append(
+            f"partition {names} has GPUs and none is asked for (--gpus-per-node), so everything is computed "
+            f"on CPUs"
+        )
     if not work.left:
         found.append("everything is in the store already; the job will only see that")
     if limit is not None and not options.array:
@@ -164,8 +180,14 @@ def _remarks(work: Work, options: Options, limit: int | None, named: Sequence[Pa
         jobs = math.ceil(work.wall_s / useful) if useful > 0 else 0
         if jobs > 1:
             often = "once" if jobs == 2 else f"{jobs - 1} times"
-            enough = "" if jobs <= options.max_requeues + 1 else f", more than --max-requeues {options.max_requeues} allows"
-            found.append(f"about {_duration(work.wall_s)} of work: the job will requeue itself about {often}{enough}")
+            enough = (
+                ""
+                if jobs <= options.max_requeues + 1
+                else f", more than --max-requeues {options.max_requeues} allows"
+            )
+            found.append(
+                f"about {_duration(work.wall_s)} of work: the job will requeue itself about {often}{enough}"
+            )
     return found
 
 

@@ -89,7 +89,10 @@ def resolve(config: Config, real: RealData) -> Resolved:
 
 
 class Ranks(Protocol):
-    """The ranks that run a branch together; every collective call is made by all of them in the same order."""
+    """The ranks that run a branch together.
+
+    Every collective call is made by all of them in the same order.
+    """
 
     rank: int
     world_size: int
@@ -133,15 +136,24 @@ class SoloRanks:
 
 
 class Stopped(Exception):
-    """A learner stopped because it was asked to; raised on every rank. What it had is in a checkpoint, in shards or in pieces."""
+    """A learner stopped because it was asked to; raised on every rank.
+
+    What it had is in a checkpoint, in shards or in pieces.
+    """
 
 
 class CheckpointUnusable(Exception):
-    """A checkpoint that is whole cannot be gone on from: say another version of a library wrote it. Raised on every rank."""
+    """A checkpoint that is whole cannot be gone on from: say another version of a library wrote it.
+
+    Raised on every rank.
+    """
 
 
 class Control:
-    """What reaches a rank that is at work: the wish that it stops; and what can be seen of it meanwhile: that it moves."""
+    """What reaches a rank that is at work: the wish that it stops.
+
+    And what can be seen of it meanwhile: that it moves.
+    """
 
     def __init__(self) -> None:
         """Nobody has asked."""
@@ -168,7 +180,8 @@ class Control:
 
 
 SaveCheckpoint = Callable[[int, Callable[[Path], Sequence[Path]]], None]
-"""Commits a checkpoint, collectively: the steps that are done, and what writes this rank's files into a folder and names them."""
+"""Commits a checkpoint, collectively: the steps that are done, and what writes this rank's files into a
+folder and names them."""
 
 
 @dataclass(frozen=True)
@@ -256,16 +269,16 @@ class EvaluateTask:
 
     Attributes:
         spec: What is measured.
-        fit: Gives the folder of the fitted model, with its weights; collective. Weights that were freed are fitted again, so it
-            is called only by what really needs them.
+        fit: Gives the folder of the fitted model, with its weights; collective. Weights that were freed are
+            fitted again, so it is called only by what really needs them.
         generation_0: The same for generation 0's model.
         is_first: Whether the two are one fit.
         corpus: The examples of its corpus that metrics read.
         training: What it was trained on.
         report: Called with progress.
-        piece: Computes an array of values per example, or reads it where an interrupted evaluation, or an earlier one of the same
-            fit, left it: its name, its number of rows, and what computes it (collectively; only rank 0's result counts). Raises
-            `Stopped` after a piece where that is wished.
+        piece: Computes an array of values per example, or reads it where an interrupted evaluation, or an
+            earlier one of the same fit, left it: its name, its number of rows, and what computes it
+            (collectively; only rank 0's result counts). Raises `Stopped` after a piece where that is wished.
         control: Told of every batch.
         others: Other real texts that the model is scored on, by name.
         texts: The prompts' continuations, where an earlier evaluation of the same fit has them.
@@ -290,7 +303,8 @@ class Evaluation:
 
     Attributes:
         metrics: Name to value.
-        arrays: Values per example: the first axis is the example. A later evaluation takes a piece of the same name from here.
+        arrays: Values per example: the first axis is the example. A later evaluation takes a piece of the
+            same name from here.
         texts: Prompts with their continuations.
     """
 
@@ -300,7 +314,10 @@ class Evaluation:
 
 
 class Learner(Protocol):
-    """A family of models. What is done is in the specs; all state lies in folders; calls are collective over the ranks."""
+    """A family of models.
+
+    What is done is in the specs; all state lies in folders; calls are collective over the ranks.
+    """
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit a model and write it to ``task.out``."""
@@ -333,7 +350,8 @@ def check_installed(kind: str) -> None:
     missing = [name for name in found.modules if not is_installed(name)]
     if missing:
         raise DataError(
-            f"learner.kind: {kind} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
+            f"learner.kind: {kind} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
+            f"not installed; "
             f"pip install 'model-collapse-harness[{found.extra}]'"
         )
 

@@ -29,10 +29,13 @@ class Schedule:
         """Steps of one pass over the examples, rounded down, at least 1."""
         return max(1, self.size // self.batch_size)
 
-    def order(self, seed: int, generation: int, step: int, cache: dict[int, npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    def order(
+        self, seed: int, generation: int, step: int, cache: dict[int, npt.NDArray[np.int64]]
+    ) -> npt.NDArray[np.int64]:
         """The examples of one global batch, shape [batch_size].
 
-        Epochs follow one another as one stream of permutations, so a batch may reach over the end of an epoch.
+        Epochs follow one another as one stream of permutations, so a batch may reach over the end of an
+        epoch.
         """
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = positions // self.size
@@ -41,4 +44,6 @@ class Schedule:
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             if epoch not in cache:
                 cache[epoch] = stream(seed, generation, "order", epoch).permutation(self.size)
-        return np.array([cache[int(e)][p % self.size] for e, p in zip(epochs, positions, strict=True)], dtype=np.int64)
+        return np.array(
+            [cache[int(e)][p % self.size] for e, p in zip(epochs, positions, strict=True)], dtype=np.int64
+        )

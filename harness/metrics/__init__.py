@@ -1,4 +1,7 @@
-"""Metrics: pure functions from arrays to numbers, each with its source and a version that enters the evaluation's key."""
+"""Metrics: pure functions from arrays to numbers.
+
+Each with its source and a version that enters the evaluation's key.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ def versions(learner: str) -> Mapping[str, int | str]:
 
 
 BYTES_OF_TOKENS = {"likelihood": 3}
-"""Versions where the test text is more than ASCII without special tokens: bits per byte counted blocks decoded by themselves."""
+"""Versions where the test text is more than ASCII without special tokens: bits per byte counted blocks
+decoded by themselves."""
 OTHERS_VERSION = 1
 """Of the metrics on other real texts, which enter the key only where there are such texts."""
 OTHERS_BYTES_OF_TOKENS = 2
@@ -24,6 +28,6 @@ OTHERS_BYTES_OF_TOKENS = 2
 SCORES_VERSION = 1
 """Of the values per example that are kept beside a record: raised where they change.
 
-It is in no key: where the weights are gone that would be needed to compute them, an evaluation takes them from an earlier one of
-the same fit and corpus that had other metrics or prompts.
+It is in no key: where the weights are gone that would be needed to compute them, an evaluation takes them
+from an earlier one of the same fit and corpus that had other metrics or prompts.
 """

@@ -46,8 +46,12 @@ def added_metrics(
         declared = [metric.name for metric in item.plugin.metrics]
         if sorted(values) != sorted(declared):
             given = ", ".join(sorted(map(str, values))) or "nothing"
-            raise LearnerError(f"evaluate.metrics: {name} ({item.package}) gives {given}, declared are {', '.join(declared)}")
+            raise LearnerError(
+                f"evaluate.metrics: {name} ({item.package}) gives {given}, declared are {', '.join(declared)}"
+            )
         if taken := sorted({*there, *found} & values.keys()):
-            raise LearnerError(f"evaluate.metrics: {name} ({item.package}) gives {', '.join(taken)}, which exists already")
+            raise LearnerError(
+                f"evaluate.metrics: {name} ({item.package}) gives {', '.join(taken)}, which exists already"
+            )
         found |= {column: float(np.float64(value)) for column, value in values.items()}
     return found

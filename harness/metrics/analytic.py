@@ -1,4 +1,7 @@
-"""Distances of fitted distributions from the truth, for many chains at once: arrays have the chains as their first axis."""
+"""Distances of fitted distributions from the truth, for many chains at once.
+
+Arrays have the chains as their first axis.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ def moments(values: Array) -> tuple[Array, Array]:
     return mean, (centred**2).sum(axis=1) / (rows * dim)
 
 
-def gaussian_metrics(mean: Array, covariance: Array, log_det: Array, true_mean: float, true_variance: float) -> dict[str, Array]:
+def gaussian_metrics(
+    mean: Array, covariance: Array, log_det: Array, true_mean: float, true_variance: float
+) -> dict[str, Array]:
     """Errors of fits to N(true_mean, true_variance x I).
 
     Args:
@@ -31,11 +36,13 @@ def gaussian_metrics(mean: Array, covariance: Array, log_det: Array, true_mean: 
         true_variance: Variance of every coordinate.
 
     Returns:
-        ``gaussian/mean_sq_error``: squared distance of the means; ``gaussian/covariance_error``: Frobenius norm of the difference;
-        ``gaussian/trace_ratio`` and ``gaussian/det_ratio``: of the covariances, fitted over true; ``gaussian/log_variance``: log of
-        the mean variance per coordinate; ``gaussian/wasserstein_2``: between the two normal distributions (Olkin and Pukelsheim
-        1982; the true covariance commutes with every other); ``gaussian/kl``: from the fit to the truth, KL(fit || truth), nats.
-        Each of shape [chains].
+        ``gaussian/mean_sq_error``: squared distance of the means; ``gaussian/covariance_error``: Frobenius
+            norm of the difference;
+        ``gaussian/trace_ratio`` and ``gaussian/det_ratio``: of the covariances, fitted over true;
+        ``gaussian/log_variance``: log of the mean variance per coordinate; ``gaussian/wasserstein_2``:
+        between the two normal distributions (Olkin and Pukelsheim 1982; the true covariance commutes with
+        every other); ``gaussian/kl``: from the fit to the truth, KL(fit || truth), nats. Each of shape
+        [chains].
 
     Source: Kazdan et al. 2410.16713 (quantities), Shumailov et al. 2305.17493 (what must come out).
     """
@@ -66,9 +73,11 @@ def normal_nll(mean: Array, root: Array, log_det: Array, points: Array, spread: 
     Args:
         mean: Shape [chains, dim].
         root: Shape [chains, dim, dim].
-        log_det: Log determinant of the covariance, shape [chains]; infinite where it is singular, and so is the NLL.
+        log_det: Log determinant of the covariance, shape [chains]; infinite where it is singular, and so is
+            the NLL.
         points: Shape [points, dim]: examples, or the one mean of a normal truth.
-        spread: Variance per coordinate of a normal truth around ``points`` (the NLL is then its exact expectation), 0 for examples.
+        spread: Variance per coordinate of a normal truth around ``points`` (the NLL is then its exact
+            expectation), 0 for examples.
 
     Returns:
         Shape [chains].
@@ -86,7 +95,10 @@ def normal_nll(mean: Array, root: Array, log_det: Array, points: Array, spread: 
 
 
 def mixture_log_density(points: Array, weights: Array, means: Array, covariances: Array) -> Array:
-    """Log density of one mixture at points: [points, dim], [k], [k, dim], [k, dim, dim] to [points]; NaN if undefined."""
+    """Log density of one mixture at points: [points, dim], [k], [k, dim], [k, dim, dim] to [points].
+
+    NaN if undefined.
+    """
     if not np.isfinite(covariances).all():
         return np.full(len(points), np.nan)
     logs = []
@@ -98,7 +110,10 @@ def mixture_log_density(points: Array, weights: Array, means: Array, covariances
         distance = np.linalg.solve(lower, (points - mean).T)
         log_det = 2 * np.log(np.diagonal(lower)).sum()
         with np.errstate(divide="ignore"):
-            logs.append(np.log(weight) - 0.5 * ((distance**2).sum(axis=0) + log_det + points.shape[1] * np.log(2 * np.pi)))
+            logs.append(
+                np.log(weight)
+                - 0.5 * ((distance**2).sum(axis=0) + log_det + points.shape[1] * np.log(2 * np.pi))
+            )
     return np.asarray(np.logaddexp.reduce(logs, axis=0))
 
 
@@ -121,7 +136,11 @@ def log_kernel_sums(points: Array, values: Array, bandwidth: Array) -> Array:
             squared += ((points[:, axis, None] - rows[None, :, axis]) / width) ** 2
         squared *= -0.5
         highest = squared.max(axis=1, keepdims=True)
-        found[chain] = np.log(np.exp(squared - highest).sum(axis=1)) + highest[:, 0] - dim * np.log(width * np.sqrt(2 * np.pi))
+        found[chain] = (
+            np.log(np.exp(squared - highest).sum(axis=1))
+            + highest[:, 0]
+            - dim * np.log(width * np.sqrt(2 * np.pi))
+        )
     return found
 
 
@@ -133,11 +152,14 @@ def discrete_metrics(probabilities: Array, truth: Array) -> dict[str, Array]:
         truth: True, shape [outcomes].
 
     Returns:
-        ``discrete/entropy`` (nats), ``discrete/outcomes``: with a probability above 0, ``discrete/heterozygosity``: 1 - sum p^2,
-        ``discrete/kl``: KL(fit || truth), nats, ``discrete/lost_mass``: true mass of the outcomes that are lost, and for up to
+        ``discrete/entropy`` (nats), ``discrete/outcomes``: with a probability above 0,
+        ``discrete/heterozygosity``: 1 - sum p^2,
+        ``discrete/kl``: KL(fit || truth), nats, ``discrete/lost_mass``: true mass of the outcomes that are
+            lost, and for up to
         `MAX_SHARES` outcomes ``share/outcome_<k>``. Each of shape [chains].
 
-    Source: heterozygosity under drift, Wright 1931 (E[1 - sum p^2] falls by 1 - 1/N a generation); Kazdan et al. 2410.16713.
+    Source: heterozygosity under drift, Wright 1931 (E[1 - sum p^2] falls by 1 - 1/N a generation); Kazdan et
+        al. 2410.16713.
     """
     present = probabilities > 0
     safe = np.where(present, probabilities, 1.0)
@@ -150,7 +172,10 @@ def discrete_metrics(probabilities: Array, truth: Array) -> dict[str, Array]:
         "discrete/lost_mass": np.where(present, 0.0, truth).sum(axis=1),
     }
     if probabilities.shape[1] <= MAX_SHARES:
-        found |= {f"share/outcome_{k}": np.ascontiguousarray(probabilities[:, k]) for k in range(probabilities.shape[1])}
+        found |= {
+            f"share/outcome_{k}": np.ascontiguousarray(probabilities[:, k])
+            for k in range(probabilities.shape[1])
+        }
     return found
 
 
@@ -163,10 +188,13 @@ def regression_metrics(weights: Array, truth: Array, signs: bool) -> dict[str, A
         signs: Whether labels are signs.
 
     Returns:
-        ``regression/test_error``: E (w.x - w*.x)^2 for x from N(0, I), which is |w - w*|^2; ``regression/norm``: |w|; for labels
-        that are signs ``regression/accuracy``: 1 - angle / pi, the share of x whose sign is right. Each of shape [chains].
+        ``regression/test_error``: E (w.x - w*.x)^2 for x from N(0, I), which is |w - w*|^2;
+            ``regression/norm``: |w|; for labels
+        that are signs ``regression/accuracy``: 1 - angle / pi, the share of x whose sign is right. Each of
+        shape [chains].
 
-    Source: Dohmatob et al. 2402.07712, Gerstgrasser et al. 2404.01413 (test error without the label's own noise).
+    Source: Dohmatob et al. 2402.07712, Gerstgrasser et al. 2404.01413 (test error without the label's own
+        noise).
     """
     norm = np.sqrt((weights**2).sum(axis=1))
     found = {"regression/test_error": ((weights - truth) ** 2).sum(axis=1), "regression/norm": norm}
@@ -178,5 +206,11 @@ def regression_metrics(weights: Array, truth: Array, signs: bool) -> dict[str, A
 
 
 def range_shares(first: Array, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Array]:
-    """Share of each corpus in named ranges of the first coordinate: [chains, rows] to ``share/<name>`` of shape [chains]."""
-    return {f"share/{name}": ((first >= low) & (first < high)).sum(axis=1) / first.shape[1] for name, (low, high) in ranges.items()}
+    """Share of each corpus in named ranges of the first coordinate.
+
+    [chains, rows] to ``share/<name>`` of shape [chains].
+    """
+    return {
+        f"share/{name}": ((first >= low) & (first < high)).sum(axis=1) / first.shape[1]
+        for name, (low, high) in ranges.items()
+    }

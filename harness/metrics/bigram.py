@@ -1,4 +1,7 @@
-"""An interpolated bigram model: the baseline that a language model must beat before its collapse means anything."""
+"""An interpolated bigram model.
+
+The baseline that a language model must beat before its collapse means anything.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ Ints = npt.NDArray[np.int32]
 def bigram_nll(train: Ints, validation: Ints, test: Ints, bos: int, vocab_size: int) -> float:
     """Test NLL of an interpolated bigram model.
 
-    p(b | a) = l2 c(a, b) / c(a) + l1 c(b) / N + l0 / V, with the weights l fitted by expectation maximisation on the validation
-    blocks (Jelinek and Mercer 1980). Every block starts behind the token ``bos``, as the language models see it.
+    p(b | a) = l2 c(a, b) / c(a) + l1 c(b) / N + l0 / V, with the weights l fitted by expectation maximisation
+    on the validation blocks (Jelinek and Mercer 1980). Every block starts behind the token ``bos``, as the
+    language models see it.
 
     Args:
         train: Shape [num_blocks, block_size], token ids.

@@ -1,4 +1,7 @@
-"""What every metric is called, measured in and worse by; figures, tables, claims and ``harness list metrics`` read it here."""
+"""What every metric is called, measured in and worse by.
+
+Figures, tables, claims and ``harness list metrics`` read it here.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ def about(name: str) -> Metric:
 
 
 def _around(metric: Metric) -> tuple[str, str, str]:
-    """The name of a metric with an open part: what is before it, the part with its brackets, and what is behind it."""
+    """The name of a metric with an open part.
+
+    What is before it, the part with its brackets, and what is behind it.
+    """
     start, end = metric.name.index("<"), metric.name.index(">") + 1
     return metric.name[:start], metric.name[start:end], metric.name[end:]
 
@@ -46,4 +52,6 @@ def drawn(names: Collection[str]) -> list[Metric]:
     place = {metric.group: position for position, metric in reversed(list(enumerate(METRICS)))}
     order = {name: position for position, name in enumerate(_PLAIN)}
     known = [metric for metric in map(about, names) if metric.drawn and metric.group in place]
-    return sorted(known, key=lambda metric: (place[metric.group], order.get(metric.name, len(order)), metric.name))
+    return sorted(
+        known, key=lambda metric: (place[metric.group], order.get(metric.name, len(order)), metric.name)
+    )

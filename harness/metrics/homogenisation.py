@@ -1,7 +1,8 @@
 """How alike two corpora are: n-grams that they share, and the distance between samples of numbers.
 
-Each of these depends on the size of the corpora: two finite samples of one distribution differ. So the corpora are cut to one
-size, and a value means something only beside that of two samples of real data of the same size.
+Each of these depends on the size of the corpora: two finite samples of one distribution differ. So the
+corpora are cut to one size, and a value means something only beside that of two samples of real data of the
+same size.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ Ints = npt.NDArray[np.int64]
 def jensen_shannon(a: Examples, b: Examples, n: int, budget: int) -> float:
     """Jensen-Shannon divergence between the n-gram distributions of two corpora.
 
-    JSD = H((p + q) / 2) - (H(p) + H(q)) / 2 with the plug-in entropy H (Lin 1991, IEEE Transactions on Information Theory 37:145);
-    in bits it goes from 0 (equal distributions) to 1 (no n-gram in common). The plug-in estimate is too large for small corpora.
+    JSD = H((p + q) / 2) - (H(p) + H(q)) / 2 with the plug-in entropy H (Lin 1991, IEEE Transactions on
+    Information Theory 37:145); in bits it goes from 0 (equal distributions) to 1 (no n-gram in common). The
+    plug-in estimate is too large for small corpora.
 
     Args:
         a: Token ids.
@@ -40,7 +42,9 @@ def jensen_shannon(a: Examples, b: Examples, n: int, budget: int) -> float:
 
 
 def jaccard(a: Examples, b: Examples, n: int, budget: int) -> float:
-    """Share of the distinct n-grams of two corpora that stand in both: |A and B| / |A or B| (Jaccard 1901, 1912).
+    """Share of the distinct n-grams of two corpora that stand in both.
+
+    |A and B| / |A or B| (Jaccard 1901, 1912).
 
     Args:
         a: Token ids.
@@ -58,9 +62,9 @@ def jaccard(a: Examples, b: Examples, n: int, budget: int) -> float:
 def energy_distance(x: Array, y: Array) -> float:
     """Squared energy distance between two samples, 2 E|X - Y| - E|X - X'| - E|Y - Y'| with Euclidean norms.
 
-    Székely and Rizzo 2013 (Journal of Statistical Planning and Inference 143:1249), the U-statistic: the mean over pairs of
-    different points, without each point's distance of 0 to itself. So it is unbiased, 0 on average for two samples of one
-    distribution, and may be negative.
+    Székely and Rizzo 2013 (Journal of Statistical Planning and Inference 143:1249), the U-statistic: the mean
+    over pairs of different points, without each point's distance of 0 to itself. So it is unbiased, 0 on
+    average for two samples of one distribution, and may be negative.
 
     Args:
         x: Shape [num_x, dim], at least two points.

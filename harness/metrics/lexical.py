@@ -10,11 +10,13 @@ import numpy.typing as npt
 from harness.records import Examples
 
 TOKEN_BUDGET = 65_536
-"""Tokens that the lexical metrics read, from the first example on: two corpora are compared at the same length."""
+"""Tokens that the lexical metrics read, from the first example on: two corpora are compared at the same
+length."""
 TAIL_SHARE = 0.1
 """The tail: the rarest tokens that together make up this share of the real training text."""
 NUM_BANDS = 5
-"""Frequency bands, each with an equal share of the real training text; band 1 holds the most frequent tokens."""
+"""Frequency bands, each with an equal share of the real training text; band 1 holds the most frequent
+tokens."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -54,7 +56,9 @@ def distinct(examples: Examples, n: int) -> float:
 
 
 def repetition_shares(examples: Examples, n: int) -> npt.NDArray[np.float64]:
-    """rep-n of each example: the share of its n-grams that occurred in it before (Welleck et al. 2020, arXiv 1908.04319).
+    """rep-n of each example.
+
+    The share of its n-grams that occurred in it before (Welleck et al. 2020, arXiv 1908.04319).
 
     Returns:
         Shape [num_examples]; NaN where an example is shorter than n.
@@ -83,7 +87,10 @@ def token_counts(examples: Examples, vocab_size: int) -> Ints:
 
 
 def tail_tokens(real: Ints, share: float = TAIL_SHARE) -> npt.NDArray[np.bool_]:
-    """The rarest tokens of the real text that together make up at most ``share`` of it; tokens that never occur belong to it."""
+    """The rarest tokens of the real text that together make up at most ``share`` of it.
+
+    Tokens that never occur belong to it.
+    """
     order = np.argsort(real, kind="stable")
     tail = np.zeros(len(real), dtype=bool)
     tail[order[np.cumsum(real[order]) <= share * real.sum()]] = True
@@ -91,7 +98,10 @@ def tail_tokens(real: Ints, share: float = TAIL_SHARE) -> npt.NDArray[np.bool_]:
 
 
 def band_of(real: Ints, bands: int = NUM_BANDS) -> npt.NDArray[np.int64]:
-    """The frequency band of every token, 0 (most frequent) to bands - 1, by cumulative share of the real text."""
+    """The frequency band of every token, 0 (most frequent) to bands - 1.
+
+    By cumulative share of the real text.
+    """
     order = np.argsort(-real, kind="stable")
     before = np.cumsum(real[order]) - real[order]
     band = np.empty(len(real), dtype=np.int64)
@@ -107,9 +117,10 @@ def lexical_metrics(examples: Examples, real_counts: Ints) -> Mapping[str, float
         real_counts: Occurrences of every token in the real training text, shape [vocab_size].
 
     Returns:
-        ``text/distinct_2``, ``text/rep_4`` (mean over examples), ``text/entropy_2`` (nats), ``text/type_token_ratio``,
-        ``text/vocab_coverage`` (share of the real text's tokens that occur at all), ``text/tail_mass`` (share of tokens that belong
-        to the real text's tail), ``text/band_k`` (share of band k over its share in the real text), ``text/tokens`` (tokens read).
+        ``text/distinct_2``, ``text/rep_4`` (mean over examples), ``text/entropy_2`` (nats),
+        ``text/type_token_ratio``, ``text/vocab_coverage`` (share of the real text's tokens that occur at
+        all), ``text/tail_mass`` (share of tokens that belong to the real text's tail), ``text/band_k`` (share
+        of band k over its share in the real text), ``text/tokens`` (tokens read).
     """
     read = clip(examples)
     counts = token_counts(read, len(real_counts))
@@ -130,7 +141,9 @@ def lexical_metrics(examples: Examples, real_counts: Ints) -> Mapping[str, float
     band = band_of(real_counts)
     for index in range(NUM_BANDS):
         expected = float(real_share[band == index].sum())
-        metrics[f"text/band_{index + 1}"] = float(share[band == index].sum()) / expected if expected else float("nan")
+        metrics[f"text/band_{index + 1}"] = (
+            float(share[band == index].sum()) / expected if expected else float("nan")
+        )
     return metrics
 
 
@@ -148,10 +161,14 @@ def copying_metrics(examples: Examples, training: Examples) -> Mapping[str, floa
         training: What it was trained on.
 
     Returns:
-        ``text/duplicate_share``: examples equal to an earlier one; ``text/copy_share``: examples that stand verbatim in the
+        ``text/duplicate_share``: examples equal to an earlier one; ``text/copy_share``: examples that stand
+            verbatim in the
         training set.
     """
     rows = row_hashes(examples)
     trained = set(row_hashes(training))
     count = max(len(rows), 1)
-    return {"text/duplicate_share": 1 - len(set(rows)) / count, "text/copy_share": sum(row in trained for row in rows) / count}
+    return {
+        "text/duplicate_share": 1 - len(set(rows)) / count,
+        "text/copy_share": sum(row in trained for row in rows) / count,
+    }

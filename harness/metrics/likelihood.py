@@ -11,13 +11,15 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 
-def test_metrics(nll: Array, tokens: npt.NDArray[np.int64], text_bytes: int, batch: int) -> Mapping[str, float]:
+def test_metrics(
+    nll: Array, tokens: npt.NDArray[np.int64], text_bytes: int, batch: int
+) -> Mapping[str, float]:
     """NLL on real test text, and the three perplexities that publications report.
 
-    The perplexity of a text is exp(total nats / total tokens), which weights every token equally. exp(mean over batches of the
-    batch's nats per token) weights a short last batch like a full one; Shumailov et al. 2023 report it. The mean over sequences of
-    exp(nats per token), which the ``evaluate`` library returns, is never below exp of their mean (Jensen), and a few unlikely
-    sequences dominate it.
+    The perplexity of a text is exp(total nats / total tokens), which weights every token equally. exp(mean
+    over batches of the batch's nats per token) weights a short last batch like a full one; Shumailov et al.
+    2023 report it. The mean over sequences of exp(nats per token), which the ``evaluate`` library returns, is
+    never below exp of their mean (Jensen), and a few unlikely sequences dominate it.
 
     Args:
         nll: Shape [num_sequences]: sum over the sequence's tokens, nats.
@@ -26,8 +28,8 @@ def test_metrics(nll: Array, tokens: npt.NDArray[np.int64], text_bytes: int, bat
         batch: Consecutive sequences in one batch; the last one may be smaller.
 
     Returns:
-        ``test/nll`` (nats per token), ``test/perplexity``, ``test/perplexity_batch_mean``, ``test/perplexity_sequence_mean``,
-        ``test/bits_per_byte`` (all nats to bits, over bytes).
+        ``test/nll`` (nats per token), ``test/perplexity``, ``test/perplexity_batch_mean``,
+        ``test/perplexity_sequence_mean``, ``test/bits_per_byte`` (all nats to bits, over bytes).
     """
     total, count = float(nll.sum()), int(tokens.sum())
     starts = np.arange(0, len(nll), batch)
@@ -42,7 +44,9 @@ def test_metrics(nll: Array, tokens: npt.NDArray[np.int64], text_bytes: int, bat
         }
 
 
-def other_metrics(name: str, nll: Array, tokens: npt.NDArray[np.int64], text_bytes: int) -> Mapping[str, float]:
+def other_metrics(
+    name: str, nll: Array, tokens: npt.NDArray[np.int64], text_bytes: int
+) -> Mapping[str, float]:
     """NLL on the test side of another real text; forgetting is its rise (McCloskey and Cohen 1989).
 
     Args:
@@ -62,7 +66,9 @@ def other_metrics(name: str, nll: Array, tokens: npt.NDArray[np.int64], text_byt
 
 
 def gen0_metrics(nll: Array, tokens: npt.NDArray[np.int64]) -> Mapping[str, float]:
-    """How likely generation 0's model finds synthetic examples, per sequence (Shumailov et al. 2023, histogram of perplexities).
+    """How likely generation 0's model finds synthetic examples, per sequence.
+
+    Shumailov et al. 2023, histogram of perplexities.
 
     Args:
         nll: Shape [num_sequences]: sum over the sequence's tokens under generation 0's model, nats.

@@ -27,7 +27,8 @@ def bernoulli_nll(logits: npt.NDArray[np.floating], images: npt.NDArray[np.float
     Returns:
         Nats per image, shape [num].
 
-    Source: Kingma & Welling 1312.6114, appendix C.1. For grey pixels it is a cross-entropy, not a normalised likelihood.
+    Source: Kingma & Welling 1312.6114, appendix C.1. For grey pixels it is a cross-entropy, not a normalised
+        likelihood.
     """
     logits, images = logits.astype(np.float64), images.astype(np.float64)
     nll: Array = (np.log1p(np.exp(-np.abs(logits))) + np.maximum(logits, 0) - images * logits).sum(axis=1)
@@ -35,7 +36,9 @@ def bernoulli_nll(logits: npt.NDArray[np.floating], images: npt.NDArray[np.float
 
 
 def gaussian_kl(mean: Array, log_variance: Array) -> Array:
-    """KL(N(mean, diag exp log_variance) || N(0, I)) = 1/2 sum_d (exp log_variance_d + mean_d^2 - 1 - log_variance_d).
+    """KL(N(mean, diag exp log_variance) || N(0, I)) = 1/2 sum_d.
+
+    Exp log_variance_d + mean_d^2 - 1 - log_variance_d.
 
     Args:
         mean: Shape [num, latent_dim].
@@ -70,9 +73,12 @@ def elbo_metrics(reconstruction: Array, kl: Array) -> Mapping[str, float]:
 
 
 def latent_std(means: Array) -> float:
-    """Standard deviation of the encoder's means over the samples: root of the variance's mean over the coordinates.
+    """Standard deviation of the encoder's means over the samples.
 
-    It is 0 where all samples are one image, which the standard deviation of all coordinates taken together is not.
+    Root of the variance's mean over the coordinates.
+
+    It is 0 where all samples are one image, which the standard deviation of all coordinates taken together is
+    not.
 
     Args:
         means: Of generation 0's encoder, for the samples of a generation; shape [num, latent_dim].
@@ -120,7 +126,8 @@ def class_metrics(probabilities: Array, classes: Sequence[int]) -> Mapping[str, 
         classes: The classes, in the order of the columns.
 
     Returns:
-        ``vae/class_entropy``: entropy of the predicted classes, nats; ``vae/classes``: classes that at least 1 % of the samples are
+        ``vae/class_entropy``: entropy of the predicted classes, nats; ``vae/classes``: classes that at least
+            1 % of the samples are
         in; ``vae/confidence``: mean of the largest probability; ``vae/share_<class>``.
     """
     counts = np.bincount(probabilities.argmax(axis=1), minlength=len(classes))

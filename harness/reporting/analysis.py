@@ -38,12 +38,16 @@ class Loss:
         when = sorted(generation for generation in self.lost.values() if generation is not None)
         if not when:
             return f"in none of {len(self.lost)}"
-        return f"in {len(when)} of {len(self.lost)}; median generation {median(when):g}, {when[0]} to {when[-1]}"
+        return (
+            f"in {len(when)} of {len(self.lost)}; median generation {median(when):g}, {when[0]} to {when[-1]}"
+        )
 
     @property
     def by_seed(self) -> str:
         """Every seed with its generation."""
-        return ", ".join(f"{seed}: {'never' if when is None else when}" for seed, when in sorted(self.lost.items()))
+        return ", ".join(
+            f"{seed}: {'never' if when is None else when}" for seed, when in sorted(self.lost.items())
+        )
 
 
 def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]:
@@ -54,7 +58,9 @@ def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]
         cell = tuple(row.get(axis) for axis in axes)
         for name in names:
             if row.get(name) is not None:
-                found.setdefault((cell, name), {}).setdefault(int(row["seed"]), {})[int(row["generation"])] = float(row[name])
+                found.setdefault((cell, name), {}).setdefault(int(row["seed"]), {})[
+                    int(row["generation"])
+                ] = float(row[name])
     result = []
     for (cell, name), seeds in found.items():
         there = {seed: item for seed, item in seeds.items() if item.get(0, 0.0) > 0}
@@ -82,15 +88,17 @@ class Critical:
         cell: Values of the other axes.
         metric: What is compared.
         generation: The last generation, that of the longest chain.
-        ratio: Where the mean worsening crosses the tolerance, by linear interpolation; the largest ratio where it never does; None
-            where fewer than two seeds have come so far.
-        low: Lower end of the bootstrap interval over seeds; infinite where it lies beyond the largest ratio; None with fewer than
-            `MIN_BOOTSTRAP` seeds.
+        ratio: Where the mean worsening crosses the tolerance, by linear interpolation; the largest ratio
+            where it never does; None where fewer than two seeds have come so far.
+        low: Lower end of the bootstrap interval over seeds; infinite where it lies beyond the largest ratio;
+            None with fewer than `MIN_BOOTSTRAP` seeds.
         high: Upper end; likewise.
         beyond: The tolerance is not crossed by any ratio of the grid.
-        tolerance: Standard deviation of generation 0 over seeds: a chain that is worse by less is within what another seed does.
+        tolerance: Standard deviation of generation 0 over seeds: a chain that is worse by less is within what
+            another seed does.
         ratios: How many ratios there are.
-        seeds: How many seeds have come to the last generation, or diverged, with every ratio; the others are left out.
+        seeds: How many seeds have come to the last generation, or diverged, with every ratio; the others are
+            left out.
         unfinished: How many these are.
     """
 
@@ -125,8 +133,12 @@ def critical_ratios(
     for row in rows:
         if row.get(RATIO) is not None:
             by_ratio = cells.setdefault(tuple(row.get(axis) for axis in others), {})
-            by_ratio.setdefault(float(row[RATIO]), {}).setdefault(int(row["seed"]), {})[int(row["generation"])] = row
-    found = (_critical(cell, by_ratio, metric, seeds) for cell, by_ratio in cells.items() if len(by_ratio) >= 3)
+            by_ratio.setdefault(float(row[RATIO]), {}).setdefault(int(row["seed"]), {})[
+                int(row["generation"])
+            ] = row
+    found = (
+        _critical(cell, by_ratio, metric, seeds) for cell, by_ratio in cells.items() if len(by_ratio) >= 3
+    )
     return [item for item in found if item.seeds or item.unfinished]
 
 
@@ -138,7 +150,9 @@ def _critical(
 ) -> Critical:
     sign = -1.0 if about(metric).worse == "lower" else 1.0
     ratios = sorted(by_ratio)
-    last = max(generation for chains in by_ratio.values() for chain in chains.values() for generation in chain)
+    last = max(
+        generation for chains in by_ratio.values() for chain in chains.values() for generation in chain
+    )
     known = sorted(set(seeds) | {seed for chains in by_ratio.values() for seed in chains})
 
     def worsening(ratio: float, seed: int) -> float | None:
@@ -161,11 +175,14 @@ def _critical(
     if len(used) >= MIN_BOOTSTRAP:
         draws = stream(0, 0, "critical_ratio").integers(0, len(used), (RESAMPLES, len(used)))
         resampled = [_crossing(ratios, worse[:, draw].mean(axis=1), tolerance) for draw in draws]
-        # Quantiles that are members of the sample: between a number and infinity there is nothing to interpolate.
+        # Quantiles that are members of the sample: between a number and infinity there is nothing to
+        # interpolate.
         ends = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
         low, high = float(ends[0]), float(ends[1])
     beyond = math.isinf(ratio)
-    return Critical(cell, metric, last, ratios[-1] if beyond else ratio, low, high, beyond, tolerance, *counts)
+    return Critical(
+        cell, metric, last, ratios[-1] if beyond else ratio, low, high, beyond, tolerance, *counts
+    )
 
 
 def _crossing(ratios: Sequence[float], worse: Any, tolerance: float) -> float:

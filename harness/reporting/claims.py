@@ -30,7 +30,8 @@ class Judgement:
 
     Attributes:
         claim: The claim.
-        verdict: ``reproduced``: all of the interval lies where the claim says; ``contradicted``: none of it; else ``undecided``.
+        verdict: ``reproduced``: all of the interval lies where the claim says; ``contradicted``: none of it;
+            else ``undecided``.
         value: Mean over seeds; None where there is none.
         low: Lower end of the interval.
         high: Upper end.
@@ -74,7 +75,9 @@ def _judge(
     claim: Claim,
 ) -> Judgement:
     statistic = claim.statistic
-    if not all(find_cells(prepared.study, where) for where in (statistic.where, statistic.minus) if where is not None):
+    if not all(
+        find_cells(prepared.study, where) for where in (statistic.where, statistic.minus) if where is not None
+    ):
         return Judgement(claim, "undecided", None, None, None, 0, "--set leaves its cells out")
     values = _values(prepared, series, statistic, statistic.where)
     ended = {seed for cell, seed in diverged if cell in find_cells(prepared.study, statistic.where)}
@@ -86,7 +89,11 @@ def _judge(
     ended -= values.keys()
     numbers = [values[seed] for seed in sorted(values)]
     if not numbers:
-        why = "all seeds have diverged" if len(ended) == missing else f"no record has a finite {statistic.metric} there"
+        why = (
+            "all seeds have diverged"
+            if len(ended) == missing
+            else f"no record has a finite {statistic.metric} there"
+        )
         return Judgement(claim, "undecided", None, None, None, 0, why)
     found = aggregate(numbers)
     low, high = found.low, found.high
@@ -97,7 +104,10 @@ def _judge(
     if ended:
         # A mean over those that live says nothing of the cell: no verdict, and no interval.
         low = high = None
-        reason = f"{len(ended)} of {len(prepared.study.seeds)} seeds have diverged, and the value is of those that live"
+        reason = (
+            f"{len(ended)} of {len(prepared.study.seeds)} seeds have diverged, and the value is of those "
+            f"that live"
+        )
     elif missing:
         reason = f"{missing} of {missing + len(numbers)} seeds have no finite value, or are not finished"
     elif len(numbers) < MIN_SEEDS:
@@ -118,12 +128,19 @@ def compare(claim: Claim, low: float, high: float) -> Verdict:
 
 
 def _values(
-    prepared: Prepared, series: Mapping[tuple[int, str], dict[int, Series]], statistic: Statistic, where: Mapping[str, Any]
+    prepared: Prepared,
+    series: Mapping[tuple[int, str], dict[int, Series]],
+    statistic: Statistic,
+    where: Mapping[str, Any],
 ) -> dict[int, float]:
     """The statistic of every seed of a cell that has one."""
     (cell,) = find_cells(prepared.study, where)
     found = series.get((cell, statistic.metric), {})
-    last = prepared.study.cells[cell].config.generations if statistic.generation is None else statistic.generation
+    last = (
+        prepared.study.cells[cell].config.generations
+        if statistic.generation is None
+        else statistic.generation
+    )
     limit = math.inf
     firsts = [item[0] for item in found.values() if 0 in item]
     if statistic.of == "exceeds_first" and len(firsts) > 1:
@@ -145,7 +162,12 @@ def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | 
         return first
     if final is None:
         return None
-    alone = {"last": final, "lost": float(final == 0), "highest": max(known.values()), "lowest": min(known.values())}
+    alone = {
+        "last": final,
+        "lost": float(final == 0),
+        "highest": max(known.values()),
+        "lowest": min(known.values()),
+    }
     if statistic.of in alone:
         return alone[statistic.of]
     if statistic.of == "slope":
@@ -172,7 +194,11 @@ def describe(found: Judgement) -> dict[str, str]:
         else ""
     )
     where = ", ".join(f"{name} {value}" for name, value in statistic.where.items()) or "the only cell"
-    minus = "" if statistic.minus is None else " minus " + ", ".join(f"{name} {value}" for name, value in statistic.minus.items())
+    minus = (
+        ""
+        if statistic.minus is None
+        else " minus " + ", ".join(f"{name} {value}" for name, value in statistic.minus.items())
+    )
     value = "" if found.value is None else f"{found.value:.4g}"
     if found.low is not None and found.high is not None:
         value += f" [{found.low:.4g}, {found.high:.4g}]"

@@ -36,19 +36,31 @@ T = TypeVar("T")
 def _name(cell: Sequence[Any], axes: Sequence[str]) -> str:
     """A cell for people; an axis that it does not have is left out."""
     parts = [
-        f"{axis.rpartition('.')[2].replace('_', ' ')} {value}" for axis, value in zip(axes, cell, strict=True) if value is not None
+        f"{axis.rpartition('.')[2].replace('_', ' ')} {value}"
+        for axis, value in zip(axes, cell, strict=True)
+        if value is not None
     ]
     return ", ".join(parts) or "all"
 
 
 def panels(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> list[tuple[str, list[tuple[Any, ...]]]]:
-    """Cells by panel: where there are several axes, one panel per value of the first in which they differ and that all have."""
-    dividing = [i for i in range(len(axes)) if len({cell[i] for cell in cells}) > 1 and all(cell[i] is not None for cell in cells)]
+    """Cells by panel.
+
+    Where there are several axes, one panel per value of the first in which they differ and that all have.
+    """
+    dividing = [
+        i
+        for i in range(len(axes))
+        if len({cell[i] for cell in cells}) > 1 and all(cell[i] is not None for cell in cells)
+    ]
     if len(axes) < 2 or not dividing:
         return [("", list(cells))]
     at = dividing[0]
     values = list(dict.fromkeys(cell[at] for cell in cells))
-    return [(_name((value,), axes[at : at + 1]), [cell for cell in cells if cell[at] == value]) for value in values]
+    return [
+        (_name((value,), axes[at : at + 1]), [cell for cell in cells if cell[at] == value])
+        for value in values
+    ]
 
 
 def metric_figure(
@@ -59,7 +71,9 @@ def metric_figure(
     label: str = "",
     seeds: Collection[int] = (),
 ) -> Figure | None:
-    """A metric against generation: one line per cell, the seeds as points, the interval as a band; None where nothing is finite.
+    """A metric against generation: one line per cell, the seeds as points, the interval as a band.
+
+    None where nothing is finite.
 
     Where a seed has diverged, the mean of those that live is dotted and says of how many it is.
 
@@ -81,7 +95,10 @@ def metric_figure(
     columns = min(len(parts), PANEL_COLUMNS)
     lines = max(len(cells) for _, cells in parts)
     down = -(-len(parts) // columns)
-    figure = Figure(figsize=(max(6.0, 4.4 * columns), 3.6 * down + LEGEND_INCHES * max(0, lines - 12)), layout="constrained")
+    figure = Figure(
+        figsize=(max(6.0, 4.4 * columns), 3.6 * down + LEGEND_INCHES * max(0, lines - 12)),
+        layout="constrained",
+    )
     plots = figure.subplots(down, columns, squeeze=False, sharey=True).ravel()
     for plot in plots[len(parts) :]:
         plot.set_visible(False)
@@ -90,7 +107,9 @@ def metric_figure(
         for colour, cell in zip(colours, cells, strict=True):
             name = ", ".join(part for part in _name(cell, shown).split(", ") if part != title)
             _curve(plot, found[cell], colour, name)
-            for wanted in [line for whole_cell, line in (theory or {}).items() if _shown(whole_cell, axes, shown) == cell]:
+            for wanted in [
+                line for whole_cell, line in (theory or {}).items() if _shown(whole_cell, axes, shown) == cell
+            ]:
                 plot.plot(range(len(wanted)), wanted, color=colour, linestyle="--", linewidth=1.2)
         plot.set_title(title, fontsize=10)
         plot.set_xlabel("generation")
@@ -113,8 +132,12 @@ def _legend(figure: Figure, plots: Sequence[Any], lines: int) -> None:
         if labelled:
             labelled[-1].legend(fontsize=8, frameon=False)
         return
-    named = {name: handle for plot in plots for handle, name in zip(*plot.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(named.values()), list(named), fontsize=7, frameon=False, loc="outside lower center", ncols=2)
+    named = {
+        name: handle for plot in plots for handle, name in zip(*plot.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(named.values()), list(named), fontsize=7, frameon=False, loc="outside lower center", ncols=2
+    )
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:
@@ -140,14 +163,34 @@ def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str, st
         plot.plot([g for g, _ in dotted], [point.mean for _, point in dotted], linestyle=":", **line)
         for g, point in survivors:
             text = f"{len(point.values)}/{point.total}"
-            plot.annotate(text, (g, point.mean), xytext=(0, 4), textcoords="offset points", fontsize=6, color=colour, ha="center")
+            plot.annotate(
+                text,
+                (g, point.mean),
+                xytext=(0, 4),
+                textcoords="offset points",
+                fontsize=6,
+                color=colour,
+                ha="center",
+            )
     points = [(g, value) for g, point in known for value in point.values]
     if len(points) <= MAX_POINTS:
-        plot.scatter([g for g, _ in points], [value for _, value in points], color=[colour], s=12, alpha=0.7, linewidths=0)
+        plot.scatter(
+            [g for g, _ in points],
+            [value for _, value in points],
+            color=[colour],
+            s=12,
+            alpha=0.7,
+            linewidths=0,
+        )
     banded = [(g, point) for g, point in known if point.low is not None]
     if banded:
         plot.fill_between(
-            [g for g, _ in banded], [p.low for _, p in banded], [p.high for _, p in banded], color=colour, alpha=0.15, linewidth=0
+            [g for g, _ in banded],
+            [p.low for _, p in banded],
+            [p.high for _, p in banded],
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
         )
 
 
@@ -169,7 +212,15 @@ def histogram_figure(
         plot.hist(real, bins=edges, density=True, color="0.8", label="real test text")
     colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(by_generation)))
     for colour, (generation, values) in zip(colours, by_generation.items(), strict=True):
-        plot.hist(values, bins=edges, density=True, histtype="step", color=colour, linewidth=1.6, label=f"generation {generation}")
+        plot.hist(
+            values,
+            bins=edges,
+            density=True,
+            histtype="step",
+            color=colour,
+            linewidth=1.6,
+            label=f"generation {generation}",
+        )
     plot.set_title(title, fontsize=10)
     plot.set_xlabel("NLL under generation 0's model (nats/token)")
     plot.set_ylabel("density")
@@ -202,7 +253,9 @@ def bands_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Figu
             label=_name(cell, shown) + live,
         )
     plot.axhline(1.0, color="0.5", linewidth=1, linestyle="--")
-    plot.set_xticks(range(1, len(names) + 1), ["most\nfrequent", *[str(i) for i in range(2, len(names))], "rarest"])
+    plot.set_xticks(
+        range(1, len(names) + 1), ["most\nfrequent", *[str(i) for i in range(2, len(names))], "rarest"]
+    )
     plot.set_xlabel("frequency band, each a fifth of the real text")
     plot.set_ylabel("share in last generation / share in real text", fontsize=9)
     plot.spines[["top", "right"]].set_visible(False)
@@ -215,12 +268,14 @@ def homogenisation_figure(
     baseline: Mapping[str, Mapping[int, Aggregate]],
     labels: Mapping[str, str],
 ) -> Figure:
-    """How alike the corpora of different chains are against generation: one panel per measure, one line per group of pairs.
+    """How alike the corpora of different chains are against generation.
+
+    One panel per measure, one line per group of pairs.
 
     Args:
         lines: Measure to group to generation to aggregate over pairs.
-        baseline: Measure to generation to aggregate over pairs of real samples, drawn dashed. Pairs that differ in more than their
-            seed are drawn dash-dotted.
+        baseline: Measure to generation to aggregate over pairs of real samples, drawn dashed. Pairs that
+            differ in more than their seed are drawn dash-dotted.
         labels: Measure to its name with its unit.
     """
     groups = list(dict.fromkeys(group for found in lines.values() for group in found))
@@ -233,8 +288,17 @@ def homogenisation_figure(
             _curve(plot, curve, colours[group], group, "-" if group.startswith("other seed") else "-.")
         known = [(g, point) for g, point in baseline[measure].items() if point.mean is not None]
         at = [g for g, _ in known]
-        plot.plot(at, [point.mean for _, point in known], color="0.4", linestyle="--", label="two samples of real data")
-        low, high = ([end for _, point in known if (end := getattr(point, side)) is not None] for side in ("low", "high"))
+        plot.plot(
+            at,
+            [point.mean for _, point in known],
+            color="0.4",
+            linestyle="--",
+            label="two samples of real data",
+        )
+        low, high = (
+            [end for _, point in known if (end := getattr(point, side)) is not None]
+            for side in ("low", "high")
+        )
         if len(low) == len(at):
             plot.fill_between(at, low, high, color="0.5", alpha=0.15, linewidth=0)
         plot.set_xlabel("generation")

@@ -1,4 +1,7 @@
-"""How alike the corpora of different chains become with generations, against what two samples of real data have in common."""
+"""How alike the corpora of different chains become with generations.
+
+Against what two samples of real data have in common.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ from harness.streams import stream, stream_seed
 from harness.study import Prepared, load_data
 
 MAX_PAIRS = 12
-"""Pairs of chains compared in a group and generation: a random subset, the same one in every generation and report."""
+"""Pairs of chains compared in a group and generation: a random subset, the same one in every generation and
+report."""
 MAX_CELLS = 12
 """Cells whose chains are compared, a random subset."""
 MAX_SEEDS = 20
@@ -61,8 +65,8 @@ class Homogenisation:
     Attributes:
         title: The axes of the data; empty where all chains have the same.
         lines: Measure to group of pairs to generation to aggregate over pairs, with a bootstrap interval.
-        baseline: Measure to generation to aggregate over pairs of disjoint samples of the real data, as large as the corpora are
-            read there, with the range of their central 95 %.
+        baseline: Measure to generation to aggregate over pairs of disjoint samples of the real data, as large
+            as the corpora are read there, with the range of their central 95 %.
         sizes: Generation to what is read of every corpus: tokens, or examples of numbers.
         pairs: Group to the number of pairs there are; at most `MAX_PAIRS` of them are compared.
         notes: What was left out, for people.
@@ -77,10 +81,12 @@ class Homogenisation:
 
 
 def compare(prepared: Prepared, store: Store) -> list[Homogenisation]:
-    """Compare the stored corpora of a study, chain with chain; one result per real data that chains have in common.
+    """Compare the stored corpora of a study, chain with chain.
 
-    Corpora of different tokenizers or blocks are not compared. A pair whose chains share a corpus (they agree on everything so far)
-    counts once they have parted.
+    One result per real data that chains have in common.
+
+    Corpora of different tokenizers or blocks are not compared. A pair whose chains share a corpus (they agree
+    on everything so far) counts once they have parted.
 
     Args:
         prepared: The study.
@@ -89,26 +95,31 @@ def compare(prepared: Prepared, store: Store) -> list[Homogenisation]:
     by_data: dict[str, list[Chain]] = {}
     for chain in prepared.lineage.chains:
         spec = {
-            name: value for name, value in prepared.data[chain.cell].spec.items() if name not in ("num_examples", "prepend_bos")
+            name: value
+            for name, value in prepared.data[chain.cell].spec.items()
+            if name not in ("num_examples", "prepend_bos")
         }
         by_data.setdefault(canonical_json(spec), []).append(chain)
     found = (_compare(prepared, store, chains, len(by_data) > 1) for chains in by_data.values())
     return [result for result in found if result is not None]
 
 
-def choose(prepared: Prepared, chains: Sequence[Chain]) -> tuple[dict[str, list[Pair]], dict[str, int], list[str]]:
+def choose(
+    prepared: Prepared, chains: Sequence[Chain]
+) -> tuple[dict[str, list[Pair]], dict[str, int], list[str]]:
     """The pairs to compare.
 
-    Pairs are grouped by the axes in which they differ, and by the values of the others. Chains of one cell differ by their seed;
-    chains of different cells have different seeds too, because chains of one seed share their random numbers (in a study of one
-    seed they do share them).
+    Pairs are grouped by the axes in which they differ, and by the values of the others. Chains of one cell
+    differ by their seed; chains of different cells have different seeds too, because chains of one seed share
+    their random numbers (in a study of one seed they do share them).
 
     Args:
         prepared: The study.
         chains: Chains over one set of real data.
 
     Returns:
-        Group to the pairs that are compared, group to the number of pairs there are, and notes on what was left out.
+        Group to the pairs that are compared, group to the number of pairs there are, and notes on what was
+        left out.
     """
     cells, notes = sorted({chain.cell for chain in chains}), []
     if len(cells) > MAX_CELLS:
@@ -139,14 +150,22 @@ def _group(prepared: Prepared, a: Chain, b: Chain) -> str:
     """What a pair differs in, and what it has in common."""
     mine, other = prepared.axes(a), prepared.axes(b)
     differing = [axis for axis in mine if mine[axis] != other[axis]]
-    common = [f"{axis.rpartition('.')[2]} {mine[axis]}" for axis in mine if axis not in differing and mine[axis] is not None]
+    common = [
+        f"{axis.rpartition('.')[2]} {mine[axis]}"
+        for axis in mine
+        if axis not in differing and mine[axis] is not None
+    ]
     return f"other {', '.join(differing) or 'seed'}" + (f": {', '.join(common)}" if common else "")
 
 
-def _compare(prepared: Prepared, store: Store, chains: Sequence[Chain], titled: bool) -> Homogenisation | None:
+def _compare(
+    prepared: Prepared, store: Store, chains: Sequence[Chain], titled: bool
+) -> Homogenisation | None:
     groups, totals, notes = choose(prepared, chains)
     used = {chain.id: chain for pairs in groups.values() for pair in pairs for chain in pair}
-    if not any(store.corpora.shards(prepared.lineage.nodes[chain.nodes[0]].corpus) for chain in used.values()):
+    if not any(
+        store.corpora.shards(prepared.lineage.nodes[chain.nodes[0]].corpus) for chain in used.values()
+    ):
         return None
     cell = min(chain.cell for chain in used.values())
     data = prepared.data[cell]
@@ -181,9 +200,17 @@ def _compare(prepared: Prepared, store: Store, chains: Sequence[Chain], titled: 
                 if values:
                     random = stream(0, generation, "homogenisation bootstrap", index)
                     lines[name].setdefault(group, {})[generation] = aggregate_pairs(values, random)
-    shown = {name: found for name, found in lines.items() if any(p.values for curve in found.values() for p in curve.values())}
+    shown = {
+        name: found
+        for name, found in lines.items()
+        if any(p.values for curve in found.values() for p in curve.values())
+    }
     axes = prepared.axes(next(iter(used.values())))
-    title = ", ".join(f"{name} {value}" for name, value in axes.items() if name.startswith("data.")) if titled else ""
+    title = (
+        ", ".join(f"{name} {value}" for name, value in axes.items() if name.startswith("data."))
+        if titled
+        else ""
+    )
     kept = {name: baseline[name] for name in shown}
     return Homogenisation(title, shown, kept, sizes, totals, notes) if shown else None
 
@@ -192,14 +219,18 @@ def _corpus(prepared: Prepared, chain: Chain, generation: int) -> str:
     return prepared.lineage.nodes[chain.nodes[generation]].corpus
 
 
-def _parted(prepared: Prepared, pairs: Sequence[Pair], corpora: Mapping[str, Examples], generation: int) -> list[Pair]:
+def _parted(
+    prepared: Prepared, pairs: Sequence[Pair], corpora: Mapping[str, Examples], generation: int
+) -> list[Pair]:
     """The pairs with a corpus each, and not the same one."""
     there = [(a, b) for a, b in pairs if a.id in corpora and b.id in corpora]
     return [(a, b) for a, b in there if _corpus(prepared, a, generation) != _corpus(prepared, b, generation)]
 
 
 def _thin(generations: int) -> list[int]:
-    return sorted({round(g) for g in np.linspace(0, generations - 1, min(generations, MAX_GENERATIONS)).tolist()})
+    return sorted(
+        {round(g) for g in np.linspace(0, generations - 1, min(generations, MAX_GENERATIONS)).tolist()}
+    )
 
 
 def _read(prepared: Prepared, store: Store, chains: Any, generation: int, count: int) -> dict[str, Examples]:
@@ -237,8 +268,8 @@ def table(result: Homogenisation) -> dict[str, Any]:
     """The numbers as text, one line per measure and group.
 
     Returns:
-        ``generations``, ``sizes`` (per generation), and ``lines`` with ``measure``, ``group``, ``pairs`` and ``points`` (mean and
-        interval per generation).
+        ``generations``, ``sizes`` (per generation), and ``lines`` with ``measure``, ``group``, ``pairs`` and
+        ``points`` (mean and interval per generation).
     """
     generations = sorted(result.sizes)
     lines = []
@@ -248,7 +279,9 @@ def table(result: Homogenisation) -> dict[str, Any]:
         for group, total, curve in rows:
             most = max((len(point.values) for point in curve.values()), default=0)
             points = [_text(curve[g], most) if g in curve else "" for g in generations]
-            lines.append({"measure": LABELS[measure], "group": group, "pairs": f"{most} of {total}", "points": points})
+            lines.append(
+                {"measure": LABELS[measure], "group": group, "pairs": f"{most} of {total}", "points": points}
+            )
     return {"generations": generations, "sizes": [result.sizes[g] for g in generations], "lines": lines}
 
 
@@ -256,12 +289,17 @@ def _text(point: Aggregate, most: int) -> str:
     """With the number of pairs where some are gone, or have not come so far."""
     if point.mean is None:
         return "not finite"
-    shown = f"{point.mean:.3g}" if point.low is None else f"{point.mean:.3g} [{point.low:.3g}, {point.high:.3g}]"
+    shown = (
+        f"{point.mean:.3g}" if point.low is None else f"{point.mean:.3g} [{point.low:.3g}, {point.high:.3g}]"
+    )
     return shown if len(point.values) == most else f"{shown} ({len(point.values)} pairs)"
 
 
 def to_csv(results: Sequence[Homogenisation]) -> bytes:
-    """All numbers: data, measure, group (``real`` for the baseline), generation, mean, low, high, pairs compared, size."""
+    """All numbers: data, measure, group.
+
+    (``real`` for the baseline), generation, mean, low, high, pairs compared, size.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["data", "measure", "group", "generation", "mean", "low", "high", "pairs", "size"])
@@ -269,7 +307,11 @@ def to_csv(results: Sequence[Homogenisation]) -> bytes:
         for measure, groups in result.lines.items():
             for group, curve in {"real": result.baseline[measure], **groups}.items():
                 for generation, point in curve.items():
-                    ends = ["" if value is None else repr(value) for value in (point.mean, point.low, point.high)]
+                    ends = [
+                        "" if value is None else repr(value) for value in (point.mean, point.low, point.high)
+                    ]
                     size = result.sizes[generation]
-                    writer.writerow([result.title, measure, group, generation, *ends, len(point.values), size])
+                    writer.writerow(
+                        [result.title, measure, group, generation, *ends, len(point.values), size]
+                    )
     return buffer.getvalue().encode()

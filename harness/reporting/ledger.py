@@ -17,7 +17,17 @@ from harness.store.bundles import CHAIN
 from harness.study import Prepared
 
 IDENTITY = ("experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status")
-_PROVENANCE = ("host", "device", "world_size", "zero_stage", "threads", "attempt", "commit", "finished", "peak_memory_bytes")
+_PROVENANCE = (
+    "host",
+    "device",
+    "world_size",
+    "zero_stage",
+    "threads",
+    "attempt",
+    "commit",
+    "finished",
+    "peak_memory_bytes",
+)
 
 
 def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dict[str, Any]]:
@@ -29,7 +39,8 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
         provenance: Add how, where and when each was computed; the rest is deterministic.
 
     Returns:
-        One mapping per committed generation: `IDENTITY`, the axes by dotted name, the metrics; a metric that is not finite is None.
+        One mapping per committed generation: `IDENTITY`, the axes by dotted name, the metrics; a metric that
+        is not finite is None.
     """
     found = []
     cache: dict[str, dict[str, Any] | None] = {}
@@ -50,13 +61,18 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
             measured = cache[key]
             if measured is None:
                 break
-            found.append({**identity, **measured["identity"], "parent_key": parent, **axes, **measured["values"]})
+            found.append(
+                {**identity, **measured["identity"], "parent_key": parent, **axes, **measured["values"]}
+            )
             parent = measured["identity"]["key"]
     return found
 
 
 def _bundle_provenance(prepared: Prepared, store: Store) -> dict[str, dict[str, Any]]:
-    """Bundled chains by key: how, where and when their bundle was computed; the seconds are the whole bundle's."""
+    """Bundled chains by key: how, where and when their bundle was computed.
+
+    The seconds are the whole bundle's.
+    """
     places, read = store.bundles.index(), dict[str, dict[str, Any]]()
     found = {}
     for chain in prepared.bundles:
@@ -67,7 +83,9 @@ def _bundle_provenance(prepared: Prepared, store: Store) -> dict[str, dict[str, 
             about = store.bundles.provenance(name)
             flat = {f"provenance/{field}": about[field] for field in ("host", "device", "finished")}
             flat |= {"provenance/bundle": name, "provenance/seconds/bundle": about["seconds"]}
-            read[name] = flat | {f"provenance/versions/{field}": value for field, value in about["versions"].items()}
+            read[name] = flat | {
+                f"provenance/versions/{field}": value for field, value in about["versions"].items()
+            }
         found[chain.key] = read[name]
     return found
 
@@ -79,7 +97,9 @@ def _bundled(prepared: Prepared, store: Store) -> dict[str, list[tuple[dict[str,
     if table is None:
         return found
     metrics = [name for name in table.column_names if "/" in name]
-    columns = {name: table[name].to_pylist() for name in (CHAIN, "generation", "fit", "parent", "status", *metrics)}
+    columns = {
+        name: table[name].to_pylist() for name in (CHAIN, "generation", "fit", "parent", "status", *metrics)
+    }
     for i, chain in enumerate(columns[CHAIN]):
         identity = {
             "generation": columns["generation"][i],

@@ -20,8 +20,8 @@ LEFT_OUT = ("Last Resort", "STIX", "cm")
 def letter(figure: Figure) -> None:
     """Make every text of a figure plain, and choose fonts for it.
 
-    A ``$`` of a user's name begins no formula. Characters that the usual font lacks come from installed fonts; what no font has is
-    written as its code, for an empty box says nothing.
+    A ``$`` of a user's name begins no formula. Characters that the usual font lacks come from installed
+    fonts; what no font has is written as its code, for an empty box says nothing.
     """
     texts = figure.findobj(Text)
     plain = {text: visible(text.get_text()) for text in texts}
@@ -66,6 +66,8 @@ def _others() -> list[FontEntry]:
     found = [
         entry
         for entry in fontManager.ttflist
-        if entry.style == "normal" and entry.weight in (400, "normal", "regular") and not entry.name.startswith(LEFT_OUT)
+        if entry.style == "normal"
+        and entry.weight in (400, "normal", "regular")
+        and not entry.name.startswith(LEFT_OUT)
     ]
     return sorted(found, key=lambda entry: entry.name)

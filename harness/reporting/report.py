@@ -1,4 +1,7 @@
-"""The report: one self-contained HTML page with curves, histograms and samples, and every figure as PNG and PDF."""
+"""The report: one self-contained HTML page with curves, histograms and samples.
+
+And every figure as PNG and PDF.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     axes = prepared.study.columns
     pages: list[tuple[str, str, Figure]] = []
     for metric, label in _drawn({name for row in rows for name in row}).items():
-        figure = figures.metric_figure(rows, axes, metric, theory_lines(prepared, metric), label, prepared.study.seeds)
+        figure = figures.metric_figure(
+            rows, axes, metric, theory_lines(prepared, metric), label, prepared.study.seeds
+        )
         if figure is not None:
             pages.append((metric.replace("/", "-"), label, figure))
     bands = figures.bands_figure(rows, axes)
@@ -56,8 +61,12 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     pages.extend(_histograms(prepared, store))
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     shown = [_save(folder, *item) for item in pages]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((files("harness.reporting") / "report.html.jinja").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(
+        (files("harness.reporting") / "report.html.jinja").read_text(encoding="utf-8")
+    )
     page = template.render(
         experiment=prepared.study.base.experiment,
         figures=shown,
@@ -65,7 +74,12 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         homogenisation=_homogenisation(prepared, store, folder),
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
         losses=[
-            {"cell": [_text(value) for value in found.cell], "share": found.share, "when": found.text, "by_seed": found.by_seed}
+            {
+                "cell": [_text(value) for value in found.cell],
+                "share": found.share,
+                "when": found.text,
+                "by_seed": found.by_seed,
+            }
             for found in losses(rows, axes)
         ],
         critical=critical_table(rows, axes, prepared.study.seeds),
@@ -75,7 +89,8 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         seeds=len(prepared.study.seeds),
         variance=variance(prepared),
         rows=len(rows),
-        total=sum(len(chain.nodes) for chain in prepared.lineage.chains) + sum(c.generations + 1 for c in prepared.bundles),
+        total=sum(len(chain.nodes) for chain in prepared.lineage.chains)
+        + sum(c.generations + 1 for c in prepared.bundles),
         diverged=sum(row["status"] == "diverged" for row in rows),
     )
     write_atomic(folder / "report.html", page.encode())
@@ -86,7 +101,9 @@ def _drawn(names: Collection[str]) -> dict[str, str]:
     """The metrics that are drawn, with their titles; closed forms score examples, which have no tokens."""
     titles = {metric.name: metric.title for metric in drawn(names)}
     if "test/perplexity" not in titles:
-        titles |= {name: "NLL on real examples (nats)" for name in ("test/nll", "kde/test_nll") if name in titles}
+        titles |= {
+            name: "NLL on real examples (nats)" for name in ("test/nll", "kde/test_nll") if name in titles
+        }
     if "kde/test_nll" in titles:
         del titles["test/nll"]
     return titles
@@ -100,8 +117,14 @@ def variance(prepared: Prepared) -> str:
     if own == {True}:
         return f"Intervals are over seeds, which differ in {of_fits}, and in the training examples."
     if own == {False}:
-        return f"Intervals are over seeds, which differ in {of_fits}, not in the data (data.resample: true resamples them)."
-    return f"Intervals are over seeds, which differ in {of_fits}; in the training examples only where data.resample is true."
+        return (
+            f"Intervals are over seeds, which differ in {of_fits}, not in the data (data.resample: true "
+            f"resamples them)."
+        )
+    return (
+        f"Intervals are over seeds, which differ in {of_fits}; in the training examples only where "
+        f"data.resample is true."
+    )
 
 
 def _save(folder: Path, name: str, label: str, figure: Figure) -> dict[str, Any]:
@@ -114,7 +137,10 @@ def _save(folder: Path, name: str, label: str, figure: Figure) -> dict[str, Any]
 
 
 def _homogenisation(prepared: Prepared, store: Store, folder: Path) -> list[dict[str, Any]]:
-    """How alike the corpora are: a figure and a table for each set of real data; all numbers go to ``homogenisation.csv``."""
+    """How alike the corpora are: a figure and a table for each set of real data.
+
+    All numbers go to ``homogenisation.csv``.
+    """
     results = homogenisation.compare(prepared, store)
     if results:
         write_atomic(folder / "homogenisation.csv", homogenisation.to_csv(results))
@@ -122,7 +148,9 @@ def _homogenisation(prepared: Prepared, store: Store, folder: Path) -> list[dict
     for index, result in enumerate(results):
         name = "homogenisation" if len(results) == 1 else f"homogenisation-{index}"
         figure = figures.homogenisation_figure(result.lines, result.baseline, homogenisation.LABELS)
-        label = "how alike the corpora of different chains are" + (f": {result.title}" if result.title else "")
+        label = "how alike the corpora of different chains are" + (
+            f": {result.title}" if result.title else ""
+        )
         shown.append(
             {
                 "title": result.title,
@@ -148,7 +176,9 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def critical_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = ()) -> dict[str, Any]:
+def critical_table(
+    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = ()
+) -> dict[str, Any]:
     """The critical synthetic ratios, as text: ``metric``, ``axes`` and ``lines``."""
     metric = headline(rows)
     found = critical_ratios(rows, axes, metric, seeds) if metric else []
@@ -160,7 +190,11 @@ def critical_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds
         if item.ratio is not None:
             ratio = f"above {item.ratio:.3g}, the largest here" if item.beyond else f"{item.ratio:.3g}"
         if item.low is not None and item.high is not None and math.isfinite(item.low):
-            ratio += f" [{item.low:.3g}, {item.high:.3g}]" if math.isfinite(item.high) else f" [{item.low:.3g}, beyond the grid]"
+            ratio += (
+                f" [{item.low:.3g}, {item.high:.3g}]"
+                if math.isfinite(item.high)
+                else f" [{item.low:.3g}, beyond the grid]"
+            )
         lines.append(
             {
                 "cell": [_text(value) for value in item.cell],
@@ -176,12 +210,17 @@ def critical_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds
 def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The metric that the table shows: perplexity for text, and what each other learner loses first."""
     names = {name for row in rows for name in row}
-    # What a package's learner measures is in no list here: then it is the first metric of those that it describes.
+    # What a package's learner measures is in no list here: then it is the first metric of those that it
+    # describes.
     return next((name for name in (*HEADLINES, *(metric.name for metric in METRICS)) if name in names), None)
 
 
 def summary_table(
-    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = (), most: int = 11, brief: bool = False
+    rows: Sequence[Mapping[str, Any]],
+    axes: Sequence[str],
+    seeds: Sequence[int] = (),
+    most: int = 11,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """One line per cell: the headline metric by generation, mean over seeds with its interval.
 
@@ -193,8 +232,8 @@ def summary_table(
         brief: For a terminal: numbers without words, which the note explains.
 
     Returns:
-        ``metric``, ``axes``, ``generations``, ``lines`` and ``note``; a line has ``cell`` and ``points`` (text per generation), the
-        note says what marks mean.
+        ``metric``, ``axes``, ``generations``, ``lines`` and ``note``; a line has ``cell`` and ``points``
+        (text per generation), the note says what marks mean.
     """
     metric = headline(rows)
     if metric is None:
@@ -205,12 +244,16 @@ def summary_table(
         generations = [generations[i] for i in np.linspace(0, len(generations) - 1, most).round().astype(int)]
     lines = []
     for cell, curve in found.items():
-        points = [curve[g].text(about(metric).worse == "lower", brief) if g in curve else "" for g in generations]
+        points = [
+            curve[g].text(about(metric).worse == "lower", brief) if g in curve else "" for g in generations
+        ]
         lines.append({"cell": ["" if value is None else str(value) for value in cell], "points": points})
     points = [point for line in lines for point in line["points"]]
     notes = [SURVIVORS] if any("*" in point for point in points) else []
     if brief and any("(" in point for point in points):
-        notes.append("in brackets: of how many seeds; an interval over two or three is very wide (Student's t)")
+        notes.append(
+            "in brackets: of how many seeds; an interval over two or three is very wide (Student's t)"
+        )
     note = "\n".join(notes)
     return {"metric": metric, "axes": list(axes), "generations": generations, "lines": lines, "note": note}
 
@@ -222,7 +265,11 @@ def _first_chains(prepared: Prepared, limit: int) -> list[Chain]:
 
 
 def _title(prepared: Prepared, chain: Chain) -> str:
-    axes = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in prepared.axes(chain).items() if value is not None)
+    axes = ", ".join(
+        f"{name.rpartition('.')[2]} {value}"
+        for name, value in prepared.axes(chain).items()
+        if value is not None
+    )
     return f"{axes or prepared.study.base.experiment}, seed {chain.seed}"
 
 
@@ -244,7 +291,13 @@ def _histograms(prepared: Prepared, store: Store) -> list[tuple[str, str, Figure
                     real = arrays["test_nll"] / arrays["test_tokens"]
         if by_generation:
             label = f"synthetic text under generation 0's model: {_title(prepared, chain)}"
-            found.append((f"histogram-{chain.id}", label, figures.histogram_figure(_title(prepared, chain), by_generation, real)))
+            found.append(
+                (
+                    f"histogram-{chain.id}",
+                    label,
+                    figures.histogram_figure(_title(prepared, chain), by_generation, real),
+                )
+            )
     return found
 
 
@@ -267,7 +320,10 @@ def _samples(prepared: Prepared, store: Store) -> list[dict[str, Any]]:
 
 
 def _pictures(prepared: Prepared, store: Store, folder: Path) -> list[dict[str, Any]]:
-    """The first samples of every generation as pictures, one strip a generation, for one chain of each cell; files too."""
+    """The first samples of every generation as pictures, one strip a generation, for one chain of each cell.
+
+    Files too.
+    """
     shown = []
     for chain in _first_chains(prepared, MAX_SAMPLE_CELLS):
         strips = []

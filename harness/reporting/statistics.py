@@ -28,8 +28,8 @@ class Aggregate:
 
     Attributes:
         mean: Over the seeds with a finite value; None where there is none.
-        low: Lower end of the interval; None with fewer than two seeds, and where a seed has diverged: what is left then is a
-            selection, of which an interval would say nothing.
+        low: Lower end of the interval; None with fewer than two seeds, and where a seed has diverged: what is
+            left then is a selection, of which an interval would say nothing.
         high: Upper end.
         values: The seeds' finite values.
         missing: Seeds without a finite value, though they have a model.
@@ -51,7 +51,10 @@ class Aggregate:
         return len(self.values) + self.missing + self.diverged + self.absent
 
     def median(self, higher_is_better: bool = False) -> float | None:
-        """The median of all seeds that have come so far, a diverged one worse than any value; None where it is such a one."""
+        """The median of all seeds that have come so far, a diverged one worse than any value.
+
+        None where it is such a one.
+        """
         ordered = sorted(self.values, reverse=higher_is_better)
         count = len(ordered) + self.diverged
         middle = ordered[(count - 1) // 2 : count // 2 + 1] if count else []
@@ -71,7 +74,11 @@ class Aggregate:
         if self.diverged:
             middle = self.median(higher_is_better)
             median = "diverged" if middle is None else f"{middle:.4g}"
-            return f"{shown}* ({count})" if brief else f"{shown}* ({count.replace('/', ' of ')} live, median {median})"
+            return (
+                f"{shown}* ({count})"
+                if brief
+                else f"{shown}* ({count.replace('/', ' of ')} live, median {median})"
+            )
         if self.low is not None and self.high is not None:
             shown += f" ± {(self.high - self.low) / 2:.2g}"
         if len(self.values) < self.total:
@@ -80,7 +87,9 @@ class Aggregate:
         return f"{shown} ({self.total}{'' if brief else ' seeds'})" if few else shown
 
 
-SURVIVORS = "* mean of the chains that live: the others have diverged, so it is of a selection, and has no interval"
+SURVIVORS = (
+    "* mean of the chains that live: the others have diverged, so it is of a selection, and has no interval"
+)
 """Below a table in which `Aggregate.text` has marked a mean."""
 
 
@@ -110,8 +119,9 @@ def aggregate(values: Iterable[float | None], diverged: int = 0, absent: int = 0
 def aggregate_pairs(values: Mapping[tuple[str, str], float], random: np.random.Generator) -> Aggregate:
     """Mean over pairs of chains, with a 95 % percentile bootstrap interval.
 
-    Pairs with a chain in common are not independent, so chains are drawn with replacement, and not pairs: a pair counts the product
-    of how often its chains were drawn (Snijders and Borgatti 1999, Connections 22:161; here a chain makes no pair with itself).
+    Pairs with a chain in common are not independent, so chains are drawn with replacement, and not pairs: a
+    pair counts the product of how often its chains were drawn (Snijders and Borgatti 1999, Connections
+    22:161; here a chain makes no pair with itself).
 
     Args:
         values: Pair of chains to value; one that is not finite is counted as missing.
@@ -137,7 +147,10 @@ def aggregate_pairs(values: Mapping[tuple[str, str], float], random: np.random.G
 
 
 def spread(values: Iterable[float]) -> Aggregate:
-    """The mean of values and the range of their central 95 %: where one more is expected, not how well the mean is known."""
+    """The mean of values and the range of their central 95 %.
+
+    Where one more is expected, not how well the mean is known.
+    """
     given = list(values)
     finite = np.array([value for value in given if math.isfinite(value)])
     if not len(finite):
@@ -160,7 +173,8 @@ def curves(
         rows: From `ledger.rows`.
         axes: The axes that tell cells apart.
         metric: A column.
-        seeds: Those that every cell is run with, so that one without any row is counted too; those with rows when empty.
+        seeds: Those that every cell is run with, so that one without any row is counted too; those with rows
+            when empty.
     """
     groups: dict[tuple[Any, ...], dict[int, dict[int, Mapping[str, Any]]]] = {}
     for row in rows:
@@ -170,12 +184,18 @@ def curves(
     return {cell: _curve(by_seed, metric, set(seeds) | by_seed.keys()) for cell, by_seed in groups.items()}
 
 
-def _curve(by_seed: Mapping[int, Mapping[int, Mapping[str, Any]]], metric: str, seeds: Collection[int]) -> dict[int, Aggregate]:
+def _curve(
+    by_seed: Mapping[int, Mapping[int, Mapping[str, Any]]], metric: str, seeds: Collection[int]
+) -> dict[int, Aggregate]:
     ends = {seed: ended_in(found) for seed, found in by_seed.items()}
     curve = {}
     for generation in sorted({generation for found in by_seed.values() for generation in found}):
         diverged = {seed for seed, end in ends.items() if end is not None and end <= generation}
-        there = [found[generation].get(metric) for seed, found in by_seed.items() if generation in found and seed not in diverged]
+        there = [
+            found[generation].get(metric)
+            for seed, found in by_seed.items()
+            if generation in found and seed not in diverged
+        ]
         curve[generation] = aggregate(there, len(diverged), len(seeds) - len(diverged) - len(there))
     return curve
 
@@ -186,4 +206,6 @@ def ended_in(found: Mapping[int, Mapping[str, Any]]) -> int | None:
     Args:
         found: Generation to row.
     """
-    return min((generation for generation, row in found.items() if row.get("status") == "diverged"), default=None)
+    return min(
+        (generation for generation, row in found.items() if row.get("status") == "diverged"), default=None
+    )

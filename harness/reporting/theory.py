@@ -1,4 +1,7 @@
-"""What theory says of a metric by generation, for the cells where a closed form is known (docs/oracles.md has the derivations)."""
+"""What theory says of a metric by generation.
+
+For the cells where a closed form is known (docs/oracles.md has the derivations).
+"""
 
 from __future__ import annotations
 
@@ -35,23 +38,35 @@ def expected(config: Config, metric: str) -> list[float] | None:
     learner, data = config.learner, config.data
     if isinstance(learner, Gaussian) and isinstance(data, GaussianData):
         return _gaussian(learner, data, regime.kind, metric, generations)
-    if isinstance(learner, LinearRegression) and isinstance(data, LinearData) and metric == "regression/test_error":
+    if (
+        isinstance(learner, LinearRegression)
+        and isinstance(data, LinearData)
+        and metric == "regression/test_error"
+    ):
         return _regression(learner, data, regime.kind, generations)
     if isinstance(learner, Discrete) and isinstance(data, DiscreteData) and not data.stratified:
         if metric == "discrete/heterozygosity" and regime.kind == "replace":
             start = 1 - float((DiscreteTruth(data).probabilities ** 2).sum())
             return [start * (1 - 1 / data.num_examples) ** (g + 1) for g in generations]
-    if isinstance(learner, Kde) and isinstance(data, GaussianData) and isinstance(learner.bandwidth, float | int):
+    if (
+        isinstance(learner, Kde)
+        and isinstance(data, GaussianData)
+        and isinstance(learner.bandwidth, float | int)
+    ):
         if metric == "kde/variance" and regime.kind == "replace":
             return _kde(float(learner.bandwidth), data, generations)
     return None
 
 
-def _gaussian(learner: Gaussian, data: GaussianData, kind: str, metric: str, generations: Sequence[int]) -> list[float] | None:
+def _gaussian(
+    learner: Gaussian, data: GaussianData, kind: str, metric: str, generations: Sequence[int]
+) -> list[float] | None:
     n, mle = data.num_examples, learner.estimator == "mle"
     left = [(1 - 1 / n) ** (g + 1) if mle else 1.0 for g in generations]
     if kind == "replace" and metric == "gaussian/trace_ratio":
-        return left if mle else None  # the mean of the unbiased variance is 1 for ever, and no finite set of chains shows it
+        return (
+            left if mle else None
+        )  # the mean of the unbiased variance is 1 for ever, and no finite set of chains shows it
     if kind == "replace" and metric == "gaussian/mean_sq_error":
         drift = [1 - item for item in left] if mle else [(g + 1) / n for g in generations]
         return [data.dim * data.variance * item for item in drift]
@@ -63,7 +78,9 @@ def _gaussian(learner: Gaussian, data: GaussianData, kind: str, metric: str, gen
     return None
 
 
-def _regression(learner: LinearRegression, data: LinearData, kind: str, generations: Sequence[int]) -> list[float] | None:
+def _regression(
+    learner: LinearRegression, data: LinearData, kind: str, generations: Sequence[int]
+) -> list[float] | None:
     if learner.ridge or data.labels != "real":
         return None
     d, size, fixed = data.dim, data.num_examples, learner.design == "fixed"
@@ -73,7 +90,9 @@ def _regression(learner: LinearRegression, data: LinearData, kind: str, generati
     if kind == "accumulate" and fixed:
         return [base * sum(1 / i**2 for i in range(1, g + 2)) for g in generations]
     if kind == "replace_grown" and not fixed:
-        return [data.noise_variance * sum(d / (size * i - d - 1) for i in range(1, g + 2)) for g in generations]
+        return [
+            data.noise_variance * sum(d / (size * i - d - 1) for i in range(1, g + 2)) for g in generations
+        ]
     return None
 
 

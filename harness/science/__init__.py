@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 from harness.science.branches import Branch, cut
-from harness.science.graph import BundledChain, Chain, Lineage, Node, build, chain_nodes, ends, in_order, reachable
+from harness.science.graph import (
+    BundledChain,
+    Chain,
+    Lineage,
+    Node,
+    build,
+    chain_nodes,
+    ends,
+    in_order,
+    reachable,
+)
 from harness.science.keys import KEY_FORMAT, canonical_json, chain_id, key_of
-from harness.science.specs import CellSpec, CorpusSpec, DataSpec, EvaluationSpec, FitSpec, Measured, Part, Prompts, blank
+from harness.science.specs import (
+    CellSpec,
+    CorpusSpec,
+    DataSpec,
+    EvaluationSpec,
+    FitSpec,
+    Measured,
+    Part,
+    Prompts,
+    blank,
+)
 
 __all__ = [
     "Branch",

@@ -27,8 +27,9 @@ class Branch:
 def cut(lineage: Lineage) -> tuple[Branch, ...]:
     """Cut the graph into branches: each path goes on with its costliest child of the same cell.
 
-    Other children start branches of their own. A gang builds its learner, its filters and what it reads from outside from the
-    cell of its branch, so a branch never goes on into another cell, though the two share all generations up to there.
+    Other children start branches of their own. A gang builds its learner, its filters and what it reads from
+    outside from the cell of its branch, so a branch never goes on into another cell, though the two share all
+    generations up to there.
     """
     children: dict[str, list[str]] = {}
     for node in lineage.nodes.values():
@@ -41,7 +42,11 @@ def cut(lineage: Lineage) -> tuple[Branch, ...]:
     heirs: dict[str, str] = {}
     for key, below_keys in children.items():
         cell = lineage.nodes[key].cell
-        own = [child for child in below_keys if lineage.nodes[child].dependencies == (key,) and lineage.nodes[child].cell == cell]
+        own = [
+            child
+            for child in below_keys
+            if lineage.nodes[child].dependencies == (key,) and lineage.nodes[child].cell == cell
+        ]
         if own:
             heirs[key] = max(own, key=lambda child: height[child])
     continued = set(heirs.values())

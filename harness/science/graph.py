@@ -1,6 +1,7 @@
 """The graph of all generations of a grid.
 
-Chains that agree on everything up to a generation have equal keys there, so they share the node; nothing else does the sharing.
+Chains that agree on everything up to a generation have equal keys there, so they share the node; nothing else
+does the sharing.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ class Node:
         spec: What is fitted, sampled and measured.
         cell: Index of the first cell that has it.
         corpora: Origin to the node whose corpus is read.
-        previous: The node before it; None for generation 0, and where chains with different pasts meet (in a refresh): such a
-            generation reads nothing of what came before, and exists as soon as one of those chains comes so far.
+        previous: The node before it; None for generation 0, and where chains with different pasts meet (in a
+            refresh): such a generation reads nothing of what came before, and exists as soon as one of those
+            chains comes so far.
         first: The node of generation 0 (itself for generation 0).
         init_from: The node whose weights it starts from; None unless ``spec.fit.init`` is ``previous``.
-        prompted_by: The node whose corpus its examples continue; None unless ``spec.corpus.prompts`` is ``previous``.
+        prompted_by: The node whose corpus its examples continue; None unless ``spec.corpus.prompts`` is
+            ``previous``.
         dependencies: Nodes that must be committed before: the previous one, and owners of what it shares.
         cost: Estimated relative cost.
     """
@@ -140,7 +143,9 @@ def _step(cell: CellSpec, generation: int) -> _Step:
         reads={part.origin: part.count for part in recipe.parts if part.origin >= 0},
         init=recipe.init or ("previous" if cell.init_previous else cell.init),
         filters=cell.used_filters(recipe) if generation else (),
-        writer=cell.writer if isinstance(cell.writer, DataSpec) and any(part.origin == TEACHER for part in recipe.parts) else None,
+        writer=cell.writer
+        if isinstance(cell.writer, DataSpec) and any(part.origin == TEACHER for part in recipe.parts)
+        else None,
     )
 
 
@@ -158,14 +163,25 @@ class _Builder:
     def chain(
         self, index: int, cell: CellSpec, seed: int, steps: Sequence[_Step], written: Sequence[str] | None
     ) -> tuple[str, ...]:
-        """Add a chain; ``written`` are the nodes of the chain that writes its synthetic examples, None for itself."""
+        """Add a chain; ``written`` are the nodes of the chain that writes its synthetic examples.
+
+        None for itself.
+        """
         path: list[Node] = []
         writers = path if written is None else [self.nodes[key] for key in written]
         for step in steps:
             path.append(self.node(index, cell, seed, step, path, writers))
         return tuple(node.evaluation for node in path)
 
-    def node(self, index: int, cell: CellSpec, seed: int, step: _Step, path: Sequence[Node], writers: Sequence[Node]) -> Node:
+    def node(
+        self,
+        index: int,
+        cell: CellSpec,
+        seed: int,
+        step: _Step,
+        path: Sequence[Node],
+        writers: Sequence[Node],
+    ) -> Node:
         """The next generation of a chain, behind those on its path."""
         previous, first = (path[-1], path[0]) if path else (None, None)
         init = step.init if previous or step.init != "previous" else cell.init
@@ -210,7 +226,10 @@ class _Builder:
         return node
 
     def _meet(self, known: Node, previous: Node | None) -> Node:
-        """A node that is there already, reached by one more chain; equal keys say that it does not read what lies behind it."""
+        """A node that is there already, reached by one more chain.
+
+        Equal keys say that it does not read what lies behind it.
+        """
         if known.previous is not None and previous is not None and previous.evaluation != known.previous:
             needed = dict.fromkeys((known.first, *known.corpora.values(), *known.dependencies))
             needed.pop(known.previous, None)
@@ -234,7 +253,9 @@ def in_order(cells: Mapping[int, CellSpec]) -> list[int]:
     return found
 
 
-def build(cells: Mapping[int, CellSpec], chain_ids: Callable[[int, int], str], seeds: Sequence[int]) -> Lineage:
+def build(
+    cells: Mapping[int, CellSpec], chain_ids: Callable[[int, int], str], seeds: Sequence[int]
+) -> Lineage:
     """Build the lineage of a grid.
 
     Args:
@@ -255,7 +276,9 @@ def build(cells: Mapping[int, CellSpec], chain_ids: Callable[[int, int], str], s
 
 
 def reachable(lineage: Lineage, diverged: Collection[str]) -> set[str]:
-    """The nodes that exist: a chain ends with a diverged generation, and where the chain that writes for it has ended.
+    """The nodes that exist.
+
+    A chain ends with a diverged generation, and where the chain that writes for it has ended.
 
     Args:
         lineage: The graph.

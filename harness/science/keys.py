@@ -18,7 +18,8 @@ def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no spaces, and nothing that two machines could write differently.
 
     Raises:
-        HarnessError: The value holds something that has no one way to be written: NaN, infinity, an object, a key that is no text.
+        HarnessError: The value holds something that has no one way to be written: NaN, infinity, an object, a
+            key that is no text.
     """
     _check_plain(value, "")
     return _ENCODER.encode(value)
@@ -34,7 +35,9 @@ def _check_plain(value: Any, path: str) -> None:
     if kind is dict:
         for name, inner in value.items():
             if type(name) is not str:
-                raise HarnessError(f"a key cannot hold {path or 'a mapping'} with the name {name!r}: names must be text")
+                raise HarnessError(
+                    f"a key cannot hold {path or 'a mapping'} with the name {name!r}: names must be text"
+                )
             _check_plain(inner, f"{path}.{name}")
     elif kind is list or kind is tuple:
         for index, inner in enumerate(value):
@@ -55,5 +58,8 @@ def key_of(spec: Mapping[str, Any], checked: bool = False) -> str:
 
 
 def chain_id(science: Mapping[str, Any], seed: int, suffix: str = "") -> str:
-    """A chain's id: the hash of its cell (without ``generations``) and seed, with a suffix where generations is an axis."""
+    """A chain's id: the hash of its cell (without ``generations``) and seed.
+
+    With a suffix where generations is an axis.
+    """
     return hashlib.sha256(canonical_json({"cell": science, "seed": seed}).encode()).hexdigest()[:12] + suffix

@@ -1,9 +1,9 @@
 """What a generation is: the specs of its fit, its corpus and its evaluation.
 
-A spec holds sections of the configuration as they are executed, and its key is the hash of what they say. The code that fits,
-samples and evaluates is given specs and reads nothing else of the configuration, so what is not in a key cannot change a result.
-Fields that say where something lies (a path, the name of a data set) are left out of the sections; what lies there is in the
-key by its content.
+A spec holds sections of the configuration as they are executed, and its key is the hash of what they say. The
+code that fits, samples and evaluates is given specs and reads nothing else of the configuration, so what is
+not in a key cannot change a result. Fields that say where something lies (a path, the name of a data set) are
+left out of the sections; what lies there is in the key by its content.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ S = TypeVar("S", bound=Section)
 def blank(section: S, *names: str) -> S:
     """A section without some of its fields: they have their defaults, or are empty where they have none."""
     fields = type(section).model_fields
-    emptied = {name: "" if fields[name].is_required() else fields[name].get_default() for name in names if name in fields}
+    emptied = {
+        name: "" if fields[name].is_required() else fields[name].get_default()
+        for name in names
+        if name in fields
+    }
     return section.model_copy(update=emptied)
 
 
@@ -64,7 +68,8 @@ class DataSpec:
     Attributes:
         section: The section, without the fields that say where the data come from.
         identity: What enters keys.
-        folder: Name of their folder under ``data`` in the store; None for what a section describes altogether.
+        folder: Name of their folder under ``data`` in the store; None for what a section describes
+            altogether.
     """
 
     section: Section
@@ -219,13 +224,15 @@ class CellSpec:
         filters: The filters.
         detectors: Of each filter, whether it looks at whole training sets, and errs at real examples too.
         recipe: Generation to training set.
-        init: Where generation 0 starts from, and later ones too unless ``init_previous``; None for a learner without weights.
+        init: Where generation 0 starts from, and later ones too unless ``init_previous``; None for a learner
+            without weights.
         init_previous: A generation starts from the weights of the one before.
         prompts: What examples continue; in generation 0, which has no previous one, real ones.
         n: Real training examples.
         generations: Index of the last generation.
         cost: Relative cost of one training example (for priorities).
-        source: Index of the cell whose chain writes the synthetic examples, with the same seed; None for the chain itself.
+        source: Index of the cell whose chain writes the synthetic examples, with the same seed; None for the
+            chain itself.
         writer: The hash of a fixed corpus, or a fixed teacher; None for other sources.
     """
 
@@ -246,6 +253,13 @@ class CellSpec:
     writer: str | DataSpec | None = None
 
     def used_filters(self, recipe: Recipe) -> tuple[Part, ...]:
-        """The filters that a training set goes through: of real examples alone only those that look at real ones too."""
+        """The filters that a training set goes through.
+
+        Of real examples alone only those that look at real ones too.
+        """
         synthetic = any(part.origin != REAL for part in recipe.parts)
-        return tuple(item for item, sees_real in zip(self.filters, self.detectors, strict=True) if synthetic or sees_real)
+        return tuple(
+            item
+            for item, sees_real in zip(self.filters, self.detectors, strict=True)
+            if synthetic or sees_real
+        )

@@ -1,7 +1,7 @@
 """Bundles: records and parameters of many cheap chains in one Parquet file, found by the chains' keys.
 
-A file's name is the hash of its content, so writing one is a commit: a link that is there or is not. A chain that is in two files
-is the same in both.
+A file's name is the hash of its content, so writing one is a commit: a link that is there or is not. A chain
+that is in two files is the same in both.
 """
 
 from __future__ import annotations
@@ -58,10 +58,15 @@ class Bundles:
             provenance: How, where and when.
         """
         self.folder.mkdir(exist_ok=True)
-        extra = {CHAINS: json.dumps(dict(chains), sort_keys=True).encode(), PROVENANCE: json.dumps(dict(provenance)).encode()}
+        extra = {
+            CHAINS: json.dumps(dict(chains), sort_keys=True).encode(),
+            PROVENANCE: json.dumps(dict(provenance)).encode(),
+        }
         temporary = self.folder / f".{uuid.uuid4().hex}"
         try:
-            pq.write_table(rows.replace_schema_metadata(extra), temporary, compression="zstd", compression_level=1)
+            pq.write_table(
+                rows.replace_schema_metadata(extra), temporary, compression="zstd", compression_level=1
+            )
             target = self.folder / f"{_hash(temporary)}.parquet"
             sync_file(temporary)
             with contextlib.suppress(FileExistsError):
@@ -76,7 +81,10 @@ class Bundles:
         return sorted(path.name for path in self.folder.glob("*.parquet"))
 
     def index(self) -> dict[str, Place]:
-        """Chain key to its bundle; the longest where there are several. A file that is no bundle holds nothing."""
+        """Chain key to its bundle; the longest where there are several.
+
+        A file that is no bundle holds nothing.
+        """
         return self._places(self.names())
 
     def news(self) -> dict[str, Place]:
@@ -100,7 +108,8 @@ class Bundles:
                 with reading(self.folder / name):
                     self._metadata[name] = json.loads(pq.read_metadata(self.folder / name).metadata[CHAINS])
             except StoreError as error:
-                # One that cannot be read keeps its place: whoever may read it has its chains, and nobody else needs to stop for it.
+                # One that cannot be read keeps its place: whoever may read it has its chains, and nobody else
+                # needs to stop for it.
                 self.trouble[str(self.folder / name)] = str(error)
                 if self.mends and isinstance(error, DamagedError):
                     self.set_aside(name)
@@ -134,7 +143,9 @@ class Bundles:
         found: dict[str, Any] = json.loads(pq.read_metadata(self.folder / name).metadata[PROVENANCE])
         return found
 
-    def read(self, chains: Collection[str], places: Mapping[str, Place] | None = None, parameters: bool = False) -> pa.Table | None:
+    def read(
+        self, chains: Collection[str], places: Mapping[str, Place] | None = None, parameters: bool = False
+    ) -> pa.Table | None:
         """The rows of some chains, ordered by chain key and generation; None where there are none.
 
         Args:
@@ -149,12 +160,16 @@ class Bundles:
                 files.setdefault(places[key].path, []).append(key)
         tables = []
         for path, keys in sorted(files.items()):
-            names = [name for name in pq.read_schema(path).names if parameters or not name.startswith(PARAMETERS)]
+            names = [
+                name for name in pq.read_schema(path).names if parameters or not name.startswith(PARAMETERS)
+            ]
             table = pq.read_table(path, columns=names)
             tables.append(table.filter(pc.is_in(table[CHAIN], pa.array(keys))))
         if not tables:
             return None
-        whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables], promote_options="default")
+        whole = pa.concat_tables(
+            [table.replace_schema_metadata(None) for table in tables], promote_options="default"
+        )
         return whole.sort_by([(CHAIN, "ascending"), (GENERATION, "ascending")])
 
 

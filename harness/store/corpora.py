@@ -1,7 +1,9 @@
-"""Corpora: token ids in Parquet shards that are committed one by one, so that a corpus can be extended by appending.
+"""Corpora: token ids in Parquet shards that are committed one by one.
 
-A shard is one file, ``<start>-<stop>.parquet``, linked into place when it is complete. Example i is a function of the corpus key
-and i, so shards that two processes wrote are equal where they overlap.
+So that a corpus can be extended by appending.
+
+A shard is one file, ``<start>-<stop>.parquet``, linked into place when it is complete. Example i is a
+function of the corpus key and i, so shards that two processes wrote are equal where they overlap.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _NAME = re.compile(r"^(\d{10})-(\d{10})\.parquet$")
 class Corpora:
     """The corpora under a root."""
 
-    def __init__(self, root: Path, work: Path, mends: bool = True, trouble: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, root: Path, work: Path, mends: bool = True, trouble: dict[str, str] | None = None
+    ) -> None:
         """Keep the folders, and what a `Store` says of damage; nothing is read yet."""
         self.root, self.work, self.mends = root, work, mends
         self.trouble = {} if trouble is None else trouble
@@ -68,8 +72,12 @@ class Corpora:
         temporary.parent.mkdir(exist_ok=True)
         width = examples.values.shape[1]
         flat = pa.array(np.ascontiguousarray(examples.values).reshape(-1))
-        table = pa.table({"values": pa.FixedSizeListArray.from_arrays(flat, width), "length": pa.array(examples.lengths)})
-        pq.write_table(table.replace_schema_metadata({"sha256": _digest(examples), "width": str(width)}), temporary)
+        table = pa.table(
+            {"values": pa.FixedSizeListArray.from_arrays(flat, width), "length": pa.array(examples.lengths)}
+        )
+        pq.write_table(
+            table.replace_schema_metadata({"sha256": _digest(examples), "width": str(width)}), temporary
+        )
         sync_file(temporary)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, self.root / key / name)
@@ -119,7 +127,10 @@ class Corpora:
             width = int((table.schema.metadata or {})[b"width"])
             flat = table["values"].combine_chunks().flatten().to_numpy()
             examples = Examples(flat.reshape(-1, width), table["length"].to_numpy().astype(np.int32))
-            good = _digest(examples) == (table.schema.metadata or {})[b"sha256"].decode() and len(examples) == stop - start
+            good = (
+                _digest(examples) == (table.schema.metadata or {})[b"sha256"].decode()
+                and len(examples) == stop - start
+            )
         except pa.ArrowMemoryError as error:
             raise MemoryError(str(error)) from None
         except (DamagedError, KeyError, ValueError, AttributeError, pa.ArrowException):

@@ -1,4 +1,7 @@
-"""The folder of one experiment: its resolved configuration, chains, events, progress, logs, report and W&B files."""
+"""The folder of one experiment.
+
+Its resolved configuration, chains, events, progress, logs, report and W&B files.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ from harness.files import dump_json, read_json, sync_file, write_atomic, write_j
 
 
 class Experiment:
-    """``experiments/<name>/`` under a root. Nothing in it is needed to compute: the store's items are the truth."""
+    """``experiments/<name>/`` under a root.
+
+    Nothing in it is needed to compute: the store's items are the truth.
+    """
 
     def __init__(self, root: Path, name: str) -> None:
         """Keep the path; nothing is made yet."""
@@ -30,12 +36,14 @@ class Experiment:
     def begin(self, config: Mapping[str, Any], chains: Sequence[Mapping[str, Any]]) -> None:
         """Make the folder and write down what the experiment is.
 
-        Chains of earlier runs under this name stay in the list: a part of a grid may be run by itself, and what the rest of it
-        needs must not be freed meanwhile. Runs that begin at the same time each write their part, and then merge all parts.
+        Chains of earlier runs under this name stay in the list: a part of a grid may be run by itself, and
+        what the rest of it needs must not be freed meanwhile. Runs that begin at the same time each write
+        their part, and then merge all parts.
 
         Args:
             config: The resolved configuration.
-            chains: One entry per chain: id, axes, seed, keys, and the fits whose weights this experiment keeps (``keep``).
+            chains: One entry per chain: id, axes, seed, keys, and the fits whose weights this experiment
+                keeps (``keep``).
         """
         for name in ("logs", "progress", "parts"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -43,13 +51,17 @@ class Experiment:
         part = dump_json(list(chains))
         write_atomic(self.path / "parts" / f"{hashlib.sha256(part).hexdigest()[:16]}.json", part)
         merged: list[Path] = []
-        while (parts := self._parts()) != merged:  # whoever merges last has seen every part: a later one is merged by its writer
+        while (
+            parts := self._parts()
+        ) != merged:  # whoever merges last has seen every part: a later one is merged by its writer
             self._merge(parts)
             merged = parts
 
     def _parts(self) -> list[Path]:
         """What runs under this name were about, the latest last."""
-        return sorted((self.path / "parts").glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return sorted(
+            (self.path / "parts").glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)
+        )
 
     def _merge(self, parts: Sequence[Path]) -> None:
         known: dict[str, Mapping[str, Any]] = {}
@@ -57,7 +69,10 @@ class Experiment:
             with contextlib.suppress(DamagedError, KeyError, TypeError):
                 known |= {entry["chain"]: entry for entry in read_json(path)}
         # What is kept comes first: whoever finds the chains may free what nobody keeps.
-        write_json(self.path / "keep.json", sorted({fit for entry in known.values() for fit in entry.get("keep", ())}))
+        write_json(
+            self.path / "keep.json",
+            sorted({fit for entry in known.values() for fit in entry.get("keep", ())}),
+        )
         write_json(self.path / "chains.json", list(known.values()))
 
     @property
@@ -75,7 +90,18 @@ class Experiment:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; a line is written in one call, so writers do not mix."""
-        line = json.dumps({"time": time.time(), "event": kind, "host": socket.gethostname(), "pid": os.getpid(), **fields}) + "\n"
+        line = (
+            json.dumps(
+                {
+                    "time": time.time(),
+                    "event": kind,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    **fields,
+                }
+            )
+            + "\n"
+        )
         descriptor = os.open(self._events_file(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(descriptor, line.encode())
@@ -85,15 +111,21 @@ class Experiment:
     def _events_file(self) -> Path:
         """This host's file: ``events.jsonl`` for the host that began it, ``events-<host>.jsonl`` for others.
 
-        Appending is atomic within one kernel only: over NFS, two hosts that append to one file overwrite each other.
+        Appending is atomic within one kernel only: over NFS, two hosts that append to one file overwrite each
+        other.
         """
         if self._own_events is None:
             host, first = socket.gethostname().split(".")[0], self.path / "events.jsonl"
             if not first.exists():
                 self.path.mkdir(parents=True, exist_ok=True)
                 temporary = self.path / f".events-{uuid.uuid4().hex}"
-                temporary.write_text(json.dumps({"time": time.time(), "event": "opened", "host": host, "pid": os.getpid()}) + "\n")
-                sync_file(temporary)  # a first line that a power cut tears would leave a file that is nobody's
+                temporary.write_text(
+                    json.dumps({"time": time.time(), "event": "opened", "host": host, "pid": os.getpid()})
+                    + "\n"
+                )
+                sync_file(
+                    temporary
+                )  # a first line that a power cut tears would leave a file that is nobody's
                 with contextlib.suppress(FileExistsError):
                     os.link(temporary, first)
                 temporary.unlink()
@@ -102,7 +134,10 @@ class Experiment:
         return self._own_events
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """All events so far, of all hosts, in the order of their times; a line cut short by a crash is left out."""
+        """All events so far, of all hosts, in the order of their times.
+
+        A line cut short by a crash is left out.
+        """
         files = sorted(path for path in self.path.glob("events*.jsonl") if path.is_file())
         yield from heapq.merge(*map(_read_lines, files), key=lambda event: float(event["time"]))
 
@@ -110,7 +145,8 @@ class Experiment:
         """Events that have come since the last call.
 
         Args:
-            offsets: File to how far it has been read; kept by the caller, begins empty, and then reads from the files' ends.
+            offsets: File to how far it has been read; kept by the caller, begins empty, and then reads from
+                the files' ends.
         """
         found = []
         for path in sorted(self.path.glob("events*.jsonl")):

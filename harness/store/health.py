@@ -26,7 +26,8 @@ class Finding:
     """One thing about a store.
 
     Attributes:
-        severity: ``damage``: would be recomputed or mislead; ``leftover``: costs space; ``note``: only worth knowing.
+        severity: ``damage``: would be recomputed or mislead; ``leftover``: costs space; ``note``: only worth
+            knowing.
         where: Path under the root.
         what: What it is.
         remedy: What to do about it; empty for a note.
@@ -73,7 +74,11 @@ def _work(store: Store) -> list[str]:
 
 
 def _remedy(repair: bool) -> str:
-    return "set aside; the next run computes it again" if repair else "set it aside with --repair; the next run computes it again"
+    return (
+        "set aside; the next run computes it again"
+        if repair
+        else "set it aside with --repair; the next run computes it again"
+    )
 
 
 def _item(store: Store, kind: Kind, key: str, repair: bool) -> Iterator[Finding]:
@@ -103,7 +108,9 @@ def _corpus(store: Store, key: str, repair: bool) -> Iterator[Finding]:
     if begun and not good:
         if repair:
             store.set_aside(store.root / "corpora" / key)
-        yield Finding("damage", f"corpora/{key}/spec.json", "is missing or does not belong to this key", _remedy(repair))
+        yield Finding(
+            "damage", f"corpora/{key}/spec.json", "is missing or does not belong to this key", _remedy(repair)
+        )
 
 
 def _mixed(store: Store, repair: bool) -> Iterator[Finding]:
@@ -111,7 +118,11 @@ def _mixed(store: Store, repair: bool) -> Iterator[Finding]:
     try:
         found = list(mixed_results(store))
     except (StoreError, OSError, KeyError, TypeError, AttributeError) as error:
-        yield Finding("note", "experiments", f"a list of chains cannot be read, so mixed cells cannot be looked for ({error})")
+        yield Finding(
+            "note",
+            "experiments",
+            f"a list of chains cannot be read, so mixed cells cannot be looked for ({error})",
+        )
         return
     for item in found:
         if repair:
@@ -121,7 +132,9 @@ def _mixed(store: Store, repair: bool) -> Iterator[Finding]:
 
 def _references(store: Store) -> Iterator[Finding]:
     """Records whose fit or corpus is not there."""
-    records = store.committed("evaluations")  # first: a generation that is committed meanwhile has its fit and corpus before that
+    records = store.committed(
+        "evaluations"
+    )  # first: a generation that is committed meanwhile has its fit and corpus before that
     fits, corpora = store.committed("fits"), set(_names(store.root / "corpora"))
     for key in sorted(records):
         try:
@@ -135,10 +148,17 @@ def _references(store: Store) -> Iterator[Finding]:
         if record.status == "diverged":
             continue
         if record.corpus not in corpora or not store.corpora.count(record.corpus):
-            yield Finding("damage", f"corpora/{record.corpus}", f"is missing, and record {key} rests on it", remedy)
+            yield Finding(
+                "damage", f"corpora/{record.corpus}", f"is missing, and record {key} rests on it", remedy
+            )
         elif store.corpora.count(record.corpus) < examples:
             have = store.corpora.count(record.corpus)
-            yield Finding("damage", f"corpora/{record.corpus}", f"has {have} examples, record {key} rests on {examples}", remedy)
+            yield Finding(
+                "damage",
+                f"corpora/{record.corpus}",
+                f"has {have} examples, record {key} rests on {examples}",
+                remedy,
+            )
 
 
 def _left_behind(store: Store, leases: Leases) -> Iterator[Finding]:
@@ -148,17 +168,34 @@ def _left_behind(store: Store, leases: Leases) -> Iterator[Finding]:
             yield Finding("note", f"work/{key}", f"is being worked on ({_mebibytes(size)})")
         else:
             yield Finding(
-                "leftover", f"work/{key}", f"unfinished, nobody works on it ({_mebibytes(size)})", "continue it with run, or gc"
+                "leftover",
+                f"work/{key}",
+                f"unfinished, nobody works on it ({_mebibytes(size)})",
+                "continue it with run, or gc",
             )
     for key, view in leases.keys():
         if view.owner is not None and not leases.held(view):
-            yield Finding("leftover", f"leases/{key}", f"its owner {view.owner} is dead", "run takes it over; gc removes it")
+            yield Finding(
+                "leftover",
+                f"leases/{key}",
+                f"its owner {view.owner} is dead",
+                "run takes it over; gc removes it",
+            )
     aside = _names(store.root / "damaged")
     if aside:
         size = _size(store.root / "damaged")
-        yield Finding("leftover", "damaged", f"{len(aside)} items that were set aside ({_mebibytes(size)})", "gc --damaged")
+        yield Finding(
+            "leftover",
+            "damaged",
+            f"{len(aside)} items that were set aside ({_mebibytes(size)})",
+            "gc --damaged",
+        )
     evicted = sum(not store.has_weights(key) for key in store.committed("fits"))
-    yield Finding("note", "fits", f"{evicted} of {len(store.committed('fits'))} have no weights (retention, or diverged)")
+    yield Finding(
+        "note",
+        "fits",
+        f"{evicted} of {len(store.committed('fits'))} have no weights (retention, or diverged)",
+    )
     usage = shutil.disk_usage(store.root)
     yield Finding("note", ".", f"{_mebibytes(usage.free)} free on its disk")
 
@@ -194,7 +231,8 @@ class Needs:
     """What the experiments on a root need.
 
     Attributes:
-        weights: Fits whose weights stay: an experiment keeps them, or has chains that are not complete and may read them.
+        weights: Fits whose weights stay: an experiment keeps them, or has chains that are not complete and
+            may read them.
         unfinished: Keys of generations that are not complete: their work stays.
     """
 
@@ -224,7 +262,8 @@ def needs(store: Store) -> Needs:
                     unfinished.update(key for entry in missing for key in entry.values())
         except (DamagedError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{folder} cannot be read ({error}), so what it needs is not known: run it again, or remove it"
+                f"{folder} cannot be read ({error}), so what it needs is not known: run it again, or remove "
+                f"it"
             ) from None
     return Needs(frozenset(weights), frozenset(unfinished))
 
@@ -237,7 +276,8 @@ def _has_diverged(store: Store, generations: Collection[dict[str, str]], committ
 def collect(store: Store, leases: Leases, dry_run: bool = False, damaged: bool = False) -> Freed:
     """Free weights and work that no experiment on the root needs, and what dead processes have left.
 
-    Records and corpora always stay; so do what somebody works on, and the weights and work of chains that are not complete.
+    Records and corpora always stay; so do what somebody works on, and the weights and work of chains that are
+    not complete.
 
     Args:
         store: The store.

@@ -1,16 +1,18 @@
 """Leases: who computes what, on nothing but a shared POSIX file system.
 
-A lease is a file ``leases/<key>/<epoch>`` that names its owner; the highest epoch counts. To take a key is to create the next epoch
-with ``link``, which fails where another process was first, so it is a compare-and-swap that needs neither locks nor a clock
-that machines share. Epochs are never taken back while a key is worked on (a key that is given back gets an epoch without owner), so
-a process that acts on an old view of the folder always fails.
+A lease is a file ``leases/<key>/<epoch>`` that names its owner; the highest epoch counts. To take a key is to
+create the next epoch with ``link``, which fails where another process was first, so it is a compare-and-swap
+that needs neither locks nor a clock that machines share. Epochs are never taken back while a key is worked on
+(a key that is given back gets an epoch without owner), so a process that acts on an old view of the folder
+always fails.
 
-An owner proves that it lives by a counter that it raises (``leases/owners/<id>.beat``). An observer that has seen the counter stand
-still for the owner's ``lease_s``, by the observer's own clock, takes the lease to be stale. On the same machine a process that no
-longer exists is known to be dead at once, and so are earlier runs of the job that the observer is part of.
+An owner proves that it lives by a counter that it raises (``leases/owners/<id>.beat``). An observer that has
+seen the counter stand still for the owner's ``lease_s``, by the observer's own clock, takes the lease to be
+stale. On the same machine a process that no longer exists is known to be dead at once, and so are earlier
+runs of the job that the observer is part of.
 
-Leases only save work. That one commit of a key survives is the commit's doing (`Store.commit`), so an owner that was paused for
-longer than its lease and wakes up does no harm.
+Leases only save work. That one commit of a key survives is the commit's doing (`Store.commit`), so an owner
+that was paused for longer than its lease and wakes up does no harm.
 """
 
 from __future__ import annotations
@@ -45,9 +47,12 @@ def _machine() -> str:
 
 
 def _incarnation() -> tuple[str, int] | None:
-    """The job that this process is part of, and the number of its run, from ``$HARNESS_INCARNATION`` (``cluster.12_3/1``).
+    """The job that this process is part of, and the number of its run.
 
-    Whoever starts a job again has ended its earlier runs first, so what they held is free for the later ones at once.
+    From ``$HARNESS_INCARNATION`` (``cluster.12_3/1``).
+
+    Whoever starts a job again has ended its earlier runs first, so what they held is free for the later ones
+    at once.
     """
     name, separator, count = os.environ.get("HARNESS_INCARNATION", "").rpartition("/")
     return (name, int(count)) if separator and count.isdigit() else None
@@ -85,7 +90,11 @@ class Owner:
     """One process that may hold leases; its counter goes up while it lives."""
 
     def __init__(
-        self, folder: Path, lease_s: float = 60.0, about: Mapping[str, Any] | None = None, identity: str | None = None
+        self,
+        folder: Path,
+        lease_s: float = 60.0,
+        about: Mapping[str, Any] | None = None,
+        identity: str | None = None,
     ) -> None:
         """Make the owner known; nothing beats yet (`start`).
 
@@ -101,7 +110,12 @@ class Owner:
         self._thread: threading.Thread | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.id}.beat").write_text(f"{0:020d}")
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "start": start_of(os.getpid())}
+        who = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": _machine(),
+            "start": start_of(os.getpid()),
+        }
         job = {"incarnation": list(found), "user": os.getuid()} if (found := _incarnation()) else {}
         write_json(folder / f"{self.id}.json", {**who, **job, "lease_s": lease_s, "about": dict(about or {})})
 
@@ -128,7 +142,10 @@ class Owner:
                 self.beat()
 
     def close(self) -> None:
-        """End the beats and remove what made the owner known; whatever it still held is free for others at once."""
+        """End the beats and remove what made the owner known.
+
+        Whatever it still held is free for others at once.
+        """
         self._end.set()
         if self._thread is not None:
             self._thread.join()
@@ -199,21 +216,38 @@ class Watch:
         return self._known[owner]
 
     def silent(self) -> dict[str, str]:
-        """Owners that have not moved for their lease time, with their counters: for observers that only begin to watch."""
+        """Owners that have not moved for their lease time, with their counters.
+
+        For observers that only begin to watch.
+        """
         now = self._clock()
         found = ((owner, beat, now - since) for owner, (beat, since) in self._seen.items())
-        return {owner: beat for owner, beat, age in found if age >= float(self.identity(owner).get("lease_s", 60.0))}
+        return {
+            owner: beat
+            for owner, beat, age in found
+            if age >= float(self.identity(owner).get("lease_s", 60.0))
+        }
 
     def believe(self, silent: Mapping[str, str]) -> None:
-        """Take over what another observer has seen (`silent`); an owner whose counter has moved since is watched anew."""
+        """Take over what another observer has seen (`silent`).
+
+        An owner whose counter has moved since is watched anew.
+        """
         self._seen |= {owner: (beat, -math.inf) for owner, beat in silent.items()}
 
     def dead(self, owner: str) -> bool:
-        """Whether an owner is certainly dead, or has not moved for its own lease time since this observer first saw it."""
+        """Whether an owner is certainly dead.
+
+        Or has not moved for its own lease time since this observer first saw it.
+        """
         if (self.folder / f"{owner}.dead").exists():
             return True
         identity = self.identity(owner)
-        if identity.get("machine") and identity["machine"] == _machine() and start_of(identity["pid"]) != identity["start"]:
+        if (
+            identity.get("machine")
+            and identity["machine"] == _machine()
+            and start_of(identity["pid"]) != identity["start"]
+        ):
             return True
         job, mine = identity.get("incarnation"), _incarnation()
         if job and mine and job[0] == mine[0] and job[1] < mine[1]:
@@ -297,7 +331,8 @@ class Leases:
 
         Args:
             lease: What is held.
-            finished: The key's work is committed, so the lease's folder goes; else the next epoch is free for anybody.
+            finished: The key's work is committed, so the lease's folder goes; else the next epoch is free for
+                anybody.
         """
         if not finished:
             self._create(lease.key, lease.epoch + 1, None, {})
@@ -319,7 +354,8 @@ class Leases:
                     os.link(temporary, folder / f"{epoch:08d}")
                     return True
                 except FileNotFoundError:
-                    # Two others may make the folder and remove it again while it is made here; then it is tried again.
+                    # Two others may make the folder and remove it again while it is made here; then it is
+                    # tried again.
                     with contextlib.suppress(FileExistsError):
                         folder.mkdir(parents=True, exist_ok=True)
                 except FileExistsError:
@@ -339,7 +375,8 @@ class Leases:
     def sweep(self, dry_run: bool = False) -> int:
         """Remove leases of dead owners, and what is known of dead owners; returns how many leases that are.
 
-        Only for keys that nobody holds: a process that is about to take one of them fails to, and looks again.
+        Only for keys that nobody holds: a process that is about to take one of them fails to, and looks
+        again.
         """
         dead = [(key, view.epoch) for key, view in self.keys() if not self.held(view)]
         if not dry_run:
@@ -349,7 +386,11 @@ class Leases:
                         (self.folder / key / f"{epoch:08d}").unlink()
                 with contextlib.suppress(OSError):
                     (self.folder / key).rmdir()
-            known = {path.stem for path in self.watch.folder.glob("*.*") if path.suffix in (".beat", ".dead", ".json")}
+            known = {
+                path.stem
+                for path in self.watch.folder.glob("*.*")
+                if path.suffix in (".beat", ".dead", ".json")
+            }
             self.forget({owner for owner in known if self.watch.dead(owner)})
         return len(dead)
 
@@ -363,7 +404,9 @@ class Leases:
 
 @contextlib.contextmanager
 def own_leases(root: Path, lease_s: float = 60.0, about: Mapping[str, Any] | None = None) -> Iterator[Leases]:
-    """The leases under a root as an owner sees them that lives as long as the context; what it still holds then is free.
+    """The leases under a root as an owner sees them that lives as long as the context.
+
+    What it still holds then is free.
 
     Args:
         root: The store's root.

@@ -1,8 +1,11 @@
-"""Generations that a branch of another cell computed: wrong results that earlier versions could leave under valid keys.
+"""Generations that a branch of another cell computed.
 
-They let a branch go on from a generation that several cells share into another cell, and ran all of it with the filters,
-the fixed corpus and the teacher of the first. What was computed so is found from the experiments' events, from their lists of
-chains and from the specs beside the results; so is all that rests on it.
+Wrong results that earlier versions could leave under valid keys.
+
+They let a branch go on from a generation that several cells share into another cell, and ran all of it with
+the filters, the fixed corpus and the teacher of the first. What was computed so is found from the
+experiments' events, from their lists of chains and from the specs beside the results; so is all that rests on
+it.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ class Mixed:
 
 
 def mixed_results(store: Store) -> Iterator[Mixed]:
-    """All results that a branch of another cell computed with other filters, sources or corpora, and what rests on them.
+    """All results that a branch of another cell computed with other filters, sources or corpora.
+
+    And what rests on them.
 
     Args:
         store: The store; only read.
@@ -53,9 +58,15 @@ def mixed_results(store: Store) -> Iterator[Mixed]:
     wrong_corpora: set[str] = set()
     grew = True
     while grew:  # one more generation in each turn
-        new = {key for key, spec in corpora.items() if spec.get("fit") in wrong or spec.get("prompts") in wrong_corpora}
+        new = {
+            key
+            for key, spec in corpora.items()
+            if spec.get("fit") in wrong or spec.get("prompts") in wrong_corpora
+        }
         wrong_corpora |= new
-        grown = {key for key, spec in specs.items() if spec.get("parent") in wrong or wrong_corpora & _reads(spec)} - wrong
+        grown = {
+            key for key, spec in specs.items() if spec.get("parent") in wrong or wrong_corpora & _reads(spec)
+        } - wrong
         for key in sorted(grown):
             yield Mixed("fits", key, "rests on a generation that a branch of another cell computed")
         wrong |= grown
@@ -79,7 +90,9 @@ def _mixed_fits(store: Store) -> dict[str, str]:
     return found
 
 
-def _of_experiment(store: Store, experiment: Experiment, grids: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+def _of_experiment(
+    store: Store, experiment: Experiment, grids: Sequence[Sequence[Mapping[str, Any]]]
+) -> dict[str, str]:
     found: dict[str, str] = {}
     trusted: set[str] = set()
     for event in experiment.events():
@@ -95,13 +108,20 @@ def _of_experiment(store: Store, experiment: Experiment, grids: Sequence[Sequenc
     return found
 
 
-def _judge(store: Store, branch: str, event: Mapping[str, Any], grids: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
-    """Why a fit cannot be trusted; None where the cell that its branch ran with is its own, or says the same."""
+def _judge(
+    store: Store, branch: str, event: Mapping[str, Any], grids: Sequence[Sequence[Mapping[str, Any]]]
+) -> str | None:
+    """Why a fit cannot be trusted.
+
+    None where the cell that its branch ran with is its own, or says the same.
+    """
     own = _science(store, event["fit"])
     if own is None:  # generation 0 trains on the real examples alone; what is not there misleads nobody
         return None
     for chains in grids:
-        through = [chain for chain in chains if any(g["evaluation"].startswith(branch) for g in chain["generations"])]
+        through = [
+            chain for chain in chains if any(g["evaluation"].startswith(branch) for g in chain["generations"])
+        ]
         if not any(g["evaluation"] == event["evaluation"] for chain in through for g in chain["generations"]):
             continue
         runner = _runner(store, through)
@@ -114,12 +134,19 @@ def _judge(store: Store, branch: str, event: Mapping[str, Any], grids: Sequence[
 
 
 def _runner(store: Store, through: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The chain whose cell gave a branch its configuration: the first that has its first generation, writers before readers."""
+    """The chain whose cell gave a branch its configuration.
+
+    The first that has its first generation, writers before readers.
+    """
     runner = through[0]
     for _ in through:
         own = {g["corpus"] for g in runner["generations"]}
-        reads = {corpus for g in runner["generations"] for corpus in _reads(_spec(store, "fits", g["fit"]))} - own
-        writer = next((chain for chain in through if reads & {g["corpus"] for g in chain["generations"]}), None)
+        reads = {
+            corpus for g in runner["generations"] for corpus in _reads(_spec(store, "fits", g["fit"]))
+        } - own
+        writer = next(
+            (chain for chain in through if reads & {g["corpus"] for g in chain["generations"]}), None
+        )
         if writer is None:
             break
         runner = writer
@@ -127,7 +154,10 @@ def _runner(store: Store, through: Sequence[Mapping[str, Any]]) -> Mapping[str, 
 
 
 def _science(store: Store, fit: str) -> tuple[Any, Any] | None:
-    """What of a cell its branch brings along: filters and source; None for generation 0 and for what is not there."""
+    """What of a cell its branch brings along: filters and source.
+
+    None for generation 0 and for what is not there.
+    """
     training = _spec(store, "fits", fit).get("training_set")
     return None if training is None else (training.get("filters"), training.get("source"))
 

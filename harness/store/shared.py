@@ -26,7 +26,8 @@ def commit_once(
 ) -> bool:
     """Commit what is not there yet; one run writes an item, others that want it meanwhile wait for it.
 
-    Each is leased while it is written: without that, `harness gc` would take it for something that was left behind.
+    Each is leased while it is written: without that, `harness gc` would take it for something that was left
+    behind.
 
     Args:
         store: The store.

@@ -14,7 +14,18 @@ from typing import Any, Literal
 
 from harness import __version__
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
-from harness.files import CHECKSUMS, PROBE, TOMBSTONE, is_foreign, read_json, remove_tree, seal, sync_file, verify, write_json
+from harness.files import (
+    CHECKSUMS,
+    PROBE,
+    TOMBSTONE,
+    is_foreign,
+    read_json,
+    remove_tree,
+    seal,
+    sync_file,
+    verify,
+    write_json,
+)
 from harness.records import Record
 from harness.science import Node
 from harness.store.bundles import Bundles
@@ -32,8 +43,9 @@ WRITABLE_PROBE = ".probe-"
 class Store:
     """A root directory.
 
-    Work goes on in ``work/<key>/<token>/``; `commit` renames its ``item/`` to ``<kind>/<key>/``, which fails where the key is
-    already there. Checkpoints and finished pieces lie beside ``item/`` and go with the commit (`harness.store.work`).
+    Work goes on in ``work/<key>/<token>/``; `commit` renames its ``item/`` to ``<kind>/<key>/``, which fails
+    where the key is already there. Checkpoints and finished pieces lie beside ``item/`` and go with the
+    commit (`harness.store.work`).
     """
 
     def __init__(self, root: Path, mends: bool = True) -> None:
@@ -41,8 +53,8 @@ class Store:
 
         Args:
             root: The root.
-            mends: Whether what is damaged is set aside, so that it is made again; otherwise it counts as absent, and `trouble`,
-                path to reason, says what was met.
+            mends: Whether what is damaged is set aside, so that it is made again; otherwise it counts as
+                absent, and `trouble`, path to reason, says what was met.
         """
         self.root, self.mends, self.trouble = root, mends, dict[str, str]()
         self.corpora = Corpora(root / "corpora", root / "work", mends, self.trouble)
@@ -61,7 +73,9 @@ class Store:
         try:
             root.mkdir(parents=True, exist_ok=True)
             if is_foreign(root):
-                raise InputError(f"--root {root} is not empty and is not a store of the harness; name another directory")
+                raise InputError(
+                    f"--root {root} is not empty and is not a store of the harness; name another directory"
+                )
             if not (root / "format").exists():
                 write_json(root / "format", {"format": FORMAT, "harness": __version__})
             cls._check_format(root)
@@ -82,7 +96,9 @@ class Store:
         """
         ancestor = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
         try:
-            with tempfile.NamedTemporaryFile(dir=ancestor, prefix=PROBE):  # NFS renames what is unlinked while it is open
+            with tempfile.NamedTemporaryFile(
+                dir=ancestor, prefix=PROBE
+            ):  # NFS renames what is unlinked while it is open
                 pass
         except OSError as error:
             raise InputError(f"--root {root} cannot be written: {error.strerror}") from None
@@ -109,7 +125,8 @@ class Store:
         if not isinstance(version, int):
             raise StoreError(
                 f"{root / 'format'} does not hold a store's version; if this is a store, write it anew "
-                f"(echo '{{\"format\": {FORMAT}}}' > {root / 'format'}), and look at the rest with harness doctor --store"
+                f"(echo '{{\"format\": {FORMAT}}}' > {root / 'format'}), and look at the rest with harness "
+                f"doctor --store"
             )
         if version > FORMAT:
             raise StoreVersionError(
@@ -131,12 +148,15 @@ class Store:
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
     def sound(self, kind: Kind, key: str) -> bool:
-        """Whether an item is committed and matches its checksums; a damaged one counts as absent, and is set aside (`mends`).
+        """Whether an item is committed and matches its checksums.
+
+        A damaged one counts as absent, and is set aside (`mends`).
 
         An item is checked once per process.
 
         Raises:
-            StoreError: It cannot be read, which says nothing about it; only where the store is open for writing.
+            StoreError: It cannot be read, which says nothing about it; only where the store is open for
+                writing.
         """
         path = self.path(kind, key)
         if key in self._verified[kind]:
@@ -156,7 +176,10 @@ class Store:
         return True
 
     def complete(self, node: Node, examples: int) -> bool:
-        """Whether all that a generation leaves is there: its record undamaged, its fit, and so many examples of its corpus."""
+        """Whether all that a generation leaves is there.
+
+        Its record undamaged, its fit, and so many examples of its corpus.
+        """
         record = self.record(node.evaluation)
         if record is None or not self.has("fits", node.fit):
             return False
@@ -182,7 +205,10 @@ class Store:
             try:
                 path.mkdir(parents=True)
                 return path
-            except (FileNotFoundError, FileExistsError):  # others made the key's folder, and removed it, while it was made here
+            except (
+                FileNotFoundError,
+                FileExistsError,
+            ):  # others made the key's folder, and removed it, while it was made here
                 if not (self.root / "work").is_dir():
                     raise
 
@@ -219,7 +245,10 @@ class Store:
         return won
 
     def _leave(self, staged: Path) -> None:
-        """Remove a workplace with its checkpoints; another process may be at work on the same key in its own."""
+        """Remove a workplace with its checkpoints.
+
+        Another process may be at work on the same key in its own.
+        """
         shutil.rmtree(staged.parent, ignore_errors=True)
         with contextlib.suppress(OSError):
             staged.parent.parent.rmdir()
@@ -229,7 +258,10 @@ class Store:
         return read_json(self.path(kind, key) / name)
 
     def record(self, evaluation: str) -> Record | None:
-        """The record of an evaluation, checked; None where it is not committed, or was damaged and has been set aside."""
+        """The record of an evaluation, checked.
+
+        None where it is not committed, or was damaged and has been set aside.
+        """
         if not self.sound("evaluations", evaluation):
             return None
         return Record.from_json(self.json("evaluations", evaluation, "record.json"))
@@ -256,8 +288,9 @@ class Store:
     def restore_weights(self, fit: str, staged: Path, provenance: Mapping[str, Any]) -> bool:
         """Put refitted weights where a tombstone stood.
 
-        Weights of another execution class may have other bits. They are the same science, so they count, as a replica: the fit's
-        checksums are theirs from then on, and ``replicas.json`` beside them says which weights stood there before.
+        Weights of another execution class may have other bits. They are the same science, so they count, as a
+        replica: the fit's checksums are theirs from then on, and ``replicas.json`` beside them says which
+        weights stood there before.
 
         Args:
             fit: Key of the fit.
@@ -274,8 +307,13 @@ class Store:
         found = read_json(staged / CHECKSUMS).get(WEIGHTS)
         if expected != found:
             known = read_json(target / REPLICAS) if (target / REPLICAS).exists() else []
-            write_json(target / REPLICAS, [*known, {"before": expected, "now": found, "provenance": dict(provenance)}])
-            write_json(target / CHECKSUMS, {**sums, WEIGHTS: found})  # before the weights: until then the tombstone excuses them
+            write_json(
+                target / REPLICAS,
+                [*known, {"before": expected, "now": found, "provenance": dict(provenance)}],
+            )
+            write_json(
+                target / CHECKSUMS, {**sums, WEIGHTS: found}
+            )  # before the weights: until then the tombstone excuses them
         os.replace(staged / WEIGHTS, target / WEIGHTS)
         (target / (WEIGHTS + TOMBSTONE)).unlink(missing_ok=True)
         self._leave(staged)

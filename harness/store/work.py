@@ -1,7 +1,9 @@
-"""What is not finished: checkpoints of a fit and finished pieces of an evaluation, in ``work/<key>/<token>/``.
+"""What is not finished.
 
-A successor adopts what its predecessor completed by renaming it into its own workplace, so a predecessor that was only paused
-cannot change it any more.
+Checkpoints of a fit and finished pieces of an evaluation, in ``work/<key>/<token>/``.
+
+A successor adopts what its predecessor completed by renaming it into its own workplace, so a predecessor that
+was only paused cannot change it any more.
 """
 
 from __future__ import annotations
@@ -89,14 +91,19 @@ class Workplace:
         """Take over what predecessors on this key have left, and remove the rest of it.
 
         Args:
-            usable: From a checkpoint's ``about`` to the reason why it cannot be gone on from; None where it can.
+            usable: From a checkpoint's ``about`` to the reason why it cannot be gone on from; None where it
+                can.
 
         Returns:
             The furthest checkpoint that can be used, and why further ones could not.
         """
         others = [place for place in self.folder.parent.iterdir() if place != self.folder]
         found, reasons = None, []
-        for path in sorted((path for place in others for path in self._checkpoints(place)), key=lambda p: p.name, reverse=True):
+        for path in sorted(
+            (path for place in others for path in self._checkpoints(place)),
+            key=lambda p: p.name,
+            reverse=True,
+        ):
             try:
                 verify(path)
                 about = read_json(path / ABOUT)
@@ -123,7 +130,9 @@ class Workplace:
         """Keep a finished part of an evaluation."""
         path = self.folder / f"piece-{name}.safetensors"
         temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
-        save_file({"values": values}, temporary, metadata={"sha256": hashlib.sha256(values.tobytes()).hexdigest()})
+        save_file(
+            {"values": values}, temporary, metadata={"sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+        )
         sync_file(temporary)
         os.replace(temporary, path)
 

@@ -1,4 +1,7 @@
-"""Run as a process: whether W&B has a key here, and its server answers; prints one JSON line, and never the key."""
+"""Run as a process: whether W&B has a key here, and its server answers.
+
+Prints one JSON line, and never the key.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,13 @@ def main() -> None:
     except OSError as reason:
         error = f"cannot be reached ({reason.strerror or reason})"
     key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
-    found = {"version": wandb.__version__, "key": key, "server": server, "seconds": time.monotonic() - started, "error": error}
+    found = {
+        "version": wandb.__version__,
+        "key": key,
+        "server": server,
+        "seconds": time.monotonic() - started,
+        "error": error,
+    }
     print(json.dumps(found))
 
 

@@ -1,7 +1,10 @@
-"""The mirror of one `harness run`: chains are queued when they are complete, and one thread is the only writer.
+"""The mirror of one `harness run`.
 
-A chain is mirrored when it is complete, all generations in one go, so a run that was killed and continued sends nothing twice and
-leaves no half-written offline file behind. A failure here is kept for a warning at the end; it never reaches the chains.
+Chains are queued when they are complete, and one thread is the only writer.
+
+A chain is mirrored when it is complete, all generations in one go, so a run that was killed and continued
+sends nothing twice and leaves no half-written offline file behind. A failure here is kept for a warning at
+the end; it never reaches the chains.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ def held(leases: Leases, experiment: str, chain: str, patience_s: float = 0.0) -
         leases: The leases of the store.
         experiment: The experiment.
         chain: The chain's id.
-        patience_s: How long to wait for another holder; a dead one on another machine is known after its lease time.
+        patience_s: How long to wait for another holder; a dead one on another machine is known after its
+            lease time.
 
     Raises:
         BusyError: It is still held.
@@ -59,14 +63,19 @@ class Mirror:
     """The one writer: chains are queued and mirrored by a thread."""
 
     def __init__(
-        self, mode: Literal["offline", "online", "disabled"], folder: Path, leases: Leases, others: Sequence[str] = ()
+        self,
+        mode: Literal["offline", "online", "disabled"],
+        folder: Path,
+        leases: Leases,
+        others: Sequence[str] = (),
     ) -> None:
         """Start the thread, unless nobody is told of anything.
 
         Args:
             mode: ``tracking.wandb``.
             folder: The experiment's ``wandb/`` folder.
-            leases: Several processes may want to mirror a chain; one after another does, and finds what was done before.
+            leases: Several processes may want to mirror a chain; one after another does, and finds what was
+                done before.
             others: ``tracking.trackers``.
         """
         self.mode, self.folder, self.leases, self.others = mode, folder, leases, others
@@ -116,7 +125,9 @@ class Mirror:
                 self._server = connect()
             except Exception as error:
                 self._unreachable = str(error)
-                self.errors.append(f"nothing was sent: {error}; the records are safe, `harness sync` sends them later")
+                self.errors.append(
+                    f"nothing was sent: {error}; the records are safe, `harness sync` sends them later"
+                )
         return self._server is not None
 
     def close(self, timeout_s: float = 120.0) -> list[str]:
@@ -134,6 +145,8 @@ class Mirror:
                 before = self._mirrored
                 self._thread.join(timeout_s)
                 if self._thread.is_alive() and self._mirrored == before:
-                    self.errors.append(f"W&B took no chain for {timeout_s:.0f} s; run the command again to send the rest")
+                    self.errors.append(
+                        f"W&B took no chain for {timeout_s:.0f} s; run the command again to send the rest"
+                    )
                     break
         return self.errors

@@ -1,7 +1,8 @@
 """One function turns a chain's records into one W&B run: into W&B's own files, or to a server.
 
-Every line has a step that is a function of its generation and its place within it. W&B leaves out lines whose step is not above the
-last one that the server has, so sending a chain again, after a crash that came before our own note of it, repeats no line.
+Every line has a step that is a function of its generation and its place within it. W&B leaves out lines whose
+step is not above the last one that the server has, so sending a chain again, after a crash that came before
+our own note of it, repeats no line.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from harness.records import Record
 CURVE_POINTS = 200
 """Points of a loss curve that are sent at most."""
 STEPS = 1000
-"""Steps of a generation: its metrics, at most `CURVE_POINTS` of its loss, and last the table of samples. Never change it: what was
-sent with other steps would be sent twice."""
+"""Steps of a generation: its metrics, at most `CURVE_POINTS` of its loss, and last the table of samples.
+Never change it: what was sent with other steps would be sent twice."""
 TIMEOUT_S = 20
 """How long the server may take for one answer."""
 INIT_S, FINISH_S = 60.0, 600.0
@@ -57,7 +58,8 @@ class ChainView:
         entity: W&B's entity; None for the default.
         config: The cell, the seed and the axes.
         generations: In order, shared ones included.
-        kind: W&B's job type: ``chain``, or ``cell`` where the generations are means over the chains of a cell.
+        kind: W&B's job type: ``chain``, or ``cell`` where the generations are means over the chains of a
+            cell.
     """
 
     experiment: str
@@ -110,18 +112,27 @@ def connect() -> Server:
     try:
         api = wandb.Api(timeout=TIMEOUT_S)
         entity = api.settings["entity"] or api.default_entity
-    except Exception as error:  # its transport is another program, which reports whatever went wrong in its own words
+    except (
+        Exception
+    ) as error:  # its transport is another program, which reports whatever went wrong in its own words
         cause = error.__cause__  # none where a key is malformed
         status = getattr(getattr(cause, "response", None), "http_status", 0)
         if status in (401, 403) or (cause is None and isinstance(error, wandb.errors.AuthenticationError)):
             reason = f"HTTP {status}" if status else " ".join(str(error).split())
-            raise LoginError(f"W&B at {settings.base_url} refuses the login ({reason}); run `wandb login --relogin`") from None
-        raise HarnessError(f"W&B cannot be reached ({type(error).__name__}: {' '.join(str(error).split())})") from None
+            raise LoginError(
+                f"W&B at {settings.base_url} refuses the login ({reason}); run `wandb login --relogin`"
+            ) from None
+        raise HarnessError(
+            f"W&B cannot be reached ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from None
     return Server(str(api.settings["base_url"]), str(entity or ""), api)
 
 
 class Sent:
-    """Notes of what was sent to one project of one server; another server, entity or project has notes of its own."""
+    """Notes of what was sent to one project of one server.
+
+    Another server, entity or project has notes of its own.
+    """
 
     def __init__(self, folder: Path, server: Server, entity: str | None, project: str) -> None:
         """Keep the place; nothing is read yet.
@@ -137,7 +148,10 @@ class Sent:
         self.folder = folder / "sent" / name
 
     def evaluations(self, chain: str) -> list[str]:
-        """What was sent of a chain; empty where nothing was, or where the note is damaged (sending again does no harm)."""
+        """What was sent of a chain.
+
+        Empty where nothing was, or where the note is damaged (sending again does no harm).
+        """
         path = self.folder / f"{chain}.json"
         try:
             return [str(key) for key in read_json(path)["evaluations"]] if path.exists() else []
@@ -162,27 +176,33 @@ def send_chain(view: ChainView, server: Server, folder: Path) -> int:
         Generations that were sent.
 
     Raises:
-        HarnessError: The results of a generation that was sent before have changed, or the server has lost what it was sent.
+        HarnessError: The results of a generation that was sent before have changed, or the server has lost
+            what it was sent.
     """
     sent = Sent(folder, server, view.entity, view.project)
     before, now = sent.evaluations(view.chain), view.evaluations
     for generation, (old, new) in enumerate(zip(before, now, strict=False)):
         if old != new:
             raise HarnessError(
-                f"generation {generation} was evaluated anew since it was sent, and W&B cannot replace what it has; "
+                f"generation {generation} was evaluated anew since it was sent, and W&B cannot replace what "
+                f"it has; "
                 "mirror to another project (--set tracking.project=NAME)"
             )
     if len(before) >= len(now):
         return 0
     with tempfile.TemporaryDirectory(prefix="harness-wandb-", ignore_cleanup_errors=True) as scratch:
         last = _write_run(view, Path(scratch), len(before), sent.target["entity"], online=True)
-    _check_arrived(server.api, f"{sent.target['entity']}/{view.project}/{run_id(view.experiment, view.chain)}", last)
+    _check_arrived(
+        server.api, f"{sent.target['entity']}/{view.project}/{run_id(view.experiment, view.chain)}", last
+    )
     sent.note(view.chain, now)
     return len(now) - len(before)
 
 
 def _check_arrived(api: Any, path: str, last: int) -> None:
-    """Ask the server how far a run's history goes: the SDK ends without an error where its lines were refused.
+    """Ask the server how far a run's history goes.
+
+    The SDK ends without an error where its lines were refused.
 
     Raises:
         HarnessError: It does not go as far as what was sent.
@@ -190,14 +210,19 @@ def _check_arrived(api: Any, path: str, last: int) -> None:
     deadline = time.monotonic() + ARRIVAL_S
     while (there := api.run(path).lastHistoryStep) < last:
         if time.monotonic() >= deadline:
-            raise HarnessError(f"the server has its lines up to step {there}, not {last}; run the command again to send the rest")
+            raise HarnessError(
+                f"the server has its lines up to step {there}, not {last}; run the command again to send the "
+                f"rest"
+            )
         time.sleep(1.0)
         api.flush()
     api.flush()  # it keeps every run that it was asked for
 
 
 def write_chain(view: ChainView, folder: Path) -> None:
-    """Write a chain as W&B's own files, whole, in the place of older files of it; only for who holds the chain's lease.
+    """Write a chain as W&B's own files, whole, in the place of older files of it.
+
+    Only for who holds the chain's lease.
 
     Args:
         view: The chain.
@@ -221,15 +246,28 @@ def _lines(view: ChainView, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         record = generation.record
         step = record.generation * STEPS
         values = {name: value for name, value in record.metrics.items() if value is not None}
-        yield step, {"generation": record.generation, "fit": record.generation + 1, "status": record.status, **values}
+        yield (
+            step,
+            {
+                "generation": record.generation,
+                "fit": record.generation + 1,
+                "status": record.status,
+                **values,
+            },
+        )
         stride = max(1, -(-len(generation.loss) // CURVE_POINTS))
-        for place, (fit_step, loss) in enumerate(list(enumerate(generation.loss, start=1))[::stride], start=1):
+        for place, (fit_step, loss) in enumerate(
+            list(enumerate(generation.loss, start=1))[::stride], start=1
+        ):
             if loss is not None:
                 yield step + place, {"fit_step": fit_step, f"loss/generation_{record.generation}": loss}
 
 
 def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, online: bool) -> int:
-    """Open the chain's run, log its lines from generation ``first`` on, and end it; returns the last line's step."""
+    """Open the chain's run, log its lines from generation ``first`` on, and end it.
+
+    Returns the last line's step.
+    """
     import wandb
 
     settings = wandb.Settings(
@@ -259,7 +297,9 @@ def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, on
         for step, values in _lines(view, first):
             run.log(values, step=step)
         last = view.generations[-1].record
-        rows = [[g.record.generation, t["prompt"], t["continuation"]] for g in view.generations for t in g.texts]
+        rows = [
+            [g.record.generation, t["prompt"], t["continuation"]] for g in view.generations for t in g.texts
+        ]
         if rows:
             table = wandb.Table(columns=["generation", "prompt", "continuation"], data=rows)
             step = last.generation * STEPS + STEPS - 1

@@ -1,4 +1,7 @@
-"""`harness sync`: what is committed, to W&B; beside jobs that still compute, or afterwards, as often as one likes."""
+"""`harness sync`: what is committed, to W&B.
+
+Beside jobs that still compute, or afterwards, as often as one likes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from harness.tracking.views import Mirrored, Views, mirrored
 PROGRESS_CHAINS = 20
 """A line of progress after so many chains."""
 MAX_FAILURES = 3
-"""Chains in a row that could not be sent, after which a pass ends: W&B does not answer, and each took its time to say so."""
+"""Chains in a row that could not be sent, after which a pass ends: W&B does not answer, and each took its
+time to say so."""
 
 
 @dataclass
@@ -29,7 +33,8 @@ class Synced:
 
     Attributes:
         chains: Chains of the study.
-        complete: Chains of which nothing is left to send, ever: all generations are there, or the last one diverged.
+        complete: Chains of which nothing is left to send, ever: all generations are there, or the last one
+            diverged.
         chains_sent: Chains of which something was sent.
         generations_sent: Generations that were sent.
         errors: Chain to why it could not be sent, in the last pass over it.
@@ -48,7 +53,10 @@ class Synced:
 
     @property
     def exit_code(self) -> int:
-        """See the commands' exit codes: 1 a chain could not be sent, 75 there was more to do when it ended."""
+        """See the commands' exit codes.
+
+        1 a chain could not be sent, 75 there was more to do when it ended.
+        """
         return 1 if self.errors else 75 if self.stopped or self.busy else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -65,11 +73,16 @@ def check_wanted(prepared: Prepared) -> None:
         InputError: ``tracking.wandb`` is ``disabled``.
     """
     if prepared.study.base.tracking.wandb == "disabled":
-        message = "found disabled, so nothing may be sent; allowed for sync: offline, online (or --set tracking.wandb=offline)"
+        message = (
+            "found disabled, so nothing may be sent; allowed for sync: offline, online (or --set "
+            "tracking.wandb=offline)"
+        )
         raise prepared.study.source.error("tracking.wandb", message)
 
 
-def sync(prepared: Prepared, root: Path, stop: Stop, every_s: float | None, say: Callable[[str], None]) -> Synced:
+def sync(
+    prepared: Prepared, root: Path, stop: Stop, every_s: float | None, say: Callable[[str], None]
+) -> Synced:
     """Send what is committed and was not sent before.
 
     Args:
@@ -91,7 +104,11 @@ def sync(prepared: Prepared, root: Path, stop: Stop, every_s: float | None, say:
         if (root / "format").exists():
             _Pass(prepared, root, server, stop, say, total).run()
         total.wall_s = round(time.monotonic() - started, 3)
-        if every_s is None or stop.is_set() or (total.complete == total.chains and not total.errors and not total.busy):
+        if (
+            every_s is None
+            or stop.is_set()
+            or (total.complete == total.chains and not total.errors and not total.busy)
+        ):
             total.stopped = stop.is_set()
             return total
         stop.wait(every_s)
@@ -101,10 +118,23 @@ class _Pass:
     """One look at every chain."""
 
     def __init__(
-        self, prepared: Prepared, root: Path, server: Server, stop: Stop, say: Callable[[str], None], total: Synced
+        self,
+        prepared: Prepared,
+        root: Path,
+        server: Server,
+        stop: Stop,
+        say: Callable[[str], None],
+        total: Synced,
     ) -> None:
         store = Store.read(root)
-        self.prepared, self.store, self.server, self.stop, self.say, self.total = prepared, store, server, stop, say, total
+        self.prepared, self.store, self.server, self.stop, self.say, self.total = (
+            prepared,
+            store,
+            server,
+            stop,
+            say,
+            total,
+        )
         self.views = Views(prepared, store)
         self.gave_up = False
         self.folder = Experiment(store.root, prepared.study.base.experiment).path / "wandb"
@@ -112,7 +142,9 @@ class _Pass:
     def run(self) -> None:
         tracking = self.prepared.study.base.tracking
         sent = Sent(self.folder, self.server, tracking.entity, tracking.project)
-        todo = [chain for chain in mirrored(self.prepared) if self._news(chain, len(sent.evaluations(chain.id)))]
+        todo = [
+            chain for chain in mirrored(self.prepared) if self._news(chain, len(sent.evaluations(chain.id)))
+        ]
         self.total.busy, errors = [], self.total.errors
         self.total.errors = {}
         if todo:
@@ -131,11 +163,16 @@ class _Pass:
     def _leases(self) -> Iterator[Leases]:
         base = self.prepared.study.base
         root = Store.open(self.store.root).root
-        with own_leases(root, base.resources.lease_s, {"experiment": base.experiment, "sync": True}) as leases:
+        with own_leases(
+            root, base.resources.lease_s, {"experiment": base.experiment, "sync": True}
+        ) as leases:
             yield leases
 
     def _news(self, chain: Mirrored, known: int) -> bool:
-        """Whether more of a chain is committed than was sent; a bundled chain that diverged has fewer records than generations."""
+        """Whether more of a chain is committed than was sent.
+
+        A bundled chain that diverged has fewer records than generations.
+        """
         there = self.views.committed(chain)
         return there > known and (isinstance(chain, Chain) or len(self.views.view(chain).generations) > known)
 
@@ -153,7 +190,9 @@ class _Pass:
                 busy.append(chain)
                 continue
             except Exception as error:  # one chain that cannot be sent must not keep the others back
-                self.total.errors[chain.id] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                self.total.errors[chain.id] = (
+                    f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                )
                 failures += 1
                 if failures == MAX_FAILURES:
                     self.say(f"{failures} chains in a row could not be sent; the rest is left for later")
@@ -183,7 +222,8 @@ def chain_length(chain: Mirrored) -> int:
 def describe(done: Synced) -> str:
     """What a sync has done, in one line."""
     text = (
-        f"{done.generations_sent} generations of {done.chains_sent} chains sent, {done.complete} of {done.chains} chains complete"
+        f"{done.generations_sent} generations of {done.chains_sent} chains sent, {done.complete} of "
+        f"{done.chains} chains complete"
     )
     if done.errors:
         text += f", {len(done.errors)} could not be sent"

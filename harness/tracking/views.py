@@ -1,4 +1,7 @@
-"""What W&B shows of a study, read from the store; needs neither ray nor torch, so a login node can mirror while jobs compute."""
+"""What W&B shows of a study, read from the store.
+
+Needs neither ray nor torch, so a login node can mirror while jobs compute.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class BundledCell:
-    """All chains of a cell that is run in bundles: one run shows their means. A run for each of 10,000 cheap chains helps nobody.
+    """All chains of a cell that is run in bundles: one run shows their means.
+
+    A run for each of 10,000 cheap chains helps nobody.
 
     Attributes:
         id: Of these chains, so that other seeds are another run.
@@ -48,7 +53,10 @@ Mirrored = Chain | BundledChain | BundledCell
 
 
 def mirrored(prepared: Prepared) -> list[Mirrored]:
-    """What a study's runs show: its chains, but the cells of those in bundles, unless ``tracking.bundles`` asks for chains."""
+    """What a study's runs show.
+
+    Its chains, but the cells of those in bundles, unless ``tracking.bundles`` asks for chains.
+    """
     if prepared.study.base.tracking.bundles == "chains":
         return list(prepared.chains)
     cells: dict[int, list[BundledChain]] = {}
@@ -64,7 +72,8 @@ def mirrored(prepared: Prepared) -> list[Mirrored]:
 class Views:
     """What is mirrored of a study, as far as it is committed.
 
-    What is read for many chains at once is kept, so views of a store that others write to are made anew for each pass over it.
+    What is read for many chains at once is kept, so views of a store that others write to are made anew for
+    each pass over it.
     """
 
     def __init__(self, prepared: Prepared, store: Store) -> None:
@@ -86,7 +95,10 @@ class Views:
         return self._inventory
 
     def committed(self, item: Mirrored) -> int:
-        """How many generations are committed; cheap, no record is read. A cell counts when all its chains are there."""
+        """How many generations are committed; cheap, no record is read.
+
+        A cell counts when all its chains are there.
+        """
         if isinstance(item, BundledCell):
             return min(self.committed(chain) for chain in item.chains)
         if isinstance(item, BundledChain):
@@ -112,12 +124,17 @@ class Views:
         return self._view(item.id, cell.config, shown, generations, "chain")
 
     @staticmethod
-    def _view(name: str, config: Any, shown: Mapping[str, Any], generations: Sequence[GenerationView], kind: str) -> ChainView:
+    def _view(
+        name: str, config: Any, shown: Mapping[str, Any], generations: Sequence[GenerationView], kind: str
+    ) -> ChainView:
         tracking = config.tracking
         return ChainView(config.experiment, name, tracking.project, tracking.entity, shown, generations, kind)
 
     def _means(self, item: BundledCell) -> list[GenerationView]:
-        """Every generation of a cell: the means over its chains, and their 95 % intervals where none has diverged (Student's t)."""
+        """Every generation of a cell.
+
+        The means over its chains, and their 95 % intervals where none has diverged (Student's t).
+        """
         table = self.store.bundles.read([chain.key for chain in item.chains])
         if table is None:
             return []
@@ -130,7 +147,10 @@ class Views:
         for g in range(item.generations + 1):
             rows = np.flatnonzero(generation == g)
             gone = int(np.searchsorted(ended, g, side="right"))
-            metrics: dict[str, float | None] = {"seeds/live": float(len(item.chains) - gone), "seeds/diverged": float(gone)}
+            metrics: dict[str, float | None] = {
+                "seeds/live": float(len(item.chains) - gone),
+                "seeds/diverged": float(gone),
+            }
             for name in names:
                 metrics |= _mean(name, values[name][rows], intervals=not gone)
             evaluation = hashlib.sha256(" ".join(sorted(keys[rows])).encode()).hexdigest()[:32]
@@ -145,9 +165,17 @@ class Views:
             record: Record | None = self.store.record(key)
             if record is None:
                 break
-            log = self.store.json("fits", node.fit, "fit.json")["log"] if self.store.has("fits", node.fit) else {}
+            log = (
+                self.store.json("fits", node.fit, "fit.json")["log"]
+                if self.store.has("fits", node.fit)
+                else {}
+            )
             found.append(
-                GenerationView(record, log.get("train_loss", ()), self.store.json("evaluations", key, "continuations.json"))
+                GenerationView(
+                    record,
+                    log.get("train_loss", ()),
+                    self.store.json("evaluations", key, "continuations.json"),
+                )
             )
             if record.status == "diverged":
                 break
@@ -163,7 +191,10 @@ class Views:
 
 
 def _mean(name: str, values: Any, intervals: bool) -> dict[str, float | None]:
-    """A metric's mean over seeds, with the ends of its interval beside it; nothing where no value is finite."""
+    """A metric's mean over seeds, with the ends of its interval beside it.
+
+    Nothing where no value is finite.
+    """
     finite = values[np.isfinite(values)]
     if not len(finite):
         return {}
@@ -172,5 +203,9 @@ def _mean(name: str, values: Any, intervals: bool) -> dict[str, float | None]:
         return {name: mean}
     from scipy import stats
 
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1)) * float(finite.std(ddof=1)) / math.sqrt(len(finite))
+    half = (
+        float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1))
+        * float(finite.std(ddof=1))
+        / math.sqrt(len(finite))
+    )
     return {name: mean, f"{name}.low": mean - half, f"{name}.high": mean + half}

@@ -24,4 +24,7 @@ class LaplaceFamily(Family):
 
     def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
         with np.errstate(divide="ignore"):
-            return {"laplace/log_scale": np.log(model["scale"].mean(axis=1)), "laplace/median": model["median"][:, 0]}
+            return {
+                "laplace/log_scale": np.log(model["scale"].mean(axis=1)),
+                "laplace/median": model["median"][:, 0],
+            }

@@ -9,7 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.records import REAL, Examples, Part
-from harness.registry import FilterPlugin, Known, LearnerPlugin, Metric, MetricPlugin, RegimePlugin, TrackerPlugin
+from harness.registry import (
+    FilterPlugin,
+    Known,
+    LearnerPlugin,
+    Metric,
+    MetricPlugin,
+    RegimePlugin,
+    TrackerPlugin,
+)
 from harness.section import PositiveInt, Section, Share, since
 
 
@@ -53,9 +61,14 @@ learner = LearnerPlugin(
     version=1,
     family="collapse_laplace:LaplaceFamily",
     reads=("gaussian", "mixture", "shape", "array"),
-    metrics=(Metric("laplace/log_scale", "log scale", worse="lower", shown=True), Metric("laplace/median", "median of the fit")),
+    metrics=(
+        Metric("laplace/log_scale", "log scale", worse="lower", shown=True),
+        Metric("laplace/median", "median of the fit"),
+    ),
 )
 filter_ = FilterPlugin(Every, version=1, keep=keep)
 regime = RegimePlugin(two_latest, version=1)
-metric = MetricPlugin((Metric("spread/p10_p90", "10 % to 90 % of the samples", worse="lower"),), version=1, measure=spread)
+metric = MetricPlugin(
+    (Metric("spread/p10_p90", "10 % to 90 % of the samples", worse="lower"),), version=1, measure=spread
+)
 tracker = TrackerPlugin("collapse_plugin:write")

@@ -1,8 +1,8 @@
 """The configuration: frozen pydantic models, one per section of the YAML file.
 
-Fields that belong to the science enter the keys; a field marked `execution()` never does. A science field at the default that it
-had when it was introduced is left out of the key, so that a field added later changes no old key: a changed default keeps its
-``introduced`` value.
+Fields that belong to the science enter the keys; a field marked `execution()` never does. A science field at
+the default that it had when it was introduced is left out of the key, so that a field added later changes no
+old key: a changed default keeps its ``introduced`` value.
 """
 
 from __future__ import annotations

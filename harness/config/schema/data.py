@@ -27,7 +27,10 @@ class PretrainedTokenizer(Section):
 
 
 class Split(Section):
-    """Shares of the real documents that are held out; a document falls on one side by the hash of its text."""
+    """Shares of the real documents that are held out.
+
+    A document falls on one side by the hash of its text.
+    """
 
     validation: Annotated[float, Field(gt=0, lt=0.5)] = since(0.05)
     test: Annotated[float, Field(gt=0, lt=0.5)] = since(0.05)
@@ -37,7 +40,8 @@ class TextData(Section):
     """Text as the real distribution."""
 
     source: Place
-    """``python-docs``, ``python-stdlib``, ``hf:NAME[/CONFIG]``, or a path: .txt, .jsonl, .parquet, or a folder of them."""
+    """``python-docs``, ``python-stdlib``, ``hf:NAME[/CONFIG]``, or a path: .txt, .jsonl, .parquet, or a
+    folder of them."""
     text_field: str = since("text")
     """Field or column of .jsonl, .parquet and hub data that holds the text."""
     revision: str | None = since(None)
@@ -50,7 +54,8 @@ class TextData(Section):
     num_examples: Annotated[int, Field(gt=0)] | None = since(None)
     """Training examples; all when null. The rest is the reservoir of ``fresh_real``."""
     resample: bool = since(False)
-    """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on the same ones."""
+    """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on
+    the same ones."""
     separator: Literal["none", "eos"] = since("none")
     """``eos`` puts the end-of-text token behind every document; ``none`` joins documents by a blank line."""
     prepend_bos: bool = since(True)
@@ -80,7 +85,8 @@ class DiscreteData(Section):
     """Outcome k = 1..K has a probability proportional to k to the power -zipf."""
     num_examples: Annotated[int, Field(ge=1)] = since(100)
     stratified: bool = since(False)
-    """The real examples hold each outcome as often as its probability says, to the nearest example, instead of at random."""
+    """The real examples hold each outcome as often as its probability says, to the nearest example, instead
+    of at random."""
 
     @model_validator(mode="after")
     def _one_way(self) -> DiscreteData:
@@ -108,7 +114,8 @@ class LinearData(Section):
     flipped: Share = since(0.0)
     """Share of the labels that are wrong, with ``labels: sign``."""
     shift: float = since(0.0)
-    """Length of a fixed vector, at a right angle to w where dim allows, that is added to w: for a teacher that is wrong."""
+    """Length of a fixed vector, at a right angle to w where dim allows, that is added to w: for a teacher
+    that is wrong."""
 
     @model_validator(mode="after")
     def _flips_signs(self) -> LinearData:
@@ -132,7 +139,8 @@ class MixtureData(Section):
     components: Annotated[tuple[Component, ...], Field(min_length=1)]
     num_examples: Annotated[int, Field(ge=2)] = since(100)
     stratified: bool = since(False)
-    """Each component gives as many of the real examples as its weight says, to the nearest example, instead of at random."""
+    """Each component gives as many of the real examples as its weight says, to the nearest example, instead
+    of at random."""
 
     @model_validator(mode="after")
     def _agree(self) -> MixtureData:
@@ -164,7 +172,8 @@ class ArrayData(Section):
     num_examples: Annotated[int, Field(ge=2)] | None = since(None)
     """Training examples; all when null. The rest is the reservoir of ``fresh_real``."""
     resample: bool = since(False)
-    """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on the same ones."""
+    """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on
+    the same ones."""
     test: Annotated[float, Field(gt=0, lt=0.9)] = since(0.1)
     """Share of the rows that is held out."""
 
@@ -207,12 +216,16 @@ class ImageData(Section):
     num_examples: PositiveInt | None = since(None)
     """Training images; all when null. The rest is the reservoir of ``fresh_real``."""
     resample: bool = since(False)
-    """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on the same ones."""
+    """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on
+    the same ones."""
     split: ImageSplit = since(ImageSplit(), introduced={})
 
     @property
     def dim(self) -> int:
-        """Numbers per example, as far as the configuration tells: estimates of space use it, nothing else does."""
+        """Numbers per example, as far as the configuration tells.
+
+        Estimates of space use it, nothing else does.
+        """
         return 8 * 8 if self.source == DIGITS else 28 * 28
 
 
@@ -222,7 +235,10 @@ DIGITS = "digits"
 
 def is_image_data(value: Any) -> bool:
     """Whether a ``data`` section, as plain data or as a model, is about images."""
-    source, kind = (value.get(name) if isinstance(value, Mapping) else getattr(value, name, None) for name in ("source", "kind"))
+    source, kind = (
+        value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+        for name in ("source", "kind")
+    )
     return source == DIGITS or kind == "images"
 
 

@@ -21,25 +21,27 @@ class CorpusSource(Section):
     """Synthetic examples from a fixed corpus that someone else's model wrote."""
 
     corpus: Place
-    """A .txt, .jsonl or .parquet file, or a folder of them; ``hf:NAME[/CONFIG]``, of which the split ``train`` is taken; or an
-    embedded source, of which the training side is taken."""
+    """A .txt, .jsonl or .parquet file, or a folder of them; ``hf:NAME[/CONFIG]``, of which the split
+    ``train`` is taken; or an embedded source, of which the training side is taken."""
 
 
 class CellSource(Section):
     """Synthetic examples from another chain of the grid, with the same seed."""
 
     cell: Annotated[dict[str, Any], Field(min_length=1)]
-    """Axes and their values; an axis that is not named has this cell's own value, regime.source is ``self`` unless named."""
+    """Axes and their values; an axis that is not named has this cell's own value, regime.source is ``self``
+    unless named."""
     generation: Annotated[int, Field(ge=0)] | None = since(None)
-    """A fixed teacher: every generation reads what this one wrote; the same generation as the chain's own when null."""
+    """A fixed teacher: every generation reads what this one wrote; the same generation as the chain's own
+    when null."""
 
 
 class ModelSource(Section):
     """Synthetic examples from a fixed teacher."""
 
     model: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[Place, Field(min_length=1)]
-    """For text: a pretrained model, which writes one corpus as it is; for analytic data: fields of ``data`` in which the teacher
-    differs from the truth, and new examples each generation."""
+    """For text: a pretrained model, which writes one corpus as it is; for analytic data: fields of ``data``
+    in which the teacher differs from the truth, and new examples each generation."""
 
 
 class Refresh(Section):
@@ -70,10 +72,12 @@ class Regime(Section):
     real_part: Literal["resample", "fixed"] = since("resample")
     """replace: a new random subset of the real examples each generation (the default), or the same one."""
     source: Literal["self"] | CorpusSource | CellSource | ModelSource = since("self")
-    """Who wrote the synthetic examples: the chain itself, a fixed corpus, another chain of the grid, or a fixed teacher."""
+    """Who wrote the synthetic examples: the chain itself, a fixed corpus, another chain of the grid, or a
+    fixed teacher."""
     refresh: Refresh | None = since(None)
     budget: Literal["examples", "tokens", "steps"] = since("examples")
-    """Held equal across regimes: passes over the examples (default), tokens seen, or optimizer steps of generation 0."""
+    """Held equal across regimes: passes over the examples (default), tokens seen, or optimizer steps of
+    generation 0."""
 
     @model_validator(mode="after")
     def _used_fields(self) -> Regime:
@@ -90,7 +94,9 @@ class Regime(Section):
         fixed = isinstance(self.source, CellSource) and self.source.generation is not None
         if (fixed or isinstance(self.source, CorpusSource | ModelSource)) and found.pools:
             allowed = ", ".join(kind for kind in REGIMES if not REGIMES[kind].pools)
-            raise ValueError(f"{self.kind} pools a corpus of every generation; a fixed source goes with {allowed}")
+            raise ValueError(
+                f"{self.kind} pools a corpus of every generation; a fixed source goes with {allowed}"
+            )
         return self
 
 
@@ -107,15 +113,21 @@ class Evaluate(Section):
     prompts: Annotated[int, Field(ge=0, le=1000)] | tuple[Annotated[str, Field(min_length=1)], ...] = since(8)
     """Texts that every generation continues, or how many to take from the test split."""
     examples: PositiveInt = since(1024)
-    """The metrics of the corpus read its first this many examples (at most as many as there are real ones)."""
+    """The metrics of the corpus read its first this many examples (at most as many as there are real
+    ones)."""
     perplexity_batch: PositiveInt = since(8)
     """Test sequences in one batch of ``test/perplexity_batch_mean``."""
     max_duplicate_share: Share | None = since(None)
-    """A chain fails where more of a generation's examples than this equal an earlier one; null never fails."""
+    """A chain fails where more of a generation's examples than this equal an earlier one; null never
+    fails."""
     ranges: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], tuple[float, float]] = since({})
-    """Names of ranges of the first coordinate, each from (included) to (excluded): ``share/<name>`` is the corpus's share in it."""
-    others: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[Place, Field(min_length=1)]] = since({})
-    """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on their test side."""
+    """Names of ranges of the first coordinate, each from (included) to (excluded): ``share/<name>`` is the
+    corpus's share in it."""
+    others: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[Place, Field(min_length=1)]
+    ] = since({})
+    """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on
+    their test side."""
 
     metrics: tuple[str, ...] = since(())
     """Metrics of other packages, by the names of their entry points (docs/plugins.md)."""

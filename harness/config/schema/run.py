@@ -32,11 +32,11 @@ class Resources(Section):
     gpus_per_rank: Annotated[int, Field(ge=0, le=1)] | None = None
     """1 on a machine with GPUs, else 0, when null."""
     deterministic: bool = True
-    """On GPUs: only kernels that add up in one order, so that a resumed fit equals an uninterrupted one bit for bit;
-    false is a little faster, and a fit then has other last bits each time."""
+    """On GPUs: only kernels that add up in one order, so that a resumed fit equals an uninterrupted one bit
+    for bit; false is a little faster, and a fit then has other last bits each time."""
     bundled: bool = True
-    """Cheap learners: run many chains at once and keep records and parameters only; false runs each generation by itself, with its
-    corpus on disk."""
+    """Cheap learners: run many chains at once and keep records and parameters only; false runs each
+    generation by itself, with its corpus on disk."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often a gang may fail in one generation and try again before its chains are failed."""
     max_preemptions: Annotated[int, Field(ge=0)] = 1000
@@ -44,7 +44,8 @@ class Resources(Section):
     checkpoint_s: Seconds = 300.0
     """Seconds between the checkpoints of a fit: what a kill can cost at most."""
     watchdog_s: Seconds = 600.0
-    """A gang that makes no step, token or batch for this many seconds hangs: it is ended and its branch tried again."""
+    """A gang that makes no step, token or batch for this many seconds hangs: it is ended and its branch tried
+    again."""
     lease_s: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] = 60.0
     """Others on the store take over what a process held once it has shown no life for this many seconds."""
     grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
@@ -69,9 +70,13 @@ class Tracking(Section):
     @classmethod
     def _as_wandb_allows(cls, value: str | None) -> str | None:
         """What W&B itself would refuse, but only once everything is computed."""
-        if value is not None and not (0 < len(value) <= 128 and value.isprintable() and not set(value) & set(NOT_IN_PROJECTS)):
+        if value is not None and not (
+            0 < len(value) <= 128 and value.isprintable() and not set(value) & set(NOT_IN_PROJECTS)
+        ):
             allowed = f"1 to 128 printable characters, none of {' '.join(NOT_IN_PROJECTS)}"
-            raise ValueError(f"found {shown(value)}, allowed by W&B: {allowed}; the entity has a field of its own")
+            raise ValueError(
+                f"found {shown(value)}, allowed by W&B: {allowed}; the entity has a field of its own"
+            )
         return value
 
     trackers: tuple[str, ...] = ()
@@ -90,10 +95,15 @@ class Statistic(Section):
     """One number per seed, from the records of a cell."""
 
     metric: str
-    of: Literal["first", "last", "change", "ratio", "log_ratio", "slope", "highest", "lowest", "exceeds_first", "lost"] = "change"
-    """``first`` and ``last``: in generation 0 and in the last one; ``change``: last - first; ``ratio``: last / first;
-    ``log_ratio``: its logarithm; ``slope``: least squares over the generations, per generation; ``highest``, ``lowest``: over the
-    generations; ``exceeds_first``: 1 where the last one is above the 95 % interval of one more seed's generation 0, else 0;
+    of: Literal[
+        "first", "last", "change", "ratio", "log_ratio", "slope", "highest", "lowest", "exceeds_first", "lost"
+    ] = "change"
+    """``first`` and ``last``: in generation 0 and in the last one; ``change``: last - first; ``ratio``: last
+    / first;
+    ``log_ratio``: its logarithm; ``slope``: least squares over the generations, per generation; ``highest``,
+        ``lowest``: over the
+    generations; ``exceeds_first``: 1 where the last one is above the 95 % interval of one more seed's
+    generation 0, else 0;
     ``lost``: 1 where the last one is 0, else 0."""
     generation: Annotated[int, Field(ge=0)] | None = None
     """Taken as the last one; the chains' last when null."""
@@ -119,7 +129,9 @@ class Claim(Section):
     def _one_range(self) -> Claim:
         given = [name for name in ("above", "below", "between") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of above, below or between; found {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"give exactly one of above, below or between; found {', '.join(given) or 'none'}"
+            )
         if self.between is not None and self.between[0] >= self.between[1]:
             raise ValueError("between: the first number must be below the second")
         return self
@@ -163,10 +175,14 @@ class Config(Section):
         if found not in learner.reads:
             hint = "; hub data and files are images with kind: images" if "images" in learner.reads else ""
             reads = ", ".join(learner.reads)
-            raise ValueError(f"data.source: learner {kind} reads {reads} data, {self.data.source!r} is {found}{hint}")
+            raise ValueError(
+                f"data.source: learner {kind} reads {reads} data, {self.data.source!r} is {found}{hint}"
+            )
         self._check_evaluation(kind, found)
         if self.resources.ranks != 1 and not learner.many_ranks:
-            raise ValueError(f"resources.ranks: found {self.resources.ranks}, learner {kind} runs on one rank")
+            raise ValueError(
+                f"resources.ranks: found {self.resources.ranks}, learner {kind} runs on one rank"
+            )
         if learner.family:
             self._check_closed_form()
         learner.check(self)
@@ -182,7 +198,9 @@ class Config(Section):
         read = LEARNERS[kind].evaluates
         for name, info in type(self.evaluate).model_fields.items():
             if name not in ("metrics", *read) and getattr(self.evaluate, name) != info.get_default():
-                raise ValueError(f"evaluate.{name}: is not used by learner {kind}, which reads {', '.join(read)}")
+                raise ValueError(
+                    f"evaluate.{name}: is not used by learner {kind}, which reads {', '.join(read)}"
+                )
         for name in self.evaluate.metrics:
             readable = METRICS[name].reads
             if readable and data not in readable:
@@ -191,22 +209,32 @@ class Config(Section):
     def _check_source(self, data: str) -> None:
         n, refresh, source = getattr(self.data, "num_examples", None), self.regime.refresh, self.regime.source
         if refresh is not None and refresh.examples is not None and n is not None and refresh.examples > n:
-            raise ValueError(f"regime.refresh.examples: {refresh.examples}, more than data.num_examples ({n})")
+            raise ValueError(
+                f"regime.refresh.examples: {refresh.examples}, more than data.num_examples ({n})"
+            )
         if isinstance(source, ModelSource) and isinstance(source.model, str) != (data == "text"):
             raise ValueError(
-                "regime.source.model: for text the name of a pretrained model, for analytic data fields of data in which it differs"
+                "regime.source.model: for text the name of a pretrained model, for analytic data fields of "
+                "data in which it differs"
             )
         if isinstance(source, CorpusSource) and self.filters:
-            raise ValueError("filters apply to what the chain writes; with regime.source {corpus: ...} filter the corpus itself")
+            raise ValueError(
+                "filters apply to what the chain writes; with regime.source {corpus: ...} filter the corpus "
+                "itself"
+            )
 
     def _check_closed_form(self) -> None:
         kind, refresh = self.learner.kind, self.regime.refresh
         if self.regime.budget != "examples":
             raise ValueError(f"regime.budget: is not used by learner {kind}, which takes no steps")
         if refresh is not None and refresh.init is not None and not hasattr(self.learner, "init"):
-            raise ValueError(f"regime.refresh.init: is not used by learner {kind}, which has no weights to start from")
+            raise ValueError(
+                f"regime.refresh.init: is not used by learner {kind}, which has no weights to start from"
+            )
         if refresh is not None and refresh.init == "pretrained":
-            raise ValueError(f"regime.refresh.init: learner {kind} has no pretrained weights; allowed: scratch, previous")
+            raise ValueError(
+                f"regime.refresh.init: learner {kind} has no pretrained weights; allowed: scratch, previous"
+            )
 
     @property
     def micro_batch(self) -> int:

@@ -44,7 +44,9 @@ def ok(name: str, found: str) -> Check:
     return Check(name, "ok", found)
 
 
-def graded(name: str, found: str, failures: Sequence[str], warnings: Sequence[str] = (), *, remedy: str = "") -> Check:
+def graded(
+    name: str, found: str, failures: Sequence[str], warnings: Sequence[str] = (), *, remedy: str = ""
+) -> Check:
     """A check of several parts.
 
     Args:
@@ -112,7 +114,12 @@ def run(command: Sequence[str], limit_s: float, environment: Mapping[str, str] |
     """
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
     except OSError as error:
         raise ChildError(f"{command[0]}: {error.strerror}") from None

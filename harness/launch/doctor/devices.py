@@ -9,10 +9,18 @@ from harness.launch.doctor.checks import text_of
 
 
 def main() -> None:
-    """Put a number on each device and read it back: a device can be listed and still be out of order, or somebody's own."""
+    """Put a number on each device and read it back.
+
+    A device can be listed and still be out of order, or somebody's own.
+    """
     import torch
 
-    found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "devices": [], "error": ""}
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "devices": [],
+        "error": "",
+    }
     try:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     except Exception as error:

@@ -44,9 +44,19 @@ def examine(root: Path) -> Iterator[Check]:
     yield from _guarded("slurm", lambda: (replace(check, where=here) for check in slurm.examine()))
     allocation = os.environ.get("SLURM_JOB_ID") and shutil.which("srun")
     try:
-        found = nodes.allocated(slurm.expand(os.environ.get("SLURM_JOB_NODELIST", ""))) if allocation else nodes.here()
+        found = (
+            nodes.allocated(slurm.expand(os.environ.get("SLURM_JOB_NODELIST", "")))
+            if allocation
+            else nodes.here()
+        )
     except (ChildError, OSError) as error:
-        yield Check("node", "failure", f"no machine can be examined: {error}", "is the allocation still there? `squeue --me`", here)
+        yield Check(
+            "node",
+            "failure",
+            f"no machine can be examined: {error}",
+            "is the allocation still there? `squeue --me`",
+            here,
+        )
         return
     try:
         yield from Examination(found, root.absolute()).checks()
@@ -59,7 +69,9 @@ def _guarded(name: str, function: Callable[[], Iterator[Check]]) -> Iterator[Che
     try:
         yield from function()
     except Exception as error:
-        yield Check(name, "failure", text_of(error), "this is a defect of the harness: report it", node_name())
+        yield Check(
+            name, "failure", text_of(error), "this is a defect of the harness: report it", node_name()
+        )
 
 
 class Examination:
@@ -96,7 +108,9 @@ class Examination:
         troubles, self.nodes.troubles = self.nodes.troubles, []
         return troubles
 
-    def _each(self, what: str, limit_s: float, only: list[str] | None = None, name: str = "", **details: Any) -> Iterator[Check]:
+    def _each(
+        self, what: str, limit_s: float, only: list[str] | None = None, name: str = "", **details: Any
+    ) -> Iterator[Check]:
         """Ask machines for checks."""
         for node, answer in self.nodes.ask(what, limit_s, only, name, **details).items():
             self._gpus[node] = answer.get("gpus", self._gpus.get(node, 0))
@@ -120,14 +134,25 @@ class Examination:
 
     def _root(self) -> Iterator[Check]:
         answers = self.nodes.ask("root", QUICK_S, name="store root", root=str(self.root))
-        checks = [replace(Check(**fields), where=node) for node, answer in answers.items() for fields in answer["checks"]]
+        checks = [
+            replace(Check(**fields), where=node)
+            for node, answer in answers.items()
+            for fields in answer["checks"]
+        ]
         yield from checks
         if not answers or any(check.severity == "failure" and check.name == "store root" for check in checks):
             return
         there = sorted({answer["above"] for answer in answers.values()})
         if len(there) > 1:
             without = ", ".join(node for node, answer in answers.items() if not answer["exists"])
-            yield self._all(Check("shared root", "failure", f"{self.root} is not there on {without}, and is on others", SHARE))
+            yield self._all(
+                Check(
+                    "shared root",
+                    "failure",
+                    f"{self.root} is not there on {without}, and is on others",
+                    SHARE,
+                )
+            )
             return
         folder = f"{there[0]}/{PROBE}{uuid.uuid4().hex}"
         self.nodes.ask("meet", QUICK_S, name="shared root", folder=folder)
@@ -147,11 +172,15 @@ class Examination:
             if self.nodes.ask("make", QUICK_S, [writer], "shared root", path=path):
                 # Once it is known that they share nothing, nobody waits that long again.
                 patience_s = 1.0 if None in waits.values() else storage.SEEN_LIMIT_S
-                seen = self.nodes.ask("see", patience_s + 5, others, "shared root", path=path, patience_s=patience_s)
+                seen = self.nodes.ask(
+                    "see", patience_s + 5, others, "shared root", path=path, patience_s=patience_s
+                )
                 waits |= {(writer, reader): waited for reader, waited in seen.items()}
         if waits:
             yield self._all(storage.judge_seen(waits, storage.SEEN_LIMIT_S))
-        wins = self.nodes.ask("race", storage.SEEN_LIMIT_S, name="locking", folder=folder, rounds=storage.ROUNDS)
+        wins = self.nodes.ask(
+            "race", storage.SEEN_LIMIT_S, name="locking", folder=folder, rounds=storage.ROUNDS
+        )
         if len(wins) > 1:
             yield self._all(storage.judge_race(wins))
 
@@ -177,21 +206,32 @@ class Examination:
             yield self._all(network.judge_ports(wrong))
 
     def _communication(self) -> Iterator[Check]:
-        # One rank a machine. On one machine two, or there would be nobody to talk to; but NCCL wants a GPU for each.
+        # One rank a machine. On one machine two, or there would be nobody to talk to; but NCCL wants a GPU
+        # for each.
         alive = self.nodes.alive
         gpus = self._gpus.get(alive[0], 0)
         places: list[tuple[str, int | None]] = [(node, None) for node in alive]
         if len(alive) == 1 and gpus != 1:
             places = [(alive[0], device if gpus else None) for device in (0, 1)]
-        ranks = {node: [(rank, device) for rank, (at, device) in enumerate(places) if at == node] for node in alive}
+        ranks = {
+            node: [(rank, device) for rank, (at, device) in enumerate(places) if at == node] for node in alive
+        }
         world, leader = len(places), alive[0]
         peer = self.nodes.hosts[alive[1]] if len(alive) > 1 else ""
-        found = self.nodes.ask("lead", QUICK_S * 3, [leader], "communication", world=world, device=places[0][1], peer=peer)
+        found = self.nodes.ask(
+            "lead", QUICK_S * 3, [leader], "communication", world=world, device=places[0][1], peer=peer
+        )
         if leader in found:
             place = dict(zip(("host", "port"), found[leader], strict=True))
             patience_s = network.REDUCE_LIMIT_S
             answers = self.nodes.ask(
-                "reduce", patience_s + 5, name="communication", ranks=ranks, world=world, patience_s=patience_s, **place
+                "reduce",
+                patience_s + 5,
+                name="communication",
+                ranks=ranks,
+                world=world,
+                patience_s=patience_s,
+                **place,
             )
             results = [result for answer in answers.values() for result in answer]
             if len(results) == world:
@@ -215,7 +255,9 @@ def judge_alike(versions: Mapping[str, Mapping[str, str]]) -> Check:
         for node, known in versions.items():
             there.setdefault(known.get(name, "missing"), []).append(node)
         if len(there) > 1:
-            unlike.append(f"{name}: " + ", ".join(f"{version} on {', '.join(on)}" for version, on in there.items()))
+            unlike.append(
+                f"{name}: " + ", ".join(f"{version} on {', '.join(on)}" for version, on in there.items())
+            )
     more = [f"and {len(unlike) - 3} more"] if len(unlike) > 3 else []
     text = f"the same Python, harness and {len(names) - 3} libraries on {len(versions)} machines"
     remedy = "use one environment that all nodes see, or install requirements.lock on each"

@@ -51,7 +51,9 @@ def connect(ports: Mapping[str, int], hosts: Mapping[str, str], node: str) -> di
         node: This machine.
     """
     with ThreadPoolExecutor(32) as pool:
-        tried = dict(zip(ports, pool.map(lambda other: _hear(hosts[other], ports[other], other), ports), strict=True))
+        tried = dict(
+            zip(ports, pool.map(lambda other: _hear(hosts[other], ports[other], other), ports), strict=True)
+        )
     wrong = {other: what for other, what in tried.items() if what}
     # A machine whose own name means the loopback to it tells others an address that they cannot reach.
     if len(ports) > 1 and not wrong and "GLOO_SOCKET_IFNAME" not in os.environ:
@@ -78,14 +80,25 @@ def judge_ports(wrong: Mapping[str, Mapping[str, str]]) -> Check:
     Args:
         wrong: For each machine that tried, what went wrong by the machine that it came to.
     """
-    told = [f"from {node} to {other}: {what}" for node, found in sorted(wrong.items()) for other, what in sorted(found.items())]
-    found = f"a port that the system chose was reached from {'each of ' if len(wrong) > 1 else ''}{len(wrong)} machine(s)"
-    remedy = "names must resolve to the nodes' addresses, and ports above 1024 be open between them: Ray, gloo and NCCL take any"
+    told = [
+        f"from {node} to {other}: {what}"
+        for node, found in sorted(wrong.items())
+        for other, what in sorted(found.items())
+    ]
+    found = (
+        f"a port that the system chose was reached from {'each of ' if len(wrong) > 1 else ''}{len(wrong)} "
+        f"machine(s)"
+    )
+    remedy = (
+        "names must resolve to the nodes' addresses, and ports above 1024 be open between them: Ray, gloo "
+        "and NCCL take any"
+    )
     more = [f"and {len(told) - 4} more"] if len(told) > 4 else []
     return graded("ports", "" if told else found, [*told[:4], *more], remedy=remedy)
 
 
-# --- process groups ------------------------------------------------------------------------------------------------------
+# --- process groups
+# ------------------------------------------------------------------------------------------------------
 
 
 def _start(rank: int, world: int, host: str, port: int, device: int | None) -> subprocess.Popen[str]:
@@ -93,9 +106,16 @@ def _start(rank: int, world: int, host: str, port: int, device: int | None) -> s
     if device is not None:
         visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         environment["CUDA_VISIBLE_DEVICES"] = visible[device] if device < len(visible) else str(device)
-    command = python("harness.launch.doctor.reduction", str(rank), str(world), host, str(port), str(REDUCED_MIB))
+    command = python(
+        "harness.launch.doctor.reduction", str(rank), str(world), host, str(port), str(REDUCED_MIB)
+    )
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
 
 
@@ -118,7 +138,12 @@ def lead(world: int, device: int | None, peer: str) -> tuple[str, int]:
 
 
 def reduce(
-    ranks: Mapping[str, Sequence[tuple[int, int | None]]], world: int, host: str, port: int, patience_s: float, node: str
+    ranks: Mapping[str, Sequence[tuple[int, int | None]]],
+    world: int,
+    host: str,
+    port: int,
+    patience_s: float,
+    node: str,
 ) -> list[dict[str, Any]]:
     """This machine's part of an all-reduce; rank 0 was started by `lead`.
 
@@ -130,7 +155,10 @@ def reduce(
         patience_s: The ranks are killed after this long.
         node: This machine.
     """
-    children = [_leading.pop() if rank == 0 else _start(rank, world, host, port, device) for rank, device in ranks[node]]
+    children = [
+        _leading.pop() if rank == 0 else _start(rank, world, host, port, device)
+        for rank, device in ranks[node]
+    ]
     deadline = time.monotonic() + patience_s
     results, wrong = [], ""
     for child in children:
@@ -169,5 +197,13 @@ def judge_reduction(results: Sequence[Mapping[str, Any]]) -> Check:
     return graded("communication", "" if wrong else found, wrong, remedy=REDUCE_REMEDY)
 
 
-REDUCE_REMEDY = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that the nodes share; NCCL_DEBUG=INFO says more"
-REQUESTS: dict[str, Callable[..., Any]] = {"listen": listen, "connect": connect, "lead": lead, "reduce": reduce}
+REDUCE_REMEDY = (
+    "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that the nodes share; NCCL_DEBUG=INFO "
+    "says more"
+)
+REQUESTS: dict[str, Callable[..., Any]] = {
+    "listen": listen,
+    "connect": connect,
+    "lead": lead,
+    "reduce": reduce,
+}

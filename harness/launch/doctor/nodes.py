@@ -26,8 +26,14 @@ SLACK_S = 8.0
 END_LIMIT_S = 5.0
 REMEDIES = {
     "communication": REDUCE_REMEDY,
-    "deepspeed": "install the pinned libraries (requirements.lock), and see that there is memory for a process of 1 GiB",
-    "devices": "run `nvidia-smi` there: a driver that hangs needs whoever runs the machine; leave it out with --exclude",
+    "deepspeed": (
+        "install the pinned libraries (requirements.lock), and see that there is memory for a process of 1 "
+        "GiB"
+    ),
+    "devices": (
+        "run `nvidia-smi` there: a driver that hangs needs whoever runs the machine; leave it out with "
+        "--exclude"
+    ),
     "locking": "the file system of --root fails or hangs: `df` there, or name another",
     "shared root": "the file system of --root fails or hangs: `df` there, or name another",
     "store root": "the file system of --root fails or hangs: `df` there, or name another",
@@ -58,7 +64,12 @@ class Nodes:
         self._heard: queue.SimpleQueue[tuple[str, int, dict[str, Any], float]] = queue.SimpleQueue()
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=dict(environment)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=dict(environment),
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -70,7 +81,9 @@ class Nodes:
         """Machines that have answered so far."""
         return [name for name in self.names if name not in self.lost]
 
-    def ask(self, what: str, limit_s: float, only: Collection[str] | None = None, name: str = "", **details: Any) -> dict[str, Any]:
+    def ask(
+        self, what: str, limit_s: float, only: Collection[str] | None = None, name: str = "", **details: Any
+    ) -> dict[str, Any]:
         """Ask machines something; the values of those that gave one.
 
         Args:
@@ -102,7 +115,9 @@ class Nodes:
                 found[node] = (answer["value"], when)
         return found
 
-    def _wait(self, number: int, wanted: Sequence[str], limit_s: float, name: str) -> dict[str, tuple[dict[str, Any], float]]:
+    def _wait(
+        self, number: int, wanted: Sequence[str], limit_s: float, name: str
+    ) -> dict[str, tuple[dict[str, Any], float]]:
         """Answers to one request; who gives none is lost."""
         found: dict[str, tuple[dict[str, Any], float]] = {}
         deadline = time.monotonic() + limit_s
@@ -118,14 +133,17 @@ class Nodes:
         for node in wanted:
             if node not in found:
                 ended = not self._reader.is_alive()
-                self.lost[node] = "its probe ended" if ended else f"no answer to '{name}' within {limit_s:.0f} s"
+                self.lost[node] = (
+                    "its probe ended" if ended else f"no answer to '{name}' within {limit_s:.0f} s"
+                )
                 said = self._said()
                 self.troubles.append(
                     Check(
                         "node",
                         "failure",
                         self.lost[node] + (f" ({said})" if said else ""),
-                        "log in there; leave it out with --exclude. Python and the harness must lie where all nodes see them",
+                        "log in there; leave it out with --exclude. Python and the harness must lie where "
+                        "all nodes see them",
                         node,
                     )
                 )
@@ -152,14 +170,19 @@ class Nodes:
         return lines[-1][:200] if lines else ""
 
     def close(self) -> None:
-        """End the probes; where one hears nothing, SLURM kills all of them, so the others leave nothing behind before."""
+        """End the probes.
+
+        Where one hears nothing, SLURM kills all of them, so the others leave nothing behind before.
+        """
         if self.lost and self.alive:
             self.ask(END, END_LIMIT_S)
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
         if self.lost and self._step.strip(".") and shutil.which("scancel"):
-            subprocess.run(["scancel", "--signal=KILL", self._step], capture_output=True, timeout=15, check=False)
+            subprocess.run(
+                ["scancel", "--signal=KILL", self._step], capture_output=True, timeout=15, check=False
+            )
         try:
             self._process.wait(timeout=SLACK_S)
         except subprocess.TimeoutExpired:
@@ -177,6 +200,16 @@ def allocated(names: Sequence[str]) -> Nodes:
     """One probe on each node of this process's allocation, beside whatever runs there."""
     environment = {name: value for name, value in os.environ.items() if name not in SHAPED_BY}
     count = str(len(names))
-    flags = ["--overlap", "-N", count, "-n", count, "--ntasks-per-node=1", "--cpu-bind=none", "--export=ALL", "--input=all"]
+    flags = [
+        "--overlap",
+        "-N",
+        count,
+        "-n",
+        count,
+        "--ntasks-per-node=1",
+        "--cpu-bind=none",
+        "--export=ALL",
+        "--input=all",
+    ]
     flags += ["--kill-on-bad-exit=0", "--no-kill", "--mpi=none", "--nodelist", ",".join(names)]
     return Nodes(names, ["srun", *flags, *python("harness.launch.doctor.probe")], environment)

@@ -1,6 +1,9 @@
-"""Runs on each machine that is examined: reads one request a line, answers each within its time limit, ends with its input.
+"""Runs on each machine that is examined.
 
-srun carries requests and answers, so that neither the network nor the file system that are being examined need to work for it.
+Reads one request a line, answers each within its time limit, ends with its input.
+
+srun carries requests and answers, so that neither the network nor the file system that are being examined
+need to work for it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ MARK = "@harness-doctor"
 END = "end"
 """The request to leave nothing behind, before this process may be killed."""
 PIECE = 600
-"""Bytes of a line at most: srun keeps lines of up to 1024 bytes whole, and mixes longer ones with those of other machines."""
+"""Bytes of a line at most: srun keeps lines of up to 1024 bytes whole, and mixes longer ones with those of
+other machines."""
 
 REQUESTS: dict[str, Callable[..., Any]] = {
     **machine.REQUESTS,

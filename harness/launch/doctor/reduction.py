@@ -1,4 +1,7 @@
-"""A child process: one rank of a process group like a gang's, that sums a tensor over all ranks; prints JSON lines."""
+"""A child process: one rank of a process group like a gang's, that sums a tensor over all ranks.
+
+Prints JSON lines.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,18 @@ from typing import Any
 
 import psutil
 
-from harness.launch.doctor.checks import Check, ChildError, gib, graded, last_line, ok, python, run, scratch_prefix, told
+from harness.launch.doctor.checks import (
+    Check,
+    ChildError,
+    gib,
+    graded,
+    last_line,
+    ok,
+    python,
+    run,
+    scratch_prefix,
+    told,
+)
 from harness.proc import wait_gone
 
 DEEPSPEED_LIMIT_S = 120.0
@@ -50,12 +61,19 @@ def deepspeed() -> dict[str, Any]:
     """One step of a small model on one rank, in a child that refuses to compile."""
     with tempfile.TemporaryDirectory(prefix=scratch_prefix()) as builds:
         environment = {**os.environ, "TORCH_EXTENSIONS_DIR": builds}
-        found = json.loads(last_line(run(python("harness.launch.doctor.step"), DEEPSPEED_LIMIT_S - 10, environment)))
+        found = json.loads(
+            last_line(run(python("harness.launch.doctor.step"), DEEPSPEED_LIMIT_S - 10, environment))
+        )
     asked = found["compiled"]
     wrong = [] if found["moved"] else ["a step of the optimizer left the weights as they were"]
     built = [f"it asks for {', '.join(asked)} to be compiled"] if asked else []
-    text = f"DeepSpeed {found['version']} on {found['accelerator']}: a ZeRO-2 step in {found['seconds']:.1f} s, nothing compiled"
-    remedy = "install the pinned DeepSpeed (requirements.lock); the harness needs none of its compiled operators"
+    text = (
+        f"DeepSpeed {found['version']} on {found['accelerator']}: a ZeRO-2 step in {found['seconds']:.1f} s, "
+        f"nothing compiled"
+    )
+    remedy = (
+        "install the pinned DeepSpeed (requirements.lock); the harness needs none of its compiled operators"
+    )
     return told(graded("deepspeed", "" if wrong or built else text, [*wrong, *built], remedy=remedy))
 
 
@@ -63,10 +81,14 @@ def ray() -> dict[str, Any]:
     """A Ray like that of `harness run`, for the time of one task; then whatever it has left behind."""
     tag = uuid.uuid4().hex
     environment = {**os.environ, TAG: tag}
-    remedy = "look into Ray's log (/tmp/hr-*/session_latest/logs while it starts), at free memory and /dev/shm"
+    remedy = (
+        "look into Ray's log (/tmp/hr-*/session_latest/logs while it starts), at free memory and /dev/shm"
+    )
     started = time.monotonic()
     try:
-        found = json.loads(last_line(run(python("harness.coordinator.selfcheck"), RAY_LIMIT_S - GONE_S - 10, environment)))
+        found = json.loads(
+            last_line(run(python("harness.coordinator.selfcheck"), RAY_LIMIT_S - GONE_S - 10, environment))
+        )
     except ChildError as error:
         deadline = time.monotonic() + GONE_S
         while (left := tagged(tag)) and time.monotonic() < deadline:  # they start others until they are dead
@@ -81,7 +103,12 @@ def ray() -> dict[str, Any]:
     behind += [f"it left {folder} behind" for folder in found["folders"] if Path(folder).exists()]
     text = f"Ray {found['version']} started, ran a task and ended in {took:.1f} s, nothing left"
     return told(
-        graded("ray", "" if behind else text, behind, remedy="end them; and see that no other Ray is asked for by RAY_ADDRESS")
+        graded(
+            "ray",
+            "" if behind else text,
+            behind,
+            remedy="end them; and see that no other Ray is asked for by RAY_ADDRESS",
+        )
     )
 
 
@@ -110,9 +137,13 @@ def wandb() -> dict[str, Any]:
     try:
         found = json.loads(last_line(run(python("harness.tracking.login"), WANDB_LIMIT_S - 5)))
     except ChildError as error:
-        return told(Check("wandb", "warning", f"W&B: {error}", "tracking.wandb: offline needs neither key nor server"))
+        return told(
+            Check("wandb", "warning", f"W&B: {error}", "tracking.wandb: offline needs neither key nor server")
+        )
     key = "logged in" if found["key"] else "not logged in"
-    text = f"W&B {found['version']}: {key}; {found['server']} " + (found["error"] or f"answers in {found['seconds'] * 1e3:.0f} ms")
+    text = f"W&B {found['version']}: {key}; {found['server']} " + (
+        found["error"] or f"answers in {found['seconds'] * 1e3:.0f} ms"
+    )
     remedies = [] if found["key"] else ["`wandb login`, or leave tracking.wandb at offline"]
     if found["error"]:
         remedies.append("use tracking.wandb: offline here, and `harness sync` where there is a network")

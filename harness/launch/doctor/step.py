@@ -9,7 +9,10 @@ from typing import Any, NoReturn
 
 
 def refuse_compilation() -> list[str]:
-    """Let nothing be compiled from now on; the list that is returned fills with the names of what was asked for."""
+    """Let nothing be compiled from now on.
+
+    The list that is returned fills with the names of what was asked for.
+    """
     from torch.utils import cpp_extension
 
     compiled: list[str] = []
@@ -37,18 +40,27 @@ def main() -> None:
     from harness.learners.language_model.distributed import TorchRanks, device, open_store
     from harness.learners.language_model.engine import Engine
 
-    found: dict[str, Any] = {"version": version("deepspeed"), "moved": False, "seconds": 0.0, "compiled": compiled}
+    found: dict[str, Any] = {
+        "version": version("deepspeed"),
+        "moved": False,
+        "seconds": 0.0,
+        "compiled": compiled,
+    }
     store, _, _ = open_store(1)
     ranks = TorchRanks(0, 1, store, threads=1)
     found["accelerator"] = os.environ["DS_ACCELERATOR"]
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=1, n_head=2)).to(device())
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=1, n_head=2)).to(
+        device()
+    )
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     try:
         started = time.monotonic()
         engine = Engine(model, Train(batch_size=2, precision="fp32", learning_rate=1e-2), 2, 1, 2)
         tokens = torch.arange(32, device=device()).reshape(2, 16)
-        loss = torch.nn.functional.cross_entropy(engine.logits(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        loss = torch.nn.functional.cross_entropy(
+            engine.logits(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        )
         engine.backward(loss)
         found["seconds"] = time.monotonic() - started
         after = engine.state(keep=True)

@@ -1,4 +1,7 @@
-"""The root of the store: what leases and commits ask of its file system, on one machine and between machines."""
+"""The root of the store.
+
+What leases and commits ask of its file system, on one machine and between machines.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ def above(root: str) -> str:
 
 
 def root(root: str) -> dict[str, Any]:
-    """Whether a store can live at a root: every call that leases and commits rest on, made once. Leaves nothing behind."""
+    """Whether a store can live at a root: every call that leases and commits rest on, made once.
+
+    Leaves nothing behind.
+    """
     place = Path(above(root))
     remedy = "name another --root, or set HARNESS_ROOT; a local disk, or one that all machines share"
     if not place.is_dir():
@@ -45,15 +51,25 @@ def root(root: str) -> dict[str, Any]:
     try:
         folder.mkdir()
     except OSError as error:
-        return _told(place, Path(root), Check("store root", "failure", f"{root} cannot be written: {error.strerror}", remedy))
+        return _told(
+            place,
+            Path(root),
+            Check("store root", "failure", f"{root} cannot be written: {error.strerror}", remedy),
+        )
     try:
         wrong_calls, fsync_s = _calls(folder)
         group = _judge_group(place, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     slow = [f"fsync takes {fsync_s * 1e3:.0f} ms"] if fsync_s > SLOW_FSYNC_S else []
-    found = f"{root} ({there}): link, rename and fsync ({fsync_s * 1e3:.1f} ms) do what commits and leases need"
-    advice = "this file system cannot hold a store: " + remedy if wrong_calls else "commits wait for fsync: a faster disk helps"
+    found = (
+        f"{root} ({there}): link, rename and fsync ({fsync_s * 1e3:.1f} ms) do what commits and leases need"
+    )
+    advice = (
+        "this file system cannot hold a store: " + remedy
+        if wrong_calls
+        else "commits wait for fsync: a faster disk helps"
+    )
     check = graded("store root", "" if wrong_calls else found, wrong_calls, slow, remedy=advice)
     return _told(place, Path(root), check, judge_disk(place), *group)
 
@@ -79,7 +95,10 @@ def _told(place: Path, root: Path, *checks: Check) -> dict[str, Any]:
 
 
 def _calls(folder: Path) -> tuple[list[str], float]:
-    """What does not work in a folder, and how long a small fsync takes (the best of three: others use the disk too)."""
+    """What does not work in a folder, and how long a small fsync takes (the best of three.
+
+    Others use the disk too).
+    """
     wrong = []
     first, second, name = folder / "first", folder / "second", folder / "name"
     second.write_bytes(b"y")
@@ -129,7 +148,8 @@ def judge_disk(place: Path) -> Check:
     return graded("disk", found, little if usage.free < FREE_FAILURE else [], little, remedy=remedy)
 
 
-# --- between machines ----------------------------------------------------------------------------------------------------
+# --- between machines
+# ----------------------------------------------------------------------------------------------------
 
 
 def meet(folder: str) -> None:
@@ -213,7 +233,10 @@ def judge_race(wins: Mapping[str, Sequence[bool]]) -> Check:
     twice, never = sum(count > 1 for count in counts), sum(count == 0 for count in counts)
     wrong = [f"{twice} of {len(counts)} names were taken by more than one machine"] if twice else []
     wrong += [f"{never} of {len(counts)} names were taken by none"] if never else []
-    remedy = "`link` is not atomic between these machines: leases would be held twice; use a POSIX file system that all share"
+    remedy = (
+        "`link` is not atomic between these machines: leases would be held twice; use a POSIX file system "
+        "that all share"
+    )
     return graded("locking", "" if wrong else found, wrong, remedy=remedy)
 
 
@@ -224,7 +247,11 @@ def judge_seen(waits: Mapping[tuple[str, str], float | None], limit_s: float) ->
         waits: Seconds by (who made it, who looked); None where it was not seen.
         limit_s: For how long they looked.
     """
-    blind = sorted(f"{reader} does not see what {writer} writes" for (writer, reader), wait in waits.items() if wait is None)
+    blind = sorted(
+        f"{reader} does not see what {writer} writes"
+        for (writer, reader), wait in waits.items()
+        if wait is None
+    )
     longest = max((wait for wait in waits.values() if wait is not None), default=0.0)
     slow = [f"a new file was seen after {longest:.1f} s"] if longest > SLOW_SEEN_S else []
     found = f"new files are seen by all others within {max(longest, 0.001):.3f} s"
@@ -236,7 +263,8 @@ def judge_clocks(offsets: Mapping[str, tuple[float, float]], server: Mapping[str
     """Clocks of machines, and of the file server.
 
     Args:
-        offsets: For each machine how far its clock is ahead of the one who asks, and how well that is known, in seconds.
+        offsets: For each machine how far its clock is ahead of the one who asks, and how well that is known,
+            in seconds.
         server: For each machine how far the file server's clock is ahead of it.
     """
     # Of two clocks the difference counts; what the measurement leaves open is not held against them.
@@ -252,9 +280,16 @@ def judge_clocks(offsets: Mapping[str, tuple[float, float]], server: Mapping[str
         bad.append(f"{high} is {between:.1f} s ahead of {low}")
     if behind > SKEW_WARNING_S:
         assert far is not None
-        bad.append(f"the file server is {abs(server[far]):.1f} s {'ahead of' if server[far] > 0 else 'behind'} {far}")
-    remedy = "set the clocks (chrony): events and ages come in a wrong order; leases do not mind, each observer uses its own clock"
-    return graded("clocks", "" if bad else ", ".join(parts), bad if worst > SKEW_FAILURE_S else [], bad, remedy=remedy)
+        bad.append(
+            f"the file server is {abs(server[far]):.1f} s {'ahead of' if server[far] > 0 else 'behind'} {far}"
+        )
+    remedy = (
+        "set the clocks (chrony): events and ages come in a wrong order; leases do not mind, each observer "
+        "uses its own clock"
+    )
+    return graded(
+        "clocks", "" if bad else ", ".join(parts), bad if worst > SKEW_FAILURE_S else [], bad, remedy=remedy
+    )
 
 
 REQUESTS: dict[str, Callable[..., Any]] = {

@@ -20,7 +20,10 @@ def shown_at(names: str) -> str:
 
 
 def merged(checks: Iterable[Check]) -> list[Check]:
-    """One line for machines that say the same; and for those that are all well, with what the first of them has."""
+    """One line for machines that say the same.
+
+    And for those that are all well, with what the first of them has.
+    """
     lines: dict[tuple[str, ...], Check] = {}
     for check in checks:
         key = (check.name, check.severity, *(() if check.severity == "ok" else (check.found, check.remedy)))
@@ -65,7 +68,8 @@ def show(checks: Sequence[Check]) -> None:
     else:
         for check in checks:
             terminal.show(
-                f"{check.severity}: {check.name}: {check.where}: {check.found}" + (f" -> {check.remedy}" if check.remedy else "")
+                f"{check.severity}: {check.name}: {check.where}: {check.found}"
+                + (f" -> {check.remedy}" if check.remedy else "")
             )
     counts = {name: sum(check.severity == name for check in checks) for name in STYLES}
     plural = {name: name if name == "ok" or count == 1 else f"{name}s" for name, count in counts.items()}

@@ -46,5 +46,8 @@ class DiscreteFamily(Family):
         return np.stack(drawn)[:, :, None].astype(np.float64)
 
     def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
-        """Entropy, outcomes that are left, heterozygosity, divergence from the truth; shares where outcomes are few."""
+        """Entropy, outcomes that are left, heterozygosity, divergence from the truth.
+
+        Shares where outcomes are few.
+        """
         return discrete_metrics(model["probabilities"], self.probabilities)

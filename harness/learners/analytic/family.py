@@ -1,7 +1,10 @@
-"""What a cheap family of models is: it works on many same-shaped chains at once, and each chain's numbers are its own.
+"""What a cheap family of models is.
 
-Arrays have the chains as their first axis. Every operation treats a chain alone: one matrix product per chain, sums along a chain's
-own axis, one random stream per chain. So a chain's bits do not depend on how many others are in the array; tests hold this.
+It works on many same-shaped chains at once, and each chain's numbers are its own.
+
+Arrays have the chains as their first axis. Every operation treats a chain alone: one matrix product per
+chain, sums along a chain's own axis, one random stream per chain. So a chain's bits do not depend on how many
+others are in the array; tests hold this.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ Model = Mapping[str, Array]
 Summary = Mapping[str, Array]
 """All that a fit needs to know of some examples, each array of shape [chains, ...]."""
 ROWS = 32
-"""Rows of a matrix product that samples: a product of fixed shape, so that a row's bits do not depend on how many are sampled."""
+"""Rows of a matrix product that samples: a product of fixed shape, so that a row's bits do not depend on how
+many are sampled."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,10 @@ class Chains:
         return np.stack([self.stream(chain, purpose).random(count) for chain in range(len(self))])
 
     def normals(self, purpose: str, count: int, width: int, pad: int = 0) -> Array:
-        """Standard normals of shape [chains, count + pad, width], the padding 0; fewer are a prefix of more."""
+        """Standard normals of shape [chains, count + pad, width], the padding 0.
+
+        Fewer are a prefix of more.
+        """
         found = np.zeros((len(self), count + pad, width))
         for chain in range(len(self)):
             self.stream(chain, purpose).standard_normal(out=found[chain, :count])
@@ -68,12 +75,13 @@ class Chains:
 class Family(ABC):
     """A family of models.
 
-    A fit sees its training set as the merged summaries of its parts, in order: one part per origin. Merging goes from the left, so
-    the pool of an accumulating chain can be kept and extended.
+    A fit sees its training set as the merged summaries of its parts, in order: one part per origin. Merging
+    goes from the left, so the pool of an accumulating chain can be kept and extended.
     """
 
     parameters: ClassVar[tuple[str, ...]] = ()
-    """What of a model is kept beside its record; a model has other arrays that follow from these or are examples."""
+    """What of a model is kept beside its record; a model has other arrays that follow from these or are
+    examples."""
     reads_real: bool = False
     """Whether sampling reads the real training examples."""
 
@@ -128,7 +136,9 @@ class Family(ABC):
             corpus: The examples that the metrics read, shape [chains, count, width].
         """
 
-    def measure(self, model: Model, corpus: Array, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Array]:
+    def measure(
+        self, model: Model, corpus: Array, ranges: Mapping[str, tuple[float, float]]
+    ) -> dict[str, Array]:
         """`evaluate`, and the shares of some ranges (``evaluate.ranges``)."""
         return {**self.evaluate(model, corpus), **range_shares(corpus[:, :, 0], ranges)}
 
@@ -147,7 +157,9 @@ def select(arrays: Mapping[str, Array], chains: Any) -> dict[str, Array]:
 
 
 def affine(mean: Array, root: Array, normals: Array, count: int) -> Array:
-    """Mean + root @ normal for rows of standard normals: [chains, dim], [chains, dim, dim], [chains, rows, dim].
+    """Mean + root @ normal for rows of standard normals.
+
+    [chains, dim], [chains, dim, dim], [chains, rows, dim].
 
     The number of rows is a multiple of `ROWS`; the first ``count`` results are returned.
     """

@@ -22,14 +22,20 @@ class GaussianFamily(Family):
         count = values.shape[1]
         mean = (np.ones((1, count)) @ values)[:, 0] / max(count, 1)
         centred = values - mean[:, None]
-        return {"count": np.full(len(values), float(count)), "mean": mean, "scatter": centred.transpose(0, 2, 1) @ centred}
+        return {
+            "count": np.full(len(values), float(count)),
+            "mean": mean,
+            "scatter": centred.transpose(0, 2, 1) @ centred,
+        }
 
     def merge(self, left: Summary, right: Summary) -> Summary:
         """Pooled moments (Chan, Golub and LeVeque 1979)."""
         count = left["count"] + right["count"]
         apart = right["mean"] - left["mean"]
         share = (right["count"] / count)[:, None]
-        between = (left["count"] * right["count"] / count)[:, None, None] * apart[:, :, None] * apart[:, None, :]
+        between = (
+            (left["count"] * right["count"] / count)[:, None, None] * apart[:, :, None] * apart[:, None, :]
+        )
         return {
             "count": count,
             "mean": left["mean"] + share * apart,
@@ -53,7 +59,9 @@ class GaussianFamily(Family):
         found = {}
         if isinstance(self.truth, GaussianTruth):
             truth = self.truth.config
-            found = gaussian_metrics(model["mean"], model["covariance"], model["log_det"], truth.mean, truth.variance)
+            found = gaussian_metrics(
+                model["mean"], model["covariance"], model["log_det"], truth.mean, truth.variance
+            )
             inner: Array | float = truth.variance
             points = np.full((1, truth.dim), truth.mean)
         else:
@@ -61,7 +69,10 @@ class GaussianFamily(Family):
             with np.errstate(divide="ignore"):
                 trace = np.trace(model["covariance"], axis1=1, axis2=2)
                 found = {"gaussian/log_variance": np.log(trace / trace.dtype.type(model["mean"].shape[1]))}
-        return {**found, "test/nll": normal_nll(model["mean"], model["root"], model["log_det"], points, inner)}
+        return {
+            **found,
+            "test/nll": normal_nll(model["mean"], model["root"], model["log_det"], points, inner),
+        }
 
 
 def factor(covariance: Array) -> tuple[Array, Array]:
@@ -71,7 +82,8 @@ def factor(covariance: Array) -> tuple[Array, Array]:
         covariance: Shape [chains, dim, dim], positive semi-definite.
 
     Returns:
-        ``root`` with root @ root.T = covariance, shape [chains, dim, dim]; log determinants, shape [chains], -inf where singular.
+        ``root`` with root @ root.T = covariance, shape [chains, dim, dim]; log determinants, shape [chains],
+        -inf where singular.
     """
     chains, dim, _ = covariance.shape
     with np.errstate(divide="ignore"):

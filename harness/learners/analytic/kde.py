@@ -12,8 +12,8 @@ from harness.metrics.analytic import log_kernel_sums, moments
 class KdeFamily(Family):
     """The training examples and a bandwidth.
 
-    With a fixed bandwidth a summary also holds the log of its kernels' sum at each test example, which merges by adding: the pool
-    of an accumulating chain is not scored again in every generation.
+    With a fixed bandwidth a summary also holds the log of its kernels' sum at each test example, which merges
+    by adding: the pool of an accumulating chain is not scored again in every generation.
     """
 
     learner: Kde
@@ -32,7 +32,10 @@ class KdeFamily(Family):
         """The examples, and their kernels at the test examples."""
         if self._fixed is None:
             return {"values": values}
-        return {"values": values, "log_kernels": log_kernel_sums(self.truth.test, values, np.full(len(values), self._fixed))}
+        return {
+            "values": values,
+            "log_kernels": log_kernel_sums(self.truth.test, values, np.full(len(values), self._fixed)),
+        }
 
     def merge(self, left: Summary, right: Summary) -> Summary:
         """The examples of both."""
@@ -42,21 +45,33 @@ class KdeFamily(Family):
         return merged
 
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
-        """The bandwidth: a number, or Scott's or Silverman's rule for unit variance, as in Kazdan et al. 2410.16713."""
+        """The bandwidth.
+
+        A number, or Scott's or Silverman's rule for unit variance, as in Kazdan et al. 2410.16713.
+        """
         values = summary["values"]
         count, dim = values.shape[1:]
         rules = {"scott": count ** (-1 / (dim + 4)), "silverman": (count * (dim + 2) / 4) ** (-1 / (dim + 4))}
         bandwidth = self._fixed if self._fixed is not None else rules[str(self.learner.bandwidth)]
         widths = np.full(len(values), bandwidth)
-        kernels = summary["log_kernels"] if "log_kernels" in summary else log_kernel_sums(self.truth.test, values, widths)
+        kernels = (
+            summary["log_kernels"]
+            if "log_kernels" in summary
+            else log_kernel_sums(self.truth.test, values, widths)
+        )
         return {"values": values, "bandwidth": widths, "log_kernels": kernels}
 
     def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
         """A training example chosen at random, with noise."""
         values = model["values"]
-        chosen = np.minimum((chains.uniforms("sample_component", count) * values.shape[1]).astype(np.int64), values.shape[1] - 1)
+        chosen = np.minimum(
+            (chains.uniforms("sample_component", count) * values.shape[1]).astype(np.int64),
+            values.shape[1] - 1,
+        )
         noise = chains.normals("sample", count, values.shape[2])
-        return np.asarray(np.take_along_axis(values, chosen[:, :, None], axis=1) + model["bandwidth"][:, None, None] * noise)
+        return np.asarray(
+            np.take_along_axis(values, chosen[:, :, None], axis=1) + model["bandwidth"][:, None, None] * noise
+        )
 
     def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
         """NLL of the test examples; the variance of the density."""
@@ -65,5 +80,10 @@ class KdeFamily(Family):
         nll = -logs.sum(axis=1) / logs.shape[1]
         variance = moments(model["values"])[1] + model["bandwidth"] ** 2
         with np.errstate(divide="ignore"):
-            found = {"kde/test_nll": nll, "test/nll": nll, "kde/variance": variance, "kde/log_variance": np.log(variance)}
+            found = {
+                "kde/test_nll": nll,
+                "test/nll": nll,
+                "kde/variance": variance,
+                "kde/log_variance": np.log(variance),
+            }
             return {**found, "kde/bandwidth": model["bandwidth"]}

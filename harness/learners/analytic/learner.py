@@ -46,7 +46,10 @@ class AnalyticLearner:
             parts = [family.summarise(values[None, drawn.origin == origin]) for origin in origins]
             parent = None if task.init_from is None else _load(task.init_from)
             model = family.fit(fold(family, parts), _chain(task.spec), parent)
-        save_file({name: np.array(array[0], order="C") for name, array in model.items()}, task.out / "model.safetensors")
+        save_file(
+            {name: np.array(array[0], order="C") for name, array in model.items()},
+            task.out / "model.safetensors",
+        )
         finite = all(not np.isnan(array).any() for array in model.values())
         return FitOutcome("ok" if finite else "diverged", {"examples": len(values)}, len(values), len(values))
 
@@ -71,7 +74,11 @@ class AnalyticLearner:
 
     def describe(self) -> Mapping[str, Any]:
         """Processor and versions."""
-        return {"device": platform.processor() or platform.machine(), "zero_stage": None, "versions": versions()}
+        return {
+            "device": platform.processor() or platform.machine(),
+            "zero_stage": None,
+            "versions": versions(),
+        }
 
 
 def _load(folder: Path) -> Model:

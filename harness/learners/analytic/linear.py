@@ -26,26 +26,39 @@ class LinearFamily(Family):
 
     def summarise(self, values: Array) -> Summary:
         """The Gram matrix of x and y together, and the number of examples."""
-        return {"count": np.full(len(values), float(values.shape[1])), "gram": values.transpose(0, 2, 1) @ values}
+        return {
+            "count": np.full(len(values), float(values.shape[1])),
+            "gram": values.transpose(0, 2, 1) @ values,
+        }
 
     def merge(self, left: Summary, right: Summary) -> Summary:
         """Gram matrices add up."""
         return {name: left[name] + right[name] for name in left}
 
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
-        """(X'X + ridge I)^-1 X'y, chain by chain; NaN where the examples do not determine the weights: that chain has diverged."""
+        """(X'X + ridge I)^-1 X'y, chain by chain.
+
+        NaN where the examples do not determine the weights: that chain has diverged.
+        """
         dim = self.data.dim
         gram = summary["gram"][:, :dim, :dim] + self.learner.ridge * np.eye(dim)
         weights = np.full((len(gram), dim), np.nan)
         for chain, matrix in enumerate(gram):
             lower, failed = dpotrf(matrix, lower=1)
-            if failed or dpocon(lower, np.abs(matrix).sum(axis=0).max(), uplo="L")[0] < dim * np.finfo(np.float64).eps:
+            if (
+                failed
+                or dpocon(lower, np.abs(matrix).sum(axis=0).max(), uplo="L")[0]
+                < dim * np.finfo(np.float64).eps
+            ):
                 continue
             weights[chain] = dpotrs(lower, summary["gram"][chain, :dim, dim], lower=1)[0]
         return {"weights": weights}
 
     def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
-        """Examples [x, y]; ``design: fixed`` goes through the real x, again from the first where there are fewer."""
+        """Examples [x, y].
+
+        ``design: fixed`` goes through the real x, again from the first where there are fewer.
+        """
         dim = self.data.dim
         if self.learner.design == "fixed":
             assert real is not None

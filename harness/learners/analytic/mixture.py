@@ -24,7 +24,8 @@ class MixtureFamily(Family):
     def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
         """One fit per chain; k-means starts it, or the previous generation's parameters do.
 
-        A chain whose examples admit no fit any more (a covariance that is not positive definite) gets NaN: it has diverged.
+        A chain whose examples admit no fit any more (a covariance that is not positive definite) gets NaN: it
+        has diverged.
         """
         learner = self.learner
         values = summary["values"]
@@ -36,7 +37,11 @@ class MixtureFamily(Family):
             "converged": np.zeros(len(values)),
         }
         for chain, rows in enumerate(values):
-            start = None if parent is None else {name: parent[name][chain] for name in ("weights", "means", "covariances")}
+            start = (
+                None
+                if parent is None
+                else {name: parent[name][chain] for name in ("weights", "means", "covariances")}
+            )
             found = self._fit(rows, stream_seed(chains.seeds[chain], chains.generation, "em"), start)
             for name, array in (found or {}).items():
                 model[name][chain] = array
@@ -53,7 +58,11 @@ class MixtureFamily(Family):
                 precisions = np.linalg.inv(start["covariances"])
                 if learner.covariance == "diag":
                     precisions = np.diagonal(precisions, axis1=1, axis2=2)
-                begin = {"weights_init": start["weights"], "means_init": start["means"], "precisions_init": precisions}
+                begin = {
+                    "weights_init": start["weights"],
+                    "means_init": start["means"],
+                    "precisions_init": precisions,
+                }
             found = GaussianMixture(
                 learner.components,
                 covariance_type=learner.covariance,
@@ -97,7 +106,9 @@ class MixtureFamily(Family):
     def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
         """NLL of the test examples, what is left of the components, the corpus's spread."""
         size, test = len(model["weights"]), self.truth.test
-        found: dict[str, Array] = {name: np.full(size, np.nan) for name in ("test/nll", "mixture/components", "mixture/min_weight")}
+        found: dict[str, Array] = {
+            name: np.full(size, np.nan) for name in ("test/nll", "mixture/components", "mixture/min_weight")
+        }
         for chain in range(size):
             weights = model["weights"][chain]
             logs = mixture_log_density(test, weights, model["means"][chain], model["covariances"][chain])

@@ -1,7 +1,10 @@
-"""Whether a model of the library is what a chain takes it for: its weights all stored, causal, its cache without an effect.
+"""Whether a model of the library is what a chain takes it for.
 
-Weights are compared by name and shape, from the files' headers, by the library's own loading; the rest is asked of a small copy of
-the architecture with random weights, so that the answers are a function of the configuration alone.
+Its weights all stored, causal, its cache without an effect.
+
+Weights are compared by name and shape, from the files' headers, by the library's own loading; the rest is
+asked of a small copy of the architecture with random weights, so that the answers are a function of the
+configuration alone.
 """
 
 from __future__ import annotations
@@ -54,8 +57,16 @@ def on_meta(config: PretrainedConfig) -> PreTrainedModel:
 def report(info: Mapping[str, Any]) -> str:
     """What the library's loading report holds against a model's weights, in words; empty where nothing."""
     mismatched = [str(name[0] if isinstance(name, tuple) else name) for name in info["mismatched_keys"]]
-    found = {"missing": info["missing_keys"], "left over": info["unexpected_keys"], "of the wrong shape": mismatched}
-    said = [f"{len(names)} weights are {what} ({listed(sorted(map(str, names)))})" for what, names in found.items() if names]
+    found = {
+        "missing": info["missing_keys"],
+        "left over": info["unexpected_keys"],
+        "of the wrong shape": mismatched,
+    }
+    said = [
+        f"{len(names)} weights are {what} ({listed(sorted(map(str, names)))})"
+        for what, names in found.items()
+        if names
+    ]
     return "; ".join(said)
 
 
@@ -74,14 +85,21 @@ def check_stored(config: PretrainedConfig, stored: Mapping[str, Stored], field: 
     wanted = {name for name, _ in skeleton.named_parameters()}
     odd = sorted(name for name, about in stored.items() if name in wanted and about.dtype not in FLOATS)
     if odd:
-        raise DataError(f"{field}: quantised weights cannot be trained on: {listed(odd)} of type {stored[odd[0]].dtype}")
+        raise DataError(
+            f"{field}: quantised weights cannot be trained on: {listed(odd)} of type {stored[odd[0]].dtype}"
+        )
     if 2 * sum(map(_size, stored.values())) > psutil.virtual_memory().available:
         return  # some architectures regroup what is stored, which takes memory; what loads it compares again
     # One number that stands for a whole tensor: shapes are right, and no memory is taken.
     state = {name: torch.zeros((), dtype=torch.float32).expand(about.shape) for name, about in stored.items()}
     with no_init_weights():
         _, info = type(skeleton).from_pretrained(
-            None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            None,
+            config=config,
+            state_dict=state,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     found = report(info)
     if found:
@@ -99,7 +117,9 @@ _answers: dict[str, Behaviour] = {}
 
 
 def behaviour(config: PretrainedConfig) -> Behaviour:
-    """How an architecture reads, asked of a small copy; a function of the configuration alone, and remembered.
+    """How an architecture reads, asked of a small copy.
+
+    A function of the configuration alone, and remembered.
 
     Raises:
         DataError: No copy of it can be run.
@@ -123,12 +143,18 @@ def _of_copies(config: PretrainedConfig) -> Behaviour:
         if found.causal and found.cached:
             break
     if found is None:
-        raise DataError(f"learner.model: a model of the kind {shown(config.model_type)} with these sizes cannot be run ({problem})")
+        raise DataError(
+            f"learner.model: a model of the kind {shown(config.model_type)} with these sizes cannot be run "
+            f"({problem})"
+        )
     return found
 
 
 def _copies(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """The configuration itself where it is small; otherwise with fewer and narrower layers, then with fewer ones only."""
+    """The configuration itself where it is small.
+
+    Otherwise with fewer and narrower layers, then with fewer ones only.
+    """
     if sum(parameter.numel() for parameter in on_meta(config).parameters()) <= SMALL:
         yield copy.deepcopy(config)
         return
@@ -159,7 +185,11 @@ def _narrow(config: Any) -> None:
     """Also eight coordinates a head."""
     _shorten(config)
     config.hidden_size = 8 * config.num_attention_heads
-    for name, value in {"head_dim": 8, "intermediate_size": 32, "word_embed_proj_dim": config.hidden_size}.items():
+    for name, value in {
+        "head_dim": 8,
+        "intermediate_size": 32,
+        "word_embed_proj_dim": config.hidden_size,
+    }.items():
         if isinstance(getattr(config, name, None), int):
             setattr(config, name, value)
 
@@ -169,7 +199,9 @@ def _ask(model: PreTrainedModel) -> Behaviour:
         parameter.add_(0.05 * torch.randn_like(parameter))
     config = model.config.get_text_config()
     special = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
-    usual = torch.tensor([token for token in range(min(VOCABULARY, config.vocab_size)) if token not in special])
+    usual = torch.tensor(
+        [token for token in range(min(VOCABULARY, config.vocab_size)) if token not in special]
+    )
     half = TOKENS // 2
     tokens = usual[torch.randint(len(usual), (2, TOKENS))]
     other = torch.cat([tokens[:, :half], tokens[:, half:].flip(0, 1)], dim=1)
@@ -180,7 +212,10 @@ def _ask(model: PreTrainedModel) -> Behaviour:
 
 
 def _trains_in_bf16(model: PreTrainedModel, tokens: torch.Tensor) -> bool:
-    """Whether it runs with its parameters, and nothing else, in bf16, as DeepSpeed trains it; changes the model."""
+    """Whether it runs with its parameters, and nothing else, in bf16, as DeepSpeed trains it.
+
+    Changes the model.
+    """
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
     try:

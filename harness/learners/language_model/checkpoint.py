@@ -1,7 +1,7 @@
 """DeepSpeed checkpoints without pickle: its own save and load, with files of safetensors and JSON.
 
-DeepSpeed hands whole trees of tensors and plain values to a checkpoint engine. Tensors go into a safetensors file, the tree into
-its header as JSON; reading one executes nothing.
+DeepSpeed hands whole trees of tensors and plain values to a checkpoint engine. Tensors go into a safetensors
+file, the tree into its header as JSON; reading one executes nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from harness.errors import LearnerError
 
 DERIVED = frozenset({"loss_scaler", "param_slice_mappings", "ds_config", "param_shapes"})
-"""Entries that an engine makes again from its configuration: fp16's loss scaler (we train in bf16 and fp32, where it is constant)
-and layouts that only DeepSpeed's offline conversion reads."""
+"""Entries that an engine makes again from its configuration: fp16's loss scaler (we train in bf16 and fp32,
+where it is constant) and layouts that only DeepSpeed's offline conversion reads."""
 
 
 class _Writer:
@@ -43,7 +43,9 @@ class _Writer:
             return {"dtype": str(value).removeprefix("torch.")}
         if isinstance(value, Mapping):
             pairs = [
-                [self.encode(key, path), self.encode(inner, f"{path}.{key}")] for key, inner in value.items() if key not in DERIVED
+                [self.encode(key, path), self.encode(inner, f"{path}.{key}")]
+                for key, inner in value.items()
+                if key not in DERIVED
             ]
             return {"map": pairs}
         if isinstance(value, list | tuple | torch.Size):
@@ -51,7 +53,9 @@ class _Writer:
             return {kind: [self.encode(inner, f"{path}.{index}") for index, inner in enumerate(value)]}
         if isinstance(value, set | frozenset):
             return {"set": [self.encode(inner, path) for inner in sorted(value)]}
-        raise LearnerError(f"a checkpoint cannot hold {path} ({type(value).__name__}): only tensors and plain values")
+        raise LearnerError(
+            f"a checkpoint cannot hold {path} ({type(value).__name__}): only tensors and plain values"
+        )
 
 
 def _decode(node: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:

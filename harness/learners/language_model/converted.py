@@ -1,6 +1,9 @@
-"""Models that were published as pickles: the hub's own bot has their weights as safetensors, in a pull request of the repository.
+"""Models that were published as pickles.
 
-transformers looks for that request only where no revision is named. Here every revision is pinned, so it is looked for first.
+The hub's own bot has their weights as safetensors, in a pull request of the repository.
+
+transformers looks for that request only where no revision is named. Here every revision is pinned, so it is
+looked for first.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ BOT, TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 
 
 def with_safetensors(model: Model, caches: Caches | None = None) -> Model:
-    """A pretrained model at the revision that has its weights as safetensors; others, and where there is none, as they are.
+    """A pretrained model at the revision that has its weights as safetensors.
+
+    Others, and where there is none, as they are.
 
     Args:
         model: A model's section.
@@ -33,10 +38,15 @@ def with_safetensors(model: Model, caches: Caches | None = None) -> Model:
 
 @cache
 def _converted(name: str, caches: Caches) -> str | None:
-    """The revision of the request, where the newest one has no safetensors; what was found before where the hub is not there."""
+    """The revision of the request, where the newest one has no safetensors.
+
+    What was found before where the hub is not there.
+    """
     note = caches.datasets / "converted" / name.replace("/", "--")
     if not offline():
-        with contextlib.suppress(Exception):  # whatever the transport raises: who loads the model says what is wrong with the hub
+        with contextlib.suppress(
+            Exception
+        ):  # whatever the transport raises: who loads the model says what is wrong with the hub
             found = _ask(name)
             if found != _noted(note):
                 with contextlib.suppress(OSError):

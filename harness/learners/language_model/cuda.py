@@ -1,4 +1,6 @@
-"""What computing on a GPU needs beyond computing on a CPU: kernels with one order of summation, few launches, aligned shapes.
+"""What computing on a GPU needs beyond computing on a CPU.
+
+Kernels with one order of summation, few launches, aligned shapes.
 
 Nothing here changes what is computed, only in which kernels; on a CPU nothing here is used.
 """
@@ -16,15 +18,17 @@ from transformers import PreTrainedModel, StaticCache
 from harness.errors import LearnerError
 
 ALIGNED = 64
-"""Columns of a matrix product: with an odd number of them the library falls back to kernels several times slower."""
+"""Columns of a matrix product: with an odd number of them the library falls back to kernels several times
+slower."""
 
 
 @contextlib.contextmanager
 def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
     """Fit with kernels whose sums have one order, or, where they are not wanted, with any.
 
-    torch asks for them by `torch.use_deterministic_algorithms`, but with ``warn_only`` the backward pass of every fused attention
-    still takes the other ones. So on a GPU an operation that has no deterministic kernel is an error.
+    torch asks for them by `torch.use_deterministic_algorithms`, but with ``warn_only`` the backward pass of
+    every fused attention still takes the other ones. So on a GPU an operation that has no deterministic
+    kernel is an error.
 
     Args:
         device: Where the fit runs. Nothing happens on a CPU.
@@ -52,8 +56,9 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
 def inference(device: torch.device) -> Iterator[None]:
     """Read and write without gradients.
 
-    torch has no kernel that it calls deterministic for a running sum, although the one for sums within rows has one order; and
-    cuDNN's attention plans anew, in tens of milliseconds, for every length that it meets. So on a GPU neither is asked for.
+    torch has no kernel that it calls deterministic for a running sum, although the one for sums within rows
+    has one order; and cuDNN's attention plans anew, in tens of milliseconds, for every length that it meets.
+    So on a GPU neither is asked for.
     """
     if device.type != "cuda":
         with torch.inference_mode():
@@ -66,7 +71,10 @@ def inference(device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def _kernels(deterministic: bool) -> Iterator[None]:
     """Which kernels a GPU uses meanwhile; cuDNN's attention is never one of them."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     cudnn = bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -78,7 +86,10 @@ def _kernels(deterministic: bool) -> Iterator[None]:
 
 
 def align_head(model: PreTrainedModel) -> None:
-    """Compute the logits of a few tokens more, which are cut off again, where the vocabulary is no multiple of `ALIGNED`."""
+    """Compute the logits of a few tokens more, which are cut off again.
+
+    Where the vocabulary is no multiple of `ALIGNED`.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.out_features % ALIGNED == 0:
         return
@@ -93,11 +104,13 @@ def align_head(model: PreTrainedModel) -> None:
 
 
 class StepReader:
-    """Reads texts token by token with one launch a token: the step is recorded once, as a CUDA graph, and replayed.
+    """Reads texts token by token with one launch a token.
 
-    A small model's step is some hundred kernels of a few microseconds, and launching them one by one takes several times as long
-    as running them. The recorded step reads its token from, and writes its logits to, the same memory each time, and its keys
-    and values lie in a cache of full length.
+    The step is recorded once, as a CUDA graph, and replayed.
+
+    A small model's step is some hundred kernels of a few microseconds, and launching them one by one takes
+    several times as long as running them. The recorded step reads its token from, and writes its logits to,
+    the same memory each time, and its keys and values lie in a cache of full length.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
@@ -109,7 +122,8 @@ class StepReader:
             length: Tokens of the longest text, prompt included.
 
         Raises:
-            RuntimeError: The step cannot be recorded: some architectures ask on the way how much they have read.
+            RuntimeError: The step cannot be recorded: some architectures ask on the way how much they have
+                read.
         """
         self.model = model
         self._cache = StaticCache(config=model.config, max_cache_len=length)
@@ -126,7 +140,10 @@ class StepReader:
         self._started = False
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read tokens, shape [rows, new]; returns the logits of the next one, shape [rows, vocab], valid until the next call."""
+        """Read tokens, shape [rows, new].
+
+        Returns the logits of the next one, shape [rows, vocab], valid until the next call.
+        """
         if self._graph is None or not self._started:
             self._started = True
             return self._forward(tokens)
@@ -157,13 +174,21 @@ class StepReader:
 
 @functools.cache
 def _aside() -> torch.cuda.Stream:
-    """Where steps are recorded; one for all, for each stream that multiplies matrices keeps 32 MiB for good."""
+    """Where steps are recorded.
+
+    One for all, for each stream that multiplies matrices keeps 32 MiB for good.
+    """
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 def can_step(model: PreTrainedModel) -> bool:
-    """Whether an architecture reads with a cache of fixed size, all layers alike, and its step can be recorded."""
+    """Whether an architecture reads with a cache of fixed size, all layers alike.
+
+    And its step can be recorded.
+    """
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     sliding = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
-    return bool(getattr(model, "_can_compile_fullgraph", False)) and kinds == {"full_attention"} and not sliding
+    return (
+        bool(getattr(model, "_can_compile_fullgraph", False)) and kinds == {"full_attention"} and not sliding
+    )

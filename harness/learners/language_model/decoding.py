@@ -13,14 +13,17 @@ from harness.config.schema import Sample
 class Adjustment:
     """Changes the scores of a batch, position by position, and remembers which tokens each row has seen."""
 
-    def __init__(self, config: Sample, eos: int, context: torch.Tensor, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, config: Sample, eos: int, context: torch.Tensor, vocab_size: int | None = None
+    ) -> None:
         """Start behind a context.
 
         Args:
             config: The sampling section.
             eos: End-of-text token.
             context: Token ids in front of the first new token, shape [rows, context_length].
-            vocab_size: Tokens that the tokenizer knows: those behind them, which pad the table of a model, never occur.
+            vocab_size: Tokens that the tokenizer knows: those behind them, which pad the table of a model,
+                never occur.
         """
         self.config, self.eos, self.vocab_size = config, eos, vocab_size
         self._context = context
@@ -29,8 +32,9 @@ class Adjustment:
     def __call__(self, scores: torch.Tensor, position: int) -> torch.Tensor:
         """The scores of one position.
 
-        The penalty is CTRL's (Keskar et al. 2019, arXiv 1909.05858, section 4.1), extended to scores of either sign: a positive
-        score of a token that has occurred is divided by it, a negative one multiplied.
+        The penalty is CTRL's (Keskar et al. 2019, arXiv 1909.05858, section 4.1), extended to scores of
+        either sign: a positive score of a token that has occurred is divided by it, a negative one
+        multiplied.
 
         Args:
             scores: Shape [rows, vocab]: logits, or log-probabilities in a beam search.

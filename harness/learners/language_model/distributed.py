@@ -38,7 +38,9 @@ def check_device(gpus: int) -> None:
 
 
 def choose_interface(address: str) -> None:
-    """Let gloo use the interface that has an address; by itself it takes what the machine's name stands for, often the loopback.
+    """Let gloo use the interface that has an address.
+
+    By itself it takes what the machine's name stands for, often the loopback.
 
     Args:
         address: This machine's, as the other ranks reach it.
@@ -49,7 +51,9 @@ def choose_interface(address: str) -> None:
 
 
 def open_store(world_size: int, address: str = "127.0.0.1") -> tuple[Any, str, int]:
-    """Rank 0's rendezvous, listening on a port that the system chose (bound at once, so nobody can take it in between).
+    """Rank 0's rendezvous, listening on a port that the system chose (bound at once.
+
+    So nobody can take it in between).
 
     Args:
         world_size: Number of ranks.
@@ -59,7 +63,8 @@ def open_store(world_size: int, address: str = "127.0.0.1") -> tuple[Any, str, i
         listener.bind((address, 0))
         listener.listen()
         port = listener.getsockname()[1]
-        # torch itself would listen on every interface, and anybody who reaches the store can change what ranks agree on.
+        # torch itself would listen on every interface, and anybody who reaches the store can change what
+        # ranks agree on.
         store = TCPStore(
             address,
             port,
@@ -91,12 +96,19 @@ class TorchRanks:
             threads: CPU threads of this rank.
         """
         self.rank, self.world_size = rank, world_size
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        os.environ.update(
+            RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            LOCAL_RANK="0",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT="0",
+        )
         on_gpu = device().type == "cuda"
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # Otherwise every torch.empty is filled, which finds reads of uninitialised memory, and costs most of a small fit.
+        # Otherwise every torch.empty is filled, which finds reads of uninitialised memory, and costs most of
+        # a small fit.
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (the stub does not know it)
         backend = "nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)

@@ -1,4 +1,7 @@
-"""The only module that runs deepspeed: its configuration is derived here, and differences between ZeRO stages end here."""
+"""The only module that runs deepspeed.
+
+Its configuration is derived here, and differences between ZeRO stages end here.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ from harness.learners.language_model.distributed import device
 def start_deepspeed(backend: str) -> None:
     """Put DeepSpeed's communication on the process group that exists."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    # The shared-memory all-reduce is compiled at first use: it needs a compiler, and a kill during the build leaves a lock that
-    # hangs later builds. gloo does the same work.
+    # The shared-memory all-reduce is compiled at first use: it needs a compiler, and a kill during the build
+    # leaves a lock that hangs later builds. gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
@@ -33,7 +36,9 @@ MAX_BUCKET = 500_000_000
 """DeepSpeed's default size of its communication buckets, in elements."""
 
 
-def deepspeed_config(train: Train, micro_batch: int, world_size: int, zero_stage: int, parameters: int) -> dict[str, Any]:
+def deepspeed_config(
+    train: Train, micro_batch: int, world_size: int, zero_stage: int, parameters: int
+) -> dict[str, Any]:
     """DeepSpeed's configuration, derived from ours.
 
     Args:
@@ -48,8 +53,8 @@ def deepspeed_config(train: Train, micro_batch: int, world_size: int, zero_stage
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": train.batch_size // (micro_batch * world_size),
         "gradient_clipping": train.max_grad_norm or 0.0,
-        # The check looks at every gradient by itself, which takes up to a third of a step on a GPU, and then leaves the
-        # step out without a word. A gradient that is not finite ends the fit instead (ADR 17).
+        # The check looks at every gradient by itself, which takes up to a third of a step on a GPU, and then
+        # leaves the step out without a word. A gradient that is not finite ends the fit instead (ADR 17).
         "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": False},
         "zero_optimization": {
             "stage": zero_stage,
@@ -78,11 +83,16 @@ def deepspeed_config(train: Train, micro_batch: int, world_size: int, zero_stage
 class Engine:
     """A DeepSpeed engine for one fit."""
 
-    def __init__(self, model: PreTrainedModel, train: Train, micro_batch: int, world_size: int, zero_stage: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, train: Train, micro_batch: int, world_size: int, zero_stage: int
+    ) -> None:
         """Hand the model to DeepSpeed; weight decay leaves out biases and normalisation."""
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
         plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": train.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         self.zero_stage = zero_stage
         if device().type == "cuda":
             align_head(model)
@@ -113,7 +123,10 @@ class Engine:
 
     @property
     def skipped(self) -> bool:
-        """Whether DeepSpeed has left out a step because a gradient was not finite: stages 0 and 3 do so in bf16."""
+        """Whether DeepSpeed has left out a step because a gradient was not finite.
+
+        Stages 0 and 3 do so in bf16.
+        """
         return bool(self._engine.skipped_steps)
 
     def set_learning_rate(self, value: float) -> None:
@@ -134,7 +147,11 @@ class Engine:
                     found[name] = parameter.detach().to("cpu", copy=True)
         if keep:
             persistent = self.module.state_dict().keys()
-            found.update((n, b.detach().to("cpu", copy=True)) for n, b in self.module.named_buffers() if n in persistent)
+            found.update(
+                (n, b.detach().to("cpu", copy=True))
+                for n, b in self.module.named_buffers()
+                if n in persistent
+            )
         return found
 
     def _derived(self) -> Mapping[str, Any]:
@@ -163,8 +180,9 @@ class Engine:
         module, optimizer = self.module, self._engine.optimizer
         self._engine.destroy()
         del self._engine
-        # Engine, optimizer and model refer to each other, and under ZeRO-3 hooks that the garbage collector does not see through
-        # refer to all of them. Without this every fit of a chain would leave its 14 to 20 bytes a parameter behind.
+        # Engine, optimizer and model refer to each other, and under ZeRO-3 hooks that the garbage collector
+        # does not see through refer to all of them. Without this every fit of a chain would leave its 14 to
+        # 20 bytes a parameter behind.
         if self.zero_stage == 3:
             del parameter_offload.FWD_MODULE_STACK[:]
             for parameter in module.parameters():

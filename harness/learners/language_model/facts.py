@@ -1,4 +1,7 @@
-"""What is known of a cell's model before anything starts, and what must hold of it; torch is imported for pretrained ones only."""
+"""What is known of a cell's model before anything starts, and what must hold of it.
+
+Torch is imported for pretrained ones only.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from harness.learners.language_model.weights import stored_weights
 from harness.terminal import shown
 
 MAX_LAYERS = 10_000
-"""A configuration that asks for more is a mistake: building it, even without weights, would take the machine."""
+"""A configuration that asks for more is a mistake: building it, even without weights, would take the
+machine."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class ModelFacts:
         width: Coordinates of a hidden state.
         vocab_size: Tokens that it scores.
         cached: A key-value cache changes nothing; without one everything is read again for every token.
-        full_precision: Its configuration says nothing else of its weights' type, or new weights would be drawn in that.
+        full_precision: Its configuration says nothing else of its weights' type, or new weights would be
+            drawn in that.
     """
 
     parameters: int
@@ -39,7 +44,9 @@ class ModelFacts:
 
 def needs_weights(learner: LanguageModel, refresh_init: str | None) -> bool:
     """Whether a chain begins with the weights of a pretrained model, not with its configuration alone."""
-    return learner.model.pretrained is not None and bool({learner.init, refresh_init} & {"pretrained", "previous"})
+    return learner.model.pretrained is not None and bool(
+        {learner.init, refresh_init} & {"pretrained", "previous"}
+    )
 
 
 def model_facts(learner: LanguageModel, refresh_init: str | None, vocab_size: int, length: int) -> ModelFacts:
@@ -61,7 +68,9 @@ def model_facts(learner: LanguageModel, refresh_init: str | None, vocab_size: in
         return ModelFacts(parameters, model.num_layers, model.width, vocab_size)
     facts, bf16 = _pretrained_facts(model, needs_weights(learner, refresh_init), vocab_size, length)
     if learner.train.precision == "bf16" and learner.train.max_steps != 0 and not bf16:
-        raise DataError(f"learner.train.precision: {shown(model.pretrained)} cannot be trained in bf16; set fp32")
+        raise DataError(
+            f"learner.train.precision: {shown(model.pretrained)} cannot be trained in bf16; set fp32"
+        )
     return facts
 
 
@@ -72,26 +81,38 @@ def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int)
 
     identity = pretrained_identity(model)
     if identity.revision is None and model.revision is not None:
-        raise DataError(f"learner.model.revision: {model.pretrained} is a folder, and only models of the hub have revisions")
+        raise DataError(
+            f"learner.model.revision: {model.pretrained} is a folder, and only models of the hub have "
+            f"revisions"
+        )
     found, config = identity.config, pretrained_config(model)
     text = config.get_text_config()
     context = getattr(text, "max_position_embeddings", None)
     if isinstance(context, int) and 0 < context < length:
         raise DataError(
-            f"data.block_size: sequences of {length} tokens, more than {shown(model.pretrained)}'s context of {context}"
+            f"data.block_size: sequences of {length} tokens, more than {shown(model.pretrained)}'s context "
+            f"of {context}"
         )
     if vocab_size > text.vocab_size:
-        raise DataError(f"data.tokenizer: {vocab_size} tokens, but {shown(model.pretrained)} knows {text.vocab_size}")
+        raise DataError(
+            f"data.tokenizer: {vocab_size} tokens, but {shown(model.pretrained)} knows {text.vocab_size}"
+        )
     if found.get("quantization_config"):
-        raise DataError(f"{FIELD}: {shown(model.pretrained)} is quantised, and such weights cannot be trained on")
+        raise DataError(
+            f"{FIELD}: {shown(model.pretrained)} is quantised, and such weights cannot be trained on"
+        )
     if not 0 < text.num_hidden_layers <= MAX_LAYERS:
-        raise DataError(f"{FIELD}: {shown(model.pretrained)} has {text.num_hidden_layers} layers, allowed: 1 to {MAX_LAYERS}")
+        raise DataError(
+            f"{FIELD}: {shown(model.pretrained)} has {text.num_hidden_layers} layers, allowed: 1 to "
+            f"{MAX_LAYERS}"
+        )
     try:
         skeleton = on_meta(config)
     except Exception as error:  # what the library's models raise on sizes that do not fit each other
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{FIELD}: {shown(model.pretrained)} has a configuration that no model can be built from ({reason})"
+            f"{FIELD}: {shown(model.pretrained)} has a configuration that no model can be built from "
+            f"({reason})"
         ) from None
     folder = stored_folder(model) if weights else None
     if folder is not None:
@@ -99,7 +120,8 @@ def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int)
     reads = behaviour(config)
     if not reads.causal:
         raise DataError(
-            f"{FIELD}: {shown(model.pretrained)} ({config.model_type}) is bidirectional: later tokens change the scores of earlier "
+            f"{FIELD}: {shown(model.pretrained)} ({config.model_type}) is bidirectional: later tokens change "
+            f"the scores of earlier "
             "ones, so it is no causal language model"
         )
     dtype = found.get("dtype") or found.get("torch_dtype")

@@ -60,13 +60,19 @@ def pretrained_identity(model: Model) -> Pretrained:
         path = Path(huggingface_hub.hf_hub_download(name, CONFIG, revision=model.revision))
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
         reason = (str(error).strip().splitlines() or [""])[0]
-        message = f"{FIELD}: {shown(name)} is no folder, and the hub cannot give it ({type(error).__name__}: {reason})"
+        message = (
+            f"{FIELD}: {shown(name)} is no folder, and the hub cannot give it ({type(error).__name__}: "
+            f"{reason})"
+        )
         raise DataError(message) from None
     return Pretrained(f"hub:{name}@{path.parent.name}", read_plain(path, FIELD), path.parent.name)
 
 
 def stored_folder(model: Model) -> Path | None:
-    """Where a pretrained model's files lie: its folder, or the hub's cache where that has weights; None where they are not here."""
+    """Where a pretrained model's files lie: its folder, or the hub's cache where that has weights.
+
+    None where they are not here.
+    """
     folder = Path(model.pretrained or "")
     if folder.is_dir():
         return folder

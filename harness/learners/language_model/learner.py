@@ -55,13 +55,17 @@ class LanguageModelLearner:
         return int(self.data.meta["bos"]) if text_of(spec).prepend_bos else None
 
     def _bytes(self, spec: FitSpec, examples: Examples) -> int:
-        """UTF-8 bytes of the tokens that are predicted: without a beginning-of-text token an example's first one is not."""
+        """UTF-8 bytes of the tokens that are predicted.
+
+        Without a beginning-of-text token an example's first one is not.
+        """
         return self.data.bytes(examples.values[:, 0 if text_of(spec).prepend_bos else 1 :])
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
         self._loaded = None
-        gc.collect()  # models and their caches refer to themselves: what was loaded before would stay beside this fit
+        # models and their caches refer to themselves: what was loaded before would stay beside this fit
+        gc.collect()
         spec, train, resources = task.spec, fitted(task.spec).train, self.execution.resources
         model = self._initial(task)
         if train.max_steps == 0:  # the pretrained model as it is
@@ -106,7 +110,9 @@ class LanguageModelLearner:
         if model.pretrained is not None and spec.init != "scratch":
             return models.pretrained_model(place, vocab_size)
         seed = stream_seed(spec.seed, spec.generation, "init")
-        return models.new_model(place, vocab_size, model.context or 0, int(meta["bos"]), int(meta["eos"]), seed)
+        return models.new_model(
+            place, vocab_size, model.context or 0, int(meta["bos"]), int(meta["eos"]), seed
+        )
 
     def _model(self, spec: FitSpec, folder: Path) -> PreTrainedModel:
         """The fitted model in a folder; the last one stays loaded."""
@@ -120,7 +126,9 @@ class LanguageModelLearner:
         how, meta = spec.sampling.section, self.data.meta
         assert isinstance(how, SampleSpec)
         start = int(meta["bos"]) if how.prompt == "bos" else self._bos(spec.fit)
-        return Sampler(model, how, start, int(meta["eos"]), control.tick, int(meta["vocab_size"]), how.context != "whole")
+        return Sampler(
+            model, how, start, int(meta["eos"]), control.tick, int(meta["vocab_size"]), how.context != "whole"
+        )
 
     def sample(self, task: SampleTask) -> int:
         """Whole batches, dealt out over the ranks; each is committed as a shard when it is done."""
@@ -135,7 +143,9 @@ class LanguageModelLearner:
         for number, batch in enumerate(mine):
             if control.stopping:
                 break
-            examples = draw_batch(sampler, task.prompts, prompt, width, spec.seed, spec.generation, batch * size, size)
+            examples = draw_batch(
+                sampler, task.prompts, prompt, width, spec.seed, spec.generation, batch * size, size
+            )
             task.append(batch * size, examples)
             done += int(examples.lengths.sum())
             rate = done / (time.monotonic() - started) * self.ranks.world_size
@@ -144,7 +154,9 @@ class LanguageModelLearner:
             raise Stopped
         return sum(self.ranks.gather(done))
 
-    def _score(self, spec: FitSpec, folder: Path, examples: Examples, control: Control) -> npt.NDArray[np.float64]:
+    def _score(
+        self, spec: FitSpec, folder: Path, examples: Examples, control: Control
+    ) -> npt.NDArray[np.float64]:
         """Nats per sequence under the model in a folder, the ranks sharing the work."""
         model, ranks = self._model(spec, folder), self.ranks
         mine = score(model, examples, self._bos(spec), ranks.rank, ranks.world_size, control.tick)
@@ -158,12 +170,17 @@ class LanguageModelLearner:
         return lengths if text_of(spec).prepend_bos else np.maximum(lengths - 1, 0)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
-        """All metrics of a generation, the per-sequence values behind them, and the prompts' continuations."""
+        """All metrics of a generation, the per-sequence values behind them.
+
+        And the prompts' continuations.
+        """
         test, corpus, spec, measured = self.data.test, task.corpus, task.spec.fit, task.spec.measured.section
         copying = self._copying(task)
 
         def scores(name: str, model: Callable[[], Path], examples: Examples) -> npt.NDArray[np.float64]:
-            return task.piece(f"{name}_nll", len(examples), lambda: self._score(spec, model(), examples, task.control))
+            return task.piece(
+                f"{name}_nll", len(examples), lambda: self._score(spec, model(), examples, task.control)
+            )
 
         test_nll = scores("test", task.fit, test)
         others = {name: scores(f"other_{name}", task.fit, task.others[name]) for name in sorted(task.others)}
@@ -175,7 +192,9 @@ class LanguageModelLearner:
             return Evaluation({})
         test_tokens, tokens = self._predicted(spec, test), self._predicted(spec, corpus)
         metrics = {
-            **likelihood.test_metrics(test_nll, test_tokens, self._bytes(spec, test), measured.perplexity_batch),
+            **likelihood.test_metrics(
+                test_nll, test_tokens, self._bytes(spec, test), measured.perplexity_batch
+            ),
             **likelihood.gen0_metrics(under_gen0, tokens),
             **likelihood.self_metrics(own, tokens),
             **lexical_metrics(corpus, self.data.counts),
@@ -183,7 +202,9 @@ class LanguageModelLearner:
         }
         for name, nll in others.items():
             text = task.others[name]
-            metrics |= likelihood.other_metrics(name, nll, self._predicted(spec, text), self._bytes(spec, text))
+            metrics |= likelihood.other_metrics(
+                name, nll, self._predicted(spec, text), self._bytes(spec, text)
+            )
         arrays = {
             "test_nll": test_nll,
             "test_tokens": test_tokens.astype(np.float64),
@@ -201,12 +222,17 @@ class LanguageModelLearner:
         Raises:
             LearnerError: More duplicates than ``evaluate.max_duplicate_share``.
         """
-        found, limit = copying_metrics(task.corpus, task.training.examples), task.spec.measured.section.max_duplicate_share
+        found, limit = (
+            copying_metrics(task.corpus, task.training.examples),
+            task.spec.measured.section.max_duplicate_share,
+        )
         share, spec = found["text/duplicate_share"], task.spec.fit
         if limit is not None and share > limit:
             raise LearnerError(
-                f"evaluate.max_duplicate_share: {share:.4g} of the first {len(task.corpus)} examples of generation "
-                f"{spec.generation} (seed {spec.seed}) equal an earlier one, allowed: at most {limit:g}; the corpus stays, but the "
+                f"evaluate.max_duplicate_share: {share:.4g} of the first {len(task.corpus)} examples of "
+                f"generation "
+                f"{spec.generation} (seed {spec.seed}) equal an earlier one, allowed: at most {limit:g}; the "
+                f"corpus stays, but the "
                 "chain ends here"
             )
         return found
@@ -228,19 +254,28 @@ class LanguageModelLearner:
         spec, block = task.spec.fit, text_of(task.spec.fit).block_size
         model = self._model(spec, fit)
         sampler = self._sampler(task.spec.corpus, model, task.control)
-        limit = getattr(model.config, "max_position_embeddings", None) or sampler.config.sequence_length(block)
+        limit = getattr(model.config, "max_position_embeddings", None) or sampler.config.sequence_length(
+            block
+        )
         prompts = [prompt[: max(1, limit // 2)] for prompt in self._prompts(task)]
         found: dict[int, str] = {}
         for width in sorted({len(prompt) for prompt in prompts}):
             rows = [row for row, prompt in enumerate(prompts) if len(prompt) == width]
             length = max(1, min(block, limit - width - 1))
-            uniform = np.concatenate([uniforms(spec.seed, spec.generation, "continuation", row, row + 1, length) for row in rows])
+            uniform = np.concatenate(
+                [uniforms(spec.seed, spec.generation, "continuation", row, row + 1, length) for row in rows]
+            )
             drawn = sampler.draw(
-                np.array([prompts[row] for row in rows], dtype=np.int64).reshape(len(rows), width), length, uniform
+                np.array([prompts[row] for row in rows], dtype=np.int64).reshape(len(rows), width),
+                length,
+                uniform,
             )
             for row, values, used in zip(rows, drawn.values, drawn.lengths, strict=True):
                 found[row] = self.data.decode(values[:used])
-        return [{"prompt": self.data.decode(prompt), "continuation": found[row]} for row, prompt in enumerate(prompts)]
+        return [
+            {"prompt": self.data.decode(prompt), "continuation": found[row]}
+            for row, prompt in enumerate(prompts)
+        ]
 
     def reset_peak(self) -> None:
         """Measure the peak of GPU memory anew."""
@@ -253,7 +288,11 @@ class LanguageModelLearner:
         import transformers
 
         on_gpu = self.device.type == "cuda"
-        versions = {"torch": torch.__version__, "deepspeed": deepspeed.__version__, "transformers": transformers.__version__}
+        versions = {
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+            "transformers": transformers.__version__,
+        }
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
         return {
             "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",

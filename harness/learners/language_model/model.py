@@ -1,4 +1,7 @@
-"""transformers models: built from sizes, loaded from a hub or a folder, written as an ordinary Hugging Face folder."""
+"""transformers models.
+
+Built from sizes, loaded from a hub or a folder, written as an ordinary Hugging Face folder.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from harness.config.presets import resolve_model
@@ -24,7 +35,8 @@ from harness.learners.language_model.weights import CONFIG, WEIGHTS
 from harness.terminal import shown
 
 logging.disable_progress_bar()
-logging.set_verbosity_error()  # what the library would say of weights that do not fit is an error here, in one line
+# what the library would say of weights that do not fit is an error here, in one line
+logging.set_verbosity_error()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -42,7 +54,11 @@ def transformers_config(model: Model, vocab_size: int, context: int, bos: int, e
     context = sizes.context or context
     mlp = sizes.mlp_width or default_mlp_width(sizes)
     common: dict[str, Any] = dict(
-        vocab_size=vocab_size, bos_token_id=bos, eos_token_id=eos, pad_token_id=None, tie_word_embeddings=sizes.tie_embeddings
+        vocab_size=vocab_size,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=None,
+        tie_word_embeddings=sizes.tie_embeddings,
     )
     if sizes.architecture == "gpt2":
         return GPT2Config(
@@ -89,14 +105,20 @@ def pretrained_config(model: Model) -> PretrainedConfig:
     """
     place = _place(model)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(place, revision=_revision(model), trust_remote_code=False)
-    except Exception as error:  # unknown kinds, fields of the wrong type, what a transport raises: the user needs one line
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            place, revision=_revision(model), trust_remote_code=False
+        )
+    except (
+        Exception
+    ) as error:  # unknown kinds, fields of the wrong type, what a transport raises: the user needs one line
         raise DataError(_unloadable(model, error)) from None
     return config
 
 
 def _place(model: Model) -> str:
-    """A pretrained model's folder, where it is on this machine and still what its key names, or its name on the hub.
+    """A pretrained model's folder, where it is on this machine and still what its key names.
+
+    Or its name on the hub.
 
     Raises:
         DataError: The folder is missing.
@@ -107,7 +129,9 @@ def _place(model: Model) -> str:
         return name
     found = pretrained_identity(model.model_copy(update={"revision": None}))
     if model.revision is not None and found.content != model.revision:
-        raise LearnerError(f"learner.model.pretrained: {name} is not what it was when this run began; run the command again")
+        raise LearnerError(
+            f"learner.model.pretrained: {name} is not what it was when this run began; run the command again"
+        )
     return name
 
 
@@ -122,7 +146,10 @@ def _unloadable(model: Model, error: Exception) -> str:
 
 
 def new_model(model: Model, vocab_size: int, context: int, bos: int, eos: int, seed: int) -> PreTrainedModel:
-    """A model with random weights, in fp32 whatever a published configuration says; the weights are a function of the seed."""
+    """A model with random weights, in fp32 whatever a published configuration says.
+
+    The weights are a function of the seed.
+    """
     if model.pretrained is not None:
         config = pretrained_config(model)
     else:
@@ -155,7 +182,10 @@ def pretrained_model(model: Model, vocab_size: int) -> PreTrainedModel:
         raise DataError(_unloadable(model, error)) from None
     wrong = report(info)
     if wrong:
-        raise DataError(f"learner.model.pretrained: {shown(model.pretrained)}: its weights do not fit its configuration: {wrong}")
+        raise DataError(
+            f"learner.model.pretrained: {shown(model.pretrained)}: its weights do not fit its configuration: "
+            f"{wrong}"
+        )
     _check_vocabulary(loaded.config, vocab_size)
     _check_precision(loaded, torch.float32)
     found: PreTrainedModel = loaded
@@ -172,12 +202,18 @@ def _check_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Refuse weights of another type than the one that was asked for: the key names it."""
     for name, parameter in model.named_parameters():
         if parameter.dtype != dtype:
-            raise LearnerError(f"learner.model: the weight {name} is of type {parameter.dtype}, expected {dtype}")
+            raise LearnerError(
+                f"learner.model: the weight {name} is of type {parameter.dtype}, expected {dtype}"
+            )
 
 
 def write_model(folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
     """Write a model as a Hugging Face folder: ``config.json`` and ``model.safetensors``."""
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
     plain = json.loads(config.to_json_string(use_diff=True))
     plain["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     write_atomic(folder / CONFIG, (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
@@ -190,7 +226,12 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
         LearnerError: The weights do not fit the configuration beside them.
     """
     loaded, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True, output_loading_info=True
+        folder,
+        dtype=dtype,
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
     )
     wrong = report(info)
     if wrong:

@@ -22,7 +22,10 @@ PROMPTS: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previou
 
 
 def settle(config: Config) -> Config:
-    """The configuration with a pretrained model at the revision that has its weights in a form that is loaded."""
+    """The configuration with a pretrained model at the revision that has its weights in a form.
+
+    That is loaded.
+    """
     learner = _section(config)
     if not needs_weights(learner, _refresh_init(config)):
         return config
@@ -50,7 +53,9 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     model, marks = _model(config, learner, facts, vocabulary)
     # The length of the prompt is sampling's, but with this loss the fit reads it too.
     masked = sample.prompt_length(block) if train.loss == "continuation" else None
-    fit = LanguageModelFit(model=model, train=TrainSpec(**train.model_dump(exclude_unset=True), masked_tokens=masked))
+    fit = LanguageModelFit(
+        model=model, train=TrainSpec(**train.model_dump(exclude_unset=True), masked_tokens=masked)
+    )
     first = "pretrained" if learner.model.pretrained else "scratch"
     return Resolved(
         fit=Part(fit, version),
@@ -72,12 +77,14 @@ def _refresh_init(config: Config) -> str | None:
     return config.regime.refresh.init if config.regime.refresh else None
 
 
-def _model(config: Config, learner: LanguageModel, facts: ModelFacts, vocabulary: int) -> tuple[ModelSpec, dict[str, Any]]:
+def _model(
+    config: Config, learner: LanguageModel, facts: ModelFacts, vocabulary: int
+) -> tuple[ModelSpec, dict[str, Any]]:
     """The model, and marks of its sampling.
 
-    Published models that an earlier version computed otherwise are marked: new weights took the type that the published
-    configuration names; without a key-value cache only the last token was read; and tokens that no tokenizer knows could be
-    drawn. Models without these traits have the keys that they had.
+    Published models that an earlier version computed otherwise are marked: new weights took the type that the
+    published configuration names; without a key-value cache only the last token was read; and tokens that no
+    tokenizer knows could be drawn. Models without these traits have the keys that they had.
     """
     model = resolve_model(learner.model)
     if model.pretrained is None:
@@ -94,10 +101,14 @@ def _model(config: Config, learner: LanguageModel, facts: ModelFacts, vocabulary
 def _place(model: Model) -> dict[str, Model]:
     """Where a pretrained model lies, by its content.
 
-    One of the hub is found at its revision; one in a folder by an absolute path, with its content in the place of a revision, so
-    that every generation loads what the key names, wherever it runs.
+    One of the hub is found at its revision; one in a folder by an absolute path, with its content in the
+    place of a revision, so that every generation loads what the key names, wherever it runs.
     """
     found, name = pretrained_identity(model), model.pretrained or ""
     if found.revision is None:
         name = str(Path(name).absolute())
-    return {found.content: model.model_copy(update={"pretrained": name, "revision": found.revision or found.content})}
+    return {
+        found.content: model.model_copy(
+            update={"pretrained": name, "revision": found.revision or found.content}
+        )
+    }

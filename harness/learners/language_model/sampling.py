@@ -1,8 +1,9 @@
 """Sampling: batches of a fixed shape, one stream of uniforms per example, tokens by inverse transform.
 
-An example is the same whatever else is sampled: its uniforms depend on its index, and its batch is always computed whole, with
-the example in the same row. Drawing by inverse transform takes one uniform a token; the usual exponential race takes one for every
-entry of the vocabulary. A beam search takes none: its examples are functions of their prompts.
+An example is the same whatever else is sampled: its uniforms depend on its index, and its batch is always
+computed whole, with the example in the same row. Drawing by inverse transform takes one uniform a token; the
+usual exponential race takes one for every entry of the vocabulary. A beam search takes none: its examples are
+functions of their prompts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Reader:
 
         Args:
             model: The model.
-            cached: Whether its key-value cache holds what was read; otherwise everything is read again at every step.
+            cached: Whether its key-value cache holds what was read; otherwise everything is read again at
+                every step.
         """
         self.model = model
         self._cache = DynamicCache(config=model.config) if cached else None
@@ -74,7 +76,8 @@ class Sampler:
         bos: Token in front of everything; None where examples are trained without.
         eos: End-of-text token.
         tick: Told of every token.
-        vocab_size: Tokens that the tokenizer knows; a model may score more, which are never drawn. None: as many.
+        vocab_size: Tokens that the tokenizer knows; a model may score more, which are never drawn. None: as
+            many.
         cached: See `Reader`.
     """
 
@@ -91,17 +94,21 @@ class Sampler:
         """Continue prompts.
 
         Args:
-            prompts: Shape [batch, prompt_length], token ids; prompt_length may be 0 where there is a bos token.
+            prompts: Shape [batch, prompt_length], token ids; prompt_length may be 0 where there is a bos
+                token.
             length: New tokens for each.
             uniform: Shape [batch, length], values in [0, 1); a beam search does not read them.
 
         Returns:
-            The new tokens, shape [batch, length]; with ``length: natural`` an example ends with its end-of-text token.
+            The new tokens, shape [batch, length]; with ``length: natural`` an example ends with its
+            end-of-text token.
         """
         device = next(self.model.parameters()).device
         tokens = torch.from_numpy(prompts.astype(np.int64)).to(device)
         if self.bos is not None:
-            tokens = torch.cat([torch.full((len(tokens), 1), self.bos, dtype=torch.int64, device=device), tokens], dim=1)
+            tokens = torch.cat(
+                [torch.full((len(tokens), 1), self.bos, dtype=torch.int64, device=device), tokens], dim=1
+            )
         if self.config.num_beams > 1:
             return Examples.full(self._search(tokens, length).cpu().numpy().astype(np.int32))
         return self._draw(tokens, length, torch.from_numpy(uniform).to(device))
@@ -136,14 +143,17 @@ class Sampler:
         return Examples(values, lengths)
 
     def _reader(self, rows: int, length: int) -> Reader | StepReader:
-        """What reads texts of up to so many tokens: by recorded steps on a GPU, where the architecture allows it."""
+        """What reads texts of up to so many tokens.
+
+        By recorded steps on a GPU, where the architecture allows it.
+        """
         key = rows, length
         if key not in self._steps:
             self._steps.clear()  # a cache of full length each: one is enough
             self._steps[key] = None
             if self.cached and self.model.device.type == "cuda" and can_step(self.model):
-                # Whether it can be recorded depends on the architecture's code alone, so a corpus is always written one way;
-                # want of memory is no reason to write it another way.
+                # Whether it can be recorded depends on the architecture's code alone, so a corpus is always
+                # written one way; want of memory is no reason to write it another way.
                 try:
                     self._steps[key] = StepReader(self.model, rows, length)
                 except torch.OutOfMemoryError:
@@ -159,9 +169,10 @@ class Sampler:
     def _search(self, tokens: torch.Tensor, length: int) -> torch.Tensor:
         """Beam search (Sutskever et al. 2014, arXiv 1409.3215, section 3.2) for a fixed number of tokens.
 
-        At every position each beam is continued by every token, and the ``num_beams`` likeliest of all these stay. All beams are
-        equally long, so their log-probabilities compare without a length penalty. Penalties change log-probabilities after the
-        softmax, without normalising again, as the search in transformers does, whose results are published.
+        At every position each beam is continued by every token, and the ``num_beams`` likeliest of all these
+        stay. All beams are equally long, so their log-probabilities compare without a length penalty.
+        Penalties change log-probabilities after the softmax, without normalising again, as the search in
+        transformers does, whose results are published.
 
         Args:
             tokens: Shape [batch, context_length], at least one token each.
@@ -172,7 +183,9 @@ class Sampler:
         """
         batch, beams = len(tokens), self.config.num_beams
         adjust = Adjustment(self.config, self.eos, tokens.repeat_interleave(beams, dim=0), self.vocab_size)
-        first = torch.arange(batch, device=tokens.device)[:, None] * beams  # the row of each example's first beam
+        first = (
+            torch.arange(batch, device=tokens.device)[:, None] * beams
+        )  # the row of each example's first beam
         scores = torch.full((batch, beams), -torch.inf, device=tokens.device)
         scores[:, 0] = 0.0  # before the first token the beams are equal, and one of them is enough
         found = torch.zeros((batch * beams, 0), dtype=torch.int64, device=tokens.device)
@@ -197,7 +210,10 @@ class Sampler:
         return found[first[:, 0]]  # topk sorts, so the first beam is the likeliest
 
     def choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """One token per row by inverse transform: [batch, vocab] logits and [batch] uniforms to [batch] token ids."""
+        """One token per row by inverse transform.
+
+        [batch, vocab] logits and [batch] uniforms to [batch] token ids.
+        """
         probabilities = self.distribution(logits)
         cumulative = probabilities.cumsum(dim=-1)
         total = cumulative[:, -1:]
@@ -207,7 +223,10 @@ class Sampler:
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
     def distribution(self, logits: torch.Tensor) -> torch.Tensor:
-        """Probabilities after temperature, top-k and top-p, in that order, unnormalised by the cuts; [batch, vocab], fp64."""
+        """Probabilities after temperature, top-k and top-p, in that order, unnormalised by the cuts.
+
+        [batch, vocab], fp64.
+        """
         scaled = logits.float() / self.config.temperature
         if 0 < self.config.top_k < scaled.shape[-1]:
             least = scaled.topk(self.config.top_k, dim=-1).values[:, -1:]
@@ -235,7 +254,8 @@ def draw_batch(
 
     Args:
         sampler: The sampler.
-        prompts: Rows whose first ``prompt_tokens`` tokens are continued, row i modulo their number for example i; None for none.
+        prompts: Rows whose first ``prompt_tokens`` tokens are continued, row i modulo their number for
+            example i; None for none.
         prompt_tokens: Length of the prefix.
         block_size: Tokens per example.
         seed: The chain's seed.
@@ -247,9 +267,14 @@ def draw_batch(
     if prompts is None:
         prefix = np.zeros((size, 0), dtype=np.int64)
     else:
-        prefix = prompts.values[np.arange(start, start + size) % len(prompts), :prompt_tokens].astype(np.int64)
+        prefix = prompts.values[np.arange(start, start + size) % len(prompts), :prompt_tokens].astype(
+            np.int64
+        )
     length = block_size - prefix.shape[1] if keep else block_size
     drawn = sampler.draw(prefix, length, uniforms(seed, generation, "sample", start, start + size, length))
     if not keep:
         return drawn
-    return Examples(np.concatenate([prefix.astype(np.int32), drawn.values], axis=1), drawn.lengths + np.int32(prefix.shape[1]))
+    return Examples(
+        np.concatenate([prefix.astype(np.int32), drawn.values], axis=1),
+        drawn.lengths + np.int32(prefix.shape[1]),
+    )

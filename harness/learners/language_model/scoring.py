@@ -17,7 +17,9 @@ BATCH_TOKENS = 8192
 """Tokens in one forward pass when scoring."""
 
 
-def with_bos(examples: Examples, bos: int | None, device: torch.device, masked: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def with_bos(
+    examples: Examples, bos: int | None, device: torch.device, masked: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets of a causal model.
 
     Args:
@@ -27,11 +29,13 @@ def with_bos(examples: Examples, bos: int | None, device: torch.device, masked: 
         masked: Tokens at the start of every example that are no targets.
 
     Returns:
-        Inputs and targets, both [batch, width] (width - 1 without bos); targets behind an example's end, and masked ones, are
-        `IGNORED`.
+        Inputs and targets, both [batch, width] (width - 1 without bos); targets behind an example's end, and
+        masked ones, are `IGNORED`.
     """
     tokens = torch.from_numpy(np.ascontiguousarray(examples.values, dtype=np.int64))
-    used = torch.arange(tokens.shape[1])[None, :] < torch.from_numpy(examples.lengths.astype(np.int64))[:, None]
+    used = (
+        torch.arange(tokens.shape[1])[None, :] < torch.from_numpy(examples.lengths.astype(np.int64))[:, None]
+    )
     targets = torch.where(used, tokens, IGNORED)
     targets[:, :masked] = IGNORED
     if bos is None:
@@ -58,7 +62,8 @@ def score(
 ) -> npt.NDArray[np.float64]:
     """Nats per sequence of this rank's share of the examples.
 
-    Every batch has the same shape, padded where needed, so that a sequence's value does not depend on how many there are.
+    Every batch has the same shape, padded where needed, so that a sequence's value does not depend on how
+    many there are.
 
     Args:
         model: The model.

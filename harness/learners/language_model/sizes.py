@@ -1,4 +1,7 @@
-"""Sizes of a language model by arithmetic alone, so that planning needs no torch: parameters, FLOPs, memory."""
+"""Sizes of a language model by arithmetic alone, so that planning needs no torch.
+
+Parameters, FLOPs, memory.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ def num_parameters(model: Model, vocab_size: int, context: int) -> int:
 
 
 def default_mlp_width(model: Model) -> int:
-    """Width of the feed-forward layer where none is given: 4 x width, or 8/3 x width rounded up to 32 for llama."""
+    """Width of the feed-forward layer where none is given.
+
+    4 x width, or 8/3 x width rounded up to 32 for llama.
+    """
     assert model.width
     return -(-8 * model.width // 3 // 32) * 32 if model.architecture == "llama" else 4 * model.width
 
@@ -52,9 +58,18 @@ class Memory:
 
 
 def memory_per_rank(
-    parameters: int, num_layers: int, width: int, vocab_size: int, tokens: int, bf16: bool, ranks: int, stage: int
+    parameters: int,
+    num_layers: int,
+    width: int,
+    vocab_size: int,
+    tokens: int,
+    bf16: bool,
+    ranks: int,
+    stage: int,
 ) -> Memory:
-    """Estimate of the memory of one rank (Rajbhandari et al. 2020, arXiv 1910.02054, section 3, for the model's states).
+    """Estimate of the memory of one rank (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.
+
+    For the model's states).
 
     Args:
         parameters: Parameters of the model.
@@ -68,7 +83,8 @@ def memory_per_rank(
     """
     size = 2 if bf16 else 4
     optimizer = parameters * (12 if bf16 else 8)
-    # About 34 bytes a token, layer and unit of width without recomputation (Korthikanti et al. 2022, 2205.05198), and the logits.
+    # About 34 bytes a token, layer and unit of width without recomputation (Korthikanti et al. 2022,
+    # 2205.05198), and the logits.
     activations = tokens * (17 * size * num_layers * width + vocab_size * (4 + 2 * size))
     return Memory(
         weights=parameters * size // (ranks if stage >= 3 else 1),

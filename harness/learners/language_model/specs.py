@@ -12,7 +12,8 @@ class ModelSpec(Model):
     """A model by its sizes, or a pretrained one by its content (`Execution.models` says where that lies)."""
 
     new_weights: Literal["fp32"] | None = since(None)
-    """New weights of a published configuration that names another type; an earlier version drew them in that."""
+    """New weights of a published configuration that names another type; an earlier version drew them in
+    that."""
 
 
 class TrainSpec(Train):

@@ -1,4 +1,7 @@
-"""One fit: the order of the examples, the learning rate and the loss are functions of the step; DeepSpeed does the rest."""
+"""One fit: the order of the examples, the learning rate and the loss are functions of the step.
+
+DeepSpeed does the rest.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,8 @@ def plan_steps(train: Train, examples: Examples, budget: str, reference: Example
     Args:
         train: The training section.
         examples: The training set.
-        budget: ``examples``: the epochs asked for; ``steps``: as many steps as generation 0; ``tokens``: as many tokens.
+        budget: ``examples``: the epochs asked for; ``steps``: as many steps as generation 0; ``tokens``: as
+            many tokens.
         reference: Generation 0's training set.
     """
     size, batch = len(examples), train.batch_size
@@ -55,7 +59,10 @@ def plan_steps(train: Train, examples: Examples, budget: str, reference: Example
 
 
 def learning_rate(train: Train, step: int, steps: int) -> float:
-    """The learning rate of a step: linear warm-up, then constant, cosine or linear to min_learning_rate_ratio of the peak."""
+    """The learning rate of a step.
+
+    Linear warm-up, then constant, cosine or linear to min_learning_rate_ratio of the peak.
+    """
     warmup = math.ceil(train.warmup_ratio * steps)
     if step < warmup:
         return train.learning_rate * (step + 1) / warmup
@@ -105,7 +112,13 @@ class _Progress:
 
     def write(self, path: Path) -> None:
         losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
-        tree = {"step": self.step, "tokens": self.tokens, "losses": losses, "curve": self.curve, "best": self.best}
+        tree = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "losses": losses,
+            "curve": self.curve,
+            "best": self.best,
+        }
         save_tree(tree, path)
 
     @classmethod
@@ -159,7 +172,8 @@ class Trainer:
             bos: Token before every example; None for none.
             ranks: The ranks.
             device: This rank's device.
-            masked: Tokens at the start of every training example that are read but not learned. Validation is on all tokens.
+            masked: Tokens at the start of every training example that are read but not learned. Validation is
+                on all tokens.
             deterministic: Only kernels whose sums have one order, on a GPU.
         """
         self.train, self.micro_batch, self.zero_stage, self.masked = train, micro_batch, zero_stage, masked
@@ -172,7 +186,8 @@ class Trainer:
             model: The initial model, in fp32 or the training precision.
             validation: Real validation examples, for ``weights: best`` and the validation curve.
             schedule: From `plan_steps`.
-            task: The fit: its training set, seed and generation; where to go on from and what to tell meanwhile.
+            task: The fit: its training set, seed and generation; where to go on from and what to tell
+                meanwhile.
 
         Raises:
             Stopped: It was asked to stop; what it had is in a checkpoint.
@@ -196,10 +211,14 @@ class Trainer:
         while progress.step < schedule.steps:
             self._advance(engine, schedule, task, progress, cache)
             if progress.step % CHECK_EVERY == 0 or progress.step == schedule.steps:
-                if engine.skipped or not all(map(math.isfinite, self._reduced(progress.losses[-CHECK_EVERY:]))):
+                if engine.skipped or not all(
+                    map(math.isfinite, self._reduced(progress.losses[-CHECK_EVERY:]))
+                ):
                     status = "diverged"
                     break
-                task.report(progress.step, schedule.steps, (progress.tokens - before) / (time.monotonic() - started))
+                task.report(
+                    progress.step, schedule.steps, (progress.tokens - before) / (time.monotonic() - started)
+                )
             if self._ends_epoch(schedule, progress.step):
                 self._end_epoch(engine, validation, progress, task.control.tick)
             if progress.step == look_at and progress.step < schedule.steps:
@@ -213,7 +232,13 @@ class Trainer:
             "train_loss": [_number(value) for value in self._reduced(progress.losses)],
             "validation": [{"step": point["step"], "nll": _number(point["nll"])} for point in progress.curve],
         }
-        return Fitted("diverged" if status == "diverged" else "ok", state, log, progress.tokens, progress.tokens - before)
+        return Fitted(
+            "diverged" if status == "diverged" else "ok",
+            state,
+            log,
+            progress.tokens,
+            progress.tokens - before,
+        )
 
     def _resume(self, engine: Engine, folder: Path) -> _Progress:
         problem, progress = "", _Progress()
@@ -228,19 +253,28 @@ class Trainer:
         return progress
 
     def _advance(
-        self, engine: Engine, schedule: Schedule, task: FitTask, progress: _Progress, cache: dict[int, npt.NDArray[np.int64]]
+        self,
+        engine: Engine,
+        schedule: Schedule,
+        task: FitTask,
+        progress: _Progress,
+        cache: dict[int, npt.NDArray[np.int64]],
     ) -> None:
         """One optimizer step."""
         step = progress.step
         engine.set_learning_rate(learning_rate(self.train, step, schedule.steps))
         batch = task.training.examples.take(schedule.order(task.spec.seed, task.spec.generation, step, cache))
         predicted = int(self._predicted(batch, self.masked).sum())
-        progress.losses.append(self._step(engine, batch, predicted, task.spec.seed, task.spec.generation, step))
+        progress.losses.append(
+            self._step(engine, batch, predicted, task.spec.seed, task.spec.generation, step)
+        )
         progress.tokens += predicted
         progress.step += 1
         task.control.tick()
 
-    def _end_epoch(self, engine: Engine, validation: Examples, progress: _Progress, tick: Callable[[], None]) -> None:
+    def _end_epoch(
+        self, engine: Engine, validation: Examples, progress: _Progress, tick: Callable[[], None]
+    ) -> None:
         value = self.ranks.broadcast(self._validate(engine, validation, tick))
         progress.curve.append({"step": progress.step, "nll": value})
         if self.train.weights == "best" and value < progress.best[0]:
@@ -267,22 +301,28 @@ class Trainer:
         return folder / f"progress-{self.ranks.rank}.safetensors"
 
     def _predicted(self, batch: Examples, masked: int = 0) -> npt.NDArray[np.int64]:
-        """Tokens of each example that the model predicts: all with a token before them, less the masked ones."""
+        """Tokens of each example that the model predicts.
+
+        All with a token before them, less the masked ones.
+        """
         first = max(masked, 0 if self.bos is not None else 1)
         return np.maximum(batch.lengths.astype(np.int64) - first, 0)
 
-    def _step(self, engine: Engine, batch: Examples, predicted: int, seed: int, generation: int, step: int) -> torch.Tensor:
+    def _step(
+        self, engine: Engine, batch: Examples, predicted: int, seed: int, generation: int, step: int
+    ) -> torch.Tensor:
         """One optimizer step; returns this rank's share of the mean loss.
 
-        The loss is the mean over the tokens of the global batch, whatever the ranks and micro batches: DeepSpeed averages over
-        ranks and accumulation steps, which is undone here.
+        The loss is the mean over the tokens of the global batch, whatever the ranks and micro batches:
+        DeepSpeed averages over ranks and accumulation steps, which is undone here.
         """
         per_rank = len(batch) // self.ranks.world_size
         first = self.ranks.rank * per_rank
         total = torch.zeros((), device=self.device)
         for start in range(first, first + per_rank, self.micro_batch):
             part = batch.take(slice(start, start + self.micro_batch))
-            # Dropout is indexed by the position in the stream of examples, not by what this process drew before.
+            # Dropout is indexed by the position in the stream of examples, not by what this process drew
+            # before.
             torch.manual_seed(stream_seed(seed, generation, "dropout", step * len(batch) + start))
             inputs, targets = with_bos(part, self.bos, self.device, self.masked)
             loss = sequence_nll(engine.logits(inputs), targets).sum() / max(predicted, 1)
@@ -300,10 +340,15 @@ class Trainer:
         return [float(value) for value in stacked.tolist()]
 
     def _ends_epoch(self, schedule: Schedule, step: int) -> bool:
-        return step == schedule.steps or (self.train.weights == "best" and step % schedule.steps_per_epoch == 0)
+        return step == schedule.steps or (
+            self.train.weights == "best" and step % schedule.steps_per_epoch == 0
+        )
 
     def _validate(self, engine: Engine, validation: Examples, tick: Callable[[], None]) -> float:
-        """Nats per token on the validation blocks; collective (every rank runs every block: ZeRO-3 gathers weights in step)."""
+        """Nats per token on the validation blocks.
+
+        Collective (every rank runs every block: ZeRO-3 gathers weights in step).
+        """
         engine.train_mode(False)
         total, count = 0.0, 0
         with torch.no_grad():

@@ -1,4 +1,7 @@
-"""The files of a model's folder, looked at before anything is loaded: headers only, so that gigabytes cost milliseconds."""
+"""The files of a model's folder, looked at before anything is loaded.
+
+Headers only, so that gigabytes cost milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ def read_plain(path: Path, field: str) -> Mapping[str, Any]:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
-        raise DataError(f"{field}: {path} is not JSON" if content.strip() else f"{field}: {path} is empty") from None
+        raise DataError(
+            f"{field}: {path} is not JSON" if content.strip() else f"{field}: {path} is empty"
+        ) from None
     if not isinstance(found, dict):
         raise DataError(f"{field}: {path} holds no JSON object")
     return found
@@ -69,7 +74,9 @@ def read_header(path: Path, field: str) -> dict[str, Stored]:
             raise DataError(f"{field}: {path} is truncated: {size} bytes, its header alone has {8 + length}")
         tensors = json.loads(content[8 : 8 + length])
         tensors.pop("__metadata__", None)
-        found = {name: Stored(about["dtype"], tuple(map(int, about["shape"]))) for name, about in tensors.items()}
+        found = {
+            name: Stored(about["dtype"], tuple(map(int, about["shape"]))) for name, about in tensors.items()
+        }
         end = max((int(about["data_offsets"][1]) for about in tensors.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise DataError(f"{field}: {path} is no safetensors file") from None

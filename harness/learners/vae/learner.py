@@ -17,7 +17,16 @@ from scipy.special import expit, ndtri
 from harness.config.schema import Vae, VaeSample
 from harness.data.base import RealData
 from harness.data.images import ImageSet
-from harness.learners.base import EvaluateTask, Evaluation, Execution, FitOutcome, FitTask, Ranks, SampleTask, Stopped
+from harness.learners.base import (
+    EvaluateTask,
+    Evaluation,
+    Execution,
+    FitOutcome,
+    FitTask,
+    Ranks,
+    SampleTask,
+    Stopped,
+)
 from harness.learners.vae.model import ConvVae, decoded, encoded, new_model, read_model, write_model
 from harness.learners.vae.training import fit, plan_steps
 from harness.metrics import vae as metrics
@@ -71,7 +80,11 @@ class VaeLearner:
 
     def sample(self, task: SampleTask) -> int:
         """Whole batches; each is committed as a shard when it is done."""
-        size, model, started = self.resources.sample_batch, self._model(task.spec.fit, task.fit), time.monotonic()
+        size, model, started = (
+            self.resources.sample_batch,
+            self._model(task.spec.fit, task.fit),
+            time.monotonic(),
+        )
         wanted = range(task.start // size, -(-task.stop // size))
         batches = [batch for batch in wanted if (batch * size, (batch + 1) * size) not in task.shards]
         for number, batch in enumerate(batches, start=1):
@@ -85,14 +98,17 @@ class VaeLearner:
         """Examples start..start+count-1 of a corpus; example i is decoded from the i-th stream of uniforms.
 
         Returns:
-            Float32, shape [count, height * width]: the decoder's means, or its Bernoulli's draws for ``sample.binary``.
+            Float32, shape [count, height * width]: the decoder's means, or its Bernoulli's draws for
+            ``sample.binary``.
         """
         how = spec.sampling.section
         assert isinstance(how, VaeSample)
         latent_dim, pixels = _section(spec.fit).latent_dim, self.shape[0] * self.shape[1]
         width = latent_dim + (pixels if how.binary else 0)
         uniform = uniforms(spec.fit.seed, spec.fit.generation, "sample", start, start + count, width)
-        latent = ndtri(np.maximum(uniform[:, :latent_dim], 2.0**-54))  # a uniform may be 0, which has no finite quantile
+        latent = ndtri(
+            np.maximum(uniform[:, :latent_dim], 2.0**-54)
+        )  # a uniform may be 0, which has no finite quantile
         logits = decoded(model, latent.astype(np.float32), count).reshape(count, pixels)
         means = expit(logits)
         values = uniform[:, latent_dim:] < means if how.binary else means
@@ -108,7 +124,10 @@ class VaeLearner:
         return metrics.Classifier(self.data.training[:count], labels[:count])
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
-        """The ELBO on the real test set, and what the samples look like to generation 0's encoder and to a fixed classifier."""
+        """The ELBO on the real test set.
+
+        And what the samples look like to generation 0's encoder and to a fixed classifier.
+        """
         elbo = task.piece("elbo", 2, lambda: self._elbo(task))
         task.report(1, 2, 0.0)
         samples = self._images(task.corpus)
@@ -119,20 +138,27 @@ class VaeLearner:
             "vae/sample_std": metrics.sample_std(samples),
         }
         if self.classifier is not None:
-            found |= metrics.class_metrics(self.classifier.probabilities(task.corpus.values), self.classifier.classes)
+            found |= metrics.class_metrics(
+                self.classifier.probabilities(task.corpus.values), self.classifier.classes
+            )
         arrays = {"test_elbo": -elbo.sum(axis=0), "pictures": samples[:PICTURES].astype(np.float64)}
         task.report(2, 2, 0.0)
         return Evaluation(found, arrays)
 
     def _elbo(self, task: EvaluateTask) -> npt.NDArray[np.float64]:
-        """Reconstruction and KL of every test image, nats, shape [2, num_test]; all evaluations draw the same noise."""
+        """Reconstruction and KL of every test image, nats, shape [2, num_test].
+
+        All evaluations draw the same noise.
+        """
         model, test = self._model(task.spec.fit, task.fit()), self._images(self.data.test)
         mean, log_variance = encoded(model, test)
         reconstruction = np.zeros(len(test))
         for index in range(LATENT_SAMPLES):
             noise = stream(0, 0, "elbo", index).standard_normal(mean.shape)
             logits = decoded(model, (mean + np.exp(0.5 * log_variance) * noise).astype(np.float32))
-            reconstruction += metrics.bernoulli_nll(logits.reshape(len(test), -1), self.data.test.values) / LATENT_SAMPLES
+            reconstruction += (
+                metrics.bernoulli_nll(logits.reshape(len(test), -1), self.data.test.values) / LATENT_SAMPLES
+            )
             task.control.tick()
         return np.stack([reconstruction, metrics.gaussian_kl(mean, log_variance)])
 

@@ -17,14 +17,17 @@ from harness.streams import stream_seed
 
 WEIGHTS = "model.safetensors"
 EVALUATED_TOGETHER = 256
-"""Images in one forward pass of an evaluation; always this many, so that an image's bits do not depend on the others' number."""
+"""Images in one forward pass of an evaluation; always this many, so that an image's bits do not depend on the
+others' number."""
 
 
 class ConvVae(nn.Module):
-    """q(z | x) = N(mean, diag exp log_variance), p(z) = N(0, I), p(x | z) = Bernoulli(sigmoid of the logits), pixel by pixel.
+    """q(z | x) = N(mean, diag exp log_variance), p(z) = N(0, I), p(x | z) = Bernoulli(sigmoid of the logits).
 
-    The encoder is one 3 x 3 convolution of stride 2 per entry of ``channels``, each with a ReLU, and a linear layer to the latent;
-    the decoder mirrors it with transposed convolutions.
+    Pixel by pixel.
+
+    The encoder is one 3 x 3 convolution of stride 2 per entry of ``channels``, each with a ReLU, and a linear
+    layer to the latent; the decoder mirrors it with transposed convolutions.
     """
 
     def __init__(self, shape: tuple[int, int], latent_dim: int, channels: Sequence[int]) -> None:
@@ -43,17 +46,24 @@ class ConvVae(nn.Module):
         widths = [1, *channels]
         self.inner = (widths[-1], *sizes[-1])
         flat = widths[-1] * sizes[-1][0] * sizes[-1][1]
-        self.encoder = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.encoder = nn.ModuleList(
+            nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
         self.to_latent = nn.Linear(flat, 2 * latent_dim)
         self.from_latent = nn.Linear(latent_dim, flat)
-        # A transposed convolution makes 2 n - 1 of n pixels; where the encoder had an even number, one is added.
+        # A transposed convolution makes 2 n - 1 of n pixels; where the encoder had an even number, one is
+        # added.
         missing = [(1 - height % 2, 1 - width % 2) for height, width in sizes]
         self.decoder = nn.ModuleList(
-            nn.ConvTranspose2d(widths[i + 1], widths[i], 3, 2, 1, missing[i]) for i in reversed(range(len(channels)))
+            nn.ConvTranspose2d(widths[i + 1], widths[i], 3, 2, 1, missing[i])
+            for i in reversed(range(len(channels)))
         )
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z | x), each of shape [batch, latent_dim], for images of shape [batch, height, width]."""
+        """Mean and log variance of q(z | x), each of shape [batch, latent_dim].
+
+        For images of shape [batch, height, width].
+        """
         hidden = images[:, None]
         for layer in self.encoder:
             hidden = F.relu(layer(hidden))
@@ -115,7 +125,9 @@ def _padded(rows: npt.NDArray[np.float32], size: int) -> Tensor:
     return torch.from_numpy(batch)
 
 
-def decoded(model: ConvVae, latent: npt.NDArray[np.float32], size: int = EVALUATED_TOGETHER) -> npt.NDArray[np.float32]:
+def decoded(
+    model: ConvVae, latent: npt.NDArray[np.float32], size: int = EVALUATED_TOGETHER
+) -> npt.NDArray[np.float32]:
     """Logits of latents, a fixed number at a time; float32, shape [num, height, width].
 
     Args:
@@ -131,8 +143,13 @@ def decoded(model: ConvVae, latent: npt.NDArray[np.float32], size: int = EVALUAT
     return np.concatenate(parts)
 
 
-def encoded(model: ConvVae, images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Means and log variances of images of shape [num, height, width], padded as above; each of shape [num, latent_dim]."""
+def encoded(
+    model: ConvVae, images: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Means and log variances of images of shape [num, height, width], padded as above.
+
+    Each of shape [num, latent_dim].
+    """
     means, log_variances = [], []
     with torch.no_grad():
         for start in range(0, len(images), EVALUATED_TOGETHER):

@@ -1,4 +1,7 @@
-"""One fit: batch order and noise are functions of the step, so a fit goes on from a checkpoint to the same bits."""
+"""One fit: batch order and noise are functions of the step.
+
+So a fit goes on from a checkpoint to the same bits.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,9 @@ class _Progress:
         tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         for name, parameter in self.model.named_parameters():
             tensors[f"model.{name}"] = parameter.detach().clone()
-            tensors |= {f"{moment}.{name}": self.optimizer.state[parameter][moment].clone() for moment in MOMENTS}
+            tensors |= {
+                f"{moment}.{name}": self.optimizer.state[parameter][moment].clone() for moment in MOMENTS
+            }
         save_file(tensors, folder / CHECKPOINT)
         return [folder / CHECKPOINT]
 
@@ -75,7 +80,9 @@ class _Progress:
                 self.optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
 
 
-def fit(model: ConvVae, train: VaeTrain, schedule: Schedule, images: npt.NDArray[np.float32], task: FitTask) -> FitOutcome:
+def fit(
+    model: ConvVae, train: VaeTrain, schedule: Schedule, images: npt.NDArray[np.float32], task: FitTask
+) -> FitOutcome:
     """Fit a model in place, from its beginning or from a checkpoint.
 
     Args:
@@ -86,7 +93,8 @@ def fit(model: ConvVae, train: VaeTrain, schedule: Schedule, images: npt.NDArray
         task: The fit: seed and generation; where to go on from and what to tell meanwhile.
 
     Raises:
-        Stopped: It was asked to stop; what it had is in a checkpoint, where the grace period had room for one.
+        Stopped: It was asked to stop; what it had is in a checkpoint, where the grace period had room for
+            one.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
     progress = _Progress(model.train(), optimizer)
@@ -94,7 +102,9 @@ def fit(model: ConvVae, train: VaeTrain, schedule: Schedule, images: npt.NDArray
         try:
             progress.read(task.resume)
         except Exception as error:
-            raise CheckpointUnusable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+            raise CheckpointUnusable(
+                f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            ) from error
     before, started = progress.step, time.monotonic()
     saved, save_s = started, 0.0
     cache: dict[int, npt.NDArray[np.int64]] = {}
@@ -102,7 +112,9 @@ def fit(model: ConvVae, train: VaeTrain, schedule: Schedule, images: npt.NDArray
     while progress.step < schedule.steps:
         step = progress.step
         batch = torch.from_numpy(images[schedule.order(task.spec.seed, task.spec.generation, step, cache)])
-        noise = stream(task.spec.seed, task.spec.generation, "reparametrise", step).standard_normal((len(batch), latent_dim))
+        noise = stream(task.spec.seed, task.spec.generation, "reparametrise", step).standard_normal(
+            (len(batch), latent_dim)
+        )
         loss = model.loss(batch, torch.from_numpy(noise.astype(np.float32)), train.beta)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -122,7 +134,14 @@ def fit(model: ConvVae, train: VaeTrain, schedule: Schedule, images: npt.NDArray
                 saved, save_s = time.monotonic(), time.monotonic() - now
             if stopping:
                 raise Stopped
-    finite = math.isfinite(progress.losses[-1]) and all(bool(torch.isfinite(p).all()) for p in model.parameters())
-    log = {"steps": schedule.steps, "train_loss": [value if math.isfinite(value) else None for value in progress.losses]}
+    finite = math.isfinite(progress.losses[-1]) and all(
+        bool(torch.isfinite(p).all()) for p in model.parameters()
+    )
+    log = {
+        "steps": schedule.steps,
+        "train_loss": [value if math.isfinite(value) else None for value in progress.losses],
+    }
     seen = train.batch_size
-    return FitOutcome("ok" if finite else "diverged", log, progress.step * seen, (progress.step - before) * seen)
+    return FitOutcome(
+        "ok" if finite else "diverged", log, progress.step * seen, (progress.step - before) * seen
+    )

@@ -1,0 +1,227 @@
+"""From cells to specs, and from these to the lineage and to the identities of bundled chains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from harness.components import FILTERS, LEARNERS, REGIMES
+from harness.config.grid import Study
+from harness.config.schema import (
+    CellSource,
+    Config,
+    Evaluate,
+    science,
+)
+from harness.data.base import RealData
+from harness.data.text import (
+    ExternalCorpus,
+    TextCorpus,
+)
+from harness.errors import ConfigError
+from harness.learners.base import Resolved
+from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, versions
+from harness.metrics.added import added_versions
+from harness.preparation import PreparedData, data_spec
+from harness.regimes import recipe
+from harness.science import (
+    KEY_FORMAT,
+    BundledChain,
+    CellSpec,
+    DataSpec,
+    Lineage,
+    Measured,
+    Part,
+    blank,
+    build,
+    chain_id,
+    in_order,
+    key_of,
+)
+
+
+def cell_spec(
+    config: Config,
+    data: PreparedData,
+    resolved: Resolved,
+    texts: Mapping[str, ExternalCorpus],
+    writer: str | DataSpec | None,
+    source: int | None,
+) -> CellSpec:
+    """What the chains of a cell have in common: the one place where a configuration becomes specs.
+
+    Args:
+        config: The cell.
+        data: Its real data.
+        resolved: What its learner is.
+        texts: The other real texts of its evaluation.
+        writer: The hash of its fixed corpus, or its fixed teacher; None for other sources.
+        source: Index of the cell whose chain writes for it; None for the chain itself.
+    """
+    n = data.real.num_examples
+    external = writer.identity if isinstance(writer, DataSpec) else writer
+    filters = [FILTERS.loaded[item.kind] for item in config.filters]
+    return CellSpec(
+        data=data_spec(config.data, data),
+        learner=resolved.fit,
+        sampling=resolved.sampling,
+        measured=_measured(config, data.real, texts),
+        filters=tuple(Part(item, found.version) for item, found in zip(config.filters, filters, strict=True)),
+        detectors=tuple(found.plugin.of == "training sets" for found in filters),
+        recipe=partial(recipe, config.regime, n, external=external),
+        init=resolved.init,
+        init_previous=getattr(config.learner, "init", None) == "previous",
+        prompts=resolved.prompts,
+        n=n,
+        generations=config.generations,
+        cost=resolved.cost,
+        source=source,
+        writer=writer,
+    )
+
+
+def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus]) -> Measured:
+    """What a cell's evaluations measure; of the section only what its learner reads."""
+    learner, asked = LEARNERS[config.learner.kind], config.evaluate
+    examples = min(real.num_examples, asked.examples)
+    metrics = versions(config.learner.kind)
+    if isinstance(real, TextCorpus) and not real.is_plain(real.test.values):
+        metrics = {**metrics, **BYTES_OF_TOKENS}
+    identity: dict[str, Any] = {"metrics": dict(metrics)}
+    if asked.metrics:  # apart: a package's name for a metric may be one of the groups' here
+        identity["added"] = added_versions(asked.metrics)
+    section = blank(asked, *(set(Evaluate.model_fields) - {"metrics", *learner.evaluates}))
+    found = science(section)
+    for name in ("metrics", "others"):  # by their versions, and by their content
+        found.pop(name, None)
+    counted = learner.names_examples or "examples" in found or "ranges" in found
+    identity |= {**found, **({"examples": examples} if counted else {})}
+    contents = {name: text.fingerprint for name, text in texts.items()}
+    if contents:
+        plain = isinstance(real, TextCorpus) and all(
+            real.is_plain(text.examples.values) for text in texts.values()
+        )
+        identity["others"] = {
+            "version": OTHERS_VERSION if plain else OTHERS_BYTES_OF_TOKENS,
+            "texts": contents,
+        }
+    return Measured(blank(section, "others"), identity, examples, contents)
+
+
+def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[BundledChain, ...]]:
+    """The graph of all generations that are run one by one, and the chains that are run in bundles.
+
+    Args:
+        study: The cells.
+        specs: What the chains of each have in common.
+
+    Raises:
+        ConfigError: Two cells are the same science.
+    """
+    names: list[dict[str, Any]] = []
+    for cell, item in zip(study.cells, specs, strict=True):
+        regime = science(cell.config.regime) | {"source": _source_name(item)}
+        names.append(
+            {
+                "data": item.data.identity,
+                "learner": {
+                    **item.learner.identity,
+                    "init": getattr(cell.config.learner, "init", None),
+                    "version": None,
+                },
+                "sampling": {**item.sampling.identity, "version": None},
+                "evaluation": {**science(cell.config.evaluate), **_texts(item)},
+                "filters": [science(found) for found in cell.config.filters],
+                "regime": regime,
+            }
+        )
+    order = in_order(dict(enumerate(specs)))
+    for index in order:
+        source = specs[index].source
+        if source is not None:
+            names[index]["regime"]["source"] = {
+                "cell": key_of({"cell": names[source]}),
+                **_fixed(study.cells[index].config),
+            }
+
+    def name(index: int, seed: int) -> str:
+        suffix = f"-G{study.cells[index].config.generations}" if study.generations_is_axis else ""
+        return chain_id(names[index], seed, suffix)
+
+    first: dict[str, int] = {}
+    for index, cell in enumerate(study.cells):
+        other = first.setdefault(name(index, study.seeds[0]), index)
+        if other != index:
+            both = f"{dict(study.cells[other].axes)} and {dict(cell.axes)}"
+            raise ConfigError([study.source.problem("grid", f"two cells are the same science: {both}")])
+    bundled = [index for index, cell in enumerate(study.cells) if is_bundled(cell.config)]
+    identities: dict[int, dict[str, Any]] = {}
+    for index in order:
+        if index in bundled:
+            identities[index] = _bundle_identity(study.cells[index].config, specs[index], identities)
+    chains = tuple(
+        BundledChain(
+            name(index, seed),
+            index,
+            seed,
+            key_of({**identities[index], "seed": seed}),
+            study.cells[index].config.generations,
+        )
+        for index in bundled
+        for seed in study.seeds
+    )
+    single = {index: item for index, item in enumerate(specs) if index not in set(bundled)}
+    return build(single, name, study.seeds), chains
+
+
+def _texts(item: CellSpec) -> dict[str, Any]:
+    """The other real texts of an evaluation, by content, in the place of where they lie."""
+    return {"others": item.measured.identity["others"]} if item.measured.others else {}
+
+
+def _fixed(config: Config) -> dict[str, int]:
+    """The generation of a source cell that every generation reads, where there is one."""
+    source = config.regime.source
+    return (
+        {"generation": source.generation}
+        if isinstance(source, CellSource) and source.generation is not None
+        else {}
+    )
+
+
+def _bundle_identity(
+    config: Config, item: CellSpec, others: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the chains of a cell are known by in bundles: all of its science but seed and length."""
+    source = (
+        _source_name(item) if item.source is None else {"cell": key_of(others[item.source]), **_fixed(config)}
+    )
+    return {
+        "format": KEY_FORMAT,
+        "data": item.data.identity,
+        "learner": {
+            **item.learner.identity,
+            **({"init": config.learner.init} if hasattr(config.learner, "init") else {}),
+        },
+        "sampling": item.sampling.identity,
+        "evaluation": item.measured.identity,
+        "filters": [part.identity for part in item.filters],
+        "regime": {
+            **science(config.regime),
+            "source": source,
+            "version": REGIMES.loaded[config.regime.kind].version,
+        },
+    }
+
+
+def _source_name(item: CellSpec) -> Any:
+    """The source of synthetic examples: a fixed corpus by content, never by path; a teacher by what it is."""
+    if item.writer is None:
+        return "self"
+    return {"corpus": item.writer} if isinstance(item.writer, str) else {"model": item.writer.identity}
+
+
+def is_bundled(config: Config) -> bool:
+    """Whether a cell's chains are run in bundles."""
+    return LEARNERS[config.learner.kind].batchable and config.resources.bundled

@@ -21,15 +21,14 @@ from threadpoolctl import threadpool_limits
 
 from harness import __version__
 from harness.components import PACKAGES
-from harness.curation import Judge, first_accepted, undetected
-from harness.data.analytic import Truth, load_teacher
+from harness.curation import taught, training_examples
+from harness.data.analytic import Truth
 from harness.errors import LearnerError
 from harness.learners.analytic.family import Array, Chains, Model, Summary, fold, make_family, select
 from harness.learners.analytic.learner import versions
 from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe
-from harness.regimes import draw
-from harness.science import BundledChain, CellSpec, DataSpec, Lineage, build
+from harness.science import BundledChain, CellSpec, FitSpec, Lineage, build
 from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
 
 
@@ -156,8 +155,7 @@ class _Cell:
             if part.origin >= 0
         }
 
-    # --- the four steps
-    # ------------------------------------------------------------------------------------------------
+    # --- the four steps -------------------------------------------------------------------------------------
 
     def step(self, generation: int) -> None:
         """One generation of every chain that is alive."""
@@ -168,9 +166,8 @@ class _Cell:
         if self.writer is not self and any(
             part.origin >= 0 and part.origin not in self.writer.corpora for part in recipe.parts
         ):
-            self.alive = self.alive[
-                :0
-            ]  # the chain that writes the examples has diverged, so this one ends too
+            # the chain that writes the examples has diverged, so this one ends too
+            self.alive = self.alive[:0]
             return
         summary = self._training(recipe, chains)
         previous = generation > 0 and (
@@ -231,27 +228,25 @@ class _Cell:
             if origin not in self.read_by_others:
                 del self.corpora[origin]
 
-    # --- the training set
-    # ----------------------------------------------------------------------------------------------
+    # --- the training set -----------------------------------------------------------------------------------
 
     def _training(self, recipe: Recipe, chains: Chains) -> Summary:
         if not _random(recipe, self.spec.n) and not self.filters:
             return self._merged(recipe.parts, chains)
-        made = [self._drawn(recipe, chains, chain) for chain in range(len(chains))]
+        made = [self._drawn(chains, chain) for chain in range(len(chains))]
         return {name: np.concatenate([summary[name] for summary in made]) for name in made[0]}
 
     def _merged(self, parts: tuple[Part, ...], chains: Chains) -> Summary:
         """A training set of whole parts; one that only grows is kept, and the last parts added."""
-        taught = any(
-            part.origin == TEACHER for part in parts
-        )  # a teacher's examples are new in each generation
-        if self.pool is not None and not taught and parts[: len(self.pool[0])] == self.pool[0]:
+        # a teacher's examples are new in each generation
+        new = any(part.origin == TEACHER for part in parts)
+        if self.pool is not None and not new and parts[: len(self.pool[0])] == self.pool[0]:
             known, found = self.pool
         else:
             known, found = parts[:1], self.family.summarise(self._rows(parts[0], chains))
         for part in parts[len(known) :]:
             found = self.family.merge(found, self.family.summarise(self._rows(part, chains)))
-        if len(parts) > 1 and not taught and (self.pool is None or len(parts) > len(self.pool[0])):
+        if len(parts) > 1 and not new and (self.pool is None or len(parts) > len(self.pool[0])):
             grows = chains.generation + 1 < len(self.recipes) and any(
                 later.parts[: len(parts)] == parts for later in self.recipes[chains.generation + 1 :]
             )
@@ -262,58 +257,33 @@ class _Cell:
         if part.origin == REAL:
             return self.real[self.alive][:, part.offset : part.offset + part.count]
         if part.origin == TEACHER:
-            return np.stack([self._lesson(chains, chain, part.count).values for chain in range(len(chains))])
+            specs = [self._spec(chains.generation, chain) for chain in range(len(chains))]
+            return np.stack([taught(spec, part.count, self.job.truth).values for spec in specs])
         corpus = self.writer.corpora[part.origin]
         return (corpus if self.writer is self else corpus[self.alive])[:, : part.count]
 
-    def _lesson(self, chains: Chains, chain: int, count: int) -> Examples:
-        assert isinstance(self.spec.writer, DataSpec)
-        teacher, seed = load_teacher(self.spec.writer), chains.seeds[chain]
-        judge = Judge(self.job.truth, seed, chains.generation)
-        return first_accepted(
-            self.filters, lambda raw: teacher.lesson(seed, chains.generation, raw), count, judge
-        )
+    def _spec(self, generation: int, chain: int) -> FitSpec:
+        """The fit of a chain that is alive."""
+        return self.nodes[self.seeds[self.alive[chain]]][generation].spec.fit
 
-    def _drawn(self, recipe: Recipe, chains: Chains, chain: int) -> Summary:
+    def _drawn(self, chains: Chains, chain: int) -> Summary:
         """One chain's training set, where it is drawn at random or filtered."""
-        seed = chains.seeds[chain]
-        drawn = draw(recipe, self.spec.n, seed, chains.generation)
-        kept = undetected(self.filters, drawn.origin, seed, chains.generation)
-        if kept is not None:
-            if not kept.any():
-                raise LearnerError(
-                    f"filters: the detector drops all training examples of generation {chains.generation}"
-                )
-            drawn = drawn.take(kept)
+        spec = self._spec(chains.generation, chain)
+        drawn, examples = training_examples(spec, self.job.truth, _Sources(self, chain))
         parts = []
-        counts = {part.origin: part.count for part in recipe.parts}
         for origin in dict.fromkeys(drawn.origin.tolist()):
-            index = drawn.index[drawn.origin == origin]
-            if origin == REAL:
-                rows = self.real[self.alive[chain]]
-            elif origin == TEACHER:
-                rows = self._lesson(chains, chain, counts[origin]).values
-            else:
-                rows = self._filtered(chains, chain, origin, counts[origin])
-            parts.append(self.family.summarise(rows[index][None]))
+            rows = examples[origin].values[drawn.index[drawn.origin == origin]]
+            parts.append(self.family.summarise(rows[None]))
         return fold(self.family, parts)
 
-    def _filtered(self, chains: Chains, chain: int, origin: int, count: int) -> Array:
-        """The first ``count`` examples of a corpus that pass the filters.
-
-        More of it are sampled where too few do.
-        """
-        seed = chains.seeds[chain]
-        rows: Array = self.writer.corpora[origin][chain if self.writer is self else int(self.alive[chain])]
-        if not self.filters:
-            return rows[:count]
-        judge = Judge(self.job.truth, seed, origin)
-
-        def first(raw: int) -> Examples:
-            return Examples.full((rows if len(rows) >= raw else self._more(seed, origin, raw))[:raw])
-
-        found: Array = first_accepted(self.filters, first, count, judge).values
-        return found
+    def corpus(self, chain: int, generation: int, count: int) -> Array:
+        """The first examples of a corpus that a chain reads."""
+        found: Array = self.writer.corpora[generation][
+            chain if self.writer is self else int(self.alive[chain])
+        ]
+        if len(found) < count:
+            found = self._more(self.seeds[self.alive[chain]], generation, count)
+        return found[:count]
 
     def _more(self, seed: int, origin: int, count: int) -> Array:
         """A longer corpus of the chain that wrote it."""
@@ -325,8 +295,7 @@ class _Cell:
         rows: Array = writer.corpora[origin][0]
         return rows
 
-    # --- records
-    # -------------------------------------------------------------------------------------------------------
+    # --- records --------------------------------------------------------------------------------------------
 
     def _note(
         self, generation: int, alive: npt.NDArray[np.int64], metrics: Mapping[str, Array], status: str
@@ -366,6 +335,23 @@ class _Cell:
             0, CHAIN, pa.array(keys[place].tolist(), pa.string())
         )
         return whole.add_column(1, "seed", pa.array(seeds[place]))
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where the training examples of one chain come from: all in memory."""
+
+    cell: _Cell
+    chain: int
+
+    def real(self, count: int) -> Examples:
+        return Examples.full(self.cell.real[self.cell.alive[self.chain]][:count])
+
+    def fixed(self, content: str) -> Examples:
+        raise LearnerError(f"{content}: no fixed corpus has examples of this kind")
+
+    def corpus(self, generation: int, count: int) -> Examples:
+        return Examples.full(self.cell.corpus(self.chain, generation, count))
 
 
 def _random(recipe: Recipe, n: int) -> bool:

@@ -708,9 +708,8 @@ def test_runs_that_begin_together_share_the_chains(make_config: Make, tmp_path: 
     slices, leases = make_slices(prepared, Store.read(root)), Leases(root, gate)
     assert len(slices) > 10 and all(leases.acquire(part.key) for part in slices)
     cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(
-        0, sorted(cpus)[:2]
-    )  # two workers each: with many, one run could take all at its first look
+    # two workers each: with many, one run could take all at its first look
+    os.sched_setaffinity(0, sorted(cpus)[:2])
     try:
         runs = [start(tag, "run", config, "--root", root, "--json") for _ in range(2)]
     finally:

@@ -151,9 +151,8 @@ def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
 
 def test_a_number_that_is_not_finite_is_empty_and_never_zero(make_config: Make, tmp_path: Path) -> None:
     config = make_config(GAUSSIAN, generations=0, **{"data.variance": 1e-320, "data.mean": 1.0})
-    run_all(
-        config, tmp_path / "root"
-    )  # the examples are equal, so the fitted variance is 0 and its logarithm is not finite
+    # the examples are equal, so the fitted variance is 0 and its logarithm is not finite
+    run_all(config, tmp_path / "root")
     row = json.loads(harness("export", config, "--root", tmp_path / "root", "--format", "json").stdout)[0]
     assert row["gaussian/log_variance"] is None
     header, line = harness("export", config, "--root", tmp_path / "root").stdout.splitlines()

@@ -175,9 +175,8 @@ def test_a_store_is_examined_and_swept_while_others_work_in_it(store: Store) -> 
             shutil.rmtree(store.path("fits", "k"))
 
     def look() -> None:
-        list(
-            examine(store, Leases(store.root, None))
-        )  # a fit that comes and goes, as here, may be damage; it must only be told
+        # a fit that comes and goes, as here, may be damage; it must only be told
+        list(examine(store, Leases(store.root, None)))
         collect(store, Leases(store.root, None), dry_run=True)
 
     with meanwhile(once):

@@ -333,8 +333,7 @@ def test_an_archive_is_no_array(tmp_path: Path) -> None:
             make_truth(ArrayData(source="array", path=str(tmp_path / name)))
 
 
-# --- every seed its own examples
-# ------------------------------------------------------------------------------------------------
+# --- every seed its own examples ----------------------------------------------------------------------------
 
 
 def sources(tmp_path: Path) -> dict[str, dict[str, Any]]:

@@ -91,8 +91,7 @@ def test_a_failure_is_a_line_and_an_exit_code(outside: None) -> None:
     assert [line for line in lines if line.startswith("ok: communication: ")], "other checks go on"
 
 
-# --- one machine
-# -----------------------------------------------------------------------------------------------------------
+# --- one machine --------------------------------------------------------------------------------------------
 
 
 def test_roots_that_cannot_hold_a_store(tmp_path: Path) -> None:
@@ -295,8 +294,7 @@ def test_what_ray_leaves_behind_is_found_by_its_mark() -> None:
     assert services.tagged(mark) == []
 
 
-# --- between machines
-# ------------------------------------------------------------------------------------------------------
+# --- between machines ---------------------------------------------------------------------------------------
 
 
 def race(folders: dict[str, Path]) -> dict[str, list[bool]]:
@@ -376,8 +374,7 @@ def test_a_group_whose_other_rank_never_comes_ends_by_its_limit() -> None:
     assert leader.returncode is not None and not psutil.pid_exists(leader.pid)
 
 
-# --- probes
-# ------------------------------------------------------------------------------------------------------------
+# --- probes -------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_arrives_whole_in_short_lines() -> None:
@@ -450,8 +447,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tag: str) -> Non
     assert not tagged(tag)
 
 
-# --- SLURM's settings, and the table
-# ---------------------------------------------------------------------------------------
+# --- SLURM's settings, and the table ------------------------------------------------------------------------
 
 CONFIG = """Configuration data as of 2026-11-21T13:00:00
 ClusterName             = lab

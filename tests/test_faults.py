@@ -43,13 +43,14 @@ def clean(
 
     def run(config: Path) -> dict[str, bytes]:
         cell = yaml.safe_load(config.read_text())
+        # the rest of the resources changes no bits
         same = {
             "ranks",
             "zero_stage",
             "micro_batch",
             "sample_batch",
             "threads",
-        }  # the rest of the resources changes no bits
+        }
         name = json.dumps(
             cell | {"resources": {k: v for k, v in cell.get("resources", {}).items() if k in same}},
             sort_keys=True,
@@ -78,8 +79,7 @@ def meanwhile(
     return thread
 
 
-# --- ranks
-# ------------------------------------------------------------------------------------------------------------
+# --- ranks --------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_rank_goes_on_from_the_last_checkpoint(
@@ -275,8 +275,7 @@ def test_preemptions_and_failures_have_budgets_of_their_own_and_a_commit_renews_
     )
 
 
-# --- nodes, head, driver
-# ------------------------------------------------------------------------------------------------------
+# --- nodes, head, driver ------------------------------------------------------------------------------------
 
 
 def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
@@ -353,8 +352,7 @@ def test_without_ray_or_its_driver_a_run_ends_at_once_and_the_same_command_goes_
     )
 
 
-# --- signals
-# ------------------------------------------------------------------------------------------------------------
+# --- signals ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.alone
@@ -406,8 +404,7 @@ def test_a_second_sigint_ends_at_once(make_config: Make, tmp_path: Path, tag: st
     wait_for(lambda: not tagged(tag), 10)
 
 
-# --- the store
-# ------------------------------------------------------------------------------------------------------------
+# --- the store ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -509,9 +506,10 @@ def test_gc_frees_what_no_experiment_needs_and_nothing_else(
     for config in (keep, gone):
         run_study(config, root)
     run_study(open_one, root, "generations=1")
+    # the experiment asks for more than it has: its chain is not complete
     from harness.config.load import (
         load_file,
-    )  # the experiment asks for more than it has: its chain is not complete
+    )
     from harness.coordinator.session import describe_chains
     from harness.store import Experiment, Leases, Owner, Store
     from harness.study import open_study
@@ -577,8 +575,7 @@ def test_a_full_disk_ends_a_bundled_grid_with_one_message(
     assert len(err.splitlines()) == 1 and "make room" in err
 
 
-# --- native builds
-# ------------------------------------------------------------------------------------------------------------
+# --- native builds ------------------------------------------------------------------------------------------
 
 
 def test_the_lock_of_a_killed_build_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
@@ -637,8 +634,7 @@ def test_reaping_kills_what_was_started_and_nothing_else() -> None:
     assert gone(child)
 
 
-# --- several coordinators
-# -----------------------------------------------------------------------------------------------------
+# --- several coordinators -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 4])

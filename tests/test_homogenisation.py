@@ -106,8 +106,7 @@ def test_equal_samples_of_numbers_are_as_near_as_samples_can_be() -> None:
     assert energy_distance(x, x) == pytest.approx(-2 / 40 * distances.sum() / (40 * 39))
 
 
-# --- the report
-# ------------------------------------------------------------------------------------------------------------
+# --- the report ---------------------------------------------------------------------------------------------
 
 
 def test_a_pair_of_real_samples_lies_where_the_baseline_says() -> None:

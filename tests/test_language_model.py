@@ -43,8 +43,7 @@ def tiny() -> Any:
     return made.eval()
 
 
-# --- models
-# ------------------------------------------------------------------------------------------------------------
+# --- models -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -100,8 +99,7 @@ def test_new_weights_are_a_function_of_the_seed() -> None:
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-# --- sampling
-# ------------------------------------------------------------------------------------------------------------
+# --- sampling -----------------------------------------------------------------------------------------------
 
 
 def test_scores_are_those_of_the_librarys_loss(tiny: Any) -> None:
@@ -208,8 +206,7 @@ def test_sampling_with_a_cache_is_the_whole_sequence_read_again_at_every_token(t
     assert (drawn.values == tokens[:, 2:].numpy()).all()
 
 
-# --- training
-# ------------------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 def test_an_epoch_reads_every_example_once_and_batches_run_on() -> None:

@@ -110,8 +110,7 @@ def test_words_reach_the_run_unharmed(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-# --- options and the site file
-# -----------------------------------------------------------------------------------------
+# --- options and the site file ------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 40), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
@@ -217,8 +216,7 @@ def test_a_single_line_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.M
         make_options({}, {"extra": ["nodelist=n1"]})
 
 
-# --- checks against the plan
-# -------------------------------------------------------------------------------------------
+# --- checks against the plan --------------------------------------------------------------------------------
 
 CPU, GPU = GangNeed(2, 4, 0), GangNeed(8, 2, 1)
 PARTITIONS = {"gpu": Partition("gpu", True, 86400, 3600, 4, 64, 500_000, 8)}
@@ -290,8 +288,7 @@ def test_dry_run_needs_no_slurm_and_writes_nothing(make_config: Make, tmp_path: 
     assert refused.returncode == 2 and "cannot be written" in refused.stderr and not refused.stdout
 
 
-# --- SLURM's own answers
-# ------------------------------------------------------------------------------------------------
+# --- SLURM's own answers ------------------------------------------------------------------------------------
 
 
 class Controller:
@@ -439,8 +436,7 @@ def test_an_allocation_is_read() -> None:
             read_allocation(environment | {"SLURMD_NODENAME": here}, lambda _: ["n1", "n2", "n3"])
 
 
-# --- folders and leases
-# ------------------------------------------------------------------------------------------------
+# --- folders and leases -------------------------------------------------------------------------------------
 
 
 def test_folders_of_the_dead_are_swept_and_others_are_not(tmp_path: Path) -> None:

@@ -49,8 +49,7 @@ def regression(design: str, regime: dict[str, Any], generations: int, count: int
     )
 
 
-# --- rows 6 to 8: the normal distribution
-# ------------------------------------------------------------------------------
+# --- rows 6 to 8: the normal distribution -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dim", [1, 3])
@@ -79,9 +78,8 @@ def test_row_7_replace_unbiased() -> None:
             assert_mean(np.exp(at(frame, "gaussian/log_variance", generation) / 2), c4**fits)
     assert_mean(at(frame, "gaussian/mean_sq_error", 4), 5 / 10)
     median = np.median(at(frame, "gaussian/log_variance", 29))
-    spread = math.sqrt(
-        math.pi / 2 * 30 * 0.2490 / 2000
-    )  # trigamma(4.5) = 0.2490 for each fit; a median's standard error
+    # trigamma(4.5) = 0.2490 for each fit; a median's standard error
+    spread = math.sqrt(math.pi / 2 * 30 * 0.2490 / 2000)
     assert abs(median - 30 * (psi(4.5) - math.log(4.5))) < 4 * spread + 0.05, (
         "almost normal by the central limit theorem"
     )
@@ -110,8 +108,7 @@ def test_subsampling_the_pool_lies_between_replacing_and_accumulating() -> None:
         assert better.mean() - worse.mean() > 4 * error
 
 
-# --- rows 1 to 5: least squares
-# ----------------------------------------------------------------------------------------
+# --- rows 1 to 5: least squares -----------------------------------------------------------------------------
 
 BASE = 10 / (111 - 10 - 1)
 """sigma^2 d / (T - d - 1)."""
@@ -168,8 +165,7 @@ def test_row_5_strong_collapse(share: float) -> None:
     )
 
 
-# --- rows 9 and 10: discrete distributions and kernel densities
-# ---------------------------------------------------------
+# --- rows 9 and 10: discrete distributions and kernel densities ---------------------------------------------
 
 
 @pytest.mark.parametrize(("outcomes", "n"), [(2, 20), (10, 50)])
@@ -230,8 +226,7 @@ def test_row_10_a_fixed_bandwidth_inflates_the_variance() -> None:
     assert inner > 3 and abs((1 - 1 / 20) * (19 * 0.25 + 0.25) - 19 * 0.25) < 1e-12
 
 
-# --- row 11: verification
-# ------------------------------------------------------------------------------------------------
+# --- row 11: verification -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("recall", "false_positives"), [(0.0, 0.0), (2 / 3, 0.0), (0.9, 0.0), (0.6, 0.2)])

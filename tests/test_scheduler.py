@@ -149,9 +149,8 @@ def test_idle_gangs_make_room_where_they_really_are() -> None:
     small, large = Shape(1, 1, 0), Shape(1, 2, 0)
     machines = [Capacity(1, 0), Capacity(2, 0)]
     ready, shapes = [Branch("large", ("a",), frozenset(), 1.0)], {"large": large}
-    assert decide(ready, shapes, [Gang(1, small, None)], machines) == [
-        Start(large, "large")
-    ]  # it may go to the first machine
+    # it may go to the first machine
+    assert decide(ready, shapes, [Gang(1, small, None)], machines) == [Start(large, "large")]
     assert decide(ready, shapes, [Gang(1, small, None, (1,))], machines) == [Retire(1)]
     # Started before it was known where the small one went: it waits for room, though nothing else is ready.
     assert decide([], shapes, [Gang(1, small, None, (1,)), Gang(2, large, "large")], machines) == [Retire(1)]

@@ -21,8 +21,7 @@ QUICK = tuple(word for assignment in SHORTER for word in ("--set", assignment))
 """The quickstart's grid with shorter fits and chains."""
 
 
-# --- the two shapes
-# ----------------------------------------------------------------------------------------------------
+# --- the two shapes -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +87,7 @@ def test_what_is_complete_ends_quickly(cluster: Cluster, faults: Study, submit: 
     )
 
 
-# --- a gang over two nodes
-# ---------------------------------------------------------------------------------------------
+# --- a gang over two nodes ----------------------------------------------------------------------------------
 
 
 def test_a_gang_across_nodes(cluster: Cluster, folder: Path, submit: Any, root: Path) -> None:
@@ -109,8 +107,7 @@ def test_a_gang_across_nodes(cluster: Cluster, folder: Path, submit: Any, root: 
     assert len(ranks) == 2
 
 
-# --- bad input
-# ---------------------------------------------------------------------------------------------------------
+# --- bad input ----------------------------------------------------------------------------------------------
 
 
 def refused(done: Any, *texts: str) -> None:
@@ -183,9 +180,8 @@ def test_a_run_in_an_interactive_allocation(cluster: Cluster, faults: Study, roo
 
 
 def test_a_root_that_nodes_do_not_see(cluster: Cluster, faults: Study) -> None:
-    hidden = Path(
-        "/tmp/harness-hidden-root"
-    )  # each machine has a /tmp of its own, the login node this machine's
+    # each machine has a /tmp of its own, the login node this machine's
+    hidden = Path("/tmp/harness-hidden-root")
     try:
         done = cluster.harness("submit", faults.config, "--root", hidden)
         refused(done, "--root: node n", f"does not see {hidden / 'experiments' / 'faults'}")

@@ -146,9 +146,8 @@ def placed(cluster: Cluster, job: str) -> dict[str, str]:
 
 
 def test_the_time_limit(cluster: Cluster, faults: Study, submit: Any, root: Path, folder: Path) -> None:
-    slow = (
-        folder / "slow-once"
-    )  # what is left until the signal is not enough, the first time, however fast the machine is
+    # what is left until the signal is not enough, the first time, however fast the machine is
+    slow = folder / "slow-once"
     setup = f"[ -e {slow} ] || {{ touch {slow}; sleep 50; }}"
     job = submit(
         faults.config, "--cpus-per-node", 1, "--time", 2, "--signal-s", 58, "--setup", setup, "--no-look"
@@ -174,9 +173,8 @@ def test_scancel_and_submit_again(cluster: Cluster, faults: Study, submit: Any, 
     mid_run(cluster, root)
     cluster.login("scancel", first)
     cluster.wait_job(first, "CANCELLED", timeout=60)
-    second = submit(
-        faults.config, *TWO_NODES
-    )  # another job: it must learn that the first is over, or wait for leases of 300 s
+    # another job: it must learn that the first is over, or wait for leases of 300 s
+    second = submit(faults.config, *TWO_NODES)
     cluster.wait_job(second, "COMPLETED", timeout=200)
     assert export(faults.config, root) == faults.expected
 

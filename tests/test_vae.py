@@ -95,8 +95,7 @@ def weights(store: Store, prepared: Prepared) -> dict[str, bytes]:
     }
 
 
-# --- data and keys
-# ----------------------------------------------------------------------------------------------------------
+# --- data and keys ------------------------------------------------------------------------------------------
 
 
 def test_digits_are_split_once_for_all_seeds(make_config: Make, tmp_path: Path) -> None:
@@ -430,8 +429,7 @@ class TestHub:
         )
 
 
-# --- the model and its streams
-# ----------------------------------------------------------------------------------------------
+# --- the model and its streams ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (28, 28), (7, 5), (1, 3)])
@@ -536,8 +534,7 @@ def test_padding_does_not_change_a_row() -> None:
     assert decoded(model, latent[64:], 32).tobytes() == whole[64:].tobytes()
 
 
-# --- resuming
-# ------------------------------------------------------------------------------------------------------------
+# --- resuming -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("init", ["scratch", "previous"])
@@ -589,8 +586,7 @@ def test_a_loss_that_is_not_finite_is_a_result(make_config: Make, tmp_path: Path
     assert store.record(second) is None
 
 
-# --- metrics
-# ------------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------
 
 
 def test_the_kl_is_that_of_torch() -> None:
@@ -746,8 +742,7 @@ def test_images_without_classes_have_no_class_metrics(make_config: Make, tmp_pat
     assert record is not None and "vae/elbo" in record.metrics and "vae/class_entropy" not in record.metrics
 
 
-# --- the command line and the report
-# ----------------------------------------------------------------------------------------
+# --- the command line and the report ------------------------------------------------------------------------
 
 
 def test_the_report_shows_a_strip_of_pictures_for_every_generation(make_config: Make, tmp_path: Path) -> None:

@@ -75,9 +75,8 @@ class Recorder:
             lines = self.lines.get(key, {})
             tail = [json.dumps(lines[max(lines)])] if lines else []
             config = json.loads(self.runs[key]["config"])
-            telemetry = (
-                config.get("_wandb", {}).get("value", {}).get("t")
-            )  # the client resumes nothing but what it sees here
+            # the client resumes nothing but what it sees here
+            telemetry = config.get("_wandb", {}).get("value", {}).get("t")
             shown = json.dumps({"t": telemetry} if telemetry else {})
             project["bucket"] = {
                 **self.runs[key],

@@ -84,9 +84,8 @@ class _Rooms:
     def enter(self, alone: bool) -> ExitStack:
         inside = ExitStack()
         room = inside.enter_context(open(self.room, "w"))
-        inside.callback(
-            fcntl.flock, room, fcntl.LOCK_UN
-        )  # for closing is not enough where a child has inherited it
+        # for closing is not enough where a child has inherited it
+        inside.callback(fcntl.flock, room, fcntl.LOCK_UN)
         with open(self.gate, "w") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
             fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)

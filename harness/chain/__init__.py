@@ -30,9 +30,8 @@ def run_branch(plan: Plan, site: Site) -> End:
                 with branch.claim(node.evaluation, node):
                     branch.check_stop()
                     branch.measure_anew()
-                    if not branch.complete(
-                        node
-                    ):  # whoever had the lease may have finished it after the first look
+                    # whoever had the lease may have finished it after the first look
+                    if not branch.complete(node):
                         status = branch.fit(node)
                         if status == "ok":
                             branch.sample(node, plan.examples[node.corpus])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from harness.chain.checkpoints import adopt, save_checkpoint
 from harness.chain.context import Context
 from harness.chain.earlier import ARRAYS, Earlier
 from harness.chain.plan import Plan, Site
-from harness.curation import Judge, first_accepted, undetected
-from harness.data.analytic import load_teacher
+from harness.curation import training_examples
 from harness.data.text import corpus_science, other_science, read_other
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
@@ -31,9 +29,8 @@ from harness.learners.base import (
 )
 from harness.metrics import SCORES_VERSION
 from harness.metrics.added import added_metrics
-from harness.records import EXTERNAL, REAL, TEACHER, Examples, Record, Status, finite_or_none, status_of
-from harness.regimes import draw
-from harness.science import FitSpec, Node, key_of
+from harness.records import Examples, Record, Status, finite_or_none, status_of
+from harness.science import Node, key_of
 from harness.store import Workplace
 
 
@@ -49,8 +46,7 @@ class Branch(Context):
         """Whether all that a node leaves is there, and its record undamaged."""
         return self.on_rank_0(lambda: self.store.complete(node, self.plan.examples[node.corpus]))
 
-    # --- build the training set
-    # ------------------------------------------------------------------------------------------
+    # --- build the training set -----------------------------------------------------------------------------
 
     def training_set(self, node: Node) -> TrainingSet:
         """Every training example of a node, with its origin.
@@ -62,35 +58,7 @@ class Branch(Context):
         return self._training[1]
 
     def _build(self, node: Node) -> TrainingSet:
-        spec, recipe = node.spec.fit, node.recipe
-        filters: list[Any] = [part.section for part in spec.filters]
-        drawn = draw(recipe, self.data.num_examples, node.seed, node.generation)
-        kept = undetected(filters, drawn.origin, node.seed, node.generation)
-        if kept is not None:
-            if not kept.any():
-                raise LearnerError(
-                    f"filters: the detector drops all training examples of generation {node.generation}"
-                )
-            drawn = drawn.take(kept)
-        sources: dict[int, Examples] = {}
-        for part in recipe.parts:
-            if part.origin == REAL:
-                sources[REAL] = self.data.real(
-                    node.seed, max(part.offset + part.count, self.data.num_examples)
-                )
-            elif part.origin == EXTERNAL:
-                content = recipe.spec["source"]["corpus"]
-                sources[EXTERNAL] = self._prepared(
-                    corpus_science(spec.data.identity, content), "regime.source"
-                )
-            elif part.origin == TEACHER:
-                sources[TEACHER] = self._lesson(spec, part.count, filters)
-            else:
-                writer = self.plan.nodes[node.corpora[part.origin]]
-                judge = Judge(self.data, writer.seed, writer.generation)
-                sources[part.origin] = first_accepted(
-                    filters, partial(self.corpus, writer), part.count, judge
-                )
+        drawn, sources = training_examples(node.spec.fit, self.data, _Sources(self, node))
         width = max(source.values.shape[1] for source in sources.values())
         values = np.zeros((len(drawn), width), dtype=next(iter(sources.values())).values.dtype)
         lengths = np.zeros(len(drawn), dtype=np.int32)
@@ -101,21 +69,12 @@ class Branch(Context):
             lengths[rows] = chosen.lengths
         return TrainingSet(Examples(values, lengths), drawn)
 
-    def _prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
+    def prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
         """A text that a key names by its content, from the store."""
         key = key_of(spec)
         if not self.on_rank_0(lambda: self.store.sound("data", key)):
             raise LearnerError(f"{what}: is not in the store; run the command again")
         return read_other(self.store.path("data", key))
-
-    def _lesson(self, spec: FitSpec, count: int, filters: Sequence[Any]) -> Examples:
-        """What the fixed teacher writes for a generation, filtered."""
-        assert spec.writer is not None
-        teacher = load_teacher(spec.writer)
-        judge = Judge(self.data, spec.seed, spec.generation)
-        return first_accepted(
-            filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge
-        )
 
     def corpus(self, node: Node, count: int) -> Examples:
         """The first ``count`` raw examples of a node's corpus; a damaged shard is sampled again."""
@@ -131,8 +90,7 @@ class Branch(Context):
                 return found if found is not None else self.store.corpora.load(node.corpus, count, shards)
         raise DamagedError(f"corpus {node.corpus} was sampled again and is still damaged; check the disk")
 
-    # --- fit
-    # --------------------------------------------------------------------------------------------------------
+    # --- fit ------------------------------------------------------------------------------------------------
 
     def fit(self, node: Node) -> Status:
         """Make sure that a node's fit is committed; its weights may have been freed since."""
@@ -216,8 +174,7 @@ class Branch(Context):
         status: Status = self.on_rank_0(lambda: self.store.json("fits", node.fit, "fit.json")["status"])
         return status
 
-    # --- sample
-    # --------------------------------------------------------------------------------------------------------
+    # --- sample ---------------------------------------------------------------------------------------------
 
     def sample(self, node: Node, count: int) -> None:
         """Make sure that a node's corpus has at least ``count`` examples."""
@@ -265,8 +222,7 @@ class Branch(Context):
             return self.corpus(self.plan.nodes[node.prompted_by], self.data.num_examples)
         return self.data.real(node.seed, self.data.num_examples)
 
-    # --- evaluate and commit
-    # ---------------------------------------------------------------------------------------------
+    # --- evaluate and commit --------------------------------------------------------------------------------
 
     def evaluate(self, node: Node, status: Status) -> None:
         """Measure a generation and commit its record; a diverged one has no metrics."""
@@ -328,7 +284,7 @@ class Branch(Context):
         """The other real texts that a node's evaluation names by their content, from the store."""
         data = node.spec.fit.data.identity
         return {
-            name: self._prepared(other_science(data, content), f"evaluate.others.{name}")
+            name: self.prepared(other_science(data, content), f"evaluate.others.{name}")
             for name, content in node.spec.measured.others.items()
         }
 
@@ -360,3 +316,21 @@ class Branch(Context):
     def _record_status(self, node: Node) -> Status:
         record = self.store.record(node.evaluation)
         return record.status if record else "ok"
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where a node's training examples come from: the real data, and the store."""
+
+    branch: Branch
+    node: Node
+
+    def real(self, count: int) -> Examples:
+        return self.branch.data.real(self.node.seed, count)
+
+    def fixed(self, content: str) -> Examples:
+        spec = corpus_science(self.node.spec.fit.data.identity, content)
+        return self.branch.prepared(spec, "regime.source")
+
+    def corpus(self, generation: int, count: int) -> Examples:
+        return self.branch.corpus(self.branch.plan.nodes[self.node.corpora[generation]], count)

@@ -168,9 +168,8 @@ def signals(stop: Stop) -> Callable[[], None]:
 
     def listen() -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-            if (
-                number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-            ):  # nohup asks not to hear it
+            # nohup asks not to hear it
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, heard)
 
     return listen

@@ -72,9 +72,8 @@ def run(
             from harness.coordinator.session import check_this_machine
 
             check_this_machine(prepared)
-        job = (
-            slurm_jobs.Job(prepared, root) if slurm else None
-        )  # before ray is imported, which then reads how to log in
+        # before ray is imported, which then reads how to log in
+        job = slurm_jobs.Job(prepared, root) if slurm else None
         from harness.coordinator.cluster import Place
         from harness.coordinator.display import make_display
         from harness.coordinator.session import run_study

@@ -56,9 +56,8 @@ class Job:
         from harness.launch.slurm import Slurm
         from harness.store import Store
 
-        Store.open(
-            self.root
-        )  # before this run's own folders stand in it: what is not empty is not made a store
+        # before this run's own folders stand in it: what is not empty is not made a store
+        Store.open(self.root)
         bury_ended_jobs(self.owners, self.allocation, Slurm())
         with ray_in_allocation(self.allocation, self.folder, stopped) as ray:
             nodes = len(self.allocation.nodes)

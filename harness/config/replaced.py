@@ -52,9 +52,8 @@ def _replaced(
     """Field, value, where it stands, and the cell to look at it in."""
     set_later = {name for override in overrides for name in override.set}
     for name in {**axes, **dict.fromkeys(set_later)}:
-        inside = any(
-            name.startswith(f"{axis}.") for axis in axes
-        )  # of a section that is looked at as a whole
+        # of a section that is looked at as a whole
+        inside = any(name.startswith(f"{axis}.") for axis in axes)
         if has(data, name) and not inside:
             yield name, _value(data, name), name, first
     for name, values in axes.items():

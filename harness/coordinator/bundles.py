@@ -163,8 +163,7 @@ class BundleRun:
                     self._release(key)
         return self._summary(time.monotonic() - started, reason)
 
-    # --- whose is what
-    # -------------------------------------------------------------------------------------------------
+    # --- whose is what --------------------------------------------------------------------------------------
 
     def _next(self, target: float) -> Task | None:
         """A task of about so many seconds, of slices that nobody else works on.
@@ -250,8 +249,7 @@ class BundleRun:
             self._busy = time.monotonic()
         return self.idle_s is not None and time.monotonic() - self._busy >= self.idle_s
 
-    # --- what becomes of a task
-    # ----------------------------------------------------------------------------------------
+    # --- what becomes of a task -----------------------------------------------------------------------------
 
     def _wait(self) -> None:
         """Until a task is over, or a moment."""

@@ -108,8 +108,7 @@ class Coordinator:
         self.idle_s, self._busy = idle_s, time.monotonic()
         self.retention = Retention(prepared, store, experiment, self.inventory.done)
 
-    # --- the loop
-    # ------------------------------------------------------------------------------------------------------
+    # --- the loop -------------------------------------------------------------------------------------------
 
     def run(self) -> Summary:
         """Run what is left of the grid.
@@ -305,8 +304,7 @@ class Coordinator:
         gang.end()
         bury(self.leases.watch.folder, gang.owner)
 
-    # --- what goes wrong
-    # -----------------------------------------------------------------------------------------------
+    # --- what goes wrong ------------------------------------------------------------------------------------
 
     def _fail(self, number: int, kind: Kind, reason: str) -> None:
         """A gang is lost.
@@ -438,8 +436,7 @@ class Coordinator:
             self.experiment.clear_progress(running.branch.id)
         self.leases.forget(self._owners)
 
-    # --- what has been committed
-    # ---------------------------------------------------------------------------------------
+    # --- what has been committed ----------------------------------------------------------------------------
 
     def _poll(self) -> None:
         """Take note of what others have committed.

@@ -1,5 +1,14 @@
-"""Curation: filters that a corpus passes through when it is read; the raw corpus stays as it was sampled."""
+"""Which examples a generation trains on: filters, detectors, and how a training set is built."""
 
 from harness.curation.filters import Judge, accepted, first_accepted, undetected
+from harness.curation.training import Sources, taught, training_examples
 
-__all__ = ["Judge", "accepted", "first_accepted", "undetected"]
+__all__ = [
+    "Judge",
+    "Sources",
+    "accepted",
+    "first_accepted",
+    "taught",
+    "training_examples",
+    "undetected",
+]

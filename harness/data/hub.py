@@ -185,9 +185,8 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
             f"data.source: {source} cannot be loaded ({type(error).__name__}: {reason})"
         ) from None
     places = {Path(file["filename"]).parent.name for rows in loaded.values() for file in rows.cache_files}
-    if places - {
-        commit
-    }:  # the library takes what it has in its cache where the hub fails in the middle of it
+    # the library takes what it has in its cache where the hub fails in the middle of it
+    if places - {commit}:
         raise DataError(
             f"data.source: {source} cannot be loaded (the hub failed, and the cache has another revision of "
             f"it)"

@@ -192,8 +192,7 @@ class Explainer:
         )
         return f"damaged/{found[0]}" if found else None
 
-    # --- differences
-    # ---------------------------------------------------------------------------------------------------
+    # --- differences ----------------------------------------------------------------------------------------
 
     @cached_property
     def _stored(self) -> dict[int, list[tuple[str, Mapping[str, Any]]]]:

@@ -96,9 +96,8 @@ def _model(store: Store, node: Node, real: RealData, target: Path) -> Path | Non
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in _OURS:
             shutil.copyfile(path, target / path.name)
-    if (
-        isinstance(real, TextCorpus) and not (target / "tokenizer_config.json").exists()
-    ):  # fits of earlier versions have none
+    # fits of earlier versions have none
+    if isinstance(real, TextCorpus) and not (target / "tokenizer_config.json").exists():
         real.write_tokenizer(target)
     return target
 

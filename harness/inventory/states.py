@@ -86,8 +86,7 @@ class Inventory:
         node = self.lineage.nodes[key]
         return self.store.complete(node, self.lineage.examples[node.corpus])
 
-    # --- what is done
-    # --------------------------------------------------------------------------------------------------
+    # --- what is done ---------------------------------------------------------------------------------------
 
     def is_there(self, key: str) -> bool:
         """Whether a node is complete by now.
@@ -140,8 +139,7 @@ class Inventory:
         nodes = list(self.nodes_of(chain))
         return next((place for place, key in enumerate(nodes) if key not in self.done), len(nodes))
 
-    # --- and what is not
-    # -----------------------------------------------------------------------------------------------
+    # --- and what is not ------------------------------------------------------------------------------------
 
     @cached_property
     def _experiment(self) -> Experiment:

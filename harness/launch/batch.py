@@ -191,9 +191,8 @@ class _Batch:
 
     def _cancelled(self, reason: str) -> int:
         self._say(f"{reason}; cancelled, so it is not requeued")
-        return self._end_by(
-            "scancel", self.allocation.job
-        )  # so that SLURM shows it as cancelled, not as failed
+        # so that SLURM shows it as cancelled, not as failed
+        return self._end_by("scancel", self.allocation.job)
 
     def _end_by(self, *command: str) -> int:
         """Have SLURM end this process.

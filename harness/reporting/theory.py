@@ -64,9 +64,8 @@ def _gaussian(
     n, mle = data.num_examples, learner.estimator == "mle"
     left = [(1 - 1 / n) ** (g + 1) if mle else 1.0 for g in generations]
     if kind == "replace" and metric == "gaussian/trace_ratio":
-        return (
-            left if mle else None
-        )  # the mean of the unbiased variance is 1 for ever, and no finite set of chains shows it
+        # the mean of the unbiased variance is 1 for ever, and no finite set of chains shows it
+        return left if mle else None
     if kind == "replace" and metric == "gaussian/mean_sq_error":
         drift = [1 - item for item in left] if mle else [(g + 1) / n for g in generations]
         return [data.dim * data.variance * item for item in drift]

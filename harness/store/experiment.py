@@ -123,9 +123,8 @@ class Experiment:
                     json.dumps({"time": time.time(), "event": "opened", "host": host, "pid": os.getpid()})
                     + "\n"
                 )
-                sync_file(
-                    temporary
-                )  # a first line that a power cut tears would leave a file that is nobody's
+                # a first line that a power cut tears would leave a file that is nobody's
+                sync_file(temporary)
                 with contextlib.suppress(FileExistsError):
                     os.link(temporary, first)
                 temporary.unlink()

@@ -132,9 +132,8 @@ def _mixed(store: Store, repair: bool) -> Iterator[Finding]:
 
 def _references(store: Store) -> Iterator[Finding]:
     """Records whose fit or corpus is not there."""
-    records = store.committed(
-        "evaluations"
-    )  # first: a generation that is committed meanwhile has its fit and corpus before that
+    # first: a generation that is committed meanwhile has its fit and corpus before that
+    records = store.committed("evaluations")
     fits, corpora = store.committed("fits"), set(_names(store.root / "corpora"))
     for key in sorted(records):
         try:

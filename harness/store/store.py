@@ -96,9 +96,8 @@ class Store:
         """
         ancestor = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
         try:
-            with tempfile.NamedTemporaryFile(
-                dir=ancestor, prefix=PROBE
-            ):  # NFS renames what is unlinked while it is open
+            # NFS renames what is unlinked while it is open
+            with tempfile.NamedTemporaryFile(dir=ancestor, prefix=PROBE):
                 pass
         except OSError as error:
             raise InputError(f"--root {root} cannot be written: {error.strerror}") from None
@@ -205,10 +204,8 @@ class Store:
             try:
                 path.mkdir(parents=True)
                 return path
-            except (
-                FileNotFoundError,
-                FileExistsError,
-            ):  # others made the key's folder, and removed it, while it was made here
+            # others made the key's folder, and removed it, while it was made here
+            except (FileNotFoundError, FileExistsError):
                 if not (self.root / "work").is_dir():
                     raise
 
@@ -311,9 +308,8 @@ class Store:
                 target / REPLICAS,
                 [*known, {"before": expected, "now": found, "provenance": dict(provenance)}],
             )
-            write_json(
-                target / CHECKSUMS, {**sums, WEIGHTS: found}
-            )  # before the weights: until then the tombstone excuses them
+            # before the weights: until then the tombstone excuses them
+            write_json(target / CHECKSUMS, {**sums, WEIGHTS: found})
         os.replace(staged / WEIGHTS, target / WEIGHTS)
         (target / (WEIGHTS + TOMBSTONE)).unlink(missing_ok=True)
         self._leave(staged)

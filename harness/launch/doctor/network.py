@@ -97,8 +97,7 @@ def judge_ports(wrong: Mapping[str, Mapping[str, str]]) -> Check:
     return graded("ports", "" if told else found, [*told[:4], *more], remedy=remedy)
 
 
-# --- process groups
-# ------------------------------------------------------------------------------------------------------
+# --- process groups -----------------------------------------------------------------------------------------
 
 
 def _start(rank: int, world: int, host: str, port: int, device: int | None) -> subprocess.Popen[str]:

@@ -148,8 +148,7 @@ def judge_disk(place: Path) -> Check:
     return graded("disk", found, little if usage.free < FREE_FAILURE else [], little, remedy=remedy)
 
 
-# --- between machines
-# ----------------------------------------------------------------------------------------------------
+# --- between machines ---------------------------------------------------------------------------------------
 
 
 def meet(folder: str) -> None:

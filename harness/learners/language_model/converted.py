@@ -44,9 +44,8 @@ def _converted(name: str, caches: Caches) -> str | None:
     """
     note = caches.datasets / "converted" / name.replace("/", "--")
     if not offline():
-        with contextlib.suppress(
-            Exception
-        ):  # whatever the transport raises: who loads the model says what is wrong with the hub
+        # whatever the transport raises: who loads the model says what is wrong with the hub
+        with contextlib.suppress(Exception):
             found = _ask(name)
             if found != _noted(note):
                 with contextlib.suppress(OSError):

@@ -183,9 +183,8 @@ class Sampler:
         """
         batch, beams = len(tokens), self.config.num_beams
         adjust = Adjustment(self.config, self.eos, tokens.repeat_interleave(beams, dim=0), self.vocab_size)
-        first = (
-            torch.arange(batch, device=tokens.device)[:, None] * beams
-        )  # the row of each example's first beam
+        # the row of each example's first beam
+        first = torch.arange(batch, device=tokens.device)[:, None] * beams
         scores = torch.full((batch, beams), -torch.inf, device=tokens.device)
         scores[:, 0] = 0.0  # before the first token the beams are equal, and one of them is enough
         found = torch.zeros((batch * beams, 0), dtype=torch.int64, device=tokens.device)

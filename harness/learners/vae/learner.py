@@ -106,9 +106,8 @@ class VaeLearner:
         latent_dim, pixels = _section(spec.fit).latent_dim, self.shape[0] * self.shape[1]
         width = latent_dim + (pixels if how.binary else 0)
         uniform = uniforms(spec.fit.seed, spec.fit.generation, "sample", start, start + count, width)
-        latent = ndtri(
-            np.maximum(uniform[:, :latent_dim], 2.0**-54)
-        )  # a uniform may be 0, which has no finite quantile
+        # a uniform may be 0, which has no finite quantile
+        latent = ndtri(np.maximum(uniform[:, :latent_dim], 2.0**-54))
         logits = decoded(model, latent.astype(np.float32), count).reshape(count, pixels)
         means = expit(logits)
         values = uniform[:, latent_dim:] < means if how.binary else means

@@ -87,7 +87,7 @@ def export(prepared: Any, store: Store) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_chain_alone_beside_others_and_generation_by_generation_is_the_same(
+def test_a_chain_alone_beside_others_and_step_by_step_is_equal(
     make_config: Make, tmp_path: Path, name: str
 ) -> None:
     """Bit for bit, keys included: one seed alone, the same among 5 seeds and 8 regimes, and through the
@@ -161,9 +161,7 @@ def test_longer_chains_more_seeds_and_what_is_there_already(make_config: Make, t
     assert sorted(frame.generation.unique()) == [0, 1, 2]
 
 
-def test_slices_hold_every_chain_once_and_do_not_depend_on_what_is_there(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_slices_hold_every_chain_once_whatever_is_there(make_config: Make, tmp_path: Path) -> None:
     config = {
         **BASE,
         **CASES["gaussian"],
@@ -207,7 +205,7 @@ def test_a_damaged_bundle_is_set_aside_and_made_again(make_config: Make, tmp_pat
     assert len(list((root / "damaged").iterdir())) == 1
 
 
-def test_a_collapsed_covariance_is_a_status_and_the_chain_goes_on() -> None:
+def test_a_collapsed_covariance_is_a_status() -> None:
     """Replace with n = 2 loses about ln 2 + 0.6 of log variance a generation: below the smallest number in
     1,200 generations."""
     frame = table(
@@ -414,9 +412,7 @@ def test_bad_input_is_one_message(
     assert not (tmp_path / "root").exists()
 
 
-def test_filters_that_reject_everything_fail_the_chain_with_the_reason(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_filters_that_reject_everything_fail_the_chain(make_config: Make, tmp_path: Path) -> None:
     config = make_config(
         {
             **BASE,
@@ -471,9 +467,7 @@ TEACHERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_a_teacher_teaches_anew_in_every_generation_under_every_regime(
-    make_config: Make, tmp_path: Path, name: str
-) -> None:
+def test_a_teacher_teaches_anew_under_every_regime(make_config: Make, tmp_path: Path, name: str) -> None:
     """In bundles as by generations; no two generations of a teacher's pupil are the same fit."""
     for index in (0, 1, 2, 6, 7):
         regime = {**REGIMES[index], "source": {"model": TEACHERS[name]}}
@@ -578,7 +572,7 @@ def test_a_reader_ends_with_the_chain_that_writes_for_it(make_config: Make, tmp_
 
 
 @pytest.mark.parametrize("generation", [2, 4])
-def test_any_generation_of_a_writer_can_be_read_and_filtered_by_the_reader(
+def test_any_generation_of_a_writer_can_be_read_and_filtered(
     make_config: Make, tmp_path: Path, generation: int
 ) -> None:
     source = {"cell": {"learner.estimator": "mle"}, "generation": generation}
@@ -737,7 +731,7 @@ def test_runs_that_begin_together_share_the_chains(make_config: Make, tmp_path: 
 
 
 @pytest.mark.ray
-def test_a_run_waits_for_what_others_compute_and_takes_over_from_the_dead(
+def test_a_run_waits_for_others_and_takes_over_from_the_dead(
     make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
 ) -> None:
     config, root = make_config({**BASE, **CASES["gaussian"], "grid": {"seed": [0, 1]}}), tmp_path / "root"

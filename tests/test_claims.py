@@ -278,7 +278,7 @@ def test_worse_is_what_each_headline_calls_worse(metric: str, direction: int) ->
         assert found.beyond or found.ratio == pytest.approx(0.3)
 
 
-def test_an_end_of_the_interval_that_no_ratio_reaches_is_not_a_number() -> None:
+def test_an_interval_end_that_no_ratio_reaches_is_no_number() -> None:
     """At the largest ratio half of the seeds worsen by 4, half by 0: the mean of a resample is under a
     tolerance of 1.5 in some."""
     first = [0.0, 3.0] * 4  # a standard deviation of 1.604

@@ -219,7 +219,7 @@ def test_a_bundle_that_somebody_has_just_set_aside(store: Store, monkeypatch: py
         store.bundles.check("gone.parquet")
 
 
-def test_an_experiment_that_was_cut_short_while_it_began_stops_nobody(
+def test_an_experiment_cut_short_while_it_began_stops_nobody(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.store import experiment
@@ -244,9 +244,7 @@ def test_an_experiment_that_was_cut_short_while_it_began_stops_nobody(
     assert needs(store).weights == {"f"} and needs(store).unfinished == {"f", "s", "e"}
 
 
-def test_what_was_finished_between_the_look_and_the_lease_is_not_computed_again(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_what_is_finished_before_the_lease_is_not_done_again(make_config: Make, tmp_path: Path) -> None:
     """The other run has committed, given its leases back, and freed the weights, which nobody needs any
     more."""
     config = make_config(GAUSSIAN, **{"retention.weights": "none"})
@@ -274,7 +272,7 @@ def test_the_peak_of_memory_is_a_generations_own() -> None:
     assert peak_memory() < high - 32_000_000
 
 
-def test_only_a_repository_that_has_the_source_names_its_revision(tmp_path: Path) -> None:
+def test_only_the_sources_repository_names_its_revision(tmp_path: Path) -> None:
     """An environment inside somebody's project: its commit says nothing about the package that is installed
     there."""
     package = tmp_path / "venv" / "harness"

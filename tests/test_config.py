@@ -275,7 +275,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("changes", "expected"), [pytest.param(c, e, id=name) for name, c, e in BAD])
-def test_bad_input_is_one_message_with_file_field_and_what_is_allowed(
+def test_bad_input_is_one_message(
     make_config: Make, changes: dict[str, Any], expected: tuple[str, ...]
 ) -> None:
     path = make_config(TEXT, **changes)
@@ -380,7 +380,7 @@ def test_grid_is_the_product_and_ranges_are_integers(make_config: Make) -> None:
     assert found.generations_is_axis
 
 
-def test_an_axis_of_objects_has_a_column_for_each_field_in_which_they_differ(make_config: Make) -> None:
+def test_an_axis_of_objects_has_columns_for_what_differs(make_config: Make) -> None:
     regimes = [{"kind": "replace", "synthetic_ratio": 1.0}, {"kind": "augment", "synthetic_ratio": 0.5}]
     found = study(make_config(TEXT, grid={"regime": regimes}))
     assert found.columns == ("regime.kind", "regime.synthetic_ratio")
@@ -408,7 +408,7 @@ def sections(section: type[Section]) -> set[type[Section]]:
     return {section}.union(*(sections(found) for found in inner if issubclass(found, Section)))
 
 
-def test_every_science_field_with_a_default_says_at_which_it_was_introduced() -> None:
+def test_every_default_says_at_which_it_was_introduced() -> None:
     not_science = {"Config", "Resources", "Retention", "Tracking", "Override", "Statistic", "Claim"}
     for section in sections(Config):
         if section.__name__ in not_science:

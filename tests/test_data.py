@@ -227,7 +227,7 @@ def test_headers_that_claim_more_than_memory_holds(tmp_path: Path) -> None:
             open_it()
 
 
-def test_an_image_that_decodes_to_gigabytes_is_refused_by_its_header(tmp_path: Path) -> None:
+def test_an_image_of_gigabytes_is_refused_by_its_header(tmp_path: Path) -> None:
     def png(width: int, height: int) -> bytes:
         def chunk(kind: bytes, data: bytes) -> bytes:
             return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

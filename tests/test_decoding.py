@@ -70,7 +70,7 @@ def test_a_beam_search_is_that_of_transformers(model: Any, beams: int, penalty: 
     assert (theirs != greedy).any(), "the search finds what greedy decoding does not"
 
 
-def test_beams_as_wide_as_all_continuations_find_the_likeliest_of_all(model: Any) -> None:
+def test_beams_as_wide_as_all_find_the_likeliest(model: Any) -> None:
     """With vocab ** (length - 1) beams nothing is ever cut, so the search is exhaustive: 40 beams for two
     tokens."""
     found = sampler(model, num_beams=VOCAB, forbid_eos=False).draw(PROMPTS[:3], 2, UNREAD)
@@ -85,7 +85,7 @@ def test_beams_as_wide_as_all_continuations_find_the_likeliest_of_all(model: Any
         assert tuple(row) == tuple(pairs[int(nll.argmin())])
 
 
-def test_a_beam_of_an_example_is_the_same_whatever_else_is_sampled(model: Any) -> None:
+def test_a_beam_is_the_same_whatever_else_is_sampled(model: Any) -> None:
     found = sampler(model, num_beams=3)
     prompts = Examples.full(PROMPTS.astype(np.int32))
 
@@ -120,7 +120,7 @@ def test_the_penalty_is_that_of_transformers(penalty: float, prompt_counts: bool
         sequence = sequence[rows]
 
 
-def test_penalised_drawing_at_temperature_0_is_penalised_greedy_decoding(model: Any) -> None:
+def test_penalised_drawing_at_temperature_0_is_greedy(model: Any) -> None:
     theirs = generated(model, PROMPTS, num_beams=1, repetition_penalty=1.5)
     ours = sampler(model, repetition_penalty=1.5, temperature=1e-4).draw(
         PROMPTS, WIDTH, np.full((12, WIDTH), 0.5)

@@ -71,7 +71,7 @@ def test_show_of_a_cell_that_is_not_there(make_config: Make) -> None:
 
 
 @pytest.mark.parametrize("learner", sorted(learners()))
-def test_a_started_study_is_valid_and_so_is_every_commented_field(learner: str, tmp_path: Path) -> None:
+def test_a_started_study_and_its_comments_are_valid(learner: str, tmp_path: Path) -> None:
     text = starter("mine", learner)
     assert max(map(len, text.splitlines())) <= 130
     path = tmp_path / "mine.yaml"
@@ -151,9 +151,7 @@ def without(folder: Path, *names: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_closed_forms_run_without_torch_and_others_say_what_they_need(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_closed_forms_run_without_torch(installed: Path, tmp_path: Path) -> None:
     names = {module for kind in LEARNERS for module in LEARNERS[kind].modules} | {"wandb", "huggingface_hub"}
     python_path = f"{without(tmp_path / 'block', *names)}{os.pathsep}{installed}"
 

@@ -310,7 +310,7 @@ def race(folders: dict[str, Path]) -> dict[str, list[bool]]:
     return wins
 
 
-def test_one_of_all_takes_a_name_and_private_folders_are_found_out(tmp_path: Path) -> None:
+def test_private_folders_are_found_out(tmp_path: Path) -> None:
     shared = race({name: tmp_path for name in ("n1", "n2", "n3")})
     assert storage.judge_race(shared).severity == "ok" and sum(map(sum, shared.values())) == 40
     for name in ("n1", "n2"):
@@ -413,7 +413,7 @@ def local(outside: None) -> Iterator[nodes.Nodes]:
     found.close()
 
 
-def test_an_error_in_a_probe_is_a_line_and_the_next_request_is_answered(local: nodes.Nodes) -> None:
+def test_an_error_in_a_probe_is_a_line(local: nodes.Nodes) -> None:
     assert local.ask("see", 5, name="shared root", path="/nowhere", patience_s="?") == {}
     (trouble,) = local.troubles
     assert (

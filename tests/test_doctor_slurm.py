@@ -193,9 +193,7 @@ Path(sys.argv[3]).touch()
 """
 
 
-def test_a_machine_that_loses_power_is_named_and_the_other_goes_on(
-    cluster: Cluster, leaves_nothing: None
-) -> None:
+def test_a_machine_that_loses_power_is_named(cluster: Cluster, leaves_nothing: None) -> None:
     folder = cluster.base / "power"
     folder.mkdir()
     (folder / "ask.py").write_text(POWER)

@@ -160,7 +160,7 @@ def test_a_hung_rank_is_found_by_the_watchdog(
     assert result(config, root) == expected
 
 
-def test_a_gang_that_fails_too_often_fails_its_chain_only_and_the_next_run_tries_again(
+def test_a_gang_that_fails_too_often_fails_its_chain_only(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     changes = LONG | {"resources.max_failures": 1, "resources.threads": 3}
@@ -260,7 +260,7 @@ def test_errors_are_classified_by_what_a_person_can_do() -> None:
     assert classify(ValueError("a\nb")) == ("crash", "ValueError: a")
 
 
-def test_preemptions_and_failures_have_budgets_of_their_own_and_a_commit_renews_them() -> None:
+def test_preemptions_and_failures_have_budgets_of_their_own() -> None:
     from harness.config.schema import Resources
 
     budget, limits = Budget(), Resources(max_failures=2, max_preemptions=1000)
@@ -319,7 +319,7 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
     cluster.stdout.close()
 
 
-def test_without_ray_or_its_driver_a_run_ends_at_once_and_the_same_command_goes_on(
+def test_without_ray_or_its_driver_a_run_ends_at_once(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
     config, root = (
@@ -419,7 +419,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.kernel
-def test_a_disk_that_fails_ends_the_run_with_one_message_and_costs_nothing(
+def test_a_disk_that_fails_ends_the_run_with_one_message(
     make_config: Make, clean: Callable[..., Any], small_disk: Path, tag: str
 ) -> None:
     """Full before a run, full in the middle of a fit, read-only in the middle of a fit; then there is
@@ -578,7 +578,7 @@ def test_a_full_disk_ends_a_bundled_grid_with_one_message(
 # --- native builds ------------------------------------------------------------------------------------------
 
 
-def test_the_lock_of_a_killed_build_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_build_alone_is_removed(tmp_path: Path) -> None:
     stale, held = tmp_path / "fused_adam" / "lock", tmp_path / "other" / "lock"
     for path in (stale, held):
         path.parent.mkdir()
@@ -664,9 +664,7 @@ def test_coordinators_on_one_store_share_the_work(
     assert result(config, root) == clean(config)
 
 
-def test_a_run_takes_over_from_one_that_died_elsewhere_after_the_lease_time(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_a_run_takes_over_from_one_that_died_elsewhere(make_config: Make, tmp_path: Path) -> None:
     """The owner's machine is not this one, so only its counter tells."""
     from harness.store import Leases, Owner, Store
     from harness.study import open_study

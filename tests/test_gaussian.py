@@ -21,7 +21,7 @@ class Crash(Exception):
 @pytest.mark.parametrize(
     "kind", ["replace", "accumulate", "replace_grown", "accumulate_subsample", "augment", "fresh_real"]
 )
-def test_a_chain_that_crashed_at_any_boundary_continues_to_the_same_bytes(
+def test_a_chain_crashed_at_any_boundary_has_the_same_bytes(
     make_config: Make, tmp_path: Path, kind: str
 ) -> None:
     ratio = {"synthetic_ratio": 0.5} if kind in ("replace", "augment", "fresh_real") else {}

@@ -201,7 +201,7 @@ def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[Cell], seeds: list[int
             pd.testing.assert_frame_equal(mine, same, check_exact=True)
 
 
-def test_what_a_branch_of_another_cell_computed_is_found_and_set_aside(tmp_path: Path) -> None:
+def test_what_a_branch_of_another_cell_computed_is_set_aside(tmp_path: Path) -> None:
     """As earlier versions did: one branch runs a shared generation and goes on into another cell, with the
     first cell's filters."""
     cells: list[Cell] = [

@@ -66,7 +66,7 @@ def test_token_measures_are_those_of_a_plain_count(
 
 
 @given(rows, st.integers(1, 3))
-def test_equal_corpora_are_at_0_and_disjoint_ones_at_the_other_end(lists: list[list[int]], n: int) -> None:
+def test_equal_corpora_are_at_0_and_disjoint_ones_far(lists: list[list[int]], n: int) -> None:
     a = examples([items * 4 for items in lists])
     other = examples([[token + 6 for token in items * 4] for items in lists])
     assert jensen_shannon(a, a, n, BUDGET) == pytest.approx(0, abs=1e-12) and jaccard(a, a, n, BUDGET) == 1
@@ -162,7 +162,7 @@ def copied(tmp_path: Path, grid: dict[str, Any], rewrite: Any) -> tuple[Any, Sto
     return prepared, store
 
 
-def test_chains_that_write_the_same_are_nearer_than_real_samples_and_others_farther(tmp_path: Path) -> None:
+def test_chains_that_write_the_same_are_nearer_than_samples(tmp_path: Path) -> None:
     """Generation 0: fresh real samples. Generation 1: all chains write one sample. Generation 2: each its own
     place."""
     rng = np.random.default_rng(7)
@@ -229,9 +229,7 @@ def test_pairs_are_a_fixed_subset_and_the_notes_say_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_text_is_compared_and_chains_that_have_not_parted_are_not(
-    ranks: Any, make_config: Make, tmp_path: Path
-) -> None:
+def test_chains_that_have_not_parted_are_not_compared(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     config = make_config(TEXT, generations=1, grid={"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]})
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     (found,) = compare(prepared, store)

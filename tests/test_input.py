@@ -85,9 +85,7 @@ NOT_DATA = [
 
 
 @pytest.mark.parametrize(("value", "expected"), NOT_DATA, ids=range(len(NOT_DATA)))
-def test_what_is_not_plain_data_is_one_short_message_in_a_file_and_in_set(
-    make_config: Make, value: str, expected: str
-) -> None:
+def test_what_is_not_plain_data_is_one_short_message(make_config: Make, value: str, expected: str) -> None:
     path = make_config(GAUSSIAN)
     with pytest.raises(ConfigError) as caught:
         study(path, f"tracking.entity={value}")
@@ -549,9 +547,7 @@ def test_an_installed_font_that_has_the_characters_is_taken(
 @pytest.mark.parametrize(
     "name", ["lab/collapse", "a\\b", "a#b", "a?b", "a%b", "a:b", "x" * 129, "", "a\x1bb"]
 )
-def test_a_project_that_wandb_refuses_is_refused_before_anything_is_computed(
-    make_config: Make, name: str
-) -> None:
+def test_a_project_that_wandb_refuses_is_refused_first(make_config: Make, name: str) -> None:
     path = make_config(GAUSSIAN, **{"tracking.project": name})
     with pytest.raises(ConfigError, match="tracking.project: found .*, allowed by W&B: 1 to 128"):
         study(path)

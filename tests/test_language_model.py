@@ -196,7 +196,7 @@ def test_natural_length_ends_with_the_end_of_text_token(tiny: Any) -> None:
         assert row[length - 1] == 5 and 5 not in row[: length - 1] and (row[length:] == 0).all()
 
 
-def test_sampling_with_a_cache_is_the_whole_sequence_read_again_at_every_token(tiny: Any) -> None:
+def test_sampling_with_a_cache_is_reading_all_at_every_token(tiny: Any) -> None:
     prompts = np.array([[3, 4], [9, 1]], dtype=np.int64)
     drawn = Sampler(tiny, Sample(temperature=1e-4), None, 0).draw(prompts, 10, np.full((2, 10), 0.5))
     tokens = torch.from_numpy(prompts)
@@ -264,9 +264,7 @@ def test_micro_batches_do_not_change_the_science(
 
 
 @pytest.mark.slow
-def test_a_chain_run_again_is_the_same_and_crashes_change_nothing(
-    ranks: Any, make_config: Make, tmp_path: Path
-) -> None:
+def test_a_chain_run_again_is_the_same(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     config = make_config(TEXT)
     observer = Events()
     clean, store = run_all(config, tmp_path / "clean", ranks=ranks, observer=observer)
@@ -379,7 +377,7 @@ def test_bits_per_byte_count_the_bytes_of_what_is_predicted(
     )  # type: ignore[union-attr]
 
 
-def test_bits_per_byte_of_a_text_that_blocks_cut_within_characters(
+def test_bits_per_byte_where_blocks_cut_within_characters(
     ranks: Any, make_config: Make, tmp_path: Path
 ) -> None:
     """Decoded as one stream no character is cut; of ASCII the records stay what they were, under the keys
@@ -453,7 +451,7 @@ def test_longer_corpora_and_refits_are_those_of_a_first_try(
 
 
 @pytest.mark.slow
-def test_weights_that_are_gone_are_fitted_again_only_where_they_are_needed(
+def test_weights_that_are_gone_are_refitted_only_where_needed(
     ranks: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another version of a metric takes the stored scores; other prompts need weights, and get a replica
@@ -508,9 +506,7 @@ def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path: Path) -> None
     assert found.fingerprint() != read_documents(TextData(source=str(tmp_path))).fingerprint()
 
 
-def test_data_are_split_by_document_and_the_tokenizer_is_reversible(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_data_are_split_by_document(make_config: Make, tmp_path: Path) -> None:
     from harness.config.schema import Split, TextData
     from harness.data.documents import SPLITS, read_documents
     from harness.data.text import TextCorpus, split_documents

@@ -186,9 +186,7 @@ def test_all_examples_and_their_number_are_one_science(prepare: Any, make_config
     assert list(everything.lineage.nodes) == list(counted.lineage.nodes)
 
 
-def test_the_chains_id_has_a_suffix_only_where_generations_is_an_axis(
-    prepare: Any, make_config: Make
-) -> None:
+def test_ids_have_a_suffix_only_where_generations_is_an_axis(prepare: Any, make_config: Make) -> None:
     single = prepare(make_config(TEXT)).lineage.chains[0].id
     longer = prepare(make_config(TEXT, "b.yaml", generations=9)).lineage.chains[0].id
     axis = [
@@ -228,9 +226,7 @@ REGIMES = [
     st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True),
     st.integers(1, 3),
 )
-def test_branches_cut_every_grid_into_each_node_once_and_wait_only_for_others(
-    regimes: Any, generations: Any, seeds: int
-) -> None:
+def test_branches_hold_each_node_once_and_wait_for_others(regimes: Any, generations: Any, seeds: int) -> None:
     import tempfile
 
     import yaml

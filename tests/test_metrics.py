@@ -121,14 +121,14 @@ def test_three_ways_to_average_a_perplexity() -> None:
     )
 
 
-def test_gen0_quantiles_are_per_sequence_and_leave_out_empty_ones() -> None:
+def test_gen0_quantiles_are_per_sequence() -> None:
     nll = np.concatenate([np.arange(1, 102, dtype=float), [7.0]])
     metrics = likelihood.gen0_metrics(nll, np.concatenate([np.ones(101, int), [0]]))
     assert metrics["gen0/nll_mean"] == pytest.approx(51) and metrics["gen0/nll_p50"] == 51
     assert (metrics["gen0/nll_p05"], metrics["gen0/nll_p95"]) == (6, 96)
 
 
-def test_the_bigram_model_learns_a_markov_chain_to_its_entropy_rate() -> None:
+def test_the_bigram_model_reaches_the_entropy_rate() -> None:
     rng = np.random.default_rng(0)
     stay = 0.9
     flips = rng.random((4000, 32)) > stay

@@ -98,7 +98,7 @@ def test_row_8_accumulate_mle() -> None:
     assert abs(math.prod(1 - 1 / (10 * i * i) for i in range(1, 62)) - math.sin(root) / root) < 2e-3
 
 
-def test_subsampling_the_pool_lies_between_replacing_and_accumulating() -> None:
+def test_subsampling_lies_between_replacing_and_accumulating() -> None:
     """N = 20, 500 chains, generation 30: the mean log variance is ordered, each gap above 4 standard errors
     (Kazdan et al.)."""
     kinds: list[dict[str, Any]] = [REPLACE, {"kind": "accumulate_subsample"}, {"kind": "accumulate"}]

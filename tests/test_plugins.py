@@ -206,7 +206,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("entry_points", "module", "message"), BROKEN, ids=range(len(BROKEN)))
-def test_a_package_that_does_not_work_is_named_where_it_is_asked_for(
+def test_a_package_that_does_not_work_is_named(
     config: Path, tmp_path: Path, entry_points: str, module: str, message: str
 ) -> None:
     folder = given(tmp_path / "site", "broken", entry_points, module)

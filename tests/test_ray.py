@@ -56,7 +56,7 @@ def test_a_grid_computes_what_the_plan_says_and_never_twice(
     )
 
 
-def test_zero_stages_on_two_ranks_agree_and_a_rerun_is_equal_to_the_bit(
+def test_zero_stages_agree_and_a_rerun_is_equal_to_the_bit(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Stages sum the same gradients in other orders and buckets: in fp32 the losses of 12 steps agree to
@@ -113,7 +113,7 @@ def test_filters_find_the_weights_that_they_need(
     assert len(events(tmp_path / "root", "text", "weights_evicted")) == 1
 
 
-def test_a_branch_run_second_in_a_gang_equals_the_branch_in_a_fresh_gang(
+def test_a_branch_run_second_equals_one_in_a_fresh_gang(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     only_one_gang_fits = {"resources.threads": 3, "generations": 1}
@@ -129,7 +129,7 @@ def test_a_branch_run_second_in_a_gang_equals_the_branch_in_a_fresh_gang(
     assert result(both, tmp_path / "both") == alone
 
 
-def test_a_chain_that_fails_or_diverges_is_told_and_the_rest_goes_on(
+def test_a_chain_that_fails_or_diverges_is_told(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     rejects_all = [{"kind": "repetition", "n": 1, "max_share": 0.0}]
@@ -153,7 +153,7 @@ def test_a_chain_that_fails_or_diverges_is_told_and_the_rest_goes_on(
     assert len(diverged) == 2 and all(row["test/nll"] is None for row in diverged)
 
 
-def test_a_cell_that_shares_a_diverged_fit_diverges_too_and_does_not_wait_for_ever(
+def test_a_cell_that_shares_a_diverged_fit_diverges_too(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     train = {"epochs": 1, "batch_size": 8, "learning_rate": 1e30, "max_grad_norm": None}
@@ -181,7 +181,7 @@ def test_sizes_with_other_rank_counts_are_packed_in_one_grid(
     assert sorted(sizes) == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
-def test_gangs_that_cannot_fit_are_refused_before_anything_is_written(
+def test_gangs_that_cannot_fit_are_refused_first(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = make_config(TEXT, **{"resources.ranks": 8})

@@ -61,7 +61,7 @@ def opened(config: Path, root: Path) -> tuple[Any, Store]:
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_export_and_status_tell_what_is_damaged_and_touch_nothing(
+def test_export_and_status_tell_of_damage_and_touch_nothing(
     make_config: Make, tmp_path: Path, harm: Any
 ) -> None:
     config, root = make_config(GAUSSIAN, grid={"seed": [0, 1]}), tmp_path / "root"
@@ -167,9 +167,7 @@ def test_a_damaged_format_says_what_to_do(tmp_path: Path, content: str) -> None:
             way(tmp_path / "root")
 
 
-def test_data_that_are_gone_are_made_again_and_are_not_needed_to_read(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_data_that_are_gone_are_made_again(make_config: Make, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.random.Generator(np.random.PCG64(1)).normal(size=(60, 2)))
     data = {"source": "array", "path": str(tmp_path / "rows.npy"), "num_examples": 50}
     config, root = make_config(GAUSSIAN, data=data, generations=1), tmp_path / "root"
@@ -204,9 +202,7 @@ def test_out_writes_through_what_is_no_regular_file(make_config: Make, tmp_path:
     assert json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
 
 
-def test_weights_that_retention_would_keep_and_that_are_gone_are_counted(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_weights_that_retention_would_keep_are_counted(make_config: Make, tmp_path: Path) -> None:
     """`retention.weights: all` after `last`: nothing is fitted again for it, so plan and run say what is
     missing."""
     config, root = make_config(GAUSSIAN), tmp_path / "root"

@@ -74,7 +74,7 @@ def test_the_real_part_is_drawn_anew_or_stays(seed: int) -> None:
 
 
 @given(sizes, st.integers(1, 8))
-def test_replace_grown_has_as_many_as_accumulate_but_only_of_the_latest(n: int, generation: int) -> None:
+def test_replace_grown_is_as_large_as_accumulate(n: int, generation: int) -> None:
     found = drawn(Regime(kind="replace_grown"), n, generation)
     assert len(found) == n * (generation + 1) == len(drawn(Regime(kind="accumulate"), n, generation))
     assert (found.origin == generation - 1).all()
@@ -90,9 +90,7 @@ def test_accumulate_is_everything_once(n: int, generation: int) -> None:
 
 
 @given(sizes, st.integers(1, 8), seeds)
-def test_accumulate_subsample_is_n_of_the_pool_without_replacement(
-    n: int, generation: int, seed: int
-) -> None:
+def test_accumulate_subsample_is_n_of_the_pool(n: int, generation: int, seed: int) -> None:
     found = drawn(Regime(kind="accumulate_subsample"), n, generation, seed)
     pairs = set(zip(found.origin.tolist(), found.index.tolist(), strict=True))
     assert len(found) == len(pairs) == n
@@ -182,7 +180,7 @@ def test_refresh_at_named_generations_with_fewer_examples() -> None:
     assert every == same, "however a refresh is named, what it trains on is the same"
 
 
-def test_a_fixed_teacher_of_the_grid_writes_one_generation_for_all() -> None:
+def test_a_fixed_teacher_writes_one_generation_for_all() -> None:
     regime = Regime(kind="replace", synthetic_ratio=0.5, source={"cell": {"a.b": 1}, "generation": 0})
     for generation in (1, 2, 5):
         assert [part.origin for part in recipe(regime, 10, generation).parts] == [REAL, 0]

@@ -65,7 +65,7 @@ CASES = [
 @pytest.mark.parametrize(
     "changes", CASES, ids=lambda case: ",".join(f"{k.split('.')[-1]}={v}" for k, v in case.items())
 )
-def test_a_fit_that_crashed_goes_on_from_its_checkpoint_to_the_same_bytes(
+def test_a_crashed_fit_goes_on_to_the_same_bytes(
     make_config: Make, tmp_path: Path, ranks: Any, eager: None, changes: dict[str, Any]
 ) -> None:
     never = make_config(TEXT, "never.yaml", generations=1, **changes)
@@ -129,7 +129,7 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on(
     assert contents(Store(root), prepared) == contents(store, prepared)
 
 
-def test_a_stop_without_time_for_a_checkpoint_leaves_the_last_one(tmp_path: Path) -> None:
+def test_a_stop_without_time_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     control = Control()
     looks = training._Looks(control, 1000.0, 0)
     assert looks.decide(5)[:2] == (False, False)
@@ -142,7 +142,7 @@ def test_a_stop_without_time_for_a_checkpoint_leaves_the_last_one(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{"resources.zero_stage": 3}, "flip", "no manifest"])
-def test_a_checkpoint_that_cannot_be_used_is_refused_and_the_fit_starts_again(
+def test_a_checkpoint_that_cannot_be_used_starts_a_fit_anew(
     make_config: Make, tmp_path: Path, ranks: Any, eager: None, change: Any
 ) -> None:
     config = make_config(TEXT, generations=0, **EVERY_STEP)
@@ -304,7 +304,7 @@ def test_events_of_several_hosts_are_read_in_the_order_of_time(
     assert [event["number"] for event in Experiment(tmp_path, "e").events()] == [0, 1, 2, 3]
 
 
-def test_a_whole_checkpoint_that_cannot_be_loaded_is_refused_and_the_fit_starts_again(
+def test_a_checkpoint_that_cannot_be_loaded_starts_a_fit_anew(
     make_config: Make, tmp_path: Path, ranks: Any, eager: None
 ) -> None:
     """As when another version of a library wrote it: every checksum is right, and loading raises."""
@@ -325,9 +325,7 @@ def test_a_whole_checkpoint_that_cannot_be_loaded_is_refused_and_the_fit_starts_
     assert len(refused) == 1 and refused[0]["again_from_step"] == 0, [kind for kind, _ in events.seen]
 
 
-def test_a_part_of_a_grid_that_is_run_by_itself_does_not_free_what_the_rest_needs(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_a_part_of_a_grid_does_not_free_what_the_rest_needs(make_config: Make, tmp_path: Path) -> None:
     from harness.coordinator.session import describe_chains
     from harness.store.health import needs
 

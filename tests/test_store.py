@@ -155,9 +155,7 @@ def tokens(count: int, start: int = 0, width: int = 5) -> Examples:
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=8), st.integers(1, 30)
 )
-def test_a_corpus_is_its_longest_prefix_whatever_the_order_of_its_shards(
-    shards: list[tuple[int, int]], count: int
-) -> None:
+def test_a_corpus_is_its_longest_prefix_of_shards(shards: list[tuple[int, int]], count: int) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -246,7 +244,7 @@ def test_damaged_checksums_are_damage(store: Store, content: str) -> None:
     assert not Store(store.root).sound("fits", "k") and not store.has("fits", "k")
 
 
-def test_a_predecessor_that_wakes_up_in_its_commit_loses_and_leaves_nothing_hollow(
+def test_a_predecessor_that_wakes_up_in_its_commit_loses(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its successor removes its workplace at that moment: the item is committed whole, or not at all."""

@@ -94,7 +94,7 @@ def worse(ratio: float, last: dict[int, float | None], generations: int = 2) -> 
     return rows
 
 
-def test_unfinished_chains_are_left_out_of_the_critical_ratio_and_counted() -> None:
+def test_the_critical_ratio_counts_unfinished_chains_apart() -> None:
     still = {seed: 0.1 * seed for seed in range(8)}
     up = {seed: 0.1 * seed + 1 for seed in range(8)}
     whole = worse(0.0, still) + worse(0.5, still) + worse(1.0, up)

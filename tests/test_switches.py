@@ -171,7 +171,7 @@ def test_a_switch_changes_the_key_and_the_result(
     assert output(store, a, what) != output(store, b, what)
 
 
-def test_init_pretrained_starts_every_generation_from_the_same_weights(
+def test_init_pretrained_always_starts_from_the_same_weights(
     base: dict[str, Any], chain_of: Any, tmp_path: Path
 ) -> None:
     """At a learning rate of nearly 0 the fit is where it started: at the pretrained weights, or at new
@@ -242,9 +242,7 @@ def test_beams_differ_through_their_prompts_alone(base: dict[str, Any], chain_of
     assert (corpus[96:] == corpus[:32]).all() and len(np.unique(corpus[:96], axis=0)) > 1
 
 
-def test_the_length_of_a_prompt_is_in_the_key_of_a_fit_only_where_the_fit_reads_it(
-    base: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_fit_that_reads_prompts_has_their_length_in_its_key(base: dict[str, Any], tmp_path: Path) -> None:
     def fit(loss: str, prompt_tokens: int) -> str:
         changes = {**KEPT, "learner.train.loss": loss, "learner.sample.prompt_tokens": prompt_tokens}
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(merged(base, changes)))

@@ -90,7 +90,7 @@ def test_every_chain_once_and_twice_run_is_once_sent(study: tuple[Path, Path]) -
         assert (recorder.streams, len(recorder.upserts)) == before, "not one run was opened"
 
 
-def test_without_our_notes_the_server_itself_keeps_lines_from_coming_twice(study: tuple[Path, Path]) -> None:
+def test_without_our_notes_the_server_keeps_lines_single(study: tuple[Path, Path]) -> None:
     config, root = study
     with endpoint() as recorder:
         sync(config, root, recorder)

@@ -552,9 +552,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bits(make_config: Make, tmp_p
     assert weights(Store(root), prepared) == weights(store, prepared)
 
 
-def test_a_chain_that_is_stopped_in_every_phase_goes_on_to_the_same_bits(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_a_chain_stopped_in_every_phase_has_the_same_bits(make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(VAE), tmp_path / "root"
     prepared, store = run_all(config, tmp_path / "never")
     for kind in ("progress fit", "progress sample", "progress evaluate", "claimed"):
@@ -666,9 +664,7 @@ def test_a_model_with_known_output_has_the_known_elbo(make_config: Make, tmp_pat
     assert LATENT_SAMPLES > 1
 
 
-def test_generation_0_looks_at_the_samples_and_the_own_model_at_real_images(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_generation_0_looks_at_samples_the_own_model_at_images(make_config: Make, tmp_path: Path) -> None:
     opened = open_learner(make_config(VAE), tmp_path / "root")
     data = opened.data
     models = {name: new_model(opened.section, (8, 8), seed, 0) for seed, name in enumerate(("own", "first"))}
@@ -745,7 +741,7 @@ def test_images_without_classes_have_no_class_metrics(make_config: Make, tmp_pat
 # --- the command line and the report ------------------------------------------------------------------------
 
 
-def test_the_report_shows_a_strip_of_pictures_for_every_generation(make_config: Make, tmp_path: Path) -> None:
+def test_the_report_shows_pictures_of_every_generation(make_config: Make, tmp_path: Path) -> None:
     from harness.reporting import ledger, report
 
     config = make_config(VAE, grid={"regime.synthetic_ratio": [0.5, 1.0]}, experiment="vae")
@@ -770,7 +766,7 @@ def test_a_strip_is_dark_where_there_is_ink() -> None:
         assert np.asarray(image).tolist() == [[255, 0], [128, 0]]
 
 
-def test_the_command_line_plans_images_and_the_help_needs_no_torch(make_config: Make, tmp_path: Path) -> None:
+def test_the_command_line_plans_images(make_config: Make, tmp_path: Path) -> None:
     done = harness("plan", make_config(VAE), "--root", tmp_path / "root")
     assert done.returncode == 0, done.stderr
     assert "2 to compute" in done.stdout + done.stderr

@@ -222,9 +222,13 @@ class TrackerPlugin:
         write: ``module:function``, called with a chain (`harness.tracking.ChainView`) when all its
             generations are committed, and with the folder that is the tracker's own in this experiment. What
             it raises becomes a warning, and the next run calls it again.
+        extra: The extra of the harness's package that brings its libraries.
+        modules: Their modules.
     """
 
     write: str
+    extra: str = ""
+    modules: Sequence[str] = ()
 
 
 P = TypeVar("P")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import cell_spec, is_bundled, lineage_of
-from harness.components import LEARNERS
+from harness.components import LEARNERS, TRACKERS
 from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources
 from harness.config.load import load_file
 from harness.config.schema import (
@@ -156,6 +156,14 @@ def _check_libraries(study: Study) -> None:
             f"'model-collapse-harness[wandb]'"
         )
         raise study.source.error("tracking.wandb", message)
+    for name in study.base.tracking.trackers:
+        tracker = TRACKERS[name]
+        missing = [module for module in tracker.modules if not is_installed(module)]
+        if missing:
+            message = f"found {name!r}, which needs {', '.join(missing)}, not installed here; pip install "
+            raise study.source.error(
+                "tracking.trackers", f"{message}'model-collapse-harness[{tracker.extra}]'"
+            )
 
 
 def _resolve(study: Study, data_of: DataOf) -> Prepared:

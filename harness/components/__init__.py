@@ -44,6 +44,14 @@ LEARNERS = gather(
 FILTERS = gather("filters", FilterPlugin, filters.COMPONENTS)
 REGIMES = gather("regimes", RegimePlugin, regimes.COMPONENTS)
 METRICS = gather("metrics", MetricPlugin, {})
-TRACKERS = gather("trackers", TrackerPlugin, {})
+TRACKERS = gather(
+    "trackers",
+    TrackerPlugin,
+    {
+        "mlflow": TrackerPlugin(
+            "harness.tracking.mlflow:write", extra="mlflow", modules=("mlflow", "sqlalchemy", "alembic")
+        ),
+    },
+)
 PACKAGES = releases(LEARNERS, FILTERS, REGIMES, METRICS, TRACKERS)
 """Packages that add to the harness here, with their versions."""

@@ -1,0 +1,104 @@
+"""MLflow, the tracker that comes with the harness, on its own database file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chains import run_all
+from conftest import GAUSSIAN, Make
+
+from harness.errors import InputError
+from harness.store import Store
+from harness.study import Prepared, open_study
+from harness.tracking.mlflow import TAG, parameters
+from harness.tracking.others import tell
+from harness.tracking.views import Views
+
+GRID = {"grid": {"regime.synthetic_ratio": [0.5, 1.0]}, "tracking.trackers": ["mlflow"]}
+
+
+def runs(folder: Path) -> dict[str, Any]:
+    """Chain to its run, as somebody else reads them."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("normal")
+    found = client.search_runs([experiment.experiment_id])
+    assert len({run.data.tags[TAG] for run in found}) == len(found), "no chain is there twice"
+    return {
+        run.data.tags[TAG]: (
+            run,
+            {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics},
+        )
+        for run in found
+    }
+
+
+def mirror(prepared: Prepared, store: Store, folder: Path) -> list[str]:
+    views = Views(prepared, store)
+    return [line for chain in prepared.lineage.chains for line in tell(["mlflow"], views.view(chain), folder)]
+
+
+def test_every_generation_of_every_chain_is_in_the_database(make_config: Make, tmp_path: Path) -> None:
+    prepared, store = run_all(make_config(GAUSSIAN, **GRID), tmp_path / "root")
+    folder = tmp_path / "trackers"
+    assert mirror(prepared, store, folder) == []
+    found = runs(folder)
+    assert found.keys() == {chain.id for chain in prepared.lineage.chains}
+    for chain in prepared.lineage.chains:
+        run, history = found[chain.id]
+        assert run.info.status == "FINISHED"
+        ratio = prepared.cell(chain).axes["regime.synthetic_ratio"]
+        assert run.data.params["regime.synthetic_ratio"] == str(ratio)
+        for generation, key in enumerate(chain.nodes):
+            record = store.record(key)
+            assert record is not None
+            finite = {name: value for name, value in record.metrics.items() if value is not None}
+            there = {n: p.value for n, points in history.items() for p in points if p.step == generation}
+            assert there == finite
+
+
+def test_a_chain_that_was_cut_short_or_grew_is_there_once(make_config: Make, tmp_path: Path) -> None:
+    config, folder = make_config(GAUSSIAN, **GRID), tmp_path / "trackers"
+    prepared, store = run_all(config, tmp_path / "root")
+    assert mirror(prepared, store, folder) == []
+    before = {chain: run.info.run_id for chain, (run, _) in runs(folder).items()}
+    assert mirror(prepared, store, folder) == []
+    assert {chain: run.info.run_id for chain, (run, _) in runs(folder).items()} == before, "told already"
+    for note in folder.glob("mlflow/sent/*.json"):
+        note.unlink()  # as if the process had died before it could take note
+    assert mirror(prepared, store, folder) == []
+    assert runs(folder).keys() == before.keys()
+    longer, store = run_all(config, tmp_path / "root", "generations=4")
+    assert mirror(longer, store, folder) == []
+    assert all(max(p.step for p in points) == 4 for _, h in runs(folder).values() for points in h.values())
+
+
+def test_a_server_that_does_not_answer_is_a_warning(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, store = run_all(make_config(GAUSSIAN, **GRID), tmp_path / "root")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'no' / 'such' / 'folder'}.db")
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no").write_text("")
+    lines = mirror(prepared, store, tmp_path / "trackers")
+    assert len(lines) == 2 and all(line.startswith("tracker mlflow: ") for line in lines)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert mirror(prepared, store, tmp_path / "trackers") == [], "the next run tells it again"
+    assert len(runs(tmp_path / "trackers")) == 2
+
+
+def test_nested_values_are_dotted_and_texts_stay_texts() -> None:
+    found = parameters({"a": {"b": 1, "c": {}}, "d": "x" * 600, "e": [1, 2], "f": None})
+    assert found == {"a.b": "1", "a.c": "{}", "d": "x" * 500, "e": "[1, 2]", "f": "null"}
+
+
+def test_libraries_that_are_not_installed_are_named(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.study.is_installed", lambda module: module != "mlflow")
+    with pytest.raises(InputError, match=r"tracking.trackers: .*needs mlflow.*harness\[mlflow\]"):
+        open_study(make_config(GAUSSIAN, **GRID), (), Store.read(tmp_path / "root"))

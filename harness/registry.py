@@ -28,7 +28,7 @@ from harness.records import Examples, Part
 from harness.section import Section
 from harness.terminal import cut, shown
 
-Group = Literal["learners", "filters", "regimes", "metrics", "trackers"]
+Group = Literal["learners", "filters", "regimes", "data", "metrics", "trackers"]
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,20 @@ class MetricPlugin:
 
 
 @dataclass(frozen=True)
+class DataPlugin:
+    """A text that studies name in ``data.source``, ``evaluate.others`` and ``regime.source.corpus``.
+
+    It has no version: what is in keys is the hash of its content.
+
+    Attributes:
+        read: ``module:function`` that gives its documents, one text each, the same ones in the same order
+            every time. Its docstring is its line in ``harness list data``.
+    """
+
+    read: str
+
+
+@dataclass(frozen=True)
 class TrackerPlugin:
     """Where a run's chains are mirrored to besides W&B; a study asks for it in ``tracking.trackers``.
 
@@ -284,13 +298,14 @@ class Found(Generic[P]):
         return {kind: item for kind, item in self.loaded.items() if item.package}
 
 
-def gather(group: Group, expected: type[P], own: Mapping[str, P]) -> Found[P]:
+def gather(group: Group, expected: type[P], own: Mapping[str, P], taken: Collection[str] = ()) -> Found[P]:
     """The components of a group: the harness's own, and those that packages add.
 
     Args:
         group: Which.
         expected: What a package's object has to be.
         own: The harness's own by kind.
+        taken: Other names that a package cannot have.
     """
     found: Found[P] = Found({kind: Loaded(plugin) for kind, plugin in own.items()})
     for point in sorted(
@@ -298,7 +313,7 @@ def gather(group: Group, expected: type[P], own: Mapping[str, P]) -> Found[P]:
     ):
         package = _package(point)
         try:
-            if point.name in own:
+            if point.name in (*own, *taken):
                 raise ValueError("the harness has a kind of that name")
             if point.name in found.loaded:
                 raise ValueError(f"{found.loaded[point.name].package} gives a kind of that name too")

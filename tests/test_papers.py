@@ -97,10 +97,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    from harness.data.documents import BUILT_IN
+    from harness.data.documents import named_documents
 
     root = tmp_path_factory.mktemp("hub")
-    texts = list(BUILT_IN["python-stdlib"]())
+    texts = list(named_documents("python-stdlib"))
     wikitext = root / "datasets" / "Salesforce" / "wikitext"
     configs = []
     for config in (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, TEXT, Make
 
 from harness.components import METRICS
 from harness.errors import LearnerError
@@ -149,6 +149,30 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     assert "filters.0: found 'every', allowed: " in gone.stderr
 
 
+def test_a_text_of_a_package_is_known_by_its_content(site: Path, make_config: Make, tmp_path: Path) -> None:
+    """The same documents from a file are the same science; every field that names a text takes the name."""
+    changes = {"data.source": "lab-notes", "data.tokenizer.vocab_size": 270, "data.num_examples": 64}
+    named = make_config(TEXT, "named.yaml", **changes)
+    texts = [
+        f"On day {day} the sample weighed {day * day % 97} grams, and {day % 7} of the mice slept."
+        for day in range(900)
+    ]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    filed = make_config(TEXT, "filed.yaml", **{**changes, "data.source": str(tmp_path / "notes.jsonl")})
+    chains = []
+    for config in (named, filed):
+        done = harness("status", config, "--root", tmp_path / "root", "--json", path=[site])
+        assert done.returncode == 0, done.stderr
+        chains.append([row["chain"] for row in json.loads(done.stdout)["chains"]])
+    assert chains[0] == chains[1] != []
+    for field in ("evaluate.others={lab: lab-notes}", "regime.source={corpus: lab-notes}"):
+        done = harness("plan", make_config(TEXT), "--set", field, path=[site])
+        assert done.returncode == 0, done.stderr
+    assert "lab-notes" in harness("list", "data", path=[site]).stdout
+    gone = harness("plan", named)
+    assert gone.returncode == 2 and "data.source: found 'lab-notes', allowed: python-docs" in gone.stderr
+
+
 def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tmp_path: Path) -> None:
     for what, kind, text in (
         ("learners", "laplace", "A Laplace distribution in every coordinate"),
@@ -169,7 +193,7 @@ def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tm
     for field, message in (
         ("filters=[{kind: every, step: 0}]", "filters.0.step: found 0"),
         ("filters=[{kind: every, stride: 2}]", "filters.0.stride: unknown field"),
-        ("tracking.trackers=[file]", "tracking.trackers: found 'file', allowed: files"),
+        ("tracking.trackers=[file]", "tracking.trackers: found 'file', allowed: mlflow, files"),
         ("evaluate.metrics=[spred]", "evaluate.metrics: found 'spred', allowed: spread"),
         (
             "data={source: discrete, probabilities: [0.5, 0.5]}",

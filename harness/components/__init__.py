@@ -8,6 +8,7 @@ below; nothing else asks which kind it is.
 from __future__ import annotations
 
 from harness.components import (
+    data,
     discrete,
     filters,
     gaussian,
@@ -19,6 +20,7 @@ from harness.components import (
     vae,
 )
 from harness.registry import (
+    DataPlugin,
     FilterPlugin,
     LearnerPlugin,
     MetricPlugin,
@@ -43,6 +45,7 @@ LEARNERS = gather(
 )
 FILTERS = gather("filters", FilterPlugin, filters.COMPONENTS)
 REGIMES = gather("regimes", RegimePlugin, regimes.COMPONENTS)
+DATA = gather("data", DataPlugin, data.COMPONENTS, taken=(*data.DATA_TAGS, data.DIGITS))
 METRICS = gather("metrics", MetricPlugin, {})
 TRACKERS = gather(
     "trackers",
@@ -53,5 +56,5 @@ TRACKERS = gather(
         ),
     },
 )
-PACKAGES = releases(LEARNERS, FILTERS, REGIMES, METRICS, TRACKERS)
+PACKAGES = releases(LEARNERS, FILTERS, REGIMES, DATA, METRICS, TRACKERS)
 """Packages that add to the harness here, with their versions."""

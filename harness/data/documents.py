@@ -7,17 +7,19 @@ import hashlib
 import inspect
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.components import DATA
 from harness.config.schema import TextData
 from harness.data.hub import load_hub
 from harness.data.reading import known, paragraphs, read_files
 from harness.errors import DataError
-from harness.terminal import shown
+from harness.registry import named
+from harness.terminal import cut, shown
 
 SPLITS = ("train", "validation", "test")
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "lib2to3"}
@@ -81,8 +83,10 @@ def read_named(
     Raises:
         DataError: There is no such source, or it cannot be read.
     """
-    if source in BUILT_IN:
-        return Documents(built_in(source), {})
+    if source in DATA.loaded:
+        return Documents(named_documents(source, field), {})
+    if source in DATA.broken:
+        raise DataError(f"{field}: found {shown(source)}; {cut(DATA.broken[source])}")
     try:
         if source.startswith("hf:"):
             return _hub(source, text_field, revision)
@@ -90,19 +94,36 @@ def read_named(
         raise DataError(str(error).replace("data.source:", f"{field}:", 1)) from None
     path = Path(source)
     if not path.is_dir() and not source.endswith(tuple(known())):
-        allowed = f"{', '.join(BUILT_IN)}, hf:NAME, a {', '.join(known())} path, or a folder of such files"
+        allowed = f"{', '.join(DATA)}, hf:NAME, a {', '.join(known())} path, or a folder of such files"
         raise DataError(f"{field}: found {shown(source)}, allowed: {allowed}")
     found = read_files(path, text_field, field)
     return Documents(found.documents, {}, found.files, found.empty, found.left_out)
 
 
 @cache
-def built_in(source: str) -> tuple[str, ...]:
-    """The documents of an embedded source; kept, since a gang may need them in every generation."""
-    return tuple(BUILT_IN[source]())
+def named_documents(source: str, field: str = "data.source") -> tuple[str, ...]:
+    """The documents of a source that is known by its name; kept, since several cells may read them.
+
+    Raises:
+        DataError: The package that gives them fails, or gives something else than texts.
+    """
+    package = DATA.loaded[source].package
+    try:
+        documents = tuple(named(DATA[source].read)())
+        odd = next((text for text in documents if not isinstance(text, str)), None)
+        if odd is not None:
+            raise TypeError(f"gives {type(odd).__name__}, not text")
+    except Exception as error:  # whatever somebody else's code raises
+        if not package:
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise DataError(
+            f"{field}: {shown(source)} of {package} cannot be read ({type(error).__name__}: {cut(reason)})"
+        ) from None
+    return tuple(text for text in documents if text)
 
 
-def _python_docs() -> Iterator[str]:
+def python_docs() -> Iterator[str]:
     """The documentation that every Python carries (0.5 MB)."""
     from pydoc_data.topics import topics
 
@@ -110,7 +131,7 @@ def _python_docs() -> Iterator[str]:
         yield from paragraphs(topics[name])
 
 
-def _python_stdlib() -> Iterator[str]:
+def python_stdlib() -> Iterator[str]:
     """The docstrings of Python's standard library (1.6 MB)."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
@@ -127,13 +148,6 @@ def _python_stdlib() -> Iterator[str]:
                 text = ast.get_docstring(node, clean=False)
                 if text and inspect.cleandoc(text):
                     yield inspect.cleandoc(text)
-
-
-BUILT_IN: Mapping[str, Callable[[], Iterator[str]]] = {
-    "python-docs": _python_docs,
-    "python-stdlib": _python_stdlib,
-}
-"""Text that every Python carries; it differs between Python's versions, and so do the keys."""
 
 
 def _hub(source: str, text_field: str, revision: str | None) -> Documents:

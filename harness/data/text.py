@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.components import DATA
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
 from harness.data.base import own_examples
-from harness.data.documents import BUILT_IN, SPLITS, Documents, built_in, read_documents, read_named
+from harness.data.documents import SPLITS, Documents, named_documents, read_documents, read_named
 from harness.data.remembered import recall, remember
 from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
@@ -389,10 +390,11 @@ class TextCorpus:
             known = packed(fingerprint)
             return ExternalCorpus(fingerprint, Examples.full(pack()) if known is None else known)
 
-        if source in BUILT_IN:
+        if source in DATA.loaded:
             # Hashed as a split: a file of the same documents has them in another order, so it is another
             # corpus.
-            train = tuple(split_documents(Documents(built_in(source), {}), split)["train"])
+            whole = Documents(named_documents(source, "regime.source.corpus"), {})
+            train = tuple(split_documents(whole, split)["train"])
             documents = Documents((), {"train": train})
             return blocks(documents, lambda: shuffled(self._pack(train)))
         known = recall(source, None, "corpus")

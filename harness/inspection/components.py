@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.components import FILTERS, LEARNERS, REGIMES
+from harness.components import DATA, FILTERS, LEARNERS, REGIMES
 from harness.config.described import first_line
 from harness.config.load import section_classes
 from harness.config.presets import preset_names, read_preset
 from harness.config.schema import DATA_TAGS, Data
 from harness.config.shipped import studies, summary
-from harness.data.documents import BUILT_IN
 from harness.metrics.catalogue import METRICS
+from harness.registry import named
 
 Row = dict[str, Any]
 
@@ -89,7 +89,7 @@ def _data() -> list[Row]:
         "linear": "LinearData",
         "mixture": "MixtureData",
     }
-    rows = [{"source": name, "what": f"text: {first_line(read)}"} for name, read in BUILT_IN.items()]
+    rows = [{"source": name, "what": f"text: {first_line(named(DATA[name].read))}"} for name in DATA]
     rows += [
         {"source": "hf:NAME[/CONFIG]", "what": "text, or images with kind: images, of the Hugging Face hub"},
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from harness.records import REAL, Examples, Part
 from harness.registry import (
+    DataPlugin,
     FilterPlugin,
     Known,
     LearnerPlugin,
@@ -51,6 +53,12 @@ def spread(corpus: Examples, known: Known) -> dict[str, float]:
     return {"spread/p10_p90": float(high - low)}
 
 
+def notes() -> Iterator[str]:
+    """Notes of a laboratory, which say the same day after day."""
+    for day in range(900):
+        yield f"On day {day} the sample weighed {day * day % 97} grams, and {day % 7} of the mice slept."
+
+
 def write(view: Any, folder: Path) -> None:
     rows = [{"generation": item.record.generation, **item.record.metrics} for item in view.generations]
     (folder / f"{view.chain}.json").write_text(json.dumps({"config": dict(view.config), "rows": rows}))
@@ -72,3 +80,4 @@ metric = MetricPlugin(
     (Metric("spread/p10_p90", "10 % to 90 % of the samples", worse="lower"),), version=1, measure=spread
 )
 tracker = TrackerPlugin("collapse_plugin:write")
+data = DataPlugin("collapse_plugin:notes")

@@ -7,6 +7,7 @@ old key: a changed default keeps its ``introduced`` value.
 
 from __future__ import annotations
 
+from harness.components.data import DATA_TAGS, DIGITS
 from harness.components.discrete import Discrete
 from harness.components.filters import DeduplicateFilter, LabelFilter, RepetitionFilter, VerifierFilter
 from harness.components.gaussian import Gaussian
@@ -17,8 +18,6 @@ from harness.components.mixture import Mixture
 from harness.components.vae import Vae, VaeSample, VaeTrain
 from harness.config.schema.base import PositiveInt, Seconds, Section, Share, execution, science, since
 from harness.config.schema.data import (
-    DATA_TAGS,
-    DIGITS,
     AnalyticData,
     ArrayData,
     BpeTokenizer,

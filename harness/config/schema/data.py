@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from harness.components.data import DATA_TAGS, DIGITS
 from harness.config.schema.base import Place, PositiveInt, Section, Share, since
 
 
@@ -178,20 +179,6 @@ class ArrayData(Section):
     """Share of the rows that is held out."""
 
 
-DATA_TAGS = {
-    "gaussian": "gaussian",
-    "discrete": "discrete",
-    "linear": "linear",
-    "mixture": "mixture",
-    "blobs": "shape",
-    "moons": "shape",
-    "circles": "shape",
-    "swiss_roll": "shape",
-    "array": "array",
-}
-"""Source to section; every other source is text."""
-
-
 class ImageSplit(Section):
     """The share of the images that is held out, by a fixed shuffle."""
 
@@ -227,10 +214,6 @@ class ImageData(Section):
         Estimates of space use it, nothing else does.
         """
         return 8 * 8 if self.source == DIGITS else 28 * 28
-
-
-DIGITS = "digits"
-"""The handwritten digits that scikit-learn carries."""
 
 
 def is_image_data(value: Any) -> bool:

@@ -288,6 +288,23 @@ def test_dry_run_needs_no_slurm_and_writes_nothing(make_config: Make, tmp_path: 
     assert refused.returncode == 2 and "cannot be written" in refused.stderr and not refused.stdout
 
 
+def test_what_cannot_fit_a_node_is_refused_before_it_waits(make_config: Make, tmp_path: Path) -> None:
+    """The same check as before a run, against the memory that the job asks for."""
+    arguments = ("submit", make_config(GAUSSIAN), "--root", tmp_path / "root", "--dry-run")
+    large = ("--set", "data.num_examples=50000000")
+    done = harness(*arguments, *large, "--mem", "700M", PATH="/usr/bin:/bin:/none")
+    assert done.returncode == 2, done.stderr
+    for text in (
+        "data.num_examples: generation 3 has 50000000",
+        "0.7 GiB of memory; a node of the job has 0.7",
+    ):
+        assert text in done.stderr
+    assert harness(*arguments, *large, "--mem", "1G", PATH="/usr/bin:/bin:/none").returncode == 0
+    assert harness(*arguments, *large, PATH="/usr/bin:/bin:/none").returncode == 0, (
+        "nobody says how much there is"
+    )
+
+
 # --- SLURM's own answers ------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,50 @@ def _work(prepared: Prepared, store: Store, options: Options) -> Work:
 
 
 Text = str | None
+PartitionName = Annotated[Text, typer.Option("--partition", "-p", help="Partition.")]
+Account = Annotated[Text, typer.Option("--account", "-A", help="Account.")]
+Qos = Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")]
+Nodes = Annotated[int | None, typer.Option("--nodes", "-N", help="Nodes of each job.")]
+GpusPerNode = Annotated[Text, typer.Option(metavar="[TYPE:]N", help="GPUs of each node.")]
+CpusPerNode = Annotated[int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")]
+Mem = Annotated[Text, typer.Option(help="Memory of each node, as 64G.")]
+Time = Annotated[Text, typer.Option("--time", "-t", help="Time limit, as 4:00:00 or 1-12.")]
+Constraint = Annotated[Text, typer.Option("--constraint", "-C", help="Features of the nodes.")]
+Exclusive = Annotated[bool | None, typer.Option("--exclusive", help="Share no node with other jobs.")]
+Array = Annotated[
+    Text,
+    typer.Option(
+        "--array", "-a", metavar="N[%M]", help="N allocations that share the work, M at once at most."
+    ),
+]
+Dependency = Annotated[Text, typer.Option("--dependency", "-d", help="As for sbatch.")]
+MailUser = Annotated[Text, typer.Option(help="Whom SLURM tells of the end.")]
+Reservation = Annotated[Text, typer.Option(help="A reservation.")]
+Setup = Annotated[
+    list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")
+]
+Python = Annotated[Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")]
+Extra = Annotated[
+    list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills."),
+]
+SignalS = Annotated[int | None, typer.Option(help="Seconds before the time limit at which work is saved.")]
+MaxRequeues = Annotated[int | None, typer.Option(help="How often a job requeues itself at most.")]
+Site = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path,
+        metavar="PATH",
+        help="The lab's defaults; slurm/site.yaml when absent.",
+        show_default=False,
+    ),
+]
+Join = Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")]
+Look = Annotated[bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")]
 
 
 @app.command(rich_help_panel="On a cluster")
@@ -64,62 +108,30 @@ def submit(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    partition: Annotated[Text, typer.Option("--partition", "-p", help="Partition.")] = None,
-    account: Annotated[Text, typer.Option("--account", "-A", help="Account.")] = None,
-    qos: Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")] = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", "-N", help="Nodes of each job.")] = None,
-    gpus_per_node: Annotated[Text, typer.Option(metavar="[TYPE:]N", help="GPUs of each node.")] = None,
-    cpus_per_node: Annotated[
-        int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")
-    ] = None,
-    mem: Annotated[Text, typer.Option(help="Memory of each node, as 64G.")] = None,
-    time: Annotated[Text, typer.Option("--time", "-t", help="Time limit, as 4:00:00 or 1-12.")] = None,
-    constraint: Annotated[Text, typer.Option("--constraint", "-C", help="Features of the nodes.")] = None,
-    exclusive: Annotated[
-        bool | None, typer.Option("--exclusive", help="Share no node with other jobs.")
-    ] = None,
-    array: Annotated[
-        Text,
-        typer.Option(
-            "--array", "-a", metavar="N[%M]", help="N allocations that share the work, M at once at most."
-        ),
-    ] = None,
-    dependency: Annotated[Text, typer.Option("--dependency", "-d", help="As for sbatch.")] = None,
-    mail_user: Annotated[Text, typer.Option(help="Whom SLURM tells of the end.")] = None,
-    reservation: Annotated[Text, typer.Option(help="A reservation.")] = None,
-    setup: Annotated[
-        list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")
-    ] = None,
-    python: Annotated[
-        Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")
-    ] = None,
-    extra: Annotated[
-        list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills."),
-    ] = None,
-    signal_s: Annotated[
-        int | None, typer.Option(help="Seconds before the time limit at which work is saved.")
-    ] = None,
-    max_requeues: Annotated[int | None, typer.Option(help="How often a job requeues itself at most.")] = None,
-    site: Annotated[
-        Path | None,
-        typer.Option(
-            parser=path,
-            metavar="PATH",
-            help="The lab's defaults; slurm/site.yaml when absent.",
-            show_default=False,
-        ),
-    ] = None,
-    join: Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")] = False,
-    look: Annotated[
-        bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")
-    ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")
-    ] = False,
+    partition: PartitionName = None,
+    account: Account = None,
+    qos: Qos = None,
+    nodes: Nodes = None,
+    gpus_per_node: GpusPerNode = None,
+    cpus_per_node: CpusPerNode = None,
+    mem: Mem = None,
+    time: Time = None,
+    constraint: Constraint = None,
+    exclusive: Exclusive = None,
+    array: Array = None,
+    dependency: Dependency = None,
+    mail_user: MailUser = None,
+    reservation: Reservation = None,
+    setup: Setup = None,
+    python: Python = None,
+    extra: Extra = None,
+    cache: Cache = None,
+    signal_s: SignalS = None,
+    max_requeues: MaxRequeues = None,
+    site: Site = None,
+    join: Join = False,
+    look: Look = True,
+    dry_run: DryRun = False,
     json_output: Json = False,
 ) -> None:
     """Run the grid on a SLURM cluster: one allocation, or an array of allocations that share the work.
@@ -149,6 +161,7 @@ def submit(
         prepared = prepare_study(config, given, store, Path(scratch))
         work = _work(prepared, store, options)
         remarks = check(work, options, partitions)
+        _check_memory(prepared, options, partitions)
         experiment = Experiment(root, prepared.study.base.experiment)
         request = Request(
             experiment.path, root.absolute(), config, given, options.python or sys.executable, variables
@@ -171,6 +184,21 @@ def submit(
     _remark(remarks)
     same = shlex.join([str(config), *options_of(root, assignments)])
     terminal.show(f"`harness status {same}` shows it, `harness cancel {same}` ends it")
+
+
+def _check_memory(prepared: Prepared, options: Options, partitions: Mapping[str, Partition] | None) -> None:
+    """Compare what a single chain needs at least with the memory of a node, as far as that is known."""
+    from harness.errors import ResourceError
+    from harness.inventory.memory import check_memory
+    from harness.launch.validate import node_memory
+
+    limit = node_memory(options, partitions)
+    if limit is None:
+        return
+    try:
+        check_memory(prepared, options.gpus > 0, limit, whose="a node of the job")
+    except ResourceError as error:
+        raise prepared.study.source.located(error) from None
 
 
 def _tell(job: str, options: Options, work: Work, folder: Path) -> None:

@@ -26,7 +26,9 @@ def has_gpus() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
-def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None) -> None:
+def check_memory(
+    prepared: Prepared, gpus: bool, limit: int | None = None, whose: str = "this machine"
+) -> None:
     """Compare each cell's largest training set, and its model's states where they are not on GPUs.
 
     With a machine's memory.
@@ -35,6 +37,7 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None) -> No
         prepared: The study.
         gpus: There are GPUs, whose memory is not known here; models lie on them unless a cell has none.
         limit: Bytes; this machine's memory when None.
+        whose: Whose memory that is, for the message.
 
     Raises:
         ResourceError: A single chain cannot fit.
@@ -47,7 +50,7 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None) -> No
             raise ResourceError(
                 f"data.num_examples: generation {last} has {size} training examples of {each} bytes, which "
                 f"take at least "
-                f"{gib(COPIES * size * each)} of memory; this machine has {gib(there)}"
+                f"{gib(COPIES * size * each)} of memory; {whose} has {gib(there)}"
             )
         memory, ranks = memory_of(prepared, index), cell.config.resources.ranks
         on_gpu = gpus and cell.config.resources.gpus_per_rank != 0
@@ -59,7 +62,7 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None) -> No
             raise ResourceError(
                 f"learner.model: weights{', gradients and optimizer' if trains else ''} take {gib(states)} "
                 f"on each of {ranks} "
-                f"rank(s); this machine has {gib(there)}"
+                f"rank(s); {whose} has {gib(there)}"
             )
 
 

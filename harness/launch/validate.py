@@ -70,6 +70,20 @@ def cpus_per_node(work: Work, options: Options) -> int:
     return max(1, *needs)
 
 
+def node_memory(options: Options, partitions: Mapping[str, Partition] | None) -> int | None:
+    """Bytes that a job has on each node at most: what is asked for, or the largest node it may get.
+
+    None where nobody says.
+    """
+    if options.mem:
+        return parse_memory(options.mem) * 2**20
+    names = options.partition.split(",") if options.partition else []
+    known = [
+        item for item in (partitions or {}).values() if item.name in names or (not names and item.default)
+    ]
+    return max((item.memory for item in known), default=0) * 2**20 or None
+
+
 def check(work: Work, options: Options, partitions: Mapping[str, Partition] | None) -> list[str]:
     """Check a submission against the plan and the cluster.
 

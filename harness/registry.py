@@ -167,6 +167,9 @@ class LearnerPlugin:
             in an example.
         reads_pools_anew: Whether a pool that only grows is read as a whole in each generation, by its
             section.
+        theory: ``module:function`` from a cell's configuration and a metric to its expectation over chains in
+            every generation, or None: the dashed lines of a report. Only cells without filters, refreshes and
+            other sources are asked for, whose synthetic ratio is 1 or follows.
         check: Raises ValueError where its section does not fit the rest of a configuration.
         example: Settings that are small enough for a laptop (``harness init``).
         seeds: How many seeds such a study has.
@@ -191,6 +194,7 @@ class LearnerPlugin:
     modules: Sequence[str] = ()
     seconds_per_example: float | Callable[[int], float] = 1e-6
     reads_pools_anew: Callable[[Any], bool] = lambda section: False
+    theory: str = ""
     check: Callable[[Any], None] = lambda config: None
     example: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 20

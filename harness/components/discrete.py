@@ -27,6 +27,7 @@ COMPONENT = LearnerPlugin(
         Metric("discrete/lost_mass", "true mass of the outcomes that are lost", "", "higher"),
         Metric("share/<name>", "share of <name>"),
     ),
+    theory="harness.reporting.theory:discrete",
     groups={"discrete": 1},
     headlines=("discrete/entropy",),
     seconds_per_example=4e-8,

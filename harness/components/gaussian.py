@@ -39,6 +39,7 @@ COMPONENT = LearnerPlugin(
         ),
         Metric("gaussian/kl", "KL(fit || truth)", "nats", "higher"),
     ),
+    theory="harness.reporting.theory:gaussian",
     groups={"gaussian": 2},
     headlines=("gaussian/log_variance",),
     seconds_per_example=moments_seconds,

@@ -37,6 +37,7 @@ COMPONENT = LearnerPlugin(
         Metric("kde/log_variance", "log variance of the density", drawn=False),
         Metric("kde/bandwidth", "bandwidth", drawn=False),
     ),
+    theory="harness.reporting.theory:kde",
     groups={"kde": 1},
     seconds_per_example=6e-6,
     reads_pools_anew=lambda section: isinstance(

@@ -50,6 +50,7 @@ COMPONENT = LearnerPlugin(
         ),
         Metric("regression/norm", "length of the weights", drawn=False),
     ),
+    theory="harness.reporting.theory:regression",
     groups={"regression": 1},
     headlines=("regression/accuracy", "regression/test_error"),
     evaluates=("examples",),

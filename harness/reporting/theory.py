@@ -6,21 +6,14 @@ For the cells where a closed form is known (docs/oracles.md has the derivations)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 from scipy.special import digamma
 
-from harness.config.schema import (
-    Config,
-    Discrete,
-    DiscreteData,
-    Gaussian,
-    GaussianData,
-    Kde,
-    LinearData,
-    LinearRegression,
-)
+from harness.components import LEARNERS
+from harness.config.schema import Config
 from harness.data.analytic import DiscreteTruth
+from harness.registry import named
 
 
 def expected(config: Config, metric: str) -> list[float] | None:
@@ -30,37 +23,20 @@ def expected(config: Config, metric: str) -> list[float] | None:
         config: The cell.
         metric: Name of the metric.
     """
-    regime, generations = config.regime, range(config.generations + 1)
+    regime = config.regime
     plain = not config.filters and regime.source == "self" and regime.refresh is None
     whole = regime.kind == "accumulate" or regime.kind == "replace_grown" or regime.synthetic_ratio == 1
     if not plain or not whole:
         return None
-    learner, data = config.learner, config.data
-    if isinstance(learner, Gaussian) and isinstance(data, GaussianData):
-        return _gaussian(learner, data, regime.kind, metric, generations)
-    if (
-        isinstance(learner, LinearRegression)
-        and isinstance(data, LinearData)
-        and metric == "regression/test_error"
-    ):
-        return _regression(learner, data, regime.kind, generations)
-    if isinstance(learner, Discrete) and isinstance(data, DiscreteData) and not data.stratified:
-        if metric == "discrete/heterozygosity" and regime.kind == "replace":
-            start = 1 - float((DiscreteTruth(data).probabilities ** 2).sum())
-            return [start * (1 - 1 / data.num_examples) ** (g + 1) for g in generations]
-    if (
-        isinstance(learner, Kde)
-        and isinstance(data, GaussianData)
-        and isinstance(learner.bandwidth, float | int)
-    ):
-        if metric == "kde/variance" and regime.kind == "replace":
-            return _kde(float(learner.bandwidth), data, generations)
-    return None
+    theory = LEARNERS[config.learner.kind].theory
+    return named(theory)(config, metric) if theory else None
 
 
-def _gaussian(
-    learner: Gaussian, data: GaussianData, kind: str, metric: str, generations: Sequence[int]
-) -> list[float] | None:
+def gaussian(config: Any, metric: str) -> list[float] | None:
+    """Moments of a normal distribution that is fitted again and again."""
+    learner, data, kind, generations = config.learner, config.data, config.regime.kind, _all(config)
+    if data.source != "gaussian":
+        return None
     n, mle = data.num_examples, learner.estimator == "mle"
     left = [(1 - 1 / n) ** (g + 1) if mle else 1.0 for g in generations]
     if kind == "replace" and metric == "gaussian/trace_ratio":
@@ -77,9 +53,11 @@ def _gaussian(
     return None
 
 
-def _regression(
-    learner: LinearRegression, data: LinearData, kind: str, generations: Sequence[int]
-) -> list[float] | None:
+def regression(config: Any, metric: str) -> list[float] | None:
+    """The test error of least squares on labels that earlier fits gave."""
+    learner, data, kind, generations = config.learner, config.data, config.regime.kind, _all(config)
+    if metric != "regression/test_error":
+        return None
     if learner.ridge or data.labels != "real":
         return None
     d, size, fixed = data.dim, data.num_examples, learner.design == "fixed"
@@ -95,9 +73,27 @@ def _regression(
     return None
 
 
-def _kde(bandwidth: float, data: GaussianData, generations: Sequence[int]) -> list[float]:
+def discrete(config: Any, metric: str) -> list[float] | None:
+    """Heterozygosity under genetic drift."""
+    data = config.data
+    if data.stratified or metric != "discrete/heterozygosity" or config.regime.kind != "replace":
+        return None
+    start = 1 - float((DiscreteTruth(data).probabilities ** 2).sum())
+    return [start * (1 - 1 / data.num_examples) ** (g + 1) for g in _all(config)]
+
+
+def kde(config: Any, metric: str) -> list[float] | None:
+    """The variance of a kernel density estimate of its own samples, at a fixed bandwidth."""
+    bandwidth, data = config.learner.bandwidth, config.data
+    fixed = data.source == "gaussian" and not isinstance(bandwidth, str)
+    if not fixed or metric != "kde/variance" or config.regime.kind != "replace":
+        return None
     found, inner = [], data.variance
-    for generation in generations:
+    for generation in _all(config):
         inner = (1 - 1 / data.num_examples) * (inner + (bandwidth**2 if generation else 0.0))
         found.append(inner + bandwidth**2)
     return found
+
+
+def _all(config: Any) -> range:
+    return range(config.generations + 1)

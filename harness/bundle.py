@@ -27,9 +27,10 @@ from harness.errors import LearnerError
 from harness.learners.analytic.family import Array, Chains, Model, Summary, fold, make_family, select
 from harness.learners.analytic.learner import versions
 from harness.metrics.added import added_metrics
-from harness.records import REAL, TEACHER, Examples, Part, Recipe
+from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status
 from harness.science import BundledChain, CellSpec, FitSpec, Lineage, build
 from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
+from harness.turn import turn
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,11 @@ class _Cell:
         self.read_by_others: frozenset[int] = frozenset()
         """Generations that another cell of the unit reads."""
         self.keeps_models = bool(self.filters)
+        self.generation = 0
         self.alive = np.arange(len(seeds))
         """Chains that have a model; those of a writer that has none end too."""
+        self.ended = self.alive[:0]
+        """Those that have ended in this generation."""
         self.corpora: dict[int, Array] = {}
         """Generation to its corpus, of the chains that are alive, for as long as it is read."""
         self.pool: tuple[tuple[Part, ...], Summary] | None = None
@@ -159,43 +163,61 @@ class _Cell:
 
     def step(self, generation: int) -> None:
         """One generation of every chain that is alive."""
-        if not len(self.alive):
-            return
-        chains = Chains(tuple(self.seeds[i] for i in self.alive), generation)
+        self.generation = generation
         recipe = self.recipes[generation]
         if self.writer is not self and any(
             part.origin >= 0 and part.origin not in self.writer.corpora for part in recipe.parts
         ):
             # the chain that writes the examples has diverged, so this one ends too
             self.alive = self.alive[:0]
-            return
+        if len(self.alive):
+            turn(self)
+
+    @property
+    def chains(self) -> Chains:
+        """The chains that are alive."""
+        return Chains(tuple(self.seeds[i] for i in self.alive), self.generation)
+
+    def fit(self) -> Status:
+        """Fit to every chain's training set; those without a finite model end here."""
+        recipe, chains = self.recipes[self.generation], self.chains
         summary = self._training(recipe, chains)
-        previous = generation > 0 and (
-            recipe.init == "previous" or (recipe.init is None and self.spec.init_previous)
-        )
+        goes_on = recipe.init == "previous" or (recipe.init is None and self.spec.init_previous)
         with np.errstate(invalid="ignore", over="ignore"):
-            self.model = self.family.fit(summary, chains, self.model if previous else None)
+            self.model = self.family.fit(summary, chains, self.model if goes_on and self.generation else None)
         sound = np.ones(len(self.alive), dtype=bool)
         for array in self.model.values():
             sound &= ~np.isnan(array).reshape(len(array), -1).any(axis=1)
-        if not sound.all():
-            self._note(generation, self.alive[~sound], {}, "diverged")
-            if not sound.any():
-                self.alive = self.alive[sound]  # what it wrote before stays, for those who read it
-                return
+        self.ended = self.alive[~sound]
+        if not sound.any():
+            self.alive = self.alive[sound]  # what it wrote before stays, for those who read it
+            return "diverged"
+        if len(self.ended):
             self._keep(sound)
-            chains = Chains(tuple(self.seeds[i] for i in self.alive), generation)
-        self.corpora[generation] = self._sample(chains, self.counts[generation])
+        return "ok"
+
+    def sample(self) -> None:
+        """Write every chain's corpus, as long as anybody reads it."""
+        real = self.real[self.alive][:, : self.spec.n] if self.family.reads_real else None
+        count = self.counts[self.generation]
+        self.corpora[self.generation] = self.family.sample(self.model, self.chains, count, real)
         if self.keeps_models:
-            self.models[generation] = self.model
+            self.models[self.generation] = self.model
+
+    def evaluate(self, status: Status) -> None:
+        """Measure and record every chain."""
+        if len(self.ended):
+            self._note(self.ended, {}, "diverged")
+        if status == "diverged":
+            return
         measured = self.spec.measured
-        corpora = self.corpora[generation][:, : measured.examples]
+        corpora = self.corpora[self.generation][:, : measured.examples]
         with np.errstate(invalid="ignore", over="ignore"):
             metrics = self.family.measure(self.model, corpora, measured.section.ranges)
         if measured.section.metrics:
-            metrics |= self._added(chains, corpora, metrics)
-        self._note(generation, self.alive, metrics, "ok")
-        self._forget(generation)
+            metrics |= self._added(self.chains, corpora, metrics)
+        self._note(self.alive, metrics, "ok")
+        self._forget(self.generation)
 
     def _added(self, chains: Chains, corpora: Array, there: Collection[str]) -> dict[str, Array]:
         """Metrics of other packages, which look at one corpus at a time."""
@@ -205,10 +227,6 @@ class _Cell:
             for corpus, seed in zip(corpora, chains.seeds, strict=True)
         ]
         return {column: np.array([row[column] for row in rows]) for column in rows[0]}
-
-    def _sample(self, chains: Chains, count: int) -> Array:
-        real = self.real[self.alive][:, : self.spec.n] if self.family.reads_real else None
-        return self.family.sample(self.model, chains, count, real)
 
     def _keep(self, sound: npt.NDArray[np.bool_]) -> None:
         """Go on with some of the chains."""
@@ -297,10 +315,9 @@ class _Cell:
 
     # --- records --------------------------------------------------------------------------------------------
 
-    def _note(
-        self, generation: int, alive: npt.NDArray[np.int64], metrics: Mapping[str, Array], status: str
-    ) -> None:
+    def _note(self, alive: npt.NDArray[np.int64], metrics: Mapping[str, Array], status: Status) -> None:
         """One row per chain; the status says where a metric is not finite. Null is what it does not have."""
+        generation = self.generation
         finite = np.ones(len(alive), dtype=bool)
         columns: dict[str, Any] = {}
         for name, values in metrics.items():

@@ -8,9 +8,14 @@ What is being computed is leased, so that others on the same store wait for it o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from harness.chain.branch import Branch
 from harness.chain.plan import Busy, End, Observer, Plan, Site
 from harness.learners.base import Stopped
+from harness.records import Status
+from harness.science import Node
+from harness.turn import turn
 
 __all__ = ["Busy", "End", "Observer", "Plan", "Site", "run_branch"]
 
@@ -32,10 +37,7 @@ def run_branch(plan: Plan, site: Site) -> End:
                     branch.measure_anew()
                     # whoever had the lease may have finished it after the first look
                     if not branch.complete(node):
-                        status = branch.fit(node)
-                        if status == "ok":
-                            branch.sample(node, plan.examples[node.corpus])
-                        branch.evaluate(node, status)
+                        turn(_Steps(branch, node))
             if branch.status(node) == "diverged":
                 return End("diverged")
     except Busy as busy:
@@ -43,3 +45,20 @@ def run_branch(plan: Plan, site: Site) -> End:
     except Stopped:
         return End("stopped")
     return End("ok")
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of a node; each returns at once where the store has its result."""
+
+    branch: Branch
+    node: Node
+
+    def fit(self) -> Status:
+        return self.branch.fit(self.node)
+
+    def sample(self) -> None:
+        self.branch.sample(self.node, self.branch.plan.examples[self.node.corpus])
+
+    def evaluate(self, status: Status) -> None:
+        self.branch.evaluate(self.node, status)

@@ -192,7 +192,7 @@ def run(
         harness.errors.HarnessError: The configuration is wrong, the machine too small, the store cannot be
             written.
     """
-    from harness.coordinator.cluster import Place
+    from harness.coordinator.cluster import RayPlace
     from harness.coordinator.display import SilentDisplay
     from harness.coordinator.session import check_this_machine, run_study
     from harness.stop import Stop
@@ -206,7 +206,7 @@ def run(
             prepared,
             place,
             prepared.study.source,
-            lambda: nullcontext(Place(address)),
+            lambda: nullcontext(RayPlace(address)),
             SilentDisplay,
             Stop(),
             lambda: None,

@@ -24,7 +24,7 @@ from harness.components import PACKAGES
 from harness.curation import taught, training_examples
 from harness.data.analytic import Truth
 from harness.errors import LearnerError
-from harness.learners.analytic.family import Array, Chains, Model, Summary, fold, make_family, select
+from harness.learners.analytic.family import Array, Chains, Parameters, Summary, fold, make_family, select
 from harness.learners.analytic.learner import versions
 from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status
@@ -147,8 +147,8 @@ class _Cell:
         """Generation to its corpus, of the chains that are alive, for as long as it is read."""
         self.pool: tuple[tuple[Part, ...], Summary] | None = None
         """Parts and their merged summary, for training sets that begin with them."""
-        self.model: Model = {}
-        self.models: dict[int, Model] = {}
+        self.model: Parameters = {}
+        self.models: dict[int, Parameters] = {}
         """Generation to its models, where filters may ask for more of its corpus."""
         self.pieces: list[pa.Table] = []
         self.whole = not self.filters and not any(_random(recipe, job.spec.n) for recipe in self.recipes)

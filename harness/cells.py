@@ -32,7 +32,7 @@ from harness.science import (
     DataSpec,
     Lineage,
     Measured,
-    Part,
+    Versioned,
     blank,
     build,
     chain_id,
@@ -67,7 +67,9 @@ def cell_spec(
         learner=resolved.fit,
         sampling=resolved.sampling,
         measured=_measured(config, data.real, texts),
-        filters=tuple(Part(item, found.version) for item, found in zip(config.filters, filters, strict=True)),
+        filters=tuple(
+            Versioned(item, found.version) for item, found in zip(config.filters, filters, strict=True)
+        ),
         detectors=tuple(found.plugin.of == "training sets" for found in filters),
         recipe=partial(recipe, config.regime, n, external=external),
         init=resolved.init,

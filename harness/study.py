@@ -52,7 +52,7 @@ from harness.science import (
     key_of,
 )
 from harness.store import Store
-from harness.store.shared import Recipe, commit_once
+from harness.store.shared import Making, commit_once
 from harness.terminal import shown
 
 
@@ -312,7 +312,7 @@ def commit_data(prepared: Prepared, store: Store, stopped: Callable[[], bool] = 
 
     False where others were at it when ``stopped`` said so.
     """
-    items: dict[str, Recipe] = {}
+    items: dict[str, Making] = {}
     for item in prepared.data:
         if item.key and item.folder and item.folder != store.path("data", item.key):
             spec = rows_science(item.spec) if isinstance(item.real, Truth) else prepared_science(item.spec)

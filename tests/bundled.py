@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from harness.coordinator.bundles import Task, run_task
+from harness.coordinator.bundles import BundleTask, run_task
 from harness.inventory.slices import make_slices, missing
 from harness.reporting import ledger
 from harness.store import Store
@@ -25,7 +25,7 @@ def run_bundles(config: Path, root: Path, *assignments: str) -> tuple[Prepared, 
         commit_data(prepared, store)
     left = {chain.key for chain in missing(prepared, store.bundles.index())}
     for part in filter(None, (part.only(left) for part in make_slices(prepared, store))):
-        done = run_task(Task((part,)), str(root))
+        done = run_task(BundleTask((part,)), str(root))
         assert not done.failed, done.failed
     return prepared, store
 

@@ -258,7 +258,7 @@ def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
     """Run a configuration in this process on the session's Ray; returns the summary and the mirror's
     warnings."""
     from harness.coordinator import session
-    from harness.coordinator.cluster import Place
+    from harness.coordinator.cluster import RayPlace
     from harness.store import Store
     from harness.study import open_study
 
@@ -268,7 +268,7 @@ def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
         prepared, scratch = open_study(config, assignments, Store.read(root))
         with scratch:
             display = Quiet()
-            place = contextlib.nullcontext(Place(ray_address))
+            place = contextlib.nullcontext(RayPlace(ray_address))
             summary, warnings = session.run_study(
                 prepared,
                 root,

@@ -423,10 +423,12 @@ def test_filters_that_reject_everything_fail_the_chain(make_config: Make, tmp_pa
     prepared, scratch = open_study(config, (), Store.read(tmp_path / "root"))
     with scratch:
         store = Store.open(tmp_path / "root")
-    from harness.coordinator.bundles import Task, run_task
+    from harness.coordinator.bundles import BundleTask, run_task
 
     (part,) = make_slices(prepared, store)
-    assert "reject nearly everything" in next(iter(run_task(Task((part,)), str(store.root)).failed.values()))
+    assert "reject nearly everything" in next(
+        iter(run_task(BundleTask((part,)), str(store.root)).failed.values())
+    )
     assert store.bundles.names() == []
 
 

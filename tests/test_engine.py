@@ -14,7 +14,7 @@ from torch import nn
 from harness.config.schema import Model, Sample, Train
 from harness.learners.language_model.cuda import StepReader, align_head, can_step
 from harness.learners.language_model.model import new_model
-from harness.learners.language_model.sampling import Reader, Sampler, draw_batch
+from harness.learners.language_model.sampling import Sampler, TokenReader, draw_batch
 
 WHERE = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 
@@ -93,13 +93,13 @@ def test_recorded_steps_read_what_plain_ones_read(architecture: str, device: tor
         architecture == "opt" and device.type == "cuda"
     ):  # its forward pass asks for a length, which a recording cannot answer
         sampler = Sampler(model, Sample(), bos=0, eos=0)
-        assert isinstance(sampler._reader(3, 20), Reader)
+        assert isinstance(sampler._reader(3, 20), TokenReader)
         return
     texts = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 20))).to(device)
     step = StepReader(model, 3, 20)
     with torch.inference_mode():
         for start in (5, 1, 5):  # texts of other lengths one after another, through one recorded step
-            plain, first = Reader(model, cached=True), slice(0, start)
+            plain, first = TokenReader(model, cached=True), slice(0, start)
             step.restart()
             torch.testing.assert_close(step(texts[:, first]), plain(texts[:, first]))
             for position in range(start, 20):

@@ -292,14 +292,14 @@ def test_a_run_that_is_not_needed_ends(
 
 
 def test_a_run_that_is_to_stop_does_not_wait_for_its_machines(ray_address: str) -> None:
-    from harness.coordinator.cluster import Place, connected
+    from harness.coordinator.cluster import RayPlace, connected
     from harness.stop import Stop
 
     stop, joined = Stop(), list[str]()
     stop.set()
     with pytest.raises(GangError, match="stopped before all machines"):
         with connected(
-            Place(ray_address, nodes=99, wait_s=100),
+            RayPlace(ray_address, nodes=99, wait_s=100),
             lambda reason: None,
             lambda: joined.append("signals"),
             stop,

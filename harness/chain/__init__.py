@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.chain.branch import Branch
+from harness.chain.branch import BranchRun
 from harness.chain.plan import Busy, End, Observer, Plan, Site
 from harness.learners.base import Stopped
 from harness.records import Status
@@ -27,7 +27,7 @@ def run_branch(plan: Plan, site: Site) -> End:
         plan: The branch: what is computed.
         site: Where, and with what.
     """
-    branch = Branch(plan, site)
+    branch = BranchRun(plan, site)
     try:
         for key in plan.order:
             node = plan.nodes[key]
@@ -51,7 +51,7 @@ def run_branch(plan: Plan, site: Site) -> End:
 class _Steps:
     """The steps of a node; each returns at once where the store has its result."""
 
-    branch: Branch
+    branch: BranchRun
     node: Node
 
     def fit(self) -> Status:

@@ -34,7 +34,7 @@ from harness.science import Node, key_of
 from harness.store import Workplace
 
 
-class Branch(Context):
+class BranchRun(Context):
     """The four steps; each returns at once where the store has its result."""
 
     def __init__(self, plan: Plan, site: Site) -> None:
@@ -322,7 +322,7 @@ class Branch(Context):
 class _Sources:
     """Where a node's training examples come from: the real data, and the store."""
 
-    branch: Branch
+    branch: BranchRun
     node: Node
 
     def real(self, count: int) -> Examples:

@@ -33,7 +33,7 @@ from harness.errors import GangError, InputError, ResourceError
 from harness.stop import Stop
 
 if TYPE_CHECKING:
-    from harness.coordinator.summary import Summary
+    from harness.coordinator.summary import RunSummary
 
 
 @app.command(rich_help_panel="A study")
@@ -73,15 +73,15 @@ def run(
 
             check_this_machine(prepared)
         # before ray is imported, which then reads how to log in
-        job = slurm_jobs.Job(prepared, root) if slurm else None
-        from harness.coordinator.cluster import Place
+        job = slurm_jobs.JobRun(prepared, root) if slurm else None
+        from harness.coordinator.cluster import RayPlace
         from harness.coordinator.display import make_display
         from harness.coordinator.session import run_study
         from harness.inventory.retention import weights_gone
         from harness.store import Store
 
-        def place() -> AbstractContextManager[Place]:
-            return job.place(stop.is_set) if job else nullcontext(Place(address))
+        def place() -> AbstractContextManager[RayPlace]:
+            return job.place(stop.is_set) if job else nullcontext(RayPlace(address))
 
         try:
             summary, mirrored = run_study(
@@ -106,7 +106,7 @@ def run(
     raise typer.Exit(summary.exit_code)
 
 
-def _tell(summary: Summary, warnings: Sequence[str], json_output: bool) -> None:
+def _tell(summary: RunSummary, warnings: Sequence[str], json_output: bool) -> None:
     """What a run did, and what went wrong beside it."""
     for warning in warnings:
         terminal.show(f"warning: {warning}", sys.stderr)

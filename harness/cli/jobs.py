@@ -13,16 +13,16 @@ from harness import terminal
 from harness.cli.app import cell, print_table
 
 if TYPE_CHECKING:
-    from harness.coordinator.cluster import Place
-    from harness.coordinator.summary import Summary
-    from harness.launch.jobs import Task
+    from harness.coordinator.cluster import RayPlace
+    from harness.coordinator.summary import RunSummary
+    from harness.launch.jobs import ArrayTask
     from harness.study import Prepared
 
 JOIN_S = 180.0
 """How long a job waits for its nodes' Rays: a shared file system that is busy makes Python start slowly."""
 
 
-class Job:
+class JobRun:
     """This run as the work of a SLURM job."""
 
     def __init__(self, prepared: Prepared, root: Path) -> None:
@@ -49,9 +49,9 @@ class Job:
         }
 
     @contextlib.contextmanager
-    def place(self, stopped: Callable[[], bool]) -> Iterator[Place]:
+    def place(self, stopped: Callable[[], bool]) -> Iterator[RayPlace]:
         """Ray on all nodes of the allocation; ``stopped`` says when to wait for it no longer."""
-        from harness.coordinator.cluster import Place
+        from harness.coordinator.cluster import RayPlace
         from harness.launch.allocation import bury_ended_jobs, ray_in_allocation
         from harness.launch.slurm import Slurm
         from harness.store import Store
@@ -61,7 +61,7 @@ class Job:
         bury_ended_jobs(self.owners, self.allocation, Slurm())
         with ray_in_allocation(self.allocation, self.folder, stopped) as ray:
             nodes = len(self.allocation.nodes)
-            yield Place(
+            yield RayPlace(
                 ray.address,
                 nodes,
                 sum(self.allocation.cpus),
@@ -70,7 +70,7 @@ class Job:
                 ray.trouble,
             )
 
-    def ended(self, summary: Summary) -> None:
+    def ended(self, summary: RunSummary) -> None:
         """Write down how the run ended, for the process that decides about the job.
 
         And for `harness status`.
@@ -84,7 +84,7 @@ class Job:
         write_outcome(self.folder, reason, counts + because)
 
 
-def find_jobs(experiment: Path) -> tuple[list[Task], str]:
+def find_jobs(experiment: Path) -> tuple[list[ArrayTask], str]:
     """The experiment's jobs, and why SLURM could not be asked, if it could not."""
     from harness.launch import jobs
     from harness.launch.slurm import Slurm, SlurmError
@@ -96,7 +96,7 @@ def find_jobs(experiment: Path) -> tuple[list[Task], str]:
         return [], str(error)
 
 
-def print_jobs(found: Sequence[Task], problem: str) -> None:
+def print_jobs(found: Sequence[ArrayTask], problem: str) -> None:
     """Jobs as a table for people."""
     from rich.table import Table
 
@@ -112,6 +112,6 @@ def print_jobs(found: Sequence[Task], problem: str) -> None:
     print_table(table)
 
 
-def jobs_json(found: Sequence[Task]) -> list[dict[str, Any]]:
+def jobs_json(found: Sequence[ArrayTask]) -> list[dict[str, Any]]:
     """Jobs for machines."""
     return [asdict(task) for task in found]

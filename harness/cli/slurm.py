@@ -57,39 +57,45 @@ def _work(prepared: Prepared, store: Store, options: Options) -> Work:
 
 
 Text = str | None
-PartitionName = Annotated[Text, typer.Option("--partition", "-p", help="Partition.")]
-Account = Annotated[Text, typer.Option("--account", "-A", help="Account.")]
-Qos = Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")]
-Nodes = Annotated[int | None, typer.Option("--nodes", "-N", help="Nodes of each job.")]
-GpusPerNode = Annotated[Text, typer.Option(metavar="[TYPE:]N", help="GPUs of each node.")]
-CpusPerNode = Annotated[int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")]
-Mem = Annotated[Text, typer.Option(help="Memory of each node, as 64G.")]
-Time = Annotated[Text, typer.Option("--time", "-t", help="Time limit, as 4:00:00 or 1-12.")]
-Constraint = Annotated[Text, typer.Option("--constraint", "-C", help="Features of the nodes.")]
-Exclusive = Annotated[bool | None, typer.Option("--exclusive", help="Share no node with other jobs.")]
-Array = Annotated[
+PartitionOption = Annotated[Text, typer.Option("--partition", "-p", help="Partition.")]
+AccountOption = Annotated[Text, typer.Option("--account", "-A", help="Account.")]
+QosOption = Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")]
+NodesOption = Annotated[int | None, typer.Option("--nodes", "-N", help="Nodes of each job.")]
+GpusPerNodeOption = Annotated[Text, typer.Option(metavar="[TYPE:]N", help="GPUs of each node.")]
+CpusPerNodeOption = Annotated[
+    int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")
+]
+MemOption = Annotated[Text, typer.Option(help="Memory of each node, as 64G.")]
+TimeOption = Annotated[Text, typer.Option("--time", "-t", help="Time limit, as 4:00:00 or 1-12.")]
+ConstraintOption = Annotated[Text, typer.Option("--constraint", "-C", help="Features of the nodes.")]
+ExclusiveOption = Annotated[bool | None, typer.Option("--exclusive", help="Share no node with other jobs.")]
+ArrayOption = Annotated[
     Text,
     typer.Option(
         "--array", "-a", metavar="N[%M]", help="N allocations that share the work, M at once at most."
     ),
 ]
-Dependency = Annotated[Text, typer.Option("--dependency", "-d", help="As for sbatch.")]
-MailUser = Annotated[Text, typer.Option(help="Whom SLURM tells of the end.")]
-Reservation = Annotated[Text, typer.Option(help="A reservation.")]
-Setup = Annotated[
+DependencyOption = Annotated[Text, typer.Option("--dependency", "-d", help="As for sbatch.")]
+MailUserOption = Annotated[Text, typer.Option(help="Whom SLURM tells of the end.")]
+ReservationOption = Annotated[Text, typer.Option(help="A reservation.")]
+SetupOption = Annotated[
     list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")
 ]
-Python = Annotated[Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")]
-Extra = Annotated[
+PythonOption = Annotated[
+    Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")
+]
+ExtraOption = Annotated[
     list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")
 ]
-Cache = Annotated[
+CacheOption = Annotated[
     Path | None,
     typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills."),
 ]
-SignalS = Annotated[int | None, typer.Option(help="Seconds before the time limit at which work is saved.")]
-MaxRequeues = Annotated[int | None, typer.Option(help="How often a job requeues itself at most.")]
-Site = Annotated[
+SignalSOption = Annotated[
+    int | None, typer.Option(help="Seconds before the time limit at which work is saved.")
+]
+MaxRequeuesOption = Annotated[int | None, typer.Option(help="How often a job requeues itself at most.")]
+SiteOption = Annotated[
     Path | None,
     typer.Option(
         parser=path,
@@ -98,9 +104,13 @@ Site = Annotated[
         show_default=False,
     ),
 ]
-Join = Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")]
-Look = Annotated[bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")]
+JoinOption = Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")]
+LookOption = Annotated[
+    bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")
+]
 
 
 @app.command(rich_help_panel="On a cluster")
@@ -108,30 +118,30 @@ def submit(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    partition: PartitionName = None,
-    account: Account = None,
-    qos: Qos = None,
-    nodes: Nodes = None,
-    gpus_per_node: GpusPerNode = None,
-    cpus_per_node: CpusPerNode = None,
-    mem: Mem = None,
-    time: Time = None,
-    constraint: Constraint = None,
-    exclusive: Exclusive = None,
-    array: Array = None,
-    dependency: Dependency = None,
-    mail_user: MailUser = None,
-    reservation: Reservation = None,
-    setup: Setup = None,
-    python: Python = None,
-    extra: Extra = None,
-    cache: Cache = None,
-    signal_s: SignalS = None,
-    max_requeues: MaxRequeues = None,
-    site: Site = None,
-    join: Join = False,
-    look: Look = True,
-    dry_run: DryRun = False,
+    partition: PartitionOption = None,
+    account: AccountOption = None,
+    qos: QosOption = None,
+    nodes: NodesOption = None,
+    gpus_per_node: GpusPerNodeOption = None,
+    cpus_per_node: CpusPerNodeOption = None,
+    mem: MemOption = None,
+    time: TimeOption = None,
+    constraint: ConstraintOption = None,
+    exclusive: ExclusiveOption = None,
+    array: ArrayOption = None,
+    dependency: DependencyOption = None,
+    mail_user: MailUserOption = None,
+    reservation: ReservationOption = None,
+    setup: SetupOption = None,
+    python: PythonOption = None,
+    extra: ExtraOption = None,
+    cache: CacheOption = None,
+    signal_s: SignalSOption = None,
+    max_requeues: MaxRequeuesOption = None,
+    site: SiteOption = None,
+    join: JoinOption = False,
+    look: LookOption = True,
+    dry_run: DryRunOption = False,
     json_output: Json = False,
 ) -> None:
     """Run the grid on a SLURM cluster: one allocation, or an array of allocations that share the work.

@@ -17,7 +17,7 @@ import ray
 
 from harness.coordinator.failures import classify, store_trouble
 from harness.coordinator.gang import death
-from harness.coordinator.summary import IDLE, Display, Summary
+from harness.coordinator.summary import IDLE, Display, RunSummary
 from harness.errors import StoreError
 from harness.inventory.slices import MAX_CHAINS, Slice, make_slices, missing
 from harness.science import BundledChain
@@ -35,7 +35,7 @@ POLL_S = 1.0
 
 
 @dataclass(frozen=True)
-class Task:
+class BundleTask:
     """Slices that are computed in one go and committed as one file.
 
     Attributes:
@@ -59,7 +59,7 @@ class Done:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def run_task(task: Task, root: str) -> Done:
+def run_task(task: BundleTask, root: str) -> Done:
     """Compute a task and commit it; on a worker."""
     import pyarrow as pa
 
@@ -118,17 +118,17 @@ class BundleRun:
         self.left = {chain.key for chain in missing(prepared, store.bundles.index())}
         slices = make_slices(prepared, store) if self.left else []
         self.ready = deque(part for whole in slices if (part := whole.only(self.left)))
-        self.again: deque[Task] = deque()
+        self.again: deque[BundleTask] = deque()
         self.held: list[Slice] = []
         """Slices that somebody else works on."""
-        self.running: dict[Any, Task] = {}
+        self.running: dict[Any, BundleTask] = {}
         self._mine: dict[str, Lease] = {}
         self._open: Counter[str] = Counter()
         """How many tasks of this run, running or to be tried again, have a part of a slice."""
         self._waits_for: set[str] = set()
         self._polled = self._busy = time.monotonic()
 
-    def run(self, workers: int) -> Summary:
+    def run(self, workers: int) -> RunSummary:
         """Compute the chains that the store has not, and wait for those that others compute.
 
         Args:
@@ -165,7 +165,7 @@ class BundleRun:
 
     # --- whose is what --------------------------------------------------------------------------------------
 
-    def _next(self, target: float) -> Task | None:
+    def _next(self, target: float) -> BundleTask | None:
         """A task of about so many seconds, of slices that nobody else works on.
 
         Their leases are this run's.
@@ -200,7 +200,7 @@ class BundleRun:
                 wanted.append(still)
             else:
                 self._close(part.key)
-        return Task(tuple(wanted)) if wanted else self._next(target)
+        return BundleTask(tuple(wanted)) if wanted else self._next(target)
 
     def _hold(self, part: Slice) -> None:
         """Put a slice aside that somebody else works on."""
@@ -261,7 +261,7 @@ class BundleRun:
         for ref in finished:
             self._finish(ref, self.running.pop(ref))
 
-    def _finish(self, ref: Any, task: Task) -> None:
+    def _finish(self, ref: Any, task: BundleTask) -> None:
         """A task is over.
 
         Where its worker died, its units are tried one by one, so that one cannot take the others with it.
@@ -285,7 +285,7 @@ class BundleRun:
                 for part in task.slices:
                     for unit in part.units:
                         self._open[part.key] += 1
-                        self.again.append(Task((replace(part, units=(unit,)),), task.attempt + 1))
+                        self.again.append(BundleTask((replace(part, units=(unit,)),), task.attempt + 1))
             else:
                 self.failed |= {chain.key: reason for chain in task.chains}
         else:
@@ -302,7 +302,7 @@ class BundleRun:
         for part in task.slices:
             self._close(part.key)
 
-    def _summary(self, wall_s: float, reason: str) -> Summary:
+    def _summary(self, wall_s: float, reason: str) -> RunSummary:
         left = {chain.key for chain in missing(self.prepared, self.store.bundles.index())}
         complete = [chain for chain in self.prepared.bundles if chain.key not in left]
         total = sum(chain.generations + 1 for chain in complete)
@@ -310,7 +310,7 @@ class BundleRun:
         names = {chain.key: chain.id for chain in self.prepared.bundles}
         failures = tuple((f"chain {names[key]}", reason) for key, reason in self.failed.items())
         failed = 0 if stopped else len(left)
-        return Summary(
+        return RunSummary(
             len(complete),
             failed,
             self.computed,

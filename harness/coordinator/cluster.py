@@ -127,7 +127,7 @@ def end_children() -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class RayPlace:
     """Where a run's Ray is.
 
     Attributes:
@@ -149,7 +149,7 @@ class Place:
 
 @contextlib.contextmanager
 def connected(
-    place: Place,
+    place: RayPlace,
     on_lost: Callable[[str], None],
     on_joined: Callable[[], None] = lambda: None,
     stop: Stop | None = None,
@@ -199,7 +199,7 @@ _COMMON: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR,
 
 
 @contextlib.contextmanager
-def _joined(place: Place, address: str) -> Iterator[None]:
+def _joined(place: RayPlace, address: str) -> Iterator[None]:
     """Join the Ray at an address; what its libraries write about a failure becomes one message."""
     loopback = LOOPBACK if _only_on_loopback(address) else {}
     reason = ""
@@ -222,7 +222,7 @@ def _joined(place: Place, address: str) -> Iterator[None]:
     raise _unreachable(place, reason)
 
 
-def _unreachable(place: Place, reason: str) -> GangError | ResourceError:
+def _unreachable(place: RayPlace, reason: str) -> GangError | ResourceError:
     first = (reason.splitlines() or [""])[0]
     if place.nodes:  # it was started for this run, so it is not the user's mistake
         return GangError(
@@ -270,7 +270,7 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 
 
 def _running(
-    place: Place,
+    place: RayPlace,
     folder: str | None,
     on_lost: Callable[[str], None],
     on_joined: Callable[[], None],
@@ -306,7 +306,7 @@ def _is_daemon(process: psutil.Process) -> bool:
     return False
 
 
-def _await_machines(place: Place, stop: Stop | None) -> None:
+def _await_machines(place: RayPlace, stop: Stop | None) -> None:
     """Wait until Ray offers what it should: a machine that has joined may not have told yet what it has."""
     deadline = time.monotonic() + place.wait_s
     while True:
@@ -327,7 +327,7 @@ def _await_machines(place: Place, stop: Stop | None) -> None:
         time.sleep(JOIN_LOOK_S)
 
 
-def _probe(place: Place) -> str:
+def _probe(place: RayPlace) -> str:
     """The address of a Ray that answers.
 
     Ray tries one for minutes; one connection says at once whether anything is there.

@@ -13,17 +13,17 @@ import ray
 from harness.config.schema import Resources
 from harness.coordinator.cluster import machines, unreachable
 from harness.coordinator.display import NEWS, computed_by, described, running_row
-from harness.coordinator.failures import HOST_ADVICE, Budget, Kind, store_trouble
+from harness.coordinator.failures import HOST_ADVICE, Budget, FailureKind, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.plans import plan_of
 from harness.coordinator.revision import source_revision
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible
 from harness.coordinator.shapes import shape_of
-from harness.coordinator.summary import IDLE, Display, Summary
+from harness.coordinator.summary import IDLE, Display, RunSummary
 from harness.coordinator.tally import Tally
 from harness.errors import StoreError
 from harness.inventory import Inventory
-from harness.inventory.retention import Retention
+from harness.inventory.retention import Eviction
 from harness.science import Branch, Chain, cut
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store
@@ -106,11 +106,11 @@ class Coordinator:
         self._polled = self._looked = self._shown = time.monotonic()
         self._poll_s = POLL_S
         self.idle_s, self._busy = idle_s, time.monotonic()
-        self.retention = Retention(prepared, store, experiment, self.inventory.done)
+        self.retention = Eviction(prepared, store, experiment, self.inventory.done)
 
     # --- the loop -------------------------------------------------------------------------------------------
 
-    def run(self) -> Summary:
+    def run(self) -> RunSummary:
         """Run what is left of the grid.
 
         Raises:
@@ -306,7 +306,7 @@ class Coordinator:
 
     # --- what goes wrong ------------------------------------------------------------------------------------
 
-    def _fail(self, number: int, kind: Kind, reason: str) -> None:
+    def _fail(self, number: int, kind: FailureKind, reason: str) -> None:
         """A gang is lost.
 
         Kill all of it, keep what it committed, try its branch again or give the branch up.

@@ -15,7 +15,7 @@ from harness.config.schema import Resources
 from harness.errors import HarnessError
 from harness.store.store import WRITABLE_PROBE
 
-Kind = Literal["input", "crash", "memory", "device_memory", "hang", "store", "preempted"]
+FailureKind = Literal["input", "crash", "memory", "device_memory", "hang", "store", "preempted"]
 """``input``: trying again cannot help. ``store``: the whole run cannot go on. ``preempted``: the machine went
 away."""
 
@@ -48,7 +48,7 @@ def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0]
 
 
-def classify(error: BaseException) -> tuple[Kind, str]:
+def classify(error: BaseException) -> tuple[FailureKind, str]:
     """What an exception on a rank means, with one line for people."""
     for found in _chain(error):
         if type(found).__name__ == "OutOfMemoryError" and "torch" in type(found).__module__:
@@ -86,7 +86,7 @@ class Budget:
     failures: dict[str, int] = field(default_factory=dict)
     preemptions: dict[str, int] = field(default_factory=dict)
 
-    def again(self, branch: str, kind: Kind, limits: Resources) -> bool:
+    def again(self, branch: str, kind: FailureKind, limits: Resources) -> bool:
         """Count one more bad end; whether the branch may try again, by the limits of its cell."""
         if kind == "input":
             return False

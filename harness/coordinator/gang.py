@@ -17,7 +17,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from harness.coordinator.failures import HOST_ADVICE, Kind, classify
+from harness.coordinator.failures import HOST_ADVICE, FailureKind, classify
 from harness.coordinator.processes import ProcessId, build_folder, clear_stale_locks, reap, this_process
 from harness.coordinator.scheduler import Shape
 
@@ -45,7 +45,7 @@ class Outcome:
 
     status: str
     error: str = ""
-    kind: Kind = "crash"
+    kind: FailureKind = "crash"
     key: str | None = None
     rss_bytes: int = 0
 
@@ -199,7 +199,7 @@ class _Rank:
             observer.experiment.clear_progress(plan.branch)
 
 
-def death(error: BaseException) -> tuple[Kind, str]:
+def death(error: BaseException) -> tuple[FailureKind, str]:
     """What the death of a rank's process means, from Ray's report of it."""
     if isinstance(error, ray.exceptions.RayTaskError):  # raised by what surrounds a branch
         return classify(error.cause if isinstance(error.cause, Exception) else error)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 
-from harness.coordinator.cluster import PREFIX, Place, connected
+from harness.coordinator.cluster import PREFIX, RayPlace, connected
 
 
 def total(count: int) -> int:
@@ -23,7 +23,7 @@ def main() -> None:
         RuntimeError: The task gave back something else, or Ray went away.
     """
     lost: list[str] = []
-    with connected(Place(), lost.append) as machines:
+    with connected(RayPlace(), lost.append) as machines:
         folders = [str(path) for path in Path("/tmp").glob(f"{PREFIX}{os.getpid()}-*")]
         answer = ray.get(ray.remote(total).remote(10), timeout=60)
     if lost or answer != 45 or not machines:

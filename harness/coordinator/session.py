@@ -19,12 +19,12 @@ from harness import terminal
 from harness.config.schema import Config
 from harness.config.source import Source
 from harness.coordinator.bundles import BundleRun
-from harness.coordinator.cluster import Place, check_feasible, connected, usable_cpus
+from harness.coordinator.cluster import RayPlace, check_feasible, connected, usable_cpus
 from harness.coordinator.coordinator import Coordinator
 from harness.coordinator.processes import reap
 from harness.coordinator.scheduler import Capacity
 from harness.coordinator.shapes import shape_of
-from harness.coordinator.summary import Display, Summary
+from harness.coordinator.summary import Display, RunSummary
 from harness.errors import GangError, ResourceError
 from harness.inventory import Inventory
 from harness.inventory.memory import check_memory, has_gpus
@@ -107,12 +107,12 @@ def run_study(
     prepared: Prepared,
     root: Path,
     source: Source,
-    place: Callable[[], AbstractContextManager[Place]],
+    place: Callable[[], AbstractContextManager[RayPlace]],
     make_display: Callable[[], Display],
     stop: Stop,
     on_connected: Callable[[], None],
     idle_s: float | None = None,
-) -> tuple[Summary, list[str]]:
+) -> tuple[RunSummary, list[str]]:
     """Run a grid, or what is left of it.
 
     Args:
@@ -155,7 +155,7 @@ def run_study(
                 mirror.add(views.view(chain))
 
             workers = max(1, int(sum(machine.cpus for machine in machines)))
-            summary = Summary(0, 0, 0, 0, 0.0)
+            summary = RunSummary(0, 0, 0, 0, 0.0)
             if prepared.bundles:
                 summary = BundleRun(prepared, store, experiment, leases, display, stop, idle_s).run(workers)
                 if mirror.active:
@@ -197,7 +197,7 @@ def work_left(prepared: Prepared, store: Store) -> bool:
     return bool(inventory.left or inventory.missing)
 
 
-def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summary, list[str]]:
+def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSummary, list[str]]:
     """Everything is there: no Ray is started; what W&B has not been sent is sent."""
     experiment = Experiment(store.root, prepared.study.base.experiment)
     commit_data(prepared, store)  # where somebody has removed it: other studies go on from it
@@ -210,7 +210,7 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[Summar
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundles)
-    return Summary(len(prepared.chains), 0, 0, reused, 0.0), warnings
+    return RunSummary(len(prepared.chains), 0, 0, reused, 0.0), warnings
 
 
 __all__ = ["run_study"]

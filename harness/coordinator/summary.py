@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 IDLE = "others compute all that is left"
-"""`Summary.reason` when other runs hold all remaining work."""
+"""`RunSummary.reason` when other runs hold all remaining work."""
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunSummary:
     """What a run did; field names are those of ``run --json``."""
 
     chains_complete: int
@@ -25,9 +25,9 @@ class Summary:
     failures: tuple[tuple[str, str], ...] = ()
     """Branch or chain, and why, for people."""
 
-    def __add__(self, other: Summary) -> Summary:
+    def __add__(self, other: RunSummary) -> RunSummary:
         """Two parts of one run, one after the other."""
-        return Summary(
+        return RunSummary(
             self.chains_complete + other.chains_complete,
             self.chains_failed + other.chains_failed,
             self.generations_computed + other.generations_computed,

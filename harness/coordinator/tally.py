@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.coordinator.summary import Summary
+from harness.coordinator.summary import RunSummary
 from harness.errors import DamagedError
 from harness.files import read_json
 from harness.inventory import Inventory
@@ -75,7 +75,7 @@ class Tally:
 
     def summary(
         self, wall_s: float, stopped: bool, reason: str, failures: tuple[tuple[str, str], ...]
-    ) -> Summary:
+    ) -> RunSummary:
         """What the run did.
 
         Args:
@@ -91,4 +91,6 @@ class Tally:
         stopped = stopped and complete < chains
         failed = 0 if stopped else chains - complete
         reused = len(self.inventory.done) - len(self.mine)
-        return Summary(complete, failed, len(self.mine), reused, round(wall_s, 3), stopped, reason, failures)
+        return RunSummary(
+            complete, failed, len(self.mine), reused, round(wall_s, 3), stopped, reason, failures
+        )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from harness.config.schema import DIGITS, ImageData, science
 from harness.data.base import own_examples
 from harness.data.hub import load_hub
-from harness.data.reading import ROWS, Budget, check_size, load_array, open_parquet
+from harness.data.reading import ROWS, ReadLimit, check_size, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
 from harness.streams import stream
@@ -55,7 +55,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """What a source holds.
 
     Attributes:
@@ -77,7 +77,7 @@ class Source:
         return digest.hexdigest()[:32]
 
 
-def read_images(config: ImageData) -> Source:
+def read_images(config: ImageData) -> ImageSource:
     """Read the images that ``data.source`` names.
 
     Raises:
@@ -89,7 +89,7 @@ def read_images(config: ImageData) -> Source:
             "classes"
         )
     if config.source == DIGITS:
-        return Source(_digits())
+        return ImageSource(_digits())
     if config.source.startswith("hf:"):
         return _hub(config)
     path = Path(config.source)
@@ -100,7 +100,7 @@ def read_images(config: ImageData) -> Source:
             f".parquet path"
         )
     try:
-        return Source(readers[path.suffix](path, config))
+        return ImageSource(readers[path.suffix](path, config))
     except OSError as error:
         raise DataError(f"data.source: {path} cannot be read: {error.strerror or error}") from None
 
@@ -110,13 +110,13 @@ def data_science(config: ImageData, content: str) -> dict[str, Any]:
 
     Args:
         config: The section.
-        content: `Source.fingerprint`.
+        content: `ImageSource.fingerprint`.
     """
     spec = {name: value for name, value in science(config).items() if name not in _NOT_CONTENT}
     return {"kind": "images", "version": VERSION, "content": content, **spec}
 
 
-def prepare(config: ImageData, source: Source, folder: Path) -> None:
+def prepare(config: ImageData, source: ImageSource, folder: Path) -> None:
     """Split by a fixed shuffle, the same for every seed; writes ``images.safetensors`` into a folder.
 
     Raises:
@@ -264,7 +264,7 @@ def _read_parquet(path: Path, config: ImageData) -> Images:
     wanted = _columns(config, file.schema_arrow.names, str(path))
     check_size(file, path, "data.source", 8, wanted)
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
-    budget = Budget("data.source")
+    budget = ReadLimit("data.source")
     try:
         for batch in file.iter_batches(batch_size=ROWS, columns=wanted):
             budget.take(path, batch.nbytes)
@@ -275,7 +275,7 @@ def _read_parquet(path: Path, config: ImageData) -> Images:
     return _from_columns(columns, config, str(path))
 
 
-def _hub(config: ImageData) -> Source:
+def _hub(config: ImageData) -> ImageSource:
     loaded = load_hub(config.source, config.revision)
     if "train" not in loaded:
         raise DataError(
@@ -299,7 +299,7 @@ def _hub(config: ImageData) -> Source:
     if test is not None and test.pixels.shape[1:] != train.pixels.shape[1:]:
         found = " and ".join(str(list(images.pixels.shape[1:])) for images in (train, test))
         raise DataError(f"data.source: {config.source} has images of several sizes: {found}")
-    return Source(train, test)
+    return ImageSource(train, test)
 
 
 def _columns(config: ImageData, there: Sequence[str], where: str) -> list[str]:
@@ -314,7 +314,7 @@ def _columns(config: ImageData, there: Sequence[str], where: str) -> list[str]:
 
 
 def _from_columns(columns: Mapping[str, Sequence[Any]], config: ImageData, where: str) -> Images:
-    budget, pictures = Budget("data.image_field"), []
+    budget, pictures = ReadLimit("data.image_field"), []
     for row, value in enumerate(columns[config.image_field]):
         pictures.append(_picture(value, where, row))
         budget.take(Path(where), 4 * pictures[-1].size)
@@ -354,4 +354,4 @@ def _picture(value: Any, where: str, row: int) -> npt.NDArray[Any]:
     return found
 
 
-__all__ = ["ImageSet", "Images", "Source", "data_science", "prepare", "read_images", "scaled"]
+__all__ = ["ImageSet", "ImageSource", "Images", "data_science", "prepare", "read_images", "scaled"]

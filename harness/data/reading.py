@@ -101,7 +101,7 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
             f"{field}: found {shown(str(path))}, expected a {', '.join(known())} path, or a folder of such "
             f"files"
         )
-    budget = Budget(field)
+    budget = ReadLimit(field)
     documents: list[str] = []
     empty = 0
     for file in files:
@@ -163,7 +163,7 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
     return sorted(files), sorted(left_out)
 
 
-class Budget:
+class ReadLimit:
     """Counts what is read, and stops where memory would not hold it."""
 
     def __init__(self, field: str) -> None:
@@ -190,7 +190,7 @@ class Budget:
             )
 
 
-def _texts(file: Path, text_field: str, field: str, budget: Budget) -> Iterator[str | None]:
+def _texts(file: Path, text_field: str, field: str, budget: ReadLimit) -> Iterator[str | None]:
     found = _kind(file)
     assert found is not None
     kind, packed = found
@@ -206,7 +206,7 @@ def _texts(file: Path, text_field: str, field: str, budget: Budget) -> Iterator[
         raise DataError(f"{field}: {file} cannot be read: {error.strerror or error}") from None
 
 
-def _decoded(file: Path, packed: str, field: str, budget: Budget) -> str:
+def _decoded(file: Path, packed: str, field: str, budget: ReadLimit) -> str:
     """A file's text, decompressed, without a byte order mark."""
     content = io.BytesIO()
     with open(file, "rb") as raw:
@@ -243,7 +243,7 @@ def _read_jsonl(path: Path, text: str, text_field: str, field: str) -> Iterator[
         yield value
 
 
-def _read_parquet(path: Path, text_field: str, field: str, budget: Budget) -> Iterator[str | None]:
+def _read_parquet(path: Path, text_field: str, field: str, budget: ReadLimit) -> Iterator[str | None]:
     import pyarrow as pa
 
     file = open_parquet(path, field)

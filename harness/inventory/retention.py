@@ -30,7 +30,7 @@ def weights_gone(prepared: Prepared, store: Store) -> int:
     return sum(store.json("fits", fit, "fit.json")["status"] != "diverged" for fit in freed)
 
 
-class Retention:
+class Eviction:
     """Evicts weights while a grid runs."""
 
     def __init__(

@@ -14,7 +14,7 @@ from harness.components import LEARNERS
 from harness.data.analytic import Truth
 from harness.science import BundledChain
 from harness.store import Store
-from harness.store.bundles import Place
+from harness.store.bundles import InBundle
 from harness.study import Prepared, load_data
 
 MAX_CHAINS = 1000
@@ -64,7 +64,7 @@ class Slice:
         return replace(self, units=tuple(units), seconds=self.seconds * share) if units else None
 
 
-def missing(prepared: Prepared, places: Mapping[str, Place]) -> list[BundledChain]:
+def missing(prepared: Prepared, places: Mapping[str, InBundle]) -> list[BundledChain]:
     """The bundled chains that the store has not, or not to their whole length."""
     return [c for c in prepared.bundles if c.key not in places or places[c.key].generations < c.generations]
 

@@ -17,7 +17,7 @@ from harness.inventory.slices import missing
 from harness.records import Record
 from harness.science import BundledChain, Chain, Node, chain_nodes, cut, ends, reachable
 from harness.store import Experiment, Leases, Store
-from harness.store.bundles import Place
+from harness.store.bundles import InBundle
 from harness.study import Prepared
 
 State = Literal[
@@ -80,7 +80,7 @@ class Inventory:
         self.done = there if listed else {key for key in there if self._is_complete(key)}
         self.diverged = {key for key in ends(self.lineage, self.done) if _has_diverged(store.record(key))}
         self.exists = reachable(self.lineage, self.diverged)
-        self.places: Mapping[str, Place] = store.bundles.index() if prepared.bundles else {}
+        self.places: Mapping[str, InBundle] = store.bundles.index() if prepared.bundles else {}
 
     def _is_complete(self, key: str) -> bool:
         node = self.lineage.nodes[key]

@@ -48,7 +48,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Task:
+class ArrayTask:
     """One allocation, as a person wants to see it.
 
     Attributes:
@@ -86,7 +86,7 @@ def submissions(experiment: Path) -> list[Submission]:
     return sorted(found, key=lambda item: item.time)
 
 
-def tasks(experiment: Path, slurm: Slurm) -> list[Task]:
+def tasks(experiment: Path, slurm: Slurm) -> list[ArrayTask]:
     """All allocations of an experiment with their states; SLURM is asked once.
 
     Raises:
@@ -103,7 +103,7 @@ def tasks(experiment: Path, slurm: Slurm) -> list[Task]:
             names = [f"{item.job}_{task}" for task in range(item.tasks)] or [item.job]
             state = "UNKNOWN" if states is None else "FORGOTTEN"
             found += [
-                Task(name, state, _ended(experiment, name), _requeues(experiment, name), item.folder)
+                ArrayTask(name, state, _ended(experiment, name), _requeues(experiment, name), item.folder)
                 for name in names
             ]
     return found
@@ -114,7 +114,7 @@ def _order(state: JobState) -> tuple[str, int]:
     return job, int(task) if task.isdigit() else -1
 
 
-def _task(experiment: Path, state: JobState, submission: Submission) -> Task:
+def _task(experiment: Path, state: JobState, submission: Submission) -> ArrayTask:
     if state.state == "RUNNING":
         detail = f"on {state.nodes}, {state.elapsed} of {state.limit}"
     elif state.state == "PENDING":
@@ -125,7 +125,7 @@ def _task(experiment: Path, state: JobState, submission: Submission) -> Task:
         log = folder_of(experiment) / submission.folder / f"{state.job}.log"
         if state.state == "FAILED" and not log.exists():
             detail = f"ended before it could write its log; do the compute nodes see {experiment}?"
-    return Task(state.job, state.state, detail, _requeues(experiment, state.job), submission.folder)
+    return ArrayTask(state.job, state.state, detail, _requeues(experiment, state.job), submission.folder)
 
 
 def run_folder(experiment: Path, job: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.launch import jobs
-from harness.launch.jobs import CANCELLED, Submission, Task
+from harness.launch.jobs import CANCELLED, ArrayTask, Submission
 from harness.launch.options import Options
 from harness.launch.render import Job, render
 from harness.launch.slurm import LIVE, NO_ANSWER, WAITING, Slurm, SlurmError
@@ -214,7 +214,7 @@ def _refusal(error: SlurmError, options: Options) -> InputError | UnsureError:
     return InputError(f"SLURM refuses the job: {reason}")
 
 
-def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> list[Task]:
+def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> list[ArrayTask]:
     """End jobs of an experiment; what they have saved stays.
 
     Running jobs are asked to save their work and end; those that wait are taken out of the queue.
@@ -261,7 +261,7 @@ def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> li
     return live
 
 
-def _whole(names: Sequence[str], known: Sequence[Task]) -> list[str]:
+def _whole(names: Sequence[str], known: Sequence[ArrayTask]) -> list[str]:
     """The same jobs, an array whose tasks are all meant by its own id.
 
     One request instead of one for each.

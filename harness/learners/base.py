@@ -19,7 +19,7 @@ from harness.errors import DataError
 from harness.records import Examples, Status
 from harness.regimes import Drawn
 from harness.registry import named
-from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Part, Prompts
+from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Prompts, Versioned
 
 T = TypeVar("T")
 Report = Callable[[int, int, float], None]
@@ -55,8 +55,8 @@ class Resolved:
         models: Content of a pretrained model to where it lies.
     """
 
-    fit: Part
-    sampling: Part
+    fit: Versioned
+    sampling: Versioned
     init: str | None
     prompts: Prompts
     cost: float
@@ -80,8 +80,8 @@ def resolve(config: Config, real: RealData) -> Resolved:
         return resolved
     each = found.plugin.seconds_per_example
     return Resolved(
-        fit=Part.of(section, found.version, "init", "sample"),
-        sampling=Part(getattr(section, "sample", Section()), found.version),
+        fit=Versioned.of(section, found.version, "init", "sample"),
+        sampling=Versioned(getattr(section, "sample", Section()), found.version),
         init="scratch" if hasattr(section, "init") else None,
         prompts="none",
         cost=each(getattr(real, "width", 1)) if callable(each) else each,

@@ -22,8 +22,8 @@ from harness.science.specs import (
     EvaluationSpec,
     FitSpec,
     Measured,
-    Part,
     Prompts,
+    Versioned,
     blank,
 )
 
@@ -40,7 +40,7 @@ __all__ = [
     "Lineage",
     "Measured",
     "Node",
-    "Part",
+    "Versioned",
     "Prompts",
     "blank",
     "build",

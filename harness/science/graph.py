@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.records import TEACHER, Recipe
-from harness.science.specs import CellSpec, CorpusSpec, DataSpec, EvaluationSpec, FitSpec, Part
+from harness.science.specs import CellSpec, CorpusSpec, DataSpec, EvaluationSpec, FitSpec, Versioned
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class _Step:
     recipe: Recipe
     reads: Mapping[int, int]
     init: str | None
-    filters: tuple[Part, ...]
+    filters: tuple[Versioned, ...]
     writer: DataSpec | None
 
 

@@ -36,7 +36,7 @@ def blank(section: S, *names: str) -> S:
 
 
 @dataclass(frozen=True)
-class Part:
+class Versioned:
     """A section as it is executed, with the version of the code that reads it.
 
     Attributes:
@@ -50,7 +50,7 @@ class Part:
     apart: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, section: Section, version: int | str, *apart: str) -> Part:
+    def of(cls, section: Section, version: int | str, *apart: str) -> Versioned:
         """A part without the fields that other specs hold."""
         return cls(blank(section, *apart), version, apart)
 
@@ -113,13 +113,13 @@ class FitSpec:
     """
 
     data: DataSpec
-    learner: Part
+    learner: Versioned
     init: str | None
     seed: int
     generation: int
     recipe: Recipe
     corpora: Mapping[int, str] = field(default_factory=dict)
-    filters: tuple[Part, ...] = ()
+    filters: tuple[Versioned, ...] = ()
     writer: DataSpec | None = None
     parent: str | None = None
     key: str = field(init=False, compare=False)
@@ -161,7 +161,7 @@ class CorpusSpec:
     """
 
     fit: FitSpec
-    sampling: Part
+    sampling: Versioned
     prompts: Prompts = "none"
     previous: str | None = None
     key: str = field(init=False, compare=False)
@@ -237,10 +237,10 @@ class CellSpec:
     """
 
     data: DataSpec
-    learner: Part
-    sampling: Part
+    learner: Versioned
+    sampling: Versioned
     measured: Measured
-    filters: Sequence[Part]
+    filters: Sequence[Versioned]
     detectors: Sequence[bool]
     recipe: Callable[[int], Recipe]
     init: str | None
@@ -252,7 +252,7 @@ class CellSpec:
     source: int | None = None
     writer: str | DataSpec | None = None
 
-    def used_filters(self, recipe: Recipe) -> tuple[Part, ...]:
+    def used_filters(self, recipe: Recipe) -> tuple[Versioned, ...]:
         """The filters that a training set goes through.
 
         Of real examples alone only those that look at real ones too.

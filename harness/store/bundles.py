@@ -31,7 +31,7 @@ PARAMETERS = "parameters/"
 
 
 @dataclass(frozen=True)
-class Place:
+class InBundle:
     """Where a chain is, and the index of the last generation that it has there."""
 
     path: Path
@@ -80,25 +80,25 @@ class Bundles:
         """The names of all bundles."""
         return sorted(path.name for path in self.folder.glob("*.parquet"))
 
-    def index(self) -> dict[str, Place]:
+    def index(self) -> dict[str, InBundle]:
         """Chain key to its bundle; the longest where there are several.
 
         A file that is no bundle holds nothing.
         """
         return self._places(self.names())
 
-    def news(self) -> dict[str, Place]:
+    def news(self) -> dict[str, InBundle]:
         """As `index`, of the bundles that have come since the last call."""
         names = set(self.names()) - self._told
         self._told |= names
         return self._places(sorted(names))
 
-    def _places(self, names: Iterable[str]) -> dict[str, Place]:
-        found: dict[str, Place] = {}
+    def _places(self, names: Iterable[str]) -> dict[str, InBundle]:
+        found: dict[str, InBundle] = {}
         for name in names:
             for key, generations in self._chains(name).items():
                 if key not in found or found[key].generations < generations:
-                    found[key] = Place(self.folder / name, generations)
+                    found[key] = InBundle(self.folder / name, generations)
         return found
 
     def _chains(self, name: str) -> dict[str, int]:
@@ -144,7 +144,7 @@ class Bundles:
         return found
 
     def read(
-        self, chains: Collection[str], places: Mapping[str, Place] | None = None, parameters: bool = False
+        self, chains: Collection[str], places: Mapping[str, InBundle] | None = None, parameters: bool = False
     ) -> pa.Table | None:
         """The rows of some chains, ordered by chain key and generation; None where there are none.
 

@@ -16,9 +16,9 @@ from harness.records import Record
 from harness.science import key_of
 from harness.store.leases import Leases
 from harness.store.mixed import mixed_results
-from harness.store.store import WEIGHTS, WRITABLE_PROBE, Kind, Store
+from harness.store.store import WEIGHTS, WRITABLE_PROBE, ItemKind, Store
 
-CHECKED: tuple[Kind, ...] = ("data", "fits", "evaluations")
+CHECKED: tuple[ItemKind, ...] = ("data", "fits", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _remedy(repair: bool) -> str:
     )
 
 
-def _item(store: Store, kind: Kind, key: str, repair: bool) -> Iterator[Finding]:
+def _item(store: Store, kind: ItemKind, key: str, repair: bool) -> Iterator[Finding]:
     path = store.path(kind, key)
     try:
         verify(path)

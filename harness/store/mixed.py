@@ -18,7 +18,7 @@ from typing import Any
 from harness.errors import StoreError
 from harness.files import read_json
 from harness.store.experiment import Experiment
-from harness.store.store import Kind, Store
+from harness.store.store import ItemKind, Store
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Mixed:
         why: In a sentence.
     """
 
-    kind: Kind | str
+    kind: ItemKind | str
     key: str
     why: str
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.store.leases import own_leases
-from harness.store.store import Kind, Store
+from harness.store.store import ItemKind, Store
 
 LOOK_S = 0.1
 
-Recipe = tuple[Callable[[Path], object], Mapping[str, Any]]
+Making = tuple[Callable[[Path], object], Mapping[str, Any]]
 """What fills an item's empty folder, and the spec behind its key."""
 
 
 def commit_once(
     store: Store,
-    kind: Kind,
-    items: Mapping[str, Recipe],
+    kind: ItemKind,
+    items: Mapping[str, Making],
     about: Mapping[str, Any],
     lease_s: float = 60.0,
     stopped: Callable[[], bool] = lambda: False,

@@ -32,7 +32,7 @@ from harness.store.bundles import Bundles
 from harness.store.corpora import Corpora
 
 FORMAT = 1
-Kind = Literal["data", "fits", "evaluations"]
+ItemKind = Literal["data", "fits", "evaluations"]
 WEIGHTS = "model.safetensors"
 REPLICAS = "replicas.json"
 """Beside the weights of a fit: which of them are a refit of another execution class."""
@@ -59,7 +59,7 @@ class Store:
         self.root, self.mends, self.trouble = root, mends, dict[str, str]()
         self.corpora = Corpora(root / "corpora", root / "work", mends, self.trouble)
         self.bundles = Bundles(root / "bundles", mends, self.trouble)
-        self._verified: dict[Kind, set[str]] = {"data": set(), "fits": set(), "evaluations": set()}
+        self._verified: dict[ItemKind, set[str]] = {"data": set(), "fits": set(), "evaluations": set()}
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -133,20 +133,20 @@ class Store:
                 f"this is harness {__version__}, which knows formats up to {FORMAT}: upgrade it"
             )
 
-    def path(self, kind: Kind, key: str) -> Path:
+    def path(self, kind: ItemKind, key: str) -> Path:
         """Where a committed item lies."""
         return self.root / kind / key
 
-    def has(self, kind: Kind, key: str) -> bool:
+    def has(self, kind: ItemKind, key: str) -> bool:
         """Whether an item is committed; its content is not looked at."""
         return self.path(kind, key).is_dir()
 
-    def committed(self, kind: Kind) -> set[str]:
+    def committed(self, kind: ItemKind) -> set[str]:
         """The keys of all committed items of a kind."""
         folder = self.root / kind
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
-    def sound(self, kind: Kind, key: str) -> bool:
+    def sound(self, kind: ItemKind, key: str) -> bool:
         """Whether an item is committed and matches its checksums.
 
         A damaged one counts as absent, and is set aside (`mends`).
@@ -213,7 +213,7 @@ class Store:
         """Remove all that was left of work on a key; only for who holds its lease."""
         remove_tree(self.root / "work" / key)
 
-    def commit(self, kind: Kind, key: str, staged: Path, spec: Mapping[str, Any]) -> bool:
+    def commit(self, kind: ItemKind, key: str, staged: Path, spec: Mapping[str, Any]) -> bool:
         """Commit a staged directory under its key.
 
         Args:
@@ -250,7 +250,7 @@ class Store:
         with contextlib.suppress(OSError):
             staged.parent.parent.rmdir()
 
-    def json(self, kind: Kind, key: str, name: str) -> Any:
+    def json(self, kind: ItemKind, key: str, name: str) -> Any:
         """A JSON file of a committed item."""
         return read_json(self.path(kind, key) / name)
 

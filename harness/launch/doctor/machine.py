@@ -120,7 +120,7 @@ def _code() -> str:
 
 
 @dataclass(frozen=True)
-class Claim:
+class DeviceClaim:
     """What SLURM says that it has given this process on this machine; None where it says nothing.
 
     Attributes:
@@ -134,10 +134,10 @@ class Claim:
     memory: int | None
 
 
-def claim_of(environment: Mapping[str, str]) -> Claim:
+def claim_of(environment: Mapping[str, str]) -> DeviceClaim:
     """SLURM's claim, from the environment of a job's step."""
     if "SLURM_JOB_ID" not in environment:
-        return Claim(None, None, None)
+        return DeviceClaim(None, None, None)
     listed = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS") or ""
     count = environment.get("SLURM_GPUS_ON_NODE", "")
     gpus = int(count) if count.isdigit() else len([part for part in listed.split(",") if part])
@@ -149,7 +149,7 @@ def claim_of(environment: Mapping[str, str]) -> Claim:
     megabytes = int(environment.get("SLURM_MEM_PER_NODE") or 0) or int(
         environment.get("SLURM_MEM_PER_CPU") or 0
     ) * (cpus or 0)
-    return Claim(gpus, cpus, megabytes * 2**20 or None)
+    return DeviceClaim(gpus, cpus, megabytes * 2**20 or None)
 
 
 def devices() -> dict[str, Any]:
@@ -167,7 +167,7 @@ def devices() -> dict[str, Any]:
 
 
 def judge_devices(
-    claim: Claim, seen: Mapping[str, Any], driver: str, listed: int, visible: str | None
+    claim: DeviceClaim, seen: Mapping[str, Any], driver: str, listed: int, visible: str | None
 ) -> Check:
     """Hold the claim, torch and the driver against each other.
 

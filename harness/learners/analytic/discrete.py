@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harness.data.analytic import DiscreteTruth, choose
-from harness.learners.analytic.family import Array, Chains, Family, Model, Summary
+from harness.learners.analytic.family import Array, Chains, Family, Parameters, Summary
 from harness.metrics.analytic import discrete_metrics
 
 
@@ -35,17 +35,17 @@ class DiscreteFamily(Family):
         """Counts add up."""
         return {"counts": left["counts"] + right["counts"]}
 
-    def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
+    def fit(self, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
         """Relative frequencies: the maximum-likelihood estimate."""
         return {"probabilities": summary["counts"] / summary["counts"].sum(axis=1, keepdims=True)}
 
-    def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
+    def sample(self, model: Parameters, chains: Chains, count: int, real: Array | None) -> Array:
         """Indices of outcomes, by inverse transform."""
         uniforms = chains.uniforms("sample", count)
         drawn = [choose(uniforms[chain], model["probabilities"][chain]) for chain in range(len(chains))]
         return np.stack(drawn)[:, :, None].astype(np.float64)
 
-    def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
+    def evaluate(self, model: Parameters, corpus: Array) -> dict[str, Array]:
         """Entropy, outcomes that are left, heterozygosity, divergence from the truth.
 
         Shares where outcomes are few.

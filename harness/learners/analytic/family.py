@@ -24,7 +24,7 @@ from harness.registry import named
 from harness.streams import stream
 
 Array = npt.NDArray[np.float64]
-Model = Mapping[str, Array]
+Parameters = Mapping[str, Array]
 """Fitted parameters by name, each of shape [chains, ...]."""
 Summary = Mapping[str, Array]
 """All that a fit needs to know of some examples, each array of shape [chains, ...]."""
@@ -107,7 +107,7 @@ class Family(ABC):
         return 4 * self.truth.width**2  # moments, a root, and what they are made with
 
     @abstractmethod
-    def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
+    def fit(self, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
         """Fit a model to each chain's examples.
 
         Args:
@@ -117,7 +117,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
+    def sample(self, model: Parameters, chains: Chains, count: int, real: Array | None) -> Array:
         """The first ``count`` examples of each chain's corpus, shape [chains, count, width].
 
         Args:
@@ -128,7 +128,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
+    def evaluate(self, model: Parameters, corpus: Array) -> dict[str, Array]:
         """Metrics by name, each of shape [chains].
 
         Args:
@@ -137,7 +137,7 @@ class Family(ABC):
         """
 
     def measure(
-        self, model: Model, corpus: Array, ranges: Mapping[str, tuple[float, float]]
+        self, model: Parameters, corpus: Array, ranges: Mapping[str, tuple[float, float]]
     ) -> dict[str, Array]:
         """`evaluate`, and the shares of some ranges (``evaluate.ranges``)."""
         return {**self.evaluate(model, corpus), **range_shares(corpus[:, :, 0], ranges)}

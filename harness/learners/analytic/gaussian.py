@@ -7,7 +7,7 @@ from scipy.linalg.lapack import dpstrf
 
 from harness.config.schema import Gaussian
 from harness.data.analytic import GaussianTruth
-from harness.learners.analytic.family import Array, Chains, Family, Model, Summary, affine, padding
+from harness.learners.analytic.family import Array, Chains, Family, Parameters, Summary, affine, padding
 from harness.metrics.analytic import gaussian_metrics, normal_nll
 
 
@@ -42,19 +42,19 @@ class GaussianFamily(Family):
             "scatter": left["scatter"] + right["scatter"] + between,
         }
 
-    def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
+    def fit(self, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
         """The sample mean and covariance: divided by n (mle) or n - 1 (unbiased)."""
         divisor = summary["count"] - (1.0 if self.learner.estimator == "unbiased" else 0.0)
         covariance = summary["scatter"] / divisor[:, None, None]
         root, log_det = factor(covariance)
         return {"mean": summary["mean"], "covariance": covariance, "root": root, "log_det": log_det}
 
-    def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
+    def sample(self, model: Parameters, chains: Chains, count: int, real: Array | None) -> Array:
         """Examples of N(mean, covariance)."""
         normals = chains.normals("sample", count, model["mean"].shape[1], padding(count))
         return affine(model["mean"], model["root"], normals, count)
 
-    def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
+    def evaluate(self, model: Parameters, corpus: Array) -> dict[str, Array]:
         """Distance of the fit from the truth, where that is normal; NLL on real examples."""
         found = {}
         if isinstance(self.truth, GaussianTruth):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harness.config.schema import Kde
-from harness.learners.analytic.family import Array, Chains, Family, Model, Summary
+from harness.learners.analytic.family import Array, Chains, Family, Parameters, Summary
 from harness.metrics.analytic import log_kernel_sums, moments
 
 
@@ -44,7 +44,7 @@ class KdeFamily(Family):
             merged["log_kernels"] = np.logaddexp(left["log_kernels"], right["log_kernels"])
         return merged
 
-    def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
+    def fit(self, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
         """The bandwidth.
 
         A number, or Scott's or Silverman's rule for unit variance, as in Kazdan et al. 2410.16713.
@@ -61,7 +61,7 @@ class KdeFamily(Family):
         )
         return {"values": values, "bandwidth": widths, "log_kernels": kernels}
 
-    def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
+    def sample(self, model: Parameters, chains: Chains, count: int, real: Array | None) -> Array:
         """A training example chosen at random, with noise."""
         values = model["values"]
         chosen = np.minimum(
@@ -73,7 +73,7 @@ class KdeFamily(Family):
             np.take_along_axis(values, chosen[:, :, None], axis=1) + model["bandwidth"][:, None, None] * noise
         )
 
-    def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
+    def evaluate(self, model: Parameters, corpus: Array) -> dict[str, Array]:
         """NLL of the test examples; the variance of the density."""
         count, dim = model["values"].shape[1:]
         logs = model["log_kernels"] - np.log(count)

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from harness.data.analytic import Truth
 from harness.data.base import RealData
-from harness.learners.analytic.family import Chains, Family, Model, fold, make_family
+from harness.learners.analytic.family import Chains, Family, Parameters, fold, make_family
 from harness.learners.base import EvaluateTask, Evaluation, Execution, FitOutcome, FitTask, Ranks, SampleTask
 from harness.records import Examples
 from harness.science import FitSpec
@@ -81,7 +81,7 @@ class AnalyticLearner:
         }
 
 
-def _load(folder: Path) -> Model:
+def _load(folder: Path) -> Parameters:
     return {name: np.asarray(array)[None] for name, array in load_file(folder / "model.safetensors").items()}
 
 

@@ -7,7 +7,7 @@ from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 
 from harness.config.schema import LinearRegression
 from harness.data.analytic import LinearTruth
-from harness.learners.analytic.family import Array, Chains, Family, Model, Summary, affine, padding
+from harness.learners.analytic.family import Array, Chains, Family, Parameters, Summary, affine, padding
 from harness.metrics.analytic import regression_metrics
 
 
@@ -35,7 +35,7 @@ class LinearFamily(Family):
         """Gram matrices add up."""
         return {name: left[name] + right[name] for name in left}
 
-    def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
+    def fit(self, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
         """(X'X + ridge I)^-1 X'y, chain by chain.
 
         NaN where the examples do not determine the weights: that chain has diverged.
@@ -54,7 +54,7 @@ class LinearFamily(Family):
             weights[chain] = dpotrs(lower, summary["gram"][chain, :dim, dim], lower=1)[0]
         return {"weights": weights}
 
-    def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
+    def sample(self, model: Parameters, chains: Chains, count: int, real: Array | None) -> Array:
         """Examples [x, y].
 
         ``design: fixed`` goes through the real x, again from the first where there are fewer.
@@ -76,6 +76,6 @@ class LinearFamily(Family):
             y = signal + self.data.noise_variance**0.5 * chains.normals("sample_noise", count, 1)[:, :, 0]
         return np.concatenate([x[:, :count], y[:, :, None]], axis=2)
 
-    def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
+    def evaluate(self, model: Parameters, corpus: Array) -> dict[str, Array]:
         """Error of the weights; for labels that are signs the accuracy too."""
         return regression_metrics(model["weights"], self.true_weights, self.data.labels == "sign")

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.config.schema import Mixture
 from harness.data.analytic import choose
-from harness.learners.analytic.family import ROWS, Array, Chains, Family, Model, Summary, padding
+from harness.learners.analytic.family import ROWS, Array, Chains, Family, Parameters, Summary, padding
 from harness.learners.analytic.gaussian import factor
 from harness.metrics.analytic import mixture_log_density, moments
 from harness.streams import stream_seed
@@ -21,7 +21,7 @@ class MixtureFamily(Family):
     learner: Mixture
     parameters = ("weights", "means", "covariances")
 
-    def fit(self, summary: Summary, chains: Chains, parent: Model | None) -> Model:
+    def fit(self, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
         """One fit per chain; k-means starts it, or the previous generation's parameters do.
 
         A chain whose examples admit no fit any more (a covariance that is not positive definite) gets NaN: it
@@ -87,7 +87,7 @@ class MixtureFamily(Family):
             "converged": np.float64(found.converged_),
         }
 
-    def sample(self, model: Model, chains: Chains, count: int, real: Array | None) -> Array:
+    def sample(self, model: Parameters, chains: Chains, count: int, real: Array | None) -> Array:
         """A component by its weight, then the component's normal distribution."""
         uniforms = chains.uniforms("sample_component", count)
         size, dim = len(chains), model["means"].shape[2]
@@ -103,7 +103,7 @@ class MixtureFamily(Family):
             drawn[chain] = everywhere[chosen, np.arange(count)] + model["means"][chain][chosen]
         return drawn
 
-    def evaluate(self, model: Model, corpus: Array) -> dict[str, Array]:
+    def evaluate(self, model: Parameters, corpus: Array) -> dict[str, Array]:
         """NLL of the test examples, what is left of the components, the corpus's spread."""
         size, test = len(model["weights"]), self.truth.test
         found: dict[str, Array] = {

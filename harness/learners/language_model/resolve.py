@@ -16,7 +16,7 @@ from harness.learners.language_model.converted import with_safetensors
 from harness.learners.language_model.facts import ModelFacts, model_facts, needs_weights
 from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.specs import LanguageModelFit, ModelSpec, SampleSpec, TrainSpec
-from harness.science import Part, Prompts
+from harness.science import Prompts, Versioned
 
 PROMPTS: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
 
@@ -58,8 +58,8 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     )
     first = "pretrained" if learner.model.pretrained else "scratch"
     return Resolved(
-        fit=Part(fit, version),
-        sampling=Part(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version),
+        fit=Versioned(fit, version),
+        sampling=Versioned(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version),
         init=first if learner.init == "previous" else learner.init,
         prompts=PROMPTS[sample.prompt],
         cost=6.0 * facts.parameters * block,

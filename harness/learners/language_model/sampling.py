@@ -24,7 +24,7 @@ from harness.records import Examples
 from harness.streams import uniforms
 
 
-class Reader:
+class TokenReader:
     """Reads on in some texts at once, and scores what may come next."""
 
     def __init__(self, model: PreTrainedModel, cached: bool) -> None:
@@ -78,7 +78,7 @@ class Sampler:
         tick: Told of every token.
         vocab_size: Tokens that the tokenizer knows; a model may score more, which are never drawn. None: as
             many.
-        cached: See `Reader`.
+        cached: See `TokenReader`.
     """
 
     model: PreTrainedModel
@@ -142,7 +142,7 @@ class Sampler:
             values[np.arange(length)[None, :] >= lengths[:, None]] = 0
         return Examples(values, lengths)
 
-    def _reader(self, rows: int, length: int) -> Reader | StepReader:
+    def _reader(self, rows: int, length: int) -> TokenReader | StepReader:
         """What reads texts of up to so many tokens.
 
         By recorded steps on a GPU, where the architecture allows it.
@@ -162,7 +162,7 @@ class Sampler:
                     pass
         found = self._steps[key]
         if found is None:
-            return Reader(self.model, self.cached)
+            return TokenReader(self.model, self.cached)
         found.restart()
         return found
 
@@ -189,7 +189,7 @@ class Sampler:
         scores[:, 0] = 0.0  # before the first token the beams are equal, and one of them is enough
         found = torch.zeros((batch * beams, 0), dtype=torch.int64, device=tokens.device)
         with inference(tokens.device):
-            read = Reader(self.model, self.cached)
+            read = TokenReader(self.model, self.cached)
             for position in range(length):
                 logits = read(tokens)
                 if position == 0:  # the prompt is read once, whatever the number of beams

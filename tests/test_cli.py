@@ -272,8 +272,7 @@ def test_what_no_memory_holds_is_refused_at_once(make_config: Make, tmp_path: Pa
 def test_a_models_states_are_compared_with_the_memory(make_config: Make, tmp_path: Path) -> None:
     """Mixed precision under Adam takes 16 bytes a parameter without ZeRO; a model that is only sampled from
     takes 2."""
-    from harness.inspection.planner import memory_of
-    from harness.inventory.memory import check_memory
+    from harness.inventory.memory import check_memory, memory_of
 
     prepared, _ = open_prepared(make_config(TEXT, **{"resources.zero_stage": 0}), tmp_path / "root")
     parameters = prepared.models[0].parameters  # type: ignore[union-attr]

@@ -187,7 +187,7 @@ def test_devices_against_the_claim(
 ) -> None:
     device = {"name": "H", "memory": 80 * 2**30, "error": ""}
     seen = {"torch": "2.13.0", "cuda": "13.0", "devices": [device] * devices, "error": ""}
-    claim = machine.Claim(claimed, None, None)
+    claim = machine.DeviceClaim(claimed, None, None)
     check = machine.judge_devices(claim, seen, "570.1" if listed else "", listed, "0,1" if claimed else None)
     assert check.severity == severity and said in check.found and bool(check.remedy) == (severity != "ok")
 
@@ -195,20 +195,20 @@ def test_devices_against_the_claim(
 def test_a_device_that_is_listed_and_out_of_order_is_a_failure() -> None:
     bad = {"name": "H", "memory": 2**30, "error": "RuntimeError: ECC"}
     seen = {"torch": "2.13.0", "cuda": "13.0", "devices": [bad], "error": ""}
-    check = machine.judge_devices(machine.Claim(None, None, None), seen, "", 0, None)
+    check = machine.judge_devices(machine.DeviceClaim(None, None, None), seen, "", 0, None)
     assert check.severity == "failure" and "GPU 0: RuntimeError: ECC" in check.found
 
 
 def test_the_claim_is_read_from_what_slurm_sets() -> None:
-    assert machine.claim_of({}) == machine.Claim(None, None, None)
+    assert machine.claim_of({}) == machine.DeviceClaim(None, None, None)
     step = {
         "SLURM_JOB_ID": "7",
         "SLURM_CPUS_ON_NODE": "4",
         "SLURM_MEM_PER_CPU": "500",
         "SLURM_STEP_GPUS": "0,3",
     }
-    assert machine.claim_of(step) == machine.Claim(2, 4, 2000 * 2**20)
-    assert machine.claim_of(step | {"SLURM_GPUS_ON_NODE": "1", "SLURM_MEM_PER_NODE": "100"}) == machine.Claim(
+    assert machine.claim_of(step) == machine.DeviceClaim(2, 4, 2000 * 2**20)
+    assert machine.claim_of(step | {"SLURM_GPUS_ON_NODE": "1", "SLURM_MEM_PER_NODE": "100"}) == machine.DeviceClaim(
         1, 4, 100 * 2**20
     )
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Literal, TypeVar
@@ -177,6 +177,7 @@ class LearnerPlugin:
 
     section: type[Section]
     version: int
+    _: KW_ONLY
     reads: Sequence[str]
     family: str = ""
     learner: str = "harness.learners.analytic.learner:AnalyticLearner"
@@ -240,6 +241,8 @@ class TrackerPlugin:
         write: ``module:function``, called with a chain (`harness.tracking.ChainView`) when all its
             generations are committed, and with the folder that is the tracker's own in this experiment. What
             it raises becomes a warning, and the next run calls it again.
+        where: ``module:function`` from the tracker's folder to a text that says where it writes: a chain is
+            told again where that has changed. Empty for the folder itself.
         extra: The extra of the harness's package that brings its libraries.
         modules: Their modules.
     """
@@ -247,6 +250,7 @@ class TrackerPlugin:
     write: str
     extra: str = ""
     modules: Sequence[str] = ()
+    where: str = ""
 
 
 P = TypeVar("P")
@@ -337,10 +341,7 @@ def _package(point: EntryPoint) -> str:
 
 
 def _checked(point: EntryPoint, expected: type[Any]) -> Any:
-    """The object of an entry point.
-
-    If it is what the group is for and answers to the name that it has there.
-    """
+    """The object of an entry point, if it is what its group is for and answers to its name there."""
     plugin = point.load()
     if not isinstance(plugin, expected):
         raise TypeError(f"{point.value} is a {type(plugin).__name__}, not a {expected.__name__}")
@@ -354,7 +355,23 @@ def _checked(point: EntryPoint, expected: type[Any]) -> Any:
     kind = section.model_fields.get("kind")
     if kind is None or typing.get_args(kind.annotation) != (point.name,):
         raise TypeError(f"the section of {point.value} needs the field kind: Literal[{point.name!r}]")
+    if isinstance(plugin, LearnerPlugin):
+        _check_learner(point.value, section)
+    if getattr(plugin, "of", "corpora") not in ("corpora", "training sets"):
+        raise ValueError(f"{point.value} is of {plugin.of!r}, allowed: 'corpora', 'training sets'")
     return plugin
+
+
+def _check_learner(place: str, section: type[Section]) -> None:
+    """Two names mean something to the harness: a fit gets neither, so its family would see defaults."""
+    if "sample" in section.model_fields:
+        raise TypeError(
+            f"the section of {place} has a field sample, which is the harness's; name it otherwise"
+        )
+    init = section.model_fields.get("init")
+    allowed = {"scratch", "previous"}
+    if init is not None and not set(typing.get_args(init.annotation)) <= allowed:
+        raise TypeError(f"the field init of {place} can only be a Literal of 'scratch' and 'previous'")
 
 
 def check_names(names: tuple[str, ...], found: Found[Any]) -> tuple[str, ...]:
@@ -364,11 +381,12 @@ def check_names(names: tuple[str, ...], found: Found[Any]) -> tuple[str, ...]:
         ValueError: One is unknown or broken, or stands there twice.
     """
     for name in names:
+        if name in found.loaded:
+            continue
         if name in found.broken:
             raise ValueError(f"found {shown(name)}; {cut(found.broken[name])}")
-        if name not in found.loaded:
-            allowed = ", ".join(found.loaded) or "none, no package adds any"
-            raise ValueError(f"found {shown(name)}, allowed: {allowed}")
+        allowed = ", ".join(found.loaded) or "none, no package adds any"
+        raise ValueError(f"found {shown(name)}, allowed: {allowed}")
     if len(set(names)) < len(names):
         raise ValueError("names one twice")
     return names

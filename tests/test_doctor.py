@@ -208,9 +208,9 @@ def test_the_claim_is_read_from_what_slurm_sets() -> None:
         "SLURM_STEP_GPUS": "0,3",
     }
     assert machine.claim_of(step) == machine.DeviceClaim(2, 4, 2000 * 2**20)
-    assert machine.claim_of(step | {"SLURM_GPUS_ON_NODE": "1", "SLURM_MEM_PER_NODE": "100"}) == machine.DeviceClaim(
-        1, 4, 100 * 2**20
-    )
+    assert machine.claim_of(
+        step | {"SLURM_GPUS_ON_NODE": "1", "SLURM_MEM_PER_NODE": "100"}
+    ) == machine.DeviceClaim(1, 4, 100 * 2**20)
 
 
 def test_cpus_and_memory_against_the_claim() -> None:

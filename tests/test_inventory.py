@@ -11,6 +11,8 @@ from chains import Events, open_prepared, run_all
 from conftest import GAUSSIAN, Make
 
 from harness.coordinator.scheduler import Capacity
+from harness.coordinator.session import work_left
+from harness.files import read_json, seal, write_json
 from harness.inspection.explain import Explainer
 from harness.inspection.planner import plan
 from harness.inspection.status import chain_states
@@ -114,3 +116,36 @@ def agree(config: Path, root: Path, expected: set[str]) -> None:
     views = Views(prepared, store)
     assert all(views.whole(chain) for chain in prepared.lineage.chains)
     assert len(ledger.rows(prepared, store)) == sum(len(chain.nodes) for chain in prepared.lineage.chains)
+
+
+def diverged(store: Store, key: str) -> None:
+    """Let a committed generation say that it has no finite model."""
+    folder = store.path("evaluations", key)
+    record = read_json(folder / "record.json")
+    write_json(folder / "record.json", {**record, "status": "diverged", "metrics": {}})
+    seal(folder)
+
+
+@pytest.mark.parametrize("last", [2, 3])
+def test_a_chain_that_ended_before_a_shared_refresh_stays_ended(
+    make_config: Make, tmp_path: Path, last: int
+) -> None:
+    """Two chains meet in generation 2; one has diverged before, so what they share there is the other's."""
+    regimes = [{"kind": "replace", "synthetic_ratio": ratio, "refresh": {"at": [2]}} for ratio in (0.5, 1.0)]
+    config, root = make_config(GAUSSIAN, generations=last, grid={"regime": regimes}), tmp_path / "root"
+    prepared, store = run_all(config, root)
+    ended, whole = prepared.lineage.chains
+    assert ended.nodes[2] == whole.nodes[2] and ended.nodes[1] != whole.nodes[1]
+    diverged(store, ended.nodes[1])
+    for key in ended.nodes[3:]:
+        evaluation(store, prepared.lineage.nodes[key])
+    prepared, store = looked_at(config, root)
+    found = Inventory(prepared, store)
+    assert found.diverged == {ended.nodes[1]} and not found.left and found.gone == set(ended.nodes[3:])
+    assert not work_left(prepared, store)
+    assert plan(prepared, store, [Capacity(2, 0)]).generations_stored == len(prepared.lineage.nodes)
+    assert [item.reason for item in Explainer(prepared, store).explain(ended)] == ["committed", "diverged"]
+    assert [state.state for state in chain_states(prepared, store)] == ["diverged", "complete"]
+    rows = [row["generation"] for row in ledger.rows(prepared, store) if row["chain"] == ended.id]
+    assert rows == [0, 1], "what the other chain shares is not its own"
+    assert touched(config, root) == set()

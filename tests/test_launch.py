@@ -299,6 +299,9 @@ def test_what_cannot_fit_a_node_is_refused_before_it_waits(make_config: Make, tm
         "0.7 GiB of memory; a node of the job has 0.7",
     ):
         assert text in done.stderr
+    assert harness(*arguments, *large, "--mem", "0", PATH="/usr/bin:/bin:/none").returncode == 0, (
+        "all there is"
+    )
     assert harness(*arguments, *large, "--mem", "1G", PATH="/usr/bin:/bin:/none").returncode == 0
     assert harness(*arguments, *large, PATH="/usr/bin:/bin:/none").returncode == 0, (
         "nobody says how much there is"

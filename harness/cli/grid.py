@@ -99,7 +99,7 @@ def run(
             raise typer.Exit(EXIT_STOPPED) from None
         if job:
             job.ended(summary)
-    warnings = [f"W&B: {warning}" for warning in mirrored]
+    warnings = [line if line.startswith("tracker ") else f"W&B: {line}" for line in mirrored]
     if gone := weights_gone(prepared, Store.read(root)):
         warnings.append(_gone(gone))
     _tell(summary, warnings, json_output)

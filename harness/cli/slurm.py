@@ -206,7 +206,7 @@ def _check_memory(prepared: Prepared, options: Options, partitions: Mapping[str,
     if limit is None:
         return
     try:
-        check_memory(prepared, options.gpus > 0, limit, whose="a node of the job")
+        check_memory(prepared, options.gpus > 0, limit, options.nodes)
     except ResourceError as error:
         raise prepared.study.source.located(error) from None
 

@@ -52,7 +52,10 @@ TRACKERS = gather(
     TrackerPlugin,
     {
         "mlflow": TrackerPlugin(
-            "harness.tracking.mlflow:write", extra="mlflow", modules=("mlflow", "sqlalchemy", "alembic")
+            "harness.tracking.mlflow:write",
+            where="harness.tracking.mlflow:where",
+            extra="mlflow",
+            modules=("mlflow", "sqlalchemy", "alembic"),
         ),
     },
 )

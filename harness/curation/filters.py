@@ -113,6 +113,21 @@ def _code(kind: str) -> Callable[[Any, Any, Any], Mask]:
     return named(keep) if isinstance(keep, str) else keep
 
 
+def _mask(kind: str, section: Any, what: Any, known: Any, count: int) -> Mask:
+    """A filter's verdicts.
+
+    Raises:
+        LearnerError: It gives something else than a truth value for each example.
+    """
+    mask = np.asarray(_code(kind)(section, what, known))
+    if mask.shape != (count,) or mask.dtype != bool:
+        raise LearnerError(
+            f"filters: {kind} ({FILTERS.loaded[kind].package}) gives an array of shape {list(mask.shape)} "
+            f"and type {mask.dtype}, expected [{count}] truth values"
+        )
+    return mask
+
+
 def _uniform(kind: str, place: int, seed: int, generation: int, count: int) -> npt.NDArray[np.float64]:
     """One number in [0, 1) per example, from a stream of the filter's own."""
     package = FILTERS.loaded[kind].package
@@ -135,14 +150,7 @@ def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt
             continue
         uniform = _uniform(kind, place, judge.seed, judge.generation, len(examples))[index]
         known = Known(judge.real, judge.seed, judge.generation, uniform)
-        mask = np.asarray(_code(kind)(section, examples.take(index), known))
-        if mask.shape != (len(index),) or mask.dtype != bool:
-            raise LearnerError(
-                f"filters: {kind} ({FILTERS.loaded[kind].package}) gives an array of shape "
-                f"{list(mask.shape)} and type "
-                f"{mask.dtype}, expected [{len(index)}] truth values"
-            )
-        index = index[mask]
+        index = index[_mask(kind, section, examples.take(index), known, len(index))]
     return index
 
 
@@ -193,7 +201,6 @@ def undetected(
         return None
     kept = np.ones(len(origin), dtype=bool)
     for place, section in detectors:
-        kept &= _code(section.kind)(
-            section, origin, _uniform(section.kind, place, seed, generation, len(origin))
-        )
+        uniform = _uniform(section.kind, place, seed, generation, len(origin))
+        kept &= _mask(section.kind, section, origin, uniform, len(origin))
     return kept

@@ -53,7 +53,13 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> tuple[
                 f"filters: the detector drops all training examples of generation {spec.generation}"
             )
         drawn = drawn.take(kept)
-    return drawn, {part.origin: _examples(spec, part, data, sources, filters) for part in spec.recipe.parts}
+    largest: dict[int, Part] = {}  # a rule may read an origin in several parts
+    for part in spec.recipe.parts:
+        known = largest.setdefault(part.origin, part)
+        if part.offset + part.count > known.offset + known.count:
+            largest[part.origin] = part
+    found = {origin: _examples(spec, part, data, sources, filters) for origin, part in largest.items()}
+    return drawn, found
 
 
 def _examples(spec: FitSpec, part: Part, data: RealData, sources: Sources, filters: list[Any]) -> Examples:

@@ -100,26 +100,31 @@ def read_named(
     return Documents(found.documents, {}, found.files, found.empty, found.left_out)
 
 
-@cache
 def named_documents(source: str, field: str = "data.source") -> tuple[str, ...]:
-    """The documents of a source that is known by its name; kept, since several cells may read them.
+    """The documents of a source that is known by its name.
 
     Raises:
         DataError: The package that gives them fails, or gives something else than texts.
     """
-    package = DATA.loaded[source].package
     try:
-        documents = tuple(named(DATA[source].read)())
-        odd = next((text for text in documents if not isinstance(text, str)), None)
-        if odd is not None:
-            raise TypeError(f"gives {type(odd).__name__}, not text")
+        return _named_documents(source)
     except Exception as error:  # whatever somebody else's code raises
+        package = DATA.loaded[source].package
         if not package:
             raise
         reason = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
             f"{field}: {shown(source)} of {package} cannot be read ({type(error).__name__}: {cut(reason)})"
         ) from None
+
+
+@cache
+def _named_documents(source: str) -> tuple[str, ...]:
+    """The same; kept, since several cells and fields may read them."""
+    documents = tuple(named(DATA[source].read)())
+    odd = next((text for text in documents if not isinstance(text, str)), None)
+    if odd is not None:
+        raise TypeError(f"gives {type(odd).__name__}, not text")
     return tuple(text for text in documents if text)
 
 

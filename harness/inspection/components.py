@@ -16,6 +16,7 @@ from harness.config.schema import DATA_TAGS, Data
 from harness.config.shipped import studies, summary
 from harness.metrics.catalogue import METRICS
 from harness.registry import named
+from harness.terminal import cut
 
 Row = dict[str, Any]
 
@@ -89,7 +90,7 @@ def _data() -> list[Row]:
         "linear": "LinearData",
         "mixture": "MixtureData",
     }
-    rows = [{"source": name, "what": f"text: {first_line(named(DATA[name].read))}"} for name in DATA]
+    rows = [{"source": name, "what": f"text: {_text_of(name)}"} for name in DATA]
     rows += [
         {"source": "hf:NAME[/CONFIG]", "what": "text, or images with kind: images, of the Hugging Face hub"},
         {
@@ -100,6 +101,14 @@ def _data() -> list[Row]:
     ]
     known = {"shape": "ShapeData", "array": "ArrayData", **names}
     return rows + [{"source": source, "what": tags[known[tag]]} for source, tag in DATA_TAGS.items()]
+
+
+def _text_of(name: str) -> str:
+    """The first line of what reads a text; a package's module may not even load."""
+    try:
+        return first_line(named(DATA[name].read))
+    except Exception as error:
+        return f"cannot be read ({type(error).__name__}: {cut(str(error))})"
 
 
 def _studies() -> list[Row]:

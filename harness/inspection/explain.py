@@ -126,6 +126,8 @@ class Explainer:
         tell = self._told(found, node)
         if tell is not None:
             return tell
+        if self.store.record(node.evaluation) is not None:
+            return self._short(node)
         aside = self._set_aside(node)
         if aside:
             return Explanation(
@@ -147,6 +149,12 @@ class Explainer:
             )
         return self._nearest(node)
 
+    def _short(self, node: Node) -> Explanation:
+        have, examples = self.store.corpora.count(node.corpus), self.prepared.lineage.examples[node.corpus]
+        return Explanation(
+            node.generation, "missing", f"will be sampled again: {have} of {examples} examples are there"
+        )
+
     def _told(self, found: NodeState, node: Node) -> Explanation | None:
         """What the inventory says by itself; None where it is to be seen what is there instead."""
         generation, path = node.generation, str(self.store.path("evaluations", node.evaluation))
@@ -166,13 +174,7 @@ class Explainer:
                     generation, "missing", "will be fitted again: its record is there, its fit is not"
                 )
             case "short":
-                have, examples = (
-                    self.store.corpora.count(node.corpus),
-                    self.prepared.lineage.examples[node.corpus],
-                )
-                return Explanation(
-                    generation, "missing", f"will be sampled again: {have} of {examples} examples are there"
-                )
+                return self._short(node)
             case "damaged":
                 return Explanation(generation, "damaged", f"will run: {self.store.trouble[path]}")
         return None

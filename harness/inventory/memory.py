@@ -26,23 +26,22 @@ def has_gpus() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
-def check_memory(
-    prepared: Prepared, gpus: bool, limit: int | None = None, whose: str = "this machine"
-) -> None:
-    """Compare each cell's largest training set, and its model's states where they are not on GPUs.
+def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes: int = 1) -> None:
+    """Compare what each cell takes at least with a machine's memory.
 
-    With a machine's memory.
+    That is its largest training set, and its model's states where they are not on GPUs.
 
     Args:
         prepared: The study.
         gpus: There are GPUs, whose memory is not known here; models lie on them unless a cell has none.
         limit: Bytes; this machine's memory when None.
-        whose: Whose memory that is, for the message.
+        nodes: Machines that a gang's ranks are spread over.
 
     Raises:
         ResourceError: A single chain cannot fit.
     """
     there = psutil.virtual_memory().total if limit is None else limit
+    whose = "this machine" if limit is None else "a node of the job"
     for index, (cell, spec) in enumerate(zip(prepared.study.cells, prepared.specs, strict=True)):
         last = spec.generations
         size, each = spec.recipe(last).size, _example_bytes(prepared, index)
@@ -52,7 +51,7 @@ def check_memory(
                 f"take at least "
                 f"{gib(COPIES * size * each)} of memory; {whose} has {gib(there)}"
             )
-        memory, ranks = memory_of(prepared, index), cell.config.resources.ranks
+        memory, ranks = memory_of(prepared, index), -(-cell.config.resources.ranks // nodes)
         on_gpu = gpus and cell.config.resources.gpus_per_rank != 0
         if memory is None or on_gpu or not isinstance(cell.config.learner, LanguageModel):
             continue

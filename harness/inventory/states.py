@@ -207,6 +207,8 @@ class Inventory:
                 "unfitted", f"generation {node.generation}: its fit is gone; the next run makes the rest"
             )
         have, needed = self.store.corpora.count(node.corpus), self.lineage.examples[node.corpus]
+        if have >= needed:  # somebody has finished it since
+            return NodeState("committed")
         return NodeState(
             "short",
             f"generation {node.generation}: {have} of {needed} examples are there; the next run makes the "

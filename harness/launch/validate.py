@@ -70,18 +70,23 @@ def cpus_per_node(work: Work, options: Options) -> int:
     return max(1, *needs)
 
 
+SET_MIB = 64
+"""A cluster that does not say how much memory its nodes have says 1 MiB; less than this is no answer."""
+
+
 def node_memory(options: Options, partitions: Mapping[str, Partition] | None) -> int | None:
     """Bytes that a job has on each node at most: what is asked for, or the largest node it may get.
 
-    None where nobody says.
+    None where nobody says; ``--mem 0`` asks for all that a node has.
     """
-    if options.mem:
-        return parse_memory(options.mem) * 2**20
+    asked = parse_memory(options.mem) if options.mem else 0
+    if asked:
+        return asked * 2**20
     names = options.partition.split(",") if options.partition else []
-    known = [
-        item for item in (partitions or {}).values() if item.name in names or (not names and item.default)
-    ]
-    return max((item.memory for item in known), default=0) * 2**20 or None
+    known = (partitions or {}).values()
+    sizes = [item.memory for item in known if item.name in names or (not names and item.default)]
+    largest = max(sizes, default=0)
+    return largest * 2**20 if largest >= SET_MIB else None
 
 
 def check(work: Work, options: Options, partitions: Mapping[str, Partition] | None) -> list[str]:

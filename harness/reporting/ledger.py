@@ -64,6 +64,8 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
             found.append(
                 {**identity, **measured["identity"], "parent_key": parent, **axes, **measured["values"]}
             )
+            if measured["identity"]["status"] == "diverged":
+                break  # what another chain shares behind it is not this one's
             parent = measured["identity"]["key"]
     return found
 

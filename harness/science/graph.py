@@ -312,10 +312,17 @@ def chain_nodes(chain: Chain, exists: Collection[str], diverged: Collection[str]
 
 
 def ends(lineage: Lineage, done: Collection[str]) -> set[str]:
-    """Of each chain that is not complete, the last node that is: where it may have diverged."""
+    """The nodes that are done and may be where a chain has diverged.
+
+    Of a chain that is not complete the last one that is done; of every chain those before a node that chains
+    of another past have too (in a refresh), since that one may be there although this chain has ended.
+    """
     found = set()
     for chain in lineage.chains:
         count = next((place for place, key in enumerate(chain.nodes) if key not in done), len(chain.nodes))
         if 0 < count < len(chain.nodes):
             found.add(chain.nodes[count - 1])
+        for before, key in zip(chain.nodes[:count], chain.nodes[1:count], strict=False):
+            if lineage.nodes[key].previous is None:
+                found.add(before)
     return found

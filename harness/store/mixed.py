@@ -1,6 +1,4 @@
-"""Generations that a branch of another cell computed.
-
-Wrong results that earlier versions could leave under valid keys.
+"""Generations that a branch of another cell computed: wrong results under valid keys.
 
 They let a branch go on from a generation that several cells share into another cell, and ran all of it with
 the filters, the fixed corpus and the teacher of the first. What was computed so is found from the

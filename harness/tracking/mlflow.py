@@ -17,6 +17,7 @@ from typing import Any
 from harness.tracking.runs import ChainView, GenerationView
 
 TAG = "harness.chain"
+STORE = "harness.store"
 DATABASE = "mlflow.db"
 BATCH = 1000
 """Metrics that MLflow takes at once, at most."""
@@ -36,12 +37,14 @@ def write(view: ChainView, folder: Path) -> None:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
-    place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / DATABASE}"
-    client = MlflowClient(tracking_uri=place)
+    client = MlflowClient(tracking_uri=_place(folder))
     experiment = _experiment(client, view.experiment)
-    for run in client.search_runs([experiment], f"tags.`{TAG}` = '{view.chain}'"):
+    # others on the same server may have the same chain from a store of their own
+    tags = {TAG: view.chain, STORE: str(folder.absolute())}
+    mine = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    for run in client.search_runs([experiment], mine):
         client.delete_run(run.info.run_id)
-    run = client.create_run(experiment, run_name=view.chain, tags={TAG: view.chain, "kind": view.kind})
+    run = client.create_run(experiment, run_name=view.chain, tags={**tags, "kind": view.kind})
     name, now = run.info.run_id, int(1000 * time.time())
     client.log_batch(name, params=[Param(key, value) for key, value in parameters(view.config).items()])
     points = [point for generation in view.generations for point in metrics(generation)]
@@ -51,6 +54,17 @@ def write(view: ChainView, folder: Path) -> None:
     for generation in view.generations:
         client.set_tag(name, f"status.{generation.record.generation}", generation.record.status)
     client.set_terminated(name)
+
+
+def _place(folder: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / DATABASE}"
+
+
+def where(folder: Path) -> str:
+    """Where chains of an experiment are written; something else once the database file is gone."""
+    place = _place(folder)
+    gone = place.endswith(f"/{DATABASE}") and not (folder / DATABASE).exists()
+    return f"{place} (not there)" if gone else place
 
 
 def _experiment(client: Any, name: str) -> str:

@@ -1,9 +1,10 @@
-"""Trackers of other packages: told of every chain once, with all its generations."""
+"""Trackers besides W&B: told of every chain once, with all its generations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.components import TRACKERS
 from harness.files import read_json, write_json
@@ -28,7 +29,7 @@ def tell(names: Sequence[str], view: ChainView, folder: Path) -> list[str]:
     wrong = []
     for name in names:
         note = folder / name / SENT / f"{view.chain}.json"
-        if note.exists() and read_json(note) == view.evaluations:
+        if note.exists() and read_json(note) == _said(name, view, folder):
             continue
         note.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -37,5 +38,13 @@ def tell(names: Sequence[str], view: ChainView, folder: Path) -> list[str]:
             reason = (str(error).splitlines() or [""])[0]
             wrong.append(f"tracker {name}: {view.chain}: {type(error).__name__}: {reason}")
             continue
-        write_json(note, view.evaluations)
+        write_json(note, _said(name, view, folder))
     return wrong
+
+
+def _said(name: str, view: ChainView, folder: Path) -> Any:
+    """What a tracker has been told, and where it wrote it."""
+    where = TRACKERS[name].where
+    return (
+        {"where": named(where)(folder / name), "evaluations": view.evaluations} if where else view.evaluations
+    )

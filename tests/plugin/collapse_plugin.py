@@ -75,7 +75,7 @@ learner = LearnerPlugin(
     ),
 )
 filter_ = FilterPlugin(Every, version=1, keep=keep)
-regime = RegimePlugin(two_latest, version=1)
+regime = RegimePlugin(two_latest, version=1, pools=False)
 metric = MetricPlugin(
     (Metric("spread/p10_p90", "10 % to 90 % of the samples", worse="lower"),), version=1, measure=spread
 )

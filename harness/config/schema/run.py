@@ -80,7 +80,7 @@ class Tracking(Section):
         return value
 
     trackers: tuple[str, ...] = ()
-    """Trackers of other packages, by the names of their entry points (docs/plugins.md)."""
+    """``mlflow``, or trackers of other packages by the names of their entry points (docs/plugins.md)."""
 
     @field_validator("trackers")
     @classmethod

@@ -51,9 +51,9 @@ def choose_interface(address: str) -> None:
 
 
 def open_store(world_size: int, address: str = "127.0.0.1") -> tuple[Any, str, int]:
-    """Rank 0's rendezvous, listening on a port that the system chose (bound at once.
+    """Rank 0's rendezvous, listening on a port that the system chose.
 
-    So nobody can take it in between).
+    It is bound at once, so that nobody can take it in between.
 
     Args:
         world_size: Number of ranks.

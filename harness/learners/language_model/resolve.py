@@ -22,10 +22,7 @@ PROMPTS: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previou
 
 
 def settle(config: Config) -> Config:
-    """The configuration with a pretrained model at the revision that has its weights in a form.
-
-    That is loaded.
-    """
+    """The configuration, its pretrained model at the revision that has weights which can be loaded."""
     learner = _section(config)
     if not needs_weights(learner, _refresh_init(config)):
         return config

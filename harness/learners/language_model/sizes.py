@@ -67,9 +67,9 @@ def memory_per_rank(
     ranks: int,
     stage: int,
 ) -> Memory:
-    """Estimate of the memory of one rank (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.
+    """Estimate of the memory of one rank.
 
-    For the model's states).
+    The model's states are as in Rajbhandari et al. 2020, arXiv 1910.02054, section 3.
 
     Args:
         parameters: Parameters of the model.

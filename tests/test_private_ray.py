@@ -22,9 +22,9 @@ from harness.coordinator import cluster
 
 PRIVATE = """
 import json, sys
-from harness.coordinator.cluster import Place, connected
+from harness.coordinator.cluster import RayPlace, connected
 import ray
-with connected(Place(), lambda reason: None):
+with connected(RayPlace(), lambda reason: None):
     print(json.dumps({"address": ray.get_runtime_context().gcs_address}), flush=True)
     sys.stdin.readline()
 """

@@ -8,17 +8,9 @@ from typing import Any
 
 from harness.components import FILTERS, LEARNERS, REGIMES
 from harness.config.grid import Study
-from harness.config.schema import (
-    CellSource,
-    Config,
-    Evaluate,
-    science,
-)
+from harness.config.schema import CellSource, Config, Evaluate, science
 from harness.data.base import RealData
-from harness.data.text import (
-    ExternalCorpus,
-    TextCorpus,
-)
+from harness.data.text import ExternalCorpus, TextCorpus
 from harness.errors import ConfigError
 from harness.learners.base import Resolved
 from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, versions

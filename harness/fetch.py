@@ -359,8 +359,8 @@ def _fetch_files(item: Item, caches: Caches) -> None:
         pretrained_fingerprint(PretrainedTokenizer(kind="pretrained", name=item.name, revision=item.revision))
     elif item.weights and _missing_of_model(folder, True) == WEIGHTS:
         raise DataError(
-            f"{where} has no safetensors weights, and pickled ones are never loaded; "
-            "name a revision that has them (often refs/pr/N)"
+            f"{where} has no safetensors weights, and pickled ones are never loaded; name a revision that "
+            "has them (often refs/pr/N)"
         )
 
 

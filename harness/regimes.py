@@ -121,9 +121,8 @@ def check_supply(regime: Regime, n: int, generations: int, real: int, external: 
             if part.origin == REAL and needed > real:
                 raise DataError(
                     f"regime.kind {regime.kind}: generation {generation} needs {needed} real examples in "
-                    f"all, the training split "
-                    f"has {real}: {needed - real} are missing; lower data.num_examples or generations, or "
-                    f"raise synthetic_ratio"
+                    f"all, the training split has {real}: {needed - real} are missing; lower "
+                    "data.num_examples or generations, or raise synthetic_ratio"
                 )
             if part.origin == EXTERNAL and external is not None and needed > external:
                 raise DataError(

@@ -17,13 +17,7 @@ from harness.cells import cell_spec, is_bundled, lineage_of
 from harness.components import LEARNERS, TRACKERS
 from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources
 from harness.config.load import load_file
-from harness.config.schema import (
-    CellSource,
-    Config,
-    CorpusSource,
-    ModelSource,
-    TextData,
-)
+from harness.config.schema import CellSource, Config, CorpusSource, ModelSource, TextData
 from harness.data.analytic import Truth, make_teacher, truth_science
 from harness.data.base import RealData
 from harness.data.text import (
@@ -43,14 +37,7 @@ from harness.preparation import load_data as load_data
 from harness.records import Examples
 from harness.regimes import check_supply
 from harness.registry import named
-from harness.science import (
-    BundledChain,
-    CellSpec,
-    Chain,
-    DataSpec,
-    Lineage,
-    key_of,
-)
+from harness.science import BundledChain, CellSpec, Chain, DataSpec, Lineage, key_of
 from harness.store import Store
 from harness.store.shared import Making, commit_once
 from harness.terminal import shown
@@ -153,7 +140,7 @@ def _check_libraries(study: Study) -> None:
     if wanted != "disabled" and not is_installed("wandb"):
         message = (
             f"found {wanted!r}, but wandb is not installed; set disabled, or pip install "
-            f"'model-collapse-harness[wandb]'"
+            "'model-collapse-harness[wandb]'"
         )
         raise study.source.error("tracking.wandb", message)
     for name in study.base.tracking.trackers:
@@ -181,8 +168,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         if getattr(cell.config.data, "resample", False) and real.num_examples >= real.supply:
             raise DataError(
                 f"data.resample: every seed would train on all {real.supply} examples of the training split; "
-                f"set data.num_examples "
-                "below that"
+                "set data.num_examples below that"
             )
         supply = None if fixed is None else len(fixed.examples)
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
@@ -263,8 +249,7 @@ def _teacher(config: Config, real: RealData) -> DataSpec | None:
     if not isinstance(real, Truth):
         raise DataError(
             "regime.source: {model: ...} names fields of analytic data; for text, use {cell: ...} with a "
-            "chain of a larger "
-            "model, or {corpus: ...} with what a teacher wrote"
+            "chain of a larger model, or {corpus: ...} with what a teacher wrote"
         )
     teacher = make_teacher(real.config, source)
     return DataSpec(teacher.config, truth_science(teacher))

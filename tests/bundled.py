@@ -51,5 +51,5 @@ def assert_mean(values: np.ndarray, expected: float, errors: float = 4.0) -> Non
     error = values.std(ddof=1) / np.sqrt(len(values))
     assert abs(values.mean() - expected) <= errors * error, (
         f"n {len(values)}, found {values.mean():.6g} ± {error:.2g}, theory {expected:.6g}, allowed {errors} "
-        f"standard errors"
+        "standard errors"
     )

@@ -211,7 +211,7 @@ class Cluster:
             login = self._unplug(name)
             link = (
                 f"ip link add v-{name} type veth peer name eth0 netns {pid} && ip link set v-{name} master "
-                f"br0 up"
+                "br0 up"
             )
             subprocess.run([*login, "sh", "-c", link], check=True)
             # Always the same hardware address, as a real machine has: its peers remember it, and would talk
@@ -219,7 +219,7 @@ class Cluster:
             hardware = f"02:00:00:00:00:{10 + int(name[1:]):02x}"
             inner = (
                 f"ip link set eth0 address {hardware} && ip addr add {address}/24 dev eth0 && ip link set "
-                f"eth0 up"
+                "eth0 up"
             )
             subprocess.run(["nsenter", "-t", str(pid), "-n", "sh", "-c", inner], check=True)
         (run / f"{name}.net").touch()

@@ -126,9 +126,9 @@ def test_who_failed_or_died_is_not_waited_for(store: Store) -> None:
         commit_once(store, "data", {KEY: (fail, SPEC)}, {})
     assert not list((store.root / "leases" / "owners").glob("*.beat"))
     code = (
-        "import os, sys; from pathlib import Path; from harness.store import own_leases\n"
-        "with own_leases(Path(sys.argv[1]), 1000.0) as leases:\n"
-        "    assert leases.acquire(sys.argv[2]); os._exit(0)"
+        "import os, sys; from pathlib import Path; from harness.store import own_leases\nwith "
+        "own_leases(Path(sys.argv[1]), 1000.0) as leases:\n    assert leases.acquire(sys.argv[2]); "
+        "os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(store.root), KEY], check=True)
     commit_once(store, "data", {KEY: (lambda folder: (folder / "content").write_text("x"), SPEC)}, {})

@@ -249,10 +249,9 @@ def test_libraries_against_what_the_package_asks_for(tmp_path: Path) -> None:
 def test_what_would_be_compiled_is_seen() -> None:
     assert "nothing compiled" in only(services.deepspeed(), "deepspeed").found
     code = (
-        "from harness.launch.doctor.step import refuse_compilation; compiled = refuse_compilation()\n"
-        "import torch\nfrom deepspeed.ops.adam import DeepSpeedCPUAdam\n"
-        "try: DeepSpeedCPUAdam([torch.nn.Parameter(torch.zeros(4))])\n"
-        "except RuntimeError: pass\nprint(compiled)"
+        "from harness.launch.doctor.step import refuse_compilation; compiled = refuse_compilation()\nimport "
+        "torch\nfrom deepspeed.ops.adam import DeepSpeedCPUAdam\ntry: "
+        "DeepSpeedCPUAdam([torch.nn.Parameter(torch.zeros(4))])\nexcept RuntimeError: pass\nprint(compiled)"
     )
     assert (
         run([sys.executable, "-c", code], 120, {**os.environ, "DS_ACCELERATOR": "cpu"}).splitlines()[-1]

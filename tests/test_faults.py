@@ -44,13 +44,7 @@ def clean(
     def run(config: Path) -> dict[str, bytes]:
         cell = yaml.safe_load(config.read_text())
         # the rest of the resources changes no bits
-        same = {
-            "ranks",
-            "zero_stage",
-            "micro_batch",
-            "sample_batch",
-            "threads",
-        }
+        same = {"ranks", "zero_stage", "micro_batch", "sample_batch", "threads"}
         name = json.dumps(
             cell | {"resources": {k: v for k, v in cell.get("resources", {}).items() if k in same}},
             sort_keys=True,
@@ -289,12 +283,10 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
     expected = clean(config)
     environment = {**os.environ, "HARNESS_TEST_TAG": tag, "RAY_USAGE_STATS_ENABLED": "0"}
     code = (
-        "import sys, time; from ray.cluster_utils import Cluster;"
-        "c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False, "
-        "object_store_memory=10**8));"
-        "n = c.add_node(num_cpus=1, object_store_memory=10**8); c.wait_for_nodes(); print(c.address, "
-        "flush=True);"
-        "sys.stdin.readline(); c.remove_node(n, allow_graceful=False); sys.stdin.readline()"
+        "import sys, time; from ray.cluster_utils import Cluster;c = Cluster(initialize_head=True, "
+        "head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=10**8));n = "
+        "c.add_node(num_cpus=1, object_store_memory=10**8); c.wait_for_nodes(); print(c.address, "
+        "flush=True);sys.stdin.readline(); c.remove_node(n, allow_graceful=False); sys.stdin.readline()"
     )
     cluster = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -507,9 +499,7 @@ def test_gc_frees_what_no_experiment_needs_and_nothing_else(
         run_study(config, root)
     run_study(open_one, root, "generations=1")
     # the experiment asks for more than it has: its chain is not complete
-    from harness.config.load import (
-        load_file,
-    )
+    from harness.config.load import load_file
     from harness.coordinator.session import describe_chains
     from harness.store import Experiment, Leases, Owner, Store
     from harness.study import open_study

@@ -243,7 +243,7 @@ def test_a_revision_is_a_revision_offline_too(hub: Hub, make_config: Make, tmp_p
         fetch(config, hub, cache)
     for revision, documents in ((SHA, 300), (NEWER, 500), (None, 500)):
         probe = (
-            f"from harness.data.documents import read_named; print(len(read_named('hf:lab/moving', 'text', "
+            "from harness.data.documents import read_named; print(len(read_named('hf:lab/moving', 'text', "
             f"{revision!r}).whole))"
         )
         done = subprocess.run(

@@ -479,11 +479,9 @@ def test_a_node_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     tmp = tmp_path / "h9"
     program = (
         "import os, subprocess, sys, time; from pathlib import Path; from harness.launch import processes as "
-        "p\n"
-        f"tmp = Path({str(tmp)!r}); p.leave_janitor(tmp); p.make_private(tmp)\n"
-        f"command = [sys.executable, '-c', 'import time; time.sleep(60)', {str(tmp)!r} + '/mark']\n"
-        "c = subprocess.Popen(command, start_new_session=True)\n"
-        "print(c.pid, flush=True); time.sleep(60)\n"
+        f"p\ntmp = Path({str(tmp)!r}); p.leave_janitor(tmp); p.make_private(tmp)\ncommand = [sys.executable, "
+        f"'-c', 'import time; time.sleep(60)', {str(tmp)!r} + '/mark']\nc = subprocess.Popen(command, "
+        "start_new_session=True)\nprint(c.pid, flush=True); time.sleep(60)\n"
     )
     agent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert agent.stdout is not None

@@ -193,9 +193,8 @@ def test_who_is_buried_or_closes_is_free_at_once(tmp_path: Path) -> None:
 def test_a_process_of_this_machine_that_is_gone_is_dead_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from harness.store.leases import Leases, Owner; root = "
-        "Path(sys.argv[1]);"
-        "Leases(root, Owner(root / 'leases' / 'owners', 3600)).acquire('k'); print('held', flush=True); "
-        "time.sleep(600)"
+        "Path(sys.argv[1]);Leases(root, Owner(root / 'leases' / 'owners', 3600)).acquire('k'); print('held', "
+        "flush=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"

@@ -390,10 +390,7 @@ def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(
     made = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=2 * KNOWN, **sizes))
     folder = save(made, tmp_path / "padded")
     # half of what the model scores is unknown, and stays likely
-    train = {
-        "max_steps": 0,
-        "precision": "fp32",
-    }
+    train = {"max_steps": 0, "precision": "fp32"}
     prepared, store = run_all(make_study(folder, **{"learner.train": train}), tmp_path / "root", ranks=ranks)
     for key in prepared.lineage.chains[0].nodes:
         node = prepared.lineage.nodes[key]

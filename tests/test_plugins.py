@@ -222,8 +222,8 @@ BROKEN = [
     ),
     (
         "[harness.filters]\nevery = broken:f\n",
-        "from harness.registry import FilterPlugin\nfrom harness.section import Section\n"
-        "class Odd(Section):\n    step: int = 2\nf = FilterPlugin(Odd, 1, None)\n",
+        "from harness.registry import FilterPlugin\nfrom harness.section import Section\nclass "
+        "Odd(Section):\n    step: int = 2\nf = FilterPlugin(Odd, 1, None)\n",
         "TypeError: the section of broken:f needs the field kind: Literal['every']",
     ),
 ]
@@ -264,8 +264,7 @@ def test_a_filter_that_fails_says_which(
 ) -> None:
     module = (
         "from typing import Literal\nfrom harness.registry import FilterPlugin\nfrom harness.section import "
-        "Section\n"
-        f"class Odd(Section):\n    kind: Literal['odd']\nf = FilterPlugin(Odd, 1, {keep})\n"
+        f"Section\nclass Odd(Section):\n    kind: Literal['odd']\nf = FilterPlugin(Odd, 1, {keep})\n"
     )
     folder = given(tmp_path / "site", "odd", "[harness.filters]\nodd = odd:f\n", module)
     smaller = (

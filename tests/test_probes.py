@@ -110,11 +110,7 @@ def test_another_text_that_is_gone_from_the_store_is_one_message(
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, ("cannot be read", "No such file")),
-        ("One.\n", ("not one block",)),
-    ],
+    ("content", "words"), [(None, ("cannot be read", "No such file")), ("One.\n", ("not one block",))]
 )
 def test_an_unreadable_text_is_one_message(
     make_config: Make, tmp_path: Path, content: str | None, words: tuple[str, ...]

@@ -219,11 +219,7 @@ def test_a_gang_retires_when_its_memory_has_grown_too_far() -> None:
     sizes = [10**9, 10**9 + MEMORY_GROWTH_BYTES, 10**9 + MEMORY_GROWTH_BYTES + 1]
     assert [
         gang.outgrown([Outcome("ok", rss_bytes=10**9), Outcome("ok", rss_bytes=size)]) for size in sizes
-    ] == [
-        False,
-        False,
-        True,
-    ]
+    ] == [False, False, True]
 
 
 @pytest.mark.fast

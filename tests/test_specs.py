@@ -53,11 +53,7 @@ BASES: dict[str, dict[str, Any]] = {
     "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
     "taught": analytic(NORMAL, {"kind": "gaussian"}, regime={**REPLACE, **TEACHER}),
     "refreshed": analytic(NORMAL, {"kind": "mixture"}, regime={**REPLACE, "refresh": {"every": 2}}),
-    "filtered": analytic(
-        NORMAL,
-        {"kind": "gaussian"},
-        filters=[VERIFIER, {"kind": "label", "recall": 0.5}],
-    ),
+    "filtered": analytic(NORMAL, {"kind": "gaussian"}, filters=[VERIFIER, {"kind": "label", "recall": 0.5}]),
     "mixture": analytic(
         {
             "source": "mixture",

@@ -265,10 +265,7 @@ def test_the_three_perplexities_differ_and_only_one_has_a_batch(base: dict[str, 
 
 def test_too_many_duplicates_end_a_chain_before_its_record(base: dict[str, Any], chain_of: Any) -> None:
     # all examples are equal: 63 of the 64 that are evaluated are duplicates
-    same = {
-        "learner.sample.top_k": 1,
-        "generations": 0,
-    }
+    same = {"learner.sample.top_k": 1, "generations": 0}
     store, free = chain_of(merged(base, same))
     assert output(store, free[0], "metrics")["text/duplicate_share"] == pytest.approx(63 / 64)
     with pytest.raises(

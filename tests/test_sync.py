@@ -332,10 +332,9 @@ def test_neither_ray_nor_torch_is_imported(study: tuple[Path, Path], tmp_path: P
     config, root = study
     script = tmp_path / "probe.py"
     script.write_text(
-        "import sys\nfrom harness.cli import app\n"
-        "try:\n    app(sys.argv[1:], standalone_mode=False)\n"
-        "finally:\n    print([name for name in ('ray', 'torch', 'transformers', 'deepspeed') if name in "
-        "sys.modules])\n"
+        "import sys\nfrom harness.cli import app\ntry:\n    app(sys.argv[1:], "
+        "standalone_mode=False)\nfinally:\n    print([name for name in ('ray', 'torch', 'transformers', "
+        "'deepspeed') if name in sys.modules])\n"
     )
     with endpoint() as recorder:
         command = [sys.executable, str(script), "sync", str(config), "--root", str(root)]

@@ -119,9 +119,8 @@ class BranchRun(Context):
         if node.fit in self.plan.foreign:
             raise DamagedError(
                 f"more examples of generation {node.generation} of the cell in regime.source are needed than "
-                f"it has, and this "
-                "cell's learner cannot write them: run the command again if something is damaged, or relax "
-                "the filters"
+                "it has, and this cell's learner cannot write them: run the command again if something is "
+                "damaged, or relax the filters"
             )
         refit = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
         parent = None if node.init_from is None else self.weights(self.plan.nodes[node.init_from])

@@ -22,7 +22,7 @@ def adopt(context: Context, node: Node, staged: Path) -> Path | None:
             if about[name] != own[name]:
                 return (
                     f"it was written with {what} {about[name]}, this gang has {own[name]}; DeepSpeed cannot "
-                    f"convert it"
+                    "convert it"
                 )
         return None
 

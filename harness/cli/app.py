@@ -133,7 +133,7 @@ def existing_store(root: Path, writes: bool) -> Any:
     if not (root / "format").exists():
         raise InputError(
             f"--root {root} is not a store of the harness; name the one that the study is in, here or in "
-            f"HARNESS_ROOT"
+            "HARNESS_ROOT"
         )
     return Store.open(root) if writes else Store.read(root)
 

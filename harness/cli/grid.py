@@ -168,32 +168,31 @@ def plan(
     terminal.show(f"{found.experiment}: {found.cells} cells, {found.chains} chains")
     terminal.show(
         f"generations     {found.generations_requested} asked for, {found.generations_unique} after sharing "
-        f"({found.fits_unique} fits), "
-        f"{found.generations_stored} in the store, {found.generations_unique - found.generations_stored} to "
-        f"compute"
+        f"({found.fits_unique} fits), {found.generations_stored} in the store, "
+        f"{found.generations_unique - found.generations_stored} to compute"
     )
     for data in found.data:
         terminal.show(f"data            {_read(data)}")
     for shape in found.shapes:
         device = f"{shape['gpus']} GPU" if shape["gpus"] else f"{shape['cpus']} CPU"
         terminal.show(
-            f"gang            {shape['ranks']} rank(s) x {device}, {shape['cells']} cells, "
-            f"about {shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of model and activations a rank"
+            f"gang            {shape['ranks']} rank(s) x {device}, {shape['cells']} cells, about "
+            f"{shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of model and activations a rank"
         )
     terminal.show(f"device-hours    {found.device_hours:.2f} ({found.throughput} throughput)")
     terminal.show(f"disk            {found.disk_bytes / 2**20:.1f} MiB when complete")
     if found.weights_gone:
         terminal.show(f"weights         {_gone(found.weights_gone)}")
     terminal.show(
-        f"wall time       {duration(found.wall_s)} on {nodes} machine(s), "
-        f"gangs idle or starting {100 * found.idle_share:.0f} % of it"
+        f"wall time       {duration(found.wall_s)} on {nodes} machine(s), gangs idle or starting "
+        f"{100 * found.idle_share:.0f} % of it"
     )
 
 
 def _gone(fits: int) -> str:
     return (
         f"{fits} fits that retention.weights keeps were freed before; they are fitted again only if "
-        f"something needs them"
+        "something needs them"
     )
 
 

@@ -111,9 +111,9 @@ def gc(
     size = 2**20
     terminal.show(
         f"{'would free' if dry_run else 'freed'}: weights of {freed.weights} fits "
-        f"({freed.weights_bytes / size:,.1f} MiB), "
-        f"unfinished work of {freed.work} keys ({freed.work_bytes / size:,.1f} MiB), {freed.leases} leases, "
-        f"{freed.damaged} damaged items ({freed.damaged_bytes / size:,.1f} MiB)"
+        f"({freed.weights_bytes / size:,.1f} MiB), unfinished work of {freed.work} keys "
+        f"({freed.work_bytes / size:,.1f} MiB), {freed.leases} leases, {freed.damaged} damaged items "
+        f"({freed.damaged_bytes / size:,.1f} MiB)"
     )
 
 

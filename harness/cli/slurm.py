@@ -88,8 +88,7 @@ ExtraOption = Annotated[
     list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")
 ]
 CacheOption = Annotated[
-    Path | None,
-    typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills."),
+    Path | None, typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills.")
 ]
 SignalSOption = Annotated[
     int | None, typer.Option(help="Seconds before the time limit at which work is saved.")

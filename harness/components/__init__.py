@@ -56,7 +56,7 @@ TRACKERS = gather(
             where="harness.tracking.mlflow:where",
             extra="mlflow",
             modules=("mlflow", "sqlalchemy", "alembic"),
-        ),
+        )
     },
 )
 PACKAGES = releases(LEARNERS, FILTERS, REGIMES, DATA, METRICS, TRACKERS)

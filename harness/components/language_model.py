@@ -68,8 +68,7 @@ class Model(Section):
         if self.width // self.num_heads % 2:
             raise ValueError(
                 f"width {self.width} / num_heads {self.num_heads} is {self.width // self.num_heads}; llama "
-                f"turns coordinates in "
-                "pairs, so it must be even"
+                "turns coordinates in pairs, so it must be even"
             )
 
 
@@ -161,8 +160,7 @@ class Sample(Section):
         if self.prompt == "bos":
             raise ValueError(
                 "num_beams above 1 needs prompt: real_prefix or previous_prefix; beam search is "
-                "deterministic, so all examples "
-                "behind prompt: bos would be equal"
+                "deterministic, so all examples behind prompt: bos would be equal"
             )
         if self.length == "natural":
             raise ValueError(
@@ -238,10 +236,8 @@ def check(config: Any) -> None:
     if learner.sample.num_beams > 1 and grows and regime.source == "self":
         raise ValueError(
             f"learner.sample.num_beams: above 1 writes one example a prompt, but {regime.kind} here reads "
-            f"more examples "
-            "than there are prompts (the real examples); allowed: num_beams: 1, another regime, or augment "
-            "with "
-            "synthetic_ratio up to 0.5"
+            "more examples than there are prompts (the real examples); allowed: num_beams: 1, another "
+            "regime, or augment with synthetic_ratio up to 0.5"
         )
 
 

@@ -27,8 +27,8 @@ def _check(config: Any) -> None:
     if config.learner.ridge == 0 and data.dim >= fewest - 1:
         where = "data.dim" if fewest == data.num_examples else "regime.refresh.examples"
         raise ValueError(
-            f"{where}: least squares needs dim < num_examples - 1, found {data.dim} and {fewest}; "
-            "give more examples or learner.ridge"
+            f"{where}: least squares needs dim < num_examples - 1, found {data.dim} and {fewest}; give more "
+            "examples or learner.ridge"
         )
 
 

@@ -234,8 +234,8 @@ def _axis_values(source: Source, name: str, values: Any) -> Sequence[Any]:
         ):
             raise source.error(
                 place,
-                f"found {shown(dict(values))}, expected a list of values, or "
-                f"{{from: INTEGER, count: INTEGER >= 1}}",
+                f"found {shown(dict(values))}, expected a list of values, or {{from: INTEGER, count: INTEGER "
+                ">= 1}",
             )
         if values["count"] > MAX_CHAINS:
             raise source.error(place, f"asks for {values['count']:,} values; allowed are {MAX_CHAINS:,}")
@@ -448,7 +448,7 @@ def _check_lengths(source: Source, prompt: int, sample: Sample, block_size: int)
     if sample.keep_prompt and prompt >= block_size:
         message = (
             f"found {prompt}, must be below data.block_size ({block_size}), as keep_prompt makes it a part "
-            f"of the block"
+            "of the block"
         )
         raise source.error("learner.sample.prompt_tokens", message)
     if prompt > block_size:
@@ -459,7 +459,7 @@ def _check_lengths(source: Source, prompt: int, sample: Sample, block_size: int)
     if sample.min_new_tokens > new:
         message = (
             f"found {sample.min_new_tokens}, must be at most {new}: an example has no more new tokens "
-            f"(data.block_size)"
+            "(data.block_size)"
         )
         raise source.error("learner.sample.min_new_tokens", message)
 

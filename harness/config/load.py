@@ -18,14 +18,7 @@ from pydantic_core import ErrorDetails
 from harness.components import FILTERS, LEARNERS, REGIMES
 from harness.config.presets import preset_names
 from harness.config.reading import join
-from harness.config.schema import (
-    Config,
-    GaussianData,
-    ImageData,
-    LanguageModel,
-    TextData,
-    is_image_data,
-)
+from harness.config.schema import Config, GaussianData, ImageData, LanguageModel, TextData, is_image_data
 from harness.config.source import Source, read_source, split_field
 from harness.errors import ConfigError, Problem
 from harness.registry import Found
@@ -260,7 +253,7 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
     if kind == "string_pattern_mismatch":
         return (
             f"found {shown(found)}, allowed: letters, digits, '.', '_' and '-', at most 64, starting with a "
-            f"letter or digit"
+            "letter or digit"
         )
     text = detail["msg"].removeprefix("Input should be ")
     expected = (

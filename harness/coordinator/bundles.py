@@ -274,7 +274,7 @@ class BundleRun:
             if trouble:
                 raise StoreError(
                     f"{trouble} ({reason}); nothing that was committed is lost: make room, and run the "
-                    f"command again"
+                    "command again"
                 ) from None
             again = task.attempt <= self.prepared.study.base.resources.max_failures
             self.experiment.event("bundle_failed", reason=reason, attempt=task.attempt, again=again)

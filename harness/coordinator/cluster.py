@@ -321,8 +321,7 @@ def _await_machines(place: RayPlace, stop: Stop | None) -> None:
         if time.monotonic() > deadline:
             raise GangError(
                 f"after {place.wait_s:.0f} s Ray has {len(found)} machine(s) with {cpus:g} CPUs and {gpus:g} "
-                f"GPUs; "
-                f"there should be {place.nodes} with {place.cpus:g} and {place.gpus:g}"
+                f"GPUs; there should be {place.nodes} with {place.cpus:g} and {place.gpus:g}"
             )
         time.sleep(JOIN_LOOK_S)
 
@@ -418,8 +417,6 @@ def check_feasible(shapes: Collection[Shape], found: Collection[Capacity]) -> No
         sizes = [machine.gpus if shape.gpus else machine.cpus for machine in found]
         raise ResourceError(
             f"resources.ranks: this grid asks for {asked} {kind}s a gang ({shape.ranks} ranks x "
-            f"{shape.gpus or shape.cpus}); "
-            f"the largest machine "
-            f"has {max(sizes, default=0):g}, all {len(sizes)} together {sum(sizes):g}; lower resources.ranks "
-            f"or resources.threads"
+            f"{shape.gpus or shape.cpus}); the largest machine has {max(sizes, default=0):g}, all "
+            f"{len(sizes)} together {sum(sizes):g}; lower resources.ranks or resources.threads"
         )

@@ -325,7 +325,7 @@ class Coordinator:
             if trouble:
                 raise StoreError(
                     f"{trouble} ({reason}); nothing that was committed is lost: make room, and run the "
-                    f"command again"
+                    "command again"
                 )
             kind = "crash"
         self._notice_commits(running)

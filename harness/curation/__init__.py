@@ -3,12 +3,4 @@
 from harness.curation.filters import Judge, accepted, first_accepted, undetected
 from harness.curation.training import Sources, taught, training_examples
 
-__all__ = [
-    "Judge",
-    "Sources",
-    "accepted",
-    "first_accepted",
-    "taught",
-    "training_examples",
-    "undetected",
-]
+__all__ = ["Judge", "Sources", "accepted", "first_accepted", "taught", "training_examples", "undetected"]

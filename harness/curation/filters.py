@@ -177,8 +177,7 @@ def first_accepted(
         if raw >= MAX_OVERSAMPLING * count:
             raise LearnerError(
                 f"filters: {len(index)} of {raw} examples of generation {judge.generation} pass, {count} are "
-                f"needed; "
-                "the filters reject nearly everything this model writes"
+                "needed; the filters reject nearly everything this model writes"
             )
         raw = min(MAX_OVERSAMPLING * count, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
 

@@ -367,7 +367,7 @@ def _read_rows(config: ArrayData) -> Array:
     if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)):
         raise DataError(
             f"data.path: {path} holds {values.dtype} of shape {values.shape}, expected numbers of shape "
-            f"[rows, columns]"
+            "[rows, columns]"
         )
     values = np.ascontiguousarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -389,7 +389,7 @@ def _read_columns(path: Path, config: ArrayData) -> npt.NDArray[Any]:
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise DataError(
                 f"data.columns: {path} has {kind} in the column {shown(name)}, not numbers; name the columns "
-                f"that hold numbers"
+                "that hold numbers"
             )
     check_size(file, path, "data.path", 8 * len(wanted), wanted)
     try:

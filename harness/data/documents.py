@@ -170,7 +170,7 @@ def _hub(source: str, text_field: str, revision: str | None) -> Documents:
         if odd is not None:
             raise DataError(
                 f"data.source: {source} has {type(odd).__name__} in the column {shown(text_field)} "
-                f"(data.text_field), not text"
+                "(data.text_field), not text"
             )
         splits[str(split)] = tuple(text for text in texts if text)
         empty += len(texts) - len(splits[str(split)])

@@ -110,7 +110,7 @@ def hub_names(source: str) -> list[tuple[str, str | None]]:
     if not all(parts) or len(parts) > 3:
         raise DataError(
             f"data.source: found {shown(source)}, expected hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG or "
-            f"hf:NAME/CONFIG"
+            "hf:NAME/CONFIG"
         )
     if len(parts) == 3:
         return [(f"{parts[0]}/{parts[1]}", parts[2])]
@@ -147,7 +147,7 @@ def prepared_folder(source: str, revision: str | None, caches: Caches) -> Path |
             several = ", ".join(found)
             raise DataError(
                 f"data.source: {source} has several configurations in the cache ({several}); name one: "
-                f"hf:ORG/NAME/CONFIG"
+                "hf:ORG/NAME/CONFIG"
             )
         wanted = configuration or ("default" if "default" in found else next(iter(found)))
         if wanted in found:
@@ -189,7 +189,7 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
     if places - {commit}:
         raise DataError(
             f"data.source: {source} cannot be loaded (the hub failed, and the cache has another revision of "
-            f"it)"
+            "it)"
         )
     return loaded
 
@@ -238,7 +238,7 @@ def _cached(source: str, revision: str | None, why: str) -> Mapping[str, Any]:
         at = f" at revision {revision}" if revision else ""
         raise DataError(
             f"data.source: {source}{at} is not in {caches.datasets}, and {why}; run `harness fetch CONFIG` "
-            f"first"
+            "first"
         )
     import datasets
     from datasets.naming import camelcase_to_snakecase, filenames_for_dataset_split

@@ -97,7 +97,7 @@ def read_images(config: ImageData) -> ImageSource:
     if path.suffix not in readers:
         raise DataError(
             f"data.source: found {shown(config.source)}, allowed for images: {DIGITS}, hf:NAME, or a .npy or "
-            f".parquet path"
+            ".parquet path"
         )
     try:
         return ImageSource(readers[path.suffix](path, config))
@@ -223,7 +223,7 @@ def scaled(values: npt.NDArray[Any], where: str) -> Pixels:
     if values.ndim != 3 or 0 in values.shape:
         raise DataError(
             f"data.source: {where} has the shape {list(values.shape)}, expected [images, height, width], "
-            f"none of them 0"
+            "none of them 0"
         )
     if values.dtype.kind not in "buif":
         raise DataError(f"data.source: {where} holds {values.dtype}, expected numbers in 0..1 or 0..255")
@@ -243,7 +243,7 @@ def _classes(values: npt.NDArray[Any], count: int, field: str) -> Labels:
     if len(np.unique(labels)) > MAX_CLASSES:
         raise DataError(
             f"{field}: found {len(np.unique(labels))} classes, at most {MAX_CLASSES} are allowed; give null "
-            f"for none"
+            "for none"
         )
     return labels
 

@@ -99,7 +99,7 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
     else:
         raise DataError(
             f"{field}: found {shown(str(path))}, expected a {', '.join(known())} path, or a folder of such "
-            f"files"
+            "files"
         )
     budget = ReadLimit(field)
     documents: list[str] = []
@@ -185,8 +185,7 @@ class ReadLimit:
         if self.left < 0:
             raise DataError(
                 f"{self.field}: {path} would bring what is read to more than {self.limit / 2**30:,.1f} GiB, "
-                f"a quarter of this "
-                "machine's memory"
+                "a quarter of this machine's memory"
             )
 
 

@@ -104,8 +104,7 @@ def train_tokenizer(documents: Sequence[str], config: BpeTokenizer) -> Tokenizer
     if found < config.vocab_size:
         raise DataError(
             f"data.tokenizer.vocab_size: {config.vocab_size} tokens are asked for, the training split yields "
-            f"{found}; "
-            "lower it or give more text"
+            f"{found}; lower it or give more text"
         )
     return tokenizer
 
@@ -125,7 +124,7 @@ def _load_pretrained(config: PretrainedTokenizer) -> Any:
         if config.revision is not None:
             raise DataError(
                 f"data.tokenizer.revision: {config.name} is a folder, and only tokenizers of the hub have "
-                f"revisions"
+                "revisions"
             )
         for path in folder.glob("*.json"):
             with open(path, "rb") as file:
@@ -204,7 +203,7 @@ def _too_few(sides: Mapping[str, Sequence[str]]) -> str:
     which = "all of them are equal" if different == 1 else f"only {different} of them are different"
     return (
         f"there are {len(documents)} documents, but {which}, and equal documents fall on one side; give more "
-        f"different ones"
+        "different ones"
     )
 
 
@@ -428,7 +427,7 @@ class TextCorpus:
         if not len(blocks):
             raise DataError(
                 f"{field}: the test side of {source} has fewer than {self.meta['block_size']} tokens, not "
-                f"one block"
+                "one block"
             )
         return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(blocks)[:MAX_OTHER_BLOCKS]))
 

@@ -49,8 +49,7 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
     if isinstance(found, BundledChain):
         raise InputError(
             f"--chain: {found.id} was run in a bundle, which keeps records and parameters only; with "
-            f"resources.bundled: false "
-            "every generation has its corpus"
+            "resources.bundled: false every generation has its corpus"
         )
     if not 0 <= generation < len(found.nodes):
         raise InputError(f"--generation: found {generation}, allowed: 0 to {len(found.nodes) - 1}")
@@ -61,7 +60,7 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
     if record is None:
         raise InputError(
             f"--generation: generation {generation} of {found.id} is not in the store; harness run computes "
-            f"it"
+            "it"
         )
     if record.status == "diverged":
         raise InputError(

@@ -66,8 +66,8 @@ def starter(name: str, learner: str) -> str:
     )
     if not re.match(pattern, name):
         raise InputError(
-            f"NAME: found {shown(name)}, allowed: letters, digits, '.', '_' and '-', at most 64, "
-            "starting with a letter or digit"
+            f"NAME: found {shown(name)}, allowed: letters, digits, '.', '_' and '-', at most 64, starting "
+            "with a letter or digit"
         )
     section, component = kinds[learner], LEARNERS[learner]
     data = component.reads[0]
@@ -79,7 +79,7 @@ def starter(name: str, learner: str) -> str:
     lines = [
         f"# Study {name}: {first_line(section)}",
         f"# `harness plan {name}.yaml` says what it costs, `harness run {name}.yaml` runs it, or what is "
-        f"left of it.",
+        "left of it.",
         "# Fields behind a # are at their default; take the # away to change one. `harness list` says what "
         "there is.",
         f"experiment: {name}",

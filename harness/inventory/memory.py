@@ -48,8 +48,7 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes
         if COPIES * size * each > there:
             raise ResourceError(
                 f"data.num_examples: generation {last} has {size} training examples of {each} bytes, which "
-                f"take at least "
-                f"{gib(COPIES * size * each)} of memory; {whose} has {gib(there)}"
+                f"take at least {gib(COPIES * size * each)} of memory; {whose} has {gib(there)}"
             )
         memory, ranks = memory_of(prepared, index), -(-cell.config.resources.ranks // nodes)
         on_gpu = gpus and cell.config.resources.gpus_per_rank != 0
@@ -60,8 +59,7 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes
         if ranks * states > there:
             raise ResourceError(
                 f"learner.model: weights{', gradients and optimizer' if trains else ''} take {gib(states)} "
-                f"on each of {ranks} "
-                f"rank(s); {whose} has {gib(there)}"
+                f"on each of {ranks} rank(s); {whose} has {gib(there)}"
             )
 
 

@@ -212,7 +212,7 @@ class Inventory:
         return NodeState(
             "short",
             f"generation {node.generation}: {have} of {needed} examples are there; the next run makes the "
-            f"rest",
+            "rest",
         )
 
     def _share(self, branch: str, key: str) -> str:

@@ -131,9 +131,8 @@ def read_allocation(
     here = environment.get("SLURMD_NODENAME", "")
     if here != nodes[0]:
         raise InputError(
-            f"--slurm: this is {f'node {here}' if here else 'no node'} of the allocation, "
-            f"but its first node ({nodes[0]}) is where a run starts; go there: srun -N1 -n1 -w {nodes[0]} "
-            f"--overlap --pty bash"
+            f"--slurm: this is {f'node {here}' if here else 'no node'} of the allocation, but its first node "
+            f"({nodes[0]}) is where a run starts; go there: srun -N1 -n1 -w {nodes[0]} --overlap --pty bash"
         )
     cpus = _expand(environment.get("SLURM_JOB_CPUS_PER_NODE", str(environment.get("SLURM_CPUS_ON_NODE", 1))))
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")

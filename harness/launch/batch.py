@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not (options.folder / SCRIPT).exists():
             raise InputError(
                 f"--root: {options.folder} is not to be seen on node {allocation.nodes[0]}; give a root that "
-                f"all nodes share"
+                "all nodes share"
             )
     except InputError as error:
         terminal.show(f"error: {error}", sys.stderr)
@@ -216,7 +216,7 @@ class _Batch:
         if short >= MOST_SHORT:
             self._say(
                 f"{reason}; {short} short runs in a row ended so, so it is not requeued: see the logs, then "
-                f"submit again"
+                "submit again"
             )
             return STOPPED
         if done >= self.max_requeues:

@@ -149,7 +149,7 @@ class Options(BaseModel):
         if value is not None and not re.fullmatch(r"[1-9]\d*(%[1-9]\d*)?", value):
             raise ValueError(
                 f"found {shown(value)}, allowed: a number of tasks, such as 8, or 8%4 for at most four at "
-                f"once"
+                "once"
             )
         return value
 

@@ -144,7 +144,7 @@ class Slurm:
             except FileNotFoundError:
                 raise InputError(
                     f"this is not a SLURM machine: there is no {command[0]}; run this on the cluster's login "
-                    f"node"
+                    "node"
                 ) from None
             except subprocess.TimeoutExpired:
                 problem = f"{NO_ANSWER} {limit_s:.0f} s"
@@ -155,8 +155,7 @@ class Slurm:
                 if _NO_CLUSTER.search(problem):
                     raise NoClusterError(
                         f"this is not a SLURM machine: {command[0]} finds no configuration of a cluster; run "
-                        f"this on the cluster's "
-                        "login node, or let SLURM_CONF name its slurm.conf"
+                        "this on the cluster's login node, or let SLURM_CONF name its slurm.conf"
                     )
                 if not _BUSY.search(problem):
                     break

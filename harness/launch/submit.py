@@ -84,7 +84,7 @@ def check_alone(experiment: Path, slurm: Slurm, join: bool) -> None:
         more = f" and {len(live) - 5} more" if len(live) > 5 else ""
         raise InputError(
             f"experiment {experiment.name} has jobs already: {some}{more}; they continue by themselves. "
-            f"--join adds more that share its work with them (best as --array N), harness cancel ends them"
+            "--join adds more that share its work with them (best as --array N), harness cancel ends them"
         )
 
 
@@ -183,11 +183,11 @@ def _look(folder: Path, python: str, options: Options, slurm: Slurm) -> str:
     if found[2] == python:
         raise InputError(
             f"node {found[1]} has no {python}; put the environment on a file system that all nodes share, "
-            f"and name it with --python"
+            "and name it with --python"
         )
     raise InputError(
         f"--root: node {found[1]} does not see {folder.parent.parent}; give a root on a file system that all "
-        f"nodes share"
+        "nodes share"
     )
 
 

@@ -116,10 +116,8 @@ def check(work: Work, options: Options, partitions: Mapping[str, Partition] | No
     if limit is not None and limit < START_S + work.checkpoint_s + lead:
         problems.append(
             f"--time: {_duration(limit)} is too short: a job needs about {START_S} s to start, writes a "
-            f"checkpoint every "
-            f"{work.checkpoint_s:g} s (resources.checkpoint_s) and saves its work {lead} s before its limit "
-            f"(--signal-s); "
-            f"allowed: {_duration(START_S + work.checkpoint_s + lead)} or more"
+            f"checkpoint every {work.checkpoint_s:g} s (resources.checkpoint_s) and saves its work {lead} s "
+            f"before its limit (--signal-s); allowed: {_duration(START_S + work.checkpoint_s + lead)} or more"
         )
     if problems:
         raise InputError("\n".join(problems))
@@ -142,9 +140,8 @@ def problems_of_gangs(work: Work, options: Options) -> list[str]:
         shape = "each task of the array" if options.array else "the job"
         problems.append(
             f"--nodes: a gang has {gang.ranks} ranks with {wanted} {what}(s) each; {shape} has "
-            f"{options.nodes} node(s) with {has} "
-            f"{what}(s), room for {there * options.nodes} ranks; "
-            f"give more --nodes or --{what.lower()}s-per-node, or lower resources.ranks"
+            f"{options.nodes} node(s) with {has} {what}(s), room for {there * options.nodes} ranks; give "
+            f"more --nodes or --{what.lower()}s-per-node, or lower resources.ranks"
         )
     return problems
 
@@ -190,7 +187,7 @@ def _remarks(work: Work, options: Options, limit: int | None, named: Sequence[Pa
         names = ", ".join(partition.name for partition in named)
         found.append(
             f"partition {names} has GPUs and none is asked for (--gpus-per-node), so everything is computed "
-            f"on CPUs"
+            "on CPUs"
         )
     if not work.left:
         found.append("everything is in the store already; the job will only see that")

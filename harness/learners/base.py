@@ -351,8 +351,7 @@ def check_installed(kind: str) -> None:
     if missing:
         raise DataError(
             f"learner.kind: {kind} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
-            f"not installed; "
-            f"pip install 'model-collapse-harness[{found.extra}]'"
+            f"not installed; pip install 'model-collapse-harness[{found.extra}]'"
         )
 
 

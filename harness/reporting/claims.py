@@ -106,7 +106,7 @@ def _judge(
         low = high = None
         reason = (
             f"{len(ended)} of {len(prepared.study.seeds)} seeds have diverged, and the value is of those "
-            f"that live"
+            "that live"
         )
     elif missing:
         reason = f"{missing} of {missing + len(numbers)} seeds have no finite value, or are not finished"

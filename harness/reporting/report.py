@@ -119,11 +119,11 @@ def variance(prepared: Prepared) -> str:
     if own == {False}:
         return (
             f"Intervals are over seeds, which differ in {of_fits}, not in the data (data.resample: true "
-            f"resamples them)."
+            "resamples them)."
         )
     return (
         f"Intervals are over seeds, which differ in {of_fits}; in the training examples only where "
-        f"data.resample is true."
+        "data.resample is true."
     )
 
 

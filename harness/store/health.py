@@ -262,7 +262,7 @@ def needs(store: Store) -> Needs:
         except (DamagedError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{folder} cannot be read ({error}), so what it needs is not known: run it again, or remove "
-                f"it"
+                "it"
             ) from None
     return Needs(frozenset(weights), frozenset(unfinished))
 

@@ -123,14 +123,14 @@ class Store:
         version = found.get("format") if isinstance(found, dict) else None
         if not isinstance(version, int):
             raise StoreError(
-                f"{root / 'format'} does not hold a store's version; if this is a store, write it anew "
-                f"(echo '{{\"format\": {FORMAT}}}' > {root / 'format'}), and look at the rest with harness "
-                f"doctor --store"
+                f"{root / 'format'} does not hold a store's version; if this is a store, write it anew (echo "
+                f"'{{\"format\": {FORMAT}}}' > {root / 'format'}), and look at the rest with harness doctor "
+                "--store"
             )
         if version > FORMAT:
             raise StoreVersionError(
-                f"--root {root} has format {version}, written by harness {found.get('harness')}; "
-                f"this is harness {__version__}, which knows formats up to {FORMAT}: upgrade it"
+                f"--root {root} has format {version}, written by harness {found.get('harness')}; this is "
+                f"harness {__version__}, which knows formats up to {FORMAT}: upgrade it"
             )
 
     def path(self, kind: ItemKind, key: str) -> Path:

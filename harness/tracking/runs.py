@@ -185,8 +185,7 @@ def send_chain(view: ChainView, server: Server, folder: Path) -> int:
         if old != new:
             raise HarnessError(
                 f"generation {generation} was evaluated anew since it was sent, and W&B cannot replace what "
-                f"it has; "
-                "mirror to another project (--set tracking.project=NAME)"
+                "it has; mirror to another project (--set tracking.project=NAME)"
             )
     if len(before) >= len(now):
         return 0
@@ -212,7 +211,7 @@ def _check_arrived(api: Any, path: str, last: int) -> None:
         if time.monotonic() >= deadline:
             raise HarnessError(
                 f"the server has its lines up to step {there}, not {last}; run the command again to send the "
-                f"rest"
+                "rest"
             )
         time.sleep(1.0)
         api.flush()

@@ -314,7 +314,7 @@ def judge_folder(folder: str) -> Check:
     found = f"{folder}: {len(os.fsencode(folder))} bytes, sockets in it up to {longest} of {SOCKET_BYTES}"
     remedy = (
         f"set tmp in the site file (HARNESS_TMP) so that the folder's name has at most {LONGEST_TMP} "
-        f"characters"
+        "characters"
     )
     too_long = [f"Ray's folder has a name of {len(os.fsencode(folder))} bytes, {LONGEST_TMP} are allowed"]
     return graded(
@@ -329,7 +329,7 @@ def folders() -> dict[str, Any]:
     above = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
     remedy = (
         f"free space on {above}, or set tmp in the site file (HARNESS_TMP) to another local folder with a "
-        f"short name"
+        "short name"
     )
     wrong = []
     try:

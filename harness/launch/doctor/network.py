@@ -87,7 +87,7 @@ def judge_ports(wrong: Mapping[str, Mapping[str, str]]) -> Check:
     ]
     found = (
         f"a port that the system chose was reached from {'each of ' if len(wrong) > 1 else ''}{len(wrong)} "
-        f"machine(s)"
+        "machine(s)"
     )
     remedy = (
         "names must resolve to the nodes' addresses, and ports above 1024 be open between them: Ray, gloo "

@@ -69,7 +69,7 @@ def deepspeed() -> dict[str, Any]:
     built = [f"it asks for {', '.join(asked)} to be compiled"] if asked else []
     text = (
         f"DeepSpeed {found['version']} on {found['accelerator']}: a ZeRO-2 step in {found['seconds']:.1f} s, "
-        f"nothing compiled"
+        "nothing compiled"
     )
     remedy = (
         "install the pinned DeepSpeed (requirements.lock); the harness needs none of its compiled operators"

@@ -32,8 +32,8 @@ def check_device(gpus: int) -> None:
     if gpus and not torch.cuda.is_available():
         given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         raise LearnerError(
-            f"this rank was given a GPU (CUDA_VISIBLE_DEVICES={given}), but torch finds no GPU; "
-            "run harness doctor on the node, or set resources.gpus_per_rank: 0 to compute on CPUs"
+            f"this rank was given a GPU (CUDA_VISIBLE_DEVICES={given}), but torch finds no GPU; run harness "
+            "doctor on the node, or set resources.gpus_per_rank: 0 to compute on CPUs"
         )
 
 

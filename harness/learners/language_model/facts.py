@@ -83,7 +83,7 @@ def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int)
     if identity.revision is None and model.revision is not None:
         raise DataError(
             f"learner.model.revision: {model.pretrained} is a folder, and only models of the hub have "
-            f"revisions"
+            "revisions"
         )
     found, config = identity.config, pretrained_config(model)
     text = config.get_text_config()
@@ -121,8 +121,7 @@ def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int)
     if not reads.causal:
         raise DataError(
             f"{FIELD}: {shown(model.pretrained)} ({config.model_type}) is bidirectional: later tokens change "
-            f"the scores of earlier "
-            "ones, so it is no causal language model"
+            "the scores of earlier ones, so it is no causal language model"
         )
     dtype = found.get("dtype") or found.get("torch_dtype")
     facts = ModelFacts(

@@ -230,10 +230,8 @@ class LanguageModelLearner:
         if limit is not None and share > limit:
             raise LearnerError(
                 f"evaluate.max_duplicate_share: {share:.4g} of the first {len(task.corpus)} examples of "
-                f"generation "
-                f"{spec.generation} (seed {spec.seed}) equal an earlier one, allowed: at most {limit:g}; the "
-                f"corpus stays, but the "
-                "chain ends here"
+                f"generation {spec.generation} (seed {spec.seed}) equal an earlier one, allowed: at most "
+                f"{limit:g}; the corpus stays, but the chain ends here"
             )
         return found
 

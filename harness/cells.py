@@ -53,16 +53,12 @@ def cell_spec(
     """
     n = data.real.num_examples
     external = writer.identity if isinstance(writer, DataSpec) else writer
-    filters = [FILTERS.loaded[item.kind] for item in config.filters]
     return CellSpec(
         data=data_spec(config.data, data),
         learner=resolved.fit,
         sampling=resolved.sampling,
         measured=_measured(config, data.real, texts),
-        filters=tuple(
-            Versioned(item, found.version) for item, found in zip(config.filters, filters, strict=True)
-        ),
-        detectors=tuple(found.plugin.of == "training sets" for found in filters),
+        filters=tuple(Versioned(item, FILTERS.loaded[item.kind].version) for item in config.filters),
         recipe=partial(recipe, config.regime, n, external=external),
         init=resolved.init,
         init_previous=getattr(config.learner, "init", None) == "previous",

@@ -1,4 +1,4 @@
-"""What packages beside the harness add to it: learners, filters, regimes, metrics and trackers.
+"""What packages beside the harness add to it: learners, filters, regimes, texts, metrics and trackers.
 
 A package names an object of one of the classes below in its metadata, under the kind that a study will call
 it by:

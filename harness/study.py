@@ -33,7 +33,6 @@ from harness.errors import DataError, InputError
 from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
 from harness.learners.language_model.facts import ModelFacts
 from harness.preparation import DataOf, PreparedData, rows_science
-from harness.preparation import load_data as load_data
 from harness.records import Examples
 from harness.regimes import check_supply
 from harness.registry import named

@@ -11,9 +11,10 @@ from harness.coordinator.scheduler import Queue
 from harness.coordinator.tally import Tally
 from harness.inventory import Inventory
 from harness.learners import Control, Ranks, SoloRanks, make_learner
+from harness.preparation import load_data
 from harness.science import Node, cut
 from harness.store import Leases, Owner, Store
-from harness.study import Prepared, commit_data, load_data, open_study
+from harness.study import Prepared, commit_data, open_study
 
 
 class Events:

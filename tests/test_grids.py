@@ -20,11 +20,12 @@ from harness.chain import Plan, Site, run_branch
 from harness.coordinator.plans import plan_of
 from harness.coordinator.session import describe_chains
 from harness.learners import Control, SoloRanks, make_learner
+from harness.preparation import load_data
 from harness.reporting import ledger
 from harness.science import Branch, FitSpec, Node
 from harness.store import Experiment, Leases, Owner, Store
 from harness.store.health import examine
-from harness.study import Prepared, load_data
+from harness.study import Prepared
 
 BASE: dict[str, Any] = {
     "experiment": "cells",

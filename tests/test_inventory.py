@@ -18,7 +18,7 @@ from harness.inspection.planner import plan
 from harness.inspection.status import chain_states
 from harness.inventory import Inventory
 from harness.reporting import ledger
-from harness.science import Node
+from harness.science import Chain, Node
 from harness.store import Store
 from harness.study import Prepared, open_study
 from harness.tracking.views import Views
@@ -149,3 +149,34 @@ def test_a_chain_that_ended_before_a_shared_refresh_stays_ended(
     rows = [row["generation"] for row in ledger.rows(prepared, store) if row["chain"] == ended.id]
     assert rows == [0, 1], "what the other chain shares is not its own"
     assert touched(config, root) == set()
+
+
+def test_a_writer_that_ended_in_its_last_generation_ends_its_reader(
+    make_config: Make, tmp_path: Path
+) -> None:
+    """Nothing of the writer is missing, and yet what it wrote last is nothing that can be read."""
+    source = {"cell": {"learner.estimator": "unbiased"}}
+    regimes = [{"kind": "replace", "synthetic_ratio": 1.0}, {**ONE["regime"], "source": source}]
+    grid = {"learner.estimator": ["mle", "unbiased"], "regime": regimes}
+    overrides = [
+        {"when": {"learner.estimator": "unbiased"}, "set": {"generations": 2}},
+        {"when": {"learner.estimator": "mle"}, "set": {"generations": 3}},
+    ]
+    config = make_config(GAUSSIAN, grid=grid, overrides=overrides)
+    root = tmp_path / "root"
+    prepared, store = run_all(config, root)
+    chains = {(chain.cell, len(chain.nodes)): chain for chain in prepared.lineage.chains}
+    reader = next(c for c in chains.values() if len(c.nodes) == 4 and other(prepared, c))
+    writer = next(c for c in chains.values() if c.nodes[-1] in other(prepared, reader))
+    diverged(store, writer.nodes[-1])
+    evaluation(store, prepared.lineage.nodes[reader.nodes[-1]])
+    prepared, store = looked_at(config, root)
+    found = Inventory(prepared, store)
+    assert found.diverged == {writer.nodes[-1]} and reader.nodes[-1] in found.gone and not found.left
+    assert touched(config, root) == set()
+
+
+def other(prepared: Prepared, chain: Chain) -> set[str]:
+    """What a chain reads of other chains."""
+    read = {key for node in chain.nodes for key in prepared.lineage.nodes[node].corpora.values()}
+    return read - set(chain.nodes)

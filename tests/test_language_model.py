@@ -15,11 +15,11 @@ from conftest import TEXT, Make, harness
 from harness.components import LEARNERS
 from harness.config.presets import preset_names, read_preset, resolve_model
 from harness.config.schema import Model, Sample, Train
+from harness.preparation import load_data
 from harness.records import EXTERNAL, Examples
 from harness.store import Leases, Store
 from harness.store.health import examine
 from harness.store.store import WEIGHTS
-from harness.study import load_data
 
 torch = pytest.importorskip("torch")
 

@@ -204,6 +204,10 @@ def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tm
         assert done.returncode == 2 and message in done.stderr, done.stderr
 
 
+SECTION = (
+    "from typing import Literal\nfrom harness.registry import FilterPlugin, LearnerPlugin\n"
+    "from harness.section import Section\nclass Odd(Section):\n    kind: Literal['{}']\n"
+)
 BROKEN = [
     (
         "[harness.learners]\nlaplace = broken:learner\n",
@@ -226,6 +230,22 @@ BROKEN = [
         "Odd(Section):\n    step: int = 2\nf = FilterPlugin(Odd, 1, None)\n",
         "TypeError: the section of broken:f needs the field kind: Literal['every']",
     ),
+    (
+        "[harness.filters]\nevery = broken:f\n",
+        f"{SECTION.format('every')}f = FilterPlugin(Odd, 1, None, of='all')\n",
+        "ValueError: broken:f is of 'all', allowed: 'corpora', 'training sets'",
+    ),
+    (
+        "[harness.learners]\nlaplace = broken:f\n",
+        f"{SECTION.format('laplace')}    sample: int = 2\nf = LearnerPlugin(Odd, 1, reads=('gaussian',))\n",
+        "TypeError: the section of broken:f has a field sample",
+    ),
+    (
+        "[harness.learners]\nlaplace = broken:f\n",
+        f"{SECTION.format('laplace')}    init: Literal['random'] = 'random'\n"
+        "f = LearnerPlugin(Odd, 1, reads=('gaussian',))\n",
+        "TypeError: the field init of broken:f can only be a Literal of 'scratch' and 'previous'",
+    ),
 ]
 
 
@@ -246,6 +266,10 @@ def test_a_package_cannot_take_a_name_that_exists(site: Path, config: Path, tmp_
     folder = given(tmp_path / "site", "aaa", points)
     listed = json.loads(harness("list", "learners", "--json", path=[site, folder]).stdout)
     assert next(row for row in listed if row["learner"] == "gaussian")["version"] == 2
+    points = "[harness.trackers]\nmlflow = collapse_plugin:tracker\n"
+    folder = given(tmp_path / "another", "bbb", points)
+    done = harness("plan", config, "--set", "tracking.trackers=[mlflow]", path=[site, folder])
+    assert done.returncode == 0, "a name of the harness's own stays its own"
     # Two packages with one name: the first by name has it, so that it is the same one on every machine.
     assert next(row for row in listed if row["learner"] == "laplace")["version"] == "aaa/1"
 

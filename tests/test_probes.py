@@ -15,8 +15,9 @@ from harness.config.schema import Split, TextData
 from harness.data.documents import read_documents
 from harness.data.text import MAX_OTHER_BLOCKS, TextCorpus, read_other, split_documents
 from harness.errors import LearnerError
+from harness.preparation import load_data
 from harness.store import Store
-from harness.study import load_data, open_study
+from harness.study import open_study
 
 pytest.importorskip("torch")
 

@@ -14,9 +14,9 @@ from chains import open_prepared, run_all
 from conftest import TEXT, merged
 
 from harness.errors import LearnerError
+from harness.preparation import load_data
 from harness.science import Node
 from harness.store import Store
-from harness.study import load_data
 
 pytest.importorskip("torch")
 

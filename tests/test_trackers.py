@@ -12,7 +12,7 @@ from conftest import GAUSSIAN, Make
 from harness.errors import InputError
 from harness.store import Store
 from harness.study import Prepared, open_study
-from harness.tracking.mlflow import TAG, parameters
+from harness.tracking.mlflow import TAG, parameters, where
 from harness.tracking.others import tell
 from harness.tracking.views import Views
 
@@ -102,3 +102,29 @@ def test_libraries_that_are_not_installed_are_named(
     monkeypatch.setattr("harness.study.is_installed", lambda module: module != "mlflow")
     with pytest.raises(InputError, match=r"tracking.trackers: .*needs mlflow.*harness\[mlflow\]"):
         open_study(make_config(GAUSSIAN, **GRID), (), Store.read(tmp_path / "root"))
+
+
+def test_another_place_is_told_and_no_password_is_kept(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server is told anew, and one that does not answer says no secret.
+
+    A quote in a path is no part of a query.
+    """
+    prepared, store = run_all(make_config(GAUSSIAN, **GRID), tmp_path / "root")
+    folder = tmp_path / "the lab's"
+    assert mirror(prepared, store, folder) == [] and len(runs(folder)) == 2
+    before = where(folder / "mlflow")
+    assert where(tmp_path / "elsewhere") != before
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'server.db'}")
+    assert where(folder / "mlflow") != before and mirror(prepared, store, folder) == []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert (tmp_path / "server.db").stat().st_size > 0, "another place has to be told too"
+    for note in folder.glob("mlflow/sent/*.json"):
+        note.unlink()
+    assert mirror(prepared, store, folder) == [] and len(runs(folder)) == 2, "replaced, not doubled"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:s3cret@127.0.0.1:9/")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    lines = mirror(prepared, store, folder)
+    assert len(lines) == 2 and not any("s3cret" in line for line in lines)
+    assert not any("s3cret" in path.read_text() for path in folder.glob("mlflow/sent/*.json"))

@@ -27,11 +27,12 @@ from harness.learners.vae.learner import LATENT_SAMPLES, VaeLearner
 from harness.learners.vae.model import ConvVae, decoded, new_model, write_model
 from harness.learners.vae.training import plan_steps
 from harness.metrics import vae as metrics
+from harness.preparation import load_data
 from harness.records import Examples
 from harness.regimes import Drawn
 from harness.science import EvaluationSpec
 from harness.store import Store
-from harness.study import Prepared, load_data
+from harness.study import Prepared
 
 VAE: dict[str, Any] = {
     "experiment": "vae",

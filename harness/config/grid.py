@@ -432,8 +432,8 @@ def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> N
         raise source.error(
             "data.tokenizer", "a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}"
         )
-    _check_lengths(source, prompt_length(config), learner.sample, data.block_size)
-    context, needed = resolved.context, sequence_length(config)
+    _check_lengths(source, learner.sample.prompt_length(data.block_size), learner.sample, data.block_size)
+    context, needed = resolved.context, learner.sample.sequence_length(data.block_size)
     if context is not None and needed > context:
         detail = (
             f"{data.block_size} tokens" if needed == data.block_size else f"{needed} tokens with the prompt"
@@ -464,27 +464,4 @@ def _check_lengths(source: Source, prompt: int, sample: Sample, block_size: int)
         raise source.error("learner.sample.min_new_tokens", message)
 
 
-def prompt_length(config: Config) -> int:
-    """Tokens of the prefix that a sampled example continues; 0 for ``prompt: bos``."""
-    if not isinstance(config.learner, LanguageModel) or not isinstance(config.data, TextData):
-        return 0
-    return config.learner.sample.prompt_length(config.data.block_size)
-
-
-def sequence_length(config: Config) -> int:
-    """The longest sequence, in tokens, that sampling or training feeds to the model."""
-    assert isinstance(config.data, TextData) and isinstance(config.learner, LanguageModel)
-    return config.learner.sample.sequence_length(config.data.block_size)
-
-
-__all__ = [
-    "Cell",
-    "Study",
-    "check_claims",
-    "expand",
-    "find_cells",
-    "prompt_length",
-    "put",
-    "resolve_sources",
-    "sequence_length",
-]
+__all__ = ["Cell", "Study", "check_claims", "expand", "find_cells", "put", "resolve_sources"]

@@ -127,7 +127,7 @@ class Explainer:
         if tell is not None:
             return tell
         if self.store.record(node.evaluation) is not None:
-            return self._short(node)
+            return self._rest(node)
         aside = self._set_aside(node)
         if aside:
             return Explanation(
@@ -149,11 +149,13 @@ class Explainer:
             )
         return self._nearest(node)
 
-    def _short(self, node: Node) -> Explanation:
+    def _rest(self, node: Node) -> Explanation:
+        """A generation whose record is there, but not all that belongs to it."""
         have, examples = self.store.corpora.count(node.corpus), self.prepared.lineage.examples[node.corpus]
-        return Explanation(
-            node.generation, "missing", f"will be sampled again: {have} of {examples} examples are there"
-        )
+        detail = f"will be sampled again: {have} of {examples} examples are there"
+        if not self.store.has("fits", node.fit):
+            detail = "will be fitted again: its record is there, its fit is not"
+        return Explanation(node.generation, "missing", detail)
 
     def _told(self, found: NodeState, node: Node) -> Explanation | None:
         """What the inventory says by itself; None where it is to be seen what is there instead."""
@@ -169,12 +171,6 @@ class Explainer:
                 return Explanation(generation, "unreachable", found.detail)
             case "running":
                 return Explanation(generation, "running", f"is being computed: {found.detail}")
-            case "unfitted":
-                return Explanation(
-                    generation, "missing", "will be fitted again: its record is there, its fit is not"
-                )
-            case "short":
-                return self._short(node)
             case "damaged":
                 return Explanation(generation, "damaged", f"will run: {self.store.trouble[path]}")
         return None

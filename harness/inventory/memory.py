@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 
-from harness.config.grid import sequence_length
-from harness.config.schema import LanguageModel, TextData
+from harness.config.schema import TextData
 from harness.data.images import ImageSet
 from harness.errors import ResourceError
 from harness.learners.language_model.sizes import Memory, memory_per_rank
@@ -52,9 +52,10 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes
             )
         memory, ranks = memory_of(prepared, index), -(-cell.config.resources.ranks // nodes)
         on_gpu = gpus and cell.config.resources.gpus_per_rank != 0
-        if memory is None or on_gpu or not isinstance(cell.config.learner, LanguageModel):
+        if memory is None or on_gpu:
             continue
-        trains = cell.config.learner.train.max_steps != 0
+        learner: Any = cell.config.learner
+        trains = learner.train.max_steps != 0
         states = memory.weights + (memory.gradients + memory.optimizer if trains else 0)
         if ranks * states > there:
             raise ResourceError(
@@ -77,16 +78,17 @@ def _example_bytes(prepared: Prepared, cell: int) -> int:
 
 def memory_of(prepared: Prepared, cell: int) -> Memory | None:
     """Bytes per rank; None for what is not a language model."""
-    config, facts = prepared.study.cells[cell].config, prepared.models[cell]
-    if not isinstance(config.learner, LanguageModel) or facts is None:
+    facts, config = prepared.models[cell], cast("Any", prepared.study.cells[cell].config)
+    if facts is None:
         return None
+    learner = config.learner
     return memory_per_rank(
         facts.parameters,
         facts.num_layers,
         facts.width,
         facts.vocab_size,
-        config.micro_batch * sequence_length(config),
-        config.learner.train.precision == "bf16",
+        config.micro_batch * learner.sample.sequence_length(config.data.block_size),
+        learner.train.precision == "bf16",
         config.resources.ranks,
         config.resources.zero_stage,
     )

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from harness.bundle import CellJob, Unit
 from harness.components import LEARNERS
 from harness.data.analytic import Truth
+from harness.preparation import load_data
 from harness.science import BundledChain
 from harness.store import Store
 from harness.store.bundles import InBundle
-from harness.study import Prepared, load_data
+from harness.study import Prepared
 
 MAX_CHAINS = 1000
 """Chains of a unit, and of a task."""

@@ -19,7 +19,7 @@ from harness.errors import DataError
 from harness.records import Examples, Status
 from harness.regimes import Drawn
 from harness.registry import named
-from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Prompts, Versioned
+from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Prompts, Versioned, blank
 
 T = TypeVar("T")
 Report = Callable[[int, int, float], None]
@@ -80,7 +80,7 @@ def resolve(config: Config, real: RealData) -> Resolved:
         return resolved
     each = found.plugin.seconds_per_example
     return Resolved(
-        fit=Versioned.of(section, found.version, "init", "sample"),
+        fit=Versioned(blank(section, "init", "sample"), found.version),
         sampling=Versioned(getattr(section, "sample", Section()), found.version),
         init="scratch" if hasattr(section, "init") else None,
         prompts="none",

@@ -16,12 +16,13 @@ import numpy as np
 
 from harness.errors import DamagedError
 from harness.metrics.homogenisation import energy_distance, jaccard, jensen_shannon
+from harness.preparation import load_data
 from harness.records import Examples
 from harness.reporting.statistics import Aggregate, aggregate_pairs, spread
 from harness.science import Chain, canonical_json
 from harness.store import Store
 from harness.streams import stream, stream_seed
-from harness.study import Prepared, load_data
+from harness.study import Prepared
 
 MAX_PAIRS = 12
 """Pairs of chains compared in a group and generation: a random subset, the same one in every generation and

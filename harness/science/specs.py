@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
+from harness.components import FILTERS
 from harness.config.schema import Evaluate, Section, science
 from harness.records import REAL, Recipe
 from harness.science.keys import KEY_FORMAT, key_of
@@ -40,25 +41,17 @@ class Versioned:
     """A section as it is executed, with the version of the code that reads it.
 
     Attributes:
-        section: The section; the fields named in ``apart`` have their defaults.
+        section: The section; fields that other specs hold have their defaults (`blank`).
         version: Of its code.
-        apart: Fields that other specs hold.
     """
 
     section: Section
     version: int | str
-    apart: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, section: Section, version: int | str, *apart: str) -> Versioned:
-        """A part without the fields that other specs hold."""
-        return cls(blank(section, *apart), version, apart)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         """What enters keys."""
-        found = {name: value for name, value in science(self.section).items() if name not in self.apart}
-        return {**found, "version": self.version}
+        return {**science(self.section), "version": self.version}
 
 
 @dataclass(frozen=True)
@@ -222,7 +215,6 @@ class CellSpec:
         sampling: How its models write.
         measured: What is measured.
         filters: The filters.
-        detectors: Of each filter, whether it looks at whole training sets, and errs at real examples too.
         recipe: Generation to training set.
         init: Where generation 0 starts from, and later ones too unless ``init_previous``; None for a learner
             without weights.
@@ -241,7 +233,6 @@ class CellSpec:
     sampling: Versioned
     measured: Measured
     filters: Sequence[Versioned]
-    detectors: Sequence[bool]
     recipe: Callable[[int], Recipe]
     init: str | None
     init_previous: bool
@@ -253,13 +244,8 @@ class CellSpec:
     writer: str | DataSpec | None = None
 
     def used_filters(self, recipe: Recipe) -> tuple[Versioned, ...]:
-        """The filters that a training set goes through.
-
-        Of real examples alone only those that look at real ones too.
-        """
+        """The filters that a training set goes through; where it is all real, those that err at real ones."""
         synthetic = any(part.origin != REAL for part in recipe.parts)
-        return tuple(
-            item
-            for item, sees_real in zip(self.filters, self.detectors, strict=True)
-            if synthetic or sees_real
-        )
+        kinds = (FILTERS[str(item.identity["kind"])] for item in self.filters)
+        used = zip(self.filters, kinds, strict=True)
+        return tuple(item for item, kind in used if synthetic or kind.of == "training sets")

@@ -6,6 +6,7 @@ replaced, so that a chain is never there twice.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -39,11 +40,11 @@ def write(view: ChainView, folder: Path) -> None:
 
     client = MlflowClient(tracking_uri=_place(folder))
     experiment = _experiment(client, view.experiment)
-    # others on the same server may have the same chain from a store of their own
     tags = {TAG: view.chain, STORE: str(folder.absolute())}
-    mine = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-    for run in client.search_runs([experiment], mine):
-        client.delete_run(run.info.run_id)
+    for run in client.search_runs([experiment], f"tags.`{TAG}` = '{view.chain}'"):
+        # others on the same server may have the same chain from a store of their own
+        if run.data.tags.get(STORE) == tags[STORE]:
+            client.delete_run(run.info.run_id)
     run = client.create_run(experiment, run_name=view.chain, tags={**tags, "kind": view.kind})
     name, now = run.info.run_id, int(1000 * time.time())
     client.log_batch(name, params=[Param(key, value) for key, value in parameters(view.config).items()])
@@ -61,10 +62,13 @@ def _place(folder: Path) -> str:
 
 
 def where(folder: Path) -> str:
-    """Where chains of an experiment are written; something else once the database file is gone."""
+    """What stands for the place of an experiment's chains: a hash, since an address may hold a password.
+
+    It is another one once the database file is gone.
+    """
     place = _place(folder)
     gone = place.endswith(f"/{DATABASE}") and not (folder / DATABASE).exists()
-    return f"{place} (not there)" if gone else place
+    return hashlib.sha256(f"{place} {gone}".encode()).hexdigest()[:16]
 
 
 def _experiment(client: Any, name: str) -> str:

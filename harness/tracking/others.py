@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def tell(names: Sequence[str], view: ChainView, folder: Path) -> list[str]:
         try:
             named(TRACKERS[name].write)(view, folder / name)
         except Exception as error:  # a tracker must never stop a chain, whatever it raises
-            reason = (str(error).splitlines() or [""])[0]
+            reason = _without_passwords((str(error).splitlines() or [""])[0])
             wrong.append(f"tracker {name}: {view.chain}: {type(error).__name__}: {reason}")
             continue
         write_json(note, _said(name, view, folder))
@@ -48,3 +49,8 @@ def _said(name: str, view: ChainView, folder: Path) -> Any:
     return (
         {"where": named(where)(folder / name), "evaluations": view.evaluations} if where else view.evaluations
     )
+
+
+def _without_passwords(text: str) -> str:
+    """A message without what stands between a name and the @ of an address."""
+    return re.sub(r"(://[^\s:/@]*):[^\s@]+@", r"\1:***@", text)

@@ -16,7 +16,6 @@ from harness.components.language_model import LanguageModel, Model, Sample, Trai
 from harness.components.linear_regression import LinearRegression
 from harness.components.mixture import Mixture
 from harness.components.vae import Vae, VaeSample, VaeTrain
-from harness.config.schema.base import PositiveInt, Seconds, Section, Share, execution, science, since
 from harness.config.schema.data import (
     AnalyticData,
     ArrayData,
@@ -47,6 +46,7 @@ from harness.config.schema.regimes import (
     RegimeKind,
 )
 from harness.config.schema.run import Claim, Config, Override, Resources, Retention, Statistic, Tracking
+from harness.section import PositiveInt, Seconds, Section, Share, execution, science, since
 
 __all__ = [
     "AnalyticData",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from harness.components.data import DATA_TAGS, DIGITS
-from harness.config.schema.base import Place, PositiveInt, Section, Share, since
+from harness.section import Place, PositiveInt, Section, Share, since
 
 
 class BpeTokenizer(Section):

@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.components import FILTERS, METRICS, REGIMES
 from harness.components.filters import DeduplicateFilter, LabelFilter, RepetitionFilter, VerifierFilter
-from harness.config.schema.base import Place, PositiveInt, Section, Share, since
 from harness.registry import check_names
+from harness.section import Place, PositiveInt, Section, Share, since
 
 if TYPE_CHECKING:
     RegimeKind = str

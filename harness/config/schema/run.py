@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.components import FILTERS, LEARNERS, METRICS, TRACKERS
-from harness.config.schema.base import PositiveInt, Seconds, Section
 from harness.config.schema.data import Data, data_tag
 from harness.config.schema.learners import Learner
 from harness.config.schema.regimes import CorpusSource, Evaluate, Filter, ModelSource, Regime
 from harness.registry import check_names
+from harness.section import PositiveInt, Seconds, Section
 from harness.terminal import shown
 
 NOT_IN_PROJECTS = "/\\#?%:"

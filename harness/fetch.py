@@ -1,6 +1,6 @@
 """What a study needs of the Hugging Face hub.
 
-Brought into a shared cache on a login node, looked for before a job.
+It is brought into a shared cache on a login node, and looked for before a job.
 
 Jobs run with the hub offline, so everything that they would ask it for is listed here once, from the
 configuration. Only data, texts and safetensors are fetched: nothing that executes when it is read.

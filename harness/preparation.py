@@ -107,9 +107,9 @@ class DataOf:
         )
 
     def _folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
-        """Where prepared data lie.
+        """Where prepared data lie: in the store, or in scratch.
 
-        In the store, or in scratch, where they are prepared if they are not there yet.
+        There they are prepared, if they are not there yet.
         """
         folder = self.store.path("data", key)
         if not self.store.sound("data", key):

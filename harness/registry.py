@@ -133,10 +133,7 @@ NUMBERS = ("gaussian", "mixture", "shape", "array")
 
 
 def moments_seconds(width: int) -> float:
-    """Rough seconds per training example of a learner that needs moments only.
-
-    ``width`` numbers an example.
-    """
+    """Rough seconds per training example of ``width`` numbers, for a learner that needs moments only."""
     return 1e-7 + 1.2e-8 * width + 1.5e-10 * width**2
 
 
@@ -272,9 +269,9 @@ class Loaded(Generic[P]):
 
     @property
     def version(self) -> int | str:
-        """As it enters keys.
+        """The component's version as it enters keys, with the package that adds it.
 
-        The component's version (not the package's, which changes for other reasons), with the package.
+        A package's own version is not in keys: it changes for other reasons.
         """
         version: int = self.plugin.version  # type: ignore[attr-defined]
         return f"{self.package}/{version}" if self.package else version

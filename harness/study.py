@@ -222,7 +222,7 @@ def _packed(store: Store, data: Mapping[str, Any], fingerprint: str) -> Examples
 def resamples(config: Config) -> bool:
     """Whether every seed has training examples of its own.
 
-    Of a known distribution, or of a split where that is asked for.
+    It has of a known distribution, and of a split where that is asked for.
     """
     return bool(getattr(config.data, "resample", True))
 

@@ -71,9 +71,9 @@ class JobRun:
             )
 
     def ended(self, summary: RunSummary) -> None:
-        """Write down how the run ended, for the process that decides about the job.
+        """Write down how the run ended.
 
-        And for `harness status`.
+        The process that decides about the job reads it, and `harness status`.
         """
         from harness.coordinator.summary import IDLE
         from harness.launch.jobs import write_outcome

@@ -133,7 +133,7 @@ def fetch(
 ) -> None:
     """Bring every model, tokenizer and data set that the grid needs from the hub into a cache.
 
-    For jobs without a network.
+    Jobs without a network find them there.
 
     Example: harness fetch study.yaml --cache /shared/hf
     """

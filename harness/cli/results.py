@@ -208,9 +208,9 @@ def pull(
     root: Root = DEFAULT_ROOT,
     json_output: Json = False,
 ) -> None:
-    """Copy a generation as an ordinary Hugging Face model folder with its tokenizer.
+    """Copy a generation as an ordinary Hugging Face model folder and data set.
 
-    And its corpus as a data set.
+    The model has its tokenizer, the data set is the corpus.
 
     Example: harness pull quickstart --chain 1a2b --generation 2 --to g2, then
         AutoModelForCausalLM.from_pretrained("g2/model") and

@@ -176,7 +176,7 @@ def _overrides(source: Source, items: Any) -> list[Override]:
 def _check_field(source: Source, place: str, name: str) -> None:
     """Check that a dotted name is a field of the configuration.
 
-    In any of the forms that its sections take.
+    Any of the forms that its sections take may have it.
     """
     sections: list[type[BaseModel]] = [Config]
     for part in name.split("."):

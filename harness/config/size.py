@@ -39,9 +39,9 @@ def check_axes(source: Source, axes: Mapping[str, Sequence[Any]]) -> None:
 
 
 def check_generations(source: Source, configs: Sequence[Config], seeds: int) -> None:
-    """Check how many generations all chains have together.
+    """Check how many generations all chains have together, before any is planned.
 
-    And how many corpora they read, before any is planned.
+    The corpora that they read are counted too.
 
     Args:
         source: The file.

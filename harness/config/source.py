@@ -52,7 +52,7 @@ class Source:
     def is_set(self, name: str) -> bool:
         """Whether ``--set`` has given a field its value, or an axis its values.
 
-        Or a section that the field is in.
+        A section that the field is in counts.
         """
         parts = name.split(".")
         above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}

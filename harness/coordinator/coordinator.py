@@ -207,9 +207,9 @@ class Coordinator:
         return Gang(number, gang.shape, running.branch.id if running else None, places)
 
     def _held_elsewhere(self, branch: Branch) -> bool:
-        """Put a branch aside whose next generation is done or does not exist.
+        """Put a branch aside whose next generation is not this run's to compute.
 
-        Or is being computed by somebody else.
+        It is done, does not exist, or somebody else computes it.
         """
         node = self.tally.next_of(branch)
         if node is None or self.tally.unreachable(branch):
@@ -441,7 +441,7 @@ class Coordinator:
     def _poll(self) -> None:
         """Take note of what others have committed.
 
-        And take up branches that no longer have to wait for them.
+        Branches that no longer have to wait for them are taken up.
         """
         started = time.monotonic()
         if started - self._polled < self._poll_s:

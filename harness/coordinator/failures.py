@@ -80,7 +80,7 @@ def store_trouble(root: Path) -> str | None:
 class Budget:
     """How often a branch has ended badly since its last commit.
 
-    Of its own doing (or of unknown cause) and of its machine's.
+    What its machine did is counted apart from what it did itself, or for an unknown cause.
     """
 
     failures: dict[str, int] = field(default_factory=dict)

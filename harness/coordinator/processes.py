@@ -95,7 +95,7 @@ def reap(processes: Sequence[ProcessId], patience_s: float = 2.0) -> int:
 def build_folder() -> Path:
     """Where this user's builds of native operators go on this machine, apart for every Python.
 
-    Never on a shared file system.
+    That is never a shared file system.
     """
     version = f"py{sys.version_info[0]}{sys.version_info[1]}"
     return (

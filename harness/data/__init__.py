@@ -1,6 +1,6 @@
-"""The real distribution: documents, their split, the tokenizer and the packed blocks.
+"""The real distribution: text, images, or an analytic truth.
 
-Or an analytic truth.
+Of text it is documents, their split, the tokenizer and the packed blocks.
 """
 
 from harness.data.analytic import Truth, make_truth

@@ -152,7 +152,7 @@ class GaussianTruth(Distribution):
 def strata(probabilities: Array, n: int) -> npt.NDArray[np.int64]:
     """A class for each of n examples, each class as often as its probability says (largest remainders).
 
-    In a fixed mixed order.
+    They stand in a fixed mixed order.
     """
     exact = probabilities * n
     counts = np.floor(exact).astype(np.int64)

@@ -364,7 +364,7 @@ class TextCorpus:
     def is_plain(self, tokens: npt.NDArray[np.integer[Any]]) -> bool:
         """Whether tokens stand for ASCII alone.
 
-        So that a block decoded by itself has as many bytes as its tokens.
+        Then a block decoded by itself has as many bytes as its tokens.
         """
         return bool(self._token_bytes[1][tokens].all())
 

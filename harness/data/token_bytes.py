@@ -1,6 +1,6 @@
 """How many bytes of text each token stands for.
 
-So that a text cut into blocks anywhere counts as many as it has.
+With these a text that is cut into blocks anywhere counts as many as it has.
 
 Decoding a block by itself counts too many where the cut goes through a character: each half becomes a
 replacement character.

@@ -55,9 +55,9 @@ class NodeState:
 
 
 class Inventory:
-    """The state of a study's generations, as the store had them when it was made.
+    """The state of a study's generations.
 
-    And as has been noted since.
+    It is what the store had when this was made, and what has been noted since.
 
     Attributes:
         done: Nodes of which everything is there.

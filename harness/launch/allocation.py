@@ -347,7 +347,7 @@ def _free_port(job_id: int, host: str) -> int:
 def bury_ended_jobs(owners: Path, allocation: Allocation, slurm: Slurm) -> int:
     """Free what jobs held that SLURM says are over.
 
-    So that nobody waits for leases that only their death has left.
+    Nobody waits then for leases that only their death has left.
 
     Args:
         owners: ``leases/owners/`` of the store.

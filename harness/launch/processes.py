@@ -24,9 +24,9 @@ _PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
 
 
 def adopt_orphans() -> None:
-    """From now on, processes below this one whose parent ends become children of this one.
+    """From now on, processes below this one whose parent ends become children of this one (Linux).
 
-    So that none can get away (Linux).
+    None can get away then.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

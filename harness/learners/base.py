@@ -152,7 +152,7 @@ class CheckpointUnusable(Exception):
 class Control:
     """What reaches a rank that is at work: the wish that it stops.
 
-    And what can be seen of it meanwhile: that it moves.
+    What can be seen of it meanwhile is that it moves.
     """
 
     def __init__(self) -> None:

@@ -100,7 +100,7 @@ def tail_tokens(real: Ints, share: float = TAIL_SHARE) -> npt.NDArray[np.bool_]:
 def band_of(real: Ints, bands: int = NUM_BANDS) -> npt.NDArray[np.int64]:
     """The frequency band of every token, 0 (most frequent) to bands - 1.
 
-    By cumulative share of the real text.
+    Bands have equal cumulative shares of the real text.
     """
     order = np.argsort(-real, kind="stable")
     before = np.cumsum(real[order]) - real[order]

@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page with curves, histograms and samples.
 
-And every figure as PNG and PDF.
+Every figure is there as PNG and PDF too.
 """
 
 from __future__ import annotations

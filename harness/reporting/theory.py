@@ -1,6 +1,6 @@
 """What theory says of a metric by generation.
 
-For the cells where a closed form is known (docs/oracles.md has the derivations).
+It does where a closed form is known; docs/oracles.md has the derivations.
 """
 
 from __future__ import annotations

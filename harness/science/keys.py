@@ -60,6 +60,6 @@ def key_of(spec: Mapping[str, Any], checked: bool = False) -> str:
 def chain_id(science: Mapping[str, Any], seed: int, suffix: str = "") -> str:
     """A chain's id: the hash of its cell (without ``generations``) and seed.
 
-    With a suffix where generations is an axis.
+    It has a suffix where generations is an axis.
     """
     return hashlib.sha256(canonical_json({"cell": science, "seed": seed}).encode()).hexdigest()[:12] + suffix

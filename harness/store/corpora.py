@@ -1,6 +1,6 @@
 """Corpora: token ids in Parquet shards that are committed one by one.
 
-So that a corpus can be extended by appending.
+A corpus can be extended by appending.
 
 A shard is one file, ``<start>-<stop>.parquet``, linked into place when it is complete. Example i is a
 function of the corpus key and i, so shards that two processes wrote are equal where they overlap.

@@ -49,7 +49,7 @@ def _machine() -> str:
 def _incarnation() -> tuple[str, int] | None:
     """The job that this process is part of, and the number of its run.
 
-    From ``$HARNESS_INCARNATION`` (``cluster.12_3/1``).
+    ``$HARNESS_INCARNATION`` says so (``cluster.12_3/1``).
 
     Whoever starts a job again has ended its earlier runs first, so what they held is free for the later ones
     at once.
@@ -218,7 +218,7 @@ class Watch:
     def silent(self) -> dict[str, str]:
         """Owners that have not moved for their lease time, with their counters.
 
-        For observers that only begin to watch.
+        Observers that only begin to watch are told.
         """
         now = self._clock()
         found = ((owner, beat, now - since) for owner, (beat, since) in self._seen.items())
@@ -236,9 +236,9 @@ class Watch:
         self._seen |= {owner: (beat, -math.inf) for owner, beat in silent.items()}
 
     def dead(self, owner: str) -> bool:
-        """Whether an owner is certainly dead.
+        """Whether an owner is dead.
 
-        Or has not moved for its own lease time since this observer first saw it.
+        It certainly is, or it has not moved for its own lease time since this observer first saw it.
         """
         if (self.folder / f"{owner}.dead").exists():
             return True

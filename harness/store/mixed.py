@@ -37,7 +37,7 @@ class Mixed:
 def mixed_results(store: Store) -> Iterator[Mixed]:
     """All results that a branch of another cell computed with other filters, sources or corpora.
 
-    And what rests on them.
+    What rests on them is wrong too.
 
     Args:
         store: The store; only read.

@@ -1,6 +1,6 @@
-"""Is this machine, or this allocation, fit for a study? One line a check.
+"""Is this machine, or this allocation, fit for a study?
 
-With what to do about what is not right.
+Every check is a line, with what to do about what is not right.
 
 `examination` asks; a `probe` on each machine answers (one child process here, one task a node through srun in
 an allocation), so that a machine that hangs is a line of the table and nothing else. What is heavy or may

@@ -22,7 +22,7 @@ def shown_at(names: str) -> str:
 def merged(checks: Iterable[Check]) -> list[Check]:
     """One line for machines that say the same.
 
-    And for those that are all well, with what the first of them has.
+    Those that are all well share one, with what the first of them has.
     """
     lines: dict[tuple[str, ...], Check] = {}
     for check in checks:

@@ -88,7 +88,7 @@ def _kernels(deterministic: bool) -> Iterator[None]:
 def align_head(model: PreTrainedModel) -> None:
     """Compute the logits of a few tokens more, which are cut off again.
 
-    Where the vocabulary is no multiple of `ALIGNED`.
+    This is done where the vocabulary is no multiple of `ALIGNED`.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.out_features % ALIGNED == 0:
@@ -182,9 +182,9 @@ def _aside() -> torch.cuda.Stream:
 
 
 def can_step(model: PreTrainedModel) -> bool:
-    """Whether an architecture reads with a cache of fixed size, all layers alike.
+    """Whether an architecture's step can be recorded.
 
-    And its step can be recorded.
+    It reads with a cache of fixed size then, all layers alike.
     """
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])

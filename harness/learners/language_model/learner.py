@@ -170,9 +170,9 @@ class LanguageModelLearner:
         return lengths if text_of(spec).prepend_bos else np.maximum(lengths - 1, 0)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
-        """All metrics of a generation, the per-sequence values behind them.
+        """All metrics of a generation, and the values per sequence behind them.
 
-        And the prompts' continuations.
+        The prompts' continuations come with them.
         """
         test, corpus, spec, measured = self.data.test, task.corpus, task.spec.fit, task.spec.measured.section
         copying = self._copying(task)

@@ -116,9 +116,9 @@ def pretrained_config(model: Model) -> PretrainedConfig:
 
 
 def _place(model: Model) -> str:
-    """A pretrained model's folder, where it is on this machine and still what its key names.
+    """Where a pretrained model lies: its folder, or its name on the hub.
 
-    Or its name on the hub.
+    A folder is on this machine, and still what its key names.
 
     Raises:
         DataError: The folder is missing.

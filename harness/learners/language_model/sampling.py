@@ -145,7 +145,7 @@ class Sampler:
     def _reader(self, rows: int, length: int) -> TokenReader | StepReader:
         """What reads texts of up to so many tokens.
 
-        By recorded steps on a GPU, where the architecture allows it.
+        On a GPU it does so by recorded steps, where the architecture allows it.
         """
         key = rows, length
         if key not in self._steps:

@@ -123,9 +123,9 @@ class VaeLearner:
         return metrics.Classifier(self.data.training[:count], labels[:count])
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
-        """The ELBO on the real test set.
+        """The ELBO on the real test set, and what the samples look like.
 
-        And what the samples look like to generation 0's encoder and to a fixed classifier.
+        Those are shown to generation 0's encoder and to a fixed classifier.
         """
         elbo = task.piece("elbo", 2, lambda: self._elbo(task))
         task.report(1, 2, 0.0)

@@ -62,7 +62,7 @@ class ConvVae(nn.Module):
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x), each of shape [batch, latent_dim].
 
-        For images of shape [batch, height, width].
+        Images have the shape [batch, height, width].
         """
         hidden = images[:, None]
         for layer in self.encoder:

@@ -1,6 +1,6 @@
 """One fit: batch order and noise are functions of the step.
 
-So a fit goes on from a checkpoint to the same bits.
+That is why a fit goes on from a checkpoint to the same bits.
 """
 
 from __future__ import annotations

@@ -135,3 +135,32 @@ def test_what_cannot_be_reproduced_is_refused(ranks: Any) -> None:
         _Scattered()(values).sum().backward()
     with deterministic(values.device, False):
         _Scattered()(values).sum().backward()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+def test_kernels_of_a_fit_give_the_librarys_gradients(architecture: str, precision: torch.dtype) -> None:
+    """The library's own model in fp32 is the truth; that in bf16 says how much rounding moves a gradient."""
+    from transformers import AutoModelForCausalLM
+
+    from harness.learners.language_model.kernels import IN_FP32, prepare_fit
+
+    heads = {"num_kv_heads": 2} if architecture == "llama" else {}
+    section = Model(architecture=architecture, num_layers=2, width=32, num_heads=4, context=48, **heads)  # type: ignore[arg-type]
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 33)))
+
+    def gradients(model: Any) -> torch.Tensor:
+        model.eval()(input_ids=tokens, labels=tokens).loss.backward()
+        return torch.cat([p.grad.flatten().float() for p in model.parameters()])
+
+    ours = new_model(section, 61, 48, 0, 0, seed=1)
+    theirs, rounded = (AutoModelForCausalLM.from_config(ours.config, dtype=torch.float32) for _ in range(2))
+    for other in (theirs, rounded):
+        other.load_state_dict(ours.state_dict())
+    prepare_fit(ours, torch.device("cpu"))
+    assert ours.config._attn_implementation == IN_FP32
+    truth, found = gradients(theirs), gradients(ours.to(precision))
+    norm = float(truth.norm())
+    rounding = float((gradients(rounded.to(precision)) - truth).norm()) / norm
+    allowed = 1e-5 if precision == torch.float32 else 1.2 * rounding
+    assert float((found - truth).norm()) / norm <= allowed

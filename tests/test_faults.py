@@ -135,8 +135,8 @@ def test_a_hung_rank_is_found_by_the_watchdog(
     make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
 ) -> None:
     """One of two ranks is stopped; the other waits for it in a collective. Only SIGKILL reaches the stopped
-    one."""
-    config, root = make_config(TEXT, **PAIR, **{"resources.watchdog_s": 15}), tmp_path / "root"
+    one. The watchdog's time is longer than a busy machine takes to start two ranks."""
+    config, root = make_config(TEXT, **PAIR, **{"resources.watchdog_s": 45}), tmp_path / "root"
     expected = clean(config)
     stopped: list[psutil.Process] = []
 

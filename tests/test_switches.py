@@ -27,7 +27,7 @@ PENALISED = {**PROMPTED, "learner.sample.repetition_penalty": 2.0}
 GROWN = {"regime": {"kind": "accumulate"}}
 OVERFITTED = {
     "data.num_examples": 16,
-    "learner.train": {"epochs": 12, "batch_size": 8, "learning_rate": 0.05, "schedule": "constant"},
+    "learner.train": {"epochs": 40, "batch_size": 8, "learning_rate": 0.05, "schedule": "constant"},
     "generations": 0,
 }
 

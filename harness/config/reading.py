@@ -40,7 +40,8 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > MAX_DEPTH:
             found = f"is nested too deeply; allowed are {MAX_DEPTH} sections and lists within each other"
-            raise yaml.MarkedYAMLError(problem=found, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=found, problem_mark=mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, signal.SIG_IGN)
     (options.tmp / "t").mkdir()
     try:
-        ray = subprocess.Popen(_command(options), env=_environment(options), preexec_fn=die_with_parent)  # noqa: PLW1509
+        command, environment = _command(options), _environment(options)
+        ray = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)  # noqa: PLW1509
         while ray.poll() is None:
             if os.getppid() != parent or (told and time.monotonic() >= told[0]):
                 break

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from harness.errors import LearnerError
+from harness.learners.threads import compute_with
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -105,11 +106,7 @@ class TorchRanks:
         )
         on_gpu = device().type == "cuda"
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # Otherwise every torch.empty is filled, which finds reads of uninitialised memory, and costs most of
-        # a small fit.
-        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (the stub does not know it)
+        compute_with(threads)
         backend = "nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         # Objects travel over gloo, so that a barrier or a broadcast needs no device memory.

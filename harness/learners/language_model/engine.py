@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from harness.config.schema import Train
 from harness.errors import LearnerError
 from harness.learners.language_model.checkpoint import SafeCheckpointEngine
-from harness.learners.language_model.cuda import align_head
 from harness.learners.language_model.distributed import device
+from harness.learners.language_model.kernels import prepare_fit
 
 
 def start_deepspeed(backend: str) -> None:
@@ -64,17 +64,6 @@ def deepspeed_config(
             "contiguous_gradients": zero_stage > 0,
             "stage3_param_persistence_threshold": 0 if zero_stage == 3 else 100_000,
         },
-        # torch's AdamW: DeepSpeed's own is compiled at first use (see start_deepspeed).
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": train.learning_rate,
-                "betas": list(train.betas),
-                "eps": train.eps,
-                "weight_decay": train.weight_decay,
-                "torch_adam": True,
-            },
-        },
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
@@ -94,12 +83,19 @@ class Engine:
             {"params": plain, "weight_decay": 0.0},
         ]
         self.zero_stage = zero_stage
-        if device().type == "cuda":
-            align_head(model)
+        prepare_fit(model, device())
+        # torch's AdamW in one kernel: DeepSpeed's own is compiled at first use (see start_deepspeed).
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=train.learning_rate,
+            betas=train.betas,
+            eps=train.eps,
+            fused=True,
+        )
         count = sum(p.numel() for p in model.parameters())
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
-            model_parameters=[group for group in groups if group["params"]],
+            optimizer=optimizer,
             config=deepspeed_config(train, micro_batch, world_size, zero_stage, count),
             dist_init_required=False,
         )

@@ -30,6 +30,7 @@ from harness.files import write_atomic
 from harness.learners.language_model.behaviour import report
 from harness.learners.language_model.cuda import align_head
 from harness.learners.language_model.identity import pretrained_identity
+from harness.learners.language_model.kernels import fuse_activations
 from harness.learners.language_model.sizes import default_mlp_width
 from harness.learners.language_model.weights import CONFIG, WEIGHTS
 from harness.terminal import shown
@@ -158,7 +159,7 @@ def new_model(model: Model, vocab_size: int, context: int, bos: int, eos: int, s
     torch.manual_seed(seed)
     built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _check_precision(built, torch.float32)
-    return built
+    return fuse_activations(built)
 
 
 def pretrained_model(model: Model, vocab_size: int) -> PreTrainedModel:
@@ -188,8 +189,7 @@ def pretrained_model(model: Model, vocab_size: int) -> PreTrainedModel:
         )
     _check_vocabulary(loaded.config, vocab_size)
     _check_precision(loaded, torch.float32)
-    found: PreTrainedModel = loaded
-    return found
+    return fuse_activations(loaded)
 
 
 def _check_vocabulary(config: PretrainedConfig, vocab_size: int) -> None:
@@ -239,4 +239,4 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     model: PreTrainedModel = loaded
     if device.type == "cuda":
         align_head(model)
-    return model.to(device).eval()
+    return fuse_activations(model).to(device).eval()

@@ -85,7 +85,8 @@ def _model(
     """
     model = resolve_model(learner.model)
     if model.pretrained is None:
-        context = model.context or learner.sample.sequence_length(config.data.block_size)  # type: ignore[union-attr]
+        block_size = config.data.block_size  # type: ignore[union-attr]
+        context = model.context or learner.sample.sequence_length(block_size)
         return ModelSpec(**{**model.model_dump(exclude_unset=True), "context": context}), {}
     anew = "scratch" in (learner.init, _refresh_init(config))
     weights = {"new_weights": "fp32"} if anew and not facts.full_precision else {}

@@ -27,6 +27,7 @@ from harness.learners.base import (
     SampleTask,
     Stopped,
 )
+from harness.learners.threads import compute_with
 from harness.learners.vae.model import ConvVae, decoded, encoded, new_model, read_model, write_model
 from harness.learners.vae.training import fit, plan_steps
 from harness.metrics import vae as metrics
@@ -47,10 +48,7 @@ class VaeLearner:
         """Keep the images, and make torch deterministic; ``data`` is an `ImageSet`."""
         assert isinstance(data, ImageSet)
         self.data, self.shape, self.resources = data, data.shape, execution.resources
-        torch.set_num_threads(execution.resources.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # Otherwise every torch.empty is filled, which finds reads of uninitialised memory and costs time.
-        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (the stub does not know it)
+        compute_with(execution.resources.threads)
         self._loaded: tuple[Path, ConvVae] | None = None
 
     def fit(self, task: FitTask) -> FitOutcome:

@@ -1,0 +1,50 @@
+"""Which of several kernels computes a part of a model: the fastest here; results are equal up to rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from harness.learners.language_model.cuda import align_head
+
+IN_FP32 = "harness_sdpa_in_fp32"
+"""Name of `_attention_in_fp32` among transformers' attention functions."""
+
+
+def _attention_in_fp32(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention of torch, computed in fp32: queries, keys, values and the result are of the caller's type."""
+    found, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), *args, **kwargs)
+    return found.to(query.dtype), None
+
+
+AttentionInterface.register(IN_FP32, _attention_in_fp32)
+AttentionMaskInterface.register(IN_FP32, sdpa_mask)
+
+
+def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
+    """Compute GPT-2's GELU in one kernel instead of eight, in place; returns the model."""
+    for module in list(model.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, NewGELUActivation):
+                setattr(module, name, GELUTanh())
+    return model
+
+
+def prepare_fit(model: PreTrainedModel, device: torch.device) -> None:
+    """Give a model that will be fitted the kernels for a device, in place.
+
+    On a GPU the head gets aligned shapes. On a CPU, torch's backward pass of attention in bf16 takes five
+    times as long as in fp32 (docs/LOG.md), so attention is computed in fp32.
+    """
+    if device.type == "cuda":
+        align_head(model)
+    elif model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(IN_FP32)

@@ -102,8 +102,6 @@ class Results:
         Raises:
             harness.errors.InputError: No experiment on the store has it; chains in bundles keep no corpora.
         """
-        from harness.inspection.pull import as_table
-
         for name, generation in self._generations():
             if key not in (generation["corpus"], generation["fit"]):
                 continue
@@ -112,10 +110,8 @@ class Results:
                 count = store.corpora.count(generation["corpus"])
                 if node is None or not count:
                     continue
-                real = prepared.data[node.cell].real
-                frame: pd.DataFrame = as_table(
-                    store.corpora.load(generation["corpus"], count), real
-                ).to_pandas()
+                examples = store.corpora.load(generation["corpus"], count)
+                frame: pd.DataFrame = prepared.data[node.cell].real.table(examples).to_pandas()
                 return frame
         raise InputError(f"{key}: no experiment on {self.root} has such a corpus")
 

@@ -8,14 +8,13 @@ from typing import Any
 
 from harness.components import FILTERS, LEARNERS, REGIMES
 from harness.config.grid import Study
-from harness.config.schema import CellSource, Config, Evaluate, science
-from harness.data.base import RealData
-from harness.data.text import ExternalCorpus, TextCorpus
+from harness.config.schema import Config, Evaluate, science
+from harness.data.base import ExternalCorpus, PreparedData, RealData
 from harness.errors import ConfigError
 from harness.learners.base import Resolved
 from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, versions
 from harness.metrics.added import added_versions
-from harness.preparation import PreparedData, data_spec
+from harness.preparation import data_spec
 from harness.regimes import recipe
 from harness.science import (
     KEY_FORMAT,
@@ -76,7 +75,7 @@ def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus
     learner, asked = LEARNERS[config.learner.kind], config.evaluate
     examples = min(real.num_examples, asked.examples)
     metrics = versions(config.learner.kind)
-    if isinstance(real, TextCorpus) and not real.is_plain(real.test.values):
+    if not real.test_is_plain:
         metrics = {**metrics, **BYTES_OF_TOKENS}
     identity: dict[str, Any] = {"metrics": dict(metrics)}
     if asked.metrics:  # apart: a package's name for a metric may be one of the groups' here
@@ -89,9 +88,7 @@ def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus
     identity |= {**found, **({"examples": examples} if counted else {})}
     contents = {name: text.fingerprint for name, text in texts.items()}
     if contents:
-        plain = isinstance(real, TextCorpus) and all(
-            real.is_plain(text.examples.values) for text in texts.values()
-        )
+        plain = all(real.is_plain(text.examples.values) for text in texts.values())
         identity["others"] = {
             "version": OTHERS_VERSION if plain else OTHERS_BYTES_OF_TOKENS,
             "texts": contents,
@@ -172,12 +169,8 @@ def _texts(item: CellSpec) -> dict[str, Any]:
 
 def _fixed(config: Config) -> dict[str, int]:
     """The generation of a source cell that every generation reads, where there is one."""
-    source = config.regime.source
-    return (
-        {"generation": source.generation}
-        if isinstance(source, CellSource) and source.generation is not None
-        else {}
-    )
+    generation = config.regime.writer.generation
+    return {} if generation is None else {"generation": generation}
 
 
 def _bundle_identity(

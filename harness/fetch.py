@@ -10,26 +10,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from harness.components import LEARNERS
 from harness.config.grid import Study
-from harness.config.presets import resolve_model
-from harness.config.schema import (
-    Config,
-    CorpusSource,
-    ImageData,
-    LanguageModel,
-    PretrainedTokenizer,
-    TextData,
-)
-from harness.data.hub import PREFIX, Caches, load_hub, offline, prepared_folder
+from harness.config.schema import Config, PretrainedTokenizer
+from harness.data.hub import Caches, load_hub, offline, prepared_folder
 from harness.data.text import pretrained_fingerprint
 from harness.errors import DataError
-from harness.learners.language_model.converted import with_safetensors
-from harness.learners.language_model.facts import needs_weights
+from harness.registry import named
+from harness.section import HubItem, hub_data
 from harness.terminal import shown
 
 CONFIG = "config.json"
@@ -53,28 +46,6 @@ VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",
 
 
 @dataclass(frozen=True)
-class Item:
-    """One thing of the hub.
-
-    Attributes:
-        kind: What it is.
-        field: The configuration's field that asks for it, for messages.
-        name: As the field names it.
-        revision: As the configuration names it; None for the newest.
-        weights: A model's weights are needed too, not only its configuration.
-    """
-
-    kind: Literal["model", "tokenizer", "data"]
-    field: str
-    name: str
-    revision: str | None
-    weights: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name}" + (f" at {self.revision}" if self.revision else "")
-
-
-@dataclass(frozen=True)
 class Fetched:
     """An item that is in the cache.
 
@@ -85,7 +56,7 @@ class Fetched:
         there: It was there before.
     """
 
-    item: Item
+    item: HubItem
     path: Path
     bytes: int
     there: bool
@@ -104,14 +75,14 @@ class Fetched:
         }
 
 
-def needed(study: Study, caches: Caches | None = None) -> list[Item]:
+def needed(study: Study, caches: Caches | None = None) -> list[HubItem]:
     """Everything of the hub that the cells of a study read, each once, in the order of the cells.
 
     Args:
         study: From `expand`.
         caches: What the hub has said before lies there; in the libraries' own place when None.
     """
-    found: dict[tuple[str, str, str | None], Item] = {}
+    found: dict[tuple[str, str, str | None], HubItem] = {}
     for cell in study.cells:
         for item in _needed(
             cell.config, "regime.source.model" if cell.teacher else "learner.model.pretrained", caches
@@ -122,30 +93,14 @@ def needed(study: Study, caches: Caches | None = None) -> list[Item]:
     return list(found.values())
 
 
-def _needed(config: Config, model_field: str, caches: Caches | None) -> list[Item]:
-    data, learner, source = config.data, config.learner, config.regime.source
-    found = []
-    if isinstance(data, TextData | ImageData) and data.source.startswith(PREFIX):
-        found.append(Item("data", "data.source", data.source, data.revision))
-    if (
-        isinstance(data, TextData)
-        and isinstance(data.tokenizer, PretrainedTokenizer)
-        and not Path(data.tokenizer.name).is_dir()
-    ):
-        found.append(Item("tokenizer", "data.tokenizer.name", data.tokenizer.name, data.tokenizer.revision))
+def _needed(config: Config, model_field: str, caches: Caches | None) -> Iterator[HubItem]:
+    yield from config.data.hub_items
     for name, text in config.evaluate.others.items():
-        if text.startswith(PREFIX):
-            found.append(Item("data", f"evaluate.others.{name}", text, None))
-    if isinstance(source, CorpusSource) and source.corpus.startswith(PREFIX):
-        found.append(Item("data", "regime.source.corpus", source.corpus, None))
-    if isinstance(learner, LanguageModel):
-        model = resolve_model(learner.model)
-        if model.pretrained is not None and not Path(model.pretrained).is_dir():
-            refresh = config.regime.refresh
-            weights = needs_weights(learner, refresh.init if refresh is not None else None)
-            revision = with_safetensors(model, caches).revision if weights else model.revision
-            found.append(Item("model", model_field, model.pretrained, revision, weights))
-    return found
+        yield from hub_data(f"evaluate.others.{name}", text)
+    yield from hub_data("regime.source.corpus", config.regime.writer.corpus or "")
+    hub_items = LEARNERS[config.learner.kind].hub_items
+    if hub_items:
+        yield from named(hub_items)(config, model_field, caches)
 
 
 def missing_files(study: Study, caches: Caches | None = None) -> list[str]:
@@ -167,7 +122,7 @@ def missing_files(study: Study, caches: Caches | None = None) -> list[str]:
     return found
 
 
-def _problem(item: Item, caches: Caches) -> str:
+def _problem(item: HubItem, caches: Caches) -> str:
     """What is wrong with an item in the cache; empty where it is there."""
     at = f" at revision {item.revision}" if item.revision else ""
     if item.kind == "data":
@@ -186,13 +141,13 @@ def _problem(item: Item, caches: Caches) -> str:
     return f"({files}){at} is not in {caches.hub}" if files else ""
 
 
-def _patterns(item: Item) -> list[str]:
+def _patterns(item: HubItem) -> list[str]:
     if item.kind == "tokenizer":
         return list(TOKENIZER_FILES)
     return [*MODEL_FILES, *(WEIGHT_FILES if item.weights else ())]
 
 
-def _snapshot(item: Item, caches: Caches) -> Path | None:
+def _snapshot(item: HubItem, caches: Caches) -> Path | None:
     """An item's snapshot in the cache.
 
     None where it is not there, or not all that the repository has of it.
@@ -304,7 +259,7 @@ def fetch(study: Study, cache: Path | None, say: Callable[[str], None]) -> list[
     return found
 
 
-def _place(item: Item, caches: Caches) -> Path | None:
+def _place(item: HubItem, caches: Caches) -> Path | None:
     """Where an item lies in the cache; None where it is not there as a whole."""
     if _problem(item, caches):
         return None
@@ -313,7 +268,7 @@ def _place(item: Item, caches: Caches) -> Path | None:
     )
 
 
-def _size(item: Item, folder: Path) -> int:
+def _size(item: HubItem, folder: Path) -> int:
     patterns = ["*"] if item.kind == "data" else _patterns(item)
     return sum(
         path.stat().st_size
@@ -321,14 +276,14 @@ def _size(item: Item, folder: Path) -> int:
     )
 
 
-def _fetch_data(item: Item) -> None:
+def _fetch_data(item: HubItem) -> None:
     try:
         load_hub(item.name, item.revision)
     except DataError as error:
         raise DataError(str(error).replace("data.source:", f"{item.field}:", 1)) from None
 
 
-def _fetch_files(item: Item, caches: Caches) -> None:
+def _fetch_files(item: HubItem, caches: Caches) -> None:
     import huggingface_hub
     from huggingface_hub import errors
     from huggingface_hub.utils import disable_progress_bars

@@ -194,6 +194,10 @@ class Examples:
         """The examples at these positions."""
         return Examples(self.values[index], self.lengths[index])
 
+    def rows(self) -> list[npt.NDArray[Any]]:
+        """Every example to its length."""
+        return [values[:length] for values, length in zip(self.values, self.lengths, strict=True)]
+
     @classmethod
     def full(cls, values: npt.NDArray[Any]) -> Examples:
         """Rows that are all used to their whole width."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components import REGIMES
-from harness.config.schema import CellSource, CorpusSource, ModelSource, Regime
+from harness.config.schema import Regime
 from harness.errors import DataError
 from harness.records import EXTERNAL, REAL, TEACHER, Part, Recipe
 from harness.streams import stream
@@ -67,11 +67,12 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Rec
 
 def _fixed_origin(regime: Regime, external: Any) -> int | None:
     """Where a source that does not go along with the chain has its examples; None where it does."""
-    if isinstance(regime.source, CorpusSource):
+    writer = regime.writer
+    if writer.corpus is not None:
         return EXTERNAL
-    if isinstance(regime.source, ModelSource):
-        return TEACHER if external is not None else 0  # a pretrained teacher is a chain of one generation
-    return regime.source.generation if isinstance(regime.source, CellSource) else None
+    if writer.changes is not None:
+        return TEACHER
+    return writer.generation if writer.pretrained is None else 0  # a chain of one generation
 
 
 def _spec(

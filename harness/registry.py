@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.records import Examples, Part
-from harness.section import Section
+from harness.section import DataSection, Section
 from harness.terminal import cut, shown
 
 Group = Literal["learners", "filters", "regimes", "data", "metrics", "trackers"]
@@ -150,6 +150,8 @@ class LearnerPlugin:
         settle: ``module:function`` from a configuration to one in which what it names of the hub is settled.
         resolve: ``module:function`` that gives `harness.learners.base.Resolved`, where its specs hold more
             than its section.
+        hub_items: ``module:function`` from a configuration, the field that names its model and the caches of
+            the hub (`harness.data.hub.Caches`, or None) to what it needs of it (`harness.section.HubItem`).
         metrics: What it measures.
         metrics_version: Part of every evaluation's key; raise it when a metric changes.
         groups: Several groups of metrics with their versions, in the place of one.
@@ -162,6 +164,8 @@ class LearnerPlugin:
         modules: Their modules.
         seconds_per_example: Rough seconds of a generation per training example, or a function of the numbers
             in an example.
+        turn_seconds: From a `harness.learners.base.Turn` to the seconds of its fit, sampling and evaluation
+            on its gang; None where they are no matter.
         reads_pools_anew: Whether a pool that only grows is read as a whole in each generation, by its
             section.
         theory: ``module:function`` from a cell's configuration and a metric to its expectation over chains in
@@ -180,6 +184,7 @@ class LearnerPlugin:
     learner: str = "harness.learners.analytic.learner:AnalyticLearner"
     settle: str = ""
     resolve: str = ""
+    hub_items: str = ""
     metrics: Sequence[Metric] = ()
     metrics_version: int = 1
     groups: Mapping[str, int] = field(default_factory=dict)
@@ -191,6 +196,7 @@ class LearnerPlugin:
     extra: str = ""
     modules: Sequence[str] = ()
     seconds_per_example: float | Callable[[int], float] = 1e-6
+    turn_seconds: Callable[[Any], float] | None = None
     reads_pools_anew: Callable[[Any], bool] = lambda section: False
     theory: str = ""
     check: Callable[[Any], None] = lambda config: None
@@ -214,6 +220,31 @@ class MetricPlugin:
     version: int
     measure: Callable[[Examples, Known], Mapping[str, float]]
     reads: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class DataKind:
+    """A kind of real data: what learners, filters and metrics say that they read.
+
+    Attributes:
+        section: Its section; the docstring is its line in ``harness list data``.
+        prepare: ``module:function`` that reads the data: from the section and a `harness.data.base.Room` to
+            `harness.data.base.PreparedData`.
+        load: ``module:attribute`` that gives them (`harness.data.RealData`): from the section and the folder
+            that they were prepared in; None where they have none.
+        sources: Values of ``data.source`` that mean this kind.
+        places: Fields that say where the data lie, dotted where they are of a section inside: nothing of them
+            is in keys or specs.
+        example: Settings that need no file and no network (``harness init``).
+    """
+
+    section: type[DataSection]
+    _: KW_ONLY
+    prepare: str
+    load: str
+    sources: Sequence[str] = ()
+    places: Sequence[str] = ()
+    example: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

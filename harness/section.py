@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -27,6 +28,51 @@ class Section(BaseModel):
     """A section of the configuration: unknown fields, NaN and infinity are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+HUB = "hf:"
+"""Begins the names of data on the Hugging Face hub."""
+
+
+@dataclass(frozen=True)
+class HubItem:
+    """One thing of the Hugging Face hub.
+
+    Attributes:
+        kind: What it is.
+        field: The configuration's field that asks for it, for messages.
+        name: As the field names it.
+        revision: As the configuration names it; None for the newest.
+        weights: A model's weights are needed too, not only its configuration.
+    """
+
+    kind: Literal["model", "tokenizer", "data"]
+    field: str
+    name: str
+    revision: str | None
+    weights: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}" + (f" at {self.revision}" if self.revision else "")
+
+
+def hub_data(field: str, source: str, revision: str | None = None) -> list[HubItem]:
+    """The data that a source names, where they are on the hub."""
+    return [HubItem("data", field, source, revision)] if source.startswith(HUB) else []
+
+
+class DataSection(Section):
+    """A section of real data."""
+
+    @property
+    def hub_items(self) -> list[HubItem]:
+        """What it needs of the hub."""
+        return []
+
+    @property
+    def own_examples(self) -> bool:
+        """Whether every seed has training examples of its own: a known distribution draws them."""
+        return True
 
 
 def since(default: Any, **kwargs: Any) -> Any:

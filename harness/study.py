@@ -17,22 +17,13 @@ from harness.cells import cell_spec, is_bundled, lineage_of
 from harness.components import LEARNERS, TRACKERS
 from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources
 from harness.config.load import load_file
-from harness.config.schema import CellSource, Config, CorpusSource, ModelSource, TextData
-from harness.data.analytic import Truth, make_teacher, truth_science
-from harness.data.base import RealData
-from harness.data.text import (
-    ExternalCorpus,
-    TextCorpus,
-    corpus_science,
-    other_science,
-    prepared_science,
-    read_other,
-    write_other,
-)
+from harness.config.schema import Config
+from harness.data.base import ExternalCorpus, PreparedData, RealData
+from harness.data.text import corpus_science, other_science, read_other, write_other
 from harness.errors import DataError, InputError
 from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
 from harness.learners.language_model.facts import ModelFacts
-from harness.preparation import DataOf, PreparedData, rows_science
+from harness.preparation import DataOf
 from harness.records import Examples
 from harness.regimes import check_supply
 from harness.registry import named
@@ -164,7 +155,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         if fixed is not None:
             spec = corpus_science(prepared.spec, fixed.fingerprint)
             others[key_of(spec)] = (spec, fixed.examples)
-        if getattr(cell.config.data, "resample", False) and real.num_examples >= real.supply:
+        if cell.config.data.own_examples and real.num_examples >= real.supply:
             raise DataError(
                 f"data.resample: every seed would train on all {real.supply} examples of the training split; "
                 "set data.num_examples below that"
@@ -195,15 +186,12 @@ def _fixed_corpus(
     config: Config, data: PreparedData, store: Store, known: dict[tuple[str, str], ExternalCorpus]
 ) -> ExternalCorpus | None:
     """The fixed corpus of a cell, where its regime reads one; each is read once."""
-    source, real = config.regime.source, data.real
-    if not isinstance(source, CorpusSource):
+    corpus = config.regime.writer.corpus
+    if corpus is None:
         return None
-    if not isinstance(real, TextCorpus):
-        raise DataError("regime.source: a fixed corpus is text, the real data are not")
-    assert isinstance(config.data, TextData)
-    name = (source.corpus, config.data.model_dump_json())
+    name = (corpus, config.data.model_dump_json())
     if name not in known:
-        known[name] = real.external(source.corpus, config.data.split, partial(_packed, store, data.spec))
+        known[name] = data.real.external(corpus, partial(_packed, store, data.spec))
     return known[name]
 
 
@@ -224,34 +212,24 @@ def resamples(config: Config) -> bool:
 
     It has of a known distribution, and of a split where that is asked for.
     """
-    return bool(getattr(config.data, "resample", True))
+    return config.data.own_examples
 
 
 def _others(
     config: Config, real: RealData, known: dict[tuple[str, str], ExternalCorpus]
 ) -> dict[str, ExternalCorpus]:
     """The other real texts of a cell, by name; each is read once."""
-    if not isinstance(config.data, TextData) or not isinstance(real, TextCorpus):
-        return {}
     found = {}
     for name, source in config.evaluate.others.items():
         which = (source, config.data.model_dump_json())
-        found[name] = known.setdefault(which, known.get(which) or real.other(name, source, config.data.split))
+        found[name] = known.setdefault(which, known.get(which) or real.other(name, source))
     return found
 
 
 def _teacher(config: Config, real: RealData) -> DataSpec | None:
     """The fixed teacher of a cell; None where it has none, or where that is a chain of the grid."""
-    source = config.regime.source
-    if not isinstance(source, ModelSource) or not isinstance(source.model, dict):
-        return None
-    if not isinstance(real, Truth):
-        raise DataError(
-            "regime.source: {model: ...} names fields of analytic data; for text, use {cell: ...} with a "
-            "chain of a larger model, or {corpus: ...} with what a teacher wrote"
-        )
-    teacher = make_teacher(real.config, source)
-    return DataSpec(teacher.config, truth_science(teacher))
+    changes = config.regime.writer.changes
+    return None if changes is None else real.teacher(changes)
 
 
 def _check_sources(study: Study, specs: list[CellSpec]) -> None:
@@ -265,8 +243,8 @@ def _check_sources(study: Study, specs: list[CellSpec]) -> None:
             raise DataError(
                 f"{where} has other data than the cell that reads it; both need the same data section"
             )
-        source = cell.config.regime.source
-        fixed = source.generation if isinstance(source, CellSource) else 0
+        writer = cell.config.regime.writer
+        fixed = 0 if writer.pretrained is not None else writer.generation
         needed = cell.config.generations - 1 if fixed is None else fixed
         if other.config.generations < needed:
             raise DataError(
@@ -299,8 +277,7 @@ def commit_data(prepared: Prepared, store: Store, stopped: Callable[[], bool] = 
     items: dict[str, Making] = {}
     for item in prepared.data:
         if item.key and item.folder and item.folder != store.path("data", item.key):
-            spec = rows_science(item.spec) if isinstance(item.real, Truth) else prepared_science(item.spec)
-            items[item.key] = partial(shutil.copytree, item.folder, dirs_exist_ok=True), spec
+            items[item.key] = partial(shutil.copytree, item.folder, dirs_exist_ok=True), item.stored or {}
     for other, blocks in prepared.others:
         if not store.sound("data", key_of(other)):
             items[key_of(other)] = partial(write_other, blocks=blocks), other

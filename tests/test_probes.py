@@ -150,12 +150,12 @@ def test_an_embedded_text_stands_for_its_training_side(make_config: Make, tmp_pa
     prepared, store = open_prepared(make_config(TEXT, **{"data.num_examples": None}), tmp_path / "root")
     real = load_data(prepared.specs[0].data, store)
     assert isinstance(real, TextCorpus)
-    corpus = real.external("python-docs", Split())
+    corpus = real.external("python-docs")
     assert corpus.examples.values.tobytes() == real.real(0, real.supply).values.tobytes()
     documents = read_documents(TextData(source="python-docs"))
     path = tmp_path / "train.txt"
     path.write_text("\n\n".join(split_documents(documents, Split())["train"]))
-    assert real.external(str(path), Split()).fingerprint != corpus.fingerprint, "the order of blocks differs"
+    assert real.external(str(path)).fingerprint != corpus.fingerprint, "the order of blocks differs"
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ import pytest
 from conftest import TEXT, Make, merged
 from pydantic import BaseModel
 
+from harness.components import DATA_KINDS
 from harness.config.schema import Config, VaeSample
 from harness.coordinator.plans import plan_of
-from harness.preparation import PLACES
 from harness.science import cut
 from harness.store import Store
 from harness.study import commit_data, open_study
@@ -337,7 +337,7 @@ def test_no_field_is_left_out() -> None:
         ("MixtureData", "components"),
         ("CorpusSource", "corpus"),
     }
-    places = {(kind.__name__, name) for kind, names in PLACES.items() for name in names}
+    places = {(kind.section.__name__, name) for kind in DATA_KINDS.values() for name in kind.places}
     missing = []
     for section in _sections(Config):
         for name, info in section.model_fields.items():

@@ -7,19 +7,24 @@ below; nothing else asks which kind it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from harness.components import (
-    data,
     discrete,
     filters,
     gaussian,
+    images,
     kde,
     language_model,
     linear_regression,
     mixture,
     regimes,
+    text,
+    truths,
     vae,
 )
 from harness.registry import (
+    DataKind,
     DataPlugin,
     FilterPlugin,
     LearnerPlugin,
@@ -45,7 +50,11 @@ LEARNERS = gather(
 )
 FILTERS = gather("filters", FilterPlugin, filters.COMPONENTS)
 REGIMES = gather("regimes", RegimePlugin, regimes.COMPONENTS)
-DATA = gather("data", DataPlugin, data.COMPONENTS, taken=(*data.DATA_TAGS, data.DIGITS))
+DATA_KINDS: Mapping[str, DataKind] = {"text": text.KIND, "images": images.KIND, **truths.KINDS}
+DATA = gather(
+    "data", DataPlugin, text.NAMED, taken=[name for kind in DATA_KINDS.values() for name in kind.sources]
+)
+"""Texts that are known by a name."""
 METRICS = gather("metrics", MetricPlugin, {})
 TRACKERS = gather(
     "trackers",

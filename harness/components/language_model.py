@@ -253,6 +253,20 @@ def _check_batch(batch_size: int, ranks: int, micro: int | None) -> None:
         )
 
 
+def turn_seconds(turn: Any) -> float:
+    """Seconds of one generation (`harness.learners.base.Turn`), from the tokens that it reads and writes.
+
+    Two models score the corpus, each three times as fast as it is trained: forward only.
+    """
+    train, block = turn.config.learner.train, turn.config.data.block_size
+    size = turn.recipe.size if turn.recipe.budget == "examples" else turn.n
+    trained = train.epochs * size * block
+    if train.max_steps is not None:
+        trained = train.max_steps * train.batch_size * block
+    seconds = trained / turn.fit_rate + turn.sampled * block / turn.sample_rate
+    return float(seconds + 2 * turn.scored * block / (3 * turn.fit_rate)) / int(turn.config.resources.ranks)
+
+
 _SHUMAILOV = "Shumailov et al. 2023, arXiv 2305.17493"
 _FORGETTING = "McCloskey and Cohen 1989"
 _NATS = "nats/token"
@@ -263,6 +277,8 @@ COMPONENT = LearnerPlugin(
     learner="harness.learners.language_model.learner:LanguageModelLearner",
     settle="harness.learners.language_model.resolve:settle",
     resolve="harness.learners.language_model.resolve:resolve",
+    hub_items="harness.learners.language_model.converted:hub_items",
+    turn_seconds=turn_seconds,
     reads=("text",),
     extra="text",
     modules=("torch", "deepspeed", "transformers", "tokenizers", "datasets"),

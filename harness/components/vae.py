@@ -59,8 +59,15 @@ def check(config: Any) -> None:
         raise ValueError(
             "regime.refresh.init: learner vae has no pretrained weights; allowed: scratch, previous"
         )
-    if hasattr(regime.source, "corpus") or hasattr(regime.source, "model"):
+    writer = regime.writer
+    if writer.is_fixed and writer.cell is None:
         raise ValueError("regime.source: learner vae reads images; allowed: self, {cell: ...}")
+
+
+def turn_seconds(turn: Any) -> float:
+    """Seconds of one generation (`harness.learners.base.Turn`): 1 us a pixel and epoch (docs/LOG.md)."""
+    pixels: int = turn.real.example_bytes // 4
+    return float(1e-6 * turn.config.learner.train.epochs * turn.recipe.size * pixels)
 
 
 _SHUMAILOV, _KINGMA = "Shumailov et al. 2023, arXiv 2305.17493", "Kingma and Welling 2013, arXiv 1312.6114"
@@ -93,6 +100,7 @@ COMPONENT = LearnerPlugin(
     evaluates=("examples",),
     names_examples=True,
     seconds_per_example=1.5e-3,
+    turn_seconds=turn_seconds,
     example={
         "latent_dim": 10,
         "channels": [16, 32],

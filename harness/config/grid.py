@@ -7,14 +7,14 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from harness.config.load import check_kinds, check_preset, nearest, section_classes, validate
 from harness.config.presets import resolve_model
 from harness.config.replaced import check_replaced
-from harness.config.schema import CellSource, Config, LanguageModel, ModelSource, Override, Sample, TextData
+from harness.config.schema import Config, LanguageModel, Override, Sample, TextData
 from harness.config.size import MAX_CHAINS, check_axes, check_generations
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
@@ -284,9 +284,7 @@ def _teachers(source: Source, cells: Sequence[Cell]) -> list[Cell]:
     """One cell for every pretrained model that is named as a teacher, beside the same data and sampling."""
     found: list[Cell] = []
     for cell in cells:
-        if isinstance(cell.config.regime.source, ModelSource) and isinstance(
-            cell.config.regime.source.model, str
-        ):
+        if cell.config.regime.writer.pretrained is not None:
             made = _teacher(source, cell)
             if made not in found:
                 found.append(made)
@@ -294,16 +292,14 @@ def _teachers(source: Source, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _teacher(source: Source, cell: Cell) -> Cell:
-    assert isinstance(cell.config.learner, LanguageModel) and isinstance(
-        cell.config.regime.source, ModelSource
-    )
+    written_by = cast("LanguageModel", cell.config.learner)
     raw = cell.config.model_dump(mode="json")
     learner = {
         "kind": "language_model",
-        "model": {"pretrained": cell.config.regime.source.model},
+        "model": {"pretrained": cell.config.regime.writer.pretrained},
         "init": "pretrained",
-        "train": {"max_steps": 0, "precision": cell.config.learner.train.precision},
-        "sample": cell.config.learner.sample.model_dump(mode="json", exclude_unset=True),
+        "train": {"max_steps": 0, "precision": written_by.train.precision},
+        "sample": written_by.sample.model_dump(mode="json", exclude_unset=True),
     }
     regime = {"kind": "replace", "synthetic_ratio": 1.0}
     config = validate(
@@ -378,10 +374,10 @@ def resolve_sources(study: Study) -> list[int | None]:
     """
     found: list[int | None] = []
     for cell in study.cells:
-        source = cell.config.regime.source
-        if isinstance(source, CellSource):
-            found.append(_find_cell(study, cell, source.cell))
-        elif isinstance(source, ModelSource) and isinstance(source.model, str):
+        writer = cell.config.regime.writer
+        if writer.cell is not None:
+            found.append(_find_cell(study, cell, writer.cell))
+        elif writer.pretrained is not None:
             found.append(study.cells.index(_teacher(study.source, cell)))
         else:
             found.append(None)

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.components import FILTERS, LEARNERS, REGIMES
+from harness.components import DATA_KINDS, FILTERS, LEARNERS, REGIMES
 from harness.config.presets import preset_names
 from harness.config.reading import join
-from harness.config.schema import Config, GaussianData, ImageData, LanguageModel, TextData, is_image_data
+from harness.config.schema import Config, LanguageModel, data_kind
 from harness.config.source import Source, read_source, split_field
 from harness.errors import ConfigError, Problem
 from harness.registry import Found
@@ -215,8 +215,7 @@ def _section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
             if "kind" in c.model_fields and kind in typing.get_args(c.model_fields["kind"].annotation)
         ]
         if path == "data" or path.startswith("data.") and part == "data":
-            is_gaussian = isinstance(value, Mapping) and value.get("source") == "gaussian"
-            matching = [ImageData if is_image_data(value) else GaussianData if is_gaussian else TextData]
+            matching = [DATA_KINDS[data_kind(value)].section]
         section = (matching or found or [None])[0]  # type: ignore[list-item]
     return section
 

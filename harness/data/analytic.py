@@ -8,32 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from harness.config.schema import (
+from harness.components.truths import (
     AnalyticData,
     ArrayData,
     DiscreteData,
     GaussianData,
     LinearData,
     MixtureData,
-    ModelSource,
     ShapeData,
-    science,
 )
-from harness.data.base import own_examples
+from harness.data.base import PreparedData, RealData, Room, own_examples
 from harness.data.reading import check_size, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
-from harness.science import DataSpec
+from harness.science import DataSpec, key_of
+from harness.section import science
 from harness.streams import stream
 from harness.terminal import shown
 
@@ -43,6 +42,8 @@ Draw = Callable[[str], np.random.Generator]
 TEST_EXAMPLES = 500
 """Fresh real examples that a NLL is measured on, where it has no closed form (as many as Kazdan et al.
 2410.16713)."""
+ROWS = "rows.npy"
+"""The file of rows that are kept in a folder."""
 VERSION = 1
 """Version of how the examples are drawn; part of every key."""
 
@@ -54,8 +55,8 @@ def density_of_normal(values: Array, mean: Array, std: float) -> Array:
     )
 
 
-class Truth(ABC):
-    """A known distribution, or rows of numbers, as `RealData`.
+class Truth(RealData):
+    """A known distribution, or rows of numbers.
 
     Attributes:
         config: The section.
@@ -84,9 +85,33 @@ class Truth(ABC):
         """Without limit."""
         return sys.maxsize
 
-    @abstractmethod
-    def real(self, seed: int, count: int) -> Examples:
-        """The first ``count`` examples of this seed, shape [count, width]."""
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of an example in memory."""
+        return 8 * self.width
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What examples are like: those of a teacher have the same."""
+        return (self.width,)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What enters keys."""
+        return {"kind": self.config.source, **science(self.config), "version": VERSION}
+
+    @property
+    def stored(self) -> Mapping[str, Any] | None:
+        """What decides the folder that keeps the examples; None where the section describes them."""
+        return None
+
+    @property
+    def origin(self) -> str:
+        """Where the examples come from, for people."""
+        return self.config.source
+
+    def write(self, folder: Path) -> None:
+        """Write what `load_truth` reads, where something is stored."""
 
     @property
     @abstractmethod
@@ -96,6 +121,28 @@ class Truth(ABC):
 
 class Distribution(Truth):
     """A distribution that examples are drawn from."""
+
+    def teacher(self, changes: Mapping[str, Any]) -> DataSpec:
+        """This distribution with some of its fields changed.
+
+        Raises:
+            DataError: The fields do not fit.
+        """
+        try:
+            made = make_truth(type(self.config).model_validate({**self.config.model_dump(), **changes}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            allowed = ", ".join(name for name in type(self.config).model_fields if name != "source")
+            raise DataError(
+                f"regime.source.model.{where}: {str(first['msg']).lower()}; fields of this data: {allowed}"
+            ) from None
+        if made.shape != self.shape:
+            raise DataError(
+                "regime.source.model: the teacher's examples have another shape than the real ones (dim, "
+                "outcomes or means)"
+            )
+        return DataSpec(made.config, made.identity)
 
     @abstractmethod
     def draw(self, streams: Draw, count: int) -> Array:
@@ -175,6 +222,11 @@ class DiscreteTruth(Distribution):
 
     config: DiscreteData
     width = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """An outcome, and how many there are."""
+        return (1, len(self.probabilities))
 
     @cached_property
     def probabilities(self) -> Array:
@@ -330,6 +382,33 @@ class ArrayTruth(Truth):
             )
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What enters keys: the rows by their content, never by their path."""
+        found = super().identity
+        del found["path"]
+        return {**found, "content": self.fingerprint}
+
+    @property
+    def stored(self) -> Mapping[str, Any]:
+        """The rows decide their folder."""
+        return {"kind": "array", "content": self.fingerprint}
+
+    @property
+    def origin(self) -> str:
+        """The file."""
+        return self.config.path
+
+    def write(self, folder: Path) -> None:
+        """Write the rows."""
+        np.save(folder / ROWS, self.rows, allow_pickle=False)
+
+    def teacher(self, changes: Mapping[str, Any]) -> DataSpec:
+        """None: refused."""
+        raise DataError(
+            "regime.source.model: rows of a file have no parameters that a teacher could differ in"
+        )
+
+    @property
     def width(self) -> int:  # type: ignore[override]
         """Columns."""
         return int(self.rows.shape[1])
@@ -419,51 +498,25 @@ def make_truth(config: AnalyticData, purpose: str = "real") -> Truth:
     return TRUTHS.get(config.source, ShapeTruth)(config, purpose)
 
 
-def make_teacher(config: AnalyticData, source: ModelSource) -> Distribution:
-    """The fixed teacher of ``regime.source: {model: ...}``: the truth with some of its fields changed.
+def prepared(config: AnalyticData, room: Room) -> PreparedData:
+    """A known distribution, which needs no folder, or rows, which are kept in one.
 
     Raises:
-        DataError: The fields do not fit.
+        DataError: A file cannot be read.
     """
-    assert isinstance(source.model, dict)
-    if isinstance(config, ArrayData):
-        raise DataError(
-            "regime.source.model: rows of a file have no parameters that a teacher could differ in"
-        )
-    try:
-        teacher = make_truth(type(config).model_validate({**config.model_dump(), **source.model}), "teacher")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        allowed = ", ".join(name for name in type(config).model_fields if name != "source")
-        raise DataError(
-            f"regime.source.model.{where}: {str(first['msg']).lower()}; fields of this data: {allowed}"
-        ) from None
     truth = make_truth(config)
-    assert isinstance(teacher, Distribution)
-    same = teacher.width == truth.width
-    if isinstance(teacher, DiscreteTruth) and isinstance(truth, DiscreteTruth):
-        same = len(teacher.probabilities) == len(truth.probabilities)
-    if not same:
-        raise DataError(
-            "regime.source.model: the teacher's examples have another shape than the real ones (dim, "
-            "outcomes or means)"
-        )
-    return teacher
+    key = key_of(truth.stored) if truth.stored else None
+    folder = None if key is None else room.folder(key, truth.write)
+    return PreparedData(truth.identity, truth.stored, folder, key, truth, {"source": truth.origin})
+
+
+def load_truth(config: AnalyticData, folder: Path | None) -> Truth:
+    """What a section describes, or the rows in a folder."""
+    return make_truth(config if folder is None else config.model_copy(update={"path": str(folder / ROWS)}))
 
 
 def load_teacher(spec: DataSpec) -> Distribution:
-    """A fixed teacher, from the spec that `make_teacher`'s one was put into."""
-    assert isinstance(spec.section, AnalyticData)
-    teacher = make_truth(spec.section, "teacher")
+    """A fixed teacher, from its spec (`Distribution.teacher`)."""
+    teacher = make_truth(cast("AnalyticData", spec.section), "teacher")
     assert isinstance(teacher, Distribution)
     return teacher
-
-
-def truth_science(truth: Truth) -> dict[str, Any]:
-    """What of an analytic section enters keys; rows by their content, never by their path."""
-    spec = {**science(truth.config), "version": VERSION}
-    if isinstance(truth, ArrayTruth):
-        del spec["path"]
-        spec["content"] = truth.fingerprint
-    return {"kind": truth.config.source, **spec}

@@ -1,32 +1,147 @@
-"""What a chain needs to know of the real distribution."""
+"""What a chain needs to know of the real distribution, and what its kinds have in common."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from harness.errors import DataError
 from harness.records import Examples
+from harness.science import DataSpec
 from harness.streams import stream
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-class RealData(Protocol):
-    """A real distribution, text or analytic."""
+
+@dataclass(frozen=True)
+class ExternalCorpus:
+    """Text from elsewhere, as blocks of the real data's tokens.
+
+    Attributes:
+        fingerprint: Hash of its documents.
+        examples: The blocks.
+    """
+
+    fingerprint: str
+    examples: Examples
+
+
+class RealData(ABC):
+    """A real distribution: text, images, rows of numbers, or a known one."""
 
     @property
+    @abstractmethod
     def num_examples(self) -> int:
         """Real training examples of generation 0."""
-        ...
 
     @property
+    @abstractmethod
     def supply(self) -> int:
         """Real training examples there are, the reservoir of ``fresh_real`` included."""
-        ...
 
+    @property
+    @abstractmethod
+    def example_bytes(self) -> int:
+        """Bytes that an example takes in memory."""
+
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes that an example of a corpus takes in the store, about."""
+        return self.example_bytes
+
+    @abstractmethod
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` real training examples; where the truth is analytic, drawn for this seed."""
+
+    def external(
+        self, source: str, packed: Callable[[str], Examples | None] = lambda _: None
+    ) -> ExternalCorpus:
+        """A fixed corpus, packed as the real text is; see `TextCorpus`.
+
+        Raises:
+            DataError: It cannot be read, or the real data are not text.
+        """
+        raise DataError("regime.source: a fixed corpus is text, the real data are not")
+
+    def other(self, name: str, source: str) -> ExternalCorpus:
+        """The test side of another real text, packed as the real text is; see `TextCorpus`.
+
+        Raises:
+            DataError: It cannot be read, or the real data are not text.
+        """
+        raise DataError(f"evaluate.others.{name}: is text, the real data are not")
+
+    def teacher(self, changes: Mapping[str, Any]) -> DataSpec:
+        """A fixed teacher: the truth with some of its fields changed.
+
+        Raises:
+            DataError: The fields do not fit, or the truth is not known.
+        """
+        raise DataError(
+            "regime.source: {model: ...} names fields of analytic data; for text, use {cell: ...} with a "
+            "chain of a larger model, or {corpus: ...} with what a teacher wrote"
+        )
+
+    @property
+    def test_is_plain(self) -> bool:
+        """Whether the test examples are plain."""
+        return True
+
+    def is_plain(self, tokens: npt.NDArray[np.integer[Any]]) -> bool:
+        """Whether tokens stand for ASCII alone; what is no text has none that do not."""
+        return True
+
+    def table(self, examples: Examples) -> pa.Table:
+        """Raw examples as columns, for people and other tools: one list of numbers an example."""
+        import pyarrow as pa
+
+        kind = pa.list_(pa.from_numpy_dtype(np.asarray(examples.values).dtype))
+        return pa.table({"values": pa.array([row.tolist() for row in examples.rows()], kind)})
+
+    def write_tokenizer(self, folder: Path) -> bool:
+        """Put the tokenizer beside a model; False where the examples are no text."""
+        return False
+
+
+class Room(Protocol):
+    """Where data are prepared."""
+
+    def known(self, key: str) -> Path | None:
+        """The folder of prepared data in the store; None where it has none that is sound."""
         ...
+
+    def folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
+        """The folder of prepared data: that in the store, or one of its own, which ``prepare`` fills."""
+        ...
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The real data of some cells.
+
+    Attributes:
+        spec: What enters keys.
+        stored: The part of it that decides their folder in the store; None where they need none.
+        folder: Where they lie: in the store, or a temporary folder until `commit_data`; None where they need
+            none.
+        key: Name of the folder in the store; None where they need none.
+        real: The data.
+        about: What was read, for people: the source, and of text its files and documents.
+    """
+
+    spec: Mapping[str, Any]
+    stored: Mapping[str, Any] | None
+    folder: Path | None
+    key: str | None
+    real: RealData
+    about: Mapping[str, Any]
 
 
 def own_examples(seed: int, supply: int, count: int, resample: bool) -> slice | npt.NDArray[np.int64]:

@@ -19,9 +19,8 @@ from typing import Any
 from harness import terminal
 from harness.errors import DataError
 from harness.files import write_atomic
+from harness.section import HUB
 from harness.terminal import shown
-
-PREFIX = "hf:"
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def hub_names(source: str) -> list[tuple[str, str | None]]:
     Raises:
         DataError: It is none of these.
     """
-    parts = source.removeprefix(PREFIX).split("/")
+    parts = source.removeprefix(HUB).split("/")
     if not all(parts) or len(parts) > 3:
         raise DataError(
             f"data.source: found {shown(source)}, expected hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.config.schema import DIGITS, ImageData, science
-from harness.data.base import own_examples
+from harness.components.images import DIGITS, ImageData
+from harness.data.base import PreparedData, RealData, Room, own_examples
 from harness.data.hub import load_hub
 from harness.data.reading import ROWS, ReadLimit, check_size, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
+from harness.science import key_of
+from harness.section import science
 from harness.streams import stream
 from harness.terminal import shown
 
@@ -142,21 +145,34 @@ def prepare(config: ImageData, source: ImageSource, folder: Path) -> None:
     )
 
 
-class ImageSet:
+def prepared(config: ImageData, room: Room) -> PreparedData:
+    """Read and prepare images.
+
+    Raises:
+        DataError: They cannot be read, or are too few.
+    """
+    source = read_images(config)
+    spec = data_science(config, source.fingerprint())
+    stored = {name: value for name, value in spec.items() if name not in ("num_examples", "resample")}
+    folder = room.folder(key_of(stored), lambda folder: prepare(config, source, folder))
+    about = {"source": config.source}
+    return PreparedData(spec, stored, folder, key_of(stored), ImageSet(config, folder), about)
+
+
+class ImageSet(RealData):
     """Prepared images, read from their folder."""
 
-    def __init__(self, folder: Path, num_examples: int | None, resample: bool = False) -> None:
+    def __init__(self, config: ImageData, folder: Path) -> None:
         """Read the images.
 
         Args:
+            config: The section.
             folder: What `prepare` wrote.
-            num_examples: ``data.num_examples``.
-            resample: ``data.resample``.
         """
         from safetensors.numpy import load_file
 
         self._arrays: Mapping[str, npt.NDArray[Any]] = load_file(folder / "images.safetensors")
-        self._num_examples, self._resample = num_examples, resample
+        self.config = config
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -167,7 +183,12 @@ class ImageSet:
     @property
     def num_examples(self) -> int:
         """Real training examples of generation 0."""
-        return self._num_examples or self.supply
+        return self.config.num_examples or self.supply
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of an image in memory."""
+        return 4 * math.prod(self.shape)
 
     @property
     def supply(self) -> int:
@@ -176,9 +197,8 @@ class ImageSet:
 
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` training images of a seed; float32, shape [count, height * width]."""
-        return Examples.full(
-            _rows(self._arrays["train"][own_examples(seed, self.supply, count, self._resample)])
-        )
+        chosen = own_examples(seed, self.supply, count, self.config.resample)
+        return Examples.full(_rows(self._arrays["train"][chosen]))
 
     @property
     def training(self) -> Pixels:

@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.data.hub import PREFIX, Caches, place_of
+from harness.data.hub import Caches, place_of
 from harness.errors import DamagedError
 from harness.files import read_json, write_json
+from harness.section import HUB
 
 VERSION = 1
 """Of how texts are read from hub data."""
@@ -50,7 +51,7 @@ def remember(source: str, revision: str | None, use: str, found: dict[str, Any])
 
 
 def _note(source: str, revision: str | None, use: str) -> Path | None:
-    place = place_of(source, revision) if source.startswith(PREFIX) else None
+    place = place_of(source, revision) if source.startswith(HUB) else None
     if place is None:
         return None
     name = hashlib.sha256(json.dumps([VERSION, *place, use]).encode()).hexdigest()[:32]

@@ -9,7 +9,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +18,19 @@ import numpy.typing as npt
 
 from harness.components import DATA
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
-from harness.data.base import own_examples
+from harness.data.base import ExternalCorpus, PreparedData, RealData, Room, own_examples
 from harness.data.documents import SPLITS, Documents, named_documents, read_documents, read_named
 from harness.data.remembered import recall, remember
 from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
 from harness.files import read_json, refuse_pointer, write_json
 from harness.records import Examples
+from harness.science import key_of
 from harness.streams import stream
 from harness.terminal import shown
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from tokenizers import Tokenizer
 
 VERSION = 1
@@ -194,6 +195,34 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
     write_json(folder / "meta.json", meta)
 
 
+def prepared(config: TextData, room: Room) -> PreparedData:
+    """Read and prepare text; what its source held is remembered, so that it need not be read again.
+
+    Raises:
+        DataError: It cannot be read, or is too little.
+    """
+    tokenizer = config.tokenizer
+    pretrained = pretrained_fingerprint(tokenizer) if isinstance(tokenizer, PretrainedTokenizer) else None
+    use = f"text {config.text_field}"
+    known = recall(config.source, config.revision, use)
+    if known is not None:
+        spec = data_science(config, known["fingerprint"], pretrained)
+        stored = prepared_science(spec)
+        folder = room.known(key_of(stored))
+        if folder is not None:  # so nothing of it has to be read
+            about = {"source": config.source, **known["about"]}
+            return PreparedData(spec, stored, folder, key_of(stored), TextCorpus(config, folder), about)
+    documents = read_documents(config)
+    spec = data_science(config, documents.fingerprint(), pretrained)
+    if known is None:
+        found = {"fingerprint": spec["content"], "about": documents.about()}
+        remember(config.source, config.revision, use, found)
+    stored = prepared_science(spec)
+    folder = room.folder(key_of(stored), lambda folder: prepare(config, documents, folder))
+    about = {"source": config.source, **documents.about()}
+    return PreparedData(spec, stored, folder, key_of(stored), TextCorpus(config, folder), about)
+
+
 def _too_few(sides: Mapping[str, Sequence[str]]) -> str:
     """Why documents do not reach for every side; equal ones are always on one."""
     documents = [text.strip() for texts in sides.values() for text in texts]
@@ -227,14 +256,6 @@ def shuffled(blocks: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return blocks[stream(0, 0, "blocks").permutation(len(blocks))]
 
 
-@dataclass(frozen=True)
-class ExternalCorpus:
-    """Text that the chain did not write: a hash of its documents, and its blocks."""
-
-    fingerprint: str
-    examples: Examples
-
-
 def other_science(data: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
     """What decides the prepared folder of another real text.
 
@@ -262,44 +283,53 @@ def read_other(folder: Path) -> Examples:
     return Examples.full(load_file(folder / "other.safetensors")["blocks"])
 
 
-class TextCorpus:
+class TextCorpus(RealData):
     """Prepared text, read from its folder.
 
     Attributes:
         meta: What `prepare` wrote: special tokens, vocabulary, numbers of blocks and bytes.
     """
 
-    def __init__(self, folder: Path, num_examples: int | None, resample: bool = False) -> None:
+    def __init__(self, config: TextData, folder: Path) -> None:
         """Read the blocks.
 
         Args:
+            config: The section.
             folder: What `prepare` wrote.
-            num_examples: ``data.num_examples``.
-            resample: ``data.resample``.
         """
         from safetensors.numpy import load_file
 
-        self.folder = folder
+        self.config, self.folder = config, folder
         self.meta: Mapping[str, Any] = read_json(folder / "meta.json")
         self._blocks = load_file(folder / "blocks.safetensors")
-        self._num_examples, self._resample = num_examples, resample
 
     @property
     def num_examples(self) -> int:
         """Real training examples of generation 0."""
-        return self._num_examples or self.supply
+        return self.config.num_examples or self.supply
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of a block in memory."""
+        return 4 * self.config.block_size
 
     @property
     def supply(self) -> int:
         """Blocks of the training split."""
         return len(self._blocks["train"])
 
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes of a block in the store, about: one and a half a token, compressed."""
+        return 1.5 * self.config.block_size
+
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` training blocks, the same for every seed unless they are resampled.
 
         Shape [count, block_size].
         """
-        return Examples.full(self._blocks["train"][own_examples(seed, self.supply, count, self._resample)])
+        chosen = own_examples(seed, self.supply, count, self.config.resample)
+        return Examples.full(self._blocks["train"][chosen])
 
     @property
     def validation(self) -> Examples:
@@ -324,7 +354,7 @@ class TextCorpus:
 
         return Tokenizer.from_file(str(self.folder / TOKENIZER))
 
-    def write_tokenizer(self, folder: Path) -> None:
+    def write_tokenizer(self, folder: Path) -> bool:
         """Put the tokenizer beside a model, as `transformers.AutoTokenizer` finds it.
 
         Its file takes no room of its own.
@@ -342,6 +372,15 @@ class TextCorpus:
             "clean_up_tokenization_spaces": False,
         }
         write_json(folder / "tokenizer_config.json", about)
+        return True
+
+    def table(self, examples: Examples) -> pa.Table:
+        """Raw examples as columns: the text and its tokens."""
+        import pyarrow as pa
+
+        rows = [row.tolist() for row in examples.rows()]
+        texts, tokens = pa.array(map(self.decode, rows), pa.string()), pa.array(rows, pa.list_(pa.int32()))
+        return pa.table({"text": texts, "tokens": tokens})
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
@@ -361,6 +400,11 @@ class TextCorpus:
         """UTF-8 bytes of the text that tokens of any shape stand for."""
         return int(self._token_bytes[0][tokens].sum())
 
+    @property
+    def test_is_plain(self) -> bool:
+        """Whether the test blocks stand for ASCII alone."""
+        return self.is_plain(self.test.values)
+
     def is_plain(self, tokens: npt.NDArray[np.integer[Any]]) -> bool:
         """Whether tokens stand for ASCII alone.
 
@@ -369,7 +413,7 @@ class TextCorpus:
         return bool(self._token_bytes[1][tokens].all())
 
     def external(
-        self, source: str, split: Split, packed: Callable[[str], Examples | None] = lambda _: None
+        self, source: str, packed: Callable[[str], Examples | None] = lambda _: None
     ) -> ExternalCorpus:
         """A fixed corpus, packed as the real text is.
 
@@ -377,7 +421,6 @@ class TextCorpus:
             source: A path (its text in the field ``text``), which is read whole and in its order;
                 ``hf:NAME[/CONFIG]``, of which the split ``train`` is read so; or an embedded source, of which
                 the training side is taken, in the order in which it would be the real text.
-            split: How an embedded source is split.
             packed: Gives its blocks by its hash, where they have been packed before.
 
         Raises:
@@ -393,7 +436,7 @@ class TextCorpus:
             # Hashed as a split: a file of the same documents has them in another order, so it is another
             # corpus.
             whole = Documents(named_documents(source, "regime.source.corpus"), {})
-            train = tuple(split_documents(whole, split)["train"])
+            train = tuple(split_documents(whole, self.config.split)["train"])
             documents = Documents((), {"train": train})
             return blocks(documents, lambda: shuffled(self._pack(train)))
         known = recall(source, None, "corpus")
@@ -406,13 +449,13 @@ class TextCorpus:
             remember(source, None, "corpus", {"fingerprint": documents.fingerprint()})
         return blocks(documents, lambda: self._pack(documents.whole))
 
-    def other(self, name: str, source: str, split: Split) -> ExternalCorpus:
+    def other(self, name: str, source: str) -> ExternalCorpus:
         """The test side of another real text, packed as the real text is.
 
         Args:
             name: What it is called in ``evaluate.others``.
-            source: As in ``data.source``; its text in the field ``text``.
-            split: How it is split, unless it has splits of its own.
+            source: As in ``data.source``; its text in the field ``text``. It is split as the real text is,
+                unless it has splits of its own.
 
         Returns:
             At most `MAX_OTHER_BLOCKS` blocks: a fixed random sample where there are more. The hash is of all
@@ -422,7 +465,8 @@ class TextCorpus:
             DataError: It cannot be read, or its test side does not fill one block.
         """
         field = f"evaluate.others.{name}"
-        documents = Documents(tuple(split_documents(read_named(source, field=field), split)["test"]), {})
+        sides = split_documents(read_named(source, field=field), self.config.split)
+        documents = Documents(tuple(sides["test"]), {})
         blocks = self._pack(documents.whole)
         if not len(blocks):
             raise DataError(
@@ -433,13 +477,3 @@ class TextCorpus:
 
     def _pack(self, documents: Sequence[str]) -> npt.NDArray[np.int32]:
         return pack(self.tokenizer, documents, self.meta["separator"], int(self.meta["block_size"]))
-
-
-__all__ = [
-    "TextCorpus",
-    "data_science",
-    "prepare",
-    "prepared_science",
-    "pretrained_fingerprint",
-    "read_documents",
-]

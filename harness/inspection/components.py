@@ -8,11 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.components import DATA, FILTERS, LEARNERS, REGIMES
+from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES
 from harness.config.described import first_line
-from harness.config.load import section_classes
 from harness.config.presets import preset_names, read_preset
-from harness.config.schema import DATA_TAGS, Data
 from harness.config.shipped import studies, summary
 from harness.metrics.catalogue import METRICS
 from harness.registry import named
@@ -83,13 +81,6 @@ def _presets() -> list[Row]:
 
 
 def _data() -> list[Row]:
-    tags = {section.__name__: first_line(section) for section in section_classes(Data)}
-    names = {
-        "gaussian": "GaussianData",
-        "discrete": "DiscreteData",
-        "linear": "LinearData",
-        "mixture": "MixtureData",
-    }
     rows = [{"source": name, "what": f"text: {_text_of(name)}"} for name in DATA]
     rows += [
         {"source": "hf:NAME[/CONFIG]", "what": "text, or images with kind: images, of the Hugging Face hub"},
@@ -97,10 +88,12 @@ def _data() -> list[Row]:
             "source": "PATH",
             "what": "text (.txt, .jsonl, .parquet, or a folder of them), or images (.npy, .parquet)",
         },
-        {"source": "digits", "what": tags["ImageData"]},
     ]
-    known = {"shape": "ShapeData", "array": "ArrayData", **names}
-    return rows + [{"source": source, "what": tags[known[tag]]} for source, tag in DATA_TAGS.items()]
+    return rows + [
+        {"source": source, "what": first_line(kind.section)}
+        for kind in DATA_KINDS.values()
+        for source in kind.sources
+    ]
 
 
 def _text_of(name: str) -> str:

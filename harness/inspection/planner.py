@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
-from harness.config.schema import Config, LanguageModel, TextData, Vae
+from harness.components import LEARNERS
 from harness.coordinator.scheduler import Capacity, Shape
 from harness.coordinator.shapes import shape_of
 from harness.coordinator.simulate import simulate
-from harness.data.images import ImageSet
 from harness.errors import DamagedError
 from harness.files import read_json
 from harness.inventory import Inventory
 from harness.inventory.memory import memory_of
 from harness.inventory.retention import kept_fits, weights_gone
 from harness.inventory.slices import chain_seconds
-from harness.science import Branch, Node, cut
+from harness.learners.base import Turn
+from harness.science import Node, cut
 from harness.store import Store
 from harness.study import Prepared
 
@@ -32,12 +31,8 @@ SAMPLING_SHARE = 0.4
 """FLOP/s of sampling over FLOP/s of training."""
 SECONDS_PER_TURN = 2.0
 """What a generation costs besides arithmetic: engine, files, evaluation's text."""
-VAE_SECONDS = 1e-6
-"""A pixel of a training example in one epoch, on one CPU thread (docs/LOG.md)."""
 CHEAP_SECONDS = 0.02
 """One generation of a learner in closed form."""
-BYTES_PER_TOKEN = 1.5
-"""Of a corpus on disk, compressed."""
 BYTES_PER_EVALUATION = 60_000
 BYTES_PER_ROW = 350
 """Of a bundle, compressed; parameters come on top."""
@@ -128,29 +123,15 @@ class Planner:
 
     def seconds(self, node: Node) -> float:
         """Estimated seconds of one generation on its gang."""
-        config = self.prepared.study.cells[node.cell].config
-        if isinstance(config.learner, Vae):
-            real = self.prepared.data[node.cell].real
-            pixels = math.prod(real.shape) if isinstance(real, ImageSet) else 0
-            return SECONDS_PER_TURN + config.learner.train.epochs * node.recipe.size * pixels * VAE_SECONDS
-        if not isinstance(config.learner, LanguageModel) or not isinstance(config.data, TextData):
+        config, lineage = self.prepared.study.cells[node.cell].config, self.prepared.lineage
+        component = LEARNERS[config.learner.kind]
+        if component.turn_seconds is None:
             return CHEAP_SECONDS
-        rates, ranks, block = self.rates[node.cell], config.resources.ranks, config.data.block_size
-        sampled = self.prepared.lineage.examples[node.corpus] * block
-        scored = 2 * node.spec.measured.examples * block
-        seconds = (
-            self.trained_tokens(node, config) / rates.fit + sampled / rates.sample + scored / (3 * rates.fit)
-        )
-        return SECONDS_PER_TURN + seconds / ranks
-
-    def trained_tokens(self, node: Node, config: Config) -> int:
-        """Tokens that a fit processes."""
-        assert isinstance(config.learner, LanguageModel) and isinstance(config.data, TextData)
-        train, block = config.learner.train, config.data.block_size
-        if train.max_steps is not None:
-            return train.max_steps * train.batch_size * block
-        size = node.recipe.size if node.recipe.budget == "examples" else self.prepared.specs[node.cell].n
-        return size * block * train.epochs
+        rates, n = self.rates[node.cell], self.prepared.specs[node.cell].n
+        sampled, scored = lineage.examples[node.corpus], node.spec.measured.examples
+        real = self.prepared.data[node.cell].real
+        turn = Turn(config, real, node.recipe, n, sampled, scored, rates.fit, rates.sample)
+        return SECONDS_PER_TURN + component.turn_seconds(turn)
 
 
 def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> PlanSummary:
@@ -213,27 +194,13 @@ def disk_bytes(prepared: Prepared) -> int:
     lineage, kept = prepared.lineage, kept_fits(prepared)
     weights, total = {}, 0.0
     for node in lineage.nodes.values():
-        config = prepared.study.cells[node.cell].config
-        if isinstance(config.learner, LanguageModel) and node.fit in kept:
-            width = 2 if config.learner.train.precision == "bf16" else 4
-            facts = prepared.models[node.cell]
-            weights[node.fit] = (facts.parameters if facts else 0) * width
-    widths = {
-        node.corpus: _example_bytes(prepared.study.cells[node.cell].config) for node in lineage.nodes.values()
-    }
+        facts = prepared.models[node.cell]
+        if facts is not None and node.fit in kept:
+            learner = cast("Any", prepared.study.cells[node.cell].config.learner)
+            weights[node.fit] = facts.parameters * (2 if learner.train.precision == "bf16" else 4)
+    widths = {node.corpus: prepared.data[node.cell].real.stored_bytes for node in lineage.nodes.values()}
     total += sum(lineage.examples[corpus] * width for corpus, width in widths.items())
     rows = sum(chain.generations + 1 for chain in prepared.bundles)
     return int(
         total + sum(weights.values()) + BYTES_PER_EVALUATION * len(lineage.nodes) + BYTES_PER_ROW * rows
     )
-
-
-def _example_bytes(config: Config) -> float:
-    return (
-        config.data.block_size * BYTES_PER_TOKEN
-        if isinstance(config.data, TextData)
-        else 8.0 * getattr(config.data, "dim", 2)
-    )
-
-
-__all__ = ["Branch", "PlanSummary", "Planner", "disk_bytes", "plan"]

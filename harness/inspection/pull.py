@@ -10,15 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.data.base import RealData
-from harness.data.text import TextCorpus
 from harness.errors import InputError
 from harness.files import CHECKSUMS, TOMBSTONE, write_json
-from harness.records import Examples
 from harness.science import BundledChain, Node
 from harness.store import Store
 from harness.store.store import WEIGHTS
@@ -96,7 +92,7 @@ def _model(store: Store, node: Node, real: RealData, target: Path) -> Path | Non
         if path.is_file() and path.name not in _OURS:
             shutil.copyfile(path, target / path.name)
     # fits of earlier versions have none
-    if isinstance(real, TextCorpus) and not (target / "tokenizer_config.json").exists():
+    if not (target / "tokenizer_config.json").exists():
         real.write_tokenizer(target)
     return target
 
@@ -106,20 +102,5 @@ def _corpus(store: Store, node: Node, real: RealData, target: Path) -> int:
     count = store.corpora.count(node.corpus)
     examples = store.corpora.load(node.corpus, count)
     target.mkdir()
-    pq.write_table(as_table(examples, real), target / "train-00000-of-00001.parquet")
+    pq.write_table(real.table(examples), target / "train-00000-of-00001.parquet")
     return count
-
-
-def as_table(examples: Examples, real: RealData) -> pa.Table:
-    """Raw examples as columns: text with its tokens, or numbers as one list an example.
-
-    Args:
-        examples: The examples, shape [num_examples, width].
-        real: The data that they are like.
-    """
-    rows = [values[:length] for values, length in zip(examples.values, examples.lengths, strict=True)]
-    if isinstance(real, TextCorpus):
-        tokens = pa.array([row.tolist() for row in rows], pa.list_(pa.int32()))
-        return pa.table({"text": pa.array([real.decode(row) for row in rows], pa.string()), "tokens": tokens})
-    kind = pa.list_(pa.from_numpy_dtype(np.asarray(examples.values).dtype))
-    return pa.table({"values": pa.array([row.tolist() for row in rows], kind)})

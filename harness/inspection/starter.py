@@ -10,28 +10,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from harness.components import LEARNERS
+from harness.components import DATA_KINDS, LEARNERS
 from harness.config.described import Described, fields, first_line
-from harness.config.load import section_classes
 from harness.config.schema import Config, Evaluate, Regime, Resources, Retention, Tracking
 from harness.errors import InputError
 from harness.inspection.components import learners
 from harness.terminal import shown
 
 WIDTH = 110
-DATA: Mapping[str, Mapping[str, Any]] = {
-    "text": {
-        "source": "python-docs",
-        "tokenizer": {"kind": "bpe", "vocab_size": 512},
-        "block_size": 64,
-        "num_examples": 400,
-    },
-    "gaussian": {"source": "gaussian", "dim": 1, "num_examples": 100},
-    "discrete": {"source": "discrete", "probabilities": [0.5, 0.3, 0.15, 0.05], "num_examples": 100},
-    "linear": {"source": "linear", "dim": 10, "num_examples": 100},
-    "images": {"source": "digits", "num_examples": 1000},
-}
-"""Of each kind of data, real ones that need no file and no network."""
 REST: Mapping[str, type[BaseModel]] = {
     "evaluate": Evaluate,
     "resources": Resources,
@@ -39,13 +25,6 @@ REST: Mapping[str, type[BaseModel]] = {
     "tracking": Tracking,
 }
 """Sections that a study need not have."""
-NAMES = {
-    "text": "TextData",
-    "gaussian": "GaussianData",
-    "discrete": "DiscreteData",
-    "linear": "LinearData",
-    "images": "ImageData",
-}
 
 
 def starter(name: str, learner: str) -> str:
@@ -70,12 +49,7 @@ def starter(name: str, learner: str) -> str:
             "with a letter or digit"
         )
     section, component = kinds[learner], LEARNERS[learner]
-    data = component.reads[0]
-    found = next(
-        kind
-        for kind in section_classes(Config.model_fields["data"].annotation)
-        if kind.__name__ == NAMES[data]
-    )
+    data = DATA_KINDS[component.reads[0]]
     lines = [
         f"# Study {name}: {first_line(section)}",
         f"# `harness plan {name}.yaml` says what it costs, `harness run {name}.yaml` runs it, or what is "
@@ -84,7 +58,7 @@ def starter(name: str, learner: str) -> str:
         "there is.",
         f"experiment: {name}",
         "data:",
-        *_block(found, DATA[data], "  "),
+        *_block(data.section, data.example, "  "),
         "learner:",
         *_block(section, {"kind": learner, **component.example}, "  "),
         "regime:",

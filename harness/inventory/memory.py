@@ -5,14 +5,11 @@ What cannot fit is refused before anything starts.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 
-from harness.config.schema import TextData
-from harness.data.images import ImageSet
 from harness.errors import ResourceError
 from harness.learners.language_model.sizes import Memory, memory_per_rank
 from harness.study import Prepared
@@ -44,7 +41,7 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes
     whose = "this machine" if limit is None else "a node of the job"
     for index, (cell, spec) in enumerate(zip(prepared.study.cells, prepared.specs, strict=True)):
         last = spec.generations
-        size, each = spec.recipe(last).size, _example_bytes(prepared, index)
+        size, each = spec.recipe(last).size, prepared.data[index].real.example_bytes
         if COPIES * size * each > there:
             raise ResourceError(
                 f"data.num_examples: generation {last} has {size} training examples of {each} bytes, which "
@@ -67,13 +64,6 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes
 def gib(count: float) -> str:
     """Bytes for people."""
     return f"{count / 2**30:,.1f} GiB"
-
-
-def _example_bytes(prepared: Prepared, cell: int) -> int:
-    data, real = prepared.study.cells[cell].config.data, prepared.data[cell].real
-    if isinstance(data, TextData):
-        return 4 * data.block_size
-    return 4 * math.prod(real.shape) if isinstance(real, ImageSet) else 8 * int(getattr(real, "width", 1))
 
 
 def memory_of(prepared: Prepared, cell: int) -> Memory | None:

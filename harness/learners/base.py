@@ -16,7 +16,7 @@ from harness.components import LEARNERS
 from harness.config.schema import Config, Model, Resources, Section
 from harness.data.base import RealData
 from harness.errors import DataError
-from harness.records import Examples, Status
+from harness.records import Examples, Recipe, Status
 from harness.regimes import Drawn
 from harness.registry import named
 from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Prompts, Versioned, blank
@@ -64,6 +64,31 @@ class Resolved:
     models: Mapping[str, Model] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One generation, for an estimate of what it takes.
+
+    Attributes:
+        config: Its cell.
+        real: The real data.
+        recipe: Its training set.
+        n: Number of real training examples.
+        sampled: Examples that it writes.
+        scored: Examples of these that its evaluation reads.
+        fit_rate: Tokens that one rank trains on in a second, as measured or assumed.
+        sample_rate: Tokens that one rank writes in a second.
+    """
+
+    config: Config
+    real: RealData
+    recipe: Recipe
+    n: int
+    sampled: int
+    scored: int
+    fit_rate: float
+    sample_rate: float
+
+
 def resolve(config: Config, real: RealData) -> Resolved:
     """What a cell's learner is.
 
@@ -84,7 +109,7 @@ def resolve(config: Config, real: RealData) -> Resolved:
         sampling=Versioned(getattr(section, "sample", Section()), found.version),
         init="scratch" if hasattr(section, "init") else None,
         prompts="none",
-        cost=each(getattr(real, "width", 1)) if callable(each) else each,
+        cost=each(real.example_bytes // 8) if callable(each) else each,
     )
 
 

@@ -26,13 +26,18 @@ S = TypeVar("S", bound=Section)
 
 
 def blank(section: S, *names: str) -> S:
-    """A section without some of its fields: they have their defaults, or are empty where they have none."""
-    fields = type(section).model_fields
-    emptied = {
-        name: "" if fields[name].is_required() else fields[name].get_default()
-        for name in names
-        if name in fields
-    }
+    """A section without some of its fields: they have their defaults, or are empty where they have none.
+
+    A dotted name is a field of a section inside; names of fields that there are not are passed over.
+    """
+    emptied: dict[str, Any] = {}
+    for name in names:
+        head, _, rest = name.partition(".")
+        info = type(section).model_fields.get(head)
+        if info is not None and rest:
+            emptied[head] = blank(emptied.get(head, getattr(section, head)), rest)
+        elif info is not None:
+            emptied[head] = "" if info.is_required() else info.get_default()
     return section.model_copy(update=emptied)
 
 

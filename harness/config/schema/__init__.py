@@ -7,33 +7,27 @@ old key: a changed default keeps its ``introduced`` value.
 
 from __future__ import annotations
 
-from harness.components.data import DATA_TAGS, DIGITS
 from harness.components.discrete import Discrete
 from harness.components.filters import DeduplicateFilter, LabelFilter, RepetitionFilter, VerifierFilter
 from harness.components.gaussian import Gaussian
+from harness.components.images import ImageData, ImageSplit
 from harness.components.kde import Kde
 from harness.components.language_model import LanguageModel, Model, Sample, Train
 from harness.components.linear_regression import LinearRegression
 from harness.components.mixture import Mixture
-from harness.components.vae import Vae, VaeSample, VaeTrain
-from harness.config.schema.data import (
+from harness.components.text import BpeTokenizer, PretrainedTokenizer, Split, TextData
+from harness.components.truths import (
     AnalyticData,
     ArrayData,
-    BpeTokenizer,
     Component,
-    Data,
     DiscreteData,
     GaussianData,
-    ImageData,
-    ImageSplit,
     LinearData,
     MixtureData,
-    PretrainedTokenizer,
     ShapeData,
-    Split,
-    TextData,
-    is_image_data,
 )
+from harness.components.vae import Vae, VaeSample, VaeTrain
+from harness.config.schema.data import Data, data_kind
 from harness.config.schema.learners import Learner
 from harness.config.schema.regimes import (
     CellSource,
@@ -57,8 +51,6 @@ __all__ = [
     "Component",
     "Config",
     "CorpusSource",
-    "DATA_TAGS",
-    "DIGITS",
     "Data",
     "DeduplicateFilter",
     "Discrete",
@@ -103,7 +95,7 @@ __all__ = [
     "VaeTrain",
     "VerifierFilter",
     "execution",
-    "is_image_data",
+    "data_kind",
     "science",
     "since",
 ]

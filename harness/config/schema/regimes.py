@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
@@ -42,6 +44,30 @@ class ModelSource(Section):
     model: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[Place, Field(min_length=1)]
     """For text: a pretrained model, which writes one corpus as it is; for analytic data: fields of ``data``
     in which the teacher differs from the truth, and new examples each generation."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes a chain's synthetic examples: the chain itself where nothing else is given.
+
+    Attributes:
+        cell: Axes and their values of another chain of the grid.
+        generation: The only one of its generations that is read.
+        corpus: A fixed corpus.
+        pretrained: A pretrained model, which writes one corpus.
+        changes: Fields of ``data`` in which a fixed teacher differs from the truth.
+    """
+
+    cell: Mapping[str, Any] | None = None
+    generation: int | None = None
+    corpus: str | None = None
+    pretrained: str | None = None
+    changes: Mapping[str, Any] | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all generations read what was written once, or what one teacher writes."""
+        return (self.generation, self.corpus, self.pretrained, self.changes) != (None,) * 4
 
 
 class Refresh(Section):
@@ -91,13 +117,26 @@ class Regime(Section):
             raise ValueError(f"{self.kind} does not use real_part; only replace does")
         if self.kind == "augment" and self.synthetic_ratio == 1:
             raise ValueError("augment keeps all real examples, so synthetic_ratio must be below 1")
-        fixed = isinstance(self.source, CellSource) and self.source.generation is not None
-        if (fixed or isinstance(self.source, CorpusSource | ModelSource)) and found.pools:
+        if self.writer.is_fixed and found.pools:
             allowed = ", ".join(kind for kind in REGIMES if not REGIMES[kind].pools)
             raise ValueError(
                 f"{self.kind} pools a corpus of every generation; a fixed source goes with {allowed}"
             )
         return self
+
+    @property
+    def writer(self) -> Writer:
+        """Who writes the synthetic examples."""
+        match self.source:
+            case CellSource(cell=cell, generation=generation):
+                return Writer(cell=cell, generation=generation)
+            case CorpusSource(corpus=corpus):
+                return Writer(corpus=corpus)
+            case ModelSource(model=str(name)):
+                return Writer(pretrained=name)
+            case ModelSource(model=changes):
+                return Writer(changes=changes)  # type: ignore[arg-type]
+        return Writer()
 
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.components import FILTERS, LEARNERS, METRICS, TRACKERS
-from harness.config.schema.data import Data, data_tag
+from harness.config.schema.data import Data, data_kind
 from harness.config.schema.learners import Learner
-from harness.config.schema.regimes import CorpusSource, Evaluate, Filter, ModelSource, Regime
+from harness.config.schema.regimes import Evaluate, Filter, Regime
 from harness.registry import check_names
 from harness.section import PositiveInt, Seconds, Section
 from harness.terminal import shown
@@ -170,7 +170,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
-        kind, found = self.learner.kind, data_tag(self.data)
+        kind, found = self.learner.kind, data_kind(self.data)
         learner = LEARNERS[kind]
         if found not in learner.reads:
             hint = "; hub data and files are images with kind: images" if "images" in learner.reads else ""
@@ -207,17 +207,17 @@ class Config(Section):
                 raise ValueError(f"evaluate.metrics: {name} reads {', '.join(readable)}, not {data} data")
 
     def _check_source(self, data: str) -> None:
-        n, refresh, source = getattr(self.data, "num_examples", None), self.regime.refresh, self.regime.source
+        n, refresh, writer = self.data.num_examples, self.regime.refresh, self.regime.writer
         if refresh is not None and refresh.examples is not None and n is not None and refresh.examples > n:
             raise ValueError(
                 f"regime.refresh.examples: {refresh.examples}, more than data.num_examples ({n})"
             )
-        if isinstance(source, ModelSource) and isinstance(source.model, str) != (data == "text"):
+        if writer.changes is not None if data == "text" else writer.pretrained is not None:
             raise ValueError(
                 "regime.source.model: for text the name of a pretrained model, for analytic data fields of "
                 "data in which it differs"
             )
-        if isinstance(source, CorpusSource) and self.filters:
+        if writer.corpus is not None and self.filters:
             raise ValueError(
                 "filters apply to what the chain writes; with regime.source {corpus: ...} filter the corpus "
                 "itself"

@@ -11,11 +11,15 @@ from __future__ import annotations
 import contextlib
 from functools import cache
 from pathlib import Path
+from typing import cast
 
-from harness.config.schema import Model
+from harness.config.presets import resolve_model
+from harness.config.schema import Config, LanguageModel, Model
 from harness.data.hub import Caches, offline
 from harness.files import write_atomic
+from harness.learners.language_model.facts import needs_weights
 from harness.learners.language_model.weights import INDEX, WEIGHTS
+from harness.section import HubItem
 
 BOT, TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 """Who makes the request, and what it is called; one by anybody else is not taken."""
@@ -34,6 +38,23 @@ def with_safetensors(model: Model, caches: Caches | None = None) -> Model:
         return model
     revision = _converted(model.pretrained, caches or Caches.default())
     return model if revision is None else model.model_copy(update={"revision": revision})
+
+
+def hub_items(config: Config, field: str, caches: Caches | None) -> list[HubItem]:
+    """What a language model needs of the hub: its configuration, and weights where a chain begins with them.
+
+    Args:
+        config: The cell.
+        field: The field that names the model, for messages.
+        caches: As above.
+    """
+    learner = cast("LanguageModel", config.learner)
+    model, refresh = resolve_model(learner.model), config.regime.refresh
+    if model.pretrained is None or Path(model.pretrained).is_dir():
+        return []
+    weights = needs_weights(learner, refresh.init if refresh is not None else None)
+    revision = with_safetensors(model, caches).revision if weights else model.revision
+    return [HubItem("model", field, model.pretrained, revision, weights)]
 
 
 @cache

@@ -161,5 +161,5 @@ class Context:
             "device": found["device"],
             "micro_batch": resources.micro_batch,
             "threads": resources.threads,
-            "versions": dict(found["versions"]),
+            "versions": {"harness": __version__, **found["versions"]},
         }

@@ -5,9 +5,10 @@ Read, fingerprinted and prepared once, put into the store, and read from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from harness.components import DATA_KINDS
 from harness.config.schema import Data, data_kind
@@ -38,8 +39,12 @@ class DataOf:
         """
         name = config.model_dump_json()
         if name not in self.found:
-            self.found[name] = named(DATA_KINDS[data_kind(config)].prepare)(config, self)
+            self.found[name] = self._prepared(config)
         return self.found[name]
+
+    def _prepared(self, config: Data) -> PreparedData:
+        found: PreparedData = named(DATA_KINDS[data_kind(config)].prepare)(config, self)
+        return replace(found, spec={**found.spec, **_mark(config)})
 
     def known(self, key: str) -> Path | None:
         """The folder of prepared data in the store; None where it has none that is sound."""
@@ -57,6 +62,27 @@ class DataOf:
                 folder.mkdir(parents=True)
                 prepare(folder)
         return folder
+
+
+def _mark(config: Data) -> dict[str, Any]:
+    """What keys say of a package's kind of data: they are nobody else's, whatever it says of them itself."""
+    kind = DATA_KINDS.loaded[data_kind(config)]
+    return {"added": kind.version} if kind.package else {}
+
+
+def teacher_spec(config: Data, real: RealData, changes: Mapping[str, Any]) -> DataSpec:
+    """A fixed teacher as specs name it.
+
+    Args:
+        config: The section.
+        real: The data that it describes.
+        changes: Fields in which the teacher differs.
+
+    Raises:
+        DataError: The fields do not fit, or the truth is not known.
+    """
+    found = real.teacher(changes)
+    return replace(found, identity={**found.identity, **_mark(config)})
 
 
 def data_spec(config: Data, prepared: PreparedData) -> DataSpec:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -233,6 +233,9 @@ class DataKind:
         load: ``module:attribute`` that gives them (`harness.data.RealData`): from the section and the folder
             that they were prepared in; None where they have none.
         sources: Values of ``data.source`` that mean this kind.
+        version: Of a package's kind: part of every key beside what ``prepare`` says; raise it when other
+            examples come out.
+        like: The kind whose readers (learners, filters, metrics) read these data too; empty for none.
         places: Fields that say where the data lie, dotted where they are of a section inside: nothing of them
             is in keys or specs.
         example: Settings that need no file and no network (``harness init``).
@@ -243,6 +246,8 @@ class DataKind:
     prepare: str
     load: str
     sources: Sequence[str] = ()
+    version: int = 1
+    like: str = ""
     places: Sequence[str] = ()
     example: Mapping[str, Any] = field(default_factory=dict)
 
@@ -282,6 +287,7 @@ class TrackerPlugin:
 
 
 P = TypeVar("P")
+Q = TypeVar("Q")
 
 
 @dataclass(frozen=True)
@@ -328,18 +334,25 @@ class Found(Generic[P]):
         """The kinds."""
         return iter(self.loaded)
 
+    def of(self, kind: type[Q]) -> Found[Q]:
+        """Those that are objects of a class."""
+        chosen = {name: item for name, item in self.loaded.items() if isinstance(item.plugin, kind)}
+        return Found(cast("dict[str, Loaded[Q]]", chosen), self.broken)
+
     @property
     def added(self) -> dict[str, Loaded[P]]:
         """Those of packages, by kind."""
         return {kind: item for kind, item in self.loaded.items() if item.package}
 
 
-def gather(group: Group, expected: type[P], own: Mapping[str, P], taken: Collection[str] = ()) -> Found[P]:
+def gather(
+    group: Group, expected: type[P] | tuple[type[P], ...], own: Mapping[str, P], taken: Collection[str] = ()
+) -> Found[P]:
     """The components of a group: the harness's own, and those that packages add.
 
     Args:
         group: Which.
-        expected: What a package's object has to be.
+        expected: What a package's object has to be, or one of several.
         own: The harness's own by kind.
         taken: Other names that a package cannot have.
     """
@@ -368,11 +381,12 @@ def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist else point.value.partition(":")[0]
 
 
-def _checked(point: EntryPoint, expected: type[Any]) -> Any:
+def _checked(point: EntryPoint, expected: type[Any] | tuple[type[Any], ...]) -> Any:
     """The object of an entry point, if it is what its group is for and answers to its name there."""
     plugin = point.load()
     if not isinstance(plugin, expected):
-        raise TypeError(f"{point.value} is a {type(plugin).__name__}, not a {expected.__name__}")
+        names = [kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,))]
+        raise TypeError(f"{point.value} is a {type(plugin).__name__}, not a {' or a '.join(names)}")
     if any("/" not in metric.name for metric in getattr(plugin, "metrics", ())):
         raise ValueError(f"the columns of {point.value} need names with a stroke, as text/rep_4")
     section = getattr(plugin, "section", None)
@@ -380,9 +394,13 @@ def _checked(point: EntryPoint, expected: type[Any]) -> Any:
         return plugin
     if not (isinstance(section, type) and issubclass(section, Section)):
         raise TypeError(f"the section of {point.value} is not a harness.section.Section")
-    kind = section.model_fields.get("kind")
+    of_data = isinstance(plugin, DataKind)
+    if of_data and (not issubclass(section, DataSection) or plugin.sources != (point.name,)):
+        raise TypeError(f"{point.value} needs a harness.section.DataSection, and sources=({point.name!r},)")
+    name = "source" if of_data else "kind"
+    kind = section.model_fields.get(name)
     if kind is None or typing.get_args(kind.annotation) != (point.name,):
-        raise TypeError(f"the section of {point.value} needs the field kind: Literal[{point.name!r}]")
+        raise TypeError(f"the section of {point.value} needs the field {name}: Literal[{point.name!r}]")
     if isinstance(plugin, LearnerPlugin):
         _check_learner(point.value, section)
     if getattr(plugin, "of", "corpora") not in ("corpora", "training sets"):

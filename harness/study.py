@@ -23,7 +23,7 @@ from harness.data.text import corpus_science, other_science, read_other, write_o
 from harness.errors import DataError, InputError
 from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
 from harness.learners.language_model.facts import ModelFacts
-from harness.preparation import DataOf
+from harness.preparation import DataOf, teacher_spec
 from harness.records import Examples
 from harness.regimes import check_supply
 from harness.registry import named
@@ -229,7 +229,7 @@ def _others(
 def _teacher(config: Config, real: RealData) -> DataSpec | None:
     """The fixed teacher of a cell; None where it has none, or where that is a chain of the grid."""
     changes = config.regime.writer.changes
-    return None if changes is None else real.teacher(changes)
+    return None if changes is None else teacher_spec(config.data, real, changes)
 
 
 def _check_sources(study: Study, specs: list[CellSpec]) -> None:

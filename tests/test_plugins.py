@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, TEXT, Make
+from conftest import GAUSSIAN, ROOT, TEXT, Make
 
 from harness.components import METRICS
 from harness.errors import LearnerError
@@ -171,6 +171,42 @@ def test_a_text_of_a_package_is_known_by_its_content(site: Path, make_config: Ma
     assert "lab-notes" in harness("list", "data", path=[site]).stdout
     gone = harness("plan", named)
     assert gone.returncode == 2 and "data.source: found 'lab-notes', allowed: python-docs" in gone.stderr
+
+
+@pytest.mark.ray
+def test_a_kind_of_data_of_a_package(site: Path, make_config: Make, tmp_path: Path) -> None:
+    """Built-in learners and filters read it; its teachers differ; the package is in every key."""
+    box = {"source": "box", "dim": 2, "num_examples": 30, "width": 2.0}
+    changes = {"data": box, "generations": 2, "grid": {"learner.kind": ["gaussian", "kde"], "seed": [0, 1]}}
+    config = make_config({**STUDY, **GAUSSIAN, "experiment": "boxes", "filters": []}, **changes)
+    tables = []
+    for bundled in ("true", "false"):
+        root, options = tmp_path / bundled, ("--set", f"resources.bundled={bundled}")
+        done = harness("run", config, "--root", root, "--json", *options, path=[site])
+        assert done.returncode == 0 and json.loads(done.stdout)["chains_complete"] == 4, done.stderr
+        done = harness("export", config, "--root", root, "--format", "json", *options, path=[site])
+        tables.append([{k: v for k, v in r.items() if "key" not in k} for r in json.loads(done.stdout)])
+    assert tables[0] == tables[1] and len(tables[0]) == 12
+    first = [
+        r["gaussian/log_variance"]
+        for r in tables[0]
+        if r["generation"] == 0 and r["learner.kind"] == "gaussian"
+    ]
+    assert np.mean(first) == pytest.approx(np.log(2.0**2 / 12), abs=0.5), (
+        "the variance of a uniform distribution"
+    )
+    specs = [json.loads(path.read_text()) for path in (tmp_path / "false" / "fits").glob("*/spec.json")]
+    assert {spec["data"]["added"] for spec in specs} == {"collapse-plugin/1"}
+    teach = ("--set", "regime.source={model: {width: 1.0}}", "--set", "resources.bundled=false")
+    done = harness("run", config, "--root", tmp_path / "taught", *teach, path=[site])
+    assert done.returncode == 0, done.stderr
+    wrong = harness("plan", config, "--set", "regime.source={model: {dim: 3}}", path=[site])
+    assert wrong.returncode == 2 and "another shape than the real ones" in wrong.stderr
+    wrong = harness("plan", config, "--set", "data.hight=1", path=[site])
+    assert wrong.returncode == 2 and "data.hight: unknown field; allowed: source, dim" in wrong.stderr
+    assert "Uniform between 0 and a width" in harness("list", "data", path=[site]).stdout
+    gone = harness("plan", config)
+    assert gone.returncode == 2 and "Traceback" not in gone.stderr, gone.stderr
 
 
 def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tmp_path: Path) -> None:

@@ -337,7 +337,8 @@ def test_no_field_is_left_out() -> None:
         ("MixtureData", "components"),
         ("CorpusSource", "corpus"),
     }
-    places = {(kind.section.__name__, name) for kind in DATA_KINDS.values() for name in kind.places}
+    kinds = [DATA_KINDS[name] for name in DATA_KINDS]
+    places = {(kind.section.__name__, name) for kind in kinds for name in kind.places}
     missing = []
     for section in _sections(Config):
         for name, info in section.model_fields.items():

@@ -10,10 +10,12 @@ from chains import run_all
 from conftest import GAUSSIAN, Make
 
 from harness.errors import InputError
-from harness.store import Store
+from harness.stop import Stop
+from harness.store import Experiment, Store
 from harness.study import Prepared, open_study
 from harness.tracking.mlflow import TAG, parameters, where
 from harness.tracking.others import tell
+from harness.tracking.sync import sync
 from harness.tracking.views import Views
 
 GRID = {"grid": {"regime.synthetic_ratio": [0.5, 1.0]}, "tracking.trackers": ["mlflow"]}
@@ -74,6 +76,26 @@ def test_a_chain_that_was_cut_short_or_grew_is_there_once(make_config: Make, tmp
     longer, store = run_all(config, tmp_path / "root", "generations=4")
     assert mirror(longer, store, folder) == []
     assert all(max(p.step for p in points) == 4 for _, h in runs(folder).values() for points in h.values())
+
+
+def test_sync_tells_trackers_of_chains_that_are_whole(make_config: Make, tmp_path: Path) -> None:
+    """W&B is disabled here, so nobody has to be logged in; what was told before is not told again."""
+    config, root = make_config(GAUSSIAN, **GRID), tmp_path / "root"
+    prepared, store = run_all(config, root)
+    folder = Experiment(root, "normal").path / "trackers"
+    done = sync(prepared, root, Stop(), None, print)
+    assert (done.chains, done.complete, done.errors, done.exit_code) == (2, 2, {}, 0)
+    before = {chain: run.info.run_id for chain, (run, _) in runs(folder).items()}
+    assert before.keys() == {chain.id for chain in prepared.lineage.chains}
+    assert sync(prepared, root, Stop(), None, print).complete == 2
+    assert {chain: run.info.run_id for chain, (run, _) in runs(folder).items()} == before
+    longer, scratch = open_study(config, ("generations=5",), store)
+    with scratch:
+        done = sync(longer, root, Stop(), None, print)
+    assert (done.complete, done.exit_code) == (0, 0), "chains that are not whole are left for later"
+    plain, scratch = open_study(config, ("tracking.trackers=[]",), store)
+    with scratch, pytest.raises(InputError, match="tracking.wandb: found disabled"):
+        sync(plain, root, Stop(), None, print)
 
 
 def test_a_server_that_does_not_answer_is_a_warning(

@@ -148,7 +148,7 @@ def sync(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Mirror what is committed to W&B, one run per chain.
+    """Mirror what is committed to W&B, one run per chain, and to the other trackers of the study.
 
     Run it as often as you like, while jobs run or afterwards.
 

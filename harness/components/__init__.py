@@ -7,7 +7,7 @@ below; nothing else asks which kind it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from harness.components import (
     discrete,
@@ -27,7 +27,9 @@ from harness.registry import (
     DataKind,
     DataPlugin,
     FilterPlugin,
+    Found,
     LearnerPlugin,
+    Loaded,
     MetricPlugin,
     RegimePlugin,
     TrackerPlugin,
@@ -50,11 +52,18 @@ LEARNERS = gather(
 )
 FILTERS = gather("filters", FilterPlugin, filters.COMPONENTS)
 REGIMES = gather("regimes", RegimePlugin, regimes.COMPONENTS)
-DATA_KINDS: Mapping[str, DataKind] = {"text": text.KIND, "images": images.KIND, **truths.KINDS}
-DATA = gather(
-    "data", DataPlugin, text.NAMED, taken=[name for kind in DATA_KINDS.values() for name in kind.sources]
+_KINDS: Mapping[str, DataKind] = {"text": text.KIND, "images": images.KIND, **truths.KINDS}
+_DATA: Found[DataPlugin | DataKind] = gather(
+    "data",
+    (DataPlugin, DataKind),
+    text.NAMED,
+    taken=[*_KINDS, *(name for kind in _KINDS.values() for name in kind.sources)],
 )
+DATA = _DATA.of(DataPlugin)
 """Texts that are known by a name."""
+DATA_KINDS: Found[DataKind] = Found(
+    {**{name: Loaded(kind) for name, kind in _KINDS.items()}, **_DATA.of(DataKind).loaded}
+)
 METRICS = gather("metrics", MetricPlugin, {})
 TRACKERS = gather(
     "trackers",
@@ -68,5 +77,10 @@ TRACKERS = gather(
         )
     },
 )
-PACKAGES = releases(LEARNERS, FILTERS, REGIMES, DATA, METRICS, TRACKERS)
+PACKAGES = releases(LEARNERS, FILTERS, REGIMES, _DATA, METRICS, TRACKERS)
 """Packages that add to the harness here, with their versions."""
+
+
+def readable(kind: str, reads: Collection[str]) -> bool:
+    """Whether data of a kind are among those that something reads; nothing named means all."""
+    return not reads or kind in reads or DATA_KINDS[kind].like in reads

@@ -12,12 +12,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from harness.components import DATA_KINDS
 from harness.components.truths import (
     AnalyticData,
     ArrayData,
@@ -27,10 +28,12 @@ from harness.components.truths import (
     MixtureData,
     ShapeData,
 )
+from harness.config.schema import data_kind
 from harness.data.base import PreparedData, RealData, Room, own_examples
 from harness.data.reading import check_size, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
+from harness.registry import named
 from harness.science import DataSpec, key_of
 from harness.section import science
 from harness.streams import stream
@@ -129,7 +132,7 @@ class Distribution(Truth):
             DataError: The fields do not fit.
         """
         try:
-            made = make_truth(type(self.config).model_validate({**self.config.model_dump(), **changes}))
+            made = type(self)(type(self.config).model_validate({**self.config.model_dump(), **changes}))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -516,7 +519,8 @@ def load_truth(config: AnalyticData, folder: Path | None) -> Truth:
 
 
 def load_teacher(spec: DataSpec) -> Distribution:
-    """A fixed teacher, from its spec (`Distribution.teacher`)."""
-    teacher = make_truth(cast("AnalyticData", spec.section), "teacher")
+    """A fixed teacher, from its spec (`Distribution.teacher`): its examples are not the real ones."""
+    teacher = named(DATA_KINDS[data_kind(spec.section)].load)(spec.section, None)
     assert isinstance(teacher, Distribution)
+    teacher.purpose = "teacher"
     return teacher

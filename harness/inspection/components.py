@@ -91,7 +91,7 @@ def _data() -> list[Row]:
     ]
     return rows + [
         {"source": source, "what": first_line(kind.section)}
-        for kind in DATA_KINDS.values()
+        for kind in (DATA_KINDS[name] for name in DATA_KINDS)
         for source in kind.sources
     ]
 

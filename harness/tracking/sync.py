@@ -1,4 +1,4 @@
-"""`harness sync`: what is committed, to W&B.
+"""`harness sync`: what is committed, to W&B and the other trackers.
 
 Beside jobs that still compute, or afterwards, as often as one likes.
 """
@@ -18,6 +18,7 @@ from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
 from harness.tracking import BusyError, Sent, Server, connect, held, patience_s, send_chain
+from harness.tracking.others import tell
 from harness.tracking.views import Mirrored, Views, mirrored
 
 PROGRESS_CHAINS = 20
@@ -67,15 +68,16 @@ class Synced:
 
 
 def check_wanted(prepared: Prepared) -> None:
-    """Refuse a study that its file keeps away from W&B: what has been sent cannot be taken back.
+    """Refuse a study that its file keeps away from all trackers: what has been sent cannot be taken back.
 
     Raises:
-        InputError: ``tracking.wandb`` is ``disabled``.
+        InputError: ``tracking.wandb`` is ``disabled``, and no other tracker is named.
     """
-    if prepared.study.base.tracking.wandb == "disabled":
+    tracking = prepared.study.base.tracking
+    if tracking.wandb == "disabled" and not tracking.trackers:
         message = (
             "found disabled, so nothing may be sent; allowed for sync: offline, online (or --set "
-            "tracking.wandb=offline)"
+            "tracking.wandb=offline), or other trackers (tracking.trackers)"
         )
         raise prepared.study.source.error("tracking.wandb", message)
 
@@ -98,7 +100,7 @@ def sync(
     check_wanted(prepared)
     if every_s is None and not (root / "format").exists():
         raise InputError(f"--root {root} is not a store of the harness")
-    server = connect()
+    server = None if prepared.study.base.tracking.wandb == "disabled" else connect()
     started, total = time.monotonic(), Synced(len(mirrored(prepared)))
     while True:
         if (root / "format").exists():
@@ -121,43 +123,63 @@ class _Pass:
         self,
         prepared: Prepared,
         root: Path,
-        server: Server,
+        server: Server | None,
         stop: Stop,
         say: Callable[[str], None],
         total: Synced,
     ) -> None:
         store = Store.read(root)
-        self.prepared, self.store, self.server, self.stop, self.say, self.total = (
-            prepared,
-            store,
-            server,
-            stop,
-            say,
-            total,
-        )
+        self.prepared, self.store, self.server = prepared, store, server
+        self.stop, self.say, self.total = stop, say, total
         self.views = Views(prepared, store)
         self.gave_up = False
         self.folder = Experiment(store.root, prepared.study.base.experiment).path / "wandb"
 
     def run(self) -> None:
-        tracking = self.prepared.study.base.tracking
-        sent = Sent(self.folder, self.server, tracking.entity, tracking.project)
-        todo = [
-            chain for chain in mirrored(self.prepared) if self._news(chain, len(sent.evaluations(chain.id)))
-        ]
         self.total.busy, errors = [], self.total.errors
         self.total.errors = {}
-        if todo:
-            with self._leases() as leases:
-                busy = self._send(todo, leases)
-                deadline = time.monotonic() + patience_s(leases)
-                while busy and not self.gave_up and time.monotonic() < deadline and not self.stop.wait(1.0):
-                    busy = self._send(busy, leases)
-                self.total.busy = [chain.id for chain in busy]
+        if self.server is not None:
+            self._to_wandb(self.server)
+        self._to_others()
         for chain, reason in self.total.errors.items():
             if errors.get(chain) != reason:
                 self.say(f"{chain}: {reason}")
+
+    def _to_wandb(self, server: Server) -> None:
+        tracking = self.prepared.study.base.tracking
+        sent = Sent(self.folder, server, tracking.entity, tracking.project)
+        todo = [
+            chain for chain in mirrored(self.prepared) if self._news(chain, len(sent.evaluations(chain.id)))
+        ]
+        if todo:
+            with self._leases() as leases:
+                busy = self._send(todo, server, leases)
+                deadline = time.monotonic() + patience_s(leases)
+                while busy and not self.gave_up and time.monotonic() < deadline and not self.stop.wait(1.0):
+                    busy = self._send(busy, server, leases)
+                self.total.busy = [chain.id for chain in busy]
         self.total.complete = sum(self._complete(chain, sent) for chain in mirrored(self.prepared))
+
+    def _to_others(self) -> None:
+        """Tell trackers besides W&B of the chains that are whole."""
+        base = self.prepared.study.base
+        whole = [chain for chain in mirrored(self.prepared) if self.views.whole(chain)]
+        names, folder = base.tracking.trackers, self.folder.parent / "trackers"
+        if names and whole:
+            with self._leases() as leases:
+                for chain in whole:
+                    if self.stop.is_set():
+                        return
+                    try:
+                        with held(leases, base.experiment, chain.id, patience_s(leases)):
+                            wrong = tell(names, self.views.view(chain), folder)
+                    except BusyError:
+                        self.total.busy.append(chain.id)
+                        continue
+                    if wrong:
+                        self.total.errors[chain.id] = "; ".join(wrong)
+        if self.server is None:
+            self.total.complete = len({chain.id for chain in whole} - {*self.total.errors, *self.total.busy})
 
     @contextlib.contextmanager
     def _leases(self) -> Iterator[Leases]:
@@ -176,7 +198,7 @@ class _Pass:
         there = self.views.committed(chain)
         return there > known and (isinstance(chain, Chain) or len(self.views.view(chain).generations) > known)
 
-    def _send(self, chains: Sequence[Mirrored], leases: Leases) -> list[Mirrored]:
+    def _send(self, chains: Sequence[Mirrored], server: Server, leases: Leases) -> list[Mirrored]:
         """Send chains one after another; returns those that other processes hold."""
         busy: list[Mirrored] = []
         done = failures = 0
@@ -185,7 +207,7 @@ class _Pass:
                 break
             try:
                 with held(leases, self.prepared.study.base.experiment, chain.id):
-                    generations = send_chain(self.views.view(chain), self.server, self.folder)
+                    generations = send_chain(self.views.view(chain), server, self.folder)
             except BusyError:
                 busy.append(chain)
                 continue

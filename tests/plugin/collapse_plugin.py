@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.records import REAL, Examples, Part
 from harness.registry import (
+    DataKind,
     DataPlugin,
     FilterPlugin,
     Known,
@@ -20,7 +21,7 @@ from harness.registry import (
     RegimePlugin,
     TrackerPlugin,
 )
-from harness.section import PositiveInt, Section, Share, since
+from harness.section import DataSection, PositiveInt, Section, Share, since
 
 
 class Laplace(Section):
@@ -29,6 +30,15 @@ class Laplace(Section):
     kind: Literal["laplace"]
     shrink: Share = since(0.0)
     """Share by which every fit makes the scale too small."""
+
+
+class Box(DataSection):
+    """Uniform between 0 and a width, in every coordinate."""
+
+    source: Literal["box"]
+    dim: PositiveInt = since(1)
+    num_examples: PositiveInt = since(100)
+    width: float = since(1.0)
 
 
 class Every(Section):
@@ -81,3 +91,6 @@ metric = MetricPlugin(
 )
 tracker = TrackerPlugin("collapse_plugin:write")
 data = DataPlugin("collapse_plugin:notes")
+box = DataKind(
+    Box, prepare="collapse_box:prepared", load="collapse_box:BoxTruth", sources=("box",), like="array"
+)

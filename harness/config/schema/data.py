@@ -22,7 +22,8 @@ def data_kind(value: Any) -> str:
         value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
         for name in ("source", "kind")
     )
-    for name, found in DATA_KINDS.items():
+    for name in DATA_KINDS:
+        found = DATA_KINDS[name]
         if source in found.sources or (kind == name and "kind" in found.section.model_fields):
             return name
     return "text"
@@ -31,5 +32,5 @@ def data_kind(value: Any) -> str:
 if TYPE_CHECKING:
     Data = TextData | ImageData | AnalyticData
 else:
-    _SECTIONS = tuple(Annotated[found.section, Tag(name)] for name, found in DATA_KINDS.items())
+    _SECTIONS = tuple(Annotated[DATA_KINDS[name].section, Tag(name)] for name in DATA_KINDS)
     Data = Annotated[Union[_SECTIONS], Discriminator(data_kind)]  # noqa: UP007 (made of a list)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.components import FILTERS, LEARNERS, METRICS, TRACKERS
+from harness.components import FILTERS, LEARNERS, METRICS, TRACKERS, readable
 from harness.config.schema.data import Data, data_kind
 from harness.config.schema.learners import Learner
 from harness.config.schema.regimes import Evaluate, Filter, Regime
@@ -172,7 +172,7 @@ class Config(Section):
     def _agree(self) -> Config:
         kind, found = self.learner.kind, data_kind(self.data)
         learner = LEARNERS[kind]
-        if found not in learner.reads:
+        if not readable(found, learner.reads):
             hint = "; hub data and files are images with kind: images" if "images" in learner.reads else ""
             reads = ", ".join(learner.reads)
             raise ValueError(
@@ -187,9 +187,9 @@ class Config(Section):
             self._check_closed_form()
         learner.check(self)
         for item in self.filters:
-            readable = FILTERS[item.kind].reads
-            if readable and found not in readable:
-                raise ValueError(f"filters: {item.kind} reads {', '.join(readable)}, not {found} data")
+            wanted = FILTERS[item.kind].reads
+            if not readable(found, wanted):
+                raise ValueError(f"filters: {item.kind} reads {', '.join(wanted)}, not {found} data")
             FILTERS[item.kind].check(item, self.data, found)
         self._check_source(found)
         return self
@@ -202,9 +202,9 @@ class Config(Section):
                     f"evaluate.{name}: is not used by learner {kind}, which reads {', '.join(read)}"
                 )
         for name in self.evaluate.metrics:
-            readable = METRICS[name].reads
-            if readable and data not in readable:
-                raise ValueError(f"evaluate.metrics: {name} reads {', '.join(readable)}, not {data} data")
+            reads = METRICS[name].reads
+            if not readable(data, reads):
+                raise ValueError(f"evaluate.metrics: {name} reads {', '.join(reads)}, not {data} data")
 
     def _check_source(self, data: str) -> None:
         n, refresh, writer = self.data.num_examples, self.regime.refresh, self.regime.writer

@@ -756,7 +756,11 @@ def test_the_report_shows_pictures_of_every_generation(make_config: Make, tmp_pa
         assert image.mode == "L" and image.size == (2 * (32 * 9 - 1), 2 * (2 * 9 - 1)), (
             "64 pictures of 8 x 8, 32 in a row"
         )
-    assert "<th>generations" not in text and "vae/latent_std by generation" in text
+    assert "<th>generations" not in text
+    assert (
+        "By generation: std of samples in generation 0&#39;s latent</h2>" in text
+        and "The column vae/latent_std of" in text
+    )
 
 
 def test_a_strip_is_dark_where_there_is_ink() -> None:

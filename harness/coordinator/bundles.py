@@ -1,7 +1,7 @@
 """Bundles on Ray: slices of a study's cheap chains to tasks of even size, each committed as one file.
 
-Runs of one study on one store share its slices by lease, as they share branches. A lease only saves work: two
-runs that compute a chain both (two studies that overlap are sliced differently) commit the same numbers.
+Runs of one study on one store share its slices by lease, as they share branches. Two studies that overlap are
+sliced differently: what both work on at one time is computed twice, and committed as the same numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.coordinator.gang import death
 from harness.coordinator.summary import IDLE, Display, RunSummary
 from harness.errors import StoreError
 from harness.inventory.slices import MAX_CHAINS, Slice, make_slices, missing
-from harness.science import BundledChain
+from harness.science import BundledChain, key_of
 from harness.stop import Stop
 from harness.store import Experiment, Lease, Leases, Store
 from harness.study import Prepared
@@ -118,6 +118,9 @@ class BundleRun:
         self.left = {chain.key for chain in missing(prepared, store.bundles.index())}
         slices = make_slices(prepared, store) if self.left else []
         self.ready = deque(part for whole in slices if (part := whole.only(self.left)))
+        # Two studies that overlap are sliced differently, so leases do not keep them apart. They begin in
+        # different places, and find done what the other one has come by.
+        self.ready.rotate(int(key_of({"experiment": experiment.name}), 16) % max(1, len(self.ready)))
         self.again: deque[BundleTask] = deque()
         self.held: list[Slice] = []
         """Slices that somebody else works on."""

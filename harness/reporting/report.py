@@ -64,6 +64,7 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters |= {"words": _words, "label": _label}
     template = environment.from_string(
         (files("harness.reporting") / "report.html.jinja").read_text(encoding="utf-8")
     )
@@ -95,6 +96,17 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     )
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def _words(axes: Sequence[str]) -> list[str]:
+    """Axes for people: their last part, unless two have the same."""
+    short = [axis.rpartition(".")[2].replace("_", " ") for axis in axes]
+    return short if len(set(short)) == len(short) else list(axes)
+
+
+def _label(metric: str) -> str:
+    """A metric for people, with its unit."""
+    return about(metric).title
 
 
 def _drawn(names: Collection[str]) -> dict[str, str]:

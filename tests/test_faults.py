@@ -190,6 +190,7 @@ def test_a_gang_that_fails_too_often_fails_its_chain_only(
     assert events(root, "text", "resumed"), "what the failed run had saved was not lost"
 
 
+@pytest.mark.alone  # for others it would look as if the kernel had killed their ranks
 @pytest.mark.kernel
 def test_the_kernels_out_of_memory_killer_is_told_apart(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path, memory_group: Path

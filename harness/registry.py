@@ -229,7 +229,8 @@ class DataKind:
     Attributes:
         section: Its section; the docstring is its line in ``harness list data``.
         prepare: ``module:function`` that reads the data: from the section and a `harness.data.base.Room` to
-            `harness.data.base.PreparedData`.
+            `harness.data.base.PreparedData`. Its ``stored`` decides the folder, so it holds all that the
+            folder's content depends on, the version of what prepares it too.
         load: ``module:attribute`` that gives them (`harness.data.RealData`): from the section and the folder
             that they were prepared in; None where they have none.
         sources: Values of ``data.source`` that mean this kind.

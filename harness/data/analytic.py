@@ -30,14 +30,13 @@ from harness.components.truths import (
 )
 from harness.config.schema import data_kind
 from harness.data.base import PreparedData, RealData, Room, own_examples
-from harness.data.reading import check_size, load_array, open_parquet
+from harness.data.rows import read_rows
 from harness.errors import DataError
 from harness.records import Examples
 from harness.registry import named
 from harness.science import DataSpec, key_of
 from harness.section import science
 from harness.streams import stream
-from harness.terminal import shown
 
 Array = npt.NDArray[np.float64]
 Draw = Callable[[str], np.random.Generator]
@@ -372,7 +371,7 @@ class ArrayTruth(Truth):
             DataError: It cannot be read, or holds something else than finite numbers.
         """
         super().__init__(config, purpose)
-        self.rows = _read_rows(config)
+        self.rows = read_rows(config)
         self.fingerprint = hashlib.sha256(repr(self.rows.shape).encode() + self.rows.tobytes()).hexdigest()[
             :32
         ]
@@ -434,53 +433,6 @@ class ArrayTruth(Truth):
     def test(self) -> Array:
         """The rows that are held out."""
         return self._test
-
-
-def _read_rows(config: ArrayData) -> Array:
-    path = Path(config.path)
-    if path.suffix == ".npy":
-        values = load_array(path, "data.path")
-    elif path.suffix == ".parquet":
-        values = _read_columns(path, config)
-    else:
-        raise DataError(f"data.path: {path}: found {path.suffix or 'no suffix'}, allowed: .npy, .parquet")
-    if values.ndim == 1:
-        values = values[:, None]
-    if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)):
-        raise DataError(
-            f"data.path: {path} holds {values.dtype} of shape {values.shape}, expected numbers of shape "
-            "[rows, columns]"
-        )
-    values = np.ascontiguousarray(values, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise DataError(f"data.path: {path} holds NaN or infinity")
-    return values
-
-
-def _read_columns(path: Path, config: ArrayData) -> npt.NDArray[Any]:
-    import pyarrow as pa
-
-    file = open_parquet(path, "data.path")
-    schema = file.schema_arrow
-    wanted = list(config.columns or schema.names)
-    missing = sorted(set(wanted) - set(schema.names))
-    if missing:
-        raise DataError(f"data.columns: {path} has no column {', '.join(missing)}; it has {schema.names}")
-    for name in wanted:
-        kind = schema.field(name).type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-            raise DataError(
-                f"data.columns: {path} has {kind} in the column {shown(name)}, not numbers; name the columns "
-                "that hold numbers"
-            )
-    check_size(file, path, "data.path", 8 * len(wanted), wanted)
-    try:
-        found = file.read(columns=wanted)
-        return np.column_stack([found[name].to_numpy() for name in found.column_names])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"data.path: {path} cannot be read ({(str(error).splitlines() or [''])[0]})"
-        ) from None
 
 
 TRUTHS: dict[str, type[Truth]] = {

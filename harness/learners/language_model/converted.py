@@ -46,7 +46,7 @@ def hub_items(config: Config, field: str, caches: Caches | None) -> list[HubItem
     Args:
         config: The cell.
         field: The field that names the model, for messages.
-        caches: As above.
+        caches: Where the answers of the hub are kept; the libraries' own place when None.
     """
     learner = cast("LanguageModel", config.learner)
     model, refresh = resolve_model(learner.model), config.regime.refresh

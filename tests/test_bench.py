@@ -1,0 +1,141 @@
+"""scripts/bench: what a table says, when --check fails, and how much a model multiplies."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from benchmarks import models, table  # noqa: E402
+from benchmarks.shape import Shape, matrix_flop  # noqa: E402
+from benchmarks.table import Figure  # noqa: E402
+from benchmarks.turns import Contestant, Left  # noqa: E402
+
+MACHINE = "A processor, 1 thread"
+
+
+def figure(share=0.5, what="fits", model="tiny", who="harness", ratio=None):
+    return Figure(what, model, "fp32", who, "tokens/s", 12345.0, 12000.0, 13000.0, share, ratio)
+
+
+def page(figures, machine=MACHINE, before="# Page\n"):
+    return table.replaced(before, machine, figures, "Written by hand.")
+
+
+def test_a_table_is_read_as_it_was_written():
+    small = Figure("starts", "harness --help", "", "harness", "s", 0.123, 0.1, 0.25)
+    written = [figure(0.512), figure(0.25, who="torch loop", ratio=1.07), small]
+    assert table.parse(page(written)) == {MACHINE: written}
+
+
+def test_new_figures_replace_those_measured_together_and_no_others():
+    text = page([figure(0.5), figure(0.4, who="Trainer", ratio=2.0), figure(0.6, what="samples")])
+    text = page([figure(0.7)], machine="Another, 2 threads", before=text)
+    text = page([figure(0.3)], before=text + "\nThe end.\n")
+    found = table.parse(text)
+    assert [(row.what, row.who, row.share) for row in found[MACHINE]] == [
+        ("fits", "harness", 0.3),
+        ("samples", "harness", 0.6),
+    ]
+    assert [row.share for row in found["Another, 2 threads"]] == [0.7]
+    assert text.startswith("# Page\n") and text.rstrip().endswith("The end.")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (table.END, "", "has no end"),
+        ("| 12,345 |", "| twelve |", "line 10: could not convert"),
+        ("| tiny |", "|", "line 10: 9 cells, 10"),
+        (table.END, f"<!-- bench: {MACHINE} -->", "begins before"),
+        (f"<!-- bench: {MACHINE} -->", "", "has not begun"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_told(old, new, message):
+    text = page([figure()])
+    assert old in text
+    with pytest.raises(table.TableError, match=message):
+        table.parse(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "falls"),
+    [
+        (0.80, 0.81, False),
+        (0.80, 0.681, False),
+        (0.80, 0.679, True),
+        (0.20, 0.171, False),
+        (0.20, 0.169, True),
+    ],
+)
+def test_a_share_may_fall_by_fifteen_per_cent_of_itself(before, now, falls):
+    lines, compared = table.fallen([figure(now)], table.parse(page([figure(before)]))[MACHINE])
+    assert (bool(lines), compared) == (falls, 1)
+
+
+def test_only_the_harness_is_checked_and_only_against_its_own_row():
+    known = [figure(0.8), figure(0.8, who="Trainer"), figure(0.9, model="small")]
+    now = [figure(0.8), figure(0.1, who="Trainer"), figure(0.1, what="samples")]
+    assert table.fallen(now, known) == ([], 1)
+
+
+def test_nothing_to_compare_is_an_error_and_not_a_pass():
+    with pytest.raises(table.TableError, match="none of what was measured"):
+        table.fallen([figure(model="small")], [figure(model="tiny")])
+
+
+def gpt2(**sizes):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.device("meta"):
+        return GPT2LMHeadModel(GPT2Config(n_positions=16, **sizes))
+
+
+def test_flop_of_a_token_by_hand():
+    model = gpt2(vocab_size=10, n_embd=4, n_layer=2, n_head=2)
+    # A layer: queries, keys, values 4 x 12, output 4 x 4, feed-forward 4 x 16 and 16 x 4: together 192
+    # weights. The head, tied to the embedding: 4 x 10 = 40. Forward 2 x (2 x 192 + 40) = 848. Attention over
+    # 8 tokens, a layer: 2 x 8 x 4 for the scores and as many for the values: 128; two layers 256.
+    assert matrix_flop(model, 8, backward=False) == 848 + 256
+    assert matrix_flop(model, 8, backward=True) == 3 * (848 + 256)
+
+
+def test_flop_do_not_depend_on_positions_or_on_whether_the_head_is_tied():
+    tied = gpt2(vocab_size=10, n_embd=4, n_layer=1, n_head=2)
+    free = gpt2(vocab_size=10, n_embd=4, n_layer=1, n_head=2, tie_word_embeddings=False)
+    assert matrix_flop(tied, 8, True) == matrix_flop(free, 8, True)
+
+
+def test_shares_and_ratios_are_those_of_each_round():
+    comparison = models.Comparison("matrix_product", "harness_fit", ("plain_fit",))
+    # A machine that is half as fast in the second round, and a third as fast in the third: the share stays.
+    seconds = {
+        "matrix_product": [1.0, 2.0, 3.0],
+        "harness_fit": [2.0, 4.0, 6.0],
+        "plain_fit": [4.0, 8.0, 12.0],
+    }
+    work = {"matrix_product": 600e9, "harness_fit": 50.0, "plain_fit": 50.0}
+    found = models.figures_of("fits", Shape(), comparison, seconds, work, flop=6e9)
+    limit, harness, plain = found
+    # 600 GFLOP/s are 100 tokens/s at 6 GFLOP a token; the harness makes 25 of them, the loop 12.5.
+    assert (limit.unit, limit.median, limit.share) == ("GFLOP/s", 300.0, None)
+    assert (harness.median, harness.share, harness.ratio) == (12.5, 0.25, None)
+    assert (plain.share, plain.ratio) == (0.125, 2.0)
+
+
+def test_a_contestant_that_cannot_be_set_up_says_why():
+    contestant = Contestant("no_such", Shape())
+    with pytest.raises(Left, match="no_such"):
+        contestant.about()
+    contestant.close()
+
+
+def test_what_cannot_be_asked_for_is_refused():
+    for wrong in (["fits", "--rounds", "0"], ["chains", "--json"], ["fits", "--short", "--write"], ["fit"]):
+        command = [sys.executable, str(SCRIPTS / "bench"), *wrong]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, (wrong, done.stderr)

@@ -6,20 +6,21 @@ Read, fingerprinted and prepared once, put into the store, and read from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from harness.components import DATA_KINDS
 from harness.config.schema import Data, data_kind
-from harness.data.base import PreparedData, RealData
+from harness.data.base import Kept, PreparedData, RealData
+from harness.errors import DamagedError
 from harness.registry import named
-from harness.science import DataSpec, blank
+from harness.science import DataSpec, blank, key_of
 from harness.store import Store
 
 
 class DataOf:
-    """Prepares each distinct ``data`` section once; a `harness.data.base.Room`."""
+    """Prepares each distinct ``data`` section once."""
 
     def __init__(self, store: Store, scratch: Path) -> None:
         """Nothing is read.
@@ -43,25 +44,47 @@ class DataOf:
         return self.found[name]
 
     def _prepared(self, config: Data) -> PreparedData:
-        found: PreparedData = named(DATA_KINDS[data_kind(config)].prepare)(config, self)
-        return replace(found, spec={**found.spec, **_mark(config)})
+        mark = _mark(config)
+        room = _Room(self.store, self.scratch, mark)
+        found: PreparedData = named(DATA_KINDS[data_kind(config)].prepare)(config, room)
+        return replace(found, spec={**found.spec, **mark}, kept=room.kept)
 
-    def known(self, key: str) -> Path | None:
+
+@dataclass
+class _Room:
+    """The `harness.data.base.Room` of one section; ``mark`` is what every folder's key says of its kind."""
+
+    store: Store
+    scratch: Path
+    mark: Mapping[str, Any]
+    kept: Kept | None = None
+
+    def known(self, stored: Mapping[str, Any]) -> Path | None:
         """The folder of prepared data in the store; None where it has none that is sound."""
-        return self.store.path("data", key) if self.store.sound("data", key) else None
+        found = self._named(stored, self.store.root / "data")
+        if not self.store.sound("data", found.key):
+            return None
+        self.kept = found
+        return found.path
 
-    def folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
+    def folder(self, stored: Mapping[str, Any], prepare: Callable[[Path], None]) -> Path:
         """Where prepared data lie: in the store, or in scratch.
 
         There they are prepared, if they are not there yet.
         """
-        folder = self.known(key)
+        folder = self.known(stored)
         if folder is None:
-            folder = self.scratch / key
+            self.kept = self._named(stored, self.scratch)
+            folder = self.kept.path
             if not folder.exists():
                 folder.mkdir(parents=True)
                 prepare(folder)
         return folder
+
+    def _named(self, stored: Mapping[str, Any], place: Path) -> Kept:
+        spec = {**stored, **self.mark}
+        key = key_of(spec)
+        return Kept(spec, key, place / key)
 
 
 def _mark(config: Data) -> dict[str, Any]:
@@ -93,19 +116,27 @@ def data_spec(config: Data, prepared: PreparedData) -> DataSpec:
         prepared: What it was prepared to.
     """
     n = prepared.real.num_examples
-    section = config if prepared.key is None else blank(config, *DATA_KINDS[data_kind(config)].places)
+    section, folder = config, None
+    if prepared.kept is not None:
+        section, folder = blank(config, *DATA_KINDS[data_kind(config)].places), prepared.kept.key
     return DataSpec(
-        section.model_copy(update={"num_examples": n}), {**prepared.spec, "num_examples": n}, prepared.key
+        section.model_copy(update={"num_examples": n}), {**prepared.spec, "num_examples": n}, folder
     )
 
 
 def load_data(spec: DataSpec, store: Store) -> RealData:
-    """The real data of a spec, from the store.
+    """The real data of a spec, from the store, checked.
 
     Args:
         spec: What they are.
         store: Has them, where they have a folder.
+
+    Raises:
+        DamagedError: Their folder is not there, or is damaged.
     """
     folder = None if spec.folder is None else store.path("data", spec.folder)
+    if spec.folder is not None and not store.sound("data", spec.folder):
+        reason = store.trouble.get(str(folder), f"{folder} is missing")
+        raise DamagedError(f"prepared data: {reason}; run the command again, which prepares them anew")
     real = named(DATA_KINDS[data_kind(spec.section)].load)(spec.section, folder)
     return cast("RealData", real)

@@ -229,13 +229,12 @@ class DataKind:
     Attributes:
         section: Its section; the docstring is its line in ``harness list data``.
         prepare: ``module:function`` that reads the data: from the section and a `harness.data.base.Room` to
-            `harness.data.base.PreparedData`. Its ``stored`` decides the folder, so it holds all that the
-            folder's content depends on, the version of what prepares it too.
+            `harness.data.base.PreparedData`.
         load: ``module:attribute`` that gives them (`harness.data.RealData`): from the section and the folder
             that they were prepared in; None where they have none.
         sources: Values of ``data.source`` that mean this kind.
-        version: Of a package's kind: part of every key beside what ``prepare`` says; raise it when other
-            examples come out.
+        version: Of a package's kind: part of every key beside what ``prepare`` says, of the folder's too;
+            raise it when other examples come out.
         like: The kind whose readers (learners, filters, metrics) read these data too; empty for none.
         places: Fields that say where the data lie, dotted where they are of a section inside: nothing of them
             is in keys or specs.

@@ -71,8 +71,12 @@ class DataSection(Section):
 
     @property
     def own_examples(self) -> bool:
-        """Whether every seed has training examples of its own: a known distribution draws them."""
-        return True
+        """Whether every seed has training examples of its own.
+
+        The field ``resample`` says it, where there is one; what has none is a known distribution, which draws
+        them. A section of other data without that field has to say False here.
+        """
+        return bool(getattr(self, "resample", True))
 
 
 def since(default: Any, **kwargs: Any) -> Any:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import cell_spec, is_bundled, lineage_of
-from harness.components import LEARNERS, TRACKERS
+from harness.components import DATA_KINDS, LEARNERS, TRACKERS
 from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources
 from harness.config.load import load_file
-from harness.config.schema import Config
+from harness.config.schema import Config, data_kind
 from harness.data.base import ExternalCorpus, PreparedData, RealData
 from harness.data.text import corpus_science, other_science, read_other, write_other
 from harness.errors import DataError, InputError
@@ -28,6 +28,7 @@ from harness.records import Examples
 from harness.regimes import check_supply
 from harness.registry import named
 from harness.science import BundledChain, CellSpec, Chain, DataSpec, Lineage, key_of
+from harness.section import DataSection
 from harness.store import Store
 from harness.store.shared import Making, commit_once
 from harness.terminal import shown
@@ -155,11 +156,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         if fixed is not None:
             spec = corpus_science(prepared.spec, fixed.fingerprint)
             others[key_of(spec)] = (spec, fixed.examples)
-        if cell.config.data.own_examples and real.num_examples >= real.supply:
-            raise DataError(
-                f"data.resample: every seed would train on all {real.supply} examples of the training split; "
-                "set data.num_examples below that"
-            )
+        _check_own_examples(cell.config.data, real)
         supply = None if fixed is None else len(fixed.examples)
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         texts = _others(cell.config, real, scored)
@@ -179,6 +176,20 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
     models = tuple(found.facts for found in resolved)
     return Prepared(
         study, tuple(data), tuple(specs), lineage, bundles, models, executions, tuple(others.values())
+    )
+
+
+def _check_own_examples(section: DataSection, real: RealData) -> None:
+    """Check that seeds that shall have examples of their own do not all have the same ones."""
+    if not section.own_examples or real.num_examples < real.supply:
+        return
+    field, remedy = "data.resample", "set data.num_examples below that"
+    if "resample" not in type(section).model_fields:  # so its kind is a package's, which may be at fault
+        package = DATA_KINDS.loaded[data_kind(section)].package
+        field = "data.source"
+        remedy += f", or let own_examples of the section, which {package} defines, be False"
+    raise DataError(
+        f"{field}: every seed would train on all {real.supply} examples of the training split; {remedy}"
     )
 
 
@@ -205,14 +216,6 @@ def _packed(store: Store, data: Mapping[str, Any], fingerprint: str) -> Examples
     """The blocks of a fixed corpus, where the store has them."""
     key = key_of(corpus_science(data, fingerprint))
     return read_other(store.path("data", key)) if store.sound("data", key) else None
-
-
-def resamples(config: Config) -> bool:
-    """Whether every seed has training examples of its own.
-
-    It has of a known distribution, and of a split where that is asked for.
-    """
-    return config.data.own_examples
 
 
 def _others(
@@ -276,8 +279,9 @@ def commit_data(prepared: Prepared, store: Store, stopped: Callable[[], bool] = 
     """
     items: dict[str, Making] = {}
     for item in prepared.data:
-        if item.key and item.folder and item.folder != store.path("data", item.key):
-            items[item.key] = partial(shutil.copytree, item.folder, dirs_exist_ok=True), item.stored or {}
+        kept = item.kept
+        if kept is not None and kept.path != store.path("data", kept.key):
+            items[kept.key] = partial(shutil.copytree, kept.path, dirs_exist_ok=True), kept.spec
     for other, blocks in prepared.others:
         if not store.sound("data", key_of(other)):
             items[key_of(other)] = partial(write_other, blocks=blocks), other

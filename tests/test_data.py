@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -26,8 +27,10 @@ from harness.data.analytic import make_truth
 from harness.data.documents import read_documents
 from harness.data.images import read_images
 from harness.data.text import prepare
-from harness.errors import DataError, InputError
+from harness.errors import DamagedError, DataError, InputError
+from harness.preparation import load_data
 from harness.reporting import ledger
+from harness.store import Store
 
 PLAIN = [f"Document {i} tells of {i * i} things." for i in range(50)]
 
@@ -360,7 +363,7 @@ def test_every_seed_has_its_own_examples_where_that_is_asked_for(
     own, _ = open_prepared(make_config(base, "own.yaml", **{"data.resample": True}), tmp_path / "root")
     assert written.lineage.nodes.keys() == plain.lineage.nodes.keys(), "the default is in no key"
     assert not own.lineage.nodes.keys() & plain.lineage.nodes.keys()
-    assert own.data[0].key == plain.data[0].key, "prepared once for both"
+    assert own.data[0].kept.key == plain.data[0].kept.key, "prepared once for both"
     shared, drawn = plain.data[0].real, own.data[0].real
     supply = drawn.supply
     same = [shared.real(seed, 96).values for seed in (0, 1)]
@@ -381,6 +384,28 @@ def test_every_seed_has_its_own_examples_where_that_is_asked_for(
         overlaps = [len(one & other) for index, one in enumerate(sets) for other in sets[:index]]
         mean, variance = 96**2 / supply, 96**2 / supply * (1 - 96 / supply) ** 2 * supply / (supply - 1)
         assert abs(np.mean(overlaps) - mean) < 4 * (variance / len(overlaps)) ** 0.5
+
+
+@pytest.mark.parametrize("harm", ["changed", "another's", "removed"])
+def test_prepared_data_are_checked_when_they_are_loaded(make_config: Make, tmp_path: Path, harm: str) -> None:
+    """What lies under a key is what the key says, or it is not read; the next command prepares it anew."""
+    config = make_config(sources(tmp_path)["rows"])
+    prepared, store = open_prepared(config, tmp_path / "root")
+    spec = prepared.specs[0].data
+    folder, rows = store.path("data", str(spec.folder)), load_data(spec, store).real(0, 96).values
+    np.save(tmp_path / "others.npy", np.ones((400, 2)))
+    other, _ = open_prepared(config, tmp_path / "root", f"data.path={tmp_path / 'others.npy'}")
+    if harm == "changed":
+        np.save(folder / "rows.npy", np.ones((400, 2)))
+    else:
+        shutil.rmtree(folder)
+    if harm == "another's":
+        shutil.copytree(store.path("data", str(other.specs[0].data.folder)), folder)
+    with pytest.raises(DamagedError, match="prepared data: .*; run the command again"):
+        load_data(spec, Store(tmp_path / "root"))
+    prepared, store = open_prepared(config, tmp_path / "root")
+    assert prepared.specs[0].data == spec
+    assert (load_data(spec, Store(tmp_path / "root")).real(0, 96).values == rows).all()
 
 
 def test_resampling_all_examples_is_refused(make_config: Make, tmp_path: Path) -> None:

@@ -209,6 +209,87 @@ def test_a_kind_of_data_of_a_package(site: Path, make_config: Make, tmp_path: Pa
     assert gone.returncode == 2 and "Traceback" not in gone.stderr, gone.stderr
 
 
+SHELF = """
+from typing import Literal
+from harness.registry import DataKind
+from harness.section import DataSection, PositiveInt, since
+class Shelf(DataSection):
+    "Rows that are counted, and kept in a folder."
+    source: Literal["shelf"]
+    rows: PositiveInt = since(40)
+    num_examples: PositiveInt | None = since(None)
+VERSION = 1
+kind = DataKind(Shelf, prepare="shelf_rows:prepared", load="shelf_rows:load", sources=("shelf",),
+                like="array", version=VERSION)
+"""
+SHELF_ROWS = """
+import numpy as np
+from shelf import VERSION
+from harness.components.truths import ArrayData
+from harness.data.analytic import ROWS, ArrayTruth
+from harness.data.base import PreparedData
+def load(config, folder):
+    return ArrayTruth(ArrayData(source="array", path=str(folder / ROWS), num_examples=config.num_examples))
+def prepared(config, room):
+    rows = VERSION * np.arange(config.rows, dtype=float)[:, None]
+    folder = room.folder({"rows": config.rows}, lambda folder: np.save(folder / ROWS, rows))
+    return PreparedData({"kind": "shelf", "rows": config.rows}, load(config, folder), {"source": "shelf"})
+"""
+"""What the folder holds depends on the kind's version, which its code names to nobody but the registry."""
+LARGEST = """
+import json, sys
+from pathlib import Path
+from harness.preparation import load_data
+from harness.store import Store
+from harness.study import commit_data, open_study
+store = Store.open(Path(sys.argv[2]))
+prepared, _ = open_study(Path(sys.argv[1]), (), store)
+commit_data(prepared, store)
+real = load_data(prepared.specs[0].data, store)
+print(max(real.real(0, real.supply).values.max(), real.test.max()))
+"""
+
+
+def shelf(folder: Path, version: int) -> Path:
+    """A package with a kind of finite data that keeps a folder."""
+    module = SHELF.replace("VERSION = 1", f"VERSION = {version}")
+    given(folder, "shelf", "[harness.data]\nshelf = shelf:kind\n", module)
+    (folder / "shelf_rows.py").write_text(SHELF_ROWS)
+    return folder
+
+
+def test_another_version_of_a_kind_of_data_has_another_folder(make_config: Make, tmp_path: Path) -> None:
+    """The version alone differs: what the other one has left in the store is not read."""
+    config = make_config({**GAUSSIAN, "data": {"source": "shelf", "num_examples": 20}})
+    for number, version in enumerate((1, 2, 1)):
+        path = [shelf(tmp_path / f"site-{number}", version), ROOT]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+        command = [sys.executable, "-c", LARGEST, str(config), str(tmp_path / "root")]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout) == 39 * version, "the last of 40 rows, from 0, as this version counts them"
+    specs = [json.loads(path.read_text()) for path in (tmp_path / "root" / "data").glob("*/spec.json")]
+    assert sorted(spec["added"] for spec in specs) == ["shelf/1", "shelf/2"]
+
+
+def test_finite_data_of_a_package_cannot_give_every_seed_its_own(make_config: Make, tmp_path: Path) -> None:
+    """The message names no field that the section has not got, and goes where the section says no."""
+    config = make_config({**GAUSSIAN, "data": {"source": "shelf"}})
+    path = shelf(tmp_path / "site", 1)
+    done = harness("plan", config, path=[path])
+    assert done.returncode == 2 and "data.resample" not in done.stderr
+    assert "data.source: every seed would train on all 36 examples of the training split; set " in done.stderr
+    assert "own_examples of the section, which shelf defines, be False" in done.stderr
+    assert harness("plan", config, "--set", "data.num_examples=35", path=[path]).returncode == 0
+    module = (path / "shelf.py").read_text()
+    for field in ("@property\n    def own_examples(self): return False", "resample: bool = since(False)"):
+        (path / "shelf.py").write_text(module.replace("VERSION = 1", f"    {field}\nVERSION = 1"))
+        done = harness("plan", config, path=[path])
+        assert done.returncode == 0, done.stderr
+    done = harness("plan", config, "--set", "data.resample=true", path=[path])
+    assert done.returncode == 2 and "data.resample: every seed would train on all 36 " in done.stderr
+
+
 def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tmp_path: Path) -> None:
     for what, kind, text in (
         ("learners", "laplace", "A Laplace distribution in every coordinate"),
@@ -245,6 +326,11 @@ SECTION = (
     "from harness.section import Section\nclass Odd(Section):\n    kind: Literal['{}']\n"
 )
 BROKEN = [
+    (
+        "[harness.data]\nshelf = broken:kind\n",
+        "raise OSError('no licence')",
+        "data.source: found 'shelf'; broken cannot be used for it: OSError: no licence",
+    ),
     (
         "[harness.learners]\nlaplace = broken:learner\n",
         "raise OSError('no licence')",
@@ -290,7 +376,8 @@ def test_a_package_that_does_not_work_is_named(
     config: Path, tmp_path: Path, entry_points: str, module: str, message: str
 ) -> None:
     folder = given(tmp_path / "site", "broken", entry_points, module)
-    done = harness("plan", config, path=[folder])
+    other = ("--set", "data={source: shelf, rows: 2}") if "shelf" in entry_points else ()
+    done = harness("plan", config, *other, path=[folder])
     assert done.returncode == 2 and message in done.stderr
     # Who does not ask for it is not concerned.
     plain = harness("show", "papers/small/kazdan_gaussian", path=[folder])

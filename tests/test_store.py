@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from hypothesis import strategies as st
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
 from harness.files import PROBE, write_atomic, write_json
 from harness.records import Examples, Record
+from harness.science import key_of
 from harness.store import Experiment, Store
 from harness.store.store import REPLICAS
+
+SPEC = {"a": 1}
+KEY = key_of(SPEC)
 
 
 @pytest.fixture
@@ -50,20 +55,20 @@ def test_many_that_open_a_new_root_at_once_all_find_a_store(tmp_path: Path, ther
 
 
 def test_a_commit_is_whole_and_keeps_the_spec(store: Store) -> None:
-    assert not store.has("fits", "k")
-    assert store.commit("fits", "k", staged(store, "k"), {"a": 1})
-    assert store.json("fits", "k", "spec.json") == {"a": 1}
-    assert Store(store.root).sound("fits", "k")
+    assert not store.has("fits", KEY)
+    assert store.commit("fits", KEY, staged(store, KEY), SPEC)
+    assert store.json("fits", KEY, "spec.json") == SPEC
+    assert Store(store.root).sound("fits", KEY)
     assert not list((store.root / "work").iterdir())
 
 
 def test_the_first_commit_of_a_key_wins(store: Store) -> None:
-    first, second = staged(store, "k", "first"), staged(store, "k", "second")
-    assert store.commit("fits", "k", first, {})
+    first, second = staged(store, KEY, "first"), staged(store, KEY, "second")
+    assert store.commit("fits", KEY, first, SPEC)
     second.mkdir(parents=True, exist_ok=True)
     (second / "model.safetensors").write_text("second")
-    assert not store.commit("fits", "k", second, {})
-    assert (store.path("fits", "k") / "model.safetensors").read_text() == "first"
+    assert not store.commit("fits", KEY, second, SPEC)
+    assert (store.path("fits", KEY) / "model.safetensors").read_text() == "first"
 
 
 def test_of_many_racing_commits_exactly_one_survives(store: Store) -> None:
@@ -85,38 +90,43 @@ def test_of_many_racing_commits_exactly_one_survives(store: Store) -> None:
     assert (store.path("fits", "race") / "model.safetensors").read_text() == str(won[0])
 
 
-@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "another's"])
 def test_damage_is_found_and_set_aside(store: Store, harm: str) -> None:
-    store.commit("fits", "k", staged(store, "k", "weights"), {})
-    path = store.path("fits", "k") / "model.safetensors"
+    store.commit("fits", KEY, staged(store, KEY, "weights"), SPEC)
+    path = store.path("fits", KEY) / "model.safetensors"
     if harm == "flip":
         path.write_text("weightz")
     elif harm == "truncate":
         path.write_text("wei")
-    else:
+    elif harm == "remove":
         path.unlink()
-    assert not Store(store.root).sound("fits", "k")
-    assert not store.has("fits", "k")
+    else:  # sound in itself, under the wrong key
+        other = key_of({"a": 2})
+        store.commit("fits", other, staged(store, other, "weights"), {"a": 2})
+        shutil.rmtree(path.parent)
+        store.path("fits", other).rename(path.parent)
+    assert not Store(store.root).sound("fits", KEY)
+    assert not store.has("fits", KEY)
     assert len(list((store.root / "damaged").iterdir())) == 1
 
 
 def test_evicted_weights_come_back_or_are_replaced_by_a_replica(store: Store) -> None:
-    store.commit("fits", "k", staged(store, "k", "weights"), {})
-    assert store.evict_weights("k", "test") == len("weights")
-    assert Store(store.root).sound("fits", "k") and not store.has_weights("k")
-    assert store.restore_weights("k", staged(store, "k", "weights"), {"device": "this"})
-    assert store.has_weights("k") and Store(store.root).sound("fits", "k")
-    assert not (store.path("fits", "k") / REPLICAS).exists()
-    store.evict_weights("k", "test")
-    assert not store.restore_weights("k", staged(store, "k", "Weights"), {"device": "another"})
-    assert store.has_weights("k") and Store(store.root).sound("fits", "k")
-    [replica] = store.json("fits", "k", REPLICAS)
+    store.commit("fits", KEY, staged(store, KEY, "weights"), SPEC)
+    assert store.evict_weights(KEY, "test") == len("weights")
+    assert Store(store.root).sound("fits", KEY) and not store.has_weights(KEY)
+    assert store.restore_weights(KEY, staged(store, KEY, "weights"), {"device": "this"})
+    assert store.has_weights(KEY) and Store(store.root).sound("fits", KEY)
+    assert not (store.path("fits", KEY) / REPLICAS).exists()
+    store.evict_weights(KEY, "test")
+    assert not store.restore_weights(KEY, staged(store, KEY, "Weights"), {"device": "another"})
+    assert store.has_weights(KEY) and Store(store.root).sound("fits", KEY)
+    [replica] = store.json("fits", KEY, REPLICAS)
     assert (
         replica["provenance"] == {"device": "another"}
         and replica["before"]["sha256"] != replica["now"]["sha256"]
     )
-    (store.path("fits", "k") / "model.safetensors").write_text("weights")
-    assert not Store(store.root).sound("fits", "k"), "the replica's checksums count now"
+    (store.path("fits", KEY) / "model.safetensors").write_text("weights")
+    assert not Store(store.root).sound("fits", KEY), "the replica's checksums count now"
 
 
 def test_roots(tmp_path: Path) -> None:
@@ -239,9 +249,9 @@ def test_events_of_many_writers_are_whole_lines(tmp_path: Path) -> None:
     "content", ["[]", "{}x", '{"model.safetensors": 3}', '{"model.safetensors": {"bytes": 7}}']
 )
 def test_damaged_checksums_are_damage(store: Store, content: str) -> None:
-    store.commit("fits", "k", staged(store, "k", "weights"), {})
-    (store.path("fits", "k") / "checksums.json").write_text(content)
-    assert not Store(store.root).sound("fits", "k") and not store.has("fits", "k")
+    store.commit("fits", KEY, staged(store, KEY, "weights"), SPEC)
+    (store.path("fits", KEY) / "checksums.json").write_text(content)
+    assert not Store(store.root).sound("fits", KEY) and not store.has("fits", KEY)
 
 
 def test_a_predecessor_that_wakes_up_in_its_commit_loses(

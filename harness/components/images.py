@@ -46,11 +46,6 @@ class ImageData(DataSection):
         """What it needs of the hub."""
         return hub_data("data.source", self.source, self.revision)
 
-    @property
-    def own_examples(self) -> bool:
-        """Whether every seed has training examples of its own."""
-        return self.resample
-
 
 KIND = DataKind(
     section=ImageData,

@@ -72,11 +72,6 @@ class TextData(DataSection):
             found.append(HubItem("tokenizer", "data.tokenizer.name", tokenizer.name, tokenizer.revision))
         return found
 
-    @property
-    def own_examples(self) -> bool:
-        """Whether every seed has training examples of its own."""
-        return self.resample
-
 
 KIND = DataKind(
     section=TextData,

@@ -125,11 +125,6 @@ class ArrayData(DataSection):
     test: Annotated[float, Field(gt=0, lt=0.9)] = since(0.1)
     """Share of the rows that is held out."""
 
-    @property
-    def own_examples(self) -> bool:
-        """Whether every seed has training examples of its own."""
-        return self.resample
-
 
 AnalyticData = GaussianData | DiscreteData | LinearData | MixtureData | ShapeData | ArrayData
 

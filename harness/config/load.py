@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.components import DATA_KINDS, FILTERS, LEARNERS, REGIMES
+from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES
 from harness.config.presets import preset_names
 from harness.config.reading import join
 from harness.config.schema import Config, LanguageModel, data_kind
@@ -116,6 +116,10 @@ def check_kinds(source: Source) -> None:
             broken = kinds.broken.get(kind)
             reason = f"; {cut(broken)}" if broken else f", allowed: {', '.join(kinds)}{nearest(kind, kinds)}"
             problems.append(source.problem(path, f"found {shown(kind)}{reason}"))
+    data = source.data.get("data")
+    name = data.get("source") if isinstance(data, Mapping) and data_kind(data) == "text" else None
+    if isinstance(name, str) and name in DATA.broken and name not in DATA.loaded:
+        problems.append(source.problem("data.source", f"found {shown(name)}; {cut(DATA.broken[name])}"))
     if problems:
         raise ConfigError(problems)
 

@@ -34,7 +34,7 @@ from harness.data.rows import read_rows
 from harness.errors import DataError
 from harness.records import Examples
 from harness.registry import named
-from harness.science import DataSpec, key_of
+from harness.science import DataSpec
 from harness.section import science
 from harness.streams import stream
 
@@ -460,9 +460,9 @@ def prepared(config: AnalyticData, room: Room) -> PreparedData:
         DataError: A file cannot be read.
     """
     truth = make_truth(config)
-    key = key_of(truth.stored) if truth.stored else None
-    folder = None if key is None else room.folder(key, truth.write)
-    return PreparedData(truth.identity, truth.stored, folder, key, truth, {"source": truth.origin})
+    if truth.stored is not None:
+        room.folder(truth.stored, truth.write)
+    return PreparedData(truth.identity, truth, {"source": truth.origin})
 
 
 def load_truth(config: AnalyticData, folder: Path | None) -> Truth:

@@ -111,15 +111,34 @@ class RealData(ABC):
 
 
 class Room(Protocol):
-    """Where data are prepared."""
+    """Where the data of a section are prepared: it names the folder that keeps them, and notes it.
 
-    def known(self, key: str) -> Path | None:
+    ``stored`` is all that the folder's content depends on, the version of what prepares it too. A package's
+    name, and the version of its kind, need not be in it: the room adds them.
+    """
+
+    def known(self, stored: Mapping[str, Any]) -> Path | None:
         """The folder of prepared data in the store; None where it has none that is sound."""
         ...
 
-    def folder(self, key: str, prepare: Callable[[Path], None]) -> Path:
+    def folder(self, stored: Mapping[str, Any], prepare: Callable[[Path], None]) -> Path:
         """The folder of prepared data: that in the store, or one of its own, which ``prepare`` fills."""
         ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder of prepared data.
+
+    Attributes:
+        spec: What its content depends on.
+        key: The hash of that, and the folder's name in the store.
+        path: Where it is: in the store, or a temporary folder until `harness.study.commit_data`.
+    """
+
+    spec: Mapping[str, Any]
+    key: str
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -128,20 +147,15 @@ class PreparedData:
 
     Attributes:
         spec: What enters keys.
-        stored: The part of it that decides their folder in the store; None where they need none.
-        folder: Where they lie: in the store, or a temporary folder until `commit_data`; None where they need
-            none.
-        key: Name of the folder in the store; None where they need none.
         real: The data.
         about: What was read, for people: the source, and of text its files and documents.
+        kept: The folder that their `Room` gave them; None where they asked for none.
     """
 
     spec: Mapping[str, Any]
-    stored: Mapping[str, Any] | None
-    folder: Path | None
-    key: str | None
     real: RealData
     about: Mapping[str, Any]
+    kept: Kept | None = None
 
 
 def own_examples(seed: int, supply: int, count: int, resample: bool) -> slice | npt.NDArray[np.int64]:

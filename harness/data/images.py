@@ -20,7 +20,6 @@ from harness.data.hub import load_hub
 from harness.data.reading import ROWS, ReadLimit, check_size, load_array, open_parquet
 from harness.errors import DataError
 from harness.records import Examples
-from harness.science import key_of
 from harness.section import science
 from harness.streams import stream
 from harness.terminal import shown
@@ -154,9 +153,8 @@ def prepared(config: ImageData, room: Room) -> PreparedData:
     source = read_images(config)
     spec = data_science(config, source.fingerprint())
     stored = {name: value for name, value in spec.items() if name not in ("num_examples", "resample")}
-    folder = room.folder(key_of(stored), lambda folder: prepare(config, source, folder))
-    about = {"source": config.source}
-    return PreparedData(spec, stored, folder, key_of(stored), ImageSet(config, folder), about)
+    folder = room.folder(stored, lambda folder: prepare(config, source, folder))
+    return PreparedData(spec, ImageSet(config, folder), {"source": config.source})
 
 
 class ImageSet(RealData):

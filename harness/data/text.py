@@ -25,7 +25,6 @@ from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
 from harness.files import read_json, refuse_pointer, write_json
 from harness.records import Examples
-from harness.science import key_of
 from harness.streams import stream
 from harness.terminal import shown
 
@@ -207,20 +206,17 @@ def prepared(config: TextData, room: Room) -> PreparedData:
     known = recall(config.source, config.revision, use)
     if known is not None:
         spec = data_science(config, known["fingerprint"], pretrained)
-        stored = prepared_science(spec)
-        folder = room.known(key_of(stored))
+        folder = room.known(prepared_science(spec))
         if folder is not None:  # so nothing of it has to be read
             about = {"source": config.source, **known["about"]}
-            return PreparedData(spec, stored, folder, key_of(stored), TextCorpus(config, folder), about)
+            return PreparedData(spec, TextCorpus(config, folder), about)
     documents = read_documents(config)
     spec = data_science(config, documents.fingerprint(), pretrained)
     if known is None:
         found = {"fingerprint": spec["content"], "about": documents.about()}
         remember(config.source, config.revision, use, found)
-    stored = prepared_science(spec)
-    folder = room.folder(key_of(stored), lambda folder: prepare(config, documents, folder))
-    about = {"source": config.source, **documents.about()}
-    return PreparedData(spec, stored, folder, key_of(stored), TextCorpus(config, folder), about)
+    folder = room.folder(prepared_science(spec), lambda folder: prepare(config, documents, folder))
+    return PreparedData(spec, TextCorpus(config, folder), {"source": config.source, **documents.about()})
 
 
 def _too_few(sides: Mapping[str, Sequence[str]]) -> str:

@@ -107,9 +107,9 @@ class _Bundled:
     def _slice_holders(self) -> dict[str, str]:
         """Bundled chain to who works on the slice that it is in."""
         holders = dict[str, str]()
-        keys = {data.key for data in self.prepared.data}
+        keys = {data.kept.key for data in self.prepared.data if data.kept is not None}
         leases, leased = self.inventory.leases, self.inventory.leased
-        if not (leased and all(key is None or self.store.has("data", key) for key in keys)):
+        if not (leased and all(self.store.sound("data", key) for key in keys)):
             return holders  # nobody can have begun without the data
         for part in make_slices(self.prepared, self.store):
             if part.key in leased and (holder := lease_holder(leases, part.key)) is not None:

@@ -170,7 +170,7 @@ def _compare(
         return None
     cell = min(chain.cell for chain in used.values())
     data = prepared.data[cell]
-    stored = data.key is None or store.sound("data", data.key)
+    stored = data.kept is None or store.sound("data", data.kept.key)
     real = load_data(prepared.specs[cell].data, store) if stored else data.real
     count = min(*(prepared.specs[chain.cell].measured.examples for chain in used.values()), real.supply // 2)
     if count < 2:

@@ -27,7 +27,7 @@ from harness.reporting.statistics import SURVIVORS, curves
 from harness.reporting.theory import expected
 from harness.science import Chain
 from harness.store import Store
-from harness.study import Prepared, resamples
+from harness.study import Prepared
 
 MAX_HISTOGRAMS = 12
 WIDE_INCHES = 10.0
@@ -123,20 +123,18 @@ def _drawn(names: Collection[str]) -> dict[str, str]:
 
 def variance(prepared: Prepared) -> str:
     """Which variance the intervals hold: what the seeds of a chain differ in."""
-    own = {resamples(cell.config) for cell in prepared.study.cells}
+    sections = [cell.config.data for cell in prepared.study.cells]
+    own = {section.own_examples for section in sections}
     closed = all(LEARNERS[cell.config.learner.kind].batchable for cell in prepared.study.cells)
     of_fits = "sampling" if closed else "initialisation, data order and sampling"
     if own == {True}:
         return f"Intervals are over seeds, which differ in {of_fits}, and in the training examples."
+    asked = all("resample" in type(section).model_fields for section in sections)
     if own == {False}:
-        return (
-            f"Intervals are over seeds, which differ in {of_fits}, not in the data (data.resample: true "
-            "resamples them)."
-        )
-    return (
-        f"Intervals are over seeds, which differ in {of_fits}; in the training examples only where "
-        "data.resample is true."
-    )
+        hint = " (data.resample: true resamples them)" if asked else ""
+        return f"Intervals are over seeds, which differ in {of_fits}, not in the data{hint}."
+    where = "where data.resample is true" if asked else "of some cells"
+    return f"Intervals are over seeds, which differ in {of_fits}; in the training examples only {where}."
 
 
 def _save(folder: Path, name: str, label: str, figure: Figure) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.errors import DamagedError, StoreError
-from harness.files import read_json, verify
+from harness.errors import DamagedError, HarnessError, StoreError
+from harness.files import read_json
 from harness.records import Record
 from harness.science import key_of
 from harness.store.leases import Leases
@@ -84,10 +84,8 @@ def _remedy(repair: bool) -> str:
 def _item(store: Store, kind: ItemKind, key: str, repair: bool) -> Iterator[Finding]:
     path = store.path(kind, key)
     try:
-        verify(path)
-        if key_of(read_json(path / "spec.json")) != key:
-            raise DamagedError(f"{path / 'spec.json'} does not belong to this key")
-    except (StoreError, OSError, AttributeError, TypeError, KeyError) as error:
+        store.check(kind, key)
+    except (HarnessError, OSError) as error:
         if repair:
             store.set_aside(path)
         yield Finding("damage", f"{kind}/{key}", str(error), _remedy(repair))

@@ -27,7 +27,7 @@ from harness.files import (
     write_json,
 )
 from harness.records import Record
-from harness.science import Node
+from harness.science import Node, key_of
 from harness.store.bundles import Bundles
 from harness.store.corpora import Corpora
 
@@ -147,7 +147,7 @@ class Store:
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
     def sound(self, kind: ItemKind, key: str) -> bool:
-        """Whether an item is committed and matches its checksums.
+        """Whether an item is committed, matches its checksums and lies under its own key.
 
         A damaged one counts as absent, and is set aside (`mends`).
 
@@ -163,7 +163,7 @@ class Store:
         if not os.path.lexists(path) or (not self.mends and str(path) in self.trouble):
             return False
         try:
-            verify(path)
+            self.check(kind, key)
         except StoreError as error:
             if self.mends and not isinstance(error, DamagedError):
                 raise
@@ -173,6 +173,19 @@ class Store:
             return False
         self._verified[kind].add(key)
         return True
+
+    def check(self, kind: ItemKind, key: str) -> None:
+        """Compare an item with its checksums, and the spec in it with its key.
+
+        Raises:
+            DamagedError: They differ, or something of it is missing.
+            StoreError: It cannot be read.
+        """
+        path = self.path(kind, key)
+        verify(path)
+        spec = read_json(path / "spec.json")
+        if not isinstance(spec, dict) or key_of(spec) != key:
+            raise DamagedError(f"{path / 'spec.json'} does not belong to this key")
 
     def complete(self, node: Node, examples: int) -> bool:
         """Whether all that a generation leaves is there.

@@ -25,4 +25,4 @@ class BoxTruth(Distribution):
 
 def prepared(config: Box, room: Room) -> PreparedData:
     truth = BoxTruth(config)
-    return PreparedData(truth.identity, None, None, None, truth, {"source": truth.origin})
+    return PreparedData(truth.identity, truth, {"source": truth.origin})

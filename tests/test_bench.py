@@ -134,6 +134,18 @@ def test_a_contestant_that_cannot_be_set_up_says_why():
     contestant.close()
 
 
+@pytest.mark.slow
+def test_the_harness_is_measured_without_a_program_that_is_not_there():
+    """Real turns of the sampler and of its limit; CTranslate2 is in no environment of the harness."""
+    shape = Shape(precision="bf16", vocab=512, rows=8, new=8)
+    found = models.measure("samples", shape, rounds=2, only=("ctranslate2",))
+    limit, harness = found.figures
+    assert (limit.who, harness.who, limit.share) == ("forward pass, token by token (limit)", "harness", None)
+    assert harness.lowest <= harness.median <= harness.highest and harness.share > 0
+    assert list(found.left_out) == ["samples, CTranslate2"]
+    assert "No module named 'ctranslate2'" in found.left_out["samples, CTranslate2"]
+
+
 def test_what_cannot_be_asked_for_is_refused():
     for wrong in (["fits", "--rounds", "0"], ["chains", "--json"], ["fits", "--short", "--write"], ["fit"]):
         command = [sys.executable, str(SCRIPTS / "bench"), *wrong]

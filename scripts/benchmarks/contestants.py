@@ -69,9 +69,8 @@ def matrix_product(shape, turns):
 
         config = transformers_config(Model(preset=shape.model), shape.vocab, shape.context + 1, 0, 0)
         model = AutoModelForCausalLM.from_config(config)
-    name = torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu"
     flop = matrix_flop(model, shape.context, backward=True)
-    turns.ready(2 * size**3 * count, device=name, fit_flop=flop)
+    turns.ready(2 * size**3 * count, fit_flop=flop)
     for _ in turns:
         for _ in range(count):
             torch.mm(one, other, out=result)

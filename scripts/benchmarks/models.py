@@ -55,13 +55,13 @@ class Measured:
     Attributes:
         figures: The `Figure` of everybody.
         left_out: Who could not be set up, and why.
-        device: ``cpu``, or the GPU's name; None where nobody said so.
+        device: ``cpu``, or the GPU's name.
         profiles: The profiler's tables, where they were asked for.
     """
 
     figures: list
     left_out: dict
-    device: str | None = None
+    device: str = "cpu"
     profiles: dict | None = None
 
 
@@ -94,6 +94,7 @@ def measure(what, shape, rounds=7, only=None, extra=None, compiled=False, profil
         for one in taking:
             try:
                 abouts[one.name] = one.about()
+                one.turn()  # not counted: the first turn compiles, fills caches, and shows what does not work
                 playing.append(one)
             except Left as error:
                 if one.name in (comparison.limit, comparison.harness):
@@ -110,7 +111,7 @@ def measure(what, shape, rounds=7, only=None, extra=None, compiled=False, profil
             one.close()
     work = {name: about["work"] for name, about in abouts.items()}
     figures = figures_of(what, shape, comparison, seconds, work, abouts[comparison.limit].get("fit_flop"))
-    return Measured(figures, left_out, abouts[comparison.limit].get("device"), profiles)
+    return Measured(figures, left_out, abouts[comparison.limit]["device"], profiles)
 
 
 def figures_of(what, shape, comparison, seconds, work, flop):

@@ -26,7 +26,7 @@ class Turns:
 
     def ready(self, work, **about):
         """Set up; one turn will do so much work."""
-        self._answer({"work": work, **about})
+        self._answer({"work": work, "device": _device(), **about})
 
     def __iter__(self):
         for line in sys.stdin:
@@ -41,6 +41,13 @@ class Turns:
     def _answer(self, content):
         self._answers.write(json.dumps(content) + "\n")
         self._answers.flush()
+
+
+def _device():
+    """The GPU's name, or ``cpu``."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_available()
+    return torch.cuda.get_device_name(0) if on_gpu else "cpu"
 
 
 def _synchronize():
@@ -137,13 +144,11 @@ class Contestant:
 
 
 def alternate(contestants, rounds):
-    """Seconds of each contestant's turns, in rounds of changing order; one round before is not counted."""
+    """Seconds of each contestant's turns, in rounds of changing order."""
     found = {contestant.name: [] for contestant in contestants}
-    for number in range(rounds + 1):
+    for number in range(rounds):
         for contestant in contestants if number % 2 else reversed(contestants):
-            seconds = contestant.turn()["seconds"]
-            if number:
-                found[contestant.name].append(seconds)
+            found[contestant.name].append(contestant.turn()["seconds"])
     return found
 
 

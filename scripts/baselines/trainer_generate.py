@@ -41,6 +41,7 @@ def make_trainer(model, blocks, folder, bf16=False, epochs=3, **more):
         lr_scheduler_type="cosine",
         warmup_steps=0.2,
         bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),  # bf16 asks for a GPU otherwise
         remove_unused_columns=False,
         save_strategy="no",
         report_to="none",

@@ -65,7 +65,7 @@ class Measured:
     profiles: dict | None = None
 
 
-def measure(what, shape, rounds=7, only=None, extra=None, compiled=False, profile=False):
+def measure(what, shape, rounds=7, only=None, extra=None, compiled=False, profile=False, clock="seconds"):
     """Compare; ray is not needed.
 
     Args:
@@ -76,6 +76,7 @@ def measure(what, shape, rounds=7, only=None, extra=None, compiled=False, profil
         extra: Folder with packages for those in `EXTRA`.
         compiled: Whether the compiled loop takes part.
         profile: Whether the harness's last turn is profiled.
+        clock: ``seconds``, or ``cpu_seconds`` of the contestant's process.
 
     Raises:
         Left: The harness or the limit could not be set up, or somebody ended on the way.
@@ -101,7 +102,7 @@ def measure(what, shape, rounds=7, only=None, extra=None, compiled=False, profil
                     raise
                 left_out[f"{what}, {SAYS[one.name]}"] = str(error)
                 print(f"left out: {error}", file=sys.stderr)
-        seconds = alternate(playing, rounds)
+        seconds = alternate(playing, rounds, clock)
         profiles = None
         if profile:
             harness = next(one for one in playing if one.name == comparison.harness)

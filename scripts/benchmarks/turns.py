@@ -32,11 +32,11 @@ class Turns:
         for line in sys.stdin:
             with _profiled() if line.strip() == "profile" else contextlib.nullcontext({}) as found:
                 _synchronize()
-                at = time.perf_counter()
+                at, used = time.perf_counter(), time.process_time()
                 yield
                 _synchronize()
-                seconds = time.perf_counter() - at
-            self._answer({"seconds": seconds, **found})
+                seconds, used = time.perf_counter() - at, time.process_time() - used
+            self._answer({"seconds": seconds, "cpu_seconds": used, **found})
 
     def _answer(self, content):
         self._answers.write(json.dumps(content) + "\n")
@@ -111,7 +111,7 @@ class Contestant:
         return self._read()
 
     def turn(self, command="go"):
-        """One turn: its answer, with ``seconds``.
+        """One turn: its answer, with ``seconds`` and ``cpu_seconds``.
 
         Raises:
             Left: It ended.
@@ -143,12 +143,12 @@ class Contestant:
         self._log.close()
 
 
-def alternate(contestants, rounds):
-    """Seconds of each contestant's turns, in rounds of changing order."""
+def alternate(contestants, rounds, clock="seconds"):
+    """Seconds of each contestant's turns, in rounds of changing order; or its ``cpu_seconds``."""
     found = {contestant.name: [] for contestant in contestants}
     for number in range(rounds):
         for contestant in contestants if number % 2 else reversed(contestants):
-            found[contestant.name].append(contestant.turn()["seconds"])
+            found[contestant.name].append(contestant.turn()[clock])
     return found
 
 

@@ -1,5 +1,6 @@
 """scripts/bench: what a table says, when --check fails, and how much a model multiplies."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def page(figures, machine=MACHINE, before="# Page\n"):
 
 
 def test_a_table_is_read_as_it_was_written():
-    small = Figure("starts", "harness --help", "", "harness", "s", 0.123, 0.1, 0.25)
+    small = Figure("starts", "harness --help", "", "harness", "s", 0.123, 0.1, 0.25, measured="today")
     written = [figure(0.512), figure(0.25, who="torch loop", ratio=1.07), small]
     assert table.parse(page(written)) == {MACHINE: written}
 
@@ -49,7 +50,7 @@ def test_new_figures_replace_those_measured_together_and_no_others():
     [
         (table.END, "", "has no end"),
         ("| 12,345 |", "| twelve |", "line 10: could not convert"),
-        ("| tiny |", "|", "line 10: 9 cells, 10"),
+        ("| tiny |", "|", "line 10: 10 cells, 11"),
         (table.END, f"<!-- bench: {MACHINE} -->", "begins before"),
         (f"<!-- bench: {MACHINE} -->", "", "has not begun"),
     ],
@@ -146,8 +147,49 @@ def test_the_harness_is_measured_without_a_program_that_is_not_there():
     assert "No module named 'ctranslate2'" in found.left_out["samples, CTranslate2"]
 
 
+def bench(*arguments):
+    command = [sys.executable, str(SCRIPTS / "bench"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_figures_of_a_file_are_written_and_checked(tmp_path):
+    """The codes of --check: 0 as before, 1 where a share fell, 2 where there is nothing to compare with."""
+    path, place = tmp_path / "page.md", tmp_path / "figures.json"
+    path.write_text("# Page\n")
+
+    def told(share, machine=MACHINE):
+        about = {"machine": machine, "versions": {"torch": "1"}, "command": ["scripts/bench", "fits"]}
+        place.write_text(json.dumps({**about, "figures": [figure(share).as_dict()]}))
+
+    told(0.5)
+    assert bench("--read", place, "--page", path, "--write").returncode == 0
+    assert [row.share for row in table.parse(path.read_text())[MACHINE]] == [0.5]
+    assert bench("--read", place, "--page", path, "--check").returncode == 0
+    told(0.4)
+    fallen = bench("--read", place, "--page", path, "--check")
+    assert (
+        fallen.returncode == 1 and "fits tiny fp32: 40.0 % of the limit, 50.0 % in the table" in fallen.stdout
+    )
+    told(0.5, machine="Another")
+    missing = bench("--read", place, "--page", path, "--check")
+    assert missing.returncode == 2 and f"no table of Another; there are: {MACHINE}" in missing.stderr
+    place.write_text("{}")
+    assert "not a document of scripts/bench" in bench("--read", place, "--page", path, "--check").stderr
+
+
+def test_other_work_is_another_row():
+    assert Shape().label == Shape(steps=9, threads=2).label == "tiny"
+    assert Shape(model="small", vocab=512, batch=16, micro_batch=16).label == "small, vocab 512, batch 16"
+    assert Shape(micro_batch=8).label == "tiny, micro_batch 8"
+
+
 def test_what_cannot_be_asked_for_is_refused():
-    for wrong in (["fits", "--rounds", "0"], ["chains", "--json"], ["fits", "--short", "--write"], ["fit"]):
-        command = [sys.executable, str(SCRIPTS / "bench"), *wrong]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for wrong in (
+        ["fits", "--rounds", "0"],
+        ["chains", "--json"],
+        ["fits", "--short", "--write"],
+        ["fit"],
+        [],
+    ):
+        done = bench(*wrong)
         assert done.returncode == 2 and "Traceback" not in done.stderr, (wrong, done.stderr)

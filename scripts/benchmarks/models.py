@@ -139,6 +139,6 @@ def figures_of(what, shape, comparison, seconds, work, flop):
         ratio = statistics.median(own / value for own, value in zip(ours, values, strict=True))
         ratio = None if is_limit or name == comparison.harness else ratio
         unit = "GFLOP/s" if is_flop else "tokens/s"
-        about = what, shape.model, shape.precision, SAYS[name], unit
+        about = what, shape.label, shape.precision, SAYS[name], unit
         found.append(Figure(*about, middle, low, high, share, ratio))
     return found

@@ -35,6 +35,17 @@ class Shape:
     zero_stage: int = 2
     threads: int = 1
 
+    @property
+    def label(self):
+        """The model, with what of its work is not as usual: different work is not compared."""
+        usual = Shape()
+        names = ("vocab", "context", "batch", "micro_batch", "rows", "new", "zero_stage")
+        given = {name: getattr(self, name) for name in names}
+        if self.micro_batch == self.batch:
+            del given["micro_batch"]
+        odd = [f"{name} {value}" for name, value in given.items() if value != getattr(usual, name)]
+        return ", ".join([self.model, *odd])
+
     def as_dict(self):
         """All fields, for JSON."""
         return asdict(self)

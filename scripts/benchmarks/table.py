@@ -19,6 +19,7 @@ COLUMNS = (
     "unit",
     "share of the limit",
     "harness : this",
+    "measured",
 )
 END = "<!-- end of bench -->"
 
@@ -33,7 +34,7 @@ class Figure:
 
     Attributes:
         what: The comparison: ``fits``, ``samples``, ``scores``, ``grid``, ``starts``.
-        model: The preset, or the command.
+        model: The preset, with sizes that are not the usual ones, or the command.
         precision: ``fp32``, ``bf16`` or empty.
         who: Who computed.
         unit: ``tokens/s``, ``GFLOP/s``, ``s``, ``CPU s``.
@@ -42,6 +43,7 @@ class Figure:
         highest: The highest of them.
         share: Of the limit, median over the rounds; None for what has none.
         ratio: How many times as fast as this the harness was in the same round, median; None for itself.
+        measured: When, on which commit, and by which clock.
     """
 
     what: str
@@ -54,6 +56,7 @@ class Figure:
     highest: float
     share: float | None = None
     ratio: float | None = None
+    measured: str = ""
 
     @property
     def key(self):
@@ -78,7 +81,7 @@ def _row(figure):
     cells = [figure.what, figure.model, figure.precision, figure.who]
     cells += [_number(value) for value in (figure.median, figure.lowest, figure.highest)] + [figure.unit]
     cells += ["" if figure.share is None else f"{100 * figure.share:.1f} %"]
-    cells += ["" if figure.ratio is None else f"{figure.ratio:.2f}"]
+    cells += ["" if figure.ratio is None else f"{figure.ratio:.2f}", figure.measured]
     return f"| {' | '.join(cells)} |"
 
 
@@ -91,14 +94,14 @@ def _figure(line, number):
     cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
     if len(cells) != len(COLUMNS):
         raise TableError(f"line {number}: {len(cells)} cells, {len(COLUMNS)} are needed: {line.strip()}")
-    what, model, precision, who, median, lowest, highest, unit, share, ratio = cells
+    what, model, precision, who, median, lowest, highest, unit, share, ratio, measured = cells
     try:
         middle, low, high = (float(cell.replace(",", "")) for cell in (median, lowest, highest))
         part = float(share.removesuffix("%")) / 100 if share else None
         times = float(ratio) if ratio else None
     except ValueError as error:
         raise TableError(f"line {number}: {error}: {line.strip()}") from None
-    return Figure(what, model, precision, who, unit, middle, low, high, part, times)
+    return Figure(what, model, precision, who, unit, middle, low, high, part, times, measured)
 
 
 def _start(machine):
@@ -143,7 +146,7 @@ def replaced(text, machine, figures, about):
         text: The page.
         machine: As `machine.name` says it.
         figures: The new ones.
-        about: A line about them: date, versions, command.
+        about: A line about them: versions, command.
     """
     before = parse(text)
     new = {figure.group for figure in figures}

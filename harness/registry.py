@@ -172,6 +172,8 @@ class LearnerPlugin:
             every generation, or None: the dashed lines of a report. Only cells without filters, refreshes and
             other sources are asked for, whose synthetic ratio is 1 or follows.
         check: Raises ValueError where its section does not fit the rest of a configuration.
+        stands_for: From its section to the values that one field of it stands for, by dotted field, and what
+            to say of where they come from (``harness show``).
         example: Settings that are small enough for a laptop (``harness init``).
         seeds: How many seeds such a study has.
     """
@@ -200,6 +202,7 @@ class LearnerPlugin:
     reads_pools_anew: Callable[[Any], bool] = lambda section: False
     theory: str = ""
     check: Callable[[Any], None] = lambda config: None
+    stands_for: Callable[[Any], tuple[Mapping[str, Any], str]] = lambda section: ({}, "")
     example: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 20
 

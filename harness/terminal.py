@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 MAX_SHOWN = 200
@@ -47,6 +48,14 @@ def shown(value: Any) -> str:
         return cut(visible(repr(value), lines=False))
     except ValueError:  # an integer of more digits than are ever printed
         return "a very large number"
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` or nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def show(text: str, stream: TextIO | None = None, end: str = "\n") -> None:

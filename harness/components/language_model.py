@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from harness.components.presets import preset_names, preset_sizes
+from harness.components.text import TextData
 from harness.registry import LearnerPlugin, Metric
 from harness.section import Place, PositiveInt, Section, Share, since
+from harness.terminal import nearest, shown
 
 
 class Model(Section):
@@ -26,6 +31,14 @@ class Model(Section):
     """Longest sequence in tokens; what the prompts and blocks need when null."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = since(0.0)
     tie_embeddings: bool = since(True)
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in preset_names():
+            allowed = f"{', '.join(preset_names())}{nearest(name, preset_names())}"
+            raise ValueError(f"found {shown(name)}, allowed: {allowed}")
+        return name
 
     @model_validator(mode="after")
     def _one_way(self) -> Model:
@@ -48,6 +61,11 @@ class Model(Section):
             raise ValueError(f"{', '.join(sorted(shape))} cannot be changed in a pretrained model")
         if self.pretrained is None and self.revision is not None:
             raise ValueError("revision only goes with pretrained")
+        try:
+            resolve_model(self)
+        except ValidationError as error:
+            message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            raise ValueError(f"preset {self.preset}: {message}") from None
         return self
 
     def _check_heads(self) -> None:
@@ -70,6 +88,15 @@ class Model(Section):
                 f"width {self.width} / num_heads {self.num_heads} is {self.width // self.num_heads}; llama "
                 "turns coordinates in pairs, so it must be even"
             )
+
+
+@cache
+def resolve_model(model: Model) -> Model:
+    """The model with its preset replaced by the architecture that it names; other models as they are."""
+    if model.preset is None:
+        return model
+    given = {name: getattr(model, name) for name in model.model_fields_set - {"preset"}}
+    return Model(**{**preset_sizes(model.preset), **given})
 
 
 class Train(Section):
@@ -224,6 +251,8 @@ def check(config: Any) -> None:
         ValueError: They do not fit.
     """
     learner, regime = config.learner, config.regime
+    if isinstance(config.data, TextData):
+        _check_text(learner, config.data)
     _check_batch(learner.train.batch_size, config.resources.ranks, config.resources.micro_batch)
     if regime.refresh and regime.refresh.init == "pretrained" and learner.model.pretrained is None:
         raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
@@ -239,6 +268,47 @@ def check(config: Any) -> None:
             "more examples than there are prompts (the real examples); allowed: num_beams: 1, another "
             "regime, or augment with synthetic_ratio up to 0.5"
         )
+
+
+def _check_text(learner: LanguageModel, data: TextData) -> None:
+    """Check the tokenizer and the lengths of examples against the model and its prompts."""
+    if learner.model.pretrained and data.tokenizer.kind == "bpe" and learner.init == "pretrained":
+        raise ValueError(
+            "data.tokenizer: a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}"
+        )
+    sample, block = learner.sample, data.block_size
+    prompt = sample.prompt_length(block)
+    if sample.keep_prompt and prompt >= block:
+        raise ValueError(
+            f"learner.sample.prompt_tokens: found {prompt}, must be below data.block_size ({block}), as "
+            "keep_prompt makes it a part of the block"
+        )
+    if prompt > block:
+        raise ValueError(
+            f"learner.sample.prompt_tokens: found {prompt}, must be at most data.block_size ({block})"
+        )
+    new = block - prompt if sample.keep_prompt else block
+    if sample.min_new_tokens > new:
+        raise ValueError(
+            f"learner.sample.min_new_tokens: found {sample.min_new_tokens}, must be at most {new}: an "
+            "example has no more new tokens (data.block_size)"
+        )
+    context, needed = resolve_model(learner.model).context, sample.sequence_length(block)
+    if context is not None and needed > context:
+        tokens = f"{block} tokens" if needed == block else f"{needed} tokens with the prompt"
+        raise ValueError(
+            f"data.block_size: an example takes {tokens}, more than the model's context of {context}"
+        )
+
+
+def stands_for(learner: LanguageModel) -> tuple[Mapping[str, Any], str]:
+    """What a preset stands for, where it is not given beside it, and the words for that."""
+    model = learner.model
+    if model.preset is None:
+        return {}, ""
+    sizes = preset_sizes(model.preset)
+    values = {f"model.{name}": sizes[name] for name in sizes if name not in model.model_fields_set}
+    return values, f"preset {model.preset}"
 
 
 def _check_batch(batch_size: int, ranks: int, micro: int | None) -> None:
@@ -285,6 +355,7 @@ COMPONENT = LearnerPlugin(
     batchable=False,
     many_ranks=True,
     check=check,
+    stands_for=stands_for,
     metrics=(
         Metric("test/perplexity", "perplexity on real test text", "", "higher", _SHUMAILOV, shown=True),
         Metric("test/nll", "NLL on real test text", _NATS, "higher"),

@@ -1,8 +1,7 @@
-"""Configuration: schema, loading with clear errors, presets and the grid."""
+"""Configuration: schema, loading with clear errors, and the grid."""
 
 from harness.config.grid import Cell, Study, expand
 from harness.config.load import load_file
-from harness.config.presets import preset_names, resolve_model
 from harness.config.schema import Config
 
-__all__ = ["Cell", "Config", "Study", "expand", "load_file", "preset_names", "resolve_model"]
+__all__ = ["Cell", "Config", "Study", "expand", "load_file"]

@@ -11,14 +11,13 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from harness.config.load import check_kinds, check_preset, nearest, section_classes, validate
-from harness.config.presets import resolve_model
+from harness.config.load import check_kinds, section_classes, validate
 from harness.config.replaced import check_replaced
-from harness.config.schema import Config, LanguageModel, Override, Sample, TextData
+from harness.config.schema import Config, LanguageModel, Override
 from harness.config.size import MAX_CHAINS, check_axes, check_generations
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
-from harness.terminal import shown
+from harness.terminal import nearest, shown
 
 SHARED_SECTIONS = ("experiment", "tracking", "seed", "claims")
 """Fields that all cells of a grid share."""
@@ -75,7 +74,6 @@ def expand(source: Source) -> Study:
     cells, applied = [], dict[int, Mapping[str, Any]]()
     for point in points(source, data, axes, overrides):
         config = validate(source, point.raw, point.places)
-        _check_model(source, config, point.places)
         cells.append(Cell(config, {name: get(point.raw, name) for name in columns}))
         applied = {**point.applied, **applied}
     for index, override in enumerate(overrides):
@@ -411,53 +409,6 @@ def _find_cell(study: Study, cell: Cell, wanted: Mapping[str, Any]) -> int:
     if not matches:
         raise study.source.error("regime.source", f"no cell of the grid has {target}")
     return matches[0]
-
-
-def _check_model(source: Source, config: Config, places: Mapping[str, str]) -> None:
-    """What needs a preset's content or two sections: the preset's name, context, pretrained tokenizer."""
-    learner, data = config.learner, config.data
-    if not isinstance(learner, LanguageModel) or not isinstance(data, TextData):
-        return
-    check_preset(source, config, places)
-    try:
-        resolved = resolve_model(learner.model)
-    except ValidationError as error:
-        message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise source.error("learner.model", f"preset {learner.model.preset}: {message}") from None
-    if learner.model.pretrained and data.tokenizer.kind == "bpe" and learner.init == "pretrained":
-        raise source.error(
-            "data.tokenizer", "a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}"
-        )
-    _check_lengths(source, learner.sample.prompt_length(data.block_size), learner.sample, data.block_size)
-    context, needed = resolved.context, learner.sample.sequence_length(data.block_size)
-    if context is not None and needed > context:
-        detail = (
-            f"{data.block_size} tokens" if needed == data.block_size else f"{needed} tokens with the prompt"
-        )
-        raise source.error(
-            "data.block_size", f"an example takes {detail}, more than the model's context of {context}"
-        )
-
-
-def _check_lengths(source: Source, prompt: int, sample: Sample, block_size: int) -> None:
-    """Check a prefix, and the number of new tokens behind it, against the block."""
-    if sample.keep_prompt and prompt >= block_size:
-        message = (
-            f"found {prompt}, must be below data.block_size ({block_size}), as keep_prompt makes it a part "
-            "of the block"
-        )
-        raise source.error("learner.sample.prompt_tokens", message)
-    if prompt > block_size:
-        raise source.error(
-            "learner.sample.prompt_tokens", f"found {prompt}, must be at most data.block_size ({block_size})"
-        )
-    new = block_size - prompt if sample.keep_prompt else block_size
-    if sample.min_new_tokens > new:
-        message = (
-            f"found {sample.min_new_tokens}, must be at most {new}: an example has no more new tokens "
-            "(data.block_size)"
-        )
-        raise source.error("learner.sample.min_new_tokens", message)
 
 
 __all__ = ["Cell", "Study", "check_claims", "expand", "find_cells", "put", "resolve_sources"]

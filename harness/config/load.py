@@ -5,7 +5,6 @@ Every error names the file, the line, the field, what was found and what is allo
 
 from __future__ import annotations
 
-import difflib
 import json
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES
-from harness.config.presets import preset_names
 from harness.config.reading import join
-from harness.config.schema import Config, LanguageModel, data_kind
+from harness.config.schema import Config, data_kind
 from harness.config.source import Source, read_source, split_field
 from harness.errors import ConfigError, Problem
 from harness.registry import Found
-from harness.terminal import cut, shown
+from harness.terminal import cut, nearest, shown
 
 TOP_LEVEL_EXTRA = ("grid", "overrides")
 
@@ -60,7 +58,7 @@ def _config(source: Source, data: Mapping[str, Any]) -> Config:
         raise ConfigError([source.problem("", f"cannot be read as data: {error}")]) from None
 
 
-def check_field(source: Source, data: Mapping[str, Any], field: str, place: str) -> Config | None:
+def check_field(source: Source, data: Mapping[str, Any], field: str, place: str) -> None:
     """Check that what a field holds can be its value, whatever the rest of the data is.
 
     Args:
@@ -69,19 +67,15 @@ def check_field(source: Source, data: Mapping[str, Any], field: str, place: str)
         field: The dotted field, which may be a section.
         place: Where its value stands in the file, as a dotted path.
 
-    Returns:
-        The configuration, where all of it is valid.
-
     Raises:
         ConfigError: The field's value is wrong by itself.
     """
     try:
-        return _config(source, data)
+        _config(source, data)
     except ValidationError as error:
         found = [detail for detail in error.errors() if _is_of(_path(data, detail["loc"]), detail, field)]
         if found:
             raise ConfigError(_problems(source, data, {field: place}, found)) from None
-        return None
 
 
 def _is_of(path: str, detail: ErrorDetails, field: str) -> bool:
@@ -122,24 +116,6 @@ def check_kinds(source: Source) -> None:
         problems.append(source.problem("data.source", f"found {shown(name)}; {cut(DATA.broken[name])}"))
     if problems:
         raise ConfigError(problems)
-
-
-def check_preset(source: Source, config: Config, places: Mapping[str, str]) -> None:
-    """Check that a preset that is named exists.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    preset = config.learner.model.preset if isinstance(config.learner, LanguageModel) else None
-    if preset is not None and preset not in preset_names():
-        place = next(
-            (p for f, p in places.items() if "learner.model.preset".startswith(f)), "learner.model.preset"
-        )
-        at = source.problem(place, "")
-        message = (
-            f"found {shown(preset)}, allowed: {', '.join(preset_names())}{nearest(preset, preset_names())}"
-        )
-        raise ConfigError([Problem(at.where, at.line, "learner.model.preset", message)])
 
 
 def _problems(
@@ -224,12 +200,6 @@ def _section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
     return section
 
 
-def nearest(word: str, allowed: typing.Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` or nothing."""
-    close = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
     kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
@@ -265,4 +235,4 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
     return f"found {'nothing' if found is None else shown(found)}, expected {expected}"
 
 
-__all__ = ["Source", "join", "load_file", "nearest", "validate"]
+__all__ = ["Source", "join", "load_file", "validate"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.config.load import check_field, check_preset
+from harness.config.load import check_field
 from harness.config.schema import Override
 from harness.config.source import Source, has, with_values
 
@@ -37,9 +37,7 @@ def check_replaced(
     """
     first = with_values(data, {name: values[0] for name, values in axes.items()})
     for name, value, place, cell in _replaced(data, first, axes, overrides, before):
-        config = check_field(source, with_values(cell, {name: value}), name, place)
-        if config is not None:
-            check_preset(source, config, {name: place})
+        check_field(source, with_values(cell, {name: value}), name, place)
 
 
 def _replaced(

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES
+from harness.components.presets import preset_names, read_preset
 from harness.config.described import first_line
-from harness.config.presets import preset_names, read_preset
 from harness.config.shipped import studies, summary
 from harness.metrics.catalogue import METRICS
 from harness.registry import named

@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 
+from harness.components import LEARNERS
 from harness.config.grid import Point, Study, point_of
-from harness.config.presets import read_preset, resolve_model
-from harness.config.schema import LanguageModel
-from harness.config.source import has
+from harness.config.source import has, put
 
 
 @dataclass(frozen=True)
@@ -42,29 +41,27 @@ def resolved(study: Study, number: int) -> list[Value]:
     cell = study.cells[number]
     data = cell.config.model_dump(mode="json")
     point = Point(data, {}, {}) if cell.teacher else point_of(study.source, number)
-    preset = None
-    if isinstance(cell.config.learner, LanguageModel):
-        preset = cell.config.learner.model.preset
-        data["learner"]["model"] = {
-            **resolve_model(cell.config.learner.model).model_dump(mode="json"),
-            "preset": preset,
-        }
-    return list(_walk(study, point, data, "", preset))
+    learner = cell.config.learner
+    values, origin = LEARNERS[learner.kind].stands_for(learner)
+    for name, value in values.items():
+        put(data, f"learner.{name}", value)
+    origins = {f"learner.{name}": origin for name in values}
+    return list(_walk(study, point, data, "", origins))
 
 
 def _walk(
-    study: Study, point: Point, data: Mapping[str, Any], above: str, preset: str | None
+    study: Study, point: Point, data: Mapping[str, Any], above: str, origins: Mapping[str, str]
 ) -> Iterator[Value]:
     for name, value in data.items():
         path = f"{above}.{name}" if above else name
         if isinstance(value, Mapping) and value:
             yield Value(path, None, "", True)
-            yield from _walk(study, point, value, path, preset)
+            yield from _walk(study, point, value, path, origins)
         else:
-            yield Value(path, value, _origin(study, point, path, preset), False)
+            yield Value(path, value, _origin(study, point, path, origins), False)
 
 
-def _origin(study: Study, point: Point, path: str, preset: str | None) -> str:
+def _origin(study: Study, point: Point, path: str, origins: Mapping[str, str]) -> str:
     source = study.source
     place = next((place for field, place in point.places.items() if f"{path}.".startswith(f"{field}.")), None)
     if place is not None:
@@ -77,8 +74,7 @@ def _origin(study: Study, point: Point, path: str, preset: str | None) -> str:
     if has(point.raw, path):
         at = source.problem(path, "")
         return f"line {at.line}" if at.line else "--set"
-    from_preset = preset is not None and path.removeprefix("learner.model.") in read_preset(preset)
-    return f"preset {preset}" if from_preset else "default"
+    return origins.get(path, "default")
 
 
 def as_text(values: list[Value]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.config.presets import resolve_model
+from harness.components.language_model import resolve_model
 from harness.config.schema import LanguageModel, Model
 from harness.errors import DataError
 from harness.learners.language_model.identity import FIELD, pretrained_identity, stored_folder

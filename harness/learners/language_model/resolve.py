@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.components.language_model import LanguageModel, Model
-from harness.config.presets import resolve_model
+from harness.components.language_model import LanguageModel, Model, resolve_model
 from harness.config.schema import Config, TextData
 from harness.data.base import RealData
 from harness.data.text import TextCorpus

@@ -12,11 +12,8 @@ from typing import Any
 
 import yaml
 
-from harness.config.schema import Model
-from harness.errors import ConfigError, Problem
-from harness.terminal import shown
-
 _PLACES = (Path(__file__).parent / "models", Path(__file__).parents[2] / "configs" / "models")
+"""In an installed package, and in a checkout."""
 _ABOUT = ("published_parameters", "vocab_size", "source")
 """What a preset file says besides the model: parameter count and vocabulary of the published model, and where
 it was published."""
@@ -35,23 +32,11 @@ def preset_names() -> tuple[str, ...]:
 
 @cache
 def read_preset(name: str) -> dict[str, Any]:
-    """The content of a preset's file.
-
-    Raises:
-        ConfigError: There is no such preset.
-    """
-    if name not in preset_names():
-        found = f"found {shown(name)}, allowed: {', '.join(preset_names())}"
-        raise ConfigError([Problem("configuration", None, "learner.model.preset", found)])
+    """The content of a preset's file, by one of `preset_names`."""
     data: dict[str, Any] = yaml.safe_load((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
     return data
 
 
-@cache
-def resolve_model(model: Model) -> Model:
-    """The model with its preset replaced by the architecture that it names; other models as they are."""
-    if model.preset is None:
-        return model
-    sizes = {key: value for key, value in read_preset(model.preset).items() if key not in _ABOUT}
-    given = {key: getattr(model, key) for key in model.model_fields_set - {"preset"}}
-    return Model(**{**sizes, **given})
+def preset_sizes(name: str) -> dict[str, Any]:
+    """Fields of a model that a preset stands for."""
+    return {field: value for field, value in read_preset(name).items() if field not in _ABOUT}

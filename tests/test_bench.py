@@ -186,6 +186,7 @@ def test_other_work_is_another_row():
 def test_what_cannot_be_asked_for_is_refused():
     for wrong in (
         ["fits", "--rounds", "0"],
+        ["fits", "--micro-batch", "5"],
         ["chains", "--json"],
         ["fits", "--short", "--write"],
         ["fit"],

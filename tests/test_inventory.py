@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from harness.inventory import Inventory
 from harness.reporting import ledger
 from harness.science import Chain, Node
 from harness.store import Store
+from harness.store.store import ItemKind
 from harness.study import Prepared, open_study
 from harness.tracking.views import Views
 
@@ -173,7 +175,43 @@ def test_a_writer_that_ended_in_its_last_generation_ends_its_reader(
     prepared, store = looked_at(config, root)
     found = Inventory(prepared, store)
     assert found.diverged == {writer.nodes[-1]} and reader.nodes[-1] in found.gone and not found.left
+    assert Explainer(prepared, store).explain(reader)[-1].reason == "unreachable"
     assert touched(config, root) == set()
+
+
+def test_what_is_committed_is_looked_at_side_by_side(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look waits until another one goes on at the same time."""
+    config, root = make_config(GAUSSIAN, **ONE), tmp_path / "root"
+    run_all(config, root)
+    prepared, store = looked_at(config, root)
+    assert len(prepared.lineage.nodes) % 2 == 0
+    two, check = threading.Barrier(2), store.check
+
+    def met(kind: ItemKind, key: str) -> None:
+        two.wait(timeout=60)
+        check(kind, key)
+
+    monkeypatch.setattr(store, "check", met)
+    assert Inventory(prepared, store).done == prepared.lineage.nodes.keys()
+
+
+def test_explain_reads_what_it_is_asked_for(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One chain of many, each of whose generations is a folder to be read and compared."""
+    config, root = make_config(GAUSSIAN, **ONE, grid={"seed": [0, 1, 2]}), tmp_path / "root"
+    run_all(config, root)
+    prepared, store = looked_at(config, root)
+    asked, other, _ = prepared.lineage.chains
+    record(store, prepared.lineage.nodes[asked.nodes[2]])
+    record(store, prepared.lineage.nodes[other.nodes[1]])
+    looked, check = list[str](), store.check
+    monkeypatch.setattr(store, "check", lambda kind, key: (looked.append(key), check(kind, key)))
+    found = Explainer(prepared, store).explain(asked)
+    assert [item.reason for item in found] == ["committed", "committed", "damaged", "committed"]
+    assert set(looked) == set(asked.nodes)
 
 
 def other(prepared: Prepared, chain: Chain) -> set[str]:

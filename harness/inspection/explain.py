@@ -85,10 +85,11 @@ class Explainer:
     def __init__(self, prepared: Prepared, store: Store) -> None:
         """Keep what is compared."""
         self.prepared, self.store = prepared, store
-        self.inventory = Inventory(prepared, store)
 
     def explain(self, chain: Chain | BundledChain) -> list[Explanation]:
         """Every generation of a chain, in order; a bundled chain is there as a whole, or not."""
+        asked = () if isinstance(chain, BundledChain) else chain.nodes
+        self.inventory = Inventory(self.prepared, self.store, asked)
         if isinstance(chain, BundledChain):
             return self._bundled(chain)
         found: list[Explanation] = []

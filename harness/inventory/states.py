@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -32,6 +33,8 @@ State = Literal[
     "waiting",
     "unreachable",
 ]
+READERS = 8
+"""Generations that are looked at side by side."""
 WRITER_ENDED = "from generation {} on: the chain that writes its examples has diverged"
 
 
@@ -66,21 +69,31 @@ class Inventory:
         places: Where bundled chains are, by key.
     """
 
-    def __init__(self, prepared: Prepared, store: Store, listed: bool = False) -> None:
-        """Look at every generation that is committed.
+    def __init__(self, prepared: Prepared, store: Store, asked: Collection[str] | None = None) -> None:
+        """Look at what is committed.
 
         Args:
             prepared: The study.
             store: The store.
-            listed: Take whatever has a record for complete, unread: for those that read the records
-                themselves.
+            asked: Nodes that are looked at; all when None. Others count as complete where they have a record:
+                nobody asks for them, or whoever does reads and checks the record himself.
         """
         self.prepared, self.store, self.lineage = prepared, store, prepared.lineage
         there = self.lineage.nodes.keys() & store.committed("evaluations")
-        self.done = there if listed else {key for key in there if self._is_complete(key)}
+        self.done = there - self._incomplete(there if asked is None else there & set(asked))
         self.diverged = {key for key in ends(self.lineage, self.done) if _has_diverged(store.record(key))}
         self.exists = reachable(self.lineage, self.diverged)
         self.places: Mapping[str, InBundle] = store.bundles.index() if prepared.bundles else {}
+
+    def _incomplete(self, keys: Collection[str]) -> set[str]:
+        """Those of which something is missing.
+
+        Each is some seventeen looks at files; where a network answers them, waiting takes the time.
+        """
+        with ThreadPoolExecutor(READERS) as pool:
+            return {
+                key for key, whole in zip(keys, pool.map(self._is_complete, keys), strict=True) if not whole
+            }
 
     def _is_complete(self, key: str) -> bool:
         node = self.lineage.nodes[key]

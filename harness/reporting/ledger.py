@@ -46,7 +46,7 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
     cache: dict[str, dict[str, Any] | None] = {}
     found_bundles = _bundled(prepared, store)
     origins = _bundle_provenance(prepared, store) if provenance else {}
-    inventory = Inventory(prepared, store, listed=True)
+    inventory = Inventory(prepared, store, asked=())
     for chain in prepared.chains:
         axes = {name: cell_value(value) for name, value in prepared.axes(chain).items()}
         identity = {"experiment": prepared.study.base.experiment, "chain": chain.id, "seed": chain.seed}

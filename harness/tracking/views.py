@@ -91,7 +91,7 @@ class Views:
     def inventory(self) -> Inventory:
         """What is there, looked at once."""
         if self._inventory is None:
-            self._inventory = Inventory(self.prepared, self.store, listed=True)
+            self._inventory = Inventory(self.prepared, self.store, asked=())
         return self._inventory
 
     def committed(self, item: Mirrored) -> int:

@@ -10,7 +10,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from benchmarks import models, table  # noqa: E402
+from benchmarks import commands, models, table  # noqa: E402
 from benchmarks.shape import Shape, matrix_flop  # noqa: E402
 from benchmarks.table import Figure  # noqa: E402
 from benchmarks.turns import Contestant, Left  # noqa: E402
@@ -175,6 +175,40 @@ def test_figures_of_a_file_are_written_and_checked(tmp_path):
     assert missing.returncode == 2 and f"no table of Another; there are: {MACHINE}" in missing.stderr
     place.write_text("{}")
     assert "not a document of scripts/bench" in bench("--read", place, "--page", path, "--check").stderr
+
+
+def test_the_grid_is_compared_within_its_rounds():
+    taken = {
+        ("harness", "fp32"): [(100.0, 150.0), (200.0, 160.0), (400.0, 170.0)],
+        ("Ray Tune, Trainer, generate", "fp32"): [(150.0, 300.0), (300.0, 320.0), (600.0, 340.0)],
+        ("harness", "bf16"): [(50.0, 75.0), (100.0, 80.0), (200.0, 85.0)],
+    }
+    ratios = {one.key[2:]: one.median for one in commands.grid_figures("a grid", taken) if one.unit[0] == "x"}
+    says = "Ray Tune, Trainer, generate in fp32 : harness in"
+    assert ratios == {
+        ("fp32", f"{says} fp32", "x, by s"): 1.5,
+        ("bf16", f"{says} bf16", "x, by s"): 3.0,
+        ("fp32", f"{says} fp32", "x, by CPU s"): 2.0,
+        ("bf16", f"{says} bf16", "x, by CPU s"): 4.0,
+    }
+
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+while open(f"/proc/{child.pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z":
+    time.sleep(0.05)
+"""
+CHILD = """
+import time
+while time.process_time() < 2:
+    pass
+"""
+
+
+def test_cpu_seconds_of_a_process_that_nobody_waits_for_are_counted(tmp_path):
+    took, cpu, _ = commands._run([sys.executable, "-c", PARENT, CHILD], tmp_path)
+    assert 1.0 < cpu < 10.0 and took >= 2.0
 
 
 def test_other_work_is_another_row():

@@ -35,7 +35,9 @@ def main():
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.5, 1.0])
     options = parser.parse_args()
     path = [str(Path(__file__).parent), *sys.path]
-    ray.init(include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": ":".join(filter(None, path))}})
+    # Without an address it would join whatever Ray runs on this machine.
+    env = {"env_vars": {"PYTHONPATH": ":".join(filter(None, path))}}
+    ray.init(address="local", include_dashboard=False, runtime_env=env)
     space = {
         "size": tune.grid_search(options.sizes),
         "ratio": tune.grid_search(options.ratios),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -188,6 +189,10 @@ class _Rank:
         if name not in self._data:
             self._data = {name: load_data(spec.data, store)}
         learner = make_learner(spec.learner.section.kind, self._data[name], self._ranks, plan.execution)
+        if not gc.get_freeze_count():
+            # What the imports have made stays: 400,000 objects less to look at for every collection,
+            # of which a fit of a language model has two, 0.16 s each.
+            gc.freeze()
         self._control.tick()
         observer = _Observer(root, experiment, plan.branch)
         try:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from harness.errors import LearnerError
+from harness.learners.language_model.imports import deepspeed
 
+_engines = deepspeed.runtime.checkpoint_engine.checkpoint_engine
 DERIVED = frozenset({"loss_scaler", "param_slice_mappings", "ds_config", "param_shapes"})
 """Entries that an engine makes again from its configuration: fp16's loss scaler (we train in bf16 and fp32,
 where it is constant) and layouts that only DeepSpeed's offline conversion reads."""
@@ -86,7 +87,7 @@ def load_tree(path: str | os.PathLike[str]) -> Any:
     return _decode(json.loads(header), tensors)
 
 
-class SafeCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
+class SafeCheckpointEngine(_engines.CheckpointEngine):  # type: ignore[misc, name-defined]
     """DeepSpeed's file system seam."""
 
     def __init__(self, derived: Callable[[], Mapping[str, Any]]) -> None:
@@ -99,7 +100,7 @@ class SafeCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
         self.written: list[str] = []
         self._derived = derived
 
-    def create(self, info: CheckpointCommitInfo) -> None:
+    def create(self, info: Any) -> None:
         """A checkpoint begins."""
         self.written = []
 
@@ -115,7 +116,7 @@ class SafeCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
             tree["optimizer_state_dict"].update(self._derived())
         return tree
 
-    def commit(self, info: CheckpointCommitInfo) -> bool:
+    def commit(self, info: Any) -> bool:
         """All files of this rank are written; who called decides when they count."""
         return True
 

@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.runtime.zero import parameter_offload
 from transformers import PreTrainedModel
 
 from harness.config.schema import Train
 from harness.errors import LearnerError
 from harness.learners.language_model.checkpoint import SafeCheckpointEngine
 from harness.learners.language_model.distributed import device
+from harness.learners.language_model.imports import deepspeed
 from harness.learners.language_model.kernels import prepare_fit
 
 
@@ -180,7 +179,7 @@ class Engine:
         # does not see through refer to all of them. Without this every fit of a chain would leave its 14 to
         # 20 bytes a parameter behind.
         if self.zero_stage == 3:
-            del parameter_offload.FWD_MODULE_STACK[:]
+            del deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK[:]
             for parameter in module.parameters():
                 vars(parameter).clear()
             optimizer.optimizer.state.clear()

@@ -282,8 +282,9 @@ class LanguageModelLearner:
 
     def describe(self) -> Mapping[str, Any]:
         """Device, ZeRO stage and versions."""
-        import deepspeed
         import transformers
+
+        from harness.learners.language_model.imports import deepspeed
 
         on_gpu = self.device.type == "cuda"
         versions = {

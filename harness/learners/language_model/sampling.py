@@ -11,11 +11,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from harness.config.schema import Sample
 from harness.learners.language_model.cuda import StepReader, can_step, inference
@@ -24,19 +26,57 @@ from harness.records import Examples
 from harness.streams import uniforms
 
 
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer, in memory with room for all tokens: a step copies its own only.
+
+    The library's layer grows by concatenation, which copies everything at every token and takes more time
+    than a small model does.
+    """
+
+    def __init__(self, length: int) -> None:
+        """Nothing is read.
+
+        Args:
+            length: Tokens there is room for.
+        """
+        super().__init__()
+        self._length, self._read = length, 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add what some tokens have; returns what all have, both [rows, heads, tokens, width]."""
+        start, end = self._read, self._read + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._room = [
+                new.new_empty((*new.shape[:-2], self._length, new.shape[-1])) for new in (key_states, value_states)
+            ]
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = new
+        self._read = end
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        return self.keys, self.values
+
+
 class TokenReader:
     """Reads on in some texts at once, and scores what may come next."""
 
-    def __init__(self, model: PreTrainedModel, cached: bool) -> None:
+    def __init__(self, model: PreTrainedModel, cached: bool, length: int | None = None) -> None:
         """Nothing is read.
 
         Args:
             model: The model.
             cached: Whether its key-value cache holds what was read; otherwise everything is read again at
                 every step.
+            length: Tokens of the longest text, prompt included, for a reader whose rows stay as they are;
+                None where they will be repeated or reordered.
         """
         self.model = model
         self._cache = DynamicCache(config=model.config) if cached else None
+        if self._cache is not None and length is not None:
+            layers = self._cache.layers
+            layers[:] = [_RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in layers]
         self._read: torch.Tensor | None = None
         narrow = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if narrow else {}
@@ -162,7 +202,7 @@ class Sampler:
                     pass
         found = self._steps[key]
         if found is None:
-            return TokenReader(self.model, self.cached)
+            return TokenReader(self.model, self.cached, length)
         found.restart()
         return found
 

@@ -22,6 +22,7 @@ class Events:
 
     def __init__(self, on: Any = None) -> None:
         self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.begun: list[tuple[int, str]] = []
         self.on = on
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -30,7 +31,9 @@ class Events:
             self.on(kind, fields)
 
     def progress(self, node: Node, phase: str, done: int, total: int, rate: float) -> None:
-        if self.on is not None:
+        if done == 0:
+            self.begun.append((node.generation, phase))
+        elif self.on is not None:
             self.on(f"progress {phase}", {"done": done, "total": total, "generation": node.generation})
 
 

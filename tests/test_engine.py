@@ -107,6 +107,19 @@ def test_recorded_steps_read_what_plain_ones_read(architecture: str, device: tor
                 torch.testing.assert_close(step(new), plain(new))
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+def test_a_reader_with_room_for_all_tokens_reads_what_a_whole_pass_does(architecture: str) -> None:
+    model = small(architecture)
+    texts = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 20)))
+    with torch.inference_mode():
+        whole = model(input_ids=texts, use_cache=False).logits
+        for start in (5, 1):
+            read = TokenReader(model, cached=True, length=20)
+            torch.testing.assert_close(read(texts[:, :start]), whole[:, start - 1])
+            for position in range(start, 20):
+                torch.testing.assert_close(read(texts[:, position : position + 1]), whole[:, position])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
 def test_a_batch_is_the_same_whatever_was_drawn_before(architecture: str) -> None:

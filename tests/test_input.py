@@ -460,6 +460,20 @@ def test_lines_of_a_run_show_no_control_characters() -> None:
         assert text.count("\\u001b[31m") == 2 and not set("\x1b\x07\x9b\r\x08\u202e") & set(text)
 
 
+def test_a_gang_that_loads_its_libraries_says_so() -> None:
+    row = {"axes": {}, "seed": 4, "last": 1, "phase": "loading", "done": 0, "total": 1, "rate": 0.0}
+    plain, live = io.StringIO(), io.StringIO()
+    display = PlainDisplay(plain)
+    display._last = -1e9
+    display.update(0, 2, [row])
+    assert plain.getvalue().endswith(" 0/2 generations; seed=4 loading\n")
+    console = Console(file=live, force_terminal=False, width=200)
+    drawn = LiveDisplay(console)
+    console.print(drawn._table([{**row, "left_s": 0.0}]))
+    drawn.close()
+    assert "seed=4" in live.getvalue() and "loading" in live.getvalue()
+
+
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished study whose names and claims are hostile to terminals and figures, and its root."""

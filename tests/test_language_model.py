@@ -274,6 +274,8 @@ def test_a_chain_run_again_is_the_same(ranks: Any, make_config: Make, tmp_path: 
     clean, store = run_all(config, tmp_path / "clean", ranks=ranks, observer=observer)
     expected = contents(store, clean)
     assert [store.record(key).metrics["test/nll"] for key in clean.lineage.nodes]  # type: ignore[union-attr]
+    phases = [(generation, phase) for generation in range(3) for phase in ("fit", "sample", "evaluate")]
+    assert observer.begun == phases, "every phase is told of when it begins, not when its first part is done"
     for stop in ("fit_started", "fit_committed", "progress sample", "sample_committed", "progress fit"):
         for generation in (0, 1):
 

@@ -122,6 +122,7 @@ class BranchRun(Context):
                 "it has, and this cell's learner cannot write them: run the command again if something is "
                 "damaged, or relax the filters"
             )
+        report = self.reporter(node, "fit")
         refit = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
         parent = None if node.init_from is None else self.weights(self.plan.nodes[node.init_from])
         training = self.training_set(node)
@@ -134,7 +135,7 @@ class BranchRun(Context):
                 training=training,
                 init_from=parent,
                 out=staged,
-                report=self.reporter(node, "fit"),
+                report=report,
                 control=self.control,
                 resume=resume,
                 checkpoint_s=self.plan.execution.resources.checkpoint_s,
@@ -188,7 +189,7 @@ class BranchRun(Context):
         return self.on_rank_0(lambda: self.store.corpora.count(node.corpus))
 
     def _sample(self, node: Node, fit: Path, have: int, count: int) -> None:
-        prompts = self._prompts(node)
+        report, prompts = self.reporter(node, "sample"), self._prompts(node)
         if self.ranks.rank == 0:
             self.store.clear_work(node.corpus)
             self.store.corpora.create(node.corpus, node.spec.corpus.to_json())
@@ -204,7 +205,7 @@ class BranchRun(Context):
                     prompts=prompts,
                     append=lambda start, examples: self.store.corpora.append(node.corpus, start, examples),
                     shards=shards,
-                    report=self.reporter(node, "sample"),
+                    report=report,
                     control=self.control,
                 )
             )
@@ -233,7 +234,7 @@ class BranchRun(Context):
         metrics: Mapping[str, float] = {}
         arrays, texts = {}, []
         if status == "ok":
-            first = self.plan.nodes[node.first]
+            first, report = self.plan.nodes[node.first], self.reporter(node, "evaluate")
             earlier = Earlier(self.store, node, first, node.spec.to_json()) if self.ranks.rank == 0 else None
             corpus = self.corpus(node, node.spec.measured.examples)
             training = self.training_set(node)
@@ -246,7 +247,7 @@ class BranchRun(Context):
                         is_first=first.fit == node.fit,
                         corpus=corpus,
                         training=training,
-                        report=self.reporter(node, "evaluate"),
+                        report=report,
                         piece=lambda name, rows, compute: self._piece(staged, earlier, name, rows, compute),
                         control=self.control,
                         others=self._others(node),

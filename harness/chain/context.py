@@ -108,13 +108,14 @@ class Context:
             )
 
     def reporter(self, node: Node, phase: str) -> Any:
-        """What a learner calls with its progress."""
+        """What a learner calls with its progress; the phase is shown from now on."""
 
         def report(done: int, total: int, rate: float) -> None:
             self.control.tick()
             if self.ranks.rank == 0:
                 self.observer.progress(node, phase, done, total, rate)
 
+        report(0, 1, 0.0)
         return report
 
     @contextmanager

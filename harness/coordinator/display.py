@@ -48,6 +48,10 @@ def axes_text(axes: Mapping[str, Any], seed: int) -> str:
     return " ".join([*(f"{name.rpartition('.')[2]}={value}" for name, value in axes.items()), f"seed={seed}"])
 
 
+def _generation(row: Mapping[str, Any]) -> str:
+    return f"generation {row['generation']} " if "generation" in row else ""
+
+
 class PlainDisplay:
     """Lines with the time; for logs, pipes and ``--json`` (then on standard error)."""
 
@@ -59,8 +63,7 @@ class PlainDisplay:
         """A heartbeat now and then."""
         if time.monotonic() - self._last > HEARTBEAT_S:
             phases = ", ".join(
-                f"{axes_text(r['axes'], r['seed'])} generation {r.get('generation', '?')} "
-                f"{r.get('phase', 'starting')}"
+                f"{axes_text(r['axes'], r['seed'])} {_generation(r)}{r.get('phase', 'starting')}"
                 for r in running
             )
             self.line(f"{done}/{total} generations; {phases or 'waiting'}")
@@ -133,7 +136,7 @@ class LiveDisplay:
             bar = ProgressBar(total=total, completed=done)
             table.add_row(
                 label,
-                f"{row['generation']}/{row['last']}",
+                f"{row['generation']}/{row['last']}" if "generation" in row else "",
                 row["phase"],
                 bar,
                 f"{rate:,.0f}" if rate else "",

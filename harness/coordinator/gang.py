@@ -67,7 +67,7 @@ class _Observer:
         now = time.monotonic()
         if (node.evaluation, phase) != self._phase:
             self._phase, self._since = (node.evaluation, phase), now
-        if done < total and now - self._last < PROGRESS_EVERY_S:
+        elif done < total and now - self._last < PROGRESS_EVERY_S:
             return
         self._last = now
         state = {
@@ -80,6 +80,11 @@ class _Observer:
         }
         left = (now - self._since) * (total - done) / max(done, 1)
         self.experiment.write_progress(self.branch, {**state, "node": node.evaluation, "left_s": left})
+
+    def loading(self) -> None:
+        """Libraries and data are being loaded: no generation has begun."""
+        empty = {"done": 0, "total": 1, "rate": 0.0, "left_s": 0.0}
+        self.experiment.write_progress(self.branch, {"phase": "loading", **empty})
 
 
 class _Rank:
@@ -184,6 +189,9 @@ class _Rank:
                 owner = Owner(root / "leases" / "owners", self._lease_s, about, self._owner).start()
             self._leases = Leases(root, owner)
         self._leases.watch.believe(silent)  # else every gang would wait for the lease time once more
+        observer = _Observer(root, experiment, plan.branch)
+        if self.rank == 0:
+            observer.loading()
         spec = plan.nodes[plan.order[0]].spec.fit
         name = key_of(spec.data.identity)
         if name not in self._data:
@@ -194,7 +202,6 @@ class _Rank:
             # of which a fit of a language model has two, 0.16 s each.
             gc.freeze()
         self._control.tick()
-        observer = _Observer(root, experiment, plan.branch)
         try:
             return run_branch(
                 plan,

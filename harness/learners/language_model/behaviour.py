@@ -228,7 +228,7 @@ def _trains_in_bf16(model: PreTrainedModel, tokens: torch.Tensor) -> bool:
 def _reads_on(model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor) -> bool:
     first = TOKENS - CACHED
     try:
-        reader = TokenReader(model, cached=True)
+        reader = TokenReader(model, cached=True, length=TOKENS)
         parts = [tokens[:, :first], *torch.split(tokens[:, first:], 1, dim=1)]
         scores = torch.stack([reader(part) for part in parts], dim=1)
     except Exception:  # models without a cache fail in ways of their own where they are given one

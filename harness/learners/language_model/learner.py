@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -177,16 +178,25 @@ class LanguageModelLearner:
         test, corpus, spec, measured = self.data.test, task.corpus, task.spec.fit, task.spec.measured.section
         copying = self._copying(task)
 
+        done, pieces = (
+            itertools.count(1),
+            len(task.others) + (2 if task.is_first else 3) + (task.texts is None),
+        )
+
         def scores(name: str, model: Callable[[], Path], examples: Examples) -> npt.NDArray[np.float64]:
-            return task.piece(
+            found = task.piece(
                 f"{name}_nll", len(examples), lambda: self._score(spec, model(), examples, task.control)
             )
+            task.report(next(done), pieces, 0.0)
+            return found
 
         test_nll = scores("test", task.fit, test)
         others = {name: scores(f"other_{name}", task.fit, task.others[name]) for name in sorted(task.others)}
         own = scores("self", task.fit, corpus)
-        texts = self._continuations(task, task.fit()) if task.texts is None else task.texts
-        task.report(1, 2, 0.0)
+        texts = task.texts
+        if texts is None:
+            texts = self._continuations(task, task.fit())
+            task.report(next(done), pieces, 0.0)
         under_gen0 = own if task.is_first else scores("gen0", task.generation_0, corpus)
         if self.ranks.rank:
             return Evaluation({})
@@ -213,7 +223,6 @@ class LanguageModelLearner:
             "tokens": tokens.astype(np.float64),
             **{f"other_{name}_nll": nll for name, nll in others.items()},
         }
-        task.report(2, 2, 0.0)
         return Evaluation(metrics, arrays, texts)
 
     def _copying(self, task: EvaluateTask) -> Mapping[str, float]:

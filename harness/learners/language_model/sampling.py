@@ -50,7 +50,8 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._room = [
-                new.new_empty((*new.shape[:-2], self._length, new.shape[-1])) for new in (key_states, value_states)
+                new.new_empty((*new.shape[:-2], self._length, new.shape[-1]))
+                for new in (key_states, value_states)
             ]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room[:, :, start:end] = new

@@ -203,7 +203,7 @@ class Trainer:
         progress = _Progress()
         if task.resume is not None:
             progress = self._resume(engine, task.resume)
-        before, started = progress.tokens, time.monotonic()
+        before, started, first = progress.tokens, time.monotonic(), progress.step + 1
         looks, look_at = _Looks(task.control, task.checkpoint_s, progress.step), progress.step + 1
         cache: dict[int, npt.NDArray[np.int64]] = {}
         status = "ok"
@@ -216,9 +216,9 @@ class Trainer:
                 ):
                     status = "diverged"
                     break
-                task.report(
-                    progress.step, schedule.steps, (progress.tokens - before) / (time.monotonic() - started)
-                )
+            if progress.step == first or progress.step % CHECK_EVERY == 0 or progress.step == schedule.steps:
+                rate = (progress.tokens - before) / (time.monotonic() - started)
+                task.report(progress.step, schedule.steps, rate)
             if self._ends_epoch(schedule, progress.step):
                 self._end_epoch(engine, validation, progress, task.control.tick)
             if progress.step == look_at and progress.step < schedule.steps:

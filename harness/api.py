@@ -88,7 +88,7 @@ class Results:
             rows = ledger.rows(prepared, store, provenance)
             if store.trouble:
                 raise DamagedError("; ".join(list(store.trouble.values())[:3]))
-            frame: pd.DataFrame = ledger.table(rows).to_pandas()
+            frame: pd.DataFrame = rows.to_pandas()
         return frame
 
     def corpus(self, key: str) -> pd.DataFrame:

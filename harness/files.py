@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness.errors import DamagedError, DataError, StoreError
 from harness.terminal import shown
@@ -71,12 +72,17 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file in one step: a reader sees the old content or the new, never a part."""
+def write_atomic(path: Path, content: bytes | BinaryIO) -> None:
+    """Replace a file in one step: a reader sees the old content or the new, never a part.
+
+    Args:
+        path: The file.
+        content: All of it, or an open file that has it.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -63,18 +63,18 @@ def export(
         prepared, store = prepare(config, assignments, root, scratch)
         part = Path(scratch) / "export"
         ledger.write(ledger.rows(prepared, store, provenance), form, part)
-        content = part.read_bytes()
-    if out is None and sys.stdout.isatty():  # a person reads, and a terminal would obey what names may hold
-        terminal.show(content.decode(), end="")
-    elif out is None:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-    else:
-        _write_out(out, content)
+        if out is None and sys.stdout.isatty():  # a person reads; a terminal would obey what names may hold
+            terminal.show(part.read_text(encoding="utf-8"), end="")
+        elif out is None:
+            with open(part, "rb") as content:
+                shutil.copyfileobj(content, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        else:
+            _write_out(out, part)
     raise typer.Exit(tell_damage(store))
 
 
-def _write_out(out: Path, content: bytes) -> None:
+def _write_out(out: Path, part: Path) -> None:
     """Replace a regular file in one step.
 
     What is a device, a pipe or a link is written through, and stays what it is.
@@ -82,11 +82,12 @@ def _write_out(out: Path, content: bytes) -> None:
     from harness.files import write_atomic
 
     try:
-        if out.exists() and not out.is_file():
-            with open(out, "wb") as stream:
-                stream.write(content)
-        else:
-            write_atomic(out.resolve(), content)
+        with open(part, "rb") as content:
+            if out.exists() and not out.is_file():
+                with open(out, "wb") as stream:
+                    shutil.copyfileobj(content, stream)
+            else:
+                write_atomic(out.resolve(), content)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
 

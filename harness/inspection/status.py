@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,13 +66,15 @@ class _Bundled:
         if not self.prepared.bundles:
             return []
         found, places = [], self.inventory.places
-        table = self.store.bundles.read([chain.key for chain in self.prepared.bundles], places)
+        keys = [chain.key for chain in self.prepared.bundles]
+        table = self.store.bundles.read(keys, places, lambda name: name == "status")
         ended: dict[str, int] = {}
-        rows: Counter[str] = Counter()
+        rows: dict[str, int] = {}
         events = Experiment(self.store.root, self.prepared.study.base.experiment).events()
         why = {event["chain"]: event["reason"] for event in events if event["event"] == "chain_failed"}
         if table is not None:
-            rows.update(table[CHAIN].to_pylist())
+            counts = table[CHAIN].combine_chunks().value_counts()
+            rows = dict(zip(*(part.to_pylist() for part in counts.flatten()), strict=True))
             diverged = table.filter(pc.equal(table["status"], "diverged"))
             ended = dict(zip(diverged[CHAIN].to_pylist(), diverged["generation"].to_pylist(), strict=True))
         holders = self._slice_holders()

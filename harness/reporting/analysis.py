@@ -9,9 +9,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.metrics.catalogue import about
-from harness.reporting.statistics import LEVEL, MIN_BOOTSTRAP, ended_in
+from harness.reporting.rows import Rows
+from harness.reporting.statistics import LEVEL, MIN_BOOTSTRAP
 from harness.streams import stream
 
 RATIO = "regime.synthetic_ratio"
@@ -52,32 +54,22 @@ class Loss:
 
 def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]:
     """For every ``share/...`` and the seeds in which it is there in generation 0: when it is lost first."""
-    names = sorted({name for row in rows for name in row if name.startswith("share/")})
-    found: dict[tuple[tuple[Any, ...], str], dict[int, dict[int, float]]] = {}
-    for row in rows:
-        cell = tuple(row.get(axis) for axis in axes)
-        for name in names:
-            if row.get(name) is not None:
-                found.setdefault((cell, name), {}).setdefault(int(row["seed"]), {})[
-                    int(row["generation"])
-                ] = float(row[name])
-    result = []
-    for (cell, name), seeds in found.items():
-        there = {seed: item for seed, item in seeds.items() if item.get(0, 0.0) > 0}
-        if there:
-            lost = {seed: _from_then_on(item) for seed, item in there.items()}
-            result.append(Loss(cell, name.removeprefix("share/"), lost))
-    return result
+    table = Rows.of(rows)
+    found: dict[tuple[tuple[Any, ...], str], dict[int, int | None]] = {}
+    shares = {name: table.values(name) for name in sorted(table.names) if name.startswith("share/")}
+    for series in table.series(axes) if shares else ():
+        for name, values in shares.items():
+            known = series.places[~np.isnan(values[series.places])]
+            if len(known) and table.generation[known[0]] == 0 and values[known[0]] > 0:
+                gone = _from_then_on(table.generation[known], values[known])
+                found.setdefault((series.cell, name), {})[series.seed] = gone
+    return [Loss(cell, name.removeprefix("share/"), lost) for (cell, name), lost in found.items()]
 
 
-def _from_then_on(shares: Mapping[int, float]) -> int | None:
+def _from_then_on(generations: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> int | None:
     """The first generation from which on a share is 0."""
-    found = None
-    for generation in sorted(shares, reverse=True):
-        if shares[generation] > 0:
-            break
-        found = generation
-    return found
+    last = int(np.flatnonzero(shares > 0)[-1])
+    return int(generations[last + 1]) if last + 1 < len(shares) else None
 
 
 @dataclass(frozen=True)
@@ -128,41 +120,48 @@ def critical_ratios(
     """
     if RATIO not in axes:
         return []
-    others = [axis for axis in axes if axis != RATIO]
-    cells: dict[tuple[Any, ...], dict[float, dict[int, dict[int, Mapping[str, Any]]]]] = {}
-    for row in rows:
-        if row.get(RATIO) is not None:
-            by_ratio = cells.setdefault(tuple(row.get(axis) for axis in others), {})
-            by_ratio.setdefault(float(row[RATIO]), {}).setdefault(int(row["seed"]), {})[
-                int(row["generation"])
-            ] = row
+    table, others = Rows.of(rows), [axis for axis in axes if axis != RATIO]
+    values = table.values(metric)
+    cells: dict[tuple[Any, ...], dict[float, dict[int, _Chain]]] = {}
+    for series in table.series([*others, RATIO]):
+        *cell, ratio = series.cell
+        if ratio is not None:
+            generations = table.generation[series.places].tolist()
+            curve = dict(zip(generations, values[series.places].tolist(), strict=True))
+            by_ratio = cells.setdefault(tuple(cell), {})
+            by_ratio.setdefault(float(ratio), {})[series.seed] = _Chain(curve, series.ended is not None)
     found = (
         _critical(cell, by_ratio, metric, seeds) for cell, by_ratio in cells.items() if len(by_ratio) >= 3
     )
     return [item for item in found if item.seeds or item.unfinished]
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """A metric by generation, NaN where it is missing or not finite, and whether the chain has diverged."""
+
+    curve: Mapping[int, float]
+    diverged: bool
+
+
 def _critical(
-    cell: tuple[Any, ...],
-    by_ratio: Mapping[float, Mapping[int, Mapping[int, Mapping[str, Any]]]],
-    metric: str,
-    seeds: Collection[int],
+    cell: tuple[Any, ...], by_ratio: Mapping[float, Mapping[int, _Chain]], metric: str, seeds: Collection[int]
 ) -> Critical:
     sign = -1.0 if about(metric).worse == "lower" else 1.0
     ratios = sorted(by_ratio)
     last = max(
-        generation for chains in by_ratio.values() for chain in chains.values() for generation in chain
+        generation for chains in by_ratio.values() for chain in chains.values() for generation in chain.curve
     )
     known = sorted(set(seeds) | {seed for chains in by_ratio.values() for seed in chains})
 
     def worsening(ratio: float, seed: int) -> float | None:
         """None where it is not known yet; a chain without a finite last model is as much worse as can be."""
-        chain = by_ratio[ratio].get(seed, {})
-        first = chain.get(0, {}).get(metric)
-        if first is None or (last not in chain and ended_in(chain) is None):
+        chain = by_ratio[ratio].get(seed, _Chain({}, False))
+        first = chain.curve.get(0, math.nan)
+        if math.isnan(first) or (last not in chain.curve and not chain.diverged):
             return None
-        final = chain.get(last, {}).get(metric)
-        return math.inf if final is None else sign * (float(final) - float(first))
+        final = chain.curve.get(last, math.nan)
+        return math.inf if math.isnan(final) else sign * (final - first)
 
     whole = {seed: [worsening(ratio, seed) for ratio in ratios] for seed in known}
     used = [seed for seed in known if None not in whole[seed]]
@@ -170,7 +169,7 @@ def _critical(
     if len(used) < 2:
         return Critical(cell, metric, last, None, None, None, False, None, *counts)
     worse = np.array([whole[seed] for seed in used], dtype=np.float64).T
-    tolerance = float(np.std([float(by_ratio[ratios[0]][seed][0][metric]) for seed in used], ddof=1))
+    tolerance = float(np.std([by_ratio[ratios[0]][seed].curve[0] for seed in used], ddof=1))
     ratio, low, high = _crossing(ratios, worse.mean(axis=1), tolerance), None, None
     if len(used) >= MIN_BOOTSTRAP:
         draws = stream(0, 0, "critical_ratio").integers(0, len(used), (RESAMPLES, len(used)))

@@ -12,6 +12,7 @@ from scipy import stats
 
 from harness.config.grid import find_cells
 from harness.config.schema import Claim, Statistic
+from harness.reporting.rows import Rows
 from harness.reporting.statistics import LEVEL, aggregate
 from harness.study import Prepared
 
@@ -58,13 +59,15 @@ def judge(prepared: Prepared, rows: Sequence[Mapping[str, Any]]) -> list[Judgeme
     cells = {chain.id: chain.cell for chain in prepared.chains}
     series: dict[tuple[int, str], dict[int, Series]] = {}
     metrics = {claim.statistic.metric for claim in prepared.study.base.claims}
-    for row in rows:
-        for metric in metrics:
-            value = row.get(metric)
-            found = series.setdefault((cells[row["chain"]], metric), {}).setdefault(int(row["seed"]), {})
-            if value is not None:
-                found[int(row["generation"])] = float(value)
-    diverged = {(cells[row["chain"]], int(row["seed"])) for row in rows if row["status"] == "diverged"}
+    table = Rows.of(rows)
+    chains = table.series(("chain",))
+    for metric in metrics:
+        values = table.values(metric)
+        for chain in chains:
+            known = chain.places[~np.isnan(values[chain.places])]
+            found = series.setdefault((cells[chain.cell[0]], metric), {}).setdefault(chain.seed, {})
+            found |= zip(table.generation[known].tolist(), values[known].tolist(), strict=True)
+    diverged = {(cells[chain.cell[0]], chain.seed) for chain in chains if chain.ended is not None}
     return [_judge(prepared, series, diverged, claim) for claim in prepared.study.base.claims]
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from harness.metrics.catalogue import about
 from harness.reporting.lettering import letter
+from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, curves
 
 """Metrics that have a figure, in the order of the report."""
@@ -231,7 +232,7 @@ def histogram_figure(
 
 def bands_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Figure | None:
     """Over- and under-representation of each frequency band in the last generation, one line per cell."""
-    names = sorted({name for row in rows for name in row if name.startswith("text/band_")})
+    names = sorted(name for name in Rows.of(rows).names if name.startswith("text/band_"))
     if not names:
         return None
     shown = [axis for axis in axes if axis not in _HIDDEN_AXES]

@@ -1,4 +1,4 @@
-"""The ledger: one row per chain and generation, as a DuckDB table over the store's records."""
+"""The ledger: one row per chain and generation, from the store's records."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from harness.inventory import Inventory
-from harness.records import finite_or_none
+from harness.reporting.rows import Rows, to_column, to_table
 from harness.science import BundledChain
 from harness.store import Store
-from harness.store.bundles import CHAIN
+from harness.store.bundles import CHAIN, PARAMETERS, taken
 from harness.study import Prepared
 
-IDENTITY = ("experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status")
 _PROVENANCE = (
     "host",
     "device",
@@ -30,7 +32,7 @@ _PROVENANCE = (
 )
 
 
-def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dict[str, Any]]:
+def rows(prepared: Prepared, store: Store, provenance: bool = False) -> Rows:
     """The tidy table of records, in the order of chains and generations.
 
     Args:
@@ -39,20 +41,38 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
         provenance: Add how, where and when each was computed; the rest is deterministic.
 
     Returns:
-        One mapping per committed generation: `IDENTITY`, the axes by dotted name, the metrics; a metric that
-        is not finite is None.
+        One row per committed generation: `IDENTITY`, the axes by dotted name, the metrics; a metric that is
+        not finite is None.
     """
-    found = []
+    name = prepared.study.base.experiment
+    shared = [
+        {
+            "experiment": name,
+            "chain": chain.id,
+            "seed": chain.seed,
+            **{axis: cell_value(value) for axis, value in prepared.axes(chain).items()},
+        }
+        for chain in prepared.chains
+    ]
+    one, single = _single(prepared, store, provenance)
+    many, bundled = _bundled(prepared, store, provenance)
+    if not len(many):
+        return Rows(shared, one, single)
+    if not len(one):
+        return Rows(shared, many, bundled)
+    chain = np.concatenate([one, many])
+    order = np.argsort(chain, kind="stable")
+    own = pa.concat_tables([single, bundled], promote_options="permissive")
+    return Rows(shared, chain[order], own.take(order))
+
+
+def _single(prepared: Prepared, store: Store, provenance: bool) -> tuple[npt.NDArray[np.int64], pa.Table]:
+    """The rows of chains that have a generation for each evaluation in the store, and whose they are."""
+    found, places = list[dict[str, Any]](), list[int]()
     cache: dict[str, dict[str, Any] | None] = {}
-    found_bundles = _bundled(prepared, store)
-    origins = _bundle_provenance(prepared, store) if provenance else {}
     inventory = Inventory(prepared, store, asked=())
-    for chain in prepared.chains:
-        axes = {name: cell_value(value) for name, value in prepared.axes(chain).items()}
-        identity = {"experiment": prepared.study.base.experiment, "chain": chain.id, "seed": chain.seed}
+    for place, chain in enumerate(prepared.chains):
         if isinstance(chain, BundledChain):
-            for row in found_bundles.get(chain.key, ())[: chain.generations + 1]:
-                found.append({**identity, **row[0], **axes, **row[1], **origins.get(chain.key, {})})
             continue
         parent: str | None = None
         for key in inventory.nodes_of(chain):
@@ -61,13 +81,62 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> list[dic
             measured = cache[key]
             if measured is None:
                 break
-            found.append(
-                {**identity, **measured["identity"], "parent_key": parent, **axes, **measured["values"]}
-            )
+            found.append({**measured["identity"], "parent_key": parent, **measured["values"]})
+            places.append(place)
             if measured["identity"]["status"] == "diverged":
                 break  # what another chain shares behind it is not this one's
             parent = measured["identity"]["key"]
-    return found
+    return np.array(places, dtype=np.int64), to_table(found)
+
+
+def _bundled(prepared: Prepared, store: Store, provenance: bool) -> tuple[npt.NDArray[np.int64], pa.Table]:
+    """The rows of bundled chains, and whose they are: columns all the way, for there may be millions."""
+    nothing = np.zeros(0, dtype=np.int64), pa.table({})
+    chains = [
+        (place, chain) for place, chain in enumerate(prepared.chains) if isinstance(chain, BundledChain)
+    ]
+
+    def wanted(name: str) -> bool:
+        return name in ("fit", "parent", "status") or ("/" in name and not name.startswith(PARAMETERS))
+
+    table = store.bundles.read([chain.key for _, chain in chains], wanted=wanted) if chains else None
+    if table is None:
+        return nothing
+    keys = table[CHAIN].combine_chunks()  # ordered: a run of rows for each chain
+    codes = keys.indices.to_numpy()
+    begins = np.flatnonzero(np.diff(codes, prepend=-1))
+    counts = np.diff(begins, append=len(codes))
+    names = keys.dictionary.take(codes[begins]).to_pylist()
+    first = dict(zip(names, zip(begins, counts, strict=True), strict=True))
+    places, starts, lengths = [], [], []
+    for place, chain in chains:
+        if chain.key in first:
+            start, count = first[chain.key]
+            places.append(place)
+            starts.append(start)
+            lengths.append(min(count, chain.generations + 1))
+    size = np.array(lengths)
+    chain_of = np.repeat(np.array(places, dtype=np.int64), size)
+    places_of = np.repeat(np.array(starts) - (np.cumsum(size) - size), size) + np.arange(size.sum())
+    columns = {"generation": table["generation"], "fit": pc.add(table["generation"], 1), "key": table["fit"]}
+    columns |= {"status": table["status"], "parent_key": table["parent"]}
+    metrics = {name: table[name] for name in table.column_names if "/" in name}
+    del table
+    metrics = taken(metrics, places_of)
+    columns = taken(columns, places_of)
+    seen = {name: pc.index(column.is_valid(), True).as_py() for name, column in metrics.items()}
+    for name in sorted((name for name in metrics if seen[name] >= 0), key=lambda name: int(seen[name])):
+        columns[name] = pc.if_else(pc.is_finite(metrics[name]), metrics.pop(name), None)
+    own = pa.table(columns)
+    if provenance:
+        origins = _bundle_provenance(prepared, store)
+        about = [origins.get(chain.key, {}) for _, chain in chains]
+        number = np.zeros(len(prepared.chains), dtype=np.int64)
+        number[[place for place, _ in chains]] = np.arange(len(chains))
+        for name in dict.fromkeys(name for item in about for name in item):
+            column = to_column(name, [item.get(name) for item in about])
+            own = own.append_column(name, column.take(number[chain_of]))
+    return chain_of, own
 
 
 def _bundle_provenance(prepared: Prepared, store: Store) -> dict[str, dict[str, Any]]:
@@ -89,29 +158,6 @@ def _bundle_provenance(prepared: Prepared, store: Store) -> dict[str, dict[str, 
                 f"provenance/versions/{field}": value for field, value in about["versions"].items()
             }
         found[chain.key] = read[name]
-    return found
-
-
-def _bundled(prepared: Prepared, store: Store) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
-    """Bundled chains by key: for every generation its identity and its metrics."""
-    found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    table = store.bundles.read([chain.key for chain in prepared.bundles]) if prepared.bundles else None
-    if table is None:
-        return found
-    metrics = [name for name in table.column_names if "/" in name]
-    columns = {
-        name: table[name].to_pylist() for name in (CHAIN, "generation", "fit", "parent", "status", *metrics)
-    }
-    for i, chain in enumerate(columns[CHAIN]):
-        identity = {
-            "generation": columns["generation"][i],
-            "fit": columns["generation"][i] + 1,
-            "key": columns["fit"][i],
-            "parent_key": columns["parent"][i],
-            "status": columns["status"][i],
-        }
-        values = {name: finite_or_none(columns[name][i]) for name in metrics if columns[name][i] is not None}
-        found.setdefault(chain, []).append((identity, values))
     return found
 
 
@@ -143,26 +189,10 @@ def cell_value(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 
-def table(records: list[dict[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table; a column that mixes kinds of values becomes text."""
-    names = list(dict.fromkeys([*IDENTITY, *(name for row in records for name in row)]))
-    columns = {}
-    for name in names:
-        values = [row.get(name) for row in records]
-        kinds = {type(value) for value in values if value is not None}
-        if kinds <= {int, float} and float in kinds:
-            values = [None if value is None else float(value) for value in values]
-        elif len(kinds) > 1:
-            values = [None if value is None else str(value) for value in values]
-        metric = "/" in name and not name.startswith("provenance/")  # a number, also where it is never finite
-        columns[name] = pa.array(values, type=None if kinds else pa.float64() if metric else pa.string())
-    return pa.table(columns)
-
-
 FORMATS = {"csv": "(FORMAT csv, HEADER)", "json": "(FORMAT json, ARRAY true)", "parquet": "(FORMAT parquet)"}
 
 
-def write(records: list[dict[str, Any]], form: str, out: Path) -> None:
+def write(records: Rows, form: str, out: Path) -> None:
     """Write rows to a file.
 
     Args:
@@ -173,8 +203,14 @@ def write(records: list[dict[str, Any]], form: str, out: Path) -> None:
     connection = duckdb.connect()
     try:
         connection.execute("SET threads = 1")
-        connection.register("ledger", table(records))
+        table = records.to_arrow()
+        connection.register("ledger", table)
+        columns = []
+        for field in table.schema:
+            name = '"' + field.name.replace('"', '""') + '"'
+            shared = pa.types.is_dictionary(field.type)
+            columns.append(f"CAST({name} AS VARCHAR) AS {name}" if shared else name)
         target = str(out).replace("'", "''")
-        connection.execute(f"COPY (SELECT * FROM ledger) TO '{target}' {FORMATS[form]}")
+        connection.execute(f"COPY (SELECT {', '.join(columns)} FROM ledger) TO '{target}' {FORMATS[form]}")
     finally:
         connection.close()

@@ -23,6 +23,7 @@ from harness.metrics.catalogue import HEADLINES, METRICS, about, drawn
 from harness.reporting import claims, figures, homogenisation
 from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.ledger import cell_value
+from harness.reporting.rows import Rows
 from harness.reporting.statistics import SURVIVORS, curves
 from harness.reporting.theory import expected
 from harness.science import Chain
@@ -49,7 +50,8 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
     """
     axes = prepared.study.columns
     pages: list[tuple[str, str, Figure]] = []
-    for metric, label in _drawn({name for row in rows for name in row}).items():
+    rows = Rows.of(rows)
+    for metric, label in _drawn(rows.names).items():
         figure = figures.metric_figure(
             rows, axes, metric, theory_lines(prepared, metric), label, prepared.study.seeds
         )
@@ -92,7 +94,7 @@ def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], f
         rows=len(rows),
         total=sum(len(chain.nodes) for chain in prepared.lineage.chains)
         + sum(c.generations + 1 for c in prepared.bundles),
-        diverged=sum(row["status"] == "diverged" for row in rows),
+        diverged=int(rows.diverged.sum()),
     )
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"
@@ -219,7 +221,7 @@ def critical_table(
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The metric that the table shows: perplexity for text, and what each other learner loses first."""
-    names = {name for row in rows for name in row}
+    names = Rows.of(rows).names
     # What a package's learner measures is in no list here: then it is the first metric of those that it
     # describes.
     return next((name for name in (*HEADLINES, *(metric.name for metric in METRICS)) if name in names), None)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import stdev
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+
+from harness.reporting.rows import Rows, Series
 
 LEVEL = 0.95
 BOOTSTRAP_DRAWS = 2000
@@ -93,7 +95,9 @@ SURVIVORS = (
 """Below a table in which `Aggregate.text` has marked a mean."""
 
 
-def aggregate(values: Iterable[float | None], diverged: int = 0, absent: int = 0) -> Aggregate:
+def aggregate(
+    values: Iterable[float | None] | npt.NDArray[np.float64], diverged: int = 0, absent: int = 0
+) -> Aggregate:
     """Mean with a 95 % interval by Student's t, over seeds.
 
     A value that is not finite is counted as missing, never as 0.
@@ -103,17 +107,23 @@ def aggregate(values: Iterable[float | None], diverged: int = 0, absent: int = 0
         diverged: Seeds that have none any more.
         absent: Seeds that have not come so far.
     """
-    given = list(values)
-    finite = tuple(float(value) for value in given if value is not None and math.isfinite(value))
-    missing = len(given) - len(finite)
+    given = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    there = given[np.isfinite(given)]
+    finite, missing = tuple(there.tolist()), len(given) - len(there)
     if not finite:
         return Aggregate(None, None, None, (), missing, diverged, absent)
     mean = sum(finite) / len(finite)
     low = high = None
     if len(finite) > 1 and not diverged:
-        half = float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1)) * stdev(finite) / math.sqrt(len(finite))
+        half = _student(len(finite) - 1) * float(np.std(there, ddof=1)) / math.sqrt(len(finite))
         low, high = mean - half, mean + half
     return Aggregate(mean, low, high, finite, missing, diverged, absent)
+
+
+@functools.cache
+def _student(freedom: int) -> float:
+    """Half the width of Student's interval, in standard errors."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def aggregate_pairs(values: Mapping[tuple[str, str], float], random: np.random.Generator) -> Aggregate:
@@ -176,36 +186,33 @@ def curves(
         seeds: Those that every cell is run with, so that one without any row is counted too; those with rows
             when empty.
     """
-    groups: dict[tuple[Any, ...], dict[int, dict[int, Mapping[str, Any]]]] = {}
-    for row in rows:
-        cell = tuple(row.get(name) for name in axes)
-        # By seed: chains that differ in an axis left out here share generations, and a seed counts once.
-        groups.setdefault(cell, {}).setdefault(int(row["seed"]), {})[int(row["generation"])] = row
-    return {cell: _curve(by_seed, metric, set(seeds) | by_seed.keys()) for cell, by_seed in groups.items()}
+    found = Rows.of(rows)
+    cells: dict[tuple[Any, ...], list[Series]] = {}
+    for series in found.series(axes):
+        cells.setdefault(series.cell, []).append(series)
+    generation, values = found.generation, found.values(metric)
+    return {cell: _curve(parts, generation, values, seeds) for cell, parts in cells.items()}
 
 
 def _curve(
-    by_seed: Mapping[int, Mapping[int, Mapping[str, Any]]], metric: str, seeds: Collection[int]
+    parts: Sequence[Series],
+    generation: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float64],
+    seeds: Collection[int],
 ) -> dict[int, Aggregate]:
-    ends = {seed: ended_in(found) for seed, found in by_seed.items()}
-    curve = {}
-    for generation in sorted({generation for found in by_seed.values() for generation in found}):
-        diverged = {seed for seed, end in ends.items() if end is not None and end <= generation}
-        there = [
-            found[generation].get(metric)
-            for seed, found in by_seed.items()
-            if generation in found and seed not in diverged
-        ]
-        curve[generation] = aggregate(there, len(diverged), len(seeds) - len(diverged) - len(there))
-    return curve
-
-
-def ended_in(found: Mapping[int, Mapping[str, Any]]) -> int | None:
-    """The generation in which a chain has diverged; None where it has not.
-
-    Args:
-        found: Generation to row.
-    """
-    return min(
-        (generation for generation, row in found.items() if row.get("status") == "diverged"), default=None
+    """The seeds of one cell."""
+    total = len(set(seeds) | {part.seed for part in parts})
+    ends = np.sort([part.ended for part in parts if part.ended is not None])
+    places = np.concatenate([part.places for part in parts])
+    end = np.repeat(
+        [np.inf if part.ended is None else part.ended for part in parts], [len(part.places) for part in parts]
     )
+    order = np.argsort(generation[places], kind="stable")  # the seeds of a generation stay in their order
+    places, alive = places[order], (generation[places] < end)[order]
+    known, starts = np.unique(generation[places], return_index=True)
+    curve = {}
+    for at, start, stop in zip(known.tolist(), starts, [*starts[1:], len(places)], strict=True):
+        there = values[places[start:stop][alive[start:stop]]]
+        diverged = int(np.searchsorted(ends, at, side="right"))
+        curve[at] = aggregate(there, diverged, total - diverged - len(there))
+    return curve

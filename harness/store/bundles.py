@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -144,14 +146,18 @@ class Bundles:
         return found
 
     def read(
-        self, chains: Collection[str], places: Mapping[str, InBundle] | None = None, parameters: bool = False
+        self,
+        chains: Collection[str],
+        places: Mapping[str, InBundle] | None = None,
+        wanted: Callable[[str], bool] = lambda name: not name.startswith(PARAMETERS),
     ) -> pa.Table | None:
         """The rows of some chains, ordered by chain key and generation; None where there are none.
 
         Args:
             chains: Their keys.
             places: From `index`, where it is known.
-            parameters: Read the fitted parameters too.
+            wanted: Which columns are read besides `CHAIN` (a dictionary) and `GENERATION`: all but the fitted
+                parameters where nothing is said.
         """
         places = self.index() if places is None else places
         files: dict[Path, list[str]] = {}
@@ -161,16 +167,31 @@ class Bundles:
         tables = []
         for path, keys in sorted(files.items()):
             names = [
-                name for name in pq.read_schema(path).names if parameters or not name.startswith(PARAMETERS)
+                name for name in pq.read_schema(path).names if name in (CHAIN, GENERATION) or wanted(name)
             ]
-            table = pq.read_table(path, columns=names)
-            tables.append(table.filter(pc.is_in(table[CHAIN], pa.array(keys))))
+            with pq.ParquetFile(path, read_dictionary=[CHAIN]) as file:
+                table = file.read(columns=names)
+            there = pc.is_in(table[CHAIN], pa.array(keys))
+            tables.append(table if pc.all(there).as_py() else table.filter(there))
         if not tables:
             return None
         whole = pa.concat_tables(
             [table.replace_schema_metadata(None) for table in tables], promote_options="default"
-        )
-        return whole.sort_by([(CHAIN, "ascending"), (GENERATION, "ascending")])
+        ).unify_dictionaries()
+        keys = whole[CHAIN].combine_chunks()
+        rank = np.argsort(np.argsort(np.array(keys.dictionary.to_pylist())))[keys.indices.to_numpy()]
+        order = np.lexsort((whole[GENERATION].to_numpy(), rank))
+        columns = {name: whole[name] for name in whole.column_names}
+        del tables, whole, keys
+        return pa.table(taken(columns, order))
+
+
+def taken(columns: dict[str, pa.ChunkedArray], places: npt.NDArray[np.integer[Any]]) -> dict[str, pa.Array]:
+    """The rows at some places, column by column: of a large table there is one column twice, and not all."""
+    for name in columns:
+        columns[name] = columns[name].combine_chunks().take(places)
+        pa.default_memory_pool().release_unused()  # else as much stays as a large table takes
+    return columns
 
 
 def _hash(path: Path) -> str:

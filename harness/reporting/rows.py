@@ -1,0 +1,202 @@
+"""The rows of the ledger, kept as columns: a million of them are some arrays, not a million mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+IDENTITY = ("experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status")
+BATCH_ROWS = 65_536
+"""Rows that are made into mappings at a time."""
+Cell = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One seed of one cell.
+
+    Attributes:
+        cell: Values of the axes.
+        seed: The seed.
+        places: Rows of its generations, in their order; shape [generations].
+        ended: The generation in which it has diverged; None where it has not.
+    """
+
+    cell: Cell
+    seed: int
+    places: npt.NDArray[np.int64]
+    ended: int | None
+
+
+class Rows(Sequence[Mapping[str, Any]]):
+    """A table of records, in the order of chains and generations.
+
+    What all rows of a chain share (its cell, its seed) is kept once a chain, as the values that they are; all
+    else, as columns.
+    """
+
+    def __init__(
+        self, shared: Sequence[Mapping[str, Any]], chain: npt.NDArray[np.int64], own: pa.Table
+    ) -> None:
+        """Keep the columns.
+
+        Args:
+            shared: What the rows of each chain have in common.
+            chain: Which of them each row belongs to; shape [rows].
+            own: The other columns, one row a record; a value that is missing or not finite is null.
+        """
+        self.shared, self.chain, self.own = shared, chain, own
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Rows:
+        """Mappings as columns; what is columns already stays as it is."""
+        if isinstance(rows, Rows):
+            return rows
+        own = [{name: row[name] for name in row if _is_own(name)} for row in rows]
+        shared = [{name: row[name] for name in row if not _is_own(name)} for row in rows]
+        return cls(shared, np.arange(len(rows)), to_table(own))
+
+    def __len__(self) -> int:
+        return len(self.chain)
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Rows: ...
+
+    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | Rows:
+        if isinstance(place, slice):
+            places = np.arange(len(self))[place]
+            return Rows(self.shared, self.chain[places], self.own.take(places))
+        number = range(len(self))[place]
+        (own,) = self.own.slice(number, 1).to_pylist()
+        return {**self.shared[self.chain[number]], **own}
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for start in range(0, len(self), BATCH_ROWS):
+            part = self.own.slice(start, BATCH_ROWS).to_pylist()
+            for chain, own in zip(self.chain[start : start + BATCH_ROWS].tolist(), part, strict=True):
+                yield {**self.shared[chain], **own}
+
+    @cached_property
+    def _used(self) -> list[int]:
+        """The chains that have a row, in the order of their first rows."""
+        return list(dict.fromkeys(self.chain.tolist())) if len(self.chain) else []
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All columns: those that tell rows apart first."""
+        shared = dict.fromkeys(name for chain in self._used for name in self.shared[chain])
+        known = [*IDENTITY, *(name for name in shared if name not in IDENTITY)]
+        return [*known, *(name for name in self.own.column_names if name not in known)]
+
+    @cached_property
+    def generation(self) -> npt.NDArray[np.int64]:
+        """Of each row; shape [rows]."""
+        if not len(self):
+            return np.zeros(0, dtype=np.int64)
+        found: npt.NDArray[np.int64] = self.own["generation"].to_numpy().astype(np.int64)
+        return found
+
+    @cached_property
+    def diverged(self) -> npt.NDArray[np.bool_]:
+        """Whether the status of each row is ``diverged``; shape [rows]."""
+        if "status" not in self.own.column_names:
+            return np.zeros(len(self), dtype=np.bool_)
+        found: npt.NDArray[np.bool_] = (
+            pc.equal(self.own["status"], "diverged").fill_null(False).to_numpy().astype(np.bool_)
+        )
+        return found
+
+    def values(self, name: str) -> npt.NDArray[np.float64]:
+        """A metric of each row, NaN where it is missing or not finite; shape [rows]."""
+        if name in self.own.column_names:
+            column = self.own[name].cast(pa.float64()).to_numpy()
+        else:
+            of_chain = [chain.get(name) for chain in self.shared]
+            column = np.array([np.nan if v is None else float(v) for v in of_chain])[self.chain]
+        found: npt.NDArray[np.float64] = np.where(np.isfinite(column), column, np.nan)
+        return found
+
+    def series(self, axes: Sequence[str]) -> list[Series]:
+        """The rows by cell and seed, in the order in which these come first.
+
+        Chains that differ in an axis that is left out share generations, and a seed counts once: of two rows
+        of one generation the later one stays.
+
+        Args:
+            axes: The axes that tell cells apart.
+        """
+        numbers: dict[tuple[Cell, int], int] = {}
+        of_chain = np.zeros(len(self.shared), dtype=np.int64)
+        for chain in self._used:
+            about = self.shared[chain]
+            key = tuple(about.get(axis) for axis in axes), int(about["seed"])
+            of_chain[chain] = numbers.setdefault(key, len(numbers))
+        number = of_chain[self.chain]
+        order = np.lexsort((self.generation, number))  # stable: a later row comes behind an earlier one
+        sorted_number, generation = number[order], self.generation[order]
+        last = np.ones(len(order), dtype=np.bool_)
+        last[:-1] = (np.diff(sorted_number) != 0) | (np.diff(generation) != 0)
+        order, sorted_number = order[last], sorted_number[last]
+        starts = np.searchsorted(sorted_number, np.arange(len(numbers) + 1))
+        found = []
+        for (cell, seed), start, stop in zip(numbers, starts[:-1], starts[1:], strict=True):
+            places = order[start:stop]
+            ended = self.generation[places][self.diverged[places]]
+            found.append(Series(cell, seed, places, int(ended[0]) if len(ended) else None))
+        return found
+
+    def to_pandas(self) -> Any:
+        """As a data frame."""
+        table = self.to_arrow()
+        plain = [c.cast(pa.string()) if pa.types.is_dictionary(c.type) else c for c in table.columns]
+        return pa.table(plain, names=table.column_names).to_pandas()
+
+    def to_arrow(self) -> pa.Table:
+        """As an Arrow table; a column that mixes kinds of values becomes text.
+
+        Text that all rows of a chain share is a dictionary.
+        """
+        used, columns = self._used, {}
+        place = np.zeros(len(self.shared), dtype=np.int64)
+        place[used] = np.arange(len(used))
+        rows = pa.array(place[self.chain] if len(self) else self.chain)
+        for name in self.names:
+            if name in self.own.column_names:
+                columns[name] = self.own[name]
+                continue
+            short = to_column(name, [self.shared[chain].get(name) for chain in used])
+            if pa.types.is_string(short.type):
+                short = short.dictionary_encode()
+            columns[name] = short.take(rows)
+        return pa.table(columns)
+
+
+def _is_own(name: str) -> bool:
+    return name in ("generation", "status") or "/" in name
+
+
+def to_column(name: str, values: Sequence[Any]) -> pa.Array:
+    """Values of one column; those of several kinds become text, numbers of both kinds become floats."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} and float in kinds:
+        values = [None if value is None else float(value) for value in values]
+    elif len(kinds) > 1:
+        values = [None if value is None else str(value) for value in values]
+    metric = "/" in name and not name.startswith("provenance/")  # a number, also where it is never finite
+    return pa.array(values, type=None if kinds else pa.float64() if metric else pa.string())
+
+
+def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Mappings as an Arrow table, its columns in the order in which they come first."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: to_column(name, [row.get(name) for row in rows]) for name in names})

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 from conftest import Make
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.reporting import figures
 from harness.reporting.analysis import critical_ratios
 from harness.reporting.claims import judge
 from harness.reporting.report import critical_table, summary_table
+from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, aggregate, curves
 from harness.store import Store
 from harness.study import open_study
@@ -164,3 +167,75 @@ def test_figures_stay_readable_at_any_number_of_cells(cells: int) -> None:
     width, height = figure.get_size_inches()
     assert width <= 18 and height <= 18
     assert figure.legends or any(axes.get_legend() for axes in figure.axes), "lines have names"
+
+
+# --- rows as columns ----------------------------------------------------------------------------------------
+
+
+def _plainly(
+    rows: list[dict[str, Any]], axes: list[str], metric: str, seeds: set[int]
+) -> dict[tuple[Any, ...], dict[int, tuple[list[float], int, int, int]]]:
+    """What `curves` says, row by row: the finite values in the order of their seeds, and the three counts."""
+    groups: dict[tuple[Any, ...], dict[int, dict[int, dict[str, Any]]]] = {}
+    for row in rows:
+        cell = tuple(row.get(axis) for axis in axes)
+        groups.setdefault(cell, {}).setdefault(row["seed"], {})[row["generation"]] = row
+    found: dict[tuple[Any, ...], dict[int, tuple[list[float], int, int, int]]] = {}
+    for cell, chains in groups.items():
+        ends = {
+            seed: min((g for g, row in chain.items() if row["status"] == "diverged"), default=10**9)
+            for seed, chain in chains.items()
+        }
+        for generation in sorted({g for chain in chains.values() for g in chain}):
+            there = [
+                chain[generation].get(metric)
+                for seed, chain in chains.items()
+                if generation in chain and generation < ends[seed]
+            ]
+            finite = [value for value in there if value is not None]
+            diverged = sum(end <= generation for end in ends.values())
+            absent = len(seeds | chains.keys()) - diverged - len(there)
+            found.setdefault(cell, {})[generation] = finite, len(there) - len(finite), diverged, absent
+    return found
+
+
+_ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "chain": st.sampled_from("ab"),
+            "seed": st.integers(0, 3),
+            "generation": st.integers(0, 4),
+            "status": st.sampled_from(["ok", "ok", "ok", "diverged"]),
+            "kind": st.sampled_from([None, "replace", 0.5, 1]),
+        },
+        optional={"test/nll": st.one_of(st.none(), st.floats(-10, 10))},
+    ),
+    max_size=40,
+)
+
+
+@given(_ROWS, st.sampled_from([[], ["kind"], ["kind", "chain"]]), st.sets(st.integers(0, 5)))
+def test_columns_say_what_rows_say(rows: list[dict[str, Any]], axes: list[str], seeds: set[int]) -> None:
+    found = curves(rows, axes, "test/nll", seeds)
+    wanted = _plainly(rows, axes, "test/nll", seeds)
+    assert list(found) == list(wanted)
+    for cell, curve in wanted.items():
+        assert list(found[cell]) == list(curve)
+        for generation, (finite, missing, diverged, absent) in curve.items():
+            point = found[cell][generation]
+            assert (list(point.values), point.missing, point.diverged, point.absent) == (
+                finite,
+                missing,
+                diverged,
+                absent,
+            )
+
+
+@given(_ROWS)
+def test_rows_kept_as_columns_are_the_same_rows(rows: list[dict[str, Any]]) -> None:
+    kept = Rows.of(rows)
+    there = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    for found in (list(kept), [kept[place] for place in range(len(kept))], list(kept[:])):
+        assert [{k: v for k, v in row.items() if v is not None} for row in found] == there
+    assert len(kept) == len(rows) == kept.to_arrow().num_rows
+    assert set(kept.names) >= {name for row in rows for name in row}

@@ -104,7 +104,7 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on(
         ("sample_started", {"generation": 0}),
         ("progress sample", {"generation": 0}),
         ("progress evaluate", {"generation": 0}),
-        ("progress fit", {"generation": 1}),
+        ("progress fit", {"generation": 1, "done": 10}),
         ("claimed", {"generation": 1}),
     ):
         control = Control()
@@ -124,7 +124,7 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on(
     last = Events()
     run_all(config, root, ranks=ranks, observer=last)
     assert [fields["step"] for kind, fields in last.seen if kind == "resumed"] == [10], (
-        "the step of the first report"
+        "the step of that report"
     )
     assert contents(Store(root), prepared) == contents(store, prepared)
 

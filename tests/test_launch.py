@@ -459,6 +459,14 @@ def test_an_allocation_is_read() -> None:
 # --- folders and leases -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("module", ["node", "batch", "doctor.probe"])
+def test_processes_that_every_job_starts_load_little(module: str) -> None:
+    heavy = {"numpy", "pandas", "pyarrow", "pydantic", "ray", "torch"}
+    code = f"import sys, harness.launch.{module}; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
 def test_folders_of_the_dead_are_swept_and_others_are_not(tmp_path: Path) -> None:
     mine, dead, foreign = (tmp_path / name for name in ("h1", "h2", "h3"))
     for path in (mine, dead, foreign):

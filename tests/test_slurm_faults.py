@@ -44,16 +44,22 @@ def test_power_off(cluster: Cluster, faults: Study, submit: Any, root: Path) -> 
     assert computed_once(root)
 
 
-def test_power_off_of_the_first_node(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+def test_power_off_of_the_first_node(
+    cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path
+) -> None:
     """The coordinator and Ray's head go down with it."""
     job = submit(faults.config, *TWO_NODES)
     mid_run(cluster, root)
+    commands = cluster.processes("n1")
+    assert any("gcs_server" in line for line in commands) and not any(
+        "monitor.py" in line for line in commands
+    )
     cluster.poweroff("n1")
     cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 120, "requeued job")
     cluster.now(job)
     cluster.wait_job(job, "COMPLETED", timeout=240)
     assert export(faults.config, root) == faults.expected
-    assert computed_once(root)
+    assert computed_once(root, 2)
 
 
 def urgent(cluster: Cluster) -> str:
@@ -63,7 +69,7 @@ def urgent(cluster: Cluster) -> str:
     ).stdout.strip()
 
 
-def test_preemption(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+def test_preemption(cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path) -> None:
     job = submit(faults.config, *TWO_NODES, "--partition", "low")
     mid_run(cluster, root)
     other = urgent(cluster)
@@ -76,9 +82,11 @@ def test_preemption(cluster: Cluster, faults: Study, submit: Any, root: Path) ->
     assert "ended by SLURM" in logs(root, job)
 
 
-def test_preemption_with_grace_saves_first(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+def test_preemption_with_grace_saves_first(
+    cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path
+) -> None:
     job = submit(faults.config, *TWO_NODES, "--partition", "grace")
-    begun = mid_run(cluster, root)
+    lost = mid_run(cluster, root)
     other = urgent(cluster)
     cluster.wait_job(other, "COMPLETED", timeout=90)
     unfinished, done = stopped(root), {path.name for path in root.glob("fits/*")}
@@ -86,7 +94,7 @@ def test_preemption_with_grace_saves_first(cluster: Cluster, faults: Study, subm
     cluster.wait_job(job, "COMPLETED", timeout=240)
     assert export(faults.config, root) == faults.expected
     assert "requeued (1 of at most 50)" in logs(root, job)
-    assert (begun - done) | unfinished <= resumed(root) and begun - done
+    assert (lost - done) | unfinished <= resumed(root) and lost - done
 
 
 def test_a_signal_before_anybody_listens(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
@@ -102,7 +110,7 @@ def test_a_signal_before_anybody_listens(cluster: Cluster, faults: Study, submit
 
 
 def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(
-    cluster: Cluster, faults: Study, submit: Any, root: Path
+    cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path
 ) -> None:
     job = submit(faults.config, *TWO_NODES, "--signal-s", 12)
     mid_run(cluster, root)
@@ -120,7 +128,7 @@ def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(
 
 
 def test_a_task_of_an_array_loses_its_machine(
-    cluster: Cluster, faults: Study, submit: Any, root: Path
+    cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path
 ) -> None:
     """The others take its work over after its lease, and end; when it comes back, nothing is left to do."""
     # A machine that is taken as a whole comes with its GPUs, here device files without a device.
@@ -168,7 +176,9 @@ def test_the_time_limit(cluster: Cluster, faults: Study, submit: Any, root: Path
     assert export(faults.config, root) == faults.expected
 
 
-def test_scancel_and_submit_again(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+def test_scancel_and_submit_again(
+    cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path
+) -> None:
     first = submit(faults.config, *TWO_NODES)
     mid_run(cluster, root)
     cluster.login("scancel", first)
@@ -179,9 +189,11 @@ def test_scancel_and_submit_again(cluster: Cluster, faults: Study, submit: Any, 
     assert export(faults.config, root) == faults.expected
 
 
-def test_cancel_saves_and_does_not_requeue(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+def test_cancel_saves_and_does_not_requeue(
+    cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path
+) -> None:
     first = submit(faults.config, *TWO_NODES)
-    begun = mid_run(cluster, root)
+    lost = mid_run(cluster, root)
     done = cluster.harness("cancel", faults.config, "--root", root, "--json")
     assert json.loads(done.stdout) == {"cancelled": [first]}
     cluster.wait_job(first, "CANCELLED", timeout=60)
@@ -190,7 +202,7 @@ def test_cancel_saves_and_does_not_requeue(cluster: Cluster, faults: Study, subm
     second = submit(faults.config, *TWO_NODES)
     cluster.wait_job(second, "COMPLETED", timeout=240)
     assert export(faults.config, root) == faults.expected
-    assert (begun - done) | unfinished <= resumed(root) and begun - done
+    assert (lost - done) | unfinished <= resumed(root) and lost - done
     assert "no jobs that wait or run" in cluster.harness("cancel", faults.config, "--root", root).stdout
 
 

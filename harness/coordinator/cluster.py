@@ -22,7 +22,7 @@ import ray
 from ray._private.services import node_ip_address_from_perspective
 
 from harness.coordinator import guard
-from harness.coordinator.private import environment
+from harness.coordinator.private import environment, without_helpers
 from harness.coordinator.scheduler import Capacity, Shape, feasible
 from harness.errors import GangError, ResourceError
 from harness.proc import cpu_quota
@@ -182,14 +182,15 @@ def connected(
             until_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
             write_token(Path(folder) / TOKEN)
             until_the_end.enter_context(environment(**own_token(Path(folder) / TOKEN), **LOOPBACK))
-            ray.init(
-                address="local",
-                num_cpus=usable_cpus(),
-                include_dashboard=False,
-                object_store_memory=200_000_000,
-                _temp_dir=f"{folder}/{FOLDER}",
-                **_COMMON,
-            )
+            with without_helpers():
+                ray.init(
+                    address="local",
+                    num_cpus=usable_cpus(),
+                    include_dashboard=False,
+                    object_store_memory=200_000_000,
+                    _temp_dir=f"{folder}/{FOLDER}",
+                    **_COMMON,
+                )
         else:
             until_the_end.enter_context(_joined(place, _probe(place)))
         yield from _running(place, folder, on_lost, on_joined, stop)

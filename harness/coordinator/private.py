@@ -1,12 +1,13 @@
-"""The environment that Ray reads, for the time of a run."""
+"""What a Ray of a run's own is told past `ray.init`: the environment, and what it need not start."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from harness.ray_access import LOOPBACK
@@ -36,3 +37,18 @@ def _set(values: dict[str, str | None]) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = all(os.environ.get(name) != value for name, value in LOOPBACK.items())
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def without_helpers() -> Iterator[None]:
+    """A Ray that `ray.init` starts within this block gets no autoscaler, and nobody who forwards logs.
+
+    Nobody scales a run's own Ray, and its workers' logs are read where they lie; each of the two is a Python
+    process with Ray in it. ``ray start`` has options for this, ``ray.init`` has none.
+    """
+    every = parameter.RayParams
+    parameter.RayParams = functools.partial(every, include_log_monitor=False, no_monitor=True)
+    try:
+        yield
+    finally:
+        parameter.RayParams = every

@@ -25,7 +25,6 @@ from harness.errors import GangError, InputError
 from harness.launch.processes import die_with_parent
 from harness.launch.slurm import Slurm, SlurmError
 from harness.ray_access import LOOPBACK_ADDRESS, TOKEN, write_token
-from harness.store.leases import bury, incarnations
 from harness.terminal import shown
 
 TMP_VARIABLE, TMP = "HARNESS_TMP", "/tmp"
@@ -357,6 +356,9 @@ def bury_ended_jobs(owners: Path, allocation: Allocation, slurm: Slurm) -> int:
     Returns:
         How many owners were buried.
     """
+    # Here, for the store's libraries are no business of a job's own process, or of the doctor's on each node.
+    from harness.store.leases import bury, incarnations
+
     others = {}
     for owner, found in incarnations(owners).items():
         cluster, _, job = found.name.rpartition(".")

@@ -111,7 +111,7 @@ class TorchRanks:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         # Objects travel over gloo, so that a barrier or a broadcast needs no device memory.
         self._objects = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
-        from harness.learners.language_model.engine import start_deepspeed
+        from harness.learners.language_model.imports import start_deepspeed
 
         start_deepspeed(backend)
 

@@ -1,4 +1,4 @@
-"""The only module that runs deepspeed.
+"""The only module that trains with deepspeed.
 
 Its configuration is derived here, and differences between ZeRO stages end here.
 """
@@ -6,7 +6,6 @@ Its configuration is derived here, and differences between ZeRO stages end here.
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,6 @@ from harness.learners.language_model.checkpoint import SafeCheckpointEngine
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.imports import deepspeed
 from harness.learners.language_model.kernels import prepare_fit
-
-
-def start_deepspeed(backend: str) -> None:
-    """Put DeepSpeed's communication on the process group that exists."""
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    # The shared-memory all-reduce is compiled at first use: it needs a compiler, and a kill during the build
-    # leaves a lock that hangs later builds. gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-
 
 MAX_BUCKET = 500_000_000
 """DeepSpeed's default size of its communication buckets, in elements."""
@@ -83,7 +72,7 @@ class Engine:
         ]
         self.zero_stage = zero_stage
         prepare_fit(model, device())
-        # torch's AdamW in one kernel: DeepSpeed's own is compiled at first use (see start_deepspeed).
+        # torch's AdamW in one kernel: DeepSpeed's own is compiled at first use (see `imports`).
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=train.learning_rate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,3 +45,12 @@ def _import_deepspeed() -> Any:
 
 deepspeed = _import_deepspeed()
 """The package."""
+
+
+def start_deepspeed(backend: str) -> None:
+    """Put DeepSpeed's communication on the process group that exists."""
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # The shared-memory all-reduce is compiled at first use: it needs a compiler, and a kill during the build
+    # leaves a lock that hangs later builds. gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

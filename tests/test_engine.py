@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from harness.config.schema import Model, Sample, Train
+from harness.learners.language_model import scoring
 from harness.learners.language_model.cuda import StepReader, align_head, can_step
 from harness.learners.language_model.model import new_model
 from harness.learners.language_model.sampling import Sampler, TokenReader, draw_batch
+from harness.learners.language_model.scoring import IGNORED, sequence_nll
 
 WHERE = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 
@@ -118,6 +120,30 @@ def test_a_reader_with_room_for_all_tokens_reads_what_a_whole_pass_does(architec
             torch.testing.assert_close(read(texts[:, :start]), whole[:, start - 1])
             for position in range(start, 20):
                 torch.testing.assert_close(read(texts[:, position : position + 1]), whole[:, position])
+
+
+@pytest.mark.parametrize("device", WHERE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_losses_of_some_tokens_at_a_time_have_every_bit_of_the_whole(
+    dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn((3, 20, 61), device=device).to(dtype)
+    targets = torch.randint(0, 61, (3, 20), device=device)
+    targets[:, 17:] = IGNORED
+    weights = torch.rand(3, device=device)
+    found = []
+    for few, entries in ((10**9, 1), (0, 10**9), (0, 7 * 61), (0, 1)):
+        monkeypatch.setattr(scoring, "FEW", dict.fromkeys(scoring.FEW, few))
+        monkeypatch.setattr(scoring, "ENTRIES", dict.fromkeys(scoring.ENTRIES, entries))
+        own = logits.detach().requires_grad_()
+        nll = sequence_nll(own, targets)
+        (nll * weights).sum().backward()
+        with torch.inference_mode():
+            assert torch.equal(sequence_nll(logits, targets), nll)
+        found.append((nll.detach(), own.grad))
+    for nll, gradient in found:
+        assert torch.equal(nll, found[0][0]) and torch.equal(gradient, found[0][1])
+    assert sequence_nll(logits[:, :0], targets[:, :0]).tolist() == [0.0] * 3
 
 
 @pytest.mark.gpu

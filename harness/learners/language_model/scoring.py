@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,10 @@ from harness.records import Examples
 IGNORED = -100
 BATCH_TOKENS = 8192
 """Tokens in one forward pass when scoring."""
+FEW = {torch.bfloat16: 2**21, torch.float32: 2**23}
+"""Logits up to which it is faster to keep what the backward pass needs."""
+ENTRIES = {"cpu": 2**18, "cuda": 2**28}
+"""Logits that are made fp32 together: they stay in a CPU's cache; on a GPU launches should be few."""
 
 
 def with_bos(
@@ -45,11 +50,44 @@ def with_bos(
 
 
 def sequence_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Nats per sequence in fp32: [batch, length, vocab] logits and [batch, length] targets to [batch]."""
-    flat = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view(targets.shape).sum(dim=1)
+    """Nats per sequence in fp32: [batch, length, vocab] logits and [batch, length] targets to [batch].
+
+    Of many logits no fp32 copy is made, neither here nor by the backward pass: a few tokens' at a time stay
+    in the processor's cache, which on a CPU takes a quarter of the time. Every bit is the same either way.
+    """
+    flat, wanted = logits.flatten(0, 1), targets.flatten()
+    few = logits.requires_grad and logits.numel() <= FEW[logits.dtype]
+    nll: torch.Tensor = _nll(flat, wanted) if few else _TokenNll.apply(flat, wanted)  # type: ignore[no-untyped-call]
+    return nll.view(targets.shape).sum(dim=1)
+
+
+class _TokenNll(torch.autograd.Function):
+    """Nats per token, [tokens, vocab] logits and [tokens] targets to [tokens], some tokens at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(logits, targets)
+        return torch.cat([_nll(logits[part], targets[part]) for part in _parts(logits)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, targets = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        for part in _parts(logits):
+            with torch.enable_grad():  # the forward pass once more: it is cheaper than to keep what it makes
+                own = logits[part].detach().requires_grad_()
+                (found[part],) = torch.autograd.grad(_nll(own, targets[part]), own, gradient[part])
+        return found, None
+
+
+def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+
+
+def _parts(logits: torch.Tensor) -> list[slice]:
+    """Rows that are looked at together."""
+    size = max(1, ENTRIES[logits.device.type] // logits.shape[1])
+    return [slice(start, start + size) for start in range(0, max(1, len(logits)), size)]
 
 
 def score(

@@ -65,7 +65,7 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
 def test_zero_stages_divide_what_they_shard() -> None:
     model = resolve_model(Model(preset="gpt2-124m"))
     parameters = num_parameters(model, 50257, 1024)
-    by_stage = [memory_per_rank(parameters, 12, 768, 50257, 1024, True, 8, stage) for stage in range(4)]
+    by_stage = [memory_per_rank(parameters, 12, 768, 50257, 1024, True, 8, stage, 1, 1) for stage in range(4)]
     assert (by_stage[0].weights, by_stage[0].gradients, by_stage[0].optimizer) == (
         2 * parameters,
         2 * parameters,

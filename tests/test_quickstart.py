@@ -65,3 +65,9 @@ def test_the_table_is_whole(quickstart: Any) -> None:
         0,
         summary["generations_computed"],
     )
+    planned = json.loads(harness("plan", CONFIG, "--root", root, "--json").stdout)["memory_per_rank_bytes"]
+    peaks = [
+        json.loads(path.read_text())["peak_memory_bytes"]
+        for path in root.glob("evaluations/*/provenance.json")
+    ]
+    assert 0.5 < planned / max(peaks) < 1.5, "what a rank takes is what the plan says"

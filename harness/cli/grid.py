@@ -177,7 +177,7 @@ def plan(
         device = f"{shape['gpus']} GPU" if shape["gpus"] else f"{shape['cpus']} CPU"
         terminal.show(
             f"gang            {shape['ranks']} rank(s) x {device}, {shape['cells']} cells, about "
-            f"{shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of model and activations a rank"
+            f"{shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of memory a rank"
         )
     terminal.show(f"device-hours    {found.device_hours:.2f} ({found.throughput} throughput)")
     terminal.show(f"disk            {found.disk_bytes / 2**20:.1f} MiB when complete")

@@ -72,13 +72,16 @@ def memory_of(prepared: Prepared, cell: int) -> Memory | None:
     if facts is None:
         return None
     learner = config.learner
+    length = learner.sample.sequence_length(config.data.block_size)
     return memory_per_rank(
         facts.parameters,
         facts.num_layers,
         facts.width,
         facts.vocab_size,
-        config.micro_batch * learner.sample.sequence_length(config.data.block_size),
+        config.micro_batch * length,
         learner.train.precision == "bf16",
         config.resources.ranks,
         config.resources.zero_stage,
+        config.resources.sample_batch,
+        length,
     )

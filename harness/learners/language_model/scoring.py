@@ -11,11 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.learners.language_model.cuda import inference
+from harness.learners.language_model.sizes import BATCH_TOKENS
 from harness.records import Examples
 
 IGNORED = -100
-BATCH_TOKENS = 8192
-"""Tokens in one forward pass when scoring."""
 FEW = {torch.bfloat16: 2**21, torch.float32: 2**23}
 """Logits up to which it is faster to keep what the backward pass needs."""
 ENTRIES = {"cpu": 2**18, "cuda": 2**28}

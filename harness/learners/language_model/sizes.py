@@ -42,19 +42,30 @@ def default_mlp_width(model: Model) -> int:
     return -(-8 * model.width // 3 // 32) * 32 if model.architecture == "llama" else 4 * model.width
 
 
+BATCH_TOKENS = 8192
+"""Tokens in one forward pass when scoring."""
+LIBRARIES = 600 * 2**20
+"""Bytes of a rank that has imported everything and computed nothing (docs/LOG.md)."""
+CHOICE_BYTES = 30
+"""Of an entry of the vocabulary while a token is chosen: fp32 scores twice, fp64 probabilities and sums."""
+
+
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per rank while training."""
+    """Bytes per rank: what a fit holds; what sampling and scoring take at their peak, weights included."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    sampling: int
+    scoring: int
 
     @property
     def total(self) -> int:
-        """All together."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        """The largest of the three phases, and the libraries."""
+        fit = self.weights + self.gradients + self.optimizer + self.activations
+        return LIBRARIES + max(fit, self.sampling, self.scoring)
 
 
 def memory_per_rank(
@@ -66,6 +77,8 @@ def memory_per_rank(
     bf16: bool,
     ranks: int,
     stage: int,
+    rows: int,
+    length: int,
 ) -> Memory:
     """Estimate of the memory of one rank.
 
@@ -80,15 +93,22 @@ def memory_per_rank(
         bf16: Weights and gradients in two bytes, with fp32 copies in the optimizer.
         ranks: World size.
         stage: ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too.
+        rows: Examples that are sampled together.
+        length: Tokens of each, prompt included.
     """
     size = 2 if bf16 else 4
     optimizer = parameters * (12 if bf16 else 8)
     # About 34 bytes a token, layer and unit of width without recomputation (Korthikanti et al. 2022,
-    # 2205.05198), and the logits.
-    activations = tokens * (17 * size * num_layers * width + vocab_size * (4 + 2 * size))
+    # 2205.05198), and the logits with their gradients.
+    activations = tokens * (17 * size * num_layers * width + vocab_size * 2 * size)
+    buckets = parameters * size if stage else 0  # where DeepSpeed gathers gradients
+    cache = rows * length * num_layers * 2 * width * size
     return Memory(
         weights=parameters * size // (ranks if stage >= 3 else 1),
         gradients=parameters * size // (ranks if stage >= 2 else 1),
         optimizer=optimizer // (ranks if stage >= 1 else 1),
-        activations=activations,
+        activations=activations + buckets,
+        sampling=parameters * size + cache + rows * vocab_size * CHOICE_BYTES,
+        # about six vectors of a layer at a time: its input, queries, keys, values, and the wide one's parts
+        scoring=parameters * size + BATCH_TOKENS * size * (vocab_size + 12 * width),
     )

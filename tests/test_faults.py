@@ -28,8 +28,8 @@ from harness.errors import StoreError
 
 pytestmark = pytest.mark.ray
 
-LONG = {"learner.train.epochs": 36, "generations": 1, "resources.checkpoint_s": 0.2}
-"""A fit of a few seconds with several checkpoints."""
+LONG = {"learner.train.epochs": 24, "generations": 0, "resources.checkpoint_s": 0.2}
+"""A fit of a few seconds with several checkpoints; another one follows where a chain must go on."""
 PAIR = LONG | {"learner.train.epochs": 18, "resources.ranks": 2}
 """Two ranks, which take longer for a step than one."""
 
@@ -43,20 +43,21 @@ def clean(
 
     def run(config: Path) -> dict[str, bytes]:
         cell = yaml.safe_load(config.read_text())
-        # the rest of the resources changes no bits
-        same = {"ranks", "zero_stage", "micro_batch", "sample_batch", "threads"}
-        name = json.dumps(
-            cell | {"resources": {k: v for k, v in cell.get("resources", {}).items() if k in same}},
-            sort_keys=True,
-        )
-        place = shared_folder / f"clean-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        with once(place) as first:
+        # the rest of the resources changes no bits, and studies that agree in these share a store
+        names = {"ranks", "zero_stage", "micro_batch", "sample_batch", "threads"}
+        same = {name: value for name, value in cell.pop("resources", {}).items() if name in names}
+        place, study = (shared_folder / f"clean-{_digest(part)}" for part in (same, [same, cell]))
+        with once(study) as first:
             if first:
                 summary, _, lines = run_study(config, place, "resources.checkpoint_s=1000")
                 assert summary.exit_code == 0, lines
         return result(config, place)
 
     return run
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def meanwhile(
@@ -79,7 +80,7 @@ def meanwhile(
 def test_a_killed_rank_goes_on_from_the_last_checkpoint(
     make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
 ) -> None:
-    config, root = make_config(TEXT, **PAIR), tmp_path / "root"
+    config, root = make_config(TEXT, **PAIR | {"generations": 1}), tmp_path / "root"
     expected = clean(config)
     thread = meanwhile(root, "checkpointed", lambda _: ranks_of(root)[-1].kill())
     summary, _, lines = run_study(config, root)
@@ -278,7 +279,7 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
 ) -> None:
     """A cluster of two nodes with room for one gang each; the second is killed, raylet, workers and all."""
     config, root = (
-        make_config(TEXT, **LONG, grid={"seed": [0, 1]}, **{"resources.max_failures": 0}),
+        make_config(TEXT, **LONG | {"generations": 1, "resources.max_failures": 0}, grid={"seed": [0, 1]}),
         tmp_path / "root",
     )
     expected = clean(config)
@@ -315,10 +316,7 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
 def test_without_ray_or_its_driver_a_run_ends_at_once(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
-    config, root = (
-        make_config(TEXT, **LONG | {"learner.train.epochs": 60, "generations": 0}),
-        tmp_path / "root",
-    )
+    config, root = (make_config(TEXT, **LONG | {"learner.train.epochs": 60}), tmp_path / "root")
     expected, saved = clean(config), 0
     for victim in ("gcs_server", "raylet", "driver"):
         run = start(tag, "run", config, "--root", root)

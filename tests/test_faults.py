@@ -630,9 +630,8 @@ def test_coordinators_on_one_store_share_the_work(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
     grid = {"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]}
-    # With two threads a gang has this machine's two cores, so that each coordinator starts one and not two.
-    changes = {"generations": 1, "learner.train.epochs": 4, "resources.threads": 2}
-    config, root = make_config(TEXT, grid=grid, **changes), tmp_path / "root"
+    config = make_config(TEXT, grid=grid, generations=1, **{"learner.train.epochs": 4})
+    root = tmp_path / "root"
     runs = [start(tag, "run", config, "--root", root, "--json") for _ in range(3)]
     summaries = []
     for run in runs:

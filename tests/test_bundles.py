@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from bundled import at, run_bundles, table
 from chains import run_all
@@ -31,7 +33,9 @@ from harness.inspection.status import chain_states
 from harness.inventory.slices import make_slices, missing
 from harness.learners.analytic.family import Chains, make_family
 from harness.reporting import ledger
+from harness.reporting.statistics import curves
 from harness.store import Experiment, Leases, Owner, Store
+from harness.store.bundles import CHAIN
 from harness.study import commit_data, open_study
 
 CASES: dict[str, dict[str, Any]] = {
@@ -84,6 +88,26 @@ BASE = {"experiment": "bundles", "generations": 4, "tracking": {"wandb": "disabl
 
 def export(prepared: Any, store: Store) -> pd.DataFrame:
     return pd.DataFrame(ledger.rows(prepared, store))
+
+
+def test_chains_that_left_no_generation_have_no_rows(make_config: Make, tmp_path: Path) -> None:
+    """The reader of a chain that diverged at once is done, with nothing."""
+    config = make_config({**BASE, **CASES["regression"], "grid": {"seed": [0, 1]}})
+    prepared, store = run_bundles(config, tmp_path / "whole")
+    rows_of = pq.read_table(store.bundles.folder / store.bundles.names()[0])
+    chains = {chain.key: chain.generations for chain in prepared.bundles}
+    provenance = store.bundles.provenance(store.bundles.names()[0])
+    for name, kept in (
+        ("none", rows_of.slice(0, 0)),
+        ("one", rows_of.filter(pc.equal(rows_of[CHAIN], min(chains)))),
+    ):
+        other = Store.open(tmp_path / name)
+        other.bundles.commit(kept, chains, provenance)
+        rows = ledger.rows(prepared, other, provenance=True)
+        assert len(rows) == len(kept) and {row["seed"] for row in rows} <= {0, 1}
+        ledger.write(rows, "csv", tmp_path / "table.csv")
+        assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + len(kept)
+        assert len(curves(rows, [], "test/nll").get((), {})) == len(kept)
 
 
 @pytest.mark.parametrize("name", CASES)

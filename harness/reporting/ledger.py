@@ -115,9 +115,9 @@ def _bundled(prepared: Prepared, store: Store, provenance: bool) -> tuple[npt.ND
             places.append(place)
             starts.append(start)
             lengths.append(min(count, chain.generations + 1))
-    size = np.array(lengths)
-    chain_of = np.repeat(np.array(places, dtype=np.int64), size)
-    places_of = np.repeat(np.array(starts) - (np.cumsum(size) - size), size) + np.arange(size.sum())
+    owner, start_of, size = (np.array(numbers, dtype=np.int64) for numbers in (places, starts, lengths))
+    chain_of = np.repeat(owner, size)
+    places_of = np.repeat(start_of - (np.cumsum(size) - size), size) + np.arange(size.sum())
     columns = {"generation": table["generation"], "fit": pc.add(table["generation"], 1), "key": table["fit"]}
     columns |= {"status": table["status"], "parent_key": table["parent"]}
     metrics = {name: table[name] for name in table.column_names if "/" in name}

@@ -210,13 +210,11 @@ class Trainer:
         engine.train_mode(True)
         while progress.step < schedule.steps:
             self._advance(engine, schedule, task, progress, cache)
-            if progress.step % CHECK_EVERY == 0 or progress.step == schedule.steps:
-                if engine.skipped or not all(
-                    map(math.isfinite, self._reduced(progress.losses[-CHECK_EVERY:]))
-                ):
-                    status = "diverged"
-                    break
-            if progress.step == first or progress.step % CHECK_EVERY == 0 or progress.step == schedule.steps:
+            check = progress.step % CHECK_EVERY == 0 or progress.step == schedule.steps
+            if check and not self._is_finite(engine, progress):
+                status = "diverged"
+                break
+            if check or progress.step == first:
                 rate = (progress.tokens - before) / (time.monotonic() - started)
                 task.report(progress.step, schedule.steps, rate)
             if self._ends_epoch(schedule, progress.step):
@@ -329,6 +327,10 @@ class Trainer:
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
         return total
+
+    def _is_finite(self, engine: Engine, progress: _Progress) -> bool:
+        """Whether the last losses and gradients are finite, on all ranks; collective."""
+        return not engine.skipped and all(map(math.isfinite, self._reduced(progress.losses[-CHECK_EVERY:])))
 
     def _reduced(self, losses: list[torch.Tensor]) -> list[float]:
         """The losses of some steps, summed over the ranks."""

@@ -178,10 +178,8 @@ class LanguageModelLearner:
         test, corpus, spec, measured = self.data.test, task.corpus, task.spec.fit, task.spec.measured.section
         copying = self._copying(task)
 
-        done, pieces = (
-            itertools.count(1),
-            len(task.others) + (2 if task.is_first else 3) + (task.texts is None),
-        )
+        done = itertools.count(1)
+        pieces = len(task.others) + (2 if task.is_first else 3) + (task.texts is None)
 
         def scores(name: str, model: Callable[[], Path], examples: Examples) -> npt.NDArray[np.float64]:
             found = task.piece(

@@ -40,13 +40,14 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
             length: Tokens there is room for.
         """
         super().__init__()
-        self._length, self._read = length, 0
+        self._length = length
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add what some tokens have; returns what all have, both [rows, heads, tokens, width]."""
-        start, end = self._read, self._read + key_states.shape[-2]
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._room = [
@@ -55,7 +56,6 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
             ]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room[:, :, start:end] = new
-        self._read = end
         self.keys, self.values = (room[:, :, :end] for room in self._room)
         return self.keys, self.values
 

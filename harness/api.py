@@ -188,6 +188,9 @@ def run(
         harness.errors.HarnessError: The configuration is wrong, the machine too small, the store cannot be
             written.
     """
+    from harness.ray_access import check_ray
+
+    check_ray()
     from harness.coordinator.cluster import RayPlace
     from harness.coordinator.display import SilentDisplay
     from harness.coordinator.session import check_this_machine, run_study
@@ -225,9 +228,9 @@ def plan(config: StudyLike, root: str | Path = "runs", assignments: Sequence[str
         root: The store; it need not be there.
         assignments: As for ``--set``: ``["generations=5"]``.
     """
-    from harness.coordinator.cluster import usable_cpus
     from harness.coordinator.scheduler import Capacity
     from harness.inspection.planner import plan as make_plan
+    from harness.proc import usable_cpus
     from harness.store import Store
 
     with _opened(config, assignments, Store.read(Path(root))) as (prepared, store):

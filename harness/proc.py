@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import time
 from collections.abc import Iterable
@@ -58,6 +59,16 @@ def cpu_quota() -> float | None:
         return int(quota[0]) / int(quota[1])
     quota = [control_group("cpu.cfs_quota_us"), control_group("cpu.cfs_period_us")]
     return int(quota[0]) / int(quota[1]) if all(part.isdigit() for part in quota) else None
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use.
+
+    Those that it may run on, and no more than its container's quota, rounded down.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 def reset_peak_memory() -> None:

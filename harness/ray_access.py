@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from importlib.util import find_spec
 from pathlib import Path
+
+from harness.errors import ResourceError
 
 TOKEN = "token"
 """The file with the secret of a Ray, which only its user may read."""
@@ -25,6 +28,22 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's own switch for machines on which it must not listen to the network (macOS asks its user about each
 port)."""
 MODE, PATH, VALUE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"
+
+
+def check_ray() -> None:
+    """Look for Ray without importing it: everything but running a study works without it.
+
+    Raises:
+        ResourceError: It is not installed.
+    """
+    try:
+        found = find_spec("ray") is not None
+    except (ImportError, ValueError):
+        found = False
+    if not found:
+        raise ResourceError(
+            "a study runs in Ray's actors, and Ray is not installed here; pip install model-collapse-harness"
+        )
 
 
 def write_token(path: Path) -> None:

@@ -21,11 +21,10 @@ from chains import Events, contents, run_all
 from conftest import GAUSSIAN, Make
 
 from harness import proc
-from harness.coordinator.cluster import usable_cpus
 from harness.coordinator.revision import source_revision
 from harness.errors import DamagedError
 from harness.files import verify
-from harness.proc import peak_memory, reset_peak_memory
+from harness.proc import peak_memory, reset_peak_memory, usable_cpus
 from harness.science import key_of
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.store.health import collect, examine, needs

@@ -30,6 +30,7 @@ from harness.cli.app import (
     tell_damage,
 )
 from harness.errors import GangError, InputError, ResourceError
+from harness.ray_access import check_ray
 from harness.stop import Stop
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def run(
     listen()
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, _ = prepare(config, assignments, root, scratch)
+        check_ray()
         if address is None and not slurm:
             from harness.coordinator.session import check_this_machine
 
@@ -138,11 +140,11 @@ def plan(
 
     Example: harness plan study.yaml --nodes 4 --gpus-per-node 8
     """
-    from harness.coordinator.cluster import check_feasible, usable_cpus
     from harness.coordinator.scheduler import Capacity
-    from harness.coordinator.shapes import shape_of
+    from harness.coordinator.shapes import check_feasible, shape_of
     from harness.inspection.planner import plan as make_plan
     from harness.inventory.memory import check_memory, has_gpus
+    from harness.proc import usable_cpus
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)

@@ -23,22 +23,11 @@ from ray._private.services import node_ip_address_from_perspective
 
 from harness.coordinator import guard
 from harness.coordinator.private import environment, without_helpers
-from harness.coordinator.scheduler import Capacity, Shape, feasible
+from harness.coordinator.scheduler import Capacity
 from harness.errors import GangError, ResourceError
-from harness.proc import cpu_quota
+from harness.proc import usable_cpus
 from harness.ray_access import FOLDER, LOOPBACK, TOKEN, joining_tokens, own_token, write_token
 from harness.stop import Stop
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use.
-
-    Those that it may run on, and no more than its container's quota, rounded down.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota()
-    return allowed if quota is None else max(1, min(allowed, int(quota)))
-
 
 WATCH_S = 1.0
 """Seconds between looks at Ray's own processes."""
@@ -402,22 +391,3 @@ def unreachable(nodes: Collection[str]) -> set[str]:
         except OSError:
             gone.add(name)
     return gone
-
-
-def check_feasible(shapes: Collection[Shape], found: Collection[Capacity]) -> None:
-    """Check that every gang fits the machines before anything waits.
-
-    Raises:
-        ResourceError: Says what is asked for and what there is.
-    """
-    for shape in sorted(set(shapes)):
-        if feasible(shape, list(found)):
-            continue
-        kind = "GPU" if shape.gpus else "CPU"
-        asked = shape.ranks * (shape.gpus or shape.cpus)
-        sizes = [machine.gpus if shape.gpus else machine.cpus for machine in found]
-        raise ResourceError(
-            f"resources.ranks: this grid asks for {asked} {kind}s a gang ({shape.ranks} ranks x "
-            f"{shape.gpus or shape.cpus}); the largest machine has {max(sizes, default=0):g}, all "
-            f"{len(sizes)} together {sum(sizes):g}; lower resources.ranks or resources.threads"
-        )

@@ -19,16 +19,17 @@ from harness import terminal
 from harness.config.schema import Config
 from harness.config.source import Source
 from harness.coordinator.bundles import BundleRun
-from harness.coordinator.cluster import RayPlace, check_feasible, connected, usable_cpus
+from harness.coordinator.cluster import RayPlace, connected
 from harness.coordinator.coordinator import Coordinator
 from harness.coordinator.processes import reap
 from harness.coordinator.scheduler import Capacity
-from harness.coordinator.shapes import shape_of
+from harness.coordinator.shapes import check_feasible, shape_of
 from harness.coordinator.summary import Display, RunSummary
 from harness.errors import GangError, ResourceError
 from harness.inventory import Inventory
 from harness.inventory.memory import check_memory, has_gpus
 from harness.inventory.retention import kept_by_chain
+from harness.proc import usable_cpus
 from harness.science import Chain
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases

@@ -1,0 +1,70 @@
+"""Several ranks on this machine, each a process: gloo, or NCCL with a GPU for each; no Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+BEGINNING = """
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from harness.learners.language_model.distributed import TorchRanks, join_store, open_store
+
+rank, size, place = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+arguments = json.loads(sys.argv[4])
+if rank == 0:
+    store, _, port = open_store(size)
+    (place / "port.part").write_text(str(port))
+    (place / "port.part").rename(place / "port")
+else:
+    while not (place / "port").exists():
+        time.sleep(0.02)
+    store = join_store("127.0.0.1", int((place / "port").read_text()), size)
+ranks = TorchRanks(rank, size, store, threads=1)
+found = {}
+"""
+END = """
+ranks.barrier()
+ranks.close()
+print(json.dumps(found))
+"""
+
+
+def run_ranks(program: str, size: int, on_gpus: bool = False, **arguments: Any) -> list[dict[str, Any]]:
+    """Run a program on all ranks: it has ``ranks`` and ``arguments``, and puts what it found into ``found``.
+
+    Returns what each found, in the order of ranks.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for rank in range(size):
+            path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+            given = {"CUDA_VISIBLE_DEVICES": str(rank)} if on_gpus else {}
+            command = [sys.executable, "-c", BEGINNING + program + END]
+            started.append(
+                subprocess.Popen(
+                    [*command, str(rank), str(size), folder, json.dumps(arguments)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, **given, "PYTHONPATH": path},
+                )
+            )
+        try:
+            said = [process.communicate(timeout=240) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+    for process, (_, errors) in zip(started, said, strict=True):
+        assert process.returncode == 0, errors[-4000:]
+    return [json.loads(output.splitlines()[-1]) for output, _ in said]

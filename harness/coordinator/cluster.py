@@ -35,6 +35,9 @@ REFUSALS = 3
 """A head that refuses this many connections in a row is gone."""
 PROBE_S = 2.0
 JOIN_LOOK_S = 0.2
+JOIN_TRIES = {"RAY_gcs_server_port_wait_time_s": "3"}
+"""How often Ray tries to join one that answers already, a second apart; 20 times where nothing is said, which a
+wrong token takes too."""
 PREFIX = "hr-"
 GCS_ADDRESS = "--gcs-address="
 
@@ -192,9 +195,11 @@ _COMMON: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR,
 def _joined(place: RayPlace, address: str) -> Iterator[None]:
     """Join the Ray at an address; what its libraries write about a failure becomes one message."""
     loopback = LOOPBACK if _only_on_loopback(address) else {}
+    # one that was started for this run may still be on its way
+    tries = {} if place.nodes or os.environ.keys() & JOIN_TRIES.keys() else JOIN_TRIES
     reason = ""
     for token in joining_tokens():
-        with environment(**token, **loopback), _captured_stderr() as said:
+        with environment(**token, **loopback, **tries), _captured_stderr() as said:
             try:
                 ray.init(address=address, **_COMMON)
             except (OSError, RuntimeError, ValueError) as error:

@@ -36,8 +36,8 @@ REFUSALS = 3
 PROBE_S = 2.0
 JOIN_LOOK_S = 0.2
 JOIN_TRIES = {"RAY_gcs_server_port_wait_time_s": "3"}
-"""How often Ray tries to join one that answers already, a second apart; 20 times where nothing is said, which a
-wrong token takes too."""
+"""How often Ray tries to join one that answers already, a second apart; 20 times where nothing is said, also
+with a wrong token."""
 PREFIX = "hr-"
 GCS_ADDRESS = "--gcs-address="
 

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from processes import start, tagged, wait_for
 
 from harness.config.schema import MixtureData, ShapeData
-from harness.coordinator.session import work_left
 from harness.data.analytic import make_truth
 from harness.errors import InputError
 from harness.inspection.explain import Explainer
 from harness.inspection.status import chain_states
+from harness.inventory import Inventory
 from harness.inventory.slices import make_slices, missing
 from harness.learners.analytic.family import Chains, make_family
 from harness.reporting import ledger
@@ -590,11 +590,11 @@ def test_a_reader_ends_with_the_chain_that_writes_for_it(make_config: Make, tmp_
         assert {
             seed for (design, seed), state in states.items() if design == "fresh" and state == "unreachable"
         } == ended
-        assert not work_left(prepared, store)
+        assert not Inventory(prepared, store).work_left
         chain = next(
             c for c in prepared.chains if c.seed in ended and prepared.axes(c)["learner.design"] == "fresh"
         )
-        assert Explainer(prepared, store).explain(chain)[-1].reason == "unreachable"
+        assert Explainer(prepared, store, chain).explain()[-1].reason == "unreachable"
 
 
 @pytest.mark.parametrize("generation", [2, 4])

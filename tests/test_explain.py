@@ -22,7 +22,7 @@ def explained(config: Path, root: Path, *assignments: str) -> list[Explanation]:
     store = Store.read(root)
     prepared, scratch = open_study(config, assignments, store)
     with scratch:
-        return Explainer(prepared, store).explain(prepared.lineage.chains[0])
+        return Explainer(prepared, store, prepared.lineage.chains[0]).explain()
 
 
 def reasons(found: list[Explanation]) -> list[str]:

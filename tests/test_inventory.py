@@ -12,7 +12,6 @@ from chains import Events, open_prepared, run_all
 from conftest import GAUSSIAN, Make
 
 from harness.coordinator.scheduler import Capacity
-from harness.coordinator.session import work_left
 from harness.files import read_json, seal, write_json
 from harness.inspection.explain import Explainer
 from harness.inspection.planner import plan
@@ -101,14 +100,13 @@ def agree(config: Path, root: Path, expected: set[str]) -> None:
     assert found.left == expected
     assert plan(prepared, store, [Capacity(2, 0)]).generations_stored == total - len(expected)
     states = {state.chain: state for state in chain_states(prepared, store)}
-    explainer = Explainer(prepared, store)
     for chain in prepared.lineage.chains:
         first = next((place for place, key in enumerate(chain.nodes) if key in expected), len(chain.nodes))
         assert states[chain.id].committed == first == found.committed(chain)
         assert (
             (states[chain.id].state == "complete") == (first == len(chain.nodes)) == found.is_complete(chain)
         )
-        reasons = [item.reason for item in explainer.explain(chain)]
+        reasons = [item.reason for item in Explainer(prepared, store, chain).explain()]
         assert [reason == "committed" for reason in reasons] == [key not in expected for key in chain.nodes]
     assert touched(config, root) == expected
     prepared, store = open_prepared(config, root)
@@ -144,9 +142,9 @@ def test_a_chain_that_ended_before_a_shared_refresh_stays_ended(
     prepared, store = looked_at(config, root)
     found = Inventory(prepared, store)
     assert found.diverged == {ended.nodes[1]} and not found.left and found.gone == set(ended.nodes[3:])
-    assert not work_left(prepared, store)
+    assert not Inventory(prepared, store).work_left
     assert plan(prepared, store, [Capacity(2, 0)]).generations_stored == len(prepared.lineage.nodes)
-    assert [item.reason for item in Explainer(prepared, store).explain(ended)] == ["committed", "diverged"]
+    assert [item.reason for item in Explainer(prepared, store, ended).explain()] == ["committed", "diverged"]
     assert [state.state for state in chain_states(prepared, store)] == ["diverged", "complete"]
     rows = [row["generation"] for row in ledger.rows(prepared, store) if row["chain"] == ended.id]
     assert rows == [0, 1], "what the other chain shares is not its own"
@@ -175,7 +173,7 @@ def test_a_writer_that_ended_in_its_last_generation_ends_its_reader(
     prepared, store = looked_at(config, root)
     found = Inventory(prepared, store)
     assert found.diverged == {writer.nodes[-1]} and reader.nodes[-1] in found.gone and not found.left
-    assert Explainer(prepared, store).explain(reader)[-1].reason == "unreachable"
+    assert Explainer(prepared, store, reader).explain()[-1].reason == "unreachable"
     assert touched(config, root) == set()
 
 
@@ -209,9 +207,31 @@ def test_explain_reads_what_it_is_asked_for(
     record(store, prepared.lineage.nodes[other.nodes[1]])
     looked, check = list[str](), store.check
     monkeypatch.setattr(store, "check", lambda kind, key: (looked.append(key), check(kind, key)))
-    found = Explainer(prepared, store).explain(asked)
+    found = Explainer(prepared, store, asked).explain()
     assert [item.reason for item in found] == ["committed", "committed", "damaged", "committed"]
     assert set(looked) == set(asked.nodes)
+
+
+def test_a_run_looks_at_what_is_whole_once(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First through a store that is read, then through one that sets aside what is damaged."""
+    config, root = make_config(GAUSSIAN, **ONE), tmp_path / "root"
+    run_all(config, root)
+    prepared, _ = looked_at(config, root)
+    first, damaged, late, last = prepared.lineage.chains[0].nodes
+    record(Store.read(root), prepared.lineage.nodes[damaged])
+    (root / "evaluations" / late).rename(tmp_path / late)
+    looked, check = list[str](), Store.check
+    monkeypatch.setattr(Store, "check", lambda self, kind, key: (looked.append(key), check(self, kind, key)))
+    found = Inventory(prepared, Store.read(root))
+    assert sorted(looked) == sorted([first, damaged, last]) and found.left == {damaged, late}
+    looked.clear()
+    (tmp_path / late).rename(root / "evaluations" / late)  # by somebody else, meanwhile
+    found.reopen(Store.open(root, found.store))
+    assert sorted(looked) == sorted([damaged, late]) and found.left == {damaged}
+    assert [path.name.split("-")[1] for path in (root / "damaged").iterdir()] == [damaged]
+    assert found.store.record(first) is not None and len(looked) == 2
 
 
 def other(prepared: Prepared, chain: Chain) -> set[str]:

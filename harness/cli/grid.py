@@ -281,7 +281,7 @@ def explain(
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)
         wanted = prepared.find_chain(chain)
-        found = Explainer(prepared, store).explain(wanted)
+        found = Explainer(prepared, store, wanted).explain()
     if json_output:
         print_json({"chain": wanted.id, "generations": [asdict(item) for item in found]})
         return

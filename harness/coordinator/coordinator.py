@@ -26,9 +26,8 @@ from harness.inventory import Inventory
 from harness.inventory.retention import Eviction
 from harness.science import Branch, Chain, cut
 from harness.stop import Stop
-from harness.store import Experiment, Leases, Store
+from harness.store import Experiment, Leases
 from harness.store.leases import bury
-from harness.study import Prepared
 
 TICK_S = 0.25
 POLL_S = 1.0
@@ -56,8 +55,7 @@ class Coordinator:
 
     def __init__(
         self,
-        prepared: Prepared,
-        store: Store,
+        inventory: Inventory,
         experiment: Experiment,
         leases: Leases,
         found: tuple[Capacity, ...],
@@ -66,11 +64,10 @@ class Coordinator:
         stop: Stop,
         idle_s: float | None = None,
     ) -> None:
-        """Look at the store.
+        """Look at the machines; what is there is known.
 
         Args:
-            prepared: The study.
-            store: The store.
+            inventory: What the store, open for writing, has of the study.
             experiment: The experiment's folder.
             leases: As this coordinator sees them.
             found: The machines of the cluster.
@@ -81,7 +78,8 @@ class Coordinator:
                 wait for them.
         """
         assert leases.owner is not None
-        self.prepared, self.store, self.experiment, self.leases = prepared, store, experiment, leases
+        self.inventory, self.experiment, self.leases = inventory, experiment, leases
+        self.prepared, self.store = prepared, store = inventory.prepared, inventory.store
         self.machines, self.display, self.on_chain, self.stop = found, display, on_chain, stop
         self._lost: set[str] = set()
         self.id = leases.owner.id
@@ -91,7 +89,6 @@ class Coordinator:
         cells = prepared.study.cells
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
         self.shapes = {b.id: shape_of(cells[self._cell_of(b)].config, gpus) for b in self.branches.values()}
-        self.inventory = Inventory(prepared, store)
         self.tally = Tally(self.inventory, self.id)
         self._sharers = Counter(node for chain in self.lineage.chains for node in chain.nodes)
         self.failed: dict[str, str] = {}

@@ -134,8 +134,9 @@ def run_study(
     """
     base = prepared.study.base
     Store.check_writable(root)
-    if not work_left(prepared, Store.read(root)):
-        return _only_read(prepared, Store.open(root), source)
+    inventory = Inventory(prepared, Store.read(root))
+    if not inventory.work_left:
+        return _only_read(prepared, Store.open(root, inventory.store), source)
     gangs = _Gangs()
     with place() as where, connected(where, gangs.ray_is_lost, on_connected, stop) as machines:
         gpus = any(machine.gpus for machine in machines)
@@ -143,7 +144,7 @@ def run_study(
             check_feasible({shape_of(cell.config, gpus) for cell in prepared.study.cells}, machines)
         except ResourceError as error:
             raise source.located(error) from None
-        store = Store.open(root)
+        store = Store.open(root, inventory.store)
         experiment = Experiment(store.root, base.experiment)
         if not commit_data(prepared, store, stop.is_set):
             raise GangError("stopped while another run wrote the data of this study")
@@ -166,8 +167,9 @@ def run_study(
                         [item for item in mirrored(prepared) if not isinstance(item, Chain)],
                     )
             if prepared.lineage.chains:
+                inventory.reopen(store)
                 coordinator = Coordinator(
-                    prepared, store, experiment, leases, machines, display, on_chain, stop, idle_s
+                    inventory, experiment, leases, machines, display, on_chain, stop, idle_s
                 )
                 gangs.coordinator = coordinator
                 summary += coordinator.run()
@@ -190,12 +192,6 @@ def _mode(config: Config) -> Literal["offline", "online", "disabled"]:
 
 def _leases(store: Store, config: Config) -> AbstractContextManager[Leases]:
     return own_leases(store.root, config.resources.lease_s, {"experiment": config.experiment})
-
-
-def work_left(prepared: Prepared, store: Store) -> bool:
-    """Whether any generation that exists is still to be computed."""
-    inventory = Inventory(prepared, store)
-    return bool(inventory.left or inventory.missing)
 
 
 def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSummary, list[str]]:

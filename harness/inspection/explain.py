@@ -82,18 +82,18 @@ class Explanation:
 class Explainer:
     """Compares a chain with what a store holds; reads only."""
 
-    def __init__(self, prepared: Prepared, store: Store) -> None:
-        """Keep what is compared."""
-        self.prepared, self.store = prepared, store
-
-    def explain(self, chain: Chain | BundledChain) -> list[Explanation]:
-        """Every generation of a chain, in order; a bundled chain is there as a whole, or not."""
+    def __init__(self, prepared: Prepared, store: Store, chain: Chain | BundledChain) -> None:
+        """Look at what is there of the chain."""
+        self.prepared, self.store, self.chain = prepared, store, chain
         asked = () if isinstance(chain, BundledChain) else chain.nodes
-        self.inventory = Inventory(self.prepared, self.store, asked)
-        if isinstance(chain, BundledChain):
-            return self._bundled(chain)
+        self.inventory = Inventory(prepared, store, asked)
+
+    def explain(self) -> list[Explanation]:
+        """Every generation of the chain, in order; a bundled chain is there as a whole, or not."""
+        if isinstance(self.chain, BundledChain):
+            return self._bundled(self.chain)
         found: list[Explanation] = []
-        for key in chain.nodes:
+        for key in self.chain.nodes:
             node = self.prepared.lineage.nodes[key]
             found.append(self._one(node, behind=bool(found) and found[-1].reason != "committed"))
             if found[-1].reason in ("diverged", "unreachable"):

@@ -101,6 +101,18 @@ class Inventory:
 
     # --- what is done ---------------------------------------------------------------------------------------
 
+    def reopen(self, store: Store) -> None:
+        """Go on with the store open for writing: what was not complete is looked at again, and set aside.
+
+        Args:
+            store: The same root (`Store.open`).
+        """
+        self.store = store
+        for key in self.news():
+            self.note(key)
+        if self.prepared.bundles:
+            self.places = store.bundles.index()
+
     def is_there(self, key: str) -> bool:
         """Whether a node is complete by now.
 
@@ -136,6 +148,11 @@ class Inventory:
     def missing(self) -> list[BundledChain]:
         """Bundled chains that are not there, or not to their whole length."""
         return missing(self.prepared, self.places)
+
+    @property
+    def work_left(self) -> bool:
+        """Whether any generation that exists is still to be computed."""
+        return bool(self.left or self.missing)
 
     def is_complete(self, chain: Chain | BundledChain) -> bool:
         """Whether a chain has all the generations that there will ever be of it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -52,7 +52,7 @@ class Loss:
         )
 
 
-def losses(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]:
+def losses(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]:
     """For every ``share/...`` and the seeds in which it is there in generation 0: when it is lost first."""
     table = Rows.of(rows)
     found: dict[tuple[tuple[Any, ...], str], dict[int, int | None]] = {}
@@ -108,7 +108,7 @@ class Critical:
 
 
 def critical_ratios(
-    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str, seeds: Collection[int] = ()
+    rows: Iterable[Mapping[str, Any]], axes: Sequence[str], metric: str, seeds: Collection[int] = ()
 ) -> list[Critical]:
     """The critical ratio of every setting of the other axes that has three ratios or more.
 

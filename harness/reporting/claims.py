@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,7 +49,7 @@ class Judgement:
     reason: str = ""
 
 
-def judge(prepared: Prepared, rows: Sequence[Mapping[str, Any]]) -> list[Judgement]:
+def judge(prepared: Prepared, rows: Iterable[Mapping[str, Any]]) -> list[Judgement]:
     """The verdict on every claim of a configuration.
 
     Args:

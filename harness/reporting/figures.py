@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import matplotlib
@@ -65,7 +65,7 @@ def panels(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> list[tuple[
 
 
 def metric_figure(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
     axes: Sequence[str],
     metric: str,
     theory: Mapping[tuple[Any, ...], Sequence[float]] | None = None,
@@ -230,7 +230,7 @@ def histogram_figure(
     return figure
 
 
-def bands_figure(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Figure | None:
+def bands_figure(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> Figure | None:
     """Over- and under-representation of each frequency band in the last generation, one line per cell."""
     names = sorted(name for name in Rows.of(rows).names if name.startswith("text/band_"))
     if not names:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ WIDE_INCHES = 10.0
 MAX_SAMPLE_CELLS = 12
 
 
-def build(prepared: Prepared, store: Store, rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+def build(prepared: Prepared, store: Store, rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
     """Write the report of an experiment.
 
     Args:
@@ -189,7 +189,7 @@ def _text(value: Any) -> str:
 
 
 def critical_table(
-    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = ()
+    rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = ()
 ) -> dict[str, Any]:
     """The critical synthetic ratios, as text: ``metric``, ``axes`` and ``lines``."""
     metric = headline(rows)
@@ -219,7 +219,7 @@ def critical_table(
     return {"metric": metric, "axes": [axis for axis in axes if axis != RATIO], "lines": lines}
 
 
-def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
+def headline(rows: Iterable[Mapping[str, Any]]) -> str | None:
     """The metric that the table shows: perplexity for text, and what each other learner loses first."""
     names = Rows.of(rows).names
     # What a package's learner measures is in no list here: then it is the first metric of those that it
@@ -228,7 +228,7 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def summary_table(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
     axes: Sequence[str],
     seeds: Sequence[int] = (),
     most: int = 11,

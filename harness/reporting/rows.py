@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ class Series:
     ended: int | None
 
 
-class Rows(Sequence[Mapping[str, Any]]):
+class Rows(Iterable[Mapping[str, Any]]):
     """A table of records, in the order of chains and generations.
 
     What all rows of a chain share (its cell, its seed) is kept once a chain, as the values that they are; all
@@ -55,30 +55,17 @@ class Rows(Sequence[Mapping[str, Any]]):
         self.shared, self.chain, self.own = shared, chain, own
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Rows:
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Rows:
         """Mappings as columns; what is columns already stays as it is."""
         if isinstance(rows, Rows):
             return rows
+        rows = list(rows)
         own = [{name: row[name] for name in row if _is_own(name)} for row in rows]
         shared = [{name: row[name] for name in row if not _is_own(name)} for row in rows]
         return cls(shared, np.arange(len(rows)), to_table(own))
 
     def __len__(self) -> int:
         return len(self.chain)
-
-    @overload
-    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Rows: ...
-
-    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | Rows:
-        if isinstance(place, slice):
-            places = np.arange(len(self))[place]
-            return Rows(self.shared, self.chain[places], self.own.take(places))
-        number = range(len(self))[place]
-        (own,) = self.own.slice(number, 1).to_pylist()
-        return {**self.shared[self.chain[number]], **own}
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         for start in range(0, len(self), BATCH_ROWS):

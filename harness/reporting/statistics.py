@@ -175,7 +175,7 @@ def _central(values: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def curves(
-    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str, seeds: Collection[int] = ()
+    rows: Iterable[Mapping[str, Any]], axes: Sequence[str], metric: str, seeds: Collection[int] = ()
 ) -> dict[tuple[Any, ...], dict[int, Aggregate]]:
     """A metric against generation for every cell: cell to generation to aggregate over seeds.
 

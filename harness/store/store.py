@@ -62,8 +62,13 @@ class Store:
         self._verified: dict[ItemKind, set[str]] = {"data": set(), "fits": set(), "evaluations": set()}
 
     @classmethod
-    def open(cls, root: Path) -> Store:
+    def open(cls, root: Path, seen: Store | None = None) -> Store:
         """Open a root for writing, and make it where there is none.
+
+        Args:
+            root: The root.
+            seen: The same root, opened for reading before: what it found whole is not compared with its
+                checksums again.
 
         Raises:
             InputError: The root cannot be written.
@@ -85,7 +90,10 @@ class Store:
                 pass
         except OSError as error:
             raise InputError(f"--root {root} cannot be written: {error.strerror}") from None
-        return cls(root)
+        store = cls(root)
+        if seen is not None:
+            store._verified = seen._verified
+        return store
 
     @staticmethod
     def check_writable(root: Path) -> None:

@@ -159,7 +159,9 @@ class LearnerPlugin:
         evaluates: Fields of ``evaluate`` that it reads; what else is given is an error.
         names_examples: Whether an evaluation's key always says how many examples are read.
         batchable: Whether many of its chains may be run in one call.
-        many_ranks: Whether it runs on more than one rank.
+        many_ranks: Whether it runs on more than one rank; then it is a `learner` of its own, whose chains run
+            one by one.
+        micro_batch: Examples per forward pass and rank, from a cell's configuration.
         extra: The extra of the harness's package that brings its libraries.
         modules: Their modules.
         seconds_per_example: Rough seconds of a generation per training example, or a function of the numbers
@@ -195,6 +197,7 @@ class LearnerPlugin:
     names_examples: bool = False
     batchable: bool = True
     many_ranks: bool = False
+    micro_batch: Callable[[Any], int] = lambda config: config.resources.micro_batch or 1
     extra: str = ""
     modules: Sequence[str] = ()
     seconds_per_example: float | Callable[[int], float] = 1e-6
@@ -405,14 +408,17 @@ def _checked(point: EntryPoint, expected: type[Any] | tuple[type[Any], ...]) -> 
     if kind is None or typing.get_args(kind.annotation) != (point.name,):
         raise TypeError(f"the section of {point.value} needs the field {name}: Literal[{point.name!r}]")
     if isinstance(plugin, LearnerPlugin):
-        _check_learner(point.value, section)
+        _check_learner(point.value, plugin)
     if getattr(plugin, "of", "corpora") not in ("corpora", "training sets"):
         raise ValueError(f"{point.value} is of {plugin.of!r}, allowed: 'corpora', 'training sets'")
     return plugin
 
 
-def _check_learner(place: str, section: type[Section]) -> None:
+def _check_learner(place: str, plugin: LearnerPlugin) -> None:
     """Two names mean something to the harness: a fit gets neither, so its family would see defaults."""
+    section = plugin.section
+    if plugin.many_ranks and (plugin.family or plugin.batchable):
+        raise TypeError(f"{place} has many_ranks, so it needs a learner, no family, and batchable=False")
     if "sample" in section.model_fields:
         raise TypeError(
             f"the section of {place} has a field sample, which is the harness's; name it otherwise"

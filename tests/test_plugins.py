@@ -149,6 +149,22 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     assert "filters.0: found 'every', allowed: " in gone.stderr
 
 
+@pytest.mark.ray
+def test_a_learner_of_a_package_on_several_ranks(site: Path, make_config: Make, tmp_path: Path) -> None:
+    """Each rank counts every other one of 41 examples; its chains are no bundles."""
+    data, root = {"source": "gaussian", "num_examples": 41}, tmp_path / "root"
+    grid = {"regime": [{"kind": "replace", "synthetic_ratio": 1.0}]}
+    changes = {"data": data, "learner": {"kind": "histogram"}, "filters": [], "generations": 1, "grid": grid}
+    config = make_config({**STUDY, **changes, "resources": {"ranks": 2}})
+    done = harness("run", config, "--root", root, path=[site])
+    assert done.returncode == 0, done.stderr
+    options = ("--format", "json", "--provenance")
+    rows = json.loads(harness("export", config, "--root", root, *options, path=[site]).stdout)
+    assert [row["provenance/world_size"] for row in rows] == [2, 2]
+    assert [(row["histogram/counted"], row["histogram/by_rank_0"]) for row in rows] == 2 * [(41, 21)]
+    assert (root / "experiments/added/trackers/files" / f"{rows[0]['chain']}.json").exists()
+
+
 def test_a_text_of_a_package_is_known_by_its_content(site: Path, make_config: Make, tmp_path: Path) -> None:
     """The same documents from a file are the same science; every field that names a text takes the name."""
     changes = {"data.source": "lab-notes", "data.tokenizer.vocab_size": 270, "data.num_examples": 64}
@@ -367,6 +383,11 @@ BROKEN = [
         f"{SECTION.format('laplace')}    init: Literal['random'] = 'random'\n"
         "f = LearnerPlugin(Odd, 1, reads=('gaussian',))\n",
         "TypeError: the field init of broken:f can only be a Literal of 'scratch' and 'previous'",
+    ),
+    (
+        "[harness.learners]\nlaplace = broken:f\n",
+        f"{SECTION.format('laplace')}f = LearnerPlugin(Odd, 1, reads=('gaussian',), many_ranks=True)\n",
+        "TypeError: broken:f has many_ranks, so it needs a learner, no family, and batchable=False",
     ),
 ]
 

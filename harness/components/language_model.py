@@ -323,6 +323,13 @@ def _check_batch(batch_size: int, ranks: int, micro: int | None) -> None:
         )
 
 
+def micro_batch(config: Any) -> int:
+    """Examples per forward pass and rank: as given, or the most up to 64 that divide a rank's part."""
+    per_rank = config.learner.train.batch_size // config.resources.ranks
+    sizes = (size for size in range(1, min(per_rank, 64) + 1) if per_rank % size == 0)
+    return config.resources.micro_batch or max(sizes)
+
+
 def turn_seconds(turn: Any) -> float:
     """Seconds of one generation (`harness.learners.base.Turn`), from the tokens that it reads and writes.
 
@@ -354,6 +361,7 @@ COMPONENT = LearnerPlugin(
     modules=("torch", "deepspeed", "transformers", "tokenizers", "datasets"),
     batchable=False,
     many_ranks=True,
+    micro_batch=micro_batch,
     check=check,
     stands_for=stands_for,
     metrics=(

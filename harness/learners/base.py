@@ -21,6 +21,8 @@ from harness.regimes import Drawn
 from harness.registry import named
 from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Prompts, Versioned, blank
 
+GROUP_MODULES = ("torch", "deepspeed")
+"""What a process group of several ranks is made with."""
 T = TypeVar("T")
 Report = Callable[[int, int, float], None]
 """Progress of a phase: done, total, tokens (or examples) per second."""
@@ -372,11 +374,12 @@ def check_installed(kind: str) -> None:
         DataError: One of them is not installed.
     """
     found = LEARNERS[kind]
-    missing = [name for name in found.modules if not is_installed(name)]
+    needed = dict.fromkeys((*found.modules, *(GROUP_MODULES if found.many_ranks else ())))
+    missing = [name for name in needed if not is_installed(name)]
     if missing:
         raise DataError(
             f"learner.kind: {kind} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
-            f"not installed; pip install 'model-collapse-harness[{found.extra}]'"
+            f"not installed; pip install 'model-collapse-harness[{found.extra or 'text'}]'"
         )
 
 

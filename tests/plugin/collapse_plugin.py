@@ -32,6 +32,13 @@ class Laplace(Section):
     """Share by which every fit makes the scale too small."""
 
 
+class Histogram(Section):
+    """Shares of bins between -5 and 5, counted by several ranks."""
+
+    kind: Literal["histogram"]
+    bins: PositiveInt = since(20)
+
+
 class Box(DataSection):
     """Uniform between 0 and a width, in every coordinate."""
 
@@ -83,6 +90,15 @@ learner = LearnerPlugin(
         Metric("laplace/log_scale", "log scale", worse="lower", shown=True),
         Metric("laplace/median", "median of the fit"),
     ),
+)
+histogram = LearnerPlugin(
+    Histogram,
+    version=1,
+    learner="collapse_histogram:HistogramLearner",
+    reads=("gaussian", "mixture", "shape", "array"),
+    metrics=(Metric("histogram/counted", "examples"), Metric("histogram/by_rank_0", "examples of rank 0")),
+    batchable=False,
+    many_ranks=True,
 )
 filter_ = FilterPlugin(Every, version=1, keep=keep)
 regime = RegimePlugin(two_latest, version=1, pools=False)

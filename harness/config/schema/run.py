@@ -239,8 +239,4 @@ class Config(Section):
     @property
     def micro_batch(self) -> int:
         """Examples per forward pass and rank."""
-        if self.resources.micro_batch is not None or not LEARNERS[self.learner.kind].many_ranks:
-            return self.resources.micro_batch or 1
-        batch_size: int = self.learner.train.batch_size  # type: ignore[union-attr]
-        per_rank = batch_size // self.resources.ranks
-        return max(size for size in range(1, min(per_rank, 64) + 1) if per_rank % size == 0)
+        return LEARNERS[self.learner.kind].micro_batch(self)

@@ -85,6 +85,20 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill processes with all that they have started, and wait until they are gone."""
+    import psutil
+
+    members: dict[psutil.Process, None] = {}
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            members |= dict.fromkeys([*process.children(recursive=True), process])
+    for member in members:
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    wait_gone(members, 5.0)
+
+
 def wait_gone(processes: Iterable[psutil.Process], timeout_s: float) -> bool:
     """Wait until processes have ended; a zombie has, whoever is to take note of it.
 

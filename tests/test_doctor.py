@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,8 +22,8 @@ from wandb_endpoint import endpoint
 
 from harness.launch.doctor import machine, network, nodes, probe, services, slurm, storage
 from harness.launch.doctor.checks import Check, ChildError, clear_scratch, run, scratch_prefix
-from harness.launch.doctor.examination import Examination, judge_alike
-from harness.launch.doctor.table import merged, shown_at
+from harness.launch.doctor.examination import Examination, merged
+from harness.launch.doctor.machine import judge_alike
 
 NAMES = {
     "slurm",
@@ -56,8 +55,8 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def only(answer: dict[str, Any], name: str) -> Check:
-    (found,) = [Check(**fields) for fields in answer["checks"] if fields["name"] == name]
+def only(checks: list[Check], name: str) -> Check:
+    (found,) = [check for check in checks if check.name == name]
     return found
 
 
@@ -106,11 +105,8 @@ def test_roots_that_cannot_hold_a_store(tmp_path: Path) -> None:
         check = only(storage.root(str(root)), "store root")
         assert check.severity == "failure" and why in check.found and check.remedy
     good = storage.root(str(tmp_path / "full" / "new" / "root"))
-    assert (
-        only(good, "store root").severity == "ok"
-        and good["above"] == str(tmp_path / "full")
-        and not good["exists"]
-    )
+    check = only(good, "store root")
+    assert check.severity == "ok" and check.facts == {"above": str(tmp_path / "full")}
     assert os.listdir(tmp_path / "full") == ["letter"]
 
 
@@ -149,9 +145,7 @@ def test_a_socket_may_have_107_bytes_and_the_doctor_counts_them(tmp_path: Path) 
 def test_a_root_that_a_group_shares(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        assert "group" not in {check["name"] for check in storage.root(str(tmp_path))["checks"]}, (
-            "it is of one person"
-        )
+        assert "group" not in {check.name for check in storage.root(str(tmp_path))}, "it is of one person"
         tmp_path.chmod(0o770)
         others = next(number for number in range(1, 100) if number not in {os.getegid(), *os.getgroups()})
         os.chown(tmp_path, -1, others if os.geteuid() == 0 else -1)
@@ -188,14 +182,14 @@ def test_devices_against_the_claim(
     device = {"name": "H", "memory": 80 * 2**30, "error": ""}
     seen = {"torch": "2.13.0", "cuda": "13.0", "devices": [device] * devices, "error": ""}
     claim = machine.DeviceClaim(claimed, None, None)
-    check = machine.judge_devices(claim, seen, "570.1" if listed else "", listed, "0,1" if claimed else None)
+    check = machine.judge_devices(claim, seen, ["570.1"] * listed, "0,1" if claimed else None)
     assert check.severity == severity and said in check.found and bool(check.remedy) == (severity != "ok")
 
 
 def test_a_device_that_is_listed_and_out_of_order_is_a_failure() -> None:
     bad = {"name": "H", "memory": 2**30, "error": "RuntimeError: ECC"}
     seen = {"torch": "2.13.0", "cuda": "13.0", "devices": [bad], "error": ""}
-    check = machine.judge_devices(machine.DeviceClaim(None, None, None), seen, "", 0, None)
+    check = machine.judge_devices(machine.DeviceClaim(None, None, None), seen, [], None)
     assert check.severity == "failure" and "GPU 0: RuntimeError: ECC" in check.found
 
 
@@ -232,31 +226,27 @@ def test_libraries_against_what_the_package_asks_for(tmp_path: Path) -> None:
     info = tmp_path / "wandb-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: wandb\nVersion: 0.1.0\n")
-    code = "import json; from harness.launch.doctor.machine import libraries; print(json.dumps(libraries()))"
+    code = "import json; from harness.launch.doctor.machine import libraries\n"
+    code += "print(json.dumps(libraries(), default=vars))"
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    other = json.loads(run([sys.executable, "-c", code], 60, {**os.environ, "PYTHONPATH": path}))
-    check = only(other, "libraries")
+    (fields,) = json.loads(run([sys.executable, "-c", code], 60, {**os.environ, "PYTHONPATH": path}))
+    check, versions = Check(**fields), only(found, "libraries").facts["versions"]
     assert check.severity == "failure" and "wandb is 0.1.0, " in check.found
-    alike = judge_alike({"n1": found["versions"], "n2": other["versions"]})
-    assert (
-        alike.severity == "failure"
-        and alike.found == f"wandb: {found['versions']['wandb']} on n1, 0.1.0 on n2"
-    )
-    assert judge_alike({"n1": found["versions"], "n2": found["versions"]}).severity == "ok"
+    alike = judge_alike({"n1": versions, "n2": check.facts["versions"]})
+    assert alike.severity == "failure" and alike.found == f"wandb: {versions['wandb']} on n1, 0.1.0 on n2"
+    assert judge_alike({"n1": versions, "n2": versions}).severity == "ok"
 
 
 @pytest.mark.slow
 def test_what_would_be_compiled_is_seen() -> None:
     assert "nothing compiled" in only(services.deepspeed(), "deepspeed").found
     code = (
-        "from harness.launch.doctor.step import refuse_compilation; compiled = refuse_compilation()\nimport "
+        "from harness.launch.doctor.children import refuse_compilation; compiled = refuse_compilation()\nimport "
         "torch\nfrom deepspeed.ops.adam import DeepSpeedCPUAdam\ntry: "
         "DeepSpeedCPUAdam([torch.nn.Parameter(torch.zeros(4))])\nexcept RuntimeError: pass\nprint(compiled)"
     )
-    assert (
-        run([sys.executable, "-c", code], 120, {**os.environ, "DS_ACCELERATOR": "cpu"}).splitlines()[-1]
-        == "['cpu_adam']"
-    )
+    said = run([sys.executable, "-c", code], 120, {**os.environ, "DS_ACCELERATOR": "cpu"})
+    assert said.splitlines()[-1] == "['cpu_adam']"
 
 
 def test_wandb_without_a_key_with_one_and_without_a_server(
@@ -323,9 +313,9 @@ def test_files_that_are_seen_late_or_never(tmp_path: Path) -> None:
     assert storage.see(str(tmp_path / "absent"), 0.05) is None
     threading.Timer(0.2, storage.make, [str(tmp_path / "late")]).start()
     assert 0.1 < (storage.see(str(tmp_path / "late"), 5.0) or 0.0) < 4.0
-    assert storage.judge_seen({("n1", "n2"): 0.01}, 30).severity == "ok"
-    assert "after 6.0 s" in storage.judge_seen({("n1", "n2"): 6.0}, 30).found
-    check = storage.judge_seen({("n1", "n2"): 0.01, ("n2", "n1"): None}, 30)
+    assert storage.judge_seen({("n1", "n2"): 0.01}).severity == "ok"
+    assert "after 6.0 s" in storage.judge_seen({("n1", "n2"): 6.0}).found
+    check = storage.judge_seen({("n1", "n2"): 0.01, ("n2", "n1"): None})
     assert check.severity == "failure" and check.found == "n1 does not see what n2 writes"
 
 
@@ -503,8 +493,8 @@ def test_many_machines_that_are_alike_are_one_line() -> None:
         Check("ray", "failure", "z", "y", "n3"),
     ]
     lines = merged(checks)
-    assert [(line.name, shown_at(line.where), line.found) for line in lines] == [
-        ("disk", "5 machines", "n1: 1 GiB free (others alike)"),
+    assert [(line.name, line.where, line.found) for line in lines] == [
+        ("disk", "n1, n2, n3, n4, n5", "n1: 1 GiB free (others alike)"),
         ("ray", "n1, n2", "x"),
         ("ray", "n3", "z"),
     ]

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,6 +119,18 @@ def print_table(table: Table) -> None:
     with console.capture() as drawn:
         console.print(table)
     terminal.write(drawn.get())
+
+
+def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | Text]], title: str | None = None) -> None:
+    """A table of columns with names, on standard output; what is too long for a terminal is folded."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in names:
+        table.add_column(cell(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(item) if isinstance(item, str) else item for item in row))
+    print_table(table)
 
 
 def say(line: str) -> None:

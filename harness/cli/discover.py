@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness import terminal
-from harness.cli.app import Assignments, ConfigPath, Json, app, cell, path, print_json, print_table
+from harness.cli.app import Assignments, ConfigPath, Json, app, path, print_json, print_rows
 from harness.errors import InputError
 
 
@@ -25,8 +25,6 @@ def list_(
 
     Example: harness list learners
     """
-    from rich.table import Table
-
     from harness.inspection.components import LISTS
 
     if what not in LISTS:
@@ -37,12 +35,7 @@ def list_(
     if json_output:
         print_json(rows)
         return
-    table = Table(box=None, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(str(value)) for value in row.values()))
-    print_table(table)
+    print_rows(rows[0], (map(str, row.values()) for row in rows))
 
 
 @app.command(rich_help_panel="A study")

@@ -22,10 +22,9 @@ from harness.cli.app import (
     Json,
     Root,
     app,
-    cell,
     prepare,
     print_json,
-    print_table,
+    print_rows,
     signals,
     tell_damage,
 )
@@ -216,8 +215,6 @@ def status(
 
     Example: harness status study.yaml
     """
-    from rich.table import Table
-
     from harness.inspection.status import chain_states
     from harness.store import Experiment
 
@@ -238,20 +235,11 @@ def status(
         raise typer.Exit(tell_damage(store))
     if not (root / "format").exists():
         terminal.show(f"note: there is no store at --root {root} yet", sys.stderr)
-    table = Table(box=None, pad_edge=False)
-    for name in ("chain", *prepared.study.columns, "seed", "generations", "state"):
-        table.add_column(cell(name))
+    axes, rows = prepared.study.columns, []
     for state in states:
-        axes = [str(state.axes.get(name, "")) for name in prepared.study.columns]
-        cells = [
-            state.chain,
-            *axes,
-            str(state.seed),
-            f"{state.committed}/{state.total}",
-            f"{state.state} {state.detail}".strip(),
-        ]
-        table.add_row(*map(cell, cells))
-    print_table(table)
+        values, done = (str(state.axes.get(name, "")) for name in axes), f"{state.committed}/{state.total}"
+        rows.append((state.chain, *values, str(state.seed), done, f"{state.state} {state.detail}".strip()))
+    print_rows(("chain", *axes, "seed", "generations", "state"), rows)
     counts: dict[str, int] = {}
     for state in states:
         counts[state.state] = counts.get(state.state, 0) + 1

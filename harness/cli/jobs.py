@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import terminal
-from harness.cli.app import cell, print_table
+from harness.cli.app import print_rows
 
 if TYPE_CHECKING:
     from harness.coordinator.cluster import RayPlace
@@ -98,18 +98,12 @@ def find_jobs(experiment: Path) -> tuple[list[ArrayTask], str]:
 
 def print_jobs(found: Sequence[ArrayTask], problem: str) -> None:
     """Jobs as a table for people."""
-    from rich.table import Table
-
     if problem:
         terminal.show(f"jobs: unknown ({problem})")
     if not found:
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("job", "state", "requeued", ""):
-        table.add_column(name)
-    for task in found:
-        table.add_row(*map(cell, (task.job, task.state.lower(), str(task.requeues), task.detail)))
-    print_table(table)
+    rows = [(task.job, task.state.lower(), str(task.requeues), task.detail) for task in found]
+    print_rows(("job", "state", "requeued", ""), rows)
 
 
 def jobs_json(found: Sequence[ArrayTask]) -> list[dict[str, Any]]:

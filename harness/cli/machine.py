@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,10 +22,13 @@ from harness.cli.app import (
     existing_store,
     path,
     print_json,
-    print_table,
+    print_rows,
     say,
 )
 from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.launch.doctor.checks import Check
 
 
 @app.command(rich_help_panel="Machine and store")
@@ -52,15 +56,44 @@ def doctor(
         return
     if repair:
         raise InputError("doctor: --repair goes with --store")
-    from harness.launch.doctor.examination import examine
-    from harness.launch.doctor.table import collect, show, summary
+    from rich.console import Console
 
-    checks = collect(examine(root))
+    from harness.launch.doctor.examination import counted, examine
+
+    checks = []
+    with Console(stderr=True).status("examining") as status:
+        for check in examine(root):
+            checks.append(check)
+            status.update(f"examining: {len(checks)} checks, {check.name} done")
+    counts = counted(checks)
     if json_output:
-        print_json(summary(checks))
+        fields = ("name", "where", "severity", "found", "remedy")
+        print_json({**counts, "checks": [{f: getattr(check, f) for f in fields} for check in checks]})
     else:
-        show(checks)
-    raise typer.Exit(EXIT_FAILED if any(check.severity == "failure" for check in checks) else 0)
+        _show(checks)
+        plural = {name: "s" if name != "ok" and count != 1 else "" for name, count in counts.items()}
+        terminal.show(", ".join(f"{count} {name}{plural[name]}" for name, count in counts.items() if count))
+    raise typer.Exit(EXIT_FAILED if counts["failure"] else 0)
+
+
+def _show(checks: list[Check]) -> None:
+    """The table of checks: for people on a terminal, one line a check for `grep` elsewhere."""
+    from rich.text import Text
+
+    from harness.launch.doctor.examination import merged
+
+    if not sys.stdout.isatty():
+        for check in checks:
+            remedy = f" -> {check.remedy}" if check.remedy else ""
+            terminal.show(f"{check.severity}: {check.name}: {check.where}: {check.found}{remedy}")
+        return
+    styles, rows = {"ok": "green", "warning": "yellow", "failure": "bold red"}, list[list[str | Text]]()
+    for check in merged(checks):
+        machines = check.where.split(", ")
+        where = check.where if len(check.where) <= 14 or not machines[1:] else f"{len(machines)} machines"
+        found = cell(check.found).append(f"\n-> {check.remedy}" if check.remedy else "", style="bold")
+        rows.append([Text(check.severity, style=styles[check.severity]), check.name, where, found])
+    print_rows(("", "check", "where", "found, and what to do"), rows)
 
 
 def _examine_store(root: Path, repair: bool, json_output: bool) -> None:
@@ -77,14 +110,8 @@ def _examine_store(root: Path, repair: bool, json_output: bool) -> None:
     if json_output:
         print_json({"damage": damage, "findings": [asdict(finding) for finding in findings]})
     else:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
-        for name in ("", "where", "what", "remedy"):
-            table.add_column(name, overflow="fold")
-        for finding in findings:
-            table.add_row(*map(cell, (finding.severity, finding.where, finding.what, finding.remedy)))
-        print_table(table)
+        rows = [(finding.severity, finding.where, finding.what, finding.remedy) for finding in findings]
+        print_rows(("", "where", "what", "remedy"), rows)
         terminal.show(f"{damage} damaged" if damage else "no damage")
     raise typer.Exit(EXIT_FAILED if damage else 0)
 

@@ -23,6 +23,7 @@ from harness.cli.app import (
     path,
     prepare,
     print_json,
+    print_rows,
     print_table,
     say,
     signals,
@@ -168,17 +169,12 @@ def sync(
 
 
 def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
-    from rich.table import Table
-
-    if not verdicts:
-        return
-    table = Table(title="claims", title_justify="left", box=None, pad_edge=False)
-    for name in ("verdict", "wanted", "found", "claim", "source"):
-        table.add_column(name, overflow="fold")
+    names, rows = ("wanted", "found", "claim", "source"), []
     for item in verdicts:
         verdict = f"{item['verdict']} ({item['reason']})" if item["reason"] else item["verdict"]
-        table.add_row(*map(cell, (verdict, item["wanted"], item["found"], item["claim"], item["source"])))
-    print_table(table)
+        rows.append((verdict, *(item[name] for name in names)))
+    if rows:
+        print_rows(("verdict", *names), rows, "claims")
 
 
 def _print_table(summary: dict[str, Any]) -> None:

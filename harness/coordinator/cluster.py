@@ -25,7 +25,7 @@ from harness.coordinator import guard
 from harness.coordinator.private import environment, without_helpers
 from harness.coordinator.scheduler import Capacity
 from harness.errors import GangError, ResourceError
-from harness.proc import usable_cpus
+from harness.proc import kill, usable_cpus
 from harness.ray_access import FOLDER, LOOPBACK, TOKEN, joining_tokens, own_token, write_token
 from harness.stop import Stop
 
@@ -111,11 +111,7 @@ def _start_guardian(folder: str) -> subprocess.Popen[bytes]:
 
 def end_children() -> None:
     """Kill everything that this process has started."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    psutil.wait_procs(children, timeout=5)
+    kill(psutil.Process().children())
 
 
 @dataclass(frozen=True)

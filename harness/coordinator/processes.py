@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.proc import wait_gone
+from harness.proc import kill
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,14 @@ def reap(processes: Sequence[ProcessId], patience_s: float = 2.0) -> int:
     Returns:
         `oom_kills` of now.
     """
-    victims = _living(processes)
-    children = []
+    victims, children = _living(processes), list[psutil.Process]()
     for process in victims:
         with contextlib.suppress(psutil.Error):
             children += process.children(recursive=True)
     deadline = time.monotonic() + patience_s
     while _living(processes) and time.monotonic() < deadline:
         time.sleep(0.02)
-    for process in [*_living(processes), *children]:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    wait_gone([*victims, *children], 5.0)
+    kill([*victims, *children])
     return oom_kills()
 
 

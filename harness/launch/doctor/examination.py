@@ -6,14 +6,16 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from harness.errors import HarnessError
 from harness.files import PROBE
 from harness.launch.doctor import machine, network, nodes, services, slurm, storage
-from harness.launch.doctor.checks import Check, ChildError, graded, text_of
+from harness.launch.doctor.checks import Check, Severity, graded, text_of
 from harness.launch.doctor.nodes import Nodes
 from harness.launch.doctor.probe import node_name
 
@@ -31,7 +33,6 @@ MACHINE: Mapping[str, float] = {
 """What every machine is asked, and its time limit."""
 ONE: Mapping[str, float] = {"ray": services.RAY_LIMIT_S, "wandb": services.WANDB_LIMIT_S, "hub": QUICK_S}
 """What one machine is asked for all."""
-SHARE = "the root must lie on one file system that all nodes mount: name another --root, or set HARNESS_ROOT"
 
 
 def examine(root: Path) -> Iterator[Check]:
@@ -42,21 +43,15 @@ def examine(root: Path) -> Iterator[Check]:
     """
     here = node_name()
     yield from _guarded("slurm", lambda: (replace(check, where=here) for check in slurm.examine()))
-    allocation = os.environ.get("SLURM_JOB_ID") and shutil.which("srun")
     try:
-        found = (
-            nodes.allocated(slurm.expand(os.environ.get("SLURM_JOB_NODELIST", "")))
-            if allocation
-            else nodes.here()
-        )
-    except (ChildError, OSError) as error:
-        yield Check(
-            "node",
-            "failure",
-            f"no machine can be examined: {error}",
-            "is the allocation still there? `squeue --me`",
-            here,
-        )
+        if os.environ.get("SLURM_JOB_ID") and shutil.which("srun"):
+            found = nodes.allocated(slurm.expand(os.environ.get("SLURM_JOB_NODELIST", "")))
+        else:
+            found = nodes.here()
+    except (HarnessError, OSError) as error:
+        remedy = "is the allocation still there? `squeue --me`"
+        wrong = graded("node", "", [f"no machine can be examined: {error}"], remedy=remedy)
+        yield replace(wrong, where=here)
         return
     try:
         yield from Examination(found, root.absolute()).checks()
@@ -69,9 +64,31 @@ def _guarded(name: str, function: Callable[[], Iterator[Check]]) -> Iterator[Che
     try:
         yield from function()
     except Exception as error:
-        yield Check(
-            name, "failure", text_of(error), "this is a defect of the harness: report it", node_name()
-        )
+        broken = graded(name, "", [text_of(error)], remedy="this is a defect of the harness: report it")
+        yield replace(broken, where=node_name())
+
+
+def counted(checks: Iterable[Check]) -> dict[str, int]:
+    """How many checks of each severity there are."""
+    found = Counter(check.severity for check in checks)
+    return {severity: found[severity] for severity in get_args(Severity)}
+
+
+def merged(checks: Iterable[Check]) -> list[Check]:
+    """One line for machines that say the same.
+
+    Those that are all well share one, with what the first of them has.
+    """
+    lines: dict[tuple[str, ...], Check] = {}
+    for check in checks:
+        key = (check.name, check.severity, *(() if check.severity == "ok" else (check.found, check.remedy)))
+        first = lines.setdefault(key, check)
+        if first is not check:
+            found = first.found
+            if check.found != found and " (others alike)" not in found:
+                found = f"{first.where}: {found} (others alike)"
+            lines[key] = replace(first, where=f"{first.where}, {check.where}", found=found)
+    return list(lines.values())
 
 
 class Examination:
@@ -85,13 +102,11 @@ class Examination:
             root: Where the store is, or would be.
         """
         self.nodes, self.root = found, root
-        self._gpus: dict[str, int] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
 
     def checks(self) -> Iterator[Check]:
-        """All checks."""
-        yield from self._told()
+        """All checks, and after each part what has gone wrong with asking."""
         parts = {
-            "libraries": self._libraries,
             "machine": self._machines,
             "store root": self._root,
             "ports": self._ports,
@@ -101,60 +116,49 @@ class Examination:
         for name, part in parts.items():
             if self.nodes.alive:
                 yield from _guarded(name, part)
-                yield from self._told()
+            yield from self._troubles()
 
-    def _told(self) -> list[Check]:
-        """What has gone wrong with asking since the last time."""
-        troubles, self.nodes.troubles = self.nodes.troubles, []
-        return troubles
+    def _troubles(self) -> list[Check]:
+        found, self.nodes.troubles = self.nodes.troubles, []
+        return found
 
     def _each(
         self, what: str, limit_s: float, only: list[str] | None = None, name: str = "", **details: Any
     ) -> Iterator[Check]:
         """Ask machines for checks."""
         for node, answer in self.nodes.ask(what, limit_s, only, name, **details).items():
-            self._gpus[node] = answer.get("gpus", self._gpus.get(node, 0))
-            for fields in answer["checks"]:
-                yield replace(Check(**fields), where=node)
-        yield from self._told()
+            for fields in answer:
+                self._facts.setdefault(node, {}).update(fields["facts"])
+                yield Check(**{**fields, "where": node})
+        yield from self._troubles()
+
+    def _known(self, fact: str) -> dict[str, Any]:
+        """A fact of every machine that has told it."""
+        return {node: facts[fact] for node, facts in self._facts.items() if fact in facts}
 
     def _all(self, check: Check) -> Check:
         return replace(check, where=", ".join(self.nodes.alive))
 
-    def _libraries(self) -> Iterator[Check]:
-        answers = self.nodes.ask("libraries", QUICK_S)
-        for node, answer in answers.items():
-            yield from (replace(Check(**fields), where=node) for fields in answer["checks"])
-        if len(answers) > 1:
-            yield self._all(judge_alike({node: answer["versions"] for node, answer in answers.items()}))
-
     def _machines(self) -> Iterator[Check]:
+        yield from self._each("libraries", QUICK_S)
+        versions = self._known("versions")
+        if len(versions) > 1:
+            yield self._all(machine.judge_alike(versions))
         for name, limit_s in MACHINE.items():
             yield from self._each(name, limit_s)
 
     def _root(self) -> Iterator[Check]:
-        answers = self.nodes.ask("root", QUICK_S, name="store root", root=str(self.root))
-        checks = [
-            replace(Check(**fields), where=node)
-            for node, answer in answers.items()
-            for fields in answer["checks"]
-        ]
+        checks = list(self._each("root", QUICK_S, name="store root", root=str(self.root)))
         yield from checks
-        if not answers or any(check.severity == "failure" and check.name == "store root" for check in checks):
+        above = self._known("above")
+        if not above or any(check.severity == "failure" and check.name == "store root" for check in checks):
             return
-        there = sorted({answer["above"] for answer in answers.values()})
-        if len(there) > 1:
-            without = ", ".join(node for node, answer in answers.items() if not answer["exists"])
-            yield self._all(
-                Check(
-                    "shared root",
-                    "failure",
-                    f"{self.root} is not there on {without}, and is on others",
-                    SHARE,
-                )
-            )
+        if len(set(above.values())) > 1:
+            without = ", ".join(node for node, there in above.items() if there != str(self.root))
+            wrong = f"{self.root} is not there on {without}, and is on others"
+            yield self._all(graded("shared root", "", [wrong]))
             return
-        folder = f"{there[0]}/{PROBE}{uuid.uuid4().hex}"
+        folder = f"{next(iter(above.values()))}/{PROBE}{uuid.uuid4().hex}"
         self.nodes.ask("meet", QUICK_S, name="shared root", folder=folder)
         try:
             if len(self.nodes.alive) > 1:
@@ -167,20 +171,18 @@ class Examination:
         waits: dict[tuple[str, str], float | None] = {}
         for writer in self.nodes.alive[:WRITERS]:
             others = [node for node in self.nodes.alive if node != writer]
-            path = f"{folder}/{writer}.seen"
-            self.nodes.ask("look", QUICK_S, others, "shared root", path=path)
-            if self.nodes.ask("make", QUICK_S, [writer], "shared root", path=path):
+            name, path = "shared root", f"{folder}/{writer}.seen"
+            self.nodes.ask("look", QUICK_S, others, name, path=path)
+            if self.nodes.ask("make", QUICK_S, [writer], name, path=path):
                 # Once it is known that they share nothing, nobody waits that long again.
                 patience_s = 1.0 if None in waits.values() else storage.SEEN_LIMIT_S
-                seen = self.nodes.ask(
-                    "see", patience_s + 5, others, "shared root", path=path, patience_s=patience_s
-                )
+                details = {"path": path, "patience_s": patience_s}
+                seen = self.nodes.ask("see", patience_s + 5, others, name, **details)
                 waits |= {(writer, reader): waited for reader, waited in seen.items()}
         if waits:
-            yield self._all(storage.judge_seen(waits, storage.SEEN_LIMIT_S))
-        wins = self.nodes.ask(
-            "race", storage.SEEN_LIMIT_S, name="locking", folder=folder, rounds=storage.ROUNDS
-        )
+            yield self._all(storage.judge_seen(waits))
+        limit_s, rounds = storage.SEEN_LIMIT_S, storage.ROUNDS
+        wins = self.nodes.ask("race", limit_s, name="locking", folder=folder, rounds=rounds)
         if len(wins) > 1:
             yield self._all(storage.judge_race(wins))
 
@@ -191,8 +193,8 @@ class Examination:
         for _ in range(CLOCK_ROUNDS):
             server |= self.nodes.ask("file_clock", QUICK_S, name="clocks", folder=folder)
             asked, wall = time.monotonic(), time.time()
-            for node, (now, when) in self.nodes.timed("clock", QUICK_S, name="clocks").items():
-                half = (when - asked) / 2
+            for node, now in self.nodes.ask("clock", QUICK_S, name="clocks").items():
+                half = (self.nodes.heard_at[node] - asked) / 2
                 if node not in best or half < best[node][1]:
                     best[node] = (now - (wall + half), half)
         if best:
@@ -209,56 +211,25 @@ class Examination:
         # One rank a machine. On one machine two, or there would be nobody to talk to; but NCCL wants a GPU
         # for each.
         alive = self.nodes.alive
-        gpus = self._gpus.get(alive[0], 0)
+        leader, gpus = alive[0], self._known("gpus").get(alive[0], 0)
         places: list[tuple[str, int | None]] = [(node, None) for node in alive]
         if len(alive) == 1 and gpus != 1:
-            places = [(alive[0], device if gpus else None) for device in (0, 1)]
-        ranks = {
-            node: [(rank, device) for rank, (at, device) in enumerate(places) if at == node] for node in alive
-        }
-        world, leader = len(places), alive[0]
-        peer = self.nodes.hosts[alive[1]] if len(alive) > 1 else ""
-        found = self.nodes.ask(
-            "lead", QUICK_S * 3, [leader], "communication", world=world, device=places[0][1], peer=peer
-        )
-        if leader in found:
-            place = dict(zip(("host", "port"), found[leader], strict=True))
-            patience_s = network.REDUCE_LIMIT_S
-            answers = self.nodes.ask(
-                "reduce",
-                patience_s + 5,
-                name="communication",
-                ranks=ranks,
-                world=world,
-                patience_s=patience_s,
-                **place,
-            )
-            results = [result for answer in answers.values() for result in answer]
-            if len(results) == world:
-                yield self._all(network.judge_reduction(results))
+            places = [(leader, device if gpus else None) for device in (0, 1)]
+        ranks: dict[str, list[tuple[int, int | None]]] = {node: [] for node in alive}
+        for rank, (node, device) in enumerate(places):
+            ranks[node].append((rank, device))
+        name, world, patience_s = "communication", len(places), network.REDUCE_LIMIT_S
+        peer, device = self.nodes.hosts[alive[1]] if alive[1:] else "", places[0][1]
+        found = self.nodes.ask("lead", 3 * QUICK_S, [leader], name, world=world, device=device, peer=peer)
+        if leader not in found:
+            return
+        host, port = found[leader]
+        place = {"ranks": ranks, "world": world, "host": host, "port": port, "patience_s": patience_s}
+        answers = self.nodes.ask("reduce", patience_s + 5, name=name, **place)
+        results = [result for answer in answers.values() for result in answer]
+        if len(results) == world:
+            yield self._all(network.judge_reduction(results))
 
     def _services(self) -> Iterator[Check]:
         for name, limit_s in ONE.items():
             yield from self._each(name, limit_s, self.nodes.alive[:1])
-
-
-def judge_alike(versions: Mapping[str, Mapping[str, str]]) -> Check:
-    """Whether all machines run the same software.
-
-    Args:
-        versions: For each machine the version of each library, of Python and of the harness.
-    """
-    names = sorted({name for known in versions.values() for name in known})
-    unlike = []
-    for name in names:
-        there: dict[str, list[str]] = {}
-        for node, known in versions.items():
-            there.setdefault(known.get(name, "missing"), []).append(node)
-        if len(there) > 1:
-            unlike.append(
-                f"{name}: " + ", ".join(f"{version} on {', '.join(on)}" for version, on in there.items())
-            )
-    more = [f"and {len(unlike) - 3} more"] if len(unlike) > 3 else []
-    text = f"the same Python, harness and {len(names) - 3} libraries on {len(versions)} machines"
-    remedy = "use one environment that all nodes see, or install requirements.lock on each"
-    return graded("same software", "" if unlike else text, [*unlike[:3], *more], remedy=remedy)

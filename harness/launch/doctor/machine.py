@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import resource
 import shutil
@@ -15,8 +14,8 @@ import socket
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,13 @@ from harness.launch.allocation import LONGEST_TMP, TMP, TMP_VARIABLE
 from harness.launch.doctor.checks import (
     Check,
     ChildError,
+    above,
+    first_some,
     gib,
     graded,
-    last_line,
-    ok,
-    python,
     run,
+    said_by,
     scratch_prefix,
-    told,
 )
 from harness.launch.node import OBJECT_STORE_BYTES
 from harness.proc import control_group, cpu_quota
@@ -53,61 +51,55 @@ RAY_SUFFIX = "/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store
 ROOM = 2 * 2**30
 """Bytes that a temporary folder should have free: Ray's logs, and objects that do not fit its shared
 memory."""
-FILES = 4096
+FILES, FEWEST_FILES = 4096, 512
 """Open files that a process should be allowed: Ray's processes hold a connection to each worker."""
 
 
-def libraries() -> dict[str, Any]:
-    """The versions that are installed, and the checks of them against what the package asks for."""
-    python_asked, lines = _asked_for()
-    version = ".".join(map(str, sys.version_info[:3]))
-    versions: dict[str, str] = {}
-    wrong = (
-        []
-        if SpecifierSet(python_asked).contains(version)
-        else [f"Python is {version}, {python_asked} is asked for"]
-    )
-    for requirement in {line: Requirement(line) for line in lines}.values():
-        try:
-            versions[requirement.name] = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{requirement.name} is missing ({requirement.specifier} is asked for)")
-            continue
-        if not requirement.specifier.contains(versions[requirement.name], prereleases=True):
-            wrong.append(
-                f"{requirement.name} is {versions[requirement.name]}, {requirement.specifier} is asked for"
-            )
+def libraries() -> list[Check]:
+    """The versions that are installed, against what the package asks for."""
+    asked = _asked_for()
+    there = {name: _installed(name) for name in asked}
+    wrong = [
+        f"{name} is {there[name] or 'missing'}, {specifier} is asked for"
+        for name, specifier in asked.items()
+        if not there[name] or not specifier.contains(there[name], prereleases=True)
+    ]
+    versions = {name: version for name, version in there.items() if version}
     shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN if name in versions)
-    found = f"Python {version}, harness {harness.__version__}, {len(versions)} libraries ({shown})"
-    check = graded("libraries", found, wrong, remedy="install requirements.lock into this environment")
-    return {
-        **told(check),
-        "versions": {"Python": version, "harness": harness.__version__, "its code": _code(), **versions},
-    }
+    found = f"Python {there['Python']}, harness {harness.__version__}, {len(asked) - 1} libraries ({shown})"
+    versions |= {"harness": harness.__version__, "its code": _code()}
+    return [replace(graded("libraries", found, wrong), facts={"versions": versions})]
 
 
-def _asked_for() -> tuple[str, list[str]]:
-    """The Python and the libraries that the code that runs asks for.
+def _asked_for() -> dict[str, SpecifierSet]:
+    """The versions of Python and of libraries that the code that runs asks for.
 
     In a checkout the installed package may be of another day.
     """
     path = Path(harness.__file__).parents[1] / "pyproject.toml"
-    if path.exists():
-        project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
-        if project.get("name") == DISTRIBUTION:
-            extras = project["optional-dependencies"]
-            return project["requires-python"], [
-                *project["dependencies"],
-                *(line for name in EXTRAS for line in extras[name]),
-            ]
-    lines = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or []]
-    asked = [
-        line
-        for line in lines
-        if line.marker is None or any(line.marker.evaluate({"extra": name}) for name in ("", *EXTRAS))
-    ]
-    plain = [f"{line.name}{line.specifier}" for line in asked if line.name != DISTRIBUTION]
-    return importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"], plain
+    project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}) if path.exists() else {}
+    if project.get("name") == DISTRIBUTION:
+        python, extras = project["requires-python"], project["optional-dependencies"]
+        lines = [*project["dependencies"], *(line for name in EXTRAS for line in extras[name])]
+    else:
+        python = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    asked = {"Python": SpecifierSet(python)}
+    for item in map(Requirement, lines):
+        marker, parts = item.marker, ("", *EXTRAS)
+        if item.name != DISTRIBUTION and (not marker or any(marker.evaluate({"extra": p}) for p in parts)):
+            asked[item.name] = item.specifier
+    return asked
+
+
+def _installed(name: str) -> str:
+    """The version of Python or of a library; empty where it is not there."""
+    if name == "Python":
+        return ".".join(map(str, sys.version_info[:3]))
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _code() -> str:
@@ -117,6 +109,25 @@ def _code() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def judge_alike(versions: Mapping[str, Mapping[str, str]]) -> Check:
+    """Whether all machines run the same software.
+
+    Args:
+        versions: For each machine the version of each library, of Python and of the harness.
+    """
+    names = sorted({name for known in versions.values() for name in known})
+    unlike = []
+    for name in names:
+        there: dict[str, list[str]] = {}
+        for node, known in versions.items():
+            there.setdefault(known.get(name, "missing"), []).append(node)
+        if len(there) > 1:
+            said = ", ".join(f"{version} on {', '.join(on)}" for version, on in there.items())
+            unlike.append(f"{name}: {said}")
+    text = f"the same Python, harness and {len(names) - 3} libraries on {len(versions)} machines"
+    return graded("same software", "" if unlike else text, first_some(unlike, 3))
 
 
 @dataclass(frozen=True)
@@ -138,96 +149,76 @@ def claim_of(environment: Mapping[str, str]) -> DeviceClaim:
     """SLURM's claim, from the environment of a job's step."""
     if "SLURM_JOB_ID" not in environment:
         return DeviceClaim(None, None, None)
+
+    def number(name: str) -> int:
+        text = environment.get(name, "")
+        return int(text) if text.isdigit() else 0
+
     listed = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS") or ""
-    count = environment.get("SLURM_GPUS_ON_NODE", "")
-    gpus = int(count) if count.isdigit() else len([part for part in listed.split(",") if part])
-    cpus = (
-        int(environment["SLURM_CPUS_ON_NODE"])
-        if environment.get("SLURM_CPUS_ON_NODE", "").isdigit()
-        else None
-    )
-    megabytes = int(environment.get("SLURM_MEM_PER_NODE") or 0) or int(
-        environment.get("SLURM_MEM_PER_CPU") or 0
-    ) * (cpus or 0)
-    return DeviceClaim(gpus, cpus, megabytes * 2**20 or None)
+    gpus, cpus = number("SLURM_GPUS_ON_NODE"), number("SLURM_CPUS_ON_NODE")
+    megabytes = number("SLURM_MEM_PER_NODE") or number("SLURM_MEM_PER_CPU") * cpus
+    return DeviceClaim(gpus or len(listed.replace(",", " ").split()), cpus or None, megabytes * 2**20 or None)
 
 
-def devices() -> dict[str, Any]:
+def devices() -> list[Check]:
     """GPUs as torch, the driver and SLURM see them."""
-    seen = json.loads(last_line(run(python("harness.launch.doctor.devices"), DEVICES_LIMIT_S - 15)))
-    driver, listed = "", 0
+    seen = said_by(DEVICES_LIMIT_S - 15, "harness.launch.doctor.children", "devices")
+    drivers: list[str] = []
     if shutil.which("nvidia-smi"):
         try:
-            lines = run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], 10).split()
-            driver, listed = (lines or [""])[0], len(lines)
+            drivers = run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], 10).split()
         except ChildError as error:
             seen["error"] = seen["error"] or f"nvidia-smi: {error}"
-    check = judge_devices(claim_of(os.environ), seen, driver, listed, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return {**told(check), "gpus": sum(not device["error"] for device in seen["devices"])}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    check = judge_devices(claim_of(os.environ), seen, drivers, visible)
+    return [replace(check, facts={"gpus": sum(not device["error"] for device in seen["devices"])})]
 
 
 def judge_devices(
-    claim: DeviceClaim, seen: Mapping[str, Any], driver: str, listed: int, visible: str | None
+    claim: DeviceClaim, seen: Mapping[str, Any], drivers: list[str], visible: str | None
 ) -> Check:
     """Hold the claim, torch and the driver against each other.
 
     Args:
         claim: What SLURM has given.
-        seen: What torch sees: ``torch`` and ``cuda`` (versions), ``devices`` (name, bytes of memory, error)
-            and ``error``.
-        driver: The driver's version; empty where there is none.
-        listed: GPUs that the driver lists.
+        seen: What torch sees (`children.devices`).
+        drivers: The version of the driver, for each GPU that it lists.
         visible: ``CUDA_VISIBLE_DEVICES``.
     """
     usable = [device for device in seen["devices"] if not device["error"]]
-    names = ", ".join(f"{device['name']} {gib(device['memory'])}" for device in usable) or "no GPU"
-    found = (
-        f"torch {seen['torch']} can use {len(usable)}: {names}"
-        if usable
-        else f"torch {seen['torch']} can use no GPU"
-    )
-    found += f", driver {driver}" if driver else ""
+    names = ", ".join(f"{device['name']} {gib(device['memory'])}" for device in usable)
+    found = f"torch {seen['torch']} can use {f'{len(usable)}: {names}' if usable else 'no GPU'}"
+    found += f", driver {drivers[0]}" if drivers else ""
     wrong = [f"GPU {n}: {device['error']}" for n, device in enumerate(seen["devices"]) if device["error"]]
-    if seen["error"]:
-        wrong.append(seen["error"])
+    wrong += [seen["error"]] if seen["error"] else []
     if claim.gpus:
         shown = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
-        if len(usable) < claim.gpus:
-            wrong.insert(0, f"SLURM has given {claim.gpus} GPUs{shown}, torch can use {len(usable)}")
-            wrong += ["this torch is built without CUDA"] if seen["cuda"] is None else []
-        elif len(usable) > claim.gpus:
-            beyond = f"SLURM has given {claim.gpus} GPUs{shown}, torch can use {len(usable)}"
-            remedy = (
-                "GPUs of others are in reach: set CUDA_VISIBLE_DEVICES in the job, and ask for "
-                "ConstrainDevices in cgroup.conf"
-            )
-            return graded("devices", found, wrong, [beyond], remedy=remedy)
+        given = f"SLURM has given {claim.gpus} GPUs{shown}"
+        if len(usable) > claim.gpus:
+            remedy = "GPUs of others are in reach: set CUDA_VISIBLE_DEVICES in the job, and ask for "
+            remedy += "ConstrainDevices in cgroup.conf"
+            return graded("devices", found, wrong, [f"{given}, torch can use {len(usable)}"], remedy)
+        if len(usable) == claim.gpus:
+            found = f"{given}; {found}"
         else:
-            found = f"SLURM has given {claim.gpus} GPUs{shown}; {found}"
-    elif listed and not usable and claim.gpus is None and visible != "":
-        wrong.insert(0, f"the driver lists {listed} GPUs, torch can use none")
+            wrong.insert(0, f"{given}, torch can use {len(usable)}")
+            wrong += ["this torch is built without CUDA"] if seen["cuda"] is None else []
+    elif drivers and not usable and claim.gpus is None and visible != "":
+        wrong.insert(0, f"the driver lists {len(drivers)} GPUs, torch can use none")
     elif not usable and not wrong:
         found += ": models are trained on CPUs"
-    remedy = (
-        "run `nvidia-smi` there; the build of torch must suit the driver, and the job must ask for GPUs that "
-        "there are"
-    )
-    return graded("devices", found, wrong, remedy=remedy)
+    return graded("devices", found, wrong)
 
 
-def processors() -> dict[str, Any]:
+def processors() -> list[Check]:
     """CPUs and memory that this process can really use, against SLURM's claim."""
-    limit = cpu_quota()
     ceiling = control_group("memory.max", "memory.limit_in_bytes")
-    free = psutil.virtual_memory().available
-    claim = claim_of(os.environ)
-    found = [
-        judge_cpus(claim.cpus, len(os.sched_getaffinity(0)), limit, os.getloadavg()[0]),
-        judge_memory(
-            claim.memory, free, psutil.virtual_memory().total, int(ceiling) if ceiling.isdigit() else None
-        ),
+    memory, claim = psutil.virtual_memory(), claim_of(os.environ)
+    limit = int(ceiling) if ceiling.isdigit() else None
+    return [
+        judge_cpus(claim.cpus, len(os.sched_getaffinity(0)), cpu_quota(), os.getloadavg()[0]),
+        judge_memory(claim.memory, memory.available, memory.total, limit),
     ]
-    return told(*found)
 
 
 def judge_cpus(claim: int | None, allowed: int, quota: float | None, load: float) -> Check:
@@ -240,63 +231,43 @@ def judge_cpus(claim: int | None, allowed: int, quota: float | None, load: float
         load: Processes that want to run, mean of a minute.
     """
     usable = allowed if quota is None else min(allowed, quota)
-    found = f"{usable:g} CPUs can be used, load {load:.1f}"
-    if claim is None:
-        return ok("cpus", found)
-    less = [f"SLURM has given {claim} CPUs, {usable:g} can be used"] if usable < claim else []
-    more = [f"SLURM has given {claim} CPUs, and does not confine the job to them"] if usable > claim else []
-    remedy = (
-        "set resources.threads by what can be used"
-        if less
-        else "start Ray with --num-cpus of the job, or ask for TaskPlugin=task/affinity"
-    )
-    return graded(
-        "cpus", found if less or more else f"SLURM has given {claim}; {found}", [], less + more, remedy=remedy
-    )
+    found, unlike = f"{usable:g} CPUs can be used, load {load:.1f}", []
+    if claim is not None and usable < claim:
+        unlike = [f"SLURM has given {claim} CPUs, {usable:g} can be used"]
+    elif claim is not None and usable > claim:
+        unlike = [f"SLURM has given {claim} CPUs, and does not confine the job to them"]
+    elif claim is not None:
+        found = f"SLURM has given {claim}; {found}"
+    return graded("cpus", found, [], unlike)
 
 
 def judge_memory(claim: int | None, free: int, total: int, limit: int | None) -> Check:
-    """Memory.
+    """Memory, in bytes.
 
     Args:
-        claim: Bytes that SLURM has given.
-        free: Bytes that are free.
-        total: Bytes of the machine.
-        limit: Bytes that the control group allows; the kernel gives a huge number where there is none.
+        claim: What SLURM has given.
+        free: What is free.
+        total: What the machine has.
+        limit: What the control group allows; the kernel gives a huge number where there is no limit.
     """
     limit = limit if limit is not None and limit < total else None
     found = f"{gib(free)} of {gib(total)} free" + (f", limit {gib(limit)}" if limit else "")
-    warnings = []
+    less = []
     if claim is not None and free < claim:
-        warnings.append(f"SLURM has given {gib(claim)}, {gib(free)} are free")
+        less = [f"SLURM has given {gib(claim)}, {gib(free)} are free"]
     elif claim is not None and limit is not None and limit < claim:
-        warnings.append(f"SLURM has given {gib(claim)}, the control group allows {gib(limit)}")
+        less = [f"SLURM has given {gib(claim)}, the control group allows {gib(limit)}"]
     elif claim is not None:
         found = f"SLURM has given {gib(claim)}; {found}"
-    failures = [f"{gib(free)} are free"] if free < 2**30 else []
-    return graded(
-        "memory",
-        found,
-        failures,
-        warnings,
-        remedy="see who else uses the machine (`top`); ask for more with --mem",
-    )
+    return graded("memory", found, [f"{gib(free)} are free"] if free < 2**30 else [], less)
 
 
-def limits() -> dict[str, Any]:
+def limits() -> list[Check]:
     """Open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = f"{soft} open files a process (at most {hard})"
     few = [f"{soft} are few for Ray"] if soft < FILES else []
-    return told(
-        graded(
-            "open files",
-            found,
-            few if soft < 512 else [],
-            few,
-            remedy=f"`ulimit -n {min(hard, 65535)}` in the job",
-        )
-    )
+    found = f"{soft} open files a process (at most {hard})"
+    return [graded("open files", found, few if soft < FEWEST_FILES else [], few)]
 
 
 def ray_folder(environment: Mapping[str, str]) -> str:
@@ -310,67 +281,31 @@ def ray_folder(environment: Mapping[str, str]) -> str:
 
 def judge_folder(folder: str) -> Check:
     """The length of Ray's folder, against the longest name that a socket may have."""
-    longest = len(os.fsencode(folder + RAY_SUFFIX))
-    found = f"{folder}: {len(os.fsencode(folder))} bytes, sockets in it up to {longest} of {SOCKET_BYTES}"
-    remedy = (
-        f"set tmp in the site file (HARNESS_TMP) so that the folder's name has at most {LONGEST_TMP} "
-        "characters"
-    )
-    too_long = [f"Ray's folder has a name of {len(os.fsencode(folder))} bytes, {LONGEST_TMP} are allowed"]
-    return graded(
-        "socket path", found, too_long if len(os.fsencode(folder)) > LONGEST_TMP else [], remedy=remedy
-    )
+    own, longest = len(os.fsencode(folder)), len(os.fsencode(folder + RAY_SUFFIX))
+    too_long = f"Ray's folder has a name of {own} bytes, {LONGEST_TMP} are allowed"
+    found = f"{folder}: {own} bytes, sockets in it up to {longest} of {SOCKET_BYTES}"
+    return graded("socket path", found, [too_long] if own > LONGEST_TMP else [])
 
 
-def folders() -> dict[str, Any]:
+def folders() -> list[Check]:
     """Ray's folder, and shared memory."""
-    folder = ray_folder(os.environ)
-    length = judge_folder(folder)
-    above = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-    remedy = (
-        f"free space on {above}, or set tmp in the site file (HARNESS_TMP) to another local folder with a "
-        "short name"
-    )
-    wrong = []
+    folder, wrong = ray_folder(os.environ), []
+    length, there = judge_folder(folder), above(Path(folder))
     try:
-        with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=above) as inner:
+        with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=there) as inner:
             if length.severity == "ok":
                 # Not every file system takes a socket.
                 with socket.socket(socket.AF_UNIX) as listener:
                     listener.bind(f"{inner}/socket")
     except OSError as error:
-        wrong.append(f"no socket can be made in {above}: {error.strerror or error}")
-    free = shutil.disk_usage(above).free
+        wrong = [f"no socket can be made in {there}: {error.strerror or error}"]
+    free = shutil.disk_usage(there).free
     little = [f"{gib(free)} are little"] if free < ROOM else []
-    temporary = graded("temporary folder", f"{gib(free)} free in {above}", wrong, little, remedy=remedy)
+    temporary = graded("temporary folder", f"{gib(free)} free in {there}", wrong, little)
     try:
         memory = shutil.disk_usage("/dev/shm").free
-        few = (
-            [f"{gib(memory)} are less than Ray's {gib(OBJECT_STORE_BYTES)} of objects"]
-            if memory < OBJECT_STORE_BYTES
-            else []
-        )
-        shared = graded(
-            "shared memory",
-            f"{gib(memory)} free in /dev/shm",
-            [],
-            few,
-            remedy="make /dev/shm larger; Ray is slow without",
-        )
+        found, needs = f"{gib(memory)} free in /dev/shm", f"Ray's {gib(OBJECT_STORE_BYTES)} of objects"
+        few = [f"{gib(memory)} are less than {needs}"] if memory < OBJECT_STORE_BYTES else []
     except OSError as error:
-        shared = Check(
-            "shared memory",
-            "warning",
-            f"/dev/shm: {error.strerror}",
-            "mount a tmpfs there; Ray is slow without",
-        )
-    return told(length, temporary, shared)
-
-
-REQUESTS: dict[str, Callable[..., Any]] = {
-    "libraries": libraries,
-    "devices": devices,
-    "processors": processors,
-    "limits": limits,
-    "folders": folders,
-}
+        found, few = "", [f"/dev/shm: {error.strerror}"]
+    return [length, temporary, graded("shared memory", found, [], few)]

@@ -8,11 +8,20 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from harness.launch.doctor.checks import Check, ChildError, end_tree, graded, last_line, python
+from harness.launch.doctor.checks import (
+    Check,
+    ChildError,
+    finish,
+    first_some,
+    graded,
+    last_json,
+    python,
+    start,
+)
 from harness.launch.node import address_towards
 from harness.ray_access import LOOPBACK_ADDRESS
 
@@ -51,10 +60,8 @@ def connect(ports: Mapping[str, int], hosts: Mapping[str, str], node: str) -> di
         node: This machine.
     """
     with ThreadPoolExecutor(32) as pool:
-        tried = dict(
-            zip(ports, pool.map(lambda other: _hear(hosts[other], ports[other], other), ports), strict=True)
-        )
-    wrong = {other: what for other, what in tried.items() if what}
+        heard = pool.map(lambda other: _hear(hosts[other], ports[other], other), ports)
+        wrong = {other: what for other, what in zip(ports, heard, strict=True) if what}
     # A machine whose own name means the loopback to it tells others an address that they cannot reach.
     if len(ports) > 1 and not wrong and "GLOO_SOCKET_IFNAME" not in os.environ:
         own = socket.gethostbyname(hosts[node])
@@ -85,16 +92,9 @@ def judge_ports(wrong: Mapping[str, Mapping[str, str]]) -> Check:
         for node, found in sorted(wrong.items())
         for other, what in sorted(found.items())
     ]
-    found = (
-        f"a port that the system chose was reached from {'each of ' if len(wrong) > 1 else ''}{len(wrong)} "
-        "machine(s)"
-    )
-    remedy = (
-        "names must resolve to the nodes' addresses, and ports above 1024 be open between them: Ray, gloo "
-        "and NCCL take any"
-    )
-    more = [f"and {len(told) - 4} more"] if len(told) > 4 else []
-    return graded("ports", "" if told else found, [*told[:4], *more], remedy=remedy)
+    who = "each of 1 machine" if len(wrong) == 1 else f"each of {len(wrong)} machines"
+    found = f"a port that the system chose was reached from {who}"
+    return graded("ports", "" if told else found, first_some(told, 4))
 
 
 # --- process groups -----------------------------------------------------------------------------------------
@@ -105,17 +105,8 @@ def _start(rank: int, world: int, host: str, port: int, device: int | None) -> s
     if device is not None:
         visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         environment["CUDA_VISIBLE_DEVICES"] = visible[device] if device < len(visible) else str(device)
-    command = python(
-        "harness.launch.doctor.reduction", str(rank), str(world), host, str(port), str(REDUCED_MIB)
-    )
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    place = (rank, world, host, port, REDUCED_MIB)
+    return start(python("harness.launch.doctor.children", "reduction", *place), environment)
 
 
 def lead(world: int, device: int | None, peer: str) -> tuple[str, int]:
@@ -133,7 +124,8 @@ def lead(world: int, device: int | None, peer: str) -> tuple[str, int]:
         if line.startswith("{"):
             found = json.loads(line)
             return str(found["host"]), int(found["port"])
-    raise ChildError(f"rank 0 ended: {_said(child.communicate()[1])}")
+    finish(child, 5.0)
+    raise ChildError("rank 0 ended before it said where it waits")
 
 
 def reduce(
@@ -143,7 +135,7 @@ def reduce(
     port: int,
     patience_s: float,
     node: str,
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """This machine's part of an all-reduce; rank 0 was started by `lead`.
 
     Args:
@@ -154,31 +146,18 @@ def reduce(
         patience_s: The ranks are killed after this long.
         node: This machine.
     """
-    children = [
-        _leading.pop() if rank == 0 else _start(rank, world, host, port, device)
-        for rank, device in ranks[node]
-    ]
-    deadline = time.monotonic() + patience_s
-    results, wrong = [], ""
+    mine = ranks[node]
+    children = [_leading.pop() if r == 0 else _start(r, world, host, port, device) for r, device in mine]
+    deadline, results, wrong = time.monotonic() + patience_s, list[Any](), list[str]()
     for child in children:
+        left = 0.1 if wrong else max(0.1, deadline - time.monotonic())
         try:
-            out, err = child.communicate(timeout=0.1 if wrong else max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            end_tree(child)
-            wrong = wrong or f"no process group of {world} ranks within {patience_s:.0f} s"
-            continue
-        if child.returncode:
-            wrong = wrong or _said(err)
-        else:
-            results.append(json.loads(last_line(out)))
+            results.append(last_json(finish(child, left, f"no process group of {world} ranks")))
+        except ChildError as error:
+            wrong.append(str(error))
     if wrong:
-        raise ChildError(wrong)
+        raise ChildError(wrong[0])
     return results
-
-
-def _said(err: str) -> str:
-    lines = [line.strip() for line in err.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
 
 
 def judge_reduction(results: Sequence[Mapping[str, Any]]) -> Check:
@@ -189,20 +168,6 @@ def judge_reduction(results: Sequence[Mapping[str, Any]]) -> Check:
     """
     wrong = [result["wrong"] for result in results if result["wrong"]]
     slowest, backend = max(result["seconds"] for result in results), results[0]["backend"]
-    found = (
-        f"{backend}, {len(results)} ranks: all-reduce of {REDUCED_MIB} MiB in {slowest * 1e3:.0f} ms "
-        f"({REDUCED_MIB / slowest:,.0f} MiB/s), result exact"
-    )
-    return graded("communication", "" if wrong else found, wrong, remedy=REDUCE_REMEDY)
-
-
-REDUCE_REMEDY = (
-    "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that the nodes share; NCCL_DEBUG=INFO "
-    "says more"
-)
-REQUESTS: dict[str, Callable[..., Any]] = {
-    "listen": listen,
-    "connect": connect,
-    "lead": lead,
-    "reduce": reduce,
-}
+    found = f"{backend}, {len(results)} ranks: all-reduce of {REDUCED_MIB} MiB in {slowest * 1e3:.0f} ms "
+    found += f"({REDUCED_MIB / slowest:,.0f} MiB/s), result exact"
+    return graded("communication", "" if wrong else found, wrong)

@@ -13,32 +13,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness.launch.allocation import SHAPED_BY
-from harness.launch.doctor.checks import Check, end_tree, python
-from harness.launch.doctor.network import REDUCE_REMEDY
+from harness.launch.doctor.checks import Check, end, graded, python
 from harness.launch.doctor.probe import END, MARK, node_name
 
 START_LIMIT_S = 60.0
 SLACK_S = 8.0
 """How much longer than its own limit a probe may take to answer: what is left out of it is srun's way."""
 END_LIMIT_S = 5.0
-REMEDIES = {
-    "communication": REDUCE_REMEDY,
-    "deepspeed": (
-        "install the pinned libraries (requirements.lock), and see that there is memory for a process of 1 "
-        "GiB"
-    ),
-    "devices": (
-        "run `nvidia-smi` there: a driver that hangs needs whoever runs the machine; leave it out with "
-        "--exclude"
-    ),
-    "locking": "the file system of --root fails or hangs: `df` there, or name another",
-    "shared root": "the file system of --root fails or hangs: `df` there, or name another",
-    "store root": "the file system of --root fails or hangs: `df` there, or name another",
-}
-"""What to do where a request ends in an error, by check."""
 
 
 class Nodes:
@@ -48,6 +33,7 @@ class Nodes:
         names: Machines, in order.
         troubles: What has gone wrong with asking: a failure for each machine that gave an error or no answer.
         lost: Machines that gave no answer; they are asked nothing more.
+        heard_at: The monotonic time at which each answer to the last question came.
     """
 
     def __init__(self, names: Sequence[str], command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -59,7 +45,7 @@ class Nodes:
             environment: Of the command.
         """
         self.names, self.lost, self.hosts = tuple(names), dict[str, str](), dict[str, str]()
-        self.troubles: list[Check] = []
+        self.troubles, self.heard_at = list[Check](), dict[str, float]()
         self._number, self._step = 0, ""
         self._heard: queue.SimpleQueue[tuple[str, int, dict[str, Any], float]] = queue.SimpleQueue()
         self._errors = tempfile.TemporaryFile("w+")
@@ -93,12 +79,6 @@ class Nodes:
             name: The check that this is part of, for what goes wrong; ``what`` where it is not given.
             details: Arguments.
         """
-        return {node: value for node, (value, _) in self.timed(what, limit_s, only, name, **details).items()}
-
-    def timed(
-        self, what: str, limit_s: float, only: Collection[str] | None = None, name: str = "", **details: Any
-    ) -> dict[str, tuple[Any, float]]:
-        """As `ask`, with the monotonic time at which each answer came."""
         self._number += 1
         wanted = [node for node in self.alive if only is None or node in only]
         request = {"number": self._number, "ask": what, "limit_s": limit_s, "to": wanted, "with": details}
@@ -106,14 +86,15 @@ class Nodes:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        found = {}
-        for node, (answer, when) in self._wait(self._number, wanted, limit_s + SLACK_S, name or what).items():
+        answers = self._wait(self._number, wanted, limit_s + SLACK_S, name or what)
+        self.heard_at = {node: when for node, (_, when) in answers.items()}
+        for node, (answer, _) in answers.items():
             if "error" in answer:
-                remedy = REMEDIES.get(name or what, "see docs/doctor.md")
-                self.troubles.append(Check(name or what, "failure", answer["error"], remedy, node))
-            else:
-                found[node] = (answer["value"], when)
-        return found
+                self._troubled(name or what, answer["error"], node)
+        return {node: answer["value"] for node, (answer, _) in answers.items() if "value" in answer}
+
+    def _troubled(self, name: str, what: str, node: str) -> None:
+        self.troubles.append(replace(graded(name, "", [what]), where=node))
 
     def _wait(
         self, number: int, wanted: Sequence[str], limit_s: float, name: str
@@ -130,23 +111,13 @@ class Nodes:
                 continue
             if of == number and node in wanted:
                 found[node] = (answer, when)
+        late = f"no answer to '{name}' within {limit_s:.0f} s"
+        why = late if self._reader.is_alive() else "its probe ended"
         for node in wanted:
             if node not in found:
-                ended = not self._reader.is_alive()
-                self.lost[node] = (
-                    "its probe ended" if ended else f"no answer to '{name}' within {limit_s:.0f} s"
-                )
                 said = self._said()
-                self.troubles.append(
-                    Check(
-                        "node",
-                        "failure",
-                        self.lost[node] + (f" ({said})" if said else ""),
-                        "log in there; leave it out with --exclude. Python and the harness must lie where "
-                        "all nodes see them",
-                        node,
-                    )
-                )
+                self.lost[node] = why
+                self._troubled("node", f"{why} ({said})" if said else why, node)
         return {node: found[node] for node in self.names if node in found}
 
     def _read(self) -> None:
@@ -186,7 +157,7 @@ class Nodes:
         try:
             self._process.wait(timeout=SLACK_S)
         except subprocess.TimeoutExpired:
-            end_tree(self._process)
+            end(self._process)
         self._errors.close()
 
 
@@ -199,17 +170,6 @@ def here() -> Nodes:
 def allocated(names: Sequence[str]) -> Nodes:
     """One probe on each node of this process's allocation, beside whatever runs there."""
     environment = {name: value for name, value in os.environ.items() if name not in SHAPED_BY}
-    count = str(len(names))
-    flags = [
-        "--overlap",
-        "-N",
-        count,
-        "-n",
-        count,
-        "--ntasks-per-node=1",
-        "--cpu-bind=none",
-        "--export=ALL",
-        "--input=all",
-    ]
-    flags += ["--kill-on-bad-exit=0", "--no-kill", "--mpi=none", "--nodelist", ",".join(names)]
-    return Nodes(names, ["srun", *flags, *python("harness.launch.doctor.probe")], environment)
+    flags = f"--overlap -N{len(names)} -n{len(names)} --ntasks-per-node=1 --cpu-bind=none --export=ALL"
+    flags += f" --input=all --kill-on-bad-exit=0 --no-kill --mpi=none --nodelist={','.join(names)}"
+    return Nodes(names, ["srun", *flags.split(), *python("harness.launch.doctor.probe")], environment)

@@ -21,8 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness.launch.doctor import machine, network, services, storage
 from harness.launch.doctor.checks import ChildError, clear_scratch, scratch_prefix, text_of
+from harness.proc import kill
 
 MARK = "@harness-doctor"
 END = "end"
@@ -30,15 +33,16 @@ END = "end"
 PIECE = 600
 """Bytes of a line at most: srun keeps lines of up to 1024 bytes whole, and mixes longer ones with those of
 other machines."""
-
-REQUESTS: dict[str, Callable[..., Any]] = {
-    **machine.REQUESTS,
-    **network.REQUESTS,
-    **services.REQUESTS,
-    **storage.REQUESTS,
-}
-"""Everything that can be asked; `node` is this machine's name where a function wants it. A value is JSON."""
-
+_ANSWERS: tuple[Callable[..., Any], ...] = (
+    *(machine.libraries, machine.processors, machine.limits, machine.folders, machine.devices),
+    *(services.deepspeed, services.ray, services.wandb, services.hub),
+    *(storage.root, storage.meet, storage.look, storage.make, storage.see, storage.race, storage.leave),
+    *(storage.clock, storage.file_clock),
+    *(network.listen, network.connect, network.lead, network.reduce),
+)
+REQUESTS = {function.__name__: function for function in _ANSWERS}
+"""Everything that can be asked: checks, or another value that is JSON; `node` is this machine's name where a
+function wants it."""
 _speaking = threading.Lock()
 
 
@@ -48,16 +52,15 @@ def node_name() -> str:
 
 
 def pieces(node: str, number: int, answer: dict[str, Any]) -> list[str]:
-    """An answer as lines that arrive whole."""
-    text = base64.b64encode(json.dumps(answer).encode()).decode()
+    """An answer as lines that arrive whole; checks become mappings."""
+    text = base64.b64encode(json.dumps(answer, default=vars).encode()).decode()
     parts = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
     return [f"{MARK} {node} {number} {index} {len(parts)} {part}" for index, part in enumerate(parts)]
 
 
 def _say(node: str, number: int, answer: dict[str, Any]) -> None:
     with _speaking:
-        sys.__stdout__.write("\n".join(pieces(node, number, answer)) + "\n")  # type: ignore[union-attr]
-        sys.__stdout__.flush()  # type: ignore[union-attr]
+        print(*pieces(node, number, answer), sep="\n", file=sys.__stdout__, flush=True)
 
 
 def answer_of(function: Callable[[], Any], limit_s: float) -> dict[str, Any]:
@@ -91,25 +94,26 @@ def main() -> None:
     # Libraries print to standard output, which belongs to the answers here.
     sys.stdout = sys.stderr
     step = f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_STEP_ID', '')}"
-    _say(node, 0, {"value": {"host": socket.gethostname(), "step": step, "folder": str(Path.cwd())}})
+    _say(node, 0, {"value": {"host": socket.gethostname(), "step": step}})
     # torch makes this folder when it is imported, in /tmp where nobody says otherwise.
     clear_scratch()
     folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix=scratch_prefix())
     for line in sys.stdin:
         request = json.loads(line)
-        if request["to"] is not None and node not in request["to"]:
+        if node not in request["to"]:
             continue
         if request["ask"] == END:
-            _tidy(folder)
+            _tidy(Path(folder))
             _say(node, request["number"], {"value": None})
         else:
             threading.Thread(target=_serve, args=(node, request), daemon=True).start()
-    _tidy(folder)
+    _tidy(Path(folder))
     os._exit(0)
 
 
-def _tidy(folder: str) -> None:
-    services.end_children()
+def _tidy(folder: Path) -> None:
+    """End everything that this probe has started and that still runs."""
+    kill(psutil.Process().children())
     shutil.rmtree(folder, ignore_errors=True)
 
 

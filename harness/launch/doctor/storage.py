@@ -5,18 +5,19 @@ What leases and commits ask of its file system, on one machine and between machi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from harness.files import PROBE, is_foreign, sync_file
-from harness.launch.doctor.checks import Check, gib, graded, told
+from harness.launch.doctor.checks import Check, above, gib, graded
 
 ROUNDS = 60
 """Names that all machines try to take with `link`, one after another."""
@@ -29,49 +30,38 @@ FEW_INODES = 100_000
 SLOW_FSYNC_S = 0.2
 
 
-def above(root: str) -> str:
-    """The root, or the nearest folder above it that there is."""
-    return str(next(path for path in (Path(root), *Path(root).parents) if path.exists()))
-
-
-def root(root: str) -> dict[str, Any]:
-    """Whether a store can live at a root: every call that leases and commits rest on, made once.
+def root(root: str) -> list[Check]:
+    """Whether a store can live at a root; `above`, the nearest folder that there is, is a fact of the check.
 
     Leaves nothing behind.
     """
-    place = Path(above(root))
-    remedy = "name another --root, or set HARNESS_ROOT; a local disk, or one that all machines share"
-    if not place.is_dir():
-        return _told(place, Path(root), Check("store root", "failure", f"{place} is not a folder", remedy))
-    there = "there" if place == Path(root) else f"not there yet; {place} is"
-    if place == Path(root) and is_foreign(place):
+    there = above(Path(root))
+    first, *others = _root(Path(root), there)
+    return [replace(first, facts={"above": str(there)}), *others]
+
+
+def _root(root: Path, there: Path) -> list[Check]:
+    folder, wrong = there / f"{PROBE}{uuid.uuid4().hex}", ""
+    if not there.is_dir():
+        wrong = f"{there} is not a folder"
+    elif there == root and is_foreign(there):
         wrong = f"{root} is not empty and is not a store of the harness"
-        return _told(place, Path(root), Check("store root", "failure", wrong, remedy))
-    folder = place / f"{PROBE}{uuid.uuid4().hex}"
+    else:
+        try:
+            folder.mkdir()
+        except OSError as error:
+            wrong = f"{root} cannot be written: {error.strerror}"
+    if wrong:
+        return [graded("store root", "", [wrong])]
     try:
-        folder.mkdir()
-    except OSError as error:
-        return _told(
-            place,
-            Path(root),
-            Check("store root", "failure", f"{root} cannot be written: {error.strerror}", remedy),
-        )
-    try:
-        wrong_calls, fsync_s = _calls(folder)
-        group = _judge_group(place, folder)
+        calls, fsync_s = _calls(folder)
+        group = _judge_group(there, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    slow = [f"fsync takes {fsync_s * 1e3:.0f} ms"] if fsync_s > SLOW_FSYNC_S else []
-    found = (
-        f"{root} ({there}): link, rename and fsync ({fsync_s * 1e3:.1f} ms) do what commits and leases need"
-    )
-    advice = (
-        "this file system cannot hold a store: " + remedy
-        if wrong_calls
-        else "commits wait for fsync: a faster disk helps"
-    )
-    check = graded("store root", "" if wrong_calls else found, wrong_calls, slow, remedy=advice)
-    return _told(place, Path(root), check, judge_disk(place), *group)
+    state = "there" if there == root else f"not there yet; {there} is"
+    found = f"{root} ({state}): link, rename and fsync ({fsync_s * 1e3:.1f} ms) do what a store needs"
+    slow = [f"fsync takes {fsync_s * 1e3:.0f} ms, and commits wait for it"] if fsync_s > SLOW_FSYNC_S else []
+    return [graded("store root", "" if calls else found, calls, slow), judge_disk(there), *group]
 
 
 def _judge_group(place: Path, made: Path) -> list[Check]:
@@ -87,17 +77,13 @@ def _judge_group(place: Path, made: Path) -> list[Check]:
         wrong.append("what you make belongs to another group")
         remedies.append(f"`chmod g+s {place}`")
     found = "" if wrong else "the group can go on with what you make"
-    return [graded("group", found, [], wrong, remedy="; ".join(remedies))]
-
-
-def _told(place: Path, root: Path, *checks: Check) -> dict[str, Any]:
-    return {**told(*checks), "above": str(place), "exists": place == root}
+    return [graded("group", found, [], wrong, "; ".join(remedies))]
 
 
 def _calls(folder: Path) -> tuple[list[str], float]:
-    """What does not work in a folder, and how long a small fsync takes (the best of three.
+    """What does not work of that which leases and commits rest on, and the seconds of a small fsync.
 
-    Others use the disk too).
+    The best of three: others use the disk too.
     """
     wrong = []
     first, second, name = folder / "first", folder / "second", folder / "name"
@@ -107,22 +93,18 @@ def _calls(folder: Path) -> tuple[list[str], float]:
         os.link(first, name)
         if os.stat(first).st_nlink != 2:
             wrong.append("a hard link is not counted")
-        try:
+        with contextlib.suppress(FileExistsError):
             os.link(second, name)
             wrong.append("link replaces a name that is taken, so two runs could hold one lease")
-        except FileExistsError:
-            pass
     except OSError as error:
         wrong.append(f"there are no hard links ({error.strerror}), which leases are made of")
     for number in (1, 2):
         (folder / f"item{number}").mkdir()
         (folder / f"item{number}" / "content").write_text(str(number))
     os.rename(folder / "item1", folder / "target")
-    try:
+    with contextlib.suppress(OSError):
         os.rename(folder / "item2", folder / "target")
         wrong.append("rename replaces a folder that is not empty, so a commit could be lost")
-    except OSError:
-        pass
     return wrong, fsync_s
 
 
@@ -142,10 +124,8 @@ def judge_disk(place: Path) -> Check:
     little = [f"{gib(usage.free)} are little"] if usage.free < FREE_WARNING else []
     if inodes.f_files:
         found += f", {inodes.f_favail:,} inodes free"
-        if inodes.f_favail < FEW_INODES:
-            little.append(f"{inodes.f_favail:,} inodes are few")
-    remedy = "`harness gc`, or a disk with more room; `harness plan` says what a study takes"
-    return graded("disk", found, little if usage.free < FREE_FAILURE else [], little, remedy=remedy)
+        little += [f"{inodes.f_favail:,} inodes are few"] if inodes.f_favail < FEW_INODES else []
+    return graded("disk", found, little if usage.free < FREE_FAILURE else [], little)
 
 
 # --- between machines ---------------------------------------------------------------------------------------
@@ -171,11 +151,9 @@ def see(path: str, patience_s: float) -> float | None:
     """Seconds until a file that another machine has made is seen, with its content; None where it is not."""
     started = time.monotonic()
     while (waited := time.monotonic() - started) < patience_s:
-        try:
+        with contextlib.suppress(OSError):
             if Path(path).read_text() == path:
                 return waited
-        except OSError:
-            pass
         time.sleep(0.01)
     return None
 
@@ -232,30 +210,21 @@ def judge_race(wins: Mapping[str, Sequence[bool]]) -> Check:
     twice, never = sum(count > 1 for count in counts), sum(count == 0 for count in counts)
     wrong = [f"{twice} of {len(counts)} names were taken by more than one machine"] if twice else []
     wrong += [f"{never} of {len(counts)} names were taken by none"] if never else []
-    remedy = (
-        "`link` is not atomic between these machines: leases would be held twice; use a POSIX file system "
-        "that all share"
-    )
-    return graded("locking", "" if wrong else found, wrong, remedy=remedy)
+    return graded("locking", "" if wrong else found, wrong)
 
 
-def judge_seen(waits: Mapping[tuple[str, str], float | None], limit_s: float) -> Check:
+def judge_seen(waits: Mapping[tuple[str, str], float | None]) -> Check:
     """How long files take to be seen by other machines.
 
     Args:
         waits: Seconds by (who made it, who looked); None where it was not seen.
-        limit_s: For how long they looked.
     """
-    blind = sorted(
-        f"{reader} does not see what {writer} writes"
-        for (writer, reader), wait in waits.items()
-        if wait is None
-    )
+    unseen = [pair for pair, wait in waits.items() if wait is None]
+    blind = sorted(f"{reader} does not see what {writer} writes" for writer, reader in unseen)
     longest = max((wait for wait in waits.values() if wait is not None), default=0.0)
     slow = [f"a new file was seen after {longest:.1f} s"] if longest > SLOW_SEEN_S else []
     found = f"new files are seen by all others within {max(longest, 0.001):.3f} s"
-    remedy = f"the root must lie on one file system that all nodes mount (looked for {limit_s:.0f} s)"
-    return graded("shared root", "" if blind else found, blind[:4], slow, remedy=remedy)
+    return graded("shared root", "" if blind else found, blind[:4], slow)
 
 
 def judge_clocks(offsets: Mapping[str, tuple[float, float]], server: Mapping[str, float]) -> Check:
@@ -269,36 +238,13 @@ def judge_clocks(offsets: Mapping[str, tuple[float, float]], server: Mapping[str
     # Of two clocks the difference counts; what the measurement leaves open is not held against them.
     low, high = (pick(offsets, key=lambda node: offsets[node][0]) for pick in (min, max))
     between = max(0.0, offsets[high][0] - offsets[low][0] - offsets[high][1] - offsets[low][1])
-    far = max(server, key=lambda node: abs(server[node])) if server else None
-    behind = abs(server[far]) if far is not None else 0.0
-    exact = max(known for _, known in offsets.values())
+    far = max(server, key=lambda node: abs(server[node]), default="")
+    ahead, exact = server.get(far, 0.0), max(known for _, known in offsets.values())
     parts = [f"clocks differ by {between:.3f} s (+-{exact * 1e3:.1f} ms)"] if len(offsets) > 1 else []
-    parts += [f"the file server's by {behind:.3f} s"] if far is not None else []
-    worst, bad = max(between, behind), []
-    if between > SKEW_WARNING_S:
-        bad.append(f"{high} is {between:.1f} s ahead of {low}")
-    if behind > SKEW_WARNING_S:
-        assert far is not None
-        bad.append(
-            f"the file server is {abs(server[far]):.1f} s {'ahead of' if server[far] > 0 else 'behind'} {far}"
-        )
-    remedy = (
-        "set the clocks (chrony): events and ages come in a wrong order; leases do not mind, each observer "
-        "uses its own clock"
-    )
-    return graded(
-        "clocks", "" if bad else ", ".join(parts), bad if worst > SKEW_FAILURE_S else [], bad, remedy=remedy
-    )
-
-
-REQUESTS: dict[str, Callable[..., Any]] = {
-    "root": root,
-    "meet": meet,
-    "look": look,
-    "make": make,
-    "see": see,
-    "race": race,
-    "leave": leave,
-    "clock": clock,
-    "file_clock": file_clock,
-}
+    parts += [f"the file server's by {abs(ahead):.3f} s"] if far else []
+    bad = [f"{high} is {between:.1f} s ahead of {low}"] if between > SKEW_WARNING_S else []
+    if abs(ahead) > SKEW_WARNING_S:
+        way = "ahead of" if ahead > 0 else "behind"
+        bad.append(f"the file server is {abs(ahead):.1f} s {way} {far}")
+    worst = bad if max(between, abs(ahead)) > SKEW_FAILURE_S else []
+    return graded("clocks", "" if bad else ", ".join(parts), worst, bad)

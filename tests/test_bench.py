@@ -32,7 +32,7 @@ def test_a_table_is_read_as_it_was_written():
     assert table.parse(page(written)) == {MACHINE: written}
 
 
-def test_new_figures_replace_those_measured_together_and_no_others():
+def test_new_figures_replace_those_measured_together():
     text = page([figure(0.5), figure(0.4, who="Trainer", ratio=2.0), figure(0.6, what="samples")])
     text = page([figure(0.7)], machine="Another, 2 threads", before=text)
     text = page([figure(0.3)], before=text + "\nThe end.\n")
@@ -77,7 +77,7 @@ def test_a_share_may_fall_by_fifteen_per_cent_of_itself(before, now, falls):
     assert (bool(lines), compared) == (falls, 1)
 
 
-def test_only_the_harness_is_checked_and_only_against_its_own_row():
+def test_only_the_harness_is_checked_against_its_own_row():
     known = [figure(0.8), figure(0.8, who="Trainer"), figure(0.9, model="small")]
     now = [figure(0.8), figure(0.1, who="Trainer"), figure(0.1, what="samples")]
     assert table.fallen(now, known) == ([], 1)
@@ -105,7 +105,7 @@ def test_flop_of_a_token_by_hand():
     assert matrix_flop(model, 8, backward=True) == 3 * (848 + 256)
 
 
-def test_flop_do_not_depend_on_positions_or_on_whether_the_head_is_tied():
+def test_flop_depend_on_neither_positions_nor_a_tied_head():
     tied = gpt2(vocab_size=10, n_embd=4, n_layer=1, n_head=2)
     free = gpt2(vocab_size=10, n_embd=4, n_layer=1, n_head=2, tie_word_embeddings=False)
     assert matrix_flop(tied, 8, True) == matrix_flop(free, 8, True)
@@ -136,7 +136,7 @@ def test_a_contestant_that_cannot_be_set_up_says_why():
 
 
 @pytest.mark.slow
-def test_the_harness_is_measured_without_a_program_that_is_not_there():
+def test_the_harness_is_measured_without_absent_programs():
     """Real turns of the sampler and of its limit; CTranslate2 is in no environment of the harness."""
     shape = Shape(precision="bf16", vocab=512, rows=8, new=8)
     found = models.measure("samples", shape, rounds=2, only=("ctranslate2",))
@@ -206,7 +206,7 @@ while time.process_time() < 2:
 """
 
 
-def test_cpu_seconds_of_a_process_that_nobody_waits_for_are_counted(tmp_path):
+def test_cpu_seconds_of_processes_not_waited_for_count(tmp_path):
     took, cpu, _ = commands._run([sys.executable, "-c", PARENT, CHILD], tmp_path)
     assert 1.0 < cpu < 10.0 and took >= 2.0
 

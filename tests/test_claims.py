@@ -101,7 +101,7 @@ def test_a_part_of_a_grid_decides_the_claims_about_it(make_config: Make, tmp_pat
     assert refused.returncode == 2 and "no cell matches" in refused.stderr
 
 
-def test_few_seeds_and_values_that_are_not_finite_decide_nothing(make_config: Make, tmp_path: Path) -> None:
+def test_few_seeds_and_values_not_finite_decide_nothing(make_config: Make, tmp_path: Path) -> None:
     config = make_config({**BASE, "grid": {"seed": [0, 1, 2, 3]}, "claims": [COLLAPSE]})
     (few,) = verdicts(config, tmp_path / "few")
     assert few.verdict == "undecided" and "4 seeds, 5 are needed" in few.reason

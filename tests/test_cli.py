@@ -197,7 +197,7 @@ def test_the_report_escapes_what_models_wrote(ranks: Any, make_config: Make, tmp
     ]
 
 
-def test_chains_that_share_generations_do_not_count_a_seed_twice() -> None:
+def test_chains_that_share_generations_count_a_seed_once() -> None:
     rows = [
         {"generation": 0, "seed": seed, "generations": g, "x": float(seed)} for g in (1, 3) for seed in (0, 1)
     ]

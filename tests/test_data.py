@@ -158,7 +158,7 @@ def test_what_cannot_be_decompressed_is_named(tmp_path: Path, name: str, content
         read(tmp_path / name)
 
 
-def test_a_decompression_bomb_is_stopped_at_a_part_of_the_memory(
+def test_a_decompression_bomb_is_stopped_at_a_share_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MEMORY_SHARE", 1 << 14)  # a machine of 24 GiB then gives 1.5 MiB
@@ -354,7 +354,7 @@ def sources(tmp_path: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["text", "images", "rows"])
-def test_every_seed_has_its_own_examples_where_that_is_asked_for(
+def test_every_seed_has_its_own_examples_where_asked_for(
     make_config: Make, tmp_path: Path, kind: str
 ) -> None:
     base = sources(tmp_path)[kind]

@@ -34,7 +34,7 @@ def test_every_list_has_a_line_for_each(what: str) -> None:
     assert all(len(row.get("what", row.get("source", "x"))) > 0 for row in rows)
 
 
-def test_list_prints_what_there_is_and_refuses_what_there_is_not() -> None:
+def test_list_prints_what_there_is_and_refuses_the_rest() -> None:
     found = json.loads(harness("list", "learners", "--json").stdout)
     assert {row["learner"] for row in found} == set(learners())
     done = harness("list", "lerners")

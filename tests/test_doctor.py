@@ -240,11 +240,16 @@ def test_libraries_against_what_the_package_asks_for(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_would_be_compiled_is_seen() -> None:
     assert "nothing compiled" in only(services.deepspeed(), "deepspeed").found
-    code = (
-        "from harness.launch.doctor.children import refuse_compilation; compiled = refuse_compilation()\nimport "
-        "torch\nfrom deepspeed.ops.adam import DeepSpeedCPUAdam\ntry: "
-        "DeepSpeedCPUAdam([torch.nn.Parameter(torch.zeros(4))])\nexcept RuntimeError: pass\nprint(compiled)"
-    )
+    code = """
+from harness.launch.doctor.children import refuse_compilation
+compiled = refuse_compilation()
+import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+try:
+    DeepSpeedCPUAdam([torch.nn.Parameter(torch.zeros(4))])
+except RuntimeError:
+    print(compiled)
+"""
     said = run([sys.executable, "-c", code], 120, {**os.environ, "DS_ACCELERATOR": "cpu"})
     assert said.splitlines()[-1] == "['cpu_adam']"
 

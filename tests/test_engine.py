@@ -110,7 +110,7 @@ def test_recorded_steps_read_what_plain_ones_read(architecture: str, device: tor
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
-def test_a_reader_with_room_for_all_tokens_reads_what_a_whole_pass_does(architecture: str) -> None:
+def test_a_reader_with_room_reads_what_a_whole_pass_does(architecture: str) -> None:
     model = small(architecture)
     texts = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 20)))
     with torch.inference_mode():
@@ -124,7 +124,7 @@ def test_a_reader_with_room_for_all_tokens_reads_what_a_whole_pass_does(architec
 
 @pytest.mark.parametrize("device", WHERE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_losses_of_some_tokens_at_a_time_have_every_bit_of_the_whole(
+def test_losses_of_some_tokens_at_a_time_keep_every_bit(
     dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = torch.randn((3, 20, 61), device=device).to(dtype)

@@ -77,7 +77,7 @@ def keys(config: Path, root: Path, settings: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.ray
-def test_fetched_on_one_machine_run_on_another_without_a_network(
+def test_fetched_on_one_machine_run_on_one_without_network(
     hub: Hub, make_config: Make, tmp_path: Path
 ) -> None:
     config, cache, root = make_config(TEXT, **STUDY), tmp_path / "cache", tmp_path / "root"

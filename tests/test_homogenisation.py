@@ -123,7 +123,7 @@ def test_a_pair_of_real_samples_lies_where_the_baseline_says() -> None:
         assert not found.low <= _TOKEN_MEASURES[name](fresh[0], other, 3000) <= found.high
 
 
-def test_the_bootstrap_over_pairs_covers_the_mean_between_chains() -> None:
+def test_the_bootstrap_over_pairs_covers_the_mean_of_chains() -> None:
     """Values x_a + x_b have the mean 2 E x. Pairs share chains: of 200 studies of 12 chains, some 95 % of
     intervals hold it."""
     rng = np.random.default_rng(5)

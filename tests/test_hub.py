@@ -116,9 +116,7 @@ def test_what_the_hub_has_not_is_one_message(
     assert expected in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_pretrained_model_teaches_one_that_starts_from_scratch(
-    make_config: Make, tmp_path: Path, hub: Hub
-) -> None:
+def test_a_pretrained_model_teaches_one_from_scratch(make_config: Make, tmp_path: Path, hub: Hub) -> None:
     """``regime.source: {model: NAME}``: the teacher writes one corpus, as it is; every generation learns from
     it."""
     changes = {

@@ -151,9 +151,7 @@ def test_a_chain_that_ended_before_a_shared_refresh_stays_ended(
     assert touched(config, root) == set()
 
 
-def test_a_writer_that_ended_in_its_last_generation_ends_its_reader(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_a_writer_that_ended_at_last_ends_its_reader(make_config: Make, tmp_path: Path) -> None:
     """Nothing of the writer is missing, and yet what it wrote last is nothing that can be read."""
     source = {"cell": {"learner.estimator": "unbiased"}}
     regimes = [{"kind": "replace", "synthetic_ratio": 1.0}, {**ONE["regime"], "source": source}]

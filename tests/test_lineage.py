@@ -256,7 +256,7 @@ def check_branches(lineage: Lineage, branches: tuple[Branch, ...]) -> None:
             waiting.remove(branch)
 
 
-def test_cells_that_share_a_fit_but_not_its_sampling_wait_for_it(prepare: Any, make_config: Make) -> None:
+def test_cells_that_share_a_fit_and_not_its_sampling_wait(prepare: Any, make_config: Make) -> None:
     lineage = prepare(make_config(TEXT, grid={"learner.sample.temperature": [0.7, 1.0]})).lineage
     first, second = (lineage.nodes[chain.nodes[0]] for chain in lineage.chains)
     assert first.fit == second.fit and first.corpus != second.corpus

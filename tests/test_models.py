@@ -381,7 +381,7 @@ def test_a_chain_of_a_model_without_a_cache(
     assert nodes[0].spec.corpus.to_json()["sampling"]["context"] == "whole"
 
 
-def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(
+def test_tokens_unknown_to_the_tokenizer_are_never_drawn(
     ranks: Any, make_study: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Most published models have a table that is padded to a round number."""

@@ -288,7 +288,7 @@ def test_another_version_of_a_kind_of_data_has_another_folder(make_config: Make,
     assert sorted(spec["added"] for spec in specs) == ["shelf/1", "shelf/2"]
 
 
-def test_finite_data_of_a_package_cannot_give_every_seed_its_own(make_config: Make, tmp_path: Path) -> None:
+def test_finite_data_of_a_package_are_shared_by_seeds(make_config: Make, tmp_path: Path) -> None:
     """The message names no field that the section has not got, and goes where the section says no."""
     config = make_config({**GAUSSIAN, "data": {"source": "shelf"}})
     path = shelf(tmp_path / "site", 1)
@@ -447,7 +447,7 @@ def test_a_filter_that_fails_says_which(
     assert done.returncode == 1 and message in done.stdout + done.stderr
 
 
-def test_a_package_replaces_no_column_and_gives_what_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_gives_the_columns_it_declares_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(gives: str) -> Loaded:
         plugin = MetricPlugin(
             (Metric("mine/number", "a number"),), 1, lambda corpus, known: {gives: float(len(known.uniform))}

@@ -94,7 +94,7 @@ def test_keys_hold_another_texts_content_and_never_its_path(make_config: Make, t
     assert not set(nodes) & set(first[0]) and chains != first[1]
 
 
-def test_another_text_that_is_gone_from_the_store_is_one_message(
+def test_another_text_gone_from_the_store_is_one_message(
     ranks: Any, make_config: Make, tmp_path: Path
 ) -> None:
     config = make_config(

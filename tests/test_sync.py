@@ -188,7 +188,7 @@ def test_another_project_or_server_gets_everything(study: tuple[Path, Path]) -> 
         check(another, config, root)
 
 
-def test_offline_files_of_a_job_and_what_was_sent_are_told_apart(study: tuple[Path, Path]) -> None:
+def test_offline_files_of_a_job_and_what_was_sent_differ(study: tuple[Path, Path]) -> None:
     config, root = study
     with endpoint() as recorder:
         sync(config, root, recorder)

@@ -316,6 +316,8 @@ def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tm
         found = next(row for row in rows if kind in row.values())
         assert found["version"] == "collapse-plugin/1" and found["what"].startswith(text)
     assert "laplace/log_scale" in harness("list", "metrics", path=[site]).stdout
+    lines = harness("list", "trackers", path=[site]).stdout.splitlines()
+    assert "files    A file of JSON for every chain." in lines and lines[1].startswith("wandb ")
     started = harness("init", "mine", "--learner", "laplace", "--out", tmp_path / "mine.yaml", path=[site])
     assert started.returncode == 0, started.stderr
     assert (

@@ -76,6 +76,8 @@ Root = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 DEFAULT_ROOT = Path("runs")
+WIDEST = 100_000
+"""Characters of a table's line where no terminal shows it."""
 
 
 def prepare(config: Path, assignments: list[str] | None, root: Path, scratch: str) -> tuple[Prepared, Store]:
@@ -115,10 +117,10 @@ def print_table(table: Table) -> None:
     """A table on standard output; lines are broken on a terminal only."""
     from rich.console import Console
 
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console() if sys.stdout.isatty() else Console(width=WIDEST)
     with console.capture() as drawn:
         console.print(table)
-    terminal.write(drawn.get())
+    terminal.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
 
 
 def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | Text]], title: str | None = None) -> None:

@@ -17,7 +17,9 @@ from harness.errors import InputError
 def list_(
     what: Annotated[
         str,
-        typer.Argument(metavar="KIND", help="learners, filters, regimes, metrics, presets, data or studies."),
+        typer.Argument(
+            metavar="KIND", help="learners, filters, regimes, metrics, presets, data, trackers or studies."
+        ),
     ],
     json_output: Json = False,
 ) -> None:

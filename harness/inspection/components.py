@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES
+from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES, TRACKERS
 from harness.components.presets import preset_names, read_preset
 from harness.config.described import first_line
 from harness.config.shipped import studies, summary
@@ -81,7 +81,7 @@ def _presets() -> list[Row]:
 
 
 def _data() -> list[Row]:
-    rows = [{"source": name, "what": f"text: {_text_of(name)}"} for name in DATA]
+    rows = [{"source": name, "what": f"text: {_said_of(DATA[name].read)}"} for name in DATA]
     rows += [
         {"source": "hf:NAME[/CONFIG]", "what": "text, or images with kind: images, of the Hugging Face hub"},
         {
@@ -96,10 +96,15 @@ def _data() -> list[Row]:
     ]
 
 
-def _text_of(name: str) -> str:
-    """The first line of what reads a text; a package's module may not even load."""
+def _trackers() -> list[Row]:
+    rows = [{"tracker": "wandb", "what": "Weights & Biases: tracking.wandb is offline, online or disabled."}]
+    return rows + [{"tracker": name, "what": _said_of(TRACKERS[name].write)} for name in TRACKERS]
+
+
+def _said_of(place: str) -> str:
+    """The first line of a function; a package's module may not even load."""
     try:
-        return first_line(named(DATA[name].read))
+        return first_line(named(place))
     except Exception as error:
         return f"cannot be read ({type(error).__name__}: {cut(str(error))})"
 
@@ -115,6 +120,7 @@ LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "metrics": _metrics,
     "presets": _presets,
     "data": _data,
+    "trackers": _trackers,
     "studies": _studies,
 }
 """What can be listed."""

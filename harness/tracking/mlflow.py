@@ -27,7 +27,7 @@ LONGEST = 500
 
 
 def write(view: ChainView, folder: Path) -> None:
-    """Write a chain.
+    """Chains as MLflow runs, in a database file of the experiment or on MLFLOW_TRACKING_URI.
 
     Args:
         view: The chain.

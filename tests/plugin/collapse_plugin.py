@@ -77,6 +77,7 @@ def notes() -> Iterator[str]:
 
 
 def write(view: Any, folder: Path) -> None:
+    """A file of JSON for every chain."""
     rows = [{"generation": item.record.generation, **item.record.metrics} for item in view.generations]
     (folder / f"{view.chain}.json").write_text(json.dumps({"config": dict(view.config), "rows": rows}))
 

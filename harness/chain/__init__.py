@@ -32,9 +32,9 @@ def run_branch(plan: Plan, site: Site) -> End:
         for key in plan.order:
             node = plan.nodes[key]
             if not branch.complete(node):
-                with branch.claim(node.evaluation, node):
-                    branch.check_stop()
-                    branch.measure_anew()
+                with branch.context.claim(node.evaluation, node):
+                    branch.context.check_stop()
+                    branch.context.measure_anew()
                     # whoever had the lease may have finished it after the first look
                     if not branch.complete(node):
                         turn(_Steps(branch, node))

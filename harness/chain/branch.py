@@ -34,17 +34,18 @@ from harness.science import Node, key_of
 from harness.store import Workplace
 
 
-class BranchRun(Context):
+class BranchRun:
     """The four steps; each returns at once where the store has its result."""
 
     def __init__(self, plan: Plan, site: Site) -> None:
         """Nothing is built yet."""
-        super().__init__(plan, site)
+        self.plan, self.context = plan, Context(plan, site)
+        self.learner, self.store, self.data, self.ranks = site.learner, site.store, site.data, site.ranks
         self._training: tuple[str, TrainingSet] | None = None
 
     def complete(self, node: Node) -> bool:
         """Whether all that a node leaves is there, and its record undamaged."""
-        return self.on_rank_0(lambda: self.store.complete(node, self.plan.examples[node.corpus]))
+        return self.context.on_rank_0(lambda: self.store.complete(node, self.plan.examples[node.corpus]))
 
     # --- build the training set -----------------------------------------------------------------------------
 
@@ -72,7 +73,7 @@ class BranchRun(Context):
     def prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
         """A text that a key names by its content, from the store."""
         key = key_of(spec)
-        if not self.on_rank_0(lambda: self.store.sound("data", key)):
+        if not self.context.on_rank_0(lambda: self.store.sound("data", key)):
             raise LearnerError(f"{what}: is not in the store; run the command again")
         return read_other(self.store.path("data", key))
 
@@ -80,11 +81,11 @@ class BranchRun(Context):
         """The first ``count`` raw examples of a node's corpus; a damaged shard is sampled again."""
         for _ in range(3):
             self.sample(node, count)
-            found, shards = None, self.on_rank_0(lambda: self.store.corpora.shards(node.corpus))
+            found, shards = None, self.context.on_rank_0(lambda: self.store.corpora.shards(node.corpus))
             try:
                 found = self.store.corpora.load(node.corpus, count, shards) if self.ranks.rank == 0 else None
             except DamagedError as error:
-                self.observer.event("damaged", corpus=node.corpus, reason=str(error))
+                self.context.observer.event("damaged", corpus=node.corpus, reason=str(error))
             if self.ranks.broadcast(found is not None):
                 # The files that rank 0 has seen, by name: another machine's list of the folder may be older.
                 return found if found is not None else self.store.corpora.load(node.corpus, count, shards)
@@ -95,7 +96,7 @@ class BranchRun(Context):
     def fit(self, node: Node) -> Status:
         """Make sure that a node's fit is committed; its weights may have been freed since."""
         if not self._has_fit(node):
-            with self.claim(node.fit, node):
+            with self.context.claim(node.fit, node):
                 if not self._has_fit(node):
                     self._fit(node)
         return self._fit_status(node)
@@ -106,14 +107,14 @@ class BranchRun(Context):
         Fitted again where they were freed, and are needed after all.
         """
         self.fit(node)
-        if not self.on_rank_0(lambda: self.store.has_weights(node.fit)):
-            with self.claim(node.fit, node):
-                if not self.on_rank_0(lambda: self.store.has_weights(node.fit)):
+        if not self.context.on_rank_0(lambda: self.store.has_weights(node.fit)):
+            with self.context.claim(node.fit, node):
+                if not self.context.on_rank_0(lambda: self.store.has_weights(node.fit)):
                     self._fit(node)
         return self.store.path("fits", node.fit)
 
     def _has_fit(self, node: Node) -> bool:
-        return self.on_rank_0(lambda: self.store.sound("fits", node.fit))
+        return self.context.on_rank_0(lambda: self.store.sound("fits", node.fit))
 
     def _fit(self, node: Node) -> None:
         if node.fit in self.plan.foreign:
@@ -122,32 +123,34 @@ class BranchRun(Context):
                 "it has, and this cell's learner cannot write them: run the command again if something is "
                 "damaged, or relax the filters"
             )
-        report = self.reporter(node, "fit")
-        refit = self.on_rank_0(lambda: self.store.sound("fits", node.fit))
+        report = self.context.reporter(node, "fit")
+        refit = self.context.on_rank_0(lambda: self.store.sound("fits", node.fit))
         parent = None if node.init_from is None else self.weights(self.plan.nodes[node.init_from])
         training = self.training_set(node)
-        staged = self.on_rank_0(lambda: self.store.stage(node.fit))
-        resume = adopt(self, node, staged)
-        self.event("fit_started", node, examples=len(training.drawn))
-        with self.timed("fit"):
+        staged = self.context.on_rank_0(lambda: self.store.stage(node.fit))
+        resume = adopt(self.context, node, staged)
+        self.context.event("fit_started", node, examples=len(training.drawn))
+        with self.context.timed("fit"):
             task = FitTask(
                 spec=node.spec.fit,
                 training=training,
                 init_from=parent,
                 out=staged,
                 report=report,
-                control=self.control,
+                control=self.context.control,
                 resume=resume,
                 checkpoint_s=self.plan.execution.resources.checkpoint_s,
-                save=lambda step, write: save_checkpoint(self, node, staged, step, write),
+                save=lambda step, write: save_checkpoint(self.context, node, staged, step, write),
             )
             try:
                 outcome = self.learner.fit(task)
             except CheckpointUnusable as error:
-                self.event("checkpoint_refused", node, reason=f"its checkpoint ({error})", again_from_step=0)
-                self.seconds["fit"] = 0.0
+                self.context.event(
+                    "checkpoint_refused", node, reason=f"its checkpoint ({error})", again_from_step=0
+                )
+                self.context.seconds["fit"] = 0.0
                 outcome = self.learner.fit(replace(task, resume=None))
-        self.rates["fit"] = outcome.computed / max(self.seconds["fit"], 1e-9)
+        self.context.rates["fit"] = outcome.computed / max(self.context.seconds["fit"], 1e-9)
         if self.ranks.rank == 0:
             self._commit_fit(node, staged, training, outcome, refit=refit)
         self.ranks.barrier()
@@ -156,8 +159,8 @@ class BranchRun(Context):
         self, node: Node, staged: Path, training: TrainingSet, outcome: FitOutcome, refit: bool
     ) -> None:
         if refit:
-            same = self.store.restore_weights(node.fit, staged, self.provenance().to_json())
-            self.event("weights_restored" if same else "weights_replicated", node)
+            same = self.store.restore_weights(node.fit, staged, self.context.provenance().to_json())
+            self.context.event("weights_restored" if same else "weights_replicated", node)
             return
         save_file(
             {"origin": training.drawn.origin, "index": training.drawn.index},
@@ -166,12 +169,14 @@ class BranchRun(Context):
         write_json(
             staged / "fit.json", {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log}
         )
-        write_json(staged / "provenance.json", self.provenance().to_json())
+        write_json(staged / "provenance.json", self.context.provenance().to_json())
         won = self.store.commit("fits", node.fit, staged, node.spec.fit.to_json())
-        self.event("fit_committed" if won else "fit_discarded", node)
+        self.context.event("fit_committed" if won else "fit_discarded", node)
 
     def _fit_status(self, node: Node) -> Status:
-        status: Status = self.on_rank_0(lambda: self.store.json("fits", node.fit, "fit.json")["status"])
+        status: Status = self.context.on_rank_0(
+            lambda: self.store.json("fits", node.fit, "fit.json")["status"]
+        )
         return status
 
     # --- sample ---------------------------------------------------------------------------------------------
@@ -180,22 +185,22 @@ class BranchRun(Context):
         """Make sure that a node's corpus has at least ``count`` examples."""
         if self._count(node) >= count:
             return
-        with self.claim(node.corpus, node):
+        with self.context.claim(node.corpus, node):
             have = self._count(node)
             if have < count:
                 self._sample(node, self.weights(node), have, count)
 
     def _count(self, node: Node) -> int:
-        return self.on_rank_0(lambda: self.store.corpora.count(node.corpus))
+        return self.context.on_rank_0(lambda: self.store.corpora.count(node.corpus))
 
     def _sample(self, node: Node, fit: Path, have: int, count: int) -> None:
-        report, prompts = self.reporter(node, "sample"), self._prompts(node)
+        report, prompts = self.context.reporter(node, "sample"), self._prompts(node)
         if self.ranks.rank == 0:
             self.store.clear_work(node.corpus)
             self.store.corpora.create(node.corpus, node.spec.corpus.to_json())
-        shards = self.on_rank_0(lambda: frozenset(self.store.corpora.shards(node.corpus)))
-        self.event("sample_started", node, start=have, stop=count, shards=len(shards))
-        with self.timed("sample"):
+        shards = self.context.on_rank_0(lambda: frozenset(self.store.corpora.shards(node.corpus)))
+        self.context.event("sample_started", node, start=have, stop=count, shards=len(shards))
+        with self.context.timed("sample"):
             tokens = self.learner.sample(
                 SampleTask(
                     spec=node.spec.corpus,
@@ -206,14 +211,14 @@ class BranchRun(Context):
                     append=lambda start, examples: self.store.corpora.append(node.corpus, start, examples),
                     shards=shards,
                     report=report,
-                    control=self.control,
+                    control=self.context.control,
                 )
             )
         self.ranks.barrier()
         if self.ranks.rank == 0:
             self.store.clear_work(node.corpus)
-        self.rates["sample"] = tokens / max(self.seconds["sample"], 1e-9)
-        self.event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
+        self.context.rates["sample"] = tokens / max(self.context.seconds["sample"], 1e-9)
+        self.context.event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
 
     def _prompts(self, node: Node) -> Examples | None:
         if node.spec.corpus.prompts == "none":
@@ -226,19 +231,19 @@ class BranchRun(Context):
 
     def evaluate(self, node: Node, status: Status) -> None:
         """Measure a generation and commit its record; a diverged one has no metrics."""
-        if self.on_rank_0(lambda: self.store.sound("evaluations", node.evaluation)):
+        if self.context.on_rank_0(lambda: self.store.sound("evaluations", node.evaluation)):
             return  # only its corpus or its fit was missing
-        staged = self.on_rank_0(lambda: self.store.stage(node.evaluation))
+        staged = self.context.on_rank_0(lambda: self.store.stage(node.evaluation))
         if self.ranks.rank == 0:
             Workplace(staged).adopt(lambda _: "an evaluation has no checkpoints")
         metrics: Mapping[str, float] = {}
         arrays, texts = {}, []
         if status == "ok":
-            first, report = self.plan.nodes[node.first], self.reporter(node, "evaluate")
+            first, report = self.plan.nodes[node.first], self.context.reporter(node, "evaluate")
             earlier = Earlier(self.store, node, first, node.spec.to_json()) if self.ranks.rank == 0 else None
             corpus = self.corpus(node, node.spec.measured.examples)
             training = self.training_set(node)
-            with self.timed("evaluate"):
+            with self.context.timed("evaluate"):
                 found = self.learner.evaluate(
                     EvaluateTask(
                         spec=node.spec,
@@ -249,7 +254,7 @@ class BranchRun(Context):
                         training=training,
                         report=report,
                         piece=lambda name, rows, compute: self._piece(staged, earlier, name, rows, compute),
-                        control=self.control,
+                        control=self.context.control,
                         others=self._others(node),
                         texts=self.ranks.broadcast(earlier.texts() if earlier else None),
                     )
@@ -272,12 +277,12 @@ class BranchRun(Context):
                 {name: finite_or_none(value) for name, value in metrics.items()},
             )
             write_json(staged / "record.json", record.to_json())
-            write_json(staged / "provenance.json", self.provenance().to_json())
+            write_json(staged / "provenance.json", self.context.provenance().to_json())
             write_json(staged / "continuations.json", texts)
             values = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
             save_file(values, staged / ARRAYS, metadata={"scores": str(SCORES_VERSION)})
             won = self.store.commit("evaluations", node.evaluation, staged, node.spec.to_json())
-            self.event("committed" if won else "discarded", node, status=record.status)
+            self.context.event("committed" if won else "discarded", node, status=record.status)
         self.ranks.barrier()
 
     def _others(self, node: Node) -> Mapping[str, Examples]:
@@ -306,12 +311,12 @@ class BranchRun(Context):
         values = compute()
         if self.ranks.rank == 0:
             workplace.write_piece(name, values)
-        self.check_stop()
+        self.context.check_stop()
         return values
 
     def status(self, node: Node) -> Status:
         """``ok`` or ``diverged``, from the committed record."""
-        return self.on_rank_0(lambda: self._record_status(node))
+        return self.context.on_rank_0(lambda: self._record_status(node))
 
     def _record_status(self, node: Node) -> Status:
         record = self.store.record(node.evaluation)

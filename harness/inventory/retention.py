@@ -11,8 +11,14 @@ from harness.study import Prepared
 
 def kept_by_chain(prepared: Prepared, chain: Chain) -> set[str]:
     """The fits of a chain whose weights stay: all, or the first and the last, or none."""
-    policy = prepared.cell(chain).config.retention.weights
-    kept = {"all": chain.nodes, "last": (chain.nodes[0], chain.nodes[-1]), "none": ()}[policy]
+    kept: Collection[str]
+    match prepared.cell(chain).config.retention.weights:
+        case "all":
+            kept = chain.nodes
+        case "last":
+            kept = (chain.nodes[0], chain.nodes[-1])
+        case "none":
+            kept = ()
     return {prepared.lineage.nodes[node].fit for node in kept}
 
 

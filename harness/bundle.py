@@ -378,9 +378,15 @@ def _random(recipe: Recipe, n: int) -> bool:
     )
 
 
-def provenance(started: float) -> dict[str, Any]:
-    """How, where and when a bundle was computed."""
+def provenance(started: float, commit: str) -> dict[str, Any]:
+    """How, where and when a bundle was computed.
+
+    Args:
+        started: By `time.monotonic`.
+        commit: Revision of the source; empty where it is not known.
+    """
     return {
+        "commit": commit,
         "host": socket.gethostname(),
         "device": platform.processor() or platform.machine(),
         "versions": {

@@ -512,7 +512,7 @@ def test_no_value_anywhere_is_a_traceback(value: Any) -> None:
 
 
 def test_all_shipped_configurations_are_valid() -> None:
-    paths = [p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "models"]
+    paths = [p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name not in ("models", "tracks")]
     assert paths
     for path in paths:
         assert study(path).cells

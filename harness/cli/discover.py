@@ -18,7 +18,8 @@ def list_(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="KIND", help="learners, filters, regimes, metrics, presets, data, trackers or studies."
+            metavar="KIND",
+            help="learners, filters, regimes, metrics, presets, data, trackers, studies or tracks.",
         ),
     ],
     json_output: Json = False,

@@ -7,11 +7,13 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from harness.config.load import check_kinds, section_classes, validate
+from harness.config.mitigations import AXIS, SECTION, Mitigations, take_axis, take_mitigations
 from harness.config.replaced import check_replaced
 from harness.config.schema import Config, LanguageModel, Override
 from harness.config.size import MAX_CHAINS, check_axes, check_generations
@@ -68,19 +70,21 @@ def expand(source: Source) -> Study:
     Raises:
         ConfigError: Anything in it is wrong; nothing has been started or written.
     """
-    data, axes, overrides = _parts(source)
+    parts = _parts(source)
+    axes, overrides = dict(parts.axes), parts.overrides
     seeds = axes.pop("seed", None)
     columns = _columns(axes)
     cells, applied = [], dict[int, Mapping[str, Any]]()
-    for point in points(source, data, axes, overrides):
+    for point in points(source, parts):
         config = validate(source, point.raw, point.places)
-        cells.append(Cell(config, {name: get(point.raw, name) for name in columns}))
+        named = {AXIS: point.mitigation}
+        cells.append(Cell(config, {n: named[n] if n in named else get(point.raw, n) for n in columns}))
         applied = {**point.applied, **applied}
     for index, override in enumerate(overrides):
         # Where --set leaves only a part of the grid, what the file says of the rest is no mistake.
         if index not in applied and not any(map(source.is_set, override.when)):
             raise source.error(f"overrides.{index}.when", f"matches no cell: {shown(dict(override.when))}")
-    check_replaced(source, data, axes, overrides, applied)
+    check_replaced(source, parts.data, {**axes, AXIS: ()}, overrides, applied, parts.mitigations)
     base = cells[0].config
     seeds = [base.seed] if seeds is None else seeds
     for index, seed in enumerate(seeds):
@@ -94,56 +98,87 @@ def expand(source: Source) -> Study:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a file says, taken apart.
+
+    Attributes:
+        data: What all cells share.
+        axes: Dotted field to values; over the names of mitigations, `AXIS`; the seeds too.
+        overrides: What parts of the grid need, in the order in which they apply.
+        mitigations: Name to dotted fields with their values.
+    """
+
+    data: Mapping[str, Any]
+    axes: Mapping[str, Sequence[Any]]
+    overrides: Sequence[Override]
+    mitigations: Mitigations
+
+
+@dataclass(frozen=True)
 class Point:
     """A cell's data before they are validated.
 
     Attributes:
-        raw: The file's content with the values of the axes and of the overrides that apply.
+        raw: The file's content with the values of the axes, of the mitigation and of the overrides that
+            apply.
         places: Where a field's value stands when not at its own place: dotted field to the dotted path in the
             file.
         applied: An override's number to the data as they are when it has been applied, and none behind it.
+        mitigation: The name of its mitigation; None where the file has none.
     """
 
     raw: Mapping[str, Any]
     places: Mapping[str, str]
     applied: Mapping[int, Mapping[str, Any]]
+    mitigation: str | None = None
 
 
-def points(
-    source: Source, data: Mapping[str, Any], axes: Mapping[str, Sequence[Any]], overrides: Sequence[Override]
-) -> Iterator[Point]:
-    """The product of the axes, the seed aside, with what overrides change in it."""
-    for combination in itertools.product(*(list(enumerate(values)) for values in axes.values())):
-        values = {name: value for name, (_, value) in zip(axes, combination, strict=True)}
-        places = {name: f"grid.{name}.{index}" for name, (index, _) in zip(axes, combination, strict=True)}
+def points(source: Source, parts: Parts) -> Iterator[Point]:
+    """The product of the axes, the seed aside, with what mitigations and overrides change in it."""
+    axes = {name: list(enumerate(values)) for name, values in parts.axes.items() if name != "seed"}
+    for combination in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, combination, strict=True))
+        _, mitigation = chosen.pop(AXIS, (0, None))
+        settings = {} if mitigation is None else parts.mitigations[mitigation]
+        places = {name: f"grid.{name}.{index}" for name, (index, _) in chosen.items()}
+        places |= {name: f"{SECTION}.{mitigation}.{name}" for name in settings}
         applied = dict[int, Mapping[str, Any]]()
         try:
-            raw = with_values(data, values)
-            for index, override in enumerate(overrides):
+            raw = with_values(parts.data, {name: value for name, (_, value) in chosen.items()})
+            raw = with_values(raw, settings)
+            for index, override in enumerate(parts.overrides):
                 if all(_value(source, raw, name) == wanted for name, wanted in override.when.items()):
                     raw = applied[index] = with_values(raw, override.set)
                     places.update({name: f"overrides.{index}" for name in override.set})
         except TypeError as error:
             raise source.error("grid", str(error)) from None
-        yield Point(raw, places, applied)
+        yield Point(raw, places, applied, mitigation)
 
 
 def point_of(source: Source, number: int) -> Point:
     """The data of one cell, by its number in the grid, and where they come from."""
-    data, axes, overrides = _parts(source)
-    axes.pop("seed", None)
-    return next(itertools.islice(points(source, data, axes, overrides), number, None))
+    return next(itertools.islice(points(source, _parts(source)), number, None))
 
 
-def _parts(source: Source) -> tuple[dict[str, Any], dict[str, Sequence[Any]], list[Override]]:
-    """What all cells share, the axes, and the overrides."""
+def _parts(source: Source) -> Parts:
+    """What all cells share, the axes, the overrides and the mitigations."""
     check_kinds(source)
     data = dict(source.data)
     grid = data.pop("grid", None)
     overrides = _overrides(source, data.pop("overrides", None))
-    axes = _axes(source, grid)
+    mitigations = take_mitigations(source, data, partial(_check_setting, source))
+    axes = take_axis(source, data, _axes(source, grid), mitigations)
     check_axes(source, axes)
-    return data, axes, overrides
+    return Parts(data, axes, overrides, mitigations)
+
+
+def _check_setting(source: Source, place: str, name: str) -> None:
+    """Check that a mitigation may set a field."""
+    _check_field(source, place, name)
+    section = name.split(".")[0]
+    if section in (*SHARED_SECTIONS, *EXECUTION_SECTIONS):
+        why = "it is the same in all cells, or changes no result"
+        raise source.error(place, f"{section} cannot be in a mitigation: {why}")
 
 
 def _overrides(source: Source, items: Any) -> list[Override]:
@@ -210,6 +245,8 @@ def _axes(source: Source, grid: Any) -> dict[str, Sequence[Any]]:
         raise source.error("grid", f"found {shown(grid)}, expected fields with lists of values")
     axes = {str(name): _axis_values(source, str(name), values) for name, values in grid.items()}
     for name in axes:
+        if name == AXIS:
+            continue
         _check_field(source, f"grid.{name}", name)
         if name.split(".")[0] in EXECUTION_SECTIONS:
             message = (
@@ -340,7 +377,8 @@ def check_claims(study: Study) -> None:
                 continue
             place = f"claims.{number}.statistic"
             for field in wanted:
-                _check_field(study.source, place, field)
+                if field != AXIS or AXIS not in study.columns:
+                    _check_field(study.source, place, field)
             found = find_cells(study, wanted)
             if not found and any(map(study.source.is_set, wanted)):
                 continue

@@ -18,16 +18,17 @@ from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES
 from harness.config.reading import join
 from harness.config.schema import Config, data_kind
 from harness.config.source import Source, read_source, split_field
+from harness.config.track import in_track
 from harness.errors import ConfigError, Problem
 from harness.registry import Found
 from harness.terminal import cut, nearest, shown
 
-TOP_LEVEL_EXTRA = ("grid", "overrides")
+TOP_LEVEL_EXTRA = ("grid", "overrides", "mitigations", "mitigation", "track")
 
 
 def load_file(path: Path, assignments: tuple[str, ...] = ()) -> Source:
-    """Read a configuration file (`harness.config.source.read_source`)."""
-    return read_source(path, assignments)
+    """Read a configuration file (`harness.config.source.read_source`), and the track that it names."""
+    return in_track(read_source(path, assignments), path.parent)
 
 
 def validate(source: Source, data: Mapping[str, Any], places: Mapping[str, str] | None = None) -> Config:

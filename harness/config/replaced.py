@@ -1,4 +1,4 @@
-"""Values that an axis or an override replaces.
+"""Values that an axis, an override or a mitigation replaces.
 
 No cell has them, but they stand in the file, so they must be valid all the same.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.config.load import check_field
+from harness.config.load import check_field, validate
+from harness.config.mitigations import SECTION, Mitigations
 from harness.config.schema import Override
 from harness.config.source import Source, has, with_values
 
@@ -19,6 +20,7 @@ def check_replaced(
     axes: Mapping[str, Sequence[Any]],
     overrides: Sequence[Override],
     before: Mapping[int, Mapping[str, Any]],
+    mitigations: Mitigations,
 ) -> None:
     """Check values that another one stands in for, each as a value of its field, in the first cell.
 
@@ -31,13 +33,23 @@ def check_replaced(
         overrides: In the order in which they apply.
         before: An override's number to a cell as it is when that override has been applied, and none behind
             it.
+        mitigations: Each is looked at in the first cell: the grid may leave it out.
 
     Raises:
         ConfigError: A value can never be one of its field.
     """
-    first = with_values(data, {name: values[0] for name, values in axes.items()})
+    first = with_values(data, {name: values[0] for name, values in axes.items() if values})
     for name, value, place, cell in _replaced(data, first, axes, overrides, before):
         check_field(source, with_values(cell, {name: value}), name, place)
+    for mitigation, settings in mitigations.items():
+        places = {name: f"{SECTION}.{mitigation}.{name}" for name in settings}
+        try:
+            validate(source, with_values(first, settings), places)
+            for name in settings:
+                if has(data, name):
+                    check_field(source, with_values(first, {name: _value(data, name)}), name, name)
+        except TypeError as error:
+            raise source.error(f"{SECTION}.{mitigation}", str(error)) from None
 
 
 def _replaced(

@@ -1,4 +1,4 @@
-"""The studies that come with the harness: ``harness run quickstart`` needs no file of one's own."""
+"""The studies and tracks that come with the harness: for these nobody needs a file of his own."""
 
 from __future__ import annotations
 
@@ -12,18 +12,27 @@ _PLACES = (Path(__file__).parent / "studies", Path(__file__).parents[2] / "confi
 
 
 @cache
+def _files() -> dict[str, Path]:
+    """All files by name, without suffix and with their folders."""
+    folder = next((place for place in _PLACES if place.is_dir()), None)
+    if folder is None:
+        return {}
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
+    }
+
+
 def studies() -> dict[str, Path]:
     """Name to file, the name without its suffix and with its folder.
 
     ``quickstart``, ``papers/small/kazdan_gaussian``.
     """
-    folder = next((place for place in _PLACES if place.is_dir()), None)
-    if folder is None:
-        return {}
-    found = {
-        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
-    }
-    return {name: path for name, path in found.items() if not name.startswith("models/")}
+    return {name: path for name, path in _files().items() if not name.startswith(("models/", "tracks/"))}
+
+
+def tracks() -> dict[str, Path]:
+    """The tracks that come with the harness, by name."""
+    return {n.removeprefix("tracks/"): path for n, path in _files().items() if n.startswith("tracks/")}
 
 
 def summary(path: Path) -> str:

@@ -6,13 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from harness.config.reading import MAX_CHARACTERS, MAX_DEPTH, Reader, compose
 from harness.errors import ConfigError, Problem
 from harness.terminal import cut, shown
+
+if TYPE_CHECKING:
+    from harness.config.track import Entered
 
 _MISSING = object()
 
@@ -26,12 +29,14 @@ class Source:
         data: The content as plain data.
         lines: Dotted path to line, counted from 1; an item of a list is ``path.0``.
         set_paths: Paths that came from ``--set``.
+        track: The track that the study is of, whose environment is in ``data``; None for any other study.
     """
 
     name: str
     data: dict[str, Any]
     lines: Mapping[str, int]
     set_paths: frozenset[str] = field(default_factory=frozenset)
+    track: Entered | None = None
 
     def problem(self, path: str, message: str) -> Problem:
         """A problem at a field: at its line, or at the line of the nearest enclosing section."""
@@ -42,6 +47,8 @@ class Source:
             if probe in self.lines:
                 return Problem(self.name, self.lines[probe], path, message)
             probe = probe.rpartition(".")[0]
+        if self.track is not None and path:
+            return self.track.source.problem(f"config.{path}", message)
         return Problem(self.name, None, path, message)
 
     def located(self, error: Exception) -> ConfigError:

@@ -17,6 +17,7 @@ import ray
 
 from harness.coordinator.failures import classify, store_trouble
 from harness.coordinator.gang import death
+from harness.coordinator.revision import source_revision
 from harness.coordinator.summary import IDLE, Display, RunSummary
 from harness.errors import StoreError
 from harness.inventory.slices import MAX_CHAINS, Slice, make_slices, missing
@@ -41,10 +42,12 @@ class BundleTask:
     Attributes:
         slices: The slices, or what is left of them.
         attempt: 1 for the first try.
+        commit: Revision of the source, for provenance.
     """
 
     slices: tuple[Slice, ...]
     attempt: int = 1
+    commit: str = ""
 
     @property
     def chains(self) -> list[BundledChain]:
@@ -78,7 +81,7 @@ def run_task(task: BundleTask, root: str) -> Done:
             done.failed |= {chain.key: reason for chain in unit.chains}
     if tables:
         Bundles(Path(root) / "bundles").commit(
-            pa.concat_tables(tables, promote_options="default"), chains, provenance(started)
+            pa.concat_tables(tables, promote_options="default"), chains, provenance(started, task.commit)
         )
     return done
 
@@ -112,6 +115,7 @@ class BundleRun:
         self.display, self.stop, self.idle_s = display, stop, idle_s
         self.failed: dict[str, str] = {}
         self.computed = 0
+        self._revision = source_revision()
         self._wanted = {
             c.key: c.generations for c in sorted(prepared.bundles, key=lambda chain: chain.generations)
         }
@@ -203,7 +207,7 @@ class BundleRun:
                 wanted.append(still)
             else:
                 self._close(part.key)
-        return BundleTask(tuple(wanted)) if wanted else self._next(target)
+        return BundleTask(tuple(wanted), commit=self._revision) if wanted else self._next(target)
 
     def _hold(self, part: Slice) -> None:
         """Put a slice aside that somebody else works on."""
@@ -288,7 +292,9 @@ class BundleRun:
                 for part in task.slices:
                     for unit in part.units:
                         self._open[part.key] += 1
-                        self.again.append(BundleTask((replace(part, units=(unit,)),), task.attempt + 1))
+                        self.again.append(
+                            BundleTask((replace(part, units=(unit,)),), task.attempt + 1, task.commit)
+                        )
             else:
                 self.failed |= {chain.key: reason for chain in task.chains}
         else:

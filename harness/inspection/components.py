@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES, TRACKERS
 from harness.components.presets import preset_names, read_preset
 from harness.config.described import first_line
-from harness.config.shipped import studies, summary
+from harness.config.shipped import studies, summary, tracks
+from harness.config.track import read_track
 from harness.metrics.catalogue import METRICS
 from harness.registry import named
 from harness.terminal import cut
@@ -113,6 +114,11 @@ def _studies() -> list[Row]:
     return [{"study": name, "what": summary(path)} for name, path in studies().items()]
 
 
+def _tracks() -> list[Row]:
+    found = [read_track(path).track for path in tracks().values()]
+    return [{"track": t.track, "version": t.version, "seeds": len(t.seeds), "what": t.title} for t in found]
+
+
 LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "learners": _learners,
     "filters": _filters,
@@ -122,5 +128,6 @@ LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "data": _data,
     "trackers": _trackers,
     "studies": _studies,
+    "tracks": _tracks,
 }
 """What can be listed."""

@@ -10,6 +10,7 @@ import yaml
 
 from harness.components import LEARNERS
 from harness.config.grid import Point, Study, point_of
+from harness.config.mitigations import SECTION
 from harness.config.source import has, put
 
 
@@ -20,8 +21,8 @@ class Value:
     Attributes:
         path: Dotted name.
         value: Plain data; None of a section that has fields of its own.
-        origin: ``line 7``, ``--set``, ``grid, value 2 of 3 (line 20)``, ``override (line 25)``, ``preset
-            small``, ``default``.
+        origin: ``line 7``, ``--set``, ``grid, value 2 of 3 (line 20)``, ``override (line 25)``,
+            ``mitigation none (line 9)``, ``preset small``, ``default``.
         is_section: Its fields follow.
     """
 
@@ -69,6 +70,8 @@ def _origin(study: Study, point: Point, path: str, origins: Mapping[str, str]) -
         where = f" (line {at.line})" if at.line else " (--set)"
         if place.startswith("overrides."):
             return f"override{where}"
+        if place.startswith(f"{SECTION}."):
+            return f"mitigation {point.mitigation}{where}"
         axis, _, index = place.removeprefix("grid.").rpartition(".")
         return f"grid, value {int(index) + 1} of {len(source.data['grid'][axis])}{where}"
     if has(point.raw, path):

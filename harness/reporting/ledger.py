@@ -152,7 +152,8 @@ def _bundle_provenance(prepared: Prepared, store: Store) -> dict[str, dict[str, 
         name = places[chain.key].path.name
         if name not in read:
             about = store.bundles.provenance(name)
-            flat = {f"provenance/{field}": about[field] for field in ("host", "device", "finished")}
+            known = ("host", "device", "commit", "finished")  # of earlier versions without the commit
+            flat = {f"provenance/{field}": about[field] for field in known if field in about}
             flat |= {"provenance/bundle": name, "provenance/seconds/bundle": about["seconds"]}
             read[name] = flat | {
                 f"provenance/versions/{field}": value for field, value in about["versions"].items()

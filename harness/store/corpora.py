@@ -76,7 +76,7 @@ class Corpora:
             {"values": pa.FixedSizeListArray.from_arrays(flat, width), "length": pa.array(examples.lengths)}
         )
         pq.write_table(
-            table.replace_schema_metadata({"sha256": _digest(examples), "width": str(width)}), temporary
+            table.replace_schema_metadata({"sha256": digest(examples), "width": str(width)}), temporary
         )
         sync_file(temporary)
         with contextlib.suppress(FileExistsError):
@@ -128,7 +128,7 @@ class Corpora:
             flat = table["values"].combine_chunks().flatten().to_numpy()
             examples = Examples(flat.reshape(-1, width), table["length"].to_numpy().astype(np.int32))
             good = (
-                _digest(examples) == (table.schema.metadata or {})[b"sha256"].decode()
+                digest(examples) == (table.schema.metadata or {})[b"sha256"].decode()
                 and len(examples) == stop - start
             )
         except pa.ArrowMemoryError as error:
@@ -147,7 +147,8 @@ class Corpora:
         return examples
 
 
-def _digest(examples: Examples) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(examples.values).tobytes())
-    digest.update(np.ascontiguousarray(examples.lengths).tobytes())
-    return digest.hexdigest()
+def digest(examples: Examples) -> str:
+    """SHA-256 of examples and their lengths, in hexadecimal."""
+    found = hashlib.sha256(np.ascontiguousarray(examples.values).tobytes())
+    found.update(np.ascontiguousarray(examples.lengths).tobytes())
+    return found.hexdigest()

@@ -1,0 +1,188 @@
+"""A folder of entries as a board: pages, and the same numbers as CSV, JSON and a feed.
+
+The same entries give the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from harness.board.entry import Entry, read_entry
+from harness.board.pages import entry_page, file_of, index_page, safe, track_page, values_of
+from harness.board.score import TrackTable, table_of
+from harness.errors import DamagedError, InputError
+from harness.files import dump_json, read_json, write_atomic
+from harness.terminal import visible
+
+MAX_FOREIGN = 5
+"""Files that are no entries are named up to this many."""
+
+
+def build_site(folder: Path, out: Path) -> Iterator[str]:
+    """Write the board.
+
+    Args:
+        folder: Entries, as ``<track>/<name>.json``; several people may add to it at once.
+        out: The pages' folder; made where there is none.
+
+    Returns:
+        Lines for people: what has changed since the pages were last built, and what was left out.
+
+    Raises:
+        InputError: There is no such folder, a file in it is no entry or was changed, two entries contradict
+            each other, or the pages cannot be written.
+    """
+    entries, foreign = read_entries(folder)
+    tables = tables_of(entries)
+    before = _before(out)
+    files = dict(site_files(tables))
+    try:
+        for name, content in files.items():
+            target = out / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists() or target.read_bytes() != content:
+                write_atomic(target, content)
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
+    yield from _changes(before, json.loads(files["board.json"]))
+    if foreign:
+        more = f" and {len(foreign) - MAX_FOREIGN} more" if len(foreign) > MAX_FOREIGN else ""
+        yield f"left out, for they are no entries: {', '.join(map(str, foreign[:MAX_FOREIGN]))}{more}"
+
+
+def read_entries(folder: Path) -> tuple[list[Entry], list[Path]]:
+    """All entries of a folder, and the files in it that do not look like any.
+
+    Raises:
+        InputError: There is no such folder, or a file is called as an entry is and is none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder of entries; harness leaderboard add makes one")
+    entries, foreign = [], []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        relative = path.relative_to(folder)
+        if path.suffix != ".json" or len(relative.parts) != 2 or path.name.startswith("."):
+            foreign.append(relative)
+            continue
+        entry = read_entry(path)
+        if relative.parts[0] != entry.track.track:
+            raise InputError(
+                f"{path} is an entry of the track {entry.track.track}, in another track's folder"
+            )
+        entries.append(entry)
+    return entries, foreign
+
+
+def tables_of(entries: Sequence[Entry]) -> list[TrackTable]:
+    """A table for each track, version of it, and data; the newest version of a track has its plain name."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.comparable, []).append(entry)
+    ordered = sorted(groups.values(), key=_newest, reverse=True)
+    names: dict[str, int] = {}
+    found = []
+    for group in ordered:
+        track = group[0].track
+        names[track.track] = number = names.get(track.track, 0) + 1
+        name = track.track if number == 1 else f"{track.track}-{number}"
+        found.append(table_of(track, group, name))
+    return sorted(found, key=lambda table: table.name)
+
+
+def _newest(group: Sequence[Entry]) -> tuple[int, int, str]:
+    return group[0].track.version, len(group), max(entry.provenance.finished for entry in group)
+
+
+def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, bytes]]:
+    """Every file of the board by its name in the board's folder."""
+    board: dict[str, Any] = {"tracks": {}}
+    everything: list[Entry] = []
+    for table in tables:
+        rows = [values_of(line, table) for line in table.lines]
+        board["tracks"][table.name] = {
+            "version": table.track.version,
+            "title": table.track.title,
+            "entries": rows,
+        }
+        yield f"{table.name}.html", track_page(table).encode()
+        yield f"{table.name}.csv", _csv(rows)
+        for line in table.lines:
+            everything.append(line.entry)
+            yield file_of(line.entry), entry_page(line, line.entry, True).encode()
+            yield line.entry.name, line.entry.content
+        for entry in table.superseded:
+            yield file_of(entry), entry_page(None, entry, False).encode()
+            yield entry.name, entry.content
+    yield "index.html", index_page(tables, ()).encode()
+    yield "board.json", dump_json(board)
+    yield "feed.xml", _feed(everything)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]) if rows else ["rank"], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    return out.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    """A spreadsheet runs what begins so."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+
+
+def _feed(entries: Sequence[Entry]) -> bytes:
+    """An Atom feed of the entries, the newest first."""
+    newest = sorted(entries, key=lambda entry: (entry.provenance.finished, entry.name), reverse=True)
+    updated = newest[0].provenance.finished if newest else ""
+    items = [
+        f"<entry><title>{safe(entry.mitigation)} on {safe(entry.track.title)}</title>"
+        f"<id>urn:sha256:{escape(entry.name.rpartition('-')[2].removesuffix('.json'))}</id>"
+        f'<link href="{safe(file_of(entry))}"/><updated>{safe(entry.provenance.finished)}</updated></entry>'
+        for entry in newest
+    ]
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n<feed xmlns="http://www.w3.org/2005/Atom">'
+        "<title>What resists model collapse</title><id>urn:model-collapse:board</id>"
+        f"<author><name>the board</name></author><updated>{safe(updated)}</updated>{''.join(items)}</feed>\n"
+    ).encode()
+
+
+def _before(out: Path) -> Mapping[str, Any]:
+    try:
+        found = read_json(out / "board.json")
+        return found if isinstance(found, dict) else {}
+    except (DamagedError, OSError):
+        return {}
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What is new, gone, or ranked otherwise, a line each; nothing where there was no board."""
+    if not before:
+        return
+    old, new = (_ranks(board) for board in (before, now))
+    for name in sorted(new.keys() - old.keys()):
+        yield f"new: {visible(name)}, rank {new[name] or 'none'}"
+    for name in sorted(old.keys() - new.keys()):
+        yield f"gone: {visible(name)}"
+    for name in sorted(old.keys() & new.keys()):
+        if old[name] != new[name]:
+            yield f"changed: {visible(name)}, rank {old[name] or 'none'} to {new[name] or 'none'}"
+
+
+def _ranks(board: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {
+            f"{track} {row['entry']}": row["rank"]
+            for track, found in board["tracks"].items()
+            for row in found["entries"]
+        }
+    except (KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,343 @@
+"""An entry: what one mitigation has come to on a track, read from a store and never typed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from harness.board.rules import check_rules, overlap_of
+from harness.components import REGIMES
+from harness.config.grid import find_cells
+from harness.config.mitigations import AXIS, NAME, SECTION
+from harness.config.schema import science
+from harness.config.track import BASELINE, Track
+from harness.errors import DamagedError, InputError
+from harness.files import dump_json, read_json, write_atomic
+from harness.inspection.status import ChainState, chain_states
+from harness.reporting import ledger
+from harness.reporting.rows import Rows
+from harness.science import BundledChain, Chain, key_of
+from harness.section import Section
+from harness.store import Store
+from harness.store.corpora import digest
+from harness.study import Prepared
+from harness.terminal import cut, shown
+
+FORMAT = 1
+"""Of an entry's file; raised where its meaning changes."""
+MAX_BYTES = 50_000_000
+"""No file of an entry is larger."""
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SeedResult(Section):
+    """What one seed has come to.
+
+    ``state`` is that of its chain: ``complete``, ``diverged``, or why there is no more.
+    """
+
+    chain: str
+    state: Literal[
+        "complete", "diverged", "unreachable", "running", "failed", "damaged", "interrupted", "waiting"
+    ]
+    detail: str = ""
+    keys: tuple[str, ...] = ()
+    """Of the fits, by generation; of a bundled chain its own."""
+    corpora: tuple[str, ...] = ()
+    """SHA-256 of the examples that the metrics read, by generation; a bundled chain keeps no corpora."""
+    metrics: dict[str, tuple[Number | None, ...]] = {}
+    """By name, a value a generation; null where it is not finite."""
+
+
+class Cost(Section):
+    """What the entry's own chains took, shared generations counted for each chain that has them."""
+
+    device_hours: Number
+    training_examples: int
+    """Of all generations of one seed together."""
+    times_baseline: Number
+    """As a multiple of the baseline's."""
+
+
+class Provenance(Section):
+    """How, where and when; none of it decides a number."""
+
+    commits: tuple[str, ...]
+    devices: tuple[str, ...]
+    versions: dict[str, tuple[str, ...]]
+    finished: str
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a source tree with local changes, or of no known revision, computed any of it."""
+        return not self.commits or any(not commit or commit.endswith("+dirty") for commit in self.commits)
+
+
+class Entry(Section):
+    """The file of an entry."""
+
+    format: Literal[1]
+    track: Track
+    """All that the track said; its hash tells versions apart."""
+    mitigation: Annotated[str, Field(pattern=NAME)]
+    settings: dict[str, Any]
+    """What the mitigation sets, by dotted field."""
+    configuration: dict[str, Any]
+    """All that decides its numbers, the seed aside."""
+    configuration_hash: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
+    data: str
+    """Key of the real data."""
+    seeds: dict[str, SeedResult]
+    """Those of the track."""
+    other_seeds: dict[str, SeedResult]
+    """All others that the store knows of this configuration."""
+    baseline: dict[str, SeedResult]
+    """`BASELINE` in the same store, with the track's seeds."""
+    overlap: dict[str, Number]
+    """Share of the test set that is also in the training set: as whole examples, and as n-grams of text."""
+    cost: Cost
+    provenance: Provenance
+    experiment: str
+    """Of the study that it is from."""
+
+    @property
+    def study(self) -> dict[str, Any]:
+        """The study that has this entry alone, beside its track."""
+        mitigations: dict[str, Any] = {BASELINE: {}, self.mitigation: dict(self.settings)}
+        return {"experiment": self.experiment, SECTION: mitigations, "tracking": {"wandb": "disabled"}}
+
+    @property
+    def comparable(self) -> str:
+        """The same for entries whose numbers may be compared: track, data, and versions of the metrics."""
+        metrics = self.configuration["evaluation"]["metrics"]
+        return key_of({"track": self.track.model_dump(mode="json"), "data": self.data, "metrics": metrics})
+
+    @property
+    def name(self) -> str:
+        """Of its file: the same content always has the same name."""
+        digest = hashlib.sha256(self.content).hexdigest()[:12]
+        return f"{self.track.track}/{self.mitigation}-{self.configuration_hash[:8]}-{digest}.json"
+
+    @property
+    def content(self) -> bytes:
+        """The file."""
+        return dump_json(self.model_dump(mode="json"))
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every seed of the track has come to its end, with the baseline's."""
+        ended = {"complete", "diverged"}
+        return all(r.state in ended for r in (*self.seeds.values(), *self.baseline.values()))
+
+
+def make_entry(prepared: Prepared, store: Store, mitigation: str) -> Entry:
+    """Compute an entry.
+
+    Args:
+        prepared: A study of a track, with the seeds of the track and all others that the store knows.
+        store: The store.
+        mitigation: Its name in the study.
+
+    Raises:
+        InputError: The study is of no track, the store has nothing of it, or it breaks a rule of the track.
+    """
+    track = track_of(prepared)
+    states = {state.chain: state for state in chain_states(prepared, store)}
+    (cell,), (none,) = (find_cells(prepared.study, {AXIS: name}) for name in (mitigation, BASELINE))
+    rows = ledger.rows(prepared, store, provenance=True)
+    found, baseline = (_seeds(prepared, store, rows, states, number) for number in (cell, none))
+    official = {str(seed) for seed in track.seeds}
+    if not any(result.metrics for result in found.values()):
+        raise InputError(f"{mitigation}: the store has none of its generations; harness run computes them")
+    times = check_rules(prepared, track, cell, none)
+    config, spec = prepared.study.cells[cell].config, prepared.specs[cell]
+    configuration = {
+        "data": spec.data.identity,
+        "learner": spec.learner.identity,
+        "sampling": spec.sampling.identity,
+        "evaluation": spec.measured.identity,
+        "filters": [part.identity for part in spec.filters],
+        "regime": {**science(config.regime), "version": REGIMES.loaded[config.regime.kind].version},
+        "generations": config.generations,
+    }
+    settings = dict((prepared.study.source.data[SECTION] or {}).get(mitigation) or {})
+    own = _of_cell(prepared, rows, cell)
+    return Entry(
+        format=FORMAT,
+        track=track,
+        mitigation=mitigation,
+        settings=settings,
+        configuration=configuration,
+        configuration_hash=key_of(configuration),
+        data=key_of(spec.data.identity),
+        seeds={seed: result for seed, result in found.items() if seed in official},
+        other_seeds={s: r for s, r in found.items() if s not in official and r.state != "waiting"},
+        baseline={seed: result for seed, result in baseline.items() if seed in official},
+        overlap=overlap_of(prepared.data[cell]),
+        cost=Cost(
+            device_hours=_device_hours(own, prepared, store, cell, official),
+            training_examples=times[0],
+            times_baseline=times[1],
+        ),
+        provenance=_provenance(own),
+        experiment=prepared.study.base.experiment,
+    )
+
+
+def track_of(prepared: Prepared) -> Track:
+    """The track of a study.
+
+    Raises:
+        InputError: It has none.
+    """
+    if prepared.study.source.track is None:
+        raise InputError(
+            f"{prepared.study.source.name} is no study of a track; name one in it: 'track: NAME' (harness "
+            "list tracks)"
+        )
+    return prepared.study.source.track.track
+
+
+def _seeds(
+    prepared: Prepared, store: Store, rows: Rows, states: Mapping[str, ChainState], cell: int
+) -> dict[str, SeedResult]:
+    """Every seed of a cell."""
+    table = {chain: part for chain, part in _of_cell(prepared, rows, cell).groupby("chain", sort=False)}
+    keys = {chain.id: chain.key for chain in prepared.bundles if chain.cell == cell}
+    found = {}
+    for chain in prepared.chains:
+        if chain.cell != cell:
+            continue
+        part, state = table.get(chain.id), states[chain.id]
+        metrics: dict[str, Sequence[float | None]] = {}
+        fits: Sequence[str] = ()
+        if part is not None:
+            names = [name for name in part.columns if "/" in name and not name.startswith("provenance/")]
+            columns = {name: [None if v != v else float(v) for v in part[name]] for name in names}
+            metrics = {name: values for name, values in columns.items() if any(v is not None for v in values)}
+            fits = [keys[chain.id]] if chain.id in keys else [str(key) for key in part["key"]]
+        found[str(chain.seed)] = SeedResult(
+            chain=chain.id,
+            state=state.state,
+            detail=cut(state.detail),
+            keys=tuple(fits),
+            corpora=_corpora(prepared, store, chain, 0 if part is None else len(part)),
+            metrics={name: tuple(values) for name, values in sorted(metrics.items())},
+        )
+    return found
+
+
+def _corpora(
+    prepared: Prepared, store: Store, chain: Chain | BundledChain, generations: int
+) -> tuple[str, ...]:
+    """The hashes of what the first generations of a chain have written, as far as metrics read it."""
+    if isinstance(chain, BundledChain):
+        return ()
+    nodes = [prepared.lineage.nodes[key] for key in chain.nodes[:generations]]
+    found = []
+    for node in nodes:
+        count = node.spec.measured.examples
+        if store.corpora.count(node.corpus) >= count:  # a diverged generation has written nothing
+            found.append(digest(store.corpora.load(node.corpus, count)))
+    return tuple(found)
+
+
+def _of_cell(prepared: Prepared, rows: Rows, cell: int) -> Any:
+    """The rows of a cell, as a data frame."""
+    wanted = {chain.id for chain in prepared.chains if chain.cell == cell}
+    table = rows.to_pandas()
+    return table[table["chain"].isin(wanted)] if len(table) else table
+
+
+def _device_hours(own: Any, prepared: Prepared, store: Store, cell: int, official: set[str]) -> float:
+    """Hours of devices (GPUs; CPU processes where there are none) that the track's seeds took."""
+    if not len(own):
+        return 0.0
+    own = own[own["seed"].astype(str).isin(official)]
+    if "provenance/bundle" in own.columns:
+        # The seconds are the whole bundle's: each of its chains has an equal share.
+        sizes: dict[str, int] = {}
+        for place in store.bundles.index().values():
+            sizes[place.path.name] = sizes.get(place.path.name, 0) + 1
+        chains = own.groupby("chain").first()
+        shares = [
+            seconds / sizes[bundle]
+            for seconds, bundle in zip(
+                chains["provenance/seconds/bundle"], chains["provenance/bundle"], strict=True
+            )
+        ]
+        return float(sum(shares)) / 3600
+    phases = [name for name in own.columns if name.startswith("provenance/seconds/")]
+    seconds = own[phases].sum(axis=1) * own["provenance/world_size"]
+    return float(seconds.sum()) / 3600
+
+
+def _provenance(own: Any) -> Provenance:
+    def distinct(name: str) -> tuple[str, ...]:
+        return tuple(sorted({str(v) for v in own[name] if v == v})) if name in own.columns else ()
+
+    versions = [name for name in own.columns if name.startswith("provenance/versions/")]
+    finished = distinct("provenance/finished")
+    return Provenance(
+        commits=distinct("provenance/commit"),
+        devices=distinct("provenance/device"),
+        versions={name.removeprefix("provenance/versions/"): distinct(name) for name in versions},
+        finished=finished[-1] if finished else "",
+    )
+
+
+def known_seeds(store: Store, track: Track) -> list[int]:
+    """The seeds of a track, and all others that any study on a store was run with."""
+    found = set(track.seeds)
+    for path in sorted((store.root / "experiments").glob("*/chains.json")):
+        with contextlib.suppress(DamagedError, KeyError, TypeError):
+            found |= {chain["seed"] for chain in read_json(path) if isinstance(chain["seed"], int)}
+    return [*track.seeds, *sorted(found - set(track.seeds))]
+
+
+def read_entry(path: Path) -> Entry:
+    """Read an entry's file.
+
+    Raises:
+        InputError: It cannot be read, is no entry, or is not what its name says.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is no entry: it has more than {MAX_BYTES:,} bytes")
+        entry = Entry.model_validate_json(dump_json(read_json(path)))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{path} is no entry: {field}: {first['msg']}, found {shown(first['input'])}"
+        ) from None
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} is no entry: {cut(str(error))}") from None
+    if path.name != Path(entry.name).name:
+        raise InputError(f"{path} was changed after it was made: by its content its name is {entry.name}")
+    return entry
+
+
+def write_entry(entry: Entry, folder: Path) -> Path:
+    """Add an entry to a folder; one with the same content is there already, and stays.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    target = folder / entry.name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            write_atomic(target, entry.content)
+    except OSError as error:
+        raise InputError(f"--to: {target} cannot be written: {error.strerror}") from None
+    return target

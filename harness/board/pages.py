@@ -1,0 +1,405 @@
+"""The board's pages: tables that can be read without a script, sorted and filtered with one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from harness.board.drawing import Curve, Scale, curves, interval, text
+from harness.board.entry import Entry, SeedResult
+from harness.board.ranking import smallest_p
+from harness.board.score import Scored, TrackTable, worse_sign
+from harness.config.track import BASELINE
+from harness.metrics.catalogue import about
+from harness.reporting.statistics import Aggregate, aggregate
+from harness.terminal import visible
+
+_HERE = Path(__file__).parent
+STYLE = (_HERE / "board.css").read_text(encoding="utf-8")
+SCRIPT = (_HERE / "board.js").read_text(encoding="utf-8")
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def safe(value: object) -> str:
+    """Text of anybody's for a page: nothing in it is markup, nothing turns or hides what is around it."""
+    return escape(visible(str(value), lines=False))
+
+
+def page(title: str, body: Iterable[str], script: str = "") -> str:
+    """A whole page."""
+    code = f"<script>{script}</script>" if script else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{safe(title)}</title><style>{STYLE}</style></head><body>{''.join(body)}{code}</body></html>\n"
+    )
+
+
+def index_page(tables: Sequence[TrackTable], notes: Sequence[str]) -> str:
+    """The first page: every track with its answer."""
+    body = ["<header><h1>What resists model collapse</h1>"]
+    body.append(
+        "<p>A model that is trained on its own output forgets the tails of the real distribution, and then "
+        "the rest. Each track below is an environment with fixed data, budgets and seeds; each entry is a "
+        "recipe that is meant to resist, computed from a store.</p></header><main>"
+    )
+    for table in tables:
+        link = f"{table.name}.html"
+        body.append(f'<section><h2><a href="{link}">{safe(table.track.title)}</a></h2>')
+        body.append(f'<p class="answer">{answer(table)}</p>')
+        ranked = sum(line.rank is not None for line in table.lines)
+        body.append(f'<p class="soft">{ranked} ranked entries over {table.seeds} seeds, ')
+        body.append(f"{len(table.lines) - ranked} not ranked; version {table.track.version}</p></section>")
+    body += [f'<p class="note">{safe(note)}</p>' for note in notes]
+    body.append("</main>" if tables else "<p>There are no entries yet.</p></main>")
+    return page("What resists model collapse", body)
+
+
+def answer(table: TrackTable) -> str:
+    """What a track's table says, in one or two sentences."""
+    ranked = [line for line in table.lines if line.rank is not None]
+    others = [line for line in ranked if line.entry.mitigation != BASELINE]
+    if not others:
+        return "No entry is ranked yet."
+    best = [line for line in ranked if line.rank is not None and line.rank.rank == 1]
+    names = ", ".join(f"<b>{safe(line.entry.mitigation)}</b>" for line in best[:5])
+    more = f" and {len(best) - 5} more" if len(best) > 5 else ""
+    tied = " (they cannot be told apart)" if len(best) > 1 else ""
+    baseline = next((line for line in ranked if line.entry.mitigation == BASELINE), None)
+    metric, unit = about(table.track.score.metric).label, safe(table.track.score.unit)
+    rise = ""
+    if baseline is not None and baseline.rise.mean is not None:
+        verb = "falls" if worse_sign(table.track.score.metric) < 0 else "rises"
+        rise = (
+            f" Without a mitigation, {safe(metric)} {verb} by {text(baseline.rise.mean)} {unit}".rstrip()
+            + "."
+        )
+    verb = "resist" if len(best) > 1 else "resists"
+    return f"{names}{more} {verb} most{tied}.{rise}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a track's table.
+
+    Attributes:
+        key: Its name in the address and in the CSV.
+        heading: For people.
+        what: An explanation; empty where there is nothing to explain.
+        cell: From a line to what it is sorted by, and to what is shown, as HTML.
+        style: Class of its cells.
+    """
+
+    key: str
+    heading: str
+    what: str
+    cell: Callable[[Scored], tuple[str, str]]
+    style: str = ""
+
+
+def _columns(table: TrackTable) -> list[Column]:
+    score, scale = table.track.score, _scale(table)
+    unit = f", {score.unit}" if score.unit else ""
+    higher = worse_sign(score.metric) < 0
+
+    def mean(found: Aggregate) -> tuple[str, str]:
+        return _plain(found.mean), safe(found.text(higher, True))
+
+    def until(line: Scored) -> tuple[str, str]:
+        found = median(line.until) if line.until else math.nan
+        return (_plain(found), text(found)) if math.isfinite(found) else ("", "never" if line.until else "")
+
+    def kept(name: str) -> Callable[[Scored], tuple[str, str]]:
+        return lambda line: _share(line.beside[name][1].mean)
+
+    def figure(line: Scored) -> tuple[str, str]:
+        found = line.benefit
+        return _plain(found.mean), interval(found.mean, found.low, found.high, scale)
+
+    ranks = "1 + how many are better beyond doubt; up to the last rank that it may truly have"
+    less = "how much less it worsens than the baseline with the same seed"
+    worse = f"{about(score.metric).label}, from generation 0 to the last"
+    found = [
+        Column("rank", "rank", ranks, _rank_cell),
+        Column("entry", "entry", "", _entry_cell, "name"),
+        Column("benefit", f"resists{unit}", less, lambda line: mean(line.benefit)),
+        Column("figure", "interval", "of the column before", figure),
+        Column("rise", f"worsens by{unit}", worse, lambda line: mean(line.rise)),
+        Column(
+            "first",
+            "best in",
+            "of samples of the seeds",
+            lambda line: _share(line.rank.first if line.rank else None),
+        ),
+    ]
+    if score.threshold is not None:
+        heading = f"generations until {text(score.threshold)}{unit}"
+        found.append(Column("until", heading, "median of the seeds", until))
+    for name in score.beside:
+        heading = f"{about(name).label}, share kept"
+        found.append(Column(f"beside:{name}", heading, "last, over generation 0", kept(name)))
+    return [
+        *found,
+        Column("examples", "training examples", "times the baseline's", _examples_cell),
+        Column(
+            "hours", "device-hours", "of all seeds", lambda line: _number_cell(line.entry.cost.device_hours)
+        ),
+        Column("notes", "notes", "", _notes_cell, "words"),
+    ]
+
+
+def _rank_cell(line: Scored) -> tuple[str, str]:
+    if line.rank is None:
+        return "", "not ranked"
+    place, last = line.rank.rank, line.rank.last
+    return str(place), str(place) if place == last else f"{place} to {last}"
+
+
+def _entry_cell(line: Scored) -> tuple[str, str]:
+    name = line.entry.mitigation
+    return name, f'<a href="{safe(file_of(line.entry))}">{safe(name)}</a>'
+
+
+def _examples_cell(line: Scored) -> tuple[str, str]:
+    times = line.entry.cost.times_baseline
+    return _plain(times), f"{text(times)} \u00d7"
+
+
+def _number_cell(value: float) -> tuple[str, str]:
+    return _plain(value), text(value)
+
+
+def _share(value: float | None) -> tuple[str, str]:
+    return _plain(value), "" if value is None else f"{100 * value:.0f} %"
+
+
+def _notes_cell(line: Scored) -> tuple[str, str]:
+    notes = [*line.badges, *(["efficient"] if line.efficient else [])]
+    badges = "".join(f'<span class="badge">{safe(note)}</span>' for note in notes)
+    return ", ".join(notes), badges + (f"<div>{safe(line.unranked)}</div>" if line.unranked else "")
+
+
+def track_page(table: TrackTable) -> str:
+    """The table of a track."""
+    track, score = table.track, table.track.score
+    body = [f'<header><nav><a href="index.html">all tracks</a></nav><h1>{safe(track.title)}</h1>']
+    body.append(f'<p class="answer">{answer(table)}</p></header><main>')
+    body.append('<p><label>Filter <input id="filter" type="search" autocomplete="off"></label> ')
+    body.append('<span id="count" class="soft" role="status"></span></p>')
+    body.append('<div class="scroll" tabindex="0" role="region" aria-label="Entries"><table data-sort>')
+    columns, heads = _columns(table), []
+    for column in columns:
+        title = f' title="{safe(column.what)}"' if column.what else ""
+        label, left = safe(column.heading), ' class="left"' if column.style else ""
+        button = f'<button type="button">{label}</button>'
+        heads.append(f'<th scope="col" data-key="{safe(column.key)}"{title}{left}>{button}</th>')
+    body.append(f"<thead><tr>{''.join(heads)}</tr></thead><tbody>")
+    body += _lines(table, columns)
+    body.append("</tbody></table></div>")
+    body.append(
+        '<p class="note">Intervals are of means over seeds, 95 %, by Student\u2019s t. Two entries are told '
+        "apart where a paired t test over the seeds says so after Holm\u2019s correction for all pairs; "
+        "entries with the same rank are tied (between lines), and the second number is the last rank that "
+        f"an entry may truly have. Without assuming how seeds scatter, {table.seeds} of them can give "
+        f"a p of {smallest_p(table.seeds):.2g} at best. Efficient: no ranked entry resists as much for fewer "
+        f'device-hours. The same numbers: <a href="{safe(table.name)}.csv">CSV</a>, '
+        '<a href="board.json">JSON</a>, <a href="feed.xml">feed</a>.</p>'
+    )
+    body.append(f"<h2>The environment</h2><p>{safe(track.about)}</p><h2>The rules</h2><ul>")
+    body += [f"<li>{safe(rule)}</li>" for rule in track.rules]
+    opened = ", ".join(f"<code>{safe(name)}</code>" for name in track.open)
+    body.append(f"</ul><p>An entry may set {opened}. Ranked by {safe(about(score.metric).label)} ")
+    body.append(f"(<code>{safe(score.metric)}</code>), version {track.version} of the track.</p>")
+    if table.superseded:
+        body.append("<h2>Earlier entries</h2><ul>")
+        body += [
+            f'<li><a href="{safe(file_of(e))}">{safe(e.mitigation)}</a>, {safe(e.provenance.finished)}</li>'
+            for e in table.superseded
+        ]
+        body.append("</ul>")
+    body.append("</main>")
+    return page(track.title, body, SCRIPT)
+
+
+def file_of(entry: Entry) -> str:
+    """The page of an entry, from the board's folder."""
+    return entry.name.removesuffix(".json") + ".html"
+
+
+def values_of(line: Scored, table: TrackTable) -> dict[str, float | str | None]:
+    """The numbers of a line by column, as the CSV and the JSON have them."""
+    mean = line.benefit
+    found: dict[str, float | str | None] = {
+        "rank": line.rank.rank if line.rank else None,
+        "rank_last": line.rank.last if line.rank else None,
+        "entry": line.entry.mitigation,
+        "benefit": mean.mean,
+        "benefit_low": mean.low,
+        "benefit_high": mean.high,
+        "rise": line.rise.mean,
+        "rise_low": line.rise.low,
+        "rise_high": line.rise.high,
+        "first": line.rank.first if line.rank else None,
+        "seeds": len(mean.values),
+    }
+    if table.track.score.threshold is not None:
+        until = median(line.until) if line.until else math.nan
+        found["until"] = until if math.isfinite(until) else None
+    for name, (last, kept) in line.beside.items():
+        found[f"last {name}"], found[f"kept {name}"] = last.mean, kept.mean
+    found |= {
+        "training_examples": line.entry.cost.training_examples,
+        "times_baseline": line.entry.cost.times_baseline,
+        "device_hours": line.entry.cost.device_hours,
+        "efficient": "yes" if line.efficient else "",
+        "notes": "; ".join([*line.badges, *([line.unranked] if line.unranked else [])]),
+        "file": line.entry.name,
+    }
+    return found
+
+
+def _scale(table: TrackTable) -> Scale:
+    ends = [
+        v
+        for line in table.lines
+        for v in (line.benefit.mean, line.benefit.low, line.benefit.high)
+        if v is not None
+    ]
+    return Scale(min([0.0, *ends]), max([0.0, *ends]) or 1.0, 6, 174)
+
+
+def _lines(table: TrackTable, columns: Sequence[Column]) -> Iterable[str]:
+    before = 0
+    for line in table.lines:
+        number = line.rank.rank if line.rank else 0
+        begins = number != before and before > 0
+        before = number
+        cells = []
+        for column in columns:
+            value, shown = column.cell(line)
+            style = f' class="{column.style}"' if column.style else ""
+            cells.append(f'<td data-value="{safe(value)}"{style}>{shown}</td>')
+        classes = " ".join([*(["group"] if begins else []), *([] if line.rank else ["unranked"])])
+        yield f'<tr class="{classes}" data-begins="{int(begins)}">{"".join(cells)}</tr>'
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.12g}"
+
+
+def entry_page(line: Scored | None, entry: Entry, current: bool) -> str:
+    """What is to be known of an entry."""
+    track, metric = entry.track, entry.track.score.metric
+    body = [
+        f'<header><nav><a href="../index.html">all tracks</a> \u203a <a href="../{safe(track.track)}.html">'
+        f"{safe(track.title)}</a></nav><h1>{safe(entry.mitigation)}</h1>"
+    ]
+    if not current:
+        body.append('<p class="answer">There is a later or fuller entry of the same settings.</p>')
+    if line is not None:
+        body.append(f'<p class="answer">{_verdict(line)}</p>')
+        body += [f'<span class="badge">{safe(badge)}</span>' for badge in line.badges]
+    body.append("</header><main><h2>What it changes</h2>")
+    if entry.settings:
+        body.append('<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">field</th>')
+        body.append('<th scope="col" class="left">value</th></tr></thead><tbody>')
+        for name, value in entry.settings.items():
+            shown = safe(json.dumps(value, ensure_ascii=False, sort_keys=True))
+            body.append(f'<tr><td>{safe(name)}</td><td class="words"><code>{shown}</code></td></tr>')
+        body.append("</tbody></table></div>")
+    else:
+        body.append("<p>Nothing: it is what all entries are compared with.</p>")
+    body.append("<h2>By generation</h2>")
+    for name in (metric, *track.score.beside):
+        unit = about(name).unit or ""
+        lines = [_curve(entry.mitigation, "one", entry.seeds, name)]
+        if entry.mitigation != BASELINE:
+            lines.append(_curve(f"{BASELINE} (baseline)", "two", entry.baseline, name))
+        body.append(curves(lines, about(name).label, unit))
+    body += _seed_table(entry)
+    body.append("<h2>Cost and origin</h2><dl>")
+    facts: list[tuple[str, str]] = [
+        ("training examples of a seed", f"{entry.cost.training_examples:,}"),
+        ("times the baseline's", text(entry.cost.times_baseline)),
+        ("device-hours of all seeds", text(entry.cost.device_hours)),
+        ("devices", ", ".join(entry.provenance.devices) or "not known"),
+        ("source", ", ".join(entry.provenance.commits) or "not known"),
+        ("finished", entry.provenance.finished or "not known"),
+        ("configuration", entry.configuration_hash),
+        ("data", entry.data),
+    ]
+    facts += [(f"test set in the training set, {n}", f"{100 * v:.2g} %") for n, v in entry.overlap.items()]
+    versions = {name: found for name, found in entry.provenance.versions.items() if found}
+    facts.append(("versions", ", ".join(f"{n} {' or '.join(v)}" for n, v in sorted(versions.items()))))
+    body += [f"<dt>{safe(name)}</dt><dd>{safe(value)}</dd>" for name, value in facts]
+    file = entry.name.rpartition("/")[2]
+    body.append("</dl><h2>Check it</h2><pre>")
+    body.append(safe(f"harness leaderboard verify {file} --root STORE\n").replace("\\u000a", "\n"))
+    body.append(safe(f"harness leaderboard verify {file} --replay {track.seeds[0]}"))
+    body.append(f'</pre><p><a href="{safe(file)}">The entry\u2019s file</a></p></main>')
+    return page(f"{entry.mitigation}: {track.title}", body)
+
+
+def _verdict(line: Scored) -> str:
+    if line.rank is None:
+        return f"Not ranked: {safe(line.unranked)}."
+    tied = "" if line.rank.last == line.rank.rank else f"; its true rank may be as low as {line.rank.last}"
+    unit = safe(line.entry.track.score.unit)
+    by = f"{safe(line.benefit.text())} {unit}".rstrip()
+    if line.entry.mitigation == BASELINE:
+        return f"The baseline. Rank {line.rank.rank}{tied}."
+    return f"Worsens by {by} less than the baseline. Rank {line.rank.rank}{tied}."
+
+
+def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -> Curve:
+    found: list[Aggregate] = []
+    length = max((len(r.metrics.get(name, ())) for r in seeds.values()), default=0)
+    for generation in range(length):
+        there = [r for r in seeds.values() if len(r.metrics.get(name, ())) > generation]
+        ended = sum(r.state == "diverged" for r in seeds.values() if r not in there)
+        values = [r.metrics[name][generation] for r in there]
+        found.append(aggregate(values, ended, len(seeds) - len(there) - ended))
+    whole = f"{label}, {len(seeds)} seeds"
+    return Curve(whole, style, [a.mean for a in found], [a.low for a in found], [a.high for a in found])
+
+
+def _seed_table(entry: Entry) -> list[str]:
+    metric, sign = entry.track.score.metric, worse_sign(entry.track.score.metric)
+    label = about(metric).label
+    body = ['<h2>Every seed</h2><div class="scroll" tabindex="0"><table><thead><tr>']
+    heads = ("seed", "state", f"{label}, generation 0", "last", "worsens by", "the baseline by")
+    body += [f'<th scope="col">{safe(name)}</th>' for name in heads]
+    body.append("</tr></thead><tbody>")
+    both: list[tuple[str, SeedResult, SeedResult | None]] = [
+        (seed, result, entry.baseline.get(seed)) for seed, result in entry.seeds.items()
+    ]
+    both += [(f"{seed} (not of the track)", result, None) for seed, result in entry.other_seeds.items()]
+    for seed, result, baseline in both:
+        values = result.metrics.get(metric, ())
+        first, last = (values[0], values[-1]) if values else (None, None)
+        state = f"{result.state}: {result.detail}" if result.detail else result.state
+        cells = [seed, state, _number(first), _number(last), _change(result, metric, sign)]
+        cells.append(_change(baseline, metric, sign) if baseline else "")
+        body.append("<tr>" + "".join(f"<td>{safe(cell)}</td>" for cell in cells) + "</tr>")
+    return [*body, "</tbody></table></div>"]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else text(value)
+
+
+def _change(result: SeedResult, metric: str, sign: float) -> str:
+    values: Any = result.metrics.get(metric, ())
+    if result.state != "complete" or not values or values[0] is None or values[-1] is None:
+        return ""
+    return text(sign * (values[-1] - values[0]))

@@ -1,0 +1,100 @@
+"""A track's acceptance rules as code: what an entry may use, looked at in what would be, or was, executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.config.mitigations import AXIS, SECTION
+from harness.config.track import Track
+from harness.data.base import PreparedData
+from harness.errors import InputError
+from harness.records import REAL, Recipe
+from harness.study import Prepared
+
+NGRAM = 13
+"""Tokens in a row that count as the same passage (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+
+
+def check_rules(prepared: Prepared, track: Track, cell: int, baseline: int) -> tuple[int, float]:
+    """Check that a cell keeps to its track's limits.
+
+    Args:
+        prepared: The study.
+        track: Its track.
+        cell: Number of the cell.
+        baseline: Number of the baseline's cell.
+
+    Returns:
+        Training examples of all generations together, and as a multiple of the baseline's.
+
+    Raises:
+        InputError: With the field that breaks a rule.
+    """
+    config, spec, limits = prepared.study.cells[cell].config, prepared.specs[cell], track.limits
+    name = prepared.study.cells[cell].axes[AXIS]
+
+    def refuse(field: str, message: str) -> InputError:
+        place = f"{SECTION}.{name}.{field}"
+        return InputError(str(prepared.study.source.problem(place, f"{message} (track {track.track})")))
+
+    if limits.regimes is not None and config.regime.kind not in limits.regimes:
+        allowed = ", ".join(limits.regimes)
+        raise refuse("regime.kind", f"found {config.regime.kind!r}, allowed: {allowed}")
+    recipes = [spec.recipe(generation) for generation in range(config.generations + 1)]
+    for generation, recipe in enumerate(recipes[1:], start=1):
+        if any(part.draw == "unseen" for part in recipe.parts):
+            raise refuse("regime", f"generation {generation} reads real examples that no other entry has")
+        share = _real_share(recipe)
+        if limits.real_share is not None and share > limits.real_share + 1e-9:
+            message = f"{share:.1%} of generation {generation} are real examples, allowed are "
+            raise refuse("regime", f"{message}{limits.real_share:.1%}")
+    total = sum(recipe.size for recipe in recipes)
+    of_baseline = sum(prepared.specs[baseline].recipe(g).size for g in range(config.generations + 1))
+    times = total / of_baseline
+    if limits.examples is not None and times > limits.examples:
+        message = f"trains on {times:.3g} times the examples of the baseline, allowed are {limits.examples:g}"
+        raise refuse("regime", message)
+    for what, found in overlap_of(prepared.data[cell]).items():
+        if found > limits.overlap:
+            message = f"{found:.1%} of the test set ({what}) are in the training set, allowed are "
+            raise refuse("data", f"{message}{limits.overlap:.1%}")
+    return total, times
+
+
+def _real_share(recipe: Recipe) -> float:
+    size = sum(part.count for part in recipe.parts)
+    return sum(part.count for part in recipe.parts if part.origin == REAL) / size if size else 0.0
+
+
+def overlap_of(data: PreparedData) -> dict[str, float]:
+    """Share of the test examples that the training split has too: whole ones, and n-grams of text.
+
+    Empty where the truth is known, so that nothing is held out.
+    """
+    real = data.real
+    if data.kept is None or not hasattr(real, "test"):
+        return {}
+    train, held = real.real(0, real.supply).values, real.test.values
+    found = {"whole examples": _share(held, train, lambda rows: rows)}
+    if np.issubdtype(held.dtype, np.integer) and held.shape[1] >= NGRAM:
+        found[f"{NGRAM}-grams"] = _share(held, train, _ngrams)
+    return found
+
+
+def _ngrams(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    windows = np.lib.stride_tricks.sliding_window_view(rows, NGRAM, axis=1)
+    return np.ascontiguousarray(windows.reshape(-1, NGRAM))
+
+
+def _share(
+    held: npt.NDArray[Any], train: npt.NDArray[Any], cut: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+) -> float:
+    mine, theirs = (np.ascontiguousarray(cut(rows)) for rows in (held, train))
+    if not len(mine):
+        return 0.0
+    kind = np.dtype((np.void, mine.dtype.itemsize * mine.shape[1]))
+    return float(np.isin(mine.view(kind).ravel(), theirs.astype(mine.dtype).view(kind).ravel()).mean())

@@ -1,0 +1,227 @@
+"""From the entries of a track to its table: what each resists, at what price, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.board.entry import Entry, SeedResult
+from harness.board.ranking import Rank, pareto, rank
+from harness.config.track import BASELINE, MIN_SEEDS, Track
+from harness.errors import InputError
+from harness.metrics.catalogue import about
+from harness.reporting.statistics import Aggregate, aggregate
+from harness.terminal import shown
+
+TOLERANCE = 1e-9
+"""Relative difference of two numbers of one key that is none: what writing and reading a number may do."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One line of a track's table.
+
+    Attributes:
+        entry: The entry.
+        rise: How far the track's metric has worsened from generation 0 to the last, over the seeds.
+        benefit: How much less than the baseline's with the same seed; positive resists collapse.
+        until: Generations until the worsening reaches the track's threshold, by seed in order; infinite where
+            it never does.
+        beside: Other columns: in the last generation, and as a share of generation 0.
+        rank: None where it is not ranked.
+        unranked: Why it is not; empty where it is.
+        badges: What is to be known of it, in a word or two each.
+        efficient: No other ranked entry resists as much for fewer device-hours.
+    """
+
+    entry: Entry
+    rise: Aggregate
+    benefit: Aggregate
+    until: tuple[float, ...]
+    beside: Mapping[str, tuple[Aggregate, Aggregate]]
+    rank: Rank | None = None
+    unranked: str = ""
+    badges: tuple[str, ...] = ()
+    efficient: bool = False
+
+
+@dataclass(frozen=True)
+class TrackTable:
+    """The table of a track.
+
+    Attributes:
+        track: What the track says.
+        lines: Ranked ones first, the best first; then those that are not ranked, by name.
+        seeds: How many seeds ranks are over.
+        superseded: Entries of a configuration of which there is a later or fuller one.
+        name: Of its page: the track's, with a number where the board has several versions or data of it.
+    """
+
+    track: Track
+    lines: tuple[Scored, ...]
+    seeds: int
+    superseded: tuple[Entry, ...]
+    name: str
+
+
+def table_of(track: Track, entries: Sequence[Entry], name: str = "") -> TrackTable:
+    """Score and rank the entries of a track.
+
+    Args:
+        track: The track.
+        entries: All that may be compared (`Entry.comparable`).
+        name: Of its page; the track's when empty.
+
+    Raises:
+        InputError: Two entries have different numbers under one key.
+    """
+    _check_agreement(entries)
+    current: dict[str, Entry] = {}
+    for entry in sorted(entries, key=_fullness):
+        current[entry.configuration_hash] = entry
+    kept = set(map(id, current.values()))
+    superseded = tuple(sorted((e for e in entries if id(e) not in kept), key=lambda e: e.name))
+    lines = [_scored(track, entry) for entry in current.values()]
+    ranked = [line for line in lines if not line.unranked]
+    if ranked:
+        benefits = np.array([line.benefit.values for line in ranked])
+        efficient = pareto(benefits.mean(axis=1), [line.entry.cost.device_hours for line in ranked])
+        ranked = [
+            replace(line, rank=found, efficient=bool(best))
+            for line, found, best in zip(ranked, rank(benefits), efficient, strict=True)
+        ]
+    ranked.sort(key=_place)
+    others = sorted((line for line in lines if line.unranked), key=lambda line: line.entry.mitigation)
+    return TrackTable(track, (*ranked, *others), len(track.seeds), superseded, name or track.track)
+
+
+def _place(line: Scored) -> tuple[int, float, str]:
+    assert line.rank is not None
+    return line.rank.rank, -(line.benefit.mean or 0.0), line.entry.mitigation
+
+
+def _fullness(entry: Entry) -> tuple[int, str, str]:
+    """Of two entries of one configuration the fuller one counts, then the later one."""
+    ended = sum(result.state in ("complete", "diverged") for result in entry.seeds.values())
+    return ended, entry.provenance.finished, entry.name
+
+
+def _scored(track: Track, entry: Entry) -> Scored:
+    metric, sign = track.score.metric, worse_sign(track.score.metric)
+    rises, benefits, until, without = list[float](), list[float](), list[float](), list[str]()
+    diverged = 0
+    for seed in map(str, track.seeds):
+        mine, theirs = entry.seeds.get(seed), entry.baseline.get(seed)
+        diverged += mine is not None and mine.state == "diverged"
+        rise, of_baseline = (_rise(result, metric, sign) for result in (mine, theirs))
+        if rise is None or of_baseline is None:
+            without.append(seed)
+            continue
+        rises.append(rise)
+        benefits.append(of_baseline - rise)
+        assert mine is not None
+        until.append(_until(mine.metrics[metric], sign, track.score.threshold))
+    unranked = ""
+    if diverged:
+        unranked = f"{diverged} of {len(track.seeds)} seeds have diverged"
+    elif without:
+        unranked = f"unreplicated: {len(rises)} of {len(track.seeds)} seeds, {MIN_SEEDS} or more are needed"
+        if len(track.seeds) > MIN_SEEDS:
+            unranked = f"unreplicated: {len(rises)} of the track's {len(track.seeds)} seeds"
+    missing = len(without) - diverged
+    return Scored(
+        entry=entry,
+        rise=aggregate(rises, diverged, missing),
+        benefit=aggregate(benefits, diverged, missing),
+        until=tuple(until),
+        beside={name: _beside(track, entry, name, diverged) for name in track.score.beside},
+        unranked=unranked,
+        badges=_badges(entry, unranked),
+    )
+
+
+def worse_sign(metric: str) -> float:
+    """1 where a metric worsens upwards, else -1."""
+    return -1.0 if about(metric).worse == "lower" else 1.0
+
+
+def _rise(result: SeedResult | None, metric: str, sign: float) -> float | None:
+    if result is None or result.state != "complete":
+        return None
+    values = result.metrics.get(metric, ())
+    if not values or values[0] is None or values[-1] is None:
+        return None
+    return sign * (values[-1] - values[0])
+
+
+def _until(values: Sequence[float | None], sign: float, threshold: float | None) -> float:
+    """The first generation in which a metric has worsened by a threshold; infinite where there is none."""
+    if threshold is None or values[0] is None:
+        return math.inf
+    worse = (g for g, v in enumerate(values) if v is not None and sign * (v - values[0]) >= threshold)
+    return next(worse, math.inf)
+
+
+def _beside(track: Track, entry: Entry, name: str, diverged: int) -> tuple[Aggregate, Aggregate]:
+    last, share = list[float | None](), list[float | None]()
+    for seed in map(str, track.seeds):
+        values = entry.seeds[seed].metrics.get(name, ()) if seed in entry.seeds else ()
+        if seed in entry.seeds and entry.seeds[seed].state == "complete" and values:
+            last.append(values[-1])
+            known = values[0] is not None and values[-1] is not None and values[0] != 0
+            share.append(values[-1] / values[0] if known else None)  # type: ignore[operator]
+    absent = len(track.seeds) - len(last) - diverged
+    return aggregate(last, diverged, absent), aggregate(share, diverged, absent)
+
+
+def _badges(entry: Entry, unranked: str) -> tuple[str, ...]:
+    found = ["baseline"] if entry.mitigation == BASELINE else []
+    if unranked:
+        found.append("unreplicated" if unranked.startswith("unreplicated") else "diverged")
+    if entry.provenance.dirty:
+        found.append("source tree not clean")
+    failed = sum(result.state == "failed" for result in entry.seeds.values())
+    if failed:
+        found.append(f"{failed} seeds failed")
+    if entry.other_seeds:
+        found.append(f"{len(entry.other_seeds)} other seeds were run")
+    return tuple(found)
+
+
+def _check_agreement(entries: Sequence[Entry]) -> None:
+    """Check that what has one key has one number, where the same machine and software computed it.
+
+    Another execution class may round otherwise; then both are true, and the fuller entry is shown.
+    """
+    known: dict[tuple[str, str], tuple[Entry, str, SeedResult]] = {}
+    for entry in entries:
+        for which, results in (("", entry.seeds), (" of the baseline", entry.baseline)):
+            for seed, result in results.items():
+                if not result.keys:
+                    continue
+                first, where, other = known.setdefault(
+                    (",".join(result.keys), entry.configuration_hash if not which else entry.data),
+                    (entry, f"seed {seed}{which}", result),
+                )
+                same = (first.provenance.devices, first.provenance.versions) == (
+                    entry.provenance.devices,
+                    entry.provenance.versions,
+                )
+                if other is not result and same and (what := _differ(other, result)):
+                    raise InputError(
+                        f"{entry.name} and {first.name} have different numbers under one key ({where}, "
+                        f"{what}): one of them was changed, or they are of two stores and one is "
+                        "wrong; harness leaderboard verify tells which"
+                    )
+
+
+def _differ(one: SeedResult, other: SeedResult) -> str:
+    for name in one.metrics.keys() & other.metrics.keys():
+        for generation, (a, b) in enumerate(zip(one.metrics[name], other.metrics[name], strict=False)):
+            equal = a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=TOLERANCE))
+            if not equal:
+                return f"{name} of generation {generation}: {shown(a)} and {shown(b)}"
+    return ""

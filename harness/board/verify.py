@@ -1,0 +1,216 @@
+"""Whether an entry is what its artifacts say: computed again from a store, or by running a seed again."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.board.entry import Entry, SeedResult, known_seeds, make_entry
+from harness.board.score import worse_sign
+from harness.config.mitigations import AXIS
+from harness.errors import HarnessError, InputError, StoreError
+from harness.files import write_json
+from harness.science import BundledChain
+from harness.store import Store
+from harness.study import Prepared, prepare_study
+from harness.terminal import shown
+
+MAX_LINES = 20
+"""Differences that are named one by one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a verification.
+
+    Attributes:
+        good: Whether the entry stands.
+        verdict: In a sentence.
+        lines: What was found, one thing a line.
+    """
+
+    good: bool
+    verdict: str
+    lines: tuple[str, ...] = ()
+
+
+def write_study(entry: Entry, folder: Path) -> Path:
+    """Write the study of an entry, and its track, as files that `harness run` takes."""
+    # YAML reads what JSON writes
+    write_json(folder / "track.yaml", entry.track.model_dump(mode="json"))
+    write_json(folder / "study.yaml", {**entry.study, "track": "track.yaml"})
+    return folder / "study.yaml"
+
+
+def verified(entry: Entry, root: Path) -> Outcome:
+    """Compute an entry again from the artifacts in a store.
+
+    Args:
+        entry: The entry.
+        root: The store that its study was run in, or one that has been run with the same study since.
+
+    Raises:
+        InputError: The store has nothing of it.
+    """
+    with tempfile.TemporaryDirectory(prefix="harness-") as folder:
+        study, store = write_study(entry, Path(folder)), Store.read(root)
+        seeds = f"grid.seed={known_seeds(store, entry.track)}"
+        prepared = prepare_study(study, (seeds,), store, Path(folder))
+        damaged = list(_damaged(prepared, store, entry))
+        if damaged:
+            what = f"{len(damaged)} artifacts that it rests on are damaged or missing"
+            return Outcome(False, f"not verified: {what}", tuple(damaged[:MAX_LINES]))
+        again = make_entry(prepared, store, entry.mitigation)
+    found = list(_differences(_plain(entry), _plain(again), ""))
+    if found:
+        more = [f"and {len(found) - MAX_LINES} more"] if len(found) > MAX_LINES else []
+        verdict = "not verified: the entry does not say what its artifacts say"
+        return Outcome(False, verdict, (*found[:MAX_LINES], *more))
+    count = sum(len(result.keys) for result in (*entry.seeds.values(), *entry.baseline.values()))
+    return Outcome(True, f"verified: all numbers follow from {count} artifacts in {root}")
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    """What has to agree: all but what a later run of other studies on the store may add."""
+    found = entry.model_dump(mode="json")
+    for name in ("experiment", "other_seeds", "provenance", "cost"):
+        found.pop(name)
+    return found
+
+
+def _damaged(prepared: Prepared, store: Store, entry: Entry) -> Iterator[str]:
+    """What of the artifacts of an entry does not match its checksums."""
+    official = set(entry.track.seeds)
+    for chain in prepared.chains:
+        if chain.seed not in official:
+            continue
+        try:
+            if isinstance(chain, BundledChain):
+                places = store.bundles.index()
+                if chain.key in places:
+                    store.bundles.check(places[chain.key].path.name)
+                continue
+            for key in chain.nodes:
+                node = prepared.lineage.nodes[key]
+                if not store.has("evaluations", key):
+                    break
+                store.check("evaluations", key)
+                store.check("fits", node.fit)
+                for start, stop in store.corpora.shards(node.corpus):
+                    store.corpora.check(node.corpus, start, stop)
+        except StoreError as error:
+            yield f"{_label(prepared, chain)}: {error}"
+
+
+def _label(prepared: Prepared, chain: Any) -> str:
+    return f"{prepared.axes(chain)[AXIS]}, seed {chain.seed}"
+
+
+def _differences(mine: Any, theirs: Any, where: str) -> Iterator[str]:
+    """Fields in which two entries differ, with both values."""
+    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+        for name in sorted(mine.keys() | theirs.keys()):
+            place = f"{where}.{name}" if where else str(name)
+            if name not in mine or name not in theirs:
+                which = "the artifacts" if name in mine else "the entry"
+                yield f"{place}: is not in {which}"
+            else:
+                yield from _differences(mine[name], theirs[name], place)
+    elif isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        for index, (one, other) in enumerate(zip(mine, theirs, strict=True)):
+            yield from _differences(one, other, f"{where}.{index}")
+    elif mine != theirs:
+        yield f"{where}: the entry has {shown(mine)}, the artifacts say {shown(theirs)}"
+
+
+def replayed(entry: Entry, seed: int) -> Outcome:
+    """Run one seed of an entry and of its baseline again, in a store of its own, and compare the numbers.
+
+    Args:
+        entry: The entry.
+        seed: One of the track's.
+
+    Raises:
+        InputError: The seed is none of the track's, or the entry has no result of it.
+        HarnessError: The run fails.
+    """
+    if seed not in entry.track.seeds:
+        allowed = ", ".join(map(str, entry.track.seeds))
+        raise InputError(f"--replay: found {seed}, the track {entry.track.track} has the seeds {allowed}")
+    only = f"grid.seed=[{seed}]"
+    with tempfile.TemporaryDirectory(prefix="harness-") as folder:
+        study, root = write_study(entry, Path(folder)), Path(folder) / "runs"
+        command = [sys.executable, "-m", "harness", "run", str(study), "--root", str(root), "--set", only]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise HarnessError(
+                f"--replay: the run ended with {done.returncode}: {done.stderr.strip()[-2000:]}"
+            )
+        store = Store.read(root)
+        again = make_entry(prepare_study(study, (only,), store, Path(folder)), store, entry.mitigation)
+    return compared(entry, again, seed)
+
+
+def compared(entry: Entry, again: Entry, seed: int) -> Outcome:
+    """Compare the numbers of one seed with those of the same seed, run again.
+
+    Raises:
+        InputError: One of the two has no result of it.
+    """
+    if again.configuration != entry.configuration:
+        found = list(_differences(entry.configuration, again.configuration, "configuration"))
+        return Outcome(False, "not replayed: this harness computes something else", tuple(found[:MAX_LINES]))
+    lines, good, equal = list[str](), True, True
+    for name, mine, theirs in (
+        (entry.mitigation, entry.seeds, again.seeds),
+        ("baseline", entry.baseline, again.baseline),
+    ):
+        before, after = mine.get(str(seed)), theirs.get(str(seed))
+        if before is None or after is None or not before.metrics:
+            raise InputError(f"--replay: the entry has no result of seed {seed} for {name}")
+        if _plain_result(before) == _plain_result(after):
+            lines.append(f"{name}: equal in every digit")
+            continue
+        equal = False
+        others = [result for number, result in mine.items() if number != str(seed)]
+        line, within = _compare(entry.track.score.metric, name, before, after, others)
+        lines.append(line)
+        good &= within
+    if equal:
+        return Outcome(True, f"replayed: seed {seed} gives the same numbers, digit by digit", tuple(lines))
+    verdict = "agrees within the spread of the seeds" if good else "does NOT agree with the entry"
+    return Outcome(good, f"replayed: seed {seed} {verdict}", tuple(lines))
+
+
+def _plain_result(result: SeedResult) -> str:
+    return json.dumps([result.state, {name: list(v) for name, v in result.metrics.items()}], sort_keys=True)
+
+
+def _compare(
+    metric: str, name: str, before: SeedResult, after: SeedResult, others: Sequence[SeedResult]
+) -> tuple[str, bool]:
+    """A metric in the last generation, before and after, against how other seeds scatter."""
+    lasts = [r.metrics[metric][-1] for r in others if r.state == "complete" and metric in r.metrics]
+    numbers = [value for value in lasts if value is not None]
+    one, other = before.metrics.get(metric, (None,))[-1], after.metrics.get(metric, (None,))[-1]
+    if one is None or other is None or len(numbers) < 2:
+        same = before.state == after.state and one == other
+        return f"{name}: {before.state} before, {after.state} now", same
+    spread = float(np.std(numbers, ddof=1))
+    # What training makes of a rounding is at most what it makes of another seed: a difference of two seeds
+    # has a standard deviation of sqrt(2) times theirs, and 3 of these are exceeded by 0.3 % of honest ones.
+    within = abs(one - other) <= 3 * math.sqrt(2) * spread
+    worse = "worse" if worse_sign(metric) * (other - one) > 0 else "better"
+    text = (
+        f"{name}: {metric} {one:.6g} before, {other:.6g} now ({worse} by {abs(one - other):.3g}; other seeds "
+    )
+    return f"{text}scatter by {spread:.3g})", within

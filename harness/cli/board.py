@@ -1,0 +1,116 @@
+"""The commands of the leaderboard: entries of tracks from a store, and the pages that rank them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness import terminal
+from harness.cli.app import (
+    DEFAULT_ROOT,
+    EXIT_FAILED,
+    Assignments,
+    ConfigPath,
+    Json,
+    Root,
+    app,
+    existing_store,
+    path,
+    prepare,
+    print_json,
+    tell_damage,
+)
+from harness.errors import InputError
+
+board = typer.Typer(help="Entries of tracks, and the board that ranks them.", no_args_is_help=True)
+app.add_typer(board, name="leaderboard", rich_help_panel="Results")
+
+
+@board.command()
+def add(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option("--to", parser=path, metavar="DIR", help="The folder of entries.")],
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    mitigation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this one; repeatable. All of the study when absent."),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Compute entries of a track from what a store has, and add them to a folder.
+
+    Example: harness leaderboard add entries.yaml --to board/entries
+    """
+    from harness.board.entry import known_seeds, make_entry, track_of, write_entry
+    from harness.config.mitigations import AXIS
+    from harness.terminal import nearest, shown
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        store = existing_store(root, writes=False)
+        prepared, _ = prepare(config, assignments, root, scratch)
+        seeds = known_seeds(store, track_of(prepared))
+        everything = [*(assignments or ()), f"grid.seed={seeds}"]
+        prepared, store = prepare(config, everything, root, scratch)
+        names = [str(cell.axes[AXIS]) for cell in prepared.study.cells if not cell.teacher]
+        for name in mitigation or ():
+            if name not in names:
+                allowed = f"allowed: {', '.join(names)}{nearest(name, names)}"
+                raise InputError(f"--mitigation: found {shown(name)}, {allowed}")
+        # all before any is written: a study that breaks a rule adds nothing
+        entries = [make_entry(prepared, store, name) for name in mitigation or names]
+        written = [(entry, write_entry(entry, to)) for entry in entries]
+    for entry, place in written:
+        if not json_output:
+            whole = "" if entry.is_replicated else " (unreplicated: not all seeds of the track are there)"
+            terminal.show(f"{entry.mitigation}: {place}{whole}")
+    if json_output:
+        print_json([{"mitigation": entry.mitigation, "path": str(place)} for entry, place in written])
+    raise typer.Exit(tell_damage(store))
+
+
+@board.command()
+def verify(
+    entry: Annotated[Path, typer.Argument(parser=path, metavar="ENTRY", help="An entry's file.")],
+    root: Root = DEFAULT_ROOT,
+    replay: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="Run this seed again, in a store of its own, and compare."),
+    ] = None,
+) -> None:
+    """Compute every number of an entry again from the artifacts in a store, or by running a seed again.
+
+    Example: harness leaderboard verify board/entries/digits/none-0a1b2c3d-0123456789ab.json --replay 0
+    """
+    from harness.board.entry import read_entry
+    from harness.board.verify import replayed, verified
+
+    found = read_entry(entry)
+    if replay is None:
+        existing_store(root, writes=False)
+        outcome = verified(found, root)
+    else:
+        outcome = replayed(found, replay)
+    for line in outcome.lines:
+        terminal.show(line)
+    terminal.show(f"{entry.name}: {outcome.verdict}")
+    raise typer.Exit(0 if outcome.good else EXIT_FAILED)
+
+
+@board.command()
+def build(
+    folder: Annotated[Path, typer.Argument(parser=path, metavar="DIR", help="The folder of entries.")],
+    out: Annotated[Path, typer.Option("--out", parser=path, metavar="DIR", help="The folder of the pages.")],
+) -> None:
+    """Rank the entries in a folder, and write the board as pages that need no server and no network.
+
+    Example: harness leaderboard build board/entries --out board/site
+    """
+    from harness.board.build import build_site
+
+    for line in list(build_site(folder, out)):
+        terminal.show(line)
+    terminal.show(f"board: {out / 'index.html'}")

@@ -1,0 +1,406 @@
+"""Entries from stores, what of a changed one is found, and the pages, as a browser shows them."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from bundled import assert_mean, run_bundles
+from chains import run_all
+from conftest import harness
+
+from harness.board.build import build_site, read_entries, tables_of
+from harness.board.entry import Entry, known_seeds, make_entry, read_entry, track_of, write_entry
+from harness.board.score import table_of
+from harness.board.verify import compared, verified
+from harness.errors import InputError
+from harness.store import Store
+from harness.store.experiment import Experiment
+from harness.study import open_study
+
+TRACK = {
+    "track": "small",
+    "version": 1,
+    "title": "A <b>small</b> track",
+    "about": "Twelve outcomes & their drift.",
+    "rules": ["No new real examples."],
+    "config": {
+        "data": {"source": "discrete", "outcomes": 12, "num_examples": 40},
+        "learner": {"kind": "discrete"},
+        "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+        "generations": 6,
+    },
+    "seeds": [0, 1, 2, 3, 4, 5, 6, 7],
+    "score": {"metric": "discrete/heterozygosity", "threshold": 0.05, "beside": ["discrete/outcomes"]},
+    "open": ["regime", "filters"],
+    "limits": {"regimes": ["replace", "accumulate"], "real_share": 0.5, "examples": 4},
+}
+MITIGATIONS: dict[str, Any] = {
+    "accumulate": {"regime": {"kind": "accumulate"}},
+    "keep": {"regime.synthetic_ratio": 0.5},
+}
+
+
+def write(folder: Path, mitigations: dict[str, Any] = MITIGATIONS, **track: Any) -> Path:
+    """A study and its track."""
+    folder.mkdir(exist_ok=True)
+    (folder / "small.yaml").write_text(yaml.safe_dump({**TRACK, **track}))
+    study = {"experiment": "small", "track": "small.yaml", "mitigations": mitigations}
+    (folder / "study.yaml").write_text(yaml.safe_dump({**study, "tracking": {"wandb": "disabled"}}))
+    return folder / "study.yaml"
+
+
+def one_by_one(config: Path, **changes: Any) -> None:
+    """Change the track of a study such that it is not run in bundles."""
+    track = yaml.safe_load((config.parent / "small.yaml").read_text())
+    track["config"] |= {"resources": {"bundled": False}, **changes}
+    (config.parent / "small.yaml").write_text(yaml.safe_dump(track))
+
+
+def entries_of(config: Path, root: Path, *assignments: str) -> dict[str, Entry]:
+    """The entries of a study, by mitigation."""
+    store = Store.read(root)
+    first, scratch = open_study(config, assignments, store)
+    with scratch:
+        seeds = known_seeds(store, track_of(first))
+        prepared, again = open_study(config, (*assignments, f"grid.seed={seeds}"), store)
+        with again:
+            names = [str(cell.axes["mitigation"]) for cell in prepared.study.cells]
+            return {name: make_entry(prepared, store, name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Entry]]:
+    folder = tmp_path_factory.mktemp("board")
+    config, root = write(folder), folder / "root"
+    run_bundles(config, root)
+    return config, root, entries_of(config, root)
+
+
+def test_scores_are_what_theory_says(computed: Any) -> None:
+    """The chance that two draws differ falls by 1/n a generation: alone by (1 - 1/n)^(g+1), with half of the
+    examples real by less (Wright and Fisher)."""
+    entries = computed[2]
+    table = table_of(entries["none"].track, list(entries.values()))
+    lines = {line.entry.mitigation: line for line in table.lines}
+    n, truth, last = 40, 1 - 1 / 12, 6
+    rises = np.array(lines["none"].rise.values)
+    assert_mean(rises, truth * (1 - 1 / n) * (1 - (1 - 1 / n) ** last))
+    assert all(value == 0 for value in lines["none"].benefit.values)
+    assert lines["keep"].benefit.values == pytest.approx(rises - np.array(lines["keep"].rise.values)), (
+        "paired by seed"
+    )
+    assert lines["none"].entry.cost.training_examples == 7 * n
+    assert lines["accumulate"].entry.cost.times_baseline == pytest.approx(sum(range(1, 8)) / 7)
+    assert not any(line.unranked for line in table.lines) and table.seeds == 8
+    first = lines["none"].until[0]
+    values = entries["none"].seeds["0"].metrics["discrete/heterozygosity"]
+    fallen = [g for g, v in enumerate(values) if v is not None and values[0] - v >= 0.05]  # type: ignore[operator]
+    assert first == (fallen[0] if fallen else np.inf)
+
+
+def test_an_honest_entry_is_verified_and_a_changed_one_is_not(computed: Any, tmp_path: Path) -> None:
+    _, root, entries = computed
+    honest = read_entry(write_entry(entries["keep"], tmp_path))
+    assert honest == entries["keep"] and verified(honest, root).good
+
+    def changed(change: Callable[[dict[str, Any]], None]) -> str:
+        data = json.loads(honest.content)
+        change(data)
+        outcome = verified(Entry.model_validate_json(json.dumps(data)), root)
+        assert not outcome.good
+        return "\n".join(outcome.lines)
+
+    def number(data: dict[str, Any]) -> None:
+        values = data["seeds"]["3"]["metrics"]["discrete/heterozygosity"]
+        values[-1] += 0.01
+
+    assert "seeds.3.metrics.discrete/heterozygosity.6: the entry has" in changed(number)
+    assert "seeds.5: is not in the entry" in changed(lambda data: data["seeds"].pop("5"))
+    assert "baseline.0.state" in changed(lambda data: data["baseline"]["0"].update(state="diverged"))
+    seeds = changed(lambda data: data["track"].update(seeds=[0, 1, 2, 3, 4]))
+    assert "seeds.5: is not in the artifacts" in seeds
+    assert "configuration" in changed(lambda data: data["configuration"].update(generations=5))
+
+
+def test_a_changed_file_is_no_entry(computed: Any, tmp_path: Path) -> None:
+    place = write_entry(computed[2]["keep"], tmp_path)
+    place.write_bytes(place.read_bytes().replace(b'"keep"', b'"kept"'))
+    with pytest.raises(
+        InputError, match="was changed after it was made: by its content its name is small/kept"
+    ):
+        read_entry(place)
+    for content, message in (
+        (b"{", "is no entry: .*not JSON"),
+        (b"[]", "is no entry"),
+        (b'{"format": 2}', "is no entry: format"),
+        (b'{"format": 1, "mitigation": "../x"}', "is no entry"),
+    ):
+        place.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_entry(place)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"regime": {"kind": "augment", "synthetic_ratio": 0.5}},
+            "regime.kind: found 'augment', allowed: replace",
+        ),
+        ({"regime.synthetic_ratio": 0.4}, "60.0% of generation 1 are real examples, allowed are 50.0%"),
+        ({"regime.refresh": {"every": 2}}, "100.0% of generation 2 are real"),
+    ],
+)
+def test_what_breaks_a_rule_is_no_entry(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    config = write(tmp_path / "study", {"cheat": settings})
+    run_bundles(config, tmp_path / "root")
+    with pytest.raises(InputError, match=f"study.yaml:[0-9]+: mitigations.cheat.regime.*{message}|{message}"):
+        entries_of(config, tmp_path / "root")
+
+
+def test_more_training_than_allowed(tmp_path: Path) -> None:
+    config = write(tmp_path / "study", MITIGATIONS, limits={"examples": 3.9})
+    run_bundles(config, tmp_path / "root")
+    with pytest.raises(InputError, match="trains on 4 times the examples of the baseline, allowed are 3.9"):
+        entries_of(config, tmp_path / "root")
+
+
+def test_seeds_cannot_be_left_out(computed: Any, tmp_path: Path) -> None:
+    """What is not there makes an entry unreplicated; what there is beside the track's seeds is in it."""
+    config, root, _ = computed
+    other = tmp_path / "root"
+    run_bundles(config, other, "grid.seed=[0, 1, 2, 3, 4, 5, 99]")
+    chains = [{"chain": "x", "seed": seed} for seed in (0, 99)]
+    Experiment(other, "small").begin({}, chains)
+    entry = entries_of(config, other)["keep"]
+    assert set(entry.seeds) == set(map(str, range(8))) and not entry.is_replicated
+    assert entry.seeds["7"].state == "waiting" and set(entry.other_seeds) == {"99"}
+    assert entry.other_seeds["99"].state == "complete"
+    (line,) = table_of(entry.track, [entry]).lines
+    assert line.rank is None and line.unranked == "unreplicated: 6 of the track's 8 seeds"
+    assert "1 other seeds were run" in line.badges
+
+
+def test_a_fuller_entry_takes_the_place_of_another(computed: Any, tmp_path: Path) -> None:
+    config, root, entries = computed
+    run_bundles(config, tmp_path / "root", "grid.seed=[0, 1]")
+    part = entries_of(config, tmp_path / "root")["keep"]
+    table = table_of(part.track, [entries["keep"], part, entries["none"]])
+    assert [line.entry.name for line in table.lines] == [entries["keep"].name, entries["none"].name]
+    assert [entry.name for entry in table.superseded] == [part.name]
+
+
+def test_two_entries_that_contradict_each_other(computed: Any) -> None:
+    entry = computed[2]["keep"]
+    data = json.loads(entry.content)
+    data["seeds"]["2"]["metrics"]["discrete/outcomes"][3] += 1
+    with pytest.raises(InputError, match="different numbers under one key .seed 2, discrete/outcomes of gen"):
+        table_of(entry.track, [entry, Entry.model_validate_json(json.dumps(data))])
+
+
+def test_damaged_artifacts_are_named(tmp_path: Path) -> None:
+    """Of chains that are run one by one: a record, a fit, a corpus."""
+    config = write(tmp_path / "study", {"keep": {"regime.synthetic_ratio": 0.5}}, seeds=[0, 1, 2, 3, 4])
+    one_by_one(config, generations=1)
+    run_all(config, tmp_path / "root")
+    entry = entries_of(config, tmp_path / "root")["keep"]
+    assert entry.is_replicated and verified(entry, tmp_path / "root").good
+    for place in ("corpora/*/*.parquet", "fits/*/fit.json", "evaluations/*/record.json"):
+        copy = tmp_path / place.split("/")[0]
+        shutil.copytree(tmp_path / "root", copy)
+        victim = sorted(copy.glob(place))[0]
+        victim.write_bytes(victim.read_bytes()[:-20])
+        outcome = verified(entry, copy)
+        assert not outcome.good and "damaged or missing" in outcome.verdict, place
+        assert any(victim.parent.name in line for line in outcome.lines)
+
+
+def test_another_corpus_in_the_place_of_one_is_found(tmp_path: Path) -> None:
+    """It matches its own checksum, and the entry knows that it is not what was measured."""
+    config = write(tmp_path / "study", {"keep": {"regime.synthetic_ratio": 0.5}}, seeds=[0, 1, 2, 3, 4])
+    one_by_one(config, generations=1)
+    prepared, _ = run_all(config, tmp_path / "root")
+    entry = entries_of(config, tmp_path / "root")["keep"]
+    mine, other = (prepared.lineage.nodes[chain.nodes[1]].corpus for chain in prepared.lineage.chains[:2])
+    (target,), (source,) = ((tmp_path / "root" / "corpora" / key).glob("*.parquet") for key in (mine, other))
+    shutil.copy(source, target)
+    outcome = verified(entry, tmp_path / "root")
+    assert not outcome.good and any(".0.corpora.1: the entry has" in line for line in outcome.lines)
+
+
+# --- pages ---
+
+HOSTILE = '</td><script>document.title="owned"</script><img src=x onerror=alert(1)>\u202egnp.exe\x1b[2J'
+
+
+@pytest.fixture(scope="module")
+def site(computed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A board with an entry whose texts are hostile."""
+    folder = tmp_path_factory.mktemp("site")
+    for entry in computed[2].values():
+        write_entry(entry, folder / "entries")
+    data = json.loads(computed[2]["accumulate"].content)
+    data |= {"mitigation": "hostile", "settings": {HOSTILE: HOSTILE}, "configuration_hash": 32 * "f"}
+    data["provenance"] |= {"devices": [HOSTILE], "commits": [HOSTILE]}
+    data["seeds"]["0"]["detail"] = HOSTILE
+    for result in data["seeds"].values():
+        result["keys"] = []
+    write_entry(Entry.model_validate_json(json.dumps(data)), folder / "entries")
+    (folder / "entries" / "README.md").write_text("What is here.\n")
+    lines = list(build_site(folder / "entries", folder / "pages"))
+    assert lines == ["left out, for they are no entries: README.md"]
+    return folder / "pages"
+
+
+def test_a_board_is_the_same_byte_by_byte(site: Path, tmp_path: Path) -> None:
+    list(build_site(site.parent / "entries", tmp_path))
+    files = {path.relative_to(site): path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    assert {
+        path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    } == files
+    assert not list(build_site(site.parent / "entries", tmp_path))[:-1], "nothing has changed"
+
+
+def test_what_has_changed_is_told(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site.parent / "entries", tmp_path / "entries")
+    list(build_site(tmp_path / "entries", tmp_path / "pages"))
+    (victim,) = (tmp_path / "entries" / "small").glob("keep-*")
+    victim.unlink()
+    assert "gone: small keep" in list(build_site(tmp_path / "entries", tmp_path / "pages"))
+
+
+def test_nothing_hostile_is_markup(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        text = path.read_text()
+        assert "<script>document" not in text and "<img" not in text and "\u202e" not in text, path
+        assert "\x1b" not in text and "Content-Security-Policy" in text
+    assert "owned" in (site / "small" / _page(site, "hostile")).read_text(), "it is shown all the same"
+
+
+def _page(site: Path, name: str) -> str:
+    (found,) = (path.name for path in (site / "small").glob(f"{name}-*.html"))
+    return found
+
+
+def test_pages_and_tables_have_the_same_numbers(site: Path) -> None:
+    rows = list(csv.DictReader((site / "small.csv").open()))
+    board = json.loads((site / "board.json").read_text())["tracks"]["small"]["entries"]
+    assert [row["entry"] for row in rows] == [row["entry"] for row in board]
+    assert [float(row["benefit"]) for row in rows] == [row["benefit"] for row in board]
+    page = (site / "small.html").read_text()
+    shown = re.findall(r'<tr class="[^"]*" data-begins="\d">(.*?)</tr>', page)
+    assert len(shown) == len(rows)
+    for line, row in zip(shown, rows, strict=True):
+        cells = [html.unescape(cell) for cell in re.findall(r'data-value="([^"]*)"', line)]
+        assert cells[1] == row["entry"] and float(cells[2]) == pytest.approx(float(row["benefit"]))
+
+
+def test_folders_of_entries_that_are_none(computed: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a folder of entries"):
+        read_entries(tmp_path / "missing")
+    assert read_entries(tmp_path) == ([], [])
+    place = write_entry(computed[2]["keep"], tmp_path)
+    (tmp_path / "other").mkdir()
+    shutil.move(place, tmp_path / "other" / place.name)
+    with pytest.raises(InputError, match="is an entry of the track small, in another track's folder"):
+        read_entries(tmp_path)
+
+
+def test_versions_of_a_track_are_tables_of_their_own(computed: Any, tmp_path: Path) -> None:
+    entries = computed[2]
+    data = json.loads(entries["keep"].content)
+    data["track"]["version"] = 2
+    newer = Entry.model_validate_json(json.dumps(data))
+    tables = tables_of([*entries.values(), newer])
+    assert [(table.name, table.track.version, len(table.lines)) for table in tables] == [
+        ("small", 2, 1),
+        ("small-2", 1, 3),
+    ]
+
+
+def browser(page: str, *flags: str) -> tuple[str, str]:
+    """A page as Chromium has it when its scripts have run, and what they have said."""
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium")
+    with tempfile.TemporaryDirectory() as profile:
+        done = subprocess.run(
+            [
+                "chromium",
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--enable-logging=stderr",
+                f"--user-data-dir={profile}",
+                *flags,
+                "--dump-dom",
+                page,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.slow
+def test_the_address_sorts_and_filters_in_a_browser(site: Path) -> None:
+    rows = list(csv.DictReader((site / "small.csv").open()))
+    page = (site / "small.html").as_uri()
+    dom, said = browser(f"{page}#sort=rise&order=down")
+    assert not said and '<th scope="col" data-key="rise"' in dom and 'aria-sort="descending"' in dom
+    names = re.findall(r'data-value="([^"]*)" class="?name"?', dom)
+    assert names == [row["entry"] for row in sorted(rows, key=lambda row: -float(row["rise"]))]
+    dom, said = browser(f"{page}#filter=keep")
+    assert not said and f"1 of {len(rows)} entries" in dom
+    dom, said = browser((site / "small" / _page(site, "hostile")).as_uri())
+    assert not said and "<title>hostile: A &lt;b&gt;small&lt;/b&gt; track</title>" in dom
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_seed_is_run_again(computed: Any, tmp_path: Path) -> None:
+    config, root, _ = computed
+    done = harness(
+        "leaderboard", "add", config, "--root", root, "--to", tmp_path, "--mitigation", "keep", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    again = harness("leaderboard", "verify", row["path"], "--replay", 4)
+    assert again.returncode == 0, again.stderr
+    assert "seed 4 gives the same numbers, digit by digit" in again.stdout
+    wrong = harness("leaderboard", "verify", row["path"], "--replay", 44)
+    assert wrong.returncode == 2 and "found 44, the track small has the seeds 0, 1" in wrong.stderr
+
+
+def test_a_seed_that_comes_out_otherwise(computed: Any) -> None:
+    entry = computed[2]["keep"]
+
+    def with_change(by: float) -> Entry:
+        data = json.loads(entry.content)
+        data["seeds"]["4"]["metrics"]["discrete/heterozygosity"][-1] -= by
+        return Entry.model_validate_json(json.dumps(data))
+
+    last = [r.metrics["discrete/heterozygosity"][-1] for n, r in entry.seeds.items() if n != "4"]
+    spread = float(np.std(np.array(last, dtype=float), ddof=1))
+    assert "digit by digit" in compared(entry, entry, 4).verdict
+    near, far = (compared(with_change(factor * spread), entry, 4) for factor in (1.0, 5.0))
+    assert near.good and "within the spread" in near.verdict
+    assert not far.good and "does NOT agree" in far.verdict and "better by" in far.lines[0]

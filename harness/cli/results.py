@@ -110,6 +110,7 @@ def report(
     Example: harness report study.yaml --out page
     """
     from harness.reporting import ledger
+    from harness.reporting.answer import answers
     from harness.reporting.claims import describe, judge
     from harness.reporting.report import build, summary_table, variance
     from harness.store import Experiment
@@ -130,6 +131,8 @@ def report(
             rows, prepared.study.columns, prepared.study.seeds, max(3, min(11, width // 18)), brief=True
         )
     )
+    for line in answers(rows, prepared.study.columns, prepared.study.seeds):
+        terminal.show(line)
     if len(prepared.study.seeds) > 1:
         terminal.show(variance(prepared))
     _print_verdicts(verdicts)

@@ -22,6 +22,7 @@ from harness.files import write_atomic
 from harness.metrics.catalogue import HEADLINES, METRICS, about, drawn
 from harness.reporting import claims, figures, homogenisation
 from harness.reporting.analysis import RATIO, critical_ratios, losses
+from harness.reporting.answer import answers
 from harness.reporting.ledger import cell_value
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import SURVIVORS, curves
@@ -29,6 +30,7 @@ from harness.reporting.theory import expected
 from harness.science import Chain
 from harness.store import Store
 from harness.study import Prepared
+from harness.terminal import visible
 
 MAX_HISTOGRAMS = 12
 WIDE_INCHES = 10.0
@@ -73,6 +75,7 @@ def build(prepared: Prepared, store: Store, rows: Iterable[Mapping[str, Any]], f
     page = template.render(
         experiment=prepared.study.base.experiment,
         figures=shown,
+        answers=[visible(line, lines=False) for line in answers(rows, axes, prepared.study.seeds)],
         summary=summary_table(rows, axes, prepared.study.seeds),
         homogenisation=_homogenisation(prepared, store, folder),
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],

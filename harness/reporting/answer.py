@@ -1,0 +1,150 @@
+"""The answer of a study in sentences: which cells worsen, by how much, and which kind of collapse it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.metrics.catalogue import HEADLINES, about
+from harness.reporting.rows import Rows
+from harness.reporting.statistics import Aggregate, aggregate
+
+SHOWN = 8
+"""Cells that have a sentence of their own, those that worsen most."""
+CLEAR = 0.02
+"""Relative change of a measure of diversity below which nothing is said of its direction."""
+DIVERSITY = ("text/distinct_2", "text/entropy_2")
+"""What says whether text narrows or broadens; both have to agree."""
+TAILS = ("text/tail_mass", "text/vocab_coverage")
+"""Shown beside them."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a metric does in a cell from generation 0 to the last.
+
+    Attributes:
+        first: In generation 0.
+        last: In the last one.
+        by: Of the same seed, the difference.
+    """
+
+    first: Aggregate
+    last: Aggregate
+    by: Aggregate
+
+
+def answers(rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Collection[int]) -> list[str]:
+    """One sentence for each of the cells that worsen most, in that order.
+
+    Args:
+        rows: From `ledger.rows`.
+        axes: The grid's axes.
+        seeds: Those that every cell is run with.
+    """
+    table = Rows.of(rows)
+    headline = next((name for name in HEADLINES if name in table.names), None)
+    if headline is None:
+        return []
+    sign = -1.0 if about(headline).worse == "lower" else 1.0
+    found = _changes(table, axes, seeds, (headline, *DIVERSITY, *TAILS))
+    known = [cell for cell in found if found[cell][headline].by.mean is not None]
+    order = sorted(known, key=lambda cell: -sign * (found[cell][headline].by.mean or 0.0))
+    gone = [cell for cell in found if cell not in known and found[cell][headline].by.diverged]
+    lines = [
+        f"{_where(cell, axes)}{by.diverged} of {by.total} seeds have diverged, no other is finished"
+        for cell, by in ((cell, found[cell][headline].by) for cell in gone[:SHOWN])
+    ]
+    for cell in order[: SHOWN - len(lines)]:
+        lines.append(f"{_where(cell, axes)}{_sentence(found[cell], headline, sign)}")
+    left = len(gone) + len(order) - len(lines)
+    return [*lines, f"{left} more cells worsen less"] if left else lines
+
+
+def _changes(
+    table: Rows, axes: Sequence[str], seeds: Collection[int], metrics: Sequence[str]
+) -> dict[tuple[Any, ...], dict[str, Change]]:
+    """Of every cell, over the chains that have come as far as any of it."""
+    values = {name: table.values(name) for name in metrics if name in table.names}
+    series = table.series(axes)
+    longest, ended = dict[tuple[Any, ...], int](), dict[tuple[Any, ...], int]()
+    for part in series:
+        longest[part.cell] = max(longest.get(part.cell, 0), int(table.generation[part.places[-1]]))
+        ended[part.cell] = ended.get(part.cell, 0) + (part.ended is not None)
+    pairs: dict[tuple[Any, ...], dict[str, list[tuple[float, float]]]] = {
+        cell: {name: [] for name in values} for cell, last in longest.items() if last > 0 or ended[cell]
+    }
+    for part in series:
+        first, last = part.places[0], part.places[-1]
+        if (
+            part.ended is None
+            and 0 < table.generation[last] == longest[part.cell]
+            and not table.generation[first]
+        ):
+            for name, column in values.items():
+                pairs[part.cell][name].append((float(column[first]), float(column[last])))
+    count = len(set(seeds) | {part.seed for part in series})
+    return {
+        cell: {
+            name: _change(np.array(numbers).reshape(-1, 2), ended[cell], count)
+            for name, numbers in of_cell.items()
+        }
+        for cell, of_cell in pairs.items()
+    }
+
+
+def _change(pairs: npt.NDArray[np.float64], ended: int, count: int) -> Change:
+    absent = max(0, count - ended - len(pairs))
+    first, last = pairs[:, 0], pairs[:, 1]
+    return Change(*(aggregate(column, ended, absent) for column in (first, last, last - first)))
+
+
+def _where(cell: tuple[Any, ...], axes: Sequence[str]) -> str:
+    """A cell by the values of its axes, with a colon; empty for the only cell."""
+    names = [axis.rpartition(".")[2].replace("_", " ") for axis in axes]
+    known = [f"{name} {value}" for name, value in zip(names, cell, strict=True) if value is not None]
+    return f"{', '.join(known)}: " if known else ""
+
+
+def _sentence(changes: Mapping[str, Change], headline: str, sign: float) -> str:
+    change, metric = changes[headline], about(headline)
+    rises = (change.by.mean or 0.0) > 0
+    unit = f" {metric.unit}" if metric.unit else ""
+    verb = "rises" if rises else "falls"
+    text = f"{metric.label} {verb} from {_mean(change.first)} to {_mean(change.last)}{unit}"
+    if change.by.total > 1:
+        text += f" (by {change.by.text(sign < 0)})"
+    kind = _kind(changes)
+    return f"{text}; {kind}" if kind else text
+
+
+def _kind(changes: Mapping[str, Change]) -> str:
+    """Which way the text goes, by which numbers; empty where it goes none clearly."""
+    shares = [_share(changes[name]) for name in DIVERSITY if name in changes]
+    if len(shares) < len(DIVERSITY) or abs(shares[0]) < CLEAR or shares[0] * shares[1] < 0:
+        return ""
+    word = "its text narrows" if shares[0] < 0 else "its text broadens"
+    shown = [
+        DIVERSITY[0],
+        *(name for name in TAILS if name in changes and abs(_share(changes[name])) >= CLEAR),
+    ]
+    numbers = (
+        f"{about(name).label.partition(' (')[0]} {_mean(changes[name].first)} to {_mean(changes[name].last)}"
+        for name in shown
+    )
+    return f"{word} ({', '.join(numbers)})"
+
+
+def _share(change: Change) -> float:
+    if change.first.mean is None or change.by.mean is None or change.first.mean == 0:
+        return math.nan
+    return change.by.mean / abs(change.first.mean)
+
+
+def _mean(found: Aggregate) -> str:
+    return "not finite" if found.mean is None else f"{found.mean:.3g}"

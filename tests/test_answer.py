@@ -1,0 +1,71 @@
+"""The sentences that a report begins with, on rows whose answer is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.reporting.answer import SHOWN, answers
+
+AXES = ("learner.sample.temperature",)
+
+
+def chain(
+    cell: Any, seed: int, *nll: float | None, status: str = "ok", **last: float
+) -> list[dict[str, Any]]:
+    """The rows of a chain; other metrics are 1 in generation 0, and as given in the last one."""
+    rows = []
+    for generation, value in enumerate(nll):
+        ends = generation == len(nll) - 1
+        others = {f"text/{name}": end if ends and generation else 1.0 for name, end in last.items()}
+        identity = {"chain": f"{cell}-{seed}", "seed": seed, "generation": generation}
+        row = {**identity, "status": status if ends else "ok", AXES[0]: cell, "test/nll": value, **others}
+        rows.append(row)
+    return rows
+
+
+def test_what_worsens_most_comes_first() -> None:
+    rows = [
+        *chain(1.0, 0, 3.0, 3.2, distinct_2=1.1, entropy_2=1.05, tail_mass=1.0),
+        *chain(0.7, 0, 3.0, 4.0, distinct_2=0.5, entropy_2=0.9, tail_mass=0.6),
+        *chain(0.9, 0, 3.0, 2.9, distinct_2=1.2, entropy_2=0.9, tail_mass=0.6),
+    ]
+    assert answers(rows, AXES, [0]) == [
+        "temperature 0.7: NLL on real test text rises from 3 to 4 nats/token; its text narrows "
+        "(distinct-2 1 to 0.5, tail mass 1 to 0.6)",
+        "temperature 1.0: NLL on real test text rises from 3 to 3.2 nats/token; its text broadens "
+        "(distinct-2 1 to 1.1)",
+        "temperature 0.9: NLL on real test text falls from 3 to 2.9 nats/token",
+    ]
+
+
+def test_the_change_is_of_the_same_seed_and_has_its_interval() -> None:
+    rows = [
+        row for seed, first in enumerate((1.0, 2.0, 3.0)) for row in chain(None, seed, first, first + 0.5)
+    ]
+    (line,) = answers(rows, (), [0, 1, 2])
+    assert line == "NLL on real test text rises from 2 to 2.5 nats/token (by 0.5 ± 0 (3 seeds))"
+    (line,) = answers(rows, (), [0, 1, 2, 3])
+    assert line.endswith("(by 0.5 ± 0 (3 of 4 seeds))"), "a seed that is not there is counted"
+
+
+def test_chains_that_ended_are_told() -> None:
+    ended = chain(0.7, 0, 3.0, None, status="diverged")
+    rows = [*ended, *chain(0.7, 1, 3.0, 4.0), *chain(1.0, 0, 3.0, None, status="diverged")]
+    lines = answers(rows, AXES, [0, 1])
+    assert lines[0] == "temperature 1.0: 1 of 2 seeds have diverged, no other is finished"
+    assert "(by 1* (1 of 2 live, median diverged))" in lines[1] and "±" not in lines[1]
+    short = answers([*chain(0.7, 0, 3.0, 3.5, 4.0), *chain(0.7, 1, 3.0, 9.0)], AXES, [0, 1])
+    assert short[0].startswith("temperature 0.7: NLL on real test text rises from 3 to 4"), "not half a chain"
+
+
+def test_many_cells_are_counted_and_nothing_is_said_of_nothing() -> None:
+    rows = [row for cell in range(SHOWN + 3) for row in chain(cell, 0, 1.0, 1.0 + cell)]
+    lines = answers(rows, AXES, [0])
+    assert len(lines) == SHOWN + 1 and lines[0].startswith(f"temperature {SHOWN + 2}: ")
+    assert lines[-1] == "3 more cells worsen less"
+    assert answers([], AXES, [0]) == [] and answers(chain(1.0, 0, 3.0), AXES, [0]) == []
+    gaussian = [
+        {"chain": "a", "seed": 0, "generation": g, "status": "ok", "gaussian/log_variance": -g}
+        for g in (0, 1)
+    ]
+    assert answers(gaussian, (), [0]) == ["log variance falls from 0 to -1"]

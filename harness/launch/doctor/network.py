@@ -92,7 +92,7 @@ def judge_ports(wrong: Mapping[str, Mapping[str, str]]) -> Check:
         for node, found in sorted(wrong.items())
         for other, what in sorted(found.items())
     ]
-    who = "each of 1 machine" if len(wrong) == 1 else f"each of {len(wrong)} machines"
+    who = "this machine" if len(wrong) == 1 else f"each of {len(wrong)} machines"
     found = f"a port that the system chose was reached from {who}"
     return graded("ports", "" if told else found, first_some(told, 4))
 

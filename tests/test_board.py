@@ -8,7 +8,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +144,7 @@ def test_a_changed_file_is_no_entry(computed: Any, tmp_path: Path) -> None:
     ):
         read_entry(place)
     for content, message in (
-        (b"{", "is no entry: .*not JSON"),
+        (b"{", "is no entry: Invalid JSON"),
         (b"[]", "is no entry"),
         (b'{"format": 2}', "is no entry: format"),
         (b'{"format": 1, "mitigation": "../x"}', "is no entry"),
@@ -328,6 +330,31 @@ def test_versions_of_a_track_are_tables_of_their_own(computed: Any, tmp_path: Pa
         ("small", 2, 1),
         ("small-2", 1, 3),
     ]
+
+
+def test_a_board_is_served_to_this_machine(site: Path, tmp_path: Path) -> None:
+    none = harness("leaderboard", "serve", tmp_path)
+    assert none.returncode == 2 and "has no index.html" in none.stderr
+    command = [sys.executable, "-m", "harness", "leaderboard", "serve", str(site), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            with urllib.request.urlopen(f"{address}small.csv", timeout=30) as answer:
+                assert answer.read() == (site / "small.csv").read_bytes()
+        finally:
+            process.terminate()
+
+
+def test_too_good_is_flagged(computed: Any) -> None:
+    data = json.loads(computed[2]["keep"].content)
+    for number, result in data["seeds"].items():
+        values = result["metrics"]["discrete/heterozygosity"]
+        values[-1] = values[0] + 0.01 + 1e-4 * int(number)
+    (line,) = table_of(computed[2]["keep"].track, [Entry.model_validate_json(json.dumps(data))]).lines
+    assert "too good: better than generation 0" in line.badges
+    (line,) = table_of(computed[2]["keep"].track, [computed[2]["keep"]]).lines
+    assert not [badge for badge in line.badges if badge.startswith("too good")]
 
 
 def browser(page: str, *flags: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from harness.config.mitigations import AXIS, NAME, SECTION
 from harness.config.schema import science
 from harness.config.track import BASELINE, Track
 from harness.errors import DamagedError, InputError
-from harness.files import dump_json, read_json, write_atomic
+from harness.files import read_json, write_atomic
 from harness.inspection.status import ChainState, chain_states
 from harness.reporting import ledger
 from harness.reporting.rows import Rows
@@ -125,8 +126,12 @@ class Entry(Section):
 
     @property
     def content(self) -> bytes:
-        """The file."""
-        return dump_json(self.model_dump(mode="json"))
+        """The file: one line for each field, so that two can be compared, and not one for each number."""
+        fields = self.model_dump(mode="json")
+        lines = (
+            f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in fields.items()
+        )
+        return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
     @property
     def is_replicated(self) -> bool:
@@ -309,14 +314,15 @@ def read_entry(path: Path) -> Entry:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is no entry: it has more than {MAX_BYTES:,} bytes")
-        entry = Entry.model_validate_json(dump_json(read_json(path)))
+        entry = Entry.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = "".join(f"{part}." for part in first["loc"])[:-1]
+        where = f"{field}: " if field else ""
         raise InputError(
-            f"{path} is no entry: {field}: {first['msg']}, found {shown(first['input'])}"
+            f"{path} is no entry: {where}{first['msg']}, found {shown(first['input'])}"
         ) from None
     except InputError:
         raise

@@ -132,14 +132,15 @@ def _scored(track: Track, entry: Entry) -> Scored:
         if len(track.seeds) > MIN_SEEDS:
             unranked = f"unreplicated: {len(rises)} of the track's {len(track.seeds)} seeds"
     missing = len(without) - diverged
+    rise_of_all = aggregate(rises, diverged, missing)
     return Scored(
         entry=entry,
-        rise=aggregate(rises, diverged, missing),
+        rise=rise_of_all,
         benefit=aggregate(benefits, diverged, missing),
         until=tuple(until),
         beside={name: _beside(track, entry, name, diverged) for name in track.score.beside},
         unranked=unranked,
-        badges=_badges(entry, unranked),
+        badges=_badges(entry, rise_of_all, unranked),
     )
 
 
@@ -177,7 +178,12 @@ def _beside(track: Track, entry: Entry, name: str, diverged: int) -> tuple[Aggre
     return aggregate(last, diverged, absent), aggregate(share, diverged, absent)
 
 
-def _badges(entry: Entry, unranked: str) -> tuple[str, ...]:
+def _badges(entry: Entry, rise: Aggregate, unranked: str) -> tuple[str, ...]:
+    """What is to be known of an entry.
+
+    Better than generation 0, beyond the seeds' scatter, is flagged: nothing in a track is better data than
+    its real examples, so this is more optimisation, a leak, or a mistake.
+    """
     found = ["baseline"] if entry.mitigation == BASELINE else []
     if unranked:
         found.append("unreplicated" if unranked.startswith("unreplicated") else "diverged")
@@ -186,6 +192,8 @@ def _badges(entry: Entry, unranked: str) -> tuple[str, ...]:
     failed = sum(result.state == "failed" for result in entry.seeds.values())
     if failed:
         found.append(f"{failed} seeds failed")
+    if rise.high is not None and rise.high < 0:
+        found.append("too good: better than generation 0")
     if entry.other_seeds:
         found.append(f"{len(entry.other_seeds)} other seeds were run")
     return tuple(found)

@@ -114,3 +114,27 @@ def build(
     for line in list(build_site(folder, out)):
         terminal.show(line)
     terminal.show(f"board: {out / 'index.html'}")
+
+
+@board.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(parser=path, metavar="DIR", help="The folder of the pages.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+) -> None:
+    """Show a board in a browser on this machine, and to nobody else, until Ctrl-C.
+
+    Example: harness leaderboard serve board/site
+    """
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    if not (folder / "index.html").is_file():
+        raise InputError(f"{folder} has no index.html; harness leaderboard build makes one")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise InputError(f"--port: {port} cannot be used: {error.strerror}") from None
+    terminal.show(f"http://127.0.0.1:{server.server_port}/")
+    with server:
+        server.serve_forever()

@@ -152,6 +152,8 @@ class Provenance:
         peak_memory_bytes: Peak memory of rank 0: device memory on a GPU, else resident memory.
         finished: UTC time of the commit, ISO 8601.
         coordinator: Who scheduled it: one `harness run`.
+        attention: What computed attention in the fit; None for what the library takes by itself, or none.
+        activation_checkpointing: Whether the fit computed activations twice; None where it has none.
     """
 
     host: str
@@ -167,6 +169,8 @@ class Provenance:
     peak_memory_bytes: int = 0
     finished: str = ""
     coordinator: str = ""
+    attention: str | None = None
+    activation_checkpointing: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -34,7 +34,8 @@ def adopt(context: Context, node: Node, staged: Path) -> Path | None:
             )
         if found is None:
             return None, 0.0
-        other = {name: found.about[name] for name in own if found.about[name] != own[name]}
+        about = found.about
+        other = {name: about[name] for name in own if name in about and about[name] != own[name]}
         # Another device or library version goes on, in another execution class: provenance must not hide it.
         context.event("resumed", node, step=found.step, **({"other_class": other} if other else {}))
         return found.folder, float(found.about["seconds"])

@@ -135,6 +135,8 @@ class Context:
             world_size=self.ranks.world_size,
             zero_stage=found["zero_stage"],
             threads=self.plan.execution.resources.threads,
+            attention=found.get("attention"),
+            activation_checkpointing=found.get("activation_checkpointing"),
             attempt=self.plan.attempt,
             commit=self.plan.commit,
             coordinator=self.plan.coordinator,
@@ -162,5 +164,7 @@ class Context:
             "device": found["device"],
             "micro_batch": resources.micro_batch,
             "threads": resources.threads,
+            "attention": resources.attention,
+            "activation_checkpointing": resources.activation_checkpointing,
             "versions": {"harness": __version__, **found["versions"]},
         }

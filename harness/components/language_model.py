@@ -253,6 +253,11 @@ def check(config: Any) -> None:
     learner, regime = config.learner, config.regime
     if isinstance(config.data, TextData):
         _check_text(learner, config.data)
+    if config.resources.attention == "flash_attention_2" and learner.train.precision != "bf16":
+        raise ValueError(
+            f"resources.attention: flash_attention_2 computes in bf16, learner.train.precision is "
+            f"{learner.train.precision}"
+        )
     _check_batch(learner.train.batch_size, config.resources.ranks, config.resources.micro_batch)
     if regime.refresh and regime.refresh.init == "pretrained" and learner.model.pretrained is None:
         raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")

@@ -160,7 +160,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     hours = bundled_s / 3600 + sum(
         value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items()
     )
-    memories = [memory_of(prepared, cell) for cell in range(len(prepared.study.cells))]
+    memories = [memory_of(prepared, cell, gpus) for cell in range(len(prepared.study.cells))]
     known = {rate.measured for rate in planner.rates}
     return PlanSummary(
         experiment=prepared.study.base.experiment,
@@ -177,15 +177,17 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         idle_share=round(idle, 3),
         throughput="measured" if known == {True} else "estimated" if known == {False} else "partly measured",
         memory_per_rank_bytes=max((memory.total for memory in memories if memory), default=0),
-        shapes=tuple(_shape_row(prepared, shapes_of_cells, shape) for shape in sorted(set(shapes_of_cells))),
+        shapes=tuple(
+            _shape_row(prepared, shapes_of_cells, shape, gpus) for shape in sorted(set(shapes_of_cells))
+        ),
         data=tuple({json.dumps(item.about): item.about for item in prepared.data}.values()),
         weights_gone=weights_gone(prepared, store),
     )
 
 
-def _shape_row(prepared: Prepared, shapes: Sequence[Shape], shape: Shape) -> dict[str, Any]:
+def _shape_row(prepared: Prepared, shapes: Sequence[Shape], shape: Shape, gpus: bool) -> dict[str, Any]:
     cells = [index for index, found in enumerate(shapes) if found == shape]
-    memories = [memory.total for cell in cells if (memory := memory_of(prepared, cell))]
+    memories = [memory.total for cell in cells if (memory := memory_of(prepared, cell, gpus))]
     return {**asdict(shape), "cells": len(cells), "memory_per_rank_bytes": max(memories, default=0)}
 
 

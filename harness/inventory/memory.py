@@ -1,6 +1,6 @@
-"""The least memory that a grid takes, against a machine's.
+"""The least memory that a grid takes, against a machine's; and the kernels that it asks for.
 
-What cannot fit is refused before anything starts.
+What cannot fit, or cannot be computed, is refused before anything starts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any, cast
 import psutil
 
 from harness.errors import ResourceError
-from harness.learners.language_model.sizes import Memory, memory_per_rank
+from harness.learners.base import is_installed
+from harness.learners.language_model.sizes import Memory, Work, memory_per_rank
 from harness.study import Prepared
 
 COPIES = 2
@@ -47,7 +48,7 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes
                 f"data.num_examples: generation {last} has {size} training examples of {each} bytes, which "
                 f"take at least {gib(COPIES * size * each)} of memory; {whose} has {gib(there)}"
             )
-        memory, ranks = memory_of(prepared, index), -(-cell.config.resources.ranks // nodes)
+        memory, ranks = memory_of(prepared, index, gpus), -(-cell.config.resources.ranks // nodes)
         on_gpu = gpus and cell.config.resources.gpus_per_rank != 0
         if memory is None or on_gpu:
             continue
@@ -61,27 +62,58 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes
             )
 
 
+def check_attention(prepared: Prepared, gpus: bool) -> None:
+    """Refuse kernels that this machine does not have.
+
+    Args:
+        prepared: The study.
+        gpus: It has GPUs.
+
+    Raises:
+        ResourceError: A cell asks for such.
+    """
+    asked = any(cell.config.resources.attention == "flash_attention_2" for cell in prepared.study.cells)
+    if not asked:
+        return
+    if not gpus:
+        raise ResourceError(
+            "resources.attention: flash_attention_2 needs a GPU, and this machine has none; set sdpa or eager"
+        )
+    if not is_installed("flash_attn"):
+        raise ResourceError(
+            "resources.attention: flash_attention_2 needs the package flash-attn, which is not installed "
+            "here; install it for this machine's torch, or set sdpa"
+        )
+
+
 def gib(count: float) -> str:
     """Bytes for people."""
     return f"{count / 2**30:,.1f} GiB"
 
 
-def memory_of(prepared: Prepared, cell: int) -> Memory | None:
-    """Bytes per rank; None for what is not a language model."""
+def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
+    """Bytes per rank; None for what is not a language model.
+
+    Args:
+        prepared: The study.
+        cell: Its number.
+        gpus: Whether ranks run on GPUs, unless the cell has none.
+    """
     facts, config = prepared.models[cell], cast("Any", prepared.study.cells[cell].config)
     if facts is None:
         return None
-    learner = config.learner
+    learner, resources = config.learner, config.resources
     length = learner.sample.sequence_length(config.data.block_size)
+    work = Work(
+        tokens=config.micro_batch * length,
+        rows=resources.sample_batch,
+        length=length,
+        bf16=learner.train.precision == "bf16",
+        ranks=resources.ranks,
+        stage=resources.zero_stage,
+        recompute=resources.activation_checkpointing,
+        on_gpu=gpus and resources.gpus_per_rank != 0,
+    )
     return memory_per_rank(
-        facts.parameters,
-        facts.num_layers,
-        facts.width,
-        facts.vocab_size,
-        config.micro_batch * length,
-        learner.train.precision == "bf16",
-        config.resources.ranks,
-        config.resources.zero_stage,
-        config.resources.sample_batch,
-        length,
+        facts.parameters, facts.num_layers, facts.width, facts.vocab_size, facts.kept, work
     )

@@ -29,6 +29,8 @@ _PROVENANCE = (
     "commit",
     "finished",
     "peak_memory_bytes",
+    "attention",
+    "activation_checkpointing",
 )
 
 
@@ -179,7 +181,7 @@ def _measured(prepared: Prepared, store: Store, key: str, provenance: bool) -> d
 
 
 def _flat_provenance(found: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {f"provenance/{name}": found[name] for name in _PROVENANCE}
+    flat = {f"provenance/{name}": found.get(name) for name in _PROVENANCE}  # older ones lack the last two
     for group in ("seconds", "tokens_per_s", "versions"):
         flat |= {f"provenance/{group}/{name}": value for name, value in found[group].items()}
     return flat

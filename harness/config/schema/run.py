@@ -34,6 +34,12 @@ class Resources(Section):
     deterministic: bool = True
     """On GPUs: only kernels that add up in one order, so that a resumed fit equals an uninterrupted one bit
     for bit; false is a little faster, and a fit then has other last bits each time."""
+    activation_checkpointing: bool = False
+    """A fit keeps what goes into each layer, and computes what else its gradient needs once more: less
+    memory, up to a third more time, the same gradients."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """What computes attention in fits: torch's own kernels (``sdpa``), plain products (``eager``), or the
+    package flash-attn; what the library takes by itself when null. Results differ in rounding."""
     bundled: bool = True
     """Cheap learners: run many chains at once and keep records and parameters only; false runs each
     generation by itself, with its corpus on disk."""
@@ -50,6 +56,19 @@ class Resources(Section):
     """Others on the store take over what a process held once it has shown no life for this many seconds."""
     grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     """Seconds that a run takes at most to save its work and end after SIGTERM, SIGINT or SIGUSR1."""
+
+    @model_validator(mode="after")
+    def _reproducible(self) -> Resources:
+        if self.attention != "flash_attention_2":
+            return self
+        if self.deterministic:
+            raise ValueError(
+                "attention: flash_attention_2 adds up gradients in another order each time, and "
+                "deterministic is true; allowed: attention: sdpa, or deterministic: false"
+            )
+        if self.gpus_per_rank == 0:
+            raise ValueError("attention: flash_attention_2 needs a GPU, and gpus_per_rank is 0")
+        return self
 
 
 class Retention(Section):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from harness.config.schema import Train
@@ -19,9 +20,7 @@ from harness.learners.language_model.checkpoint import SafeCheckpointEngine
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.imports import deepspeed
 from harness.learners.language_model.kernels import prepare_fit
-
-MAX_BUCKET = 500_000_000
-"""DeepSpeed's default size of its communication buckets, in elements."""
+from harness.learners.language_model.sizes import MAX_BUCKET
 
 
 def deepspeed_config(
@@ -57,21 +56,75 @@ def deepspeed_config(
     }
 
 
+class Scattering:
+    """Gives each rank its part of a parameter of a model that ZeRO-3 will fit, as soon as there is one.
+
+    It is DeepSpeed's own (``deepspeed.zero.Init``), for a model that is not built under it: what that would
+    draw depends on the ranks. All ranks call it with the same parameters in the same order.
+    """
+
+    def __init__(self, train: Train, world_size: int) -> None:
+        """Nothing is scattered.
+
+        Args:
+            train: The training section.
+            world_size: Number of ranks.
+        """
+        self._dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        micro_batch = train.batch_size // world_size
+        self._config = deepspeed_config(train, micro_batch, world_size, 3, MAX_BUCKET)
+        self._first: nn.Parameter | None = None
+
+    def __call__(self, parameter: nn.Parameter) -> None:
+        """Scatter a parameter, in the precision of the fit; in its place an empty tensor stays."""
+        parameter.data = parameter.data.to(self._dtype)
+        if self._first is not None:
+            self._first.convert_to_zero_parameters(param_list=[parameter])  # type: ignore[attr-defined]
+            return
+        holder = nn.Module()
+        holder.register_parameter("weight", parameter)
+        deepspeed.zero.Init(module=holder, dtype=self._dtype, config_dict_or_path=self._config)
+        self._first = parameter
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, also of one that is scattered."""
+    found: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return found
+
+
 class Engine:
     """A DeepSpeed engine for one fit."""
 
     def __init__(
-        self, model: PreTrainedModel, train: Train, micro_batch: int, world_size: int, zero_stage: int
+        self,
+        model: PreTrainedModel,
+        train: Train,
+        micro_batch: int,
+        world_size: int,
+        zero_stage: int,
+        attention: str | None = None,
+        recompute: bool = False,
     ) -> None:
-        """Hand the model to DeepSpeed; weight decay leaves out biases and normalisation."""
-        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-        plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+        """Hand the model to DeepSpeed; weight decay leaves out biases and normalisation.
+
+        Args:
+            model: The model, in fp32 or as `Scattering` has left it.
+            train: The training section.
+            micro_batch: Examples per forward pass and rank.
+            world_size: Number of ranks.
+            zero_stage: ZeRO stage.
+            attention: ``resources.attention``.
+            recompute: ``resources.activation_checkpointing``.
+        """
+        decayed = [p for p in model.parameters() if p.requires_grad and len(_shape(p)) >= 2]
+        plain = [p for p in model.parameters() if p.requires_grad and len(_shape(p)) < 2]
         groups = [
             {"params": decayed, "weight_decay": train.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
         self.zero_stage = zero_stage
-        prepare_fit(model, device())
+        prepare_fit(model, device(), attention, recompute)
         # torch's AdamW in one kernel: DeepSpeed's own is compiled at first use (see `imports`).
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -80,7 +133,7 @@ class Engine:
             eps=train.eps,
             fused=True,
         )
-        count = sum(p.numel() for p in model.parameters())
+        count = sum(_shape(p).numel() for p in model.parameters())
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,

@@ -6,12 +6,13 @@ Torch is imported for pretrained ones only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from harness.components.language_model import resolve_model
-from harness.config.schema import LanguageModel, Model
+from harness.config.schema import LanguageModel, Model, Resources
 from harness.errors import DataError
 from harness.learners.language_model.identity import FIELD, pretrained_identity, stored_folder
-from harness.learners.language_model.sizes import num_parameters
+from harness.learners.language_model.sizes import kept_values, num_parameters
 from harness.learners.language_model.weights import stored_weights
 from harness.terminal import shown
 
@@ -29,6 +30,7 @@ class ModelFacts:
         num_layers: Layers.
         width: Coordinates of a hidden state.
         vocab_size: Tokens that it scores.
+        kept: Numbers that a fit keeps of a token in each layer (`sizes.kept_values`).
         cached: A key-value cache changes nothing; without one everything is read again for every token.
         full_precision: Its configuration says nothing else of its weights' type, or new weights would be
             drawn in that.
@@ -38,6 +40,7 @@ class ModelFacts:
     num_layers: int
     width: int
     vocab_size: int
+    kept: int
     cached: bool = True
     full_precision: bool = True
 
@@ -65,13 +68,44 @@ def model_facts(learner: LanguageModel, refresh_init: str | None, vocab_size: in
     if model.pretrained is None:
         assert model.num_layers and model.width
         parameters = num_parameters(model, vocab_size, model.context or length)
-        return ModelFacts(parameters, model.num_layers, model.width, vocab_size)
+        return ModelFacts(parameters, model.num_layers, model.width, vocab_size, kept_values(model))
     facts, bf16 = _pretrained_facts(model, needs_weights(learner, refresh_init), vocab_size, length)
     if learner.train.precision == "bf16" and learner.train.max_steps != 0 and not bf16:
         raise DataError(
             f"learner.train.precision: {shown(model.pretrained)} cannot be trained in bf16; set fp32"
         )
     return facts
+
+
+def check_kernels(model: Model, resources: Resources) -> None:
+    """Compare what a fit is asked to be computed with, and what a pretrained architecture has.
+
+    Those of the harness have all of it.
+
+    Raises:
+        DataError: It has no such attention, or its activations cannot be computed anew.
+    """
+    if model.pretrained is None or not (resources.attention or resources.activation_checkpointing):
+        return
+    from harness.learners.language_model.behaviour import on_meta
+    from harness.learners.language_model.model import pretrained_config
+
+    skeleton = on_meta(pretrained_config(model))
+    has = {
+        "eager": True,
+        "sdpa": bool(skeleton._supports_sdpa),
+        "flash_attention_2": bool(skeleton._supports_flash_attn),
+    }
+    if resources.attention and not has[resources.attention]:
+        allowed = ", ".join(name for name, there in has.items() if there)
+        raise DataError(
+            f"resources.attention: {shown(model.pretrained)} has no {resources.attention}; allowed: {allowed}"
+        )
+    if resources.activation_checkpointing and not skeleton.supports_gradient_checkpointing:
+        raise DataError(
+            f"resources.activation_checkpointing: the activations of {shown(model.pretrained)} cannot be "
+            "computed anew; set false"
+        )
 
 
 def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int) -> tuple[ModelFacts, bool]:
@@ -129,7 +163,19 @@ def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int)
         num_layers=int(text.num_hidden_layers),
         width=int(text.hidden_size),
         vocab_size=int(text.vocab_size),
+        kept=_kept(text, skeleton),
         cached=reads.cached,
         full_precision=dtype in (None, "float32"),
     )
     return facts, reads.bf16
+
+
+def _kept(text: Any, skeleton: Any) -> int:
+    """`sizes.kept_values` of a published architecture: as llama where its feed-forward layers have gates."""
+    gated = any(name.endswith("gate_proj") for name, _ in skeleton.named_modules())
+    mlp = getattr(text, "intermediate_size", None) or getattr(text, "ffn_dim", None)
+    mlp = mlp if isinstance(mlp, int) else 4 * int(text.hidden_size)
+    like = "llama" if gated else "gpt2"
+    return kept_values(
+        Model(architecture=like, num_layers=1, width=int(text.hidden_size), num_heads=1, mlp_width=mlp)
+    )

@@ -11,6 +11,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from harness.errors import LearnerError
 from harness.learners.language_model.cuda import align_head
 
 IN_FP32 = "harness_sdpa_in_fp32"
@@ -38,13 +39,32 @@ def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def prepare_fit(model: PreTrainedModel, device: torch.device) -> None:
+def prepare_fit(
+    model: PreTrainedModel, device: torch.device, attention: str | None = None, recompute: bool = False
+) -> None:
     """Give a model that will be fitted the kernels for a device, in place.
 
     On a GPU the head gets aligned shapes. On a CPU, torch's backward pass of attention in bf16 takes five
     times as long as in fp32 (docs/LOG.md), so attention is computed in fp32.
+
+    Args:
+        model: The model.
+        device: Where it is fitted.
+        attention: ``resources.attention``.
+        recompute: ``resources.activation_checkpointing``.
     """
+    if attention is not None:
+        try:
+            model.set_attn_implementation(attention)
+        except (ImportError, ValueError) as error:  # what this machine or this architecture has not
+            raise LearnerError(f"resources.attention: {str(error).splitlines()[0]}") from None
     if device.type == "cuda":
         align_head(model)
     elif model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(IN_FP32)
+    if recompute:
+        # The way that keeps no graph of its own would need inputs with gradients, and warns of that.
+        enable = (
+            getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})

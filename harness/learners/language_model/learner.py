@@ -29,7 +29,9 @@ from harness.learners.base import (
     Stopped,
 )
 from harness.learners.language_model import model as models
+from harness.learners.language_model.deferred import Keep
 from harness.learners.language_model.distributed import device
+from harness.learners.language_model.engine import Scattering
 from harness.learners.language_model.sampling import Sampler, draw_batch
 from harness.learners.language_model.scoring import score
 from harness.learners.language_model.specs import SampleSpec, fitted, text_of
@@ -68,7 +70,9 @@ class LanguageModelLearner:
         # models and their caches refer to themselves: what was loaded before would stay beside this fit
         gc.collect()
         spec, train, resources = task.spec, fitted(task.spec).train, self.execution.resources
-        model = self._initial(task)
+        # Under ZeRO-3 no rank holds a whole model, not even as it is made.
+        parted = resources.zero_stage == 3 and train.max_steps != 0
+        model = self._initial(task, Scattering(train, self.ranks.world_size) if parted else None)
         if train.max_steps == 0:  # the pretrained model as it is
             kept, dtype = model.state_dict().keys(), models.DTYPES[train.precision]
             named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
@@ -89,6 +93,8 @@ class LanguageModelLearner:
             self.device,
             train.masked_tokens or 0,
             resources.deterministic,
+            resources.attention,
+            resources.activation_checkpointing,
         )
         config = model.config
         found = trainer.run(model, self.data.validation, schedule, task)
@@ -102,17 +108,17 @@ class LanguageModelLearner:
         models.write_model(folder, config, state)
         self.data.write_tokenizer(folder)
 
-    def _initial(self, task: FitTask) -> PreTrainedModel:
+    def _initial(self, task: FitTask, keep: Keep | None) -> PreTrainedModel:
         spec, model, meta = task.spec, fitted(task.spec).model, self.data.meta
         if spec.init == "previous" and task.init_from is not None:
-            return models.read_model(task.init_from, torch.float32, torch.device("cpu"))
+            return models.model_to_fit(task.init_from, keep)
         place = model if model.pretrained is None else self.execution.models[model.pretrained]
         vocab_size = int(meta["vocab_size"])
         if model.pretrained is not None and spec.init != "scratch":
-            return models.pretrained_model(place, vocab_size)
+            return models.pretrained_model(place, vocab_size, keep)
         seed = stream_seed(spec.seed, spec.generation, "init")
         return models.new_model(
-            place, vocab_size, model.context or 0, int(meta["bos"]), int(meta["eos"]), seed
+            place, vocab_size, model.context or 0, int(meta["bos"]), int(meta["eos"]), seed, keep
         )
 
     def _model(self, spec: FitSpec, folder: Path) -> PreTrainedModel:
@@ -303,6 +309,8 @@ class LanguageModelLearner:
         return {
             "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
             "zero_stage": self.execution.resources.zero_stage,
+            "attention": self.execution.resources.attention,
+            "activation_checkpointing": self.execution.resources.activation_checkpointing,
             "versions": versions,
             "peak_memory_bytes": peak,
         }

@@ -29,8 +29,10 @@ from harness.errors import DataError, LearnerError
 from harness.files import write_atomic
 from harness.learners.language_model.behaviour import report
 from harness.learners.language_model.cuda import align_head
-from harness.learners.language_model.identity import pretrained_identity
+from harness.learners.language_model.deferred import Keep
+from harness.learners.language_model.identity import pretrained_identity, stored_folder
 from harness.learners.language_model.kernels import fuse_activations
+from harness.learners.language_model.parts import construct, new_in_parts, stored_in_parts
 from harness.learners.language_model.sizes import default_mlp_width
 from harness.learners.language_model.weights import CONFIG, WEIGHTS
 from harness.terminal import shown
@@ -146,29 +148,55 @@ def _unloadable(model: Model, error: Exception) -> str:
     return f"learner.model.pretrained: {shown(model.pretrained)} cannot be loaded ({reason})"
 
 
-def new_model(model: Model, vocab_size: int, context: int, bos: int, eos: int, seed: int) -> PreTrainedModel:
+def new_model(
+    model: Model, vocab_size: int, context: int, bos: int, eos: int, seed: int, keep: Keep | None = None
+) -> PreTrainedModel:
     """A model with random weights, in fp32 whatever a published configuration says.
 
     The weights are a function of the seed.
+
+    Args:
+        model: The model's section.
+        vocab_size: Tokens.
+        context: Longest sequence, where the model gives none.
+        bos: Beginning-of-text token.
+        eos: End-of-text token.
+        seed: Of the weights.
+        keep: Takes the parameters one by one as they are made, where the architecture allows it; the
+            weights are the same.
     """
     if model.pretrained is not None:
         config = pretrained_config(model)
     else:
         config = transformers_config(model, vocab_size, context, bos, eos)
     _check_vocabulary(config, vocab_size)
-    torch.manual_seed(seed)
-    built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _check_precision(built, torch.float32)
+    built = None if keep is None else new_in_parts(config, seed, _check_fp32, keep)
+    if built is None:
+        torch.manual_seed(seed)
+        built = construct(config)
+        _check_fp32(built)
     return fuse_activations(built)
 
 
-def pretrained_model(model: Model, vocab_size: int) -> PreTrainedModel:
+def pretrained_model(model: Model, vocab_size: int, keep: Keep | None = None) -> PreTrainedModel:
     """A pretrained model with its weights, in fp32.
+
+    Args:
+        model: The model's section.
+        vocab_size: Tokens of the tokenizer.
+        keep: Takes the parameters one by one as they are read, where files and architecture allow it.
 
     Raises:
         DataError: It cannot be loaded, or its weights do not fit its configuration.
     """
     place = _place(model)
+    folder = None if keep is None else stored_folder(model)
+    if keep is not None and folder is not None:
+        config = pretrained_config(model)
+        _check_vocabulary(config, vocab_size)
+        found = stored_in_parts(folder, config, _check_fp32, keep)
+        if found is not None:
+            return fuse_activations(found)
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(
             place,
@@ -188,7 +216,7 @@ def pretrained_model(model: Model, vocab_size: int) -> PreTrainedModel:
             f"{wrong}"
         )
     _check_vocabulary(loaded.config, vocab_size)
-    _check_precision(loaded, torch.float32)
+    _check_fp32(loaded)
     return fuse_activations(loaded)
 
 
@@ -198,12 +226,12 @@ def _check_vocabulary(config: PretrainedConfig, vocab_size: int) -> None:
         raise DataError(f"data.tokenizer: {vocab_size} tokens, but the model knows {known}")
 
 
-def _check_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def _check_fp32(model: PreTrainedModel) -> None:
     """Refuse weights of another type than the one that was asked for: the key names it."""
     for name, parameter in model.named_parameters():
-        if parameter.dtype != dtype:
+        if parameter.dtype != torch.float32:
             raise LearnerError(
-                f"learner.model: the weight {name} is of type {parameter.dtype}, expected {dtype}"
+                f"learner.model: the weight {name} is of type {parameter.dtype}, expected {torch.float32}"
             )
 
 
@@ -240,3 +268,17 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     if device.type == "cuda":
         align_head(model)
     return fuse_activations(model).to(device).eval()
+
+
+def model_to_fit(folder: Path, keep: Keep | None) -> PreTrainedModel:
+    """What `write_model` wrote, in fp32 on the CPU, to be fitted further; ``keep`` as for `new_model`.
+
+    Raises:
+        LearnerError: The weights do not fit the configuration beside them.
+    """
+    if keep is not None:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = stored_in_parts(folder, config, _check_fp32, keep)
+        if found is not None:
+            return fuse_activations(found)
+    return read_model(folder, torch.float32, torch.device("cpu"))

@@ -12,7 +12,7 @@ from harness.data.base import RealData
 from harness.data.text import TextCorpus
 from harness.learners.base import Resolved
 from harness.learners.language_model.converted import with_safetensors
-from harness.learners.language_model.facts import ModelFacts, model_facts, needs_weights
+from harness.learners.language_model.facts import ModelFacts, check_kernels, model_facts, needs_weights
 from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.specs import LanguageModelFit, ModelSpec, SampleSpec, TrainSpec
 from harness.science import Prompts, Versioned
@@ -46,6 +46,7 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     assert isinstance(real, TextCorpus)
     train, sample, vocabulary = learner.train, learner.sample, int(real.meta["vocab_size"])
     facts = model_facts(learner, _refresh_init(config), vocabulary, sample.sequence_length(block))
+    check_kernels(learner.model, config.resources)
     model, marks = _model(config, learner, facts, vocabulary)
     # The length of the prompt is sampling's, but with this loss the fit reads it too.
     masked = sample.prompt_length(block) if train.loss == "continuation" else None

@@ -42,73 +42,126 @@ def default_mlp_width(model: Model) -> int:
     return -(-8 * model.width // 3 // 32) * 32 if model.architecture == "llama" else 4 * model.width
 
 
+def kept_values(model: Model) -> int:
+    """Numbers that a fit keeps of a token in each layer, for its gradient.
+
+    Inputs and outputs of two norms and of attention, its queries, keys and values (for llama also as they are
+    turned), and of the feed-forward layer what goes into each product; Korthikanti et al. 2022, 2205.05198,
+    section 4, without dropout.
+    """
+    assert model.width
+    mlp = model.mlp_width or default_mlp_width(model)
+    return 11 * model.width + 4 * mlp if model.architecture == "llama" else 9 * model.width + 2 * mlp
+
+
 BATCH_TOKENS = 8192
 """Tokens in one forward pass when scoring."""
 LIBRARIES = 600 * 2**20
 """Bytes of a rank that has imported everything and computed nothing (docs/LOG.md)."""
 CHOICE_BYTES = 30
 """Of an entry of the vocabulary while a token is chosen: fp32 scores twice, fp64 probabilities and sums."""
+MAX_BUCKET = 500_000_000
+"""Elements of DeepSpeed's communication buckets, its default."""
+MAX_LIVE = 1_000_000_000
+"""Parameters that stay gathered under ZeRO-3 between their uses, DeepSpeed's default."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per rank: what a fit holds; what sampling and scoring take at their peak, weights included."""
+    """Bytes per rank: what a fit holds; what sampling and scoring take at their peak, weights included.
+
+    Attributes:
+        weights: Of the model, in the precision of the fit.
+        gradients: Of these.
+        optimizer: Its moments, and fp32 weights where it has its own.
+        buffers: Where DeepSpeed gathers gradients, and under ZeRO-3 weights.
+        activations: Of a forward pass, for the backward pass.
+        step: Gradients in fp32, while a step is made and there are no activations.
+        sampling: Weights, cache and choice.
+        scoring: Weights and a forward pass.
+    """
 
     weights: int
     gradients: int
     optimizer: int
+    buffers: int
     activations: int
+    step: int
     sampling: int
     scoring: int
 
     @property
+    def fit(self) -> int:
+        """A fit at its peak."""
+        states = self.weights + self.gradients + self.optimizer + self.buffers
+        return states + max(self.activations, self.step)
+
+    @property
     def total(self) -> int:
         """The largest of the three phases, and the libraries."""
-        fit = self.weights + self.gradients + self.optimizer + self.activations
-        return LIBRARIES + max(fit, self.sampling, self.scoring)
+        return LIBRARIES + max(self.fit, self.sampling, self.scoring)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a rank computes at once.
+
+    Attributes:
+        tokens: Tokens in one forward pass of a fit.
+        rows: Examples that are sampled together.
+        length: Tokens of each, prompt included.
+        bf16: Weights and gradients in two bytes, with fp32 copies in the optimizer.
+        ranks: World size.
+        stage: ZeRO stage.
+        recompute: A fit keeps the inputs of layers, and the rest of one layer at a time.
+        on_gpu: Otherwise attention is computed in fp32, in bf16 too.
+    """
+
+    tokens: int
+    rows: int = 1
+    length: int = 1
+    bf16: bool = True
+    ranks: int = 1
+    stage: int = 0
+    recompute: bool = False
+    on_gpu: bool = True
 
 
 def memory_per_rank(
-    parameters: int,
-    num_layers: int,
-    width: int,
-    vocab_size: int,
-    tokens: int,
-    bf16: bool,
-    ranks: int,
-    stage: int,
-    rows: int,
-    length: int,
+    parameters: int, num_layers: int, width: int, vocab_size: int, kept: int, work: Work
 ) -> Memory:
     """Estimate of the memory of one rank.
 
-    The model's states are as in Rajbhandari et al. 2020, arXiv 1910.02054, section 3.
+    The model's states are as in Rajbhandari et al. 2020, arXiv 1910.02054, section 3; buffers and the fp32
+    gradients of a step are what DeepSpeed 0.19 allocates (tests/test_memory.py).
 
     Args:
         parameters: Parameters of the model.
         num_layers: Its layers.
         width: Coordinates of a hidden state.
         vocab_size: Tokens.
-        tokens: Tokens in one forward pass.
-        bf16: Weights and gradients in two bytes, with fp32 copies in the optimizer.
-        ranks: World size.
-        stage: ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too.
-        rows: Examples that are sampled together.
-        length: Tokens of each, prompt included.
+        kept: From `kept_values`.
+        work: What it computes.
     """
-    size = 2 if bf16 else 4
-    optimizer = parameters * (12 if bf16 else 8)
-    # About 34 bytes a token, layer and unit of width without recomputation (Korthikanti et al. 2022,
-    # 2205.05198), and the logits with their gradients.
-    activations = tokens * (17 * size * num_layers * width + vocab_size * 2 * size)
-    buckets = parameters * size if stage else 0  # where DeepSpeed gathers gradients
-    cache = rows * length * num_layers * 2 * width * size
+    size, ranks, stage = 2 if work.bf16 else 4, work.ranks, work.stage
+    own = ranks if stage else 1  # who share the optimizer
+    layer = kept * size + (16 * width if work.bf16 and not work.on_gpu else 0)
+    layers = num_layers * width * size + layer if work.recompute else num_layers * layer
+    bucket = min(parameters, MAX_BUCKET) * size
+    buffers = bucket if stage else 0
+    if (
+        stage == 3
+    ):  # weights stay gathered between their uses; gradients, before they are shared out, and sums
+        buffers += min(parameters, MAX_LIVE) * size + 2 * bucket
+    cache = work.rows * work.length * num_layers * 2 * width * size
     return Memory(
         weights=parameters * size // (ranks if stage >= 3 else 1),
         gradients=parameters * size // (ranks if stage >= 2 else 1),
-        optimizer=optimizer // (ranks if stage >= 1 else 1),
-        activations=activations + buckets,
-        sampling=parameters * size + cache + rows * vocab_size * CHOICE_BYTES,
+        optimizer=parameters * (12 if work.bf16 else 8) // own,
+        buffers=buffers,
+        activations=work.tokens * (layers + vocab_size * 2 * size),
+        step=4 * parameters // own,
+        sampling=parameters * size + cache + work.rows * vocab_size * CHOICE_BYTES,
         # about six vectors of a layer at a time: its input, queries, keys, values, and the wide one's parts
         scoring=parameters * size + BATCH_TOKENS * size * (vocab_size + 12 * width),
     )

@@ -162,6 +162,8 @@ class Trainer:
         device: torch.device,
         masked: int = 0,
         deterministic: bool = True,
+        attention: str | None = None,
+        recompute: bool = False,
     ) -> None:
         """Keep what is the same for all fits of a cell.
 
@@ -175,9 +177,12 @@ class Trainer:
             masked: Tokens at the start of every training example that are read but not learned. Validation is
                 on all tokens.
             deterministic: Only kernels whose sums have one order, on a GPU.
+            attention: ``resources.attention``.
+            recompute: ``resources.activation_checkpointing``.
         """
         self.train, self.micro_batch, self.zero_stage, self.masked = train, micro_batch, zero_stage, masked
         self.bos, self.ranks, self.device, self.deterministic = bos, ranks, device, deterministic
+        self.attention, self.recompute = attention, recompute
 
     def run(self, model: PreTrainedModel, validation: Examples, schedule: Schedule, task: FitTask) -> Fitted:
         """Fit a model, from its beginning or from a checkpoint.
@@ -192,7 +197,8 @@ class Trainer:
         Raises:
             Stopped: It was asked to stop; what it had is in a checkpoint.
         """
-        engine = Engine(model, self.train, self.micro_batch, self.ranks.world_size, self.zero_stage)
+        size, stage = self.ranks.world_size, self.zero_stage
+        engine = Engine(model, self.train, self.micro_batch, size, stage, self.attention, self.recompute)
         try:
             with deterministic(self.device, self.deterministic):
                 return self._loop(engine, validation, schedule, task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from harness.proc import peak_memory, reset_peak_memory
 
 BEGINNING = """
 import json
@@ -56,7 +59,7 @@ def run_ranks(program: str, size: int, on_gpus: bool = False, **arguments: Any) 
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
-                    env={**os.environ, **given, "PYTHONPATH": path},
+                    env={**os.environ, **given, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "65536"},
                 )
             )
         try:
@@ -68,3 +71,22 @@ def run_ranks(program: str, size: int, on_gpus: bool = False, **arguments: Any) 
     for process, (_, errors) in zip(started, said, strict=True):
         assert process.returncode == 0, errors[-4000:]
     return [json.loads(output.splitlines()[-1]) for output, _ in said]
+
+
+class Grown:
+    """Bytes that this process grew by at its peak within a block, in ``bytes``.
+
+    Where every tensor has pages of its own, as in `run_ranks`, they are there while it is, whoever frees it
+    (also the threads of gloo, which torch's profiler does not see).
+    """
+
+    bytes: int
+
+    def __enter__(self) -> Grown:
+        gc.collect()  # what was before would be freed within
+        reset_peak_memory()
+        self._before = peak_memory()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bytes = peak_memory() - self._before

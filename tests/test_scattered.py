@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from group import run_ranks
 from safetensors.torch import save_file
 from transformers import AutoConfig, PretrainedConfig
 
@@ -140,84 +139,3 @@ def test_what_looks_at_values_is_not_deferred() -> None:
         with pytest.raises(NotDeferrable):
             Deferred(build)
         assert torch.equal(torch.get_rng_state(), before)
-
-
-FITTED = """
-import numpy as np
-import torch
-
-from harness.config.schema import Model, Train
-from harness.learners.language_model import deferred
-from harness.learners.language_model import model as models
-from harness.learners.language_model.distributed import device
-from harness.learners.language_model.engine import Engine, Scattering
-
-
-def begin(precision, parted, architecture="gpt2"):
-    train = Train(batch_size=4, precision=precision, weight_decay=0.1)
-    section = Model(architecture=architecture, num_layers=2, width=32, num_heads=4, context=32)
-    model = models.new_model(section, 61, 32, 0, 0, 5, Scattering(train, size) if parted else None)
-    assert all((parameter.numel() == 0) == parted for parameter in model.parameters())
-    return Engine(model, train, 2, size, 3)
-
-
-def fit(engine, numbers):
-    for number in numbers:
-        tokens = torch.from_numpy(np.random.default_rng(10 * number + rank).integers(0, 61, (2, 20)))
-        engine.set_learning_rate(1e-2)
-        engine.backward(engine.logits(tokens.to(device())).float().logsumexp(-1).mean())
-    return engine.state(True)
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-for precision, architecture in (("fp32", "gpt2"), ("bf16", "gpt2"), ("bf16", "llama")):
-    at_first, fitted, resumed = [], [], []
-    folder = Path(arguments["folder"]) / f"{precision}-{architecture}"
-    for parted in (False, True):
-        engine = begin(precision, parted, architecture)
-        at_first.append(engine.state(True))
-        fit(engine, range(2))
-        if parted:
-            if rank == 0:
-                folder.mkdir()
-            ranks.barrier()
-            engine.save(folder)
-            ranks.barrier()
-        fitted.append(fit(engine, range(2, 4)))
-        engine.close()
-    for parted in (False, True):
-        engine = begin(precision, parted, architecture)
-        engine.load(folder)
-        resumed.append(fit(engine, range(2, 4)))
-        engine.close()
-    found[f"{precision} {architecture}"] = {
-        "at first": same(*at_first),
-        "changed": not same(at_first[0], fitted[0]),
-        "fitted": same(*fitted),
-        "resumed": [same(one, fitted[0]) for one in resumed],
-    }
-
-from harness.proc import peak_memory, reset_peak_memory
-
-section = Model(architecture="llama", num_layers=6, width=768, num_heads=4, context=32)
-for name, keep in {"parts": Scattering(Train(batch_size=2, precision="fp32"), size), "whole": None}.items():
-    reset_peak_memory()
-    before = peak_memory()
-    model = models.new_model(section, 512, 32, 0, 0, 5, keep)
-    found[name] = peak_memory() - before
-found["size"] = sum(parameter.nbytes for parameter in model.parameters())
-"""
-
-
-@pytest.mark.slow
-def test_no_rank_of_zero_3_holds_a_whole_model(tmp_path: Path) -> None:
-    """Two ranks over gloo: weights, fits and checkpoints have every bit of the ordinary construction."""
-    for found in run_ranks(FITTED, 2, folder=str(tmp_path)):
-        size, parts, whole = found.pop("size"), found.pop("parts"), found.pop("whole")
-        for case, same in found.items():
-            assert same == {"at first": True, "changed": True, "fitted": True, "resumed": [True, True]}, case
-        # Half of every parameter, the largest ones one at a time; the ordinary construction has all of them.
-        assert size / 2 < parts < 0.75 * size and whole > 0.95 * size, (size, parts, whole)

@@ -75,7 +75,7 @@ def test_two_generations_are_planned_computed_and_read(make_config: Make, tmp_pa
     assert all(0 < nll < 5.71 for nll in records["test/nll"])
 
 
-@pytest.mark.parametrize("command", ["plan", "status", "run"])
+@pytest.mark.parametrize("command", ["plan", "run"])
 def test_commands_need_ray_to_run_a_study_alone(make_config: Make, tmp_path: Path, command: str) -> None:
     given: Any = (command, make_config(TEXT), "--root", tmp_path / "root")
     done = without_ray(COMMAND, *given)

@@ -343,7 +343,7 @@ def entry_page(line: Scored | None, entry: Entry, current: bool) -> str:
     facts.append(("versions", ", ".join(f"{n} {' or '.join(v)}" for n, v in sorted(versions.items()))))
     body += [f"<dt>{safe(name)}</dt><dd>{safe(value)}</dd>" for name, value in facts]
     file = entry.name.rpartition("/")[2]
-    body.append("</dl><h2>Check it</h2><pre>")
+    body.append('</dl><h2>Check it</h2><pre tabindex="0">')
     body.append(safe(f"harness leaderboard verify {file} --root STORE\n").replace("\\u000a", "\n"))
     body.append(safe(f"harness leaderboard verify {file} --replay {track.seeds[0]}"))
     body.append(f'</pre><p><a href="{safe(file)}">The entry\u2019s file</a></p></main>')

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import yaml
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
 from harness.components import LEARNERS
 from harness.files import write_atomic
+from harness.inventory.states import failures
 from harness.metrics.catalogue import HEADLINES, METRICS, about, drawn
 from harness.reporting import claims, figures, homogenisation
 from harness.reporting.analysis import RATIO, critical_ratios, losses
@@ -28,7 +31,7 @@ from harness.reporting.rows import Rows
 from harness.reporting.statistics import SURVIVORS, curves
 from harness.reporting.theory import expected
 from harness.science import Chain
-from harness.store import Store
+from harness.store import Experiment, Store
 from harness.study import Prepared
 from harness.terminal import visible
 
@@ -36,6 +39,8 @@ MAX_HISTOGRAMS = 12
 WIDE_INCHES = 10.0
 """A figure that is wider has a row of its own."""
 MAX_SAMPLE_CELLS = 12
+MAX_REASONS = 20
+"""Different reasons of failures that are shown."""
 
 
 def build(prepared: Prepared, store: Store, rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
@@ -98,9 +103,20 @@ def build(prepared: Prepared, store: Store, rows: Iterable[Mapping[str, Any]], f
         total=sum(len(chain.nodes) for chain in prepared.lineage.chains)
         + sum(c.generations + 1 for c in prepared.bundles),
         diverged=int(rows.diverged.sum()),
+        failed=_failed(prepared, store),
+        study=visible(yaml.safe_dump(prepared.study.source.data, sort_keys=False, allow_unicode=True)),
     )
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def _failed(prepared: Prepared, store: Store) -> list[str]:
+    """Why what is not there has failed, each reason once with how often."""
+    reasons = failures(Experiment(store.root, prepared.study.base.experiment)).values()
+    return [
+        f"{visible(reason, lines=False)}{f' ({count} times)' if count > 1 else ''}"
+        for reason, count in Counter(reasons).most_common(MAX_REASONS)
+    ]
 
 
 def _words(axes: Sequence[str]) -> list[str]:

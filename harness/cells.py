@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,15 +96,12 @@ def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus
     return Measured(blank(section, "others"), identity, examples, contents)
 
 
-def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[BundledChain, ...]]:
-    """The graph of all generations that are run one by one, and the chains that are run in bundles.
+def chain_namer(study: Study, specs: Sequence[CellSpec]) -> Callable[[int, int], str]:
+    """The ids of chains: from the index of a cell and any seed.
 
     Args:
         study: The cells.
         specs: What the chains of each have in common.
-
-    Raises:
-        ConfigError: Two cells are the same science.
     """
     names: list[dict[str, Any]] = []
     for cell, item in zip(study.cells, specs, strict=True):
@@ -123,8 +120,7 @@ def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Bund
                 "regime": regime,
             }
         )
-    order = in_order(dict(enumerate(specs)))
-    for index in order:
+    for index in in_order(dict(enumerate(specs))):
         source = specs[index].source
         if source is not None:
             names[index]["regime"]["source"] = {
@@ -136,6 +132,20 @@ def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Bund
         suffix = f"-G{study.cells[index].config.generations}" if study.generations_is_axis else ""
         return chain_id(names[index], seed, suffix)
 
+    return name
+
+
+def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[BundledChain, ...]]:
+    """The graph of all generations that are run one by one, and the chains that are run in bundles.
+
+    Args:
+        study: The cells.
+        specs: What the chains of each have in common.
+
+    Raises:
+        ConfigError: Two cells are the same science.
+    """
+    name, order = chain_namer(study, specs), in_order(dict(enumerate(specs)))
     first: dict[str, int] = {}
     for index, cell in enumerate(study.cells):
         other = first.setdefault(name(index, study.seeds[0]), index)

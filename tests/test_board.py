@@ -23,7 +23,7 @@ from chains import run_all
 from conftest import harness
 
 from harness.board.build import build_site, read_entries, tables_of
-from harness.board.entry import Entry, known_seeds, make_entry, read_entry, track_of, write_entry
+from harness.board.entry import Entry, known_seeds, make_entry, read_entry, write_entry
 from harness.board.score import table_of
 from harness.board.verify import compared, verified
 from harness.errors import InputError
@@ -75,7 +75,7 @@ def entries_of(config: Path, root: Path, *assignments: str) -> dict[str, Entry]:
     store = Store.read(root)
     first, scratch = open_study(config, assignments, store)
     with scratch:
-        seeds = known_seeds(store, track_of(first))
+        seeds = known_seeds(first, store)
         prepared, again = open_study(config, (*assignments, f"grid.seed={seeds}"), store)
         with again:
             names = [str(cell.axes["mitigation"]) for cell in prepared.study.cells]
@@ -184,8 +184,11 @@ def test_seeds_cannot_be_left_out(computed: Any, tmp_path: Path) -> None:
     config, root, _ = computed
     other = tmp_path / "root"
     run_bundles(config, other, "grid.seed=[0, 1, 2, 3, 4, 5, 99]")
-    chains = [{"chain": "x", "seed": seed} for seed in (0, 99)]
-    Experiment(other, "small").begin({}, chains)
+    prepared, scratch = open_study(config, ("grid.seed=[99]",), Store.read(other))
+    with scratch:
+        chains = [{"chain": chain.id, "seed": chain.seed} for chain in prepared.chains]
+    strangers = [{"chain": "of another study", "seed": 77}]
+    Experiment(other, "small").begin({}, [*chains, *strangers])
     entry = entries_of(config, other)["keep"]
     assert set(entry.seeds) == set(map(str, range(8))) and not entry.is_replicated
     assert entry.seeds["7"].state == "waiting" and set(entry.other_seeds) == {"99"}
@@ -280,7 +283,10 @@ def test_what_has_changed_is_told(site: Path, tmp_path: Path) -> None:
     list(build_site(tmp_path / "entries", tmp_path / "pages"))
     (victim,) = (tmp_path / "entries" / "small").glob("keep-*")
     victim.unlink()
+    (tmp_path / "pages" / "small" / "mine.html").write_text("of somebody else")
     assert "gone: small keep" in list(build_site(tmp_path / "entries", tmp_path / "pages"))
+    left = {path.name for path in (tmp_path / "pages" / "small").iterdir()}
+    assert "mine.html" in left and not {victim.name, victim.with_suffix(".html").name} & left
 
 
 def test_nothing_hostile_is_markup(site: Path) -> None:

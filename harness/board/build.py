@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -48,6 +49,8 @@ def build_site(folder: Path, out: Path) -> Iterator[str]:
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists() or target.read_bytes() != content:
                 write_atomic(target, content)
+        for name in _files(before) - files.keys():
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
     yield from _changes(before, json.loads(files["board.json"]))
@@ -161,6 +164,17 @@ def _before(out: Path) -> Mapping[str, Any]:
         return found if isinstance(found, dict) else {}
     except (DamagedError, OSError):
         return {}
+
+
+def _files(board: Mapping[str, Any]) -> set[str]:
+    """The files of entries on a board that was built before; nothing that lies elsewhere."""
+    try:
+        rows = [row for found in board["tracks"].values() for row in found["entries"]]
+        names = {str(row["file"]) for row in rows}
+    except (KeyError, TypeError, AttributeError):
+        return set()
+    own = {name for name in names if re.fullmatch(r"[a-z0-9-]+/[A-Za-z0-9._-]+\.json", name)}
+    return own | {name.removesuffix(".json") + ".html" for name in own}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

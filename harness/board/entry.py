@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from harness.board.rules import check_rules, overlap_of
+from harness.cells import chain_namer
 from harness.components import REGIMES
 from harness.config.grid import find_cells
 from harness.config.mitigations import AXIS, NAME, SECTION
@@ -296,13 +297,17 @@ def _provenance(own: Any) -> Provenance:
     )
 
 
-def known_seeds(store: Store, track: Track) -> list[int]:
-    """The seeds of a track, and all others that any study on a store was run with."""
-    found = set(track.seeds)
+def known_seeds(prepared: Prepared, store: Store) -> list[int]:
+    """The seeds of a study's track, and all others that any run on a store has had of one of its cells."""
+    track, listed, seeds = track_of(prepared), set[str](), set[int]()
     for path in sorted((store.root / "experiments").glob("*/chains.json")):
         with contextlib.suppress(DamagedError, KeyError, TypeError):
-            found |= {chain["seed"] for chain in read_json(path) if isinstance(chain["seed"], int)}
-    return [*track.seeds, *sorted(found - set(track.seeds))]
+            for chain in read_json(path):
+                listed.add(str(chain["chain"]))
+                seeds.add(int(chain["seed"]))
+    name, cells = chain_namer(prepared.study, prepared.specs), range(len(prepared.specs))
+    others = seeds - set(track.seeds)
+    return [*track.seeds, *sorted(s for s in others if any(name(cell, s) in listed for cell in cells))]
 
 
 def read_entry(path: Path) -> Entry:

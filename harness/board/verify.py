@@ -63,8 +63,8 @@ def verified(entry: Entry, root: Path) -> Outcome:
     """
     with tempfile.TemporaryDirectory(prefix="harness-") as folder:
         study, store = write_study(entry, Path(folder)), Store.read(root)
-        seeds = f"grid.seed={known_seeds(store, entry.track)}"
-        prepared = prepare_study(study, (seeds,), store, Path(folder))
+        seeds = known_seeds(prepare_study(study, (), store, Path(folder)), store)
+        prepared = prepare_study(study, (f"grid.seed={seeds}",), store, Path(folder))
         damaged = list(_damaged(prepared, store, entry))
         if damaged:
             what = f"{len(damaged)} artifacts that it rests on are damaged or missing"
@@ -89,13 +89,12 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 def _damaged(prepared: Prepared, store: Store, entry: Entry) -> Iterator[str]:
     """What of the artifacts of an entry does not match its checksums."""
-    official = set(entry.track.seeds)
+    official, places = set(entry.track.seeds), store.bundles.index()
     for chain in prepared.chains:
         if chain.seed not in official:
             continue
         try:
             if isinstance(chain, BundledChain):
-                places = store.bundles.index()
                 if chain.key in places:
                     store.bundles.check(places[chain.key].path.name)
                 continue

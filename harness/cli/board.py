@@ -45,14 +45,14 @@ def add(
 
     Example: harness leaderboard add entries.yaml --to board/entries
     """
-    from harness.board.entry import known_seeds, make_entry, track_of, write_entry
+    from harness.board.entry import known_seeds, make_entry, write_entry
     from harness.config.mitigations import AXIS
     from harness.terminal import nearest, shown
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         store = existing_store(root, writes=False)
         prepared, _ = prepare(config, assignments, root, scratch)
-        seeds = known_seeds(store, track_of(prepared))
+        seeds = known_seeds(prepared, store)
         everything = [*(assignments or ()), f"grid.seed={seeds}"]
         prepared, store = prepare(config, everything, root, scratch)
         names = [str(cell.axes[AXIS]) for cell in prepared.study.cells if not cell.teacher]

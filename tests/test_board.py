@@ -207,6 +207,36 @@ def test_a_fuller_entry_takes_the_place_of_another(computed: Any, tmp_path: Path
     assert [entry.name for entry in table.superseded] == [part.name]
 
 
+def test_no_mitigation_takes_the_place_of_another(tmp_path: Path) -> None:
+    """Where a fit starts from is in no identity that all fits of a cell share, and tells cells apart all the
+    same."""
+    mixture = {
+        "data": {
+            "source": "mixture",
+            "num_examples": 60,
+            "components": [{"weight": 0.5, "mean": [x], "std": 1.0} for x in (-2.0, 2.0)],
+        },
+        "learner": {"kind": "mixture", "components": 2},
+        "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+        "generations": 1,
+    }
+    mitigations = {"previous": {"learner.init": "previous"}, **MITIGATIONS}
+    score = {"metric": "mixture/min_weight"}
+    track = {
+        "open": ["learner", "regime"],
+        "config": mixture,
+        "score": score,
+        "limits": {},
+        "seeds": [0, 1, 2, 3, 4],
+    }
+    config = write(tmp_path / "study", mitigations, **track)
+    run_bundles(config, tmp_path / "root")
+    entries = entries_of(config, tmp_path / "root")
+    assert len({entry.configuration_hash for entry in entries.values()}) == len(entries)
+    table = table_of(entries["none"].track, list(entries.values()))
+    assert {line.entry.mitigation for line in table.lines} == {"none", *mitigations} and not table.superseded
+
+
 def test_two_entries_that_contradict_each_other(computed: Any) -> None:
     entry = computed[2]["keep"]
     data = json.loads(entry.content)
@@ -261,7 +291,7 @@ def site(computed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data["provenance"] |= {"devices": [HOSTILE], "commits": [HOSTILE]}
     data["seeds"]["0"]["detail"] = HOSTILE
     for result in data["seeds"].values():
-        result["keys"] = []
+        result |= {"keys": [], "chain": f"hostile {result['chain']}"}
     write_entry(Entry.model_validate_json(json.dumps(data)), folder / "entries")
     (folder / "entries" / "README.md").write_text("What is here.\n")
     lines = list(build_site(folder / "entries", folder / "pages"))

@@ -120,6 +120,11 @@ class Entry(Section):
         return key_of({"track": self.track.model_dump(mode="json"), "data": self.data, "metrics": metrics})
 
     @property
+    def chains(self) -> frozenset[str]:
+        """The ids of its chains: the same for entries of the same science, and for no others."""
+        return frozenset(result.chain for result in self.seeds.values())
+
+    @property
     def name(self) -> str:
         """Of its file: the same content always has the same name."""
         digest = hashlib.sha256(self.content).hexdigest()[:12]
@@ -164,7 +169,8 @@ def make_entry(prepared: Prepared, store: Store, mitigation: str) -> Entry:
     config, spec = prepared.study.cells[cell].config, prepared.specs[cell]
     configuration = {
         "data": spec.data.identity,
-        "learner": spec.learner.identity,
+        # where a fit starts from is in the keys of fits one by one, and so not in what all have in common
+        "learner": {**spec.learner.identity, "init": getattr(config.learner, "init", None)},
         "sampling": spec.sampling.identity,
         "evaluation": spec.measured.identity,
         "filters": [part.identity for part in spec.filters],

@@ -79,9 +79,9 @@ def table_of(track: Track, entries: Sequence[Entry], name: str = "") -> TrackTab
         InputError: Two entries have different numbers under one key.
     """
     _check_agreement(entries)
-    current: dict[str, Entry] = {}
+    current: dict[frozenset[str], Entry] = {}
     for entry in sorted(entries, key=_fullness):
-        current[entry.configuration_hash] = entry
+        current[entry.chains] = entry
     kept = set(map(id, current.values()))
     superseded = tuple(sorted((e for e in entries if id(e) not in kept), key=lambda e: e.name))
     lines = [_scored(track, entry) for entry in current.values()]

@@ -306,6 +306,8 @@ def test_a_board_is_the_same_byte_by_byte(site: Path, tmp_path: Path) -> None:
         path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
     } == files
     assert not list(build_site(site.parent / "entries", tmp_path))[:-1], "nothing has changed"
+    assert not list(build_site(tmp_path, tmp_path)), "the pages lie beside the entries as well"
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == set(files)
 
 
 def test_what_has_changed_is_told(site: Path, tmp_path: Path) -> None:

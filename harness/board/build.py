@@ -21,6 +21,8 @@ from harness.errors import DamagedError, InputError
 from harness.files import dump_json, read_json, write_atomic
 from harness.terminal import visible
 
+PAGES = (".html", ".csv", ".xml")
+"""What a board has beside entries, where its pages are in the same folder."""
 MAX_FOREIGN = 5
 """Files that are no entries are named up to this many."""
 
@@ -70,6 +72,8 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Path]]:
     entries, foreign = [], []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         relative = path.relative_to(folder)
+        if path.suffix in PAGES or relative == Path("board.json"):
+            continue
         if path.suffix != ".json" or len(relative.parts) != 2 or path.name.startswith("."):
             foreign.append(relative)
             continue

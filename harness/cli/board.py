@@ -43,7 +43,7 @@ def add(
 ) -> None:
     """Compute entries of a track from what a store has, and add them to a folder.
 
-    Example: harness leaderboard add entries.yaml --to board/entries
+    Example: harness leaderboard add entries.yaml --to board
     """
     from harness.board.entry import known_seeds, make_entry, write_entry
     from harness.config.mitigations import AXIS
@@ -83,7 +83,7 @@ def verify(
 ) -> None:
     """Compute every number of an entry again from the artifacts in a store, or by running a seed again.
 
-    Example: harness leaderboard verify board/entries/digits/none-0a1b2c3d-0123456789ab.json --replay 0
+    Example: harness leaderboard verify board/digits/none-0a1b2c3d-0123456789ab.json --replay 0
     """
     from harness.board.entry import read_entry
     from harness.board.verify import replayed, verified
@@ -103,14 +103,18 @@ def verify(
 @board.command()
 def build(
     folder: Annotated[Path, typer.Argument(parser=path, metavar="DIR", help="The folder of entries.")],
-    out: Annotated[Path, typer.Option("--out", parser=path, metavar="DIR", help="The folder of the pages.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", parser=path, metavar="DIR", help="The folder of the pages; DIR when absent."),
+    ] = None,
 ) -> None:
     """Rank the entries in a folder, and write the board as pages that need no server and no network.
 
-    Example: harness leaderboard build board/entries --out board/site
+    Example: harness leaderboard build board
     """
     from harness.board.build import build_site
 
+    out = out or folder
     for line in list(build_site(folder, out)):
         terminal.show(line)
     terminal.show(f"board: {out / 'index.html'}")
@@ -123,7 +127,7 @@ def serve(
 ) -> None:
     """Show a board in a browser on this machine, and to nobody else, until Ctrl-C.
 
-    Example: harness leaderboard serve board/site
+    Example: harness leaderboard serve board
     """
     from functools import partial
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer

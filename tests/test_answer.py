@@ -48,6 +48,14 @@ def test_the_change_is_of_the_same_seed_and_has_its_interval() -> None:
     assert line.endswith("(by 0.5 ± 0 (3 of 4 seeds))"), "a seed that is not there is counted"
 
 
+def test_what_chance_explains_is_no_change() -> None:
+    rows = [row for seed, last in enumerate((2.0, 4.0, 3.5)) for row in chain(None, seed, 3.0, last)]
+    (line,) = answers(rows, (), [0, 1, 2])
+    assert line.startswith(
+        "NLL on real test text does not change beyond doubt, 3 and 3.17 nats/token (by 0.1667 ±"
+    )
+
+
 def test_chains_that_ended_are_told() -> None:
     ended = chain(0.7, 0, 3.0, None, status="diverged")
     rows = [*ended, *chain(0.7, 1, 3.0, 4.0), *chain(1.0, 0, 3.0, None, status="diverged")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from harness.cli.app import (
     Root,
     app,
     cell,
+    config_path,
     existing_store,
     path,
     prepare,
@@ -138,6 +140,57 @@ def report(
     _print_verdicts(verdicts)
     terminal.show(f"report: {page}")
     raise typer.Exit(tell_damage(store))
+
+
+@app.command(rich_help_panel="Results")
+def compare(
+    configs: Annotated[
+        list[Path], typer.Argument(metavar="CONFIG...", parser=config_path, help="Two studies or more.")
+    ],
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--root", metavar="PATH", parser=path, help="The store; once for all, or once for each."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=path, metavar="PATH", help="Folder for a page with the curves.")
+    ] = None,
+) -> None:
+    """Put several experiments, or the same one of several stores, into one table, and on one page.
+
+    Example: harness compare a.yaml b.yaml --out page
+    """
+    from harness.reporting import ledger
+    from harness.reporting.answer import answers
+    from harness.reporting.compare import build, together
+    from harness.reporting.report import summary_table
+
+    roots = root or [path(os.environ.get("HARNESS_ROOT") or DEFAULT_ROOT)]
+    roots = roots * len(configs) if len(roots) == 1 else roots
+    if len(configs) < 2 or len(roots) != len(configs):
+        message = f"found {len(configs)} studies and {len(roots)} stores, expected two studies or more, and "
+        raise InputError(f"{message}--root once for all or once for each (in the order of the studies)")
+    damaged, parts = 0, []
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        for number, (config, store_root) in enumerate(zip(configs, roots, strict=True)):
+            existing_store(store_root, writes=False)
+            place = Path(scratch) / str(number)
+            place.mkdir()
+            prepared, store = prepare(config, None, store_root, str(place))
+            parts.append((prepared, ledger.rows(prepared, store), store_root))
+            damaged = max(damaged, tell_damage(store))
+        found = together(parts)
+    width = shutil.get_terminal_size((120, 24)).columns - 10 * len(found.axes)
+    _print_table(summary_table(found.rows, found.axes, found.seeds, max(3, min(11, width // 18)), brief=True))
+    for line in answers(found.rows, found.axes, found.seeds):
+        terminal.show(line)
+    if out is not None:
+        try:
+            terminal.show(f"report: {build(found, out)}")
+        except OSError as error:
+            raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
+    raise typer.Exit(damaged)
 
 
 @app.command(rich_help_panel="Results")

@@ -115,8 +115,13 @@ def _sentence(changes: Mapping[str, Change], headline: str, sign: float) -> str:
     change, metric = changes[headline], about(headline)
     rises = (change.by.mean or 0.0) > 0
     unit = f" {metric.unit}" if metric.unit else ""
-    verb = "rises" if rises else "falls"
-    text = f"{metric.label} {verb} from {_mean(change.first)} to {_mean(change.last)}{unit}"
+    low, high = change.by.low, change.by.high
+    if low is not None and high is not None and low <= 0 <= high:
+        both = f"{_mean(change.first)} and {_mean(change.last)}{unit}"
+        text = f"{metric.label} does not change beyond doubt, {both}"
+    else:
+        verb = "rises" if rises else "falls"
+        text = f"{metric.label} {verb} from {_mean(change.first)} to {_mean(change.last)}{unit}"
     if change.by.total > 1:
         text += f" (by {change.by.text(sign < 0)})"
     kind = _kind(changes)

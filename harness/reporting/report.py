@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -55,33 +55,20 @@ def build(prepared: Prepared, store: Store, rows: Iterable[Mapping[str, Any]], f
     Returns:
         The page.
     """
-    axes = prepared.study.columns
-    pages: list[tuple[str, str, Figure]] = []
-    rows = Rows.of(rows)
-    for metric, label in _drawn(rows.names).items():
-        figure = figures.metric_figure(
-            rows, axes, metric, theory_lines(prepared, metric), label, prepared.study.seeds
-        )
-        if figure is not None:
-            pages.append((metric.replace("/", "-"), label, figure))
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    axes, seeds, rows = prepared.study.columns, prepared.study.seeds, Rows.of(rows)
+    pages = curve_figures(rows, axes, seeds, lambda metric: theory_lines(prepared, metric))
     bands = figures.bands_figure(rows, axes)
     if bands is not None:
         pages.append(("frequency-bands", "over- and under-represented tokens in the last generation", bands))
     pages.extend(_histograms(prepared, store))
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    shown = [_save(folder, *item) for item in pages]
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"words": _words, "label": _label}
-    template = environment.from_string(
-        (files("harness.reporting") / "report.html.jinja").read_text(encoding="utf-8")
-    )
-    page = template.render(
-        experiment=prepared.study.base.experiment,
-        figures=shown,
-        answers=[visible(line, lines=False) for line in answers(rows, axes, prepared.study.seeds)],
-        summary=summary_table(rows, axes, prepared.study.seeds),
+    return render(
+        folder,
+        prepared.study.base.experiment,
+        rows,
+        axes,
+        seeds,
+        pages,
         homogenisation=_homogenisation(prepared, store, folder),
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
         losses=[
@@ -93,18 +80,82 @@ def build(prepared: Prepared, store: Store, rows: Iterable[Mapping[str, Any]], f
             }
             for found in losses(rows, axes)
         ],
-        critical=critical_table(rows, axes, prepared.study.seeds),
+        critical=critical_table(rows, axes, seeds),
         samples=_samples(prepared, store),
         pictures=_pictures(prepared, store, folder / "figures"),
         chains=len(prepared.chains),
-        seeds=len(prepared.study.seeds),
         variance=variance(prepared),
-        rows=len(rows),
         total=sum(len(chain.nodes) for chain in prepared.lineage.chains)
         + sum(c.generations + 1 for c in prepared.bundles),
-        diverged=int(rows.diverged.sum()),
         failed=_failed(prepared, store),
         study=visible(yaml.safe_dump(prepared.study.source.data, sort_keys=False, allow_unicode=True)),
+    )
+
+
+def curve_figures(
+    rows: Rows,
+    axes: Sequence[str],
+    seeds: Sequence[int],
+    theory: Callable[[str], dict[tuple[Any, ...], list[float]]] = lambda metric: {},
+) -> list[tuple[str, str, Figure]]:
+    """A figure of every metric that is drawn, with its name and label.
+
+    Args:
+        rows: From `ledger.rows`.
+        axes: The axes that tell cells apart.
+        seeds: Those that every cell is run with.
+        theory: What theory says of a metric, by cell.
+    """
+    found = []
+    for metric, label in _drawn(rows.names).items():
+        figure = figures.metric_figure(rows, axes, metric, theory(metric), label, seeds)
+        if figure is not None:
+            found.append((metric.replace("/", "-"), label, figure))
+    return found
+
+
+def render(
+    folder: Path,
+    title: str,
+    rows: Rows,
+    axes: Sequence[str],
+    seeds: Sequence[int],
+    pages: Sequence[tuple[str, str, Figure]],
+    **sections: Any,
+) -> Path:
+    """Write ``report.html`` and ``figures/`` to a folder; returns the page.
+
+    Args:
+        folder: The folder, made where there is none.
+        title: Of the page.
+        rows: What the table and the sentences are of.
+        axes: The axes that tell cells apart.
+        seeds: Those that every cell is run with; those with rows when empty.
+        pages: Name, label and figure.
+        sections: What else the page has (``report.html.jinja``).
+    """
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"words": _words, "label": _label}
+    template = environment.from_string(
+        (files("harness.reporting") / "report.html.jinja").read_text(encoding="utf-8")
+    )
+    chains = len({(chain.cell, chain.seed) for chain in rows.series(axes)})
+    known: dict[str, Any] = dict.fromkeys(
+        ("homogenisation", "verdicts", "losses", "samples", "pictures", "failed"), ()
+    )
+    known |= {"critical": {"lines": ()}, "variance": "", "study": "", "chains": chains, "total": len(rows)}
+    page = template.render(
+        experiment=visible(title, lines=False),
+        figures=[_save(folder, *item) for item in pages],
+        answers=[visible(line, lines=False) for line in answers(rows, axes, seeds)],
+        summary=summary_table(rows, axes, seeds),
+        seeds=len(seeds) or len({chain.seed for chain in rows.series(axes)}),
+        rows=len(rows),
+        diverged=int(rows.diverged.sum()),
+        **{**known, **sections},
     )
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"

@@ -1,0 +1,75 @@
+"""Several experiments, or several stores, in one table and on one page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError
+from harness.reporting.report import curve_figures, render
+from harness.reporting.rows import Rows
+from harness.study import Prepared
+
+AXIS = "experiment"
+"""The first axis of a comparison: which of the experiments."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Some experiments together.
+
+    Attributes:
+        names: Of the experiments; with their stores where two have the same.
+        axes: `AXIS`, and all axes of any of them.
+        rows: Of all of them; an axis that one does not have is null there.
+        seeds: Those of all, where they are the same in all; else none, and cells tell their own.
+    """
+
+    names: tuple[str, ...]
+    axes: tuple[str, ...]
+    rows: Rows
+    seeds: tuple[int, ...]
+
+
+def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
+    """Put experiments together.
+
+    Args:
+        parts: A study, its rows, and the store that they are from.
+
+    Raises:
+        InputError: The same experiment of the same store is there twice.
+    """
+    plain = [prepared.study.base.experiment for prepared, _, _ in parts]
+    often = Counter(plain)
+    names = [
+        name if often[name] == 1 else f"{name} ({root})"
+        for name, (_, _, root) in zip(plain, parts, strict=True)
+    ]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice} is given twice; name two experiments, or --root once for each")
+    columns = [prepared.study.columns for prepared, _, _ in parts]
+    axes = (AXIS, *dict.fromkeys(name for found in columns for name in found))
+    seeds = {prepared.study.seeds for prepared, _, _ in parts}
+    rows = Rows.of(list(_rows(names, axes, parts)))
+    return Compared(tuple(names), axes, rows, seeds.pop() if len(seeds) == 1 else ())
+
+
+def _rows(
+    names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepared, Rows, Path]]
+) -> Iterator[Mapping[str, Any]]:
+    missing = dict.fromkeys(axes)
+    for name, (_, rows, _) in zip(names, parts, strict=True):
+        for row in rows:
+            # two experiments may have chains in common, which are lines of their own here
+            yield {**missing, **row, AXIS: name, "chain": f"{name}/{row['chain']}"}
+
+
+def build(compared: Compared, folder: Path) -> Path:
+    """Write the page; returns it."""
+    pages = curve_figures(compared.rows, compared.axes, compared.seeds)
+    return render(folder, " and ".join(compared.names), compared.rows, compared.axes, compared.seeds, pages)

@@ -1,0 +1,52 @@
+"""Several experiments in one table: whose each line is, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from bundled import run_bundles
+from conftest import GAUSSIAN, Make, harness
+
+from harness.errors import InputError
+from harness.reporting import ledger
+from harness.reporting.compare import build, together
+
+
+def test_experiments_stay_apart(make_config: Make, tmp_path: Path) -> None:
+    """Chains that two have in common are lines of both, and an axis that one has not is empty there."""
+    root, seeds = tmp_path / "root", {"seed": [0, 1]}
+    one = make_config(GAUSSIAN, "a.yaml", experiment="a", **{"resources.bundled": True}, grid=seeds)
+    grid = {**seeds, "regime.synthetic_ratio": [0.5, 1.0]}
+    two = make_config(GAUSSIAN, "b.yaml", experiment="b", **{"resources.bundled": True}, grid=grid)
+    parts = [(*run_bundles(config, root), root) for config in (one, two)]
+    both = [(prepared, ledger.rows(prepared, store), root) for prepared, store, root in parts]
+    found = together(both)
+    assert found.names == ("a", "b") and found.axes == ("experiment", "regime.synthetic_ratio")
+    table = found.rows.to_pandas()
+    assert len(table) == 3 * 2 * 4 and found.seeds == (0, 1)
+    mine = table[table["experiment"] == "a"].set_index(["seed", "generation"])["gaussian/log_variance"]
+    same = table[(table["experiment"] == "b") & (table["regime.synthetic_ratio"] == 1.0)]
+    assert (mine == same.set_index(["seed", "generation"])["gaussian/log_variance"]).all()
+    assert table[table["experiment"] == "a"]["regime.synthetic_ratio"].isna().all()
+    page = build(found, tmp_path / "page").read_text()
+    assert "<title>a and b: model collapse</title>" in page and page.count("<figure") > 2
+    with pytest.raises(InputError, match="is given twice"):
+        together([both[0], both[0]])
+
+
+def test_one_study_of_two_stores(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(GAUSSIAN, experiment="a", **{"resources.bundled": True, "generations": 1})
+    run_bundles(config, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    roots = [word for name in ("one", "two") for word in ("--root", tmp_path / name)]
+    done = harness("compare", config, config, *roots, "--out", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"^a \(.*?/(one|two)\) +(.*)$", done.stdout, re.MULTILINE)
+    assert [name for name, _ in lines] == ["one", "two"] and lines[0][1] == lines[1][1]
+    assert (tmp_path / "page" / "report.html").exists()
+    for arguments in ((config,), (config, config, config, *roots)):
+        wrong = harness("compare", *arguments, *(() if len(arguments) > 1 else roots[:2]))
+        assert wrong.returncode == 2 and "expected two studies or more, and --root once" in wrong.stderr

@@ -77,3 +77,34 @@ def test_many_cells_are_counted_and_nothing_is_said_of_nothing() -> None:
         for g in (0, 1)
     ]
     assert answers(gaussian, (), [0]) == ["log variance falls from 0 to -1"]
+
+
+def test_what_is_not_known_says_no_kind() -> None:
+    """Of a share of nothing it is not known which way it goes."""
+    nan = float("nan")
+    for first, last in ((nan, 1.0), (1.0, nan), (nan, nan)):
+        rows = chain(1.0, 0, 3.0, 3.2, distinct_2=first, entropy_2=last)
+        (line,) = answers(rows, AXES, [0])
+        assert line.endswith("from 3 to 3.2 nats/token"), line
+
+
+def test_every_cell_has_a_metric_of_its_own_learner() -> None:
+    def of(cell: str, name: str, *values: float) -> list[dict[str, Any]]:
+        return [
+            {"chain": cell, "seed": 0, "generation": g, "status": "ok", "learner.kind": cell, name: value}
+            for g, value in enumerate(values)
+        ]
+
+    rows = [*of("vae", "vae/latent_std", 1.0, 0.5), *of("discrete", "discrete/entropy", 3.0, 2.0)]
+    lines = answers(rows, ("learner.kind",), [0])
+    assert [line.partition(":")[0] for line in lines] == ["kind discrete", "kind vae"]
+    assert "from 3 to 2" in lines[0] and "from 1 to 0.5" in lines[1]
+
+
+def test_a_last_number_that_is_not_finite_is_told() -> None:
+    rows = [*chain(0.7, 0, 3.0, float("inf")), *chain(1.0, 0, 3.0, 3.5)]
+    lines = answers(rows, AXES, [0])
+    assert lines[0] == (
+        "temperature 0.7: NLL on real test text is 3 in generation 0, and not finite in the last one"
+    )
+    assert lines[1].startswith("temperature 1.0: ")

@@ -22,8 +22,9 @@ from bundled import assert_mean, run_bundles
 from chains import run_all
 from conftest import harness
 
-from harness.board.build import build_site, read_entries, tables_of
+from harness.board.build import build_site, read_entries, site_files, tables_of
 from harness.board.entry import Entry, known_seeds, make_entry, read_entry, write_entry
+from harness.board.pages import entry_page, file_of, track_page
 from harness.board.score import table_of
 from harness.board.verify import compared, verified
 from harness.errors import InputError
@@ -143,7 +144,24 @@ def test_a_changed_file_is_no_entry(computed: Any, tmp_path: Path) -> None:
         InputError, match="was changed after it was made: by its content its name is small/kept"
     ):
         read_entry(place)
+    honest = computed[2]["keep"]
+    place = write_entry(honest, tmp_path / "other")
+    first, *rest = honest.content.splitlines(keepends=True)
+    for content in (honest.content + b" ", b"".join([first, b'"experiment": "another",\n', *rest])):
+        place.write_bytes(content)
+        with pytest.raises(InputError, match="was changed after it was made: it says more, or otherwise"):
+            read_entry(place)
+
+    def without(**changes: Any) -> bytes:
+        data = json.loads(honest.content)
+        data["configuration"] |= changes
+        return json.dumps(data).encode()
+
     for content, message in (
+        (without(evaluation=None), "is no entry: configuration: Value error, has no evaluation"),
+        (without(evaluation={}), "has no versions of metrics"),
+        (without(learner=[]), "has no learner"),
+        (without(generations="six"), "has no number of generations"),
         (b"{", "is no entry: Invalid JSON"),
         (b"[]", "is no entry"),
         (b'{"format": 2}', "is no entry: format"),
@@ -221,7 +239,7 @@ def test_no_mitigation_takes_the_place_of_another(tmp_path: Path) -> None:
         "generations": 1,
     }
     mitigations = {"previous": {"learner.init": "previous"}, **MITIGATIONS}
-    score = {"metric": "mixture/min_weight"}
+    score = {"metric": "mixture/components"}
     track = {
         "open": ["learner", "regime"],
         "config": mixture,
@@ -275,6 +293,139 @@ def test_another_corpus_in_the_place_of_one_is_found(tmp_path: Path) -> None:
     assert not outcome.good and any(".0.corpora.1: the entry has" in line for line in outcome.lines)
 
 
+def with_data(entry: Entry, change: Callable[[dict[str, Any]], Any]) -> Entry:
+    """An entry with something changed in it."""
+    data = json.loads(entry.content)
+    change(data)
+    return Entry.model_validate_json(json.dumps(data))
+
+
+METRIC = "discrete/heterozygosity"
+
+
+@pytest.mark.parametrize(
+    ("values", "unranked"),
+    [
+        ([0.9, 0.8], "unreplicated: 7 of the track's 8 seeds"),
+        ([], "unreplicated: 7 of the track's 8 seeds"),
+        ([-1e308, 0, 0, 0, 0, 0, 1e308], "unreplicated: 7 of the track's 8 seeds"),
+        ([0.9, 0, 0, 0, 0, 0, None], "unreplicated: 7 of the track's 8 seeds"),
+    ],
+)
+def test_a_seed_without_its_number_is_not_ranked(computed: Any, values: list[Any], unranked: str) -> None:
+    """A chain that is called complete and has fewer generations, or numbers that have no scatter."""
+    entries = computed[2]
+    changed = with_data(entries["keep"], lambda data: data["seeds"]["3"]["metrics"].update({METRIC: values}))
+    table = table_of(changed.track, [entries["none"], changed])
+    assert [line.entry.mitigation for line in table.lines] == ["none", "keep"]
+    assert table.lines[1].rank is None and table.lines[1].unranked == unranked
+
+
+def test_who_has_diverged_is_said(computed: Any) -> None:
+    """A diverged seed counts as collapsed when it ended, and stays in no mean in silence."""
+    entries = computed[2]
+
+    def diverge(data: dict[str, Any], where: str) -> None:
+        result = data[where]["3"]
+        result |= {"state": "diverged", "metrics": {n: v[:1] for n, v in result["metrics"].items()}}
+
+    mine, theirs = (
+        with_data(entries["keep"], lambda data, where=where: diverge(data, where))
+        for where in ("seeds", "baseline")
+    )
+    (line,) = table_of(mine.track, [mine]).lines
+    assert line.unranked == "1 of 8 seeds have diverged" and "diverged" in line.badges
+    assert len(line.until) == 8 and line.until[3] == 1
+    assert "(7/8)" in track_page(table_of(mine.track, [mine])).partition("<tbody>")[2].partition("x</td>")[0]
+    assert "keep, 7 to 8 seeds" in entry_page(None, mine, "small")
+    (line,) = table_of(theirs.track, [theirs]).lines
+    assert line.unranked == "the baseline has diverged with 1 of 8 seeds"
+    assert "baseline diverged" in line.badges and "diverged" not in line.badges
+
+
+def test_what_worsens_in_no_known_way_ranks_nothing(computed: Any) -> None:
+    for metric in ("nobody/knows", "text/mean_length"):
+        odd = with_data(computed[2]["keep"], lambda data, m=metric: data["track"]["score"].update(metric=m))
+        with pytest.raises(
+            InputError, match=f"score.metric: found '{metric}', and it is not known which way"
+        ):
+            table_of(odd.track, [odd])
+
+
+def test_the_baseline_of_an_entry_is_the_entry_none(computed: Any) -> None:
+    """They have the same chains, so they have the same numbers."""
+    entries = computed[2]
+
+    def better(data: dict[str, Any]) -> None:
+        data["baseline"]["2"]["metrics"][METRIC][-1] -= 0.1
+
+    with pytest.raises(
+        InputError, match="different numbers under one key .seed 2, discrete/heterozygosity of"
+    ):
+        table_of(entries["none"].track, [entries["none"], with_data(entries["keep"], better)])
+
+
+def test_versions_of_what_a_track_fixes_are_not_mixed(computed: Any) -> None:
+    entries = list(computed[2].values())
+    for name in ("learner", "sampling"):
+        newer = [with_data(e, lambda d, n=name: d["configuration"][n].update(version=2)) for e in entries[:2]]
+        assert sorted(len(table.lines) for table in tables_of([*entries, *newer])) == [2, 3]
+
+
+def test_no_table_takes_the_page_of_another(computed: Any) -> None:
+    entry = computed[2]["keep"]
+    named = [("index", 1), ("small", 1), ("small", 2), ("small-2", 1), ("small", 3)]
+    several = [
+        with_data(entry, lambda data, t=name, v=number: data["track"].update(track=t, version=v))
+        for name, number in named
+    ]
+    tables = tables_of(several)
+    names = [(table.name, table.track.track, table.track.version) for table in tables]
+    assert names == [
+        ("index-2", "index", 1),
+        ("small", "small", 3),
+        ("small-2", "small-2", 1),
+        ("small-3", "small", 2),
+        ("small-4", "small", 1),
+    ]
+    files = dict(site_files(tables))
+    assert "What resists model collapse</h1>" in files["index.html"].decode()
+    old = next(e for e in several if (e.track.track, e.track.version) == ("small", 1))
+    assert 'href="../small-4.html"' in files[file_of(old)].decode(), "an entry's page leads to its own table"
+
+
+def test_costs_and_other_seeds_are_verified_too(computed: Any) -> None:
+    _, root, entries = computed
+
+    def outcome(change: Callable[[dict[str, Any]], Any]) -> Any:
+        return verified(with_data(entries["keep"], change), root)
+
+    for field, value in (("training_examples", 1), ("times_baseline", 0.5), ("device_hours", 1e-9)):
+        found = outcome(lambda data, f=field, v=value: data["cost"].update({f: v}))
+        assert not found.good and f"cost.{field}: the entry has" in found.lines[0], field
+    found = outcome(lambda data: data["other_seeds"].update({"99": data["seeds"]["0"]}))
+    assert not found.good and found.lines == ("other_seeds.99: is not in the artifacts",)
+    found = outcome(lambda data: data["provenance"].update(commits=["a" * 12], finished="2001"))
+    assert found.good and "device-hours, source and machine are not those" in found.lines[0]
+
+
+@pytest.mark.parametrize("part", ["mitigation=keep", "grid.mitigation=[keep]"])
+def test_an_entry_needs_the_baseline(computed: Any, part: str) -> None:
+    config, root, _ = computed
+    with pytest.raises(InputError, match="none is not in the part of the study that is asked for"):
+        entries_of(config, root, part)
+
+
+def test_a_damaged_list_of_chains_hides_no_seed(computed: Any, tmp_path: Path) -> None:
+    config, root, _ = computed
+    shutil.copytree(root, tmp_path / "root")
+    (tmp_path / "root" / "experiments" / "lost").mkdir(parents=True)
+    for content in ("[", '[{"chain": "a"}]', '[{"chain": "a", "seed": "x"}]', "[1]", "3"):
+        (tmp_path / "root" / "experiments" / "lost" / "chains.json").write_text(content)
+        with pytest.raises(InputError, match="chains.json is damaged, so it is not known which seeds"):
+            entries_of(config, tmp_path / "root")
+
+
 # --- pages ---
 
 HOSTILE = '</td><script>document.title="owned"</script><img src=x onerror=alert(1)>\u202egnp.exe\x1b[2J'
@@ -318,7 +469,8 @@ def test_what_has_changed_is_told(site: Path, tmp_path: Path) -> None:
     (tmp_path / "pages" / "small" / "mine.html").write_text("of somebody else")
     assert "gone: small keep" in list(build_site(tmp_path / "entries", tmp_path / "pages"))
     left = {path.name for path in (tmp_path / "pages" / "small").iterdir()}
-    assert "mine.html" in left and not {victim.name, victim.with_suffix(".html").name} & left
+    assert "mine.html" in left and victim.with_suffix(".html").name not in left
+    assert victim.name in left, "the pages' folder may be one of entries too, and the only one that has it"
 
 
 def test_nothing_hostile_is_markup(site: Path) -> None:

@@ -134,6 +134,15 @@ def test_a_study_of_a_track_has_its_environment_and_seeds(tmp_path: Path) -> Non
             "data.num_examples: the track .* leaves open: regime",
         ),
         ({"mitigations": {"none": {"filters": []}}}, "none: is what entries are compared with"),
+        ({"mitigations": ["a"]}, r"study.yaml:\d+: mitigations: found .'a'., expected names with settings"),
+        ({"mitigations": 3}, "mitigations: found 3, expected names with settings"),
+        ({"grid": [1]}, r"study.yaml:\d+: grid: found .1., expected fields with lists of values"),
+        ({"mitigation": ["none"]}, "mitigation: found .'none'., allowed: none"),
+        ({"grid": {"mitigation": [["none"]]}}, "mitigation.0: found .'none'., allowed: none"),
+        (
+            {"mitigations": {"a": {"regime.synthetic_ratio": 0.5, "regime": {"kind": "accumulate"}}}},
+            "a.regime.synthetic_ratio: touches the same field as regime; give one of the two",
+        ),
         ({"mitigations": {"a": {"regime.synthetic_ratio": 2}}}, "regime.synthetic_ratio: found 2"),
     ],
 )
@@ -156,6 +165,17 @@ def test_a_field_of_the_track_is_named_in_the_tracks_file(tmp_path: Path) -> Non
         ({"seeds": [0, 1, 2]}, "seeds: found .0, 1, 2."),
         ({"seeds": [0, 1, 2, 3, 3]}, "a seed is given twice"),
         ({"score": {}}, "score.metric: is required"),
+        (
+            {"open": ["regime", "generations"]},
+            "open: .*'generations' is not for a mitigation to set; allowed",
+        ),
+        ({"open": ["evaluate.examples"]}, "'evaluate.examples' is not for a mitigation to set"),
+        (
+            {"open": ["fitlers"]},
+            "'fitlers' is not for a mitigation to set; allowed: learner, regime, filters",
+        ),
+        ({"limits": {"examples": float("inf")}}, "limits.examples: found inf"),
+        ({"score": {"metric": "gaussian/kl", "threshold": float("inf")}}, "score.threshold: found inf"),
         ({"opne": ["regime"]}, "opne: unknown field .did you mean 'open'"),
         ({"config": {"experiment": "x"}}, "config: .*experiment belongs to the study"),
     ],

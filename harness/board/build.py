@@ -51,7 +51,7 @@ def build_site(folder: Path, out: Path) -> Iterator[str]:
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists() or target.read_bytes() != content:
                 write_atomic(target, content)
-        for name in _files(before) - files.keys():
+        for name in _pages(before) - files.keys():
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
@@ -92,12 +92,14 @@ def tables_of(entries: Sequence[Entry]) -> list[TrackTable]:
     for entry in entries:
         groups.setdefault(entry.comparable, []).append(entry)
     ordered = sorted(groups.values(), key=_newest, reverse=True)
-    names: dict[str, int] = {}
-    found = []
+    plain, taken, found = {group[0].track.track for group in ordered}, {"index"}, []
     for group in ordered:
-        track = group[0].track
-        names[track.track] = number = names.get(track.track, 0) + 1
-        name = track.track if number == 1 else f"{track.track}-{number}"
+        track, number = group[0].track, 1
+        name = track.track
+        while name in taken or (number > 1 and name in plain):  # a track may be called as another's second
+            number += 1
+            name = f"{track.track}-{number}"
+        taken.add(name)
         found.append(table_of(track, group, name))
     return sorted(found, key=lambda table: table.name)
 
@@ -121,10 +123,10 @@ def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, bytes]]:
         yield f"{table.name}.csv", _csv(rows)
         for line in table.lines:
             everything.append(line.entry)
-            yield file_of(line.entry), entry_page(line, line.entry, True).encode()
+            yield file_of(line.entry), entry_page(line, line.entry, table.name).encode()
             yield line.entry.name, line.entry.content
         for entry in table.superseded:
-            yield file_of(entry), entry_page(None, entry, False).encode()
+            yield file_of(entry), entry_page(None, entry, table.name).encode()
             yield entry.name, entry.content
     yield "index.html", index_page(tables, ()).encode()
     yield "board.json", dump_json(board)
@@ -170,15 +172,18 @@ def _before(out: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _files(board: Mapping[str, Any]) -> set[str]:
-    """The files of entries on a board that was built before; nothing that lies elsewhere."""
+def _pages(board: Mapping[str, Any]) -> set[str]:
+    """The pages of entries on a board that was built before; nothing that lies elsewhere, and no entry.
+
+    The pages' folder may be one of entries as well, and what is in no other place must not go.
+    """
     try:
         rows = [row for found in board["tracks"].values() for row in found["entries"]]
         names = {str(row["file"]) for row in rows}
     except (KeyError, TypeError, AttributeError):
         return set()
     own = {name for name in names if re.fullmatch(r"[a-z0-9-]+/[A-Za-z0-9._-]+\.json", name)}
-    return own | {name.removesuffix(".json") + ".html" for name in own}
+    return {name.removesuffix(".json") + ".html" for name in own}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from harness.board.rules import check_rules, overlap_of
 from harness.cells import chain_namer
@@ -107,6 +106,18 @@ class Entry(Section):
     experiment: str
     """Of the study that it is from."""
 
+    @field_validator("configuration")
+    @classmethod
+    def _is_whole(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in ("learner", "sampling", "evaluation"):
+            if not isinstance(value.get(name), dict):
+                raise ValueError(f"has no {name}")
+        if not isinstance(value["evaluation"].get("metrics"), dict):
+            raise ValueError("has no versions of metrics")
+        if type(value.get("generations")) is not int:
+            raise ValueError("has no number of generations")
+        return value
+
     @property
     def study(self) -> dict[str, Any]:
         """The study that has this entry alone, beside its track."""
@@ -115,9 +126,15 @@ class Entry(Section):
 
     @property
     def comparable(self) -> str:
-        """The same for entries whose numbers may be compared: track, data, and versions of the metrics."""
-        metrics = self.configuration["evaluation"]["metrics"]
-        return key_of({"track": self.track.model_dump(mode="json"), "data": self.data, "metrics": metrics})
+        """The same for entries whose numbers may be compared: track, data, and versions of all that it fixes.
+
+        A learner that computes otherwise than it did is another environment, its baseline's too.
+        """
+        parts = {name: self.configuration[name] for name in ("learner", "sampling", "evaluation")}
+        versions = {name: part.get("version") for name, part in parts.items()}
+        metrics = parts["evaluation"]["metrics"]
+        fixed = {"track": self.track.model_dump(mode="json"), "data": self.data}
+        return key_of({**fixed, "metrics": metrics, "versions": versions})
 
     @property
     def chains(self) -> frozenset[str]:
@@ -158,6 +175,12 @@ def make_entry(prepared: Prepared, store: Store, mitigation: str) -> Entry:
         InputError: The study is of no track, the store has nothing of it, or it breaks a rule of the track.
     """
     track = track_of(prepared)
+    for name in (mitigation, BASELINE):
+        if not find_cells(prepared.study, {AXIS: name}):
+            raise InputError(
+                f"{name} is not in the part of the study that is asked for, and an entry needs it; leave "
+                f"{AXIS} out of grid and --set, and name entries with --mitigation"
+            )
     states = {state.chain: state for state in chain_states(prepared, store)}
     (cell,), (none,) = (find_cells(prepared.study, {AXIS: name}) for name in (mitigation, BASELINE))
     rows = ledger.rows(prepared, store, provenance=True)
@@ -304,13 +327,22 @@ def _provenance(own: Any) -> Provenance:
 
 
 def known_seeds(prepared: Prepared, store: Store) -> list[int]:
-    """The seeds of a study's track, and all others that any run on a store has had of one of its cells."""
+    """The seeds of a study's track, and all others that any run on a store has had of one of its cells.
+
+    Raises:
+        InputError: The study is of no track, or a list of chains is damaged: a seed in it would be left out.
+    """
     track, listed, seeds = track_of(prepared), set[str](), set[int]()
     for path in sorted((store.root / "experiments").glob("*/chains.json")):
-        with contextlib.suppress(DamagedError, KeyError, TypeError):
+        try:
             for chain in read_json(path):
                 listed.add(str(chain["chain"]))
                 seeds.add(int(chain["seed"]))
+        except (DamagedError, KeyError, TypeError, ValueError):
+            raise InputError(
+                f"{path} is damaged, so it is not known which seeds were run; run the experiment "
+                f"{shown(path.parent.name)} again, which writes it anew"
+            ) from None
     name, cells = chain_namer(prepared.study, prepared.specs), range(len(prepared.specs))
     others = seeds - set(track.seeds)
     return [*track.seeds, *sorted(s for s in others if any(name(cell, s) in listed for cell in cells))]
@@ -325,7 +357,8 @@ def read_entry(path: Path) -> Entry:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is no entry: it has more than {MAX_BYTES:,} bytes")
-        entry = Entry.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        entry = Entry.model_validate_json(content)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
@@ -341,6 +374,10 @@ def read_entry(path: Path) -> Entry:
         raise InputError(f"{path} is no entry: {cut(str(error))}") from None
     if path.name != Path(entry.name).name:
         raise InputError(f"{path} was changed after it was made: by its content its name is {entry.name}")
+    if content.replace(b"\r\n", b"\n") != entry.content:
+        raise InputError(
+            f"{path} was changed after it was made: it says more, or otherwise, than what is read"
+        )
     return entry
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from harness.board.drawing import Curve, Scale, curves, interval, text
 from harness.board.entry import Entry, SeedResult
 from harness.board.ranking import smallest_p
-from harness.board.score import Scored, TrackTable, worse_sign
+from harness.board.rules import worse_sign
+from harness.board.score import Scored, TrackTable
 from harness.config.track import BASELINE
 from harness.metrics.catalogue import about
 from harness.reporting.statistics import Aggregate, aggregate
@@ -120,7 +121,7 @@ def _columns(table: TrackTable) -> list[Column]:
         return (_plain(found), text(found)) if math.isfinite(found) else ("", "never" if line.until else "")
 
     def kept(name: str) -> Callable[[Scored], tuple[str, str]]:
-        return lambda line: _share(line.beside[name][1].mean)
+        return lambda line: _kept(line.beside[name][1])
 
     def figure(line: Scored) -> tuple[str, str]:
         found = line.benefit
@@ -181,6 +182,13 @@ def _number_cell(value: float) -> tuple[str, str]:
 
 def _share(value: float | None) -> tuple[str, str]:
     return _plain(value), "" if value is None else f"{100 * value:.0f} %"
+
+
+def _kept(found: Aggregate) -> tuple[str, str]:
+    """A mean share, with its number of seeds where it is not of all."""
+    value, shown = _share(found.mean)
+    partly = shown and len(found.values) < found.total
+    return value, f"{shown} ({len(found.values)}/{found.total})" if partly else shown
 
 
 def _notes_cell(line: Scored) -> tuple[str, str]:
@@ -297,14 +305,14 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.12g}"
 
 
-def entry_page(line: Scored | None, entry: Entry, current: bool) -> str:
-    """What is to be known of an entry."""
+def entry_page(line: Scored | None, entry: Entry, table: str) -> str:
+    """What is to be known of an entry: its line, None where it has none any more, in the table of a name."""
     track, metric = entry.track, entry.track.score.metric
     body = [
-        f'<header><nav><a href="../index.html">all tracks</a> \u203a <a href="../{safe(track.track)}.html">'
+        f'<header><nav><a href="../index.html">all tracks</a> \u203a <a href="../{safe(table)}.html">'
         f"{safe(track.title)}</a></nav><h1>{safe(entry.mitigation)}</h1>"
     ]
-    if not current:
+    if line is None:
         body.append('<p class="answer">There is a later or fuller entry of the same settings.</p>')
     if line is not None:
         body.append(f'<p class="answer">{_verdict(line)}</p>')
@@ -369,7 +377,11 @@ def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -
         ended = sum(r.state == "diverged" for r in seeds.values() if r not in there)
         values = [r.metrics[name][generation] for r in there]
         found.append(aggregate(values, ended, len(seeds) - len(there) - ended))
-    whole = f"{label}, {len(seeds)} seeds"
+    # a chain that has diverged must not leave a mean in silence
+    fewest = min((len(a.values) for a in found), default=0)
+    whole = (
+        f"{label}, {len(seeds)} seeds" if fewest == len(seeds) else f"{label}, {fewest} to {len(seeds)} seeds"
+    )
     return Curve(whole, style, [a.mean for a in found], [a.low for a in found], [a.high for a in found])
 
 

@@ -12,8 +12,10 @@ from harness.config.mitigations import AXIS, SECTION
 from harness.config.track import Track
 from harness.data.base import PreparedData
 from harness.errors import InputError
+from harness.metrics.catalogue import about
 from harness.records import REAL, Recipe
 from harness.study import Prepared
+from harness.terminal import shown
 
 NGRAM = 13
 """Tokens in a row that count as the same passage (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
@@ -34,6 +36,7 @@ def check_rules(prepared: Prepared, track: Track, cell: int, baseline: int) -> t
     Raises:
         InputError: With the field that breaks a rule.
     """
+    worse_sign(track.score.metric)
     config, spec, limits = prepared.study.cells[cell].config, prepared.specs[cell], track.limits
     name = prepared.study.cells[cell].axes[AXIS]
 
@@ -63,6 +66,21 @@ def check_rules(prepared: Prepared, track: Track, cell: int, baseline: int) -> t
             message = f"{found:.1%} of the test set ({what}) are in the training set, allowed are "
             raise refuse("data", f"{message}{limits.overlap:.1%}")
     return total, times
+
+
+def worse_sign(metric: str) -> float:
+    """1 where a metric worsens upwards, else -1.
+
+    Raises:
+        InputError: Nobody has said which way it worsens, so nothing can be ranked by it.
+    """
+    worse = about(metric).worse
+    if worse not in ("higher", "lower"):
+        raise InputError(
+            f"score.metric: found {shown(metric)}, and it is not known which way that worsens, so nothing "
+            "can be ranked by it; harness list metrics says it of others"
+        )
+    return -1.0 if worse == "lower" else 1.0
 
 
 def _real_share(recipe: Recipe) -> float:

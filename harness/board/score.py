@@ -10,12 +10,14 @@ import numpy as np
 
 from harness.board.entry import Entry, SeedResult
 from harness.board.ranking import Rank, pareto, rank
+from harness.board.rules import worse_sign
 from harness.config.track import BASELINE, MIN_SEEDS, Track
 from harness.errors import InputError
-from harness.metrics.catalogue import about
 from harness.reporting.statistics import Aggregate, aggregate
 from harness.terminal import shown
 
+HUGE = 1e150
+"""The square of a number beyond is none, so that nothing can be said of its scatter."""
 TOLERANCE = 1e-9
 """Relative difference of two numbers of one key that is none: what writing and reading a number may do."""
 
@@ -29,7 +31,7 @@ class Scored:
         rise: How far the track's metric has worsened from generation 0 to the last, over the seeds.
         benefit: How much less than the baseline's with the same seed; positive resists collapse.
         until: Generations until the worsening reaches the track's threshold, by seed in order; infinite where
-            it never does.
+            it never does. One that diverges has reached it then.
         beside: Other columns: in the last generation, and as a share of generation 0.
         rank: None where it is not ranked.
         unranked: Why it is not; empty where it is.
@@ -112,21 +114,26 @@ def _fullness(entry: Entry) -> tuple[int, str, str]:
 def _scored(track: Track, entry: Entry) -> Scored:
     metric, sign = track.score.metric, worse_sign(track.score.metric)
     rises, benefits, until, without = list[float](), list[float](), list[float](), list[str]()
-    diverged = 0
+    diverged = lost = 0
+    length = entry.configuration["generations"] + 1
     for seed in map(str, track.seeds):
         mine, theirs = entry.seeds.get(seed), entry.baseline.get(seed)
         diverged += mine is not None and mine.state == "diverged"
-        rise, of_baseline = (_rise(result, metric, sign) for result in (mine, theirs))
+        lost += theirs is not None and theirs.state == "diverged"
+        rise, of_baseline = (_rise(result, metric, sign, length) for result in (mine, theirs))
+        if mine is not None and (rise is not None or mine.state == "diverged"):
+            found = _until(mine.metrics.get(metric, ()), sign, track.score.threshold)
+            until.append(min(found, len(mine.metrics.get(metric, ()))) if rise is None else found)
         if rise is None or of_baseline is None:
             without.append(seed)
             continue
         rises.append(rise)
         benefits.append(of_baseline - rise)
-        assert mine is not None
-        until.append(_until(mine.metrics[metric], sign, track.score.threshold))
     unranked = ""
     if diverged:
         unranked = f"{diverged} of {len(track.seeds)} seeds have diverged"
+    elif lost:
+        unranked = f"the baseline has diverged with {lost} of {len(track.seeds)} seeds"
     elif without:
         unranked = f"unreplicated: {len(rises)} of {len(track.seeds)} seeds, {MIN_SEEDS} or more are needed"
         if len(track.seeds) > MIN_SEEDS:
@@ -144,23 +151,20 @@ def _scored(track: Track, entry: Entry) -> Scored:
     )
 
 
-def worse_sign(metric: str) -> float:
-    """1 where a metric worsens upwards, else -1."""
-    return -1.0 if about(metric).worse == "lower" else 1.0
-
-
-def _rise(result: SeedResult | None, metric: str, sign: float) -> float | None:
+def _rise(result: SeedResult | None, metric: str, sign: float, length: int) -> float | None:
+    """Of a whole chain; what has other generations than its configuration says is none."""
     if result is None or result.state != "complete":
         return None
     values = result.metrics.get(metric, ())
-    if not values or values[0] is None or values[-1] is None:
+    if len(values) != length or values[0] is None or values[-1] is None:
         return None
-    return sign * (values[-1] - values[0])
+    rise = sign * (values[-1] - values[0])
+    return rise if abs(rise) < HUGE else None
 
 
 def _until(values: Sequence[float | None], sign: float, threshold: float | None) -> float:
     """The first generation in which a metric has worsened by a threshold; infinite where there is none."""
-    if threshold is None or values[0] is None:
+    if threshold is None or not values or values[0] is None:
         return math.inf
     worse = (g for g, v in enumerate(values) if v is not None and sign * (v - values[0]) >= threshold)
     return next(worse, math.inf)
@@ -186,7 +190,8 @@ def _badges(entry: Entry, rise: Aggregate, unranked: str) -> tuple[str, ...]:
     """
     found = ["baseline"] if entry.mitigation == BASELINE else []
     if unranked:
-        found.append("unreplicated" if unranked.startswith("unreplicated") else "diverged")
+        kind = unranked.partition(":")[0] if unranked.startswith("unreplicated") else "diverged"
+        found.append("baseline diverged" if unranked.startswith("the baseline") else kind)
     if entry.provenance.dirty:
         found.append("source tree not clean")
     failed = sum(result.state == "failed" for result in entry.seeds.values())
@@ -204,21 +209,18 @@ def _check_agreement(entries: Sequence[Entry]) -> None:
 
     Another execution class may round otherwise; then both are true, and the fuller entry is shown.
     """
-    known: dict[tuple[str, str], tuple[Entry, str, SeedResult]] = {}
+    known: dict[tuple[str, ...], tuple[Entry, str, SeedResult]] = {}
     for entry in entries:
+        machine = str((entry.provenance.devices, sorted(entry.provenance.versions.items())))
         for which, results in (("", entry.seeds), (" of the baseline", entry.baseline)):
             for seed, result in results.items():
                 if not result.keys:
                     continue
+                # a baseline is an entry too, with the same chains, and has the same numbers in both places
                 first, where, other = known.setdefault(
-                    (",".join(result.keys), entry.configuration_hash if not which else entry.data),
-                    (entry, f"seed {seed}{which}", result),
+                    (machine, result.chain, *result.keys), (entry, f"seed {seed}{which}", result)
                 )
-                same = (first.provenance.devices, first.provenance.versions) == (
-                    entry.provenance.devices,
-                    entry.provenance.versions,
-                )
-                if other is not result and same and (what := _differ(other, result)):
+                if other is not result and (what := _differ(other, result)):
                     raise InputError(
                         f"{entry.name} and {first.name} have different numbers under one key ({where}, "
                         f"{what}): one of them was changed, or they are of two stores and one is "

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness.board.entry import Entry, SeedResult, known_seeds, make_entry
-from harness.board.score import worse_sign
+from harness.board.rules import worse_sign
 from harness.config.mitigations import AXIS
 from harness.errors import HarnessError, InputError, StoreError
 from harness.files import write_json
@@ -70,21 +70,47 @@ def verified(entry: Entry, root: Path) -> Outcome:
             what = f"{len(damaged)} artifacts that it rests on are damaged or missing"
             return Outcome(False, f"not verified: {what}", tuple(damaged[:MAX_LINES]))
         again = make_entry(prepared, store, entry.mitigation)
-    found = list(_differences(_plain(entry), _plain(again), ""))
+    found = [*_differences(_plain(entry), _plain(again), ""), *_undue(entry, again)]
     if found:
         more = [f"and {len(found) - MAX_LINES} more"] if len(found) > MAX_LINES else []
         verdict = "not verified: the entry does not say what its artifacts say"
         return Outcome(False, verdict, (*found[:MAX_LINES], *more))
     count = sum(len(result.keys) for result in (*entry.seeds.values(), *entry.baseline.values()))
-    return Outcome(True, f"verified: all numbers follow from {count} artifacts in {root}")
+    return Outcome(
+        True, f"verified: all numbers follow from {count} artifacts in {root}", _notes(entry, again)
+    )
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
     """What has to agree: all but what a later run of other studies on the store may add."""
     found = entry.model_dump(mode="json")
-    for name in ("experiment", "other_seeds", "provenance", "cost"):
+    for name in ("experiment", "other_seeds", "provenance"):
         found.pop(name)
+    found["cost"].pop("device_hours")
     return found
+
+
+def _undue(entry: Entry, again: Entry) -> Iterator[str]:
+    """Of what a later run may add to or do again, what is not in the store, or not so."""
+    for seed in entry.other_seeds.keys() - again.other_seeds.keys():
+        yield f"other_seeds.{seed}: is not in the artifacts"
+    mine, theirs = entry.cost.device_hours, again.cost.device_hours
+    if entry.provenance == again.provenance and not math.isclose(mine, theirs):
+        yield f"cost.device_hours: the entry has {shown(mine)}, the artifacts say {shown(theirs)}"
+
+
+def _notes(entry: Entry, again: Entry) -> tuple[str, ...]:
+    """What differs and may be of a later run, or of another one in another store."""
+    found = [
+        f"the store has seed {seed} of it too, which is not in the entry"
+        for seed in again.other_seeds
+        if seed not in entry.other_seeds
+    ]
+    if entry.provenance != again.provenance:
+        found.append(
+            "its device-hours, source and machine are not those of the runs in this store: not compared"
+        )
+    return tuple(found[:MAX_LINES])
 
 
 def _damaged(prepared: Prepared, store: Store, entry: Entry) -> Iterator[str]:

@@ -56,6 +56,11 @@ def take_mitigations(
             raise source.error(place, message)
         for field in settings or {}:
             check_setting(f"{place}.{field}", field)
+            for other in settings or {}:
+                if other != field and f"{field}.".startswith(f"{other}."):
+                    raise source.error(
+                        f"{place}.{field}", f"touches the same field as {other}; give one of the two"
+                    )
     return {name: dict(settings or {}) for name, settings in given.items()}
 
 
@@ -80,7 +85,7 @@ def take_axis(
     if one is None and AXIS not in axes:
         names = list(mitigations)
     for index, name in enumerate(names):
-        if name not in mitigations:
+        if not isinstance(name, str) or name not in mitigations:
             what = f"{', '.join(mitigations)}{nearest(str(name), mitigations)}"
             allowed = f"allowed: {what}" if mitigations else f"but the file has no {SECTION}"
             raise source.error(place.format(index), f"found {shown(name)}, {allowed}")

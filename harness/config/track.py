@@ -26,6 +26,8 @@ BASELINE = "none"
 """The mitigation that changes nothing: what every entry is compared with, seed by seed."""
 OWN = ("experiment", "resources", "retention", "tracking", "claims", "grid", "seed", SECTION, AXIS)
 """What a study of a track may say itself: who does it and how, which mitigations, and which part of them."""
+OPEN = ("learner", "regime", "filters")
+"""Where mitigations may have their fields; with other data, metrics or generations nothing is compared."""
 
 
 class Score(Section):
@@ -81,6 +83,14 @@ class Track(Section):
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(value)) < len(value):
             raise ValueError("a seed is given twice")
+        return value
+
+    @field_validator("open")
+    @classmethod
+    def _of_mitigations(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for field in value:
+            if field.split(".")[0] not in OPEN:
+                raise ValueError(f"{shown(field)} is not for a mitigation to set; allowed: {', '.join(OPEN)}")
         return value
 
     @field_validator("config")
@@ -161,7 +171,9 @@ def in_track(source: Source, folder: Path) -> Source:
             opened = ", ".join(track.open)
             raise source.error(field, f"is fixed by the track {track.track}; mitigations may set {opened}")
     grid = source.data.get("grid") or {}
-    for axis in grid if isinstance(grid, Mapping) else ():
+    if not isinstance(grid, Mapping):
+        raise source.error("grid", f"found {shown(grid)}, expected fields with lists of values")
+    for axis in grid:
         if axis not in ("seed", AXIS):
             raise source.error(f"grid.{axis}", f"is no axis of a track; allowed: seed, {AXIS}")
     _check_open(source, track)
@@ -174,7 +186,11 @@ def in_track(source: Source, folder: Path) -> Source:
 
 def _check_open(source: Source, track: Track) -> None:
     given = source.data.get(SECTION) or {}
-    for name, settings in given.items() if isinstance(given, Mapping) else ():
+    if not isinstance(given, Mapping):
+        raise source.error(
+            SECTION, f"found {shown(given)}, expected names with settings: {{none: {{}}, ...}}"
+        )
+    for name, settings in given.items():
         place = f"{SECTION}.{name}"
         if name == BASELINE and settings:
             raise source.error(place, "is what entries are compared with, so it changes nothing: {}")

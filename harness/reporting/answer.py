@@ -48,22 +48,37 @@ def answers(rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Colle
         seeds: Those that every cell is run with.
     """
     table = Rows.of(rows)
-    headline = next((name for name in HEADLINES if name in table.names), None)
-    if headline is None:
+    headlines = [name for name in HEADLINES if name in table.names]
+    if not headlines:
         return []
-    sign = -1.0 if about(headline).worse == "lower" else 1.0
-    found = _changes(table, axes, seeds, (headline, *DIVERSITY, *TAILS))
-    known = [cell for cell in found if found[cell][headline].by.mean is not None]
-    order = sorted(known, key=lambda cell: -sign * (found[cell][headline].by.mean or 0.0))
-    gone = [cell for cell in found if cell not in known and found[cell][headline].by.diverged]
+    found = _changes(table, axes, seeds, (*headlines, *DIVERSITY, *TAILS))
+    # cells may be of several learners, and have no metric in common
+    own = {
+        cell: next((name for name in headlines if changes[name].first.mean is not None), None)
+        for cell, changes in found.items()
+    }
+    gone = [cell for cell in found if own[cell] is None and found[cell][headlines[0]].by.diverged]
+    known = {cell: name for cell, name in own.items() if name is not None}
+    order = sorted(known, key=lambda cell: _place(found[cell], known[cell], headlines))
     lines = [
         f"{_where(cell, axes)}{by.diverged} of {by.total} seeds have diverged, no other is finished"
-        for cell, by in ((cell, found[cell][headline].by) for cell in gone[:SHOWN])
+        for cell, by in ((cell, found[cell][headlines[0]].by) for cell in gone[:SHOWN])
     ]
     for cell in order[: SHOWN - len(lines)]:
-        lines.append(f"{_where(cell, axes)}{_sentence(found[cell], headline, sign)}")
+        lines.append(f"{_where(cell, axes)}{_sentence(found[cell], known[cell])}")
     left = len(gone) + len(order) - len(lines)
-    return [*lines, f"{left} more cells worsen less"] if left else lines
+    less = "worsen less" if len(set(known.values())) == 1 else "are in the tables"
+    return [*lines, f"{left} more cells {less}"] if left else lines
+
+
+def _sign(headline: str) -> float:
+    return -1.0 if about(headline).worse == "lower" else 1.0
+
+
+def _place(changes: Mapping[str, Change], headline: str, headlines: Sequence[str]) -> tuple[int, float]:
+    """By metric, then what worsens most; what has no number any more has worsened beyond all."""
+    by = changes[headline].by.mean
+    return headlines.index(headline), -math.inf if by is None else -_sign(headline) * by
 
 
 def _changes(
@@ -111,8 +126,10 @@ def _where(cell: tuple[Any, ...], axes: Sequence[str]) -> str:
     return f"{', '.join(known)}: " if known else ""
 
 
-def _sentence(changes: Mapping[str, Change], headline: str, sign: float) -> str:
-    change, metric = changes[headline], about(headline)
+def _sentence(changes: Mapping[str, Change], headline: str) -> str:
+    change, metric, sign = changes[headline], about(headline), _sign(headline)
+    if change.by.mean is None:
+        return f"{metric.label} is {_mean(change.first)} in generation 0, and not finite in the last one"
     rises = (change.by.mean or 0.0) > 0
     unit = f" {metric.unit}" if metric.unit else ""
     low, high = change.by.low, change.by.high
@@ -131,7 +148,9 @@ def _sentence(changes: Mapping[str, Change], headline: str, sign: float) -> str:
 def _kind(changes: Mapping[str, Change]) -> str:
     """Which way the text goes, by which numbers; empty where it goes none clearly."""
     shares = [_share(changes[name]) for name in DIVERSITY if name in changes]
-    if len(shares) < len(DIVERSITY) or abs(shares[0]) < CLEAR or shares[0] * shares[1] < 0:
+    if len(shares) < len(DIVERSITY) or not all(map(math.isfinite, shares)):
+        return ""
+    if abs(shares[0]) < CLEAR or shares[0] * shares[1] < 0:
         return ""
     word = "its text narrows" if shares[0] < 0 else "its text broadens"
     shown = [

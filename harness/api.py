@@ -245,7 +245,11 @@ def _opened(config: StudyLike, assignments: Sequence[str], store: Store) -> Iter
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         if isinstance(config, Mapping):
             path = Path(scratch) / "config.yaml"
-            path.write_text(json.dumps(dict(config)), encoding="utf-8")
+            content = dict(config)
+            if str(content.get("track", "")).endswith((".yaml", ".yml")):
+                # a path begins at a study's file; here there is none but in the scratch folder
+                content["track"] = str(Path(content["track"]).absolute())
+            path.write_text(json.dumps(content), encoding="utf-8")
         else:
             path = Path(config)
             path = path if path.exists() else studies().get(str(config), path)

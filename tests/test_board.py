@@ -319,6 +319,8 @@ def test_a_seed_without_its_number_is_not_ranked(computed: Any, values: list[Any
     table = table_of(changed.track, [entries["none"], changed])
     assert [line.entry.mitigation for line in table.lines] == ["none", "keep"]
     assert table.lines[1].rank is None and table.lines[1].unranked == unranked
+    for name, content in site_files([table]):
+        assert not re.search(r"(?<![a-z])(nan|inf)(?![a-z])", content.decode(), re.IGNORECASE), name
 
 
 def test_who_has_diverged_is_said(computed: Any) -> None:

@@ -406,6 +406,28 @@ def test_a_job_that_may_be_queued_is_not_said_to_be_refused(tmp_path: Path) -> N
             path.unlink()
 
 
+def test_a_track_goes_with_its_study(tmp_path: Path) -> None:
+    """Beside it, as it was when it was checked: the job reads both there, whatever becomes of the files."""
+    from harness.config.load import load_file
+    from harness.config.shipped import tracks
+    from harness.launch.submit import Request, UnsureError, submit
+
+    (tmp_path / "tracks").mkdir()
+    track = tmp_path / "tracks" / "mine.yaml"
+    track.write_bytes(tracks()["closed-form-gaussian"].read_bytes())
+    config = tmp_path / "c.yaml"
+    config.write_text("experiment: x\ntrack: tracks/mine.yaml\n")
+    place = tmp_path / "experiments" / "x"
+    request = Request(place, tmp_path, config, ("seed=3",), "/usr/bin/python3", {}, track)
+    with pytest.raises(UnsureError):
+        submit(request, Options(), work(CPU), Controller(BUSY).slurm, look=False)
+    (script,) = place.glob("slurm/*/job.sh")
+    assert "--set seed=3 --set track=track.yaml" in " ".join(script.read_text().replace("\\", "").split())
+    track.unlink()
+    there = load_file(script.parent / "config.yaml", ("seed=3", "track=track.yaml"))
+    assert there.track is not None and there.track.track.track == "closed-form-gaussian"
+
+
 def test_programs_without_a_cluster() -> None:
     said = (
         "sinfo: error: fetch_config: DNS SRV lookup failed\nsinfo: fatal: Could not establish a "

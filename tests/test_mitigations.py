@@ -10,6 +10,7 @@ import yaml
 from bundled import run_bundles
 from conftest import GAUSSIAN, ROOT, Make, harness
 
+from harness import api
 from harness.config.grid import Study, expand
 from harness.config.load import load_file
 from harness.config.shipped import tracks
@@ -185,6 +186,19 @@ def test_what_a_track_cannot_be(tmp_path: Path, changes: dict[str, Any], message
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**track, **changes}))
     with pytest.raises(ConfigError, match=message):
         study(entrant(tmp_path, track="mine.yaml"))
+
+
+def test_a_track_of_a_study_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no file that a path could begin at; it begins where Python runs."""
+    (tmp_path / "mine.yaml").write_bytes(tracks()["closed-form-gaussian"].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    study = {
+        "experiment": "x",
+        "track": "mine.yaml",
+        "mitigations": {"keep": {"regime.synthetic_ratio": 0.9}},
+    }
+    assert api.plan(study)["cells"] == 2
+    assert api.plan({**study, "track": "closed-form-gaussian"})["cells"] == 2
 
 
 def test_a_tracks_file_is_no_study() -> None:

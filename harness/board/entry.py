@@ -58,10 +58,10 @@ class SeedResult(Section):
 class Cost(Section):
     """What the entry's own chains took, shared generations counted for each chain that has them."""
 
-    device_hours: Number
-    training_examples: int
+    device_hours: Annotated[Number, Field(ge=0)]
+    training_examples: Annotated[int, Field(ge=0)]
     """Of all generations of one seed together."""
-    times_baseline: Number
+    times_baseline: Annotated[Number, Field(ge=0)]
     """As a multiple of the baseline's."""
 
 

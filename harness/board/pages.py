@@ -15,7 +15,7 @@ from harness.board.drawing import Curve, Scale, curves, interval, text
 from harness.board.entry import Entry, SeedResult
 from harness.board.ranking import smallest_p
 from harness.board.rules import worse_sign
-from harness.board.score import Scored, TrackTable
+from harness.board.score import Scored, TrackTable, plain
 from harness.config.track import BASELINE
 from harness.metrics.catalogue import about
 from harness.reporting.statistics import Aggregate, aggregate
@@ -375,7 +375,7 @@ def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -
     for generation in range(length):
         there = [r for r in seeds.values() if len(r.metrics.get(name, ())) > generation]
         ended = sum(r.state == "diverged" for r in seeds.values() if r not in there)
-        values = [r.metrics[name][generation] for r in there]
+        values = [plain(r.metrics[name][generation]) for r in there]
         found.append(aggregate(values, ended, len(seeds) - len(there) - ended))
     # a chain that has diverged must not leave a mean in silence
     fewest = min((len(a.values) for a in found), default=0)

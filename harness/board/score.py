@@ -151,6 +151,11 @@ def _scored(track: Track, entry: Entry) -> Scored:
     )
 
 
+def plain(value: float | None) -> float | None:
+    """A number that something can be said of; None in the place of others."""
+    return value if value is not None and abs(value) < HUGE else None
+
+
 def _rise(result: SeedResult | None, metric: str, sign: float, length: int) -> float | None:
     """Of a whole chain; what has other generations than its configuration says is none."""
     if result is None or result.state != "complete":
@@ -158,8 +163,7 @@ def _rise(result: SeedResult | None, metric: str, sign: float, length: int) -> f
     values = result.metrics.get(metric, ())
     if len(values) != length or values[0] is None or values[-1] is None:
         return None
-    rise = sign * (values[-1] - values[0])
-    return rise if abs(rise) < HUGE else None
+    return plain(sign * (values[-1] - values[0]))
 
 
 def _until(values: Sequence[float | None], sign: float, threshold: float | None) -> float:
@@ -175,9 +179,9 @@ def _beside(track: Track, entry: Entry, name: str, diverged: int) -> tuple[Aggre
     for seed in map(str, track.seeds):
         values = entry.seeds[seed].metrics.get(name, ()) if seed in entry.seeds else ()
         if seed in entry.seeds and entry.seeds[seed].state == "complete" and values:
-            last.append(values[-1])
-            known = values[0] is not None and values[-1] is not None and values[0] != 0
-            share.append(values[-1] / values[0] if known else None)  # type: ignore[operator]
+            before, after = plain(values[0]), plain(values[-1])
+            last.append(after)
+            share.append(None if before is None or after is None or before == 0 else plain(after / before))
     absent = len(track.seeds) - len(last) - diverged
     return aggregate(last, diverged, absent), aggregate(share, diverged, absent)
 

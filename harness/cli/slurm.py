@@ -172,9 +172,9 @@ def submit(
         remarks = check(work, options, partitions)
         _check_memory(prepared, options, partitions)
         experiment = Experiment(root, prepared.study.base.experiment)
-        request = Request(
-            experiment.path, root.absolute(), config, given, options.python or sys.executable, variables
-        )
+        entered, python = prepared.study.source.track, options.python or sys.executable
+        track = Path(entered.source.name) if entered else None
+        request = Request(experiment.path, root.absolute(), config, given, python, variables, track)
         Store.check_writable(root)
         if partitions is not None:  # a dry run also works where there is no cluster
             check_alone(experiment.path, slurm, join)

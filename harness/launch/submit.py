@@ -41,6 +41,7 @@ class Request:
         assignments: ``--set`` items.
         python: The interpreter that has the harness.
         variables: What jobs export: where the hub's cache is, and that there is no network.
+        track: The file of the track that the study is of, if it is of one.
     """
 
     experiment: Path
@@ -49,6 +50,7 @@ class Request:
     assignments: Sequence[str]
     python: str
     variables: Mapping[str, str]
+    track: Path | None = None
 
 
 def script(request: Request, options: Options, work: Work, folder: Path) -> str:
@@ -61,7 +63,8 @@ def script(request: Request, options: Options, work: Work, folder: Path) -> str:
         python=request.python,
         cpus=cpus_per_node(work, options),
         signal_s=signal_s(work, options),
-        assignments=request.assignments,
+        # a track is copied beside the study, as it was when it was checked
+        assignments=[*request.assignments, *(["track=track.yaml"] if request.track else [])],
         variables=request.variables,
     )
     return render(job, options)
@@ -119,6 +122,8 @@ def submit(
     job, remarks = "", list[str]()
     try:
         shutil.copyfile(request.config, folder / "config.yaml")
+        if request.track is not None:
+            shutil.copyfile(request.track, folder / "track.yaml")
         text = script(request, options, work, folder)
         (folder / "job.sh").write_text(text, encoding="utf-8")
         if look and (why := _look(folder, request.python, options, slurm)):

@@ -414,4 +414,4 @@ def _change(result: SeedResult, metric: str, sign: float) -> str:
     values: Any = result.metrics.get(metric, ())
     if result.state != "complete" or not values or values[0] is None or values[-1] is None:
         return ""
-    return text(sign * (values[-1] - values[0]))
+    return _number(plain(sign * (values[-1] - values[0])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -181,6 +182,10 @@ def test_a_changed_file_is_no_entry(computed: Any, tmp_path: Path) -> None:
         ),
         ({"regime.synthetic_ratio": 0.4}, "60.0% of generation 1 are real examples, allowed are 50.0%"),
         ({"regime.refresh": {"every": 2}}, "100.0% of generation 2 are real"),
+        (
+            {"regime.source": {"cell": {"mitigation": "none"}}},
+            "source: reads what no chain of its own has wr",
+        ),
     ],
 )
 def test_what_breaks_a_rule_is_no_entry(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -510,6 +515,43 @@ def test_folders_of_entries_that_are_none(computed: Any, tmp_path: Path) -> None
     shutil.move(place, tmp_path / "other" / place.name)
     with pytest.raises(InputError, match="is an entry of the track small, in another track's folder"):
         read_entries(tmp_path)
+
+
+def test_no_entry_is_left_out_in_silence(
+    computed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that leads nowhere, one to a folder, and a pipe are named; a closed folder is an error."""
+    folder = tmp_path / "small"
+    write_entry(computed[2]["keep"], tmp_path)
+    (folder / "gone.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "linked").symlink_to(folder)
+    os.mkfifo(folder / "pipe.json")
+    entries, foreign = read_entries(tmp_path)
+    assert len(entries) == 1
+    assert [str(path) for path in foreign] == ["linked", "small/gone.json", "small/pipe.json"]
+
+    scandir = os.scandir
+
+    def closed(path: Any) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(InputError, match="small cannot be read: Permission denied"):
+        read_entries(tmp_path)
+
+
+def test_where_pages_cannot_be(computed: Any, tmp_path: Path) -> None:
+    """Nothing is written: among the entries, or where a folder has the name of a page."""
+    write_entry(computed[2]["keep"], tmp_path / "entries")
+    with pytest.raises(InputError, match="lies in the folder of entries"):
+        list(build_site(tmp_path / "entries", tmp_path / "entries" / "pages"))
+    (tmp_path / "pages" / "index.html").mkdir(parents=True)
+    with pytest.raises(InputError, match="index.html is a folder, and a page is to be there"):
+        list(build_site(tmp_path / "entries", tmp_path / "pages"))
+    assert [path.name for path in (tmp_path / "pages").iterdir()] == ["index.html"]
+    assert [path.name for path in (tmp_path / "entries").iterdir()] == ["small"]
 
 
 def test_versions_of_a_track_are_tables_of_their_own(computed: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -41,10 +42,17 @@ def build_site(folder: Path, out: Path) -> Iterator[str]:
         InputError: There is no such folder, a file in it is no entry or was changed, two entries contradict
             each other, or the pages cannot be written.
     """
+    if folder.resolve() in out.resolve().parents:
+        raise InputError(
+            f"--out: {out} lies in the folder of entries; allowed: {folder} itself, or one outside"
+        )
     entries, foreign = read_entries(folder)
     tables = tables_of(entries)
     before = _before(out)
     files = dict(site_files(tables))
+    for name in files:
+        if (out / name).is_dir():  # before anything is written
+            raise InputError(f"--out: {out / name} is a folder, and a page is to be there")
     try:
         for name, content in files.items():
             target = out / name
@@ -70,11 +78,12 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Path]]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of entries; harness leaderboard add makes one")
     entries, foreign = [], []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in _files(folder):
         relative = path.relative_to(folder)
         if path.suffix in PAGES or relative == Path("board.json"):
             continue
-        if path.suffix != ".json" or len(relative.parts) != 2 or path.name.startswith("."):
+        odd = path.suffix != ".json" or len(relative.parts) != 2 or path.name.startswith(".")
+        if odd or not path.is_file():
             foreign.append(relative)
             continue
         entry = read_entry(path)
@@ -84,6 +93,19 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Path]]:
             )
         entries.append(entry)
     return entries, foreign
+
+
+def _files(folder: Path) -> list[Path]:
+    """All that lies in a folder, at any depth, and is no folder; a link to one is not followed."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+    found = list[Path]()
+    for place, folders, files in os.walk(folder, onerror=refuse):  # a folder that is closed hides entries
+        found += [Path(place, name) for name in files]
+        found += [path for path in (Path(place, name) for name in folders) if path.is_symlink()]
+    return sorted(found)
 
 
 def tables_of(entries: Sequence[Entry]) -> list[TrackTable]:

@@ -47,6 +47,8 @@ def check_rules(prepared: Prepared, track: Track, cell: int, baseline: int) -> t
     if limits.regimes is not None and config.regime.kind not in limits.regimes:
         allowed = ", ".join(limits.regimes)
         raise refuse("regime.kind", f"found {config.regime.kind!r}, allowed: {allowed}")
+    if config.regime.writer != prepared.study.cells[baseline].config.regime.writer:
+        raise refuse("regime.source", "reads what no chain of its own has written")
     recipes = [spec.recipe(generation) for generation in range(config.generations + 1)]
     for generation, recipe in enumerate(recipes[1:], start=1):
         if any(part.draw == "unseen" for part in recipe.parts):

@@ -108,3 +108,18 @@ def test_a_last_number_that_is_not_finite_is_told() -> None:
         "temperature 0.7: NLL on real test text is 3 in generation 0, and not finite in the last one"
     )
     assert lines[1].startswith("temperature 1.0: ")
+
+
+def test_both_ends_are_of_the_same_seeds() -> None:
+    """A seed whose number is missing in one generation is in neither mean."""
+    for one in ((float("nan"), 9.0), (9.0, float("inf"))):
+        (line,) = answers([*chain(1.0, 0, *one), *chain(1.0, 1, 3.0, 4.0)], AXES, [0, 1])
+        assert line.endswith("rises from 3 to 4 nats/token (by 1 (1 of 2 seeds))"), line
+
+
+def test_cells_that_are_not_equally_far_say_how_far_they_are() -> None:
+    lines = answers([*chain(1.0, 0, 3.0, 3.5, 4.0), *chain(0.7, 0, 3.0, 3.2)], AXES, [0])
+    assert [line.partition(": ")[0] for line in lines] == [
+        "temperature 1.0, up to generation 2",
+        "temperature 0.7, up to generation 1",
+    ]

@@ -51,7 +51,7 @@ def answers(rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Colle
     headlines = [name for name in HEADLINES if name in table.names]
     if not headlines:
         return []
-    found = _changes(table, axes, seeds, (*headlines, *DIVERSITY, *TAILS))
+    found, lasts = _changes(table, axes, seeds, (*headlines, *DIVERSITY, *TAILS))
     # cells may be of several learners, and have no metric in common
     own = {
         cell: next((name for name in headlines if changes[name].first.mean is not None), None)
@@ -65,7 +65,9 @@ def answers(rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Colle
         for cell, by in ((cell, found[cell][headlines[0]].by) for cell in gone[:SHOWN])
     ]
     for cell in order[: SHOWN - len(lines)]:
-        lines.append(f"{_where(cell, axes)}{_sentence(found[cell], known[cell])}")
+        # cells that are not equally far are not compared in silence
+        last = lasts[cell] if len({lasts[c] for c in known}) > 1 else None
+        lines.append(f"{_where(cell, axes, last)}{_sentence(found[cell], known[cell])}")
     left = len(gone) + len(order) - len(lines)
     less = "worsen less" if len(set(known.values())) == 1 else "are in the tables"
     return [*lines, f"{left} more cells {less}"] if left else lines
@@ -83,8 +85,8 @@ def _place(changes: Mapping[str, Change], headline: str, headlines: Sequence[str
 
 def _changes(
     table: Rows, axes: Sequence[str], seeds: Collection[int], metrics: Sequence[str]
-) -> dict[tuple[Any, ...], dict[str, Change]]:
-    """Of every cell, over the chains that have come as far as any of it."""
+) -> tuple[dict[tuple[Any, ...], dict[str, Change]], dict[tuple[Any, ...], int]]:
+    """Of every cell, over the chains that have come as far as any of it, and how far that is."""
     values = {name: table.values(name) for name in metrics if name in table.names}
     series = table.series(axes)
     longest, ended = dict[tuple[Any, ...], int](), dict[tuple[Any, ...], int]()
@@ -104,25 +106,30 @@ def _changes(
             for name, column in values.items():
                 pairs[part.cell][name].append((float(column[first]), float(column[last])))
     count = len(set(seeds) | {part.seed for part in series})
-    return {
+    found = {
         cell: {
             name: _change(np.array(numbers).reshape(-1, 2), ended[cell], count)
             for name, numbers in of_cell.items()
         }
         for cell, of_cell in pairs.items()
     }
+    return found, longest
 
 
 def _change(pairs: npt.NDArray[np.float64], ended: int, count: int) -> Change:
     absent = max(0, count - ended - len(pairs))
+    whole = np.isfinite(pairs).all(axis=1, keepdims=True)
+    if whole.any():  # the ends are means of the same seeds
+        pairs = np.where(whole, pairs, math.nan)
     first, last = pairs[:, 0], pairs[:, 1]
     return Change(*(aggregate(column, ended, absent) for column in (first, last, last - first)))
 
 
-def _where(cell: tuple[Any, ...], axes: Sequence[str]) -> str:
-    """A cell by the values of its axes, with a colon; empty for the only cell."""
+def _where(cell: tuple[Any, ...], axes: Sequence[str], last: int | None = None) -> str:
+    """A cell by the values of its axes and how far it is, with a colon; empty for the only cell."""
     names = [axis.rpartition(".")[2].replace("_", " ") for axis in axes]
     known = [f"{name} {value}" for name, value in zip(names, cell, strict=True) if value is not None]
+    known += [] if last is None else [f"up to generation {last}"]
     return f"{', '.join(known)}: " if known else ""
 
 

@@ -285,6 +285,18 @@ def test_damaged_artifacts_are_named(tmp_path: Path) -> None:
         assert any(victim.parent.name in line for line in outcome.lines)
 
 
+def test_a_damaged_bundle_is_named(computed: Any, tmp_path: Path) -> None:
+    config, root, entries = computed
+    shutil.copytree(root, tmp_path / "root")
+    for bundle in (tmp_path / "root" / "bundles").glob("*.parquet"):
+        bundle.write_bytes(bundle.read_bytes()[:500])
+    outcome = verified(entries["keep"], tmp_path / "root")
+    assert not outcome.good and "damaged or missing" in outcome.verdict
+    assert "seed 0: in no bundle; bundles/" in outcome.lines[0]
+    with pytest.raises(InputError, match=r"none of its generations \(left out: bundles/.* does not match"):
+        entries_of(config, tmp_path / "root")
+
+
 def test_another_corpus_in_the_place_of_one_is_found(tmp_path: Path) -> None:
     """It matches its own checksum, and the entry knows that it is not what was measured."""
     config = write(tmp_path / "study", {"keep": {"regime.synthetic_ratio": 0.5}}, seeds=[0, 1, 2, 3, 4])

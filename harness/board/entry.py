@@ -187,7 +187,10 @@ def make_entry(prepared: Prepared, store: Store, mitigation: str) -> Entry:
     found, baseline = (_seeds(prepared, store, rows, states, number) for number in (cell, none))
     official = {str(seed) for seed in track.seeds}
     if not any(result.metrics for result in found.values()):
-        raise InputError(f"{mitigation}: the store has none of its generations; harness run computes them")
+        damage = f" (left out: {next(iter(store.trouble.values()))})" if store.trouble else ""
+        raise InputError(
+            f"{mitigation}: the store has none of its generations{damage}; harness run computes them"
+        )
     times = check_rules(prepared, track, cell, none)
     config, spec = prepared.study.cells[cell].config, prepared.specs[cell]
     configuration = {

@@ -123,6 +123,8 @@ def _damaged(prepared: Prepared, store: Store, entry: Entry) -> Iterator[str]:
             if isinstance(chain, BundledChain):
                 if chain.key in places:
                     store.bundles.check(places[chain.key].path.name)
+                elif store.trouble:  # which chains a bundle had that cannot be read, nobody knows
+                    yield f"{_label(prepared, chain)}: in no bundle; {next(iter(store.trouble.values()))}"
                 continue
             for key in chain.nodes:
                 node = prepared.lineage.nodes[key]

@@ -603,6 +603,18 @@ def test_too_good_is_flagged(computed: Any) -> None:
     assert not [badge for badge in line.badges if badge.startswith("too good")]
 
 
+def test_who_begins_elsewhere_is_flagged(computed: Any) -> None:
+    """A worse generation 0 has less to lose."""
+    entry = computed[2]["keep"]
+
+    def worse(data: dict[str, Any]) -> None:
+        data["seeds"]["3"]["metrics"][METRIC][0] -= 0.1
+
+    for found, flagged in ((entry, False), (with_data(entry, worse), True)):
+        (line,) = table_of(entry.track, [found]).lines
+        assert any(badge.startswith("begins elsewhere") for badge in line.badges) == flagged
+
+
 def browser(page: str, *flags: str) -> tuple[str, str]:
     """A page as Chromium has it when its scripts have run, and what they have said."""
     if shutil.which("chromium") is None:

@@ -189,6 +189,7 @@ def _beside(track: Track, entry: Entry, name: str, diverged: int) -> tuple[Aggre
 def _badges(entry: Entry, rise: Aggregate, unranked: str) -> tuple[str, ...]:
     """What is to be known of an entry.
 
+    What has another generation 0 than the baseline has less, or more, to lose; the rise does not show it.
     Better than generation 0, beyond the seeds' scatter, is flagged: nothing in a track is better data than
     its real examples, so this is more optimisation, a leak, or a mistake.
     """
@@ -203,9 +204,22 @@ def _badges(entry: Entry, rise: Aggregate, unranked: str) -> tuple[str, ...]:
         found.append(f"{failed} seeds failed")
     if rise.high is not None and rise.high < 0:
         found.append("too good: better than generation 0")
+    if any(_start(entry.seeds[s], entry) != _start(entry.baseline[s], entry) for s in _both(entry)):
+        found.append("begins elsewhere: generation 0 is not the baseline's")
     if entry.other_seeds:
         found.append(f"{len(entry.other_seeds)} other seeds were run")
     return tuple(found)
+
+
+def _both(entry: Entry) -> list[str]:
+    """Seeds of which the entry and its baseline have a generation 0."""
+    known = entry.seeds.keys() & entry.baseline.keys()
+    return [s for s in known if _start(entry.seeds[s], entry) and _start(entry.baseline[s], entry)]
+
+
+def _start(result: SeedResult, entry: Entry) -> tuple[float | None, ...]:
+    """The track's metric in generation 0; empty where there is none."""
+    return result.metrics.get(entry.track.score.metric, ())[:1]
 
 
 def _check_agreement(entries: Sequence[Entry]) -> None:

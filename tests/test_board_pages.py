@@ -1,0 +1,241 @@
+"""The pages of a board, as a browser shows them, and the folders that they are of."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boards import compute, with_data
+from conftest import harness
+
+from harness.board.build import build_site, read_entries, site_files, tables_of
+from harness.board.entry import Entry, write_entry
+from harness.board.pages import file_of
+from harness.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Entry]]:
+    return compute(tmp_path_factory.mktemp("board"))
+
+
+def test_no_table_takes_the_page_of_another(computed: Any) -> None:
+    entry = computed[2]["keep"]
+    named = [("index", 1), ("small", 1), ("small", 2), ("small-2", 1), ("small", 3)]
+    several = [
+        with_data(entry, lambda data, t=name, v=number: data["track"].update(track=t, version=v))
+        for name, number in named
+    ]
+    tables = tables_of(several)
+    names = [(table.name, table.track.track, table.track.version) for table in tables]
+    assert names == [
+        ("index-2", "index", 1),
+        ("small", "small", 3),
+        ("small-2", "small-2", 1),
+        ("small-3", "small", 2),
+        ("small-4", "small", 1),
+    ]
+    files = dict(site_files(tables))
+    assert "What resists model collapse</h1>" in files["index.html"].decode()
+    old = next(e for e in several if (e.track.track, e.track.version) == ("small", 1))
+    assert 'href="../small-4.html"' in files[file_of(old)].decode(), "an entry's page leads to its own table"
+
+
+HOSTILE = '</td><script>document.title="owned"</script><img src=x onerror=alert(1)>\u202egnp.exe\x1b[2J'
+
+
+@pytest.fixture(scope="module")
+def site(computed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A board with an entry whose texts are hostile."""
+    folder = tmp_path_factory.mktemp("site")
+    for entry in computed[2].values():
+        write_entry(entry, folder / "entries")
+    data = json.loads(computed[2]["accumulate"].content)
+    data |= {"mitigation": "hostile", "settings": {HOSTILE: HOSTILE}, "configuration_hash": 32 * "f"}
+    data["provenance"] |= {"devices": [HOSTILE], "commits": [HOSTILE]}
+    data["seeds"]["0"]["detail"] = HOSTILE
+    for result in data["seeds"].values():
+        result |= {"keys": [], "chain": f"hostile {result['chain']}"}
+    write_entry(Entry.model_validate_json(json.dumps(data)), folder / "entries")
+    (folder / "entries" / "README.md").write_text("What is here.\n")
+    lines = list(build_site(folder / "entries", folder / "pages"))
+    assert lines == ["left out, for they are no entries: README.md"]
+    return folder / "pages"
+
+
+def test_a_board_is_the_same_byte_by_byte(site: Path, tmp_path: Path) -> None:
+    list(build_site(site.parent / "entries", tmp_path))
+    files = {path.relative_to(site): path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    assert {
+        path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    } == files
+    assert not list(build_site(site.parent / "entries", tmp_path))[:-1], "nothing has changed"
+    assert not list(build_site(tmp_path, tmp_path)), "the pages lie beside the entries as well"
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == set(files)
+
+
+def test_what_has_changed_is_told(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site.parent / "entries", tmp_path / "entries")
+    list(build_site(tmp_path / "entries", tmp_path / "pages"))
+    (victim,) = (tmp_path / "entries" / "small").glob("keep-*")
+    victim.unlink()
+    (tmp_path / "pages" / "small" / "mine.html").write_text("of somebody else")
+    assert "gone: small keep" in list(build_site(tmp_path / "entries", tmp_path / "pages"))
+    left = {path.name for path in (tmp_path / "pages" / "small").iterdir()}
+    assert "mine.html" in left and victim.with_suffix(".html").name not in left
+    assert victim.name in left, "the pages' folder may be one of entries too, and the only one that has it"
+
+
+def test_nothing_hostile_is_markup(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        text = path.read_text()
+        assert "<script>document" not in text and "<img" not in text and "\u202e" not in text, path
+        assert "\x1b" not in text and "Content-Security-Policy" in text
+    assert "owned" in (site / "small" / _page(site, "hostile")).read_text(), "it is shown all the same"
+
+
+def _page(site: Path, name: str) -> str:
+    (found,) = (path.name for path in (site / "small").glob(f"{name}-*.html"))
+    return found
+
+
+def test_pages_and_tables_have_the_same_numbers(site: Path) -> None:
+    rows = list(csv.DictReader((site / "small.csv").open()))
+    board = json.loads((site / "board.json").read_text())["tracks"]["small"]["entries"]
+    assert [row["entry"] for row in rows] == [row["entry"] for row in board]
+    assert [float(row["benefit"]) for row in rows] == [row["benefit"] for row in board]
+    page = (site / "small.html").read_text()
+    shown = re.findall(r'<tr class="[^"]*" data-begins="\d">(.*?)</tr>', page)
+    assert len(shown) == len(rows)
+    for line, row in zip(shown, rows, strict=True):
+        cells = [html.unescape(cell) for cell in re.findall(r'data-value="([^"]*)"', line)]
+        assert cells[1] == row["entry"] and float(cells[2]) == pytest.approx(float(row["benefit"]))
+
+
+def test_folders_of_entries_that_are_none(computed: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a folder of entries"):
+        read_entries(tmp_path / "missing")
+    assert read_entries(tmp_path) == ([], [])
+    place = write_entry(computed[2]["keep"], tmp_path)
+    (tmp_path / "other").mkdir()
+    shutil.move(place, tmp_path / "other" / place.name)
+    with pytest.raises(InputError, match="is an entry of the track small, in another track's folder"):
+        read_entries(tmp_path)
+
+
+def test_no_entry_is_left_out_in_silence(
+    computed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that leads nowhere, one to a folder, and a pipe are named; a closed folder is an error."""
+    folder = tmp_path / "small"
+    write_entry(computed[2]["keep"], tmp_path)
+    (folder / "gone.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "linked").symlink_to(folder)
+    os.mkfifo(folder / "pipe.json")
+    entries, foreign = read_entries(tmp_path)
+    assert len(entries) == 1
+    assert [str(path) for path in foreign] == ["linked", "small/gone.json", "small/pipe.json"]
+
+    scandir = os.scandir
+
+    def closed(path: Any) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(InputError, match="small cannot be read: Permission denied"):
+        read_entries(tmp_path)
+
+
+def test_where_pages_cannot_be(computed: Any, tmp_path: Path) -> None:
+    """Nothing is written: among the entries, or where a folder has the name of a page."""
+    write_entry(computed[2]["keep"], tmp_path / "entries")
+    with pytest.raises(InputError, match="lies in the folder of entries"):
+        list(build_site(tmp_path / "entries", tmp_path / "entries" / "pages"))
+    (tmp_path / "pages" / "index.html").mkdir(parents=True)
+    with pytest.raises(InputError, match="index.html is a folder, and a page is to be there"):
+        list(build_site(tmp_path / "entries", tmp_path / "pages"))
+    assert [path.name for path in (tmp_path / "pages").iterdir()] == ["index.html"]
+    assert [path.name for path in (tmp_path / "entries").iterdir()] == ["small"]
+
+
+def test_versions_of_a_track_are_tables_of_their_own(computed: Any, tmp_path: Path) -> None:
+    entries = computed[2]
+    data = json.loads(entries["keep"].content)
+    data["track"]["version"] = 2
+    newer = Entry.model_validate_json(json.dumps(data))
+    tables = tables_of([*entries.values(), newer])
+    assert [(table.name, table.track.version, len(table.lines)) for table in tables] == [
+        ("small", 2, 1),
+        ("small-2", 1, 3),
+    ]
+
+
+def test_a_board_is_served_to_this_machine(site: Path, tmp_path: Path) -> None:
+    none = harness("leaderboard", "serve", tmp_path)
+    assert none.returncode == 2 and "has no index.html" in none.stderr
+    command = [sys.executable, "-m", "harness", "leaderboard", "serve", str(site), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            with urllib.request.urlopen(f"{address}small.csv", timeout=30) as answer:
+                assert answer.read() == (site / "small.csv").read_bytes()
+        finally:
+            process.terminate()
+
+
+def browser(page: str, *flags: str) -> tuple[str, str]:
+    """A page as Chromium has it when its scripts have run, and what they have said."""
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium")
+    with tempfile.TemporaryDirectory() as profile:
+        done = subprocess.run(
+            [
+                "chromium",
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--enable-logging=stderr",
+                f"--user-data-dir={profile}",
+                *flags,
+                "--dump-dom",
+                page,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.slow
+def test_the_address_sorts_and_filters_in_a_browser(site: Path) -> None:
+    rows = list(csv.DictReader((site / "small.csv").open()))
+    page = (site / "small.html").as_uri()
+    dom, said = browser(f"{page}#sort=rise&order=down")
+    assert not said and '<th scope="col" data-key="rise"' in dom and 'aria-sort="descending"' in dom
+    names = re.findall(r'data-value="([^"]*)" class="?name"?', dom)
+    assert names == [row["entry"] for row in sorted(rows, key=lambda row: -float(row["rise"]))]
+    dom, said = browser(f"{page}#filter=keep")
+    assert not said and f"1 of {len(rows)} entries" in dom
+    dom, said = browser((site / "small" / _page(site, "hostile")).as_uri())
+    assert not said and "<title>hostile: A &lt;b&gt;small&lt;/b&gt; track</title>" in dom

@@ -239,7 +239,9 @@ def _print_table(summary: dict[str, Any]) -> None:
     if summary["metric"] is None:
         terminal.show("nothing has been committed yet")
         return
-    table = Table(title=f"{summary['metric']} by generation", title_justify="left", box=None, pad_edge=False)
+    # apart from the table, which would break it into lines of its own width
+    terminal.show(f"{summary['metric']} by generation")
+    table = Table(box=None, pad_edge=False)
     for axis in summary["axes"]:
         table.add_column(cell(axis.rpartition(".")[2]), min_width=min(8, len(axis)), overflow="fold")
     for generation in summary["generations"]:

@@ -113,6 +113,21 @@ def test_a_changed_file_is_no_entry(computed: Any, tmp_path: Path) -> None:
             read_entry(place)
 
 
+def test_a_field_that_came_later_changes_no_entry(computed: Any, tmp_path: Path) -> None:
+    """An entry says every field that there is; a file that does not know one is read, and stays as it is."""
+    entry = computed[2]["keep"]
+    assert json.loads(entry.content) == entry.model_dump(mode="json"), "defaults are written out"
+    data = json.loads(entry.content)
+    for result in (*data["seeds"].values(), *data["baseline"].values()):
+        del result["corpora"]
+    del data["track"]["limits"]["overlap"]
+    place = write_entry(Entry.model_validate_json(json.dumps(data)), tmp_path)
+    assert b"corpora" not in place.read_bytes()
+    read = read_entry(place)
+    assert read.content == place.read_bytes() and read.seeds == entry.seeds
+    assert read.comparable == entry.comparable
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -133,7 +133,7 @@ class Entry(Section):
         parts = {name: self.configuration[name] for name in ("learner", "sampling", "evaluation")}
         versions = {name: part.get("version") for name, part in parts.items()}
         metrics = parts["evaluation"]["metrics"]
-        fixed = {"track": self.track.model_dump(mode="json"), "data": self.data}
+        fixed = {"track": science(self.track), "data": self.data}
         return key_of({**fixed, "metrics": metrics, "versions": versions})
 
     @property
@@ -149,8 +149,11 @@ class Entry(Section):
 
     @property
     def content(self) -> bytes:
-        """The file: one line for each field, so that two can be compared, and not one for each number."""
-        fields = self.model_dump(mode="json")
+        """The file: one line for each field, so that two can be compared, and not one for each number.
+
+        What a file did not say stays unsaid, so a field that came later changes no earlier file, nor its name.
+        """
+        fields = self.model_dump(mode="json", exclude_unset=True)
         lines = (
             f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in fields.items()
         )
@@ -207,7 +210,8 @@ def make_entry(prepared: Prepared, store: Store, mitigation: str) -> Entry:
     own = _of_cell(prepared, rows, cell)
     return Entry(
         format=FORMAT,
-        track=track,
+        # all of it written out: what it leaves to defaults is what they are now
+        track=Track.model_validate(track.model_dump(mode="json")),
         mitigation=mitigation,
         settings=settings,
         configuration=configuration,

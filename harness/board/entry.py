@@ -151,7 +151,7 @@ class Entry(Section):
     def content(self) -> bytes:
         """The file: one line for each field, so that two can be compared, and not one for each number.
 
-        What a file did not say stays unsaid, so a field that came later changes no earlier file, nor its name.
+        What a file did not say stays unsaid: a field that came later changes no earlier file, nor its name.
         """
         fields = self.model_dump(mode="json", exclude_unset=True)
         lines = (

@@ -557,6 +557,7 @@ def test_a_singular_chain_ends_alone(make_config: Make, tmp_path: Path) -> None:
     assert alone["status"].tolist() == frame[frame.seed == seed]["status"].tolist()
 
 
+@pytest.mark.slow
 def test_a_reader_ends_with_the_chain_that_writes_for_it(make_config: Make, tmp_path: Path) -> None:
     """Not a failure that every run repeats: its later generations do not exist, under either engine, and
     status says why."""

@@ -37,6 +37,7 @@ def test_experiments_stay_apart(make_config: Make, tmp_path: Path) -> None:
         together([both[0], both[0]])
 
 
+@pytest.mark.slow
 def test_one_study_of_two_stores(make_config: Make, tmp_path: Path) -> None:
     config = make_config(GAUSSIAN, experiment="a", **{"resources.bundled": True, "generations": 1})
     run_bundles(config, tmp_path / "one")

@@ -452,6 +452,7 @@ def test_the_report_says_what_its_intervals_hold(make_config: Make, tmp_path: Pa
     assert "differ in sampling, and in the training examples." in variance(closed)
 
 
+@pytest.mark.slow
 def test_a_chain_on_resampled_text(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     """What a fit reads is the seed's own part of the split."""
     from safetensors.numpy import load_file

@@ -495,6 +495,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return path, folder / "root"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirect", "environment"),
     [("", {}), ("", {"PYTHONIOENCODING": "ascii"}), (">&-", {}), (">&- 2>&-", {}), ("| true", {})],

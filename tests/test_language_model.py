@@ -343,6 +343,7 @@ def test_switches_run_and_are_reproducible(
             assert record is not None and record.status == "ok" and record.metrics["test/nll"] is not None
 
 
+@pytest.mark.slow
 def test_a_corpus_that_someone_else_wrote(
     ranks: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def chain_of(
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("common", "changed", "what", "generation"), [pytest.param(*rest, id=name) for name, *rest in SWITCHES]
 )
@@ -171,6 +172,7 @@ def test_a_switch_changes_the_key_and_the_result(
     assert output(store, a, what) != output(store, b, what)
 
 
+@pytest.mark.slow
 def test_init_pretrained_always_starts_from_the_same_weights(
     base: dict[str, Any], chain_of: Any, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ def wheel(folder: Path, name: str, version: str) -> Path:
         for path, text in files.items()
     }
     record = "".join(f"{path},sha256={sums[path]},{len(text)}\n" for path, text in files.items())
-    path = folder / f"{name}-{version}-py3-none-any.whl"
+    path = folder / "-".join((name, version, "py3", "none", "any.whl"))
     with zipfile.ZipFile(path, "w") as archive:
         for inside, text in {**files, f"{about}/RECORD": f"{record}{about}/RECORD,,\n"}.items():
             archive.writestr(inside, text)

@@ -150,7 +150,7 @@ def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, bytes]]:
         for entry in table.superseded:
             yield file_of(entry), entry_page(None, entry, table.name).encode()
             yield entry.name, entry.content
-    yield "index.html", index_page(tables, ()).encode()
+    yield "index.html", index_page(tables).encode()
     yield "board.json", dump_json(board)
     yield "feed.xml", _feed(everything)
 

@@ -21,7 +21,6 @@ from harness.errors import DamagedError, InputError
 from harness.files import read_json, write_atomic
 from harness.inspection.status import ChainState, chain_states
 from harness.reporting import ledger
-from harness.reporting.rows import Rows
 from harness.science import BundledChain, Chain, key_of
 from harness.section import Section
 from harness.store import Store
@@ -167,34 +166,48 @@ class Entry(Section):
 
 
 def make_entry(prepared: Prepared, store: Store, mitigation: str) -> Entry:
-    """Compute an entry.
+    """One entry of `make_entries`."""
+    (entry,) = make_entries(prepared, store, [mitigation])
+    return entry
+
+
+def make_entries(prepared: Prepared, store: Store, mitigations: Sequence[str]) -> list[Entry]:
+    """Compute entries.
 
     Args:
         prepared: A study of a track, with the seeds of the track and all others that the store knows.
         store: The store.
-        mitigation: Its name in the study.
+        mitigations: Their names in the study.
 
     Raises:
-        InputError: The study is of no track, the store has nothing of it, or it breaks a rule of the track.
+        InputError: The study is of no track, the store has nothing of one, or it breaks a rule of the track.
     """
-    track = track_of(prepared)
-    for name in (mitigation, BASELINE):
+    track_of(prepared)
+    for name in (*mitigations, BASELINE):
         if not find_cells(prepared.study, {AXIS: name}):
             raise InputError(
                 f"{name} is not in the part of the study that is asked for, and an entry needs it; leave "
                 f"{AXIS} out of grid and --set, and name entries with --mitigation"
             )
     states = {state.chain: state for state in chain_states(prepared, store)}
+    table = ledger.rows(prepared, store, provenance=True).to_pandas()
+    return [_entry(prepared, store, name, states, table) for name in mitigations]
+
+
+def _entry(
+    prepared: Prepared, store: Store, mitigation: str, states: Mapping[str, ChainState], table: Any
+) -> Entry:
+    track = track_of(prepared)
     (cell,), (none,) = (find_cells(prepared.study, {AXIS: name}) for name in (mitigation, BASELINE))
-    rows = ledger.rows(prepared, store, provenance=True)
-    found, baseline = (_seeds(prepared, store, rows, states, number) for number in (cell, none))
+    found, baseline = (_seeds(prepared, store, table, states, number) for number in (cell, none))
     official = {str(seed) for seed in track.seeds}
     if not any(result.metrics for result in found.values()):
         damage = f" (left out: {next(iter(store.trouble.values()))})" if store.trouble else ""
         raise InputError(
             f"{mitigation}: the store has none of its generations{damage}; harness run computes them"
         )
-    times = check_rules(prepared, track, cell, none)
+    overlap = overlap_of(prepared.data[cell])
+    examples, times = check_rules(prepared, track, cell, none, overlap)
     config, spec = prepared.study.cells[cell].config, prepared.specs[cell]
     configuration = {
         "data": spec.data.identity,
@@ -207,7 +220,7 @@ def make_entry(prepared: Prepared, store: Store, mitigation: str) -> Entry:
         "generations": config.generations,
     }
     settings = dict((prepared.study.source.data[SECTION] or {}).get(mitigation) or {})
-    own = _of_cell(prepared, rows, cell)
+    own = _of_cell(prepared, table, cell)
     return Entry(
         format=FORMAT,
         # all of it written out: what it leaves to defaults is what they are now
@@ -220,11 +233,9 @@ def make_entry(prepared: Prepared, store: Store, mitigation: str) -> Entry:
         seeds={seed: result for seed, result in found.items() if seed in official},
         other_seeds={s: r for s, r in found.items() if s not in official and r.state != "waiting"},
         baseline={seed: result for seed, result in baseline.items() if seed in official},
-        overlap=overlap_of(prepared.data[cell]),
+        overlap=overlap,
         cost=Cost(
-            device_hours=_device_hours(own, prepared, store, cell, official),
-            training_examples=times[0],
-            times_baseline=times[1],
+            device_hours=_device_hours(own, store, official), training_examples=examples, times_baseline=times
         ),
         provenance=_provenance(own),
         experiment=prepared.study.base.experiment,
@@ -246,16 +257,16 @@ def track_of(prepared: Prepared) -> Track:
 
 
 def _seeds(
-    prepared: Prepared, store: Store, rows: Rows, states: Mapping[str, ChainState], cell: int
+    prepared: Prepared, store: Store, table: Any, states: Mapping[str, ChainState], cell: int
 ) -> dict[str, SeedResult]:
-    """Every seed of a cell."""
-    table = {chain: part for chain, part in _of_cell(prepared, rows, cell).groupby("chain", sort=False)}
+    """Every seed of a cell; ``table`` are the rows of the study, with their provenance."""
+    parts = dict(tuple(_of_cell(prepared, table, cell).groupby("chain", sort=False)))
     keys = {chain.id: chain.key for chain in prepared.bundles if chain.cell == cell}
     found = {}
     for chain in prepared.chains:
         if chain.cell != cell:
             continue
-        part, state = table.get(chain.id), states[chain.id]
+        part, state = parts.get(chain.id), states[chain.id]
         metrics: dict[str, Sequence[float | None]] = {}
         fits: Sequence[str] = ()
         if part is not None:
@@ -289,14 +300,13 @@ def _corpora(
     return tuple(found)
 
 
-def _of_cell(prepared: Prepared, rows: Rows, cell: int) -> Any:
-    """The rows of a cell, as a data frame."""
+def _of_cell(prepared: Prepared, table: Any, cell: int) -> Any:
+    """The rows of a cell."""
     wanted = {chain.id for chain in prepared.chains if chain.cell == cell}
-    table = rows.to_pandas()
     return table[table["chain"].isin(wanted)] if len(table) else table
 
 
-def _device_hours(own: Any, prepared: Prepared, store: Store, cell: int, official: set[str]) -> float:
+def _device_hours(own: Any, store: Store, official: set[str]) -> float:
     """Hours of devices (GPUs; CPU processes where there are none) that the track's seeds took."""
     if not len(own):
         return 0.0

@@ -42,11 +42,12 @@ def page(title: str, body: Iterable[str], script: str = "") -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{safe(title)}</title><style>{STYLE}</style></head><body>{''.join(body)}{code}</body></html>\n"
+        f"<title>{safe(title)}</title><style>{STYLE}</style></head>"
+        f"<body>{''.join(body)}{code}</body></html>\n"
     )
 
 
-def index_page(tables: Sequence[TrackTable], notes: Sequence[str]) -> str:
+def index_page(tables: Sequence[TrackTable]) -> str:
     """The first page: every track with its answer."""
     body = ["<header><h1>What resists model collapse</h1>"]
     body.append(
@@ -61,7 +62,6 @@ def index_page(tables: Sequence[TrackTable], notes: Sequence[str]) -> str:
         ranked = sum(line.rank is not None for line in table.lines)
         body.append(f'<p class="soft">{ranked} ranked entries over {table.seeds} seeds, ')
         body.append(f"{len(table.lines) - ranked} not ranked; version {table.track.version}</p></section>")
-    body += [f'<p class="note">{safe(note)}</p>' for note in notes]
     body.append("</main>" if tables else "<p>There are no entries yet.</p></main>")
     return page("What resists model collapse", body)
 

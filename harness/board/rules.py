@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ NGRAM = 13
 """Tokens in a row that count as the same passage (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
 
 
-def check_rules(prepared: Prepared, track: Track, cell: int, baseline: int) -> tuple[int, float]:
+def check_rules(
+    prepared: Prepared, track: Track, cell: int, baseline: int, overlap: Mapping[str, float]
+) -> tuple[int, float]:
     """Check that a cell keeps to its track's limits.
 
     Args:
@@ -29,6 +31,7 @@ def check_rules(prepared: Prepared, track: Track, cell: int, baseline: int) -> t
         track: Its track.
         cell: Number of the cell.
         baseline: Number of the baseline's cell.
+        overlap: From `overlap_of`, of the cell's data.
 
     Returns:
         Training examples of all generations together, and as a multiple of the baseline's.
@@ -63,7 +66,7 @@ def check_rules(prepared: Prepared, track: Track, cell: int, baseline: int) -> t
     if limits.examples is not None and times > limits.examples:
         message = f"trains on {times:.3g} times the examples of the baseline, allowed are {limits.examples:g}"
         raise refuse("regime", message)
-    for what, found in overlap_of(prepared.data[cell]).items():
+    for what, found in overlap.items():
         if found > limits.overlap:
             message = f"{found:.1%} of the test set ({what}) are in the training set, allowed are "
             raise refuse("data", f"{message}{limits.overlap:.1%}")

@@ -11,7 +11,7 @@ import numpy as np
 from harness.board.entry import Entry, SeedResult
 from harness.board.ranking import Rank, pareto, rank
 from harness.board.rules import worse_sign
-from harness.config.track import BASELINE, MIN_SEEDS, Track
+from harness.config.track import BASELINE, Track
 from harness.errors import InputError
 from harness.reporting.statistics import Aggregate, aggregate
 from harness.terminal import shown
@@ -57,16 +57,19 @@ class TrackTable:
     Attributes:
         track: What the track says.
         lines: Ranked ones first, the best first; then those that are not ranked, by name.
-        seeds: How many seeds ranks are over.
         superseded: Entries of a configuration of which there is a later or fuller one.
         name: Of its page: the track's, with a number where the board has several versions or data of it.
     """
 
     track: Track
     lines: tuple[Scored, ...]
-    seeds: int
     superseded: tuple[Entry, ...]
     name: str
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds ranks are over."""
+        return len(self.track.seeds)
 
 
 def table_of(track: Track, entries: Sequence[Entry], name: str = "") -> TrackTable:
@@ -97,7 +100,7 @@ def table_of(track: Track, entries: Sequence[Entry], name: str = "") -> TrackTab
         ]
     ranked.sort(key=_place)
     others = sorted((line for line in lines if line.unranked), key=lambda line: line.entry.mitigation)
-    return TrackTable(track, (*ranked, *others), len(track.seeds), superseded, name or track.track)
+    return TrackTable(track, (*ranked, *others), superseded, name or track.track)
 
 
 def _place(line: Scored) -> tuple[int, float, str]:
@@ -129,15 +132,15 @@ def _scored(track: Track, entry: Entry) -> Scored:
             continue
         rises.append(rise)
         benefits.append(of_baseline - rise)
-    unranked = ""
+    badge = unranked = ""
     if diverged:
-        unranked = f"{diverged} of {len(track.seeds)} seeds have diverged"
+        badge, unranked = "diverged", f"{diverged} of {len(track.seeds)} seeds have diverged"
     elif lost:
+        badge = "baseline diverged"
         unranked = f"the baseline has diverged with {lost} of {len(track.seeds)} seeds"
     elif without:
-        unranked = f"unreplicated: {len(rises)} of {len(track.seeds)} seeds, {MIN_SEEDS} or more are needed"
-        if len(track.seeds) > MIN_SEEDS:
-            unranked = f"unreplicated: {len(rises)} of the track's {len(track.seeds)} seeds"
+        badge = "unreplicated"
+        unranked = f"unreplicated: {len(rises)} of the track's {len(track.seeds)} seeds"
     missing = len(without) - diverged
     rise_of_all = aggregate(rises, diverged, missing)
     return Scored(
@@ -147,7 +150,7 @@ def _scored(track: Track, entry: Entry) -> Scored:
         until=tuple(until),
         beside={name: _beside(track, entry, name, diverged) for name in track.score.beside},
         unranked=unranked,
-        badges=_badges(entry, rise_of_all, unranked),
+        badges=_badges(entry, rise_of_all, badge),
     )
 
 
@@ -187,16 +190,14 @@ def _beside(track: Track, entry: Entry, name: str, diverged: int) -> tuple[Aggre
 
 
 def _badges(entry: Entry, rise: Aggregate, unranked: str) -> tuple[str, ...]:
-    """What is to be known of an entry.
+    """What is to be known of an entry; ``unranked`` says in a word or two why it is not ranked.
 
     What has another generation 0 than the baseline has less, or more, to lose; the rise does not show it.
     Better than generation 0, beyond the seeds' scatter, is flagged: nothing in a track is better data than
     its real examples, so this is more optimisation, a leak, or a mistake.
     """
     found = ["baseline"] if entry.mitigation == BASELINE else []
-    if unranked:
-        kind = unranked.partition(":")[0] if unranked.startswith("unreplicated") else "diverged"
-        found.append("baseline diverged" if unranked.startswith("the baseline") else kind)
+    found += [unranked] if unranked else []
     if entry.provenance.dirty:
         found.append("source tree not clean")
     failed = sum(result.state == "failed" for result in entry.seeds.values())

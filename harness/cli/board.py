@@ -45,7 +45,7 @@ def add(
 
     Example: harness leaderboard add entries.yaml --to board
     """
-    from harness.board.entry import known_seeds, make_entry, write_entry
+    from harness.board.entry import known_seeds, make_entries, write_entry
     from harness.config.mitigations import AXIS
     from harness.terminal import nearest, shown
 
@@ -61,7 +61,7 @@ def add(
                 allowed = f"allowed: {', '.join(names)}{nearest(name, names)}"
                 raise InputError(f"--mitigation: found {shown(name)}, {allowed}")
         # all before any is written: a study that breaks a rule adds nothing
-        entries = [make_entry(prepared, store, name) for name in mitigation or names]
+        entries = make_entries(prepared, store, mitigation or names)
         written = [(entry, write_entry(entry, to)) for entry in entries]
     for entry, place in written:
         if not json_output:

@@ -84,7 +84,8 @@ def expand(source: Source) -> Study:
         # Where --set leaves only a part of the grid, what the file says of the rest is no mistake.
         if index not in applied and not any(map(source.is_set, override.when)):
             raise source.error(f"overrides.{index}.when", f"matches no cell: {shown(dict(override.when))}")
-    check_replaced(source, parts.data, {**axes, AXIS: ()}, overrides, applied, parts.mitigations)
+    fields = {name: values for name, values in axes.items() if name != AXIS}
+    check_replaced(source, parts.data, fields, overrides, applied, parts.mitigations)
     base = cells[0].config
     seeds = [base.seed] if seeds is None else seeds
     for index, seed in enumerate(seeds):

@@ -95,5 +95,4 @@ def take_axis(
                 if f"{axis}.".startswith(f"{field}.") or f"{field}.".startswith(f"{axis}."):
                     message = f"touches the same field as the axis {axis}; a cell can have one of the two"
                     raise source.error(f"{SECTION}.{name}.{field}", message)
-    found = {AXIS: names, **axes}
-    return {axis: found[axis] for axis in axes} | found if AXIS in axes else found
+    return dict(axes) if AXIS in axes else {AXIS: names, **axes}

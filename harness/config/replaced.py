@@ -38,7 +38,7 @@ def check_replaced(
     Raises:
         ConfigError: A value can never be one of its field.
     """
-    first = with_values(data, {name: values[0] for name, values in axes.items() if values})
+    first = with_values(data, {name: values[0] for name, values in axes.items()})
     for name, value, place, cell in _replaced(data, first, axes, overrides, before):
         check_field(source, with_values(cell, {name: value}), name, place)
     for mitigation, settings in mitigations.items():

@@ -69,8 +69,10 @@ def answers(rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Colle
         last = lasts[cell] if len({lasts[c] for c in known}) > 1 else None
         lines.append(f"{_where(cell, axes, last)}{_sentence(found[cell], known[cell])}")
     left = len(gone) + len(order) - len(lines)
-    less = "worsen less" if len(set(known.values())) == 1 else "are in the tables"
-    return [*lines, f"{left} more cells {less}"] if left else lines
+    one, many = ("worsens", "worsen") if len(set(known.values())) == 1 else ("is", "are")
+    what = "less" if one == "worsens" else "in the tables"
+    more = f"1 more cell {one} {what}" if left == 1 else f"{left} more cells {many} {what}"
+    return [*lines, more] if left else lines
 
 
 def _sign(headline: str) -> float:
@@ -137,14 +139,13 @@ def _sentence(changes: Mapping[str, Change], headline: str) -> str:
     change, metric, sign = changes[headline], about(headline), _sign(headline)
     if change.by.mean is None:
         return f"{metric.label} is {_mean(change.first)} in generation 0, and not finite in the last one"
-    rises = (change.by.mean or 0.0) > 0
     unit = f" {metric.unit}" if metric.unit else ""
     low, high = change.by.low, change.by.high
     if low is not None and high is not None and low <= 0 <= high:
         both = f"{_mean(change.first)} and {_mean(change.last)}{unit}"
         text = f"{metric.label} does not change beyond doubt, {both}"
     else:
-        verb = "rises" if rises else "falls"
+        verb = "rises" if change.by.mean > 0 else "falls"
         text = f"{metric.label} {verb} from {_mean(change.first)} to {_mean(change.last)}{unit}"
     if change.by.total > 1:
         text += f" (by {change.by.text(sign < 0)})"

@@ -41,7 +41,9 @@ class Refused(Exception):
 
 def plain(name):
     """The name of a distribution as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    from packaging.utils import canonicalize_name
+
+    return canonicalize_name(name)
 
 
 def needed(roots, there):
@@ -142,6 +144,8 @@ def install(wheels, folder):
     Raises:
         Refused: There are two versions of one, or pip cannot install them.
     """
+    from packaging.version import Version  # transformers needs it, so it is there
+
     missing, seen = [], {}
     for path in sorted(Path(wheels).glob("*.whl")):
         name, which = path.name.split("-")[:2]
@@ -149,7 +153,7 @@ def install(wheels, folder):
             raise Refused(f"{path} and {seen[plain(name)]}: one version of each")
         seen[plain(name)] = path
         try:
-            if _order(version(name)) >= _order(which):
+            if Version(version(name)) >= Version(which):
                 continue
         except PackageNotFoundError:
             pass
@@ -170,8 +174,3 @@ def install(wheels, folder):
         lines = done.stderr.strip().splitlines() or ["pip says nothing"]
         raise Refused(f"{wheels}: its wheels cannot be installed here ({lines[-1]})")
     return [folder]
-
-
-def _order(text):
-    """Versions in their order, as far as numbers go."""
-    return [int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:4]]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from bundled import run_bundles
 
-from harness.board.entry import Entry, known_seeds, make_entry
+from harness.board.entry import Entry, make_entries
 from harness.store import Store
 from harness.study import open_study
 
@@ -61,13 +61,10 @@ def one_by_one(config: Path, **changes: Any) -> None:
 def entries_of(config: Path, root: Path, *assignments: str) -> dict[str, Entry]:
     """The entries of a study, by mitigation."""
     store = Store.read(root)
-    first, scratch = open_study(config, assignments, store)
+    prepared, scratch = open_study(config, assignments, store)
     with scratch:
-        seeds = known_seeds(first, store)
-        prepared, again = open_study(config, (*assignments, f"grid.seed={seeds}"), store)
-        with again:
-            names = [str(cell.axes["mitigation"]) for cell in prepared.study.cells]
-            return {name: make_entry(prepared, store, name) for name in names}
+        names = [str(cell.axes["mitigation"]) for cell in prepared.study.cells]
+        return {entry.mitigation: entry for entry in make_entries(prepared, store, names)}
 
 
 def with_data(entry: Entry, change: Callable[[dict[str, Any]], Any]) -> Entry:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from boards import METRIC, MITIGATIONS, compute, entries_of, one_by_one, with_data, write
 from bundled import assert_mean, run_bundles
 from chains import run_all
@@ -164,16 +165,110 @@ def test_seeds_cannot_be_left_out(computed: Any, tmp_path: Path) -> None:
     run_bundles(config, other, "grid.seed=[0, 1, 2, 3, 4, 5, 99]")
     prepared, scratch = open_study(config, ("grid.seed=[99]",), Store.read(other))
     with scratch:
-        chains = [{"chain": chain.id, "seed": chain.seed} for chain in prepared.chains]
+        chains = [
+            {"chain": chain.id, "seed": chain.seed, "axes": prepared.axes(chain)["mitigation"]}
+            for chain in prepared.chains
+        ]
     strangers = [{"chain": "of another study", "seed": 77}]
     Experiment(other, "small").begin({}, [*chains, *strangers])
     entry = entries_of(config, other)["keep"]
     assert set(entry.seeds) == set(map(str, range(8))) and not entry.is_replicated
     assert entry.seeds["7"].state == "waiting" and set(entry.other_seeds) == {"99"}
+    assert entry.other_seeds["99"].chain == next(c["chain"] for c in chains if c["axes"] == "keep")
     assert entry.other_seeds["99"].state == "complete"
     (line,) = table_of(entry.track, [entry]).lines
     assert line.rank is None and line.unranked == "unreplicated: 6 of the track's 8 seeds"
     assert "1 other seeds were run" in line.badges
+
+
+def list_chains(config: Path, root: Path, *assignments: str) -> None:
+    """What a run does before anything else."""
+    prepared, scratch = open_study(config, assignments, Store.open(root))
+    with scratch:
+        chains = [{"chain": chain.id, "seed": chain.seed} for chain in prepared.chains]
+        Experiment(root, prepared.study.base.experiment).begin(prepared.study.source.data, chains)
+
+
+def test_a_seed_that_was_begun_is_in_the_entry_though_nothing_is_left_of_it(tmp_path: Path) -> None:
+    config, root = write(tmp_path / "study"), tmp_path / "root"
+    run_bundles(config, root, "grid.seed=[0, 1, 2, 3, 4, 5]")
+    list_chains(config, root, "grid.seed=[0, 6, 99]")
+    entry = entries_of(config, root)["keep"]
+    assert [entry.seeds[n].state for n in ("5", "6", "7")] == ["complete", "begun", "waiting"]
+    assert {n: (r.state, r.metrics) for n, r in entry.other_seeds.items()} == {"99": ("begun", {})}
+    assert not entry.is_replicated and verified(entry, root).good
+    assert ">begun<" in entry_page(None, entry, "small")
+
+
+def test_a_seed_that_the_entry_leaves_out_is_an_error(computed: Any, tmp_path: Path) -> None:
+    config, root, entries = computed
+    shutil.copytree(root, tmp_path / "root")
+    list_chains(config, tmp_path / "root", "grid.seed=[99]", "mitigation=keep")
+    outcome = verified(entries["keep"], tmp_path / "root")
+    assert not outcome.good and outcome.lines == (
+        "other_seeds.99: the store has it, and the entry leaves it out; add the entry anew",
+    )
+    assert verified(entries["accumulate"], tmp_path / "root").good, "it was begun of another entry"
+    begun = entries_of(config, tmp_path / "root")["keep"]
+    run_bundles(config, tmp_path / "root", "grid.seed=[99]", "grid.mitigation=[none, keep]")
+    whole = entries_of(config, tmp_path / "root")["keep"]
+    assert verified(whole, tmp_path / "root").good
+    (line,) = verified(begun, tmp_path / "root").lines[:1]
+    assert line.startswith("other_seeds.99.")
+    better = with_data(whole, lambda data: data["other_seeds"]["99"]["metrics"][METRIC].__setitem__(-1, 0.1))
+    (line,) = verified(better, tmp_path / "root").lines
+    assert line.startswith(f"other_seeds.99.metrics.{METRIC}.6: the entry has 0.1, the artifacts say")
+    table = table_of(whole.track, [entries["keep"], whole])
+    assert [line.entry.name for line in table.lines] == [whole.name], "the one that says more is shown"
+
+
+CLAIM = {
+    "text": "half real keeps half of the loss away",
+    "source": "theory",
+    "statistic": {"metric": METRIC, "of": "last", "where": {"mitigation": "keep"}},
+    "above": 0.5,
+}
+
+
+def with_claim(config: Path, **changes: Any) -> Path:
+    study = yaml.safe_load(config.read_text())
+    other = config.with_name(f"{len(list(config.parent.iterdir()))}.yaml")
+    other.write_text(yaml.safe_dump({**study, "claims": [{**CLAIM, **changes}]}))
+    return other
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_an_entry_says_what_was_claimed_before_the_first_fit(tmp_path: Path, single: bool) -> None:
+    """Claims that were changed when a first part had been run are other claims, and later."""
+    write(tmp_path, {"keep": MITIGATIONS["keep"]}, seeds=[0, 1, 2, 3, 4])
+    if single:
+        one_by_one(tmp_path / "study.yaml", generations=1)
+    config, root = with_claim(tmp_path / "study.yaml"), tmp_path / "root"
+    for part in ("seed=0", "grid.seed=[1, 2]"):  # a study may be run in parts
+        list_chains(config, root, part)
+        run_all(config, root, part) if single else run_bundles(config, root, part)
+    entry = entries_of(config, root)["keep"]
+    assert entry.declared is not None and entry.declared.before and entry.declared.claims[0] == CLAIM
+    assert verified(entry, root).good and "1 claims, before the first fit" in entry_page(None, entry, "small")
+    late = with_claim(tmp_path / "study.yaml", above=0.6)
+    never = entries_of(late, root)["keep"].declared
+    assert never is not None and never.time is None and not never.before
+    list_chains(late, root)
+    (place,) = root.glob(f"experiments/*/declared/{never.hash}.json")
+    said = json.loads(place.read_text())
+    # an hour later: records say to the second when they were made
+    place.write_text(json.dumps({**said, "time": said["time"] + 3600}))
+    after = entries_of(late, root)["keep"]
+    assert after.declared is not None and after.declared.time and not after.declared.before
+    assert after.declared.hash != entry.declared.hash and verified(after, root).good
+    for field, value in (("before", True), ("time", entry.declared.time), ("claims", [])):
+        changed = with_data(after, lambda data, f=field, v=value: data["declared"].update({f: v}))
+        outcome = verified(changed, root)
+        assert not outcome.good and outcome.lines[0].startswith(f"declared.{field}"), field
+    place.write_text(place.read_text().replace("0.6", "0.7"))
+    with pytest.raises(InputError, match="is damaged: it is not the declaration that its name says"):
+        entries_of(late, root)
+    assert entries_of(tmp_path / "study.yaml", root)["keep"].declared is None, "a study without claims"
 
 
 def test_a_fuller_entry_takes_the_place_of_another(computed: Any, tmp_path: Path) -> None:
@@ -348,7 +443,7 @@ def test_costs_and_other_seeds_are_verified_too(computed: Any) -> None:
     found = outcome(lambda data: data["other_seeds"].update({"99": data["seeds"]["0"]}))
     assert not found.good and found.lines == ("other_seeds.99: is not in the artifacts",)
     found = outcome(lambda data: data["provenance"].update(commits=["a" * 12], finished="2001"))
-    assert found.good and "device-hours, source and machine are not those" in found.lines[0]
+    assert found.good and "device-hours, claims, source and machine are not those" in found.lines[0]
 
 
 @pytest.mark.parametrize("part", ["mitigation=keep", "grid.mitigation=[keep]"])

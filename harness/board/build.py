@@ -10,12 +10,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from harness.board.checked import SUFFIX, Verification
 from harness.board.entry import Entry, read_entry
+from harness.board.immutable import read_immutable
 from harness.board.pages import entry_page, file_of, index_page, safe, track_page, values_of
 from harness.board.score import TrackTable, table_of
 from harness.errors import DamagedError, InputError
@@ -47,7 +49,8 @@ def build_site(folder: Path, out: Path) -> Iterator[str]:
             f"--out: {out} lies in the folder of entries; allowed: {folder} itself, or one outside"
         )
     entries, foreign = read_entries(folder)
-    tables = tables_of(entries)
+    checks = read_verifications(folder)
+    tables = tables_of(entries, checks)
     before = _before(out)
     files = dict(site_files(tables))
     for name in files:
@@ -64,9 +67,20 @@ def build_site(folder: Path, out: Path) -> Iterator[str]:
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
     yield from _changes(before, json.loads(files["board.json"]))
+    yield from _left_out(foreign, checks, tables)
+
+
+def _left_out(
+    foreign: Sequence[Path], checks: Iterable[Verification], tables: Sequence[TrackTable]
+) -> Iterator[str]:
+    """Files of the folder that the board does not show."""
     if foreign:
         more = f" and {len(foreign) - MAX_FOREIGN} more" if len(foreign) > MAX_FOREIGN else ""
         yield f"left out, for they are no entries: {', '.join(map(str, foreign[:MAX_FOREIGN]))}{more}"
+    used = {item.name for table in tables for found in table.checks.values() for item in found}
+    for item in checks:
+        if item.name not in used:
+            yield f"left out: {visible(item.name)} is of an entry that is not here, or not with this content"
 
 
 def read_entries(folder: Path) -> tuple[list[Entry], list[Path]]:
@@ -80,7 +94,7 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Path]]:
     entries, foreign = [], []
     for path in _files(folder):
         relative = path.relative_to(folder)
-        if path.suffix in PAGES or relative == Path("board.json"):
+        if path.suffix in PAGES or relative == Path("board.json") or path.name.endswith(SUFFIX):
             continue
         odd = path.suffix != ".json" or len(relative.parts) != 2 or path.name.startswith(".")
         if odd or not path.is_file():
@@ -93,6 +107,16 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Path]]:
             )
         entries.append(entry)
     return entries, foreign
+
+
+def read_verifications(folder: Path) -> list[Verification]:
+    """All verifications of a folder, of whatever entries.
+
+    Raises:
+        InputError: A file is called as one is and is none.
+    """
+    found = [path for path in _files(folder) if path.name.endswith(SUFFIX)]
+    return [read_immutable(path, Verification, "verification") for path in found]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -108,7 +132,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def tables_of(entries: Sequence[Entry]) -> list[TrackTable]:
+def tables_of(entries: Sequence[Entry], checks: Sequence[Verification] = ()) -> list[TrackTable]:
     """A table for each track, version of it, and data; the newest version of a track has its plain name."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -122,7 +146,7 @@ def tables_of(entries: Sequence[Entry]) -> list[TrackTable]:
             number += 1
             name = f"{track.track}-{number}"
         taken.add(name)
-        found.append(table_of(track, group, name))
+        found.append(table_of(track, group, name, checks))
     return sorted(found, key=lambda table: table.name)
 
 
@@ -145,11 +169,15 @@ def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, bytes]]:
         yield f"{table.name}.csv", _csv(rows)
         for line in table.lines:
             everything.append(line.entry)
-            yield file_of(line.entry), entry_page(line, line.entry, table.name).encode()
+            checks = table.checks.get(line.entry.name, ())
+            yield file_of(line.entry), entry_page(line, line.entry, table.name, checks).encode()
             yield line.entry.name, line.entry.content
         for entry in table.superseded:
-            yield file_of(entry), entry_page(None, entry, table.name).encode()
+            checks = table.checks.get(entry.name, ())
+            yield file_of(entry), entry_page(None, entry, table.name, checks).encode()
             yield entry.name, entry.content
+        for found in table.checks.values():
+            yield from ((item.name, item.content) for item in found)
     yield "index.html", index_page(tables).encode()
     yield "board.json", dump_json(board)
     yield "feed.xml", _feed(everything)

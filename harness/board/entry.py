@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
+from harness.board.declared import Declared, claimed, declared_of
+from harness.board.immutable import Immutable, read_immutable, write_immutable
 from harness.board.rules import check_rules, overlap_of
-from harness.cells import chain_namer
+from harness.board.seeds import listed_chains, with_seeds
 from harness.components import REGIMES
 from harness.config.grid import find_cells
 from harness.config.mitigations import AXIS, NAME, SECTION
 from harness.config.schema import science
 from harness.config.track import BASELINE, Track
-from harness.errors import DamagedError, InputError
-from harness.files import read_json, write_atomic
+from harness.errors import InputError
 from harness.inspection.status import ChainState, chain_states
 from harness.reporting import ledger
 from harness.science import BundledChain, Chain, key_of
@@ -26,24 +26,31 @@ from harness.section import Section
 from harness.store import Store
 from harness.store.corpora import digest
 from harness.study import Prepared
-from harness.terminal import cut, shown
+from harness.terminal import cut
 
 FORMAT = 1
 """Of an entry's file; raised where its meaning changes."""
-MAX_BYTES = 50_000_000
-"""No file of an entry is larger."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SeedResult(Section):
     """What one seed has come to.
 
-    ``state`` is that of its chain: ``complete``, ``diverged``, or why there is no more.
+    ``state`` is that of its chain: ``complete``, ``diverged``, or why there is no more; ``begun`` where a run
+    was asked for it and the store has no record of it.
     """
 
     chain: str
     state: Literal[
-        "complete", "diverged", "unreachable", "running", "failed", "damaged", "interrupted", "waiting"
+        "complete",
+        "diverged",
+        "unreachable",
+        "running",
+        "failed",
+        "damaged",
+        "interrupted",
+        "begun",
+        "waiting",
     ]
     detail: str = ""
     keys: tuple[str, ...] = ()
@@ -78,7 +85,7 @@ class Provenance(Section):
         return not self.commits or any(not commit or commit.endswith("+dirty") for commit in self.commits)
 
 
-class Entry(Section):
+class Entry(Immutable):
     """The file of an entry."""
 
     format: Literal[1]
@@ -104,6 +111,8 @@ class Entry(Section):
     provenance: Provenance
     experiment: str
     """Of the study that it is from."""
+    declared: Declared | None = None
+    """What that study claims; None where it claims nothing."""
 
     @field_validator("configuration")
     @classmethod
@@ -142,21 +151,9 @@ class Entry(Section):
 
     @property
     def name(self) -> str:
-        """Of its file: the same content always has the same name."""
-        digest = hashlib.sha256(self.content).hexdigest()[:12]
-        return f"{self.track.track}/{self.mitigation}-{self.configuration_hash[:8]}-{digest}.json"
-
-    @property
-    def content(self) -> bytes:
-        """The file: one line for each field, so that two can be compared, and not one for each number.
-
-        What a file did not say stays unsaid: a field that came later changes no earlier file, nor its name.
-        """
-        fields = self.model_dump(mode="json", exclude_unset=True)
-        lines = (
-            f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in fields.items()
-        )
-        return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+        """Of its file, from the board's folder: the same content always has the same name."""
+        track = f"{self.track.track}/{self.mitigation}"
+        return f"{track}-{self.configuration_hash[:8]}-{self.sha256[:12]}.json"
 
     @property
     def is_replicated(self) -> bool:
@@ -165,24 +162,28 @@ class Entry(Section):
         return all(r.state in ended for r in (*self.seeds.values(), *self.baseline.values()))
 
 
-def make_entry(prepared: Prepared, store: Store, mitigation: str) -> Entry:
+def make_entry(prepared: Prepared, store: Store, mitigation: str, said: str | None = None) -> Entry:
     """One entry of `make_entries`."""
-    (entry,) = make_entries(prepared, store, [mitigation])
+    (entry,) = make_entries(prepared, store, [mitigation], said)
     return entry
 
 
-def make_entries(prepared: Prepared, store: Store, mitigations: Sequence[str]) -> list[Entry]:
+def make_entries(
+    prepared: Prepared, store: Store, mitigations: Sequence[str], said: str | None = None
+) -> list[Entry]:
     """Compute entries.
 
     Args:
-        prepared: A study of a track, with the seeds of the track and all others that the store knows.
+        prepared: A study of a track, with any seeds.
         store: The store.
         mitigations: Their names in the study.
+        said: Hash of what another study has claimed of them; of what this one claims when None.
 
     Raises:
         InputError: The study is of no track, the store has nothing of one, or it breaks a rule of the track.
     """
-    track_of(prepared)
+    listed = listed_chains(store)
+    prepared = with_seeds(prepared, track_of(prepared).seeds, listed)
     for name in (*mitigations, BASELINE):
         if not find_cells(prepared.study, {AXIS: name}):
             raise InputError(
@@ -191,11 +192,22 @@ def make_entries(prepared: Prepared, store: Store, mitigations: Sequence[str]) -
             )
     states = {state.chain: state for state in chain_states(prepared, store)}
     table = ledger.rows(prepared, store, provenance=True).to_pandas()
-    return [_entry(prepared, store, name, states, table) for name in mitigations]
+    # a run was asked for it: that much is known, and is no secret
+    states = {
+        chain: replace(state, state="begun") if state.state == "waiting" and chain in listed else state
+        for chain, state in states.items()
+    }
+    claims = said or claimed(prepared)
+    return [_entry(prepared, store, name, states, table, claims) for name in mitigations]
 
 
 def _entry(
-    prepared: Prepared, store: Store, mitigation: str, states: Mapping[str, ChainState], table: Any
+    prepared: Prepared,
+    store: Store,
+    mitigation: str,
+    states: Mapping[str, ChainState],
+    table: Any,
+    said: Mapping[str, Any] | str | None,
 ) -> Entry:
     track = track_of(prepared)
     (cell,), (none,) = (find_cells(prepared.study, {AXIS: name}) for name in (mitigation, BASELINE))
@@ -239,6 +251,7 @@ def _entry(
         ),
         provenance=_provenance(own),
         experiment=prepared.study.base.experiment,
+        declared=declared_of(prepared, store, cell, own, said),
     )
 
 
@@ -343,59 +356,13 @@ def _provenance(own: Any) -> Provenance:
     )
 
 
-def known_seeds(prepared: Prepared, store: Store) -> list[int]:
-    """The seeds of a study's track, and all others that any run on a store has had of one of its cells.
-
-    Raises:
-        InputError: The study is of no track, or a list of chains is damaged: a seed in it would be left out.
-    """
-    track, listed, seeds = track_of(prepared), set[str](), set[int]()
-    for path in sorted((store.root / "experiments").glob("*/chains.json")):
-        try:
-            for chain in read_json(path):
-                listed.add(str(chain["chain"]))
-                seeds.add(int(chain["seed"]))
-        except (DamagedError, KeyError, TypeError, ValueError):
-            raise InputError(
-                f"{path} is damaged, so it is not known which seeds were run; run the experiment "
-                f"{shown(path.parent.name)} again, which writes it anew"
-            ) from None
-    name, cells = chain_namer(prepared.study, prepared.specs), range(len(prepared.specs))
-    others = seeds - set(track.seeds)
-    return [*track.seeds, *sorted(s for s in others if any(name(cell, s) in listed for cell in cells))]
-
-
 def read_entry(path: Path) -> Entry:
     """Read an entry's file.
 
     Raises:
         InputError: It cannot be read, is no entry, or is not what its name says.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is no entry: it has more than {MAX_BYTES:,} bytes")
-        content = path.read_bytes()
-        entry = Entry.model_validate_json(content)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = "".join(f"{part}." for part in first["loc"])[:-1]
-        where = f"{field}: " if field else ""
-        raise InputError(
-            f"{path} is no entry: {where}{first['msg']}, found {shown(first['input'])}"
-        ) from None
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path} is no entry: {cut(str(error))}") from None
-    if path.name != Path(entry.name).name:
-        raise InputError(f"{path} was changed after it was made: by its content its name is {entry.name}")
-    if content.replace(b"\r\n", b"\n") != entry.content:
-        raise InputError(
-            f"{path} was changed after it was made: it says more, or otherwise, than what is read"
-        )
-    return entry
+    return read_immutable(path, Entry, "entry")
 
 
 def write_entry(entry: Entry, folder: Path) -> Path:
@@ -404,11 +371,7 @@ def write_entry(entry: Entry, folder: Path) -> Path:
     Raises:
         InputError: The folder cannot be written.
     """
-    target = folder / entry.name
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            write_atomic(target, entry.content)
+        return write_immutable(entry, folder)
     except OSError as error:
-        raise InputError(f"--to: {target} cannot be written: {error.strerror}") from None
-    return target
+        raise InputError(f"--to: {folder / entry.name} cannot be written: {error.strerror}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from harness.board.checked import Verification
 from harness.board.drawing import Curve, Scale, curves, interval, text
 from harness.board.entry import Entry, SeedResult
 from harness.board.ranking import smallest_p
@@ -305,7 +306,7 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.12g}"
 
 
-def entry_page(line: Scored | None, entry: Entry, table: str) -> str:
+def entry_page(line: Scored | None, entry: Entry, table: str, checks: Sequence[Verification] = ()) -> str:
     """What is to be known of an entry: its line, None where it has none any more, in the table of a name."""
     track, metric = entry.track, entry.track.score.metric
     body = [
@@ -346,6 +347,10 @@ def entry_page(line: Scored | None, entry: Entry, table: str) -> str:
         ("configuration", entry.configuration_hash),
         ("data", entry.data),
     ]
+    if entry.declared is not None:
+        when = "before" if entry.declared.before else "NOT before"
+        said = f"{entry.declared.hash}, {len(entry.declared.claims)} claims, {when} the first fit"
+        facts.append(("declared", f"{said}: {entry.declared.time or 'never by a run'}"))
     facts += [(f"test set in the training set, {n}", f"{100 * v:.2g} %") for n, v in entry.overlap.items()]
     versions = {name: found for name, found in entry.provenance.versions.items() if found}
     facts.append(("versions", ", ".join(f"{n} {' or '.join(v)}" for n, v in sorted(versions.items()))))
@@ -354,8 +359,16 @@ def entry_page(line: Scored | None, entry: Entry, table: str) -> str:
     body.append('</dl><h2>Check it</h2><pre tabindex="0">')
     body.append(safe(f"harness leaderboard verify {file} --root STORE\n").replace("\\u000a", "\n"))
     body.append(safe(f"harness leaderboard verify {file} --replay {track.seeds[0]}"))
-    body.append(f'</pre><p><a href="{safe(file)}">The entry\u2019s file</a></p></main>')
+    body.append(f'</pre><p><a href="{safe(file)}">The entry\u2019s file</a></p>')
+    body += [f"<p>{safe(_check(item))}</p>" for item in reversed(checks)]
+    body.append("</main>")
     return page(f"{entry.mitigation}: {track.title}", body)
+
+
+def _check(item: Verification) -> str:
+    place = f"{item.host}, {item.device}, harness {item.versions.get('harness', '')} {item.commit}".rstrip()
+    who = f" by {item.who}" if item.who else ""
+    return f"{item.time[:10]}{who} on {place}: {item.verdict}" + "".join(f"; {line}" for line in item.lines)
 
 
 def _verdict(line: Scored) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from harness.board.checked import Verification, badges
 from harness.board.entry import Entry, SeedResult
 from harness.board.ranking import Rank, pareto, rank
 from harness.board.rules import worse_sign
@@ -59,12 +60,14 @@ class TrackTable:
         lines: Ranked ones first, the best first; then those that are not ranked, by name.
         superseded: Entries of a configuration of which there is a later or fuller one.
         name: Of its page: the track's, with a number where the board has several versions or data of it.
+        checks: Verifications by their entries' names, the earliest first.
     """
 
     track: Track
     lines: tuple[Scored, ...]
     superseded: tuple[Entry, ...]
     name: str
+    checks: Mapping[str, tuple[Verification, ...]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> int:
@@ -72,13 +75,16 @@ class TrackTable:
         return len(self.track.seeds)
 
 
-def table_of(track: Track, entries: Sequence[Entry], name: str = "") -> TrackTable:
+def table_of(
+    track: Track, entries: Sequence[Entry], name: str = "", checks: Iterable[Verification] = ()
+) -> TrackTable:
     """Score and rank the entries of a track.
 
     Args:
         track: The track.
         entries: All that may be compared (`Entry.comparable`).
         name: Of its page; the track's when empty.
+        checks: Verifications; those that are of none of the entries, as they are, are left out.
 
     Raises:
         InputError: Two entries have different numbers under one key.
@@ -89,7 +95,8 @@ def table_of(track: Track, entries: Sequence[Entry], name: str = "") -> TrackTab
         current[entry.chains] = entry
     kept = set(map(id, current.values()))
     superseded = tuple(sorted((e for e in entries if id(e) not in kept), key=lambda e: e.name))
-    lines = [_scored(track, entry) for entry in current.values()]
+    of_entry = _by_entry(entries, checks)
+    lines = [_scored(track, entry, of_entry.get(entry.name, ())) for entry in current.values()]
     ranked = [line for line in lines if not line.unranked]
     if ranked:
         benefits = np.array([line.benefit.values for line in ranked])
@@ -100,7 +107,18 @@ def table_of(track: Track, entries: Sequence[Entry], name: str = "") -> TrackTab
         ]
     ranked.sort(key=_place)
     others = sorted((line for line in lines if line.unranked), key=lambda line: line.entry.mitigation)
-    return TrackTable(track, (*ranked, *others), superseded, name or track.track)
+    return TrackTable(track, (*ranked, *others), superseded, name or track.track, of_entry)
+
+
+def _by_entry(
+    entries: Iterable[Entry], checks: Iterable[Verification]
+) -> dict[str, tuple[Verification, ...]]:
+    known = {entry.name: entry for entry in entries}
+    found: dict[str, tuple[Verification, ...]] = {}
+    for item in sorted(checks, key=lambda item: (item.time, item.name)):
+        if item.entry in known and item.is_of(known[item.entry]):
+            found[item.entry] = (*found.get(item.entry, ()), item)
+    return found
 
 
 def _place(line: Scored) -> tuple[int, float, str]:
@@ -108,13 +126,13 @@ def _place(line: Scored) -> tuple[int, float, str]:
     return line.rank.rank, -(line.benefit.mean or 0.0), line.entry.mitigation
 
 
-def _fullness(entry: Entry) -> tuple[int, str, str]:
+def _fullness(entry: Entry) -> tuple[int, int, str, str]:
     """Of two entries of one configuration the fuller one counts, then the later one."""
     ended = sum(result.state in ("complete", "diverged") for result in entry.seeds.values())
-    return ended, entry.provenance.finished, entry.name
+    return ended, len(entry.other_seeds), entry.provenance.finished, entry.name
 
 
-def _scored(track: Track, entry: Entry) -> Scored:
+def _scored(track: Track, entry: Entry, checks: Sequence[Verification]) -> Scored:
     metric, sign = track.score.metric, worse_sign(track.score.metric)
     rises, benefits, until, without = list[float](), list[float](), list[float](), list[str]()
     diverged = lost = 0
@@ -150,7 +168,7 @@ def _scored(track: Track, entry: Entry) -> Scored:
         until=tuple(until),
         beside={name: _beside(track, entry, name, diverged) for name in track.score.beside},
         unranked=unranked,
-        badges=_badges(entry, rise_of_all, badge),
+        badges=(*_badges(entry, rise_of_all, badge), *badges(checks)),
     )
 
 

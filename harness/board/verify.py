@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.board.entry import Entry, SeedResult, known_seeds, make_entry
+from harness.board.entry import Entry, SeedResult, make_entry
 from harness.board.rules import worse_sign
 from harness.config.mitigations import AXIS
 from harness.errors import HarnessError, InputError, StoreError
@@ -63,13 +63,13 @@ def verified(entry: Entry, root: Path) -> Outcome:
     """
     with tempfile.TemporaryDirectory(prefix="harness-") as folder:
         study, store = write_study(entry, Path(folder)), Store.read(root)
-        seeds = known_seeds(prepare_study(study, (), store, Path(folder)), store)
-        prepared = prepare_study(study, (f"grid.seed={seeds}",), store, Path(folder))
+        prepared = prepare_study(study, (), store, Path(folder))
         damaged = list(_damaged(prepared, store, entry))
         if damaged:
             what = f"{len(damaged)} artifacts that it rests on are damaged or missing"
             return Outcome(False, f"not verified: {what}", tuple(damaged[:MAX_LINES]))
-        again = make_entry(prepared, store, entry.mitigation)
+        said = entry.declared.hash if entry.declared else None
+        again = make_entry(prepared, store, entry.mitigation, said)
     found = [*_differences(_plain(entry), _plain(again), ""), *_undue(entry, again)]
     if found:
         more = [f"and {len(found) - MAX_LINES} more"] if len(found) > MAX_LINES else []
@@ -84,33 +84,38 @@ def verified(entry: Entry, root: Path) -> Outcome:
 def _plain(entry: Entry) -> dict[str, Any]:
     """What has to agree: all but what a later run of other studies on the store may add."""
     found = entry.model_dump(mode="json")
-    for name in ("experiment", "other_seeds", "provenance"):
+    for name in ("declared", "experiment", "other_seeds", "provenance"):
         found.pop(name)
     found["cost"].pop("device_hours")
     return found
 
 
 def _undue(entry: Entry, again: Entry) -> Iterator[str]:
-    """Of what a later run may add to or do again, what is not in the store, or not so."""
-    for seed in entry.other_seeds.keys() - again.other_seeds.keys():
+    """Of what may differ between stores, what does not follow from this one."""
+    mine, theirs = entry.other_seeds, again.other_seeds
+    for seed in mine.keys() - theirs.keys():
         yield f"other_seeds.{seed}: is not in the artifacts"
-    mine, theirs = entry.cost.device_hours, again.cost.device_hours
-    if entry.provenance == again.provenance and not math.isclose(mine, theirs):
-        yield f"cost.device_hours: the entry has {shown(mine)}, the artifacts say {shown(theirs)}"
+    for seed in theirs.keys() - mine.keys():
+        yield f"other_seeds.{seed}: the store has it, and the entry leaves it out; add the entry anew"
+    for seed in mine.keys() & theirs.keys():
+        one, other = (result.model_dump(mode="json") for result in (mine[seed], theirs[seed]))
+        yield from _differences(one, other, f"other_seeds.{seed}")
+    if entry.provenance != again.provenance:
+        return
+    before, after = (None if e.declared is None else e.declared.model_dump() for e in (entry, again))
+    yield from _differences(before, after, "declared")
+    hours = entry.cost.device_hours, again.cost.device_hours
+    if not math.isclose(*hours):
+        yield f"cost.device_hours: the entry has {shown(hours[0])}, the artifacts say {shown(hours[1])}"
 
 
 def _notes(entry: Entry, again: Entry) -> tuple[str, ...]:
     """What differs and may be of a later run, or of another one in another store."""
-    found = [
-        f"the store has seed {seed} of it too, which is not in the entry"
-        for seed in again.other_seeds
-        if seed not in entry.other_seeds
-    ]
-    if entry.provenance != again.provenance:
-        found.append(
-            "its device-hours, source and machine are not those of the runs in this store: not compared"
-        )
-    return tuple(found[:MAX_LINES])
+    if entry.provenance == again.provenance:
+        return ()
+    return (
+        "its device-hours, claims, source and machine are not those of the runs in this store: not compared",
+    )
 
 
 def _damaged(prepared: Prepared, store: Store, entry: Entry) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -45,16 +46,13 @@ def add(
 
     Example: harness leaderboard add entries.yaml --to board
     """
-    from harness.board.entry import known_seeds, make_entries, write_entry
+    from harness.board.entry import make_entries, write_entry
     from harness.config.mitigations import AXIS
     from harness.terminal import nearest, shown
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
-        store = existing_store(root, writes=False)
-        prepared, _ = prepare(config, assignments, root, scratch)
-        seeds = known_seeds(prepared, store)
-        everything = [*(assignments or ()), f"grid.seed={seeds}"]
-        prepared, store = prepare(config, everything, root, scratch)
+        existing_store(root, writes=False)
+        prepared, store = prepare(config, assignments, root, scratch)
         names = [str(cell.axes[AXIS]) for cell in prepared.study.cells if not cell.teacher]
         for name in mitigation or ():
             if name not in names:
@@ -83,9 +81,13 @@ def verify(
 ) -> None:
     """Compute every number of an entry again from the artifacts in a store, or by running a seed again.
 
+    What came of it, who did it, where and with which versions, is kept in a file beside the entry.
+
     Example: harness leaderboard verify board/digits/none-0a1b2c3d-0123456789ab.json --replay 0
     """
+    from harness.board.checked import verification
     from harness.board.entry import read_entry
+    from harness.board.immutable import write_beside
     from harness.board.verify import replayed, verified
 
     found = read_entry(entry)
@@ -97,6 +99,10 @@ def verify(
     for line in outcome.lines:
         terminal.show(line)
     terminal.show(f"{entry.name}: {outcome.verdict}")
+    try:
+        terminal.show(f"kept in {write_beside(verification(found, replay, outcome), entry)}")
+    except OSError as error:  # of somebody else's board the answer is worth having all the same
+        terminal.show(f"not kept: {entry.parent} cannot be written: {error.strerror}", sys.stderr)
     raise typer.Exit(0 if outcome.good else EXIT_FAILED)
 
 

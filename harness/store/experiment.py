@@ -19,6 +19,10 @@ from typing import Any
 
 from harness.errors import DamagedError
 from harness.files import dump_json, read_json, sync_file, write_atomic, write_json
+from harness.science import key_of
+
+NOT_DECLARED = ("experiment", "claims", "tracking", "resources", "retention", "grid")
+"""Fields of a study that no claim is about, or that a declaration has in a place of their own."""
 
 
 class Experiment:
@@ -48,6 +52,7 @@ class Experiment:
         for name in ("logs", "progress", "parts"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         write_json(self.path / "config.json", config)
+        self._declare(config)
         part = dump_json(list(chains))
         write_atomic(self.path / "parts" / f"{hashlib.sha256(part).hexdigest()[:16]}.json", part)
         merged: list[Path] = []
@@ -56,6 +61,21 @@ class Experiment:
         ) != merged:  # whoever merges last has seen every part: a later one is merged by its writer
             self._merge(parts)
             merged = parts
+
+    def _declare(self, config: Mapping[str, Any]) -> None:
+        """Write down what a study claims before anything of it runs: once, so the first time stays."""
+        said = declaration(config)
+        if said is None:
+            return
+        folder, key = self.path / "declared", key_of(said)
+        folder.mkdir(exist_ok=True)
+        temporary = folder / f".{uuid.uuid4().hex}"
+        temporary.write_bytes(dump_json({"time": time.time(), "declaration": said}))
+        sync_file(temporary)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, folder / f"{key}.json")
+        temporary.unlink()
+        sync_file(folder)
 
     def _parts(self) -> list[Path]:
         """What runs under this name were about, the latest last."""
@@ -180,6 +200,22 @@ class Experiment:
             with contextlib.suppress(OSError, ValueError):
                 found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+
+def declaration(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a study claims, with all that it is about; None where it claims nothing.
+
+    How it is run is not in it, and neither is which part of it is: a study may be run seed by seed.
+
+    Args:
+        config: Its content.
+    """
+    if not config.get("claims"):
+        return None
+    partly, grid = ("seed", "mitigation"), config.get("grid") or {}
+    about = {name: value for name, value in config.items() if name not in (*NOT_DECLARED, *partly)}
+    about["grid"] = {name: values for name, values in grid.items() if name not in partly}
+    return {"claims": config["claims"], "about": about}
 
 
 def _host_of(path: Path) -> str | None:

@@ -94,11 +94,12 @@ def read_entries(folder: Path) -> tuple[list[Entry], list[Path]]:
     entries, foreign = [], []
     for path in _files(folder):
         relative = path.relative_to(folder)
-        if path.suffix in PAGES or relative == Path("board.json") or path.name.endswith(SUFFIX):
+        if path.suffix in PAGES or relative == Path("board.json"):
             continue
-        odd = path.suffix != ".json" or len(relative.parts) != 2 or path.name.startswith(".")
-        if odd or not path.is_file():
+        if not _has_place(path, relative):
             foreign.append(relative)
+            continue
+        if path.name.endswith(SUFFIX):
             continue
         entry = read_entry(path)
         if relative.parts[0] != entry.track.track:
@@ -116,7 +117,14 @@ def read_verifications(folder: Path) -> list[Verification]:
         InputError: A file is called as one is and is none.
     """
     found = [path for path in _files(folder) if path.name.endswith(SUFFIX)]
+    found = [path for path in found if _has_place(path, path.relative_to(folder))]
     return [read_immutable(path, Verification, "verification") for path in found]
+
+
+def _has_place(path: Path, relative: Path) -> bool:
+    """Whether a file lies and is called as an entry or a verification does and is: no link, no pipe."""
+    odd = path.suffix != ".json" or len(relative.parts) != 2 or path.name.startswith(".")
+    return not odd and path.is_file()
 
 
 def _files(folder: Path) -> list[Path]:

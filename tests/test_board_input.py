@@ -1,0 +1,98 @@
+"""Entries of stores in which something is wrong: one message each, and nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boards import MITIGATIONS, TRACK, compute, entries_of, one_by_one, with_data, write
+from bundled import run_bundles
+from chains import run_all
+from conftest import harness
+
+from harness.board.build import read_entries, read_verifications, tables_of
+from harness.board.entry import Entry, write_entry
+from harness.board.score import table_of
+from harness.board.verify import verified
+from harness.errors import InputError
+from harness.store import Store
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Entry]]:
+    return compute(tmp_path_factory.mktemp("board"))
+
+
+def test_records_that_are_missing(computed: Any, tmp_path: Path) -> None:
+    """All of them, and those of one generation of one seed."""
+    config, _, entries = computed
+    Store.open(tmp_path / "empty")
+    with pytest.raises(InputError, match="^keep: the store has none of its generations; harness run comp"):
+        entries_of(config, tmp_path / "empty", "grid.mitigation=[keep, none]")
+    with pytest.raises(InputError, match="none of its generations"):
+        verified(entries["keep"], tmp_path / "empty")
+    small = write(tmp_path / "study", {"keep": MITIGATIONS["keep"]}, seeds=[0, 1, 2, 3, 4])
+    one_by_one(small, generations=1)
+    prepared, store = run_all(small, tmp_path / "root")
+    entry = entries_of(small, tmp_path / "root")["keep"]
+    victim = next(chain for chain in prepared.lineage.chains if prepared.axes(chain)["mitigation"] == "keep")
+    shutil.rmtree(store.path("evaluations", victim.nodes[1]))
+    again = entries_of(small, tmp_path / "root")["keep"]
+    assert not again.is_replicated and len(again.seeds[str(victim.seed)].keys) == 1
+    outcome = verified(entry, tmp_path / "root")
+    assert not outcome.good and outcome.lines[0].startswith(f"seeds.{victim.seed}.")
+
+
+def test_records_of_another_track(computed: Any, tmp_path: Path) -> None:
+    """The same recipe in another environment has other keys, so its records are nobody's here."""
+    entries, environment = (
+        computed[2],
+        {**TRACK["config"], "data": {**TRACK["config"]["data"], "outcomes": 13}},
+    )
+    other = write(tmp_path / "study", config=environment)
+    run_bundles(other, tmp_path / "root")
+    with pytest.raises(InputError, match="keep: the store has none of its generations"):
+        verified(entries["keep"], tmp_path / "root")
+    theirs, mine = entries_of(other, tmp_path / "root")["keep"], entries["keep"].model_dump(mode="json")
+    claimed = with_data(theirs, lambda data: data.update(track=mine["track"]))
+    with pytest.raises(InputError, match="none of its generations"):
+        verified(claimed, tmp_path / "root")
+    outcome = verified(claimed, computed[1])
+    assert not outcome.good and any(line.startswith("configuration.data") for line in outcome.lines)
+    assert [len(table.lines) for table in tables_of([entries["keep"], claimed])] == [1, 1]
+
+
+@pytest.mark.parametrize("commits", [(), ("",), ("0123456789ab", "0123456789ab+dirty")])
+def test_a_source_tree_with_changes_is_marked(computed: Any, commits: tuple[str, ...]) -> None:
+    clean = with_data(computed[2]["keep"], lambda data: data["provenance"].update(commits=["0123456789ab"]))
+    other = with_data(clean, lambda data: data["provenance"].update(commits=list(commits)))
+    marks = ["source tree not clean" in table_of(e.track, [e]).lines[0].badges for e in (clean, other)]
+    assert marks == [False, True]
+
+
+def test_commands_say_what_is_wrong_in_one_message(computed: Any, tmp_path: Path) -> None:
+    config, root, entries = computed
+    missing = harness("leaderboard", "add", config, "--root", tmp_path / "none", "--to", tmp_path / "board")
+    assert missing.returncode == 2 and "is not a store of the harness" in missing.stderr
+    assert not (tmp_path / "board").exists()
+    place = write_entry(entries["keep"], tmp_path / "board")
+    place.write_text(place.read_text().replace("0.5", "0.6"))
+    edited = harness("leaderboard", "verify", place, "--root", root)
+    assert edited.returncode == 2 and "was changed after it was made" in edited.stderr
+    for done in (missing, edited):
+        assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
+def test_odd_files_among_verifications(computed: Any, tmp_path: Path) -> None:
+    """Nobody waits for a pipe, and no link is followed to nowhere."""
+    folder = write_entry(computed[2]["keep"], tmp_path).parent
+    os.mkfifo(folder / "a.verification.json")
+    (folder / "b.verification.json").symlink_to("nowhere")
+    (tmp_path / "c.verification.json").write_text("{}")
+    _, foreign = read_entries(tmp_path)
+    names = ["c.verification.json", "small/a.verification.json", "small/b.verification.json"]
+    assert sorted(map(str, foreign)) == names and read_verifications(tmp_path) == []

@@ -72,6 +72,8 @@ def verified(entry: Entry, root: Path) -> Outcome:
         again = make_entry(prepared, store, entry.mitigation, said)
     found = [*_differences(_plain(entry), _plain(again), ""), *_undue(entry, again)]
     if found:
+        # what was computed comes before the numbers that follow from it
+        found.sort(key=lambda line: line.startswith(("baseline.", "seeds.")))
         more = [f"and {len(found) - MAX_LINES} more"] if len(found) > MAX_LINES else []
         verdict = "not verified: the entry does not say what its artifacts say"
         return Outcome(False, verdict, (*found[:MAX_LINES], *more))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -67,6 +67,25 @@ class Recipe:
     def size(self) -> int:
         """Number of training examples."""
         return self.subsample if self.subsample is not None else sum(part.count for part in self.parts)
+
+    @property
+    def counts(self) -> tuple[float, float]:
+        """How many training examples are real, and how many synthetic; of a subsample those to expect."""
+        real = sum(part.count for part in self.parts if part.origin == REAL)
+        whole = sum(part.count for part in self.parts)
+        share = self.size / whole if whole else 0.0
+        return real * share, (whole - real) * share
+
+
+def on_a_line(at: tuple[float, float], beside: Sequence[tuple[float, float]]) -> bool:
+    """Whether three training sets differ in real and in synthetic examples by one proportion only.
+
+    Args:
+        at: Real and synthetic examples (`Recipe.counts`) of one.
+        beside: The same of two others.
+    """
+    (a, b), (c, d) = ((real - at[0], synthetic - at[1]) for real, synthetic in beside)
+    return abs(a * d - b * c) <= 1e-9 * max(abs(a), abs(b), abs(c), abs(d)) ** 2
 
 
 @dataclass(frozen=True, slots=True)

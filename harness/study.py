@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.cells import cell_spec, is_bundled, lineage_of
 from harness.components import DATA_KINDS, LEARNERS, TRACKERS
-from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources
+from harness.config.grid import Cell, Study, check_claims, expand, find_cells, resolve_sources
 from harness.config.load import load_file
 from harness.config.schema import Config, data_kind
 from harness.data.base import ExternalCorpus, PreparedData, RealData
@@ -24,7 +24,7 @@ from harness.errors import DataError, InputError
 from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
 from harness.learners.language_model.facts import ModelFacts
 from harness.preparation import DataOf, teacher_spec
-from harness.records import Examples
+from harness.records import Examples, on_a_line
 from harness.regimes import check_supply
 from harness.registry import named
 from harness.science import BundledChain, CellSpec, Chain, DataSpec, Lineage, key_of
@@ -169,6 +169,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         resolved.append(learner)
         specs.append(found)
     _check_sources(study, specs)
+    _check_counts(study, specs)
     lineage, bundles = lineage_of(study, specs)
     executions = tuple(
         _execution(cell.config, found) for cell, found in zip(study.cells, resolved, strict=True)
@@ -177,6 +178,28 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
     return Prepared(
         study, tuple(data), tuple(specs), lineage, bundles, models, executions, tuple(others.values())
     )
+
+
+def _check_counts(study: Study, specs: Sequence[CellSpec]) -> None:
+    """Check that a claim about the value of real data is of cells that differ in what it compares."""
+    for number, claim in enumerate(study.base.claims):
+        statistic = claim.statistic
+        found = [find_cells(study, cell) for _, cell in statistic.cells]
+        if not statistic.beside or not all(found):
+            continue
+        last = (specs[index].generations for (index,) in found)
+        generation = min(last) if statistic.generation is None else statistic.generation
+        (at, *beside) = (specs[index].recipe(generation).counts for (index,) in found)
+        shown = "; ".join(f"{real:g} real and {synthetic:g} synthetic" for real, synthetic in (at, *beside))
+        place = f"claims.{number}.statistic.beside"
+        if statistic.of == "undone" and beside[0][0] <= at[0]:
+            raise study.source.error(place, f"needs a cell with more real examples than where; found {shown}")
+        if statistic.of == "worth" and on_a_line(at, beside):
+            raise study.source.error(
+                place,
+                "needs two cells that differ from where, and not both in the same proportion, in real and "
+                f"in synthetic examples; found {shown} in generation {generation}",
+            )
 
 
 def _check_own_examples(section: DataSection, real: RealData) -> None:

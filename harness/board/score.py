@@ -14,6 +14,7 @@ from harness.board.ranking import Rank, pareto, rank
 from harness.board.rules import worse_sign
 from harness.config.track import BASELINE, Track
 from harness.errors import InputError
+from harness.reporting.growth import until
 from harness.reporting.statistics import Aggregate, aggregate
 from harness.terminal import shown
 
@@ -134,7 +135,7 @@ def _fullness(entry: Entry) -> tuple[int, int, str, str]:
 
 def _scored(track: Track, entry: Entry, checks: Sequence[Verification]) -> Scored:
     metric, sign = track.score.metric, worse_sign(track.score.metric)
-    rises, benefits, until, without = list[float](), list[float](), list[float](), list[str]()
+    rises, benefits, until_by_seed, without = list[float](), list[float](), list[float](), list[str]()
     diverged = lost = 0
     length = entry.configuration["generations"] + 1
     for seed in map(str, track.seeds):
@@ -143,8 +144,7 @@ def _scored(track: Track, entry: Entry, checks: Sequence[Verification]) -> Score
         lost += theirs is not None and theirs.state == "diverged"
         rise, of_baseline = (_rise(result, metric, sign, length) for result in (mine, theirs))
         if mine is not None and (rise is not None or mine.state == "diverged"):
-            found = _until(mine.metrics.get(metric, ()), sign, track.score.threshold)
-            until.append(min(found, len(mine.metrics.get(metric, ()))) if rise is None else found)
+            until_by_seed.append(_until(mine, metric, sign * (track.score.threshold or 0.0)))
         if rise is None or of_baseline is None:
             without.append(seed)
             continue
@@ -165,7 +165,7 @@ def _scored(track: Track, entry: Entry, checks: Sequence[Verification]) -> Score
         entry=entry,
         rise=rise_of_all,
         benefit=aggregate(benefits, diverged, missing),
-        until=tuple(until),
+        until=tuple(until_by_seed),
         beside={name: _beside(track, entry, name, diverged) for name in track.score.beside},
         unranked=unranked,
         badges=(*_badges(entry, rise_of_all, badge), *badges(checks)),
@@ -187,12 +187,12 @@ def _rise(result: SeedResult | None, metric: str, sign: float, length: int) -> f
     return plain(sign * (values[-1] - values[0]))
 
 
-def _until(values: Sequence[float | None], sign: float, threshold: float | None) -> float:
-    """The first generation in which a metric has worsened by a threshold; infinite where there is none."""
-    if threshold is None or not values or values[0] is None:
-        return math.inf
-    worse = (g for g, v in enumerate(values) if v is not None and sign * (v - values[0]) >= threshold)
-    return next(worse, math.inf)
+def _until(result: SeedResult, metric: str, change: float) -> float:
+    """Generations until the metric has changed by the track's threshold, which may be 0: there is none."""
+    values = result.metrics.get(metric, ())
+    curve = {g: v for g, v in enumerate(values) if v is not None}
+    ended = len(values) if result.state == "diverged" else None
+    return until(curve, change, ended=ended) if change else math.inf
 
 
 def _beside(track: Track, entry: Entry, name: str, diverged: int) -> tuple[Aggregate, Aggregate]:

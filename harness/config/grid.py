@@ -23,6 +23,8 @@ from harness.terminal import nearest, shown
 
 SHARED_SECTIONS = ("experiment", "tracking", "seed", "claims")
 """Fields that all cells of a grid share."""
+SHAPED = 6
+"""Generations that a chain has to have for its growth to have a shape (AICc of four parameters)."""
 EXECUTION_SECTIONS = ("experiment", "resources", "retention", "tracking", "claims")
 """Fields that never change a result: an axis over one would ask for the same chain twice."""
 
@@ -373,9 +375,7 @@ def check_claims(study: Study) -> None:
         ConfigError: A claim names no cell, or more than one.
     """
     for number, claim in enumerate(study.base.claims):
-        for name, wanted in (("where", claim.statistic.where), ("minus", claim.statistic.minus)):
-            if wanted is None:
-                continue
+        for name, wanted in claim.statistic.cells:
             place = f"claims.{number}.statistic"
             for field in wanted:
                 if field != AXIS or AXIS not in study.columns:
@@ -393,6 +393,13 @@ def check_claims(study: Study) -> None:
                     f"{name} {wanted}: {what}, expected one; {'they are' if found else 'cells'}: {cells}",
                 )
             last = study.cells[found[0]].config.generations
+            if (
+                claim.statistic.of == "growth"
+                and last + 1 < SHAPED
+                and not study.source.is_set("generations")
+            ):
+                message = f"growth needs {SHAPED} generations to tell shapes apart, the cell has {last + 1}"
+                raise study.source.error(f"{place}.of", message)
             for field in ("generation", "baseline"):
                 asked = getattr(claim.statistic, field)
                 if asked is not None and asked > last and not study.source.is_set("generations"):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
-from harness.config.grid import find_cells
+from harness.config.grid import SHAPED, find_cells
 from harness.config.schema import Claim, Statistic
+from harness.reporting.growth import curvatures, evidence, leads, middle, slopes, until
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import LEVEL, aggregate
+from harness.reporting.worth import exchange, undoing
 from harness.study import Prepared
 
 Verdict = Literal["reproduced", "contradicted", "undecided"]
@@ -21,6 +23,8 @@ SHARES = ("exceeds_first", "lost")
 """Statistics that are 0 or 1 for a seed; their mean is a share, with Wilson's interval."""
 MIN_SEEDS = 5
 """With fewer seeds nothing is decided."""
+MEDIAN_SEEDS = 6
+"""Fewer give the median of an ``until`` no interval."""
 Series = dict[int, float]
 """Generation to value, for one seed; without values that are not finite."""
 
@@ -49,6 +53,36 @@ class Judgement:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What the records say.
+
+    Attributes:
+        prepared: The study.
+        series: Cell and metric to seed to values by generation.
+        ended: Cell and seed to the generation in which the chain has diverged.
+    """
+
+    prepared: Prepared
+    series: Mapping[tuple[int, str], dict[int, Series]]
+    ended: Mapping[tuple[int, int], int]
+
+    def cell(self, where: Mapping[str, Any]) -> int:
+        """The cell that a claim names."""
+        (found,) = find_cells(self.prepared.study, where)
+        return found
+
+    def last(self, statistic: Statistic, cell: int) -> int:
+        """The generation that is taken as the last one."""
+        own = self.prepared.study.cells[cell].config.generations
+        return own if statistic.generation is None else statistic.generation
+
+    def diverged(self, cells: Iterable[int]) -> set[int]:
+        """Seeds that have diverged in any of these cells."""
+        wanted = set(cells)
+        return {seed for cell, seed in self.ended if cell in wanted}
+
+
 def judge(prepared: Prepared, rows: Iterable[Mapping[str, Any]]) -> list[Judgement]:
     """The verdict on every claim of a configuration.
 
@@ -60,90 +94,115 @@ def judge(prepared: Prepared, rows: Iterable[Mapping[str, Any]]) -> list[Judgeme
     series: dict[tuple[int, str], dict[int, Series]] = {}
     metrics = {claim.statistic.metric for claim in prepared.study.base.claims}
     table = Rows.of(rows)
-    chains = table.series(("chain",))
+    chains = table.series(("chain",)) if metrics else []
     for metric in metrics:
         values = table.values(metric)
         for chain in chains:
             known = chain.places[~np.isnan(values[chain.places])]
             found = series.setdefault((cells[chain.cell[0]], metric), {}).setdefault(chain.seed, {})
             found |= zip(table.generation[known].tolist(), values[known].tolist(), strict=True)
-    diverged = {(cells[chain.cell[0]], chain.seed) for chain in chains if chain.ended is not None}
-    return [_judge(prepared, series, diverged, claim) for claim in prepared.study.base.claims]
+    ended = {(cells[chain.cell[0]], chain.seed): chain.ended for chain in chains if chain.ended is not None}
+    known_all = _Known(prepared, series, ended)
+    return [_judge(known_all, claim) for claim in prepared.study.base.claims]
 
 
-def _judge(
-    prepared: Prepared,
-    series: Mapping[tuple[int, str], dict[int, Series]],
-    diverged: Collection[tuple[int, int]],
-    claim: Claim,
-) -> Judgement:
+def _judge(known: _Known, claim: Claim) -> Judgement:
     statistic = claim.statistic
-    if not all(
-        find_cells(prepared.study, where) for where in (statistic.where, statistic.minus) if where is not None
-    ):
+    if not all(find_cells(known.prepared.study, where) for _, where in statistic.cells):
         return Judgement(claim, "undecided", None, None, None, 0, "--set leaves its cells out")
-    values = _values(prepared, series, statistic, statistic.where)
-    ended = {seed for cell, seed in diverged if cell in find_cells(prepared.study, statistic.where)}
-    if statistic.minus is not None:
-        others = _values(prepared, series, statistic, statistic.minus)
-        values = {seed: value - others[seed] for seed, value in values.items() if seed in others}
-        ended |= {seed for cell, seed in diverged if cell in find_cells(prepared.study, statistic.minus)}
-    missing = len(prepared.study.seeds) - len(values)
-    ended -= values.keys()
-    numbers = [values[seed] for seed in sorted(values)]
-    if not numbers:
-        why = (
-            "all seeds have diverged"
-            if len(ended) == missing
-            else f"no record has a finite {statistic.metric} there"
-        )
+    cells = [known.cell(where) for _, where in statistic.cells]
+    of_seeds: Mapping[int, Any]
+    if statistic.beside:
+        of_seeds = _triples(known, statistic, cells)
+    else:
+        of_seeds = _values(known, statistic, cells[0])
+        if statistic.minus is not None:
+            others = _values(known, statistic, cells[1])
+            both = {seed: value - others[seed] for seed, value in of_seeds.items() if seed in others}
+            of_seeds = {seed: value for seed, value in both.items() if not math.isnan(value)}
+    total = len(known.prepared.study.seeds)
+    ended = known.diverged(cells) - of_seeds.keys()
+    if not of_seeds:
+        all_gone = len(ended) == total
+        why = "all seeds have diverged" if all_gone else f"no record has a finite {statistic.metric} there"
         return Judgement(claim, "undecided", None, None, None, 0, why)
+    value, low, high, least = _summary(known, statistic, cells, of_seeds)
+    reason = _reservation(len(ended), len(of_seeds), total, least)
+    if ended:
+        # A mean over those that live says nothing of the cell: no verdict, and no interval.
+        low = high = None
+    elif not reason and low is None and statistic.beside:
+        reason = "the metric may not change at all with the examples that it is divided by"
+    verdict: Verdict = "undecided"
+    if not reason and low is not None and high is not None:
+        verdict = compare(claim, low, high)
+    return Judgement(claim, verdict, value, low, high, len(of_seeds), reason)
+
+
+def _reservation(ended: int, there: int, total: int, least: int) -> str:
+    """Why nothing is decided; empty where nothing is in the way."""
+    if ended:
+        return f"{ended} of {total} seeds have diverged, and the value is of those that live"
+    if there < total:
+        return f"{total - there} of {total} seeds have no finite value, or are not finished"
+    return f"{there} seeds, {least} are needed" if there < least else ""
+
+
+def _summary(
+    known: _Known, statistic: Statistic, cells: Sequence[int], of_seeds: Mapping[int, Any]
+) -> tuple[float | None, float | None, float | None, int]:
+    """The value over the seeds, its interval, and how many seeds have to be there."""
+    numbers = [of_seeds[seed] for seed in sorted(of_seeds)]
+    if statistic.beside:
+        counts = [known.prepared.specs[cell].recipe(known.last(statistic, cell)).counts for cell in cells]
+        ratio = (
+            exchange(counts[0], counts[1:], of_seeds)
+            if statistic.of == "worth"
+            else undoing(counts[1][0] - counts[0][0], of_seeds)
+        )
+        return ratio.value, ratio.low, ratio.high, MIN_SEEDS
+    if statistic.of == "until":
+        return *middle(numbers), MEDIAN_SEEDS
     found = aggregate(numbers)
     low, high = found.low, found.high
     if statistic.of in SHARES and statistic.minus is None:
         interval = stats.binomtest(int(sum(numbers)), len(numbers)).proportion_ci(LEVEL, method="wilson")
         low, high = float(interval.low), float(interval.high)
-    reason = ""
-    if ended:
-        # A mean over those that live says nothing of the cell: no verdict, and no interval.
-        low = high = None
-        reason = (
-            f"{len(ended)} of {len(prepared.study.seeds)} seeds have diverged, and the value is of those "
-            "that live"
-        )
-    elif missing:
-        reason = f"{missing} of {missing + len(numbers)} seeds have no finite value, or are not finished"
-    elif len(numbers) < MIN_SEEDS:
-        reason = f"{len(numbers)} seeds, {MIN_SEEDS} are needed"
-    verdict: Verdict = "undecided"
-    if not reason and low is not None and high is not None:
-        verdict = compare(claim, low, high)
-    return Judgement(claim, verdict, found.mean, low, high, len(numbers), reason)
+    return found.mean, low, high, MIN_SEEDS
+
+
+def _triples(
+    known: _Known, statistic: Statistic, cells: Sequence[int]
+) -> dict[int, tuple[float, float, float]]:
+    """The three values of every seed that a claim about the value of real data compares."""
+    found = [known.series.get((cell, statistic.metric), {}) for cell in cells]
+    triples = {}
+    for seed in set.intersection(*(set(of_cell) for of_cell in found)):
+        last = [of_cell[seed].get(known.last(statistic, c)) for of_cell, c in zip(found, cells, strict=True)]
+        if statistic.of == "undone":
+            last = [found[0][seed].get(statistic.baseline), *last]
+        one, two, three = last
+        if one is not None and two is not None and three is not None:
+            triples[seed] = (one, two, three)
+    return triples
 
 
 def compare(claim: Claim, low: float, high: float) -> Verdict:
     """Where an interval lies, seen from the range of a claim."""
     least = claim.above if claim.above is not None else claim.between[0] if claim.between else -math.inf
     most = claim.below if claim.below is not None else claim.between[1] if claim.between else math.inf
-    if least < low and high < most:
+    # the median of what may never come about can have an infinite end
+    if least < low and (high < most or math.isinf(most)):
         return "reproduced"
     return "contradicted" if high <= least or low >= most else "undecided"
 
 
-def _values(
-    prepared: Prepared,
-    series: Mapping[tuple[int, str], dict[int, Series]],
-    statistic: Statistic,
-    where: Mapping[str, Any],
-) -> dict[int, float]:
-    """The statistic of every seed of a cell that has one."""
-    (cell,) = find_cells(prepared.study, where)
-    found = series.get((cell, statistic.metric), {})
-    last = (
-        prepared.study.cells[cell].config.generations
-        if statistic.generation is None
-        else statistic.generation
-    )
+def _values(known: _Known, statistic: Statistic, cell: int) -> dict[int, float]:
+    """The statistic of every seed of a cell that has one; infinite for what never comes about."""
+    found = known.series.get((cell, statistic.metric), {})
+    last = known.last(statistic, cell)
+    if statistic.of == "until":
+        return _untils(known, statistic, cell, found, last)
     limit = math.inf
     firsts = [item[0] for item in found.values() if 0 in item]
     if statistic.of == "exceeds_first" and len(firsts) > 1:
@@ -155,6 +214,20 @@ def _values(
         value = _of(item, statistic, last, limit)
         if value is not None and math.isfinite(value):
             values[seed] = value
+    return values
+
+
+def _untils(
+    known: _Known, statistic: Statistic, cell: int, found: Mapping[int, Series], last: int
+) -> dict[int, float]:
+    """Generations until the threshold, of every seed that has reached it, diverged, or come to its end."""
+    values = {}
+    for seed, item in found.items():
+        curve = {g: value for g, value in item.items() if g <= last}
+        ended = known.ended.get((cell, seed))
+        when = until(curve, statistic.threshold or 0.0, statistic.baseline, ended)
+        if statistic.baseline in curve and (math.isfinite(when) or last in curve):
+            values[seed] = when
     return values
 
 
@@ -173,8 +246,8 @@ def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | 
     }
     if statistic.of in alone:
         return alone[statistic.of]
-    if statistic.of == "slope":
-        return float(np.polyfit(list(known), list(known.values()), 1)[0]) if len(known) > 1 else None
+    if statistic.of in ("slope", "curvature", "growth"):
+        return _growth(known, statistic)
     if first is None:
         return None
     ratio = final / first if first else math.nan
@@ -182,6 +255,17 @@ def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | 
     if statistic.of in against_first:
         return against_first[statistic.of]
     return math.log(ratio) if ratio > 0 else None
+
+
+def _growth(curve: Series, statistic: Statistic) -> float | None:
+    generations = np.array(sorted(curve), dtype=np.float64)
+    values = np.array([[curve[int(g)] for g in generations]])
+    if len(generations) < {"slope": 2, "curvature": 3}.get(statistic.of, SHAPED):
+        return None
+    if statistic.of == "growth":
+        assert statistic.shape is not None
+        return float(leads(evidence(generations, values), statistic.shape, statistic.against)[0])
+    return float((slopes if statistic.of == "slope" else curvatures)(generations, values)[0])
 
 
 def describe(found: Judgement) -> dict[str, str]:
@@ -196,23 +280,44 @@ def describe(found: Judgement) -> dict[str, str]:
         if claim.between is not None
         else ""
     )
-    where = ", ".join(f"{name} {value}" for name, value in statistic.where.items()) or "the only cell"
-    minus = (
-        ""
-        if statistic.minus is None
-        else " minus " + ", ".join(f"{name} {value}" for name, value in statistic.minus.items())
-    )
-    value = "" if found.value is None else f"{found.value:.4g}"
+    where = _cell_text(statistic.where) or "the only cell"
+    minus = "" if statistic.minus is None else f" minus {_cell_text(statistic.minus)}"
+    if statistic.beside:
+        minus = f", against {' and '.join(map(_cell_text, statistic.beside))}"
+    value = _number_text(found.value)
     if found.low is not None and found.high is not None:
-        value += f" [{found.low:.4g}, {found.high:.4g}]"
+        value += f" [{_number_text(found.low)}, {_number_text(found.high)}]"
     since = f" since generation {statistic.baseline}" if statistic.baseline else ""
     return {
         "verdict": found.verdict,
         "claim": claim.text,
-        "statistic": f"{statistic.of.replace('_', ' ')} of {statistic.metric}{since}, {where}{minus}",
+        "statistic": f"{_statistic_text(statistic)}{since}, {where}{minus}",
         "wanted": wanted,
         "found": value,
         "seeds": str(found.seeds),
         "reason": found.reason,
         "source": claim.source,
     }
+
+
+def _cell_text(where: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in where.items())
+
+
+def _number_text(value: float | None) -> str:
+    return "" if value is None else "never" if value == math.inf else f"{value:.4g}"
+
+
+def _statistic_text(statistic: Statistic) -> str:
+    """What a statistic is, in words."""
+    name = statistic.metric
+    if statistic.of == "until":
+        verb = "rises" if (statistic.threshold or 0) > 0 else "falls"
+        return f"generations until {name} {verb} by {abs(statistic.threshold or 0):g} (median)"
+    if statistic.of == "growth":
+        return f"AICc lead of {statistic.shape} over {statistic.against or 'the other shapes'} for {name}"
+    if statistic.of == "worth":
+        return f"synthetic examples that change {name} as one more real example does"
+    if statistic.of == "undone":
+        return f"more real examples that undo the change of {name}"
+    return f"{statistic.of.replace('_', ' ')} of {name}"

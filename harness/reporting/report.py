@@ -26,6 +26,7 @@ from harness.metrics.catalogue import HEADLINES, METRICS, about, drawn
 from harness.reporting import claims, figures, homogenisation
 from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.answer import answers
+from harness.reporting.growth import growths
 from harness.reporting.ledger import cell_value
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import SURVIVORS, curves
@@ -152,6 +153,7 @@ def render(
         figures=[_save(folder, *item) for item in pages],
         answers=[visible(line, lines=False) for line in answers(rows, axes, seeds)],
         summary=summary_table(rows, axes, seeds),
+        growth=growth_table(rows, axes, seeds),
         seeds=len(seeds) or len({chain.seed for chain in rows.series(axes)}),
         rows=len(rows),
         diverged=int(rows.diverged.sum()),
@@ -287,6 +289,31 @@ def critical_table(
             }
         )
     return {"metric": metric, "axes": [axis for axis in axes if axis != RATIO], "lines": lines}
+
+
+def growth_table(
+    rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Sequence[int] = ()
+) -> dict[str, Any]:
+    """How the headline metric grows in every cell, as text: ``metric``, ``axes`` and ``lines``."""
+    metric = headline(rows)
+    found = growths(rows, axes, metric, seeds) if metric else {}
+    lines = []
+    for cell, growth in found.items():
+        best = max(growth.leads, key=lambda shape: growth.leads[shape].mean or -math.inf, default=None)
+        shown = "" if best is None else f"{best}: {growth.leads[best].text()}"
+        bent = "" if growth.curvature is None else growth.curvature.text()
+        of = growth.slope
+        lines.append(
+            {
+                "cell": [_text(value) for value in cell],
+                "slope": of.text(),
+                "curvature": bent,
+                "lead": shown,
+                "shape": growth.shape or ("diverged" if of.diverged else "one seed: not known"),
+                "generations": growth.generations,
+            }
+        )
+    return {"metric": metric, "axes": list(axes), "lines": lines}
 
 
 def headline(rows: Iterable[Mapping[str, Any]]) -> str | None:

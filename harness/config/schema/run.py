@@ -110,28 +110,65 @@ class Tracking(Section):
     """Chains in bundles: one run for each cell, with means over its chains, or one for each chain."""
 
 
+Shape = Literal["linear", "exponential", "saturating"]
+
+
 class Statistic(Section):
     """One number per seed, from the records of a cell."""
 
     metric: str
     of: Literal[
-        "first", "last", "change", "ratio", "log_ratio", "slope", "highest", "lowest", "exceeds_first", "lost"
-    ] = "change"
+        "first", "last", "change", "ratio", "log_ratio", "slope", "curvature", "highest", "lowest",
+        "exceeds_first", "lost", "until", "growth", "worth", "undone",
+    ] = "change"  # fmt: skip
     """``first`` and ``last``: in generation 0 and in the last one; ``change``: last - first; ``ratio``: last
-    / first;
-    ``log_ratio``: its logarithm; ``slope``: least squares over the generations, per generation; ``highest``,
-        ``lowest``: over the
+    / first; ``log_ratio``: its logarithm; ``slope``: least squares over the generations, per generation;
+    ``curvature``: second derivative of the parabola by least squares; ``highest``, ``lowest``: over the
     generations; ``exceeds_first``: 1 where the last one is above the 95 % interval of one more seed's
-    generation 0, else 0;
-    ``lost``: 1 where the last one is 0, else 0."""
+    generation 0, else 0; ``lost``: 1 where the last one is 0, else 0; ``until``: generations until
+    ``threshold`` is reached; ``growth``: by how much lower the AICc of ``shape`` is; ``worth``: synthetic
+    examples that buy what one more real one buys; ``undone``: more real examples that undo the change."""
     generation: Annotated[int, Field(ge=0)] | None = None
     """Taken as the last one; the chains' last when null."""
     baseline: Annotated[int, Field(ge=0)] = 0
-    """Taken as the first one by ``first``, ``change``, ``ratio`` and ``log_ratio``."""
+    """Taken as the first one by ``first``, ``change``, ``ratio``, ``log_ratio``, ``until`` and ``undone``."""
+    threshold: float | None = None
+    """Of ``until``: a rise since the first one, or a fall where it is negative."""
+    shape: Shape | None = None
+    """Of ``growth``: the shape that is claimed."""
+    against: Shape | None = None
+    """Of ``growth``: the shape that it is compared with; the best of the others when null."""
     where: dict[str, Any] = {}
     """Axes and their values, which name one cell."""
     minus: dict[str, Any] | None = None
     """Another cell, whose value for the same seed is subtracted."""
+    beside: tuple[dict[str, Any], ...] = ()
+    """Of ``worth`` two cells, of ``undone`` one, with other numbers of real and synthetic examples."""
+
+    @model_validator(mode="after")
+    def _own_fields(self) -> Statistic:
+        """Each field that only some statistics have is there with them, and only with them."""
+        for name, kinds in {"threshold": ("until",), "shape": ("growth",)}.items():
+            given = getattr(self, name) is not None
+            if given != (self.of in kinds):
+                raise ValueError(f"of: {self.of} {'has no' if given else 'needs a'} {name}")
+        if self.threshold == 0:
+            raise ValueError("threshold: 0 is no change; give a rise, or a fall as a negative number")
+        if self.against is not None and (self.of != "growth" or self.against == self.shape):
+            what = "another shape than shape" if self.of == "growth" else "of: growth"
+            raise ValueError(f"against: found {self.against}, it goes with {what}")
+        cells = {"worth": 2, "undone": 1}.get(self.of, 0)
+        if len(self.beside) != cells:
+            raise ValueError(f"beside: found {len(self.beside)} cells, of: {self.of} has {cells}")
+        if cells and self.minus is not None:
+            raise ValueError(f"minus: of: {self.of} compares cells already; leave it out")
+        return self
+
+    @property
+    def cells(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every cell that is named, with the field that names it."""
+        others = [(f"beside.{place}", cell) for place, cell in enumerate(self.beside)]
+        return [("where", self.where), *([] if self.minus is None else [("minus", self.minus)]), *others]
 
 
 class Claim(Section):

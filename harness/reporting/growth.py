@@ -1,0 +1,264 @@
+"""How a metric goes over the generations: slope, curvature, which shape fits, and when it is too much.
+
+Every function gives one number for each chain, and the seeds are the replicates: the generations of a chain
+depend on one another, so nothing counts them as if they were independent evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from harness.config.grid import SHAPED
+from harness.config.schema.run import Shape
+from harness.reporting.rows import Rows
+from harness.reporting.statistics import LEVEL, Aggregate, aggregate
+
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+FREE = {"linear": 3, "exponential": 4, "saturating": 4}
+"""Parameters of each shape, the variance of what is left over among them."""
+LEAST_BEND, FASTEST = 0.05, 3.0
+"""Rates that are tried: from one that bends a whole chain by 5 % to e cubed in one generation."""
+RATES, FINER, ROUNDS = 121, 21, 3
+"""Rates of the first search and of each finer one between the neighbours of the best."""
+EXACT = 1e-12
+"""What is left over, relative to the largest value, below which numbers are equal but for rounding."""
+Floats = npt.NDArray[np.float64]
+
+
+def slopes(generations: Floats, values: Floats) -> Floats:
+    """Least squares, per generation.
+
+    Args:
+        generations: Shape [generations], at least two.
+        values: Shape [chains, generations].
+
+    Returns:
+        Shape [chains].
+    """
+    centred = generations - generations.mean()
+    found: Floats = values @ centred / (centred @ centred)
+    return found
+
+
+def curvatures(generations: Floats, values: Floats) -> Floats:
+    """The second derivative of the parabola by least squares, per generation squared.
+
+    Its interval over the seeds is right however the generations of a chain depend on one another.
+
+    Args:
+        generations: Shape [generations], at least three.
+        values: Shape [chains, generations].
+
+    Returns:
+        Shape [chains].
+    """
+    basis = np.stack([np.ones_like(generations), generations, generations**2], axis=1)
+    found: Floats = 2 * np.linalg.lstsq(basis, values.T, rcond=None)[0][2]
+    return found
+
+
+def until(curve: Mapping[int, float], threshold: float, first: int = 0, ended: int | None = None) -> float:
+    """Generations until a metric has risen by a threshold, or fallen where that is negative.
+
+    Args:
+        curve: Generation to value; without those that are not finite.
+        threshold: The change; not 0.
+        first: The generation that is compared with.
+        ended: The generation in which the chain has diverged: then it has come so far, at the latest.
+
+    Returns:
+        The first such generation less ``first``; infinite where there is none.
+    """
+    sign = math.copysign(1.0, threshold)
+    start = curve.get(first)
+    reached = (
+        generation
+        for generation in sorted(curve)
+        if start is not None
+        and generation > first
+        and sign * (curve[generation] - start) >= abs(threshold) - EXACT * abs(start)
+    )
+    return min(next(reached, math.inf), math.inf if ended is None else ended) - first
+
+
+def middle(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """The median of values that may be infinite, with its 95 % interval.
+
+    The interval is between two of the values in order, by the binomial distribution of how many lie below
+    the true median (Thompson 1936, Ann. Math. Statist. 7:122): nothing is assumed of how they scatter. It
+    holds at least 95 %; fewer than six values have none.
+
+    Args:
+        values: At least one; none is NaN.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    low, high = ordered[(count - 1) // 2], ordered[count // 2]
+    centre = low if low == high else (low + high) / 2
+    behind = int(stats.binom.ppf((1 - LEVEL) / 2, count, 0.5))  # the largest k with P(X < k) <= 2.5 %
+    return (centre, ordered[behind - 1], ordered[count - behind]) if behind else (centre, None, None)
+
+
+def evidence(generations: Floats, values: Floats) -> dict[Shape, Floats]:
+    """AICc of every shape, for every chain; lower fits better.
+
+    ``linear``: a + b g; ``exponential``: a + b exp(r g), ever faster; ``saturating``: a - b exp(-r g),
+    towards a limit; r > 0. By least squares, with independent normal errors (Hurvich and Tsai 1989,
+    Biometrika 76:297; Burnham and Anderson 2002, Model Selection and Multimodel Inference). The errors of a
+    chain's generations depend on one another, so a chain that wanders looks curved one way or the other:
+    what proves a shape is that the curvatures of the seeds agree.
+
+    Args:
+        generations: Shape [generations], at least `SHAPED`.
+        values: Shape [chains, generations].
+
+    Returns:
+        Shape to an array of shape [chains].
+    """
+    count = len(generations)
+    if count < SHAPED:
+        raise ValueError(f"{count} generations, {SHAPED} are needed")
+    span = float(generations[-1] - generations[0])
+    left = {
+        "linear": _left_over(values, generations[None, None])[:, 0],
+        "exponential": _best_rate(generations, values, 1.0, span),
+        "saturating": _best_rate(generations, values, -1.0, span),
+    }
+    floor = count * (EXACT * np.abs(values).max(axis=1)) ** 2 + np.finfo(float).tiny
+    return {
+        shape: count * np.log(np.maximum(left[shape], floor) / count)
+        + 2 * FREE[shape] * (1 + (FREE[shape] + 1) / (count - FREE[shape] - 1))
+        for shape in SHAPES
+    }
+
+
+def _left_over(values: Floats, bases: Floats) -> Floats:
+    """The sum of squares that a constant and one other column leave.
+
+    Args:
+        values: Shape [chains, generations].
+        bases: Shape [chains or 1, tried, generations].
+
+    Returns:
+        Shape [chains, tried].
+    """
+    centred = values - values.mean(axis=1, keepdims=True)
+    column = bases - bases.mean(axis=2, keepdims=True)
+    column /= np.linalg.norm(column, axis=2, keepdims=True)
+    along = np.einsum("ctg,cg->ct", np.broadcast_to(column, (len(values), *column.shape[1:])), centred)
+    # not by Pythagoras, which loses what is left over of an almost perfect fit
+    rest = centred[:, None] - along[:, :, None] * column
+    found: Floats = np.einsum("ctg,ctg->ct", rest, rest)
+    return found
+
+
+def _best_rate(generations: Floats, values: Floats, sign: float, span: float) -> Floats:
+    """The least sum of squares over the rates; shape [chains]."""
+    rates = np.tile(np.geomspace(LEAST_BEND / span, FASTEST, RATES), (1, 1))
+    best = np.zeros(len(values))
+    for _ in range(ROUNDS):
+        # scaled so that nothing overflows: the largest exponent is 0
+        powers = np.exp(sign * rates[:, :, None] * (generations - generations[-1 if sign > 0 else 0]))
+        found = _left_over(values, powers)
+        at = found.argmin(axis=1)
+        best = found[np.arange(len(values)), at]
+        table = np.broadcast_to(rates, (len(values), rates.shape[1]))
+        low = table[np.arange(len(values)), np.maximum(at - 1, 0)]
+        high = table[np.arange(len(values)), np.minimum(at + 1, rates.shape[1] - 1)]
+        rates = np.geomspace(low, high, FINER, axis=1)
+    return best
+
+
+def leads(found: Mapping[Shape, Floats], shape: Shape, against: Shape | None = None) -> Floats:
+    """By how much lower the AICc of a shape is than of another one, or than of the best of the others."""
+    others = [found[name] for name in SHAPES if name != shape and against in (None, name)]
+    lead: Floats = np.minimum.reduce(others) - found[shape]
+    return lead
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a metric goes in one cell.
+
+    Attributes:
+        slope: Per generation, over the seeds.
+        curvature: Its second derivative, over the seeds; None with fewer than three generations.
+        leads: By how much the AICc of each shape is lower than that of the best other one, over the seeds;
+            empty with fewer than `SHAPED` generations.
+        generations: Up to which generation.
+    """
+
+    slope: Aggregate
+    curvature: Aggregate | None
+    leads: Mapping[Shape, Aggregate]
+    generations: int
+
+    @property
+    def shape(self) -> str:
+        """In a word: ``flat``, a shape, or empty where the seeds do not tell.
+
+        Curved where the interval of the curvature says so and AICc with it; else linear, or flat.
+        """
+        if self.slope.low is None or self.slope.high is None or self.slope.mean is None:
+            return ""
+        bent = self.curvature
+        if bent is not None and self.leads and bent.low is not None and bent.high is not None:
+            sure = bent.low > 0 or bent.high < 0
+            faster = (bent.low > 0) == (self.slope.mean > 0)
+            name: Shape = "exponential" if faster else "saturating"
+            if sure and (self.leads[name].mean or 0.0) > 0:
+                return name
+        return "flat" if self.slope.low <= 0 <= self.slope.high else "linear"
+
+
+def growths(
+    rows: Iterable[Mapping[str, Any]], axes: Sequence[str], metric: str, seeds: Iterable[int] = ()
+) -> dict[tuple[Any, ...], Growth]:
+    """The growth of a metric in every cell, over the chains that have come as far as any of it.
+
+    Args:
+        rows: From `ledger.rows`.
+        axes: The axes that tell cells apart.
+        metric: A column.
+        seeds: Those that every cell is run with; those with rows when empty.
+    """
+    table = Rows.of(rows)
+    values = table.values(metric)
+    cells: dict[tuple[Any, ...], list[tuple[Floats, Floats]]] = {}
+    ended: dict[tuple[Any, ...], int] = {}
+    known = set(seeds)
+    for part in table.series(axes):
+        known.add(part.seed)
+        cells.setdefault(part.cell, [])
+        if part.ended is not None:
+            ended[part.cell] = ended.get(part.cell, 0) + 1
+            continue
+        curve = values[part.places]
+        there = np.isfinite(curve)
+        cells[part.cell].append((table.generation[part.places][there].astype(np.float64), curve[there]))
+    found = {}
+    for cell, parts in cells.items():
+        last = max((g[-1] for g, _ in parts if len(g)), default=0)
+        longest = max((len(g) for g, _ in parts), default=0)
+        whole = [(g, v) for g, v in parts if len(g) == longest and g[-1] == last] if longest > 1 else []
+        if whole:
+            absent = max(0, len(known) - ended.get(cell, 0) - len(whole))
+            found[cell] = _growth(whole[0][0], np.stack([v for _, v in whole]), ended.get(cell, 0), absent)
+    return found
+
+
+def _growth(generations: Floats, values: Floats, diverged: int, absent: int) -> Growth:
+    bent, shown = None, {}
+    if len(generations) >= 3:
+        bent = aggregate(curvatures(generations, values), diverged, absent)
+    if len(generations) >= SHAPED:
+        found = evidence(generations, values)
+        shown = {shape: aggregate(leads(found, shape), diverged, absent) for shape in SHAPES}
+    return Growth(aggregate(slopes(generations, values), diverged, absent), bent, shown, int(generations[-1]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,14 +21,14 @@ from threadpoolctl import threadpool_limits
 
 from harness import __version__
 from harness.components import PACKAGES
-from harness.curation import taught, training_examples
+from harness.curation import Sources, taught, training_examples
 from harness.data.analytic import Truth
 from harness.errors import LearnerError
 from harness.learners.analytic.family import Array, Chains, Parameters, Summary, fold, make_family, select
 from harness.learners.analytic.learner import versions
 from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status
-from harness.science import BundledChain, CellSpec, FitSpec, Lineage, build
+from harness.science import BundledChain, CellSpec, FitSpec, Lineage, Node, build
 from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
 from harness.turn import turn
 
@@ -97,21 +97,67 @@ def run_unit(unit: Unit) -> pa.Table:
         LearnerError: The filters leave nothing to train on.
     """
     with threadpool_limits(limits=1):
-        seeds = tuple(chain.seed for chain in unit.chains)
-        lineage = build(
-            {index: job.spec for index, job in unit.jobs.items()}, lambda index, seed: str(index), seeds
-        )
-        cells: dict[int, _Cell] = {}
-        for index, job in unit.jobs.items():  # a source comes before the cell that reads it
-            writer = None if job.spec.source is None else cells[job.spec.source]
-            cells[index] = _Cell(index, job, seeds, lineage, writer)
-            if writer is not None:
-                writer.read_by_others = frozenset(cells[index].last_use)
-                writer.keeps_models |= bool(job.spec.filters)
+        cells = _cells(unit)
         for cell in cells.values():  # a writer goes all its way first: a reader may read any generation of it
             for generation in range(cell.job.spec.generations + 1):
                 cell.step(generation)
         return cells[unit.cell].rows(unit.chains)
+
+
+def _cells(unit: Unit) -> dict[int, _Cell]:
+    """The cells of a unit, those that write for others before these."""
+    seeds = tuple(chain.seed for chain in unit.chains)
+    lineage = build(
+        {index: job.spec for index, job in unit.jobs.items()}, lambda index, seed: str(index), seeds
+    )
+    cells: dict[int, _Cell] = {}
+    for index, job in unit.jobs.items():
+        writer = None if job.spec.source is None else cells[job.spec.source]
+        cells[index] = _Cell(index, job, seeds, lineage, writer)
+        if writer is not None:
+            writer.read_by_others = frozenset(cells[index].last_use)
+            writer.keeps_models |= bool(job.spec.filters)
+    return cells
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a chain trains on in one generation.
+
+    Attributes:
+        node: The generation.
+        nodes: By key, those whose corpora it reads.
+        sources: Where its training examples come from.
+    """
+
+    node: Node
+    nodes: Mapping[str, Node]
+    sources: Sources
+
+
+class Again:
+    """A unit that is run again to look at what its chains train on, which bundles do not keep."""
+
+    def __init__(self, unit: Unit) -> None:
+        """Nothing is computed yet."""
+        self.unit, self.cells = unit, _cells(unit)
+        for cell in self.cells.values():
+            cell.read_by_others = frozenset(range(cell.job.spec.generations + 1))
+
+    def lessons(self) -> Iterator[Lesson]:
+        """Every generation of every chain, when all that it reads is written."""
+        with threadpool_limits(limits=1):
+            for index, cell in self.cells.items():
+                for generation in range(cell.job.spec.generations + 1):
+                    cell.begin(generation)
+                    for place in range(len(cell.alive)) if index == self.unit.cell else ():
+                        node = cell.nodes[cell.seeds[cell.alive[place]]][generation]
+                        yield Lesson(node, cell.all_nodes, _Sources(cell, place))
+                    cell.step(generation)
+
+    def rows(self) -> pa.Table:
+        """As `run_unit`; behind the last lesson."""
+        return self.cells[self.unit.cell].rows(self.unit.chains)
 
 
 class _Cell:
@@ -130,6 +176,7 @@ class _Cell:
             for chain in lineage.chains
             if chain.cell == index
         }
+        self.all_nodes = lineage.nodes
         first = self.nodes[seeds[0]]
         self.counts = [lineage.examples[node.corpus] for node in first]
         parts = [part for recipe in self.recipes for part in recipe.parts if part.origin == REAL]
@@ -161,15 +208,18 @@ class _Cell:
 
     # --- the four steps -------------------------------------------------------------------------------------
 
-    def step(self, generation: int) -> None:
-        """One generation of every chain that is alive."""
+    def begin(self, generation: int) -> None:
+        """Come to a generation; chains whose writer has diverged before end here."""
         self.generation = generation
         recipe = self.recipes[generation]
         if self.writer is not self and any(
             part.origin >= 0 and part.origin not in self.writer.corpora for part in recipe.parts
         ):
-            # the chain that writes the examples has diverged, so this one ends too
             self.alive = self.alive[:0]
+
+    def step(self, generation: int) -> None:
+        """One generation of every chain that is alive."""
+        self.begin(generation)
         if len(self.alive):
             turn(self)
 

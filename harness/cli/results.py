@@ -46,13 +46,27 @@ def export(
         Path | None, typer.Option(parser=path, metavar="PATH", help="The file; standard output when absent.")
     ] = None,
     provenance: Annotated[bool, typer.Option(help="Add how, where and when.")] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Every training example with its origin, in place of records.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option(parser=path, metavar="DIR", help="With --examples: a new folder.")
+    ] = None,
 ) -> None:
     """Write the tidy table of records, one row per chain and generation.
+
+    With --examples: every training example of every generation, who wrote it and which filters it met, as
+    Parquet files with a Croissant description.
 
     Example: harness export study.yaml --format parquet --out table.parquet
     """
     from harness.reporting import ledger
 
+    if examples or to is not None:
+        if not examples or to is None or out is not None or provenance or form != "csv":
+            raise InputError("--examples and --to DIR belong together, without --format, --out, --provenance")
+        _export_examples(config, assignments, root, to)
+        return
     if form not in ledger.FORMATS:
         raise InputError(f"--format: found {shown(form)}, allowed: {', '.join(ledger.FORMATS)}")
     if form == "parquet" and out is None and sys.stdout.isatty():
@@ -74,6 +88,23 @@ def export(
             sys.stdout.buffer.flush()
         else:
             _write_out(out, part)
+    raise typer.Exit(tell_damage(store))
+
+
+def _export_examples(config: Path, assignments: list[str] | None, root: Path, to: Path) -> None:
+    from harness.inspection.handed_on import hand_on
+
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        existing_store(root, writes=False)
+        prepared, store = prepare(config, assignments, root, scratch)
+        told = hand_on(prepared, store, to)
+    dropped = "".join(f", {count:,} dropped by {name}" for name, count in told["dropped"].items())
+    terminal.show(f"{told['trained']:,} training examples, {told['real']:,} of them real{dropped}: {to}")
+    if told["differ"]:
+        say(
+            f"chains that were run in bundles are run again for this, and {len(told['differ'])} of them come "
+            "out otherwise here than their records say (another processor, or other versions): about.json"
+        )
     raise typer.Exit(tell_damage(store))
 
 

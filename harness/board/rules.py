@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Mapping
 
 from harness.config.mitigations import AXIS, SECTION
 from harness.config.track import Track
 from harness.data.base import PreparedData
 from harness.errors import InputError
 from harness.metrics.catalogue import about
+from harness.metrics.overlap import overlaps
 from harness.records import REAL, Recipe
 from harness.study import Prepared
 from harness.terminal import shown
-
-NGRAM = 13
-"""Tokens in a row that count as the same passage (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
 
 
 def check_rules(
@@ -101,23 +95,4 @@ def overlap_of(data: PreparedData) -> dict[str, float]:
     real = data.real
     if data.kept is None or not hasattr(real, "test"):
         return {}
-    train, held = real.real(0, real.supply).values, real.test.values
-    found = {"whole examples": _share(held, train, lambda rows: rows)}
-    if np.issubdtype(held.dtype, np.integer) and held.shape[1] >= NGRAM:
-        found[f"{NGRAM}-grams"] = _share(held, train, _ngrams)
-    return found
-
-
-def _ngrams(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    windows = np.lib.stride_tricks.sliding_window_view(rows, NGRAM, axis=1)
-    return np.ascontiguousarray(windows.reshape(-1, NGRAM))
-
-
-def _share(
-    held: npt.NDArray[Any], train: npt.NDArray[Any], cut: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
-) -> float:
-    mine, theirs = (np.ascontiguousarray(cut(rows)) for rows in (held, train))
-    if not len(mine):
-        return 0.0
-    kind = np.dtype((np.void, mine.dtype.itemsize * mine.shape[1]))
-    return float(np.isin(mine.view(kind).ravel(), theirs.astype(mine.dtype).view(kind).ravel()).mean())
+    return overlaps(real.test.values, real.real(0, real.supply).values)

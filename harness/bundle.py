@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from harness import __version__
 from harness.components import PACKAGES
-from harness.curation import Sources, taught, training_examples
+from harness.curation import Chosen, Sources, taught, training_examples
 from harness.data.analytic import Truth
 from harness.errors import LearnerError
 from harness.learners.analytic.family import Array, Chains, Parameters, Summary, fold, make_family, select
@@ -62,7 +62,10 @@ class CellJob:
         Its training set, or the whole pool that it is drawn from, its real examples, its model.
         """
         recipes = [self.spec.recipe(generation) for generation in (1, self.spec.generations)]
-        pooled = any(_random(recipe, self.spec.n) and len(recipe.parts) > 2 for recipe in recipes)
+        pooled = any(
+            recipe.take is not None or (_random(recipe, self.spec.n) and len(recipe.parts) > 2)
+            for recipe in recipes
+        )
         rows = max(sum(part.count for part in recipe.parts) if pooled else recipe.size for recipe in recipes)
         real = max(
             (part.offset + part.count for recipe in recipes for part in recipe.parts if part.origin == REAL),
@@ -194,17 +197,14 @@ class _Cell:
         """Generation to its corpus, of the chains that are alive, for as long as it is read."""
         self.pool: tuple[tuple[Part, ...], Summary] | None = None
         """Parts and their merged summary, for training sets that begin with them."""
+        self.selected: dict[str, Array] = {}
+        """What became of the pools of this generation, by column."""
         self.model: Parameters = {}
         self.models: dict[int, Parameters] = {}
         """Generation to its models, where filters may ask for more of its corpus."""
         self.pieces: list[pa.Table] = []
         self.whole = not self.filters and not any(_random(recipe, job.spec.n) for recipe in self.recipes)
-        self.last_use = {
-            part.origin: g
-            for g, recipe in enumerate(self.recipes)
-            for part in recipe.parts
-            if part.origin >= 0
-        }
+        self.last_use = {origin: g for g, node in enumerate(first) for origin in node.spec.fit.corpora}
 
     # --- the four steps -------------------------------------------------------------------------------------
 
@@ -264,6 +264,7 @@ class _Cell:
         corpora = self.corpora[self.generation][:, : measured.examples]
         with np.errstate(invalid="ignore", over="ignore"):
             metrics = self.family.measure(self.model, corpora, measured.section.ranges)
+        metrics |= self.selected
         if measured.section.metrics:
             metrics |= self._added(self.chains, corpora, metrics)
         self._note(self.alive, metrics, "ok")
@@ -282,6 +283,7 @@ class _Cell:
         """Go on with some of the chains."""
         self.alive = self.alive[sound]
         self.model = select(self.model, sound)
+        self.selected = select(self.selected, sound)
         self.corpora = {origin: corpus[sound] for origin, corpus in self.corpora.items()}
         self.pool = None if self.pool is None else (self.pool[0], select(self.pool[1], sound))
 
@@ -299,10 +301,14 @@ class _Cell:
     # --- the training set -----------------------------------------------------------------------------------
 
     def _training(self, recipe: Recipe, chains: Chains) -> Summary:
+        self.selected = {}
         if not _random(recipe, self.spec.n) and not self.filters:
             return self._merged(recipe.parts, chains)
         made = [self._drawn(chains, chain) for chain in range(len(chains))]
-        return {name: np.concatenate([summary[name] for summary in made]) for name in made[0]}
+        found = [chosen.selection.metrics() for _, chosen in made if chosen.selection is not None]
+        if found:  # equally many examples arrive in every chain of a cell, so all have the same columns
+            self.selected = {name: np.array([row[name] for row in found]) for name in found[0]}
+        return {name: np.concatenate([summary[name] for summary, _ in made]) for name in made[0][0]}
 
     def _merged(self, parts: tuple[Part, ...], chains: Chains) -> Summary:
         """A training set of whole parts; one that only grows is kept, and the last parts added."""
@@ -334,15 +340,15 @@ class _Cell:
         """The fit of a chain that is alive."""
         return self.nodes[self.seeds[self.alive[chain]]][generation].spec.fit
 
-    def _drawn(self, chains: Chains, chain: int) -> Summary:
+    def _drawn(self, chains: Chains, chain: int) -> tuple[Summary, Chosen]:
         """One chain's training set, where it is drawn at random or filtered."""
         spec = self._spec(chains.generation, chain)
-        drawn, examples = training_examples(spec, self.job.truth, _Sources(self, chain))
-        parts = []
+        chosen = training_examples(spec, self.job.truth, _Sources(self, chain))
+        drawn, parts = chosen.drawn, []
         for origin in dict.fromkeys(drawn.origin.tolist()):
-            rows = examples[origin].values[drawn.index[drawn.origin == origin]]
+            rows = chosen.found[origin].values[drawn.index[drawn.origin == origin]]
             parts.append(self.family.summarise(rows[None]))
-        return fold(self.family, parts)
+        return fold(self.family, parts), chosen
 
     def corpus(self, chain: int, generation: int, count: int) -> Array:
         """The first examples of a corpus that a chain reads."""
@@ -423,8 +429,10 @@ class _Sources:
 
 def _random(recipe: Recipe, n: int) -> bool:
     """Whether a training set is drawn at random: a subset of the n real examples, or of everything."""
-    return recipe.subsample is not None or any(
-        part.draw in ("resample", "fixed") and part.count < n for part in recipe.parts
+    return (
+        recipe.subsample is not None
+        or recipe.take is not None
+        or any(part.draw in ("resample", "fixed") and part.count < n for part in recipe.parts)
     )
 
 

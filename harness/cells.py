@@ -12,7 +12,7 @@ from harness.config.schema import Config, Evaluate, science
 from harness.data.base import ExternalCorpus, PreparedData, RealData
 from harness.errors import ConfigError
 from harness.learners.base import Resolved
-from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, versions
+from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, POOL_VERSION, versions
 from harness.metrics.added import added_versions
 from harness.preparation import data_spec
 from harness.regimes import recipe
@@ -80,6 +80,8 @@ def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus
     identity: dict[str, Any] = {"metrics": dict(metrics)}
     if asked.metrics:  # apart: a package's name for a metric may be one of the groups' here
         identity["added"] = added_versions(asked.metrics)
+    if REGIMES[config.regime.kind].selects:
+        identity["pool"] = POOL_VERSION
     section = blank(asked, *(set(Evaluate.model_fields) - {"metrics", *learner.evaluates}))
     found = science(section)
     for name in ("metrics", "others"):  # by their versions, and by their content

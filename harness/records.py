@@ -37,12 +37,14 @@ class Part:
             one random subset, the same in every generation; ``unseen``: the next ``count`` that no earlier
             generation read, from ``offset`` on.
         offset: First example, for ``unseen``.
+        pooled: It arrives in the unlabelled pool, from which a recipe takes some.
     """
 
     origin: int
     count: int
     draw: Literal["first", "resample", "fixed", "unseen"] = "first"
     offset: int = 0
+    pooled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,10 @@ class Recipe:
         spec: What enters the key: the regime, its version and the fields it uses.
         parts: The sources, in order.
         subsample: Draw this many from all parts together, without replacement; None keeps everything.
+        take: The pooled parts are shuffled, filters judge them without knowing what is real, and this many of
+            those that pass are trained on; None where there is no pool.
+        select: What decides in a pool: its filters, or in their place chance, or the provenance; these two
+            keep as many as the filters would.
         budget: What is held equal across regimes: ``examples``, ``tokens`` or ``steps``.
         init: Overrides the learner's ``init`` (for a refresh); None leaves it.
     """
@@ -60,13 +66,27 @@ class Recipe:
     spec: Mapping[str, Any]
     parts: tuple[Part, ...]
     subsample: int | None = None
+    take: int | None = None
+    select: Literal["filters", "random", "oracle"] = "filters"
     budget: Literal["examples", "tokens", "steps"] = "examples"
     init: str | None = None
 
     @property
     def size(self) -> int:
-        """Number of training examples."""
-        return self.subsample if self.subsample is not None else sum(part.count for part in self.parts)
+        """Number of training examples; of a pool as many as may be taken."""
+        if self.subsample is not None:
+            return self.subsample
+        return min(self.take or 0, self.pooled) + sum(part.count for part in self.parts if not part.pooled)
+
+    @property
+    def pooled(self) -> int:
+        """Examples of the pool."""
+        return sum(part.count for part in self.parts if part.pooled)
+
+    @property
+    def arriving(self) -> int:
+        """Synthetic examples that arrive in one generation's pool: what is labelled lies behind them."""
+        return max((part.count for part in self.parts if part.pooled and part.origin != REAL), default=0)
 
     @property
     def counts(self) -> tuple[float, float]:
@@ -225,6 +245,66 @@ class Examples:
     def full(cls, values: npt.NDArray[Any]) -> Examples:
         """Rows that are all used to their whole width."""
         return cls(values, np.full(len(values), values.shape[1], dtype=np.int32))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many examples are real, and how many a model wrote."""
+
+    real: int
+    synthetic: int
+
+    @classmethod
+    def of(cls, origin: npt.NDArray[np.int32]) -> Counts:
+        """Of examples with these origins."""
+        real = int((origin == REAL).sum())
+        return cls(real, len(origin) - real)
+
+    @property
+    def total(self) -> int:
+        """All."""
+        return self.real + self.synthetic
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What became of a pool. Records know what is real; who decided did not (unless it was the oracle).
+
+    Attributes:
+        arrived: The pool.
+        passed: Distinct examples that passed.
+        steps: What each filter was given, and what of it passed; by the filter's name.
+        trained: What is trained on, with what was known to be real before, and as often as it is there.
+    """
+
+    arrived: Counts
+    passed: Counts
+    steps: dict[str, tuple[Counts, Counts]]
+    trained: Counts
+
+    def metrics(self) -> dict[str, float]:
+        """The columns of records; of a kind of which nothing has arrived there is no rate."""
+        found = {
+            "pool/trained": float(self.trained.total),
+            "pool/trained_real_share": self.trained.real / self.trained.total,
+            "pool/real_share": self.arrived.real / self.arrived.total,
+            **_rates("pool/", self.arrived, self.passed),
+        }
+        if len(self.steps) > 1:
+            for name, (given, passed) in self.steps.items():
+                found |= _rates(f"pool/{name}/", given, passed)
+        return found
+
+
+def _rates(prefix: str, given: Counts, passed: Counts) -> dict[str, float]:
+    found = {}
+    if given.total:
+        found[f"{prefix}kept_share"] = passed.total / given.total
+    if given.synthetic:
+        found[f"{prefix}recall"] = 1 - passed.synthetic / given.synthetic
+    if given.real:
+        found[f"{prefix}false_positive_rate"] = 1 - passed.real / given.real
+    return found
 
 
 def finite_or_none(value: float | None) -> float | None:

@@ -6,14 +6,14 @@ recipe into the origin and index of every training example. Neither looks at the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.components import REGIMES
-from harness.config.schema import Regime
+from harness.config.schema import Regime, science
 from harness.errors import DataError
 from harness.records import EXTERNAL, REAL, TEACHER, Part, Recipe
 from harness.streams import stream
@@ -54,15 +54,23 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Rec
             spec["examples"] = count
         return Recipe(spec, (Part(REAL, count),), budget=budget, init=init)
     component = REGIMES.loaded[regime.kind]
-    parts, subsample = component.plugin.rule(regime, n, generation)
+    parts, some = component.plugin.rule(regime, n, generation)
     origin = _fixed_origin(regime, external)
     if origin is not None:
-        parts = tuple(
-            part if part.origin == REAL else Part(origin, part.count, part.draw, part.offset)
-            for part in parts
-        )
+        parts = tuple(_fixed(part, origin) for part in parts)
     parts = tuple(part for part in parts if part.count)
-    return Recipe(_spec(regime, n, component.version, parts, external), parts, subsample, budget)
+    spec = _spec(regime, n, component.version, parts, external)
+    if component.plugin.selects:
+        return Recipe(spec, parts, take=some, select=regime.select, budget=budget)
+    return Recipe(spec, parts, some, budget=budget)
+
+
+def _fixed(part: Part, origin: int) -> Part:
+    """A part as a source has it that does not go along; each pool has the next slice of a corpus."""
+    if part.origin == REAL:
+        return part
+    slices = part.pooled and origin == EXTERNAL
+    return replace(part, origin=origin, offset=part.origin * part.count if slices else part.offset)
 
 
 def _fixed_origin(regime: Regime, external: Any) -> int | None:
@@ -90,6 +98,8 @@ def _spec(
         spec["source"] = {"model": external}
     if regime.budget != "examples":
         spec["budget"] = regime.budget
+    if REGIMES[regime.kind].selects:
+        spec |= {name: value for name, value in science(regime).items() if name in REGIMES[regime.kind].uses}
     return spec
 
 
@@ -154,7 +164,7 @@ class Drawn:
 
 
 def draw(made: Recipe, n: int, seed: int, generation: int) -> Drawn:
-    """Turn a recipe into the origin and index of every training example.
+    """Turn a recipe into the origin and index of every training example; a pool is behind the rest, shuffled.
 
     Args:
         made: The recipe.
@@ -172,6 +182,10 @@ def draw(made: Recipe, n: int, seed: int, generation: int) -> Drawn:
         origins.append(np.full(len(chosen), part.origin, dtype=np.int32))
         indices.append(chosen.astype(np.int64))
     origin, index = np.concatenate(origins), np.concatenate(indices)
+    if made.take is not None:
+        order = stream(seed, generation, "pool").permutation(made.pooled)
+        order = np.concatenate([np.arange(len(origin) - made.pooled), len(origin) - made.pooled + order])
+        origin, index = origin[order], index[order]
     if made.subsample is not None:
         kept = np.sort(stream(seed, generation, "subsample").permutation(len(origin))[: made.subsample])
         origin, index = origin[kept], index[kept]

@@ -71,14 +71,19 @@ class Known:
     Attributes:
         real: The real distribution (`harness.data.RealData`).
         seed: The chain's seed.
-        generation: The generation that wrote the examples.
+        generation: The generation that wrote the examples; of a pool, the one that trains on it.
         uniform: One number in [0, 1) per example, the same however long the corpus is: for filters that err.
+        take: How many examples of a pool are trained on; 0 elsewhere.
+        labelled: For filters of pools that ask for them: real examples, and some that generation 0 wrote and
+            that arrive in no pool.
     """
 
     real: Any
     seed: int
     generation: int
     uniform: npt.NDArray[np.float64]
+    take: int = 0
+    labelled: tuple[Examples, Examples] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,13 @@ class FilterPlugin:
         keep: Which examples pass, or ``module:function``; one truth value each. Of corpora: from the section,
             the examples that earlier filters left, and what is `Known`; whether an example passes may depend
             on those before it, never on those behind it. Of training sets: from the section, the origin of
-            every example, and one number in [0, 1) for each.
+            every example, and one number in [0, 1) for each. Of pools: as of corpora, and it may also give
+            positions, in order, of which one may stand there several times.
         reads: Kinds of data that it can look at (``text``, ``gaussian``, ...); empty for all.
-        of: What it looks at: corpora as they are read, or training sets, in which it does not know what is
-            real.
+        of: What it looks at: corpora as they are read; training sets, in which it does not know what is
+            real; or pools, which only some regimes have (`RegimePlugin.selects`) and all filters judge there.
+        labelled: How many labelled examples of generation 0 it learns from, real and synthetic ones each, by
+            its section.
         check: Raises ValueError where the section does not fit a ``data`` section of some kind.
     """
 
@@ -102,7 +110,8 @@ class FilterPlugin:
     version: int
     keep: Callable[[Any, Any, Any], npt.NDArray[np.bool_]] | str
     reads: Collection[str] = ()
-    of: Literal["corpora", "training sets"] = "corpora"
+    of: Literal["corpora", "training sets", "pools"] = "corpora"
+    labelled: Callable[[Any], int] = lambda section: 0
     check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
 
 
@@ -119,6 +128,9 @@ class RegimePlugin:
         pools: Whether it reads corpora of generations before the last, so that no fixed source can stand in
             for them.
         unseen: Whether its real examples have to be ones that no earlier generation has seen.
+        selects: Whether what arrives is an unlabelled pool (`Part.pooled`), in which filters decide; then
+            ``how many`` is how many of those that pass are trained on.
+        uses: Fields of the regime that it uses, besides ``synthetic_ratio`` and those that all use.
     """
 
     rule: Callable[[Any, int, int], tuple[tuple[Part, ...], int | None]]
@@ -126,6 +138,8 @@ class RegimePlugin:
     uses_ratio: bool = False
     pools: bool = True
     unseen: bool = False
+    selects: bool = False
+    uses: Collection[str] = ()
 
 
 NUMBERS = ("gaussian", "mixture", "shape", "array")
@@ -409,8 +423,8 @@ def _checked(point: EntryPoint, expected: type[Any] | tuple[type[Any], ...]) -> 
         raise TypeError(f"the section of {point.value} needs the field {name}: Literal[{point.name!r}]")
     if isinstance(plugin, LearnerPlugin):
         _check_learner(point.value, plugin)
-    if getattr(plugin, "of", "corpora") not in ("corpora", "training sets"):
-        raise ValueError(f"{point.value} is of {plugin.of!r}, allowed: 'corpora', 'training sets'")
+    if getattr(plugin, "of", "corpora") not in ("corpora", "training sets", "pools"):
+        raise ValueError(f"{point.value} is of {plugin.of!r}, allowed: 'corpora', 'training sets', 'pools'")
     return plugin
 
 

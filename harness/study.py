@@ -14,8 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import cell_spec, is_bundled, lineage_of
+<<<<<<< HEAD
 from harness.components import DATA_KINDS, LEARNERS, TRACKERS
 from harness.config.grid import Cell, Study, check_claims, expand, find_cells, resolve_sources
+=======
+from harness.components import DATA_KINDS, FILTERS, LEARNERS, TRACKERS
+from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources
+>>>>>>> 82f495b (stream: examples arrive unlabelled and filters choose; detector, near_duplicate and random; rates in the records)
 from harness.config.load import load_file
 from harness.config.schema import Config, data_kind
 from harness.data.base import ExternalCorpus, PreparedData, RealData
@@ -158,6 +163,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
             others[key_of(spec)] = (spec, fixed.examples)
         _check_own_examples(cell.config.data, real)
         supply = None if fixed is None else len(fixed.examples)
+        _check_labelled(cell.config, real.num_examples)
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         texts = _others(cell.config, real, scored)
         writer = _teacher(cell.config, real) if fixed is None else fixed.fingerprint
@@ -214,6 +220,17 @@ def _check_own_examples(section: DataSection, real: RealData) -> None:
     raise DataError(
         f"{field}: every seed would train on all {real.supply} examples of the training split; {remedy}"
     )
+
+
+def _check_labelled(config: Config, n: int) -> None:
+    """Check that there are as many labelled real examples as filters learn from."""
+    for item in config.filters:
+        asked = FILTERS[item.kind].labelled(item)
+        if asked > n:
+            raise DataError(
+                f"filters: {item.kind} learns from {asked} labelled real examples, there are {n} real "
+                "training examples"
+            )
 
 
 def _fixed_corpus(

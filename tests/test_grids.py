@@ -51,7 +51,10 @@ REGIMES: list[dict[str, Any]] = [
     {"kind": "augment", "synthetic_ratio": 0.5},
     {"kind": "augment", "synthetic_ratio": 0.5, "source": TEACHER},
     {"kind": "fresh_real", "synthetic_ratio": 0.5},
+    {"kind": "stream", "synthetic_ratio": 0.5},
+    {"kind": "stream", "synthetic_ratio": 0.25, "history": "all", "anchor": 0.25, "pool": 1.5},
 ]
+STREAM = {"kind": "stream", "synthetic_ratio": 0.5}
 DETECTOR = {"kind": "label", "recall": 0.6, "false_positive_rate": 0.1}
 VERIFIER = {"kind": "verifier", "score": "log_density", "at_least": -3.0, "false_accept": 0.1}
 FILTERS: list[list[dict[str, Any]]] = [[], [DETECTOR], [VERIFIER], [VERIFIER, DETECTOR]]
@@ -180,6 +183,14 @@ def read(store: Store, key: str, name: str) -> bytes:
             "regime": {"kind": "replace", "synthetic_ratio": 0.5, "refresh": {"every": 2}},
             "learner": {"kind": "kde"},
         },
+    ],
+    [0],
+)
+@example(
+    [
+        {"regime": STREAM, "filters": [VERIFIER, {"kind": "detector", "examples": 10}]},
+        {"regime": {**STREAM, "select": "random"}, "filters": [DETECTOR]},
+        {"regime": {**STREAM, "select": "oracle"}, "filters": [{"kind": "random", "keep": 0.5}]},
     ],
     [0],
 )

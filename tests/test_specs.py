@@ -20,6 +20,7 @@ from harness.science import cut
 from harness.store import Store
 from harness.study import commit_data, open_study
 
+STREAM = {"kind": "stream", "synthetic_ratio": 0.5}
 REPLACE = {"kind": "replace", "synthetic_ratio": 0.5}
 
 
@@ -54,6 +55,24 @@ BASES: dict[str, dict[str, Any]] = {
     "taught": analytic(NORMAL, {"kind": "gaussian"}, regime={**REPLACE, **TEACHER}),
     "refreshed": analytic(NORMAL, {"kind": "mixture"}, regime={**REPLACE, "refresh": {"every": 2}}),
     "filtered": analytic(NORMAL, {"kind": "gaussian"}, filters=[VERIFIER, {"kind": "label", "recall": 0.5}]),
+    "stream": analytic(
+        NORMAL,
+        {"kind": "gaussian"},
+        regime=STREAM,
+        filters=[
+            {"kind": "detector", "examples": 10},
+            {"kind": "detector", "examples": 10, "use": "weights"},
+            {"kind": "random", "keep": 0.5},
+        ],
+    ),
+    "alike": merged(
+        TEXT,
+        {
+            "regime": STREAM,
+            "data.num_examples": 32,
+            "filters": [{"kind": "near_duplicate"}, {"kind": "detector", "examples": 10}],
+        },
+    ),
     "mixture": analytic(
         {
             "source": "mixture",
@@ -160,6 +179,20 @@ CHANGES: dict[str, dict[str, Any]] = {
         "filters.1.recall": 0.6,
         "filters.1.false_positive_rate": 0.1,
     },
+    "stream": {
+        "regime.pool": 3,
+        "regime.history": "all",
+        "regime.anchor": 0.2,
+        "regime.select": "random",
+        "filters.0.examples": 12,
+        "filters.0.regularisation": 2.0,
+        "filters.0.threshold": 0.6,
+        "filters.1.use": "threshold",
+        "filters.1.bias": 2.0,
+        "filters.1.repeats": 2,
+        "filters.2.keep": 0.6,
+    },
+    "alike": {"filters.0.n": 2, "filters.0.max_similarity": 0.4, "filters.1.ngram": 2},
     "mixture": {
         "data.stratified": True,
         "data.num_examples": 22,

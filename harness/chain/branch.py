@@ -15,7 +15,7 @@ from harness.chain.checkpoints import adopt, save_checkpoint
 from harness.chain.context import Context
 from harness.chain.earlier import ARRAYS, Earlier
 from harness.chain.plan import Plan, Site
-from harness.curation import training_examples
+from harness.curation import gather, training_examples
 from harness.data.text import corpus_science, other_science, read_other
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
@@ -59,16 +59,8 @@ class BranchRun:
         return self._training[1]
 
     def _build(self, node: Node) -> TrainingSet:
-        drawn, sources = training_examples(node.spec.fit, self.data, _Sources(self, node))
-        width = max(source.values.shape[1] for source in sources.values())
-        values = np.zeros((len(drawn), width), dtype=next(iter(sources.values())).values.dtype)
-        lengths = np.zeros(len(drawn), dtype=np.int32)
-        for origin, source in sources.items():
-            rows = np.flatnonzero(drawn.origin == origin)
-            chosen = source.take(drawn.index[rows])
-            values[rows, : chosen.values.shape[1]] = chosen.values
-            lengths[rows] = chosen.lengths
-        return TrainingSet(Examples(values, lengths), drawn)
+        made = training_examples(node.spec.fit, self.data, _Sources(self, node))
+        return TrainingSet(gather(made.drawn, made.found), made.drawn, made.selection)
 
     def prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
         """A text that a key names by its content, from the store."""
@@ -262,8 +254,10 @@ class BranchRun:
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
             if self.ranks.rank == 0:
                 names = node.spec.measured.section.metrics
+                selection = training.selection
                 metrics = {
                     **metrics,
+                    **(selection.metrics() if selection else {}),
                     **added_metrics(names, corpus, self.data, node.seed, node.generation, metrics),
                 }
         if self.ranks.rank == 0:

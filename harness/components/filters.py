@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from harness.registry import FilterPlugin
 from harness.section import PositiveInt, Section, Share, since
@@ -49,6 +51,50 @@ class LabelFilter(Section):
     """Probability that a real example is taken for synthetic, and dropped."""
 
 
+class RandomFilter(Section):
+    """Keeps each example that arrives with the same probability: what others are compared with."""
+
+    kind: Literal["random"]
+    keep: Annotated[float, Field(gt=0, le=1)]
+    """The probability."""
+
+
+class DetectorFilter(Section):
+    """A classifier that has learned from labelled examples of generation 0 chooses from what arrives."""
+
+    kind: Literal["detector"]
+    examples: Annotated[int, Field(ge=10)] = since(200)
+    """Labelled examples that it learns from: as many real ones as ones that generation 0 wrote."""
+    ngram: Annotated[int, Field(ge=1, le=8)] = since(3)
+    """Text: it counts runs of 1 to this many tokens."""
+    regularisation: Annotated[float, Field(gt=0)] = since(1.0)
+    """Strength of the L2 penalty of its logistic regression."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = since(0.5)
+    """Examples of which it says that they are synthetic with at least this probability are dropped."""
+    use: Literal["threshold", "weights"] = since("threshold")
+    """``weights``: instead of dropping, examples are drawn with weight (1 - probability) ** ``bias``."""
+    bias: Annotated[float, Field(gt=0)] = since(1.0)
+    repeats: PositiveInt = since(1)
+    """weights: how often one example may be drawn."""
+
+    @model_validator(mode="after")
+    def _used(self) -> DetectorFilter:
+        unused = {"threshold": ("bias", "repeats"), "weights": ("threshold",)}[self.use]
+        for name in unused:
+            if name in self.model_fields_set:
+                raise ValueError(f"detector with use: {self.use} does not use {name}")
+        return self
+
+
+class SimilarFilter(Section):
+    """Drops an example that shares most of its n-grams with an earlier one of what is read together."""
+
+    kind: Literal["near_duplicate"]
+    n: PositiveInt = since(3)
+    max_similarity: Annotated[float, Field(gt=0, lt=1)] = since(0.5)
+    """Largest allowed Jaccard similarity of two examples' sets of n-grams."""
+
+
 SCORES: Mapping[str, tuple[str, ...]] = {
     "agreement": ("linear",),
     "log_density": ("gaussian", "mixture"),
@@ -72,5 +118,16 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
     "deduplicate": FilterPlugin(DeduplicateFilter, 1, f"{_CODE}:deduplicate", reads=("text",)),
     "repetition": FilterPlugin(RepetitionFilter, 1, f"{_CODE}:repetition", reads=("text",)),
     "verifier": FilterPlugin(VerifierFilter, 1, f"{_CODE}:verifier", check=_check_verifier),
+    "near_duplicate": FilterPlugin(
+        SimilarFilter, 1, "harness.curation.similar:near_duplicate", reads=("text",)
+    ),
+    "random": FilterPlugin(RandomFilter, 1, f"{_CODE}:random", of="pools"),
+    "detector": FilterPlugin(
+        DetectorFilter,
+        1,
+        "harness.curation.detector:detector",
+        of="pools",
+        labelled=lambda section: section.examples,
+    ),
     "label": FilterPlugin(LabelFilter, 1, f"{_CODE}:label", of="training sets"),
 }

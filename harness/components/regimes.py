@@ -66,11 +66,34 @@ def _fresh_real(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...],
     ), None
 
 
+def _stream(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """As the web: real and synthetic examples arrive unlabelled, and filters choose what to train on."""
+    arriving = synthetic_count(regime.pool, n)
+    synthetic = synthetic_count(regime.synthetic_ratio or 0.0, arriving)
+    real, anchored = arriving - synthetic, synthetic_count(regime.anchor, n)
+    parts = [Part(REAL, anchored, "resample")]
+    if regime.history == "all":
+        parts.append(Part(REAL, n, pooled=True))
+    for then in range(1 if regime.history == "all" else generation, generation + 1):
+        parts.append(Part(REAL, real, "unseen", offset=n + (then - 1) * real, pooled=True))
+        parts.append(Part(then - 1, synthetic, pooled=True))
+    return tuple(parts), n - anchored
+
+
 COMPONENTS: Mapping[str, RegimePlugin] = {
-    "replace": RegimePlugin(_replace, 1, uses_ratio=True, pools=False),
+    "replace": RegimePlugin(_replace, 1, uses_ratio=True, pools=False, uses=("real_part",)),
     "replace_grown": RegimePlugin(_replace_grown, 1, pools=False),
     "accumulate": RegimePlugin(_accumulate, 1),
     "accumulate_subsample": RegimePlugin(_accumulate_subsample, 1),
     "augment": RegimePlugin(_augment, 1, uses_ratio=True, pools=False),
     "fresh_real": RegimePlugin(_fresh_real, 1, uses_ratio=True, pools=False, unseen=True),
+    "stream": RegimePlugin(
+        _stream,
+        1,
+        uses_ratio=True,
+        pools=False,
+        unseen=True,
+        selects=True,
+        uses=("pool", "history", "anchor", "select"),
+    ),
 }

@@ -59,9 +59,7 @@ def check_generations(source: Source, configs: Sequence[Config], seeds: int) -> 
         total = totals["in bundles" if bundled else "one by one"]
         total[0] += length * seeds
         # What bundles read is planned once for all seeds of a cell.
-        total[1] += (
-            length * (length - 1) // 2 * (1 if bundled else seeds) if REGIMES[config.regime.kind].pools else 0
-        )
+        total[1] += length * (length - 1) // 2 * (1 if bundled else seeds) if config.regime.reads_all else 0
     for how, (generations, reads) in totals.items():
         allowed = MAX_NODES if how == "one by one" else MAX_ROWS
         cells = f"{len(configs):,} cells x {seeds:,} seeds x up to {longest:,} generations"

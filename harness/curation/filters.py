@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components import FILTERS
-from harness.config.schema import DeduplicateFilter, Filter, LabelFilter, RepetitionFilter, VerifierFilter
+from harness.components.filters import (
+    DeduplicateFilter,
+    LabelFilter,
+    RandomFilter,
+    RepetitionFilter,
+    VerifierFilter,
+)
+from harness.config.schema import Filter
 from harness.data import RealData
 from harness.data.analytic import Density, LinearTruth
 from harness.errors import LearnerError
@@ -66,6 +73,11 @@ def verifier(section: VerifierFilter, examples: Examples, known: Known) -> Mask:
     )
 
 
+def random(section: RandomFilter, examples: Examples, known: Known) -> Mask:
+    """Each example with the same probability."""
+    return np.asarray(known.uniform < section.keep)
+
+
 def label(section: LabelFilter, origin: npt.NDArray[np.int32], uniform: npt.NDArray[np.float64]) -> Mask:
     """Training examples that the detector does not take for synthetic."""
     return np.asarray(uniform >= np.where(origin == REAL, section.false_positive_rate, section.recall))
@@ -113,13 +125,36 @@ def _code(kind: str) -> Callable[[Any, Any, Any], Mask]:
     return named(keep) if isinstance(keep, str) else keep
 
 
+def _verdict(kind: str, section: Any, what: Examples, known: Known, count: int) -> npt.NDArray[Any]:
+    """A filter's verdicts about a pool: truth values, or positions of which one may come several times."""
+    if FILTERS[kind].of != "pools":
+        return _mask(kind, section, what, known, count)
+    found = np.asarray(_code(kind)(section, what, known))
+    if found.dtype == bool:
+        return _checked(kind, found, count)
+    if (
+        found.ndim != 1
+        or found.dtype.kind != "i"
+        or (len(found) and not 0 <= found.min() <= found.max() < count)
+    ):
+        raise LearnerError(
+            f"filters: {kind} ({FILTERS.loaded[kind].package or 'harness'}) gives an array of shape "
+            f"{list(found.shape)} and type {found.dtype}, expected {count} truth values, or positions below "
+            f"{count}"
+        )
+    return found
+
+
 def _mask(kind: str, section: Any, what: Any, known: Any, count: int) -> Mask:
     """A filter's verdicts.
 
     Raises:
         LearnerError: It gives something else than a truth value for each example.
     """
-    mask = np.asarray(_code(kind)(section, what, known))
+    return _checked(kind, np.asarray(_code(kind)(section, what, known)), count)
+
+
+def _checked(kind: str, mask: npt.NDArray[Any], count: int) -> Mask:
     if mask.shape != (count,) or mask.dtype != bool:
         raise LearnerError(
             f"filters: {kind} ({FILTERS.loaded[kind].package}) gives an array of shape {list(mask.shape)} "
@@ -152,6 +187,47 @@ def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt
         known = Known(judge.real, judge.seed, judge.generation, uniform)
         index = index[_mask(kind, section, examples.take(index), known, len(index))]
     return index
+
+
+def judged(
+    filters: Sequence[Filter],
+    pool: Examples,
+    origin: npt.NDArray[np.int32],
+    judge: Judge,
+    take: int,
+    labelled: Callable[[int], tuple[Examples, Examples]],
+) -> list[npt.NDArray[np.int64]]:
+    """What filters let pass of a pool, in which they do not know what is real.
+
+    Args:
+        filters: All of the cell's; each sees what earlier ones left.
+        pool: The examples, in the order in which they have arrived.
+        origin: Of each, for the filters that are no more than error rates.
+        judge: What a filter may know besides.
+        take: How many examples will be trained on.
+        labelled: So many real examples, and as many that generation 0 wrote.
+
+    Returns:
+        For each filter the positions in the pool that are left, in order; a position may stand there several
+        times.
+
+    Raises:
+        LearnerError: A filter gives something else than truth values or positions.
+    """
+    index, found = np.arange(len(pool)), []
+    for place, section in _placed(filters):
+        kind, plugin = section.kind, FILTERS[section.kind]
+        uniform = _uniform(kind, place, judge.seed, judge.generation, len(pool))[index]
+        if plugin.of == "training sets":
+            verdict: npt.NDArray[Any] = _mask(kind, section, origin[index], uniform, len(index))
+        else:
+            asked = plugin.labelled(section)
+            learned = labelled(asked) if asked else None
+            known = Known(judge.real, judge.seed, judge.generation, uniform, take, learned)
+            verdict = _verdict(kind, section, pool.take(index), known, len(index))
+        index = index[verdict]
+        found.append(index)
+    return found
 
 
 def first_accepted(

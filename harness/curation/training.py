@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+
 from harness.curation.filters import Judge, first_accepted, undetected
+from harness.curation.pool import choose
 from harness.data import RealData
 from harness.data.analytic import load_teacher
 from harness.errors import LearnerError
-from harness.records import EXTERNAL, REAL, TEACHER, Examples, Part
+from harness.records import EXTERNAL, REAL, TEACHER, Counts, Examples, Part, Selection
 from harness.regimes import Drawn, draw
 from harness.science import FitSpec
 
@@ -30,7 +35,22 @@ class Sources(Protocol):
         ...
 
 
-def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> tuple[Drawn, dict[int, Examples]]:
+@dataclass(frozen=True)
+class Chosen:
+    """What a fit trains on.
+
+    Attributes:
+        drawn: Origin and index of every example.
+        found: For each origin the examples that the indices point into.
+        selection: What became of the pool; None where the regime has none.
+    """
+
+    drawn: Drawn
+    found: dict[int, Examples]
+    selection: Selection | None = None
+
+
+def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen:
     """Every training example of a fit.
 
     Args:
@@ -38,14 +58,13 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> tuple[
         data: The real distribution, which filters may look at.
         sources: Where examples come from.
 
-    Returns:
-        Origin and index of every example, and for each origin the examples that the indices point into.
-
     Raises:
         LearnerError: The filters leave too little.
     """
-    filters: list[Any] = [part.section for part in spec.filters]
     drawn = draw(spec.recipe, data.num_examples, spec.seed, spec.generation)
+    if spec.recipe.take is not None:
+        return _from_pool(spec, data, sources, drawn)
+    filters: list[Any] = [part.section for part in spec.filters]
     kept = undetected(filters, drawn.origin, spec.seed, spec.generation)
     if kept is not None:
         if not kept.any():
@@ -53,13 +72,53 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> tuple[
                 f"filters: the detector drops all training examples of generation {spec.generation}"
             )
         drawn = drawn.take(kept)
+    return Chosen(drawn, _found(spec, data, sources, filters))
+
+
+def _from_pool(spec: FitSpec, data: RealData, sources: Sources, drawn: Drawn) -> Chosen:
+    """The examples that are known to be real, and what is chosen of those that arrive."""
+
+    def labelled(count: int) -> tuple[Examples, Examples]:
+        start = spec.recipe.arriving  # what lies before arrives in pools
+        written = sources.corpus(0, start + count).take(slice(start, start + count))
+        return sources.real(count).take(slice(count)), written
+
+    found = _found(spec, data, sources, [])  # filters judge the pool, not what a model wrote by itself
+    known = len(drawn) - spec.recipe.pooled
+    pool = drawn.take(np.arange(known, len(drawn)))
+    judge = Judge(data, spec.seed, spec.generation)
+    chosen, selection = choose(
+        spec, gather(pool, found), pool.origin, Counts.of(drawn.origin[:known]), judge, labelled
+    )
+    return Chosen(drawn.take(np.concatenate([np.arange(known), known + chosen])), found, selection)
+
+
+def gather(drawn: Drawn, found: Mapping[int, Examples]) -> Examples:
+    """Examples by origin and index, in order.
+
+    Args:
+        drawn: Which; shape [size].
+        found: For each origin the examples that its indices point into.
+    """
+    width = max(source.values.shape[1] for source in found.values())
+    values = np.zeros((len(drawn), width), dtype=next(iter(found.values())).values.dtype)
+    lengths = np.zeros(len(drawn), dtype=np.int32)
+    for origin, source in found.items():
+        rows = np.flatnonzero(drawn.origin == origin)
+        chosen = source.take(drawn.index[rows])
+        values[rows, : chosen.values.shape[1]] = chosen.values
+        lengths[rows] = chosen.lengths
+    return Examples(values, lengths)
+
+
+def _found(spec: FitSpec, data: RealData, sources: Sources, filters: list[Any]) -> dict[int, Examples]:
+    """For each origin its examples, as far as the recipe reads them."""
     largest: dict[int, Part] = {}  # a rule may read an origin in several parts
     for part in spec.recipe.parts:
         known = largest.setdefault(part.origin, part)
         if part.offset + part.count > known.offset + known.count:
             largest[part.origin] = part
-    found = {origin: _examples(spec, part, data, sources, filters) for origin, part in largest.items()}
-    return drawn, found
+    return {origin: _examples(spec, part, data, sources, filters) for origin, part in largest.items()}
 
 
 def _examples(spec: FitSpec, part: Part, data: RealData, sources: Sources, filters: list[Any]) -> Examples:
@@ -69,25 +128,21 @@ def _examples(spec: FitSpec, part: Part, data: RealData, sources: Sources, filte
     if part.origin == EXTERNAL:
         return sources.fixed(spec.recipe.spec["source"]["corpus"])
     if part.origin == TEACHER:
-        return taught(spec, part.count, data)
+        return taught(spec, part.count, data, filters)
     judge = Judge(data, spec.seed, part.origin)
     return first_accepted(filters, partial(sources.corpus, part.origin), part.count, judge)
 
 
-def taught(spec: FitSpec, count: int, data: RealData) -> Examples:
+def taught(spec: FitSpec, count: int, data: RealData, filters: Sequence[Any] = ()) -> Examples:
     """What a fit's fixed teacher writes for it, filtered.
 
     Args:
         spec: The fit.
         count: How many examples.
         data: The real distribution.
+        filters: What the examples have to pass.
     """
     assert spec.writer is not None
-    teacher, filters = load_teacher(spec.writer), [part.section for part in spec.filters]
+    teacher = load_teacher(spec.writer)
     judge = Judge(data, spec.seed, spec.generation)
-    return first_accepted(
-        filters,  # type: ignore[arg-type]
-        lambda raw: teacher.lesson(spec.seed, spec.generation, raw),
-        count,
-        judge,
-    )
+    return first_accepted(filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge)

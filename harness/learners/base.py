@@ -16,7 +16,7 @@ from harness.components import LEARNERS
 from harness.config.schema import Config, Model, Resources, Section
 from harness.data.base import RealData
 from harness.errors import DataError
-from harness.records import Examples, Recipe, Status
+from harness.records import Examples, Recipe, Selection, Status
 from harness.regimes import Drawn
 from harness.registry import named
 from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Prompts, Versioned, blank
@@ -213,10 +213,11 @@ folder and names them."""
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a generation is fitted to: every example with its origin."""
+    """What a generation is fitted to: every example with its origin, and what became of its pool."""
 
     examples: Examples
     drawn: Drawn
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True)

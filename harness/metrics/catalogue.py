@@ -12,8 +12,21 @@ from harness.components import LEARNERS
 from harness.components import METRICS as METRIC_PLUGINS
 from harness.registry import Metric
 
+POOL = (
+    Metric("pool/trained_real_share", "real share of what is trained on", worse="lower"),
+    Metric("pool/kept_share", "share of the pool that passes"),
+    Metric("pool/recall", "synthetic examples that are found and dropped", worse="lower"),
+    Metric("pool/false_positive_rate", "real examples that are dropped", worse="higher"),
+    Metric("pool/real_share", "real share of the pool", drawn=False),
+    Metric("pool/trained", "training examples", drawn=False),
+    Metric("pool/<filter>/kept_share", "share that passes <filter>", drawn=False),
+    Metric("pool/<filter>/recall", "synthetic examples that <filter> drops", drawn=False),
+    Metric("pool/<filter>/false_positive_rate", "real examples that <filter> drops", drawn=False),
+)
+"""What became of what arrived unlabelled: of records whose regime has a pool."""
 METRICS: tuple[Metric, ...] = (
     *(metric for kind in LEARNERS for metric in LEARNERS[kind].metrics),
+    *POOL,
     *(metric for kind in METRIC_PLUGINS for metric in METRIC_PLUGINS[kind].metrics),
 )
 """All of them, those of packages last."""

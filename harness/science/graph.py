@@ -138,9 +138,12 @@ class _Step:
 
 def _step(cell: CellSpec, generation: int) -> _Step:
     recipe = cell.recipe(generation)
+    reads = {part.origin: part.count for part in recipe.parts if part.origin >= 0}
+    if labelled := cell.labelled(recipe):
+        reads[0] = max(reads.get(0, 0), labelled)
     return _Step(
         recipe=recipe,
-        reads={part.origin: part.count for part in recipe.parts if part.origin >= 0},
+        reads=reads,
         init=recipe.init or ("previous" if cell.init_previous else cell.init),
         filters=cell.used_filters(recipe) if generation else (),
         writer=cell.writer

@@ -133,7 +133,11 @@ class FitSpec:
         }
         if self.generation:
             counts = {part.origin: part.count for part in self.recipe.parts}
-            corpora = [{"corpus": key, "examples": counts[origin]} for origin, key in self.corpora.items()]
+            corpora: list[dict[str, Any]] = []
+            for origin, key in self.corpora.items():
+                # filters may learn from generation 0's: their sections say from how much of it
+                read = {"examples": counts[origin]} if origin in counts else {}
+                corpora.append({"corpus": key, **read})
             filters = {"filters": [part.identity for part in self.filters]} if self.filters else {}
             found["training_set"] = {**self.recipe.spec, "corpora": corpora, **filters}
         if self.parent is not None:
@@ -249,8 +253,24 @@ class CellSpec:
     writer: str | DataSpec | None = None
 
     def used_filters(self, recipe: Recipe) -> tuple[Versioned, ...]:
-        """The filters that a training set goes through; where it is all real, those that err at real ones."""
+        """The filters that a training set goes through.
+
+        All judge a pool; where else it is all real, only those that err at real examples.
+        """
+        if recipe.take is not None:
+            return tuple(self.filters)
         synthetic = any(part.origin != REAL for part in recipe.parts)
         kinds = (FILTERS[str(item.identity["kind"])] for item in self.filters)
         used = zip(self.filters, kinds, strict=True)
         return tuple(item for item, kind in used if synthetic or kind.of == "training sets")
+
+    def labelled(self, recipe: Recipe) -> int:
+        """How many first examples of generation 0 are read for those that filters learn from; 0 for none."""
+        if recipe.take is None:
+            return 0
+        asked = max((_labelled(item) for item in self.filters), default=0)
+        return recipe.arriving + asked if asked else 0
+
+
+def _labelled(item: Versioned) -> int:
+    return FILTERS[str(item.identity["kind"])].labelled(item.section)

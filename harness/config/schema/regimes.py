@@ -97,6 +97,17 @@ class Regime(Section):
     """Share of the training examples that models wrote; replace, augment and fresh_real need it."""
     real_part: Literal["resample", "fixed"] = since("resample")
     """replace: a new random subset of the real examples each generation (the default), or the same one."""
+    pool: Annotated[float, Field(gt=0, le=1000)] = since(2.0)
+    """stream: examples that arrive in each generation, as a multiple of the real training examples."""
+    history: Literal["latest", "all"] = since("latest")
+    """stream: what can be trained on is what has just arrived, or everything that ever has (the real training
+    examples too)."""
+    anchor: Share = since(0.0)
+    """stream: share of the training examples that are taken from the real training examples, which are known
+    to be real."""
+    select: Literal["filters", "random", "oracle"] = since("filters")
+    """stream: what decides: the filters (the default), or, as controls, chance, or who knows what is real;
+    both keep as many as the filters would."""
     source: Literal["self"] | CorpusSource | CellSource | ModelSource = since("self")
     """Who wrote the synthetic examples: the chain itself, a fixed corpus, another chain of the grid, or a
     fixed teacher."""
@@ -113,8 +124,16 @@ class Regime(Section):
         if not found.uses_ratio and self.synthetic_ratio is not None:
             using = ", ".join(kind for kind in REGIMES if REGIMES[kind].uses_ratio)
             raise ValueError(f"{self.kind} does not use synthetic_ratio (it follows); only {using} do")
-        if self.kind != "replace" and "real_part" in self.model_fields_set:
-            raise ValueError(f"{self.kind} does not use real_part; only replace does")
+        for name in ("real_part", "pool", "history", "anchor", "select"):
+            if name in self.model_fields_set and name not in found.uses:
+                using = ", ".join(kind for kind in REGIMES if name in REGIMES[kind].uses)
+                raise ValueError(f"{self.kind} does not use {name}; only {using} does")
+        if self.anchor == 1:
+            raise ValueError("anchor must be below 1; else nothing of what arrives is trained on")
+        if self.history == "all" and self.writer.is_fixed:
+            raise ValueError(
+                "history: all pools a corpus of every generation; a fixed source goes with latest"
+            )
         if self.kind == "augment" and self.synthetic_ratio == 1:
             raise ValueError("augment keeps all real examples, so synthetic_ratio must be below 1")
         if self.writer.is_fixed and found.pools:
@@ -123,6 +142,11 @@ class Regime(Section):
                 f"{self.kind} pools a corpus of every generation; a fixed source goes with {allowed}"
             )
         return self
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether a training set reads the corpora of all earlier generations."""
+        return REGIMES[self.kind].pools or self.history == "all"
 
     @property
     def writer(self) -> Writer:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.components import FILTERS, LEARNERS, METRICS, TRACKERS, readable
+from harness.components import FILTERS, LEARNERS, METRICS, REGIMES, TRACKERS, readable
 from harness.config.schema.data import Data, data_kind
 from harness.config.schema.learners import Learner
 from harness.config.schema.regimes import Evaluate, Filter, Regime
@@ -247,8 +247,26 @@ class Config(Section):
             if not readable(found, wanted):
                 raise ValueError(f"filters: {item.kind} reads {', '.join(wanted)}, not {found} data")
             FILTERS[item.kind].check(item, self.data, found)
+        self._check_pool()
         self._check_source(found)
         return self
+
+    def _check_pool(self) -> None:
+        """Filters that judge pools, and what they learn from."""
+        if not REGIMES[self.regime.kind].selects:
+            for item in self.filters:
+                if FILTERS[item.kind].of == "pools":
+                    allowed = ", ".join(kind for kind in REGIMES if REGIMES[kind].selects)
+                    raise ValueError(
+                        f"filters: {item.kind} chooses from what arrives unlabelled, so it needs regime.kind "
+                        f"{allowed}; found {self.regime.kind}"
+                    )
+            return
+        if self.regime.select != "filters" and not self.filters:
+            raise ValueError(
+                f"regime.select: found {self.regime.select!r}, which keeps as many examples as the filters "
+                "would, and there are none"
+            )
 
     def _check_evaluation(self, kind: str, data: str) -> None:
         read = LEARNERS[kind].evaluates
@@ -273,7 +291,7 @@ class Config(Section):
                 "regime.source.model: for text the name of a pretrained model, for analytic data fields of "
                 "data in which it differs"
             )
-        if writer.corpus is not None and self.filters:
+        if writer.corpus is not None and self.filters and not REGIMES[self.regime.kind].selects:
             raise ValueError(
                 "filters apply to what the chain writes; with regime.source {corpus: ...} filter the corpus "
                 "itself"

@@ -1,0 +1,81 @@
+"""Detectors of synthetic examples: logistic regression on counts of n-grams, or on numbers and their squares.
+
+They learn from labelled examples of generation 0 and judge what later generations are offered, as who trains
+on the web has to: a detector is never younger than what it is to detect.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.components.filters import DetectorFilter
+from harness.records import Examples
+from harness.registry import Known
+from harness.streams import stream
+
+FEATURES = 2**16
+"""Columns that n-grams are hashed to."""
+
+
+def detector(section: DetectorFilter, examples: Examples, known: Known) -> npt.NDArray[Any]:
+    """Which examples a detector does not take for synthetic, or a weighted draw by its probabilities.
+
+    Drawing with weight (1 - p) ** bias, each example at most ``repeats`` times, is the importance resampling
+    of Drayson, Yilmaz and Lampos 2025 (arXiv 2502.15654). The draw without replacement takes the largest of
+    log weight + Gumbel noise (Efraimidis and Spirakis 2006; Vieira 2014), one such number for each copy.
+
+    Args:
+        section: The filter.
+        examples: Shape [num_examples, width].
+        known: With the labelled examples, and how many are to be trained on.
+
+    Returns:
+        Truth values, shape [num_examples]; or positions, at most ``known.take`` of them.
+    """
+    synthetic = probabilities(section, examples, known)
+    if section.use == "threshold":
+        return np.asarray(synthetic < section.threshold)
+    noise = stream(known.seed, known.generation, "detector_draw").gumbel(
+        size=(len(examples), section.repeats)
+    )
+    scores = section.bias * np.log1p(-np.minimum(synthetic, 1 - 1e-12))[:, None] + noise
+    best = np.argsort(-scores, axis=None, kind="stable")[: known.take]
+    return np.asarray(np.sort(best // section.repeats))
+
+
+def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> npt.NDArray[np.float64]:
+    """The probability that each example is synthetic, were both equally frequent; shape [num_examples]."""
+    from sklearn.linear_model import LogisticRegression
+
+    assert known.labelled is not None
+    real, written = known.labelled
+    if np.issubdtype(examples.values.dtype, np.integer):
+        train, new = _ngrams(section.ngram, real, written), _ngrams(section.ngram, examples)
+    else:
+        train, new = _numbers(real, real, written), _numbers(real, examples)
+    labels = np.repeat([0, 1], [len(real), len(written)])
+    model = LogisticRegression(C=1 / section.regularisation, max_iter=1000, class_weight="balanced")
+    found: npt.NDArray[np.float64] = model.fit(train, labels).predict_proba(new)[:, 1]
+    return found
+
+
+def _ngrams(n: int, *sets: Examples) -> Any:
+    """Which n-grams each example has: logarithms of counts, hashed, rows of length 1."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    texts = [" ".join(map(str, row)) for part in sets for row in part.rows()]
+    counts = HashingVectorizer(
+        n_features=FEATURES, ngram_range=(1, n), token_pattern=r"\d+", norm="l2", alternate_sign=False
+    )
+    return counts.transform(texts)
+
+
+def _numbers(scale: Examples, *sets: Examples) -> npt.NDArray[np.float64]:
+    """Numbers and their squares, in units of the real examples' spread."""
+    center, spread = scale.values.mean(axis=0), scale.values.std(axis=0)
+    rows = np.concatenate([part.values for part in sets]).astype(np.float64)
+    rows = (rows - center) / np.where(spread > 0, spread, 1)
+    return np.concatenate([rows, rows**2], axis=1)

@@ -1,0 +1,81 @@
+"""What arrives unlabelled, and what is trained on of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.curation.filters import Judge, judged
+from harness.errors import LearnerError
+from harness.records import REAL, Counts, Examples, Selection
+from harness.science import FitSpec
+from harness.streams import stream
+
+
+def choose(
+    spec: FitSpec,
+    pool: Examples,
+    origin: npt.NDArray[np.int32],
+    known: Counts,
+    judge: Judge,
+    labelled: Callable[[int], tuple[Examples, Examples]],
+) -> tuple[npt.NDArray[np.int64], Selection]:
+    """Choose what to train on.
+
+    Args:
+        spec: The fit.
+        pool: What has arrived, in order.
+        origin: Of each.
+        known: What is trained on besides, without being judged.
+        judge: What filters may know besides the examples.
+        labelled: So many real examples, and as many that generation 0 wrote.
+
+    Returns:
+        Positions in the pool, and what became of it.
+
+    Raises:
+        LearnerError: The filters leave nothing.
+    """
+    take = spec.recipe.take
+    assert take is not None
+    filters: list[Any] = [part.section for part in spec.filters]
+    left = [np.arange(len(pool)), *judged(filters, pool, origin, judge, take, labelled)]
+    index, steps = left[-1], dict[str, tuple[Counts, Counts]]()
+    if spec.recipe.select == "filters":
+        names = _names([section.kind for section in filters])
+        for name, given, passed in zip(names, left, left[1:], strict=False):
+            steps[name] = _distinct(origin, given), _distinct(origin, passed)
+    else:
+        index = _control(spec, origin, len(np.unique(index)))
+    chosen = index[:take]
+    if not len(chosen) and not known.total:
+        raise LearnerError(
+            f"filters: none of the {len(pool)} examples that arrive in generation {spec.generation} passes"
+        )
+    mine = Counts.of(origin[chosen])
+    trained = Counts(known.real + mine.real, known.synthetic + mine.synthetic)
+    return chosen, Selection(Counts.of(origin), _distinct(origin, index), steps, trained)
+
+
+def _control(spec: FitSpec, origin: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int64]:
+    """As many examples as the filters would keep: drawn by lot, or real ones before synthetic ones."""
+    if spec.recipe.select == "oracle":
+        return np.argsort(origin != REAL, kind="stable")[:count]
+    return np.sort(stream(spec.seed, spec.generation, "pool_lot").permutation(len(origin))[:count])
+
+
+def _distinct(origin: npt.NDArray[np.int32], index: npt.NDArray[np.int64]) -> Counts:
+    return Counts.of(origin[np.unique(index)])
+
+
+def _names(kinds: list[str]) -> list[str]:
+    """A filter's kind, with a number where there are several of a kind."""
+    seen: dict[str, int] = {}
+    found = []
+    for kind in kinds:
+        seen[kind] = seen.get(kind, 0) + 1
+        found.append(kind if kinds.count(kind) == 1 else f"{kind}_{seen[kind]}")
+    return found

@@ -1,0 +1,248 @@
+"""What arrives unlabelled, who chooses from it, and what the records say of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundled import at, table
+from chains import run_all
+from conftest import Make
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from scipy.stats import binom
+
+from harness.components.filters import DetectorFilter, SimilarFilter
+from harness.config.schema import Regime
+from harness.curation.detector import detector, probabilities
+from harness.curation.similar import near_duplicate
+from harness.errors import ConfigError, DataError
+from harness.records import REAL, Counts, Examples, Selection
+from harness.regimes import check_supply, draw, recipe
+from harness.registry import Known
+
+STREAM = {"kind": "stream", "synthetic_ratio": 0.5}
+LABEL = {"kind": "label", "recall": 0.8, "false_positive_rate": 0.1}
+GAUSS: dict[str, Any] = {
+    "experiment": "pool",
+    "tracking": {"wandb": "disabled"},
+    "data": {"source": "gaussian", "num_examples": 100},
+    "learner": {"kind": "gaussian"},
+    "regime": STREAM,
+    "generations": 3,
+}
+SEEDS = {"seed": {"from": 0, "count": 40}}
+
+
+@given(
+    st.integers(10, 200),
+    st.integers(0, 100),
+    st.sampled_from([1.0, 1.5, 3.0]),
+    st.sampled_from(["latest", "all"]),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.integers(1, 5),
+)
+def test_a_pool_is_what_the_regime_says(
+    n: int, percent: int, pool: float, history: Any, anchor: float, generation: int
+) -> None:
+    regime = Regime(kind="stream", synthetic_ratio=percent / 100, pool=pool, history=history, anchor=anchor)
+    made = recipe(regime, n, generation)
+    found = draw(made, n, 3, generation)
+    known = len(found) - made.pooled
+    assert known == int(anchor * n + 0.5) and made.size == n
+    assert (found.origin[:known] == REAL).all() and (found.index[:known] < n).all()
+    arrived = int(pool * n + 0.5)
+    past = generation if history == "all" else 1
+    assert made.pooled == arrived * past + (n if history == "all" else 0)
+    synthetic = found.origin[known:] != REAL
+    assert abs(synthetic.sum() / past - percent / 100 * arrived) <= 0.5 + 1e-9
+    assert (found.origin[known:][synthetic] == generation - 1).all() or history == "all"
+    real = found.index[known:][~synthetic]
+    assert len(np.unique(real)) == len(real), "no real example arrives twice"
+    if history == "latest" and generation > 1:
+        before = recipe(regime, n, generation - 1)
+        then = draw(before, n, 3, generation - 1)
+        earlier = then.index[len(then) - before.pooled :][then.origin[len(then) - before.pooled :] == REAL]
+        assert not set(real) & set(earlier) and (not len(real) or real.min() >= n)
+
+
+def test_a_pool_is_shuffled_anew() -> None:
+    made = recipe(Regime(kind="stream", synthetic_ratio=0.5), 100, 1)
+    one, again, other = (draw(made, 100, seed, 1) for seed in (0, 0, 1))
+    assert (one.origin == again.origin).all() and (one.index == again.index).all()
+    assert (one.origin != other.origin).any()
+    # Real among the first half: hypergeometric, 100 of 200 drawn, 100 real; 4 standard deviations are 14.2.
+    assert abs((one.origin[:100] == REAL).sum() - 50) <= 14
+
+
+def test_real_examples_that_arrive_must_exist() -> None:
+    regime = Regime(kind="stream", synthetic_ratio=0.25, pool=2.0)
+    check_supply(regime, 100, 2, 100 + 2 * 150, None)
+    with pytest.raises(DataError, match="generation 2 needs 400 real examples"):
+        check_supply(regime, 100, 2, 399, None)
+
+
+def test_rates_are_those_that_the_filter_has() -> None:
+    """Rates of 40 chains against the binomial distribution; who chooses by lot keeps as many."""
+    rows = table(GAUSS, mitigations={
+        "label": {"filters": [LABEL]},
+        "random": {"filters": [LABEL], "regime.select": "random"},
+        "oracle": {"filters": [LABEL], "regime.select": "oracle"},
+        "clean": {"filters": [LABEL], "regime.synthetic_ratio": 0},
+    }, grid=SEEDS)  # fmt: skip
+    of = {name: part for name, part in rows.groupby("mitigation")}
+    for column, rate in (("pool/recall", 0.8), ("pool/false_positive_rate", 0.1)):
+        dropped = round(at(of["label"], column, 2).sum() * 100)
+        low, high = binom.ppf([1e-5, 1 - 1e-5], 40 * 100, rate)
+        assert low <= dropped <= high
+    kept = at(of["label"], "pool/kept_share", 1)
+    for name in ("random", "oracle"):
+        assert (at(of[name], "pool/kept_share", 1) == kept).all(), (
+            "generation 0 is shared, so are its verdicts"
+        )
+    lot = at(of["random"], "pool/trained_real_share", 2)
+    assert abs(lot.mean() - 0.5) < 4 * lot.std(ddof=1) / np.sqrt(len(lot))
+    assert (at(of["oracle"], "pool/trained_real_share", 2) == 1).all(), (
+        "100 real ones arrive, 100 are trained on"
+    )
+    lost = np.maximum(0, 1 - 2 * at(of["oracle"], "pool/kept_share", 2))
+    assert at(of["oracle"], "pool/false_positive_rate", 2) == pytest.approx(lost, abs=1e-12)
+    assert (
+        of["clean"]["pool/recall"].isna().all() and (at(of["clean"], "pool/trained_real_share", 3) == 1).all()
+    )
+    assert rows[rows.generation == 0]["pool/kept_share"].isna().all()
+
+
+def test_an_oracle_and_a_clean_stream_resist_where_chance_does_not() -> None:
+    """The expected KL divergence of a maximum likelihood fit to n real numbers is 1/n + O(1/n^2)."""
+    rows = table({**GAUSS, "generations": 6}, mitigations={
+        "none": {"regime.synthetic_ratio": 1.0},
+        "clean": {"regime.synthetic_ratio": 0},
+        "oracle": {"filters": [{"kind": "label", "recall": 1.0}], "regime.synthetic_ratio": 0.5},
+    }, grid={"seed": {"from": 0, "count": 200}})  # fmt: skip
+    of = {name: at(part, "gaussian/kl", 6) for name, part in rows.groupby("mitigation")}
+    for name in ("clean", "oracle"):  # n fresh real examples each time
+        assert abs(of[name].mean() - 0.01) < 4 * of[name].std(ddof=1) / np.sqrt(200) + 0.001
+    assert of["none"].mean() > 0.04, "seven fits in a row: about 7 times as much"
+
+
+def test_records_equal_a_recount_from_provenance(make_config: Make, tmp_path: Path) -> None:
+    filters = [LABEL, {"kind": "random", "keep": 0.7}]
+    config = make_config({**GAUSS, "resources": {"bundled": False}, "filters": filters})
+    prepared, store = run_all(config, tmp_path / "root")
+    for node in prepared.lineage.nodes.values():
+        metrics = store.json("evaluations", node.evaluation, "record.json")["metrics"]
+        origin = load_file(store.path("fits", node.fit) / "training_set.safetensors")["origin"]
+        if node.generation == 0:
+            assert not any(name.startswith("pool/") for name in metrics)
+            continue
+        assert metrics["pool/trained"] == len(origin)
+        assert metrics["pool/trained_real_share"] == (origin == REAL).mean()
+        # what passes the first filter is what the second is given
+        passed = 1 - (metrics["pool/label/recall"] + metrics["pool/label/false_positive_rate"]) / 2
+        assert metrics["pool/label/kept_share"] == pytest.approx(passed)
+        both = metrics["pool/label/kept_share"] * metrics["pool/random/kept_share"]
+        assert metrics["pool/kept_share"] == pytest.approx(both)
+
+
+def test_the_columns_of_a_selection() -> None:
+    steps = {"a": (Counts(4, 6), Counts(4, 3)), "b": (Counts(4, 3), Counts(3, 0))}
+    found = Selection(Counts(4, 6), Counts(3, 0), steps, Counts(3, 0)).metrics()
+    assert found["pool/recall"] == 1 and found["pool/false_positive_rate"] == 0.25
+    assert (
+        found["pool/a/recall"] == 0.5 and found["pool/b/recall"] == 1 and found["pool/b/kept_share"] == 3 / 7
+    )
+    alone = Selection(Counts(4, 0), Counts(4, 0), {"a": steps["a"]}, Counts(4, 0)).metrics()
+    assert "pool/recall" not in alone and "pool/a/recall" not in alone
+
+
+TOKENS = np.random.default_rng(0)
+FAIR = Examples.full(TOKENS.integers(0, 50, (300, 12)).astype(np.int32))
+NARROW = Examples.full(TOKENS.integers(0, 25, (300, 12)).astype(np.int32))
+
+
+def known(take: int = 50) -> Known:
+    first = np.arange(200)
+    return Known(None, 0, 1, np.zeros(0), take, (FAIR.take(first), NARROW.take(first)))
+
+
+def test_a_detector_tells_half_a_vocabulary_from_a_whole_one() -> None:
+    new = np.arange(200, 300)
+    section = DetectorFilter(kind="detector", ngram=1)
+    assert detector(section, FAIR.take(new), known()).mean() > 0.95
+    assert detector(section, NARROW.take(new), known()).mean() < 0.05
+    with_rows = DetectorFilter(kind="detector")
+    numbers = [Examples.full(TOKENS.normal(size=(300, 2)) * scale) for scale in (1.0, 0.2)]
+    told = Known(
+        None, 0, 1, np.zeros(0), 50, (numbers[0].take(np.arange(200)), numbers[1].take(np.arange(200)))
+    )
+    assert probabilities(with_rows, numbers[1].take(new), told).mean() > 0.75
+
+
+def test_weights_draw_what_looks_real_and_at_most_so_often() -> None:
+    pool = Examples.full(np.concatenate([FAIR.values[200:], NARROW.values[200:]]))
+    section = DetectorFilter(kind="detector", use="weights", bias=2.0, repeats=3, ngram=1)
+    chosen = detector(section, pool, known(take=60))
+    assert len(chosen) == 60 and np.bincount(chosen).max() <= 3
+    assert (chosen < 100).mean() > 0.85, "by lot it would be one half"
+    assert (chosen == detector(section, pool, known(take=60))).all()
+    all_of_it = detector(section, pool, known(take=10_000))
+    assert len(all_of_it) == 600, "three copies of each"
+
+
+def test_what_a_detector_learns_from_never_arrives(make_config: Make, tmp_path: Path) -> None:
+    filters = [{"kind": "detector", "examples": 20}]
+    config = make_config({**GAUSS, "resources": {"bundled": False}, "filters": filters})
+    prepared, store = run_all(config, tmp_path / "root")
+    for node in prepared.lineage.nodes.values():
+        if node.generation:
+            found = load_file(store.path("fits", node.fit) / "training_set.safetensors")
+            assert found["index"][found["origin"] != REAL].max() < 100
+    assert store.corpora.count(prepared.lineage.nodes[prepared.lineage.chains[0].nodes[0]].corpus) >= 120
+
+
+texts = st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=12)
+
+
+@given(texts, st.integers(1, 3), st.sampled_from([0.2, 0.5, 0.8]))
+def test_near_duplicates_by_brute_force(rows: list[list[int]], n: int, limit: float) -> None:
+    sets = [{tuple(row[i : i + n]) for i in range(len(row) - n + 1)} for row in rows]
+    kept: list[int] = []
+    for place, mine in enumerate(sets):
+        if all(len(mine & sets[o]) / len(mine | sets[o]) <= limit for o in kept):
+            kept.append(place)
+    section = SimilarFilter(kind="near_duplicate", n=n, max_similarity=limit)
+    found = near_duplicate(section, Examples.full(np.array(rows, dtype=np.int32)), known())
+    assert np.flatnonzero(found).tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"regime": {"kind": "stream"}}, "stream needs synthetic_ratio"),
+        ({"regime": {**STREAM, "anchor": 1.0}}, "anchor must be below 1"),
+        ({"regime": {**STREAM, "pool": 0}}, "regime.pool: found 0, expected greater than 0"),
+        ({"regime": {"kind": "accumulate", "pool": 3}}, "accumulate does not use pool; only stream does"),
+        ({"regime": {**STREAM, "select": "oracle"}}, "as many examples as the filters would"),
+        (
+            {"regime": {"kind": "accumulate"}, "filters": [{"kind": "random", "keep": 0.5}]},
+            "random chooses from what arrives unlabelled, so it needs regime.kind stream",
+        ),
+        ({"filters": [{"kind": "detector", "examples": 9}]}, "filters.0.examples: found 9"),
+        ({"filters": [{"kind": "detector", "examples": 101}]}, "101 labelled real examples, there are 100"),
+        ({"filters": [{"kind": "detector", "repeats": 2}]}, "use: threshold does not use repeats"),
+        ({"filters": [{"kind": "near_duplicate"}]}, "near_duplicate reads text, not gaussian data"),
+    ],
+)  # fmt: skip
+def test_bad_input(make_config: Make, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, DataError)) as error:
+        run_all(make_config({**GAUSS, **changes}), tmp_path / "root")
+    assert message in str(error.value)
+
+
+def test_a_pool_of_which_nothing_passes_fails_the_chain() -> None:
+    with pytest.raises(AssertionError, match=r"none of the 200 examples that arrive in generation 1 passes"):
+        table(GAUSS, filters=[{"kind": "label", "recall": 1.0, "false_positive_rate": 1.0}])

@@ -44,7 +44,7 @@ def test_rounding_is_to_the_nearest_example_in_decimal() -> None:
 
 @given(sizes, st.sampled_from(sorted(REGIMES)), seeds)
 def test_generation_0_is_the_n_real_examples_under_every_regime(n: int, kind: str, seed: int) -> None:
-    ratio = 0.5 if kind in ("replace", "augment", "fresh_real") else None
+    ratio = 0.5 if REGIMES[kind].uses_ratio else None
     found = drawn(Regime(kind=kind, synthetic_ratio=ratio), n, 0, seed)
     assert (found.origin == REAL).all() and (found.index == np.arange(n)).all()
     assert recipe(Regime(kind=kind, synthetic_ratio=ratio), n, 0).spec == {}

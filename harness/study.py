@@ -14,13 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import cell_spec, is_bundled, lineage_of
-<<<<<<< HEAD
-from harness.components import DATA_KINDS, LEARNERS, TRACKERS
-from harness.config.grid import Cell, Study, check_claims, expand, find_cells, resolve_sources
-=======
 from harness.components import DATA_KINDS, FILTERS, LEARNERS, TRACKERS
-from harness.config.grid import Cell, Study, check_claims, expand, resolve_sources
->>>>>>> 82f495b (stream: examples arrive unlabelled and filters choose; detector, near_duplicate and random; rates in the records)
+from harness.config.grid import Cell, Study, check_claims, expand, find_cells, resolve_sources
 from harness.config.load import load_file
 from harness.config.schema import Config, data_kind
 from harness.data.base import ExternalCorpus, PreparedData, RealData

@@ -22,6 +22,7 @@ from harness.inspection import handed_on
 from harness.inspection.croissant import CONTEXT, VERSION
 from harness.inspection.examples import CHUNK, COLUMNS, Rows
 from harness.inspection.handed_on import hand_on
+from harness.reporting import ledger
 from harness.store import Store
 
 LABEL = {"kind": "label", "recall": 0.5, "false_positive_rate": 0.2}
@@ -95,6 +96,26 @@ def test_counts_are_those_of_the_records(studies: Any) -> None:
             real = 20 if not generation or cell.regime.kind == "accumulate" else 10
             before = mine[mine["dropped_by"].isna() | (mine["dropped_by"] == "label")]
             assert (len(before), (before["origin"] == "real").sum()) == (size, real)
+
+
+def test_all_that_arrives_has_a_fate(make_config: Make, tmp_path: Path) -> None:
+    """In a stream every example of the pool is in the rows once, and the records' rates can be recounted."""
+    filters = [LABEL, {"kind": "detector", "examples": 10, "use": "weights"}]
+    regime, resources = {"kind": "stream", "synthetic_ratio": 0.5}, {"bundled": True}
+    content = {**GAUSSIAN, "regime": regime, "filters": filters, "resources": resources}
+    config = make_config(content)
+    prepared, store = run_bundles(config, tmp_path / "root")
+    assert not hand_on(prepared, store, tmp_path / "out")["differ"]
+    rows, records = frame(tmp_path / "out"), pd.DataFrame(ledger.rows(prepared, store))
+    n = content["data"]["num_examples"]
+    for record in records[records.generation > 0].to_dict("records"):
+        mine = rows[(rows.generation == record["generation"]) & (rows.seed == record["seed"])]
+        assert len(mine.drop_duplicates(["origin", "example"])) == len(mine) == 2 * n
+        synthetic = mine[mine.origin == "synthetic"]
+        assert len(synthetic) == n
+        assert record["pool/label/recall"] == pytest.approx((synthetic.dropped_by == "label").mean())
+        assert record["pool/trained"] == mine.dropped_by.isna().sum()
+        assert record["pool/trained_real_share"] == (mine[mine.dropped_by.isna()].origin == "real").mean()
 
 
 def test_a_row_is_what_its_writer_wrote(studies: Any) -> None:

@@ -22,7 +22,7 @@ def choose(
     known: Counts,
     judge: Judge,
     labelled: Callable[[int], tuple[Examples, Examples]],
-) -> tuple[npt.NDArray[np.int64], Selection]:
+) -> tuple[npt.NDArray[np.int64], Selection, list[tuple[str, npt.NDArray[np.int64]]]]:
     """Choose what to train on.
 
     Args:
@@ -34,7 +34,8 @@ def choose(
         labelled: So many real examples, and as many that generation 0 wrote.
 
     Returns:
-        Positions in the pool, and what became of it.
+        Positions in the pool; what became of it; and the positions that each filter dropped, at last those
+        that passed and were not needed.
 
     Raises:
         LearnerError: The filters leave nothing.
@@ -44,12 +45,16 @@ def choose(
     filters: list[Any] = [part.section for part in spec.filters]
     left = [np.arange(len(pool)), *judged(filters, pool, origin, judge, take, labelled)]
     index, steps = left[-1], dict[str, tuple[Counts, Counts]]()
+    dropped = []
     if spec.recipe.select == "filters":
+        for section, given, passed in zip(filters, left, left[1:], strict=False):
+            dropped.append((section.kind, np.setdiff1d(given, passed)))
         names = _names([section.kind for section in filters])
         for name, given, passed in zip(names, left, left[1:], strict=False):
             steps[name] = _distinct(origin, given), _distinct(origin, passed)
     else:
         index = _control(spec, origin, len(np.unique(index)))
+        dropped.append((spec.recipe.select, np.setdiff1d(left[0], index)))
     chosen = index[:take]
     if not len(chosen) and not known.total:
         raise LearnerError(
@@ -57,7 +62,8 @@ def choose(
         )
     mine = Counts.of(origin[chosen])
     trained = Counts(known.real + mine.real, known.synthetic + mine.synthetic)
-    return chosen, Selection(Counts.of(origin), _distinct(origin, index), steps, trained)
+    dropped.append(("not_needed", np.setdiff1d(index, chosen)))
+    return chosen, Selection(Counts.of(origin), _distinct(origin, index), steps, trained), dropped
 
 
 def _control(spec: FitSpec, origin: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int64]:

@@ -43,11 +43,13 @@ class Chosen:
         drawn: Origin and index of every example.
         found: For each origin the examples that the indices point into.
         selection: What became of the pool; None where the regime has none.
+        dropped: What each filter dropped of the pool, by its kind; at last what passed and was not needed.
     """
 
     drawn: Drawn
     found: dict[int, Examples]
     selection: Selection | None = None
+    dropped: tuple[tuple[str, Drawn], ...] = ()
 
 
 def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen:
@@ -87,10 +89,11 @@ def _from_pool(spec: FitSpec, data: RealData, sources: Sources, drawn: Drawn) ->
     known = len(drawn) - spec.recipe.pooled
     pool = drawn.take(np.arange(known, len(drawn)))
     judge = Judge(data, spec.seed, spec.generation)
-    chosen, selection = choose(
+    chosen, selection, dropped = choose(
         spec, gather(pool, found), pool.origin, Counts.of(drawn.origin[:known]), judge, labelled
     )
-    return Chosen(drawn.take(np.concatenate([np.arange(known), known + chosen])), found, selection)
+    taken = drawn.take(np.concatenate([np.arange(known), known + chosen]))
+    return Chosen(taken, found, selection, tuple((kind, pool.take(index)) for kind, index in dropped))
 
 
 def gather(drawn: Drawn, found: Mapping[int, Examples]) -> Examples:

@@ -65,7 +65,8 @@ COLUMNS = {
     "prompt": "what it continues: none, real or corpus; null unless synthetic",
     "prompt_corpus": "key of the corpus whose example it continues",
     "prompt_example": "place of the example that it continues",
-    "dropped_by": "the filter that dropped it; null where it was trained on",
+    "dropped_by": "the filter that dropped it; not_needed: it passed, and enough had passed before; null where "
+    "it was trained on",
     "text": "the example as text",
     "tokens": "the example as token ids",
     "values": "the example as numbers: coordinates, an outcome, or the grey values of a picture, row by row",
@@ -248,8 +249,11 @@ class _Made:
         self.node, self.nodes, self.data = lesson.node, lesson.nodes, data
         self.spec, self.sources = lesson.node.spec.fit, _Recorder(lesson.sources)
         self.filters: list[Any] = [part.section for part in self.spec.filters]
-        self.drawn, self.found = training_examples(self.spec, data, self.sources)
-        self.passed = {origin: self._passed(origin, count) for origin, count in self.sources.read.items()}
+        made = training_examples(self.spec, data, self.sources)
+        self.drawn, self.found, self.dropped = made.drawn, made.found, made.dropped
+        self.pooled = self.spec.recipe.take is not None  # then filters judge the pool, and corpora arrive raw
+        read = {} if self.pooled else self.sources.read
+        self.passed = {origin: self._passed(origin, count) for origin, count in read.items()}
 
     def _passed(self, origin: int, count: int) -> list[npt.NDArray[np.int64]]:
         """Places in a raw corpus that are left behind each filter, all of them first."""
@@ -272,7 +276,10 @@ class _Made:
                 lost = np.setdiff1d(before, after)
                 lost = lost[lost < last]
                 yield _Piece(np.full(len(lost), origin, np.int32), lost, lost, raw, section.kind)
-        yield from self._detected()
+        for kind, lost in self.dropped:
+            yield _Piece(lost.origin, lost.index, lost.index, self.found, kind)
+        if not self.pooled:
+            yield from self._detected()
 
     def _detected(self) -> Iterator[_Piece]:
         """What detectors took for synthetic."""
@@ -291,7 +298,7 @@ class _Made:
         for origin, passed in self.passed.items():
             rows = drawn.origin == origin
             found[rows] = passed[-1][drawn.index[rows]]
-        if self.filters:
+        if self.filters and not self.pooled:
             found[drawn.origin == TEACHER] = -1
         return found
 

@@ -65,8 +65,8 @@ COLUMNS = {
     "prompt": "what it continues: none, real or corpus; null unless synthetic",
     "prompt_corpus": "key of the corpus whose example it continues",
     "prompt_example": "place of the example that it continues",
-    "dropped_by": "the filter that dropped it; not_needed: it passed, and enough had passed before; null where "
-    "it was trained on",
+    "dropped_by": "the filter that dropped it; not_needed: it passed, and enough had passed before; null "
+    "where it was trained on",
     "text": "the example as text",
     "tokens": "the example as token ids",
     "values": "the example as numbers: coordinates, an outcome, or the grey values of a picture, row by row",

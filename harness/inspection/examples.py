@@ -276,8 +276,8 @@ class _Made:
                 lost = np.setdiff1d(before, after)
                 lost = lost[lost < last]
                 yield _Piece(np.full(len(lost), origin, np.int32), lost, lost, raw, section.kind)
-        for kind, lost in self.dropped:
-            yield _Piece(lost.origin, lost.index, lost.index, self.found, kind)
+        for kind, left_out in self.dropped:
+            yield _Piece(left_out.origin, left_out.index, left_out.index, self.found, kind)
         if not self.pooled:
             yield from self._detected()
 

@@ -99,7 +99,7 @@ def test_every_cell_has_a_metric_of_its_own_learner() -> None:
 
     rows = [*of("vae", "vae/latent_std", 1.0, 0.5), *of("discrete", "discrete/entropy", 3.0, 2.0)]
     lines = answers(rows, ("learner.kind",), [0])
-    assert [line.partition(":")[0] for line in lines] == ["kind discrete", "kind vae"]
+    assert [line.partition(":")[0] for line in lines] == ["discrete", "vae"]
     assert "from 3 to 2" in lines[0] and "from 1 to 0.5" in lines[1]
 
 

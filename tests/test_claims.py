@@ -20,7 +20,7 @@ from harness.metrics.catalogue import HEADLINES
 from harness.reporting import ledger
 from harness.reporting.analysis import critical_ratios, losses
 from harness.reporting.claims import compare, judge
-from harness.reporting.report import critical_table
+from harness.reporting.tables import critical_table
 from harness.reporting.theory import expected
 from harness.study import Prepared
 

@@ -179,9 +179,11 @@ def test_the_report_escapes_what_models_wrote(ranks: Any, make_config: Make, tmp
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "report" / "report.html").read_text()
     assert hostile not in page and html.escape("<script>alert(1)</script>") in page and "{{ 7*7 }}" in page
-    assert "<script" not in page and "http" not in page.replace("http-equiv", ""), "self-contained"
+    assert page.count("<script") == 3, "the numbers, the library and what draws"
+    assert not re.findall(r'(?:src|href)="(?!data:|figures/|#)', page), "self-contained"
     names = {path.stem for path in (tmp_path / "report" / "figures").glob("*.png")}
-    assert {"test-perplexity", "text-tail_mass", "text-distinct_2", "frequency-bands"} <= names
+    assert {"test-perplexity", "text-tail_mass", "frequency-bands"} <= names
+    assert "text-distinct_2" in names or "distinct-2 is flat: " in page
     assert sum(name.startswith("histogram-") for name in names) == 2
     assert names == {path.stem for path in (tmp_path / "report" / "figures").glob("*.pdf")}
     assert "test/perplexity by generation" in done.stdout

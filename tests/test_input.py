@@ -526,8 +526,9 @@ def test_text_in_figures_is_plain_and_has_glyphs(tmp_path: Path) -> None:
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = figures.metric_figure(rows, ["name"], "x", label="$y$")
-        assert figure is not None
+        drawing = figures.metric_drawing(rows, ["name"], "x", label="$y$")
+        assert drawing is not None
+        figure = drawing[0]
         assert figures.encode(figure, "png") and figures.encode(figure, "pdf")
     shown = {text.get_text() for text in figure.findobj(Text)}
     assert {"name a$b^{", "name $\\frac{$", "$y$"} <= shown

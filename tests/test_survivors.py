@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from harness.reporting import figures
 from harness.reporting.analysis import critical_ratios
 from harness.reporting.claims import judge
-from harness.reporting.report import critical_table, summary_table
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, aggregate, curves
+from harness.reporting.tables import critical_table, summary_table
 from harness.store import Store
 from harness.study import open_study
 
@@ -162,11 +162,14 @@ def test_figures_stay_readable_at_any_number_of_cells(cells: int) -> None:
         for seed in range(2)
         for row in chain(seed, [1.0, 1.0 + i], kind="ab"[i % 2], other=i)
     ]
-    figure = figures.metric_figure(rows, ["other", "kind"], "test/nll")
-    assert figure is not None
+    drawing = figures.metric_drawing(rows, ["other", "kind"], "test/nll")
+    assert drawing is not None
+    figure, columns, numbers = drawing
     width, height = figure.get_size_inches()
     assert width <= 18 and height <= 18
-    assert figure.legends or any(axes.get_legend() for axes in figure.axes), "lines have names"
+    named = figure.legends or any(axes.get_legend() for axes in figure.axes)
+    assert named or cells == 120, "lines have names, unless there are too many to read"
+    assert len({row[columns.index("cell")] for row in numbers}) == cells, "the numbers name every cell"
 
 
 # --- rows as columns ----------------------------------------------------------------------------------------

@@ -140,6 +140,16 @@ def say(line: str) -> None:
     terminal.show(line, sys.stderr)
 
 
+def progress() -> Callable[[str], None]:
+    """What tells what is being made: one line of a terminal, over and over; nothing elsewhere.
+
+    An empty text takes the line away.
+    """
+    if not sys.stderr.isatty():
+        return lambda text: None
+    return lambda text: terminal.write(f"\r\x1b[K{terminal.visible(text)[:78]}", sys.stderr)
+
+
 def existing_store(root: Path, writes: bool) -> Any:
     """The store at a root, which must be there; opened for writing only where that is needed."""
     from harness.store import Store

@@ -27,6 +27,7 @@ from harness.cli.app import (
     print_json,
     print_rows,
     print_table,
+    progress,
     say,
     signals,
     tell_damage,
@@ -145,7 +146,8 @@ def report(
     from harness.reporting import ledger
     from harness.reporting.answer import answers
     from harness.reporting.claims import describe, judge
-    from harness.reporting.report import build, summary_table, variance
+    from harness.reporting.report import build, variance
+    from harness.reporting.tables import summary_table
     from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -154,7 +156,7 @@ def report(
         rows = ledger.rows(prepared, store)
         folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
         try:
-            page = build(prepared, store, rows, folder)
+            page = build(prepared, store, rows, folder, progress())
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
@@ -195,7 +197,7 @@ def compare(
     from harness.reporting import ledger
     from harness.reporting.answer import answers
     from harness.reporting.compare import build, together
-    from harness.reporting.report import summary_table
+    from harness.reporting.tables import summary_table
 
     roots = root or [path(os.environ.get("HARNESS_ROOT") or DEFAULT_ROOT)]
     roots = roots * len(configs) if len(roots) == 1 else roots
@@ -218,7 +220,7 @@ def compare(
         terminal.show(line)
     if out is not None:
         try:
-            terminal.show(f"report: {build(found, out)}")
+            terminal.show(f"report: {build(found, out, progress())}")
         except OSError as error:
             raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
     raise typer.Exit(damaged)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.config.naming import cell_name
 from harness.metrics.catalogue import HEADLINES, about
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, aggregate
@@ -129,8 +130,7 @@ def _change(pairs: npt.NDArray[np.float64], ended: int, count: int) -> Change:
 
 def _where(cell: tuple[Any, ...], axes: Sequence[str], last: int | None = None) -> str:
     """A cell by the values of its axes and how far it is, with a colon; empty for the only cell."""
-    names = [axis.rpartition(".")[2].replace("_", " ") for axis in axes]
-    known = [f"{name} {value}" for name, value in zip(names, cell, strict=True) if value is not None]
+    known = [cell_name(cell, axes)] if any(value is not None for value in cell) else []
     known += [] if last is None else [f"up to generation {last}"]
     return f"{', '.join(known)}: " if known else ""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.reporting.report import curve_figures, render
+from harness.reporting.page import Page, Tell, render
 from harness.reporting.rows import Rows
 from harness.study import Prepared
 
@@ -69,7 +69,13 @@ def _rows(
             yield {**missing, **row, AXIS: name, "chain": f"{name}/{row['chain']}"}
 
 
-def build(compared: Compared, folder: Path) -> Path:
-    """Write the page; returns it."""
-    pages = curve_figures(compared.rows, compared.axes, compared.seeds)
-    return render(folder, " and ".join(compared.names), compared.rows, compared.axes, compared.seeds, pages)
+def build(compared: Compared, folder: Path, tell: Tell = lambda line: None) -> Path:
+    """Write the page; returns it.
+
+    Args:
+        compared: The experiments.
+        folder: Where it goes.
+        tell: Is told what is being made.
+    """
+    page = Page(folder, tell)
+    return render(page, " and ".join(compared.names), compared.rows, compared.axes, compared.seeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import matplotlib
@@ -12,36 +13,32 @@ matplotlib.use("Agg")
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from harness.metrics.catalogue import about
+from harness.config.naming import cell_name, cell_names
+from harness.metrics.catalogue import about, drawn
+from harness.reporting.explorer import HIDDEN_AXES
 from harness.reporting.lettering import letter
+from harness.reporting.palette import Style, styles
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, curves
 
-"""Metrics that have a figure, in the order of the report."""
-_HIDDEN_AXES = ("generations",)
 MAX_POINTS = 400
 """More seeds than this make points that only hide the band."""
 MAX_PANELS = 12
 PANEL_COLUMNS = 4
 MAX_LINES = 24
 """Lines of a panel: more cannot be told apart, or named in a legend."""
-LEGEND_INCHES = 0.09
-"""Height that one more line of a legend below the panels takes, two to a row."""
+INSIDE = 8
+"""Up to so many lines are named within a panel."""
+LEGEND_LINES = 12
+"""Lines of a legend below the panels; where more are needed, the numbers beside the figure have the names."""
+FLAT = 0.005
+"""A metric that moves by a smaller share of itself is flat."""
+DISTINCT = 6
+"""Different values that two metrics have to have before their order says that they are one quantity."""
 T = TypeVar("T")
-
-
-def _name(cell: Sequence[Any], axes: Sequence[str]) -> str:
-    """A cell for people; an axis that it does not have is left out."""
-    parts = [
-        f"{axis.rpartition('.')[2].replace('_', ' ')} {value}"
-        for axis, value in zip(axes, cell, strict=True)
-        if value is not None
-    ]
-    return ", ".join(parts) or "all"
 
 
 def panels(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> list[tuple[str, list[tuple[Any, ...]]]]:
@@ -59,22 +56,96 @@ def panels(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> list[tuple[
     at = dividing[0]
     values = list(dict.fromkeys(cell[at] for cell in cells))
     return [
-        (_name((value,), axes[at : at + 1]), [cell for cell in cells if cell[at] == value])
+        (cell_name((value,), axes[at : at + 1]), [cell for cell in cells if cell[at] == value])
         for value in values
     ]
 
 
-def metric_figure(
+@dataclass(frozen=True)
+class Chosen:
+    """Which metrics have a figure of their own.
+
+    Attributes:
+        drawn: Those that have, with their titles.
+        same: Those that are one of these on another scale, with their titles.
+        flat: Those that do not move, with their titles.
+        sentences: What is to be said of the others.
+    """
+
+    drawn: Mapping[str, str]
+    same: Mapping[str, str]
+    flat: Mapping[str, str]
+    sentences: Sequence[str]
+
+
+def chosen(rows: Rows) -> Chosen:
+    """Choose the metrics that are drawn: one for each quantity, and none that does not move.
+
+    Two are one quantity where the rows have the same order in both (or the opposite one): the perplexity is
+    the exponential of the NLL.
+    """
+    titles = _titles(rows.names)
+    own, same, flat = dict[str, str](), dict[str, str](), dict[str, str]()
+    sentences, orders = list[str](), dict[str, npt.NDArray[np.float64]]()
+    for metric, title in titles.items():
+        values = rows.values(metric)
+        known = values[~np.isnan(values)]
+        if not len(known):
+            continue
+        low, high = float(known.min()), float(known.max())
+        if high - low <= FLAT * max(abs(low), abs(high)):
+            flat[metric] = title
+            at = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+            sentences.append(f"{title} is flat: {at} everywhere.")
+            continue
+        order = _order(values)
+        twin = next((name for name, other in orders.items() if _same_order(order, other)), None)
+        if twin is None:
+            own[metric], orders[metric] = title, order
+        else:
+            same[metric] = title
+            sentences.append(f"{title} is {own[twin]} on another scale.")
+    return Chosen(own, same, flat, sentences)
+
+
+def _titles(names: Collection[str]) -> dict[str, str]:
+    """The metrics that can be drawn, with their titles; closed forms score examples, which have no tokens."""
+    titles = {metric.name: metric.title for metric in drawn(names)}
+    if "test/perplexity" not in titles:
+        titles |= {
+            name: "NLL on real examples (nats)" for name in ("test/nll", "kde/test_nll") if name in titles
+        }
+    if "kde/test_nll" in titles:
+        del titles["test/nll"]
+    return titles
+
+
+def _order(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The rank of every value, equal ones alike; NaN where there is none."""
+    found = np.full(len(values), np.nan)
+    known = ~np.isnan(values)
+    found[known] = np.unique(values[known], return_inverse=True)[1]
+    return found
+
+
+def _same_order(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:
+    if not np.array_equal(np.isnan(one), np.isnan(other)) or np.nanmax(one) < DISTINCT - 1:
+        return False
+    return bool(
+        np.array_equal(one, other, equal_nan=True)
+        or np.array_equal(np.nanmax(one) - one, other, equal_nan=True)
+    )
+
+
+def metric_drawing(
     rows: Iterable[Mapping[str, Any]],
     axes: Sequence[str],
     metric: str,
     theory: Mapping[tuple[Any, ...], Sequence[float]] | None = None,
     label: str = "",
     seeds: Collection[int] = (),
-) -> Figure | None:
+) -> tuple[Figure, list[str], list[list[Any]]] | None:
     """A metric against generation: one line per cell, the seeds as points, the interval as a band.
-
-    None where nothing is finite.
 
     Where a seed has diverged, the mean of those that live is dotted and says of how many it is.
 
@@ -85,60 +156,116 @@ def metric_figure(
         theory: Cell, by the values of all its axes, to what theory says of each generation: dashed lines.
         label: Of the metric; that of the catalogue when empty.
         seeds: Those that every cell is run with.
+
+    Returns:
+        The figure, and the columns and rows of all numbers of all cells; None where nothing is finite.
     """
-    shown = [axis for axis in axes if axis not in _HIDDEN_AXES]
-    found = curves(rows, shown, metric, seeds)
+    table = Rows.of(rows)
+    shown = [axis for axis in axes if axis not in HIDDEN_AXES]
+    found = curves(table, shown, metric, seeds)
+    looks = styles(found)  # by all cells, so that a cell looks the same in every figure
     found = {cell: curve for cell, curve in found.items() if any(point.values for point in curve.values())}
     if not found:
         return None
+    expected = {_shown(cell, axes, shown): line for cell, line in (theory or {}).items()}
+    names = dict(zip(found, cell_names(found, shown), strict=True))
+    figure = _grid_figure(found, looks, names, expected, shown, label or about(metric).title)
+    return figure, *_numbers(found, names, expected, shown)
+
+
+def _grid_figure(
+    found: Mapping[tuple[Any, ...], Mapping[int, Aggregate]],
+    looks: Mapping[tuple[Any, ...], Style],
+    names: Mapping[tuple[Any, ...], str],
+    expected: Mapping[tuple[Any, ...], Sequence[float]],
+    shown: Sequence[str],
+    label: str,
+) -> Figure:
+    """Small multiples over the first axis in which cells differ."""
     whole = panels(list(found), shown)
     parts = [(title, thinned(cells, MAX_LINES)) for title, cells in thinned(whole, MAX_PANELS)]
     columns = min(len(parts), PANEL_COLUMNS)
-    lines = max(len(cells) for _, cells in parts)
+    lines = sum(len(cells) for _, cells in parts)
     down = -(-len(parts) // columns)
     figure = Figure(
-        figsize=(max(6.0, 4.4 * columns), 3.6 * down + LEGEND_INCHES * max(0, lines - 12)),
-        layout="constrained",
+        figsize=(max(6.0, 4.4 * columns), 3.6 * down + legend_inches(lines, columns)), layout="constrained"
     )
     plots = figure.subplots(down, columns, squeeze=False, sharey=True).ravel()
     for plot in plots[len(parts) :]:
         plot.set_visible(False)
     for plot, (title, cells) in zip(plots, parts, strict=False):
-        colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(cells)))
-        for colour, cell in zip(colours, cells, strict=True):
-            name = ", ".join(part for part in _name(cell, shown).split(", ") if part != title)
-            _curve(plot, found[cell], colour, name)
-            for wanted in [
-                line for whole_cell, line in (theory or {}).items() if _shown(whole_cell, axes, shown) == cell
-            ]:
-                plot.plot(range(len(wanted)), wanted, color=colour, linestyle="--", linewidth=1.2)
+        for cell in cells:
+            draw_curve(plot, found[cell], looks[cell].light, names[cell] or "all", looks[cell].line)
+            if cell in expected:
+                line = expected[cell]
+                plot.plot(range(len(line)), line, color=looks[cell].light, linestyle="--", linewidth=1.0)
         plot.set_title(title, fontsize=10)
         plot.set_xlabel("generation")
         plot.xaxis.get_major_locator().set_params(integer=True)
         plot.grid(alpha=0.25)
         plot.spines[["top", "right"]].set_visible(False)
     for plot in plots[::columns]:
-        plot.set_ylabel(label or about(metric).title, fontsize=9)
-    _legend(figure, list(plots[: len(parts)]), lines)
-    count, all_of_them = sum(len(cells) for _, cells in parts), sum(len(cells) for _, cells in whole)
-    if count < all_of_them:
-        figure.suptitle(f"{count} of {all_of_them} cells, evenly chosen; the table has all", fontsize=9)
+        plot.set_ylabel(label, fontsize=9)
+    legend(figure, list(plots[: len(parts)]), lines, columns)
+    every = sum(len(cells) for _, cells in whole)
+    notes = [f"{lines} of {every} cells, evenly chosen; the table has all"] if lines < every else []
+    counts = {len(p.values) for _, cells in parts for cell in cells for p in found[cell].values() if p.values}
+    least, most = min(counts), max(counts)
+    many = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
+    figure.suptitle("; ".join([*notes, f"{many} at every point"]), fontsize=8)
     return figure
 
 
-def _legend(figure: Figure, plots: Sequence[Any], lines: int) -> None:
-    """Within the last panel where few lines are to be named, below all panels where many are."""
-    if lines <= 12:
-        labelled = [plot for plot in plots if plot.get_legend_handles_labels()[0]]
-        if labelled:
-            labelled[-1].legend(fontsize=8, frameon=False)
-        return
+def _numbers(
+    found: Mapping[tuple[Any, ...], Mapping[int, Aggregate]],
+    names: Mapping[tuple[Any, ...], str],
+    expected: Mapping[tuple[Any, ...], Sequence[float]],
+    shown: Sequence[str],
+) -> tuple[list[str], list[list[Any]]]:
+    """The numbers behind the lines, of all cells: columns and rows."""
+    columns = [
+        "cell",
+        *shown,
+        "generation",
+        "mean",
+        "low",
+        "high",
+        "seeds",
+        "diverged",
+        "all_seeds",
+        "theory",
+    ]
+    rows = []
+    for cell, curve in found.items():
+        line = expected.get(cell, ())
+        for g, point in curve.items():
+            theory = line[g] if g < len(line) else None
+            numbers = [g, point.mean, point.low, point.high, len(point.values), point.diverged, point.total]
+            rows.append([names[cell], *cell, *numbers, theory])
+    return columns, rows
+
+
+def legend_inches(lines: int, columns: int) -> float:
+    """Height that a legend below the panels takes."""
+    return 0.0 if lines <= INSIDE and columns == 1 else 0.2 * min(-(-lines // (2 * columns)), LEGEND_LINES)
+
+
+def legend(figure: Figure, plots: Sequence[Any], lines: int, columns: int = 1) -> None:
+    """Within the panel where there is one with few lines, below all panels otherwise."""
     named = {
         name: handle for plot in plots for handle, name in zip(*plot.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        list(named.values()), list(named), fontsize=7, frameon=False, loc="outside lower center", ncols=2
-    )
+    if lines <= INSIDE and columns == 1 and named:
+        plots[-1].legend(fontsize=8, frameon=False)
+    elif named and lines <= 2 * columns * LEGEND_LINES:
+        figure.legend(
+            list(named.values()),
+            list(named),
+            fontsize=7,
+            frameon=False,
+            loc="outside lower center",
+            ncols=2 * columns,
+        )
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:
@@ -151,7 +278,21 @@ def _shown(cell: Sequence[Any], axes: Sequence[str], shown: Sequence[str]) -> tu
     return tuple(value for axis, value in zip(axes, cell, strict=True) if axis in shown)
 
 
-def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str, style: str = "-") -> None:
+def _count(plot: Any, generation: int, point: Aggregate, colour: Any) -> None:
+    """Beside a point: of how many of all seeds it is."""
+    plot.annotate(
+        f"{len(point.values)}/{point.total}",
+        (generation, point.mean),
+        xytext=(0, 4),
+        textcoords="offset points",
+        fontsize=6,
+        color=colour,
+        ha="center",
+    )
+
+
+def draw_curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str, style: Any = "-") -> None:
+    """A line of a panel: the mean, its interval as a band, the seeds as points; dotted beyond divergence."""
     known = [(g, point) for g, point in curve.items() if point.mean is not None]
     if not known:
         return
@@ -159,20 +300,14 @@ def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str, st
     survivors = [(g, point) for g, point in known if point.diverged]
     line: dict[str, Any] = {"color": colour, "linewidth": 1.8}
     plot.plot([g for g, _ in alive], [point.mean for _, point in alive], label=name, linestyle=style, **line)
+    for g, point in alive:
+        if len(point.values) < point.total:  # not finite, or not there yet
+            _count(plot, g, point, colour)
     if survivors:
         dotted = [*alive[-1:], *survivors]
         plot.plot([g for g, _ in dotted], [point.mean for _, point in dotted], linestyle=":", **line)
         for g, point in survivors:
-            text = f"{len(point.values)}/{point.total}"
-            plot.annotate(
-                text,
-                (g, point.mean),
-                xytext=(0, 4),
-                textcoords="offset points",
-                fontsize=6,
-                color=colour,
-                ha="center",
-            )
+            _count(plot, g, point, colour)
     points = [(g, value) for g, point in known for value in point.values]
     if len(points) <= MAX_POINTS:
         plot.scatter(
@@ -193,124 +328,6 @@ def _curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str, st
             alpha=0.15,
             linewidth=0,
         )
-
-
-def histogram_figure(
-    title: str, by_generation: Mapping[int, npt.NDArray[np.float64]], real: npt.NDArray[np.float64] | None
-) -> Figure:
-    """How likely generation 0's model finds what each generation wrote (Shumailov et al. 2023, figure 1b).
-
-    Args:
-        title: The cell.
-        by_generation: Generation to nats per token of each synthetic sequence, shape [num_sequences].
-        real: The same for real test text; None to leave it out.
-    """
-    everything = np.concatenate([*by_generation.values(), *([real] if real is not None else [])])
-    edges = np.linspace(float(everything.min()), float(everything.max()), 41).tolist()
-    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
-    plot = figure.subplots()
-    if real is not None:
-        plot.hist(real, bins=edges, density=True, color="0.8", label="real test text")
-    colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(by_generation)))
-    for colour, (generation, values) in zip(colours, by_generation.items(), strict=True):
-        plot.hist(
-            values,
-            bins=edges,
-            density=True,
-            histtype="step",
-            color=colour,
-            linewidth=1.6,
-            label=f"generation {generation}",
-        )
-    plot.set_title(title, fontsize=10)
-    plot.set_xlabel("NLL under generation 0's model (nats/token)")
-    plot.set_ylabel("density")
-    plot.spines[["top", "right"]].set_visible(False)
-    plot.legend(fontsize=8, frameon=False)
-    return figure
-
-
-def bands_figure(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> Figure | None:
-    """Over- and under-representation of each frequency band in the last generation, one line per cell."""
-    names = sorted(name for name in Rows.of(rows).names if name.startswith("text/band_"))
-    if not names:
-        return None
-    shown = [axis for axis in axes if axis not in _HIDDEN_AXES]
-    curves_of = {name: curves(rows, shown, name) for name in names}
-    cells = thinned(list(curves_of[names[0]]), MAX_LINES)
-    figure = Figure(figsize=(6.0, 3.4 + LEGEND_INCHES * max(0, len(cells) - 12)), layout="constrained")
-    plot = figure.subplots()
-    colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(cells)))
-    for colour, cell in zip(colours, cells, strict=True):
-        last = [curves_of[name][cell] for name in names]
-        points = [curve[max(curve)] for curve in last]
-        live = f" ({len(points[0].values)} of {points[0].total} live)" if points[0].diverged else ""
-        plot.plot(
-            range(1, len(names) + 1),
-            [np.nan if p.mean is None else p.mean for p in points],
-            marker="o",
-            markersize=4,
-            color=colour,
-            label=_name(cell, shown) + live,
-        )
-    plot.axhline(1.0, color="0.5", linewidth=1, linestyle="--")
-    plot.set_xticks(
-        range(1, len(names) + 1), ["most\nfrequent", *[str(i) for i in range(2, len(names))], "rarest"]
-    )
-    plot.set_xlabel("frequency band, each a fifth of the real text")
-    plot.set_ylabel("share in last generation / share in real text", fontsize=9)
-    plot.spines[["top", "right"]].set_visible(False)
-    _legend(figure, [plot], len(cells))
-    return figure
-
-
-def homogenisation_figure(
-    lines: Mapping[str, Mapping[str, Mapping[int, Aggregate]]],
-    baseline: Mapping[str, Mapping[int, Aggregate]],
-    labels: Mapping[str, str],
-) -> Figure:
-    """How alike the corpora of different chains are against generation.
-
-    One panel per measure, one line per group of pairs.
-
-    Args:
-        lines: Measure to group to generation to aggregate over pairs.
-        baseline: Measure to generation to aggregate over pairs of real samples, drawn dashed. Pairs that
-            differ in more than their seed are drawn dash-dotted.
-        labels: Measure to its name with its unit.
-    """
-    groups = list(dict.fromkeys(group for found in lines.values() for group in found))
-    legend = 0.1 * (len(groups) + 1) if len(groups) < 24 else 0.0  # inches; two columns below the plots
-    figure = Figure(figsize=(max(6.0, 4.4 * len(lines)), 3.4 + legend), layout="constrained")
-    plots = figure.subplots(1, len(lines), squeeze=False)[0]
-    colours = dict(zip(groups, colormaps["viridis"](np.linspace(0.0, 0.85, len(groups))), strict=True))
-    for plot, (measure, found) in zip(plots, lines.items(), strict=True):
-        for group, curve in found.items():
-            _curve(plot, curve, colours[group], group, "-" if group.startswith("other seed") else "-.")
-        known = [(g, point) for g, point in baseline[measure].items() if point.mean is not None]
-        at = [g for g, _ in known]
-        plot.plot(
-            at,
-            [point.mean for _, point in known],
-            color="0.4",
-            linestyle="--",
-            label="two samples of real data",
-        )
-        low, high = (
-            [end for _, point in known if (end := getattr(point, side)) is not None]
-            for side in ("low", "high")
-        )
-        if len(low) == len(at):
-            plot.fill_between(at, low, high, color="0.5", alpha=0.15, linewidth=0)
-        plot.set_xlabel("generation")
-        plot.set_title(labels[measure], fontsize=9)
-        plot.xaxis.get_major_locator().set_params(integer=True)
-        plot.grid(alpha=0.25)
-        plot.spines[["top", "right"]].set_visible(False)
-    if legend:
-        handles, names = plots[0].get_legend_handles_labels()
-        figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
-    return figure
 
 
 def strip(pictures: npt.NDArray[np.float64], columns: int = 32, scale: int = 2) -> bytes:

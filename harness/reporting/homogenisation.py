@@ -296,23 +296,29 @@ def _text(point: Aggregate, most: int) -> str:
     return shown if len(point.values) == most else f"{shown} ({len(point.values)} pairs)"
 
 
-def to_csv(results: Sequence[Homogenisation]) -> bytes:
-    """All numbers: data, measure, group.
+NUMBERS = ["data", "measure", "group", "generation", "mean", "low", "high", "pairs", "size"]
 
-    (``real`` for the baseline), generation, mean, low, high, pairs compared, size.
+
+def numbers(result: Homogenisation) -> tuple[list[str], list[list[Any]]]:
+    """All numbers of one set of real data: columns, and a row for each measure, group and generation.
+
+    The group ``real`` is the baseline; ``pairs`` are those compared.
     """
+    found = []
+    for measure, groups in result.lines.items():
+        for group, curve in {"real": result.baseline[measure], **groups}.items():
+            for generation, point in curve.items():
+                ends = ["" if value is None else repr(value) for value in (point.mean, point.low, point.high)]
+                size = result.sizes[generation]
+                found.append([result.title, measure, group, generation, *ends, len(point.values), size])
+    return NUMBERS, found
+
+
+def to_csv(results: Sequence[Homogenisation]) -> bytes:
+    """All numbers of all sets of real data."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["data", "measure", "group", "generation", "mean", "low", "high", "pairs", "size"])
+    writer.writerow(NUMBERS)
     for result in results:
-        for measure, groups in result.lines.items():
-            for group, curve in {"real": result.baseline[measure], **groups}.items():
-                for generation, point in curve.items():
-                    ends = [
-                        "" if value is None else repr(value) for value in (point.mean, point.low, point.high)
-                    ]
-                    size = result.sizes[generation]
-                    writer.writerow(
-                        [result.title, measure, group, generation, *ends, len(point.values), size]
-                    )
+        writer.writerows(numbers(result)[1])
     return buffer.getvalue().encode()

@@ -1,0 +1,239 @@
+"""The page of a report: what it holds, what a browser makes of it, and that nothing runs but its own."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_board_pages import browser
+
+from harness.config.naming import cell_name, cell_names, words
+from harness.metrics.catalogue import about
+from harness.reporting import figures
+from harness.reporting.explorer import explorer
+from harness.reporting.page import Drawing, Page, render, to_csv
+from harness.reporting.palette import FEW, styles
+from harness.reporting.rows import Rows
+
+HOSTILE = "</script><script>document.title='owned'</script><!-- \u202e=cmd()"
+AXES = ("learner.model.preset", "regime.kind", "regime.synthetic_ratio")
+CELLS = [("small", "replace", 1.0), ("small", "replace", 0.5), (HOSTILE, "accumulate", None)]
+
+
+def records(seeds: int = 5, generations: int = 4) -> Rows:
+    """Three cells; a seed of the second diverges in generation 2."""
+    random, rows = np.random.default_rng(4), []
+    for number, cell in enumerate(CELLS):
+        for seed in range(seeds):
+            for g in range(generations):
+                gone = number == 1 and seed == 0 and g == 2
+                nll = 3 + 0.2 * number * g + 0.01 * float(random.normal())
+                rows.append(
+                    {
+                        "experiment": "page",
+                        "chain": f"{number}-{seed}",
+                        "seed": seed,
+                        "generation": g,
+                        "status": "diverged" if gone else "ok",
+                        **dict(zip(AXES, cell, strict=True)),
+                        "test/perplexity": None if gone else float(np.exp(nll)),
+                        "test/nll": None if gone else nll,
+                        "text/distinct_2": None if gone else 0.2 + 0.01 * float(random.normal()),
+                        "text/copy_share": 0.25,
+                    }
+                )
+                if gone:
+                    break
+    return Rows.of(rows)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    return render(Page(folder), f"a {HOSTILE}", records(), AXES, range(5), lambda metric: (
+        {CELLS[0]: [20.0, 20.0, 20.0]} if metric == "test/perplexity" else {}
+    ))  # fmt: skip
+
+
+def test_a_cell_has_one_name() -> None:
+    assert cell_name(CELLS[0], AXES, seed=0) == "small, replace 1.0, seed 0"
+    assert cell_name((None, "accumulate", None), AXES) == "accumulate"
+    assert (
+        cell_name((0.7, True), ("learner.sample.temperature", "data.resample"))
+        == "temperature 0.7, resample True"
+    )
+    assert words(["a.kind", "b.kind", "c.width_x"]) == ["a.kind", "b.kind", "width x"]
+    assert cell_name((), ()) == "" and len(cell_name(("x" * 500,), ("a.b",))) < 140
+    same = cell_names([("a", "b"), ("b", "a"), ("a", "b")], ("x.kind", "y.kind"))
+    assert same[0] == "x.kind a, y.kind b" and same[1] == "b, a"
+
+
+@pytest.mark.parametrize("count", [1, FEW, FEW + 1, 500])
+def test_cells_look_different_and_stand_out(count: int) -> None:
+    """Contrast of 3 : 1 with the ground (WCAG 2.2, 1.4.11), and no two alike up to as many as have hues."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    found = styles(range(count))
+    assert len(found) == count and len({(s.light, s.dash) for s in found.values()}) > 0.95 * count
+    dark_ground = luminance("#0d1117")
+    for style in found.values():
+        assert 1.05 / (luminance(style.light) + 0.05) >= 3
+        assert (luminance(style.dark) + 0.05) / (dark_ground + 0.05) >= 3
+
+
+def test_one_quantity_is_one_figure_and_what_is_flat_is_a_sentence(page: Path) -> None:
+    found = figures.chosen(records())
+    assert list(found.drawn) == ["test/perplexity", "text/distinct_2"]
+    assert list(found.same) == ["test/nll"] and list(found.flat) == ["text/copy_share"]
+    text = page.read_text()
+    assert "share copied from the training set is flat: 0.25 everywhere." in text
+    assert f"{about('test/nll').title} is {about('test/perplexity').title} on another scale." in text
+    names = {path.name for path in (page.parent / "figures").iterdir()}
+    assert names == {
+        f"{name}.{form}" for name in ("test-perplexity", "text-distinct_2") for form in ("png", "pdf", "csv")
+    }
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    found = re.search(
+        r'<script type="application/json" id="explorer-data">(.*?)</script>', page.read_text(), re.S
+    )
+    assert found is not None
+    return dict(json.loads(found[1]))
+
+
+def test_the_figure_the_csv_and_the_page_have_the_same_numbers(page: Path) -> None:
+    data = data_of(page)
+    assert [m["name"] for m in data["metrics"]] == [
+        "test/perplexity",
+        "text/distinct_2",
+        "test/nll",
+        "text/copy_share",
+    ]
+    table = list(csv.DictReader((page.parent / "figures" / "test-perplexity.csv").open()))
+    assert len(table) == 3 * 4
+    for place, cell in enumerate(data["metrics"][0]["cells"]):
+        rows = table[4 * place : 4 * place + 4]
+        assert rows[0]["cell"][:5] == data["cells"][place]["name"][:5]
+        for g, row in enumerate(rows):
+            assert cell["m"][g] == pytest.approx(float(row["mean"]), rel=1e-4)
+            assert cell["n"][g] == int(row["seeds"]) and cell["t"] == int(row["all_seeds"]) == 5
+            assert (cell["l"][g] is None) == (row["low"] == "")
+    second = data["metrics"][0]["cells"][1]
+    assert second["d"] == [0, 0, 1, 1] and second["n"] == [5, 5, 4, 4] and second["l"][2:] == [None, None]
+    assert [len(values) for values in second["s"]] == [5, 5, 4, 4]
+    assert data["metrics"][0]["cells"][0]["w"] == [20, 20, 20, None]
+
+
+def test_only_the_pages_own_scripts_may_run(page: Path) -> None:
+    text = page.read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None and "'unsafe-inline'" not in policy[1].partition("script-src")[2]
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.S)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert [f"'sha256-{found}'" in policy[1] for found in hashes] == [True, True]
+    assert "document.title='owned'" not in "".join(scripts) and "\u202e" not in text
+    assert to_csv(["a"], [["=cmd()"], [-1.5]]) == b"a\n'=cmd()\n-1.5\n", "a spreadsheet runs nothing of it"
+
+
+def test_five_hundred_cells_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what would be too much loses the single seeds first, then generations in between."""
+    random = np.random.default_rng(0)
+    rows = Rows.of(
+        [
+            {
+                "chain": f"{c}-{s}",
+                "seed": s,
+                "generation": g,
+                "status": "ok",
+                "axis": c,
+                **{f"m/{k}": float(random.normal()) for k in range(4)},
+            }
+            for c in range(500)
+            for s in range(5)
+            for g in range(6)
+        ]  # fmt: skip
+    )
+    metrics = {f"m/{k % 4}": "m" for k in range(4)}
+    data = explorer(rows, ("axis",), range(5), metrics)
+    assert len(json.dumps(data)) < 3_000_000 and data["every_seed"]
+    assert sum(cell["on"] for cell in data["cells"]) == 24
+    monkeypatch.setattr("harness.reporting.explorer.NUMBERS", 20_000)
+    small = explorer(rows, ("axis",), range(5), metrics)
+    assert small["steps"][0] == 0 and small["steps"][-1] == 5 and len(small["steps"]) < 6
+    assert not small["every_seed"] and "s" not in small["metrics"][0]["cells"][0]
+
+
+def test_static_figures_beyond_the_room_are_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.reporting.page.EMBEDDED_BYTES", 120_000)
+    told: list[str] = []
+    page = Page(tmp_path, told.append)
+    figure, *numbers = figures.metric_drawing(records(), AXES, "test/nll") or pytest.fail("nothing drawn")
+    found = [page.add(Drawing(f"f{n}", "x", figure, *numbers)) for n in range(3)]  # type: ignore[arg-type]
+    assert found[0]["image"] and not found[2]["image"] and (tmp_path / "figures" / "f2.png").exists()
+    assert told == ["figure f0", "figure f1", "figure f2"]
+
+
+DRIVER = """<script>
+addEventListener('load',function(){setTimeout(function(){
+ var out={},q=function(s){return document.querySelector(s);},texts=function(s){
+  return [].map.call(document.querySelectorAll(s),function(o){return o.textContent;});};
+ function fire(e,type,more){
+  e.dispatchEvent(new(more?KeyboardEvent:Event)(type,Object.assign({bubbles:true},more)));}
+ out.metrics=texts('#ex-metric option');out.count=q('#ex-count').textContent;
+ out.canvases=document.querySelectorAll('.plot canvas').length;
+ var plot=q('.plot');plot.focus();out.first=q('#ex-said').textContent;
+ fire(plot,'keydown',{key:'ArrowRight'});fire(plot,'keydown',{key:'ArrowRight'});
+ fire(plot,'keydown',{key:'ArrowDown'});
+ out.moved=q('#ex-said').textContent;
+ fire(plot,'keydown',{key:'+'});out.zoomed=q('#ex-said').textContent;
+ var boxes=document.querySelectorAll('#ex-cells input');boxes[1].click();
+ out.toggled=q('#ex-count').textContent;
+ q('#ex-metric').selectedIndex=2;fire(q('#ex-metric'),'change');
+ q('.plot').focus();out.metric=q('.plot').getAttribute('aria-label');
+ q('#ex-panels').selectedIndex=1;fire(q('#ex-panels'),'change');
+ out.panels=texts('.plot h3');
+ q('#ex-filter').value='accum';fire(q('#ex-filter'),'input');q('#ex-none').click();
+ out.left=q('#ex-count').textContent;
+ out.title=document.title;
+ var pre=document.createElement('pre');pre.id='out';pre.textContent=JSON.stringify(out);
+ document.body.append(pre);
+},300);});
+</script></body>"""
+
+
+@pytest.mark.slow
+def test_a_browser_shows_what_the_csv_says(page: Path, tmp_path: Path) -> None:
+    """Keys, toggles, another metric, panels and the filter; no error, and the hostile name is only text."""
+    dom, said = browser(page.as_uri())
+    assert not said and "<canvas" in dom, "under its own policy"
+    driven = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    (tmp_path / "driven.html").write_text(driven.replace("</body>", DRIVER))
+    dom, said = browser((tmp_path / "driven.html").as_uri(), "--virtual-time-budget=3000")
+    assert not said
+    found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.S)
+    assert found is not None
+    out = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert len(out["metrics"]) == 4 and out["count"] == "3 of 3 cells shown" and out["canvases"] == 1
+    row = next(r for r in csv.DictReader((page.parent / "figures" / "test-perplexity.csv").open())
+               if r["regime.synthetic_ratio"] == "0.5" and r["generation"] == "2")  # fmt: skip
+    assert out["first"].startswith("small, replace 1.0; generation 0:")
+    assert (
+        f"small, replace 0.5; generation 2: {float(row['mean']):.4g}; 4 of 5 seeds, 1 diverged"
+        in out["moved"]
+    )
+    assert out["zoomed"] == out["moved"] and out["toggled"] == "2 of 3 cells shown"
+    assert out["metric"].startswith(about("test/nll").title)
+    assert out["panels"][0] == "preset small" and out["left"] == "1 of 3 cells shown"
+    assert out["title"] != "owned"

@@ -111,6 +111,9 @@ class Entry(Immutable):
     provenance: Provenance
     experiment: str
     """Of the study that it is from."""
+    controls: dict[str, dict[str, SeedResult]] = {}
+    """What the track runs beside it: a control's name to its results by seed; ``baseline.clean``: `BASELINE`
+    where nothing is synthetic."""
     declared: Declared | None = None
     """What that study claims; None where it claims nothing."""
 
@@ -252,7 +255,26 @@ def _entry(
         provenance=_provenance(own),
         experiment=prepared.study.base.experiment,
         declared=declared_of(prepared, store, cell, own, said),
+        **_controls(prepared, store, mitigation, states, table),
     )
+
+
+def _controls(
+    prepared: Prepared, store: Store, mitigation: str, states: Mapping[str, ChainState], table: Any
+) -> dict[str, Any]:
+    """What the store has of the controls of a mitigation; nothing where its track has none."""
+    track = track_of(prepared)
+    if not track.controls:
+        return {}
+    names: dict[str, str] = {control: f"{mitigation}.{control}" for control in track.controls}
+    if "clean" in names:
+        names["baseline.clean"] = f"{BASELINE}.clean"
+    official, found = {str(seed) for seed in track.seeds}, {}
+    for control, name in names.items():
+        for cell in find_cells(prepared.study, {AXIS: name}):
+            results = _seeds(prepared, store, table, states, cell)
+            found[control] = {seed: result for seed, result in results.items() if seed in official}
+    return {"controls": found}
 
 
 def track_of(prepared: Prepared) -> Track:

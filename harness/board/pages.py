@@ -109,6 +109,14 @@ class Column:
     style: str = ""
 
 
+AGAINST = {
+    "clean": ("clean cost", "how much more it worsens than the baseline where nothing is synthetic"),
+    "random": ("better than chance by", "as many examples, chosen by lot"),
+    "oracle": ("worse than the oracle by", "as many examples, chosen by who knows what is real"),
+}
+"""Columns of controls: heading and explanation."""
+
+
 def _columns(table: TrackTable) -> list[Column]:
     score, scale = table.track.score, _scale(table)
     unit = f", {score.unit}" if score.unit else ""
@@ -123,6 +131,12 @@ def _columns(table: TrackTable) -> list[Column]:
 
     def kept(name: str) -> Callable[[Scored], tuple[str, str]]:
         return lambda line: _kept(line.beside[name][1])
+
+    def last(name: str) -> Callable[[Scored], tuple[str, str]]:
+        return lambda line: _number_cell(line.beside[name][0].mean)
+
+    def against(name: str) -> Callable[[Scored], tuple[str, str]]:
+        return lambda line: mean(line.controls[name]) if name in line.controls else ("", "")
 
     def figure(line: Scored) -> tuple[str, str]:
         found = line.benefit
@@ -148,10 +162,18 @@ def _columns(table: TrackTable) -> list[Column]:
         heading = f"generations until {text(score.threshold)}{unit}"
         found.append(Column("until", heading, "median of the seeds", until))
     for name in score.beside:
-        heading = f"{about(name).label}, share kept"
-        found.append(Column(f"beside:{name}", heading, "last, over generation 0", kept(name)))
+        if any(line.beside[name][1].values for line in table.lines):
+            heading = f"{about(name).label}, share kept"
+            found.append(Column(f"beside:{name}", heading, "last, over generation 0", kept(name)))
+        else:
+            found.append(Column(f"beside:{name}", about(name).label, "last generation", last(name)))
     return [
         *found,
+        *(
+            Column(f"against:{name}", f"{heading}{unit}", what, against(name))
+            for name, (heading, what) in AGAINST.items()
+            if any(name in line.controls for line in table.lines)
+        ),
         Column("examples", "training examples", "times the baseline's", _examples_cell),
         Column(
             "hours", "device-hours", "of all seeds", lambda line: _number_cell(line.entry.cost.device_hours)
@@ -177,8 +199,8 @@ def _examples_cell(line: Scored) -> tuple[str, str]:
     return _plain(times), f"{text(times)} \u00d7"
 
 
-def _number_cell(value: float) -> tuple[str, str]:
-    return _plain(value), text(value)
+def _number_cell(value: float | None) -> tuple[str, str]:
+    return _plain(value), "" if value is None else text(value)
 
 
 def _share(value: float | None) -> tuple[str, str]:
@@ -266,6 +288,9 @@ def values_of(line: Scored, table: TrackTable) -> dict[str, float | str | None]:
         found["until"] = until if math.isfinite(until) else None
     for name, (last, kept) in line.beside.items():
         found[f"last {name}"], found[f"kept {name}"] = last.mean, kept.mean
+    for name, contrast in line.controls.items():
+        found |= {f"against {name}": contrast.mean}
+        found |= {f"against {name} low": contrast.low, f"against {name} high": contrast.high}
     found |= {
         "training_examples": line.entry.cost.training_examples,
         "times_baseline": line.entry.cost.times_baseline,

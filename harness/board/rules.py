@@ -48,7 +48,7 @@ def check_rules(
         raise refuse("regime.source", "reads what no chain of its own has written")
     recipes = [spec.recipe(generation) for generation in range(config.generations + 1)]
     for generation, recipe in enumerate(recipes[1:], start=1):
-        if any(part.draw == "unseen" for part in recipe.parts):
+        if _real_examples(recipe) > _real_examples(prepared.specs[baseline].recipe(generation)):
             raise refuse("regime", f"generation {generation} reads real examples that no other entry has")
         share = _real_share(recipe)
         if limits.real_share is not None and share > limits.real_share + 1e-9:
@@ -80,6 +80,11 @@ def worse_sign(metric: str) -> float:
             "can be ranked by it; harness list metrics says it of others"
         )
     return -1.0 if worse == "lower" else 1.0
+
+
+def _real_examples(recipe: Recipe) -> int:
+    """How many real examples have arrived where this is trained on."""
+    return max((part.offset + part.count for part in recipe.parts if part.draw == "unseen"), default=0)
 
 
 def _real_share(recipe: Recipe) -> float:

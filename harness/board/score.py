@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from harness.board.checked import Verification, badges
 from harness.board.entry import Entry, SeedResult
 from harness.board.ranking import Rank, pareto, rank
 from harness.board.rules import worse_sign
+from harness.components import FILTERS
 from harness.config.track import BASELINE, Track
 from harness.errors import InputError
 from harness.reporting.growth import until
@@ -20,6 +22,15 @@ from harness.terminal import shown
 
 HUGE = 1e150
 """The square of a number beyond is none, so that nothing can be said of its scatter."""
+CONTRASTS = {
+    "clean": ("clean", "baseline.clean"),
+    "random": ("random", ""),
+    "oracle": ("", "oracle"),
+    "real": ("", "baseline.clean"),
+}
+"""By name, what is subtracted from what: how much more it worsens than the baseline where nothing is
+synthetic (what it costs); how much more chance worsens than it; how much more it worsens than who knows what
+is real, and than the baseline does where nothing is synthetic."""
 TOLERANCE = 1e-9
 """Relative difference of two numbers of one key that is none: what writing and reading a number may do."""
 
@@ -35,6 +46,7 @@ class Scored:
         until: Generations until the worsening reaches the track's threshold, by seed in order; infinite where
             it never does. One that diverges has reached it then.
         beside: Other columns: in the last generation, and as a share of generation 0.
+        controls: Against what its track runs beside it (`CONTRASTS`), by control, paired by seed.
         rank: None where it is not ranked.
         unranked: Why it is not; empty where it is.
         badges: What is to be known of it, in a word or two each.
@@ -46,6 +58,7 @@ class Scored:
     benefit: Aggregate
     until: tuple[float, ...]
     beside: Mapping[str, tuple[Aggregate, Aggregate]]
+    controls: Mapping[str, Aggregate]
     rank: Rank | None = None
     unranked: str = ""
     badges: tuple[str, ...] = ()
@@ -160,6 +173,7 @@ def _scored(track: Track, entry: Entry, checks: Sequence[Verification]) -> Score
         badge = "unreplicated"
         unranked = f"unreplicated: {len(rises)} of the track's {len(track.seeds)} seeds"
     missing = len(without) - diverged
+    contrasts = _contrasts(entry, metric, sign, length)
     rise_of_all = aggregate(rises, diverged, missing)
     return Scored(
         entry=entry,
@@ -167,9 +181,31 @@ def _scored(track: Track, entry: Entry, checks: Sequence[Verification]) -> Score
         benefit=aggregate(benefits, diverged, missing),
         until=tuple(until_by_seed),
         beside={name: _beside(track, entry, name, diverged) for name in track.score.beside},
+        controls=contrasts,
         unranked=unranked,
-        badges=(*_badges(entry, rise_of_all, badge), *badges(checks)),
+        badges=(*_badges(entry, rise_of_all, contrasts, badge), *badges(checks)),
     )
+
+
+def _contrasts(entry: Entry, metric: str, sign: float, length: int) -> dict[str, Aggregate]:
+    """An entry against its controls: of each the difference of the rises of two, seed by seed."""
+    results = {"": entry.seeds, **entry.controls}
+    found = {}
+    for control, (more, less) in CONTRASTS.items():
+        if more not in results or less not in results:
+            continue
+        values, diverged, absent = list[float](), 0, 0
+        for seed in map(str, entry.track.seeds):
+            pair = [results[name].get(seed) for name in (more, less)]
+            one, other = (_rise(result, metric, sign, length) for result in pair)
+            if one is not None and other is not None:
+                values.append(one - other)
+            elif any(result is not None and result.state == "diverged" for result in pair):
+                diverged += 1
+            else:
+                absent += 1
+        found[control] = aggregate(values, diverged, absent)
+    return found
 
 
 def plain(value: float | None) -> float | None:
@@ -207,7 +243,9 @@ def _beside(track: Track, entry: Entry, name: str, diverged: int) -> tuple[Aggre
     return aggregate(last, diverged, absent), aggregate(share, diverged, absent)
 
 
-def _badges(entry: Entry, rise: Aggregate, unranked: str) -> tuple[str, ...]:
+def _badges(
+    entry: Entry, rise: Aggregate, contrasts: Mapping[str, Aggregate], unranked: str
+) -> tuple[str, ...]:
     """What is to be known of an entry; ``unranked`` says in a word or two why it is not ranked.
 
     What has another generation 0 than the baseline has less, or more, to lose; the rise does not show it.
@@ -223,11 +261,23 @@ def _badges(entry: Entry, rise: Aggregate, unranked: str) -> tuple[str, ...]:
         found.append(f"{failed} seeds failed")
     if rise.high is not None and rise.high < 0:
         found.append("too good: better than generation 0")
+    for name, what in (("oracle", "its oracle"), ("real", "the baseline without synthetic examples")):
+        high = contrasts[name].high if name in contrasts else None
+        if high is not None and high < 0:
+            found.append(f"too good: better than {what}")
+    if any(_is_told(item) for item in entry.configuration.get("filters", ())):
+        found.append("a simulated detector: it is told what is real, and errs at given rates")
     if any(_start(entry.seeds[s], entry) != _start(entry.baseline[s], entry) for s in _both(entry)):
         found.append("begins elsewhere: generation 0 is not the baseline's")
     if entry.other_seeds:
         found.append(f"{len(entry.other_seeds)} other seeds were run")
     return tuple(found)
+
+
+def _is_told(section: Any) -> bool:
+    """Whether a filter, as an entry has it, is told what is real."""
+    kind = section.get("kind") if isinstance(section, Mapping) else None
+    return isinstance(kind, str) and kind in FILTERS and FILTERS[kind].of == "training sets"
 
 
 def _both(entry: Entry) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.board.entry import Entry, SeedResult, make_entry
 from harness.board.rules import worse_sign
-from harness.config.mitigations import AXIS
+from harness.config.mitigations import AXIS, SECTION
 from harness.errors import HarnessError, InputError, StoreError
 from harness.files import write_json
 from harness.science import BundledChain
@@ -180,17 +180,18 @@ def replayed(entry: Entry, seed: int) -> Outcome:
     if seed not in entry.track.seeds:
         allowed = ", ".join(map(str, entry.track.seeds))
         raise InputError(f"--replay: found {seed}, the track {entry.track.track} has the seeds {allowed}")
-    only = f"grid.seed=[{seed}]"
+    only = (f"grid.seed=[{seed}]", f"grid.mitigation={json.dumps(list(entry.study[SECTION]))}")
     with tempfile.TemporaryDirectory(prefix="harness-") as folder:
         study, root = write_study(entry, Path(folder)), Path(folder) / "runs"
-        command = [sys.executable, "-m", "harness", "run", str(study), "--root", str(root), "--set", only]
+        command = [sys.executable, "-m", "harness", "run", str(study), "--root", str(root)]
+        command += [word for assignment in only for word in ("--set", assignment)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise HarnessError(
                 f"--replay: the run ended with {done.returncode}: {done.stderr.strip()[-2000:]}"
             )
         store = Store.read(root)
-        again = make_entry(prepare_study(study, (only,), store, Path(folder)), store, entry.mitigation)
+        again = make_entry(prepare_study(study, only, store, Path(folder)), store, entry.mitigation)
     return compared(entry, again, seed)
 
 

@@ -46,14 +46,16 @@ def add(
 
     Example: harness leaderboard add entries.yaml --to board
     """
-    from harness.board.entry import make_entries, write_entry
+    from harness.board.entry import make_entries, track_of, write_entry
     from harness.config.mitigations import AXIS
     from harness.terminal import nearest, shown
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         existing_store(root, writes=False)
         prepared, store = prepare(config, assignments, root, scratch)
+        track = track_of(prepared)
         names = [str(cell.axes[AXIS]) for cell in prepared.study.cells if not cell.teacher]
+        names = [name for name in names if track.controlled(name) is None]
         for name in mitigation or ():
             if name not in names:
                 allowed = f"allowed: {', '.join(names)}{nearest(name, names)}"

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from harness.components import REGIMES
 from harness.config.mitigations import AXIS, SECTION
 from harness.config.shipped import tracks
 from harness.config.source import Source, read_source
 from harness.errors import ConfigError
-from harness.section import PositiveInt, Section, Share
+from harness.section import PositiveInt, Section, Share, since
 from harness.terminal import nearest, shown
 
 MIN_SEEDS = 5
@@ -28,6 +29,15 @@ OWN = ("experiment", "resources", "retention", "tracking", "claims", "grid", "se
 """What a study of a track may say itself: who does it and how, which mitigations, and which part of them."""
 OPEN = ("learner", "regime", "filters")
 """Where mitigations may have their fields; with other data, metrics or generations nothing is compared."""
+
+CONTROLS: Mapping[str, Mapping[str, Any]] = {
+    "clean": {"regime.synthetic_ratio": 0},
+    "random": {"regime.select": "random"},
+    "oracle": {"regime.select": "oracle"},
+}
+"""What a track may run beside every mitigation, and the field in which it differs from it: the same where
+nothing is synthetic (what it costs), and its filters' number of examples chosen by lot, or by who knows what
+is real. The last two are of mitigations with filters."""
 
 
 class Score(Section):
@@ -77,6 +87,8 @@ class Track(Section):
     open: Annotated[tuple[str, ...], Field(min_length=1)]
     """Fields, or sections, that a mitigation may set."""
     limits: Limits = Limits()
+    controls: tuple[Literal["clean", "random", "oracle"], ...] = since(())
+    """What is run beside every entry (`CONTROLS`)."""
 
     @field_validator("seeds")
     @classmethod
@@ -92,6 +104,43 @@ class Track(Section):
             if field.split(".")[0] not in OPEN:
                 raise ValueError(f"{shown(field)} is not for a mitigation to set; allowed: {', '.join(OPEN)}")
         return value
+
+    @model_validator(mode="after")
+    def _controllable(self) -> Track:
+        regime = self.config.get("regime")
+        kind = regime.get("kind") if isinstance(regime, Mapping) else None
+        if self.controls and not (isinstance(kind, str) and kind in REGIMES and REGIMES[kind].selects):
+            allowed = ", ".join(name for name in REGIMES if REGIMES[name].selects)
+            raise ValueError(f"controls need config.regime.kind {allowed}, found {shown(kind)}")
+        for control in self.controls:
+            for name in CONTROLS[control]:
+                taken = [field for field in self.open if f"{name}.".startswith(f"{field}.")]
+                if taken:
+                    raise ValueError(
+                        f"open: {taken[0]} is what the control {control} sets, so it is not open"
+                    )
+        return self
+
+    def with_controls(self, mitigations: Mapping[str, Any]) -> dict[str, Any]:
+        """Mitigations, and behind each its controls by the name ``<mitigation>.<control>``.
+
+        Args:
+            mitigations: Name to settings, as in a file.
+        """
+        found: dict[str, Any] = {}
+        for name, settings in mitigations.items():
+            found[name] = settings
+            given = dict(settings or {})
+            filtered = given.get("filters", self.config.get("filters"))
+            for control in self.controls:
+                if control == "clean" or filtered:
+                    found[f"{name}.{control}"] = {**given, **CONTROLS[control]}
+        return found
+
+    def controlled(self, name: str) -> str | None:
+        """The mitigation of which a name is a control; None for a mitigation."""
+        before, _, control = name.rpartition(".")
+        return before if before and control in self.controls else None
 
     @field_validator("config")
     @classmethod
@@ -179,7 +228,7 @@ def in_track(source: Source, folder: Path) -> Source:
     _check_open(source, track)
     seeds = {} if "seed" in source.data or "seed" in grid else {"seed": list(track.seeds)}
     given = {name: value for name, value in source.data.items() if name != "track"}
-    mitigations = {BASELINE: {}, **(source.data.get(SECTION) or {})}
+    mitigations = track.with_controls({BASELINE: {}, **(source.data.get(SECTION) or {})})
     data = {**track.config, **given, SECTION: mitigations, "grid": {**grid, **seeds}}
     return replace(source, data=data, track=entered)
 
@@ -192,6 +241,8 @@ def _check_open(source: Source, track: Track) -> None:
         )
     for name, settings in given.items():
         place = f"{SECTION}.{name}"
+        if (other := track.controlled(name)) is not None:
+            raise source.error(place, f"is the name of a control of {other}, which the track runs by itself")
         if name == BASELINE and settings:
             raise source.error(place, "is what entries are compared with, so it changes nothing: {}")
         for field in settings if isinstance(settings, Mapping) else ():

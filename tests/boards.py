@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from bundled import run_bundles
 
-from harness.board.entry import Entry, make_entries
+from harness.board.entry import Entry, make_entries, track_of
 from harness.store import Store
 from harness.study import open_study
 
@@ -63,7 +63,9 @@ def entries_of(config: Path, root: Path, *assignments: str) -> dict[str, Entry]:
     store = Store.read(root)
     prepared, scratch = open_study(config, assignments, store)
     with scratch:
+        track = track_of(prepared)
         names = [str(cell.axes["mitigation"]) for cell in prepared.study.cells]
+        names = [name for name in names if track.controlled(name) is None]
         return {entry.mitigation: entry for entry in make_entries(prepared, store, names)}
 
 

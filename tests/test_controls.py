@@ -1,0 +1,165 @@
+"""What a track runs beside every entry: the clean stream, chance, and who knows what is real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from boards import entries_of, with_data, write
+from bundled import run_bundles
+
+from harness.board.entry import Entry
+from harness.board.pages import track_page, values_of
+from harness.board.score import Scored, table_of
+from harness.board.verify import verified
+from harness.config.load import load_file
+from harness.errors import ConfigError, InputError
+from harness.reporting import ledger
+from harness.store import Store
+from harness.study import prepare_study
+
+SCORE = {"metric": "gaussian/kl", "beside": ["gaussian/trace_ratio", "pool/recall"]}
+STREAM: dict[str, Any] = {
+    "config": {
+        "data": {"source": "gaussian", "dim": 1, "num_examples": 50},
+        "learner": {"kind": "gaussian"},
+        "regime": {"kind": "stream", "synthetic_ratio": 0.8},
+        "generations": 4,
+    },
+    "seeds": list(range(12)),
+    "score": SCORE,
+    "open": ["regime.history", "regime.anchor", "filters"],
+    "limits": {"regimes": ["stream"]},
+    "controls": ["clean", "random", "oracle"],
+}
+LABEL = {"filters": [{"kind": "label", "recall": 0.9, "false_positive_rate": 0.1}]}
+MITIGATIONS: dict[str, Any] = {"label": LABEL, "history": {"regime.history": "all"}}
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, pd.DataFrame, dict[str, Entry]]:
+    folder = tmp_path_factory.mktemp("controls")
+    config = write(folder, MITIGATIONS, **STREAM)
+    prepared, store = run_bundles(config, folder / "root")
+    rows = pd.DataFrame(ledger.rows(prepared, store))
+    return config, folder / "root", rows, entries_of(config, folder / "root")
+
+
+def test_controls_come_by_themselves(computed: Any) -> None:
+    _, _, rows, entries = computed
+    assert list(dict.fromkeys(rows["mitigation"])) == [
+        *("none", "none.clean", "history", "history.clean"),
+        *("label", "label.clean", "label.random", "label.oracle"),
+    ]
+    assert entries.keys() == {"none", "label", "history"}
+    assert entries["label"].controls.keys() == {"clean", "random", "oracle", "baseline.clean"}
+    assert entries["history"].controls.keys() == {"clean", "baseline.clean"}
+
+
+def test_contrasts_are_paired_by_seed(computed: Any) -> None:
+    _, _, rows, entries = computed
+    of = rows.pivot_table(index=["mitigation", "seed"], columns="generation", values="gaussian/kl")
+    rise = (of[4] - of[0]).unstack("mitigation")
+    table = table_of(entries["none"].track, list(entries.values()))
+    line = {line.entry.mitigation: line for line in table.lines}["label"]
+    expected = {
+        "clean": rise["label.clean"] - rise["none.clean"],
+        "random": rise["label.random"] - rise["label"],
+        "oracle": rise["label"] - rise["label.oracle"],
+        "real": rise["label"] - rise["none.clean"],
+    }
+    assert line.controls.keys() == expected.keys()
+    for name, values in expected.items():
+        assert line.controls[name].values == pytest.approx(values.to_list())
+    recall = rows[(rows.mitigation == "label") & (rows.generation == 4)]["pool/recall"].mean()
+    assert values_of(line, table)["last pool/recall"] == pytest.approx(recall)
+    assert abs(recall - 0.9) < 4 * np.sqrt(0.9 * 0.1 / (12 * 80))
+    page = track_page(table)
+    for heading in (
+        "clean cost",
+        "better than chance by",
+        "worse than the oracle by",
+        "a simulated detector",
+    ):
+        assert heading in page
+    assert any("told what is real" in badge for badge in line.badges)
+
+
+def test_who_beats_the_controls_is_flagged(computed: Any) -> None:
+    """Nothing that a filter does is better than real data alone, or than choosing by the provenance."""
+    _, _, _, entries = computed
+
+    def cheat(data: dict[str, Any]) -> None:
+        for seed, result in data["seeds"].items():
+            values = result["metrics"]["gaussian/kl"]
+            values[-1] = values[0] + 1e-3 + 1e-5 * int(seed)
+        for results in (data["controls"]["oracle"], data["controls"]["baseline.clean"]):
+            for seed, result in results.items():
+                values = result["metrics"]["gaussian/kl"]
+                values[-1] = values[0] + 5e-3 + 1e-5 * int(seed) ** 2
+
+    line = _line(with_data(entries["label"], cheat))
+    assert {b for b in line.badges if b.startswith("too good")} == {
+        "too good: better than its oracle",
+        "too good: better than the baseline without synthetic examples",
+    }
+
+
+def _line(entry: Entry) -> Scored:
+    return table_of(entry.track, [entry]).lines[0]
+
+
+def test_a_control_without_all_seeds_has_a_mean_of_fewer_and_says_so(computed: Any) -> None:
+    _, _, _, entries = computed
+
+    def lose(data: dict[str, Any]) -> None:
+        del data["controls"]["random"]["3"]
+        data["controls"]["random"]["4"] |= {"state": "diverged"}
+
+    found = _line(with_data(entries["label"], lose)).controls["random"]
+    assert (len(found.values), found.absent, found.diverged, found.low) == (10, 1, 1, None)
+
+
+def test_controls_are_verified(computed: Any) -> None:
+    _, root, _, entries = computed
+    assert verified(entries["label"], root).good
+
+    def change(data: dict[str, Any]) -> None:
+        data["controls"]["clean"]["5"]["metrics"]["gaussian/kl"][-1] += 0.1
+
+    outcome = verified(with_data(entries["label"], change), root)
+    assert not outcome.good and any("controls.clean.5" in line for line in outcome.lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mitigations", "message"),
+    [
+        ({"open": ["regime", "filters"]}, {}, "regime is what the control clean sets, so it is not open"),
+        ({"open": ["regime.select"]}, {}, "regime.select is what the control random sets"),
+        (
+            {"config": {**STREAM["config"], "regime": {"kind": "accumulate"}}},
+            {},
+            "controls need config.regime.kind stream, found 'accumulate'",
+        ),
+        ({"controls": ["placebo"]}, {}, "controls.0"),
+        ({}, {"label.random": LABEL}, "label.random: is the name of a control of label"),
+        ({}, {"more": {"regime.pool": 4}}, "the track small leaves open"),
+    ],
+)
+def test_bad_input(tmp_path: Path, changes: Any, mitigations: Any, message: str) -> None:
+    config = write(tmp_path / "study", mitigations or {"label": LABEL}, **{**STREAM, **changes})
+    with pytest.raises(ConfigError) as error:
+        load_file(config, ())
+    assert message in str(error.value)
+
+
+def test_nobody_has_real_examples_that_others_have_not(tmp_path: Path) -> None:
+    track = {**STREAM, "controls": [], "open": ["regime.pool"]}
+    config = write(tmp_path / "study", {"more": {"regime.pool": 4.0}}, **track)
+    prepared, _ = run_bundles(config, tmp_path / "root")
+    assert prepare_study(config, (), Store.read(tmp_path / "root"), tmp_path)
+    with pytest.raises(InputError, match="reads real examples that no other entry has"):
+        entries_of(config, tmp_path / "root")

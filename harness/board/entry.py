@@ -255,26 +255,24 @@ def _entry(
         provenance=_provenance(own),
         experiment=prepared.study.base.experiment,
         declared=declared_of(prepared, store, cell, own, said),
-        **_controls(prepared, store, mitigation, states, table),
+        controls=_controls(prepared, store, mitigation, states, table),
     )
 
 
 def _controls(
     prepared: Prepared, store: Store, mitigation: str, states: Mapping[str, ChainState], table: Any
-) -> dict[str, Any]:
-    """What the store has of the controls of a mitigation; nothing where its track has none."""
+) -> dict[str, dict[str, SeedResult]]:
+    """What the store has of the controls of a mitigation, by control and seed."""
     track = track_of(prepared)
-    if not track.controls:
-        return {}
     names: dict[str, str] = {control: f"{mitigation}.{control}" for control in track.controls}
     if "clean" in names:
         names["baseline.clean"] = f"{BASELINE}.clean"
-    official, found = {str(seed) for seed in track.seeds}, {}
+    official, found = {str(seed) for seed in track.seeds}, dict[str, dict[str, SeedResult]]()
     for control, name in names.items():
         for cell in find_cells(prepared.study, {AXIS: name}):
             results = _seeds(prepared, store, table, states, cell)
             found[control] = {seed: result for seed, result in results.items() if seed in official}
-    return {"controls": found}
+    return found
 
 
 def track_of(prepared: Prepared) -> Track:

@@ -183,6 +183,9 @@ def test_the_report_escapes_what_models_wrote(ranks: Any, make_config: Make, tmp
     assert not re.findall(r'(?:src|href)="(?!data:|figures/|#)', page), "self-contained"
     names = {path.stem for path in (tmp_path / "report" / "figures").glob("*.png")}
     assert {"test-perplexity", "text-tail_mass", "frequency-bands"} <= names
+    assert {"zipf", "tails", "losses"} <= names
+    titles = ("Has generation 0 learned anything?", "What was shared", "What it has cost")
+    assert all(title in page for title in titles) and "one that only counts tokens has" in page
     assert "text-distinct_2" in names or "distinct-2 is flat: " in page
     assert sum(name.startswith("histogram-") for name in names) == 2
     assert names == {path.stem for path in (tmp_path / "report" / "figures").glob("*.pdf")}

@@ -6,21 +6,31 @@ import base64
 import csv
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bundled import run_bundles
+from conftest import Make
 from test_board_pages import browser
 
 from harness.config.naming import cell_name, cell_names, words
+from harness.metrics.bigram import bigram_nll, unigram_nll
 from harness.metrics.catalogue import about
-from harness.reporting import figures
+from harness.reporting import figures, ledger
+from harness.reporting.baseline import baselines
+from harness.reporting.costs import costs
 from harness.reporting.explorer import explorer
+from harness.reporting.inside import _beyond, _by_rank
 from harness.reporting.page import Drawing, Page, render, to_csv
 from harness.reporting.palette import FEW, styles
+from harness.reporting.report import build as build_report
 from harness.reporting.rows import Rows
+from harness.reporting.samples import marked
+from harness.reporting.worth import worth_lines
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- \u202e=cmd()"
 AXES = ("learner.model.preset", "regime.kind", "regime.synthetic_ratio")
@@ -237,3 +247,85 @@ def test_a_browser_shows_what_the_csv_says(page: Path, tmp_path: Path) -> None:
     assert out["metric"].startswith(about("test/nll").title)
     assert out["panels"][0] == "preset small" and out["left"] == "1 of 3 cells shown"
     assert out["title"] != "owned"
+
+
+def test_what_a_text_has_new_is_marked() -> None:
+    first, second, third = marked(["the cat sat", "the dog sat", "the dog sat"])
+    assert first == [(False, "the cat sat")] and third == [(False, "the dog sat")]
+    assert [part for new, part in second if new] == ["dog"]
+    hostile = ["<b>a</b>" * 500, "x y " * 3000, "\x1b[2J" * 50]
+    assert ["".join(part for _, part in parts) for parts in marked(hostile)] == hostile, "nothing is lost"
+
+
+def test_ranks_and_tails_are_those_of_the_sample() -> None:
+    rank, share = _by_rank(np.array([[5, 5, 5, 2], [2, 9, 5, 5]]))
+    assert rank.tolist() == [1, 2, 3] and share.tolist() == [5 / 8, 2 / 8, 1 / 8]
+    at, beyond = _beyond(np.array([3.0, 1.0, 2.0, 4.0]))
+    assert at.tolist() == [1, 2, 3, 4] and beyond.tolist() == [1, 0.75, 0.5, 0.25]
+    long = _beyond(np.random.default_rng(0).exponential(size=100_000))
+    assert len(long[0]) == 200 and np.interp(2.0, *long) == pytest.approx(math.exp(-2), rel=0.05)
+
+
+def test_a_scale_on_which_values_can_be_told_apart() -> None:
+    """Two seeds have an interval many times as wide as all there is; a factor of 30 needs a log scale."""
+
+    def of(values: list[list[float]]) -> Any:
+        rows = [
+            {"chain": str(s), "seed": s, "generation": g, "status": "ok", "test/nll": v}
+            for s, curve in enumerate(values)
+            for g, v in enumerate(curve)
+        ]
+        drawing = figures.metric_drawing(rows, (), "test/nll")
+        assert drawing is not None
+        return drawing[0].axes[0]
+
+    low, high = of([[1.0, 2.0], [1.1, 2.4]]).get_ylim()
+    assert -0.5 <= low < 1 and 2.4 < high <= 4
+    log = of([[1.0, 80.0], [1.1, 90.0]])
+    assert log.get_yscale() == "log" and log.yaxis.get_major_formatter()(100, 0) == "100"
+
+
+def test_a_model_that_counts_tokens_knows_their_entropy() -> None:
+    """Of independent tokens, the unigram model has their entropy and the bigram model gains nothing."""
+    random, p = np.random.default_rng(2), np.array([0.5, 0.25, 0.125, 0.125])
+    blocks = random.choice(4, size=(6000, 16), p=p).astype(np.int32)
+    entropy = -(p * np.log(p)).sum()
+    assert unigram_nll(blocks[:4000], blocks[5000:], 4) == pytest.approx(entropy, abs=0.02)
+    parts = blocks[:4000], blocks[4000:5000], blocks[5000:]
+    assert bigram_nll(*parts, 0, 4) == pytest.approx(entropy, abs=0.02)
+    wide = bigram_nll(*parts, 0, 200_000)
+    assert wide == pytest.approx(entropy, abs=0.02), "a large vocabulary takes no table of all pairs"
+
+
+def test_the_sections_of_a_grid_in_closed_form(make_config: Make, tmp_path: Path) -> None:
+    """The truth beside generation 0, the cost, and what a real example is worth at every corner."""
+    config = make_config(
+        {
+            "experiment": "grid",
+            "data": {"source": "gaussian", "num_examples": 40, "dim": 5},
+            "learner": {"kind": "gaussian", "estimator": "unbiased"},
+            "regime": {"kind": "fresh_real", "synthetic_ratio": 0.5},
+            "generations": 3,
+            "tracking": {"wandb": "disabled"},
+            "grid": {
+                "data.num_examples": [40, 80],
+                "regime.synthetic_ratio": [0.25, 0.5, 0.75],
+                "seed": {"from": 0, "count": 40},
+            },
+        }
+    )
+    prepared, store = run_bundles(config, tmp_path / "root")
+    rows = ledger.rows(prepared, store)
+    lines = worth_lines(prepared, rows)
+    assert [(line["cell"], line["real"], line["synthetic"]) for line in lines] == [
+        ("num examples 40, synthetic ratio 0.5", "20", "20"),
+        ("num examples 40, synthetic ratio 0.75", "10", "30"),
+    ]
+    truths = {item.metric: item for item in baselines(prepared, store, rows)}
+    assert truths["gaussian/log_variance"].value == 0.0 and not truths["gaussian/log_variance"].warning
+    found = costs(prepared, store)
+    assert [line["phase"] for line in found["lines"]] == ["bundles of chains, all phases"]
+    assert found["total"] > 0 and found["lines"][0]["disk"] > 0
+    page = build_report(prepared, store, rows, tmp_path / "report").read_text()
+    for title in ("What a real example is worth", "Has generation 0 learned anything?", "What it has cost"):
+        assert title in page

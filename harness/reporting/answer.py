@@ -13,7 +13,7 @@ import numpy.typing as npt
 from harness.config.naming import cell_name
 from harness.metrics.catalogue import HEADLINES, about
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import Aggregate, aggregate
+from harness.reporting.statistics import Aggregate, aggregate, short
 
 SHOWN = 8
 """Cells that have a sentence of their own, those that worsen most."""
@@ -179,4 +179,4 @@ def _share(change: Change) -> float:
 
 
 def _mean(found: Aggregate) -> str:
-    return "not finite" if found.mean is None else f"{found.mean:.3g}"
+    return "not finite" if found.mean is None else short(found.mean, 3)

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
 from harness.config.naming import cell_name, cell_names
@@ -36,6 +37,8 @@ LEGEND_LINES = 12
 """Lines of a legend below the panels; where more are needed, the numbers beside the figure have the names."""
 FLAT = 0.005
 """A metric that moves by a smaller share of itself is flat."""
+WIDE = 30
+"""Largest over smallest value beyond which a figure is on a log scale."""
 DISTINCT = 6
 """Different values that two metrics have to have before their order says that they are one quantity."""
 T = TypeVar("T")
@@ -207,6 +210,7 @@ def _grid_figure(
     for plot in plots[::columns]:
         plot.set_ylabel(label, fontsize=9)
     legend(figure, list(plots[: len(parts)]), lines, columns)
+    _scale(list(plots), (found[cell] for _, cells in parts for cell in cells))
     every = sum(len(cells) for _, cells in whole)
     notes = [f"{lines} of {every} cells, evenly chosen; the table has all"] if lines < every else []
     counts = {len(p.values) for _, cells in parts for cell in cells for p in found[cell].values() if p.values}
@@ -214,6 +218,33 @@ def _grid_figure(
     many = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
     figure.suptitle("; ".join([*notes, f"{many} at every point"]), fontsize=8)
     return figure
+
+
+def plain_ticks(axis: Any) -> None:
+    """Numbers of a logarithmic axis as text: as formulas they would be shown as they are written."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _scale(plots: Sequence[Any], curves_of: Iterable[Mapping[int, Aggregate]]) -> None:
+    """A scale on which the values can be told apart.
+
+    An interval over two or three seeds may be many times wider than all there is to see: it is cut. What
+    spans more than a factor of `WIDE` is on a log scale.
+    """
+    points = [point for curve in curves_of for point in curve.values() if point.values]
+    values = np.array([value for point in points for value in point.values])
+    ends = np.array([end for point in points for end in (point.low, point.high) if end is not None])
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and high > WIDE * low:
+        plots[0].set_yscale("log")
+        plots[0].set_ylim(low / 1.3, high * 1.3)
+        for plot in plots:  # they share the scale, and not what writes its numbers
+            plain_ticks(plot.yaxis)
+        return
+    room = (high - low) or abs(high) or 1.0
+    if len(ends) and (ends.min() < low - room or ends.max() > high + room):
+        plots[0].set_ylim(max(ends.min(), low - room / 2), min(ends.max(), high + room / 2))
 
 
 def _numbers(

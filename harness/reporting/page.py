@@ -32,8 +32,8 @@ WIDE_INCHES = 10.0
 EMBEDDED_BYTES = 3_000_000
 """So many bytes of static figures are in the page; what comes behind them is a link to the file beside it."""
 SECTIONS = (
-    "verdicts", "losses", "homogenisation", "pictures", "samples", "failed", "costs", "lineage", "fits",
-    "baseline", "notes",
+    "verdicts", "losses", "homogenisation", "pictures", "samples", "failed", "costs", "lineage", "worth",
+    "baseline",
 )  # fmt: skip
 """What a page may lack."""
 Tell = Callable[[str], None]

@@ -7,27 +7,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from safetensors.numpy import load_file
 
 from harness.components import LEARNERS
-from harness.config.naming import cell_name
 from harness.files import write_atomic
 from harness.inventory.states import failures
-from harness.reporting import claims, distributions, figures, homogenisation
+from harness.reporting import claims, distributions, homogenisation, inside
+from harness.reporting.baseline import baselines
+from harness.reporting.costs import costs, lineage
 from harness.reporting.ledger import cell_value
 from harness.reporting.page import Drawing, Page, Tell, render
 from harness.reporting.rows import Rows
+from harness.reporting.samples import pictures, samples
 from harness.reporting.tables import critical_table, loss_lines
 from harness.reporting.theory import expected
-from harness.science import Chain
+from harness.reporting.worth import worth_lines
 from harness.store import Experiment, Store
 from harness.study import Prepared
 from harness.terminal import visible
 
-MAX_HISTOGRAMS = 12
-MAX_SAMPLE_CELLS = 12
 MAX_REASONS = 20
 """Different reasons of failures that are shown."""
 
@@ -65,8 +63,12 @@ def build(
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
         losses=loss_lines(rows, axes),
         critical=critical_table(rows, axes, seeds),
-        samples=_samples(prepared, store),
-        pictures=_pictures(prepared, store, page),
+        samples=samples(prepared, store),
+        pictures=pictures(prepared, store, page),
+        baseline=baselines(prepared, store, rows),
+        costs=costs(prepared, store),
+        lineage=lineage(prepared),
+        worth=worth_lines(prepared, rows),
         chains=len(prepared.chains),
         variance=variance(prepared),
         total=sum(len(chain.nodes) for chain in prepared.lineage.chains)
@@ -82,7 +84,7 @@ def _drawings(prepared: Prepared, store: Store, rows: Rows) -> Iterator[Drawing]
     if bands is not None:
         label = "over- and under-represented tokens in the last generation"
         yield Drawing("frequency-bands", label, *bands)
-    yield from _histograms(prepared, store)
+    yield from inside.drawings(prepared, store)
 
 
 def _failed(prepared: Prepared, store: Store) -> list[str]:
@@ -144,81 +146,3 @@ def theory_lines(prepared: Prepared, metric: str) -> dict[tuple[Any, ...], list[
         if line is not None:
             found[tuple(cell_value(cell.axes[name]) for name in prepared.study.columns)] = line
     return found
-
-
-def _first_chains(prepared: Prepared, limit: int) -> list[Chain]:
-    """One chain per cell, of its first seed."""
-    found = {chain.cell: chain for chain in reversed(prepared.lineage.chains)}
-    return [found[cell] for cell in sorted(found)][:limit]
-
-
-def _title(prepared: Prepared, chain: Chain) -> str:
-    values = prepared.axes(chain)
-    return visible(cell_name([cell_value(v) for v in values.values()], list(values), chain.seed), lines=False)
-
-
-def _histograms(prepared: Prepared, store: Store) -> Iterator[Drawing]:
-    for chain in _first_chains(prepared, MAX_HISTOGRAMS):
-        by_generation, real = {}, None
-        for generation, key in enumerate(chain.nodes):
-            path = store.path("evaluations", key) / "arrays.safetensors"
-            if store.record(key) is None:
-                break
-            arrays = load_file(path)
-            if "gen0_nll" not in arrays:
-                continue
-            with np.errstate(invalid="ignore", divide="ignore"):
-                values = arrays["gen0_nll"] / arrays["tokens"]
-                by_generation[generation] = values[np.isfinite(values)]
-                if generation == 0:
-                    real = arrays["test_nll"] / arrays["test_tokens"]
-        if by_generation:
-            title = _title(prepared, chain)
-            yield Drawing(
-                f"histogram-{chain.id}",
-                f"synthetic text under generation 0's model: {title}",
-                distributions.histogram_figure(title, by_generation, real),
-                ["text of generation", "nats per token"],
-                distributions.histogram_numbers(by_generation, real),
-            )
-
-
-def _samples(prepared: Prepared, store: Store) -> list[dict[str, Any]]:
-    """The prompts with every generation's continuation, for one chain of each cell."""
-    shown = []
-    for chain in _first_chains(prepared, MAX_SAMPLE_CELLS):
-        by_prompt: dict[int, tuple[str, list[str]]] = {}
-        generations = 0
-        for key in chain.nodes:
-            if store.record(key) is None:
-                break
-            generations += 1
-            for index, text in enumerate(store.json("evaluations", key, "continuations.json")):
-                by_prompt.setdefault(index, (text["prompt"], []))[1].append(text["continuation"])
-        if by_prompt:
-            rows = [{"prompt": prompt, "continuations": texts} for prompt, texts in by_prompt.values()]
-            shown.append({"title": _title(prepared, chain), "generations": generations, "rows": rows})
-    return shown
-
-
-def _pictures(prepared: Prepared, store: Store, page: Page) -> list[dict[str, Any]]:
-    """The first samples of every generation as pictures, one strip a generation, for one chain of each cell.
-
-    Files too.
-    """
-    shown = []
-    for chain in _first_chains(prepared, MAX_SAMPLE_CELLS):
-        strips = []
-        for generation, key in enumerate(chain.nodes):
-            path = store.path("evaluations", key) / "arrays.safetensors"
-            if store.record(key) is None:
-                break
-            pictures = load_file(path).get("pictures")
-            if pictures is not None:
-                image = figures.strip(pictures)
-                name = f"samples-{chain.id}-generation-{generation}"
-                write_atomic(page.folder / "figures" / f"{name}.png", image)
-                strips.append({"generation": generation, "name": name} | page.image(image))
-        if strips:
-            shown.append({"title": _title(prepared, chain), "strips": strips})
-    return shown

@@ -24,6 +24,12 @@ FEW = 3
 """An interval over so few seeds says so: Student's t is right for them, and very wide."""
 
 
+def short(value: float, digits: int) -> str:
+    """A number in so many digits, as people write it: 2420 and not 2.42e+03."""
+    shown = f"{value:.{digits}g}"
+    return f"{float(shown):.0f}" if "e+" in shown and abs(value) < 1e7 else shown
+
+
 @dataclass(frozen=True)
 class Aggregate:
     """A mean over seeds.
@@ -72,17 +78,17 @@ class Aggregate:
         """
         if self.mean is None:
             return "diverged" if self.diverged else "not finite" if self.missing else ""
-        shown, count = f"{self.mean:.4g}", f"{len(self.values)}/{self.total}"
+        shown, count = short(self.mean, 4), f"{len(self.values)}/{self.total}"
         if self.diverged:
             middle = self.median(higher_is_better)
-            median = "diverged" if middle is None else f"{middle:.4g}"
+            median = "diverged" if middle is None else short(middle, 4)
             return (
                 f"{shown}* ({count})"
                 if brief
                 else f"{shown}* ({count.replace('/', ' of ')} live, median {median})"
             )
         if self.low is not None and self.high is not None:
-            shown += f" ± {(self.high - self.low) / 2:.2g}"
+            shown += f" ± {short((self.high - self.low) / 2, 2)}"
         if len(self.values) < self.total:
             return f"{shown} ({count})" if brief else f"{shown} ({count.replace('/', ' of ')} seeds)"
         few = 1 < self.total <= FEW

@@ -8,17 +8,28 @@ the same seeds has Fieller's interval, which is exact for normal values and says
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from harness.config.naming import cell_names
+from harness.metrics.catalogue import HEADLINES
 from harness.records import on_a_line
+from harness.reporting.analysis import RATIO
+from harness.reporting.ledger import cell_value
+from harness.reporting.rows import Rows
 from harness.reporting.statistics import LEVEL
+from harness.study import Prepared
 
 Floats = npt.NDArray[np.float64]
+SIZE = "data.num_examples"
+MIN_SEEDS = 5
+"""A line of the table needs as many."""
+MAX_LINES = 60
 
 
 @dataclass(frozen=True)
@@ -109,3 +120,77 @@ def undoing(real: float, values: Mapping[int, tuple[float, float, float]]) -> Ra
     lost = [after - before for before, after, _ in values.values()]
     won = [(after - other) / real for _, after, other in values.values()]
     return ratio_of_means(lost, won)
+
+
+def worth_lines(prepared: Prepared, rows: Rows) -> list[dict[str, str]]:
+    """What a real example is worth, for every cell of a grid over the synthetic ratio and the size.
+
+    A cell is compared with the next smaller ratio and with the next larger size; all else is equal.
+
+    Returns:
+        ``cell``, ``real``, ``synthetic`` (examples of the last generation) and ``worth``, as text; empty
+        unless both axes are there, with five seeds or more.
+    """
+    axes = prepared.study.columns
+    metric = next((name for name in HEADLINES if name in rows.names), None)
+    if metric is None or not {RATIO, SIZE} <= set(axes) or len(prepared.study.seeds) < MIN_SEEDS:
+        return []
+    last = _last_values(rows, axes, metric)
+    cells = {
+        tuple(cell_value(cell.axes[axis]) for axis in axes): index
+        for index, cell in enumerate(prepared.study.cells)
+        if not cell.teacher
+    }
+    names = dict(zip(cells, cell_names(cells, axes), strict=True))
+    found = []
+    for at, *beside in _corners(list(cells), axes):
+        specs = [prepared.specs[cells[cell]] for cell in (at, *beside)]
+        counts = [spec.recipe(spec.generations).counts for spec in specs]
+        of_cells = [
+            last.get((cell, spec.generations), {}) for cell, spec in zip((at, *beside), specs, strict=True)
+        ]
+        seeds = set.intersection(*map(set, of_cells))
+        if len(seeds) < MIN_SEEDS or on_a_line(counts[0], counts[1:]):
+            continue
+        one, two, three = of_cells
+        ratio = exchange(counts[0], counts[1:], {s: (one[s], two[s], three[s]) for s in sorted(seeds)})
+        shown = "" if ratio.value is None else f"{ratio.value:.3g}"
+        shown += (
+            " (not told apart from any number)"
+            if ratio.low is None
+            else f" [{ratio.low:.3g}, {ratio.high:.3g}]"
+        )
+        real, synthetic = counts[0]
+        found.append({"cell": names[at], "real": f"{real:g}", "synthetic": f"{synthetic:g}", "worth": shown})
+    return found[:MAX_LINES]
+
+
+def _corners(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
+    """A cell, the one with the next smaller ratio, and the one with the next larger size."""
+    ratio, size = axes.index(RATIO), axes.index(SIZE)
+    known = set(cells)
+    ratios = sorted({cell[ratio] for cell in cells if cell[ratio] is not None})
+    sizes = sorted({cell[size] for cell in cells if cell[size] is not None})
+    for cell in cells:
+        if cell[ratio] is None or cell[size] is None:
+            continue
+        less, more = ratios.index(cell[ratio]) - 1, sizes.index(cell[size]) + 1
+        if less >= 0 and more < len(sizes):
+            others = [list(cell), list(cell)]
+            others[0][ratio], others[1][size] = ratios[less], sizes[more]
+            if set(map(tuple, others)) <= known:
+                yield [cell, *map(tuple, others)]
+
+
+def _last_values(
+    rows: Rows, axes: Sequence[str], metric: str
+) -> dict[tuple[tuple[Any, ...], int], dict[int, float]]:
+    """Cell and last generation to seed to value; without what is not finite."""
+    values = rows.values(metric)
+    found: dict[tuple[tuple[Any, ...], int], dict[int, float]] = {}
+    for series in rows.series(axes):
+        place = series.places[-1]
+        if series.ended is None and not math.isnan(values[place]):
+            known = found.setdefault((series.cell, int(rows.generation[place])), {})
+            known[series.seed] = float(values[place])
+    return found

@@ -7,7 +7,7 @@ var cells=data.cells,steps=data.steps,find=function(id){return document.getEleme
  metricBox=find('ex-metric'),panelBox=find('ex-panels'),logBox=find('ex-log'),bandBox=find('ex-bands'),
  seedBox=find('ex-seeds'),list=find('ex-cells'),filter=find('ex-filter'),count=find('ex-count'),
  plots=find('ex-plots'),said=find('ex-said'),dark=matchMedia('(prefers-color-scheme: dark)'),narrow=matchMedia('(max-width: 40rem)'),
- MOST_PANELS=12,MOST_DOTS=6000,state={x:null,y:null,at:-1,cell:-1},charts=[];
+ MOST_PANELS=12,MOST_DOTS=6000,state={x:null,y:null,at:-1,cell:-1},charts=[],fresh=true;
 root.hidden=false;
 
 function colour(name){return getComputedStyle(document.documentElement).getPropertyValue(name).trim();}
@@ -40,33 +40,41 @@ function panels(){
  var chosen=panelBox.selectedOptions[0].dataset.axis,found=new Map();
  cells.forEach(function(cell,i){
   if(!cell.on||!metric().cells[i])return;
-  var key=chosen===undefined?'':data.axes[chosen]+' '+cell.values[chosen];
+  var key=chosen===undefined?'':data.axes[chosen]+' '+(cell.values[chosen]||'none');
   if(!found.has(key))found.set(key,[]);
   found.get(key).push(i);});
  return found;}
 
 function isLog(){return logBox.checked&&!logBox.disabled;}
 
-function extent(){
- var low=Infinity,high=-Infinity,positive=true;
+function ends(pick){
+ var low=Infinity,high=-Infinity;
  cells.forEach(function(cell,i){
   var c=metric().cells[i];if(!cell.on||!c)return;
-  var parts=[c.m];
-  if(bandBox.checked&&c.l)parts.push(c.l,c.h);
-  if(seedBox.checked&&c.s)parts=parts.concat(c.s);
-  if(c.w)parts.push(c.w);
-  parts.forEach(function(p){p.forEach(function(v){
-   if(v===null)return;if(v<low)low=v;if(v>high)high=v;});});});
+  pick(c).forEach(function(p){p.forEach(function(v){
+   if(v===null||(isLog()&&v<=0))return;if(v<low)low=v;if(v>high)high=v;});});});
+ return [low,high];}
+
+function extent(){
+ var seen=ends(function(c){return [c.m].concat(c.w?[c.w]:[],seedBox.checked&&c.s?c.s:[]);}),
+  low=seen[0],high=seen[1];
  if(low>high)return [0,1];
- if(isLog()){
-  if(low<=0){low=Infinity; // an interval may end below 0: then the means decide
-   cells.forEach(function(cell,i){var c=metric().cells[i];if(cell.on&&c)c.m.forEach(function(v){
-    if(v!==null&&v<low)low=v;});});}
-  return [low/1.08,high*1.08];}
+ var room=(high-low)||Math.abs(high)||1;
+ if(bandBox.checked){ // an interval that is far wider than all there is to see is cut
+  var wide=ends(function(c){return c.l?[c.l,c.h]:[];});
+  low=Math.min(low,Math.max(wide[0],isLog()?low/2:low-room/2));
+  high=Math.max(high,Math.min(wide[1],isLog()?high*2:high+room/2));}
+ if(isLog())return [low/1.08,high*1.08];
  var pad=0.05*(high-low)||Math.abs(high)*0.05||1;
  return [low-pad,high+pad];}
 
 function xAll(){var first=steps[0],last=steps[steps.length-1],pad=0.03*(last-first)||0.5;return [first-pad,last+pad];}
+
+function marks(low,high){ // round numbers of a log scale
+ var found=[],many=Math.log10(high/low)>3;
+ for(var p=Math.floor(Math.log10(low));p<=Math.log10(high);p++)(many?[1]:[1,2,5]).forEach(function(m){
+  var v=m*Math.pow(10,p);if(v>=low&&v<=high)found.push(Number(v.toPrecision(2)));});
+ return found.length>1?found:[low,high];}
 
 function line(u,points,dash,width){
  var c=u.ctx,begun=false;
@@ -85,7 +93,8 @@ function drawCell(u,i,many){
  ctx.strokeStyle=ctx.fillStyle=of(cell);
  if(bandBox.checked&&c.l){
   var up=[],down=[];
-  steps.forEach(function(_,k){if(ok(c.l[k])&&ok(c.h[k])){up.push([x(k),y(c.h[k])]);down.unshift([x(k),y(c.l[k])]);}});
+  steps.forEach(function(_,k){if(c.l[k]!==null&&ok(c.h[k])){ // an end below 0 is the bottom of a log scale
+   up.push([x(k),y(c.h[k])]);down.unshift([x(k),ok(c.l[k])?y(c.l[k]):u.bbox.top+u.bbox.height]);}});
   if(up.length>1){ctx.globalAlpha=many?0.08:0.16;ctx.beginPath();
    up.concat(down).forEach(function(p,k){if(k)ctx.lineTo(p[0],p[1]);else ctx.moveTo(p[0],p[1]);});
    ctx.closePath();ctx.fill();ctx.globalAlpha=1;}}
@@ -121,7 +130,8 @@ function chart(key,places,width){
   scales:{x:{time:false,range:function(){return state.x||xAll();}},
    y:{distr:isLog()?3:1,range:function(){return state.y||extent();}}},
   axes:[Object.assign({label:'generation',incrs:whole},axis),
-   Object.assign({},axis,{size:64,label:title.length*6.5>width*0.6?undefined:metric().title,
+   Object.assign({},axis,isLog()?{splits:function(_,i,low,high){return marks(low,high);},
+     filter:function(_,splits){return splits;}}:{},{size:64,label:title.length*6.5>width*0.6?undefined:metric().title,
     values:function(_,v){return v.map(function(n){return n===null?'':text(n);});}})],
   series:[{}].concat([{show:true,stroke:'transparent',points:{show:false}}]),
   cursor:{y:false,points:{show:false},drag:{x:true,y:true,setScale:false,dist:8},
@@ -202,6 +212,7 @@ function draw(){
  var some=metric().cells.some(function(c){return c&&c.m.some(function(v){return v!==null;});}),
   positive=some&&metric().cells.every(function(c){return !c||c.m.every(function(v){return v===null||v>0;});});
  logBox.disabled=!positive;
+ if(fresh){fresh=false;var all=ends(function(c){return [c.m];});logBox.checked=positive&&all[1]>30*all[0];}
  var found=panels(),wide=plots.clientWidth||600,columns=found.size>1?Math.max(1,Math.min(3,Math.floor(wide/320))):1;
  plots.style.gridTemplateColumns='repeat('+columns+',minmax(0,1fr))';
  found.forEach(function(places,key){chart(key,places,Math.floor((wide-(columns-1)*12)/columns));});
@@ -211,7 +222,7 @@ function draw(){
  if(focused>=0&&charts[focused])charts[focused].root.parentNode.focus();}
 
 function choose(on){cells.forEach(function(c){if(!c.label.hidden){c.on=c.box.checked=on;}});draw();}
-metricBox.addEventListener('change',function(){state.x=state.y=null;draw();});
+metricBox.addEventListener('change',function(){state.x=state.y=null;fresh=true;draw();});
 panelBox.addEventListener('change',draw);
 logBox.addEventListener('change',function(){state.y=null;draw();});
 [bandBox,seedBox].forEach(function(box){box.addEventListener('change',draw);});

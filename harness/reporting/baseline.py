@@ -1,0 +1,141 @@
+"""Whether generation 0 has learned anything: what is better than nothing, and what nothing can beat.
+
+For text, models that count words and pairs of words; for closed forms, what the truth itself would have. A
+collapse from a model that knew nothing is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.data.analytic import DiscreteTruth
+from harness.data.text import TextCorpus
+from harness.metrics.bigram import bigram_nll, unigram_nll
+from harness.preparation import load_data
+from harness.reporting.explorer import HIDDEN_AXES
+from harness.reporting.ledger import cell_value
+from harness.reporting.rows import Rows
+from harness.reporting.statistics import curves
+from harness.science import canonical_json
+from harness.store import Store
+from harness.study import Prepared
+
+MAX_BLOCKS = 20_000
+"""Training blocks that are counted, the first ones."""
+MAX_DATA = 6
+"""Sets of real data that have a line."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What generation 0 is compared with, for some cells.
+
+    Attributes:
+        metric: The column.
+        name: What it is, for people.
+        value: What it has.
+        found: What generation 0 has, the best and the worst of the cells.
+        warning: What is wrong; empty where generation 0 has learned something.
+    """
+
+    metric: str
+    name: str
+    value: float
+    found: tuple[float, float]
+    warning: str = ""
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        best, worst = self.found
+        own = f"{best:.4g}" if f"{best:.4g}" == f"{worst:.4g}" else f"{best:.4g} to {worst:.4g}"
+        return f"{self.name} has {self.value:.4g}; generation 0 has {own}{self.warning}"
+
+
+def baselines(prepared: Prepared, store: Store, rows: Rows) -> list[Baseline]:
+    """The baselines of every set of real data that there are any for.
+
+    Args:
+        prepared: The study.
+        store: The store, which has the data.
+        rows: From `ledger.rows`.
+    """
+    found: list[Baseline] = []
+    seen: dict[str, list[int]] = {}
+    for index, cell in enumerate(prepared.study.cells):
+        if not cell.teacher:
+            seen.setdefault(canonical_json(prepared.specs[index].data.identity), []).append(index)
+    for cells in list(seen.values())[:MAX_DATA]:
+        data = prepared.data[cells[0]]
+        if isinstance(data.real, TextCorpus):
+            stored = data.kept is None or store.sound("data", data.kept.key)
+            real = load_data(prepared.specs[cells[0]].data, store) if stored else data.real
+            found += _of_text(prepared, real, rows, cells)
+        else:
+            found += _of_truth(prepared, rows, cells)
+    return found
+
+
+def _of_text(prepared: Prepared, real: Any, rows: Rows, cells: Sequence[int]) -> list[Baseline]:
+    first = _first(prepared, rows, "test/perplexity", cells)
+    if first is None:
+        return []
+    train = real.real(0, min(real.num_examples, MAX_BLOCKS)).values
+    bos, size, test = real.meta["bos"], real.meta["vocab_size"], real.test.values
+    known = {
+        "one that only counts tokens": unigram_nll(train, test, size),
+        "an interpolated bigram model of the same tokens": bigram_nll(
+            train, real.validation.values, test, bos, size
+        ),
+    }
+    found = []
+    for name, nll in known.items():
+        warning = ""
+        if first[1] >= math.exp(nll):
+            warning = ", which is no better: it has learned less than that, and has little to lose"
+        found.append(Baseline("test/perplexity", name, math.exp(nll), first, warning))
+    return found
+
+
+def _of_truth(prepared: Prepared, rows: Rows, cells: Sequence[int]) -> list[Baseline]:
+    data = prepared.study.cells[cells[0]].config.data
+    values = _truth(data)
+    found = []
+    for metric, value in values.items():
+        first = _first(prepared, rows, metric, cells)
+        if first is not None:
+            found.append(Baseline(metric, f"{metric} of the truth", value, first))
+    return found
+
+
+def _truth(data: Any) -> dict[str, float]:
+    """What metrics would be of the real distribution itself, where it is known."""
+    if data.source == "gaussian":
+        return {"gaussian/log_variance": math.log(data.variance), "kde/variance": data.variance}
+    if data.source == "discrete":
+        p = DiscreteTruth(data).probabilities
+        p = p[p > 0]
+        return {"discrete/entropy": float(-(p * np.log(p)).sum()), "discrete/outcomes": float(len(p))}
+    if data.source == "linear":
+        return {"regression/test_error": 0.0}
+    return {}
+
+
+def _first(prepared: Prepared, rows: Rows, metric: str, cells: Sequence[int]) -> tuple[float, float] | None:
+    """Means over seeds of generation 0: of the best and of the worst of some cells."""
+    if metric not in rows.names:
+        return None
+    axes = [axis for axis in prepared.study.columns if axis not in HIDDEN_AXES]
+    wanted = {tuple(cell_value(prepared.study.cells[index].axes[axis]) for axis in axes) for index in cells}
+    means = [
+        curve[0].mean
+        for cell, curve in curves(rows, axes, metric).items()
+        if cell in wanted and 0 in curve and curve[0].mean is not None
+    ]
+    known = [mean for mean in means if mean is not None]
+    return (min(known), max(known)) if known else None

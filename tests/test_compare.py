@@ -13,6 +13,7 @@ from conftest import GAUSSIAN, Make, harness
 from harness.errors import InputError
 from harness.reporting import ledger
 from harness.reporting.compare import build, together
+from harness.reporting.rows import Rows
 
 
 def test_experiments_stay_apart(make_config: Make, tmp_path: Path) -> None:
@@ -35,6 +36,10 @@ def test_experiments_stay_apart(make_config: Make, tmp_path: Path) -> None:
     assert "<title>a and b: model collapse</title>" in page and page.count("<figure") > 2
     with pytest.raises(InputError, match="is given twice"):
         together([both[0], both[0]])
+    nothing = [(prepared, Rows.of([]), root) for prepared, _, root in both]
+    assert len(together(nothing).rows) == 0
+    half = together([both[0], nothing[1]])
+    assert half.rows.to_pandas()["experiment"].unique().tolist() == ["a"]
 
 
 @pytest.mark.slow

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from harness.errors import InputError
 from harness.reporting.page import Page, Tell, render
@@ -55,18 +59,22 @@ def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
     columns = [prepared.study.columns for prepared, _, _ in parts]
     axes = (AXIS, *dict.fromkeys(name for found in columns for name in found))
     seeds = {prepared.study.seeds for prepared, _, _ in parts}
-    rows = Rows.of(list(_rows(names, axes, parts)))
-    return Compared(tuple(names), axes, rows, seeds.pop() if len(seeds) == 1 else ())
+    return Compared(tuple(names), axes, _rows(names, axes, parts), seeds.pop() if len(seeds) == 1 else ())
 
 
-def _rows(
-    names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepared, Rows, Path]]
-) -> Iterator[Mapping[str, Any]]:
+def _rows(names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepared, Rows, Path]]) -> Rows:
+    """All rows as one table; what a chain's rows share is changed once a chain."""
     missing = dict.fromkeys(axes)
+    shared, places, before = list[Mapping[str, Any]](), list[npt.NDArray[np.int64]](), 0
     for name, (_, rows, _) in zip(names, parts, strict=True):
-        for row in rows:
-            # two experiments may have chains in common, which are lines of their own here
-            yield {**missing, **row, AXIS: name, "chain": f"{name}/{row['chain']}"}
+        # two experiments may have chains in common, which are lines of their own here
+        shared += [
+            {**missing, **chain, AXIS: name, "chain": f"{name}/{chain['chain']}"} for chain in rows.shared
+        ]
+        places.append(rows.chain + before)
+        before = len(shared)
+    own = [rows.own for _, rows, _ in parts if len(rows)] or [pa.table({})]
+    return Rows(shared, np.concatenate(places), pa.concat_tables(own, promote_options="permissive"))
 
 
 def build(compared: Compared, folder: Path, tell: Tell = lambda line: None) -> Path:

@@ -21,6 +21,24 @@ grid:
 tracking: {wandb: disabled}
 """
 CELLS, GENERATIONS = 4, 100
+TRACK = """
+track: tables
+version: 1
+title: A million records
+about: Only to be measured.
+rules: [None.]
+config:
+  data: {source: gaussian, dim: 1, num_examples: 10}
+  learner: {kind: gaussian}
+  regime: {kind: replace, synthetic_ratio: 1.0}
+  generations: 99
+seeds: SEEDS
+score: {metric: gaussian/log_variance, threshold: 0.5}
+open: [regime]
+limits: {regimes: [replace], real_share: 1.0, examples: 100}
+"""
+ENTRIES = 49
+"""Beside the baseline."""
 
 
 def tables(records: int) -> None:
@@ -36,6 +54,47 @@ def tables(records: int) -> None:
             _tell(f"export {form}", "export", *place, "--format", form, "--out", str(out))
         for command in ("report", "status", "plan"):
             _tell(command, command, *place)
+        second = Path(folder) / "second.yaml"
+        second.write_text(config.read_text().replace("experiment: tables", "experiment: second"))
+        _tell(
+            "compare, twice",
+            "compare",
+            str(config),
+            str(second),
+            "--root",
+            str(root),
+            "--out",
+            str(out.with_suffix(".page")),
+        )
+    _board(records)
+
+
+def _board(records: int) -> None:
+    """Run, add and build a board of `ENTRIES` entries with about so many records."""
+    with tempfile.TemporaryDirectory() as folder:
+        config, track, root, board = (
+            Path(folder) / n for n in ("config.yaml", "track.yaml", "root", "board")
+        )
+        seeds = -(-records // ((ENTRIES + 1) * GENERATIONS))
+        track.write_text(TRACK.replace("SEEDS", str(list(range(seeds)))))
+        lines = [f"  keep_{n}: {{regime.synthetic_ratio: {n / 100}}}" for n in range(1, ENTRIES + 1)]
+        study = [
+            "experiment: board",
+            f"track: {track}",
+            "tracking: {wandb: disabled}",
+            "mitigations:",
+            *lines,
+        ]
+        config.write_text("\n".join(study))
+        place = [str(config), "--root", str(root)]
+        took, _ = _timed("run", *place)
+        print(
+            f"run              {took:6.1f} s for {seeds * (ENTRIES + 1) * GENERATIONS:,} records of a track"
+        )
+        _tell("leaderboard add", "leaderboard", "add", *place, "--to", str(board))
+        size = sum(path.stat().st_size for path in board.rglob("*.json"))
+        print(f"                 {ENTRIES + 1} entries, {size / 1e6:,.0f} MB")
+        _tell("leaderboard build", "leaderboard", "build", str(board))
 
 
 def _tell(name: str, *arguments: str) -> None:

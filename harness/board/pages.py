@@ -74,9 +74,11 @@ def answer(table: TrackTable) -> str:
     if not others:
         return "No entry is ranked yet."
     best = [line for line in ranked if line.rank is not None and line.rank.rank == 1]
-    names = ", ".join(f"<b>{safe(line.entry.mitigation)}</b>" for line in best[:5])
-    more = f" and {len(best) - 5} more" if len(best) > 5 else ""
-    tied = " (they cannot be told apart)" if len(best) > 1 else ""
+    sure = [line for line in best if line.benefit.low is not None and line.benefit.low > 0]
+    doubtful = len(best) - len(sure)
+    names = ", ".join(f"<b>{safe(line.entry.mitigation)}</b>" for line in sure[:5])
+    more = f" and {len(sure) - 5} more" if len(sure) > 5 else ""
+    tied = " (they cannot be told apart)" if len(sure) > 1 else ""
     baseline = next((line for line in ranked if line.entry.mitigation == BASELINE), None)
     metric, unit = about(table.track.score.metric).label, safe(table.track.score.unit)
     rise = ""
@@ -86,8 +88,14 @@ def answer(table: TrackTable) -> str:
             f" Without a mitigation, {safe(metric)} {verb} by {text(baseline.rise.mean)} {unit}".rstrip()
             + "."
         )
-    verb = "resist" if len(best) > 1 else "resists"
-    return f"{names}{more} {verb} most{tied}.{rise}"
+    if not sure:
+        return f"No entry is better than the baseline beyond doubt.{rise}"
+    verb = "resist" if len(sure) > 1 else "resists"
+    others_say = ""
+    if doubtful:
+        what = f"{doubtful} other{'s' if doubtful > 1 else ''} of rank 1"
+        others_say = f" Of {what} it is not even sure that they are better than the baseline."
+    return f"{names}{more} {verb} most{tied}.{others_say}{rise}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ class Column:
     style: str = ""
 
 
+EMPTY = aggregate(())
 AGAINST = {
     "clean": ("clean cost", "how much more it worsens than the baseline where nothing is synthetic"),
     "random": ("better than chance by", "as many examples, chosen by lot"),
@@ -161,6 +170,11 @@ def _columns(table: TrackTable) -> list[Column]:
     if score.threshold is not None:
         heading = f"generations until {text(score.threshold)}{unit}"
         found.append(Column("until", heading, "median of the seeds", until))
+    found += [
+        Column(f"against:{name}", f"{heading}{unit}", what, against(name))
+        for name, (heading, what) in AGAINST.items()
+        if name in table.controls
+    ]
     for name in score.beside:
         if any(line.beside[name][1].values for line in table.lines):
             heading = f"{about(name).label}, share kept"
@@ -169,11 +183,6 @@ def _columns(table: TrackTable) -> list[Column]:
             found.append(Column(f"beside:{name}", about(name).label, "last generation", last(name)))
     return [
         *found,
-        *(
-            Column(f"against:{name}", f"{heading}{unit}", what, against(name))
-            for name, (heading, what) in AGAINST.items()
-            if any(name in line.controls for line in table.lines)
-        ),
         Column("examples", "training examples", "times the baseline's", _examples_cell),
         Column(
             "hours", "device-hours", "of all seeds", lambda line: _number_cell(line.entry.cost.device_hours)
@@ -288,9 +297,10 @@ def values_of(line: Scored, table: TrackTable) -> dict[str, float | str | None]:
         found["until"] = until if math.isfinite(until) else None
     for name, (last, kept) in line.beside.items():
         found[f"last {name}"], found[f"kept {name}"] = last.mean, kept.mean
-    for name, contrast in line.controls.items():
-        found |= {f"against {name}": contrast.mean}
-        found |= {f"against {name} low": contrast.low, f"against {name} high": contrast.high}
+    for name in table.controls:
+        against = line.controls.get(name, EMPTY)
+        found |= {f"against {name}": against.mean}
+        found |= {f"against {name} low": against.low, f"against {name} high": against.high}
     found |= {
         "training_examples": line.entry.cost.training_examples,
         "times_baseline": line.entry.cost.times_baseline,

@@ -84,6 +84,11 @@ class TrackTable:
     checks: Mapping[str, tuple[Verification, ...]] = field(default_factory=dict)
 
     @property
+    def controls(self) -> tuple[str, ...]:
+        """The contrasts that any line has."""
+        return tuple(name for name in CONTRASTS if any(name in line.controls for line in self.lines))
+
+    @property
     def seeds(self) -> int:
         """How many seeds ranks are over."""
         return len(self.track.seeds)

@@ -147,6 +147,57 @@ def test_the_end_of_text_is_held_back_and_then_comes(model: Any) -> None:
     assert (block.lengths == 30).all() and (block.values == EOS).any() and not (never.values == EOS).any()
 
 
+@pytest.mark.parametrize("settings", [{"min_p": 0.1}, {"typical_p": 0.4}, {"top_k": 20, "typical_p": 0.7}])
+def test_cuts_are_those_of_transformers(model: Any, settings: dict[str, float]) -> None:
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TypicalLogitsWarper
+
+    scores = torch.randn(50, VOCAB, generator=torch.Generator().manual_seed(2)) * 3
+    warpers = {"top_k": TopKLogitsWarper, "min_p": MinPLogitsWarper, "typical_p": TypicalLogitsWarper}
+    theirs = scores
+    for name, value in settings.items():
+        theirs = warpers[name](value)(None, theirs)
+    ours = sampler(model, **settings).distribution(scores)
+    assert ((ours > 0) == torch.isfinite(theirs)).all() and (ours == 0).any()
+    kept = ours / ours.sum(dim=-1, keepdim=True)
+    assert torch.allclose(kept, torch.softmax(theirs.double(), dim=-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("truncate", [0.3, 0.9, 1 - 1e-9])
+def test_sure_tokens_are_not_learned(truncate: float) -> None:
+    """Loss and gradient are those of the tokens that have at most this probability."""
+    logits = (torch.randn(4, 6, 7, generator=torch.Generator().manual_seed(0)) * 4).requires_grad_()
+    targets = torch.randint(0, 7, (4, 6), generator=torch.Generator().manual_seed(1))
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    learned = (torch.exp(-nll) <= truncate).view(4, 6)
+    found = sequence_nll(logits, targets, truncate)
+    assert torch.allclose(found, (nll.view(4, 6) * learned).sum(dim=1))
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert (gradient[~learned] == 0).all() and (gradient[learned].abs().sum(dim=-1) > 0).all()
+    assert learned.any() and (truncate > 0.99 or not learned.all())
+
+
+@pytest.mark.parametrize(("real", "synthetic"), [(100, 100), (400, 100), (50, 100)])
+def test_golden_weights_make_the_error_of_a_mean_least(real: int, synthetic: int) -> None:
+    """Statement of He, Xu and Cheng: the error becomes w* s2 / n_r, computed here by their recursion."""
+    from harness.config.schema import Train
+    from harness.learners.language_model.training import origin_weights
+    from harness.records import REAL
+
+    origin = np.repeat(np.array([REAL, 0], dtype=np.int32), [real, synthetic])
+    weights = origin_weights(Train(synthetic_weight="golden"), origin)
+    assert weights is not None and weights.mean() == pytest.approx(1)
+    share = weights[:real].sum() / weights.sum()
+
+    def error(w: float) -> float:
+        return (w**2 / real + (1 - w) ** 2 / synthetic) / (1 - (1 - w) ** 2)
+
+    assert error(share) == pytest.approx(share / real)
+    assert all(error(share) <= error(w) for w in np.linspace(0.01, 1, 200))
+    assert origin_weights(Train(), origin) is None
+    plain = origin_weights(Train(synthetic_weight=0.5), origin)
+    assert plain is not None and plain[0] == pytest.approx(2 * plain[-1])
+
+
 def test_a_prompt_is_masked_from_the_loss(model: Any) -> None:
     """Masked tokens have no loss and no gradient of their own, and the others' loss stays as it was."""
     tokens = np.random.default_rng(4).integers(1, VOCAB, (3, 10)).astype(np.int32)

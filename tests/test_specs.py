@@ -38,6 +38,9 @@ BASES: dict[str, dict[str, Any]] = {
     "text": merged(TEXT, {"regime.synthetic_ratio": 0.5, "learner.model.dropout": 0.1}),
     "loops": merged(TEXT, {"filters": [{"kind": "repetition"}]}),
     "prefix": merged(TEXT, {"learner.sample": PREFIX}),
+    "marked": merged(
+        TEXT, {"learner.init": "previous", "learner.sample.watermark": {}, "filters": [{"kind": "watermark"}]}
+    ),
     "natural": merged(TEXT, {"learner.sample": NATURAL}),
     "llama": merged(
         TEXT,
@@ -128,6 +131,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.train.eps": 1e-7,
         "learner.train.max_grad_norm": 2.0,
         "learner.train.weights": "best",
+        "learner.train.truncate": 0.9,
+        "learner.train.synthetic_weight": 0.5,
+        "learner.sample.min_p": 0.1,
+        "learner.sample.typical_p": 0.9,
+        "learner.sample.watermark": {},
         "learner.sample.temperature": 0.9,
         "learner.sample.top_k": 5,
         "learner.sample.top_p": 0.9,
@@ -153,6 +161,15 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.sample.num_beams": 2,
     },
     "loops": {"filters.0.n": 3, "filters.0.max_share": 0.3},
+    "marked": {
+        "learner.train.merge": 0.5,
+        "learner.sample.watermark.gamma": None,
+        "learner.sample.watermark.delta": 1.0,
+        "learner.sample.watermark.context": None,
+        "filters.0.threshold": 3.0,
+        "filters.0.gamma": None,
+        "filters.0.context": None,
+    },
     "natural": {"learner.sample.min_new_tokens": 3, "learner.train.loss": "continuation"},
     "llama": {"learner.model.num_kv_heads": 2},
     "gaussian": {
@@ -243,6 +260,14 @@ CHANGES: dict[str, dict[str, Any]] = {
 """Base to changes of it; None where a field has but one value, or a change needs a second one
 (`TOGETHER`)."""
 TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    *(
+        (
+            "marked",
+            {},
+            {"learner.sample.watermark": {name: value}, "filters": [{"kind": "watermark", name: value}]},
+        )
+        for name, value in (("gamma", 0.5), ("context", 2))
+    ),
     ("text", {"learner.train": {"epochs": 1}}, {"learner.train": {"max_steps": 9}}),
     (
         "text",

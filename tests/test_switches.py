@@ -24,6 +24,8 @@ NATURAL = {"learner.sample.length": "natural"}
 PROMPTED = {"learner.sample.prompt": "real_prefix", "learner.sample.prompt_tokens": 4}
 KEPT = {**PROMPTED, "learner.sample.keep_prompt": True}
 PENALISED = {**PROMPTED, "learner.sample.repetition_penalty": 2.0}
+MARKED = {"learner.sample.watermark": {}}
+MIXED = {"regime.synthetic_ratio": 0.5}
 GROWN = {"regime": {"kind": "accumulate"}}
 OVERFITTED = {
     "data.num_examples": 16,
@@ -41,6 +43,17 @@ SWITCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("temperature", {}, {"learner.sample.temperature": 0.5}, "corpus", 0),
     ("top_k", {}, {"learner.sample.top_k": 5}, "corpus", 0),
     ("top_p", {}, {"learner.sample.top_p": 0.5}, "corpus", 0),
+    ("min_p", {}, {"learner.sample.min_p": 0.2}, "corpus", 0),
+    ("typical_p", {}, {"learner.sample.typical_p": 0.5}, "corpus", 0),
+    ("watermark", {}, MARKED, "corpus", 0),
+    ("watermark: gamma", MARKED, {"learner.sample.watermark": {"gamma": 0.5}}, "corpus", 0),
+    ("watermark: delta", MARKED, {"learner.sample.watermark": {"delta": 4.0}}, "corpus", 0),
+    ("watermark: context", MARKED, {"learner.sample.watermark": {"context": 2}}, "corpus", 0),
+    ("filter: watermark", MARKED, {"filters": [{"kind": "watermark", "threshold": 4.0}]}, "weights", 1),
+    ("truncate", {}, {"learner.train.truncate": 0.05}, "weights", 0),
+    ("synthetic_weight", MIXED, {"learner.train.synthetic_weight": 0.5}, "weights", 1),
+    ("synthetic_weight: golden", MIXED, {"learner.train.synthetic_weight": "golden"}, "weights", 1),
+    ("merge", {"learner.init": "previous"}, {"learner.train.merge": 0.5}, "weights", 1),
     ("num_beams", PROMPTED, {"learner.sample.num_beams": 3}, "corpus", 0),
     (
         "number of beams",
@@ -170,6 +183,25 @@ def test_a_switch_changes_the_key_and_the_result(
     a, b = first[generation], second[generation]
     assert KEYS[what](a) != KEYS[what](b)
     assert output(store, a, what) != output(store, b, what)
+
+
+@pytest.mark.slow
+def test_merging_goes_so_far_along_the_way(base: dict[str, Any], chain_of: Any) -> None:
+    """0 of the way is where it began, to the bit; half of it is the mean; -1 is as far on the other side."""
+    from safetensors.torch import load_file
+
+    common = {"learner.init": "previous", "learner.train.precision": "fp32"}
+    weights = {}
+    for share in (1.0, 0.0, 0.5, -1.0):
+        store, nodes = chain_of(merged(base, {**common, "learner.train.merge": share}))
+        weights[share] = load_file(store.path("fits", nodes[1].fit) / "model.safetensors")
+    before = load_file(store.path("fits", nodes[0].fit) / "model.safetensors")
+    for name, first in before.items():
+        whole = weights[1.0][name]
+        assert (weights[0.0][name] == first).all()
+        assert np.allclose(weights[0.5][name], (first + whole) / 2, atol=1e-6)
+        assert np.allclose(weights[-1.0][name], 2 * first - whole, atol=1e-6)
+    assert any((whole != before[name]).any() for name, whole in weights[1.0].items())
 
 
 @pytest.mark.slow

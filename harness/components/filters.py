@@ -86,6 +86,19 @@ class DetectorFilter(Section):
         return self
 
 
+class WatermarkFilter(Section):
+    """Drops an example in which the chain's watermark is found."""
+
+    kind: Literal["watermark"]
+    threshold: float = since(4.0)
+    """An example is dropped where it has more green tokens than chance, by more standard deviations than
+    this."""
+    gamma: Annotated[float, Field(gt=0, lt=1)] = since(0.25)
+    """As in learner.sample.watermark."""
+    context: Annotated[int, Field(ge=1, le=8)] = since(1)
+    """As in learner.sample.watermark."""
+
+
 class SimilarFilter(Section):
     """Drops an example that shares most of its n-grams with an earlier one of what is read together."""
 
@@ -121,6 +134,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
     "near_duplicate": FilterPlugin(
         SimilarFilter, 1, "harness.curation.similar:near_duplicate", reads=("text",)
     ),
+    "watermark": FilterPlugin(WatermarkFilter, 1, "harness.curation.watermark:watermark", reads=("text",)),
     "random": FilterPlugin(RandomFilter, 1, f"{_CODE}:random", of="pools"),
     "detector": FilterPlugin(
         DetectorFilter,

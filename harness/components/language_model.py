@@ -125,6 +125,14 @@ class Train(Section):
     loss: Literal["all", "continuation"] = since("all")
     """``continuation``: the first prompt_tokens tokens of every example, real ones too, are read but not
     learned."""
+    truncate: Annotated[float, Field(gt=0, lt=1)] | None = since(None)
+    """Tokens that the model gives more than this probability are not learned (truncated cross-entropy)."""
+    synthetic_weight: Annotated[float, Field(ge=0)] | Literal["golden"] = since(1.0)
+    """Weight of the loss of an example that a model wrote, where a real one has 1; ``golden``: what is best
+    for a mean, by the numbers of real and synthetic examples."""
+    merge: float = since(1.0)
+    """With init: previous, how much of the way that training went is gone: below 1 averages with the weights
+    before, below 0 extrapolates away from them."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -135,6 +143,17 @@ class Train(Section):
         return self
 
 
+class Watermark(Section):
+    """Tokens of a green list, drawn anew behind each token, become likelier (Kirchenbauer et al. 2023)."""
+
+    gamma: Annotated[float, Field(gt=0, lt=1)] = since(0.25)
+    """Share of the vocabulary that is green."""
+    delta: Annotated[float, Field(gt=0)] = since(2.0)
+    """Added to the logits of green tokens."""
+    context: Annotated[int, Field(ge=1, le=8)] = since(1)
+    """How many tokens before decide which are green."""
+
+
 class Sample(Section):
     """How a generation writes its corpus."""
 
@@ -143,6 +162,12 @@ class Sample(Section):
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
     """Keep the smallest set of tokens with this probability."""
+    min_p: Annotated[float, Field(ge=0, lt=1)] = since(0.0)
+    """Keep the tokens that have at least this share of the likeliest one's probability."""
+    typical_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
+    """Keep the tokens whose surprise is nearest to the expected one, up to this probability."""
+    watermark: Watermark | None = since(None)
+    """Mark what is written, with a key of each chain's own; the filter ``watermark`` finds it."""
     prompt: Literal["bos", "real_prefix", "previous_prefix"] = since("bos")
     prompt_tokens: PositiveInt | None = since(None)
     """Length of the prefix, for real_prefix and previous_prefix; half a block when null."""
@@ -178,7 +203,14 @@ class Sample(Section):
     def _beam_fields(self) -> Sample:
         if self.num_beams == 1:
             return self
-        drawing = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        drawing: dict[str, Any] = {
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "typical_p": 1.0,
+        }
+        drawing |= {"watermark": None}
         used = [name for name, default in drawing.items() if getattr(self, name) != default]
         if used:
             raise ValueError(
@@ -236,6 +268,11 @@ class LanguageModel(Section):
             raise ValueError(
                 "train.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained"
             )
+        if self.train.merge != 1.0 and self.init != "previous":
+            raise ValueError(
+                f"train.merge: found {self.train.merge}, which merges with the weights before and needs "
+                "init: previous"
+            )
         if self.train.loss == "continuation" and not self.sample.keep_prompt:
             raise ValueError(
                 "train.loss: continuation needs sample.keep_prompt: true; without it examples hold no prompt "
@@ -253,6 +290,7 @@ def check(config: Any) -> None:
     learner, regime = config.learner, config.regime
     if isinstance(config.data, TextData):
         _check_text(learner, config.data)
+    _check_watermark(config)
     if config.resources.attention == "flash_attention_2" and learner.train.precision != "bf16":
         raise ValueError(
             f"resources.attention: flash_attention_2 computes in bf16, learner.train.precision is "
@@ -272,6 +310,24 @@ def check(config: Any) -> None:
             f"learner.sample.num_beams: above 1 writes one example a prompt, but {regime.kind} here reads "
             "more examples than there are prompts (the real examples); allowed: num_beams: 1, another "
             "regime, or augment with synthetic_ratio up to 0.5"
+        )
+
+
+def _check_watermark(config: Any) -> None:
+    """A mark is looked for as it was made."""
+    mark, weight = config.learner.sample.watermark, config.learner.train.synthetic_weight
+    for item in config.filters:
+        if item.kind == "watermark" and mark is not None:
+            for name in ("gamma", "context"):
+                if getattr(item, name) != getattr(mark, name):
+                    raise ValueError(
+                        f"filters: watermark looks for {name} {getattr(item, name)}, "
+                        f"learner.sample.watermark writes {getattr(mark, name)}"
+                    )
+    if weight == 0 and config.regime.kind == "replace" and config.regime.synthetic_ratio == 1:
+        raise ValueError(
+            "learner.train.synthetic_weight: found 0, and with regime.synthetic_ratio 1 no training example "
+            "is real: nothing would be learned"
         )
 
 

@@ -8,13 +8,19 @@ from __future__ import annotations
 import torch
 
 from harness.config.schema import Sample
+from harness.metrics.watermark import GreenLists
 
 
 class Adjustment:
     """Changes the scores of a batch, position by position, and remembers which tokens each row has seen."""
 
     def __init__(
-        self, config: Sample, eos: int, context: torch.Tensor, vocab_size: int | None = None
+        self,
+        config: Sample,
+        eos: int,
+        context: torch.Tensor,
+        vocab_size: int | None = None,
+        green: GreenLists | None = None,
     ) -> None:
         """Start behind a context.
 
@@ -24,9 +30,10 @@ class Adjustment:
             context: Token ids in front of the first new token, shape [rows, context_length].
             vocab_size: Tokens that the tokenizer knows: those behind them, which pad the table of a model,
                 never occur.
+            green: What a watermark makes likelier.
         """
         self.config, self.eos, self.vocab_size = config, eos, vocab_size
-        self._context = context
+        self._context, self._green, self._last = context, green, context
         self._seen: torch.Tensor | None = None
 
     def __call__(self, scores: torch.Tensor, position: int) -> torch.Tensor:
@@ -45,6 +52,12 @@ class Adjustment:
             penalty = self.config.repetition_penalty
             penalised = torch.where(scores < 0, scores * penalty, scores / penalty)
             scores = torch.where(self._mask(scores), penalised, scores)
+        if self._green is not None and self.config.watermark is not None:
+            marked = self._green.rows(self._last[:, -self._green.context :].cpu().numpy())
+            if marked is not None:
+                scores = scores.float().clone()
+                known = torch.from_numpy(marked).to(scores.device)
+                scores[:, : known.shape[1]] += self.config.watermark.delta * known
         if self.config.forbid_eos or position < self.config.min_new_tokens:
             scores = scores.float().index_fill(-1, torch.tensor([self.eos], device=scores.device), -torch.inf)
         if self.vocab_size is not None and self.vocab_size < scores.shape[-1]:
@@ -62,6 +75,8 @@ class Adjustment:
 
     def add(self, choice: torch.Tensor) -> None:
         """A token was chosen in every row; shape [rows]."""
+        if self._green is not None:
+            self._last = torch.cat([self._last, choice[:, None]], dim=1)[:, -self._green.context :]
         if self._seen is not None:
             self._seen.scatter_(1, choice[:, None], True)
 

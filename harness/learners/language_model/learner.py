@@ -38,6 +38,7 @@ from harness.learners.language_model.specs import SampleSpec, fitted, text_of
 from harness.learners.language_model.training import Trainer, plan_steps
 from harness.metrics import likelihood
 from harness.metrics.lexical import copying_metrics, lexical_metrics
+from harness.metrics.watermark import GreenLists
 from harness.records import Examples
 from harness.science import CorpusSpec, FitSpec
 from harness.streams import stream_seed, uniforms
@@ -98,10 +99,17 @@ class LanguageModelLearner:
         )
         config = model.config
         found = trainer.run(model, self.data.validation, schedule, task)
-        if self.ranks.rank == 0 and found.status == "ok":
-            self._write(task.out, config, found.state)
-        self.ranks.barrier()
-        return FitOutcome(found.status, found.log, found.tokens, found.computed)
+        status = found.status
+        if self.ranks.rank == 0 and status == "ok":
+            weights = found.state
+            if train.merge != 1.0 and task.init_from is not None:
+                weights = models.merged(task.init_from, weights, train.merge)
+                finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+                status = "ok" if finite else "diverged"
+            if status == "ok":
+                self._write(task.out, config, weights)
+        status = self.ranks.broadcast(status)
+        return FitOutcome(status, found.log, found.tokens, found.computed)
 
     def _write(self, folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
         """An ordinary Hugging Face folder: the model with its tokenizer."""
@@ -133,8 +141,12 @@ class LanguageModelLearner:
         how, meta = spec.sampling.section, self.data.meta
         assert isinstance(how, SampleSpec)
         start = int(meta["bos"]) if how.prompt == "bos" else self._bos(spec.fit)
+        vocabulary, mark = int(meta["vocab_size"]), how.watermark
+        green = None
+        if mark is not None:
+            green = GreenLists(spec.fit.seed, vocabulary, mark.gamma, mark.context)
         return Sampler(
-            model, how, start, int(meta["eos"]), control.tick, int(meta["vocab_size"]), how.context != "whole"
+            model, how, start, int(meta["eos"]), control.tick, vocabulary, how.context != "whole", green
         )
 
     def sample(self, task: SampleTask) -> int:

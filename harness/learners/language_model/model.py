@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -245,6 +245,24 @@ def write_model(folder: Path, config: PretrainedConfig, state: Mapping[str, torc
     plain = json.loads(config.to_json_string(use_diff=True))
     plain["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     write_atomic(folder / CONFIG, (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
+
+
+def merged(before: Path, state: Mapping[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+    """Weights on the line from those before a fit to those behind it, computed in fp32.
+
+    A share between 0 and 1 is an average of the two (Wortsman and others 2022, arXiv 2203.05482); below 0 is
+    away from a model that was tuned on its own samples (Neon: Alemohammad and others 2025, arXiv 2510.03597).
+
+    Args:
+        before: Folder of the weights that the fit began with.
+        state: Those that it came to.
+        share: How much of the way; 1 is all of it.
+    """
+    first = load_file(before / WEIGHTS)
+    return {
+        name: torch.lerp(first[name].float(), tensor.float().cpu(), share).to(tensor.dtype)
+        for name, tensor in state.items()
+    }
 
 
 def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

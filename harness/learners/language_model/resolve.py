@@ -10,11 +10,13 @@ from harness.components.language_model import LanguageModel, Model, resolve_mode
 from harness.config.schema import Config, TextData
 from harness.data.base import RealData
 from harness.data.text import TextCorpus
+from harness.errors import DataError
 from harness.learners.base import Resolved
 from harness.learners.language_model.converted import with_safetensors
 from harness.learners.language_model.facts import ModelFacts, check_kernels, model_facts, needs_weights
 from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.specs import LanguageModelFit, ModelSpec, SampleSpec, TrainSpec
+from harness.metrics.watermark import green_count
 from harness.science import Prompts, Versioned
 
 PROMPTS: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
@@ -48,6 +50,11 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     facts = model_facts(learner, _refresh_init(config), vocabulary, sample.sequence_length(block))
     check_kernels(learner.model, config.resources)
     model, marks = _model(config, learner, facts, vocabulary)
+    if sample.watermark is not None and not 0 < green_count(sample.watermark.gamma, vocabulary) < vocabulary:
+        raise DataError(
+            f"learner.sample.watermark.gamma: {sample.watermark.gamma} of {vocabulary} tokens is "
+            f"{green_count(sample.watermark.gamma, vocabulary)}; some tokens must be green, and some not"
+        )
     # The length of the prompt is sampling's, but with this loss the fit reads it too.
     masked = sample.prompt_length(block) if train.loss == "continuation" else None
     fit = LanguageModelFit(

@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from harness.config.schema import Sample
 from harness.learners.language_model.cuda import StepReader, can_step, inference
 from harness.learners.language_model.decoding import Adjustment
+from harness.metrics.watermark import GreenLists
 from harness.records import Examples
 from harness.streams import uniforms
 
@@ -120,6 +121,7 @@ class Sampler:
         vocab_size: Tokens that the tokenizer knows; a model may score more, which are never drawn. None: as
             many.
         cached: See `TokenReader`.
+        green: What a watermark makes likelier; None without one.
     """
 
     model: PreTrainedModel
@@ -129,6 +131,7 @@ class Sampler:
     tick: Callable[[], None] = lambda: None
     vocab_size: int | None = None
     cached: bool = True
+    green: GreenLists | None = None
     _steps: dict[tuple[int, int], StepReader | None] = field(default_factory=dict, repr=False, compare=False)
 
     def draw(self, prompts: npt.NDArray[np.int64], length: int, uniform: npt.NDArray[np.float64]) -> Examples:
@@ -156,7 +159,7 @@ class Sampler:
 
     def _draw(self, tokens: torch.Tensor, length: int, numbers: torch.Tensor) -> Examples:
         """One token after another, each from its distribution."""
-        adjust = Adjustment(self.config, self.eos, tokens, self.vocab_size)
+        adjust = Adjustment(self.config, self.eos, tokens, self.vocab_size, self.green)
         natural = self.config.length == "natural"
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         drawn: list[torch.Tensor] = []
@@ -263,9 +266,9 @@ class Sampler:
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
     def distribution(self, logits: torch.Tensor) -> torch.Tensor:
-        """Probabilities after temperature, top-k and top-p, in that order, unnormalised by the cuts.
+        """Probabilities after temperature, top-k, top-p, min-p and typical-p, in that order.
 
-        [batch, vocab], fp64.
+        Unnormalised by the cuts behind top-k; [batch, vocab], fp64.
         """
         scaled = logits.float() / self.config.temperature
         if 0 < self.config.top_k < scaled.shape[-1]:
@@ -277,7 +280,26 @@ class Sampler:
             # A token stays if the mass before it is below top_p, so the one that crosses it stays too.
             dropped = ordered.cumsum(dim=-1) - ordered >= self.config.top_p
             probabilities = probabilities.masked_fill(dropped.scatter(-1, index, dropped), 0.0)
+        if self.config.min_p > 0:
+            least = self.config.min_p * probabilities.amax(dim=-1, keepdim=True)
+            probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+        if self.config.typical_p < 1.0:
+            probabilities = _typical(probabilities, self.config.typical_p)
         return probabilities
+
+
+def _typical(probabilities: torch.Tensor, mass: float) -> torch.Tensor:
+    """The tokens whose surprise is nearest to its expectation, of at least this mass together.
+
+    Meister and others 2023 (arXiv 2202.00666). Shape [batch, vocab]; what is dropped has probability 0.
+    """
+    normal = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    surprise = -normal.log()
+    expected = torch.where(normal > 0, normal * surprise, 0.0).sum(dim=-1, keepdim=True)
+    index = (surprise - expected).abs().sort(dim=-1, stable=True).indices
+    ordered = normal.gather(-1, index)
+    dropped = ordered.cumsum(dim=-1) - ordered >= mass
+    return probabilities.masked_fill(dropped.scatter(-1, index, dropped), 0.0)
 
 
 def draw_batch(

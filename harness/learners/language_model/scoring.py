@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +49,10 @@ def with_bos(
     return torch.cat([first, tokens[:, :-1]], dim=1).to(device), targets.to(device)
 
 
-def sequence_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def sequence_nll(logits: torch.Tensor, targets: torch.Tensor, truncate: float | None = None) -> torch.Tensor:
     """Nats per sequence in fp32: [batch, length, vocab] logits and [batch, length] targets to [batch].
+
+    With ``truncate``, tokens that have more than this probability count nothing.
 
     Of many logits no fp32 copy is made, neither here nor by the backward pass: a few tokens' at a time stay
     in the processor's cache, which on a CPU takes a quarter of the time. Every bit is the same either way.
@@ -57,6 +60,8 @@ def sequence_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     few = logits.requires_grad and logits.numel() <= FEW[logits.dtype]
     per_token: Any = _nll if few else _TokenNll.apply
     nll: torch.Tensor = per_token(logits.flatten(0, 1), targets.flatten())
+    if truncate is not None:
+        nll = torch.where(nll < -math.log(truncate), 0.0, nll)
     return nll.view(targets.shape).sum(dim=1)
 
 

@@ -19,13 +19,14 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from harness.config.schema import Train
+from harness.errors import LearnerError
 from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, Stopped
 from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.cuda import deterministic
 from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.scoring import sequence_nll, with_bos
 from harness.learners.schedule import Schedule
-from harness.records import Examples, Status
+from harness.records import REAL, Examples, Status
 from harness.streams import stream_seed
 
 CHECK_EVERY = 10
@@ -56,6 +57,39 @@ def plan_steps(train: Train, examples: Examples, budget: str, reference: Example
     else:
         steps = epochs * size // batch
     return Schedule(size, batch, max(1, steps))
+
+
+def origin_weights(train: Train, origin: npt.NDArray[np.int32]) -> npt.NDArray[np.float64] | None:
+    """The weight of each training example's loss, 1 on average; None where all have the same.
+
+    ``golden`` is the weight of n_r real examples together against n_s synthetic ones that makes the error of
+    a mean least in the long run, w = (sqrt(k^2 + 4k) - k) / 2 for k = n_r / n_s (He, Xu and Cheng 2025,
+    arXiv 2502.18049).
+
+    Args:
+        train: The training section.
+        origin: Of every training example, shape [size].
+
+    Raises:
+        LearnerError: All weights are 0.
+    """
+    real = origin == REAL
+    n_r, n_s = int(real.sum()), int((~real).sum())
+    if train.synthetic_weight == 1.0 or not n_s:
+        return None
+    if train.synthetic_weight == "golden":
+        if not n_r:
+            return None
+        k = n_r / n_s
+        share = (math.sqrt(k * k + 4 * k) - k) / 2
+        weights = np.where(real, share / n_r, (1 - share) / n_s)
+    else:
+        weights = np.where(real, 1.0, train.synthetic_weight)
+    if not weights.any():
+        raise LearnerError(
+            "learner.train.synthetic_weight: found 0, and no training example is real: nothing is learned"
+        )
+    return np.asarray(weights / weights.mean())
 
 
 def learning_rate(train: Train, step: int, steps: int) -> float:
@@ -212,10 +246,11 @@ class Trainer:
         before, started, first = progress.tokens, time.monotonic(), progress.step + 1
         looks, look_at = _Looks(task.control, task.checkpoint_s, progress.step), progress.step + 1
         cache: dict[int, npt.NDArray[np.int64]] = {}
+        weights = origin_weights(self.train, task.training.drawn.origin)
         status = "ok"
         engine.train_mode(True)
         while progress.step < schedule.steps:
-            self._advance(engine, schedule, task, progress, cache)
+            self._advance(engine, schedule, task, progress, cache, weights)
             check = progress.step % CHECK_EVERY == 0 or progress.step == schedule.steps
             if check and not self._is_finite(engine, progress):
                 status = "diverged"
@@ -263,14 +298,17 @@ class Trainer:
         task: FitTask,
         progress: _Progress,
         cache: dict[int, npt.NDArray[np.int64]],
+        weights: npt.NDArray[np.float64] | None,
     ) -> None:
         """One optimizer step."""
         step = progress.step
         engine.set_learning_rate(learning_rate(self.train, step, schedule.steps))
-        batch = task.training.examples.take(schedule.order(task.spec.seed, task.spec.generation, step, cache))
+        index = schedule.order(task.spec.seed, task.spec.generation, step, cache)
+        batch = task.training.examples.take(index)
+        mine = None if weights is None else torch.from_numpy(weights[index]).float().to(self.device)
         predicted = int(self._predicted(batch, self.masked).sum())
         progress.losses.append(
-            self._step(engine, batch, predicted, task.spec.seed, task.spec.generation, step)
+            self._step(engine, batch, predicted, task.spec.seed, task.spec.generation, step, mine)
         )
         progress.tokens += predicted
         progress.step += 1
@@ -313,7 +351,14 @@ class Trainer:
         return np.maximum(batch.lengths.astype(np.int64) - first, 0)
 
     def _step(
-        self, engine: Engine, batch: Examples, predicted: int, seed: int, generation: int, step: int
+        self,
+        engine: Engine,
+        batch: Examples,
+        predicted: int,
+        seed: int,
+        generation: int,
+        step: int,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One optimizer step; returns this rank's share of the mean loss.
 
@@ -329,7 +374,10 @@ class Trainer:
             # before.
             torch.manual_seed(stream_seed(seed, generation, "dropout", step * len(batch) + start))
             inputs, targets = with_bos(part, self.bos, self.device, self.masked)
-            loss = sequence_nll(engine.logits(inputs), targets).sum() / max(predicted, 1)
+            nll = sequence_nll(engine.logits(inputs), targets, self.train.truncate)
+            if weights is not None:
+                nll = nll * weights[start : start + self.micro_batch]
+            loss = nll.sum() / max(predicted, 1)
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
         return total

@@ -17,6 +17,7 @@ from harness.cells import cell_spec, is_bundled, lineage_of
 from harness.components import DATA_KINDS, FILTERS, LEARNERS, TRACKERS
 from harness.config.grid import Cell, Study, check_claims, expand, find_cells, resolve_sources
 from harness.config.load import load_file
+from harness.config.naming import cell_name
 from harness.config.schema import Config, data_kind
 from harness.data.base import ExternalCorpus, PreparedData, RealData
 from harness.data.text import corpus_science, other_science, read_other, write_other
@@ -93,9 +94,8 @@ class Prepared:
         raise InputError(f"--chain: {what} {shown(name)}; allowed: {', '.join(known)}{more}")
 
     def _label(self, chain: Chain | BundledChain) -> str:
-        return " ".join(
-            [*(f"{name}={value}" for name, value in self.axes(chain).items()), f"seed={chain.seed}"]
-        )
+        axes = self.axes(chain)
+        return cell_name(list(axes.values()), list(axes), chain.seed)
 
 
 def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratch: Path) -> Prepared:

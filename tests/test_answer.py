@@ -71,6 +71,7 @@ def test_many_cells_are_counted_and_nothing_is_said_of_nothing() -> None:
     lines = answers(rows, AXES, [0])
     assert len(lines) == SHOWN + 1 and lines[0].startswith(f"temperature {SHOWN + 2}: ")
     assert lines[-1] == "3 more cells worsen less"
+    assert answers(rows, AXES, [0], 4) == [*lines[:4], f"{SHOWN - 1} more cells worsen less"]
     rows = [row for cell in range(SHOWN + 1) for row in chain(cell, 0, 1.0, 1.0 + cell)]
     assert answers(rows, AXES, [0])[-1] == "1 more cell worsens less"
     assert answers([], AXES, [0]) == [] and answers(chain(1.0, 0, 3.0), AXES, [0]) == []

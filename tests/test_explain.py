@@ -123,7 +123,7 @@ def test_a_chain_is_named_by_how_its_id_begins(make_config: Make, tmp_path: Path
     scratch.cleanup()
     first, second = prepared.lineage.chains
     assert prepared.find_chain(first.id[:6]) == first and prepared.find_chain(second.id) == second
-    with pytest.raises(InputError, match=f"no chain 'zz'; allowed: {first.id} .seed=0., {second.id}"):
+    with pytest.raises(InputError, match=f"no chain 'zz'; allowed: {first.id} .seed 0., {second.id}"):
         prepared.find_chain("zz")
     with pytest.raises(InputError, match="several chains"):
         prepared.find_chain("")

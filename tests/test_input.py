@@ -466,12 +466,12 @@ def test_a_gang_that_loads_its_libraries_says_so() -> None:
     display = PlainDisplay(plain)
     display._last = -1e9
     display.update(0, 2, [row])
-    assert plain.getvalue().endswith(" 0/2 generations; seed=4 loading\n")
+    assert plain.getvalue().endswith(" 0/2 generations; seed 4 loading\n")
     console = Console(file=live, force_terminal=False, width=200)
     drawn = LiveDisplay(console)
     console.print(drawn._table([{**row, "left_s": 0.0}]))
     drawn.close()
-    assert "seed=4" in live.getvalue() and "loading" in live.getvalue()
+    assert "seed 4" in live.getvalue() and "loading" in live.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -217,5 +217,8 @@ def test_weights_that_retention_would_keep_are_counted(make_config: Make, tmp_pa
     )
     done = harness("run", config, "--root", root, *everything)
     assert done.returncode == 0 and "1 fits that retention.weights keeps were freed before" in done.stderr
+    answer, counts = done.stdout.splitlines()
+    assert answer.startswith("log variance ") and counts.startswith("chains complete: 1")
+    assert answer in harness("report", config, "--root", root).stdout.splitlines(), "whole, in a pipe too"
     store.evict_weights(first.fit, "retention")
     assert weights_gone(prepared, store) == 1

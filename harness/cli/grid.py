@@ -34,6 +34,13 @@ from harness.stop import Stop
 
 if TYPE_CHECKING:
     from harness.coordinator.summary import RunSummary
+    from harness.store import Store
+    from harness.study import Prepared
+
+ANSWER_LINES = 5
+"""Of what a study has come to, at the end of a run."""
+MOST_READ = 20_000
+"""Records that lie one by one, up to which a run reads them all to say so."""
 
 
 @app.command(rich_help_panel="A study")
@@ -103,8 +110,23 @@ def run(
     warnings = [line if line.startswith("tracker ") else f"W&B: {line}" for line in mirrored]
     if gone := weights_gone(prepared, Store.read(root)):
         warnings.append(_gone(gone))
+    if not json_output:
+        _answer(prepared, Store.read(root))
     _tell(summary, warnings, json_output)
     raise typer.Exit(summary.exit_code)
+
+
+def _answer(prepared: Prepared, store: Store) -> None:
+    """What the study has come to, in five lines: those that its report begins with."""
+    from harness.reporting import ledger
+    from harness.reporting.answer import answers
+
+    if len(prepared.lineage.nodes) > MOST_READ:
+        terminal.show("harness report says what has come of it")
+        return
+    rows = ledger.rows(prepared, store)
+    for line in answers(rows, prepared.study.columns, prepared.study.seeds, ANSWER_LINES - 1):
+        terminal.show(line)
 
 
 def _tell(summary: RunSummary, warnings: Sequence[str], json_output: bool) -> None:

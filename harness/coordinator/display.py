@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import terminal
+from harness.config.naming import cell_name
 from harness.metrics.catalogue import SHOWN
 from harness.records import Record
 from harness.science import Branch
@@ -44,8 +45,8 @@ def duration(seconds: float) -> str:
 
 
 def axes_text(axes: Mapping[str, Any], seed: int) -> str:
-    """A cell's axes by the last part of their names, and the seed."""
-    return " ".join([*(f"{name.rpartition('.')[2]}={value}" for name, value in axes.items()), f"seed={seed}"])
+    """A chain as people read of it everywhere."""
+    return cell_name(list(axes.values()), list(axes), seed)
 
 
 def _generation(row: Mapping[str, Any]) -> str:

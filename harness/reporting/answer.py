@@ -40,13 +40,16 @@ class Change:
     by: Aggregate
 
 
-def answers(rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Collection[int]) -> list[str]:
+def answers(
+    rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Collection[int], most: int = SHOWN
+) -> list[str]:
     """One sentence for each of the cells that worsen most, in that order.
 
     Args:
         rows: From `ledger.rows`.
         axes: The grid's axes.
         seeds: Those that every cell is run with.
+        most: Cells that have a sentence; how many more there are is one more line.
     """
     table = Rows.of(rows)
     headlines = [name for name in HEADLINES if name in table.names]
@@ -63,9 +66,9 @@ def answers(rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Colle
     order = sorted(known, key=lambda cell: _place(found[cell], known[cell], headlines))
     lines = [
         f"{_where(cell, axes)}{by.diverged} of {by.total} seeds have diverged, no other is finished"
-        for cell, by in ((cell, found[cell][headlines[0]].by) for cell in gone[:SHOWN])
+        for cell, by in ((cell, found[cell][headlines[0]].by) for cell in gone[:most])
     ]
-    for cell in order[: SHOWN - len(lines)]:
+    for cell in order[: most - len(lines)]:
         # cells that are not equally far are not compared in silence
         last = lasts[cell] if len({lasts[c] for c in known}) > 1 else None
         lines.append(f"{_where(cell, axes, last)}{_sentence(found[cell], known[cell])}")

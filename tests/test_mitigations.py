@@ -14,6 +14,7 @@ from harness import api
 from harness.config.grid import Study, expand
 from harness.config.load import load_file
 from harness.config.shipped import tracks
+from harness.config.track import read_track
 from harness.errors import ConfigError, InputError
 from harness.inspection.resolved import resolved
 from harness.reporting import ledger
@@ -212,3 +213,19 @@ def test_a_study_without_a_track_has_no_entry(make_config: Make, tmp_path: Path)
     prepared, scratch = open_study(make_config(GAUSSIAN), (), Store.read(tmp_path))
     with scratch, pytest.raises(InputError, match="is no study of a track"):
         track_of(prepared)
+
+
+@pytest.mark.parametrize("name", sorted(tracks()))
+def test_shipped_tracks_and_entries_are_whole(tmp_path: Path, name: str) -> None:
+    """Every track takes a study, and runs beside it what it says; every shipped entry is within its track."""
+    track = read_track(tracks()[name]).track
+    cells = study(entrant(tmp_path, track=name, mitigations={"x": {"filters": []}})).cells
+    names = [str(cell.axes["mitigation"]) for cell in cells if not cell.teacher]
+    clean = "clean" in track.controls
+    assert names == (["none", "none.clean", "x", "x.clean"] if clean else ["none", "x"])
+    entries = ROOT / "configs" / "entries" / f"{name}.yaml"
+    if entries.is_file():
+        mitigations = [n for n in study(entries).source.data["mitigations"] if track.controlled(n) is None]
+        assert len(mitigations) >= 6 and mitigations[0] == "none"
+    else:
+        assert "has run it yet" in track.about

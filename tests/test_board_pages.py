@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from conftest import harness
 
 from harness.board.build import build_site, read_entries, site_files, tables_of
 from harness.board.entry import Entry, write_entry
+from harness.board.front import fronts
 from harness.board.pages import file_of
 from harness.errors import InputError
+from harness.reporting.statistics import aggregate
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +198,30 @@ def test_a_board_is_served_to_this_machine(site: Path, tmp_path: Path) -> None:
                 assert answer.read() == (site / "small.csv").read_bytes()
         finally:
             process.terminate()
+
+
+def test_the_front_is_of_those_that_none_beats(site: Path, computed: Any) -> None:
+    """By the numbers of the CSV, for device-hours, and for what a mitigation costs on a clean stream."""
+    rows = [row for row in csv.DictReader((site / "small.csv").open()) if row["rank"]]
+    points = [(row["entry"], float(row["benefit"]), float(row["device_hours"])) for row in rows]
+    best = {
+        name
+        for name, gain, cost in points
+        if not any(g >= gain and c <= cost and (g > gain or c < cost) for _, g, c in points)
+    }
+    page = (site / "small.html").read_text()
+    (figure,) = re.findall(r"<figure>.*?</figure>", page, re.S)
+    assert figure.count("<circle") == len(points) and figure.count('class="mean"') == len(best)
+    assert set(re.findall(r'<li>\d+: <a href="[^"]*">([^<]*)</a>', figure)) == best
+    (table,) = tables_of(list(computed[2].values()))
+    costs = dict(zip((line.entry.mitigation for line in table.lines), (0.001, 5.0, 0.5), strict=True))
+    lines = tuple(
+        replace(line, controls={"clean": aggregate([costs[line.entry.mitigation]] * 5)})
+        for line in table.lines
+    )
+    both = list(fronts(replace(table, lines=lines), lambda line: "page.html"))
+    assert len(both) == 2 and "clean cost" in both[1] and "clean cost" not in both[0]
+    assert 'middle">0.01</text>' in both[1], "costs that span a factor of 5,000 are on a log scale"
 
 
 def browser(page: str, *flags: str) -> tuple[str, str]:

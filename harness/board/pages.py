@@ -14,6 +14,7 @@ from typing import Any
 from harness.board.checked import Verification
 from harness.board.drawing import Curve, Scale, curves, interval, text
 from harness.board.entry import Entry, SeedResult
+from harness.board.front import fronts
 from harness.board.ranking import smallest_p
 from harness.board.rules import worse_sign
 from harness.board.score import Scored, TrackTable, plain
@@ -255,6 +256,8 @@ def track_page(table: TrackTable) -> str:
         f'device-hours. The same numbers: <a href="{safe(table.name)}.csv">CSV</a>, '
         '<a href="board.json">JSON</a>, <a href="feed.xml">feed</a>.</p>'
     )
+    figures = list(fronts(table, lambda line: file_of(line.entry)))
+    body += ["<h2>What it gains, and what it costs</h2>", *figures] if figures else []
     body.append(f"<h2>The environment</h2><p>{safe(track.about)}</p><h2>The rules</h2><ul>")
     body += [f"<li>{safe(rule)}</li>" for rule in track.rules]
     opened = ", ".join(f"<code>{safe(name)}</code>" for name in track.open)

@@ -24,7 +24,15 @@ from harness.components import PACKAGES
 from harness.curation import Chosen, Sources, taught, training_examples
 from harness.data.analytic import Truth
 from harness.errors import LearnerError
-from harness.learners.analytic.family import Array, Chains, Parameters, Summary, fold, make_family, select
+from harness.learners.analytic.family import (
+    Array,
+    Chains,
+    Parameters,
+    Summary,
+    fold_origins,
+    make_family,
+    select,
+)
 from harness.learners.analytic.learner import versions
 from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status
@@ -302,7 +310,7 @@ class _Cell:
 
     def _training(self, recipe: Recipe, chains: Chains) -> Summary:
         self.selected = {}
-        if not _random(recipe, self.spec.n) and not self.filters:
+        if not _random(recipe, self.spec.n) and not self.filters and self.family.synthetic_weight == 1.0:
             return self._merged(recipe.parts, chains)
         made = [self._drawn(chains, chain) for chain in range(len(chains))]
         found = [chosen.selection.metrics() for _, chosen in made if chosen.selection is not None]
@@ -345,10 +353,12 @@ class _Cell:
         spec = self._spec(chains.generation, chain)
         chosen = training_examples(spec, self.job.truth, _Sources(self, chain))
         drawn, parts = chosen.drawn, []
-        for origin in dict.fromkeys(drawn.origin.tolist()):
+        origins = list(dict.fromkeys(drawn.origin.tolist()))
+        for origin in origins:
             rows = chosen.found[origin].values[drawn.index[drawn.origin == origin]]
             parts.append(self.family.summarise(rows[None]))
-        return fold(self.family, parts), chosen
+        sizes = [int((drawn.origin == origin).sum()) for origin in origins]
+        return fold_origins(self.family, parts, origins, sizes), chosen
 
     def corpus(self, chain: int, generation: int, count: int) -> Array:
         """The first examples of a corpus that a chain reads."""

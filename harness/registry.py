@@ -104,6 +104,7 @@ class FilterPlugin:
         labelled: How many labelled examples of generation 0 it learns from, real and synthetic ones each, by
             its section.
         check: Raises ValueError where the section does not fit a ``data`` section of some kind.
+        passing: The share of examples that passes by its section alone, whatever they are.
     """
 
     section: type[Section]
@@ -113,6 +114,7 @@ class FilterPlugin:
     of: Literal["corpora", "training sets", "pools"] = "corpora"
     labelled: Callable[[Any], int] = lambda section: 0
     check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
+    passing: Callable[[Any], float] = lambda section: 1.0
 
 
 @dataclass(frozen=True)

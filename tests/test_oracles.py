@@ -267,3 +267,93 @@ def test_row_11_verification_has_a_threshold(recall: float, false_positives: flo
         assert norm.cdf(signal / math.sqrt(1 / (4000 * kept))) > 0.999, (
             "the sample is large enough to tell the sides apart"
         )
+
+
+# --- rows 18 to 20: weights of origins, counts that survive, curation ---------------------------------------
+
+
+@pytest.mark.parametrize("weight", [1.0, "golden", 0.3])
+def test_row_18_weights_of_real_and_synthetic_examples(weight: Any) -> None:
+    """Errors of the mean follow an exact recursion with the fitted variance, and go to what is stated where
+    that is known."""
+    n, ratio, generations = 40, 0.5, 12
+    frame = table(
+        {
+            "data": {"source": "gaussian", "num_examples": n},
+            "learner": {"kind": "gaussian", "synthetic_weight": weight},
+            "regime": {"kind": "fresh_real", "synthetic_ratio": ratio},
+            "generations": generations,
+            "grid": seeds(3000),
+        }
+    )
+    real = synthetic = n // 2
+    share = (math.sqrt(5) - 1) / 2 if weight == "golden" else real / (real + weight * synthetic)
+    error, variance = 1 / n, 1 - 1 / n
+    for generation in range(generations + 1):
+        if generation:
+            before = error, variance
+            error = share**2 / real + (1 - share) ** 2 * (before[1] / synthetic + before[0])
+            variance = share + (1 - share) * (before[1] + before[0]) - error
+        if generation in (0, 1, 3, generations):
+            assert_mean(at(frame, "gaussian/mean_sq_error", generation), error)
+            assert_mean(np.exp(at(frame, "gaussian/log_variance", generation)), variance)
+    stated = (share**2 / real + (1 - share) ** 2 / synthetic) / (1 - (1 - share) ** 2)
+    assert error == pytest.approx(stated, rel=0.05), "the fitted variance is a little below the true one"
+    if weight == "golden":
+        assert stated * real == pytest.approx(0.618, abs=5e-4)
+
+
+@pytest.mark.parametrize(("generations", "stated"), [(5, 0.790), (10, 0.577)])
+def test_row_19_outcomes_survive_by_their_count(generations: int, stated: float) -> None:
+    """An outcome with count c = 5 of many lives on for k generations with probability 1 - (1 - s_k)^c,
+    s <- 1 - exp(-s) (a branching process with Poisson offspring)."""
+    alive, outcomes = 1.0, 400
+    for _ in range(generations):
+        alive = 1 - math.exp(-alive)
+    expected = 1 - (1 - alive) ** 5
+    assert expected == pytest.approx(stated, abs=6e-4)
+    data = {"source": "discrete", "outcomes": outcomes, "num_examples": 5 * outcomes, "stratified": True}
+    frame = table(
+        {
+            "data": data,
+            "learner": {"kind": "discrete"},
+            "regime": REPLACE,
+            "generations": generations,
+            "grid": seeds(60),
+        }
+    )
+    left = at(frame, "discrete/outcomes", generations) / outcomes
+    # offspring are multinomial, not Poisson: a relative difference of 1 / N a generation
+    error = 4 * left.std(ddof=1) / math.sqrt(len(left)) + generations / (5 * outcomes)
+    assert abs(left.mean() - expected) < error
+
+
+@pytest.mark.parametrize("of", [2, 3])
+def test_row_20_curation_moves_mass_to_the_highest_reward(of: int) -> None:
+    """Of K examples one is kept with probability in proportion to exp(reward): the next distribution is a sum
+    over all K outcomes that may be drawn."""
+    rewards, n, generations = np.array([0.0, 0.5, 1.0, 1.5]), 20_000, 3
+    frame = table(
+        {
+            "data": {"source": "discrete", "outcomes": 4, "num_examples": n, "stratified": True},
+            "learner": {"kind": "discrete"},
+            "regime": REPLACE,
+            "filters": [{"kind": "curate", "of": of, "outcomes": rewards.tolist()}],
+            "generations": generations,
+            "grid": seeds(12),
+        }
+    )
+    p = np.full(4, 0.25)
+    for generation in range(generations + 1):
+        if generation:
+            new = np.zeros(4)
+            for drawn in np.ndindex(*[4] * of):
+                weights = np.exp(rewards[list(drawn)])
+                for place, outcome in enumerate(drawn):
+                    new[outcome] += p[list(drawn)].prod() * weights[place] / weights.sum()
+            p = new
+        for outcome in range(4):
+            found = at(frame, f"share/outcome_{outcome}", generation)
+            # the map is curved, so the mean is off by the variance of p, of order 1/n
+            error = 4 * found.std(ddof=1) / math.sqrt(len(found)) + 5 / n
+            assert abs(found.mean() - p[outcome]) < error, (generation, outcome, found.mean(), p[outcome])

@@ -68,6 +68,16 @@ BASES: dict[str, dict[str, Any]] = {
             {"kind": "random", "keep": 0.5},
         ],
     ),
+    "curated": analytic(
+        {"source": "discrete", "outcomes": 4, "num_examples": 20},
+        {"kind": "discrete"},
+        filters=[{"kind": "curate", "of": 2, "outcomes": [0.0, 1.0, 1.0, 0.0]}],
+    ),
+    "weighted": analytic(
+        NORMAL,
+        {"kind": "gaussian", "synthetic_weight": 0.5},
+        filters=[{"kind": "curate", "of": 2, "rewards": {"log_density": 1.0}}],
+    ),
     "alike": merged(
         TEXT,
         {
@@ -209,6 +219,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "filters.1.repeats": 2,
         "filters.2.keep": 0.6,
     },
+    "curated": {"filters.0.of": 4, "filters.0.outcomes": [0.0, 1.0, 2.0, 3.0], "filters.0.choose": "best"},
+    "weighted": {"learner.synthetic_weight": "golden", "filters.0.rewards": {"log_density": 2.0}},
     "alike": {"filters.0.n": 2, "filters.0.max_similarity": 0.4, "filters.1.ngram": 2},
     "mixture": {
         "data.stratified": True,

@@ -99,6 +99,32 @@ class WatermarkFilter(Section):
     """As in learner.sample.watermark."""
 
 
+class CurateFilter(Section):
+    """Of every few examples in a row it keeps one, by its reward."""
+
+    kind: Literal["curate"]
+    of: Annotated[int, Field(ge=2, le=1000)]
+    """Of how many one is kept."""
+    rewards: dict[Literal["agreement", "log_density", "distinct_2", "uniqueness_4"], float] | None = since(
+        None
+    )
+    """Scores as of ``verifier``, with their weights in the reward."""
+    outcomes: tuple[float, ...] | None = since(None)
+    """Discrete data: the reward of each outcome."""
+    choose: Literal["best", "bradley_terry"] = since("bradley_terry")
+    """``best``: the one of the highest reward; ``bradley_terry``: each with probability in proportion to the
+    exponential of its reward."""
+
+    @model_validator(mode="after")
+    def _rewarded(self) -> CurateFilter:
+        if (self.rewards is None) == (self.outcomes is None):
+            raise ValueError("curate needs rewards or outcomes, one of the two")
+        given = self.outcomes if self.rewards is None else list(self.rewards.values())
+        if not given or len(set(given)) == 1 and (self.rewards is None or given[0] == 0):
+            raise ValueError("curate: the reward is the same for all examples, so nothing is chosen")
+        return self
+
+
 class SimilarFilter(Section):
     """Drops an example that shares most of its n-grams with an earlier one of what is read together."""
 
@@ -117,12 +143,28 @@ SCORES: Mapping[str, tuple[str, ...]] = {
 """Score of a verifier to the kinds of data that it reads."""
 
 
+def _check_curate(section: CurateFilter, data: Any, kind: str) -> None:
+    if section.outcomes is not None:
+        if kind != "discrete":
+            raise ValueError(f"filters: curate.outcomes are of discrete data, not {kind}")
+        number = data.outcomes or len(data.probabilities or ())
+        if len(section.outcomes) != number:
+            raise ValueError(
+                f"filters: curate.outcomes has {len(section.outcomes)} rewards, the data have {number} "
+                "outcomes"
+            )
+    for score in section.rewards or {}:
+        _check_score(score, data, kind)
+
+
 def _check_verifier(section: VerifierFilter, data: Any, kind: str) -> None:
-    if kind not in SCORES[section.score]:
-        raise ValueError(
-            f"filters: the score {section.score} reads {' or '.join(SCORES[section.score])} data, not {kind}"
-        )
-    if section.score == "agreement" and data.labels != "sign":
+    _check_score(section.score, data, kind)
+
+
+def _check_score(score: str, data: Any, kind: str) -> None:
+    if kind not in SCORES[score]:
+        raise ValueError(f"filters: the score {score} reads {' or '.join(SCORES[score])} data, not {kind}")
+    if score == "agreement" and data.labels != "sign":
         raise ValueError("filters: the score agreement needs data.labels: sign")
 
 
@@ -133,6 +175,9 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
     "verifier": FilterPlugin(VerifierFilter, 1, f"{_CODE}:verifier", check=_check_verifier),
     "near_duplicate": FilterPlugin(
         SimilarFilter, 1, "harness.curation.similar:near_duplicate", reads=("text",)
+    ),
+    "curate": FilterPlugin(
+        CurateFilter, 1, f"{_CODE}:curate", check=_check_curate, passing=lambda section: 1 / section.of
     ),
     "watermark": FilterPlugin(WatermarkFilter, 1, "harness.curation.watermark:watermark", reads=("text",)),
     "random": FilterPlugin(RandomFilter, 1, f"{_CODE}:random", of="pools"),

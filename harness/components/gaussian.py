@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from harness.registry import NUMBERS, LearnerPlugin, Metric, moments_seconds
 from harness.section import Section, since
@@ -14,6 +16,15 @@ class Gaussian(Section):
     kind: Literal["gaussian"]
     estimator: Literal["mle", "unbiased"] = since("mle")
     """Divide the scatter matrix by n (mle) or n - 1 (unbiased)."""
+    synthetic_weight: Annotated[float, Field(ge=0)] | Literal["golden"] = since(1.0)
+    """Weight of an example that a model wrote, where a real one has 1; ``golden``: what is best for the
+    mean."""
+
+    @model_validator(mode="after")
+    def _weighted(self) -> Gaussian:
+        if self.estimator == "unbiased" and self.synthetic_weight != 1.0:
+            raise ValueError("estimator: unbiased is of equal weights; synthetic_weight goes with mle")
+        return self
 
 
 _KAZDAN = "Kazdan et al. 2024, arXiv 2410.16713"

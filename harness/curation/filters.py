@@ -6,6 +6,7 @@ Errors of a filter are drawn from a stream of its own, indexed by the example.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from harness.components import FILTERS
 from harness.components.filters import (
+    CurateFilter,
     DeduplicateFilter,
     LabelFilter,
     RandomFilter,
@@ -76,6 +78,26 @@ def verifier(section: VerifierFilter, examples: Examples, known: Known) -> Mask:
 def random(section: RandomFilter, examples: Examples, known: Known) -> Mask:
     """Each example with the same probability."""
     return np.asarray(known.uniform < section.keep)
+
+
+def curate(section: CurateFilter, examples: Examples, known: Known) -> Mask:
+    """Of every ``of`` examples in a row one, by its reward; of a last group that is not whole none.
+
+    Drawing with probabilities in proportion to exp(reward) (the Bradley-Terry model; Ferbach and others 2024,
+    arXiv 2407.09499) takes the largest of reward + Gumbel noise.
+    """
+    if section.outcomes is not None:
+        rewards = np.asarray(section.outcomes)[examples.values[:, 0].astype(np.int64)]
+    else:
+        scores = (section.rewards or {}).items()
+        rewards = np.sum([weight * SCORES[name](examples, known.real) for name, weight in scores], axis=0)
+    if section.choose == "bradley_terry":
+        rewards = rewards - np.log(-np.log(np.maximum(known.uniform, 1e-300)))
+    groups = len(examples) // section.of
+    mask = np.zeros(len(examples), dtype=bool)
+    best = np.argmax(rewards[: groups * section.of].reshape(groups, section.of), axis=1) if groups else []
+    mask[np.arange(groups) * section.of + best] = True
+    return mask
 
 
 def label(section: LabelFilter, origin: npt.NDArray[np.int32], uniform: npt.NDArray[np.float64]) -> Mask:
@@ -244,18 +266,20 @@ def first_accepted(
     Raises:
         LearnerError: Nearly everything is rejected.
     """
-    raw = count
+    share = math.prod(FILTERS[section.kind].passing(section) for section in filters)
+    raw = math.ceil(count / share - 1e-9)
+    most = MAX_OVERSAMPLING * raw
     while True:
         examples = draw(raw)
         index = accepted(filters, examples, judge)
         if len(index) >= count:
             return examples.take(index[:count])
-        if raw >= MAX_OVERSAMPLING * count:
+        if raw >= most:
             raise LearnerError(
                 f"filters: {len(index)} of {raw} examples of generation {judge.generation} pass, {count} are "
                 "needed; the filters reject nearly everything this model writes"
             )
-        raw = min(MAX_OVERSAMPLING * count, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
+        raw = min(most, max(raw + raw // 2, int(1.1 * raw * count / max(len(index), 1))))
 
 
 def undetected(

@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from harness.components import LEARNERS
 from harness.data.analytic import Draw, Truth
+from harness.learners.weights import relative_weights
 from harness.metrics.analytic import range_shares
+from harness.records import REAL
 from harness.registry import named
 from harness.streams import stream
 
@@ -88,6 +90,7 @@ class Family(ABC):
     def __init__(self, learner: Any, truth: Truth) -> None:
         """Keep the learner's section and the real distribution."""
         self.learner, self.truth = learner, truth
+        self.synthetic_weight = getattr(learner, "synthetic_weight", 1.0)
 
     def summarise(self, values: Array) -> Summary:
         """A summary of examples of shape [chains, count, width]."""
@@ -96,6 +99,10 @@ class Family(ABC):
     def merge(self, left: Summary, right: Summary) -> Summary:
         """The summary of both together, ``left`` first."""
         return {name: np.concatenate([left[name], right[name]], axis=1) for name in left}
+
+    def weigh(self, summary: Summary, weight: float) -> Summary:
+        """The summary of the same examples, each counted so many times: of families with such a field."""
+        raise NotImplementedError
 
     def numbers_per_chain(self, rows: int, n: int) -> int:
         """Rough size of a chain's model, and of what is made on the way, in numbers.
@@ -141,6 +148,26 @@ class Family(ABC):
     ) -> dict[str, Array]:
         """`evaluate`, and the shares of some ranges (``evaluate.ranges``)."""
         return {**self.evaluate(model, corpus), **range_shares(corpus[:, :, 0], ranges)}
+
+
+def fold_origins(
+    family: Family, parts: Sequence[Summary], origins: Sequence[int], sizes: Sequence[int]
+) -> Summary:
+    """Merge summaries from the left, synthetic ones with the learner's weight.
+
+    Args:
+        family: The family.
+        parts: Summaries, one for each origin.
+        origins: Their origins.
+        sizes: How many examples each is of.
+    """
+    real = sum(size for size, origin in zip(sizes, origins, strict=True) if origin == REAL)
+    weights = relative_weights(family.synthetic_weight, real, sum(sizes) - real)
+    if weights is not None:
+        parts = [
+            family.weigh(part, weights[origin != REAL]) for part, origin in zip(parts, origins, strict=True)
+        ]
+    return fold(family, parts)
 
 
 def fold(family: Family, parts: Sequence[Summary]) -> Summary:

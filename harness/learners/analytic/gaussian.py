@@ -42,6 +42,14 @@ class GaussianFamily(Family):
             "scatter": left["scatter"] + right["scatter"] + between,
         }
 
+    def weigh(self, summary: Summary, weight: float) -> Summary:
+        """The same mean, counted more or less."""
+        return {
+            "count": weight * summary["count"],
+            "mean": summary["mean"],
+            "scatter": weight * summary["scatter"],
+        }
+
     def fit(self, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
         """The sample mean and covariance: divided by n (mle) or n - 1 (unbiased)."""
         divisor = summary["count"] - (1.0 if self.learner.estimator == "unbiased" else 0.0)

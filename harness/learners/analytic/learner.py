@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from harness.data.analytic import Truth
 from harness.data.base import RealData
-from harness.learners.analytic.family import Chains, Family, Parameters, fold, make_family
+from harness.learners.analytic.family import Chains, Family, Parameters, fold_origins, make_family
 from harness.learners.base import EvaluateTask, Evaluation, Execution, FitOutcome, FitTask, Ranks, SampleTask
 from harness.records import Examples
 from harness.science import FitSpec
@@ -45,7 +45,8 @@ class AnalyticLearner:
         with threadpool_limits(limits=1):
             parts = [family.summarise(values[None, drawn.origin == origin]) for origin in origins]
             parent = None if task.init_from is None else _load(task.init_from)
-            model = family.fit(fold(family, parts), _chain(task.spec), parent)
+            sizes = [int((drawn.origin == origin).sum()) for origin in origins]
+            model = family.fit(fold_origins(family, parts, origins, sizes), _chain(task.spec), parent)
         save_file(
             {name: np.array(array[0], order="C") for name, array in model.items()},
             task.out / "model.safetensors",

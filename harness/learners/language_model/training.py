@@ -19,13 +19,13 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from harness.config.schema import Train
-from harness.errors import LearnerError
 from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, Stopped
 from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.cuda import deterministic
 from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.scoring import sequence_nll, with_bos
 from harness.learners.schedule import Schedule
+from harness.learners.weights import relative_weights
 from harness.records import REAL, Examples, Status
 from harness.streams import stream_seed
 
@@ -60,11 +60,7 @@ def plan_steps(train: Train, examples: Examples, budget: str, reference: Example
 
 
 def origin_weights(train: Train, origin: npt.NDArray[np.int32]) -> npt.NDArray[np.float64] | None:
-    """The weight of each training example's loss, 1 on average; None where all have the same.
-
-    ``golden`` is the weight of n_r real examples together against n_s synthetic ones that makes the error of
-    a mean least in the long run, w = (sqrt(k^2 + 4k) - k) / 2 for k = n_r / n_s (He, Xu and Cheng 2025,
-    arXiv 2502.18049).
+    """The weight of each training example's loss, shape [size]; None where all have the same.
 
     Args:
         train: The training section.
@@ -74,22 +70,8 @@ def origin_weights(train: Train, origin: npt.NDArray[np.int32]) -> npt.NDArray[n
         LearnerError: All weights are 0.
     """
     real = origin == REAL
-    n_r, n_s = int(real.sum()), int((~real).sum())
-    if train.synthetic_weight == 1.0 or not n_s:
-        return None
-    if train.synthetic_weight == "golden":
-        if not n_r:
-            return None
-        k = n_r / n_s
-        share = (math.sqrt(k * k + 4 * k) - k) / 2
-        weights = np.where(real, share / n_r, (1 - share) / n_s)
-    else:
-        weights = np.where(real, 1.0, train.synthetic_weight)
-    if not weights.any():
-        raise LearnerError(
-            "learner.train.synthetic_weight: found 0, and no training example is real: nothing is learned"
-        )
-    return np.asarray(weights / weights.mean())
+    found = relative_weights(train.synthetic_weight, int(real.sum()), int((~real).sum()))
+    return None if found is None else np.where(real, *found)
 
 
 def learning_rate(train: Train, step: int, steps: int) -> float:

@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 from boards import compute, with_data
 from conftest import harness
+from pydantic import ValidationError
 
 from harness.board.build import build_site, read_entries, site_files, tables_of
 from harness.board.entry import Entry, write_entry
 from harness.board.front import fronts
-from harness.board.pages import file_of
+from harness.board.pages import entry_page, file_of
+from harness.board.verify import verified
 from harness.errors import InputError
 from harness.reporting.statistics import aggregate
 
@@ -198,6 +200,22 @@ def test_a_board_is_served_to_this_machine(site: Path, tmp_path: Path) -> None:
                 assert answer.read() == (site / "small.csv").read_bytes()
         finally:
             process.terminate()
+
+
+def test_samples_are_shown_as_text_and_verified(computed: Any) -> None:
+    """And an entry without any is not less verified."""
+    _, root, entries = computed
+    written = [{"prompt": HOSTILE, "texts": {"0": "plain", "10": HOSTILE, "2": "between"}}]
+    forged = with_data(entries["keep"], lambda data: data.update(samples=written))
+    text = entry_page(None, forged, "small")
+    assert HOSTILE not in text and "\u202e" not in text and "document.title=&quot;owned" in text
+    heads = re.findall(r'<th scope="col" class="left">(generation \d+)</th>', text)
+    assert heads == ["generation 0", "generation 2", "generation 10"]
+    found = verified(forged, root)
+    assert not found.good and any(line.startswith("samples") for line in found.lines)
+    assert verified(entries["keep"], root).good and "samples" not in json.loads(entries["keep"].content)
+    with pytest.raises(ValidationError, match="at most 400 characters"):
+        with_data(entries["keep"], lambda data: data.update(samples=[{"prompt": "x" * 401, "texts": {}}]))
 
 
 def test_the_front_is_of_those_that_none_beats(site: Path, computed: Any) -> None:

@@ -18,6 +18,7 @@ import pytest
 from chains import open_prepared, run_all
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 
+from harness.board.texts import samples_of
 from harness.cli.app import signals
 from harness.errors import ResourceError
 from harness.files import seal, write_json
@@ -173,6 +174,10 @@ def test_the_report_escapes_what_models_wrote(ranks: Any, make_config: Make, tmp
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
     path = store.path("evaluations", prepared.lineage.chains[0].nodes[-1]) / "continuations.json"
     texts = json.loads(path.read_text())
+    shown = samples_of(prepared, store, prepared.lineage.chains[0].cell, [5, 0])  # of a board's entry
+    assert [(item.prompt, item.texts["1"]) for item in shown] == [
+        (text["prompt"], text["continuation"]) for text in texts[:3]
+    ]
     write_json(path, [{"prompt": "the same prompt", "continuation": hostile} for _ in texts])
     seal(path.parent)
     done = harness("report", config, "--root", root, "--out", tmp_path / "report")

@@ -13,6 +13,7 @@ from harness.board.declared import Declared, claimed, declared_of
 from harness.board.immutable import Immutable, read_immutable, write_immutable
 from harness.board.rules import check_rules, overlap_of
 from harness.board.seeds import listed_chains, with_seeds
+from harness.board.texts import Sample, samples_of
 from harness.components import REGIMES
 from harness.config.grid import find_cells
 from harness.config.mitigations import AXIS, NAME, SECTION
@@ -116,6 +117,8 @@ class Entry(Immutable):
     where nothing is synthetic."""
     declared: Declared | None = None
     """What that study claims; None where it claims nothing."""
+    samples: tuple[Sample, ...] = ()
+    """What the models of the first seed write; empty for those that write no text, and in older entries."""
 
     @field_validator("configuration")
     @classmethod
@@ -256,6 +259,8 @@ def _entry(
         experiment=prepared.study.base.experiment,
         declared=declared_of(prepared, store, cell, own, said),
         controls=_controls(prepared, store, mitigation, states, table),
+        # what says nothing is left out, so that the name stays that of earlier entries
+        **({"samples": written} if (written := samples_of(prepared, store, cell, track.seeds)) else {}),
     )
 
 

@@ -373,6 +373,7 @@ def entry_page(line: Scored | None, entry: Entry, table: str, checks: Sequence[V
         if entry.mitigation != BASELINE:
             lines.append(_curve(f"{BASELINE} (baseline)", "two", entry.baseline, name))
         body.append(curves(lines, about(name).label, unit))
+    body += _samples(entry)
     body += _seed_table(entry)
     body.append("<h2>Cost and origin</h2><dl>")
     facts: list[tuple[str, str]] = [
@@ -401,6 +402,23 @@ def entry_page(line: Scored | None, entry: Entry, table: str, checks: Sequence[V
     body += [f"<p>{safe(_check(item))}</p>" for item in reversed(checks)]
     body.append("</main>")
     return page(f"{entry.mitigation}: {track.title}", body)
+
+
+def _samples(entry: Entry) -> list[str]:
+    """The same prompts, continued by some generations; nothing where there are none."""
+    generations = sorted({g for sample in entry.samples for g in sample.texts}, key=lambda g: (len(g), g))
+    if not generations:
+        return []
+    body = [f"<h2>What it writes</h2><p>Seed {entry.track.seeds[0]}; written by models, and cut.</p>"]
+    body.append('<div class="scroll" tabindex="0" role="region" aria-label="Samples"><table><thead><tr>')
+    heads = ["prompt", *(f"generation {g}" for g in generations)]
+    body += [f'<th scope="col" class="left">{safe(head)}</th>' for head in heads]
+    body.append("</tr></thead><tbody>")
+    for sample in entry.samples:
+        cells = [sample.prompt, *(sample.texts.get(g, "") for g in generations)]
+        shown = (escape(visible(cell)) for cell in cells)
+        body.append("<tr>" + "".join(f'<td class="words"><pre>{cell}</pre></td>' for cell in shown) + "</tr>")
+    return [*body, "</tbody></table></div>"]
 
 
 def _check(item: Verification) -> str:

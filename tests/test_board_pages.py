@@ -213,7 +213,8 @@ def test_samples_are_shown_as_text_and_verified(computed: Any) -> None:
     assert heads == ["generation 0", "generation 2", "generation 10"]
     found = verified(forged, root)
     assert not found.good and any(line.startswith("samples") for line in found.lines)
-    assert verified(entries["keep"], root).good and "samples" not in json.loads(entries["keep"].content)
+    earlier = with_data(entries["keep"], lambda data: data.pop("samples"))
+    assert verified(entries["keep"], root).good and verified(earlier, root).good
     with pytest.raises(ValidationError, match="at most 400 characters"):
         with_data(entries["keep"], lambda data: data.update(samples=[{"prompt": "x" * 401, "texts": {}}]))
 

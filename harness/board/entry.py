@@ -259,8 +259,7 @@ def _entry(
         experiment=prepared.study.base.experiment,
         declared=declared_of(prepared, store, cell, own, said),
         controls=_controls(prepared, store, mitigation, states, table),
-        # what says nothing is left out, so that the name stays that of earlier entries
-        **({"samples": written} if (written := samples_of(prepared, store, cell, track.seeds)) else {}),
+        samples=samples_of(prepared, store, cell, track.seeds),
     )
 
 

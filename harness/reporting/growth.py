@@ -25,8 +25,10 @@ FREE = {"linear": 3, "exponential": 4, "saturating": 4}
 """Parameters of each shape, the variance of what is left over among them."""
 LEAST_BEND, FASTEST = 0.05, 3.0
 """Rates that are tried: from one that bends a whole chain by 5 % to e cubed in one generation."""
-RATES, FINER, ROUNDS = 121, 21, 3
+RATES, FINER, ROUNDS = 41, 9, 5
 """Rates of the first search and of each finer one between the neighbours of the best."""
+TOGETHER = 256
+"""Chains whose rates are searched together: it takes a number for each chain, rate and generation."""
 EXACT = 1e-12
 """What is left over, relative to the largest value, below which numbers are equal but for rounding."""
 Floats = npt.NDArray[np.float64]
@@ -126,11 +128,10 @@ def evidence(generations: Floats, values: Floats) -> dict[Shape, Floats]:
     if count < SHAPED:
         raise ValueError(f"{count} generations, {SHAPED} are needed")
     span = float(generations[-1] - generations[0])
-    left = {
-        "linear": _left_over(values, generations[None, None])[:, 0],
-        "exponential": _best_rate(generations, values, 1.0, span),
-        "saturating": _best_rate(generations, values, -1.0, span),
-    }
+    left = {"linear": _left_over(values, generations[None, None])[:, 0]}
+    parts = [values[at : at + TOGETHER] for at in range(0, len(values), TOGETHER)]
+    for shape, sign in (("exponential", 1.0), ("saturating", -1.0)):
+        left[shape] = np.concatenate([_best_rate(generations, part, sign, span) for part in parts])
     floor = count * (EXACT * np.abs(values).max(axis=1)) ** 2 + np.finfo(float).tiny
     return {
         shape: count * np.log(np.maximum(left[shape], floor) / count)

@@ -1,5 +1,6 @@
 """The commands that read records, on a store that has very many."""
 
+import resource
 import subprocess
 import sys
 import tempfile
@@ -98,8 +99,15 @@ def _board(records: int) -> None:
 
 
 def _tell(name: str, *arguments: str) -> None:
+    before = _cpu()
     took, peak = _timed(*arguments)
-    print(f"{name:16} {took:6.1f} s, {peak / 2**20:,.0f} MiB", flush=True)
+    print(f"{name:16} {took:6.1f} s, {_cpu() - before:6.1f} CPU s, {peak / 2**20:,.0f} MiB", flush=True)
+
+
+def _cpu() -> float:
+    """CPU seconds of all commands so far: they hardly depend on what else runs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _timed(*arguments: str) -> tuple[float, int]:

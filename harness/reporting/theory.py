@@ -35,7 +35,7 @@ def expected(config: Config, metric: str) -> list[float] | None:
 def gaussian(config: Any, metric: str) -> list[float] | None:
     """Moments of a normal distribution that is fitted again and again."""
     learner, data, kind, generations = config.learner, config.data, config.regime.kind, _all(config)
-    if data.source != "gaussian":
+    if data.source != "gaussian" or learner.synthetic_weight != 1.0:
         return None
     n, mle = data.num_examples, learner.estimator == "mle"
     left = [(1 - 1 / n) ** (g + 1) if mle else 1.0 for g in generations]

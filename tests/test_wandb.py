@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from chains import run_all
 from conftest import GAUSSIAN, TEXT, Make, harness
 from wandb_endpoint import PROJECT, Recorder, endpoint
 
-from harness.tracking import run_id
+from harness.records import Record
+from harness.tracking import ChainView, GenerationView, run_id
+from harness.tracking.runs import _lineage, flat
+from harness.tracking.staging import staged
 
 pytestmark = pytest.mark.slow
 
@@ -33,11 +38,15 @@ def environment(recorder: Recorder, folder: Path) -> dict[str, str]:
     }
 
 
-def check(recorder: Recorder, config: Path, root: Path, project: str = PROJECT) -> None:
+def check(recorder: Recorder, config: Path, root: Path, project: str = PROJECT, cells: int = 2) -> None:
     """Every chain once, every generation and metric there, equal to export."""
     rows = json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
     chains = {row["chain"] for row in rows}
-    assert recorder.names(project) == {run_id("normal", chain) for chain in chains}
+    runs = {name.removeprefix("normal-") for name in recorder.names(project)}
+    means = {name for name in runs if name.startswith("cell-")}
+    assert runs - means == chains and len(means) == cells
+    if cells:
+        check_cells(recorder, rows, means, project)
     assert {upsert["groupName"] for upsert in recorder.upserts if upsert.get("groupName")} == {"normal"}
     identity = {
         "experiment",
@@ -60,6 +69,51 @@ def check(recorder: Recorder, config: Path, root: Path, project: str = PROJECT) 
             assert mirrored[generation]["fit"] == generation + 1
 
 
+def check_cells(recorder: Recorder, rows: list[dict[str, Any]], cells: set[str], project: str) -> None:
+    """Two cells of two seeds, a run each, with the means over their seeds."""
+    ratios = {row["regime.synthetic_ratio"] for row in rows}
+    assert len(cells) == len(ratios)
+    metric, found = "gaussian/trace_ratio", set()
+    for cell in cells:
+        lines = recorder.generations(run_id("normal", cell), project)
+        found.add(tuple(round(lines[g][metric], 12) for g in sorted(lines)))
+        assert all(line["seeds/live"] == 2 and line["seeds/diverged"] == 0 for line in lines.values())
+        assert all(line[f"{metric}.low"] < line[metric] < line[f"{metric}.high"] for line in lines.values())
+    table = pd.DataFrame(rows).groupby(["regime.synthetic_ratio", "generation"])[metric].mean()
+    assert found == {tuple(round(v, 12) for v in table[ratio]) for ratio in ratios}
+
+
+def check_shown(recorder: Recorder, rows: list[dict[str, Any]]) -> None:
+    """Readable names, tags of cell and seed, flat configurations; lineages as artifacts."""
+    begun = {item["name"]: item for item in recorder.upserts if item.get("displayName")}
+    for row in rows:
+        shown, cell = (
+            begun[run_id("normal", row["chain"])],
+            f"synthetic ratio {row['regime.synthetic_ratio']}",
+        )
+        assert shown["displayName"] == f"{cell}, seed {row['seed']}"
+        assert shown["tags"] == [cell, f"seed {row['seed']}"]
+        config = {
+            name: item["value"] for name, item in json.loads(shown["config"]).items() if name != "_wandb"
+        }
+        assert config["regime.synthetic_ratio"] == row["regime.synthetic_ratio"]
+        assert config["chain"] == row["chain"] and config["seed"] == row["seed"]
+        assert not any(isinstance(value, dict) and value for value in config.values())
+    means = [item for name, item in begun.items() if name.startswith("normal-cell-")]
+    assert sorted(item["displayName"] for item in means) == [
+        "synthetic ratio 0.5, 2 seeds",
+        "synthetic ratio 1.0, 2 seeds",
+    ]
+    lineage = {}
+    for item in (item["input"] for item in recorder.artifacts):
+        if item["artifactTypeName"] == "chain":
+            lineage[item["runName"]] = json.loads(item["metadata"])["generations"]
+    keys = {run_id("normal", row["chain"]): [] for row in rows}  # type: dict[str, list[str]]
+    for row in sorted(rows, key=lambda row: row["generation"]):
+        keys[run_id("normal", row["chain"])].append(row["key"])
+    assert {run: [item["fit"] for item in found] for run, found in lineage.items()} == keys
+
+
 @pytest.fixture
 def study(make_config: Make, tmp_path: Path) -> Any:
     def make(mode: str) -> tuple[Path, Path]:
@@ -77,7 +131,7 @@ def test_offline_files_synced_by_wandb_itself(study: Any, tmp_path: Path) -> Non
         done = harness("run", config, "--root", root)
         assert done.returncode == 0 and not done.stderr, done.stderr
     folders = sorted((root / "experiments" / "normal" / "wandb" / "wandb").glob("offline-run-*"))
-    assert len(folders) == 4
+    assert len(folders) == 6, "four chains, and the means of two cells"
     with endpoint() as recorder:
         wandb = Path(sys.executable).parent / "wandb"
         for folder in folders:
@@ -99,7 +153,73 @@ def test_online_and_what_is_sent_again(study: Any, tmp_path: Path) -> None:
             done = harness("run", config, "--root", root, **environment(recorder, tmp_path))
             assert done.returncode == 0 and not done.stderr, done.stderr
         check(recorder, config, root)
-        assert len(recorder.complete) == 4
+        check_shown(
+            recorder, json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
+        )
+        assert len(recorder.complete) == 6
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_nothing_is_left_outside_the_store(study: Any, tmp_path: Path, mode: str) -> None:
+    """No home folder, no temporary folder; and of what was staged nothing stays."""
+    config, root = study(mode)
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    temporary.mkdir()
+    with endpoint() as recorder:
+        settings = {
+            name: value for name, value in environment(recorder, tmp_path).items() if "_DIR" not in name
+        }
+        own = {"HOME": str(home), "TMPDIR": str(temporary), "XDG_CACHE_HOME": "", "XDG_DATA_HOME": ""}
+        for command in ("run", "sync") if mode == "online" else ("run",):
+            done = harness(command, config, "--root", root, **settings, **own)
+            assert done.returncode == 0 and not done.stderr, done.stderr
+    assert not [path for path in home.rglob("*") if "wandb" in str(path)]
+    assert not [path for path in temporary.rglob("*") if "wandb" in str(path)]
+    left = {path.name for path in (root / "experiments" / "normal" / "wandb").iterdir()}
+    assert left == ({"sent"} if mode == "online" else {"wandb", "written"})
+
+
+def test_what_a_killed_process_has_staged_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    host = socket.gethostname()
+    names = [f"stage-{host}-{gone.pid}-x", f"stage-{host}-{os.getppid()}-x", "stage-elsewhere-1-x", "sent"]
+    for name in names:
+        (tmp_path / name / "inner").mkdir(parents=True)
+    before = os.environ.get("WANDB_DATA_DIR")
+    with staged(tmp_path) as place:
+        assert place.parent == tmp_path and os.environ["WANDB_DATA_DIR"] == str(place)
+        assert sorted(path.name for path in tmp_path.iterdir() if path != place) == sorted(names[1:])
+    assert not place.exists() and os.environ.get("WANDB_DATA_DIR") == before
+
+
+def test_a_lineage_is_only_pointed_at(tmp_path: Path) -> None:
+    """W&B's own artifact: a reference for each place that is there, and no file."""
+    there = tmp_path / "fits" / "f0" / "fit.json"
+    there.parent.mkdir(parents=True)
+    there.write_text("{}")
+    record = Record(0, 0, "diverged", "f0", "c0", "e0", {})
+    places = [{"fit": there.parent, "corpus": tmp_path / "corpora" / "c0"}]
+    view = ChainView("x", "abc", "p", None, {}, [GenerationView(record, (), ())], places=places)
+    found = _lineage(view)
+    assert found.name == "chain-abc" and found.type == "chain"
+    (entry,) = found.manifest.entries.values()
+    assert (
+        entry.path == "generation_0/fit/fit.json" and entry.ref == there.as_uri() and entry.local_path is None
+    )
+    assert found.metadata["generations"] == [
+        {"generation": 0, "fit": "f0", "corpus": "c0", "evaluation": "e0"}
+    ]
+
+
+def test_a_configuration_is_flat() -> None:
+    assert flat({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": {}, "g": None}) == {
+        "a.b.c": 1,
+        "a.d": [1, {"e": 2}],
+        "f": {},
+        "g": None,
+    }
 
 
 def test_a_failing_wandb_is_a_warning_and_loses_nothing(study: Any, tmp_path: Path) -> None:
@@ -152,5 +272,5 @@ def test_a_longer_chain_replaces_its_offline_file(study: Any, tmp_path: Path) ->
     done = harness("run", config, "--root", root, *longer)
     assert done.returncode == 0, done.stderr
     folders = list((root / "experiments" / "normal" / "wandb" / "wandb").glob("offline-run-*"))
-    assert len(folders) == 4
+    assert len(folders) == 6
     shutil.rmtree(root)

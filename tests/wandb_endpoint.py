@@ -32,6 +32,7 @@ class Recorder:
         self.asked: list[str] = []
         self.runs: dict[tuple[str, str], dict[str, Any]] = {}
         self.lines: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+        self.artifacts: list[dict[str, Any]] = []
         self.streams = 0
         self.summary: dict[str, dict[str, Any]] = {}
         self.complete: set[str] = set()
@@ -149,6 +150,7 @@ class Recorder:
                 bucket["historyLineCount"] = len(self.lines.get(key, {}))
             return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
         if "createArtifact(" in query:
+            self.artifacts.append(variables)
             # Already there, as the same table sent before would be: nothing is uploaded, the reference in the
             # history counts.
             return {

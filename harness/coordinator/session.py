@@ -35,7 +35,7 @@ from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared, commit_data
 from harness.tracking import Mirror
-from harness.tracking.views import Mirrored, Views, mirrored
+from harness.tracking.views import CellOfChains, Mirrored, Views, aggregates, mirrored
 
 STOPPED_MIRROR_S = 3.0
 """How long a run that stops early waits for W&B; the next one sends the rest."""
@@ -174,11 +174,13 @@ def run_study(
                 )
                 gangs.coordinator = coordinator
                 summary += coordinator.run()
+                if mirror.active:
+                    _mirror(mirror, Views(prepared, store), aggregates(prepared))
             warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)
     return summary, warnings
 
 
-def _mirror(mirror: Mirror, views: Views, items: Iterable[Mirrored]) -> None:
+def _mirror(mirror: Mirror, views: Views, items: Iterable[Mirrored | CellOfChains]) -> None:
     """Queue what is committed to its end."""
     for item in items:
         if views.whole(item):
@@ -204,7 +206,7 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
         base = prepared.study.base
         mirror = Mirror(_mode(base), experiment.path / "wandb", leases, base.tracking.trackers)
         if mirror.active:
-            _mirror(mirror, Views(prepared, store), mirrored(prepared))
+            _mirror(mirror, Views(prepared, store), [*mirrored(prepared), *aggregates(prepared)])
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundles)

@@ -13,13 +13,14 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
 from harness.store import Lease, Leases
 from harness.tracking.others import tell
 from harness.tracking.runs import ChainView, Server, connect, run_id, send_chain, write_chain
+from harness.tracking.staging import staged
 
 POLL_S = 0.25
 
@@ -100,6 +101,10 @@ class Mirror:
             self._queue.put(view)
 
     def _work(self) -> None:
+        with staged(self.folder) if self.mode != "disabled" else nullcontext():
+            self._take()
+
+    def _take(self) -> None:
         while (view := self._queue.get()) is not None:
             try:
                 self._mirror(view)

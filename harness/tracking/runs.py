@@ -20,6 +20,8 @@ from typing import Any
 from harness.errors import DamagedError, HarnessError, InputError
 from harness.files import read_json, write_json
 from harness.records import Record
+from harness.terminal import cut
+from harness.tracking.staging import media_in
 
 CURVE_POINTS = 200
 """Points of a loss curve that are sent at most."""
@@ -32,6 +34,10 @@ INIT_S, FINISH_S = 60.0, 600.0
 """How long a run may take to begin, and at its end until all of it is sent."""
 ARRIVAL_S = 30.0
 """How long the server may take until it knows the lines that it has taken."""
+
+
+LONGEST_TAG = 64
+"""Characters that W&B takes as a tag."""
 
 
 class LoginError(InputError):
@@ -60,6 +66,9 @@ class ChainView:
         generations: In order, shared ones included.
         kind: W&B's job type: ``chain``, or ``cell`` where the generations are means over the chains of a
             cell.
+        name: For people; the chain's id where it is empty.
+        tags: Its cell and seed, for people who filter.
+        places: What the store has of each generation: a name to where it lies.
     """
 
     experiment: str
@@ -69,6 +78,9 @@ class ChainView:
     config: Mapping[str, Any]
     generations: Sequence[GenerationView]
     kind: str = "chain"
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    places: Sequence[Mapping[str, Path]] = ()
 
     @property
     def evaluations(self) -> list[str]:
@@ -189,7 +201,8 @@ def send_chain(view: ChainView, server: Server, folder: Path) -> int:
             )
     if len(before) >= len(now):
         return 0
-    with tempfile.TemporaryDirectory(prefix="harness-wandb-", ignore_cleanup_errors=True) as scratch:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="run-", dir=folder, ignore_cleanup_errors=True) as scratch:
         last = _write_run(view, Path(scratch), len(before), sent.target["entity"], online=True)
     _check_arrived(
         server.api, f"{sent.target['entity']}/{view.project}/{run_id(view.experiment, view.chain)}", last
@@ -262,6 +275,34 @@ def _lines(view: ChainView, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield step + place, {"fit_step": fit_step, f"loss/generation_{record.generation}": loss}
 
 
+def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """A configuration with dotted fields in the place of sections; lists stay as they are."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{before}{name}.")
+        else:
+            found[f"{before}{name}"] = value
+    return found
+
+
+def _lineage(view: ChainView) -> Any:
+    """A chain's generations as an artifact that says where they lie; nothing of them is copied or read."""
+    import wandb
+
+    keys = [
+        {name: getattr(generation.record, name) for name in ("generation", "fit", "corpus", "evaluation")}
+        for generation in view.generations
+    ]
+    metadata = {"experiment": view.experiment, "chain": view.chain, "generations": keys}
+    found = wandb.Artifact(f"chain-{view.chain}", type="chain", metadata=metadata)
+    for number, places in enumerate(view.places[: len(view.generations)]):
+        there = ((name, place) for name, place in places.items() if place.exists())
+        for name, place in there:  # a chain that has diverged has written nothing in its last generation
+            found.add_reference(place.as_uri(), name=f"generation_{number}/{name}", checksum=False)
+    return found
+
+
 def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, online: bool) -> int:
     """Open the chain's run, log its lines from generation ``first`` on, and end it.
 
@@ -274,17 +315,19 @@ def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, on
         init_timeout=INIT_S, finish_timeout=FINISH_S, finish_timeout_raises=True,
     )  # fmt: skip
     step = 0
+    media_in(Path(os.environ.get("WANDB_DATA_DIR", folder)))
     run = wandb.init(
         mode="online" if online else "offline",
         reinit="create_new",
         id=run_id(view.experiment, view.chain),
-        name=view.chain,
+        name=view.name or view.chain,
+        tags=[cut(tag, LONGEST_TAG) for tag in view.tags],
         group=view.experiment,
         job_type=view.kind,
         project=view.project,
         entity=entity,
         dir=str(folder),
-        config=dict(view.config),
+        config=flat(view.config),
         settings=settings,
         resume="allow" if online else None,
     )
@@ -303,6 +346,8 @@ def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, on
             table = wandb.Table(columns=["generation", "prompt", "continuation"], data=rows)
             step = last.generation * STEPS + STEPS - 1
             run.log({"samples": table}, step=step)
+        if view.places:
+            run.log_artifact(_lineage(view))
         run.summary.update({name: value for name, value in last.metrics.items() if value is not None})
         run.summary.update({"generations": len(view.generations), "status": last.status})
     except BaseException:

@@ -19,7 +19,8 @@ from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
 from harness.tracking import BusyError, Sent, Server, connect, held, patience_s, send_chain
 from harness.tracking.others import tell
-from harness.tracking.views import Mirrored, Views, mirrored
+from harness.tracking.staging import staged
+from harness.tracking.views import CellOfChains, Mirrored, Views, aggregates, mirrored
 
 PROGRESS_CHAINS = 20
 """A line of progress after so many chains."""
@@ -100,7 +101,21 @@ def sync(
     check_wanted(prepared)
     if every_s is None and not (root / "format").exists():
         raise InputError(f"--root {root} is not a store of the harness")
-    server = None if prepared.study.base.tracking.wandb == "disabled" else connect()
+    if prepared.study.base.tracking.wandb == "disabled":
+        return _watch(prepared, root, None, stop, every_s, say)
+    experiment = Experiment(root, prepared.study.base.experiment)
+    with staged(experiment.path / "wandb" if (root / "format").exists() else None):
+        return _watch(prepared, root, connect(), stop, every_s, say)
+
+
+def _watch(
+    prepared: Prepared,
+    root: Path,
+    server: Server | None,
+    stop: Stop,
+    every_s: float | None,
+    say: Callable[[str], None],
+) -> Synced:
     started, total = time.monotonic(), Synced(len(mirrored(prepared)))
     while True:
         if (root / "format").exists():
@@ -151,13 +166,19 @@ class _Pass:
         todo = [
             chain for chain in mirrored(self.prepared) if self._news(chain, len(sent.evaluations(chain.id)))
         ]
-        if todo:
+        cells = [
+            cell
+            for cell in aggregates(self.prepared)
+            if len(sent.evaluations(cell.id)) < len(cell.chains[0].nodes) and self.views.whole(cell)
+        ]
+        if todo or cells:
             with self._leases() as leases:
                 busy = self._send(todo, server, leases)
                 deadline = time.monotonic() + patience_s(leases)
                 while busy and not self.gave_up and time.monotonic() < deadline and not self.stop.wait(1.0):
                     busy = self._send(busy, server, leases)
                 self.total.busy = [chain.id for chain in busy]
+                self._send_cells(cells, server, leases)
         self.total.complete = sum(self._complete(chain, sent) for chain in mirrored(self.prepared))
 
     def _to_others(self) -> None:
@@ -227,6 +248,20 @@ class _Pass:
             if done % PROGRESS_CHAINS == 0 or done == len(chains):
                 self.say(f"sent {done} of {len(chains)} chains")
         return busy
+
+    def _send_cells(self, cells: Sequence[CellOfChains], server: Server, leases: Leases) -> None:
+        """Send the means of cells whose chains are whole."""
+        for cell in cells:
+            if self.stop.is_set() or self.gave_up:
+                return
+            try:
+                with held(leases, self.prepared.study.base.experiment, cell.id):
+                    send_chain(self.views.view(cell), server, self.folder)
+            except BusyError:
+                self.total.busy.append(cell.id)
+            except Exception as error:
+                reason = (str(error).splitlines() or [""])[0]
+                self.total.errors[cell.id] = f"{type(error).__name__}: {reason}"
 
     def _complete(self, chain: Mirrored, sent: Sent) -> bool:
         """Whether nothing of a chain is left to send, now or later."""

@@ -9,12 +9,14 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harness.config.naming import cell_name
 from harness.inventory import Inventory
 from harness.records import Record, Status, bundled_record
 from harness.science import BundledChain, Chain
@@ -48,6 +50,21 @@ class BundledCell:
         return self.chains[0].generations
 
 
+@dataclass(frozen=True)
+class CellOfChains:
+    """All chains of a cell that are run one by one, which have runs of their own: this one shows their means.
+
+    Attributes:
+        id: Of these chains, so that other seeds are another run.
+        cell: Index of the cell.
+        chains: The chains.
+    """
+
+    id: str
+    cell: int
+    chains: tuple[Chain, ...]
+
+
 Mirrored = Chain | BundledChain | BundledCell
 """What one run shows."""
 
@@ -63,10 +80,20 @@ def mirrored(prepared: Prepared) -> list[Mirrored]:
     for chain in prepared.bundles:
         cells.setdefault(chain.cell, []).append(chain)
     found: list[Mirrored] = list(prepared.lineage.chains)
-    for cell, chains in cells.items():
-        name = hashlib.sha256(" ".join(chain.id for chain in chains).encode()).hexdigest()[:12]
-        found.append(BundledCell(f"cell-{name}", cell, tuple(chains)))
+    found += [BundledCell(_name(chains), cell, tuple(chains)) for cell, chains in cells.items()]
     return found
+
+
+def aggregates(prepared: Prepared) -> list[CellOfChains]:
+    """Cells of several seeds whose chains are run one by one."""
+    cells: dict[int, list[Chain]] = {}
+    for chain in prepared.lineage.chains:
+        cells.setdefault(chain.cell, []).append(chain)
+    return [CellOfChains(_name(c), cell, tuple(c)) for cell, c in cells.items() if len(c) > 1]
+
+
+def _name(chains: Sequence[Chain | BundledChain]) -> str:
+    return f"cell-{hashlib.sha256(' '.join(chain.id for chain in chains).encode()).hexdigest()[:12]}"
 
 
 class Views:
@@ -106,29 +133,77 @@ class Views:
             return 0 if place is None else min(place.generations, item.generations) + 1
         return self.inventory.committed(item)
 
-    def whole(self, item: Mirrored) -> bool:
+    def whole(self, item: Mirrored | CellOfChains) -> bool:
         """Whether all generations that there will ever be are committed."""
+        if isinstance(item, CellOfChains):
+            return all(map(self.whole, item.chains))
         if not isinstance(item, Chain):
             return self.committed(item) > item.generations
         return self.inventory.is_complete(item)
 
-    def view(self, item: Mirrored) -> ChainView:
+    def view(self, item: Mirrored | CellOfChains) -> ChainView:
         """What a run shows: the cell as configuration, every generation that is committed."""
         cell = self.prepared.study.cells[item.cell]
         shown = cell.config.model_dump(mode="json") | {"axes": dict(cell.axes)}
-        if isinstance(item, BundledCell):
+        tracking, places = cell.config.tracking, list[Mapping[str, Path]]()
+        if isinstance(item, BundledCell | CellOfChains):
             shown |= {"seeds": len(item.chains), "cell": item.id}
-            return self._view(item.id, cell.config, shown, self._means(item), "cell")
-        shown |= {"seed": item.seed, "chain": item.id}
-        generations = self._rows(item) if isinstance(item, BundledChain) else self._records(item)
-        return self._view(item.id, cell.config, shown, generations, "chain")
+            which, kind = f"{len(item.chains)} seeds", "cell"
+            generations = self._means(item) if isinstance(item, BundledCell) else self._means_of(item)
+        else:
+            shown |= {"seed": item.seed, "chain": item.id}
+            which, kind = f"seed {item.seed}", "chain"
+            generations = self._rows(item) if isinstance(item, BundledChain) else self._records(item)
+            places = self._places(item, len(generations))
+        name = cell_name(list(cell.axes.values()), list(cell.axes))
+        return ChainView(
+            experiment=cell.config.experiment,
+            chain=item.id,
+            project=tracking.project,
+            entity=tracking.entity,
+            config=shown,
+            generations=generations,
+            kind=kind,
+            name=f"{name}, {which}" if name else which,
+            tags=(*([name] if name else []), which),
+            places=places,
+        )
 
-    @staticmethod
-    def _view(
-        name: str, config: Any, shown: Mapping[str, Any], generations: Sequence[GenerationView], kind: str
-    ) -> ChainView:
-        tracking = config.tracking
-        return ChainView(config.experiment, name, tracking.project, tracking.entity, shown, generations, kind)
+    def _places(self, item: Chain | BundledChain, generations: int) -> list[Mapping[str, Path]]:
+        """Where the generations of a chain lie."""
+        if isinstance(item, BundledChain):
+            place = self.inventory.places.get(item.key)
+            return [] if place is None else [{"bundle": place.path}]
+        nodes = [self.prepared.lineage.nodes[key] for key in item.nodes[:generations]]
+        root = self.store.root
+        return [
+            {
+                "fit": root / "fits" / node.fit,
+                "corpus": root / "corpora" / node.corpus,
+                "evaluation": root / "evaluations" / node.evaluation,
+            }
+            for node in nodes
+        ]
+
+    def _means_of(self, item: CellOfChains) -> list[GenerationView]:
+        """As `_means`, of chains that are run one by one."""
+        chains = [[view.record for view in self._records(chain)] for chain in item.chains]
+        found = []
+        for g in range(max(map(len, chains))):
+            there = [records[g] for records in chains if len(records) > g]
+            gone = sum(records[: g + 1][-1].status == "diverged" for records in chains)
+            values = {
+                name: np.array(
+                    [
+                        math.nan if r.metrics[name] is None else r.metrics[name]
+                        for r in there
+                        if name in r.metrics
+                    ]
+                )
+                for name in sorted({name for record in there for name in record.metrics})
+            }
+            found.append(_generation(g, len(chains), gone, values, [r.evaluation for r in there]))
+        return found
 
     def _means(self, item: BundledCell) -> list[GenerationView]:
         """Every generation of a cell.
@@ -147,15 +222,8 @@ class Views:
         for g in range(item.generations + 1):
             rows = np.flatnonzero(generation == g)
             gone = int(np.searchsorted(ended, g, side="right"))
-            metrics: dict[str, float | None] = {
-                "seeds/live": float(len(item.chains) - gone),
-                "seeds/diverged": float(gone),
-            }
-            for name in names:
-                metrics |= _mean(name, values[name][rows], intervals=not gone)
-            evaluation = hashlib.sha256(" ".join(sorted(keys[rows])).encode()).hexdigest()[:32]
-            status: Status = "diverged" if gone == len(item.chains) else "ok"
-            found.append(GenerationView(Record(g, 0, status, "", "", evaluation, metrics), (), ()))
+            at_g = {name: values[name][rows] for name in names}
+            found.append(_generation(g, len(item.chains), gone, at_g, keys[rows].tolist()))
         return found
 
     def _records(self, chain: Chain) -> list[GenerationView]:
@@ -188,6 +256,18 @@ class Views:
             for row in table.to_pylist() if table is not None else []:
                 self._bundled.setdefault(row[CHAIN], []).append(GenerationView(bundled_record(row), (), ()))
         return self._bundled.get(chain.key, [])[: chain.generations + 1]
+
+
+def _generation(
+    generation: int, chains: int, gone: int, values: Mapping[str, Any], keys: Sequence[str]
+) -> GenerationView:
+    """Means over the chains of a cell, of which some have diverged by then."""
+    metrics: dict[str, float | None] = {"seeds/live": float(chains - gone), "seeds/diverged": float(gone)}
+    for name, column in values.items():
+        metrics |= _mean(name, column, intervals=not gone)
+    evaluation = hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:32]
+    status: Status = "diverged" if gone == chains else "ok"
+    return GenerationView(Record(generation, 0, status, "", "", evaluation, metrics), (), ())
 
 
 def _mean(name: str, values: Any, intervals: bool) -> dict[str, float | None]:

@@ -1,0 +1,73 @@
+"""What W&B stages lies under the store's root while it is at work, and is gone afterwards.
+
+By itself its SDK keeps logs in a cache, artifacts in a data folder of the user's home, and media in the
+system's temporary folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+VARIABLES = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR")
+"""Where the SDK puts what nobody has asked for; settings and keys are read from where the user has them."""
+_PREFIX = "stage-"
+
+
+@contextlib.contextmanager
+def staged(folder: Path | None) -> Iterator[Path]:
+    """A block in which W&B is used; by one thread of a process at a time.
+
+    Args:
+        folder: The experiment's ``wandb/`` folder; None where there is no store yet.
+
+    Returns:
+        Where everything is staged.
+    """
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
+    place = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=folder))
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    os.environ |= dict.fromkeys(VARIABLES, str(place))
+    try:
+        yield place
+    finally:
+        if "wandb" in sys.modules:  # its service writes until it ends
+            import wandb
+
+            wandb.teardown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def media_in(place: Path) -> None:
+    """Let tables and other media be made in a folder, not where the system keeps temporary files."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from wandb.sdk.data_types._private import MEDIA_TMP
+
+        MEDIA_TMP.cleanup()
+        media = place / "media"
+        media.mkdir(exist_ok=True)
+        MEDIA_TMP.name = str(media)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes of this machine have left that were killed."""
+    mine = f"{_PREFIX}{socket.gethostname()}-"
+    for path in folder.glob(f"{mine}*"):
+        number = path.name.removeprefix(mine).partition("-")[0]
+        if number.isdigit() and int(number) != os.getpid() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(path, ignore_errors=True)

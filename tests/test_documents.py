@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -58,3 +59,15 @@ def test_links_between_documents_lead_somewhere() -> None:
             if "://" not in link and not (path.parent / link).exists():
                 broken.append(f"{path.relative_to(ROOT)}: {link}")
     assert not broken, broken
+
+
+def test_the_notebook_keeps_its_outputs() -> None:
+    """As it was run from top to bottom, without a trace of where that was."""
+    text = (DOCS / "notebook.ipynb").read_text(encoding="utf-8")
+    code = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert {"execute_result", "display_data"} == {output["output_type"] for output in outputs}
+    assert any("image/png" in output["data"] for output in outputs)
+    assert any("text/html" in output["data"] for output in outputs)
+    assert "/tmp/" not in text and "/home/" not in text

@@ -166,19 +166,15 @@ class _Pass:
         todo = [
             chain for chain in mirrored(self.prepared) if self._news(chain, len(sent.evaluations(chain.id)))
         ]
-        cells = [
-            cell
-            for cell in aggregates(self.prepared)
-            if len(sent.evaluations(cell.id)) < len(cell.chains[0].nodes) and self.views.whole(cell)
-        ]
-        if todo or cells:
+        if todo or self._due(sent):
             with self._leases() as leases:
                 busy = self._send(todo, server, leases)
                 deadline = time.monotonic() + patience_s(leases)
                 while busy and not self.gave_up and time.monotonic() < deadline and not self.stop.wait(1.0):
                     busy = self._send(busy, server, leases)
                 self.total.busy = [chain.id for chain in busy]
-                self._send_cells(cells, server, leases)
+                # after the chains: what has made them whole may have come since this pass began
+                self._send_cells(self._due(sent), server, leases)
         self.total.complete = sum(self._complete(chain, sent) for chain in mirrored(self.prepared))
 
     def _to_others(self) -> None:
@@ -249,8 +245,17 @@ class _Pass:
                 self.say(f"sent {done} of {len(chains)} chains")
         return busy
 
+    def _due(self, sent: Sent) -> list[CellOfChains]:
+        """Cells of which all chains have been sent as a whole, and the means have not."""
+        return [
+            cell
+            for cell in aggregates(self.prepared)
+            if len(sent.evaluations(cell.id)) < len(cell.chains[0].nodes)
+            and all(self._complete(chain, sent) for chain in cell.chains)
+        ]
+
     def _send_cells(self, cells: Sequence[CellOfChains], server: Server, leases: Leases) -> None:
-        """Send the means of cells whose chains are whole."""
+        """Send the means of cells."""
         for cell in cells:
             if self.stop.is_set() or self.gave_up:
                 return

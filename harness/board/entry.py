@@ -266,8 +266,9 @@ def _entry(
 def _controls(
     prepared: Prepared, store: Store, mitigation: str, states: Mapping[str, ChainState], table: Any
 ) -> dict[str, dict[str, SeedResult]]:
-    """What the store has of the controls of a mitigation, by control and seed."""
+    """What the store has of the controls of a mitigation, by control and seed: the columns of the board."""
     track = track_of(prepared)
+    shown = {track.score.metric, *track.score.beside}
     names: dict[str, str] = {control: f"{mitigation}.{control}" for control in track.controls}
     if "clean" in names:
         names["baseline.clean"] = f"{BASELINE}.clean"
@@ -275,7 +276,13 @@ def _controls(
     for control, name in names.items():
         for cell in find_cells(prepared.study, {AXIS: name}):
             results = _seeds(prepared, store, table, states, cell)
-            found[control] = {seed: result for seed, result in results.items() if seed in official}
+            found[control] = {
+                seed: result.model_copy(
+                    update={"metrics": {n: v for n, v in result.metrics.items() if n in shown}}
+                )
+                for seed, result in results.items()
+                if seed in official
+            }
     return found
 
 

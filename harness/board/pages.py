@@ -172,7 +172,7 @@ def _columns(table: TrackTable) -> list[Column]:
         heading = f"generations until {text(score.threshold)}{unit}"
         found.append(Column("until", heading, "median of the seeds", until))
     found += [
-        Column(f"against:{name}", f"{heading}{unit}", what, against(name))
+        Column(f"against:{name}", heading, what, against(name))
         for name, (heading, what) in AGAINST.items()
         if name in table.controls
     ]

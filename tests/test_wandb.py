@@ -159,27 +159,6 @@ def test_online_and_what_is_sent_again(study: Any, tmp_path: Path) -> None:
         assert len(recorder.complete) == 6
 
 
-@pytest.mark.parametrize("mode", ["offline", "online"])
-def test_nothing_is_left_outside_the_store(study: Any, tmp_path: Path, mode: str) -> None:
-    """No home folder, no temporary folder; and of what was staged nothing stays."""
-    config, root = study(mode)
-    home, temporary = tmp_path / "home", tmp_path / "tmp"
-    home.mkdir()
-    temporary.mkdir()
-    with endpoint() as recorder:
-        settings = {
-            name: value for name, value in environment(recorder, tmp_path).items() if "_DIR" not in name
-        }
-        own = {"HOME": str(home), "TMPDIR": str(temporary), "XDG_CACHE_HOME": "", "XDG_DATA_HOME": ""}
-        for command in ("run", "sync") if mode == "online" else ("run",):
-            done = harness(command, config, "--root", root, **settings, **own)
-            assert done.returncode == 0 and not done.stderr, done.stderr
-    assert not [path for path in home.rglob("*") if "wandb" in str(path)]
-    assert not [path for path in temporary.rglob("*") if "wandb" in str(path)]
-    left = {path.name for path in (root / "experiments" / "normal" / "wandb").iterdir()}
-    assert left == ({"sent"} if mode == "online" else {"wandb", "written"})
-
-
 def test_what_a_killed_process_has_staged_is_removed(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as gone:
         gone.wait()

@@ -233,6 +233,10 @@ def test_near_duplicates_by_brute_force(rows: list[list[int]], n: int, limit: fl
         ),
         ({"filters": [{"kind": "detector", "examples": 9}]}, "filters.0.examples: found 9"),
         ({"filters": [{"kind": "detector", "examples": 101}]}, "101 labelled real examples, there are 100"),
+        (
+            {"filters": [{"kind": "random", "keep": 0.5}, {"kind": "detector", "exmples": 20}]},
+            "filters.1.exmples: unknown field (did you mean 'examples'?); allowed: kind, examples, ngram",
+        ),
         ({"filters": [{"kind": "detector", "repeats": 2}]}, "use: threshold does not use repeats"),
         ({"filters": [{"kind": "near_duplicate"}]}, "near_duplicate reads text, not gaussian data"),
     ],

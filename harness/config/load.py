@@ -183,12 +183,14 @@ def _section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
     """The class of the section at a path, following ``kind`` and ``source`` through unions."""
     section: type[BaseModel] | None = Config
     value: Any = data
+    found: list[type[BaseModel]] = []
     for part in path.split(".") if path else []:
-        value = value.get(part) if isinstance(value, Mapping) else None
-        info = section.model_fields.get(part) if section else None
-        found = section_classes(info.annotation) if info else []
-        if not found and section and part.isdigit():
-            continue
+        if isinstance(value, Sequence) and not isinstance(value, str) and part.isdigit():
+            value = value[int(part)] if int(part) < len(value) else None  # one of the same sections
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
+            info = section.model_fields.get(part) if section else None
+            found = section_classes(info.annotation) if info else []
         kind = value.get("kind") if isinstance(value, Mapping) else None
         matching = [
             c

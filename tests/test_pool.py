@@ -20,8 +20,9 @@ from harness.config.schema import Regime
 from harness.curation.detector import detector, probabilities
 from harness.curation.similar import near_duplicate
 from harness.errors import ConfigError, DataError
+from harness.learners import SoloRanks
 from harness.records import REAL, Counts, Examples, Selection
-from harness.regimes import check_supply, draw, recipe
+from harness.regimes import Drawn, check_supply, draw, recipe
 from harness.registry import Known
 
 STREAM = {"kind": "stream", "synthetic_ratio": 0.5}
@@ -146,6 +147,25 @@ def test_records_equal_a_recount_from_provenance(make_config: Make, tmp_path: Pa
         assert metrics["pool/label/kept_share"] == pytest.approx(passed)
         both = metrics["pool/label/kept_share"] * metrics["pool/random/kept_share"]
         assert metrics["pool/kept_share"] == pytest.approx(both)
+
+
+def test_all_ranks_train_on_what_rank_0_has_chosen(make_config: Make, tmp_path: Path) -> None:
+    class Second(SoloRanks):
+        """A rank to which rank 0 says something else than what it has computed itself."""
+
+        def broadcast(self, value: Any) -> Any:
+            if isinstance(value, tuple) and isinstance(value[0], Drawn):
+                drawn, selection = value
+                said.append(drawn.take(np.arange(10)))
+                return said[-1], selection
+            return value
+
+    said: list[Drawn] = []
+    config = make_config({**GAUSS, "generations": 1, "resources": {"bundled": False}, "filters": [LABEL]})
+    prepared, store = run_all(config, tmp_path / "root", ranks=Second())
+    node = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[1]]
+    found = load_file(store.path("fits", node.fit) / "training_set.safetensors")
+    assert said and (found["index"] == said[0].index).all() and (found["origin"] == said[0].origin).all()
 
 
 def test_the_columns_of_a_selection() -> None:

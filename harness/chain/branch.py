@@ -60,7 +60,11 @@ class BranchRun:
 
     def _build(self, node: Node) -> TrainingSet:
         made = training_examples(node.spec.fit, self.data, _Sources(self, node))
-        return TrainingSet(gather(made.drawn, made.found), made.drawn, made.selection)
+        drawn, selection = made.drawn, made.selection
+        if selection is not None:
+            # A filter that computes may decide otherwise on another machine: rank 0's choice is everybody's.
+            drawn, selection = self.ranks.broadcast((drawn, selection))
+        return TrainingSet(gather(drawn, made.found), drawn, selection)
 
     def prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
         """A text that a key names by its content, from the store."""

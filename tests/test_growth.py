@@ -276,3 +276,23 @@ def test_a_statistic_that_makes_no_sense_is_one_message(
     done = harness("plan", config, "--root", tmp_path / "root")
     assert done.returncode == 2 and message in " ".join(done.stderr.split()), done.stderr
     assert "config.yaml:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_over_few_generations_it_is_said_which_way_it_bends() -> None:
+    """Four generations are too few for AICc: a parabola whose seeds agree is bent, and a line is a line."""
+    noise = np.random.default_rng(3)
+
+    def shape(bend: float) -> str:
+        rows = [
+            {
+                "seed": seed,
+                "chain": str(seed),
+                "generation": g,
+                "a/b": g + bend * g * g + 0.01 * noise.normal(),
+            }
+            for seed in range(6)
+            for g in range(4)
+        ]
+        return growths(rows, (), "a/b")[()].shape
+
+    assert (shape(0.2), shape(0.0), shape(-0.1)) == ("ever faster", "linear", "ever slower")

@@ -203,18 +203,21 @@ class Growth:
 
     @property
     def shape(self) -> str:
-        """In a word: ``flat``, a shape, or empty where the seeds do not tell.
+        """In a word or two: ``flat``, a shape, or empty where the seeds do not tell.
 
-        Curved where the interval of the curvature says so and AICc with it; else linear, or flat.
+        Curved where the interval of the curvature says so and AICc with it; over too few generations for AICc
+        it is said which way it bends; else linear, or flat.
         """
         if self.slope.low is None or self.slope.high is None or self.slope.mean is None:
             return ""
         bent = self.curvature
-        if bent is not None and self.leads and bent.low is not None and bent.high is not None:
+        if bent is not None and bent.low is not None and bent.high is not None:
             sure = bent.low > 0 or bent.high < 0
             faster = (bent.low > 0) == (self.slope.mean > 0)
+            if sure and not self.leads:
+                return "ever faster" if faster else "ever slower"
             name: Shape = "exponential" if faster else "saturating"
-            if sure and (self.leads[name].mean or 0.0) > 0:
+            if sure and self.leads and (self.leads[name].mean or 0.0) > 0:
                 return name
         return "flat" if self.slope.low <= 0 <= self.slope.high else "linear"
 

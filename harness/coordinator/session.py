@@ -184,7 +184,7 @@ def _mirror(mirror: Mirror, views: Views, items: Iterable[Mirrored | CellOfChain
     """Queue what is committed to its end."""
     for item in items:
         if views.whole(item):
-            mirror.add(views.view(item))
+            mirror.add(views.view(item), others=not isinstance(item, CellOfChains))
 
 
 def _mode(config: Config) -> Literal["offline", "online", "disabled"]:

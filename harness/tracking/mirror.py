@@ -84,7 +84,7 @@ class Mirror:
         self._mirrored = 0
         self._server: Server | None = None
         self._unreachable = ""
-        self._queue: queue.SimpleQueue[ChainView | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[ChainView, bool] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if self.active:
             self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
@@ -95,27 +95,34 @@ class Mirror:
         """Whether anybody is told of chains."""
         return self.mode != "disabled" or bool(self.others)
 
-    def add(self, view: ChainView) -> None:
-        """Queue a complete chain."""
+    def add(self, view: ChainView, others: bool = True) -> None:
+        """Queue a complete chain.
+
+        Args:
+            view: The chain, or the means of a cell.
+            others: Whether trackers besides W&B are told: of means over chains that they know they are not.
+        """
         if self._thread is not None:
-            self._queue.put(view)
+            self._queue.put((view, others))
 
     def _work(self) -> None:
         with staged(self.folder) if self.mode != "disabled" else nullcontext():
             self._take()
 
     def _take(self) -> None:
-        while (view := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
+            view, others = item
             try:
-                self._mirror(view)
+                self._mirror(view, others)
             except BaseException as error:  # a tracker must never stop a chain, whatever it raises
                 reason = (str(error).splitlines() or [""])[0]
                 self.errors.append(f"{view.chain}: {type(error).__name__}: {reason}")
             self._mirrored += 1
 
-    def _mirror(self, view: ChainView) -> None:
+    def _mirror(self, view: ChainView, others: bool) -> None:
         with held(self.leases, view.experiment, view.chain, patience_s(self.leases)):
-            self.errors += tell(self.others, view, self.folder.parent / "trackers")
+            if others:
+                self.errors += tell(self.others, view, self.folder.parent / "trackers")
             if self.mode == "disabled" or (self.mode == "online" and not self._connected()):
                 return
             if self._server is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from harness.components import DATA_KINDS, LEARNERS
+from harness.components import DATA_KINDS, LEARNERS, REGIMES
 from harness.config.described import Described, fields, first_line
 from harness.config.schema import Config, Evaluate, Regime, Resources, Retention, Tracking
 from harness.errors import InputError
@@ -49,6 +49,7 @@ def starter(name: str, learner: str) -> str:
             "with a letter or digit"
         )
     section, component = kinds[learner], LEARNERS[learner]
+    of_others = {name for kind in REGIMES for name in REGIMES[kind].uses} - {*REGIMES["replace"].uses}
     data = DATA_KINDS[component.reads[0]]
     lines = [
         f"# Study {name}: {first_line(section)}",
@@ -62,7 +63,7 @@ def starter(name: str, learner: str) -> str:
         "learner:",
         *_block(section, {"kind": learner, **component.example}, "  "),
         "regime:",
-        *_block(Regime, {"kind": "replace", "synthetic_ratio": 1.0}, "  "),
+        *_block(Regime, {"kind": "replace", "synthetic_ratio": 1.0}, "  ", left_out=of_others),
         "generations: 3  # the last one: generations 0 to 3 are fitted",
         "grid:  # every combination is run; any field can be an axis",
         "  regime.synthetic_ratio: [0.5, 1.0]",

@@ -354,4 +354,5 @@ def test_neither_ray_nor_torch_is_imported(study: tuple[Path, Path], tmp_path: P
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "[]"
-        assert len(recorder.names(PROJECT)) == 4
+        names = recorder.names(PROJECT)
+        assert len(names) == 6 and sum("-cell-" in name for name in names) == 2, "four chains of two cells"

@@ -177,6 +177,7 @@ def squared_error(real: int, synthetic: int, generations: int) -> float:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_the_value_of_real_data_is_that_of_theory(make_config: Make, tmp_path: Path) -> None:
     """Gaussian chains: at 20 real and 20 synthetic examples the limit of the squared error is

@@ -98,6 +98,7 @@ def test_row_8_accumulate_mle() -> None:
     assert abs(math.prod(1 - 1 / (10 * i * i) for i in range(1, 62)) - math.sin(root) / root) < 2e-3
 
 
+@pytest.mark.slow
 def test_subsampling_lies_between_replacing_and_accumulating() -> None:
     """N = 20, 500 chains, generation 30: the mean log variance is ordered, each gap above 4 standard errors
     (Kazdan et al.)."""
@@ -283,7 +284,7 @@ def test_row_18_weights_of_real_and_synthetic_examples(weight: Any) -> None:
             "learner": {"kind": "gaussian", "synthetic_weight": weight},
             "regime": {"kind": "fresh_real", "synthetic_ratio": ratio},
             "generations": generations,
-            "grid": seeds(3000),
+            "grid": seeds(2000),
         }
     )
     real = synthetic = n // 2

@@ -135,6 +135,7 @@ def test_other_tools_read_it(tmp_path: Path) -> None:
     assert [row["documents/text"].decode() for row in found.records("documents")] == NEW
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_message(study: Any, tmp_path: Path, make_config: Make) -> None:
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
     for day in (tomorrow, "31.1.2026", "2026-02-30", "20260131"):

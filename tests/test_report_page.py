@@ -297,6 +297,7 @@ def test_a_model_that_counts_tokens_knows_their_entropy() -> None:
     assert wide == pytest.approx(entropy, abs=0.02), "a large vocabulary takes no table of all pairs"
 
 
+@pytest.mark.slow
 def test_the_sections_of_a_grid_in_closed_form(make_config: Make, tmp_path: Path) -> None:
     """The truth beside generation 0, the cost, and what a real example is worth at every corner."""
     config = make_config(

@@ -53,6 +53,7 @@ def test_lists_have_their_size_and_depend_on_key_and_context() -> None:
     assert lists.rows(np.zeros((5, 0), dtype=np.int64)) is None
 
 
+@pytest.mark.slow
 def test_what_is_written_with_a_mark_is_found() -> None:
     """Uniform logits: a green token has probability p = gamma e^delta / (gamma e^delta + 1 - gamma)."""
     torch = pytest.importorskip("torch")
@@ -86,6 +87,7 @@ def test_what_is_written_with_a_mark_is_found() -> None:
     assert (alone.values[0] == found.values[0]).all(), "an example does not depend on its batch"
 
 
+@pytest.mark.slow
 def test_who_marks_and_filters_trains_on_nothing_of_its_own(
     ranks: Any, make_config: Make, tmp_path: Any
 ) -> None:

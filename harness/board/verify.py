@@ -81,9 +81,7 @@ def verified(entry: Entry, root: Path) -> Outcome:
         verdict = "not verified: the entry does not say what its artifacts say"
         return Outcome(False, verdict, (*found[:MAX_LINES], *more))
     count = sum(len(result.keys) for result in (*entry.seeds.values(), *entry.baseline.values()))
-    return Outcome(
-        True, f"verified: all numbers follow from {count} artifacts in {root}", _notes(entry, again)
-    )
+    return Outcome(True, f"verified: all numbers follow from {count} artifacts", _notes(entry, again))
 
 
 def _plain(entry: Entry) -> dict[str, Any]:

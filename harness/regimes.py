@@ -120,6 +120,8 @@ def check_supply(regime: Regime, n: int, generations: int, real: int, external: 
         raise DataError(
             f"data.num_examples: {n} training examples are asked for, the training split has {real}"
         )
+    if REGIMES[regime.kind].selects and not recipe(regime, n, 1, "").pooled:
+        raise DataError(f"regime.pool: {regime.pool} x {n} training examples is none; nothing would arrive")
     if regime.refresh is not None and (regime.refresh.examples or 0) > n:
         raise DataError(
             f"regime.refresh.examples: {regime.refresh.examples}, more than the {n} training examples"

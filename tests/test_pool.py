@@ -213,7 +213,16 @@ def test_weights_draw_what_looks_real_and_at_most_so_often() -> None:
     assert len(all_of_it) == 600, "three copies of each"
 
 
-def test_what_a_detector_learns_from_never_arrives(make_config: Make, tmp_path: Path) -> None:
+def test_what_a_detector_learns_from_never_arrives(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Known] = []
+
+    def probed(section: Any, examples: Examples, known: Known) -> Any:
+        told.append(known)
+        return probabilities(section, examples, known)
+
+    monkeypatch.setattr("harness.curation.detector.probabilities", probed)
     filters = [{"kind": "detector", "examples": 20}]
     config = make_config({**GAUSS, "resources": {"bundled": False}, "filters": filters})
     prepared, store = run_all(config, tmp_path / "root")
@@ -221,7 +230,12 @@ def test_what_a_detector_learns_from_never_arrives(make_config: Make, tmp_path: 
         if node.generation:
             found = load_file(store.path("fits", node.fit) / "training_set.safetensors")
             assert found["index"][found["origin"] != REAL].max() < 100
-    assert store.corpora.count(prepared.lineage.nodes[prepared.lineage.chains[0].nodes[0]].corpus) >= 120
+    first = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[0]]
+    written = store.corpora.load(first.corpus, 120).values
+    assert told and all(known.labelled is not None for known in told)
+    for known in told:
+        real, synthetic = known.labelled  # type: ignore[misc]
+        assert len(real) == 20 and (synthetic.values == written[100:120]).all()
 
 
 texts = st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=12)
@@ -245,6 +259,7 @@ def test_near_duplicates_by_brute_force(rows: list[list[int]], n: int, limit: fl
         ({"regime": {"kind": "stream"}}, "stream needs synthetic_ratio"),
         ({"regime": {**STREAM, "anchor": 1.0}}, "anchor must be below 1"),
         ({"regime": {**STREAM, "pool": 0}}, "regime.pool: found 0, expected greater than 0"),
+        ({"regime": {**STREAM, "pool": 0.001}}, "regime.pool: 0.001 x 100 training examples is none"),
         ({"regime": {"kind": "accumulate", "pool": 3}}, "accumulate does not use pool; only stream does"),
         ({"regime": {**STREAM, "select": "oracle"}}, "as many examples as the filters would"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,9 +23,9 @@ class Immutable(Section):
     """Content that its file's name is made of."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Of its file, from the board's folder: the same content always has the same name."""
-        raise NotImplementedError
 
     @property
     def content(self) -> bytes:

@@ -129,7 +129,7 @@ SCORES: dict[str, Callable[[Examples, RealData], npt.NDArray[np.float64]]] = {
 """Scores of a verifier: examples and the real distribution to one number each."""
 
 
-def _placed(filters: Sequence[Filter]) -> list[tuple[int, Filter]]:
+def placed(filters: Sequence[Filter]) -> list[tuple[int, Filter]]:
     """Every filter with its place among those of its kind, which names its stream.
 
     A key may hold one kind only.
@@ -201,7 +201,7 @@ def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt
         LearnerError: A filter gives something else than a truth value for each example.
     """
     index = np.arange(len(examples))
-    for place, section in _placed(filters):
+    for place, section in placed(filters):
         kind = section.kind
         if FILTERS[kind].of != "corpora":
             continue
@@ -237,7 +237,7 @@ def judged(
         LearnerError: A filter gives something else than truth values or positions.
     """
     index, found = np.arange(len(pool)), []
-    for place, section in _placed(filters):
+    for place, section in placed(filters):
         kind, plugin = section.kind, FILTERS[section.kind]
         uniform = _uniform(kind, place, judge.seed, judge.generation, len(pool))[index]
         if plugin.of == "training sets":
@@ -294,7 +294,7 @@ def undetected(
         generation: The generation that is fitted; 0 is fitted to real data, which nobody doubts.
     """
     detectors = [
-        (place, section) for place, section in _placed(filters) if FILTERS[section.kind].of == "training sets"
+        (place, section) for place, section in placed(filters) if FILTERS[section.kind].of == "training sets"
     ]
     if not detectors or generation == 0:
         return None

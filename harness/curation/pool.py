@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.curation.filters import Judge, judged
+from harness.curation.filters import Judge, judged, placed
 from harness.errors import LearnerError
 from harness.records import REAL, Counts, Examples, Selection
 from harness.science import FitSpec
@@ -49,8 +49,9 @@ def choose(
     if spec.recipe.select == "filters":
         for section, given, passed in zip(filters, left, left[1:], strict=False):
             dropped.append((section.kind, np.setdiff1d(given, passed)))
-        names = _names([section.kind for section in filters])
-        for name, given, passed in zip(names, left, left[1:], strict=False):
+        kinds = [section.kind for section in filters]
+        for (place, section), given, passed in zip(placed(filters), left, left[1:], strict=False):
+            name = section.kind if kinds.count(section.kind) == 1 else f"{section.kind}_{place + 1}"
             steps[name] = _distinct(origin, given), _distinct(origin, passed)
     else:
         index = _control(spec, origin, len(np.unique(index)))
@@ -75,13 +76,3 @@ def _control(spec: FitSpec, origin: npt.NDArray[np.int32], count: int) -> npt.ND
 
 def _distinct(origin: npt.NDArray[np.int32], index: npt.NDArray[np.int64]) -> Counts:
     return Counts.of(origin[np.unique(index)])
-
-
-def _names(kinds: list[str]) -> list[str]:
-    """A filter's kind, with a number where there are several of a kind."""
-    seen: dict[str, int] = {}
-    found = []
-    for kind in kinds:
-        seen[kind] = seen.get(kind, 0) + 1
-        found.append(kind if kinds.count(kind) == 1 else f"{kind}_{seen[kind]}")
-    return found

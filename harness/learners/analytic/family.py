@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from harness.components import LEARNERS
 from harness.data.analytic import Draw, Truth
+from harness.errors import LearnerError
 from harness.learners.weights import relative_weights
 from harness.metrics.analytic import range_shares
 from harness.records import REAL
@@ -101,8 +102,15 @@ class Family(ABC):
         return {name: np.concatenate([left[name], right[name]], axis=1) for name in left}
 
     def weigh(self, summary: Summary, weight: float) -> Summary:
-        """The summary of the same examples, each counted so many times: of families with such a field."""
-        raise NotImplementedError
+        """The summary of the same examples, each counted so many times.
+
+        Raises:
+            LearnerError: The learner has a field ``synthetic_weight``, and its family does not say how.
+        """
+        raise LearnerError(
+            f"learner.synthetic_weight: {type(self).__name__} does not say how examples are weighed; it "
+            "needs a method weigh"
+        )
 
     def numbers_per_chain(self, rows: int, n: int) -> int:
         """Rough size of a chain's model, and of what is made on the way, in numbers.

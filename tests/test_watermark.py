@@ -125,6 +125,14 @@ def test_who_marks_and_filters_trains_on_nothing_of_its_own(
         ({"learner.train.synthetic_weight": -1}, "learner.train.synthetic_weight"),
         ({"learner.train.truncate": 1}, "learner.train.truncate: found 1"),
         ({"learner.train.merge": 0.5}, "merges with the weights before and needs init: previous"),
+        (
+            {
+                "regime": {"kind": "stream", "synthetic_ratio": 0.5},
+                "filters": [{"kind": "detector", "examples": 10}],
+                "learner.sample": {"num_beams": 2, "prompt": "real_prefix"},
+            },
+            "stream with synthetic_ratio x pool up to 1 and no detector",
+        ),
         ({"learner.sample.min_p": 1}, "learner.sample.min_p: found 1"),
     ],
 )  # fmt: skip

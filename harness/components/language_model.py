@@ -304,12 +304,14 @@ def check(config: Any) -> None:
     # Beam search writes one example a prompt, and there are as many prompts as real examples.
     ratio = regime.synthetic_ratio or 0.0
     grows = regime.kind == "replace_grown" or (regime.kind == "augment" and ratio > 0.5)
-    grows = grows or (regime.kind == "stream" and ratio * regime.pool > 1)
+    learns = any(item.kind == "detector" for item in config.filters)  # from what lies behind those
+    grows = grows or (regime.kind == "stream" and (ratio * regime.pool > 1 or learns))
     if learner.sample.num_beams > 1 and grows and regime.source == "self":
         raise ValueError(
             f"learner.sample.num_beams: above 1 writes one example a prompt, but {regime.kind} here reads "
             "more examples than there are prompts (the real examples); allowed: num_beams: 1, another "
-            "regime, augment with synthetic_ratio up to 0.5, or stream with synthetic_ratio x pool up to 1"
+            "regime, augment with synthetic_ratio up to 0.5, or stream with synthetic_ratio x pool up to 1 "
+            "and no detector"
         )
 
 

@@ -67,6 +67,7 @@ def cell_spec(
         cost=resolved.cost,
         source=source,
         writer=writer,
+        first=resolved.first,
     )
 
 
@@ -74,7 +75,7 @@ def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus
     """What a cell's evaluations measure; of the section only what its learner reads."""
     learner, asked = LEARNERS[config.learner.kind], config.evaluate
     examples = min(real.num_examples, asked.examples)
-    metrics = versions(config.learner.kind)
+    metrics = {**versions(config.learner.kind), **real.metrics}
     if not real.test_is_plain:
         metrics = {**metrics, **BYTES_OF_TOKENS}
     identity: dict[str, Any] = {"metrics": dict(metrics)}
@@ -116,6 +117,7 @@ def chain_namer(study: Study, specs: Sequence[CellSpec]) -> Callable[[int, int],
                     "init": getattr(cell.config.learner, "init", None),
                     "version": None,
                 },
+                **({"first": {**item.first.identity, "version": None}} if item.first else {}),
                 "sampling": {**item.sampling.identity, "version": None},
                 "evaluation": {**science(cell.config.evaluate), **_texts(item)},
                 "filters": [science(found) for found in cell.config.filters],

@@ -224,10 +224,14 @@ class Examples:
         values: Shape [num_examples, width]: token ids (int32) or numbers (float64, pixels float32). Behind a
             row's length it is 0.
         lengths: Shape [num_examples], int32: how much of each row is used.
+        notes: What is known of each besides, float32, by name: ``logprob``, shape [num_examples, width], of
+            every token under the model that wrote it, at temperature 1; ``reward``, shape [num_examples],
+            what a judge gives. NaN where it is not known.
     """
 
     values: npt.NDArray[Any]
     lengths: npt.NDArray[np.int32]
+    notes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -235,7 +239,12 @@ class Examples:
 
     def take(self, index: npt.NDArray[Any] | slice) -> Examples:
         """The examples at these positions."""
-        return Examples(self.values[index], self.lengths[index])
+        notes = {name: note[index] for name, note in self.notes.items()}
+        return Examples(self.values[index], self.lengths[index], notes)
+
+    def noted(self, name: str, note: npt.NDArray[np.floating[Any]]) -> Examples:
+        """The examples with one more note."""
+        return dataclasses.replace(self, notes={**self.notes, name: note.astype(np.float32)})
 
     def rows(self) -> list[npt.NDArray[Any]]:
         """Every example to its length."""

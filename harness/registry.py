@@ -1,4 +1,4 @@
-"""What packages beside the harness add to it: learners, filters, regimes, texts, metrics and trackers.
+"""What packages beside the harness add to it: learners, filters, regimes, data, tasks, metrics, trackers.
 
 A package names an object of one of the classes below in its metadata, under the kind that a study will call
 it by:
@@ -28,7 +28,7 @@ from harness.records import Examples, Part
 from harness.section import DataSection, Section
 from harness.terminal import cut, shown
 
-Group = Literal["learners", "filters", "regimes", "data", "metrics", "trackers"]
+Group = Literal["learners", "filters", "regimes", "data", "metrics", "tasks", "trackers"]
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,39 @@ class DataPlugin:
     """
 
     read: str
+
+
+@dataclass(frozen=True)
+class TaskPlugin:
+    """A task: prompts, and a checker that knows which completions are right.
+
+    Attributes:
+        section: Its section, with a ``kind``; its docstring is its line in ``harness list tasks``.
+        version: Part of every key; raise it when other prompts come out, or other completions are right.
+        problems: ``module:function`` from the section to an iterator of `harness.tasks.Problem`, endless or
+            not: the same ones in the same order every time. Each is put on one side of the split by the hash
+            of its prompt; one that came before is passed over.
+        check: ``module:function`` from the section, a prompt and a completion to whether the completion is
+            right: a truth value, or a `harness.tasks.Verdict`.
+        answer: ``module:function`` from the section and a completion to the final answer in it, by which a
+            majority votes, or None where it has none. Empty: the whole completion.
+        alphabet: ``module:function`` from the section to the characters that prompts and completions are
+            written in.
+        lengths: From the section to the most characters of a prompt and of a completion; None where
+            ``data.prompt_tokens`` and ``data.completion_tokens`` have to say it.
+        check_s: Seconds that the checker of a package may take for one completion; then it counts as wrong.
+            It runs in a process of its own, which is ended. The harness's own always end.
+    """
+
+    section: type[Section]
+    version: int
+    _: KW_ONLY
+    problems: str
+    check: str
+    alphabet: str
+    answer: str = ""
+    lengths: Callable[[Any], tuple[int, int] | None] = lambda section: None
+    check_s: float = 1.0
 
 
 @dataclass(frozen=True)

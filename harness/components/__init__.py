@@ -19,6 +19,7 @@ from harness.components import (
     linear_regression,
     mixture,
     regimes,
+    tasks,
     text,
     truths,
     vae,
@@ -52,7 +53,13 @@ LEARNERS = gather(
 )
 FILTERS = gather("filters", FilterPlugin, filters.COMPONENTS)
 REGIMES = gather("regimes", RegimePlugin, regimes.COMPONENTS)
-_KINDS: Mapping[str, DataKind] = {"text": text.KIND, "images": images.KIND, **truths.KINDS}
+TASKS = tasks.TASKS
+_KINDS: Mapping[str, DataKind] = {
+    "text": text.KIND,
+    "task": tasks.KIND,
+    "images": images.KIND,
+    **truths.KINDS,
+}
 _DATA: Found[DataPlugin | DataKind] = gather(
     "data",
     (DataPlugin, DataKind),
@@ -77,7 +84,7 @@ TRACKERS = gather(
         )
     },
 )
-PACKAGES = releases(LEARNERS, FILTERS, REGIMES, _DATA, METRICS, TRACKERS)
+PACKAGES = releases(LEARNERS, FILTERS, REGIMES, _DATA, TASKS, METRICS, TRACKERS)
 """Packages that add to the harness here, with their versions."""
 
 

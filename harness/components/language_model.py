@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.components.presets import preset_names, preset_sizes
+from harness.components.tasks import TaskData, TaskMeasure
 from harness.components.text import TextData
 from harness.registry import LearnerPlugin, Metric
 from harness.section import Place, PositiveInt, Section, Share, since
@@ -171,6 +172,8 @@ class Sample(Section):
     prompt: Literal["bos", "real_prefix", "previous_prefix"] = since("bos")
     prompt_tokens: PositiveInt | None = since(None)
     """Length of the prefix, for real_prefix and previous_prefix; half a block when null."""
+    per_prompt: PositiveInt = since(1)
+    """Examples that continue one prompt, one after another; the next prompt follows."""
     keep_prompt: bool = since(False)
     """The prefix is part of the example (which then still has block_size tokens)."""
     length: Literal["block", "natural"] = since("block")
@@ -258,12 +261,19 @@ class LanguageModel(Section):
     """``scratch``: new weights each generation; ``pretrained``: the pretrained ones each time; ``previous``:
     go on from g-1."""
     train: Train = since(Train(), introduced={})
+    later: Train | None = since(None)
+    """How generations after the first are fitted: what is given here stands in the place of ``train``'s."""
     sample: Sample = since(Sample(), introduced={})
 
     @model_validator(mode="after")
     def _init_fits(self) -> LanguageModel:
         if self.init == "pretrained" and self.model.pretrained is None:
             raise ValueError("init: pretrained needs model: {pretrained: NAME}")
+        if self.later is not None and self.later.merge != 1.0 and self.init != "previous":
+            raise ValueError(
+                f"later.merge: found {self.later.merge}, which merges with the weights before and needs "
+                "init: previous"
+            )
         if self.train.max_steps == 0 and self.init != "pretrained":
             raise ValueError(
                 "train.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained"
@@ -281,6 +291,18 @@ class LanguageModel(Section):
         return self
 
 
+def later_train(learner: LanguageModel) -> Train:
+    """How generations after the first are fitted."""
+    if learner.later is None:
+        return learner.train
+    given = learner.train.model_dump(exclude_unset=True)
+    changed = learner.later.model_dump(exclude_unset=True)
+    for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
+        if one in changed and changed[one] is not None:
+            given.pop(other, None)
+    return Train(**{**given, **changed})
+
+
 def check(config: Any) -> None:
     """Check its section against the rest of a configuration.
 
@@ -288,8 +310,12 @@ def check(config: Any) -> None:
         ValueError: They do not fit.
     """
     learner, regime = config.learner, config.regime
-    if isinstance(config.data, TextData):
+    if isinstance(config.data, TaskData):
+        _check_task(learner, config)
+    elif isinstance(config.data, TextData):
         _check_text(learner, config.data)
+    if not isinstance(config.data, TaskData):
+        _check_no_task(config)
     _check_watermark(config)
     if config.resources.attention == "flash_attention_2" and learner.train.precision != "bf16":
         raise ValueError(
@@ -313,6 +339,48 @@ def check(config: Any) -> None:
             "regime, augment with synthetic_ratio up to 0.5, or stream with synthetic_ratio x pool up to 1 "
             "and no detector"
         )
+
+
+def _check_task(learner: LanguageModel, config: Any) -> None:
+    """A task says itself what is continued, and where it ends."""
+    own = ("prompt", "prompt_tokens", "keep_prompt", "length", "min_new_tokens", "forbid_eos", "num_beams")
+    given = [name for name in own if name in learner.sample.model_fields_set]
+    if given:
+        raise ValueError(
+            f"learner.sample.{given[0]}: is not used with data.source: task; its prompts are continued until "
+            "the completion ends"
+        )
+    if learner.train.loss != "all":
+        raise ValueError(
+            "learner.train.loss: is not used with data.source: task, where completions alone are learned"
+        )
+    if learner.sample.watermark is not None:
+        raise ValueError("learner.sample.watermark: is of text; the data are a task")
+    if learner.model.pretrained is not None:
+        raise ValueError(
+            "learner.model.pretrained: a task is written in characters, which no pretrained model's tokenizer "
+            "has; allowed: a preset or an architecture"
+        )
+    block, context = config.data.block_size, resolve_model(learner.model).context
+    if context is not None and block > context:
+        raise ValueError(
+            f"learner.model.context: a prompt and its completion take {block} tokens "
+            f"({config.data.prompt_length} and {block - config.data.prompt_length}), more than the model's "
+            f"context of {context}"
+        )
+    if config.regime.source != "self" and config.regime.writer.cell is None:
+        raise ValueError("regime.source: with data.source: task allowed are self and {cell: ...}")
+
+
+def _check_no_task(config: Any) -> None:
+    """What only tasks have."""
+    sample = config.learner.sample
+    if sample.per_prompt > 1 and sample.prompt == "bos":
+        raise ValueError(
+            f"learner.sample.per_prompt: found {sample.per_prompt}, and with prompt: bos there are no prompts"
+        )
+    if config.evaluate.task != TaskMeasure():
+        raise ValueError("evaluate.task: is of data.source: task")
 
 
 def _check_watermark(config: Any) -> None:
@@ -409,6 +477,7 @@ def turn_seconds(turn: Any) -> float:
 
 _SHUMAILOV = "Shumailov et al. 2023, arXiv 2305.17493"
 _FORGETTING = "McCloskey and Cohen 1989"
+_CHEN = "Chen et al. 2021, arXiv 2107.03374"
 _NATS = "nats/token"
 _GEN0 = "NLL of synthetic text under generation 0"
 COMPONENT = LearnerPlugin(
@@ -428,6 +497,17 @@ COMPONENT = LearnerPlugin(
     check=check,
     stands_for=stands_for,
     metrics=(
+        Metric("task/pass_1", "pass@1 on test prompts", "", "lower", _CHEN, shown=True),
+        Metric("task/pass_<k>", "pass@<k> on test prompts", "", "lower", _CHEN),
+        Metric("task/answer", "completions with the right final answer", "", "lower"),
+        Metric("task/distinct_correct", "different right completions of a prompt", "", "lower"),
+        Metric("task/kl", "KL from generation 0's model, on completions", _NATS, "higher"),
+        Metric("task/entropy", "entropy of completions", _NATS, "lower"),
+        Metric("task/length", "length of completions", "tokens"),
+        Metric("task/unended", "completions that do not end", "", "higher"),
+        Metric("task/skill_<name>", "pass@1, skill <name>", "", "lower", drawn=False),
+        Metric("task/difficulty_<d>", "pass@1, difficulty <d>", "", "lower", drawn=False),
+        Metric("task/checker_<trouble>", "completions for which the checker <trouble>", drawn=False),
         Metric("test/perplexity", "perplexity on real test text", "", "higher", _SHUMAILOV, shown=True),
         Metric("test/nll", "NLL on real test text", _NATS, "higher"),
         Metric("test/bits_per_byte", "bits per byte on real test text", "", "higher"),
@@ -474,8 +554,8 @@ COMPONENT = LearnerPlugin(
         Metric("text/tokens", "tokens that the metrics of the corpus read", drawn=False),
     ),
     groups={"likelihood": 2, "lexical": 1, "copying": 1},
-    headlines=("test/perplexity",),
-    evaluates=("prompts", "examples", "perplexity_batch", "max_duplicate_share", "others"),
+    headlines=("task/pass_1", "test/perplexity"),
+    evaluates=("prompts", "examples", "perplexity_batch", "max_duplicate_share", "others", "task"),
     names_examples=True,
     example={
         "model": {"preset": "micro"},

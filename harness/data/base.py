@@ -90,6 +90,11 @@ class RealData(ABC):
         )
 
     @property
+    def metrics(self) -> Mapping[str, int]:
+        """Groups of metrics that only these data have, with their versions, for evaluations' keys."""
+        return {}
+
+    @property
     def test_is_plain(self) -> bool:
         """Whether the test examples are plain."""
         return True

@@ -378,6 +378,10 @@ class TextCorpus(RealData):
         texts, tokens = pa.array(map(self.decode, rows), pa.string()), pa.array(rows, pa.list_(pa.int32()))
         return pa.table({"text": texts, "tokens": tokens})
 
+    def written(self, examples: Examples) -> Examples:
+        """What of examples a model has written, or would write: all of a text."""
+        return examples
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids

@@ -55,6 +55,7 @@ class Resolved:
         cost: Relative cost of one training example.
         facts: What is known of its model beforehand; None where nothing is.
         models: Content of a pretrained model to where it lies.
+        first: What is fitted in generation 0, where that is something else.
     """
 
     fit: Versioned
@@ -64,6 +65,7 @@ class Resolved:
     cost: float
     facts: Any = None
     models: Mapping[str, Model] = field(default_factory=dict)
+    first: Versioned | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ OTHERS_BYTES_OF_TOKENS = 2
 """The same, where one of them is more than ASCII without special tokens."""
 POOL_VERSION = 1
 """Of what became of a pool (`harness.records.Selection`), which enters the key only where there is one."""
+TASK_VERSION = 1
+"""Of how test prompts of a task are answered, which enters the key only where there is one."""
 SCORES_VERSION = 1
 """Of the values per example that are kept beside a record: raised where they change.
 

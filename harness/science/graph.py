@@ -190,7 +190,7 @@ class _Builder:
         init = step.init if previous or step.init != "previous" else cell.init
         fit = FitSpec(
             data=cell.data,
-            learner=cell.learner,
+            learner=cell.learner if path or cell.first is None else cell.first,
             init=init,
             seed=seed,
             generation=len(path),

@@ -235,6 +235,7 @@ class CellSpec:
         source: Index of the cell whose chain writes the synthetic examples, with the same seed; None for the
             chain itself.
         writer: The hash of a fixed corpus, or a fixed teacher; None for other sources.
+        first: The learner of generation 0, where later ones have another.
     """
 
     data: DataSpec
@@ -251,6 +252,7 @@ class CellSpec:
     cost: float = 1.0
     source: int | None = None
     writer: str | DataSpec | None = None
+    first: Versioned | None = None
 
     def used_filters(self, recipe: Recipe) -> tuple[Versioned, ...]:
         """The filters that a training set goes through.

@@ -25,6 +25,8 @@ from harness.errors import DamagedError
 from harness.files import reading, sync_file, write_json
 from harness.records import Examples
 
+NOTE = "note:"
+"""Begins the names of columns that hold notes, one list of numbers an example."""
 _NAME = re.compile(r"^(\d{10})-(\d{10})\.parquet$")
 
 
@@ -72,9 +74,11 @@ class Corpora:
         temporary.parent.mkdir(exist_ok=True)
         width = examples.values.shape[1]
         flat = pa.array(np.ascontiguousarray(examples.values).reshape(-1))
-        table = pa.table(
-            {"values": pa.FixedSizeListArray.from_arrays(flat, width), "length": pa.array(examples.lengths)}
-        )
+        columns = {"values": pa.FixedSizeListArray.from_arrays(flat, width), "length": examples.lengths}
+        for what, note in sorted(examples.notes.items()):
+            flat = pa.array(np.ascontiguousarray(note, dtype=np.float32).reshape(-1))
+            columns[f"{NOTE}{what}"] = pa.FixedSizeListArray.from_arrays(flat, note[0].size)
+        table = pa.table(columns)
         pq.write_table(
             table.replace_schema_metadata({"sha256": digest(examples), "width": str(width)}), temporary
         )
@@ -95,17 +99,22 @@ class Corpora:
         Raises:
             DamagedError: A shard is missing or damaged; its path is in the message and it has been set aside.
         """
-        values, lengths, end = [], [], 0
+        found, end = [], 0
         for start, stop in self.shards(key) if shards is None else shards:
             if start > end or stop <= end or end >= count:
                 continue
-            shard = self.check(key, start, stop).take(slice(end - start, None))
-            values.append(shard.values)
-            lengths.append(shard.lengths)
+            found.append(self.check(key, start, stop).take(slice(end - start, None)))
             end = stop
         if end < count:
             raise DamagedError(f"corpus {key} has {end} examples, {count} are needed")
-        return Examples(np.concatenate(values)[:count], np.concatenate(lengths)[:count])
+        notes = {
+            name: np.concatenate([shard.notes[name] for shard in found])[:count] for name in found[0].notes
+        }
+        return Examples(
+            np.concatenate([shard.values for shard in found])[:count],
+            np.concatenate([shard.lengths for shard in found])[:count],
+            notes,
+        )
 
     def check(self, key: str, start: int, stop: int, set_aside: bool | None = None) -> Examples:
         """One shard, checked.
@@ -126,7 +135,14 @@ class Corpora:
                 table = pq.read_table(path)
             width = int((table.schema.metadata or {})[b"width"])
             flat = table["values"].combine_chunks().flatten().to_numpy()
-            examples = Examples(flat.reshape(-1, width), table["length"].to_numpy().astype(np.int32))
+            notes = {
+                name.removeprefix(NOTE): _numbers(table[name], len(table))
+                for name in table.column_names
+                if name.startswith(NOTE)
+            }
+            examples = Examples(
+                flat.reshape(-1, width), table["length"].to_numpy().astype(np.int32), notes
+            )
             good = (
                 digest(examples) == (table.schema.metadata or {})[b"sha256"].decode()
                 and len(examples) == stop - start
@@ -147,8 +163,15 @@ class Corpora:
         return examples
 
 
+def _numbers(column: Any, rows: int) -> Any:
+    """A column of lists of one length as an array, shape [rows, length]."""
+    return column.combine_chunks().flatten().to_numpy().reshape(rows, -1)
+
+
 def digest(examples: Examples) -> str:
-    """SHA-256 of examples and their lengths, in hexadecimal."""
+    """SHA-256 of examples, their lengths and notes, in hexadecimal."""
     found = hashlib.sha256(np.ascontiguousarray(examples.values).tobytes())
     found.update(np.ascontiguousarray(examples.lengths).tobytes())
+    for name, note in sorted(examples.notes.items()):
+        found.update(name.encode() + np.ascontiguousarray(note, dtype=np.float32).tobytes())
     return found.hexdigest()

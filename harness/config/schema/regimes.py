@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, field_validator, model_validator
 
 from harness.components import FILTERS, METRICS, REGIMES
+from harness.components.tasks import TaskMeasure
 from harness.components.filters import DeduplicateFilter, LabelFilter, RepetitionFilter, VerifierFilter
 from harness.registry import check_names
 from harness.section import Place, PositiveInt, Section, Share, since
@@ -192,6 +193,8 @@ class Evaluate(Section):
     """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on
     their test side."""
 
+    task: TaskMeasure = since(TaskMeasure(), introduced={})
+    """data.source: task: what is measured on test prompts."""
     metrics: tuple[str, ...] = since(())
     """Metrics of other packages, by the names of their entry points (docs/plugins.md)."""
 

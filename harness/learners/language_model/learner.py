@@ -15,6 +15,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from harness.data.base import RealData
+from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
 from harness.errors import LearnerError
 from harness.learners.base import (
@@ -29,6 +30,7 @@ from harness.learners.base import (
     Stopped,
 )
 from harness.learners.language_model import model as models
+from harness.learners.language_model.answers import answers_of, draw_answers, measure
 from harness.learners.language_model.deferred import Keep
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.engine import Scattering
@@ -52,6 +54,8 @@ class LanguageModelLearner:
         assert isinstance(data, TextCorpus)
         self.data, self.ranks, self.execution = data, ranks, execution
         self.device = device()
+        self.task = data if isinstance(data, TaskCorpus) else None
+        self.prompt = 0 if self.task is None else self.task.prompt_tokens  # what is never predicted
         self._loaded: tuple[Path, PreTrainedModel] | None = None
 
     def _bos(self, spec: FitSpec) -> int | None:
@@ -63,7 +67,8 @@ class LanguageModelLearner:
 
         Without a beginning-of-text token an example's first one is not.
         """
-        return self.data.bytes(examples.values[:, 0 if text_of(spec).prepend_bos else 1 :])
+        first = 0 if text_of(spec).prepend_bos else 1
+        return self.data.bytes(examples.values[:, max(first, self.prompt) :])
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
@@ -96,6 +101,7 @@ class LanguageModelLearner:
             resources.deterministic,
             resources.attention,
             resources.activation_checkpointing,
+            self.prompt,
         )
         config = model.config
         found = trainer.run(model, self.data.validation, schedule, task)
@@ -146,7 +152,15 @@ class LanguageModelLearner:
         if mark is not None:
             green = GreenLists(spec.fit.seed, vocabulary, mark.gamma, mark.context)
         return Sampler(
-            model, how, start, int(meta["eos"]), control.tick, vocabulary, how.context != "whole", green
+            model,
+            how,
+            start,
+            int(meta["eos"]),
+            control.tick,
+            vocabulary,
+            how.context != "whole",
+            green,
+            how.noted,
         )
 
     def sample(self, task: SampleTask) -> int:
@@ -178,15 +192,17 @@ class LanguageModelLearner:
     ) -> npt.NDArray[np.float64]:
         """Nats per sequence under the model in a folder, the ranks sharing the work."""
         model, ranks = self._model(spec, folder), self.ranks
-        mine = score(model, examples, self._bos(spec), ranks.rank, ranks.world_size, control.tick)
+        mine = score(
+            model, examples, self._bos(spec), ranks.rank, ranks.world_size, control.tick, self.prompt
+        )
         merged = np.full(len(examples), np.nan)
         for share in ranks.gather(mine):
             merged = np.where(np.isnan(share), merged, share)
         return merged
 
     def _predicted(self, spec: FitSpec, examples: Examples) -> npt.NDArray[np.int64]:
-        lengths = examples.lengths.astype(np.int64)
-        return lengths if text_of(spec).prepend_bos else np.maximum(lengths - 1, 0)
+        first = max(self.prompt, 0 if text_of(spec).prepend_bos else 1)
+        return np.maximum(examples.lengths.astype(np.int64) - first, 0)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """All metrics of a generation, and the values per sequence behind them.
@@ -197,7 +213,7 @@ class LanguageModelLearner:
         copying = self._copying(task)
 
         done = itertools.count(1)
-        pieces = len(task.others) + (2 if task.is_first else 3) + (task.texts is None)
+        pieces = len(task.others) + (2 if task.is_first else 3) + (task.texts is None) + (self.prompt > 0)
 
         def scores(name: str, model: Callable[[], Path], examples: Examples) -> npt.NDArray[np.float64]:
             found = task.piece(
@@ -214,6 +230,7 @@ class LanguageModelLearner:
             texts = self._continuations(task, task.fit())
             task.report(next(done), pieces, 0.0)
         under_gen0 = own if task.is_first else scores("gen0", task.generation_0, corpus)
+        answered = self._answers(task) if self.task else None
         if self.ranks.rank:
             return Evaluation({})
         test_tokens, tokens = self._predicted(spec, test), self._predicted(spec, corpus)
@@ -223,8 +240,9 @@ class LanguageModelLearner:
             ),
             **likelihood.gen0_metrics(under_gen0, tokens),
             **likelihood.self_metrics(own, tokens),
-            **lexical_metrics(corpus, self.data.counts),
+            **lexical_metrics(self.data.written(corpus), self.data.counts),
             **copying,
+            **(answered.metrics if answered else {}),
         }
         for name, nll in others.items():
             text = task.others[name]
@@ -238,8 +256,45 @@ class LanguageModelLearner:
             "self_nll": own,
             "tokens": tokens.astype(np.float64),
             **{f"other_{name}_nll": nll for name, nll in others.items()},
+            **(answered.arrays if answered else {}),
         }
         return Evaluation(metrics, arrays, texts)
+
+    def _answers(self, task: EvaluateTask) -> Evaluation:
+        """How the test prompts of a task are answered; the result is complete on rank 0."""
+        assert self.task is not None
+        data, spec, how, ranks = self.task, task.spec.fit, task.spec.measured.section.task, self.ranks
+        prompts = min(how.prompts, len(data.test))
+
+        def draw() -> npt.NDArray[np.float64]:
+            sampler = self._sampler(task.spec.corpus, self._model(spec, task.fit()), task.control)
+            mine = draw_answers(
+                sampler,
+                data,
+                prompts,
+                how.completions,
+                spec.seed,
+                spec.generation,
+                slice(ranks.rank, None, ranks.world_size),
+            )
+            shares = ranks.gather(mine)
+            return np.stack(shares)[
+                np.argmax([~np.isnan(share[:, 0]) for share in shares], axis=0), np.arange(len(mine))
+            ]
+
+        rows = ranks.broadcast(task.piece("answers", prompts * how.completions, draw))
+        answers = answers_of(data, prompts, rows)
+        under_gen0 = -np.nansum(answers.notes["logprob"].astype(np.float64), axis=1)
+        if not task.is_first:
+            under_gen0 = task.piece(
+                "answers_gen0_nll",
+                len(answers),
+                lambda: self._score(spec, task.generation_0(), answers, task.control),
+            )
+        if ranks.rank:
+            return Evaluation({})
+        arrays = {"answers": rows, "answers_gen0_nll": under_gen0}
+        return Evaluation(measure(data, prompts, how.pass_k, answers, under_gen0), arrays)
 
     def _copying(self, task: EvaluateTask) -> Mapping[str, float]:
         """Duplicates and copies; on every rank, so that all of them end where there are too many.
@@ -264,7 +319,8 @@ class LanguageModelLearner:
         """The evaluation's prompts as token ids; those of the test split are half a block."""
         prompts, half = task.spec.measured.section.prompts, text_of(task.spec.fit).block_size // 2
         if isinstance(prompts, int):
-            return [list(map(int, row)) for row in self.data.test.values[:prompts, :half]]
+            cut = self.prompt or half
+            return [list(map(int, row)) for row in self.data.test.values[:prompts, :cut]]
         return [self.data.encode(text) for text in prompts]
 
     def _continuations(self, task: EvaluateTask, fit: Path) -> Sequence[Mapping[str, str]]:
@@ -280,11 +336,13 @@ class LanguageModelLearner:
         limit = getattr(model.config, "max_position_embeddings", None) or sampler.config.sequence_length(
             block
         )
-        prompts = [prompt[: max(1, limit // 2)] for prompt in self._prompts(task)]
+        prompts = self._prompts(task)
+        if not self.prompt:
+            prompts = [prompt[: max(1, limit // 2)] for prompt in prompts]
         found: dict[int, str] = {}
         for width in sorted({len(prompt) for prompt in prompts}):
             rows = [row for row, prompt in enumerate(prompts) if len(prompt) == width]
-            length = max(1, min(block, limit - width - 1))
+            length = block - width if self.prompt else max(1, min(block, limit - width - 1))
             uniform = np.concatenate(
                 [uniforms(spec.seed, spec.generation, "continuation", row, row + 1, length) for row in rows]
             )

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.components.language_model import LanguageModel, Model, resolve_model
-from harness.config.schema import Config, TextData
+from harness.components.language_model import LanguageModel, Model, later_train, resolve_model
+from harness.components.tasks import TaskData
+from harness.config.schema import Config, TextData, Train
 from harness.data.base import RealData
+from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
 from harness.errors import DataError
 from harness.learners.base import Resolved
@@ -57,15 +59,27 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
         )
     # The length of the prompt is sampling's, but with this loss the fit reads it too.
     masked = sample.prompt_length(block) if train.loss == "continuation" else None
-    fit = LanguageModelFit(
-        model=model, train=TrainSpec(**train.model_dump(exclude_unset=True), masked_tokens=masked)
-    )
+    if isinstance(real, TaskCorpus):
+        masked = real.prompt_tokens
+        marks |= {
+            "prompt": "real_prefix",
+            "prompt_tokens": masked,
+            "keep_prompt": True,
+            "length": "natural",
+            "noted": True,
+        }
+
+    def fitted_as(how: Train) -> Versioned:
+        spec = TrainSpec(**how.model_dump(exclude_unset=True), masked_tokens=masked)
+        return Versioned(LanguageModelFit(model=model, train=spec), version)
+
     first = "pretrained" if learner.model.pretrained else "scratch"
     return Resolved(
-        fit=Versioned(fit, version),
+        fit=fitted_as(later_train(learner)),
+        first=None if learner.later is None else fitted_as(train),
         sampling=Versioned(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version),
         init=first if learner.init == "previous" else learner.init,
-        prompts=PROMPTS[sample.prompt],
+        prompts="real" if isinstance(real, TaskCorpus) else PROMPTS[sample.prompt],
         cost=6.0 * facts.parameters * block,
         facts=facts,
         models={} if learner.model.pretrained is None else _place(learner.model),
@@ -73,7 +87,7 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
 
 
 def _section(config: Config) -> LanguageModel:
-    assert isinstance(config.learner, LanguageModel) and isinstance(config.data, TextData)
+    assert isinstance(config.learner, LanguageModel) and isinstance(config.data, TextData | TaskData)
     return config.learner
 
 

@@ -122,6 +122,8 @@ class Sampler:
             many.
         cached: See `TokenReader`.
         green: What a watermark makes likelier; None without one.
+        noted: Whether what is drawn has the note ``logprob``: the log-probability of every token under the
+            model itself, at temperature 1.
     """
 
     model: PreTrainedModel
@@ -132,6 +134,7 @@ class Sampler:
     vocab_size: int | None = None
     cached: bool = True
     green: GreenLists | None = None
+    noted: bool = False
     _steps: dict[tuple[int, int], StepReader | None] = field(default_factory=dict, repr=False, compare=False)
 
     def draw(self, prompts: npt.NDArray[np.int64], length: int, uniform: npt.NDArray[np.float64]) -> Examples:
@@ -163,12 +166,16 @@ class Sampler:
         natural = self.config.length == "natural"
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         drawn: list[torch.Tensor] = []
+        logprobs: list[torch.Tensor] = []
         with inference(tokens.device):
             read = self._reader(len(tokens), tokens.shape[1] + length)
             for position in range(length):
                 logits = read(tokens)
                 choice = self.choose(adjust(logits, position), numbers[:, position])
                 choice = torch.where(ended, self.eos, choice)
+                if self.noted:
+                    known = logits[:, : self.vocab_size].float()
+                    logprobs.append(known.log_softmax(dim=-1).gather(1, choice[:, None])[:, 0])
                 adjust.add(choice)
                 drawn.append(choice)
                 tokens = choice[:, None]
@@ -184,7 +191,13 @@ class Sampler:
             at_end = values[:, : len(drawn)] == self.eos
             lengths = np.where(at_end.any(axis=1), at_end.argmax(axis=1) + 1, len(drawn)).astype(np.int32)
             values[np.arange(length)[None, :] >= lengths[:, None]] = 0
-        return Examples(values, lengths)
+        found = Examples(values, lengths)
+        if not self.noted:
+            return found
+        note = np.full(values.shape, np.nan, dtype=np.float32)
+        note[:, : len(drawn)] = torch.stack(logprobs, dim=1).cpu().numpy()
+        note[np.arange(length)[None, :] >= lengths[:, None]] = np.nan
+        return found.noted("logprob", note)
 
     def _reader(self, rows: int, length: int) -> TokenReader | StepReader:
         """What reads texts of up to so many tokens.
@@ -316,8 +329,8 @@ def draw_batch(
 
     Args:
         sampler: The sampler.
-        prompts: Rows whose first ``prompt_tokens`` tokens are continued, row i modulo their number for
-            example i; None for none.
+        prompts: Rows whose first ``prompt_tokens`` tokens are continued, row i // ``per_prompt`` modulo their
+            number for example i; None for none.
         prompt_tokens: Length of the prefix.
         block_size: Tokens per example.
         seed: The chain's seed.
@@ -329,14 +342,18 @@ def draw_batch(
     if prompts is None:
         prefix = np.zeros((size, 0), dtype=np.int64)
     else:
-        prefix = prompts.values[np.arange(start, start + size) % len(prompts), :prompt_tokens].astype(
-            np.int64
-        )
+        which = np.arange(start, start + size) // sampler.config.per_prompt % len(prompts)
+        prefix = prompts.values[which, :prompt_tokens].astype(np.int64)
     length = block_size - prefix.shape[1] if keep else block_size
     drawn = sampler.draw(prefix, length, uniforms(seed, generation, "sample", start, start + size, length))
     if not keep:
         return drawn
+    notes = {
+        name: np.pad(note, ((0, 0), (prefix.shape[1], 0)), constant_values=np.nan)
+        for name, note in drawn.notes.items()
+    }
     return Examples(
         np.concatenate([prefix.astype(np.int32), drawn.values], axis=1),
         drawn.lengths + np.int32(prefix.shape[1]),
+        notes,
     )

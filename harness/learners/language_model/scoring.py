@@ -101,6 +101,7 @@ def score(
     rank: int = 0,
     world_size: int = 1,
     tick: Callable[[], None] = lambda: None,
+    masked: int = 0,
 ) -> npt.NDArray[np.float64]:
     """Nats per sequence of this rank's share of the examples.
 
@@ -114,6 +115,7 @@ def score(
         rank: This rank scores batches rank, rank + world_size, ...
         world_size: Number of ranks.
         tick: Told of every batch.
+        masked: Tokens at the start of every example that count nothing.
 
     Returns:
         Shape [num_examples]; NaN where another rank scores.
@@ -128,7 +130,7 @@ def score(
             part = examples.take(slice(start, start + size))
             short = size - len(part)
             padded = Examples(np.pad(part.values, ((0, short), (0, 0))), np.pad(part.lengths, (0, short)))
-            inputs, targets = with_bos(padded, bos, device)
+            inputs, targets = with_bos(padded, bos, device, masked)
             nll = sequence_nll(model(input_ids=inputs, use_cache=False).logits, targets)
             tick()
             result[start : start + len(part)] = nll[: len(part)].double().cpu().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from harness.components.tasks import TaskData
 from harness.config.schema import Model, PositiveInt, Sample, Section, TextData, Train, since
 from harness.science import FitSpec
 
@@ -36,6 +37,8 @@ class SampleSpec(Sample):
 
     context: Literal["whole"] | None = since(None)
     """A model that a key-value cache would change reads everything again for every token."""
+    noted: bool = since(False)
+    """The log-probability of every token is kept with it."""
     tokens: PositiveInt | None = since(None)
     """Only the tokenizer's tokens are drawn, where the model scores more of them."""
 
@@ -46,7 +49,7 @@ def fitted(spec: FitSpec) -> LanguageModelFit:
     return spec.learner.section
 
 
-def text_of(spec: FitSpec) -> TextData:
-    """The section of its real text."""
-    assert isinstance(spec.data.section, TextData)
+def text_of(spec: FitSpec) -> TextData | TaskData:
+    """The section of its real text, or of its task."""
+    assert isinstance(spec.data.section, TextData | TaskData)
     return spec.data.section

@@ -180,6 +180,7 @@ class Trainer:
         deterministic: bool = True,
         attention: str | None = None,
         recompute: bool = False,
+        prompt: int = 0,
     ) -> None:
         """Keep what is the same for all fits of a cell.
 
@@ -195,7 +196,9 @@ class Trainer:
             deterministic: Only kernels whose sums have one order, on a GPU.
             attention: ``resources.attention``.
             recompute: ``resources.activation_checkpointing``.
+            prompt: Tokens at the start of every example, validation's too, that are a task's prompt.
         """
+        self.prompt = prompt
         self.train, self.micro_batch, self.zero_stage, self.masked = train, micro_batch, zero_stage, masked
         self.bos, self.ranks, self.device, self.deterministic = bos, ranks, device, deterministic
         self.attention, self.recompute = attention, recompute
@@ -392,9 +395,9 @@ class Trainer:
         with torch.no_grad():
             for start in range(0, len(validation), self.micro_batch):
                 part = validation.take(slice(start, start + self.micro_batch))
-                inputs, targets = with_bos(part, self.bos, self.device)
+                inputs, targets = with_bos(part, self.bos, self.device, self.prompt)
                 total += float(sequence_nll(engine.logits(inputs), targets).double().sum())
-                count += int(self._predicted(part).sum())
+                count += int(self._predicted(part, self.prompt).sum())
                 tick()
         engine.train_mode(True)
         return total / max(count, 1)

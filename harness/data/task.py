@@ -1,0 +1,311 @@
+"""Data that are made of a task: prompts with solutions, in sides that share no prompt, and the checker.
+
+An example is a prompt, filled up in front with spaces to one length, and a completion with the token that ends
+it. So prompts of any length are continued together, and what is learned begins at one place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.components.tasks import TASKS, TaskData
+from harness.config.schema import science
+from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples
+from harness.data.text import TOKENIZER, TextCorpus
+from harness.errors import DataError
+from harness.files import read_json, write_json
+from harness.metrics import TASK_VERSION
+from harness.records import Examples
+from harness.registry import named
+from harness.tasks import Checker, Problem, Verdict
+from harness.terminal import shown
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+VERSION = 1
+"""Version of splitting, filling up and of the tokenizer; part of every key."""
+END, FILL = 0, 1
+"""Token that ends a completion, and the space."""
+END_OF_TEXT = "<|endoftext|>"
+SHARES = {"test": 0.2, "validation": 0.1}
+"""Of all prompts, the shares that are on these sides; the rest is for training."""
+MAX_FRUITLESS = 20_000
+"""After so many problems in a row that no side needs there are too few different ones."""
+
+
+def side_of(prompt: str) -> str:
+    """The side of a prompt, a function of its text alone: so no prompt is on two."""
+    place = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64
+    if place < SHARES["test"]:
+        return "test"
+    return "validation" if place < SHARES["test"] + SHARES["validation"] else "train"
+
+
+def collect(config: TaskData) -> dict[str, list[Problem]]:
+    """The first problems of each side, every prompt once.
+
+    Raises:
+        DataError: There are too few different ones, or one does not fit.
+    """
+    wanted = {"train": config.num_examples + config.reserve}
+    wanted |= {"validation": config.validation, "test": config.test}
+    found: dict[str, list[Problem]] = {side: [] for side in wanted}
+    seen: set[str] = set()
+    fruitless = 0
+    for problem in named(TASKS[config.task.kind].problems)(config.task):
+        side = side_of(problem.prompt)
+        if problem.prompt in seen or len(found[side]) == wanted[side]:
+            fruitless += 1
+            if fruitless == MAX_FRUITLESS:
+                break
+            continue
+        _check_fits(config, problem)
+        fruitless = 0
+        seen.add(problem.prompt)
+        found[side].append(problem)
+        if all(len(found[name]) == wanted[name] for name in wanted):
+            return found
+    missing = next(name for name in wanted if len(found[name]) < wanted[name])
+    field = "num_examples" if missing == "train" else missing
+    raise DataError(
+        f"data.{field}: {wanted[missing]} different prompts of the {missing} side are asked for, task "
+        f"{config.task.kind} gives {len(found[missing])}; ask for fewer, or raise data.task.difficulty"
+    )
+
+
+def _check_fits(config: TaskData, problem: Problem) -> None:
+    known = set(_alphabet(config))
+    for what, text, room, field in (
+        ("prompt", problem.prompt, config.prompt_length, "prompt_tokens"),
+        ("solution", problem.solution, config.block_size - config.prompt_length - 1, "completion_tokens"),
+    ):
+        if not text:
+            raise DataError(f"data.task: {config.task.kind} gives a problem with an empty {what}")
+        if len(text) > room:
+            least = len(text) + (field == "completion_tokens")
+            raise DataError(
+                f"data.{field}: the {what} {shown(text)} has {len(text)} characters, there is room for "
+                f"{room}; raise it to at least {least}"
+            )
+        strange = sorted(set(text) - known)
+        if strange:
+            raise DataError(
+                f"data.task: the {what} {shown(text)} holds {shown(strange[0])}, which is not in the alphabet "
+                f"of {config.task.kind}"
+            )
+
+
+def _alphabet(config: TaskData) -> str:
+    letters: str = named(TASKS[config.task.kind].alphabet)(config.task)
+    return "".join(sorted(set(letters)))
+
+
+def make_tokenizer(alphabet: str) -> Tokenizer:
+    """One token a character; 0 ends a text, 1 is the space that fills up."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    names = [END_OF_TEXT, " ", *(letter for letter in alphabet if letter != " ")]
+    tokenizer = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
+
+
+def prepared(config: TaskData, room: Room) -> PreparedData:
+    """Draw the problems of a task and write them down; keys know them by their content.
+
+    Raises:
+        DataError: There are too few, or one does not fit.
+    """
+    plugin = TASKS.loaded[config.task.kind]
+    sides = collect(config)
+    lines = [
+        f"{side}\0{item.prompt}\0{item.solution}\0{item.skill}\0{item.difficulty}"
+        for side, items in sides.items()
+        for item in items
+    ]
+    known = {"task": {**science(config.task), "version": plugin.version}}
+    spec = {
+        "kind": "task",
+        "version": VERSION,
+        **{name: value for name, value in science(config).items() if name not in ("source", "task")},
+        **known,
+        "content": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32],
+        "lengths": [config.prompt_length, config.block_size],
+    }
+    stored = {name: value for name, value in spec.items() if name not in ("num_examples", "reserve", "resample")}
+    folder = room.folder(stored, lambda folder: _write(config, sides, folder))
+    about = {"source": "task", "task": config.task.kind, "prompts": {s: len(sides[s]) for s in sides}}
+    return PreparedData(spec, TaskCorpus(config, folder), about)
+
+
+def _write(config: TaskData, sides: dict[str, list[Problem]], folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    alphabet = _alphabet(config)
+    tokenizer = make_tokenizer(alphabet)
+    tokens = {name: token for name, token in tokenizer.get_vocab().items()}
+    arrays: dict[str, Any] = {}
+    for side, items in sides.items():
+        rows = np.zeros((len(items), config.block_size), dtype=np.int32)
+        lengths = np.zeros(len(items), dtype=np.int32)
+        for row, item in enumerate(items):
+            text = item.prompt.rjust(config.prompt_length) + item.solution
+            rows[row, : len(text)] = [tokens[letter] for letter in text]
+            lengths[row] = len(text) + 1  # END is 0, as what lies behind it
+        arrays |= {side: rows, f"{side}_lengths": lengths}
+    size = tokenizer.get_vocab_size()
+    written = [row[config.prompt_length : length] for row, length in zip(arrays["train"], arrays["train_lengths"], strict=True)]
+    counts = np.bincount(np.concatenate(written), minlength=size).astype(np.int64)
+    save_file({**arrays, "counts": counts}, folder / "blocks.safetensors")
+    tokenizer.save(str(folder / TOKENIZER))
+    meta = {
+        "bos": END,
+        "eos": END,
+        "vocab_size": size,
+        "prompt_tokens": config.prompt_length,
+        "block_size": config.block_size,
+        "skills": {side: [item.skill for item in items] for side, items in sides.items()},
+        "difficulties": {side: [item.difficulty for item in items] for side, items in sides.items()},
+    }
+    write_json(folder / "meta.json", meta)
+
+
+class TaskCorpus(TextCorpus):
+    """Prompts with solutions, and the checker of their task.
+
+    Attributes:
+        prompt_tokens: Tokens of every prompt, the spaces in front of it included.
+    """
+
+    config: TaskData  # type: ignore[assignment]
+
+    def __init__(self, config: TaskData, folder: Path) -> None:
+        """Read the examples.
+
+        Args:
+            config: The section.
+            folder: What `prepared` wrote.
+        """
+        super().__init__(config, folder)  # type: ignore[arg-type]
+        self.prompt_tokens = int(self.meta["prompt_tokens"])
+
+    def _side(self, side: str) -> Examples:
+        return Examples(self._blocks[side], self._blocks[f"{side}_lengths"])
+
+    def real(self, seed: int, count: int) -> Examples:
+        """The first ``count`` training prompts with their solutions; see `TextCorpus`."""
+        return self._side("train").take(own_examples(seed, self.supply, count, self.config.resample))
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples of generation 0."""
+        return self.config.num_examples
+
+    @property
+    def validation(self) -> Examples:
+        """Validation prompts with their solutions."""
+        return self._side("validation")
+
+    @property
+    def test(self) -> Examples:
+        """Test prompts with their solutions."""
+        return self._side("test")
+
+    def about_test(self, count: int) -> tuple[list[str], list[int]]:
+        """Skill and difficulty of the first test prompts."""
+        return self.meta["skills"]["test"][:count], self.meta["difficulties"]["test"][:count]
+
+    @property
+    def metrics(self) -> Mapping[str, int]:
+        """Those of test prompts' completions."""
+        return {"task": TASK_VERSION}
+
+    @cached_property
+    def checker(self) -> Checker:
+        """The task's checker."""
+        return Checker(self.config.task)
+
+    @cached_property
+    def _letters(self) -> list[str]:
+        names = {token: name for name, token in self.tokenizer.get_vocab().items()}
+        return [names[token] for token in range(len(names))]
+
+    def prompts(self, examples: Examples) -> list[str]:
+        """The prompts of examples, without the spaces in front."""
+        return [self._text(row[: self.prompt_tokens]).lstrip(" ") for row in examples.values]
+
+    def completions(self, examples: Examples) -> list[str | None]:
+        """What stands behind the prompts of examples; None where it is not ended."""
+        found: list[str | None] = []
+        for row, length in zip(examples.values, examples.lengths, strict=True):
+            ended = length > self.prompt_tokens and row[length - 1] == END
+            found.append(self._text(row[self.prompt_tokens : length - 1]) if ended else None)
+        return found
+
+    def _text(self, tokens: npt.NDArray[np.integer[Any]]) -> str:
+        return "".join(self._letters[int(token)] for token in tokens)
+
+    def verdicts(self, examples: Examples) -> list[Verdict]:
+        """What the checker says of examples; a completion that is not ended is wrong."""
+        completions = self.completions(examples)
+        ended = [place for place, text in enumerate(completions) if text is not None]
+        prompts = self.prompts(examples)
+        found = [Verdict(False, False)] * len(completions)
+        checked = self.checker([prompts[place] for place in ended], [completions[place] or "" for place in ended])
+        for place, verdict in zip(ended, checked, strict=True):
+            found[place] = verdict
+        return found
+
+    def written(self, examples: Examples) -> Examples:
+        """The completions alone."""
+        start = self.prompt_tokens
+        return Examples(examples.values[:, start:], np.maximum(examples.lengths - np.int32(start), 0))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the spaces in front.
+
+        Raises:
+            DataError: It is too long, or holds other characters than the task.
+        """
+        strange = sorted(set(text) - set(self._letters[1:]))
+        if strange or len(text) > self.prompt_tokens:
+            reason = (
+                f"holds {shown(strange[0])}, which is not in the alphabet of the task"
+                if strange
+                else f"has {len(text)} characters, the longest prompt {self.prompt_tokens}"
+            )
+            raise DataError(f"evaluate.prompts: {shown(text)} {reason}")
+        tokens = self.tokenizer.get_vocab()
+        return [tokens[letter] for letter in text.rjust(self.prompt_tokens)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, without the spaces in front."""
+        return super().decode(tokens).lstrip(" ")
+
+    def external(
+        self, source: str, packed: Callable[[str], Examples | None] = lambda _: None
+    ) -> ExternalCorpus:
+        """There is none.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError("regime.source: a fixed corpus is text; the data are a task")
+
+    def other(self, name: str, source: str) -> ExternalCorpus:
+        """There is none.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError(f"evaluate.others.{name}: is text; the data are a task")

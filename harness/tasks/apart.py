@@ -1,0 +1,38 @@
+"""The process in which a package's checker runs (``python -m harness.tasks.apart``).
+
+The first line that it reads says which task; each that follows is a completion. It answers every line with one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+
+from harness.components import TASKS
+from harness.tasks.base import Verdict
+from harness.tasks.checking import verdict_of
+
+
+def main() -> None:
+    """Answer until nobody asks any more."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a checker prints is no answer
+    about = json.loads(sys.stdin.readline())
+    plugin = TASKS[about["kind"]]
+    section = plugin.section.model_validate(about["section"])
+    out.write("{}\n")
+    out.flush()
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            found = verdict_of(plugin.check, section, asked["prompt"], asked["completion"])
+        except Exception:
+            found = Verdict(False, False, "raised")
+        out.write(json.dumps(asdict(found)) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

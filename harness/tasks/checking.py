@@ -1,0 +1,138 @@
+"""The checker of a task, as the rest of the harness calls it: it always answers.
+
+The harness's own checkers are called as they are. One of a package runs in a process of its own, which is ended
+where it does not return in time: its completion counts as wrong, and as timed out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from harness.components import TASKS
+from harness.errors import LearnerError
+from harness.registry import named
+from harness.tasks.base import Verdict
+
+KEPT = 200_000
+"""Verdicts that are remembered: models write the same completion many times."""
+START_S = 120.0
+"""Seconds that the process of a checker may take until it answers for the first time."""
+
+
+class Checker:
+    """Checks completions of one task."""
+
+    def __init__(self, section: Any) -> None:
+        """Nothing is checked yet.
+
+        Args:
+            section: The task's.
+        """
+        self.section, found = section, TASKS.loaded[section.kind]
+        self.plugin = found.plugin
+        self._apart = _Apart(section, self.plugin.check_s) if found.package else None
+        self._known: dict[tuple[str, str], Verdict] = {}
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Verdict]:
+        """A verdict on each completion of each prompt."""
+        return [self._one(*pair) for pair in zip(prompts, completions, strict=True)]
+
+    def _one(self, prompt: str, completion: str) -> Verdict:
+        key = (prompt, completion)
+        if key not in self._known:
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            if self._apart is not None:
+                self._known[key] = self._apart.check(prompt, completion)
+            else:
+                self._known[key] = verdict_of(self.plugin.check, self.section, prompt, completion)
+        return self._known[key]
+
+    def answer(self, completion: str) -> str | None:
+        """The final answer in a completion; None where it has none."""
+        if not self.plugin.answer:
+            return completion
+        found: str | None = named(self.plugin.answer)(self.section, completion)
+        return found
+
+    def close(self) -> None:
+        """End the process of the checker, where there is one."""
+        if self._apart is not None:
+            self._apart.end()
+
+
+def verdict_of(check: str, section: Any, prompt: str, completion: str) -> Verdict:
+    """What a checker says, here and now."""
+    found = named(check)(section, prompt, completion)
+    return found if isinstance(found, Verdict) else Verdict(bool(found), bool(found))
+
+
+class _Apart:
+    """A checker in a process of its own: JSON lines to and fro."""
+
+    def __init__(self, section: Any, limit_s: float) -> None:
+        self.section, self.limit_s = section, limit_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def check(self, prompt: str, completion: str) -> Verdict:
+        with self._lock:
+            process = self._process or self._begun()
+            answer = self._ask(process, {"prompt": prompt, "completion": completion}, self.limit_s)
+        if answer is None:
+            self.end()
+            return Verdict(False, False, "timed_out")
+        return Verdict(**answer)
+
+    def _begun(self) -> subprocess.Popen[bytes]:
+        """A process that has said that it is there; the time that it takes to load counts for nobody."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "harness.tasks.apart"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        about = {"kind": self.section.kind, "section": self.section.model_dump(mode="json")}
+        if self._ask(self._process, about, START_S) != {}:
+            self.end()
+            raise LearnerError(f"data.task: the checker of {self.section.kind} cannot be loaded")
+        return self._process
+
+    def _ask(self, process: subprocess.Popen[bytes], question: Any, limit_s: float) -> Any:
+        """One line out and one back; None where none comes in time."""
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        line, end = b"", time.monotonic() + limit_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, end - time.monotonic())):
+                    return None
+                more = os.read(process.stdout.fileno(), 65536)
+                if not more:
+                    return None
+                line += more
+        return json.loads(line)
+
+    def end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            for stream in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):
+                    stream.close()  # type: ignore[union-attr]
+            process.wait()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.end()

@@ -16,6 +16,7 @@ from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERS
 from harness.metrics.added import added_versions
 from harness.preparation import data_spec
 from harness.regimes import recipe
+from harness.registry import named
 from harness.science import (
     KEY_FORMAT,
     BundledChain,
@@ -56,8 +57,8 @@ def cell_spec(
         data=data_spec(config.data, data),
         learner=resolved.fit,
         sampling=resolved.sampling,
-        measured=_measured(config, data.real, texts),
-        filters=tuple(Versioned(item, FILTERS.loaded[item.kind].version) for item in config.filters),
+        measured=_measured(config, data.real, texts, _filters(config)),
+        filters=_filters(config),
         recipe=partial(recipe, config.regime, n, external=external),
         init=resolved.init,
         init_previous=getattr(config.learner, "init", None) == "previous",
@@ -71,7 +72,19 @@ def cell_spec(
     )
 
 
-def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus]) -> Measured:
+def _filters(config: Config) -> tuple[Versioned, ...]:
+    """The filters of a cell, as they are executed."""
+    found = []
+    for item in config.filters:
+        settle = FILTERS[item.kind].settle
+        section = named(settle)(item, config) if settle else item
+        found.append(Versioned(section, FILTERS.loaded[item.kind].version))
+    return tuple(found)
+
+
+def _measured(
+    config: Config, real: RealData, texts: Mapping[str, ExternalCorpus], filters: Sequence[Versioned]
+) -> Measured:
     """What a cell's evaluations measure; of the section only what its learner reads."""
     learner, asked = LEARNERS[config.learner.kind], config.evaluate
     examples = min(real.num_examples, asked.examples)
@@ -96,7 +109,10 @@ def _measured(config: Config, real: RealData, texts: Mapping[str, ExternalCorpus
             "version": OTHERS_VERSION if plain else OTHERS_BYTES_OF_TOKENS,
             "texts": contents,
         }
-    return Measured(blank(section, "others"), identity, examples, contents)
+    judges = tuple(item for item in filters if FILTERS[str(item.identity["kind"])].rewards)
+    if judges:
+        identity["judges"] = [item.identity for item in judges]
+    return Measured(blank(section, "others"), identity, examples, contents, judges)
 
 
 def chain_namer(study: Study, specs: Sequence[CellSpec]) -> Callable[[int, int], str]:

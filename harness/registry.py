@@ -105,6 +105,13 @@ class FilterPlugin:
             its section.
         check: Raises ValueError where the section does not fit a ``data`` section of some kind.
         passing: The share of examples that passes by its section alone, whatever they are.
+        rewards: ``module:function`` that scores examples (as ``keep`` is called), one number each, before it
+            decides: the note ``reward`` of what it decides about, and of what is trained on. Where there is
+            one, evaluations know it, and measure it.
+        short: Fewer examples than a training set asks for may pass; it is shorter then, and no more are
+            written.
+        settle: ``module:function`` from the section and a cell's configuration to the section as it is
+            executed, where some of it follows from the rest.
     """
 
     section: type[Section]
@@ -115,6 +122,9 @@ class FilterPlugin:
     labelled: Callable[[Any], int] = lambda section: 0
     check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
     passing: Callable[[Any], float] = lambda section: 1.0
+    rewards: str = ""
+    short: bool = False
+    settle: str = ""
 
 
 @dataclass(frozen=True)

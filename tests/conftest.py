@@ -39,6 +39,27 @@ hypothesis.settings.load_profile("harness")
 
 ROOT = Path(__file__).parents[1]
 
+TASK: dict[str, Any] = {
+    "experiment": "task",
+    "data": {
+        "source": "task",
+        "task": {"kind": "boolean", "difficulty": [2, 3]},
+        "num_examples": 24,
+        "validation": 8,
+        "test": 8,
+    },
+    "learner": {
+        "kind": "language_model",
+        "model": {"architecture": "gpt2", "num_layers": 1, "width": 16, "num_heads": 2},
+        "init": "previous",
+        "train": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3},
+        "sample": {"per_prompt": 3},
+    },
+    "evaluate": {"prompts": 2, "task": {"prompts": 8, "completions": 4, "pass_k": [4]}},
+    "generations": 2,
+    "resources": {"sample_batch": 24},
+    "tracking": {"wandb": "disabled"},
+}
 TEXT: dict[str, Any] = {
     "experiment": "text",
     "data": {

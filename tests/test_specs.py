@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from conftest import TEXT, Make, merged
+from conftest import TASK, TEXT, Make, merged
 from pydantic import BaseModel
 
 from harness.components import DATA_KINDS
@@ -54,6 +54,11 @@ BASES: dict[str, dict[str, Any]] = {
             }
         },
     ),
+    "task": merged(TASK, {"filters": [{"kind": "judge", "judge": "noisy"}]}),
+    "likely": merged(TASK, {"filters": [{"kind": "judge", "judge": "self", "choose": "best"}]}),
+    "long": merged(TASK, {"filters": [{"kind": "judge", "judge": "proxy", "choose": "best"}]}),
+    "sums": merged(TASK, {"data.task": {"kind": "arithmetic"}}),
+    "strings": merged(TASK, {"data.task": {"kind": "rewriting"}}),
     "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
     "taught": analytic(NORMAL, {"kind": "gaussian"}, regime={**REPLACE, **TEACHER}),
     "refreshed": analytic(NORMAL, {"kind": "mixture"}, regime={**REPLACE, "refresh": {"every": 2}}),
@@ -110,6 +115,31 @@ BASES: dict[str, dict[str, Any]] = {
     ),
 }
 CHANGES: dict[str, dict[str, Any]] = {
+    "task": {
+        "data.task.difficulty": [2, 4],
+        "data.num_examples": 30,
+        "data.reserve": 10,
+        "data.validation": 12,
+        "data.test": 12,
+        "data.prompt_tokens": 20,
+        "data.completion_tokens": 40,
+        "learner.sample.per_prompt": 4,
+        "learner.later": {"epochs": 3},
+        "evaluate.task.prompts": 5,
+        "evaluate.task.completions": 5,
+        "evaluate.task.pass_k": [2],
+        "filters.0.judge": "exact",
+        "filters.0.choose": "best",
+        "filters.0.at_least": 0.6,
+        "filters.0.most": 2,
+        "filters.0.deduplicate": False,
+        "filters.0.false_accept": 0.1,
+        "filters.0.false_reject": 0.1,
+    },
+    "likely": {"filters.0.per": "completion"},
+    "long": {"filters.0.prefers": "short"},
+    "sums": {"data.task.difficulty": [2], "data.task.modulus": 9, "data.task.operators": "+-"},
+    "strings": {"data.task.difficulty": [6], "data.task.rules": [["aa", "b"], ["bb", "a"], ["ab", ""]]},
     "text": {
         "data.block_size": 12,
         "data.num_examples": 95,
@@ -293,6 +323,7 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"regime": {**REPLACE, "refresh": {"at": [2]}}},
     ),
     ("signs", {"filters": [{**VERIFIER, "score": "agreement"}]}, {}),
+    ("task", {"data.resample": True, "data.reserve": 10}, {"data.reserve": 10}),
     (
         "mixture",
         {},
@@ -312,6 +343,7 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 EXECUTION = ("Resources", "Retention", "Tracking", "Claim", "Statistic", "Override")
 """Sections of which nothing enters a key, nor says what a node is."""
 ELSEWHERE = {
+    ("JudgeFilter", "of"): "tests/test_posttraining.py: follows from learner.sample.per_prompt",
     ("Model", "pretrained"): "tests/test_models.py and tests/test_hub.py: by content",
     ("Model", "revision"): "the same",
     ("PretrainedTokenizer", "name"): "tests/test_hub.py: by content",
@@ -406,6 +438,7 @@ def test_no_field_is_left_out() -> None:
         ("Component", "weight"),
         ("MixtureData", "components"),
         ("CorpusSource", "corpus"),
+        ("TaskData", "resample"),
     }
     kinds = [DATA_KINDS[name] for name in DATA_KINDS]
     places = {(kind.section.__name__, name) for kind in kinds for name in kind.places}
@@ -442,6 +475,9 @@ def test_no_field_is_left_out() -> None:
         "Config.tracking",
         "LanguageModel.model",
         "LanguageModel.train",
+        "LanguageModel.later",
+        "TaskData.task",
+        "Evaluate.task",
     }
     allowed |= {
         "LanguageModel.sample",

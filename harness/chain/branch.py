@@ -64,7 +64,10 @@ class BranchRun:
         if selection is not None:
             # A filter that computes may decide otherwise on another machine: rank 0's choice is everybody's.
             drawn, selection = self.ranks.broadcast((drawn, selection))
-        return TrainingSet(gather(drawn, made.found), drawn, selection)
+        examples = gather(drawn, made.found)
+        if made.judged:  # a checker may take too long on one rank, and not on another
+            drawn, examples = self.ranks.broadcast((drawn, examples))
+        return TrainingSet(examples, drawn, selection, made.judged)
 
     def prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
         """A text that a key names by its content, from the store."""
@@ -262,6 +265,7 @@ class BranchRun:
                 metrics = {
                     **metrics,
                     **(selection.metrics() if selection else {}),
+                    **training.judged,
                     **added_metrics(names, corpus, self.data, node.seed, node.generation, metrics),
                 }
         if self.ranks.rank == 0:

@@ -16,7 +16,16 @@ from harness.science import Node
 from harness.store import Store
 
 ARRAYS = "arrays.safetensors"
-FREE = ("metrics", "examples", "prompts", "others", "perplexity_batch", "max_duplicate_share", "ranges")
+FREE = (
+    "metrics",
+    "examples",
+    "prompts",
+    "others",
+    "perplexity_batch",
+    "max_duplicate_share",
+    "ranges",
+    "judges",
+)
 """Fields of an evaluation that do not change the values per example of the texts that both have."""
 
 

@@ -134,6 +134,85 @@ class SimilarFilter(Section):
     """Largest allowed Jaccard similarity of two examples' sets of n-grams."""
 
 
+class JudgeFilter(Section):
+    """Passes completions of a task's prompts by a judge's reward, which need not be the truth."""
+
+    kind: Literal["judge"]
+    judge: Literal["exact", "answer", "majority", "self", "noisy", "proxy"]
+    """Rewards from 0 to 1. ``exact``: 1 where every step is right; ``answer``: 1 where the final answer is;
+    ``majority``: the share of the prompt's completions that come to the same answer; ``self``: the geometric
+    mean of the probabilities that the model gave to its tokens; ``noisy``: as exact, with errors; ``proxy``:
+    the length."""
+    choose: Literal["threshold", "best", "pairs", "all"] = since("threshold")
+    """``threshold``: the first completions of each prompt whose reward is at least ``at_least``; ``best``:
+    those of the highest reward; ``pairs``: the one of the highest and the one of the lowest reward, where
+    these differ (for dpo); ``all``: every completion, with its reward (for reinforce)."""
+    at_least: Share | None = since(None)
+    """Least reward that passes; of pairs, the better one has it and the other has not. 0.5 for threshold when
+    null."""
+    of: PositiveInt | None = since(None)
+    """Completions of one prompt, which are judged together; learner.sample.per_prompt when null."""
+    most: PositiveInt = since(1)
+    """threshold and best: how many completions of a prompt may pass."""
+    deduplicate: bool = since(True)
+    """threshold and best: equal completions of a prompt pass once."""
+    false_accept: Share = since(0.0)
+    """noisy: probability that a wrong completion gets the reward 1."""
+    false_reject: Share = since(0.0)
+    """noisy: probability that a right completion gets the reward 0."""
+    per: Literal["token", "completion"] = since("token")
+    """self: ``completion``: the probability of the whole completion, which is higher for shorter ones."""
+    prefers: Literal["long", "short"] = since("long")
+    """proxy: which completions have the higher reward."""
+
+    @property
+    def least(self) -> float:
+        """The least reward that passes."""
+        if self.at_least is not None:
+            return self.at_least
+        return 0.5 if self.choose == "threshold" else 0.0
+
+    @model_validator(mode="after")
+    def _used(self) -> JudgeFilter:
+        given = self.model_fields_set
+        own = {"false_accept": "noisy", "false_reject": "noisy", "prefers": "proxy", "per": "self"}
+        for name, judge in own.items():
+            if name in given and self.judge != judge:
+                raise ValueError(f"judge: {self.judge} does not use {name}, which is of {judge}")
+        for name in ("most", "deduplicate"):
+            if name in given and self.choose in ("pairs", "all"):
+                raise ValueError(f"choose: {self.choose} does not use {name}")
+        if "at_least" in given and self.choose == "all":
+            raise ValueError("choose: all does not use at_least")
+        if self.choose == "threshold" and self.judge in ("self", "proxy") and self.at_least is None:
+            raise ValueError(
+                f"judge: {self.judge} needs at_least with choose: threshold, a reward from 0 to 1; or "
+                "choose: best"
+            )
+        if self.of is not None:
+            self.check_of(self.of, "of")
+        return self
+
+    def check_of(self, of: int, field: str) -> None:
+        """Check how many completions of a prompt there are.
+
+        Raises:
+            ValueError: They are too few for what is chosen among them.
+        """
+        least = 2 if self.choose in ("pairs", "all") or self.judge == "majority" else self.most
+        if of < least:
+            raise ValueError(
+                f"{field}: found {of}, and judge: {self.judge} with choose: {self.choose} needs at least "
+                f"{least} completions of a prompt"
+            )
+
+    @property
+    def passing(self) -> float:
+        """The share of completions that may pass."""
+        each = self.of or 1
+        return {"pairs": 2 / each, "all": 1.0}.get(self.choose, self.most / each)
+
+
 SCORES: Mapping[str, tuple[str, ...]] = {
     "agreement": ("linear",),
     "log_density": ("gaussian", "mixture"),
@@ -180,6 +259,16 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         CurateFilter, 1, f"{_CODE}:curate", check=_check_curate, passing=lambda section: 1 / section.of
     ),
     "watermark": FilterPlugin(WatermarkFilter, 1, "harness.curation.watermark:watermark", reads=("text",)),
+    "judge": FilterPlugin(
+        JudgeFilter,
+        1,
+        "harness.tasks.judges:keep",
+        reads=("task",),
+        rewards="harness.tasks.judges:rewards",
+        settle="harness.tasks.judges:settled",
+        passing=lambda section: section.passing,
+        short=True,
+    ),
     "random": FilterPlugin(RandomFilter, 1, f"{_CODE}:random", of="pools"),
     "detector": FilterPlugin(
         DetectorFilter,

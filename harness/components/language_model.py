@@ -358,9 +358,10 @@ def _check_task(learner: LanguageModel, config: Any) -> None:
         raise ValueError("learner.sample.watermark: is of text; the data are a task")
     if learner.model.pretrained is not None:
         raise ValueError(
-            "learner.model.pretrained: a task is written in characters, which no pretrained model's tokenizer "
-            "has; allowed: a preset or an architecture"
+            "learner.model.pretrained: a task is written in characters, which no pretrained model's "
+            "tokenizer has; allowed: a preset or an architecture"
         )
+    _check_judge(learner, config)
     block, context = config.data.block_size, resolve_model(learner.model).context
     if context is not None and block > context:
         raise ValueError(
@@ -370,6 +371,25 @@ def _check_task(learner: LanguageModel, config: Any) -> None:
         )
     if config.regime.source != "self" and config.regime.writer.cell is None:
         raise ValueError("regime.source: with data.source: task allowed are self and {cell: ...}")
+
+
+def _check_judge(learner: LanguageModel, config: Any) -> None:
+    """A judge looks at all completions of a prompt together, as many as are written."""
+    each = learner.sample.per_prompt
+    for place, item in enumerate(config.filters):
+        if item.kind != "judge":
+            continue
+        if place:
+            raise ValueError(
+                "filters: judge has to come first, and once: it looks at all completions of a prompt together"
+            )
+        if config.regime.source == "self" and item.of not in (None, each):
+            raise ValueError(
+                f"filters: judge looks at {item.of} completions of a prompt (of), "
+                f"learner.sample.per_prompt writes {each}"
+            )
+        if item.of is None:
+            item.check_of(each, "learner.sample.per_prompt")
 
 
 def _check_no_task(config: Any) -> None:
@@ -501,6 +521,8 @@ COMPONENT = LearnerPlugin(
         Metric("task/pass_<k>", "pass@<k> on test prompts", "", "lower", _CHEN),
         Metric("task/answer", "completions with the right final answer", "", "lower"),
         Metric("task/distinct_correct", "different right completions of a prompt", "", "lower"),
+        Metric("task/judged_reward", "reward by the cell's judge", "", ""),
+        Metric("task/reward_gap", "judged reward less the truth", "", "higher"),
         Metric("task/kl", "KL from generation 0's model, on completions", _NATS, "higher"),
         Metric("task/entropy", "entropy of completions", _NATS, "lower"),
         Metric("task/length", "length of completions", "tokens"),

@@ -59,7 +59,9 @@ class Rewriting(Section):
     """Letters of a string; problems have one after another of these."""
     rules: Annotated[
         tuple[
-            tuple[Annotated[str, Field(pattern=r"^[a-z]{1,4}$")], Annotated[str, Field(pattern=r"^[a-z]{0,4}$")]],
+            tuple[
+                Annotated[str, Field(pattern=r"^[a-z]{1,4}$")], Annotated[str, Field(pattern=r"^[a-z]{0,4}$")]
+            ],
             ...,
         ],
         Field(min_length=1),
@@ -77,8 +79,8 @@ class Rewriting(Section):
     def lengths(self) -> tuple[int, int]:
         """The most characters of a prompt and of a completion.
 
-        Where every rule shortens, states lose a letter a step; elsewhere there may be as many steps as sorting
-        by neighbours takes, and strings that need more are not asked about.
+        Where every rule shortens, states lose a letter a step; elsewhere there may be as many steps as
+        sorting by neighbours takes, and strings that need more are not asked about.
         """
         longest = max(self.difficulty)
         shortens = all(len(right) < len(left) for left, right in self.rules)
@@ -128,7 +130,8 @@ class TaskData(DataSection):
     task: Task
     """``{kind: boolean}``, ``arithmetic``, ``rewriting``, or a kind of a package."""
     num_examples: PositiveInt = since(1000)
-    """Prompts with their solutions that generation 0 trains on; every generation is asked the same prompts."""
+    """Prompts with their solutions that generation 0 trains on; every generation is asked the same
+    prompts."""
     reserve: Annotated[int, Field(ge=0)] = since(0)
     """Further prompts with solutions: of ``resample``, and the reservoir of ``fresh_real``."""
     validation: PositiveInt = since(100)
@@ -142,8 +145,8 @@ class TaskData(DataSection):
     """Characters there is room for in a completion, the token that ends it included; as many as the task's
     longest when null."""
     resample: bool = since(False)
-    """Every seed trains on its own ``num_examples`` of the prompts, drawn at random; otherwise all on the same
-    ones."""
+    """Every seed trains on its own ``num_examples`` of the prompts, drawn at random; otherwise all on the
+    same ones."""
 
     @model_validator(mode="after")
     def _lengths(self) -> TaskData:

@@ -200,6 +200,13 @@ def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt
     Raises:
         LearnerError: A filter gives something else than a truth value for each example.
     """
+    return _passed(filters, examples, judge)[0]
+
+
+def _passed(
+    filters: Sequence[Filter], examples: Examples, judge: Judge
+) -> tuple[npt.NDArray[np.int64], Examples]:
+    """As `accepted`, and all examples with what filters have noted of them."""
     index = np.arange(len(examples))
     for place, section in placed(filters):
         kind = section.kind
@@ -207,8 +214,26 @@ def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt
             continue
         uniform = _uniform(kind, place, judge.seed, judge.generation, len(examples))[index]
         known = Known(judge.real, judge.seed, judge.generation, uniform)
+        if FILTERS[kind].rewards:
+            reward = np.full(len(examples), np.nan)
+            reward[index] = _scored(kind, section, examples.take(index), known)
+            examples = examples.noted("reward", reward)
         index = index[_mask(kind, section, examples.take(index), known, len(index))]
-    return index
+    return index, examples
+
+
+def _scored(kind: str, section: Any, examples: Examples, known: Known) -> npt.NDArray[np.float64]:
+    """A filter's rewards.
+
+    Raises:
+        LearnerError: It gives something else than a number for each example.
+    """
+    found = np.asarray(named(FILTERS[kind].rewards)(section, examples, known), dtype=np.float64)
+    if found.shape != (len(examples),):
+        raise LearnerError(
+            f"filters: {kind} gives rewards of shape {list(found.shape)}, expected [{len(examples)}] numbers"
+        )
+    return found
 
 
 def judged(
@@ -253,15 +278,23 @@ def judged(
 
 
 def first_accepted(
-    filters: Sequence[Filter], draw: Callable[[int], Examples], count: int, judge: Judge
+    filters: Sequence[Filter],
+    draw: Callable[[int], Examples],
+    count: int,
+    judge: Judge,
+    tell: Callable[[Examples, npt.NDArray[np.int64]], None] = lambda raw, index: None,
 ) -> Examples:
     """The first examples that pass all filters of corpora; more are drawn where too few do.
+
+    With a filter of which fewer may pass (`FilterPlugin.short`) nothing more is drawn, and what passes is
+    all.
 
     Args:
         filters: The cell's filters.
         draw: The first so many examples, unfiltered.
         count: How many must pass.
         judge: What a filter may know besides.
+        tell: Told of what was drawn, and of which of it is given back.
 
     Raises:
         LearnerError: Nearly everything is rejected.
@@ -269,11 +302,13 @@ def first_accepted(
     share = math.prod(FILTERS[section.kind].passing(section) for section in filters)
     raw = math.ceil(count / share - 1e-9)
     most = MAX_OVERSAMPLING * raw
+    short = any(FILTERS[section.kind].short for section in filters)
     while True:
-        examples = draw(raw)
-        index = accepted(filters, examples, judge)
-        if len(index) >= count:
-            return examples.take(index[:count])
+        index, examples = _passed(filters, draw(raw), judge)
+        if short or len(index) >= count:
+            index = index[:count]
+            tell(examples, index)
+            return examples.take(index)
         if raw >= most:
             raise LearnerError(
                 f"filters: {len(index)} of {raw} examples of generation {judge.generation} pass, {count} are "

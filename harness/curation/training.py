@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.curation.filters import Judge, first_accepted, undetected
 from harness.curation.pool import choose
+from harness.curation.tally import Tally
 from harness.data import RealData
 from harness.data.analytic import load_teacher
 from harness.errors import LearnerError
@@ -44,12 +46,14 @@ class Chosen:
         found: For each origin the examples that the indices point into.
         selection: What became of the pool; None where the regime has none.
         dropped: What each filter dropped of the pool, by its kind; at last what passed and was not needed.
+        judged: What was judged and what passed, where there is a truth to compare it with.
     """
 
     drawn: Drawn
     found: dict[int, Examples]
     selection: Selection | None = None
     dropped: tuple[tuple[str, Drawn], ...] = ()
+    judged: Mapping[str, float] = field(default_factory=dict)
 
 
 def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen:
@@ -74,7 +78,17 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen
                 f"filters: the detector drops all training examples of generation {spec.generation}"
             )
         drawn = drawn.take(kept)
-    return Chosen(drawn, _found(spec, data, sources, filters))
+    tally = Tally(data)
+    found = _found(spec, data, sources, filters, tally)
+    return Chosen(drawn.take(_there(drawn, found)), found, judged=tally.metrics())
+
+
+def _there(drawn: Drawn, found: Mapping[int, Examples]) -> npt.NDArray[np.bool_]:
+    """Which of what was drawn is there: of some filters fewer examples may pass than were asked for."""
+    sizes = {origin: len(examples) for origin, examples in found.items()}
+    return np.array(
+        [index < sizes[origin] for origin, index in zip(drawn.origin, drawn.index, strict=True)], bool
+    )
 
 
 def _from_pool(spec: FitSpec, data: RealData, sources: Sources, drawn: Drawn) -> Chosen:
@@ -104,6 +118,7 @@ def gather(drawn: Drawn, found: Mapping[int, Examples]) -> Examples:
         found: For each origin the examples that its indices point into.
     """
     width = max(source.values.shape[1] for source in found.values())
+    notes: dict[str, npt.NDArray[np.float32]] = {}
     values = np.zeros((len(drawn), width), dtype=next(iter(found.values())).values.dtype)
     lengths = np.zeros(len(drawn), dtype=np.int32)
     for origin, source in found.items():
@@ -111,20 +126,28 @@ def gather(drawn: Drawn, found: Mapping[int, Examples]) -> Examples:
         chosen = source.take(drawn.index[rows])
         values[rows, : chosen.values.shape[1]] = chosen.values
         lengths[rows] = chosen.lengths
-    return Examples(values, lengths)
+        for name, note in chosen.notes.items():
+            whole = notes.setdefault(name, np.full((len(drawn), *note.shape[1:]), np.nan, dtype=np.float32))
+            whole[rows] = note
+    return Examples(values, lengths, notes)
 
 
-def _found(spec: FitSpec, data: RealData, sources: Sources, filters: list[Any]) -> dict[int, Examples]:
+def _found(
+    spec: FitSpec, data: RealData, sources: Sources, filters: list[Any], tally: Tally | None = None
+) -> dict[int, Examples]:
     """For each origin its examples, as far as the recipe reads them."""
     largest: dict[int, Part] = {}  # a rule may read an origin in several parts
     for part in spec.recipe.parts:
         known = largest.setdefault(part.origin, part)
         if part.offset + part.count > known.offset + known.count:
             largest[part.origin] = part
-    return {origin: _examples(spec, part, data, sources, filters) for origin, part in largest.items()}
+    tally = tally or Tally(data)
+    return {origin: _examples(spec, part, data, sources, filters, tally) for origin, part in largest.items()}
 
 
-def _examples(spec: FitSpec, part: Part, data: RealData, sources: Sources, filters: list[Any]) -> Examples:
+def _examples(
+    spec: FitSpec, part: Part, data: RealData, sources: Sources, filters: list[Any], tally: Tally
+) -> Examples:
     """The examples of one part, filtered."""
     if part.origin == REAL:
         return sources.real(max(part.offset + part.count, data.num_examples))
@@ -133,7 +156,7 @@ def _examples(spec: FitSpec, part: Part, data: RealData, sources: Sources, filte
     if part.origin == TEACHER:
         return taught(spec, part.count, data, filters)
     judge = Judge(data, spec.seed, part.origin)
-    return first_accepted(filters, partial(sources.corpus, part.origin), part.count, judge)
+    return first_accepted(filters, partial(sources.corpus, part.origin), part.count, judge, tally.add)
 
 
 def taught(spec: FitSpec, count: int, data: RealData, filters: Sequence[Any] = ()) -> Examples:

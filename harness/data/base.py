@@ -89,6 +89,10 @@ class RealData(ABC):
             "chain of a larger model, or {corpus: ...} with what a teacher wrote"
         )
 
+    def right(self, examples: Examples) -> npt.NDArray[np.bool_] | None:
+        """Which examples are right, where the data know it; None where there is no such truth."""
+        return None
+
     @property
     def metrics(self) -> Mapping[str, int]:
         """Groups of metrics that only these data have, with their versions, for evaluations' keys."""

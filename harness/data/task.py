@@ -1,7 +1,7 @@
 """Data that are made of a task: prompts with solutions, in sides that share no prompt, and the checker.
 
-An example is a prompt, filled up in front with spaces to one length, and a completion with the token that ends
-it. So prompts of any length are continued together, and what is learned begins at one place.
+An example is a prompt, filled up in front with spaces to one length, and a completion with the token that
+ends it. So prompts of any length are continued together, and what is learned begins at one place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.config.schema import science
 from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples
 from harness.data.text import TOKENIZER, TextCorpus
 from harness.errors import DataError
-from harness.files import read_json, write_json
+from harness.files import write_json
 from harness.metrics import TASK_VERSION
 from harness.records import Examples
 from harness.registry import named
@@ -98,8 +98,8 @@ def _check_fits(config: TaskData, problem: Problem) -> None:
         strange = sorted(set(text) - known)
         if strange:
             raise DataError(
-                f"data.task: the {what} {shown(text)} holds {shown(strange[0])}, which is not in the alphabet "
-                f"of {config.task.kind}"
+                f"data.task: the {what} {shown(text)} holds {shown(strange[0])}, which is not in the "
+                f"alphabet of {config.task.kind}"
             )
 
 
@@ -142,7 +142,9 @@ def prepared(config: TaskData, room: Room) -> PreparedData:
         "content": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32],
         "lengths": [config.prompt_length, config.block_size],
     }
-    stored = {name: value for name, value in spec.items() if name not in ("num_examples", "reserve", "resample")}
+    stored = {
+        name: value for name, value in spec.items() if name not in ("num_examples", "reserve", "resample")
+    }
     folder = room.folder(stored, lambda folder: _write(config, sides, folder))
     about = {"source": "task", "task": config.task.kind, "prompts": {s: len(sides[s]) for s in sides}}
     return PreparedData(spec, TaskCorpus(config, folder), about)
@@ -164,7 +166,10 @@ def _write(config: TaskData, sides: dict[str, list[Problem]], folder: Path) -> N
             lengths[row] = len(text) + 1  # END is 0, as what lies behind it
         arrays |= {side: rows, f"{side}_lengths": lengths}
     size = tokenizer.get_vocab_size()
-    written = [row[config.prompt_length : length] for row, length in zip(arrays["train"], arrays["train_lengths"], strict=True)]
+    written = [
+        row[config.prompt_length : length]
+        for row, length in zip(arrays["train"], arrays["train_lengths"], strict=True)
+    ]
     counts = np.bincount(np.concatenate(written), minlength=size).astype(np.int64)
     save_file({**arrays, "counts": counts}, folder / "blocks.safetensors")
     tokenizer.save(str(folder / TOKENIZER))
@@ -261,10 +266,16 @@ class TaskCorpus(TextCorpus):
         ended = [place for place, text in enumerate(completions) if text is not None]
         prompts = self.prompts(examples)
         found = [Verdict(False, False)] * len(completions)
-        checked = self.checker([prompts[place] for place in ended], [completions[place] or "" for place in ended])
+        checked = self.checker(
+            [prompts[place] for place in ended], [completions[place] or "" for place in ended]
+        )
         for place, verdict in zip(ended, checked, strict=True):
             found[place] = verdict
         return found
+
+    def right(self, examples: Examples) -> npt.NDArray[np.bool_]:
+        """Which completions are right, every step of them."""
+        return np.array([verdict.correct for verdict in self.verdicts(examples)], dtype=bool)
 
     def written(self, examples: Examples) -> Examples:
         """The completions alone."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES, TRACKERS
+from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES, TASKS, TRACKERS
 from harness.components.presets import preset_names, read_preset
 from harness.config.described import first_line
 from harness.config.shipped import studies, summary, tracks
@@ -42,6 +42,14 @@ def _filters() -> list[Row]:
     loaded = FILTERS.loaded.items()
     return [
         {"filter": kind, "version": found.version, "what": first_line(found.plugin.section)}
+        for kind, found in loaded
+    ]
+
+
+def _tasks() -> list[Row]:
+    loaded = TASKS.loaded.items()
+    return [
+        {"task": kind, "version": found.version, "what": first_line(found.plugin.section)}
         for kind, found in loaded
     ]
 
@@ -123,6 +131,7 @@ LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "learners": _learners,
     "filters": _filters,
     "regimes": _regimes,
+    "tasks": _tasks,
     "metrics": _metrics,
     "presets": _presets,
     "data": _data,

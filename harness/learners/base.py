@@ -215,11 +215,12 @@ folder and names them."""
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a generation is fitted to: every example with its origin, and what became of its pool."""
+    """Every training example with its origin, what became of a pool, and what was judged."""
 
     examples: Examples
     drawn: Drawn
     selection: Selection | None = None
+    judged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

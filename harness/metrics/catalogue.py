@@ -24,9 +24,19 @@ POOL = (
     Metric("pool/<filter>/false_positive_rate", "real examples that <filter> drops", drawn=False),
 )
 """What became of what arrived unlabelled: of records whose regime has a pool."""
+JUDGED = (
+    Metric("judge/true_share", "completions read for training that are right", worse="lower"),
+    Metric("judge/precision", "completions trained on that are right", worse="lower"),
+    Metric("judge/accepted_share", "completions that are trained on"),
+    Metric("judge/reward", "reward of the completions read for training"),
+    Metric("judge/judged", "completions read for training", drawn=False),
+    Metric("judge/accepted", "completions trained on", drawn=False),
+)
+"""What judges let pass: of records whose data have a truth."""
 METRICS: tuple[Metric, ...] = (
     *(metric for kind in LEARNERS for metric in LEARNERS[kind].metrics),
     *POOL,
+    *JUDGED,
     *(metric for kind in METRIC_PLUGINS for metric in METRIC_PLUGINS[kind].metrics),
 )
 """All of them, those of packages last."""

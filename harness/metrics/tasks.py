@@ -12,8 +12,8 @@ import numpy.typing as npt
 def pass_at(correct: npt.NDArray[np.bool_], k: int) -> npt.NDArray[np.float64]:
     """The probability that one of k completions is right, estimated without bias for each prompt.
 
-    Of n completions c are right; of all sets of k of them, this is the share that holds a right one: 1 - C(n-c,
-    k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
+    Of n completions c are right; of all sets of k of them, this is the share that holds a right one: 1 -
+    C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
 
     Args:
         correct: Shape [num_prompts, n].
@@ -67,9 +67,7 @@ def _by(what: str, groups: Sequence[Any], correct: npt.NDArray[np.bool_]) -> dic
     if len(names) < 2:
         return {}
     which = np.array([names.index(group) for group in groups])
-    return {
-        f"task/{what}_{name}": float(correct[which == place].mean()) for place, name in enumerate(names)
-    }
+    return {f"task/{what}_{name}": float(correct[which == place].mean()) for place, name in enumerate(names)}
 
 
 def model_metrics(

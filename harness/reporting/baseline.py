@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.analytic import DiscreteTruth
+from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
 from harness.metrics.bigram import bigram_nll, unigram_nll
 from harness.preparation import load_data
@@ -72,6 +73,8 @@ def baselines(prepared: Prepared, store: Store, rows: Rows) -> list[Baseline]:
             seen.setdefault(canonical_json(prepared.specs[index].data.identity), []).append(index)
     for cells in list(seen.values())[:MAX_DATA]:
         data = prepared.data[cells[0]]
+        if isinstance(data.real, TaskCorpus):
+            continue  # counts of characters are no measure of who answers right
         if isinstance(data.real, TextCorpus):
             stored = data.kept is None or store.sound("data", data.kept.key)
             real = load_data(prepared.specs[cells[0]].data, store) if stored else data.real

@@ -84,12 +84,14 @@ class Measured:
         identity: What enters keys: versions of the metrics, and the fields that are read.
         examples: How many examples of the corpus are read.
         others: Other real texts by name, as the hash of their content.
+        judges: Filters whose rewards are measured.
     """
 
     section: Evaluate
     identity: Mapping[str, Any]
     examples: int
     others: Mapping[str, str] = field(default_factory=dict)
+    judges: tuple[Versioned, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,9 +140,7 @@ class Corpora:
                 for name in table.column_names
                 if name.startswith(NOTE)
             }
-            examples = Examples(
-                flat.reshape(-1, width), table["length"].to_numpy().astype(np.int32), notes
-            )
+            examples = Examples(flat.reshape(-1, width), table["length"].to_numpy().astype(np.int32), notes)
             good = (
                 digest(examples) == (table.schema.metadata or {})[b"sha256"].decode()
                 and len(examples) == stop - start

@@ -1,6 +1,7 @@
 """The process in which a package's checker runs (``python -m harness.tasks.apart``).
 
-The first line that it reads says which task; each that follows is a completion. It answers every line with one.
+The first line that it reads says which task; each that follows is a completion. It answers every line with
+one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The checker of a task, as the rest of the harness calls it: it always answers.
 
-The harness's own checkers are called as they are. One of a package runs in a process of its own, which is ended
-where it does not return in time: its completion counts as wrong, and as timed out.
+The harness's own checkers are called as they are. One of a package runs in a process of its own, which is
+ended where it does not return in time: its completion counts as wrong, and as timed out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tasks in which a state is rewritten step by step until no rule applies: every step is written out.
 
-A completion is a chain of states. Each has to be what one rule makes of the state before it, at one place, and
-the last has to be one to which no rule applies. Text that a model wrote is never parsed: it is compared with
-the states that are allowed, so whatever it holds, a check ends.
+A completion is a chain of states. Each has to be what one rule makes of the state before it, at one place,
+and the last has to be one to which no rule applies. Text that a model wrote is never parsed: it is compared
+with the states that are allowed, so whatever it holds, a check ends.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def end_of(moves: Moves, state: str) -> str | None:
 
 
 def derivation(moves: Moves, state: str, draw: np.random.Generator) -> list[str] | None:
-    """The states behind a first one, each step drawn from all that are allowed; None where there is no end."""
+    """The states behind a first one, each step drawn from all allowed ones; None where none is the last."""
     found: list[str] = []
     for _ in range(MAX_STEPS):
         allowed = moves(state)
@@ -74,7 +74,7 @@ def last_of(separator: str, completion: str) -> str | None:
     return completion.rpartition(separator)[2] or None
 
 
-# --- expressions ------------------------------------------------------------------------------------------------
+# --- expressions ----------------------------------------------------------------------------------------
 
 
 class _Reader:
@@ -226,7 +226,7 @@ def answer_of_expression(section: Boolean | Arithmetic, completion: str) -> str 
     return last_of("=", completion)
 
 
-# --- rewriting --------------------------------------------------------------------------------------------------
+# --- rewriting ------------------------------------------------------------------------------------------
 
 
 def rewriting_moves(rules: Sequence[tuple[str, str]]) -> Moves:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, field_validator, model_validator
 
 from harness.components import FILTERS, METRICS, REGIMES
-from harness.components.tasks import TaskMeasure
 from harness.components.filters import DeduplicateFilter, LabelFilter, RepetitionFilter, VerifierFilter
+from harness.components.tasks import TaskMeasure
 from harness.registry import check_names
 from harness.section import Place, PositiveInt, Section, Share, since
 

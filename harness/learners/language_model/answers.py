@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from harness.components import FILTERS
 from harness.data.task import TaskCorpus
 from harness.learners.language_model.sampling import Sampler
 from harness.metrics.tasks import model_metrics, task_metrics
 from harness.records import Examples
-from harness.streams import uniforms
+from harness.registry import Known, named
+from harness.science import Versioned
+from harness.streams import stream, uniforms
 
 BATCH = 256
 """Completions that are drawn together."""
 
 
 def draw_answers(
-    sampler: Sampler, data: TaskCorpus, prompts: int, completions: int, seed: int, generation: int, mine: slice
+    sampler: Sampler,
+    data: TaskCorpus,
+    prompts: int,
+    completions: int,
+    seed: int,
+    generation: int,
+    mine: slice,
 ) -> npt.NDArray[np.float64]:
     """Complete test prompts; row i is completion i modulo ``completions`` of a prompt.
 
@@ -64,11 +73,7 @@ def answers_of(data: TaskCorpus, prompts: int, rows: npt.NDArray[np.float64]) ->
 
 
 def measure(
-    data: TaskCorpus,
-    prompts: int,
-    ks: tuple[int, ...],
-    answers: Examples,
-    gen0_nll: npt.NDArray[np.float64],
+    data: TaskCorpus, prompts: int, ks: tuple[int, ...], answers: Examples, gen0_nll: npt.NDArray[np.float64]
 ) -> Mapping[str, float]:
     """The metrics of a task.
 
@@ -98,3 +103,22 @@ def measure(
             if trouble in troubles
         },
     }
+
+
+def judged(
+    data: TaskCorpus,
+    judges: Sequence[Versioned],
+    completions: int,
+    answers: Examples,
+    seed: int,
+    generation: int,
+) -> float | None:
+    """The mean reward of the answers by the cell's last judge; None where it has none."""
+    if not judges:
+        return None
+    section = judges[-1].section
+    if "of" in type(section).model_fields:
+        section = section.model_copy(update={"of": completions})
+    numbers = stream(seed, generation, "answers_judge").random(len(answers))
+    score = named(FILTERS[str(judges[-1].identity["kind"])].rewards)
+    return float(np.mean(score(section, answers, Known(data, seed, generation, numbers))))

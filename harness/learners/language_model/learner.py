@@ -30,7 +30,7 @@ from harness.learners.base import (
     Stopped,
 )
 from harness.learners.language_model import model as models
-from harness.learners.language_model.answers import answers_of, draw_answers, measure
+from harness.learners.language_model.answers import answers_of, draw_answers, judged, measure
 from harness.learners.language_model.deferred import Keep
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.engine import Scattering
@@ -77,9 +77,16 @@ class LanguageModelLearner:
         gc.collect()
         spec, train, resources = task.spec, fitted(task.spec).train, self.execution.resources
         # Under ZeRO-3 no rank holds a whole model, not even as it is made.
-        parted = resources.zero_stage == 3 and train.max_steps != 0
+        nothing = train.max_steps == 0 or not len(task.training.examples)
+        if not len(task.training.examples) and (spec.init != "previous" or task.init_from is None):
+            raise LearnerError(
+                f"filters: nothing passes of what generation {spec.generation} could be trained on, and with "
+                f"init: {spec.init} there are no weights to go on with; allowed: init: previous, more "
+                "completions of a prompt (learner.sample.per_prompt), or a judge that accepts more"
+            )
+        parted = resources.zero_stage == 3 and not nothing
         model = self._initial(task, Scattering(train, self.ranks.world_size) if parted else None)
-        if train.max_steps == 0:  # the pretrained model as it is
+        if nothing:  # the pretrained model, or the one before, as it is
             kept, dtype = model.state_dict().keys(), models.DTYPES[train.precision]
             named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
             state = {name: tensor.detach().to(dtype) for name, tensor in named}
@@ -277,10 +284,10 @@ class LanguageModelLearner:
                 spec.generation,
                 slice(ranks.rank, None, ranks.world_size),
             )
-            shares = ranks.gather(mine)
-            return np.stack(shares)[
-                np.argmax([~np.isnan(share[:, 0]) for share in shares], axis=0), np.arange(len(mine))
-            ]
+            whole = np.full_like(mine, np.nan)
+            for share in ranks.gather(mine):
+                whole = np.where(np.isnan(share), whole, share)
+            return whole
 
         rows = ranks.broadcast(task.piece("answers", prompts * how.completions, draw))
         answers = answers_of(data, prompts, rows)
@@ -294,7 +301,13 @@ class LanguageModelLearner:
         if ranks.rank:
             return Evaluation({})
         arrays = {"answers": rows, "answers_gen0_nll": under_gen0}
-        return Evaluation(measure(data, prompts, how.pass_k, answers, under_gen0), arrays)
+        found = dict(measure(data, prompts, how.pass_k, answers, under_gen0))
+        judges = task.spec.measured.judges
+        rewards = judged(data, judges, how.completions, answers, spec.seed, spec.generation)
+        if rewards is not None:
+            found["task/judged_reward"] = rewards
+            found["task/reward_gap"] = rewards - found["task/pass_1"]
+        return Evaluation(found, arrays)
 
     def _copying(self, task: EvaluateTask) -> Mapping[str, float]:
         """Duplicates and copies; on every rank, so that all of them end where there are too many.

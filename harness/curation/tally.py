@@ -1,0 +1,52 @@
+"""What judges let pass, beside the truth: counts over all corpora that a training set reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.data import RealData
+from harness.records import Examples
+
+
+class Tally:
+    """Counts what was judged; of data without a truth nothing."""
+
+    def __init__(self, data: RealData) -> None:
+        """Nothing is counted yet."""
+        self.data = data
+        self.judged = self.accepted = self.right = self.kept_right = 0
+        self.rewarded, self.reward = 0, 0.0
+
+    def add(self, raw: Examples, index: npt.NDArray[np.int64]) -> None:
+        """Count a corpus.
+
+        Args:
+            raw: What was drawn, with the note ``reward`` where there is a judge.
+            index: Which of it passes.
+        """
+        right = self.data.right(raw)
+        if right is None:
+            return
+        self.judged += len(raw)
+        self.accepted += len(index)
+        self.right += int(right.sum())
+        self.kept_right += int(right[index].sum())
+        if "reward" in raw.notes:
+            self.rewarded += len(raw)
+            self.reward += float(raw.notes["reward"].astype(np.float64).sum())
+
+    def metrics(self) -> dict[str, float]:
+        """The columns of records; a share of nothing is not a number."""
+        if not self.judged:
+            return {}
+        found = {
+            "judge/judged": float(self.judged),
+            "judge/accepted": float(self.accepted),
+            "judge/accepted_share": self.accepted / self.judged,
+            "judge/true_share": self.right / self.judged,
+            "judge/precision": self.kept_right / self.accepted if self.accepted else float("nan"),
+        }
+        if self.rewarded:
+            found["judge/reward"] = self.reward / self.rewarded
+        return found

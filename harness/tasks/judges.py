@@ -1,0 +1,145 @@
+"""Judges: what decides which completions are trained on.
+
+Each gives a reward from 0 to 1; only some know the truth. A judge looks at the completions of one prompt
+together, ``section.of`` in a row, where it needs to: a majority is one of these. A completion that does not
+end has the reward 0 from every judge.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.components.filters import JudgeFilter
+from harness.records import Examples
+from harness.registry import Known
+
+Rewards = npt.NDArray[np.float64]
+
+
+def settled(section: JudgeFilter, config: Any) -> JudgeFilter:
+    """The judge of a cell's own completions: it looks at as many together as are written for a prompt."""
+    each = getattr(getattr(config.learner, "sample", None), "per_prompt", 1)
+    return section if section.of is not None else section.model_copy(update={"of": each})
+
+
+def rewards(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
+    """What a judge gives to completions.
+
+    Args:
+        section: The judge's.
+        examples: Completions in the order in which they were drawn, those of one prompt in a row.
+        known: With the task (`harness.data.task.TaskCorpus`) as the real data.
+
+    Returns:
+        Shape [num_examples], from 0 to 1.
+    """
+    ended = np.array([text is not None for text in known.real.completions(examples)], dtype=bool)
+    found = JUDGES[section.judge](section, examples, known)
+    return np.asarray(np.where(ended, found, 0.0), dtype=np.float64)
+
+
+def _exact(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
+    """1 where every step and the answer are right."""
+    return np.array([verdict.correct for verdict in known.real.verdicts(examples)], dtype=np.float64)
+
+
+def _answer(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
+    """1 where the final answer is right, whatever the steps."""
+    return np.array([verdict.answer for verdict in known.real.verdicts(examples)], dtype=np.float64)
+
+
+def _noisy(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
+    """As the exact one, but it errs."""
+    right = _exact(section, examples, known) > 0
+    verdict = np.where(right, known.uniform >= section.false_reject, known.uniform < section.false_accept)
+    return np.asarray(verdict, dtype=np.float64)
+
+
+def _self(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
+    """How likely the model finds what it has written: its probability, or that of a token in the mean."""
+    logprob = examples.notes["logprob"].astype(np.float64)
+    tokens = np.maximum((~np.isnan(logprob)).sum(axis=1), 1) if section.per == "token" else 1
+    return np.asarray(np.exp(np.nansum(logprob, axis=1) / tokens))
+
+
+def _majority(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
+    """The share of the prompt's completions that come to the same final answer."""
+    texts, of = known.real.completions(examples), section.of or 1
+    answers = [None if text is None else known.real.checker.answer(text) for text in texts]
+    found = np.zeros(len(answers))
+    for start in range(0, len(answers), of):
+        group = answers[start : start + of]
+        votes = Counter(answer for answer in group if answer is not None)
+        found[start : start + of] = [
+            votes[answer] / len(group) if answer is not None else 0 for answer in group
+        ]
+    return found
+
+
+def _proxy(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
+    """Length, as a share of the room that there is; it knows nothing of what is right."""
+    written = known.real.written(examples)
+    share = written.lengths / written.values.shape[1]
+    return np.asarray(share if section.prefers == "long" else 1 - share, dtype=np.float64)
+
+
+JUDGES: Mapping[str, Callable[[JudgeFilter, Examples, Known], Rewards]] = {
+    "exact": _exact,
+    "answer": _answer,
+    "noisy": _noisy,
+    "self": _self,
+    "majority": _majority,
+    "proxy": _proxy,
+}
+
+
+def keep(section: JudgeFilter, examples: Examples, known: Known) -> npt.NDArray[np.bool_]:
+    """Which completions of each prompt pass; of a last prompt without all of its completions none.
+
+    Args:
+        section: The judge's.
+        examples: With the note ``reward``.
+        known: See `rewards`.
+    """
+    of, reward = section.of or 1, examples.notes["reward"]
+    mask = np.zeros(len(examples), dtype=bool)
+    rows = [
+        values[:length].tobytes() for values, length in zip(examples.values, examples.lengths, strict=True)
+    ]
+    for start in range(0, len(examples) - of + 1, of):
+        group = np.arange(start, start + of)
+        if section.choose == "all":
+            mask[group] = True
+        elif section.choose == "pairs":
+            mask[_pair(section, group, reward, rows)] = True
+        else:
+            mask[_chosen(section, group, reward, rows)] = True
+    return mask
+
+
+def _chosen(section: JudgeFilter, group: npt.NDArray[np.int64], reward: Any, rows: list[bytes]) -> list[int]:
+    """At most ``most`` of a prompt's completions: the first that pass, or the best."""
+    if section.choose == "best":
+        group = group[np.argsort(-reward[group], kind="stable")]
+    least = section.least
+    found: list[int] = []
+    for place in group.tolist():
+        new = not section.deduplicate or rows[place] not in {rows[other] for other in found}
+        if reward[place] >= least and new and len(found) < section.most:
+            found.append(place)
+    return found
+
+
+def _pair(section: JudgeFilter, group: npt.NDArray[np.int64], reward: Any, rows: list[bytes]) -> list[int]:
+    """The best and the worst of a prompt's completions; nothing where they are equal, or none is good."""
+    order = group[np.argsort(-reward[group], kind="stable")]
+    best, worst = int(order[0]), int(order[-1])
+    if reward[best] <= reward[worst] or rows[best] == rows[worst]:
+        return []
+    apart = section.at_least is None or reward[best] >= section.at_least > reward[worst]
+    return [best, worst] if apart else []

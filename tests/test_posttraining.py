@@ -1,0 +1,176 @@
+"""Chains over tasks: what is sampled, judged, learned and measured, on one rank in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chains import run_all
+from conftest import TASK, Make
+
+from harness.errors import ConfigError, LearnerError
+from harness.records import Examples
+from harness.store import Store
+from harness.study import open_study
+
+pytest.importorskip("deepspeed")
+
+import torch  # noqa: E402
+
+from harness.learners.language_model.model import read_model  # noqa: E402
+from harness.learners.language_model.scoring import score  # noqa: E402
+
+pytestmark = pytest.mark.slow
+EXACT = [{"kind": "judge", "judge": "exact"}]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, ranks: Any) -> Any:
+    """A chain that learns enough to be right at times, and is judged by itself."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("learned")
+    config = {
+        **TASK,
+        "data": {**TASK["data"], "task": {"kind": "boolean", "difficulty": [2]}, "num_examples": 120},
+        "filters": [{"kind": "judge", "judge": "self", "choose": "best"}],
+        "evaluate": {"prompts": 2, "task": {"prompts": 8, "completions": 4, "pass_k": [4]}},
+        "generations": 1,
+        "retention": {"weights": "all"},
+    }
+    config["learner"] = {
+        **TASK["learner"],
+        "model": {"architecture": "gpt2", "num_layers": 1, "width": 32, "num_heads": 2},
+        "train": {"epochs": 16, "batch_size": 8, "learning_rate": 5e-3, "precision": "fp32"},
+        "later": {"epochs": 1, "learning_rate": 1e-3},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return run_all(folder / "config.yaml", folder / "root", ranks=ranks)
+
+
+def nodes(prepared: Any) -> list[Any]:
+    return sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
+
+
+def test_completions_belong_to_prompts_in_turn_and_have_their_probability(learned: Any) -> None:
+    prepared, store = learned
+    node, data = nodes(prepared)[0], prepared.data[0].real
+    examples = store.corpora.load(node.corpus, 9)
+    assert data.prompts(examples) == [p for p in data.prompts(data.real(0, 3)) for _ in range(3)]
+    start = data.prompt_tokens
+    model = read_model(store.path("fits", node.fit), torch.float32, torch.device("cpu"))
+    nll = score(model, Examples(examples.values, examples.lengths), None, masked=start)
+    assert np.nansum(examples.notes["logprob"], axis=1) == pytest.approx(-nll, abs=1e-4)
+    for row, length in enumerate(examples.lengths):
+        known = ~np.isnan(examples.notes["logprob"][row])
+        assert known[start:length].all() and known.sum() == length - start
+        assert (examples.values[row, length:] == 0).all()
+        assert length == len(examples.values[row]) or examples.values[row, length - 1] == 0
+
+
+def test_the_judge_chooses_the_likeliest_of_each_prompt(learned: Any) -> None:
+    prepared, store = learned
+    first, second = nodes(prepared)
+    raw = store.corpora.load(first.corpus, 360)
+    tokens = raw.lengths - prepared.data[0].real.prompt_tokens
+    likely = np.exp(np.nansum(raw.notes["logprob"].astype(np.float64), axis=1) / tokens)
+    ended = [text is not None for text in prepared.data[0].real.completions(raw)]
+    best = np.where(ended, likely, 0).reshape(-1, 3).argmax(axis=1) + 3 * np.arange(120)
+    record = store.record(second.evaluation).metrics
+    right = prepared.data[0].real.right(raw)
+    assert record["judge/judged"] == 360 and record["judge/accepted"] == 120
+    assert record["judge/true_share"] == pytest.approx(right.mean())
+    assert record["judge/precision"] == pytest.approx(right[best].mean())
+    assert record["judge/reward"] == pytest.approx(np.where(ended, likely, 0).mean(), abs=1e-6)
+    assert record["task/reward_gap"] == pytest.approx(record["task/judged_reward"] - record["task/pass_1"])
+
+
+def test_answers_are_measured_and_kept(learned: Any) -> None:
+    from safetensors.numpy import load_file
+
+    from harness.learners.language_model.answers import answers_of
+
+    prepared, store = learned
+    data = prepared.data[0].real
+    for node in nodes(prepared):
+        arrays = load_file(store.path("evaluations", node.evaluation) / "arrays.safetensors")
+        record = store.record(node.evaluation).metrics
+        answers = answers_of(data, 8, arrays["answers"])
+        right = data.right(answers).reshape(8, 4)
+        assert record["task/pass_1"] == pytest.approx(right.mean())
+        assert record["task/pass_4"] == pytest.approx(right.any(axis=1).mean())
+        tokens = (answers.lengths - data.prompt_tokens).sum()
+        own = np.nansum(answers.notes["logprob"].astype(np.float64))
+        assert record["task/entropy"] == pytest.approx(-own / tokens)
+        assert record["task/kl"] == pytest.approx((own + arrays["answers_gen0_nll"].sum()) / tokens, abs=1e-9)
+    assert store.record(nodes(prepared)[0].evaluation).metrics["task/kl"] == 0
+    assert record["task/kl"] != 0
+
+
+def test_generation_0_is_shared_whatever_judges_it(make_config: Make, tmp_path: Path) -> None:
+    axes = {"grid": {"filters": [[], EXACT]}, "generations": 1}
+    prepared, scratch = open_study(make_config(TASK, **axes), (), Store.read(tmp_path / "absent"))
+    scratch.cleanup()
+    first = [node for node in prepared.lineage.nodes.values() if node.generation == 0]
+    assert len({node.corpus for node in first}) == 1 and len({node.evaluation for node in first}) == 2
+    later = [node.fit for node in prepared.lineage.nodes.values() if node.generation == 1]
+    assert len(set(later)) == 2
+
+
+def test_later_generations_have_their_own_training(make_config: Make, tmp_path: Path) -> None:
+    """Generation 0 is the one that a study without ``later`` has; what is not given is as before."""
+    found = []
+    for changes in ({}, {"learner.later": {"max_steps": 3, "learning_rate": 1e-4}}):
+        prepared, scratch = open_study(make_config(TASK, **changes), (), Store.read(tmp_path / "absent"))
+        scratch.cleanup()
+        found.append(nodes(prepared))
+    assert found[0][0].fit == found[1][0].fit and found[0][1].fit != found[1][1].fit
+    train = found[1][1].spec.fit.learner.section.train
+    assert (train.max_steps, train.learning_rate, train.batch_size) == (3, 1e-4, 8)
+    assert found[1][0].spec.fit.learner.section.train.epochs == 2
+
+
+def test_a_judge_that_accepts_nothing_leaves_the_weights_and_says_so(
+    make_config: Make, tmp_path: Path, ranks: Any
+) -> None:
+    train = {**TASK["learner"]["train"], "max_steps": 1}
+    del train["epochs"]
+    config = make_config(TASK, **{"learner.train": train, "filters": EXACT, "generations": 1})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    first, second = nodes(prepared)
+    record = store.record(second.evaluation)
+    assert record.status == "degenerate" and record.metrics["judge/precision"] is None
+    assert record.metrics["judge/accepted"] == 0 and record.metrics["judge/accepted_share"] == 0
+    assert store.json("fits", second.fit, "fit.json")["log"]["steps"] == 0
+    weights = [(store.path("fits", node.fit) / "model.safetensors").read_bytes() for node in (first, second)]
+    assert weights[0] == weights[1]
+    scratch = make_config(
+        TASK, **{"learner.train": train, "learner.init": "scratch", "filters": EXACT, "generations": 1}
+    )
+    with pytest.raises(LearnerError, match="nothing passes of what generation 1 could be trained on"):
+        run_all(scratch, tmp_path / "root", ranks=ranks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learner.sample": {"prompt": "bos"}}, "learner.sample.prompt: is not used with data.source: task"),
+        ({"learner.train.loss": "continuation", "learner.sample": {"keep_prompt": True}}, "keep_prompt"),
+        ({"learner.model.context": 20}, "learner.model.context: a prompt and its completion take 27 tokens"),
+        ({"learner.model": {"pretrained": "lab/x"}}, "learner.model.pretrained: a task is written in char"),
+        ({"filters": [{"kind": "deduplicate"}, *EXACT]}, "judge has to come first"),
+        ({"filters": [{**EXACT[0], "of": 2}]}, r"judge looks at 2 completions .*per_prompt writes 3"),
+        ({"filters": [{**EXACT[0], "most": 4}]}, r"learner.sample.per_prompt: found 3, and judge: exact"),
+        ({"evaluate.task.pass_k": [5]}, "pass_k: found 5, more than the 4 completions"),
+        ({"data.task": {"kind": "bolean"}}, "found 'bolean', allowed: boolean"),
+        ({"regime.source": {"corpus": "python-docs"}}, "regime.source: with data.source: task allowed are"),
+    ],
+)
+def test_bad_input_is_one_message(
+    make_config: Make, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    base = {**TASK, "regime": {"kind": "replace", "synthetic_ratio": 1.0}}
+    with pytest.raises(ConfigError, match=message):
+        open_study(make_config(base, **changes), (), Store.read(tmp_path / "absent"))

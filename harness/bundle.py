@@ -35,7 +35,7 @@ from harness.learners.analytic.family import (
 )
 from harness.learners.analytic.learner import versions
 from harness.metrics.added import added_metrics
-from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status
+from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status, writer_of
 from harness.science import BundledChain, CellSpec, FitSpec, Lineage, Node, build
 from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
 from harness.turn import turn
@@ -61,7 +61,7 @@ class CellJob:
 
         Filters and other cells' chains may end one chain and not another.
         """
-        return bool(self.spec.filters) or self.spec.source is not None
+        return bool(self.spec.filters) or self.spec.source is not None or len(self.spec.members) > 1
 
     @property
     def bytes_per_chain(self) -> int:
@@ -85,15 +85,13 @@ class CellJob:
 
 @dataclass(frozen=True)
 class Unit:
-    """Same-shaped chains, run together.
+    """Chains that are run together: same-shaped ones of a cell, or those of a population's members.
 
     Attributes:
-        cell: Index of their cell.
-        chains: The chains, one per seed.
-        jobs: By index: the cell's job, and those of the cells that write for it.
+        chains: The chains, for each of their cells one per seed.
+        jobs: By index: their cells' jobs, and those of the cells that write for them.
     """
 
-    cell: int
     chains: tuple[BundledChain, ...]
     jobs: Mapping[int, CellJob]
 
@@ -109,15 +107,39 @@ def run_unit(unit: Unit) -> pa.Table:
     """
     with threadpool_limits(limits=1):
         cells = _cells(unit)
-        for cell in cells.values():  # a writer goes all its way first: a reader may read any generation of it
-            for generation in range(cell.job.spec.generations + 1):
-                cell.step(generation)
-        return cells[unit.cell].rows(unit.chains)
+        for cell, generation in _order(cells):
+            cell.step(generation)
+        return _rows(unit, cells)
+
+
+def _order(cells: Mapping[int, _Cell]) -> Iterator[tuple[_Cell, int]]:
+    """Every generation of every cell, behind what it reads.
+
+    A writer goes all its way first, for a reader may read any generation of it; the members of a population,
+    who read each other, go side by side.
+    """
+    for index, cell in cells.items():
+        group = [cells[member] for member in cell.spec.members or (index,)]
+        if cell is not group[0]:
+            continue
+        for now in range(max(member.spec.arrives + member.spec.generations for member in group) + 1):
+            for member in group:
+                if 0 <= now - member.spec.arrives <= member.spec.generations:
+                    yield member, now - member.spec.arrives
+
+
+def _rows(unit: Unit, cells: Mapping[int, _Cell]) -> pa.Table:
+    """The rows of a unit's chains, cell by cell."""
+    by_cell: dict[int, list[BundledChain]] = {}
+    for chain in unit.chains:
+        by_cell.setdefault(chain.cell, []).append(chain)
+    tables = [cells[index].rows(chains) for index, chains in by_cell.items()]
+    return pa.concat_tables(tables, promote_options="default") if len(tables) > 1 else tables[0]
 
 
 def _cells(unit: Unit) -> dict[int, _Cell]:
     """The cells of a unit, those that write for others before these."""
-    seeds = tuple(chain.seed for chain in unit.chains)
+    seeds = tuple(dict.fromkeys(chain.seed for chain in unit.chains))
     lineage = build(
         {index: job.spec for index, job in unit.jobs.items()}, lambda index, seed: str(index), seeds
     )
@@ -126,8 +148,15 @@ def _cells(unit: Unit) -> dict[int, _Cell]:
         writer = None if job.spec.source is None else cells[job.spec.source]
         cells[index] = _Cell(index, job, seeds, lineage, writer)
         if writer is not None:
-            writer.read_by_others = frozenset(cells[index].last_use)
+            writer.read_by_others |= frozenset(cells[index].last_use)
             writer.keeps_models |= bool(job.spec.filters)
+    for cell in cells.values():
+        cell.members = [cells[index] for index in cell.spec.members]
+        for recipe in cell.recipes:
+            for part in recipe.parts:
+                place, generation = writer_of(part.origin) if part.origin >= 0 else (None, 0)
+                if place is not None:
+                    cell.members[recipe.writers[place]].read_by_others |= {generation}
     return cells
 
 
@@ -136,11 +165,13 @@ class Lesson:
     """What a chain trains on in one generation.
 
     Attributes:
+        cell: Index of the chain's cell.
         node: The generation.
         nodes: By key, those whose corpora it reads.
         sources: Where its training examples come from.
     """
 
+    cell: int
     node: Node
     nodes: Mapping[str, Node]
     sources: Sources
@@ -157,18 +188,18 @@ class Again:
 
     def lessons(self) -> Iterator[Lesson]:
         """Every generation of every chain, when all that it reads is written."""
+        wanted = {chain.cell for chain in self.unit.chains}
         with threadpool_limits(limits=1):
-            for index, cell in self.cells.items():
-                for generation in range(cell.job.spec.generations + 1):
-                    cell.begin(generation)
-                    for place in range(len(cell.alive)) if index == self.unit.cell else ():
-                        node = cell.nodes[cell.seeds[cell.alive[place]]][generation]
-                        yield Lesson(node, cell.all_nodes, _Sources(cell, place))
-                    cell.step(generation)
+            for cell, generation in _order(self.cells):
+                cell.begin(generation)
+                for place in range(len(cell.alive)) if cell.index in wanted else ():
+                    node = cell.nodes[cell.seeds[cell.alive[place]]][generation]
+                    yield Lesson(cell.index, node, cell.all_nodes, _Sources(cell, place))
+                cell.step(generation)
 
     def rows(self) -> pa.Table:
         """As `run_unit`; behind the last lesson."""
-        return self.cells[self.unit.cell].rows(self.unit.chains)
+        return _rows(self.unit, self.cells)
 
 
 class _Cell:
@@ -177,27 +208,29 @@ class _Cell:
     def __init__(
         self, index: int, job: CellJob, seeds: tuple[int, ...], lineage: Lineage, writer: _Cell | None
     ) -> None:
-        self.job, self.seeds, self.writer = job, seeds, writer or self
-        self.spec = job.spec
+        self.index, self.job, self.spec = index, job, job.spec
+        self.seeds, self.writer = tuple(job.spec.seed(seed) for seed in seeds), writer or self
+        self.members: list[_Cell] = []
+        """Of its population, itself among them."""
         self.filters: list[Any] = [part.section for part in job.spec.filters]
         self.family = make_family(job.spec.learner.section, job.truth)
         self.recipes = [job.spec.recipe(generation) for generation in range(job.spec.generations + 1)]
         self.nodes = {
-            chain.seed: [lineage.nodes[key] for key in chain.nodes]
+            job.spec.seed(chain.seed): [lineage.nodes[key] for key in chain.nodes]
             for chain in lineage.chains
             if chain.cell == index
         }
         self.all_nodes = lineage.nodes
-        first = self.nodes[seeds[0]]
+        first = self.nodes[self.seeds[0]]
         self.counts = [lineage.examples[node.corpus] for node in first]
         parts = [part for recipe in self.recipes for part in recipe.parts if part.origin == REAL]
         needed = max(job.spec.n, *(part.offset + part.count for part in parts))
-        self.real = np.stack([job.truth.real(seed, needed).values for seed in seeds])
+        self.real = np.stack([job.truth.real(seed, needed).values for seed in self.seeds])
         self.read_by_others: frozenset[int] = frozenset()
         """Generations that another cell of the unit reads."""
         self.keeps_models = bool(self.filters)
         self.generation = 0
-        self.alive = np.arange(len(seeds))
+        self.alive = np.arange(len(self.seeds))
         """Chains that have a model; those of a writer that has none end too."""
         self.ended = self.alive[:0]
         """Those that have ended in this generation."""
@@ -219,11 +252,19 @@ class _Cell:
     def begin(self, generation: int) -> None:
         """Come to a generation; chains whose writer has diverged before end here."""
         self.generation = generation
-        recipe = self.recipes[generation]
-        if self.writer is not self and any(
-            part.origin >= 0 and part.origin not in self.writer.corpora for part in recipe.parts
-        ):
-            self.alive = self.alive[:0]
+        if self.writer is self and len(self.members) < 2:
+            return
+        for part in self.recipes[generation].parts:
+            if part.origin >= 0:
+                writer, then = self._writer(part.origin)
+                if then not in writer.corpora:
+                    self.alive = self.alive[:0]
+
+    def _writer(self, origin: int) -> tuple[_Cell, int]:
+        """The cell that has written an origin in this generation's training set, and its generation."""
+        place, generation = writer_of(origin)
+        writers = self.recipes[self.generation].writers
+        return (self.writer if place is None else self.members[writers[place]]), generation
 
     def step(self, generation: int) -> None:
         """One generation of every chain that is alive."""
@@ -341,8 +382,9 @@ class _Cell:
         if part.origin == TEACHER:
             specs = [self._spec(chains.generation, chain) for chain in range(len(chains))]
             return np.stack([taught(spec, part.count, self.job.truth).values for spec in specs])
-        corpus = self.writer.corpora[part.origin]
-        return (corpus if self.writer is self else corpus[self.alive])[:, : part.count]
+        writer, generation = self._writer(part.origin)
+        corpus = writer.corpora[generation]
+        return (corpus if writer is self else corpus[self.alive])[:, part.offset : part.offset + part.count]
 
     def _spec(self, generation: int, chain: int) -> FitSpec:
         """The fit of a chain that is alive."""
@@ -360,24 +402,13 @@ class _Cell:
         sizes = [int((drawn.origin == origin).sum()) for origin in origins]
         return fold_origins(self.family, parts, origins, sizes), chosen
 
-    def corpus(self, chain: int, generation: int, count: int) -> Array:
+    def corpus(self, chain: int, origin: int, count: int) -> Array:
         """The first examples of a corpus that a chain reads."""
-        found: Array = self.writer.corpora[generation][
-            chain if self.writer is self else int(self.alive[chain])
-        ]
+        writer, generation = self._writer(origin)
+        found: Array = writer.corpora[generation][chain if writer is self else int(self.alive[chain])]
         if len(found) < count:
-            found = self._more(self.seeds[self.alive[chain]], generation, count)
+            found = _more(writer, writer.seeds[self.alive[chain]], generation, count)
         return found[:count]
-
-    def _more(self, seed: int, origin: int, count: int) -> Array:
-        """A longer corpus of the chain that wrote it."""
-        writer = self.writer
-        real = writer.real[:, : writer.spec.n] if writer.family.reads_real else None
-        writer.corpora[origin] = writer.family.sample(
-            writer.models[origin], Chains((seed,), origin), count, real
-        )
-        rows: Array = writer.corpora[origin][0]
-        return rows
 
     # --- records --------------------------------------------------------------------------------------------
 
@@ -413,11 +444,21 @@ class _Cell:
         """All rows, with the chains' keys and seeds."""
         whole = pa.concat_tables(self.pieces, promote_options="default")
         place = whole["place"].to_numpy()
-        keys, seeds = np.array([chain.key for chain in chains]), np.array([chain.seed for chain in chains])
+        keys, seeds = np.array([chain.key for chain in chains]), np.array(self.seeds)
         whole = whole.drop_columns(["place"]).add_column(
             0, CHAIN, pa.array(keys[place].tolist(), pa.string())
         )
         return whole.add_column(1, "seed", pa.array(seeds[place]))
+
+
+def _more(writer: _Cell, seed: int, generation: int, count: int) -> Array:
+    """A longer corpus of the chain that wrote it."""
+    real = writer.real[:, : writer.spec.n] if writer.family.reads_real else None
+    writer.corpora[generation] = writer.family.sample(
+        writer.models[generation], Chains((seed,), generation), count, real
+    )
+    rows: Array = writer.corpora[generation][0]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -433,8 +474,8 @@ class _Sources:
     def fixed(self, content: str) -> Examples:
         raise LearnerError(f"{content}: no fixed corpus has examples of this kind")
 
-    def corpus(self, generation: int, count: int) -> Examples:
-        return Examples.full(self.cell.corpus(self.chain, generation, count))
+    def corpus(self, origin: int, count: int) -> Examples:
+        return Examples.full(self.cell.corpus(self.chain, origin, count))
 
 
 def _random(recipe: Recipe, n: int) -> bool:

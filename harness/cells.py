@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from harness.components import FILTERS, LEARNERS, REGIMES
-from harness.config.grid import Study
+from harness.config.grid import Cell, Study
 from harness.config.schema import Config, Evaluate, science
 from harness.data.base import ExternalCorpus, PreparedData, RealData
 from harness.errors import ConfigError
 from harness.learners.base import Resolved
 from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, POOL_VERSION, versions
 from harness.metrics.added import added_versions
+from harness.population import Exchange, Rule, unread
 from harness.preparation import data_spec
 from harness.regimes import recipe
 from harness.registry import named
@@ -70,6 +72,38 @@ def cell_spec(
         writer=writer,
         first=resolved.first,
     )
+
+
+def with_populations(study: Study, specs: Sequence[CellSpec]) -> list[CellSpec]:
+    """The specs of cells, those of members as their populations have them: they read each other.
+
+    Raises:
+        ConfigError: A member reads one that is not there.
+    """
+    found = list(specs)
+    for cell in study.cells:
+        member, population = cell.member, cell.config.population
+        if member is None or population is None or member.number:
+            continue
+        rules = tuple(_rule(study.cells[index], specs[index]) for index in member.cells)
+        if wrong := unread(population, rules):
+            raise study.source.error("population.exchange", wrong)
+        exchange = Exchange(population, rules)
+        for number, index in enumerate(member.cells):
+            found[index] = replace(
+                specs[index],
+                recipe=partial(exchange.recipe, number),
+                members=member.cells,
+                number=number,
+                arrives=rules[number].arrives,
+            )
+    return found
+
+
+def _rule(cell: Cell, spec: CellSpec) -> Rule:
+    assert cell.member is not None and cell.config.population is not None
+    arrives = cell.config.population.named[cell.member.name].arrives
+    return Rule(cell.member.name, cell.config.regime, spec.n, arrives, arrives + spec.generations)
 
 
 def _filters(config: Config) -> tuple[Versioned, ...]:
@@ -140,6 +174,7 @@ def chain_namer(study: Study, specs: Sequence[CellSpec]) -> Callable[[int, int],
                 "regime": regime,
             }
         )
+    alone = [key_of({"cell": name}) for name in names]
     for index in in_order(dict(enumerate(specs))):
         source = specs[index].source
         if source is not None:
@@ -147,6 +182,7 @@ def chain_namer(study: Study, specs: Sequence[CellSpec]) -> Callable[[int, int],
                 "cell": key_of({"cell": names[source]}),
                 **_fixed(study.cells[index].config),
             }
+        names[index] |= _population(study.cells[index], specs, alone)
 
     def name(index: int, seed: int) -> str:
         suffix = f"-G{study.cells[index].config.generations}" if study.generations_is_axis else ""
@@ -177,6 +213,9 @@ def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Bund
     for index in order:
         if index in bundled:
             identities[index] = _bundle_identity(study.cells[index].config, specs[index], identities)
+    alone = {index: key_of(identity) for index, identity in identities.items()}
+    for index in identities:
+        identities[index] |= _population(study.cells[index], specs, alone)
     chains = tuple(
         BundledChain(
             name(index, seed),
@@ -190,6 +229,20 @@ def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Bund
     )
     single = {index: item for index, item in enumerate(specs) if index not in set(bundled)}
     return build(single, name, study.seeds), chains
+
+
+def _population(
+    cell: Cell, specs: Sequence[CellSpec], alone: Mapping[int, str] | Sequence[str]
+) -> dict[str, Any]:
+    """What the chains of a member are known by besides: who else is there, when, and who reads whom."""
+    member, population = cell.member, cell.config.population
+    if member is None or population is None or len(member.cells) == 1:
+        return {}
+    there = [[alone[i], specs[i].arrives, specs[i].arrives + specs[i].generations] for i in member.cells]
+    names = list(population.named)
+    shares = [[population.share(reader, writer) for writer in names] for reader in names]
+    exchange = population.exchange if isinstance(population.exchange, str) else shares
+    return {"population": {"members": there, "exchange": exchange, "member": member.number}}
 
 
 def _texts(item: CellSpec) -> dict[str, Any]:

@@ -21,6 +21,23 @@ EXTERNAL = -2
 TEACHER = -3
 """Origin of a training example from a fixed teacher."""
 
+MEMBER = 1 << 20
+"""Origins below are generations of the chain itself; those of the other members of its population that it
+reads (`Recipe.writers`) follow, so many for each. No chain has as many generations
+(`harness.config.size`)."""
+
+
+def written_by(place: int, generation: int) -> int:
+    """The origin of what another member wrote in one of its generations, by its place in `Recipe.writers`."""
+    return (place + 1) * MEMBER + generation
+
+
+def writer_of(origin: int) -> tuple[int | None, int]:
+    """The place in `Recipe.writers` that an origin names, None for the chain itself, and the generation."""
+    place, generation = divmod(origin, MEMBER)
+    return (place - 1 if place else None), generation
+
+
 Status = Literal["ok", "degenerate", "diverged"]
 """``degenerate``: there is a model, and some metric of it is not finite; ``diverged``: there is no finite
 model, the chain ends."""
@@ -31,12 +48,12 @@ class Part:
     """One source of a training set.
 
     Attributes:
-        origin: `REAL`, or the generation whose corpus is read.
+        origin: `REAL`, the generation whose corpus is read, or `written_by` another member of a population.
         count: How many examples are read from it.
         draw: ``first``: examples 0..count-1; ``resample``: a random subset, new each generation; ``fixed``:
             one random subset, the same in every generation; ``unseen``: the next ``count`` that no earlier
             generation read, from ``offset`` on.
-        offset: First example, for ``unseen``.
+        offset: First example, for ``unseen``, and of what several members of a population read.
         pooled: It arrives in the unlabelled pool, from which a recipe takes some.
     """
 
@@ -45,6 +62,11 @@ class Part:
     draw: Literal["first", "resample", "fixed", "unseen"] = "first"
     offset: int = 0
     pooled: bool = False
+
+    @property
+    def end(self) -> int:
+        """One past the last example that is read of what models of the grid wrote."""
+        return self.count + (self.offset if self.origin >= 0 else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +83,8 @@ class Recipe:
             keep as many as the filters would.
         budget: What is held equal across regimes: ``examples``, ``tokens`` or ``steps``.
         init: Overrides the learner's ``init`` (for a refresh); None leaves it.
+        writers: The members of a population whose corpora are read, besides the chain itself; an origin names
+            one by its place here (`writer_of`), so that it does not depend on who else is in the population.
     """
 
     spec: Mapping[str, Any]
@@ -70,6 +94,7 @@ class Recipe:
     select: Literal["filters", "random", "oracle"] = "filters"
     budget: Literal["examples", "tokens", "steps"] = "examples"
     init: str | None = None
+    writers: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -86,7 +111,7 @@ class Recipe:
     @property
     def arriving(self) -> int:
         """Synthetic examples that arrive in one generation's pool: what is labelled lies behind them."""
-        return max((part.count for part in self.parts if part.pooled and part.origin != REAL), default=0)
+        return max((part.end for part in self.parts if part.pooled and part.origin != REAL), default=0)
 
     @property
     def counts(self) -> tuple[float, float]:

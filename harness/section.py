@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from harness.files import path_of
 
@@ -77,6 +77,30 @@ class DataSection(Section):
         them. A section of other data without that field has to say False here.
         """
         return bool(getattr(self, "resample", True))
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> DataSection:
+        if getattr(self, "resample", False) and getattr(self, "segment", None) is not None:
+            raise ValueError(
+                "resample: every seed draws from the whole split, and segment is a part of it; give one of "
+                "the two"
+            )
+        return self
+
+
+class Segment(Section):
+    """One of several disjoint parts of the training examples."""
+
+    number: Annotated[int, Field(ge=0)]
+    """Which, from 0."""
+    of: PositiveInt
+    """How many there are."""
+
+    @model_validator(mode="after")
+    def _there(self) -> Segment:
+        if self.number >= self.of:
+            raise ValueError(f"number: found {self.number}, allowed: 0 to {self.of - 1}")
+        return self
 
 
 def since(default: Any, **kwargs: Any) -> Any:

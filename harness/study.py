@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.cells import cell_spec, is_bundled, lineage_of
+from harness.cells import cell_spec, is_bundled, lineage_of, with_populations
 from harness.components import DATA_KINDS, FILTERS, LEARNERS, TRACKERS
 from harness.config.grid import Cell, Study, check_claims, expand, find_cells, resolve_sources
 from harness.config.load import load_file
@@ -169,6 +169,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         data.append(prepared)
         resolved.append(learner)
         specs.append(found)
+    specs = with_populations(study, specs)
     _check_sources(study, specs)
     _check_counts(study, specs)
     lineage, bundles = lineage_of(study, specs)
@@ -273,11 +274,15 @@ def _teacher(config: Config, real: RealData) -> DataSpec | None:
 def _check_sources(study: Study, specs: list[CellSpec]) -> None:
     """Check that a chain can read what its source writes."""
     for cell, item in zip(study.cells, specs, strict=True):
+        if any(is_bundled(study.cells[index].config) != is_bundled(cell.config) for index in item.members):
+            raise DataError("population: resources.bundled must be the same in all members")
         if item.source is None:
             continue
         other, who = study.cells[item.source], specs[item.source]
         where = f"regime.source: cell {dict(other.axes)}"
-        if {**item.data.identity, "num_examples": 0} != {**who.data.identity, "num_examples": 0}:
+        if who.members:
+            raise DataError(f"{where} is a member of a population; allowed: cells that are in none")
+        if _distribution(item) != _distribution(who):
             raise DataError(
                 f"{where} has other data than the cell that reads it; both need the same data section"
             )
@@ -291,6 +296,12 @@ def _check_sources(study: Study, specs: list[CellSpec]) -> None:
             )
         if is_bundled(other.config) != is_bundled(cell.config):
             raise DataError(f"{where}: resources.bundled must be the same in both cells")
+
+
+def _distribution(item: CellSpec) -> dict[str, Any]:
+    """What a cell's real data are, however many it has of them."""
+    own = ("num_examples", "segment")
+    return {name: value for name, value in item.data.identity.items() if name not in own}
 
 
 def _execution(config: Config, resolved: Resolved) -> Execution:

@@ -118,8 +118,8 @@ class BranchRun:
     def _fit(self, node: Node) -> None:
         if node.fit in self.plan.foreign:
             raise DamagedError(
-                f"more examples of generation {node.generation} of the cell in regime.source are needed than "
-                "it has, and this cell's learner cannot write them: run the command again if something is "
+                f"more examples of generation {node.generation} of another cell's chain are needed than it "
+                "has, and this cell's learner cannot write them: run the command again if something is "
                 "damaged, or relax the filters"
             )
         report = self.context.reporter(node, "fit")

@@ -54,7 +54,7 @@ class Context:
         about = {
             "branch": self.plan.branch,
             "generation": node.generation,
-            "seed": node.seed,
+            "seed": node.grid_seed,
             "coordinator": self.plan.coordinator,
         }
         lease = self.leases.acquire(key, about) if self.ranks.rank == 0 else None
@@ -100,7 +100,7 @@ class Context:
                 kind,
                 branch=self.plan.branch,
                 generation=node.generation,
-                seed=node.seed,
+                seed=node.grid_seed,
                 fit=node.fit,
                 evaluation=node.evaluation,
                 attempt=self.plan.attempt,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.registry import DataKind
-from harness.section import DataSection, HubItem, Place, PositiveInt, Section, hub_data, since
+from harness.section import DataSection, HubItem, Place, PositiveInt, Section, Segment, hub_data, since
 
 DIGITS = "digits"
 """The handwritten digits that scikit-learn carries."""
@@ -39,6 +39,9 @@ class ImageData(DataSection):
     resample: bool = since(False)
     """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on
     the same ones."""
+    segment: Segment | None = since(None)
+    """Only this part of the training split, none of which other segments have (as populations give each
+    member one)."""
     split: ImageSplit = since(ImageSplit(), introduced={})
 
     @property

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.registry import DataKind, DataPlugin
-from harness.section import DataSection, HubItem, Place, Section, hub_data, since
+from harness.section import DataSection, HubItem, Place, Section, Segment, hub_data, since
 
 
 class BpeTokenizer(Section):
@@ -58,6 +58,9 @@ class TextData(DataSection):
     resample: bool = since(False)
     """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on
     the same ones."""
+    segment: Segment | None = since(None)
+    """Only this part of the training split, none of which other segments have (as populations give each
+    member one)."""
     separator: Literal["none", "eos"] = since("none")
     """``eos`` puts the end-of-text token behind every document; ``none`` joins documents by a blank line."""
     prepend_bos: bool = since(True)

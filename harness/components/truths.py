@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from harness.registry import DataKind
-from harness.section import DataSection, Place, PositiveInt, Section, Share, since
+from harness.section import DataSection, Place, PositiveInt, Section, Segment, Share, since
 
 
 class GaussianData(DataSection):
@@ -122,6 +122,9 @@ class ArrayData(DataSection):
     resample: bool = since(False)
     """Every seed trains on its own ``num_examples`` of the training split, drawn at random; otherwise all on
     the same ones."""
+    segment: Segment | None = since(None)
+    """Only this part of the training split, none of which other segments have (as populations give each
+    member one)."""
     test: Annotated[float, Field(gt=0, lt=0.9)] = since(0.1)
     """Share of the rows that is held out."""
 

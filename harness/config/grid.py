@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,15 +14,18 @@ from pydantic import BaseModel, ValidationError
 
 from harness.config.load import check_kinds, section_classes, validate
 from harness.config.mitigations import AXIS, SECTION, Mitigations, take_axis, take_mitigations
+from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, members
 from harness.config.replaced import check_replaced
 from harness.config.schema import Config, LanguageModel, Override
-from harness.config.size import MAX_CHAINS, check_axes, check_generations
+from harness.config.size import MAX_CELLS, MAX_CHAINS, check_axes, check_generations
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
 from harness.terminal import nearest, shown
 
 SHARED_SECTIONS = ("experiment", "tracking", "seed", "claims")
 """Fields that all cells of a grid share."""
+WHOLE = ("population.exchange", "population.members")
+"""Axes whose values are one thing however many fields they have: they are one column."""
 SHAPED = 6
 """Generations that a chain has to have for its growth to have a shape (AICc of four parameters)."""
 EXECUTION_SECTIONS = ("experiment", "resources", "retention", "tracking", "claims")
@@ -42,6 +45,10 @@ class Cell:
     axes: Mapping[str, Any]
     teacher: bool = False
     """Not in the grid: a pretrained model as it is, whose corpus other cells read."""
+    point: int = 0
+    """Number of its point in the product of the axes; the members of a population share one."""
+    member: Membership | None = None
+    """Its place in its population; None where it is in none."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,18 @@ def expand(source: Source) -> Study:
     axes, overrides = dict(parts.axes), parts.overrides
     seeds = axes.pop("seed", None)
     columns = _columns(axes)
-    cells, applied = [], dict[int, Mapping[str, Any]]()
-    for point in points(source, parts):
+    cells, applied = list[Cell](), dict[int, Mapping[str, Any]]()
+    for number, point in enumerate(points(source, parts)):
         config = validate(source, point.raw, point.places)
         named = {AXIS: point.mitigation}
-        cells.append(Cell(config, {n: named[n] if n in named else get(point.raw, n) for n in columns}))
+        values = {n: named[n] if n in named else get(point.raw, n) for n in columns}
+        cells += _cells(source, point, config, Cell(config, values, point=number), len(cells))
         applied = {**point.applied, **applied}
+    if any(cell.member is not None for cell in cells):
+        columns.append(MEMBER)
+        cells = [
+            replace(cell, axes={**cell.axes, MEMBER: cell.member and cell.member.name}) for cell in cells
+        ]
     for index, override in enumerate(overrides):
         # Where --set leaves only a part of the grid, what the file says of the rest is no mistake.
         if index not in applied and not any(map(source.is_set, override.when)):
@@ -98,6 +111,20 @@ def expand(source: Source) -> Study:
     check_generations(source, [cell.config for cell in cells], len(seeds))
     cells += _teachers(source, cells)
     return Study(base, tuple(cells), tuple(seeds), tuple(columns), "generations" in axes, source)
+
+
+def _cells(source: Source, point: Point, config: Config, cell: Cell, start: int) -> list[Cell]:
+    """A point's cell, or one for each member of its population; ``start`` cells are there already."""
+    if config.population is None:
+        return [cell]
+    found = list(members(source, config, point.raw, point.places, partial(_check_members, source)))
+    if start + len(found) > MAX_CELLS:
+        raise source.error("population.members", f"asks for more than {MAX_CELLS:,} cells in all")
+    numbers = tuple(range(start, start + len(found)))
+    return [
+        replace(cell, config=own, member=Membership(name, number, numbers))
+        for number, (name, own) in enumerate(found)
+    ]
 
 
 @dataclass(frozen=True)
@@ -182,6 +209,14 @@ def _check_setting(source: Source, place: str, name: str) -> None:
     if section in (*SHARED_SECTIONS, *EXECUTION_SECTIONS):
         why = "it is the same in all cells, or changes no result"
         raise source.error(place, f"{section} cannot be in a mitigation: {why}")
+
+
+def _check_members(source: Source, place: str, name: str) -> None:
+    """Check that a population's member may set a field."""
+    _check_field(source, place, name)
+    section = name.split(".")[0]
+    if section in (*SHARED_SECTIONS, *MEMBERS_SHARE):
+        raise source.error(place, f"{section} is the same in all members of a population")
 
 
 def _overrides(source: Source, items: Any) -> list[Override]:
@@ -298,7 +333,7 @@ def _columns(axes: Mapping[str, Sequence[Any]]) -> list[str]:
     """One column per axis; for an axis of whole objects one per field in which they differ."""
     columns = []
     for name, values in axes.items():
-        if not any(isinstance(value, Mapping) for value in values):
+        if name in WHOLE or not any(isinstance(value, Mapping) for value in values):
             columns.append(name)
             continue
         flat = [_flatten(value, name) for value in values]
@@ -378,7 +413,7 @@ def check_claims(study: Study) -> None:
         for name, wanted in claim.statistic.cells:
             place = f"claims.{number}.statistic"
             for field in wanted:
-                if field != AXIS or AXIS not in study.columns:
+                if field not in (AXIS, MEMBER) or field not in study.columns:
                     _check_field(study.source, place, field)
             found = find_cells(study, wanted)
             if not found and any(map(study.source.is_set, wanted)):

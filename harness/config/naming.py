@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 KIND, RATIO = "regime.kind", "regime.synthetic_ratio"
@@ -61,7 +61,15 @@ def cell_names(cells: Iterable[Sequence[Any]], axes: Sequence[str]) -> list[str]
     ]
 
 
+def _spoken(value: Mapping[str, Any]) -> str:
+    """A value of several fields in words, such as ``teacher big`` or ``a (a 0.5, b 0.5), b (b 1)``."""
+    found = []
+    for name, inner in value.items():
+        found.append(f"{name} ({_spoken(inner)})" if isinstance(inner, Mapping) else f"{name} {inner}")
+    return ", ".join(found)
+
+
 def _short(value: Any) -> str:
-    text = str(value)
+    text = _spoken(value) if isinstance(value, Mapping) else str(value)
     end = MAX_NAME // 3
     return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - end]} ... {text[-end:]}"

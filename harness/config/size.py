@@ -59,7 +59,11 @@ def check_generations(source: Source, configs: Sequence[Config], seeds: int) -> 
         total = totals["in bundles" if bundled else "one by one"]
         total[0] += length * seeds
         # What bundles read is planned once for all seeds of a cell.
-        total[1] += length * (length - 1) // 2 * (1 if bundled else seeds) if config.regime.reads_all else 0
+        writers = 1 if config.population is None else len(config.population.named)
+        reads = length * (length - 1) // 2 if config.regime.reads_all else length
+        total[1] += (
+            writers * reads * (1 if bundled else seeds) if config.regime.reads_all or writers > 1 else 0
+        )
     for how, (generations, reads) in totals.items():
         allowed = MAX_NODES if how == "one by one" else MAX_ROWS
         cells = f"{len(configs):,} cells x {seeds:,} seeds x up to {longest:,} generations"
@@ -69,6 +73,8 @@ def check_generations(source: Source, configs: Sequence[Config], seeds: int) -> 
         if reads > MAX_READS:
             pooling = " and ".join(kind for kind in REGIMES if REGIMES[kind].pools)
             found = f"{cells} ask for {reads:,} corpora in training sets, as {pooling} read all earlier ones"
+            if any(config.population is not None for config in configs):
+                found += ", and members of a population those of others"
             raise source.error("generations", f"{found}; allowed are {MAX_READS:,}")
     if longest > MAX_LENGTH:
         raise source.error("generations", f"found {longest - 1:,}, allowed are {MAX_LENGTH - 1:,} in a chain")

@@ -305,7 +305,7 @@ class BundleRun:
                 chain.generations + 1 for chain in task.chains if chain.key not in found.failed
             )
             self.left -= {chain.key for chain in task.chains} - set(found.failed)
-            cells = len({unit.cell for part in task.slices for unit in part.units})
+            cells = len({chain.cell for chain in task.chains})
             done, total = len(self.prepared.bundles) - len(self.left), len(self.prepared.bundles)
             self.display.line(f"[{done}/{total} chains] {len(task.chains)} in bundles of {cells} cell(s)")
         for part in task.slices:

@@ -165,7 +165,7 @@ def make_display(json_output: bool) -> PlainDisplay | LiveDisplay:
 def computed_by(prepared: Prepared, node: str, others: int) -> str:
     """The cell that computes a generation, and how many other chains have it too."""
     known = prepared.lineage.nodes[node]
-    label = axes_text(prepared.study.cells[known.cell].axes, known.seed)
+    label = axes_text(prepared.study.cells[known.cell].axes, known.grid_seed)
     return f"{label} and {others} more chain{'s' if others > 1 else ''}" if others else label
 
 
@@ -182,4 +182,4 @@ def running_row(prepared: Prepared, branch: Branch, progress: Mapping[str, Any])
     """What is shown of a branch that runs."""
     first, last = (prepared.lineage.nodes[branch.nodes[place]] for place in (0, -1))
     axes = prepared.study.cells[first.cell].axes
-    return {"branch": branch.id, "axes": axes, "seed": first.seed, "last": last.generation, **progress}
+    return {"branch": branch.id, "axes": axes, "seed": first.grid_seed, "last": last.generation, **progress}

@@ -72,7 +72,7 @@ class _Observer:
         self._last = now
         state = {
             "generation": node.generation,
-            "seed": node.seed,
+            "seed": node.grid_seed,
             "phase": phase,
             "done": done,
             "total": total,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from harness.chain import Plan
+from harness.records import MEMBER
 from harness.science import Branch, Node
 from harness.study import Prepared
 
@@ -32,7 +33,7 @@ def plan_of(
             node.first,
             node.init_from,
             node.prompted_by,
-            *(() if written_by_others else node.corpora.values()),
+            *(() if written_by_others else (key for origin, key in node.corpora.items() if origin < MEMBER)),
         )
 
     own = _reached(lineage.nodes, branch.nodes, past)

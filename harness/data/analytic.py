@@ -29,7 +29,7 @@ from harness.components.truths import (
     ShapeData,
 )
 from harness.config.schema import data_kind
-from harness.data.base import PreparedData, RealData, Room, own_examples
+from harness.data.base import PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.rows import read_rows
 from harness.errors import DataError
 from harness.records import Examples
@@ -418,16 +418,16 @@ class ArrayTruth(Truth):
     @property
     def num_examples(self) -> int:
         """Real training examples of generation 0."""
-        return self.config.num_examples or len(self._train)
+        return self.config.num_examples or self.supply
 
     @property
     def supply(self) -> int:
-        """Rows that are not held out."""
-        return len(self._train)
+        """Rows that are not held out, or those of the segment."""
+        return supply_of(self.config, len(self._train))
 
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` rows, the same for every seed unless they are resampled."""
-        return Examples.full(self._train[own_examples(seed, self.supply, count, self.config.resample)])
+        return Examples.full(self._train[own_examples(self.config, seed, len(self._train), count)])
 
     @property
     def test(self) -> Array:

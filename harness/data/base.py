@@ -14,6 +14,7 @@ import numpy.typing as npt
 from harness.errors import DataError
 from harness.records import Examples
 from harness.science import DataSpec
+from harness.section import DataSection
 from harness.streams import stream
 
 if TYPE_CHECKING:
@@ -167,13 +168,24 @@ class PreparedData:
     kept: Kept | None = None
 
 
-def own_examples(seed: int, supply: int, count: int, resample: bool) -> slice | npt.NDArray[np.int64]:
-    """Which of a split's examples are the first ``count`` of a seed.
+def own_examples(section: DataSection, seed: int, supply: int, count: int) -> slice | npt.NDArray[np.int64]:
+    """Which of a split's examples are the first ``count`` of a chain; fewer are a prefix of more.
 
     Args:
+        section: With ``resample`` every seed has an order of its own, otherwise all have the split's;
+            ``segment`` is every so many-th example, so that segments of one size hold the first examples of
+            the split together.
         seed: The chain's seed.
         supply: Examples of the training split.
-        count: How many are wanted; fewer are a prefix of more.
-        resample: ``data.resample``: every seed has an order of its own. Otherwise all have the split's.
+        count: How many are wanted.
     """
-    return stream(seed, 0, "resample").permutation(supply)[:count] if resample else slice(count)
+    if getattr(section, "resample", False):
+        return stream(seed, 0, "resample").permutation(supply)[:count]
+    segment = getattr(section, "segment", None)
+    return slice(count) if segment is None else np.arange(segment.number, supply, segment.of)[:count]
+
+
+def supply_of(section: DataSection, examples: int) -> int:
+    """How many of a training split's examples a chain may have: all, or those of its segment."""
+    segment = getattr(section, "segment", None)
+    return examples if segment is None else len(range(segment.number, examples, segment.of))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.images import DIGITS, ImageData
-from harness.data.base import PreparedData, RealData, Room, own_examples
+from harness.data.base import PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.hub import load_hub
 from harness.data.reading import ROWS, ReadLimit, check_size, load_array, open_parquet
 from harness.errors import DataError
@@ -152,7 +152,8 @@ def prepared(config: ImageData, room: Room) -> PreparedData:
     """
     source = read_images(config)
     spec = data_science(config, source.fingerprint())
-    stored = {name: value for name, value in spec.items() if name not in ("num_examples", "resample")}
+    apart = ("num_examples", "resample", "segment")
+    stored = {name: value for name, value in spec.items() if name not in apart}
     folder = room.folder(stored, lambda folder: prepare(config, source, folder))
     return PreparedData(spec, ImageSet(config, folder), {"source": config.source})
 
@@ -191,11 +192,11 @@ class ImageSet(RealData):
     @property
     def supply(self) -> int:
         """Images of the training split."""
-        return len(self._arrays["train"])
+        return supply_of(self.config, len(self._arrays["train"]))
 
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` training images of a seed; float32, shape [count, height * width]."""
-        chosen = own_examples(seed, self.supply, count, self.config.resample)
+        chosen = own_examples(self.config, seed, len(self._arrays["train"]), count)
         return Examples.full(_rows(self._arrays["train"][chosen]))
 
     @property

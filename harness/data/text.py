@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from harness.components import DATA
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
-from harness.data.base import ExternalCorpus, PreparedData, RealData, Room, own_examples
+from harness.data.base import ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.documents import SPLITS, Documents, named_documents, read_documents, read_named
 from harness.data.remembered import recall, remember
 from harness.data.token_bytes import token_bytes
@@ -58,7 +58,9 @@ def data_science(config: TextData, content: str, tokenizer: str | None) -> dict[
 def prepared_science(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `data_science` that decides the prepared folder (how many blocks are used does not)."""
     return {
-        name: value for name, value in spec.items() if name not in ("num_examples", "prepend_bos", "resample")
+        name: value
+        for name, value in spec.items()
+        if name not in ("num_examples", "prepend_bos", "resample", "segment")
     }
 
 
@@ -312,7 +314,7 @@ class TextCorpus(RealData):
     @property
     def supply(self) -> int:
         """Blocks of the training split."""
-        return len(self._blocks["train"])
+        return supply_of(self.config, len(self._blocks["train"]))
 
     @property
     def stored_bytes(self) -> float:
@@ -324,7 +326,7 @@ class TextCorpus(RealData):
 
         Shape [count, block_size].
         """
-        chosen = own_examples(seed, self.supply, count, self.config.resample)
+        chosen = own_examples(self.config, seed, len(self._blocks["train"]), count)
         return Examples.full(self._blocks["train"][chosen])
 
     @property

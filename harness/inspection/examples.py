@@ -21,7 +21,7 @@ from harness.data.base import RealData
 from harness.data.text import corpus_science, read_other
 from harness.errors import DamagedError, HarnessError
 from harness.inventory.slices import make_slices
-from harness.records import EXTERNAL, REAL, TEACHER, Examples
+from harness.records import EXTERNAL, MEMBER, REAL, TEACHER, Examples
 from harness.regimes import Drawn, draw
 from harness.science import Node, key_of
 from harness.store import Store
@@ -123,7 +123,7 @@ class Rows:
             seen.add(node.fit)
             real = self.prepared.data[node.cell].real
             sources = _Stored(self.prepared, self.store, node, real)
-            lesson = Lesson(node, self.prepared.lineage.nodes, sources)
+            lesson = Lesson(node.cell, node, self.prepared.lineage.nodes, sources)
             made = _Made(lesson, real)
             self._check(node, made.drawn)
             yield from self._tables(made)
@@ -144,11 +144,11 @@ class Rows:
         there = {chain.key for chain in self.prepared.bundles if chain.key in places}
         for part in filter(None, (part.only(there) for part in make_slices(self.prepared, self.store))):
             for unit in part.units:
-                again, real = Again(unit), self.prepared.data[unit.cell].real
+                again = Again(unit)
                 for lesson in again.lessons():
                     if lesson.node.fit not in seen:
                         seen.add(lesson.node.fit)
-                        yield from self._tables(_Made(lesson, real))
+                        yield from self._tables(_Made(lesson, self.prepared.data[lesson.cell].real))
                 self._compare(again.rows(), [chain.key for chain in unit.chains])
 
     def _compare(self, again: pa.Table, keys: Sequence[str]) -> None:
@@ -197,8 +197,8 @@ class _Stored:
             raise DamagedError(f"the fixed corpus {content} is not in the store; harness run puts it there")
         return read_other(self.store.path("data", key))
 
-    def corpus(self, generation: int, count: int) -> Examples:
-        writer = self.prepared.lineage.nodes[self.node.corpora[generation]]
+    def corpus(self, origin: int, count: int) -> Examples:
+        writer = self.prepared.lineage.nodes[self.node.corpora[origin]]
         return self.store.corpora.load(writer.corpus, count)
 
 
@@ -308,13 +308,13 @@ class _Made:
         size = len(origin)
         columns: dict[str, Any] = {
             "key": pa.array([self.node.fit] * size, pa.string()),
-            "seed": np.full(size, self.spec.seed),
+            "seed": np.full(size, self.node.grid_seed),
             "generation": np.full(size, self.spec.generation, np.int32),
             "position": pa.nulls(size, pa.int64())
             if piece.dropped_by
             else np.arange(len(piece.origin))[rows],
             "origin": [ORIGINS.get(o, "synthetic") for o in origin.tolist()],
-            "writer_generation": pa.array(origin, mask=origin < 0),
+            "writer_generation": pa.array(origin % MEMBER, mask=origin < 0),
             "example": pa.array(example, mask=example < 0),
             "dropped_by": pa.array([piece.dropped_by or None] * size, pa.string()),
         }

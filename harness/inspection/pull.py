@@ -70,7 +70,7 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
         "experiment": prepared.study.base.experiment,
         "chain": found.id,
         "axes": prepared.axes(found),
-        "seed": node.seed,
+        "seed": node.grid_seed,
         "generation": generation,
         "fit": node.fit,
         "corpus_key": node.corpus,

@@ -11,6 +11,7 @@ import yaml
 from harness.components import LEARNERS
 from harness.config.grid import Point, Study, point_of
 from harness.config.mitigations import SECTION
+from harness.config.population import SECTION as POPULATION
 from harness.config.source import has, put
 
 
@@ -41,13 +42,25 @@ def resolved(study: Study, number: int) -> list[Value]:
     """
     cell = study.cells[number]
     data = cell.config.model_dump(mode="json")
-    point = Point(data, {}, {}) if cell.teacher else point_of(study.source, number)
+    point = Point(data, {}, {}) if cell.teacher else point_of(study.source, cell.point)
     learner = cell.config.learner
     values, origin = LEARNERS[learner.kind].stands_for(learner)
     for name, value in values.items():
         put(data, f"learner.{name}", value)
     origins = {f"learner.{name}": origin for name in values}
+    place = point.places.get(POPULATION, POPULATION)
+    if cell.member is not None and cell.config.population is not None:
+        name = cell.member.name
+        for field in ("data.num_examples", "data.segment", "generations"):
+            origins[field] = f"population{_line(study, place)}"
+        for field in cell.config.population.named[name].set:
+            origins[field] = f"member {name}{_line(study, f'{place}.members.{name}.set.{field}')}"
     return list(_walk(study, point, data, "", origins))
+
+
+def _line(study: Study, place: str) -> str:
+    at = study.source.problem(place, "")
+    return f" (line {at.line})" if at.line else " (--set)"
 
 
 def _walk(
@@ -64,10 +77,12 @@ def _walk(
 
 def _origin(study: Study, point: Point, path: str, origins: Mapping[str, str]) -> str:
     source = study.source
+    member = next((found for field, found in origins.items() if f"{path}.".startswith(f"{field}.")), "")
+    if member.startswith(("member ", "population ")):  # over what the file says of all
+        return member
     place = next((place for field, place in point.places.items() if f"{path}.".startswith(f"{field}.")), None)
     if place is not None:
-        at = source.problem(place, "")
-        where = f" (line {at.line})" if at.line else " (--set)"
+        where = _line(study, place)
         if place.startswith("overrides."):
             return f"override{where}"
         if place.startswith(f"{SECTION}."):

@@ -87,12 +87,17 @@ def make_slices(prepared: Prepared, store: Store) -> list[Slice]:
     target = min(max(total / SLICES, SLICE_S[0]), SLICE_S[1])
     units: list[tuple[float, Unit]] = []
     for cell, group in by_cell.items():
-        made = jobs(cell)
+        made, members = jobs(cell), prepared.specs[cell].members
+        if members and cell != members[0]:  # with the first of its population
+            continue
         room = 1 if made[cell].alone else int(UNIT_BYTES // max(job.bytes_per_chain for job in made.values()))
         size = max(1, min(room, MAX_CHAINS, int(target / cost[cell])))
         for start in range(0, len(group), size):
             part = tuple(group[start : start + size])
-            units.append((cost[cell] * len(part), Unit(cell, part, made)))
+            if len(members) > 1:
+                seeds = {chain.seed for chain in part}
+                part = tuple(c for member in members for c in by_cell.get(member, ()) if c.seed in seeds)
+            units.append((cost[cell] * len(part), Unit(part, made)))
     units.sort(key=lambda item: -item[0])
     slices: list[Slice] = []
     together: list[Unit] = []
@@ -117,15 +122,17 @@ def _jobs(prepared: Prepared, store: Store) -> Callable[[int], dict[int, CellJob
     found: dict[int, CellJob] = {}
 
     def jobs(cell: int) -> dict[int, CellJob]:
-        """A cell with the cells that write for it; these first."""
+        """A cell with the cells that write for it, these first, or with the members of its population."""
         source = prepared.specs[cell].source
         before = {} if source is None else jobs(source)
-        if cell not in found:
-            spec = prepared.specs[cell]
-            truth = load_data(spec.data, store)
-            assert isinstance(truth, Truth)
-            found[cell] = CellJob(spec, truth, prepared.study.cells[cell].config.retention.weights)
-        return {**before, cell: found[cell]}
+        members = prepared.specs[cell].members or (cell,)
+        for member in members:
+            if member not in found:
+                spec = prepared.specs[member]
+                truth = load_data(spec.data, store)
+                assert isinstance(truth, Truth)
+                found[member] = CellJob(spec, truth, prepared.study.cells[member].config.retention.weights)
+        return {**before, **{member: found[member] for member in members}}
 
     return jobs
 

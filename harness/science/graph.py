@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from harness.records import TEACHER, Recipe
+from harness.records import TEACHER, Recipe, writer_of
 from harness.science.specs import CellSpec, CorpusSpec, DataSpec, EvaluationSpec, FitSpec, Versioned
 
 
@@ -20,6 +20,8 @@ class Node:
     Attributes:
         spec: What is fitted, sampled and measured.
         cell: Index of the first cell that has it.
+        grid_seed: The seed of the grid that its chain has; a member of a population has another of its own
+            (`CellSpec.seed`).
         corpora: Origin to the node whose corpus is read.
         previous: The node before it; None for generation 0, and where chains with different pasts meet (in a
             refresh): such a generation reads nothing of what came before, and exists as soon as one of those
@@ -34,6 +36,7 @@ class Node:
 
     spec: EvaluationSpec
     cell: int
+    grid_seed: int
     corpora: Mapping[int, str]
     previous: str | None
     first: str
@@ -49,7 +52,7 @@ class Node:
 
     @property
     def seed(self) -> int:
-        """The chain's seed."""
+        """The chain's own seed, of all its random streams."""
         return self.spec.fit.seed
 
     @property
@@ -123,7 +126,7 @@ class _Step:
 
     Attributes:
         recipe: The training set.
-        reads: Origin (a generation) to the number of examples that are read from its corpus.
+        reads: Origin to the number of first examples that are needed of its corpus.
         init: Where its fit starts from.
         filters: Those that its training set goes through.
         writer: The fixed teacher, where it reads one.
@@ -138,7 +141,10 @@ class _Step:
 
 def _step(cell: CellSpec, generation: int) -> _Step:
     recipe = cell.recipe(generation)
-    reads = {part.origin: part.count for part in recipe.parts if part.origin >= 0}
+    reads: dict[int, int] = {}
+    for part in recipe.parts:
+        if part.origin >= 0:
+            reads[part.origin] = max(reads.get(part.origin, 0), part.end)
     if labelled := cell.labelled(recipe):
         reads[0] = max(reads.get(0, 0), labelled)
     return _Step(
@@ -163,36 +169,51 @@ class _Builder:
     def read(self, corpus: str, count: int) -> None:
         self.examples[corpus] = max(self.examples.get(corpus, 0), count)
 
-    def chain(
-        self, index: int, cell: CellSpec, seed: int, steps: Sequence[_Step], written: Sequence[str] | None
-    ) -> tuple[str, ...]:
-        """Add a chain; ``written`` are the nodes of the chain that writes its synthetic examples.
+    def chains(
+        self,
+        cells: Mapping[int, CellSpec],
+        seed: int,
+        steps: Mapping[int, Sequence[_Step]],
+        written: Sequence[str] | None,
+    ) -> dict[int, tuple[str, ...]]:
+        """Add the chain of a cell, or of every member of a population, generation by generation.
 
-        None for itself.
+        ``written`` are the nodes of the chain that writes its synthetic examples; None for itself, and for
+        members, who read each other.
         """
-        path: list[Node] = []
-        writers = path if written is None else [self.nodes[key] for key in written]
-        for step in steps:
-            path.append(self.node(index, cell, seed, step, path, writers))
-        return tuple(node.evaluation for node in path)
+        paths: dict[int, list[Node]] = {index: [] for index in cells}
+
+        def read(index: int, recipe: Recipe, origin: int) -> Node:
+            place, generation = writer_of(origin)
+            if place is not None:
+                return paths[cells[index].members[recipe.writers[place]]][generation]
+            return paths[index][generation] if written is None else self.nodes[written[generation]]
+
+        for time in range(max(cell.arrives + cell.generations for cell in cells.values()) + 1):
+            for index, cell in cells.items():
+                if 0 <= time - cell.arrives <= cell.generations:
+                    step = steps[index][time - cell.arrives]
+                    writers = {origin: read(index, step.recipe, origin) for origin in step.reads}
+                    paths[index].append(self.node(index, cell, seed, step, paths[index], writers))
+        return {index: tuple(node.evaluation for node in path) for index, path in paths.items()}
 
     def node(
         self,
         index: int,
         cell: CellSpec,
-        seed: int,
+        grid_seed: int,
         step: _Step,
         path: Sequence[Node],
-        writers: Sequence[Node],
+        writers: Mapping[int, Node],
     ) -> Node:
-        """The next generation of a chain, behind those on its path."""
+        """The next generation of a chain, behind those on its path; ``writers`` by origin."""
         previous, first = (path[-1], path[0]) if path else (None, None)
         init = step.init if previous or step.init != "previous" else cell.init
         fit = FitSpec(
             data=cell.data,
             learner=cell.learner if path or cell.first is None else cell.first,
             init=init,
-            seed=seed,
+            seed=cell.seed(grid_seed),
             generation=len(path),
             recipe=step.recipe,
             corpora={origin: writers[origin].corpus for origin in step.reads},
@@ -212,11 +233,13 @@ class _Builder:
         if (known := self.nodes.get(spec.key)) is not None:
             return self._meet(known, previous)
         shared = {self.owners.setdefault(key, spec.key) for key in (fit.key, corpus.key)} - {spec.key}
-        if writers is not path:
-            shared |= {writers[origin].evaluation for origin in step.reads}
+        if cell.source is not None or cell.members:
+            own = {node.evaluation for node in path} if cell.members else set()
+            shared |= {writer.evaluation for writer in writers.values()} - own
         node = Node(
             spec=spec,
             cell=index,
+            grid_seed=grid_seed,
             corpora={origin: writers[origin].evaluation for origin in step.reads},
             previous=previous.evaluation if previous else None,
             first=first.evaluation if first else spec.key,
@@ -241,15 +264,17 @@ class _Builder:
 
 
 def in_order(cells: Mapping[int, CellSpec]) -> list[int]:
-    """Cells such that the source of each comes before it, else in their own order."""
+    """Cells such that the source of each comes before it, members of a population beside each other.
+
+    Else in their own order.
+    """
     found: list[int] = []
 
     def visit(index: int) -> None:
         source = cells[index].source
         if source is not None and source not in found:
             visit(source)
-        if index not in found:
-            found.append(index)
+        found.extend([member for member in cells[index].members or (index,) if member not in found])
 
     for index in cells:
         visit(index)
@@ -268,12 +293,15 @@ def build(
     """
     builder, chains = _Builder(), dict[tuple[int, int], Chain]()
     for index in in_order(cells):
-        cell = cells[index]
-        steps = [_step(cell, generation) for generation in range(cell.generations + 1)]
+        if cells[index].members and index != cells[index].members[0]:  # with the first of its population
+            continue
+        group = {member: cells[member] for member in cells[index].members or (index,)}
+        steps = {i: [_step(cell, g) for g in range(cell.generations + 1)] for i, cell in group.items()}
+        source = cells[index].source
         for seed in seeds:
-            written = None if cell.source is None else chains[cell.source, seed].nodes
-            nodes = builder.chain(index, cell, seed, steps, written)
-            chains[index, seed] = Chain(chain_ids(index, seed), index, seed, nodes)
+            written = None if source is None else chains[source, seed].nodes
+            for member, nodes in builder.chains(group, seed, steps, written).items():
+                chains[member, seed] = Chain(chain_ids(member, seed), member, seed, nodes)
     ordered = tuple(chains[index, seed] for index in cells for seed in seeds)
     return Lineage(builder.nodes, ordered, builder.examples)
 

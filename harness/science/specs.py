@@ -17,6 +17,7 @@ from harness.components import FILTERS
 from harness.config.schema import Evaluate, Section, science
 from harness.records import REAL, Recipe
 from harness.science.keys import KEY_FORMAT, key_of
+from harness.streams import stream_seed
 
 Prompts = Literal["none", "real", "previous"]
 """What the examples of a corpus continue: nothing, real examples, or those of the generation before."""
@@ -134,11 +135,14 @@ class FitSpec:
             "generation": self.generation,
         }
         if self.generation:
-            counts = {part.origin: part.count for part in self.recipe.parts}
+            parts = {part.origin: part for part in self.recipe.parts}
             corpora: list[dict[str, Any]] = []
             for origin, key in self.corpora.items():
                 # filters may learn from generation 0's: their sections say from how much of it
-                read = {"examples": counts[origin]} if origin in counts else {}
+                part = parts.get(origin)
+                read = {} if part is None else {"examples": part.count}
+                if part is not None and part.offset:
+                    read["offset"] = part.offset
                 corpora.append({"corpus": key, **read})
             filters = {"filters": [part.identity for part in self.filters]} if self.filters else {}
             found["training_set"] = {**self.recipe.spec, "corpora": corpora, **filters}
@@ -237,44 +241,10 @@ class CellSpec:
         source: Index of the cell whose chain writes the synthetic examples, with the same seed; None for the
             chain itself.
         writer: The hash of a fixed corpus, or a fixed teacher; None for other sources.
-        first: The learner of generation 0, where later ones have another.
-    """
+    members: tuple[int, ...] = ()
+    number: int = 0
+    arrives: int = 0
 
-    data: DataSpec
-    learner: Versioned
-    sampling: Versioned
-    measured: Measured
-    filters: Sequence[Versioned]
-    recipe: Callable[[int], Recipe]
-    init: str | None
-    init_previous: bool
-    prompts: Prompts
-    n: int
-    generations: int
-    cost: float = 1.0
-    source: int | None = None
-    writer: str | DataSpec | None = None
-    first: Versioned | None = None
-
-    def used_filters(self, recipe: Recipe) -> tuple[Versioned, ...]:
-        """The filters that a training set goes through.
-
-        All judge a pool; where else it is all real, only those that err at real examples.
-        """
-        if recipe.take is not None:
-            return tuple(self.filters)
-        synthetic = any(part.origin != REAL for part in recipe.parts)
-        kinds = (FILTERS[str(item.identity["kind"])] for item in self.filters)
-        used = zip(self.filters, kinds, strict=True)
-        return tuple(item for item, kind in used if synthetic or kind.of == "training sets")
-
-    def labelled(self, recipe: Recipe) -> int:
-        """How many first examples of generation 0 are read for those that filters learn from; 0 for none."""
-        if recipe.take is None:
-            return 0
-        asked = max((_labelled(item) for item in self.filters), default=0)
-        return recipe.arriving + asked if asked else 0
-
-
-def _labelled(item: Versioned) -> int:
-    return FILTERS[str(item.identity["kind"])].labelled(item.section)
+    def seed(self, seed: int) -> int:
+        """The seed of its chain: members of a population have their own, the first one the grid's."""
+        return stream_seed(seed, 0, "member", self.number) if self.number else seed

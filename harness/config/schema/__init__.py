@@ -29,6 +29,7 @@ from harness.components.truths import (
 from harness.components.vae import Vae, VaeSample, VaeTrain
 from harness.config.schema.data import Data, data_kind
 from harness.config.schema.learners import Learner
+from harness.config.schema.population import Member, Population
 from harness.config.schema.regimes import (
     CellSource,
     CorpusSource,
@@ -69,9 +70,11 @@ __all__ = [
     "LinearRegression",
     "Mixture",
     "MixtureData",
+    "Member",
     "Model",
     "ModelSource",
     "Override",
+    "Population",
     "PositiveInt",
     "PretrainedTokenizer",
     "Refresh",

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from harness.components import FILTERS, LEARNERS, METRICS, REGIMES, TRACKERS, readable
 from harness.config.schema.data import Data, data_kind
 from harness.config.schema.learners import Learner
+from harness.config.schema.population import Population
 from harness.config.schema.regimes import Evaluate, Filter, Regime
 from harness.registry import check_names
 from harness.section import PositiveInt, Seconds, Section
@@ -216,6 +217,8 @@ class Config(Section):
     regime: Regime = Regime(kind="replace", synthetic_ratio=1.0)
     filters: tuple[Filter, ...] = ()
     evaluate: Evaluate = Evaluate()
+    population: Population | None = None
+    """Several models that train on what all of them write, each a cell of the grid (column ``member``)."""
     generations: Annotated[int, Field(ge=0)] = 3
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     resources: Resources = Resources()

@@ -1,0 +1,155 @@
+"""Populations: several chains that train in each generation on what all of them have written before.
+
+A member's training set is that of its regime, with the examples that it would have written itself divided
+among the members by its row of a row-stochastic exchange matrix. Nobody reads an example that another one
+reads: of each corpus the members read neighbouring slices, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
+
+from harness.config.schema import Population, Regime
+from harness.records import Part, Recipe, written_by
+from harness.regimes import recipe
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a member's training sets follow from.
+
+    Attributes:
+        name: Of the member.
+        regime: Its regime.
+        n: Its real training examples.
+        arrives: The population's time of its generation 0.
+        last: The population's time of its last generation.
+    """
+
+    name: str
+    regime: Regime
+    n: int
+    arrives: int
+    last: int
+
+    def there(self, time: int) -> bool:
+        """Whether it writes a corpus at a time."""
+        return self.arrives <= time <= self.last
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Who reads how much of whom.
+
+    Attributes:
+        population: The section.
+        rules: Of the members, in order.
+    """
+
+    population: Population
+    rules: tuple[Rule, ...]
+
+    def recipe(self, number: int, generation: int) -> Recipe:
+        """The training set of a member in one of its generations.
+
+        Args:
+            number: Its place among the members.
+            generation: Its own, from 0.
+        """
+        rule = self.rules[number]
+        made = recipe(rule.regime, rule.n, generation)
+        found: list[tuple[int, Part]] = []
+        for part in made.parts:
+            if part.origin < 0:
+                found.append((number, part))
+                continue
+            time = rule.arrives + part.origin
+            starts = self._before(number, time)
+            for writer, count in enumerate(self.counts(number, time, part.count)):
+                if count:
+                    there = time - self.rules[writer].arrives
+                    piece = replace(part, origin=there, count=count, offset=starts[writer])
+                    found.append((writer, piece))
+        writers = tuple(dict.fromkeys(writer for writer, _ in found if writer != number))
+        parts = tuple(
+            part if writer == number else replace(part, origin=written_by(writers.index(writer), part.origin))
+            for writer, part in found
+        )
+        return replace(made, parts=parts, writers=writers)
+
+    def shares(self, number: int, time: int) -> list[Fraction]:
+        """The share of each member in what one of them reads of the corpora of a time; they sum to 1.
+
+        Those that are not there have none: their shares go to the others in proportion.
+        """
+        there = [rule.there(time) for rule in self.rules]
+        names = [rule.name for rule in self.rules]
+        match self.population.exchange:
+            case "self":
+                weights = [Fraction(place == number) for place in range(len(names))]
+            case "pool":
+                weights = [Fraction(found) for found in there]
+            case "ring":
+                size = len(names)
+                before = next(
+                    (p for p in ((number - step) % size for step in range(1, size)) if there[p]), number
+                )
+                weights = [Fraction(place == before) for place in range(size)]
+            case _:
+                given = [self.population.share(names[number], name) or 0.0 for name in names]
+                weights = [
+                    Fraction(Decimal(str(share))) if found else Fraction(0)
+                    for share, found in zip(given, there, strict=True)
+                ]
+        total = sum(weights)
+        return [weight / total for weight in weights]
+
+    def counts(self, number: int, time: int, count: int) -> list[int]:
+        """So many examples divided by the shares: rounded down, and the rest by the largest remainders."""
+        exact = [share * count for share in self.shares(number, time)]
+        found = [int(part) for part in exact]
+        order = sorted(range(len(exact)), key=lambda place: found[place] - exact[place])
+        for place in order[: count - sum(found)]:
+            found[place] += 1
+        return found
+
+    def _before(self, number: int, time: int) -> list[int]:
+        """Where a member's slices of the corpora of a time begin: behind those of the members before it.
+
+        As long as these are when the corpora are new.
+        """
+        starts = [0] * len(self.rules)
+        for other, rule in enumerate(self.rules[:number]):
+            own = time - rule.arrives
+            if own < 0 or time + 1 > rule.last:
+                continue
+            parts = recipe(rule.regime, rule.n, own + 1).parts
+            asked = sum(part.count for part in parts if part.origin == own)
+            for writer, count in enumerate(self.counts(other, time, asked)):
+                starts[writer] += count
+        return starts
+
+
+def unread(population: Population, rules: Sequence[Rule]) -> str | None:
+    """What is wrong with who reads whom and when; None where nothing is."""
+    exchange = Exchange(population, tuple(rules))
+    for number, reader in enumerate(rules):
+        for writer in rules:
+            share = population.share(reader.name, writer.name)
+            if share and writer.arrives > reader.arrives:
+                return (
+                    f"{reader.name} arrives in generation {reader.arrives} and reads {writer.name}, which "
+                    f"arrives in generation {writer.arrives}"
+                )
+        for time in range(reader.arrives, reader.last):
+            try:
+                exchange.shares(number, time)
+            except ZeroDivisionError:
+                return (
+                    f"nobody whom {reader.name} reads is there in generation {time}, and it trains in "
+                    f"generation {time + 1}"
+                )
+    return None

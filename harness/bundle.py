@@ -61,7 +61,7 @@ class CellJob:
 
         Filters and other cells' chains may end one chain and not another.
         """
-        return bool(self.spec.filters) or self.spec.source is not None or len(self.spec.members) > 1
+        return bool(self.spec.filters) or self.spec.source is not None
 
     @property
     def bytes_per_chain(self) -> int:
@@ -235,7 +235,9 @@ class _Cell:
         self.ended = self.alive[:0]
         """Those that have ended in this generation."""
         self.corpora: dict[int, Array] = {}
-        """Generation to its corpus, of the chains that are alive, for as long as it is read."""
+        """Generation to its corpus, for as long as it is read."""
+        self.written: dict[int, npt.NDArray[np.int64]] = {}
+        """Generation to the chains that its corpus is of: those that are alive, or in a population were."""
         self.pool: tuple[tuple[Part, ...], Summary] | None = None
         """Parts and their merged summary, for training sets that begin with them."""
         self.selected: dict[str, Array] = {}
@@ -252,13 +254,12 @@ class _Cell:
     def begin(self, generation: int) -> None:
         """Come to a generation; chains whose writer has diverged before end here."""
         self.generation = generation
-        if self.writer is self and len(self.members) < 2:
-            return
         for part in self.recipes[generation].parts:
-            if part.origin >= 0:
-                writer, then = self._writer(part.origin)
-                if then not in writer.corpora:
-                    self.alive = self.alive[:0]
+            writer, then = self._writer(part.origin) if part.origin >= 0 else (self, 0)
+            if writer is not self:
+                there = np.isin(self.alive, writer.written.get(then, self.alive[:0]))
+                if not there.all():
+                    self._keep(there)
 
     def _writer(self, origin: int) -> tuple[_Cell, int]:
         """The cell that has written an origin in this generation's training set, and its generation."""
@@ -300,6 +301,7 @@ class _Cell:
         real = self.real[self.alive][:, : self.spec.n] if self.family.reads_real else None
         count = self.counts[self.generation]
         self.corpora[self.generation] = self.family.sample(self.model, self.chains, count, real)
+        self.written[self.generation] = self.alive
         if self.keeps_models:
             self.models[self.generation] = self.model
 
@@ -333,7 +335,9 @@ class _Cell:
         self.alive = self.alive[sound]
         self.model = select(self.model, sound)
         self.selected = select(self.selected, sound)
-        self.corpora = {origin: corpus[sound] for origin, corpus in self.corpora.items()}
+        if not self.members:  # else others may read what those that have ended wrote before
+            self.corpora = {then: corpus[sound] for then, corpus in self.corpora.items()}
+            self.written = {then: alive[sound] for then, alive in self.written.items()}
         self.pool = None if self.pool is None else (self.pool[0], select(self.pool[1], sound))
 
     def _forget(self, generation: int) -> None:
@@ -383,8 +387,10 @@ class _Cell:
             specs = [self._spec(chains.generation, chain) for chain in range(len(chains))]
             return np.stack([taught(spec, part.count, self.job.truth).values for spec in specs])
         writer, generation = self._writer(part.origin)
-        corpus = writer.corpora[generation]
-        return (corpus if writer is self else corpus[self.alive])[:, part.offset : part.offset + part.count]
+        corpus, of = writer.corpora[generation], writer.written[generation]
+        if len(of) > len(self.alive):
+            corpus = corpus[np.searchsorted(of, self.alive)]
+        return corpus[:, part.offset : part.offset + part.count]
 
     def _spec(self, generation: int, chain: int) -> FitSpec:
         """The fit of a chain that is alive."""
@@ -405,7 +411,8 @@ class _Cell:
     def corpus(self, chain: int, origin: int, count: int) -> Array:
         """The first examples of a corpus that a chain reads."""
         writer, generation = self._writer(origin)
-        found: Array = writer.corpora[generation][chain if writer is self else int(self.alive[chain])]
+        place = np.searchsorted(writer.written[generation], self.alive[chain])
+        found: Array = writer.corpora[generation][int(place)]
         if len(found) < count:
             found = _more(writer, writer.seeds[self.alive[chain]], generation, count)
         return found[:count]

@@ -90,7 +90,8 @@ def make_slices(prepared: Prepared, store: Store) -> list[Slice]:
         made, members = jobs(cell), prepared.specs[cell].members
         if members and cell != members[0]:  # with the first of its population
             continue
-        room = 1 if made[cell].alone else int(UNIT_BYTES // max(job.bytes_per_chain for job in made.values()))
+        alone = any(made[index].alone for index in members or (cell,))
+        room = 1 if alone else int(UNIT_BYTES // max(job.bytes_per_chain for job in made.values()))
         size = max(1, min(room, MAX_CHAINS, int(target / cost[cell])))
         for start in range(0, len(group), size):
             part = tuple(group[start : start + size])

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.components import FILTERS, LEARNERS, REGIMES
 from harness.config.grid import Cell, Study
+from harness.config.population import arrival
 from harness.config.schema import Config, Evaluate, science
 from harness.data.base import ExternalCorpus, PreparedData, RealData
 from harness.errors import ConfigError
@@ -101,8 +102,8 @@ def with_populations(study: Study, specs: Sequence[CellSpec]) -> list[CellSpec]:
 
 
 def _rule(cell: Cell, spec: CellSpec) -> Rule:
-    assert cell.member is not None and cell.config.population is not None
-    arrives = cell.config.population.named[cell.member.name].arrives
+    assert cell.member is not None
+    arrives = arrival(cell.config, cell.member)
     return Rule(cell.member.name, cell.config.regime, spec.n, arrives, arrives + spec.generations)
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_metrics import examples
 
-from harness.metrics.homogenisation import energy_distance, jaccard, jensen_shannon
+from harness.metrics.homogenisation import effective_members, energy_distance, jaccard, jensen_shannon
 from harness.records import Examples
 from harness.reporting.homogenisation import (
     _TOKEN_MEASURES,
@@ -71,6 +71,22 @@ def test_equal_corpora_are_at_0_and_disjoint_ones_far(lists: list[list[int]], n:
     other = examples([[token + 6 for token in items * 4] for items in lists])
     assert jensen_shannon(a, a, n, BUDGET) == pytest.approx(0, abs=1e-12) and jaccard(a, a, n, BUDGET) == 1
     assert jensen_shannon(a, other, n, BUDGET) == pytest.approx(1) and jaccard(a, other, n, BUDGET) == 0
+
+
+@given(rows, rows, st.integers(1, 3))
+def test_two_members_are_as_many_as_their_divergence_says(one: Any, two: Any, n: int) -> None:
+    """ln beta is the Jensen-Shannon divergence: two corpora are 2^bits members, whatever their order."""
+    a, b = examples([items * 4 for items in one]), examples([items * 4 for items in two])
+    budget = min(int(a.lengths.sum()), int(b.lengths.sum()))
+    alpha, gamma, beta = effective_members((a, b), n, budget)
+    assert beta == pytest.approx(2 ** jensen_shannon(a, b, n, budget), nan_ok=True)
+    assert gamma == pytest.approx(alpha * beta, nan_ok=True)
+
+
+def test_members_that_have_nothing_in_common_are_all_different() -> None:
+    corpora = [examples([[10 * member + token for token in range(4)]]) for member in range(3)]
+    assert effective_members(corpora, 1, BUDGET) == pytest.approx((4, 12, 3))
+    assert effective_members([corpora[0]] * 3, 1, BUDGET) == pytest.approx((4, 4, 1))
 
 
 def test_only_the_budget_is_read() -> None:

@@ -22,6 +22,8 @@ from harness.inspection.examples import Rows
 from harness.population import Exchange, Rule
 from harness.records import writer_of
 from harness.reporting import ledger
+from harness.reporting.claims import judge
+from harness.reporting.populations import population_table
 from harness.science import cut
 
 REPLACE = {"kind": "replace", "synthetic_ratio": 1.0}
@@ -170,20 +172,25 @@ def test_who_else_is_there_is_in_no_key_that_does_not_read_it(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "change",
-    [{"population": MIXED}, {"population": {"members": 3, "exchange": "ring"}, "regime": {"kind": "accumulate"}},
+    [{"population": MIXED},
+     {"population": {"members": 3, "exchange": "ring"}, "regime": {"kind": "accumulate"}},
      {"population": {"members": 2, "exchange": {"teacher": "m2"}}, **STREAM},
-     {"population": {"members": 3}, "learner": {"kind": "kde", "bandwidth": 0.5}}],
-    ids=["mixed", "ring", "stream", "kde"],
+     {"population": {"members": 3}, "learner": {"kind": "kde", "bandwidth": 0.5}},
+     {"population": {"members": 2, "exchange": {"m1": {"m1": 1}, "m2": {"m1": 0.5, "m2": 0.5}}},
+      "data": {"source": "linear", "dim": 5, "num_examples": 14}, "learner": {"kind": "linear_regression"},
+      "regime": {"kind": "accumulate_subsample"}, "grid": {"seed": {"from": 0, "count": 8}}}],
+    ids=["mixed", "ring", "stream", "kde", "diverging"],
 )  # fmt: skip
 def test_bundles_equal_single_chains(tmp_path: Path, change: dict[str, Any]) -> None:
-    config = {**BASE, **change, "grid": {"seed": [0, 5]}}
+    config = {**BASE, "grid": {"seed": [0, 5]}, **change}
     frames = []
     prepared, store = run_bundles(written(tmp_path, config), tmp_path / "bundled")
     frames.append(pd.DataFrame(ledger.rows(prepared, store)))
     config["resources"] = {"bundled": False}
     prepared, store = run_all(written(tmp_path, config), tmp_path / "single")
     frames.append(pd.DataFrame(ledger.rows(prepared, store)))
-    assert len(frames[0]) == sum(len(chain.nodes) for chain in prepared.lineage.chains)
+    whole = sum(len(chain.nodes) for chain in prepared.lineage.chains)
+    assert len(frames[0]) == whole if "data" not in change else (frames[0].status == "diverged").any()
     pd.testing.assert_frame_equal(*frames, check_exact=True)
     alone = {**config, "population": config["population"], "grid": {"seed": [5]}}
     prepared, other = run_all(written(tmp_path, alone), tmp_path / "alone")
@@ -267,6 +274,40 @@ def test_row_22_means_follow_the_exchange_matrix() -> None:
                 assert len(own) == count
                 assert_mean(own["gaussian/mean_sq_error"].to_numpy(), means[number, number])
                 assert_mean(own["gaussian/trace_ratio"].to_numpy(), variances[number])
+
+
+# --- claims and reports -------------------------------------------------------------------------------------
+
+
+def test_claims_are_about_the_population_as_a_whole(tmp_path: Path) -> None:
+    """Mean, best and worst of the members that are there in each of its generations."""
+    where = {"population.exchange": "pool"}
+    statistic = {"metric": "gaussian/kl", "of": "last", "where": where}
+    claims = [
+        {"text": over, "source": "here", "statistic": {**statistic, "over": over}, "above": 0}
+        for over in ("mean", "best", "worst")
+    ]
+    grid = {"population.exchange": ["pool", "self"], "seed": {"from": 0, "count": 6}}
+    config = {**BASE, "population": MIXED, "grid": grid, "claims": claims}
+    prepared, store = run_bundles(written(tmp_path, config), tmp_path / "root")
+    rows = pd.DataFrame(ledger.rows(prepared, store))
+    pool = rows[rows["population.exchange"] == "pool"]
+    # in generation 4 of the population, a is in its 4th and b in its 3rd; c has had its last in generation 3
+    last = pd.concat(
+        [pool[(pool.member == name) & (pool.generation == g)] for name, g in (("a", 4), ("b", 3))]
+    )
+    by_seed = last.groupby("seed")["gaussian/kl"]
+    assert (by_seed.size() == 2).all()
+    expected = [by_seed.mean().mean(), by_seed.min().mean(), by_seed.max().mean()]
+    assert [found.value for found in judge(prepared, rows.to_dict("records"))] == pytest.approx(expected)
+    table = population_table(prepared, store, ledger.rows(prepared, store))
+    assert [(line["name"], line["generation"], line["members"]) for line in table["lines"]] == [
+        *(("exchange pool", 0, 2), ("exchange pool", 4, 2)),
+        *(("exchange self", 0, 2), ("exchange self", 4, 2)),
+    ]
+    lone = {**claims[0], "statistic": {**statistic, "over": "mean", "where": {"member": "a"}}}
+    with pytest.raises(InputError, match="names no population, or not all of its members"):
+        open_prepared(written(tmp_path, {**config, "claims": [lone]}), tmp_path / "root")
 
 
 # --- bad input ----------------------------------------------------------------------------------------------

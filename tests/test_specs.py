@@ -60,6 +60,9 @@ BASES: dict[str, dict[str, Any]] = {
     "sums": merged(TASK, {"data.task": {"kind": "arithmetic"}}),
     "strings": merged(TASK, {"data.task": {"kind": "rewriting"}}),
     "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
+    "population": analytic(
+        NORMAL, {"kind": "gaussian"}, population={"members": {"a": {}, "b": {}}, "exchange": {"teacher": "a"}}
+    ),
     "taught": analytic(NORMAL, {"kind": "gaussian"}, regime={**REPLACE, **TEACHER}),
     "refreshed": analytic(NORMAL, {"kind": "mixture"}, regime={**REPLACE, "refresh": {"every": 2}}),
     "filtered": analytic(NORMAL, {"kind": "gaussian"}, filters=[VERIFIER, {"kind": "label", "recall": 0.5}]),
@@ -109,6 +112,7 @@ BASES: dict[str, dict[str, Any]] = {
         {"source": "linear", "dim": 2, "num_examples": 20, "labels": "sign"}, {"kind": "linear_regression"}
     ),
     "array": analytic({"source": "array", "path": "rows.npy", "num_examples": 20}, {"kind": "gaussian"}),
+    "segment": merged(TEXT, {"data.num_examples": 30, "data.segment": {"number": 1, "of": 2}}),
     "images": analytic(
         {"source": "digits", "num_examples": 40},
         {"kind": "vae", "latent_dim": 4, "channels": [4], "train": {"epochs": 1}},
@@ -144,6 +148,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "data.block_size": 12,
         "data.num_examples": 95,
         "data.resample": True,
+        "data.segment": {"number": 1, "of": 2},
         "data.separator": "eos",
         "data.prepend_bos": False,
         "data.split.test": 0.06,
@@ -221,6 +226,16 @@ CHANGES: dict[str, dict[str, Any]] = {
         "regime.kind": "fresh_real",
         "regime.refresh": {"every": 2},
         "evaluate.ranges": {"low": [-1.0, 0.0]},
+        "population": {"members": 2},
+    },
+    "population": {
+        "population.members": {"a": {}, "b": {}, "c": {}},
+        "population.members.b.set": {"learner.estimator": "unbiased"},
+        "population.members.b.arrives": 1,
+        "population.members.a.retires": 1,
+        "population.exchange": "self",
+        "population.exchange.teacher": "b",
+        "population.segments": "shared",
     },
     "taught": {"regime.source.model": {"variance": 5.0}},
     "refreshed": {
@@ -283,10 +298,17 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.ridge": 0.1,
     },
     "signs": {"data.flipped": 0.1},
-    "array": {"data.num_examples": 21, "data.resample": True, "data.test": 0.2},
+    "array": {
+        "data.num_examples": 21,
+        "data.resample": True,
+        "data.test": 0.2,
+        "data.segment": {"number": 1, "of": 2},
+    },
+    "segment": {"data.segment.number": 0, "data.segment.of": 3},
     "images": {
         "data.num_examples": 41,
         "data.resample": True,
+        "data.segment": {"number": 1, "of": 2},
         "data.split.test": 0.3,
         "learner.latent_dim": 5,
         "learner.channels": [5],
@@ -491,6 +513,8 @@ def test_no_field_is_left_out() -> None:
 
 
 def _step(section: Any, name: str) -> Any:
+    if isinstance(section, dict):
+        return section[name]
     return section[int(name)] if name.isdigit() else getattr(section, name)
 
 

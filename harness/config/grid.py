@@ -14,9 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from harness.config.load import check_kinds, section_classes, validate
 from harness.config.mitigations import AXIS, SECTION, Mitigations, take_axis, take_mitigations
-from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, members
+from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, arrival, members
 from harness.config.replaced import check_replaced
-from harness.config.schema import Config, LanguageModel, Override
+from harness.config.schema import Config, LanguageModel, Override, Statistic
 from harness.config.size import MAX_CELLS, MAX_CHAINS, check_axes, check_generations
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
@@ -418,29 +418,59 @@ def check_claims(study: Study) -> None:
             found = find_cells(study, wanted)
             if not found and any(map(study.source.is_set, wanted)):
                 continue
-            if len(found) != 1:
-                cells = "; ".join(
-                    str(dict(study.cells[index].axes)) for index in (found or range(len(study.cells)))[:6]
-                )
-                what = f"{len(found)} cells match" if found else "no cell matches"
-                raise study.source.error(
-                    place,
-                    f"{name} {wanted}: {what}, expected one; {'they are' if found else 'cells'}: {cells}",
-                )
-            last = study.cells[found[0]].config.generations
-            if (
-                claim.statistic.of == "growth"
-                and last + 1 < SHAPED
-                and not study.source.is_set("generations")
-            ):
-                message = f"growth needs {SHAPED} generations to tell shapes apart, the cell has {last + 1}"
-                raise study.source.error(f"{place}.of", message)
-            for field in ("generation", "baseline"):
-                asked = getattr(claim.statistic, field)
-                if asked is not None and asked > last and not study.source.is_set("generations"):
-                    raise study.source.error(
-                        f"{place}.{field}", f"found {asked}, the cell has generations 0 to {last}"
-                    )
+            if claim.statistic.over is not None:
+                last = _last_of_population(study, found, f"{place}.over", name, wanted)
+            else:
+                last = _last_of_cell(study, found, place, name, wanted)
+            if not study.source.is_set("generations"):
+                _check_generations(study, claim.statistic, place, last)
+
+
+def _check_generations(study: Study, statistic: Statistic, place: str, last: int) -> None:
+    """Check that what a claim is about has the generations that it asks for."""
+    if statistic.of == "growth" and last + 1 < SHAPED:
+        message = f"growth needs {SHAPED} generations to tell shapes apart, the cell has {last + 1}"
+        raise study.source.error(f"{place}.of", message)
+    for field in ("generation", "baseline"):
+        asked = getattr(statistic, field)
+        if asked is not None and asked > last:
+            raise study.source.error(
+                f"{place}.{field}", f"found {asked}, the cell has generations 0 to {last}"
+            )
+
+
+def _last_of_cell(
+    study: Study, found: Sequence[int], place: str, name: str, wanted: Mapping[str, Any]
+) -> int:
+    """The last generation of the only cell that is found."""
+    if len(found) != 1:
+        cells = "; ".join(
+            str(dict(study.cells[index].axes)) for index in (found or range(len(study.cells)))[:6]
+        )
+        what = f"{len(found)} cells match" if found else "no cell matches"
+        raise study.source.error(
+            place, f"{name} {wanted}: {what}, expected one; {'they are' if found else 'cells'}: {cells}"
+        )
+    return study.cells[found[0]].config.generations
+
+
+def _last_of_population(
+    study: Study, found: Sequence[int], place: str, name: str, wanted: Mapping[str, Any]
+) -> int:
+    """The last generation of the population whose members are all found, and nothing else is."""
+    members = [study.cells[index].member for index in found]
+    cells = {member.cells if member else () for member in members}
+    if not found or cells != {tuple(found)}:
+        several = len(cells - {()})
+        what = f"{several} populations" if several > 1 else "no population, or not all of its members"
+        raise study.source.error(
+            place,
+            f"{name} {dict(wanted)} names {what}; expected the axes of one population, without {MEMBER}",
+        )
+    return max(
+        cell.config.generations + (arrival(cell.config, cell.member) if cell.member else 0)
+        for cell in (study.cells[index] for index in found)
+    )
 
 
 def resolve_sources(study: Study) -> list[int | None]:

@@ -35,6 +35,12 @@ class Membership:
     cells: tuple[int, ...]
 
 
+def arrival(config: Config, member: Membership) -> int:
+    """The population's generation in which a member is fitted for the first time."""
+    assert config.population is not None
+    return config.population.named[member.name].arrives
+
+
 def members(
     source: Source,
     config: Config,

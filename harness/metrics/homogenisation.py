@@ -7,6 +7,8 @@ same size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,12 +35,37 @@ def jensen_shannon(a: Examples, b: Examples, n: int, budget: int) -> float:
     Returns:
         Bits; NaN where a corpus has no n-gram.
     """
-    first, second = _counts(a, b, n, budget)
+    first, second = _counts((a, b), n, budget)
     if not first.sum() or not second.sum():
         return float("nan")
     p, q = first / first.sum(), second / second.sum()
     # Rounding can leave a tiny negative number where the distributions are equal.
     return max(0.0, _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2)
+
+
+def effective_members(corpora: Sequence[Examples], n: int, budget: int) -> tuple[float, float, float]:
+    """How many different n-grams several corpora write, each and together, and so how many corpora they are.
+
+    Effective numbers are exponentials of entropies: alpha = exp(mean H(p_i)) of one corpus, gamma =
+    exp(H(mean p_i)) of all together, and beta = gamma / alpha from 1 (all are one) to their number (nothing
+    in common), after Jost 2007 (Ecology 88:2427); ln beta is the Jensen-Shannon divergence of all with equal
+    weights. The plug-in estimates are too small for small corpora, beta too large.
+
+    Args:
+        corpora: Token ids of one tokenizer.
+        n: Length of the n-grams, which lie within an example.
+        budget: Tokens that are read of each corpus, from the first example on; all should have as many.
+
+    Returns:
+        Alpha, gamma, beta; NaN where a corpus has no n-gram.
+    """
+    counts = _counts(corpora, n, budget)
+    if not all(found.sum() for found in counts):
+        return float("nan"), float("nan"), float("nan")
+    shares = [found / found.sum() for found in counts]
+    alpha = 2.0 ** float(np.mean([_entropy(p) for p in shares]))
+    gamma = 2.0 ** _entropy(np.mean(shares, axis=0))
+    return alpha, gamma, gamma / alpha
 
 
 def jaccard(a: Examples, b: Examples, n: int, budget: int) -> float:
@@ -55,7 +82,7 @@ def jaccard(a: Examples, b: Examples, n: int, budget: int) -> float:
     Returns:
         From 0 (none in common) to 1 (the same set); NaN where neither corpus has an n-gram.
     """
-    first, second = _counts(a, b, n, budget)
+    first, second = _counts((a, b), n, budget)
     return float(((first > 0) & (second > 0)).sum() / len(first)) if len(first) else float("nan")
 
 
@@ -78,19 +105,20 @@ def energy_distance(x: Array, y: Array) -> float:
     return float(2 * cdist(x, y).mean() - pdist(x).mean() - pdist(y).mean())
 
 
-def _counts(a: Examples, b: Examples, n: int, budget: int) -> tuple[Ints, Ints]:
-    """Occurrences in either corpus of every n-gram that is in one of them, both of shape [num_distinct]."""
-    a, b = clip(a, budget), clip(b, budget)
-    width = max(a.values.shape[1], b.values.shape[1])
-    values = np.zeros((len(a) + len(b), width), dtype=np.int32)
-    values[: len(a), : a.values.shape[1]] = a.values
-    values[len(a) :, : b.values.shape[1]] = b.values
-    # Codes are comparable within one call only, so both corpora go through it together.
-    codes, rows = ngrams(Examples(values, np.concatenate([a.lengths, b.lengths])), n)
+def _counts(corpora: Sequence[Examples], n: int, budget: int) -> list[Ints]:
+    """Occurrences in each corpus of every n-gram that is in one of them, all of shape [num_distinct]."""
+    clipped = [clip(corpus, budget) for corpus in corpora]
+    starts = np.cumsum([0, *map(len, clipped)])
+    values = np.zeros((starts[-1], max(corpus.values.shape[1] for corpus in clipped)), dtype=np.int32)
+    for corpus, start in zip(clipped, starts, strict=False):
+        values[start : start + len(corpus), : corpus.values.shape[1]] = corpus.values
+    # Codes are comparable within one call only, so all corpora go through it together.
+    codes, rows = ngrams(Examples(values, np.concatenate([corpus.lengths for corpus in clipped])), n)
     distinct, index = np.unique(codes, return_inverse=True)
-    in_a = rows < len(a)
-    size = len(distinct)
-    return np.bincount(index[in_a], minlength=size), np.bincount(index[~in_a], minlength=size)
+    return [
+        np.bincount(index[(rows >= start) & (rows < stop)], minlength=len(distinct))
+        for start, stop in zip(starts[:-1], starts[1:], strict=True)
+    ]
 
 
 def _entropy(p: Array) -> float:

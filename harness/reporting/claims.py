@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy import stats
 from harness.config.grid import SHAPED, find_cells
 from harness.config.schema import Claim, Statistic
 from harness.reporting.growth import curvatures, evidence, leads, middle, slopes, until
+from harness.reporting.populations import Group, as_one, whole
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import LEVEL, aggregate
 from harness.reporting.worth import exchange, undoing
@@ -61,20 +62,35 @@ class _Known:
         prepared: The study.
         series: Cell and metric to seed to values by generation.
         ended: Cell and seed to the generation in which the chain has diverged.
+        populations: What stands for a population in the place of a cell (below 0).
     """
 
     prepared: Prepared
-    series: Mapping[tuple[int, str], dict[int, Series]]
-    ended: Mapping[tuple[int, int], int]
+    series: dict[tuple[int, str], dict[int, Series]]
+    ended: dict[tuple[int, int], int]
+    populations: dict[int, Group] = field(default_factory=dict)
 
-    def cell(self, where: Mapping[str, Any]) -> int:
-        """The cell that a claim names."""
-        (found,) = find_cells(self.prepared.study, where)
-        return found
+    def cell(self, statistic: Statistic, where: Mapping[str, Any]) -> int:
+        """The cell that a claim names; for one over a population what stands for it, with its curves."""
+        found = find_cells(self.prepared.study, where)
+        if statistic.over is None:
+            return found[0]
+        group, number = whole(self.prepared.study, found), -1 - len(self.populations)
+        self.populations[number] = group
+        of_cells = {cell: self.series.get((cell, statistic.metric), {}) for cell in group.cells}
+        curves = as_one(group, of_cells, statistic.metric, statistic.over)
+        self.series[number, statistic.metric] = {seed: dict(curve) for seed, curve in curves.items()}
+        for cell, start in zip(group.cells, group.arrives, strict=True):
+            for (of, seed), generation in list(self.ended.items()):
+                if of == cell:
+                    first = min(generation + start, self.ended.get((number, seed), generation + start))
+                    self.ended[number, seed] = first
+        return number
 
     def last(self, statistic: Statistic, cell: int) -> int:
         """The generation that is taken as the last one."""
-        own = self.prepared.study.cells[cell].config.generations
+        group = self.populations.get(cell)
+        own = self.prepared.study.cells[cell].config.generations if group is None else group.last
         return own if statistic.generation is None else statistic.generation
 
     def diverged(self, cells: Iterable[int]) -> set[int]:
@@ -110,7 +126,7 @@ def _judge(known: _Known, claim: Claim) -> Judgement:
     statistic = claim.statistic
     if not all(find_cells(known.prepared.study, where) for _, where in statistic.cells):
         return Judgement(claim, "undecided", None, None, None, 0, "--set leaves its cells out")
-    cells = [known.cell(where) for _, where in statistic.cells]
+    cells = [known.cell(statistic, where) for _, where in statistic.cells]
     of_seeds: Mapping[int, Any]
     if statistic.beside:
         of_seeds = _triples(known, statistic, cells)
@@ -287,11 +303,12 @@ def describe(found: Judgement) -> dict[str, str]:
     value = _number_text(found.value)
     if found.low is not None and found.high is not None:
         value += f" [{_number_text(found.low)}, {_number_text(found.high)}]"
+    over = f", {statistic.over} of the members" if statistic.over else ""
     since = f" since generation {statistic.baseline}" if statistic.baseline else ""
     return {
         "verdict": found.verdict,
         "claim": claim.text,
-        "statistic": f"{_statistic_text(statistic)}{since}, {where}{minus}",
+        "statistic": f"{_statistic_text(statistic)}{over}{since}, {where}{minus}",
         "wanted": wanted,
         "found": value,
         "seeds": str(found.seeds),

@@ -98,7 +98,7 @@ def compare(prepared: Prepared, store: Store) -> list[Homogenisation]:
         spec = {
             name: value
             for name, value in prepared.data[chain.cell].spec.items()
-            if name not in ("num_examples", "prepend_bos")
+            if name not in ("num_examples", "prepend_bos", "segment")
         }
         by_data.setdefault(canonical_json(spec), []).append(chain)
     found = (_compare(prepared, store, chains, len(by_data) > 1) for chains in by_data.values())
@@ -134,7 +134,10 @@ def choose(
         notes.append("chains of one seed, which share their random numbers")
     groups: dict[str, list[Pair]] = {}
     for a, b in itertools.combinations(used, 2):
-        if a.cell == b.cell or not several or a.seed != b.seed:
+        # members of a population have random numbers of their own, and those of one seed read each other
+        member = prepared.study.cells[a.cell].member
+        together = a.cell != b.cell and member is not None and b.cell in member.cells
+        if (a.seed == b.seed) if together else (a.cell == b.cell or not several or a.seed != b.seed):
             groups.setdefault(_group(prepared, a, b), []).append((a, b))
     chosen = {}
     for index, (name, pairs) in enumerate(sorted(groups.items())):

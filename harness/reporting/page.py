@@ -137,7 +137,14 @@ def render(
     scripts = [_asset("uplot.min.js"), _asset("explorer.js")] if data["metrics"] else []
     known: dict[str, Any] = dict.fromkeys(SECTIONS, ())
     chains = len({(chain.cell, chain.seed) for chain in rows.series(axes)})
-    known |= {"critical": {"lines": ()}, "variance": "", "study": "", "chains": chains, "total": len(rows)}
+    known |= {
+        "critical": {"lines": ()},
+        "populations": {"lines": ()},
+        "variance": "",
+        "study": "",
+        "chains": chains,
+        "total": len(rows),
+    }
     content = _template().render(
         experiment=visible(title, lines=False),
         style=_asset("report.css") + (_asset("uplot.min.css") if scripts else ""),

@@ -17,6 +17,7 @@ from harness.reporting.baseline import baselines
 from harness.reporting.costs import costs, lineage
 from harness.reporting.ledger import cell_value
 from harness.reporting.page import Drawing, Page, Tell, render
+from harness.reporting.populations import population_table
 from harness.reporting.rows import Rows
 from harness.reporting.samples import pictures, samples
 from harness.reporting.tables import critical_table, loss_lines
@@ -69,6 +70,7 @@ def build(
         costs=costs(prepared, store),
         lineage=lineage(prepared),
         worth=worth_lines(prepared, rows),
+        populations=population_table(prepared, store, rows),
         chains=len(prepared.chains),
         variance=variance(prepared),
         total=sum(len(chain.nodes) for chain in prepared.lineage.chains)

@@ -141,6 +141,9 @@ class Statistic(Section):
     """Of ``growth``: the shape that it is compared with; the best of the others when null."""
     where: dict[str, Any] = {}
     """Axes and their values, which name one cell."""
+    over: Literal["mean", "best", "worst"] | None = None
+    """Of the members of a population, which ``where`` names: their mean, or the best or the worst of them in
+    each generation."""
     minus: dict[str, Any] | None = None
     """Another cell, whose value for the same seed is subtracted."""
     beside: tuple[dict[str, Any], ...] = ()
@@ -161,6 +164,8 @@ class Statistic(Section):
         cells = {"worth": 2, "undone": 1}.get(self.of, 0)
         if len(self.beside) != cells:
             raise ValueError(f"beside: found {len(self.beside)} cells, of: {self.of} has {cells}")
+        if cells and self.over is not None:
+            raise ValueError(f"over: of: {self.of} compares cells, not populations; leave it out")
         if cells and self.minus is not None:
             raise ValueError(f"minus: of: {self.of} compares cells already; leave it out")
         return self

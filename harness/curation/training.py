@@ -157,3 +157,18 @@ def _examples(
         return taught(spec, part.count, data, filters)
     judge = Judge(data, spec.seed, part.origin)
     return first_accepted(filters, partial(sources.corpus, part.origin), part.end, judge, tally.add)
+
+
+def taught(spec: FitSpec, count: int, data: RealData, filters: Sequence[Any] = ()) -> Examples:
+    """What a fit's fixed teacher writes for it, filtered.
+
+    Args:
+        spec: The fit.
+        count: How many examples.
+        data: The real distribution.
+        filters: What the examples have to pass.
+    """
+    assert spec.writer is not None
+    teacher = load_teacher(spec.writer)
+    judge = Judge(data, spec.seed, spec.generation)
+    return first_accepted(filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge)

@@ -241,6 +241,27 @@ class CellSpec:
         source: Index of the cell whose chain writes the synthetic examples, with the same seed; None for the
             chain itself.
         writer: The hash of a fixed corpus, or a fixed teacher; None for other sources.
+        first: The learner of generation 0, where later ones have another.
+        members: Indices of the cells of its population, itself among them; none where it is in none.
+        number: Its place among them.
+        arrives: The population's time of its generation 0.
+    """
+
+    data: DataSpec
+    learner: Versioned
+    sampling: Versioned
+    measured: Measured
+    filters: Sequence[Versioned]
+    recipe: Callable[[int], Recipe]
+    init: str | None
+    init_previous: bool
+    prompts: Prompts
+    n: int
+    generations: int
+    cost: float = 1.0
+    source: int | None = None
+    writer: str | DataSpec | None = None
+    first: Versioned | None = None
     members: tuple[int, ...] = ()
     number: int = 0
     arrives: int = 0
@@ -248,3 +269,26 @@ class CellSpec:
     def seed(self, seed: int) -> int:
         """The seed of its chain: members of a population have their own, the first one the grid's."""
         return stream_seed(seed, 0, "member", self.number) if self.number else seed
+
+    def used_filters(self, recipe: Recipe) -> tuple[Versioned, ...]:
+        """The filters that a training set goes through.
+
+        All judge a pool; where else it is all real, only those that err at real examples.
+        """
+        if recipe.take is not None:
+            return tuple(self.filters)
+        synthetic = any(part.origin != REAL for part in recipe.parts)
+        kinds = (FILTERS[str(item.identity["kind"])] for item in self.filters)
+        used = zip(self.filters, kinds, strict=True)
+        return tuple(item for item, kind in used if synthetic or kind.of == "training sets")
+
+    def labelled(self, recipe: Recipe) -> int:
+        """How many first examples of generation 0 are read for those that filters learn from; 0 for none."""
+        if recipe.take is None:
+            return 0
+        asked = max((_labelled(item) for item in self.filters), default=0)
+        return recipe.arriving + asked if asked else 0
+
+
+def _labelled(item: Versioned) -> int:
+    return FILTERS[str(item.identity["kind"])].labelled(item.section)

@@ -305,7 +305,7 @@ def test_claims_are_about_the_population_as_a_whole(tmp_path: Path) -> None:
         *(("exchange pool", 0, 2), ("exchange pool", 4, 2)),
         *(("exchange self", 0, 2), ("exchange self", 4, 2)),
     ]
-    lone = {**claims[0], "statistic": {**statistic, "over": "mean", "where": {"member": "a"}}}
+    lone = {**claims[0], "statistic": {**statistic, "over": "mean", "where": {**where, "member": "a"}}}
     with pytest.raises(InputError, match="names no population, or not all of its members"):
         open_prepared(written(tmp_path, {**config, "claims": [lone]}), tmp_path / "root")
 

@@ -94,17 +94,16 @@ def _check_data(source: Source, place: str, config: Config, population: Populati
             f"{place}.segments",
             f"{size} disjoint parts of {given} real examples (data.num_examples) are none",
         )
-    if "segment" not in type(data).model_fields:
-        if not data.own_examples:
+    for name in ("resample", "segment"):
+        if getattr(data, name, None):
             raise source.error(
-                f"{place}.segments", f"{data_kind(data)} data have no disjoint parts; allowed: shared"
+                f"{place}.segments",
+                f"the members' parts are disjoint, so data.{name} cannot be given; leave it out, or set "
+                "segments: shared",
             )
-    elif getattr(data, "segment", None) is not None or getattr(data, "resample", False):
-        field = "resample" if getattr(data, "resample", False) else "segment"
+    if "segment" not in type(data).model_fields and not data.own_examples:
         raise source.error(
-            f"{place}.segments",
-            f"the members' parts are disjoint, so data.{field} cannot be given; "
-            "leave it out, or set segments: shared",
+            f"{place}.segments", f"{data_kind(data)} data have no disjoint parts; allowed: shared"
         )
 
 

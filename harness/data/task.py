@@ -209,7 +209,7 @@ class TaskCorpus(TextCorpus):
 
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` training prompts with their solutions; see `TextCorpus`."""
-        return self._side("train").take(own_examples(seed, self.supply, count, self.config.resample))
+        return self._side("train").take(own_examples(self.config, seed, self.supply, count))
 
     @property
     def num_examples(self) -> int:

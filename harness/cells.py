@@ -72,6 +72,7 @@ def cell_spec(
         source=source,
         writer=writer,
         first=resolved.first,
+        anchored=resolved.anchored,
     )
 
 

@@ -28,7 +28,7 @@ from harness.records import Examples, Part
 from harness.section import DataSection, Section
 from harness.terminal import cut, shown
 
-Group = Literal["learners", "filters", "regimes", "data", "metrics", "tasks", "trackers"]
+Group = Literal["learners", "filters", "regimes", "data", "metrics", "objectives", "tasks", "trackers"]
 
 
 @dataclass(frozen=True)
@@ -329,6 +329,27 @@ class TaskPlugin:
     answer: str = ""
     lengths: Callable[[Any], tuple[int, int] | None] = lambda section: None
     check_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class ObjectivePlugin:
+    """What a language model's generations after the first minimise, on completions of a task.
+
+    Attributes:
+        section: Its section, with a ``kind``; its docstring is its line in ``harness list objectives``.
+        version: Part of every key; raise it when a fit comes out otherwise.
+        loss: ``module:Class`` of a `harness.learners.language_model.objectives.Objective`; empty for the
+            cross-entropy.
+        chooses: What the judge's ``choose`` has to be; empty where that does not matter.
+        reference: From the section to whose weights it compares with: ``initial``, ``previous``, or None.
+    """
+
+    section: type[Section]
+    version: int
+    loss: str = ""
+    _: KW_ONLY
+    chooses: str = ""
+    reference: Callable[[Any], Literal["initial", "previous"] | None] = lambda section: None
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,8 @@ class BranchRun:
         report = self.context.reporter(node, "fit")
         refit = self.context.on_rank_0(lambda: self.store.sound("fits", node.fit))
         parent = None if node.init_from is None else self.weights(self.plan.nodes[node.init_from])
+        anchor = node.spec.fit.reference
+        reference = None if anchor is None else self.weights(self.plan.nodes[node.first])
         training = self.training_set(node)
         staged = self.context.on_rank_0(lambda: self.store.stage(node.fit))
         resume = adopt(self.context, node, staged)
@@ -140,6 +142,7 @@ class BranchRun:
                 resume=resume,
                 checkpoint_s=self.plan.execution.resources.checkpoint_s,
                 save=lambda step, write: save_checkpoint(self.context, node, staged, step, write),
+                reference=reference,
             )
             try:
                 outcome = self.learner.fit(task)

@@ -18,6 +18,7 @@ from harness.components import (
     language_model,
     linear_regression,
     mixture,
+    objectives,
     regimes,
     tasks,
     text,
@@ -54,6 +55,7 @@ LEARNERS = gather(
 FILTERS = gather("filters", FilterPlugin, filters.COMPONENTS)
 REGIMES = gather("regimes", RegimePlugin, regimes.COMPONENTS)
 TASKS = tasks.TASKS
+OBJECTIVES = objectives.OBJECTIVES
 _KINDS: Mapping[str, DataKind] = {
     "text": text.KIND,
     "task": tasks.KIND,
@@ -84,7 +86,7 @@ TRACKERS = gather(
         )
     },
 )
-PACKAGES = releases(LEARNERS, FILTERS, REGIMES, _DATA, TASKS, METRICS, TRACKERS)
+PACKAGES = releases(LEARNERS, FILTERS, REGIMES, _DATA, TASKS, OBJECTIVES, METRICS, TRACKERS)
 """Packages that add to the harness here, with their versions."""
 
 

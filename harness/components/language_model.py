@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from harness.components.objectives import OBJECTIVES, Objective
 from harness.components.presets import preset_names, preset_sizes
 from harness.components.tasks import TaskData, TaskMeasure
 from harness.components.text import TextData
@@ -263,6 +264,8 @@ class LanguageModel(Section):
     train: Train = since(Train(), introduced={})
     later: Train | None = since(None)
     """How generations after the first are fitted: what is given here stands in the place of ``train``'s."""
+    objective: Objective | None = since(None)
+    """data.source: task: what generations after the first minimise; sft when null."""
     sample: Sample = since(Sample(), introduced={})
 
     @model_validator(mode="after")
@@ -362,6 +365,8 @@ def _check_task(learner: LanguageModel, config: Any) -> None:
             "tokenizer has; allowed: a preset or an architecture"
         )
     _check_judge(learner, config)
+    if learner.objective is not None:
+        _check_objective(learner, config)
     block, context = config.data.block_size, resolve_model(learner.model).context
     if context is not None and block > context:
         raise ValueError(
@@ -392,8 +397,44 @@ def _check_judge(learner: LanguageModel, config: Any) -> None:
             item.check_of(each, "learner.sample.per_prompt")
 
 
+def _check_objective(learner: LanguageModel, config: Any) -> None:
+    """What an objective learns from."""
+    assert learner.objective is not None
+    kind, regime = learner.objective.kind, config.regime
+    plugin = OBJECTIVES[kind]
+    if not plugin.loss:
+        return
+    place = f"learner.objective: {kind}"
+    if learner.init != "previous" or regime.refresh is not None:
+        raise ValueError(f"{place} goes on from the weights before; it needs init: previous, and no refresh")
+    if regime.kind != "replace" or regime.synthetic_ratio != 1 or regime.source != "self":
+        raise ValueError(
+            f"{place} learns from completions that a judge has compared, and solutions are not; it needs "
+            "regime: {kind: replace, synthetic_ratio: 1.0, source: self}"
+        )
+    judges = [item for item in config.filters if hasattr(item, "choose")]
+    if not judges or (plugin.chooses and judges[0].choose != plugin.chooses):
+        raise ValueError(f"{place} needs a judge: filters: [{{kind: judge, choose: {plugin.chooses}, ...}}]")
+    if len(config.filters) > 1:
+        raise ValueError(f"{place} learns from what belongs together; the judge has to be the only filter")
+    if learner.train.truncate is not None or later_train(learner).truncate is not None:
+        raise ValueError(f"learner.train.truncate: is of the cross-entropy, not of {kind}")
+    sample = learner.sample
+    if kind == "reinforce" and (
+        (sample.temperature, sample.top_k, sample.top_p, sample.min_p, sample.typical_p)
+        != (1.0, 0, 1.0, 0.0, 1.0)
+        or sample.repetition_penalty != 1
+    ):
+        raise ValueError(
+            f"{place} corrects for how completions were drawn, so they have to be the model's own: "
+            "learner.sample with temperature 1 and without cuts or penalties"
+        )
+
+
 def _check_no_task(config: Any) -> None:
     """What only tasks have."""
+    if config.learner.objective is not None:
+        raise ValueError("learner.objective: is of data.source: task")
     sample = config.learner.sample
     if sample.per_prompt > 1 and sample.prompt == "bos":
         raise ValueError(

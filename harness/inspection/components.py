@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES, TASKS, TRACKERS
+from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, OBJECTIVES, REGIMES, TASKS, TRACKERS
 from harness.components.presets import preset_names, read_preset
 from harness.config.described import first_line
 from harness.config.shipped import studies, summary, tracks
@@ -50,6 +50,14 @@ def _tasks() -> list[Row]:
     loaded = TASKS.loaded.items()
     return [
         {"task": kind, "version": found.version, "what": first_line(found.plugin.section)}
+        for kind, found in loaded
+    ]
+
+
+def _objectives() -> list[Row]:
+    loaded = OBJECTIVES.loaded.items()
+    return [
+        {"objective": kind, "version": found.version, "what": first_line(found.plugin.section)}
         for kind, found in loaded
     ]
 
@@ -132,6 +140,7 @@ LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "filters": _filters,
     "regimes": _regimes,
     "tasks": _tasks,
+    "objectives": _objectives,
     "metrics": _metrics,
     "presets": _presets,
     "data": _data,

@@ -56,6 +56,7 @@ class Resolved:
         facts: What is known of its model beforehand; None where nothing is.
         models: Content of a pretrained model to where it lies.
         first: What is fitted in generation 0, where that is something else.
+        anchored: Whether fits after that compare with generation 0's weights.
     """
 
     fit: Versioned
@@ -66,6 +67,7 @@ class Resolved:
     facts: Any = None
     models: Mapping[str, Model] = field(default_factory=dict)
     first: Versioned | None = None
+    anchored: bool = False
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,7 @@ class FitTask:
         resume: Folder of a checkpoint to go on from; None to start.
         checkpoint_s: Seconds between checkpoints.
         save: Commits a checkpoint. A learner that fits in closed form needs none.
+        reference: Folder of generation 0's fit, where ``spec.reference`` names it.
     """
 
     spec: FitSpec
@@ -248,6 +251,7 @@ class FitTask:
     resume: Path | None
     checkpoint_s: float
     save: SaveCheckpoint
+    reference: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ class FitSpec:
         filters: The filters that this training set goes through.
         writer: The fixed teacher that writes synthetic examples, where the recipe has such; else None.
         parent: Key of the fit whose weights it starts from; None unless ``init`` is ``previous``.
+        reference: Key of the fit whose weights it compares with, where that is generation 0's.
         key: The hash of `to_json`.
     """
 
@@ -123,6 +124,7 @@ class FitSpec:
     filters: tuple[Versioned, ...] = ()
     writer: DataSpec | None = None
     parent: str | None = None
+    reference: str | None = None
     key: str = field(init=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -148,6 +150,8 @@ class FitSpec:
             found["training_set"] = {**self.recipe.spec, "corpora": corpora, **filters}
         if self.parent is not None:
             found["parent"] = self.parent
+        if self.reference is not None:
+            found["reference"] = self.reference
         return found
 
     def __post_init__(self) -> None:
@@ -245,6 +249,7 @@ class CellSpec:
         members: Indices of the cells of its population, itself among them; none where it is in none.
         number: Its place among them.
         arrives: The population's time of its generation 0.
+        anchored: Whether fits after generation 0 compare with its weights.
     """
 
     data: DataSpec
@@ -265,6 +270,7 @@ class CellSpec:
     members: tuple[int, ...] = ()
     number: int = 0
     arrives: int = 0
+    anchored: bool = False
 
     def seed(self, seed: int) -> int:
         """The seed of its chain: members of a population have their own, the first one the grid's."""

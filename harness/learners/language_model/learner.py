@@ -34,6 +34,7 @@ from harness.learners.language_model.answers import answers_of, draw_answers, ju
 from harness.learners.language_model.deferred import Keep
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.engine import Scattering
+from harness.learners.language_model.objectives import Objective, Units, make_objective
 from harness.learners.language_model.sampling import Sampler, draw_batch
 from harness.learners.language_model.scoring import score
 from harness.learners.language_model.specs import SampleSpec, fitted, text_of
@@ -85,6 +86,10 @@ class LanguageModelLearner:
                 "completions of a prompt (learner.sample.per_prompt), or a judge that accepts more"
             )
         parted = resources.zero_stage == 3 and not nothing
+        units = None if nothing else self._units(task)
+        if units is not None:
+            nothing = not len(units)
+            parted = parted and not nothing
         model = self._initial(task, Scattering(train, self.ranks.world_size) if parted else None)
         if nothing:  # the pretrained model, or the one before, as it is
             kept, dtype = model.state_dict().keys(), models.DTYPES[train.precision]
@@ -96,7 +101,8 @@ class LanguageModelLearner:
             self.ranks.barrier()
             return FitOutcome("ok" if finite else "diverged", {"train_loss": [], "steps": 0}, 0, 0)
         reference = self.data.real(spec.seed, self.data.num_examples)
-        schedule = plan_steps(train, task.training.examples, spec.recipe.budget, reference)
+        training = task.training.examples if units is None else units.examples
+        schedule = plan_steps(train, training, spec.recipe.budget, reference, units.each if units else 1)
         trainer = Trainer(
             train,
             resources.micro_batch or 1,
@@ -111,7 +117,7 @@ class LanguageModelLearner:
             self.prompt,
         )
         config = model.config
-        found = trainer.run(model, self.data.validation, schedule, task)
+        found = trainer.run(model, self.data.validation, schedule, task, units, self._objective(spec))
         status = found.status
         if self.ranks.rank == 0 and status == "ok":
             weights = found.state
@@ -123,6 +129,27 @@ class LanguageModelLearner:
                 self._write(task.out, config, weights)
         status = self.ranks.broadcast(status)
         return FitOutcome(status, found.log, found.tokens, found.computed)
+
+    def _objective(self, spec: FitSpec) -> Objective | None:
+        """What a fit minimises; None for the cross-entropy."""
+        found = fitted(spec).objective
+        return None if found is None else make_objective(found.section)
+
+    def _units(self, task: FitTask) -> Units | None:
+        """The training examples as the fit's objective arranges them; None for the cross-entropy."""
+        objective = self._objective(task.spec)
+        if objective is None:
+            return None
+        folder = task.reference or task.init_from
+        assert folder is not None  # its configuration asks for init: previous
+
+        def logprobs(examples: Examples) -> npt.NDArray[np.float64]:
+            return -self._score(task.spec, folder, examples, task.control, by_token=True)
+
+        found = objective.units(task.training.examples, self.prompt, logprobs)
+        self._loaded = None
+        gc.collect()
+        return found
 
     def _write(self, folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
         """An ordinary Hugging Face folder: the model with its tokenizer."""
@@ -195,14 +222,21 @@ class LanguageModelLearner:
         return sum(self.ranks.gather(done))
 
     def _score(
-        self, spec: FitSpec, folder: Path, examples: Examples, control: Control
+        self, spec: FitSpec, folder: Path, examples: Examples, control: Control, by_token: bool = False
     ) -> npt.NDArray[np.float64]:
-        """Nats per sequence under the model in a folder, the ranks sharing the work."""
+        """Nats per sequence, or by token, under the model in a folder, the ranks sharing the work."""
         model, ranks = self._model(spec, folder), self.ranks
         mine = score(
-            model, examples, self._bos(spec), ranks.rank, ranks.world_size, control.tick, self.prompt
+            model,
+            examples,
+            self._bos(spec),
+            ranks.rank,
+            ranks.world_size,
+            control.tick,
+            self.prompt,
+            by_token,
         )
-        merged = np.full(len(examples), np.nan)
+        merged = np.full(mine.shape, np.nan)
         for share in ranks.gather(mine):
             merged = np.where(np.isnan(share), merged, share)
         return merged

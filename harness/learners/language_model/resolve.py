@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.components.language_model import LanguageModel, Model, later_train, resolve_model
+from harness.components.objectives import OBJECTIVES
 from harness.components.tasks import TaskData
 from harness.config.schema import Config, TextData, Train
 from harness.data.base import RealData
@@ -17,7 +18,13 @@ from harness.learners.base import Resolved
 from harness.learners.language_model.converted import with_safetensors
 from harness.learners.language_model.facts import ModelFacts, check_kernels, model_facts, needs_weights
 from harness.learners.language_model.identity import pretrained_identity
-from harness.learners.language_model.specs import LanguageModelFit, ModelSpec, SampleSpec, TrainSpec
+from harness.learners.language_model.specs import (
+    LanguageModelFit,
+    ModelSpec,
+    ObjectiveSpec,
+    SampleSpec,
+    TrainSpec,
+)
 from harness.metrics.watermark import green_count
 from harness.science import Prompts, Versioned
 
@@ -69,14 +76,17 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
             "noted": True,
         }
 
-    def fitted_as(how: Train) -> Versioned:
+    objective = _objective(learner)
+
+    def fitted_as(how: Train, **more: Any) -> Versioned:
         spec = TrainSpec(**how.model_dump(exclude_unset=True), masked_tokens=masked)
-        return Versioned(LanguageModelFit(model=model, train=spec), version)
+        return Versioned(LanguageModelFit(model=model, train=spec, **more), version)
 
     first = "pretrained" if learner.model.pretrained else "scratch"
     return Resolved(
-        fit=fitted_as(later_train(learner)),
-        first=None if learner.later is None else fitted_as(train),
+        fit=fitted_as(later_train(learner), **({} if objective is None else {"objective": objective})),
+        first=None if learner.later is None and objective is None else fitted_as(train),
+        anchored=objective is not None and _reference(objective) == "initial",
         sampling=Versioned(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version),
         init=first if learner.init == "previous" else learner.init,
         prompts="real" if isinstance(real, TaskCorpus) else PROMPTS[sample.prompt],
@@ -84,6 +94,18 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
         facts=facts,
         models={} if learner.model.pretrained is None else _place(learner.model),
     )
+
+
+def _objective(learner: LanguageModel) -> ObjectiveSpec | None:
+    """The objective of generations after the first; None for the cross-entropy."""
+    if learner.objective is None or not OBJECTIVES[learner.objective.kind].loss:
+        return None
+    version = OBJECTIVES.loaded[learner.objective.kind].version
+    return ObjectiveSpec(section=learner.objective, version=version)
+
+
+def _reference(objective: ObjectiveSpec) -> str | None:
+    return OBJECTIVES[objective.section.kind].reference(objective.section)
 
 
 def _section(config: Config) -> LanguageModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from harness.components.objectives import Objective
 from harness.components.tasks import TaskData
 from harness.config.schema import Model, PositiveInt, Sample, Section, TextData, Train, since
 from harness.science import FitSpec
@@ -24,12 +25,21 @@ class TrainSpec(Train):
     """First tokens of every example that are read but not learned, with ``loss: continuation``."""
 
 
+class ObjectiveSpec(Section):
+    """An objective as it is executed."""
+
+    section: Objective
+    version: int | str
+
+
 class LanguageModelFit(Section):
     """What is fitted."""
 
     kind: Literal["language_model"] = "language_model"
     model: ModelSpec
     train: TrainSpec = since(TrainSpec(), introduced={})
+    objective: ObjectiveSpec | None = since(None)
+    """What it minimises, with the version of its code; the cross-entropy when null."""
 
 
 class SampleSpec(Sample):

@@ -23,7 +23,8 @@ from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, S
 from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.cuda import deterministic
 from harness.learners.language_model.engine import Engine
-from harness.learners.language_model.scoring import sequence_nll, with_bos
+from harness.learners.language_model.objectives import Objective, Units
+from harness.learners.language_model.scoring import IGNORED, sequence_nll, token_nll, with_bos
 from harness.learners.schedule import Schedule
 from harness.learners.weights import relative_weights
 from harness.records import REAL, Examples, Status
@@ -35,7 +36,7 @@ LOOK_S = 0.5
 """Seconds between the moments at which the ranks agree whether to save or to stop."""
 
 
-def plan_steps(train: Train, examples: Examples, budget: str, reference: Examples) -> Schedule:
+def plan_steps(train: Train, examples: Examples, budget: str, reference: Examples, each: int = 1) -> Schedule:
     """The length of a fit.
 
     Args:
@@ -44,8 +45,9 @@ def plan_steps(train: Train, examples: Examples, budget: str, reference: Example
         budget: ``examples``: the epochs asked for; ``steps``: as many steps as generation 0; ``tokens``: as
             many tokens.
         reference: Generation 0's training set.
+        each: Examples of a unit, of which a batch has ``train.batch_size``.
     """
-    size, batch = len(examples), train.batch_size
+    size, batch = len(examples) // each, train.batch_size
     if train.max_steps is not None:
         return Schedule(size, batch, train.max_steps)
     epochs = train.epochs
@@ -53,7 +55,7 @@ def plan_steps(train: Train, examples: Examples, budget: str, reference: Example
         steps = epochs * len(reference) // batch
     elif budget == "tokens":
         tokens = epochs * int(reference.lengths.sum())
-        steps = round(tokens / (float(examples.lengths.mean()) * batch))
+        steps = round(tokens / (float(examples.lengths.mean()) * each * batch))
     else:
         steps = epochs * size // batch
     return Schedule(size, batch, max(1, steps))
@@ -203,7 +205,15 @@ class Trainer:
         self.bos, self.ranks, self.device, self.deterministic = bos, ranks, device, deterministic
         self.attention, self.recompute = attention, recompute
 
-    def run(self, model: PreTrainedModel, validation: Examples, schedule: Schedule, task: FitTask) -> Fitted:
+    def run(
+        self,
+        model: PreTrainedModel,
+        validation: Examples,
+        schedule: Schedule,
+        task: FitTask,
+        units: Units | None = None,
+        objective: Objective | None = None,
+    ) -> Fitted:
         """Fit a model, from its beginning or from a checkpoint.
 
         Args:
@@ -212,10 +222,13 @@ class Trainer:
             schedule: From `plan_steps`.
             task: The fit: its training set, seed and generation; where to go on from and what to tell
                 meanwhile.
+            units: What is trained on in the place of the task's examples, with another objective.
+            objective: What is minimised; the cross-entropy when None.
 
         Raises:
             Stopped: It was asked to stop; what it had is in a checkpoint.
         """
+        self.units, self.objective = units, objective
         size, stage = self.ranks.world_size, self.zero_stage
         engine = Engine(model, self.train, self.micro_batch, size, stage, self.attention, self.recompute)
         try:
@@ -289,6 +302,15 @@ class Trainer:
         step = progress.step
         engine.set_learning_rate(learning_rate(self.train, step, schedule.steps))
         index = schedule.order(task.spec.seed, task.spec.generation, step, cache)
+        if self.units is not None:
+            progress.losses.append(
+                self._objective_step(engine, index, task.spec.seed, task.spec.generation, step)
+            )
+            rows = _rows(index, self.units.each)
+            progress.tokens += int(self._predicted(self.units.examples.take(rows), self.masked).sum())
+            progress.step += 1
+            task.control.tick()
+            return
         batch = task.training.examples.take(index)
         mine = None if weights is None else torch.from_numpy(weights[index]).float().to(self.device)
         predicted = int(self._predicted(batch, self.masked).sum())
@@ -367,6 +389,28 @@ class Trainer:
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
         return total
 
+    def _objective_step(
+        self, engine: Engine, index: npt.NDArray[np.int64], seed: int, generation: int, step: int
+    ) -> torch.Tensor:
+        """One optimizer step of an objective; returns this rank's share of the mean over units."""
+        assert self.units is not None and self.objective is not None
+        each, per_rank = self.units.each, len(index) // self.ranks.world_size
+        first = self.ranks.rank * per_rank
+        total = torch.zeros((), device=self.device)
+        for start in range(first, first + per_rank, self.micro_batch):
+            rows = _rows(index[start : start + self.micro_batch], each)
+            torch.manual_seed(stream_seed(seed, generation, "dropout", step * len(index) + start))
+            inputs, targets = with_bos(self.units.examples.take(rows), self.bos, self.device, self.masked)
+            numbers = {
+                name: torch.from_numpy(values[rows]).to(self.device)
+                for name, values in self.units.numbers.items()
+            }
+            logprob = -token_nll(engine.logits(inputs), targets)
+            loss = self.objective.loss(logprob, targets != IGNORED, numbers).sum() / len(index)
+            total += loss.detach()
+            engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
+        return total
+
     def _is_finite(self, engine: Engine, progress: _Progress) -> bool:
         """Whether the last losses and gradients are finite, on all ranks; collective."""
         return not engine.skipped and all(map(math.isfinite, self._reduced(progress.losses[-CHECK_EVERY:])))
@@ -401,6 +445,11 @@ class Trainer:
                 tick()
         engine.train_mode(True)
         return total / max(count, 1)
+
+
+def _rows(index: npt.NDArray[np.int64], each: int) -> npt.NDArray[np.int64]:
+    """The examples of some units, shape [units * each]."""
+    return (index[:, None] * each + np.arange(each)).reshape(-1)
 
 
 def _number(value: float) -> float | None:

@@ -1,0 +1,70 @@
+"""Objectives: what a generation after the first minimises, their sections, and where their code is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, Union
+
+from pydantic import Field
+
+from harness.registry import ObjectivePlugin, gather
+from harness.section import Section, since
+
+Reference = Literal["initial", "previous"]
+
+
+class Sft(Section):
+    """Cross-entropy of the completions that are trained on."""
+
+    kind: Literal["sft"]
+
+
+class Dpo(Section):
+    """Direct preference optimisation: the better of two completions becomes likelier than the worse."""
+
+    kind: Literal["dpo"]
+    beta: Annotated[float, Field(gt=0)] = since(0.1)
+    """How much a difference of log-probabilities, beyond the reference's, counts."""
+    reference: Reference = since("initial")
+    """The model that log-probabilities are compared with: generation 0's, or that of the generation
+    before."""
+    length_normalised: bool = since(False)
+    """Log-probabilities are those of a token in the mean, not of the completion."""
+
+
+class Reinforce(Section):
+    """Policy gradient by reward, less the mean reward of the prompt's completions, with clipping."""
+
+    kind: Literal["reinforce"]
+    clip: Annotated[float, Field(gt=0)] = since(0.2)
+    """How far the ratio of a token's probabilities, now over when it was drawn, may be from 1 to be learned
+    from."""
+    kl: Annotated[float, Field(ge=0)] = since(0.0)
+    """Weight of the KL divergence from the reference."""
+    reference: Reference = since("initial")
+    """The model that the KL divergence is from: generation 0's, or that of the generation before."""
+    scaled: bool = since(True)
+    """Rewards are divided by the standard deviation of the prompt's rewards."""
+
+
+_CODE = "harness.learners.language_model.objectives"
+COMPONENTS: Mapping[str, ObjectivePlugin] = {
+    "sft": ObjectivePlugin(Sft, 1),
+    "dpo": ObjectivePlugin(
+        Dpo, 1, f"{_CODE}:DpoLoss", chooses="pairs", reference=lambda section: section.reference
+    ),
+    "reinforce": ObjectivePlugin(
+        Reinforce,
+        1,
+        f"{_CODE}:ReinforceLoss",
+        chooses="all",
+        reference=lambda section: section.reference if section.kl else None,
+    ),
+}
+OBJECTIVES = gather("objectives", ObjectivePlugin, COMPONENTS)
+
+if TYPE_CHECKING:
+    Objective = Sft | Dpo | Reinforce
+else:
+    _SECTIONS = Union[tuple(OBJECTIVES[kind].section for kind in OBJECTIVES)]  # noqa: UP007 (made of a list)
+    Objective = Annotated[_SECTIONS, Field(discriminator="kind")]

@@ -1,0 +1,248 @@
+"""Objectives: their losses by the papers' formulas, their units, and chains that are fitted by them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chains import Events, contents, run_all
+from conftest import TASK, Make, merged
+from group import run_ranks
+
+from harness.components.objectives import Dpo, Reinforce
+from harness.errors import ConfigError
+from harness.records import Examples
+from harness.store import Store
+from harness.study import open_study
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("deepspeed")
+
+from harness.learners.language_model import training  # noqa: E402
+from harness.learners.language_model.objectives import DpoLoss, ReinforceLoss  # noqa: E402
+
+PROMPT, WIDTH = 3, 8
+
+
+def batch(rows: int, seed: int = 0) -> tuple[Any, Any, Examples]:
+    """Log-probabilities of some completions, which tokens count, and the examples; two of each prompt."""
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(PROMPT + 1, WIDTH + 1, rows).astype(np.int32)
+    values = draw.integers(1, 9, (rows, WIDTH)).astype(np.int32)
+    values[:, :PROMPT] = np.repeat(np.arange(rows // 2), 2)[:, None]
+    used = np.arange(WIDTH)[None, :] < lengths[:, None]
+    used[:, :PROMPT] = False
+    logprob = torch.from_numpy(np.where(used, -draw.exponential(1.0, used.shape), 0.0).astype(np.float32))
+    return logprob.requires_grad_(), torch.from_numpy(used), Examples(values, lengths)
+
+
+def numbers(units: Any) -> dict[str, Any]:
+    return {name: torch.from_numpy(value) for name, value in units.numbers.items()}
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_dpo_is_its_formula(normalised: bool) -> None:
+    """-log sigmoid(beta (log p(w)/p_ref(w) - log p(l)/p_ref(l))), pair by pair in plain Python."""
+    logprob, used, examples = batch(6)
+    reward = np.array([0.0, 1.0, 1.0, 0.0, 0.2, 0.9])
+    objective = DpoLoss(Dpo(kind="dpo", beta=0.3, length_normalised=normalised))
+    reference = np.where(used.numpy(), -1.0 - np.arange(6)[:, None] / 7, 0.0)
+    units = objective.units(
+        examples.noted("reward", reward),
+        PROMPT,
+        lambda rows: reference[[(rows.values[i] == examples.values).all(axis=1).argmax() for i in range(6)]],
+    )
+    order = [1, 0, 2, 3, 5, 4]
+    assert (units.examples.values == examples.values[order]).all() and len(units) == 3
+    found = objective.loss(logprob[order], used[order], numbers(units))
+    for place, (better, worse) in enumerate([(1, 0), (2, 3), (5, 4)]):
+        sums = [
+            (float(logprob[row].sum()) - reference[row].sum()) / (int(used[row].sum()) if normalised else 1)
+            for row in (better, worse)
+        ]
+        expected = -math.log(1 / (1 + math.exp(-0.3 * (sums[0] - sums[1]))))
+        assert float(found[place]) == pytest.approx(expected, abs=1e-6)
+    found.sum().backward()
+    assert (logprob.grad[1][used[1]] < 0).all() and (logprob.grad[0][used[0]] > 0).all()
+
+
+def test_pairs_that_are_equal_are_none() -> None:
+    _, _, examples = batch(4)
+    objective = DpoLoss(Dpo(kind="dpo"))
+    units = objective.units(
+        examples.noted("reward", np.array([1.0, 1.0, 0.0, 1.0])), PROMPT, lambda rows: np.zeros((2, WIDTH))
+    )
+    assert len(units) == 1 and (units.examples.values == examples.values[[3, 2]]).all()
+    nothing = objective.units(examples.take(slice(0)), PROMPT, lambda rows: np.zeros((0, WIDTH)))
+    assert len(nothing) == 0
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.5])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_reinforce_is_its_formula(kl: float, scaled: bool) -> None:
+    logprob, used, examples = batch(4)
+    reward, drawn = np.array([0.0, 1.0, 0.25, 0.5]), logprob.detach().numpy() + 0.3 * np.cos(np.arange(WIDTH))
+    noted = examples.noted("reward", reward).noted("logprob", np.where(used.numpy(), drawn, np.nan))
+    reference = np.where(used.numpy(), -0.7, 0.0)
+    objective = ReinforceLoss(Reinforce(kind="reinforce", clip=0.1, kl=kl, scaled=scaled))
+    units = objective.units(noted, PROMPT, lambda rows: reference)
+    found = objective.loss(logprob, used, numbers(units))
+    for row in range(4):
+        pair = reward[row // 2 * 2 : row // 2 * 2 + 2]
+        advantage = reward[row] - pair.mean()
+        if scaled:
+            advantage /= math.sqrt(((pair - pair.mean()) ** 2).sum()) + 1e-4  # n - 1 is 1
+        terms = []
+        for at in np.flatnonzero(used[row].numpy()):
+            now = float(logprob[row, at])
+            ratio = math.exp(now - drawn[row, at])
+            gain = min(ratio * advantage, min(max(ratio, 0.9), 1.1) * advantage)
+            ahead = -0.7 - now
+            terms.append(-gain + kl * (math.exp(ahead) - ahead - 1))
+        assert float(found[row]) == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+
+
+def test_prompts_whose_answers_are_all_alike_teach_nothing() -> None:
+    _, _, examples = batch(6)
+    noted = examples.noted("reward", np.array([1.0, 1.0, 0.0, 1.0, 0.0, 0.0]))
+    noted = noted.noted("logprob", np.zeros((6, WIDTH)))
+    units = ReinforceLoss(Reinforce(kind="reinforce")).units(noted, PROMPT, lambda rows: np.zeros((0, 0)))
+    assert (units.examples.values == examples.values[2:4]).all()
+    assert units.numbers["advantage"].sum() == pytest.approx(0)
+
+
+# --- chains ---------------------------------------------------------------------------------------------
+
+CHANCE = {"kind": "judge", "judge": "noisy", "false_accept": 0.5, "false_reject": 0.5}
+DPO = merged(
+    TASK,
+    {
+        "learner.objective": {"kind": "dpo"},
+        "filters": [{**CHANCE, "choose": "pairs"}],
+        "data.num_examples": 48,
+        "learner.train.batch_size": 4,
+        "generations": 2,
+    },
+)
+REINFORCE = merged(
+    DPO,
+    {
+        "learner.objective": {"kind": "reinforce", "kl": 0.1, "reference": "previous"},
+        "filters": [{**CHANCE, "choose": "all"}],
+        "learner.train.batch_size": 8,
+    },
+)
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("base", "stage"),
+    [(DPO, 0), (DPO, 3), (REINFORCE, 1), (REINFORCE, 2)],
+    ids=["dpo0", "dpo3", "rl1", "rl2"],
+)
+def test_a_crashed_fit_goes_on_to_the_same_bytes(
+    make_config: Make, tmp_path: Path, ranks: Any, monkeypatch: Any, base: dict[str, Any], stage: int
+) -> None:
+    monkeypatch.setattr(training, "LOOK_S", 0.0)
+    never = make_config(base, "never.yaml", **{"resources.zero_stage": stage})
+    prepared, store = run_all(never, tmp_path / "never", ranks=ranks)
+    often = {"resources.zero_stage": stage, "resources.checkpoint_s": 1e-9}
+    config, root = make_config(base, **often), tmp_path / "root"
+
+    def on(kind: str, fields: dict[str, Any]) -> None:
+        if kind == "checkpointed" and (fields["generation"], fields["step"]) == (2, 3):
+            raise Crash
+
+    with pytest.raises(Crash):
+        run_all(config, root, ranks=ranks, observer=Events(on))
+    events = Events()
+    run_all(config, root, ranks=ranks, observer=events)
+    assert [f["step"] for kind, f in events.seen if kind == "resumed" and f["generation"] == 2] == [3]
+    assert contents(Store(root), prepared) == contents(store, prepared)
+    for node in prepared.lineage.nodes.values():
+        names = [
+            Store(tmp_path / name).path("fits", node.fit) / "model.safetensors" for name in ("never", "root")
+        ]
+        if all(name.exists() for name in names):
+            assert names[0].read_bytes() == names[1].read_bytes()
+    fits = [node.fit for node in prepared.lineage.nodes.values() if node.generation]
+    logs = [store.json("fits", key, "fit.json")["log"] for key in fits]
+    assert all(log["steps"] > 3 for log in logs)
+    if base is DPO:  # the model begins as its reference in generation 1, so the margin is 0
+        assert logs[0]["train_loss"][0] == pytest.approx(math.log(2), abs=1e-3)
+
+
+TWO = """
+from chains import run_all
+run_all(Path(arguments["config"]), Path(arguments["root"]), ranks=ranks)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("base", [DPO, REINFORCE], ids=["dpo", "reinforce"])
+def test_two_ranks_agree(
+    make_config: Make, tmp_path: Path, ranks: Any, base: dict[str, Any], stage: int
+) -> None:
+    """In fp32 losses of generation 1 agree to 1e-4: gradients are added up in another order."""
+    changes = {"learner.train.precision": "fp32", "resources.zero_stage": stage, "generations": 1}
+    found = []
+    for size in (1, 2):
+        config = make_config(base, f"{size}.yaml", **changes, **{"resources.ranks": size})
+        root = tmp_path / str(size)
+        if size == 1:
+            prepared, _ = run_all(config, root, ranks=ranks)
+        else:
+            run_ranks(TWO, 2, config=str(config), root=str(root))
+        node = next(node for node in prepared.lineage.nodes.values() if node.generation == 1)
+        found.append(Store(root).json("fits", node.fit, "fit.json")["log"]["train_loss"])
+    assert len(found[0]) > 3
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+
+
+def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp_path: Path) -> None:
+    nodes = {}
+    for name, changes in {
+        "initial": {},
+        "previous": {"learner.objective.reference": "previous"},
+        "sft": {"learner.objective": None},
+    }.items():
+        prepared, scratch = open_study(make_config(DPO, **changes), (), Store.read(tmp_path / "absent"))
+        scratch.cleanup()
+        nodes[name] = sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
+    assert len({found[0].fit for found in nodes.values()}) == 1, "generation 0 learns from solutions"
+    assert len({found[1].fit for found in nodes.values()}) == 3
+    assert [node.spec.fit.reference for node in nodes["initial"]] == [None, *[nodes["initial"][0].fit] * 2]
+    assert {node.spec.fit.reference for node in nodes["previous"]} == {None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"filters": []}, r"learner.objective: dpo needs a judge: .*choose: pairs"),
+        ({"filters": [CHANCE]}, r"learner.objective: dpo needs a judge: .*choose: pairs"),
+        ({"learner.init": "scratch"}, "needs init: previous"),
+        ({"regime": {"kind": "accumulate"}}, "solutions are not; it needs regime"),
+        ({"learner.objective.kind": "dop"}, "allowed: sft, dpo, reinforce|'sft', 'dpo', 'reinforce'"),
+        (
+            {
+                "learner.objective": {"kind": "reinforce"},
+                "filters": [{**CHANCE, "choose": "all"}],
+                "learner.sample.temperature": 0.7,
+            },
+            "they have to be the model's own",
+        ),
+    ],
+)
+def test_objectives_that_do_not_fit_are_refused(
+    make_config: Make, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_study(make_config(DPO, **changes), (), Store.read(tmp_path / "absent"))

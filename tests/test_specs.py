@@ -57,6 +57,20 @@ BASES: dict[str, dict[str, Any]] = {
     "task": merged(TASK, {"filters": [{"kind": "judge", "judge": "noisy"}]}),
     "likely": merged(TASK, {"filters": [{"kind": "judge", "judge": "self", "choose": "best"}]}),
     "long": merged(TASK, {"filters": [{"kind": "judge", "judge": "proxy", "choose": "best"}]}),
+    "dpo": merged(
+        TASK,
+        {
+            "learner.objective": {"kind": "dpo"},
+            "filters": [{"kind": "judge", "judge": "exact", "choose": "pairs"}],
+        },
+    ),
+    "reinforce": merged(
+        TASK,
+        {
+            "learner.objective": {"kind": "reinforce", "kl": 0.1},
+            "filters": [{"kind": "judge", "judge": "exact", "choose": "all"}],
+        },
+    ),
     "sums": merged(TASK, {"data.task": {"kind": "arithmetic"}}),
     "strings": merged(TASK, {"data.task": {"kind": "rewriting"}}),
     "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
@@ -142,6 +156,18 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "likely": {"filters.0.per": "completion"},
     "long": {"filters.0.prefers": "short"},
+    "dpo": {
+        "learner.objective.kind": None,
+        "learner.objective.beta": 0.2,
+        "learner.objective.reference": "previous",
+        "learner.objective.length_normalised": True,
+    },
+    "reinforce": {
+        "learner.objective.clip": 0.1,
+        "learner.objective.kl": 0.2,
+        "learner.objective.reference": "previous",
+        "learner.objective.scaled": False,
+    },
     "sums": {"data.task.difficulty": [2], "data.task.modulus": 9, "data.task.operators": "+-"},
     "strings": {"data.task.difficulty": [6], "data.task.rules": [["aa", "b"], ["bb", "a"], ["ab", ""]]},
     "text": {
@@ -498,6 +524,7 @@ def test_no_field_is_left_out() -> None:
         "LanguageModel.model",
         "LanguageModel.train",
         "LanguageModel.later",
+        "LanguageModel.objective",
         "TaskData.task",
         "Evaluate.task",
     }

@@ -464,3 +464,89 @@ def test_a_package_gives_the_columns_it_declares_alone(monkeypatch: pytest.Monke
     monkeypatch.setitem(METRICS.loaded, "number", loaded("test/nll"))
     with pytest.raises(LearnerError, match=r"number \(mine\) gives test/nll, declared are mine/number"):
         added_metrics(["number"], corpus, None, 0, 1, set())
+
+
+ASK = """
+import json, sys
+from harness.components.tasks import TASKS
+from harness.tasks import Checker
+kind, pairs = sys.argv[1], json.loads(sys.argv[2])
+checker = Checker(TASKS[kind].section(kind=kind))
+found = checker([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
+print(json.dumps([[verdict.correct, verdict.trouble] for verdict in found]))
+checker.close()
+"""
+
+
+def ask(kind: str, pairs: list[list[str]], path: Any) -> list[Any]:
+    """What a task's checker says of completions."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, kind, json.dumps(pairs)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_task_of_a_package_is_checked_in_a_process_of_its_own(site: Path, tmp_path: Path) -> None:
+    assert ask("turned", [["abcd<", "dcba"], ["abcd<", "dcb"]], [site]) == [[True, ""], [False, ""]]
+    listed = harness("list", "tasks", "--json", path=[site])
+    assert "turned" in listed.stdout and "Words, to be written from behind" in listed.stdout
+    config = tmp_path / "study.yaml"
+    study = {
+        "experiment": "turned",
+        "data": {"source": "task", "task": {"kind": "turned"}, "num_examples": 80, "test": 20},
+        "learner": {"kind": "language_model", "model": {"preset": "micro"}},
+        "generations": 1,
+        "tracking": {"wandb": "disabled"},
+    }
+    config.write_text(yaml.safe_dump({**study, "data": {**study["data"], "validation": 10}}))
+    done = harness("plan", config, "--root", tmp_path / "root", "--json", path=[site])
+    assert done.returncode == 0 and json.loads(done.stdout)["chains"] == 1, done.stderr
+    config.write_text(yaml.safe_dump({**study, "data": {**study["data"], "num_examples": 400}}))
+    done = harness("plan", config, "--root", tmp_path / "root", path=[site])
+    assert done.returncode == 2 and "data.num_examples: 400 different prompts" in done.stderr
+
+
+BAD_TASK = """
+import sys, time
+from typing import Literal
+from harness.registry import TaskPlugin
+from harness.section import Section
+
+class Bad(Section):
+    kind: Literal["bad"]
+
+def problems(section):
+    return iter(())
+
+def check(section, prompt, completion):
+    print("a checker may print")
+    if completion == "raise":
+        raise RuntimeError("no")
+    if completion == "exit":
+        sys.exit(3)
+    while completion == "hang":
+        time.sleep(1)
+    return completion == "right"
+
+def alphabet(section):
+    return "abc"
+
+task = TaskPlugin(Bad, 1, problems="bad_task:problems", check="bad_task:check", alphabet="bad_task:alphabet",
+                  check_s=0.5)
+"""
+
+
+def test_a_checker_that_raises_or_never_returns_is_counted(tmp_path: Path) -> None:
+    package = given(tmp_path / "bad", "bad_task", "[harness.tasks]\nbad = bad_task:task\n", BAD_TASK)
+    completions = ["right", "raise", "wrong", "hang", "right", "exit", "wrong", "hang"]
+    found = ask("bad", [[f"prompt {n}", text] for n, text in enumerate(completions)], [package])
+    expected = {"right": [True, ""], "wrong": [False, ""], "raise": [False, "raised"]}
+    expected |= {"hang": [False, "timed_out"], "exit": [False, "raised"]}
+    assert found == [expected[text] for text in completions]

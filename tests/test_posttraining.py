@@ -165,6 +165,7 @@ def test_a_judge_that_accepts_nothing_leaves_the_weights_and_says_so(
         ({"filters": [{**EXACT[0], "most": 4}]}, r"learner.sample.per_prompt: found 3, and judge: exact"),
         ({"evaluate.task.pass_k": [5]}, "pass_k: found 5, more than the 4 completions"),
         ({"data.task": {"kind": "bolean"}}, "found 'bolean', allowed: boolean"),
+        ({"filters": EXACT, "regime": {"kind": "stream", "synthetic_ratio": 0.5}}, "they arrive shuffled"),
         ({"regime.source": {"corpus": "python-docs"}}, "regime.source: with data.source: task allowed are"),
     ],
 )

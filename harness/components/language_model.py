@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.components.objectives import OBJECTIVES, Objective
 from harness.components.presets import preset_names, preset_sizes
+from harness.components.regimes import COMPONENTS as REGIMES
 from harness.components.tasks import TaskData, TaskMeasure
 from harness.components.text import TextData
 from harness.registry import LearnerPlugin, Metric
@@ -384,6 +385,11 @@ def _check_judge(learner: LanguageModel, config: Any) -> None:
     for place, item in enumerate(config.filters):
         if item.kind != "judge":
             continue
+        if config.regime.kind in REGIMES and REGIMES[config.regime.kind].selects:
+            raise ValueError(
+                f"filters: judge looks at all completions of a prompt together; with regime.kind "
+                f"{config.regime.kind} they arrive shuffled"
+            )
         if place:
             raise ValueError(
                 "filters: judge has to come first, and once: it looks at all completions of a prompt together"

@@ -77,7 +77,7 @@ def collect(config: TaskData) -> dict[str, list[Problem]]:
     field = "num_examples" if missing == "train" else missing
     raise DataError(
         f"data.{field}: {wanted[missing]} different prompts of the {missing} side are asked for, task "
-        f"{config.task.kind} gives {len(found[missing])}; ask for fewer, or raise data.task.difficulty"
+        f"{config.task.kind} gives {len(found[missing])}; ask for fewer, or for harder ones"
     )
 
 

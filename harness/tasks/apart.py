@@ -29,7 +29,7 @@ def main() -> None:
         asked = json.loads(line)
         try:
             found = verdict_of(plugin.check, section, asked["prompt"], asked["completion"])
-        except Exception:
+        except (Exception, SystemExit):
             found = Verdict(False, False, "raised")
         out.write(json.dumps(asdict(found)) + "\n")
         out.flush()

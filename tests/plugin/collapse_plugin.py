@@ -19,6 +19,7 @@ from harness.registry import (
     Metric,
     MetricPlugin,
     RegimePlugin,
+    TaskPlugin,
     TrackerPlugin,
 )
 from harness.section import DataSection, PositiveInt, Section, Share, since
@@ -53,6 +54,13 @@ class Every(Section):
 
     kind: Literal["every"]
     step: PositiveInt = since(2)
+
+
+class Turned(Section):
+    """Words, to be written from behind."""
+
+    kind: Literal["turned"]
+    length: PositiveInt = since(4)
 
 
 def keep(config: Every, examples: Examples, known: Known) -> Any:
@@ -105,6 +113,14 @@ filter_ = FilterPlugin(Every, version=1, keep=keep)
 regime = RegimePlugin(two_latest, version=1, pools=False)
 metric = MetricPlugin(
     (Metric("spread/p10_p90", "10 % to 90 % of the samples", worse="lower"),), version=1, measure=spread
+)
+task = TaskPlugin(
+    Turned,
+    version=1,
+    problems="collapse_task:problems",
+    check="collapse_task:check",
+    alphabet="collapse_task:alphabet",
+    lengths=lambda section: (section.length + 1, section.length),
 )
 tracker = TrackerPlugin("collapse_plugin:write")
 data = DataPlugin("collapse_plugin:notes")

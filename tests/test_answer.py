@@ -126,3 +126,23 @@ def test_cells_that_are_not_equally_far_say_how_far_they_are() -> None:
         "temperature 1.0, up to generation 2",
         "temperature 0.7, up to generation 1",
     ]
+
+
+def test_what_a_judge_sees_stands_beside_the_truth() -> None:
+    def rows(cell: str, reward: float, judged: float, accepted: float, last: float) -> list[dict[str, Any]]:
+        first = {"task/pass_1": 0.4, "task/pass_4": 0.7, "task/pass_8": 0.8, "task/judged_reward": 0.5}
+        later = {"task/pass_1": last, "task/pass_8": 0.6, "task/judged_reward": reward}
+        later |= {"judge/reward": judged, "judge/accepted": accepted, "text/distinct_2": 1.0}
+        identity = {"chain": cell, "seed": 0, "status": "ok", "mitigation": cell}
+        return [{**identity, "generation": g, **found} for g, found in enumerate((first, later))]
+
+    cells = [("itself", 0.9, 0.8, 5, 0.3), ("nobody", 1.0, 1.0, 9, 0.35), ("strict", 0.4, 0.0, 0, 0.45)]
+    lines = answers([row for cell in cells for row in rows(*cell)], ["mitigation"], [0])
+    assert lines == [
+        "itself: pass@1 on test prompts falls from 0.4 to 0.3; its judge sees 0.5 to 0.9, pass@8 0.8 to 0.6",
+        "nobody: pass@1 on test prompts falls from 0.4 to 0.35; its judge sees 0.5 to 1, pass@8 0.8 to 0.6",
+        "strict: pass@1 on test prompts rises from 0.4 to 0.45; its judge sees 0.5 to 0.4, pass@8 0.8 to 0.6",
+        "nobody: its judge accepts nearly everything, which is no judge",
+        "strict: its judge accepts nothing in some generation, and the weights stay: draw more completions "
+        "of a prompt, begin with a better model, or lower at_least",
+    ]

@@ -23,6 +23,11 @@ DIVERSITY = ("text/distinct_2", "text/entropy_2")
 """What says whether text narrows or broadens; both have to agree."""
 TAILS = ("text/tail_mass", "text/vocab_coverage")
 """Shown beside them."""
+REWARD = "task/judged_reward"
+"""Of tasks, what the judge sees, beside which the truth is shown in the place of the text."""
+
+ALL = 0.99
+"""Mean reward from which a judge decides nothing: only completions that do not end are rejected."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,10 @@ def answers(
     headlines = [name for name in HEADLINES if name in table.names]
     if not headlines:
         return []
-    found, lasts = _changes(table, axes, seeds, (*headlines, *DIVERSITY, *TAILS))
+    passes = [name for name in table.names if name.startswith("task/pass_")]
+    most_drawn = max(passes, key=lambda name: int(name.rpartition("_")[2]), default="")
+    truths = (REWARD, most_drawn) if most_drawn else ()
+    found, lasts = _changes(table, axes, seeds, (*headlines, *DIVERSITY, *TAILS, *truths))
     # cells may be of several learners, and have no metric in common
     own = {
         cell: next((name for name in headlines if changes[name].first.mean is not None), None)
@@ -76,7 +84,26 @@ def answers(
     one, many = ("worsens", "worsen") if len(set(known.values())) == 1 else ("is", "are")
     what = "less" if one == "worsens" else "in the tables"
     more = f"1 more cell {one} {what}" if left == 1 else f"{left} more cells {many} {what}"
-    return [*lines, more] if left else lines
+    return [*lines, *([more] if left else []), *_advice(table, axes)]
+
+
+def _advice(table: Rows, axes: Sequence[str]) -> list[str]:
+    """What to do about judges that accept nothing, or everything, in some generation."""
+    if "judge/accepted" not in table.names or "judge/reward" not in table.names:
+        return []
+    accepted, reward = table.values("judge/accepted"), table.values("judge/reward")
+    found: dict[str, None] = {}
+    for part in table.series(axes):
+        where = _where(part.cell, axes)
+        if any(accepted[place] == 0 for place in part.places):
+            found[
+                f"{where}its judge accepts nothing in some generation, and the weights stay: draw more "
+                "completions of a prompt, begin with a better model, or lower at_least"
+            ] = None
+        known = [reward[place] for place in part.places if np.isfinite(reward[place])]
+        if known and min(known) >= ALL:
+            found[f"{where}its judge accepts nearly everything, which is no judge"] = None
+    return list(found)
 
 
 def _sign(headline: str) -> float:
@@ -152,8 +179,19 @@ def _sentence(changes: Mapping[str, Change], headline: str) -> str:
         text = f"{metric.label} {verb} from {_mean(change.first)} to {_mean(change.last)}{unit}"
     if change.by.total > 1:
         text += f" (by {change.by.text(sign < 0)})"
-    kind = _kind(changes)
+    kind = _judged(changes) if headline.startswith("task/") else _kind(changes)
     return f"{text}; {kind}" if kind else text
+
+
+def _judged(changes: Mapping[str, Change]) -> str:
+    """What the judge sees, and how often one of several completions is right."""
+    parts = []
+    for name, change in changes.items():
+        if (name == REWARD or name.startswith("task/pass_")) and name != "task/pass_1":
+            if change.by.mean is not None:
+                label = "its judge sees" if name == REWARD else about(name).label.partition(" ")[0]
+                parts.append(f"{label} {_mean(change.first)} to {_mean(change.last)}")
+    return ", ".join(parts)
 
 
 def _kind(changes: Mapping[str, Change]) -> str:

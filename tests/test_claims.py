@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import digamma
 
-from harness.config.schema import Claim
+from harness.config.schema import Claim, Statistic
 from harness.metrics.catalogue import HEADLINES
 from harness.reporting import ledger
 from harness.reporting.analysis import critical_ratios, losses
-from harness.reporting.claims import compare, judge
+from harness.reporting.claims import _of, compare, judge
 from harness.reporting.tables import critical_table
 from harness.reporting.theory import expected
 from harness.study import Prepared
@@ -164,6 +164,12 @@ def test_a_change_is_counted_from_the_generation_that_is_named(make_config: Make
             for g in (first, 30)
         }
         assert abs(found.value - (at[30] - at[first])) < 1e-12  # type: ignore[operator]
+
+
+def test_a_drop_is_from_the_peak_to_the_last() -> None:
+    drop, curve = Statistic(metric="task/pass_1", of="drop"), {0: 0.3, 1: 0.5, 2: 0.4, 3: 0.9}
+    assert _of(curve, drop, 2, 0.0) == pytest.approx(0.1)
+    assert _of(curve, drop, 3, 0.0) == 0 and _of(curve, drop, 4, 0.0) is None
 
 
 def test_exceeding_generation_0_is_a_share_of_chains(make_config: Make, tmp_path: Path) -> None:

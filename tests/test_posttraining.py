@@ -109,6 +109,22 @@ def test_answers_are_measured_and_kept(learned: Any) -> None:
     assert record["task/kl"] != 0
 
 
+def test_fresh_prompts_are_seen_by_no_other_generation(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+    changes = {"learner.sample.fresh_prompts": True, "generations": 1}
+    few = make_config(TASK, "few.yaml", **changes, **{"data.reserve": 47})
+    with pytest.raises(
+        ConfigError, match=r"data.reserve: found 47, .* answer 24 prompts each; set at least 48"
+    ):
+        open_study(few, (), Store.read(tmp_path / "absent"))
+    config = make_config(TASK, **changes, **{"data.reserve": 48})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    data = prepared.data[0].real
+    asked = [data.prompts(store.corpora.load(node.corpus, 24)) for node in nodes(prepared)]
+    known = data.prompts(data.real(0, 72))
+    assert asked[0] == [prompt for prompt in known[24:32] for _ in range(3)]
+    assert asked[1] == [prompt for prompt in known[48:56] for _ in range(3)]
+
+
 def test_generation_0_is_shared_whatever_judges_it(make_config: Make, tmp_path: Path) -> None:
     axes = {"grid": {"filters": [[], EXACT]}, "generations": 1}
     prepared, scratch = open_study(make_config(TASK, **axes), (), Store.read(tmp_path / "absent"))

@@ -371,6 +371,11 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"regime": {**REPLACE, "refresh": {"at": [2]}}},
     ),
     ("signs", {"filters": [{**VERIFIER, "score": "agreement"}]}, {}),
+    (
+        "task",
+        {"learner.sample.fresh_prompts": True, "data.reserve": 72},
+        {"learner.sample.fresh_prompts": False, "data.reserve": 72},
+    ),
     ("task", {"data.resample": True, "data.reserve": 10}, {"data.reserve": 10}),
     (
         "mixture",
@@ -487,6 +492,7 @@ def test_no_field_is_left_out() -> None:
         ("MixtureData", "components"),
         ("CorpusSource", "corpus"),
         ("TaskData", "resample"),
+        ("Sample", "fresh_prompts"),
     }
     kinds = [DATA_KINDS[name] for name in DATA_KINDS]
     places = {(kind.section.__name__, name) for kind in kinds for name in kind.places}

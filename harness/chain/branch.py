@@ -227,7 +227,11 @@ class BranchRun:
             return None
         if node.prompted_by is not None:
             return self.corpus(self.plan.nodes[node.prompted_by], self.data.num_examples)
-        return self.data.real(node.seed, self.data.num_examples)
+        n = self.data.num_examples
+        if node.spec.corpus.prompts == "fresh":  # behind the real training examples, n for each generation
+            start = n * (node.generation + 1)
+            return self.data.real(node.seed, start + n).take(slice(start, None))
+        return self.data.real(node.seed, n)
 
     # --- evaluate and commit --------------------------------------------------------------------------------
 

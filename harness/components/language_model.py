@@ -176,6 +176,9 @@ class Sample(Section):
     """Length of the prefix, for real_prefix and previous_prefix; half a block when null."""
     per_prompt: PositiveInt = since(1)
     """Examples that continue one prompt, one after another; the next prompt follows."""
+    fresh_prompts: bool = since(False)
+    """data.source: task: each generation answers prompts that no generation has learned from or answered;
+    they are taken from data.reserve."""
     keep_prompt: bool = since(False)
     """The prefix is part of the example (which then still has block_size tokens)."""
     length: Literal["block", "natural"] = since("block")
@@ -439,9 +442,11 @@ def _check_objective(learner: LanguageModel, config: Any) -> None:
 
 def _check_no_task(config: Any) -> None:
     """What only tasks have."""
+    sample = config.learner.sample
+    if sample.fresh_prompts:
+        raise ValueError("learner.sample.fresh_prompts: is of data.source: task")
     if config.learner.objective is not None:
         raise ValueError("learner.objective: is of data.source: task")
-    sample = config.learner.sample
     if sample.per_prompt > 1 and sample.prompt == "bos":
         raise ValueError(
             f"learner.sample.per_prompt: found {sample.per_prompt}, and with prompt: bos there are no prompts"

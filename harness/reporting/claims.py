@@ -258,6 +258,7 @@ def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | 
         "last": final,
         "lost": float(final == 0),
         "highest": max(known.values()),
+        "drop": max(known.values()) - final,
         "lowest": min(known.values()),
     }
     if statistic.of in alone:

@@ -19,8 +19,9 @@ from harness.records import REAL, Recipe
 from harness.science.keys import KEY_FORMAT, key_of
 from harness.streams import stream_seed
 
-Prompts = Literal["none", "real", "previous"]
-"""What the examples of a corpus continue: nothing, real examples, or those of the generation before."""
+Prompts = Literal["none", "real", "previous", "fresh"]
+"""What the examples of a corpus continue: nothing, the real training examples, those of the generation
+before, or real ones that no generation has seen."""
 
 
 S = TypeVar("S", bound=Section)

@@ -119,16 +119,17 @@ class Statistic(Section):
 
     metric: str
     of: Literal[
-        "first", "last", "change", "ratio", "log_ratio", "slope", "curvature", "highest", "lowest",
+        "first", "last", "change", "ratio", "log_ratio", "slope", "curvature", "highest", "lowest", "drop",
         "exceeds_first", "lost", "until", "growth", "worth", "undone",
     ] = "change"  # fmt: skip
     """``first`` and ``last``: in generation 0 and in the last one; ``change``: last - first; ``ratio``: last
     / first; ``log_ratio``: its logarithm; ``slope``: least squares over the generations, per generation;
     ``curvature``: second derivative of the parabola by least squares; ``highest``, ``lowest``: over the
-    generations; ``exceeds_first``: 1 where the last one is above the 95 % interval of one more seed's
-    generation 0, else 0; ``lost``: 1 where the last one is 0, else 0; ``until``: generations until
-    ``threshold`` is reached; ``growth``: by how much lower the AICc of ``shape`` is; ``worth``: synthetic
-    examples that buy what one more real one buys; ``undone``: more real examples that undo the change."""
+    generations; ``drop``: from the highest to the last; ``exceeds_first``: 1 where the last one is above the
+    95 % interval of one more seed's generation 0, else 0; ``lost``: 1 where the last one is 0, else 0;
+    ``until``: generations until ``threshold`` is reached; ``growth``: by how much lower the AICc of ``shape``
+    is; ``worth``: synthetic examples that buy what one more real one buys; ``undone``: more real examples
+    that undo the change."""
     generation: Annotated[int, Field(ge=0)] | None = None
     """Taken as the last one; the chains' last when null."""
     baseline: Annotated[int, Field(ge=0)] = 0

@@ -89,11 +89,32 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
         anchored=objective is not None and _reference(objective) == "initial",
         sampling=Versioned(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version),
         init=first if learner.init == "previous" else learner.init,
-        prompts="real" if isinstance(real, TaskCorpus) else PROMPTS[sample.prompt],
+        prompts=_prompts(config, real),
         cost=6.0 * facts.parameters * block,
         facts=facts,
         models={} if learner.model.pretrained is None else _place(learner.model),
     )
+
+
+def _prompts(config: Config, real: TextCorpus) -> Prompts:
+    """What a cell's examples continue.
+
+    Raises:
+        DataError: There are not as many prompts as its generations answer.
+    """
+    sample = _section(config).sample
+    if not isinstance(real, TaskCorpus):
+        return PROMPTS[sample.prompt]
+    if not sample.fresh_prompts:
+        return "real"
+    n = real.num_examples
+    needed = n * (config.generations + 1)
+    if real.supply - n < needed:
+        raise DataError(
+            f"data.reserve: found {real.supply - n}, and with learner.sample.fresh_prompts generations 0 to "
+            f"{config.generations} answer {n} prompts each; set at least {needed}"
+        )
+    return "fresh"
 
 
 def _objective(learner: LanguageModel) -> ObjectiveSpec | None:

@@ -87,6 +87,22 @@ def test_the_judge_chooses_the_likeliest_of_each_prompt(learned: Any) -> None:
     assert record["task/reward_gap"] == pytest.approx(record["task/judged_reward"] - record["task/pass_1"])
 
 
+def test_training_examples_are_handed_on_with_their_prompts(learned: Any) -> None:
+    import pyarrow as pa
+
+    from harness.inspection.examples import Rows
+
+    prepared, store = learned
+    rows = pa.concat_tables(list(Rows(prepared, store))).to_pylist()
+    second = [row for row in rows if row["generation"] == 1]
+    known = prepared.data[0].real.prompts(prepared.data[0].real.real(0, 120))
+    trained = [row for row in second if row["dropped_by"] is None]
+    assert len(trained) == 120 and {row["dropped_by"] for row in second} == {None, "judge"}
+    assert [row["example"] // 3 for row in trained] == list(range(120))
+    assert all(row["text"].startswith(known[row["prompt_example"]]) for row in second)
+    assert {row["prompt"] for row in second} == {"real"}
+
+
 def test_answers_are_measured_and_kept(learned: Any) -> None:
     from safetensors.numpy import load_file
 

@@ -331,9 +331,13 @@ class _Made:
             name: [about[number][name] for number in origin.tolist()]
             for name in ("writer", "corpus", "prompt", "prompt_corpus")
         }
-        asked = self.data.num_examples  # prompts begin again where there are too few
+        wrote = {
+            number: self.nodes[self.node.corpora[number]].spec.corpus
+            for number, item in about.items()
+            if item["prompt"] is not None
+        }
         found["prompt_example"] = [
-            place % asked if about[number]["prompt"] in ("real", "corpus") else None
+            wrote[number].prompt_of(place, self.data.num_examples) if number in wrote else None
             for number, place in zip(origin.tolist(), example.tolist(), strict=True)
         ]
         return found
@@ -349,7 +353,7 @@ class _Made:
             return {**none, "writer": key_of(self.spec.writer.identity)}
         writer = self.nodes[self.node.corpora[origin]]
         wrote = writer.spec.corpus
-        prompt = {"none": "none", "real": "real", "previous": "corpus"}[wrote.prompts]
+        prompt = {"none": "none", "real": "real", "fresh": "real", "previous": "corpus"}[wrote.prompts]
         return {
             "writer": writer.fit,
             "corpus": writer.corpus,

@@ -179,6 +179,18 @@ class CorpusSpec:
     previous: str | None = None
     key: str = field(init=False, compare=False)
 
+    def prompt_of(self, example: int, n: int) -> int | None:
+        """The place of the example that one of this corpus continues; None where it continues nothing.
+
+        Args:
+            example: Its place in this corpus.
+            n: Real training examples; prompts begin again where there are too few.
+        """
+        if self.prompts == "none":
+            return None
+        behind = n * (self.fit.generation + 1) if self.prompts == "fresh" else 0
+        return behind + example // getattr(self.sampling.section, "per_prompt", 1) % n
+
     def to_json(self) -> dict[str, Any]:
         """What is hashed, and stored beside the corpus."""
         prompts = {} if self.previous is None else {"prompts": self.previous}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import json
 import os
 import shutil
@@ -32,6 +33,8 @@ from harness.stop import Stop
 pytest.register_assert_rewrite("slurm_jobs")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# A Ray starts a worker for each core at once; most tests use one of them, or none.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 # How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("harness", deadline=None)
@@ -67,6 +70,7 @@ TEXT: dict[str, Any] = {
         "tokenizer": {"kind": "bpe", "vocab_size": 300},
         "block_size": 16,
         "num_examples": 96,
+        "split": {"validation": 0.005},  # or every fit would score twelve times what it is trained on
     },
     "learner": {
         "kind": "language_model",
@@ -93,7 +97,10 @@ GAUSSIAN: dict[str, Any] = {
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A deep copy with dotted changes; None removes a field."""
+    """A deep copy with dotted changes; None removes a field.
+
+    A source of a test's own is small, and has the usual shares.
+    """
     result: dict[str, Any] = copy.deepcopy(base)
     for dotted, value in copy.deepcopy(changes).items():
         section = result
@@ -104,6 +111,9 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             section.pop(last, None)
         else:
             section[last] = value
+    data, before = result.get("data", {}), base.get("data", {})
+    if data.get("source") != before.get("source") and data.get("split") == before.get("split"):
+        data.pop("split", None)
     return result
 
 
@@ -315,6 +325,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if found < wanted:
             pytest.skip(f"needs {wanted} CUDA device(s), this machine has {found}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """What a test has left is collected, and what is still there is not looked at again.
+
+    A fit has two collections, and each would look at a million objects of libraries.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 _skipped: list[str] = []

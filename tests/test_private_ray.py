@@ -62,10 +62,11 @@ def test_nobody_else_reaches_a_private_ray(private: Any, make_config: Make, tmp_
         for c in p.net_connections()
         if c.status == "LISTEN"
     ]
-    assert len(listening) > 5 and {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    assert len(listening) > 3 and {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
     commands = [" ".join(p.cmdline()) for p in own.children(recursive=True)]
     assert any("gcs_server" in line for line in commands), "what is looked for can be seen"
-    assert not any("monitor.py" in line for line in commands), "no autoscaler, nobody who forwards logs"
+    for helper in ("monitor.py", "dashboard.py"):
+        assert not any(helper in line for line in commands), "no autoscaler, nobody who forwards logs"
     config = make_config(GAUSSIAN)
     guessed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
     done = harness("run", config, "--root", tmp_path / "root", "--address", address, **guessed)

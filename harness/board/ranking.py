@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtr
 
 from harness.streams import stream
 
@@ -104,7 +104,7 @@ def _p_values(
         t = np.abs(mean) / error
     # Where all seeds say exactly the same, there is no error: apart unless they say that the two are equal.
     t = np.where(error > 0, t, np.where(mean == 0, 0.0, np.inf))
-    found: npt.NDArray[np.float64] = 2 * stats.t.sf(t, seeds - 1)
+    found: npt.NDArray[np.float64] = 2 * stdtr(seeds - 1, -t)
     return found
 
 

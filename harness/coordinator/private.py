@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Iterator
 
-from ray._private import parameter, ray_constants
+from ray._private import parameter, ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from harness.ray_access import LOOPBACK
@@ -41,14 +41,16 @@ def _set(values: dict[str, str | None]) -> None:
 
 @contextlib.contextmanager
 def without_helpers() -> Iterator[None]:
-    """A Ray that `ray.init` starts within this block gets no autoscaler, and nobody who forwards logs.
+    """A Ray that `ray.init` starts within this block gets no helpers that it does not need.
 
-    Nobody scales a run's own Ray, and its workers' logs are read where they lie; each of the two is a Python
-    process with Ray in it. ``ray start`` has options for this, ``ray.init`` has none.
+    Nobody scales a run's own Ray, its workers' logs are read where they lie, and a Ray without a dashboard
+    starts a smaller one: each of the three is a Python process with Ray in it. ``ray start`` has options for
+    the first two, ``ray.init`` has none.
     """
-    every = parameter.RayParams
+    every, dashboard = parameter.RayParams, services.start_api_server
     parameter.RayParams = functools.partial(every, include_log_monitor=False, no_monitor=True)
+    services.start_api_server = lambda *arguments, **named: ("", None)  # its address, and its process
     try:
         yield
     finally:
-        parameter.RayParams = every
+        parameter.RayParams, services.start_api_server = every, dashboard

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from harness.config.grid import SHAPED, find_cells
 from harness.config.schema import Claim, Statistic
@@ -182,7 +182,9 @@ def _summary(
     found = aggregate(numbers)
     low, high = found.low, found.high
     if statistic.of in SHARES and statistic.minus is None:
-        interval = stats.binomtest(int(sum(numbers)), len(numbers)).proportion_ci(LEVEL, method="wilson")
+        from scipy.stats import binomtest
+
+        interval = binomtest(int(sum(numbers)), len(numbers)).proportion_ci(LEVEL, method="wilson")
         low, high = float(interval.low), float(interval.high)
     return found.mean, low, high, MIN_SEEDS
 
@@ -224,7 +226,7 @@ def _values(known: _Known, statistic: Statistic, cell: int) -> dict[int, float]:
     if statistic.of == "exceeds_first" and len(firsts) > 1:
         # Where one more seed's generation 0 would lie: the interval of a prediction, not of the mean.
         spread = float(np.std(firsts, ddof=1)) * math.sqrt(1 + 1 / len(firsts))
-        limit = float(np.mean(firsts)) + float(stats.t.ppf((1 + LEVEL) / 2, len(firsts) - 1)) * spread
+        limit = float(np.mean(firsts)) + float(stdtrit(len(firsts) - 1, (1 + LEVEL) / 2)) * spread
     values = {}
     for seed, item in found.items():
         value = _of(item, statistic, last, limit)

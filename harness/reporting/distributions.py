@@ -30,7 +30,7 @@ def histogram_figure(
     """
     everything = np.concatenate([*by_generation.values(), *([real] if real is not None else [])])
     edges = np.linspace(float(everything.min()), float(everything.max()), 41).tolist()
-    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(6.0, 3.4))
     plot = figure.subplots()
     if real is not None:
         plot.hist(real, bins=edges, density=True, color="0.8", label="real test text")
@@ -76,7 +76,7 @@ def bands_figure(
     every = list(curves_of[names[0]])
     looks, titles = styles(every), dict(zip(every, cell_names(every, shown), strict=True))
     cells = thinned(every, MAX_LINES)
-    figure = Figure(figsize=(6.0, 3.4 + legend_inches(len(cells), 1)), layout="constrained")
+    figure = Figure(figsize=(6.0, 3.4 + legend_inches(len(cells), 1)))
     plot, numbers = figure.subplots(), list[list[Any]]()
     for cell in every:
         last = [curves_of[name][cell] for name in names]
@@ -122,7 +122,7 @@ def homogenisation_figure(
     """
     groups = list(dict.fromkeys(group for found in lines.values() for group in found))
     below = 0.1 * (len(groups) + 1) if len(groups) < 24 else 0.0  # inches; two columns below the plots
-    figure = Figure(figsize=(max(6.0, 4.4 * len(lines)), 3.4 + below), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 4.4 * len(lines)), 3.4 + below))
     plots = figure.subplots(1, len(lines), squeeze=False)[0]
     looks = styles(groups)
     for plot, (measure, found) in zip(plots, lines.items(), strict=True):

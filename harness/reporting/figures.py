@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
@@ -25,6 +26,7 @@ from harness.reporting.palette import Style, styles
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, curves
 
+DPI = 130
 MAX_POINTS = 400
 """More seeds than this make points that only hide the band."""
 MAX_PANELS = 12
@@ -190,9 +192,7 @@ def _grid_figure(
     columns = min(len(parts), PANEL_COLUMNS)
     lines = sum(len(cells) for _, cells in parts)
     down = -(-len(parts) // columns)
-    figure = Figure(
-        figsize=(max(6.0, 4.4 * columns), 3.6 * down + legend_inches(lines, columns)), layout="constrained"
-    )
+    figure = Figure(figsize=(max(6.0, 4.4 * columns), 3.6 * down + legend_inches(lines, columns)))
     plots = figure.subplots(down, columns, squeeze=False, sharey=True).ravel()
     for plot in plots[len(parts) :]:
         plot.set_visible(False)
@@ -381,10 +381,18 @@ def strip(pictures: npt.NDArray[np.float64], columns: int = 32, scale: int = 2) 
     return buffer.getvalue()
 
 
-def encode(figure: Figure, form: str) -> bytes:
-    """A figure as PNG or PDF; without a date, so that equal figures are equal bytes."""
+def encode(figure: Figure) -> tuple[bytes, bytes]:
+    """A figure as PNG and as PDF; without a date, so that equal figures are equal bytes.
+
+    Everything gets its place once, for both: `savefig` would do it for each, and draw all of it for that.
+    """
     letter(figure)
+    figure.set_dpi(DPI)
+    ConstrainedLayoutEngine().execute(figure)
+    return _saved(figure, "png", Software=None), _saved(figure, "pdf", CreationDate=None)
+
+
+def _saved(figure: Figure, form: str, **metadata: None) -> bytes:
     buffer = io.BytesIO()
-    metadata = {"CreationDate": None} if form == "pdf" else {"Software": None}
-    figure.savefig(buffer, format=form, dpi=130, metadata=metadata)
+    figure.savefig(buffer, format=form, dpi=DPI, metadata=metadata)
     return buffer.getvalue()

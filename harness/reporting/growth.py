@@ -6,6 +6,7 @@ depend on one another, so nothing counts them as if they were independent eviden
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from harness.config.grid import SHAPED
 from harness.config.schema.run import Shape
@@ -104,8 +104,18 @@ def middle(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     count = len(ordered)
     low, high = ordered[(count - 1) // 2], ordered[count // 2]
     centre = low if low == high else (low + high) / 2
-    behind = int(stats.binom.ppf((1 - LEVEL) / 2, count, 0.5))  # the largest k with P(X < k) <= 2.5 %
+    behind = _behind(count)
     return (centre, ordered[behind - 1], ordered[count - behind]) if behind else (centre, None, None)
+
+
+@functools.cache
+def _behind(count: int) -> int:
+    """The largest k with P(X < k) <= 2.5 % of how many of ``count`` values lie below their median."""
+    found, ways = 0, 1
+    while ways / 2**count <= (1 - LEVEL) / 2:
+        found += 1
+        ways += math.comb(count, found)
+    return found
 
 
 def evidence(generations: Floats, values: Floats) -> dict[Shape, Floats]:

@@ -76,7 +76,7 @@ def _drawing(
 ) -> Drawing:
     columns = min(len(panels), PANEL_COLUMNS - 1)
     down = -(-len(panels) // columns)
-    figure = Figure(figsize=(max(5.0, 4.0 * columns), 3.2 * down + 0.3), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 4.0 * columns), 3.2 * down + 0.3))
     plots = figure.subplots(down, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for plot in plots[len(panels) :]:
         plot.set_visible(False)

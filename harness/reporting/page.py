@@ -75,9 +75,9 @@ class Page:
         """Write a figure as PNG, PDF and CSV; what the page shows of it."""
         self.tell(f"figure {drawing.name}")
         name, figure = drawing.name, drawing.figure
-        image = figures.encode(figure, "png")
+        image, vectors = figures.encode(figure)
         write_atomic(self.folder / "figures" / f"{name}.png", image)
-        write_atomic(self.folder / "figures" / f"{name}.pdf", figures.encode(figure, "pdf"))
+        write_atomic(self.folder / "figures" / f"{name}.pdf", vectors)
         write_atomic(self.folder / "figures" / f"{name}.csv", to_csv(drawing.columns, drawing.numbers))
         wide = float(figure.get_size_inches()[0]) > WIDE_INCHES
         return {

@@ -281,11 +281,9 @@ def _mean(name: str, values: Any, intervals: bool) -> dict[str, float | None]:
     mean = float(finite.mean())
     if len(finite) < 2 or not intervals:
         return {name: mean}
-    from scipy import stats
+    from scipy.special import stdtrit
 
     half = (
-        float(stats.t.ppf((1 + LEVEL) / 2, len(finite) - 1))
-        * float(finite.std(ddof=1))
-        / math.sqrt(len(finite))
+        float(stdtrit(len(finite) - 1, (1 + LEVEL) / 2)) * float(finite.std(ddof=1)) / math.sqrt(len(finite))
     )
     return {name: mean, f"{name}.low": mean - half, f"{name}.high": mean + half}

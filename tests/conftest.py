@@ -356,6 +356,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Where every component must be there, a skipped test is a failure (GPUs, and what only root may ask of a
     kernel, apart)."""
+    gc.unfreeze()  # for libraries that look at their end whether all that was theirs is gone
     if os.environ.get("HARNESS_NO_SKIPS") and _skipped:
         print("\nskipped, but must run here:", *_skipped, sep="\n  ")
         session.exitstatus = 1

@@ -230,7 +230,7 @@ def ray_address() -> Iterator[str]:
 
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": 10**8},
+        head_node_args={"num_cpus": 3, "include_dashboard": False, "object_store_memory": 10**8},
     )
     yield cluster.address
     ray.shutdown()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import GAUSSIAN, TEXT, Make, harness
+from conftest import GAUSSIAN, TEXT, Make, harness, merged
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,10 +50,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Prep
     folder = tmp_path_factory.mktemp("study")
     source = jsonl(folder / "old.jsonl", OLD)
     config = folder / "config.yaml"
-    data = {**TEXT["data"], "source": str(source), "num_examples": None, "block_size": 128}
-    config.write_text(
-        yaml.safe_dump({**TEXT, "data": data, "learner": {**TEXT["learner"], "model": {"preset": "tiny"}}})
-    )
+    changes = {"data.source": str(source), "data.num_examples": None, "data.block_size": 128}
+    config.write_text(yaml.safe_dump(merged(TEXT, {**changes, "learner.model": {"preset": "tiny"}})))
     prepared, scratch = open_study(config, (), Store.read(folder / "root"))
     section: Any = prepared.study.base.data
     with scratch:
@@ -105,8 +103,8 @@ def test_its_hash_is_in_keys(study: Any, tmp_path: Path, make_config: Make) -> N
     for number, licence in ((60, "CC0-1.0"), (60, "MIT"), (59, "MIT")):
         folder = tmp_path / f"{licence}-{number}"
         about = build(Origin(str(jsonl(source, NEW[:number])), licence, snapshot_of(None)), [], False, folder)
-        data = {**TEXT["data"], "source": str(folder / "text"), "num_examples": None}
-        config = make_config({**TEXT, "data": data}, f"{licence}{number}.yaml")
+        changes = {"data.source": str(folder / "text"), "data.num_examples": None}
+        config = make_config(TEXT, f"{licence}{number}.yaml", **changes)
         found, scratch = open_study(config, (), Store.read(tmp_path / "root"))
         with scratch:
             assert found.data[0].spec["content"] == about["content"]

@@ -76,6 +76,12 @@ def test_pairs_that_are_equal_are_none() -> None:
         examples.noted("reward", np.array([1.0, 1.0, 0.0, 1.0])), PROMPT, lambda rows: np.zeros((2, WIDTH))
     )
     assert len(units) == 1 and (units.examples.values == examples.values[[3, 2]]).all()
+    cut = objective.units(
+        examples.take(slice(1, 4)).noted("reward", np.array([1.0, 0.0, 1.0])),
+        PROMPT,
+        lambda rows: np.zeros((2, WIDTH)),
+    )
+    assert len(cut) == 1 and (cut.examples.values == examples.values[[3, 2]]).all()
     nothing = objective.units(examples.take(slice(0)), PROMPT, lambda rows: np.zeros((0, WIDTH)))
     assert len(nothing) == 0
 

@@ -159,6 +159,10 @@ def test_later_generations_have_their_own_training(make_config: Make, tmp_path: 
         scratch.cleanup()
         found.append(nodes(prepared))
     assert found[0][0].fit == found[1][0].fit and found[0][1].fit != found[1][1].fit
+    sizes = make_config(TASK, **{"learner.train.batch_size": 12, "learner.later": {"batch_size": 8}})
+    prepared, scratch = open_study(sizes, (), Store.read(tmp_path / "absent"))
+    scratch.cleanup()
+    assert prepared.study.cells[0].config.micro_batch == 4, "it divides both"
     train = found[1][1].spec.fit.learner.section.train
     assert (train.max_steps, train.learning_rate, train.batch_size) == (3, 1e-4, 8)
     assert found[1][0].spec.fit.learner.section.train.epochs == 2
@@ -198,6 +202,10 @@ def test_a_judge_that_accepts_nothing_leaves_the_weights_and_says_so(
         ({"evaluate.task.pass_k": [5]}, "pass_k: found 5, more than the 4 completions"),
         ({"data.task": {"kind": "bolean"}}, "found 'bolean', allowed: boolean"),
         ({"filters": EXACT, "regime": {"kind": "stream", "synthetic_ratio": 0.5}}, "they arrive shuffled"),
+        (
+            {"learner.later": {"batch_size": 9}, "resources.ranks": 2},
+            "learner.later.batch_size: 9 is not a multiple of resources.ranks 2",
+        ),
         ({"regime.source": {"corpus": "python-docs"}}, "regime.source: with data.source: task allowed are"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -329,10 +330,12 @@ def check(config: Any) -> None:
             f"resources.attention: flash_attention_2 computes in bf16, learner.train.precision is "
             f"{learner.train.precision}"
         )
-    _check_batch(learner.train.batch_size, config.resources.ranks, config.resources.micro_batch)
+    for section, train in (("train", learner.train), ("later", later_train(learner))):
+        _check_batch(section, train.batch_size, config.resources.ranks, config.resources.micro_batch)
     if regime.refresh and regime.refresh.init == "pretrained" and learner.model.pretrained is None:
         raise ValueError("regime.refresh.init: pretrained needs learner.model: {pretrained: NAME}")
-    if learner.train.max_steps is not None and regime.budget != "examples":
+    steps = learner.train.max_steps is not None or later_train(learner).max_steps is not None
+    if steps and regime.budget != "examples":
         raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
     # Beam search writes one example a prompt, and there are as many prompts as real examples.
     ratio = regime.synthetic_ratio or 0.0
@@ -514,21 +517,23 @@ def stands_for(learner: LanguageModel) -> tuple[Mapping[str, Any], str]:
     return values, f"preset {model.preset}"
 
 
-def _check_batch(batch_size: int, ranks: int, micro: int | None) -> None:
+def _check_batch(section: str, batch_size: int, ranks: int, micro: int | None) -> None:
     if batch_size % ranks:
         raise ValueError(
-            f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks}"
+            f"learner.{section}.batch_size {batch_size} is not a multiple of resources.ranks {ranks}"
         )
     if micro is not None and (batch_size // ranks) % micro:
         raise ValueError(
-            f"learner.train.batch_size {batch_size} is not a multiple of resources.ranks {ranks} x "
+            f"learner.{section}.batch_size {batch_size} is not a multiple of resources.ranks {ranks} x "
             f"micro_batch {micro}"
         )
 
 
 def micro_batch(config: Any) -> int:
     """Examples per forward pass and rank: as given, or the most up to 64 that divide a rank's part."""
-    per_rank = config.learner.train.batch_size // config.resources.ranks
+    learner = config.learner
+    size = math.gcd(learner.train.batch_size, later_train(learner).batch_size)
+    per_rank = size // config.resources.ranks
     sizes = (size for size in range(1, min(per_rank, 64) + 1) if per_rank % size == 0)
     return config.resources.micro_batch or max(sizes)
 
@@ -538,7 +543,8 @@ def turn_seconds(turn: Any) -> float:
 
     Two models score the corpus, each three times as fast as it is trained: forward only.
     """
-    train, block = turn.config.learner.train, turn.config.data.block_size
+    learner, block = turn.config.learner, turn.config.data.block_size
+    train = later_train(learner) if turn.recipe.spec else learner.train  # generation 0 has no regime
     size = turn.recipe.size if turn.recipe.budget == "examples" else turn.n
     trained = train.epochs * size * block
     if train.max_steps is not None:

@@ -77,11 +77,14 @@ class DpoLoss:
     def units(self, examples: Examples, prompt: int, score: Score) -> Units:
         """Pairs as the judge has left them, the better one first; equal pairs are none."""
         reward = examples.notes.get("reward", np.zeros(len(examples), np.float32))
-        first = np.arange(0, len(examples) - 1, 2)
-        same = (examples.values[first, :prompt] == examples.values[first + 1, :prompt]).all(axis=1)
-        first = first[same & (reward[first] != reward[first + 1])]
-        better = np.where(reward[first] > reward[first + 1], first, first + 1)
-        rows = np.stack([better, 2 * first + 1 - better], axis=1).reshape(-1)
+        same = (examples.values[:-1, :prompt] == examples.values[1:, :prompt]).all(axis=1)
+        pairs: list[int] = []
+        row = 0
+        while row < len(examples) - 1:  # a pair that a training set has cut in two is passed over
+            if same[row] and reward[row] != reward[row + 1]:
+                pairs += [row, row + 1] if reward[row] > reward[row + 1] else [row + 1, row]
+            row += 2 if same[row] else 1
+        rows = np.array(pairs, dtype=np.int64)
         chosen = examples.take(rows)
         known = score(chosen) if len(rows) else np.zeros(chosen.values.shape)
         return Units(chosen, 2, {"reference": self._sum(known, chosen, prompt)})

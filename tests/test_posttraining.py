@@ -141,6 +141,30 @@ def test_fresh_prompts_are_seen_by_no_other_generation(make_config: Make, tmp_pa
     assert asked[1] == [prompt for prompt in known[48:56] for _ in range(3)]
 
 
+@pytest.mark.parametrize(
+    ("regime", "real", "corpora"),
+    [({"kind": "accumulate"}, 24, 2), ({"kind": "replace", "synthetic_ratio": 0.5}, 12, 1)],
+    ids=["accumulate", "replace"],
+)
+def test_solutions_are_mixed_with_what_a_judge_passes(
+    make_config: Make, tmp_path: Path, ranks: Any, regime: dict[str, Any], real: int, corpora: int
+) -> None:
+    """A judge that errs at random accepts at most one of three completions, and of some prompts none."""
+    from safetensors.numpy import load_file
+
+    chance = {"kind": "judge", "judge": "noisy", "false_accept": 0.3, "false_reject": 0.7}
+    config = make_config(TASK, regime=regime, filters=[chance])
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    last = nodes(prepared)[-1]
+    origin = load_file(store.path("fits", last.fit) / "training_set.safetensors")["origin"]
+    record = store.record(last.evaluation).metrics
+    asked = 24 * 3 if corpora == 2 else 12 * 3  # of as many prompts as there may be examples
+    assert (origin == -1).sum() == real and len(set(origin[origin >= 0].tolist())) == corpora
+    assert record["judge/accepted"] == (origin >= 0).sum() < corpora * asked / 3
+    assert record["judge/judged"] == corpora * asked
+    assert record["judge/reward"] == pytest.approx(0.3, abs=0.25)
+
+
 def test_generation_0_is_shared_whatever_judges_it(make_config: Make, tmp_path: Path) -> None:
     axes = {"grid": {"filters": [[], EXACT]}, "generations": 1}
     prepared, scratch = open_study(make_config(TASK, **axes), (), Store.read(tmp_path / "absent"))

@@ -103,6 +103,7 @@ class FilterPlugin:
             real; or pools, which only some regimes have (`RegimePlugin.selects`) and all filters judge there.
         labelled: How many labelled examples of generation 0 it learns from, real and synthetic ones each, by
             its section.
+        reference: How many of the chain's first real examples it reads (`Known.real`), by its section.
         check: Raises ValueError where the section does not fit a ``data`` section of some kind.
         passing: The share of examples that passes by its section alone, whatever they are.
         rewards: ``module:function`` that scores examples (as ``keep`` is called), one number each, before it
@@ -120,6 +121,7 @@ class FilterPlugin:
     reads: Collection[str] = ()
     of: Literal["corpora", "training sets", "pools"] = "corpora"
     labelled: Callable[[Any], int] = lambda section: 0
+    reference: Callable[[Any], int] = lambda section: 0
     check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
     passing: Callable[[Any], float] = lambda section: 1.0
     rewards: str = ""

@@ -221,12 +221,13 @@ def _check_own_examples(section: DataSection, real: RealData) -> None:
 def _check_labelled(config: Config, n: int) -> None:
     """Check that there are as many labelled real examples as filters learn from."""
     for item in config.filters:
-        asked = FILTERS[item.kind].labelled(item)
-        if asked > n:
-            raise DataError(
-                f"filters: {item.kind} learns from {asked} labelled real examples, there are {n} real "
-                "training examples"
-            )
+        filter_ = FILTERS[item.kind]
+        for asked, what in ((filter_.labelled(item), "labelled real"), (filter_.reference(item), "real")):
+            if asked > n:
+                raise DataError(
+                    f"filters: {item.kind} learns from {asked} {what} examples, there are {n} real training "
+                    "examples"
+                )
 
 
 def _fixed_corpus(

@@ -90,6 +90,23 @@ BASES: dict[str, dict[str, Any]] = {
             {"kind": "random", "keep": 0.5},
         ],
     ),
+    "selected": analytic(
+        NORMAL,
+        {"kind": "gaussian"},
+        regime=STREAM,
+        filters=[{"kind": "select", "score": "likelihood", "keep": 0.5, "reference": 10}],
+    ),
+    "diverse": merged(
+        TEXT,
+        {
+            "regime": STREAM,
+            "data.num_examples": 32,
+            "filters": [
+                {"kind": "diverse", "keep": 0.8},
+                {"kind": "select", "score": "entropy", "keep": 0.8},
+            ],
+        },
+    ),
     "curated": analytic(
         {"source": "discrete", "outcomes": 4, "num_examples": 20},
         {"kind": "discrete"},
@@ -290,6 +307,14 @@ CHANGES: dict[str, dict[str, Any]] = {
         "filters.1.repeats": 2,
         "filters.2.keep": 0.6,
     },
+    "selected": {
+        "filters.0.keep": 0.6,
+        "filters.0.reference": 12,
+        "filters.0.choose": "lowest",
+        "filters.0.bias": 1.0,
+        "filters.0.error": 0.1,
+    },
+    "diverse": {"filters.0.keep": 0.9, "filters.0.n": 1, "filters.1.score": "distinct_2"},
     "curated": {"filters.0.of": 4, "filters.0.outcomes": [0.0, 1.0, 2.0, 3.0], "filters.0.choose": "best"},
     "weighted": {"learner.synthetic_weight": "golden", "filters.0.rewards": {"log_density": 2.0}},
     "alike": {"filters.0.n": 2, "filters.0.max_similarity": 0.4, "filters.1.ngram": 2},

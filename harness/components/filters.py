@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.registry import FilterPlugin
+from harness.registry import NUMBERS, FilterPlugin
 from harness.section import PositiveInt, Section, Share, since
 
 
@@ -84,6 +84,44 @@ class DetectorFilter(Section):
             if name in self.model_fields_set:
                 raise ValueError(f"detector with use: {self.use} does not use {name}")
         return self
+
+
+class SelectFilter(Section):
+    """Keeps the share of what arrives that scores highest, or lowest."""
+
+    kind: Literal["select"]
+    score: Literal["likelihood", "entropy", "log_density", "distinct_2", "uniqueness_4"]
+    """``likelihood``: under a model of ``reference`` real examples (bigrams of text, the normal distribution
+    of numbers); ``entropy``: of an example's tokens; the others as of ``verifier``."""
+    keep: Annotated[float, Field(gt=0, le=1)]
+    """The share of what it is given."""
+    choose: Literal["highest", "lowest"] = since("highest")
+    """``lowest`` likelihood is what surprises the reference."""
+    reference: Annotated[int, Field(ge=2)] | None = since(None)
+    """likelihood: real training examples that its model is fitted to; the chain trains on them too."""
+    bias: float = since(0.0)
+    """likelihood of numbers: standard deviations by which the reference's mean is off."""
+    error: Share = since(0.0)
+    """Probability that an example is judged by chance."""
+
+    @model_validator(mode="after")
+    def _reference(self) -> SelectFilter:
+        if (self.score == "likelihood") != (self.reference is not None):
+            verb = "needs" if self.score == "likelihood" else "does not use"
+            raise ValueError(f"select with score: {self.score} {verb} reference, a number of real examples")
+        if self.score != "likelihood" and "bias" in self.model_fields_set:
+            raise ValueError(f"select with score: {self.score} does not use bias")
+        return self
+
+
+class DiverseFilter(Section):
+    """Keeps the share of what arrives whose examples lie farthest from one another."""
+
+    kind: Literal["diverse"]
+    keep: Annotated[float, Field(gt=0, le=1)]
+    """The share of what it is given."""
+    n: Annotated[int, Field(ge=1, le=8)] = since(2)
+    """Text: examples are compared by their n-grams."""
 
 
 class WatermarkFilter(Section):
@@ -247,6 +285,19 @@ def _check_score(score: str, data: Any, kind: str) -> None:
         raise ValueError("filters: the score agreement needs data.labels: sign")
 
 
+def _check_select(section: SelectFilter, data: Any, kind: str) -> None:
+    if section.score == "likelihood":
+        if kind not in ("text", *NUMBERS):
+            raise ValueError(f"filters: the score likelihood reads text or rows of numbers, not {kind} data")
+        if kind == "text" and section.bias:
+            raise ValueError("filters: select.bias is of numbers, not of text")
+    elif section.score == "entropy":
+        if kind != "text":
+            raise ValueError(f"filters: the score entropy reads text, not {kind} data")
+    else:
+        _check_score(section.score, data, kind)
+
+
 _CODE = "harness.curation.filters"
 COMPONENTS: Mapping[str, FilterPlugin] = {
     "deduplicate": FilterPlugin(DeduplicateFilter, 1, f"{_CODE}:deduplicate", reads=("text",)),
@@ -268,6 +319,21 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         settle="harness.tasks.judges:settled",
         passing=lambda section: section.passing,
         short=True,
+    ),
+    "select": FilterPlugin(
+        SelectFilter,
+        1,
+        "harness.curation.selection:select",
+        of="pools",
+        reference=lambda section: section.reference or 0,
+        check=_check_select,
+    ),
+    "diverse": FilterPlugin(
+        DiverseFilter,
+        1,
+        "harness.curation.selection:diverse",
+        of="pools",
+        reads=("text", "gaussian", "mixture", "shape", "array", "images"),
     ),
     "random": FilterPlugin(RandomFilter, 1, f"{_CODE}:random", of="pools"),
     "detector": FilterPlugin(

@@ -1,0 +1,191 @@
+"""Selection: the examples of a pool that score highest or lowest, or that differ most from one another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.components.filters import DiverseFilter, SelectFilter
+from harness.components.regimes import synthetic_count
+from harness.curation.filters import SCORES
+from harness.metrics.lexical import ngrams
+from harness.records import Examples
+from harness.registry import Known
+
+Array = npt.NDArray[np.float64]
+
+
+def select(section: SelectFilter, examples: Examples, known: Known) -> npt.NDArray[np.bool_]:
+    """The share ``keep`` of the examples that score highest, or lowest; of equal ones those that came first.
+
+    With probability ``error`` an example is judged by chance instead, and passes with probability ``keep``.
+
+    Args:
+        section: The filter.
+        examples: The pool, as earlier filters have left it.
+        known: Whose real examples the reference is.
+
+    Returns:
+        Shape [num_examples].
+    """
+    scores = _scores(section, examples, known)
+    order = np.argsort(-scores if section.choose == "highest" else scores, kind="stable")
+    kept = np.zeros(len(examples), dtype=bool)
+    kept[order[: synthetic_count(section.keep, len(examples))]] = True
+    by_chance = known.uniform < section.error
+    return np.where(by_chance, known.uniform < section.error * section.keep, kept)
+
+
+def _scores(section: SelectFilter, examples: Examples, known: Known) -> Array:
+    if section.score == "likelihood":
+        assert section.reference is not None
+        reference = known.real.real(known.seed, section.reference)
+        found = _likelihood(reference, section.bias)(examples)
+    elif section.score == "entropy":
+        found = entropies(examples)
+    else:
+        found = SCORES[section.score](examples, known.real)
+    return np.nan_to_num(found, nan=-math.inf)
+
+
+def _likelihood(reference: Examples, bias: float) -> Callable[[Examples], Array]:
+    """What a model of the reference says of examples: mean log-likelihood of a token, or log density."""
+    if np.issubdtype(reference.values.dtype, np.integer):
+        return BigramModel(reference).mean_log_likelihood
+    return _normal(reference.values, bias)
+
+
+def _normal(reference: Array, bias: float) -> Callable[[Examples], Array]:
+    """Log density of the normal distribution with the moments of a reference, up to a constant.
+
+    Its mean is off by ``bias`` standard deviations in every coordinate; its covariance (maximum likelihood)
+    has 1e-6 of its trace added, so that few examples have a density.
+    """
+    mean, spread = reference.mean(axis=0), reference.std(axis=0)
+    covariance = np.atleast_2d(np.cov(reference, rowvar=False, bias=True))
+    covariance = covariance + 1e-6 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    inverse, centre = np.linalg.inv(covariance), mean + bias * spread
+
+    def density(examples: Examples) -> Array:
+        away = examples.values - centre
+        return np.asarray(-0.5 * np.einsum("ij,jk,ik->i", away, inverse, away))
+
+    return density
+
+
+class BigramModel:
+    """A bigram model of a reference, interpolated with its unigrams (Witten and Bell 1991).
+
+    P(w | v) = (c(v, w) + t(v) P(w)) / (c(v) + t(v)) with t(v) the distinct tokens seen behind v, and P(w) =
+    (c(w) + 1) / (c + V) over the V token ids up to the largest that it is asked about.
+    """
+
+    def __init__(self, reference: Examples) -> None:
+        """Count.
+
+        Args:
+            reference: Token ids.
+        """
+        rows = reference.rows()
+        self.unigrams = np.bincount(np.concatenate(rows)).astype(np.float64)
+        before = np.concatenate([row[:-1] for row in rows]).astype(np.int64)
+        behind = np.concatenate([row[1:] for row in rows]).astype(np.int64)
+        self._codes, self._counts = np.unique(before << 32 | behind, return_counts=True)
+        self._histories = np.bincount(before, minlength=len(self.unigrams)).astype(np.float64)
+        self._followers = np.bincount(self._codes >> 32, minlength=len(self.unigrams)).astype(np.float64)
+
+    def mean_log_likelihood(self, examples: Examples) -> Array:
+        """Mean log-probability of a token given the one before, nats; NaN for an example of one token.
+
+        Args:
+            examples: Token ids.
+
+        Returns:
+            Shape [num_examples].
+        """
+        size = max(len(self.unigrams), int(examples.values.max(initial=0)) + 1)
+        counts, histories, followers = (
+            np.pad(found, (0, size - len(found)))
+            for found in (self.unigrams, self._histories, self._followers)
+        )
+        alone = (counts + 1) / (counts.sum() + size)
+        found = np.full(len(examples), np.nan)
+        for place, row in enumerate(examples.rows()):
+            if len(row) < 2:
+                continue
+            before, behind = row[:-1].astype(np.int64), row[1:].astype(np.int64)
+            codes = before << 32 | behind
+            at = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+            together = np.where(self._codes[at] == codes, self._counts[at], 0)
+            unseen = histories[before] == 0
+            weight = np.where(unseen, 1.0, followers[before])
+            share = (together + weight * alone[behind]) / np.where(unseen, 1.0, histories[before] + weight)
+            found[place] = np.log(share).mean()
+        return found
+
+
+def entropies(examples: Examples) -> Array:
+    """Plug-in entropy of the tokens of each example, nats; shape [num_examples]."""
+    found = np.zeros(len(examples))
+    for place, row in enumerate(examples.rows()):
+        _, counts = np.unique(row, return_counts=True)
+        shares = counts / max(counts.sum(), 1)
+        found[place] = -(shares * np.log(shares)).sum()
+    return found
+
+
+def diverse(section: DiverseFilter, examples: Examples, known: Known) -> npt.NDArray[np.bool_]:
+    """The share ``keep`` of the examples that lie farthest from one another.
+
+    Farthest-point traversal (Gonzalez 1985, Theoretical Computer Science 38:293): the first example is kept,
+    then again and again the one whose distance to the nearest that is kept is largest; of equal ones the
+    first. Distances of text are 1 - Jaccard similarity of sets of n-grams, those of numbers Euclidean.
+
+    Args:
+        section: The filter.
+        examples: The pool, as earlier filters have left it.
+        known: Not used.
+
+    Returns:
+        Shape [num_examples].
+    """
+    kept = np.zeros(len(examples), dtype=bool)
+    count = synthetic_count(section.keep, len(examples))
+    if not count:
+        return kept
+    tokens = np.issubdtype(examples.values.dtype, np.integer)
+    distance = _jaccard(examples, section.n) if tokens else _euclidean(examples.values)
+    nearest, place = np.full(len(examples), math.inf), 0
+    for _ in range(count):
+        kept[place] = True
+        nearest = np.minimum(nearest, distance(place))
+        nearest[place] = -math.inf
+        place = int(np.argmax(nearest))
+    return kept
+
+
+def _euclidean(values: Array) -> Callable[[int], Array]:
+    return lambda place: np.asarray(np.linalg.norm(values - values[place], axis=1))
+
+
+def _jaccard(examples: Examples, n: int) -> Callable[[int], Array]:
+    """Distances from one example to all, over their sets of n-grams."""
+    from scipy.sparse import csr_array
+
+    codes, rows = ngrams(examples, n)
+    distinct, index = np.unique(codes, return_inverse=True)
+    pairs = np.unique(np.stack([rows, index]), axis=1)
+    shape = (len(examples), max(len(distinct), 1))
+    sets: Any = csr_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=shape)
+    sizes = np.asarray(sets.sum(axis=1)).reshape(-1)
+
+    def distance(place: int) -> Array:
+        shared = np.asarray((sets @ sets[[place]].T).todense()).reshape(-1)
+        union = sizes + sizes[place] - shared
+        return np.where(union > 0, 1 - shared / np.maximum(union, 1), 0.0)
+
+    return distance

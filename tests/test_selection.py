@@ -1,0 +1,231 @@
+"""Selection from a pool: by a score, and for diversity."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from bundled import at, run_bundles, table
+from conftest import TEXT, merged
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from harness.components.filters import DiverseFilter, SelectFilter
+from harness.curation.selection import BigramModel, diverse, entropies, select
+from harness.errors import InputError
+from harness.inspection.examples import Rows
+from harness.records import Examples
+from harness.registry import Known
+from harness.reporting import ledger
+
+STREAM = {"kind": "stream", "synthetic_ratio": 1.0, "pool": 10.0}
+BASE: dict[str, Any] = {
+    "experiment": "selection",
+    "data": {"source": "gaussian", "dim": 2, "num_examples": 40},
+    "learner": {"kind": "gaussian"},
+    "regime": STREAM,
+    "generations": 3,
+    "tracking": {"wandb": "disabled"},
+}
+TOP = {"kind": "select", "score": "likelihood", "keep": 0.1, "reference": 40}
+
+
+class Given:
+    """Real data that are a few given examples."""
+
+    def __init__(self, values: Any) -> None:
+        self.examples = Examples.full(np.asarray(values))
+
+    def real(self, seed: int, count: int) -> Examples:
+        return self.examples.take(slice(count))
+
+
+def known(real: Any, count: int) -> Known:
+    uniform = np.random.default_rng(5).random(count)
+    return Known(Given(real), 0, 1, uniform)
+
+
+def section(**changes: Any) -> SelectFilter:
+    return SelectFilter.model_validate({**TOP, **changes})
+
+
+rows = st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=6), min_size=2, max_size=6)
+
+
+def examples(lists: list[list[int]]) -> Examples:
+    lengths = np.array([len(row) for row in lists], dtype=np.int32)
+    values = np.zeros((len(lists), lengths.max()), dtype=np.int32)
+    for place, row in enumerate(lists):
+        values[place, : len(row)] = row
+    return Examples(values, lengths)
+
+
+def test_the_likeliest_of_numbers_pass() -> None:
+    """Against scipy's density of the normal distribution with the reference's moments."""
+    random = np.random.default_rng(0)
+    real, pool = random.normal(size=(40, 3)) * [1, 2, 3], random.normal(size=(100, 3)) * 3
+    moments = {"mean": real.mean(0), "cov": np.cov(real, rowvar=False, bias=True)}
+    density = stats.multivariate_normal(**moments).logpdf(pool)
+    for choose, order in (("highest", np.argsort(-density)), ("lowest", np.argsort(density))):
+        kept = select(section(choose=choose), Examples.full(pool), known(real, 100))
+        assert set(np.flatnonzero(kept)) == set(order[:10])
+    biased = stats.multivariate_normal(moments["mean"] + 2 * real.std(0), moments["cov"]).logpdf(pool)
+    kept = select(section(bias=2.0), Examples.full(pool), known(real, 100))
+    assert set(np.flatnonzero(kept)) == set(np.argsort(-biased)[:10])
+
+
+@given(rows, rows)
+def test_a_bigram_model_is_a_distribution_and_is_what_its_formula_says(real: Any, pool: Any) -> None:
+    model, tokens = BigramModel(examples(real)), range(6)
+    pairs = [pair for row in real for pair in itertools.pairwise(row)]
+    unigrams = [token for row in real for token in row]
+    size = max(max(unigrams), *(token for row in pool for token in row)) + 1
+
+    def probability(before: int, token: int, vocabulary: int) -> float:
+        alone = (unigrams.count(token) + 1) / (len(unigrams) + vocabulary)
+        behind = [b for a, b in pairs if a == before]
+        kinds = len(set(behind))
+        return (behind.count(token) + kinds * alone) / (len(behind) + kinds) if behind else alone
+
+    expected = [
+        np.mean([math.log(probability(a, b, size)) for a, b in itertools.pairwise(row)]) for row in pool
+    ]
+    assert model.mean_log_likelihood(examples(pool)) == pytest.approx(expected)
+    whole = examples([[before, token] for before in tokens for token in tokens])
+    shares = np.exp(model.mean_log_likelihood(whole)).reshape(6, 6)
+    assert shares.sum(1) == pytest.approx(np.ones(6)) or size > 6
+
+
+def test_entropy_by_hand() -> None:
+    found = entropies(examples([[1, 1, 1, 1], [1, 2, 1, 2], [1, 2, 3, 4]]))
+    assert found == pytest.approx([0, math.log(2), math.log(4)])
+
+
+def test_errors_are_as_frequent_as_asked() -> None:
+    """What should not pass does so with probability error x keep, within 4 standard errors."""
+    count, error, keep = 20_000, 0.4, 0.25
+    pool = Examples.full(np.random.default_rng(1).normal(size=(count, 1)))
+    judge = known([[0.0], [1.0], [-1.0]], count)
+    right = select(section(keep=keep, reference=3), pool, judge)
+    noisy = select(section(keep=keep, reference=3, error=error), pool, judge)
+    assert right.sum() == keep * count
+    for passes, wanted in ((noisy[~right], error * keep), (noisy[right], 1 - error * (1 - keep))):
+        assert abs(passes.mean() - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / len(passes))
+
+
+def test_what_is_far_apart_is_diverse() -> None:
+    """Of points in three clusters, three that are kept are of one cluster each; the first is always kept."""
+    centres = np.repeat([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]], 10, axis=0)
+    pool = Examples.full(centres + np.random.default_rng(2).normal(size=(30, 2)) * 0.1)
+    kept = np.flatnonzero(diverse(DiverseFilter(kind="diverse", keep=0.1), pool, known([[0.0]], 30)))
+    assert kept[0] == 0 and sorted(kept // 10) == [0, 1, 2]
+    text = examples([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 9], [6, 7, 8, 9]])
+    half = diverse(DiverseFilter(kind="diverse", keep=0.5), text, known([[0]], 4))
+    assert half.tolist() == [True, False, False, True]
+
+
+@given(rows, st.floats(0.1, 1))
+def test_the_farthest_is_taken_next(lists: Any, keep: float) -> None:
+    """Against the definition: each next one is at the largest distance from those before it."""
+    pool = examples(lists)
+    kept = np.flatnonzero(
+        diverse(DiverseFilter(kind="diverse", keep=keep, n=1), pool, known([[0]], len(pool)))
+    )
+    sets = [set(row) for row in lists]
+    far = [[1 - len(a & b) / len(a | b) for b in sets] for a in sets]
+    chosen: list[int] = []
+    for _ in kept:
+        left = [i for i in range(len(lists)) if i not in chosen]
+        chosen.append(max(left, key=lambda i: (min((far[i][j] for j in chosen), default=0.0), -i)))
+    assert sorted(chosen) == kept.tolist()
+
+
+def test_neutral_settings_change_nothing_and_others_do(tmp_path: Path) -> None:
+    """The switch: with keep 1 all pass, so the models are those of the stream without a filter."""
+    found = {}
+    for name, filters in {
+        "none": [],
+        "all": [{**TOP, "keep": 1.0}],
+        "diverse": [{"kind": "diverse", "keep": 1.0}],
+        "top": [TOP],
+        "surprise": [{**TOP, "choose": "lowest"}],
+        "far": [{"kind": "diverse", "keep": 0.5}],
+    }.items():
+        frame = table(
+            {**BASE, "regime": {**STREAM, "pool": 2.0}, "filters": filters, "grid": {"seed": [0, 1]}}
+        )
+        found[name] = frame
+    means = {name: tuple(at(frame, "gaussian/log_variance", 3)) for name, frame in found.items()}
+    assert means["none"] == means["all"] == means["diverse"]
+    assert len(set(means.values())) == 4
+    assert (found["top"]["pool/kept_share"].dropna() == 0.1).all()
+    keys = {name: set(frame[frame.generation == 1].key) for name, frame in found.items()}
+    assert all(not keys[a] & keys[b] for a, b in itertools.combinations(keys, 2))
+
+
+@pytest.mark.parametrize("choose", ["highest", "lowest"])
+def test_selecting_the_likely_narrows_and_the_unlikely_widens(choose: str) -> None:
+    """The reference has the moments of generation 0's model: r^2 of its examples is exponential with mean 2
+    (chi-squared, 2 degrees of freedom), and the 40 of 400 that are kept have the mean of that tail."""
+    tail = stats.expon(scale=2)
+    low, high = (0.0, tail.ppf(0.1)) if choose == "highest" else (tail.ppf(0.9), np.inf)
+    squares = tail.expect(lambda x: x, lb=low, ub=high, conditional=True)
+    grid = {"seed": {"from": 0, "count": 40}}
+    frame = table({**BASE, "filters": [{**TOP, "choose": choose}], "generations": 1, "grid": grid})
+    ratio = at(frame, "gaussian/trace_ratio", 1) / at(frame, "gaussian/trace_ratio", 0)
+    assert ratio.mean() == pytest.approx(squares / 2 * (1 - 1 / 40), rel=0.1)
+
+
+def test_the_records_rates_are_those_of_the_training_sets(tmp_path: Path) -> None:
+    config = {
+        **BASE,
+        "regime": {**STREAM, "synthetic_ratio": 0.5, "pool": 2.0},
+        "filters": [{**TOP, "keep": 0.5}],
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    prepared, store = run_bundles(path, tmp_path / "root")
+    records = {row["generation"]: row for row in ledger.rows(prepared, store)}
+    rows = pd.concat(found.to_pandas() for found in Rows(prepared, store))
+    for generation in (1, 2, 3):
+        own = rows[rows.generation == generation]
+        passed = own[own.dropped_by.isna() | (own.dropped_by != "select")]
+        synthetic, real = (own[own.origin == kind] for kind in ("synthetic", "real"))
+        assert len(own) == 80 and len(passed) == 40
+        recall = 1 - (passed.origin == "synthetic").sum() / len(synthetic)
+        assert records[generation]["pool/recall"] == pytest.approx(recall)
+        loss = 1 - (passed.origin == "real").sum() / len(real)
+        assert records[generation]["pool/false_positive_rate"] == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {**BASE, "filters": [{**TOP, "reference": 41}]},
+            "select learns from 41 real examples, there are 40",
+        ),
+        ({**BASE, "filters": [{"kind": "select", "score": "likelihood", "keep": 0.1}]}, "needs reference"),
+        ({**BASE, "filters": [{**TOP, "score": "log_density"}]}, "log_density does not use reference"),
+        ({**BASE, "filters": [{"kind": "select", "score": "entropy", "keep": 0.1}]}, "entropy reads text"),
+        ({**BASE, "filters": [{**TOP, "keep": 0.0}]}, "filters.0.keep: found 0.0"),
+        ({**BASE, "regime": {"kind": "accumulate"}, "filters": [TOP]}, "select chooses from what arrives"),
+        (
+            merged(TEXT, {"regime": STREAM, "filters": [{**TOP, "bias": 1.0}]}),
+            "select.bias is of numbers, not of text",
+        ),
+    ],
+)
+def test_one_message(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError) as error:
+        run_bundles(path, tmp_path / "root")
+    assert message in str(error.value), str(error.value)

@@ -246,13 +246,13 @@ class MetricPlugin:
         metrics: The columns that it gives; their names have a stroke, as ``text/rep_4``.
         version: Part of the key of every evaluation that has it; raise it when a number changes.
         measure: From the corpus and what is `Known` (its numbers are one per example) to a number for every
-            column.
+            column; or ``module:function``.
         reads: Kinds of data that it can look at; empty for all.
     """
 
     metrics: Sequence[Metric]
     version: int
-    measure: Callable[[Examples, Known], Mapping[str, float]]
+    measure: Callable[[Examples, Known], Mapping[str, float]] | str
     reads: Collection[str] = ()
 
 

@@ -20,6 +20,7 @@ from harness.components import (
     mixture,
     objectives,
     regimes,
+    survival,
     tasks,
     text,
     truths,
@@ -73,7 +74,7 @@ DATA = _DATA.of(DataPlugin)
 DATA_KINDS: Found[DataKind] = Found(
     {**{name: Loaded(kind) for name, kind in _KINDS.items()}, **_DATA.of(DataKind).loaded}
 )
-METRICS = gather("metrics", MetricPlugin, {})
+METRICS = gather("metrics", MetricPlugin, {"survival": survival.COMPONENT})
 TRACKERS = gather(
     "trackers",
     TrackerPlugin,

@@ -1,4 +1,4 @@
-"""Metrics of other packages, which a study asks for by name (``evaluate.metrics``)."""
+"""Metrics that a study asks for by name (``evaluate.metrics``), of other packages too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from harness.components import METRICS
 from harness.errors import LearnerError
 from harness.records import Examples
-from harness.registry import Known
+from harness.registry import Known, named
 from harness.streams import stream
 
 
@@ -42,7 +42,9 @@ def added_metrics(
     for name in names:
         item = METRICS.loaded[name]
         uniform = stream(seed, generation, f"{item.package}/{name}").random(len(corpus))
-        values = dict(item.plugin.measure(corpus, Known(real, seed, generation, uniform)))
+        measure = item.plugin.measure
+        code = named(measure) if isinstance(measure, str) else measure
+        values = dict(code(corpus, Known(real, seed, generation, uniform)))
         declared = [metric.name for metric in item.plugin.metrics]
         if sorted(values) != sorted(declared):
             given = ", ".join(sorted(map(str, values))) or "nothing"

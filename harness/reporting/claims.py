@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 
 from harness.config.grid import SHAPED, find_cells
 from harness.config.schema import Claim, Statistic
+from harness.reporting.early import first_moves
 from harness.reporting.growth import curvatures, evidence, leads, middle, slopes, until
 from harness.reporting.populations import Group, as_one, whole
 from harness.reporting.rows import Rows
@@ -77,9 +78,10 @@ class _Known:
             return found[0]
         group, number = whole(self.prepared.study, found), -1 - len(self.populations)
         self.populations[number] = group
-        of_cells = {cell: self.series.get((cell, statistic.metric), {}) for cell in group.cells}
-        curves = as_one(group, of_cells, statistic.metric, statistic.over)
-        self.series[number, statistic.metric] = {seed: dict(curve) for seed, curve in curves.items()}
+        for metric in filter(None, (statistic.metric, statistic.than)):
+            of_cells = {cell: self.series.get((cell, metric), {}) for cell in group.cells}
+            curves = as_one(group, of_cells, metric, statistic.over)
+            self.series[number, metric] = {seed: dict(curve) for seed, curve in curves.items()}
         for cell, start in zip(group.cells, group.arrives, strict=True):
             for (of, seed), generation in list(self.ended.items()):
                 if of == cell:
@@ -109,6 +111,7 @@ def judge(prepared: Prepared, rows: Iterable[Mapping[str, Any]]) -> list[Judgeme
     cells = {chain.id: chain.cell for chain in prepared.chains}
     series: dict[tuple[int, str], dict[int, Series]] = {}
     metrics = {claim.statistic.metric for claim in prepared.study.base.claims}
+    metrics |= {claim.statistic.than for claim in prepared.study.base.claims if claim.statistic.than}
     table = Rows.of(rows)
     chains = table.series(("chain",)) if metrics else []
     for metric in metrics:
@@ -177,7 +180,7 @@ def _summary(
             else undoing(counts[1][0] - counts[0][0], of_seeds)
         )
         return ratio.value, ratio.low, ratio.high, MIN_SEEDS
-    if statistic.of == "until":
+    if statistic.of in ("until", "lead"):
         return *middle(numbers), MEDIAN_SEEDS
     found = aggregate(numbers)
     low, high = found.low, found.high
@@ -221,6 +224,8 @@ def _values(known: _Known, statistic: Statistic, cell: int) -> dict[int, float]:
     last = known.last(statistic, cell)
     if statistic.of == "until":
         return _untils(known, statistic, cell, found, last)
+    if statistic.of == "lead":
+        return _leads(known, statistic, cell, last)
     limit = math.inf
     firsts = [item[0] for item in found.values() if 0 in item]
     if statistic.of == "exceeds_first" and len(firsts) > 1:
@@ -247,6 +252,16 @@ def _untils(
         if statistic.baseline in curve and (math.isfinite(when) or last in curve):
             values[seed] = when
     return values
+
+
+def _leads(known: _Known, statistic: Statistic, cell: int, last: int) -> dict[int, float]:
+    """By how many generations the metric moves before the other one; none where neither does."""
+    assert statistic.than is not None
+    mine, other = (
+        first_moves(known.series.get((cell, name), {}), last) for name in (statistic.metric, statistic.than)
+    )
+    both = {seed: (mine[seed], other[seed]) for seed in mine.keys() & other.keys()}
+    return {seed: b - a for seed, (a, b) in both.items() if not (math.isinf(a) and math.isinf(b))}
 
 
 def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | None:
@@ -325,7 +340,7 @@ def _cell_text(where: Mapping[str, Any]) -> str:
 
 
 def _number_text(value: float | None) -> str:
-    return "" if value is None else "never" if value == math.inf else f"{value:.4g}"
+    return "" if value is None else "never" if math.isinf(value) else f"{value:.4g}"
 
 
 def _statistic_text(statistic: Statistic) -> str:
@@ -334,6 +349,8 @@ def _statistic_text(statistic: Statistic) -> str:
     if statistic.of == "until":
         verb = "rises" if (statistic.threshold or 0) > 0 else "falls"
         return f"generations until {name} {verb} by {abs(statistic.threshold or 0):g} (median)"
+    if statistic.of == "lead":
+        return f"generations by which {name} moves before {statistic.than} (median)"
     if statistic.of == "growth":
         return f"AICc lead of {statistic.shape} over {statistic.against or 'the other shapes'} for {name}"
     if statistic.of == "worth":

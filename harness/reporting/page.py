@@ -33,7 +33,7 @@ EMBEDDED_BYTES = 3_000_000
 """So many bytes of static figures are in the page; what comes behind them is a link to the file beside it."""
 SECTIONS = (
     "verdicts", "losses", "homogenisation", "pictures", "samples", "failed", "costs", "lineage", "worth",
-    "baseline",
+    "baseline", "early",
 )  # fmt: skip
 """What a page may lack."""
 Tell = Callable[[str], None]

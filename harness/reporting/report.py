@@ -15,6 +15,7 @@ from harness.inventory.states import failures
 from harness.reporting import claims, distributions, homogenisation, inside
 from harness.reporting.baseline import baselines
 from harness.reporting.costs import costs, lineage
+from harness.reporting.early import early_table
 from harness.reporting.ledger import cell_value
 from harness.reporting.page import Drawing, Page, Tell, render
 from harness.reporting.populations import population_table
@@ -70,6 +71,7 @@ def build(
         costs=costs(prepared, store),
         lineage=lineage(prepared),
         worth=worth_lines(prepared, rows),
+        early=early_table(rows, axes),
         populations=population_table(prepared, store, rows),
         chains=len(prepared.chains),
         variance=variance(prepared),

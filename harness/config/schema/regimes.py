@@ -196,7 +196,8 @@ class Evaluate(Section):
     task: TaskMeasure = since(TaskMeasure(), introduced={})
     """data.source: task: what is measured on test prompts."""
     metrics: tuple[str, ...] = since(())
-    """Metrics of other packages, by the names of their entry points (docs/plugins.md)."""
+    """``survival``: which outcomes are still written, by how often the real examples hold them; or metrics of
+    other packages, by the names of their entry points (docs/plugins.md)."""
 
     @field_validator("metrics")
     @classmethod

@@ -120,22 +120,25 @@ class Statistic(Section):
     metric: str
     of: Literal[
         "first", "last", "change", "ratio", "log_ratio", "slope", "curvature", "highest", "lowest", "drop",
-        "exceeds_first", "lost", "until", "growth", "worth", "undone",
+        "exceeds_first", "lost", "until", "lead", "growth", "worth", "undone",
     ] = "change"  # fmt: skip
     """``first`` and ``last``: in generation 0 and in the last one; ``change``: last - first; ``ratio``: last
     / first; ``log_ratio``: its logarithm; ``slope``: least squares over the generations, per generation;
     ``curvature``: second derivative of the parabola by least squares; ``highest``, ``lowest``: over the
     generations; ``drop``: from the highest to the last; ``exceeds_first``: 1 where the last one is above the
     95 % interval of one more seed's generation 0, else 0; ``lost``: 1 where the last one is 0, else 0;
-    ``until``: generations until ``threshold`` is reached; ``growth``: by how much lower the AICc of ``shape``
-    is; ``worth``: synthetic examples that buy what one more real one buys; ``undone``: more real examples
-    that undo the change."""
+    ``until``: generations until ``threshold`` is reached; ``lead``: generations by which it leaves generation
+    0's scatter over seeds before the metric ``than`` does; ``growth``: by how much lower the AICc of
+    ``shape`` is; ``worth``: synthetic examples that buy what one more real one buys; ``undone``: more real
+    examples that undo the change."""
     generation: Annotated[int, Field(ge=0)] | None = None
     """Taken as the last one; the chains' last when null."""
     baseline: Annotated[int, Field(ge=0)] = 0
     """Taken as the first one by ``first``, ``change``, ``ratio``, ``log_ratio``, ``until`` and ``undone``."""
     threshold: float | None = None
     """Of ``until``: a rise since the first one, or a fall where it is negative."""
+    than: str | None = None
+    """Of ``lead``: the other metric."""
     shape: Shape | None = None
     """Of ``growth``: the shape that is claimed."""
     against: Shape | None = None
@@ -153,7 +156,7 @@ class Statistic(Section):
     @model_validator(mode="after")
     def _own_fields(self) -> Statistic:
         """Each field that only some statistics have is there with them, and only with them."""
-        for name, kinds in {"threshold": ("until",), "shape": ("growth",)}.items():
+        for name, kinds in {"threshold": ("until",), "shape": ("growth",), "than": ("lead",)}.items():
             given = getattr(self, name) is not None
             if given != (self.of in kinds):
                 raise ValueError(f"of: {self.of} {'has no' if given else 'needs a'} {name}")

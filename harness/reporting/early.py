@@ -1,0 +1,80 @@
+"""What moves first: when each metric leaves where generation 0 of another seed would be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from harness.config.naming import cell_name
+from harness.metrics.catalogue import drawn
+from harness.reporting.growth import middle
+from harness.reporting.rows import Rows
+from harness.reporting.statistics import LEVEL
+
+MIN_SEEDS = 3
+"""With fewer, where another seed's generation 0 would be is not known."""
+MAX_METRICS = 20
+"""Metrics of a cell that the table names."""
+
+
+def first_moves(curves: Mapping[int, Mapping[int, float]], last: int | None = None) -> dict[int, float]:
+    """For each seed the first generation in which a metric lies outside of generation 0's scatter.
+
+    That is the interval in which one more seed's generation 0 would lie with 95 % (the prediction interval of
+    a normal sample, Student's t), whichever way the metric goes.
+
+    Args:
+        curves: Seed to generation to value.
+        last: The last generation that is looked at; all when None.
+
+    Returns:
+        By seed; infinite where it never leaves. Empty with fewer than `MIN_SEEDS` seeds.
+    """
+    firsts = [curve[0] for curve in curves.values() if 0 in curve]
+    if len(firsts) < MIN_SEEDS:
+        return {}
+    centre, count = float(np.mean(firsts)), len(firsts)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * float(np.std(firsts, ddof=1))
+    reach *= math.sqrt(1 + 1 / count)
+    found = {}
+    for seed, curve in curves.items():
+        later = (g for g in sorted(curve) if g and (last is None or g <= last))
+        found[seed] = float(next((g for g in later if abs(curve[g] - centre) > reach), math.inf))
+    return found
+
+
+def early_table(rows: Rows, axes: Sequence[str]) -> list[dict[str, Any]]:
+    """The metrics of every cell in the order in which they leave generation 0's scatter, as text.
+
+    Returns:
+        Lines with the ``cell`` and its ``moves``: a generation (the median over seeds) and the metrics that
+        move there.
+    """
+    by_cell: dict[tuple[Any, ...], list[Any]] = {}
+    for series in rows.series(axes):
+        by_cell.setdefault(series.cell, []).append(series)
+    metrics = drawn(rows.names)
+    values = {metric.name: rows.values(metric.name) for metric in metrics}
+    lines = []
+    for cell, group in by_cell.items():
+        when: dict[float, list[str]] = {}
+        for metric in metrics[:MAX_METRICS]:
+            curves = {}
+            for series in group:
+                known = series.places[~np.isnan(values[metric.name][series.places])]
+                curve = zip(rows.generation[known].tolist(), values[metric.name][known].tolist(), strict=True)
+                curves[series.seed] = dict(curve)
+            moves = first_moves(curves)
+            if moves and any(len(curve) > 1 for curve in curves.values()):
+                when.setdefault(middle(list(moves.values()))[0], []).append(metric.label)
+        if when:
+            shown = [
+                {"generation": "never" if math.isinf(g) else f"{g:g}", "metrics": "; ".join(when[g])}
+                for g in sorted(when)
+            ]
+            lines.append({"cell": cell_name(list(cell), list(axes)) or "the only cell", "moves": shown})
+    return lines

@@ -98,6 +98,8 @@ def _spec(
         spec["source"] = {"model": external}
     if regime.budget != "examples":
         spec["budget"] = regime.budget
+    if regime.growth is not None:
+        spec["growth"] = science(regime.growth)
     if REGIMES[regime.kind].selects:
         spec |= {name: value for name, value in science(regime).items() if name in REGIMES[regime.kind].uses}
     return spec
@@ -126,6 +128,8 @@ def check_supply(regime: Regime, n: int, generations: int, real: int, external: 
         raise DataError(
             f"regime.refresh.examples: {regime.refresh.examples}, more than the {n} training examples"
         )
+    if regime.growth is not None:
+        _check_growth(regime, n, generations)
     if not REGIMES.loaded[regime.kind].plugin.unseen and external is None:
         return  # no more than the n real examples, however many generations
     for generation in range(1, generations + 1):
@@ -141,6 +145,27 @@ def check_supply(regime: Regime, n: int, generations: int, real: int, external: 
                 raise DataError(
                     f"regime.source: generation {generation} needs {needed} examples, the corpus has "
                     f"{external}"
+                )
+
+
+MAX_GROWN = 100_000_000
+"""Examples of one training set that may be asked for by ``regime.growth``."""
+
+
+def _check_growth(regime: Regime, n: int, generations: int) -> None:
+    """Check that a training set that grows has the real examples it needs, and a size that there can be."""
+    for generation in range(1, generations + 1):
+        made = recipe(regime, n, generation, "")
+        if made.size > MAX_GROWN:
+            raise DataError(
+                f"regime.growth: generation {generation} would train on {made.size:.3g} examples; allowed "
+                f"are {MAX_GROWN:,}"
+            )
+        for part in made.parts:
+            if part.origin == REAL and part.count > n:
+                raise DataError(
+                    f"regime.growth: generation {generation} needs {part.count} real examples, there are {n} "
+                    "(data.num_examples); raise synthetic_ratio or data.num_examples, or lower the growth"
                 )
 
 

@@ -344,6 +344,7 @@ class ObjectivePlugin:
             cross-entropy.
         chooses: What the judge's ``choose`` has to be; empty where that does not matter.
         reference: From the section to whose weights it compares with: ``initial``, ``previous``, or None.
+        each: Training examples of a unit of its loss, of which a batch has ``train.batch_size``.
     """
 
     section: type[Section]
@@ -352,6 +353,7 @@ class ObjectivePlugin:
     _: KW_ONLY
     chooses: str = ""
     reference: Callable[[Any], Literal["initial", "previous"] | None] = lambda section: None
+    each: int = 1
 
 
 @dataclass(frozen=True)

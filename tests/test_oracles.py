@@ -63,6 +63,15 @@ def test_row_6_replace_mle(dim: int) -> None:
         assert_mean(at(frame, "gaussian/mean_sq_error", generation), dim * (1 - left))
 
 
+def test_growing_sets_keep_what_their_sizes_say() -> None:
+    """N_t = 10 t^2, 2,000 chains: E var_T = prod_{t<=T} (1 - 1/N_t), which stays above 0 for ever."""
+    frame = gaussian("mle", {**REPLACE, "growth": {"power": 2}}, 10, 9, 2000)
+    for generation in (0, 1, 4, 9):
+        left = math.prod(1 - 1 / (10 * t**2) for t in range(1, generation + 2))
+        assert_mean(at(frame, "gaussian/trace_ratio", generation), left)
+        assert_mean(at(frame, "gaussian/mean_sq_error", generation), 1 - left)
+
+
 def test_row_7_replace_unbiased() -> None:
     """N = 10, 2,000 chains: E ln var_t = t [psi((N-1)/2) - ln((N-1)/2)]; E sd_t = c4^t; E (mu_t - mu)^2 =
     t/N.

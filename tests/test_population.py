@@ -24,6 +24,7 @@ from harness.records import writer_of
 from harness.reporting import ledger
 from harness.reporting.claims import judge
 from harness.reporting.populations import population_table
+from harness.reporting.theory import expected
 from harness.science import cut
 
 REPLACE = {"kind": "replace", "synthetic_ratio": 1.0}
@@ -308,6 +309,14 @@ def test_claims_are_about_the_population_as_a_whole(tmp_path: Path) -> None:
     lone = {**claims[0], "statistic": {**statistic, "over": "mean", "where": {**where, "member": "a"}}}
     with pytest.raises(InputError, match="names no population, or not all of its members"):
         open_prepared(written(tmp_path, {**config, "claims": [lone]}), tmp_path / "root")
+
+
+@pytest.mark.parametrize("exchange", ["self", "pool"])
+def test_the_theory_of_a_chain_is_not_that_of_a_population(tmp_path: Path, exchange: str) -> None:
+    population = {"members": 2, "exchange": exchange}
+    prepared, _ = open_prepared(written(tmp_path, {**BASE, "population": population}), tmp_path / "root")
+    found = expected(prepared.study.cells[0].config, "gaussian/trace_ratio")
+    assert (found is None) == (exchange == "pool")
 
 
 # --- bad input ----------------------------------------------------------------------------------------------

@@ -62,6 +62,38 @@ def test_replace(n: int, ratio: float, generation: int, seed: int, real_part: st
     assert (found.index[synthetic] == np.arange(synthetic.sum())).all()
 
 
+@pytest.mark.parametrize(
+    ("ratio", "growth", "message"),
+    [
+        (0.5, {"factor": 3}, "generation 1 needs 15 real examples, there are 10"),
+        (1.0, {"factor": 100}, r"generation 4 would train on 1e\+09 examples; allowed are 100,000,000"),
+    ],
+)
+def test_growth_needs_what_there_is(ratio: float, growth: dict[str, float], message: str) -> None:
+    regime = Regime(kind="replace", synthetic_ratio=ratio, growth=growth)
+    with pytest.raises(DataError, match=message):
+        check_supply(regime, 10, 4, 1000, None)
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 6),
+    st.sampled_from([{"factor": 1.5}, {"factor": 2}, {"power": 0.5}, {"power": 2}]),
+)
+def test_training_sets_grow(n: int, generation: int, growth: dict[str, float]) -> None:
+    """n factor^g or n (g + 1)^power to the nearest, by the ratio; generation 0 has n."""
+    regime = Regime(kind="replace", synthetic_ratio=1.0, growth=growth)
+    exact = n * (
+        growth["factor"] ** generation if "factor" in growth else (generation + 1) ** growth["power"]
+    )
+    made = recipe(regime, n, generation)
+    assert abs(made.size - exact) <= 0.5 and recipe(regime, n, 0).size == n
+    assert [part.origin for part in made.parts] == [generation - 1]
+    assert made.spec != recipe(Regime(kind="replace", synthetic_ratio=1.0), n, generation).spec
+    half = recipe(Regime(kind="replace", synthetic_ratio=0.5, growth=growth), n, generation)
+    assert half.size == made.size and half.counts[1] == synthetic_count(0.5, made.size)
+
+
 @given(seeds)
 def test_the_real_part_is_drawn_anew_or_stays(seed: int) -> None:
     def real(part: str, generation: int) -> list[int]:

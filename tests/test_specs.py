@@ -74,6 +74,12 @@ BASES: dict[str, dict[str, Any]] = {
     "sums": merged(TASK, {"data.task": {"kind": "arithmetic"}}),
     "strings": merged(TASK, {"data.task": {"kind": "rewriting"}}),
     "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
+    "grown": analytic(
+        NORMAL, {"kind": "gaussian"}, regime={**REPLACE, "synthetic_ratio": 1.0, "growth": {"factor": 2}}
+    ),
+    "grown_slowly": analytic(
+        NORMAL, {"kind": "gaussian"}, regime={**REPLACE, "synthetic_ratio": 1.0, "growth": {"power": 1}}
+    ),
     "population": analytic(
         NORMAL, {"kind": "gaussian"}, population={"members": {"a": {}, "b": {}}, "exchange": {"teacher": "a"}}
     ),
@@ -270,7 +276,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "regime.refresh": {"every": 2},
         "evaluate.ranges": {"low": [-1.0, 0.0]},
         "population": {"members": 2},
+        "regime.growth": {"factor": 1.1},
     },
+    "grown": {"regime.growth.factor": 3},
+    "grown_slowly": {"regime.growth.power": 2},
     "population": {
         "population.members": {"a": {}, "b": {}, "c": {}},
         "population.members.b.set": {"learner.estimator": "unbiased"},

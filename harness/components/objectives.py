@@ -51,7 +51,7 @@ _CODE = "harness.learners.language_model.objectives"
 COMPONENTS: Mapping[str, ObjectivePlugin] = {
     "sft": ObjectivePlugin(Sft, 1),
     "dpo": ObjectivePlugin(
-        Dpo, 1, f"{_CODE}:DpoLoss", chooses="pairs", reference=lambda section: section.reference
+        Dpo, 1, f"{_CODE}:DpoLoss", chooses="pairs", reference=lambda section: section.reference, each=2
     ),
     "reinforce": ObjectivePlugin(
         Reinforce,

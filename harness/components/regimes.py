@@ -26,10 +26,19 @@ def augment_count(ratio: float, n: int) -> int:
     return int(share / (1 - share) * n + Fraction(1, 2))
 
 
+def grown(growth: Any, n: int, generation: int) -> int:
+    """Examples of a generation whose training sets grow: n factor^g or n (g + 1)^power, to the nearest."""
+    if growth is None:
+        return n
+    times = growth.factor**generation if growth.factor else (generation + 1) ** growth.power
+    return int(Fraction(times) * n + Fraction(1, 2))
+
+
 def _replace(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
-    """The share ``synthetic_ratio`` of the last corpus, real examples for the rest; n in all."""
-    synthetic = synthetic_count(regime.synthetic_ratio or 0.0, n)
-    return (Part(REAL, n - synthetic, regime.real_part), Part(generation - 1, synthetic)), None
+    """The share ``synthetic_ratio`` of the last corpus, real examples for the rest; n in all, or more."""
+    size = grown(regime.growth, n, generation)
+    synthetic = synthetic_count(regime.synthetic_ratio or 0.0, size)
+    return (Part(REAL, size - synthetic, regime.real_part), Part(generation - 1, synthetic)), None
 
 
 def _replace_grown(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
@@ -81,7 +90,7 @@ def _stream(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int
 
 
 COMPONENTS: Mapping[str, RegimePlugin] = {
-    "replace": RegimePlugin(_replace, 1, uses_ratio=True, pools=False, uses=("real_part",)),
+    "replace": RegimePlugin(_replace, 1, uses_ratio=True, pools=False, uses=("real_part", "growth")),
     "replace_grown": RegimePlugin(_replace_grown, 1, pools=False),
     "accumulate": RegimePlugin(_accumulate, 1),
     "accumulate_subsample": RegimePlugin(_accumulate_subsample, 1),

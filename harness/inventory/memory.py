@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import psutil
 
+from harness.components import OBJECTIVES
 from harness.errors import ResourceError
 from harness.learners.base import is_installed
 from harness.learners.language_model.sizes import Memory, Work, memory_per_rank
@@ -104,8 +105,9 @@ def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
         return None
     learner, resources = config.learner, config.resources
     length = learner.sample.sequence_length(config.data.block_size)
+    each = 1 if learner.objective is None else OBJECTIVES[learner.objective.kind].each
     work = Work(
-        tokens=config.micro_batch * length,
+        tokens=config.micro_batch * each * length,
         rows=resources.sample_batch,
         length=length,
         bf16=learner.train.precision == "bf16",

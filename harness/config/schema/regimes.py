@@ -90,6 +90,21 @@ class Refresh(Section):
         return self
 
 
+class Growth(Section):
+    """Training sets that become larger from generation to generation."""
+
+    factor: Annotated[float, Field(gt=1, le=100)] | None = since(None)
+    """Each has so many times the examples of the one before: n factor^g."""
+    power: Annotated[float, Field(gt=0, le=10)] | None = since(None)
+    """Or n (g + 1)^power."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Growth:
+        if (self.factor is None) == (self.power is None):
+            raise ValueError("give exactly one of factor or power")
+        return self
+
+
 class Regime(Section):
     """How a generation's training set is built (generation 0 always trains on the real examples)."""
 
@@ -98,6 +113,8 @@ class Regime(Section):
     """Share of the training examples that models wrote; replace, augment and fresh_real need it."""
     real_part: Literal["resample", "fixed"] = since("resample")
     """replace: a new random subset of the real examples each generation (the default), or the same one."""
+    growth: Growth | None = since(None)
+    """replace: generation g trains on more than the n examples of generation 0; on n when null."""
     pool: Annotated[float, Field(gt=0, le=1000)] = since(2.0)
     """stream: examples that arrive in each generation, as a multiple of the real training examples."""
     history: Literal["latest", "all"] = since("latest")
@@ -125,7 +142,7 @@ class Regime(Section):
         if not found.uses_ratio and self.synthetic_ratio is not None:
             using = ", ".join(kind for kind in REGIMES if REGIMES[kind].uses_ratio)
             raise ValueError(f"{self.kind} does not use synthetic_ratio (it follows); only {using} do")
-        for name in ("real_part", "pool", "history", "anchor", "select"):
+        for name in ("real_part", "growth", "pool", "history", "anchor", "select"):
             if name in self.model_fields_set and name not in found.uses:
                 using = ", ".join(kind for kind in REGIMES if name in REGIMES[kind].uses)
                 raise ValueError(f"{self.kind} does not use {name}; only {using} does")

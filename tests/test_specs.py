@@ -398,6 +398,11 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"learner.sample.repetition_penalty": 1.2},
         {"learner.sample": {"repetition_penalty": 1.2, "penalize_prompt": False}},
     ),
+    (
+        "text",
+        {"learner.sample": {"temperatures": [1.0, 0.9]}},
+        {"learner.sample": {"temperatures": [1.0, 0.8]}},
+    ),
     ("text", {"learner.model": {"preset": "tiny"}}, {"learner.model": {"preset": "small"}}),
     (
         "gaussian",
@@ -518,7 +523,13 @@ def test_no_field_is_left_out() -> None:
         for field in CHANGES.get(base, {}):
             *path, name = field.split(".")
             changed.add((type(reduce(_step, path, whole)).__name__, name))
-    changed |= {("Train", "max_steps"), ("Sample", "penalize_prompt"), ("Model", "preset"), ("Refresh", "at")}
+    changed |= {
+        ("Train", "max_steps"),
+        ("Sample", "penalize_prompt"),
+        ("Sample", "temperatures"),
+        ("Model", "preset"),
+        ("Refresh", "at"),
+    }
     changed |= {
         ("DiscreteData", "probabilities"),
         ("VerifierFilter", "score"),

@@ -13,7 +13,7 @@ import yaml
 from chains import open_prepared, run_all
 from conftest import TEXT, merged
 
-from harness.errors import LearnerError
+from harness.errors import ConfigError, LearnerError
 from harness.preparation import load_data
 from harness.science import Node
 from harness.store import Store
@@ -41,6 +41,7 @@ SWITCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("prompt_tokens", PROMPTED, {"learner.sample.prompt_tokens": 16}, "corpus", 0),
     ("keep_prompt", PROMPTED, {"learner.sample.keep_prompt": True}, "corpus", 0),
     ("temperature", {}, {"learner.sample.temperature": 0.5}, "corpus", 0),
+    ("temperatures", {}, {"learner.sample": {"temperatures": [1.0, 0.5]}}, "corpus", 1),
     ("top_k", {}, {"learner.sample.top_k": 5}, "corpus", 0),
     ("top_p", {}, {"learner.sample.top_p": 0.5}, "corpus", 0),
     ("min_p", {}, {"learner.sample.min_p": 0.2}, "corpus", 0),
@@ -183,6 +184,26 @@ def test_a_switch_changes_the_key_and_the_result(
     a, b = first[generation], second[generation]
     assert KEYS[what](a) != KEYS[what](b)
     assert output(store, a, what) != output(store, b, what)
+
+
+def test_a_generation_has_the_key_of_its_own_temperature(base: dict[str, Any], tmp_path: Path) -> None:
+    """One temperature for all, or the same for each, is the same science; another one later changes nothing
+    before it, and then the corpus but not the fit that writes it."""
+
+    def nodes(sample: dict[str, Any]) -> list[Node]:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(merged(base, {"learner.sample": sample})))
+        prepared, _ = open_prepared(path, tmp_path / "root")
+        return list(prepared.lineage.nodes.values())
+
+    plain, each = nodes({"temperature": 0.5}), nodes({"temperatures": [0.5, 0.5]})
+    assert [node.evaluation for node in plain] == [node.evaluation for node in each]
+    later = nodes({"temperatures": [0.5, 0.9]})
+    assert later[0].evaluation == plain[0].evaluation
+    assert later[1].fit == plain[1].fit and later[1].corpus != plain[1].corpus
+    assert all(node.spec.corpus.sampling.section.temperature == 0.9 for node in later[1:])
+    with pytest.raises(ConfigError, match="temperatures are in the place of temperature"):
+        nodes({"temperature": 0.5, "temperatures": [0.5]})
 
 
 @pytest.mark.slow

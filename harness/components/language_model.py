@@ -162,6 +162,8 @@ class Sample(Section):
     """How a generation writes its corpus."""
 
     temperature: Annotated[float, Field(gt=0)] = since(1.0)
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = since(())
+    """In the place of temperature one for each generation, from generation 0 on; the last one stays."""
     top_k: Annotated[int, Field(ge=0)] = since(0)
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
@@ -197,6 +199,19 @@ class Sample(Section):
     """Width of a deterministic beam search; 1 draws."""
 
     @model_validator(mode="after")
+    def _one_temperature(self) -> Sample:
+        if self.temperatures and "temperature" in self.model_fields_set:
+            raise ValueError("temperatures are in the place of temperature; give one of the two")
+        return self
+
+    def at(self, generation: int) -> Sample:
+        """How one generation writes."""
+        if not self.temperatures:
+            return self
+        found = self.temperatures[min(generation, len(self.temperatures) - 1)]
+        return self.model_copy(update={"temperature": found, "temperatures": ()})
+
+    @model_validator(mode="after")
     def _length_fields(self) -> Sample:
         if self.min_new_tokens and self.length == "block":
             raise ValueError(
@@ -219,7 +234,7 @@ class Sample(Section):
             "min_p": 0.0,
             "typical_p": 1.0,
         }
-        drawing |= {"watermark": None}
+        drawing |= {"watermark": None, "temperatures": ()}
         used = [name for name, default in drawing.items() if getattr(self, name) != default]
         if used:
             raise ValueError(
@@ -436,6 +451,7 @@ def _check_objective(learner: LanguageModel, config: Any) -> None:
         (sample.temperature, sample.top_k, sample.top_p, sample.min_p, sample.typical_p)
         != (1.0, 0, 1.0, 0.0, 1.0)
         or sample.repetition_penalty != 1
+        or sample.temperatures
     ):
         raise ValueError(
             f"{place} corrects for how completions were drawn, so they have to be the model's own: "

@@ -224,7 +224,7 @@ class _Builder:
         )
         prompts = "real" if cell.prompts == "previous" and previous is None else cell.prompts
         continued = previous if prompts == "previous" else None
-        corpus = CorpusSpec(fit, cell.sampling, prompts, continued.corpus if continued else None)
+        corpus = CorpusSpec(fit, cell.sampled(len(path)), prompts, continued.corpus if continued else None)
         spec = EvaluationSpec(corpus, first.fit if first else fit.key, cell.measured)
         if continued is not None:
             self.read(continued.corpus, cell.n)

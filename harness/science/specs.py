@@ -289,6 +289,12 @@ class CellSpec:
         """The seed of its chain: members of a population have their own, the first one the grid's."""
         return stream_seed(seed, 0, "member", self.number) if self.number else seed
 
+    def sampled(self, generation: int) -> Versioned:
+        """How a generation writes: the section's ``at`` says it, where that differs between generations."""
+        section = self.sampling.section
+        here = section.at(generation) if hasattr(section, "at") else section
+        return self.sampling if here is section else Versioned(here, self.sampling.version)
+
     def used_filters(self, recipe: Recipe) -> tuple[Versioned, ...]:
         """The filters that a training set goes through.
 

@@ -238,6 +238,7 @@ def status(
 
     Example: harness status study.yaml
     """
+    from harness.config.naming import spoken
     from harness.inspection.status import chain_states
     from harness.store import Experiment
 
@@ -260,7 +261,8 @@ def status(
         terminal.show(f"note: there is no store at --root {root} yet", sys.stderr)
     axes, rows = prepared.study.columns, []
     for state in states:
-        values, done = (str(state.axes.get(name, "")) for name in axes), f"{state.committed}/{state.total}"
+        values = (spoken(state.axes.get(name, "")) for name in axes)
+        done = f"{state.committed}/{state.total}"
         rows.append((state.chain, *values, str(state.seed), done, f"{state.state} {state.detail}".strip()))
     print_rows(("chain", *axes, "seed", "generations", "state"), rows)
     counts: dict[str, int] = {}

@@ -61,15 +61,17 @@ def cell_names(cells: Iterable[Sequence[Any]], axes: Sequence[str]) -> list[str]
     ]
 
 
-def _spoken(value: Mapping[str, Any]) -> str:
-    """A value of several fields in words, such as ``teacher big`` or ``a (a 0.5, b 0.5), b (b 1)``."""
+def spoken(value: Any) -> str:
+    """A value in words; one of several fields as ``teacher big``, or ``a (a 0.5, b 0.5), b (b 1)``."""
+    if not isinstance(value, Mapping):
+        return str(value)
     found = []
     for name, inner in value.items():
-        found.append(f"{name} ({_spoken(inner)})" if isinstance(inner, Mapping) else f"{name} {inner}")
+        found.append(f"{name} ({spoken(inner)})" if isinstance(inner, Mapping) else f"{name} {inner}")
     return ", ".join(found)
 
 
 def _short(value: Any) -> str:
-    text = _spoken(value) if isinstance(value, Mapping) else str(value)
+    text = spoken(value)
     end = MAX_NAME // 3
     return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - end]} ... {text[-end:]}"

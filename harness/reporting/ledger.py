@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harness.config.naming import spoken
 from harness.inventory import Inventory
 from harness.reporting.rows import Rows, to_column, to_table
 from harness.science import BundledChain
@@ -189,6 +190,8 @@ def _flat_provenance(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def cell_value(value: Any) -> Any:
     """An axis value as one column holds it: objects and lists as text."""
+    if isinstance(value, Mapping):
+        return spoken(value)
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 

@@ -8,9 +8,10 @@ reads: of each corpus the members read neighbouring slices, in their order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 from harness.config.schema import Population, Regime
 from harness.records import Part, Recipe, written_by
@@ -51,6 +52,11 @@ class Exchange:
 
     population: Population
     rules: tuple[Rule, ...]
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[type[Exchange], tuple[Population, tuple[Rule, ...]]]:
+        """What it is made of travels, not what has been worked out."""
+        return Exchange, (self.population, self.rules)
 
     def recipe(self, number: int, generation: int) -> Recipe:
         """The training set of a member in one of its generations.
@@ -67,7 +73,7 @@ class Exchange:
                 found.append((number, part))
                 continue
             time = rule.arrives + part.origin
-            starts = self._before(number, time)
+            starts = self._starts(time)[number]
             for writer, count in enumerate(self.counts(number, time, part.count)):
                 if count:
                     there = time - self.rules[writer].arrives
@@ -85,7 +91,14 @@ class Exchange:
 
         Those that are not there have none: their shares go to the others in proportion.
         """
-        there = [rule.there(time) for rule in self.rules]
+        there = tuple(rule.there(time) for rule in self.rules)
+        key = number, there
+        if key not in self._known:
+            self._known[key] = self._shares(number, there)
+        found: list[Fraction] = self._known[key]
+        return found
+
+    def _shares(self, number: int, there: Sequence[bool]) -> list[Fraction]:
         names = [rule.name for rule in self.rules]
         match self.population.exchange:
             case "self":
@@ -116,21 +129,26 @@ class Exchange:
             found[place] += 1
         return found
 
-    def _before(self, number: int, time: int) -> list[int]:
-        """Where a member's slices of the corpora of a time begin: behind those of the members before it.
+    def _starts(self, time: int) -> list[list[int]]:
+        """Where each member's slices of the corpora of a time begin: behind those of the members before it.
 
-        As long as these are when the corpora are new.
+        As long as these are when the corpora are new, whether or not a refresh reads none of them then.
         """
-        starts = [0] * len(self.rules)
-        for other, rule in enumerate(self.rules[:number]):
+        if time in self._known:
+            known: list[list[int]] = self._known[time]
+            return known
+        found, ends = [], [0] * len(self.rules)
+        for number, rule in enumerate(self.rules):
+            found.append(ends)
             own = time - rule.arrives
             if own < 0 or time + 1 > rule.last:
                 continue
-            parts = recipe(rule.regime, rule.n, own + 1).parts
-            asked = sum(part.count for part in parts if part.origin == own)
-            for writer, count in enumerate(self.counts(other, time, asked)):
-                starts[writer] += count
-        return starts
+            regime = rule.regime.model_copy(update={"refresh": None})
+            asked = sum(part.count for part in recipe(regime, rule.n, own + 1).parts if part.origin == own)
+            counts = self.counts(number, time, asked)
+            ends = [end + count for end, count in zip(ends, counts, strict=True)]
+        self._known[time] = found
+        return found
 
 
 def unread(population: Population, rules: Sequence[Rule]) -> str | None:

@@ -24,6 +24,7 @@ from harness.data.text import corpus_science, other_science, read_other, write_o
 from harness.errors import DataError, InputError
 from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
 from harness.learners.language_model.facts import ModelFacts
+from harness.metrics.catalogue import about
 from harness.preparation import DataOf, teacher_spec
 from harness.records import Examples, on_a_line
 from harness.regimes import check_supply
@@ -156,6 +157,8 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         if fixed is not None:
             spec = corpus_science(prepared.spec, fixed.fingerprint)
             others[key_of(spec)] = (spec, fixed.examples)
+        if real.num_examples < 1:
+            raise DataError("data.segment: there are fewer training examples than segments")
         _check_own_examples(cell.config.data, real)
         supply = None if fixed is None else len(fixed.examples)
         _check_labelled(cell.config, real.num_examples)
@@ -183,9 +186,12 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
 
 
 def _check_counts(study: Study, specs: Sequence[CellSpec]) -> None:
-    """Check that a claim about the value of real data is of cells that differ in what it compares."""
+    """Check what claims ask of metrics, and that cells differ where the value of real data is claimed."""
     for number, claim in enumerate(study.base.claims):
         statistic = claim.statistic
+        if statistic.over in ("best", "worst") and not about(statistic.metric).worse:
+            message = f"found {statistic.over}, and it is not known which way {statistic.metric} worsens"
+            raise study.source.error(f"claims.{number}.statistic.over", f"{message}; allowed: mean")
         found = [find_cells(study, cell) for _, cell in statistic.cells]
         if not statistic.beside or not all(found):
             continue
@@ -287,6 +293,7 @@ def _check_sources(study: Study, specs: list[CellSpec]) -> None:
             raise DataError(
                 f"{where} has other data than the cell that reads it; both need the same data section"
             )
+        _check_judges(item, who, where)
         writer = cell.config.regime.writer
         fixed = 0 if writer.pretrained is not None else writer.generation
         needed = cell.config.generations - 1 if fixed is None else fixed
@@ -297,6 +304,18 @@ def _check_sources(study: Study, specs: list[CellSpec]) -> None:
             )
         if is_bundled(other.config) != is_bundled(cell.config):
             raise DataError(f"{where}: resources.bundled must be the same in both cells")
+
+
+def _check_judges(item: CellSpec, who: CellSpec, where: str) -> None:
+    """Check that judges look at the completions of one prompt together, as many as the writer writes."""
+    written = getattr(who.sampling.section, "per_prompt", 1)
+    for part in item.filters:
+        together = getattr(part.section, "of", None)
+        if FILTERS[str(part.identity["kind"])].rewards and together != written:
+            raise DataError(
+                f"{where} writes {written} completions of each prompt, the judge looks at {together}; "
+                "learner.sample.per_prompt has to be the same in both"
+            )
 
 
 def _distribution(item: CellSpec) -> dict[str, Any]:

@@ -132,7 +132,12 @@ def test_what_a_judge_sees_stands_beside_the_truth() -> None:
     def rows(cell: str, reward: float, judged: float, accepted: float, last: float) -> list[dict[str, Any]]:
         first = {"task/pass_1": 0.4, "task/pass_4": 0.7, "task/pass_8": 0.8, "task/judged_reward": 0.5}
         later = {"task/pass_1": last, "task/pass_8": 0.6, "task/judged_reward": reward}
-        later |= {"judge/reward": judged, "judge/accepted": accepted, "text/distinct_2": 1.0}
+        later |= {
+            "judge/true_share": 0.4,
+            "judge/reward": judged,
+            "judge/accepted": accepted,
+            "text/distinct_2": 1.0,
+        }
         identity = {"chain": cell, "seed": 0, "status": "ok", "mitigation": cell}
         return [{**identity, "generation": g, **found} for g, found in enumerate((first, later))]
 
@@ -143,6 +148,6 @@ def test_what_a_judge_sees_stands_beside_the_truth() -> None:
         "nobody: pass@1 on test prompts falls from 0.4 to 0.35; its judge sees 0.5 to 1, pass@8 0.8 to 0.6",
         "strict: pass@1 on test prompts rises from 0.4 to 0.45; its judge sees 0.5 to 0.4, pass@8 0.8 to 0.6",
         "nobody: its judge accepts nearly everything, which is no judge",
-        "strict: its judge accepts nothing in some generation, and the weights stay: draw more completions "
-        "of a prompt, begin with a better model, or lower at_least",
+        "strict: its judge accepts nothing in some generation, so nothing is learned from it: draw more "
+        "completions of a prompt, begin with a better model, or lower at_least",
     ]

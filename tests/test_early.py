@@ -11,15 +11,17 @@ import pandas as pd
 import pytest
 import yaml
 from bundled import at, run_bundles, table
+from chains import open_prepared
 from scipy import stats
 
 from harness.components.survival import BANDS, column
+from harness.config.schema import Claim
 from harness.errors import InputError
 from harness.metrics.survival import survival
 from harness.records import Examples
 from harness.registry import Known
 from harness.reporting import ledger
-from harness.reporting.claims import judge
+from harness.reporting.claims import compare, judge
 from harness.reporting.early import early_table, first_moves
 from harness.reporting.rows import Rows
 
@@ -85,12 +87,14 @@ def test_a_move_is_out_of_the_scatter_of_one_more_seed() -> None:
     curves = {
         0: {0: 1.0, 1: 2.5 + reach * 0.99, 2: 2.5 + reach * 1.01},
         1: {0: 2.0, 1: 2.5 - reach * 1.01, 2: 2.0},
-        2: {0: 3.0, 1: 3.0, 2: 3.0},
+        2: {0: 3.0, 1: 3.0, 2: 3.0, 3: 3.0},
         3: {0: 4.0, 1: 4.0, 3: 99.0},
     }
     assert first_moves(curves) == {0: 2, 1: 1, 2: math.inf, 3: 3}
     assert first_moves(curves, last=1) == {0: math.inf, 1: 1, 2: math.inf, 3: math.inf}
     assert first_moves({seed: curves[seed] for seed in (0, 1)}) == {}
+    short = {**curves, 2: {0: 3.0, 1: 3.0}}
+    assert first_moves(short) == {0: 2, 1: 1, 3: 3}, "one that has not come to the end may yet move"
 
 
 def test_the_chance_of_moving_by_chance_is_what_it_says() -> None:
@@ -132,11 +136,39 @@ def test_claims_and_reports_say_what_moves_first(tmp_path: Path) -> None:
     assert "share of outcomes of 4 to 7 real occurrences" in first["metrics"] and first["generation"] == "1"
 
 
+def test_nothing_is_decided_by_chains_that_are_not_finished(tmp_path: Path) -> None:
+    """Nor by those that have ended: of none of them is it known when the other metric would have moved."""
+    statistic = {"metric": "discrete/outcomes", "of": "lead", "than": "discrete/entropy"}
+    claims = [{"text": "x", "source": "y", "statistic": statistic, "above": 0}]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**DISCRETE, "claims": claims, "grid": {"seed": {"from": 0, "count": 6}}}))
+    prepared, _ = open_prepared(path, tmp_path / "root")
+
+    def rows(last: int, status: str) -> list[dict[str, Any]]:
+        return [
+            {"chain": chain.id, "seed": chain.seed, "generation": g,
+             "status": status if g == last else "ok",
+             "discrete/outcomes": 400.0 - chain.seed - 99 * g, "discrete/entropy": 5.0 + chain.seed}
+            for chain in prepared.chains for g in range(last + 1)
+        ]  # fmt: skip
+
+    for last, status, seeds in ((2, "ok", 0), (3, "diverged", 0), (9, "ok", 6)):
+        [found] = judge(prepared, rows(last, status))
+        assert (found.seeds, found.verdict) == (seeds, "reproduced" if seeds else "undecided")
+    turned = Claim(text="x", source="y", statistic=prepared.study.base.claims[0].statistic, below=0.0)
+    assert compare(turned, -math.inf, -2.0) == "reproduced" and compare(turned, -math.inf, 1.0) == "undecided"
+    assert compare(turned, 1.0, math.inf) == "contradicted"
+
+
 @pytest.mark.parametrize(
     ("statistic", "message"),
     [
         ({"metric": "discrete/entropy", "of": "lead"}, "of: lead needs a than"),
         ({"metric": "discrete/entropy", "of": "last", "than": "test/nll"}, "of: last has no than"),
+        (
+            {"metric": "discrete/entropy", "of": "lead", "than": "test/nll", "minus": {}},
+            "lead compares two metrics already",
+        ),
     ],
 )
 def test_one_message(tmp_path: Path, statistic: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,32 @@ def test_members_fill_in_for_nobody(tmp_path: Path) -> None:
     assert set(written_ones.seed) == {0}, "the grid's seed, by which members are found"
 
 
+def test_segments_are_equally_large(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(15, 1)))
+    data = {"source": "array", "path": str(tmp_path / "rows.npy")}
+    config = {**BASE, "data": data, "population": {"members": 3}}
+    prepared, _ = open_prepared(written(tmp_path, config), tmp_path / "root")
+    assert [data.real.num_examples for data in prepared.data] == [4, 4, 4], "13 of 15 rows are for training"
+    parts = [tuple(data.real.real(0, 9).values[:, 0]) for data in prepared.data]
+    assert [len(part) for part in parts] == [4, 4, 4] and len(set().union(*parts)) == 12
+    with pytest.raises(InputError, match="fewer training examples than segments"):
+        open_prepared(written(tmp_path, {**config, "population": {"members": 14}}), tmp_path / "root")
+
+
+def test_slices_stay_where_they_were_when_a_member_refreshes() -> None:
+    population = Population.model_validate({"members": {"a": {}, "b": {}}, "exchange": "pool"})
+    accumulate = Regime.model_validate({"kind": "accumulate"})
+    refreshed = Regime.model_validate({"kind": "accumulate", "refresh": {"at": [2]}})
+    rules = (Rule("a", refreshed, 10, 0, 3), Rule("b", accumulate, 10, 0, 3))
+    exchange = Exchange(population, rules)
+    for place in (0, 1):
+        made = exchange.recipe(place, 3)
+        read = [part for part in made.parts if part.origin >= 0 and writer_of(part.origin)[1] == 1]
+        assert [part.offset for part in read] == [5 * place] * 2
+    copy = pickle.loads(pickle.dumps(exchange))
+    assert copy == exchange and not copy._known, "what has been worked out stays behind"
+
+
 def test_disjoint_segments_are_the_first_examples_together(tmp_path: Path) -> None:
     config = merged(TEXT, {"population": {"members": 3}, "data.num_examples": 48})
     prepared, _ = open_prepared(written(tmp_path, config), tmp_path / "root")
@@ -306,6 +333,10 @@ def test_claims_are_about_the_population_as_a_whole(tmp_path: Path) -> None:
         *(("exchange pool", 0, 2), ("exchange pool", 4, 2)),
         *(("exchange self", 0, 2), ("exchange self", 4, 2)),
     ]
+    late = {**config, "population": {"members": {"a": {"arrives": 1}, "b": {"arrives": 1}}}, "claims": []}
+    prepared, store = run_bundles(written(tmp_path, late), tmp_path / "late")
+    table = population_table(prepared, store, ledger.rows(prepared, store))
+    assert [(line["generation"], line["members"]) for line in table["lines"][:2]] == [(1, 2), (4, 2)]
     lone = {**claims[0], "statistic": {**statistic, "over": "mean", "where": {**where, "member": "a"}}}
     with pytest.raises(InputError, match="names no population, or not all of its members"):
         open_prepared(written(tmp_path, {**config, "claims": [lone]}), tmp_path / "root")
@@ -367,6 +398,20 @@ def test_the_theory_of_a_chain_is_not_that_of_a_population(tmp_path: Path, excha
         ),
         ({"population": {"members": 100}}, "100 disjoint parts of 60 real examples"),
         ({"population": {"members": 0}}, "population.members"),
+        (
+            {
+                "population": {"members": 2},
+                "claims": [
+                    {
+                        "text": "x",
+                        "source": "y",
+                        "above": 0,
+                        "statistic": {"metric": "gaussian/unknown", "of": "last", "over": "best"},
+                    }
+                ],
+            },
+            "found best, and it is not known which way gaussian/unknown worsens; allowed: mean",
+        ),
         (
             {"population": {"members": 2}, "regime": {**REPLACE, "source": {"model": {"variance": 2.0}}}},
             "in a population the exchange says who writes",

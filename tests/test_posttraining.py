@@ -230,6 +230,14 @@ def test_a_judge_that_accepts_nothing_leaves_the_weights_and_says_so(
             {"learner.later": {"batch_size": 9}, "resources.ranks": 2},
             "learner.later.batch_size: 9 is not a multiple of resources.ranks 2",
         ),
+        ({"learner.later": {"loss": "continuation"}}, "later.loss: continuation needs sample.keep_prompt"),
+        ({"learner.later": {"precision": "bf16"}}, "later.precision: all generations of a chain have one"),
+        ({"learner.later": {"max_steps": 0}}, "later.max_steps: 0 steps leave new weights as they are"),
+        (
+            {"learner.sample.fresh_prompts": True, "regime.growth": {"factor": 2}},
+            "with learner.sample.fresh_prompts each generation has data.num_examples prompts",
+        ),
+        ({"evaluate.task.completions": 10**6}, "evaluate.task.completions: found 1000000"),
         ({"regime.source": {"corpus": "python-docs"}}, "regime.source: with data.source: task allowed are"),
     ],
 )

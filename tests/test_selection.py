@@ -103,6 +103,22 @@ def test_a_bigram_model_is_a_distribution_and_is_what_its_formula_says(real: Any
     assert shares.sum(1) == pytest.approx(np.ones(6)) or size > 6
 
 
+@pytest.mark.parametrize("choose", ["highest", "lowest"])
+def test_what_has_no_score_passes_last(choose: str) -> None:
+    """An example of one token has no bigram."""
+    pool = examples([[1], [1, 2, 3], [3, 2, 1]])
+    kept = select(section(reference=2, keep=0.67, choose=choose), pool, known([[1, 2], [2, 3]], 3))
+    assert kept.tolist() == [False, True, True]
+    one_token = select(section(reference=2, keep=0.34), pool, known([[1], [1]], 3))
+    assert one_token.sum() == 1, "a reference without bigrams has unigrams"
+
+
+def test_a_reference_of_equal_examples_has_a_density() -> None:
+    pool = Examples.full(np.array([[5.0], [1.5], [1.0]]))
+    kept = select(section(reference=2, keep=0.34), pool, known([[1.0], [1.0]], 3))
+    assert kept.tolist() == [False, False, True]
+
+
 def test_entropy_by_hand() -> None:
     found = entropies(examples([[1, 1, 1, 1], [1, 2, 1, 2], [1, 2, 3, 4]]))
     assert found == pytest.approx([0, math.log(2), math.log(4)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from hypothesis import strategies as st
 from harness.components.filters import JudgeFilter
 from harness.components.tasks import TASKS, Arithmetic, Boolean, Rewriting, TaskData
 from harness.data.base import Kept
-from harness.data.task import TaskCorpus, collect, prepared, side_of
+from harness.data.task import TaskCorpus, _check_problem, collect, prepared, side_of
 from harness.errors import DataError
 from harness.metrics.tasks import model_metrics, pass_at, task_metrics
 from harness.records import Examples
 from harness.registry import Known, named
-from harness.tasks import Checker
-from harness.tasks.derivations import derivation, end_of, rewriting_moves
+from harness.tasks import Checker, Problem, Verdict
+from harness.tasks.checking import answer_of, verdict_of
+from harness.tasks.derivations import check_rewriting, derivation, end_of, rewriting_moves
 from harness.tasks.judges import keep, rewards
 
 SECTIONS = [
@@ -137,10 +140,20 @@ def test_default_rules_come_to_one_end_in_any_order() -> None:
 def test_rules_that_never_end_are_refused() -> None:
     with pytest.raises(ValueError, match="ab becomes cab, which holds ab again"):
         Rewriting(kind="rewriting", rules=(("ab", "cab"),))
-    swaps = Rewriting(kind="rewriting", rules=(("ab", "ba"), ("ba", "ab")), difficulty=(3,))
-    data = TaskData(source="task", task=swaps, num_examples=2, test=1, validation=1)
-    with pytest.raises(DataError, match="different prompts of the train side are asked for"):
-        collect(data)
+    endless: list[Any] = [(("ab", "ba"), ("ba", "ab")), (("a", "bbbb"), ("b", "aaaa"))]
+    for rules in endless:
+        section = Rewriting(kind="rewriting", rules=rules, difficulty=(3,))
+        data = TaskData(
+            source="task",
+            task=section,
+            num_examples=2,
+            test=1,
+            validation=1,
+            prompt_tokens=9,
+            completion_tokens=40,
+        )
+        with pytest.raises(DataError, match="different prompts of the train side are asked for"):
+            collect(data)
 
 
 class Folder:
@@ -218,6 +231,51 @@ def test_an_example_is_its_prompt_and_its_solution(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_said(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         collect(TaskData(source="task", **fields))
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (Problem(" T=", "T"), "must not begin with a space"),
+        (Problem("T=", "T", skill="a/b"), "gives the skill 'a/b', expected letters"),
+        (Problem("T=", "T", difficulty="hard"), "gives the difficulty 'hard', expected a whole number"),  # type: ignore[arg-type]
+        (Problem("T\ud800=", "T"), "as a prompt or solution, expected text"),
+        (Problem(1, "T"), "as a prompt or solution, expected text"),  # type: ignore[arg-type]
+        (("T=", "T"), "expected a harness.tasks.Problem"),
+    ],
+)
+def test_a_problem_that_is_none_is_said(problem: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        _check_problem("boolean", problem)
+
+
+def says(section: Any, prompt: str, completion: str) -> Any:
+    """A checker, and the answer of a task, that give what the section says."""
+    return section
+
+
+def says_answer(section: Any, completion: str) -> Any:
+    return section
+
+
+def test_what_a_checker_gives_is_a_verdict_or_an_error() -> None:
+    place, prompt = f"{__name__}:says", "T="
+    assert verdict_of(place, Verdict(np.bool_(True), np.bool_(False)), prompt, "T") == Verdict(True, False)  # type: ignore[arg-type]
+    assert json.dumps(asdict(verdict_of(place, np.bool_(True), prompt, "T")))
+    for odd in ({"a": 1}, None, "yes"):
+        with pytest.raises(TypeError, match="a checker gives"):
+            verdict_of(place, odd, prompt, "T")
+    assert answer_of(f"{__name__}:says_answer", None, "T") is None
+    with pytest.raises(TypeError, match="an answer is list"):
+        answer_of(f"{__name__}:says_answer", ["T"], "T")
+
+
+def test_rules_with_several_ends_make_right_what_derives_one() -> None:
+    """``ab`` may become ``a`` or ``b``: both are answers to it."""
+    section = Rewriting(kind="rewriting", rules=(("ab", "a"), ("ab", "b")))
+    for completion in ("a", "b"):
+        assert check_rewriting(section, "ab>", completion) == Verdict(True, True)
+    assert check_rewriting(section, "ab>", "ab") == Verdict(False, False)
 
 
 # --- pass@k ---------------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ class Sample(Section):
     prompt: Literal["bos", "real_prefix", "previous_prefix"] = since("bos")
     prompt_tokens: PositiveInt | None = since(None)
     """Length of the prefix, for real_prefix and previous_prefix; half a block when null."""
-    per_prompt: PositiveInt = since(1)
+    per_prompt: Annotated[int, Field(ge=1, le=100_000)] = since(1)
     """Examples that continue one prompt, one after another; the next prompt follows."""
     fresh_prompts: bool = since(False)
     """data.source: task: each generation answers prompts that no generation has learned from or answered;
@@ -297,19 +297,24 @@ class LanguageModel(Section):
                 f"later.merge: found {self.later.merge}, which merges with the weights before and needs "
                 "init: previous"
             )
-        if self.train.max_steps == 0 and self.init != "pretrained":
+        for name, train in (("train", self.train), ("later", later_train(self))):
+            if train.max_steps == 0 and self.init != "pretrained":
+                raise ValueError(
+                    f"{name}.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained"
+                )
+            if train.loss == "continuation" and not self.sample.keep_prompt:
+                raise ValueError(
+                    f"{name}.loss: continuation needs sample.keep_prompt: true; without it examples hold no "
+                    "prompt to mask"
+                )
+        if self.later is not None and "precision" in self.later.model_fields_set:
             raise ValueError(
-                "train.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained"
+                "later.precision: all generations of a chain have one precision, which train.precision says"
             )
         if self.train.merge != 1.0 and self.init != "previous":
             raise ValueError(
                 f"train.merge: found {self.train.merge}, which merges with the weights before and needs "
                 "init: previous"
-            )
-        if self.train.loss == "continuation" and not self.sample.keep_prompt:
-            raise ValueError(
-                "train.loss: continuation needs sample.keep_prompt: true; without it examples hold no prompt "
-                "to mask"
             )
         return self
 
@@ -355,6 +360,7 @@ def check(config: Any) -> None:
     # Beam search writes one example a prompt, and there are as many prompts as real examples.
     ratio = regime.synthetic_ratio or 0.0
     grows = regime.kind == "replace_grown" or (regime.kind == "augment" and ratio > 0.5)
+    grows = grows or regime.growth is not None or learner.sample.per_prompt > 1 or _read_by_several(config)
     learns = any(item.kind == "detector" for item in config.filters)  # from what lies behind those
     grows = grows or (regime.kind == "stream" and (ratio * regime.pool > 1 or learns))
     if learner.sample.num_beams > 1 and grows and regime.source == "self":
@@ -362,8 +368,14 @@ def check(config: Any) -> None:
             f"learner.sample.num_beams: above 1 writes one example a prompt, but {regime.kind} here reads "
             "more examples than there are prompts (the real examples); allowed: num_beams: 1, another "
             "regime, augment with synthetic_ratio up to 0.5, or stream with synthetic_ratio x pool up to 1 "
-            "and no detector"
+            "and no detector; with per_prompt: 1, no growth, and no members that read one another"
         )
+
+
+def _read_by_several(config: Any) -> bool:
+    """Whether members of a population may read more of one corpus than there are real examples."""
+    population = config.population
+    return population is not None and population.exchange != "self" and len(population.named) > 1
 
 
 def _check_task(learner: LanguageModel, config: Any) -> None:
@@ -375,7 +387,7 @@ def _check_task(learner: LanguageModel, config: Any) -> None:
             f"learner.sample.{given[0]}: is not used with data.source: task; its prompts are continued until "
             "the completion ends"
         )
-    if learner.train.loss != "all":
+    if learner.train.loss != "all" or later_train(learner).loss != "all":
         raise ValueError(
             "learner.train.loss: is not used with data.source: task, where completions alone are learned"
         )
@@ -385,6 +397,11 @@ def _check_task(learner: LanguageModel, config: Any) -> None:
         raise ValueError(
             "learner.model.pretrained: a task is written in characters, which no pretrained model's "
             "tokenizer has; allowed: a preset or an architecture"
+        )
+    if learner.sample.fresh_prompts and config.regime.growth is not None:
+        raise ValueError(
+            "regime.growth: with learner.sample.fresh_prompts each generation has data.num_examples prompts, "
+            "however many examples are read; leave one of the two out"
         )
     _check_judge(learner, config)
     if learner.objective is not None:

@@ -123,16 +123,19 @@ else:
     Task = Annotated[_SECTIONS, Field(discriminator="kind")]
 
 
+MAX_PROBLEMS = 10_000_000
+
+
 class TaskData(DataSection):
     """Prompts with solutions and an exact checker, from an endless generator or a package."""
 
     source: Literal["task"]
     task: Task
     """``{kind: boolean}``, ``arithmetic``, ``rewriting``, or a kind of a package."""
-    num_examples: PositiveInt = since(1000)
+    num_examples: Annotated[int, Field(ge=1, le=MAX_PROBLEMS)] = since(1000)
     """Prompts with their solutions that generation 0 trains on; every generation is asked the same
     prompts."""
-    reserve: Annotated[int, Field(ge=0)] = since(0)
+    reserve: Annotated[int, Field(ge=0, le=MAX_PROBLEMS)] = since(0)
     """Further prompts with solutions: of ``resample``, and the reservoir of ``fresh_real``."""
     validation: PositiveInt = since(100)
     """Prompts of the validation side."""
@@ -141,7 +144,7 @@ class TaskData(DataSection):
     prompt_tokens: PositiveInt | None = since(None)
     """Characters there is room for in a prompt, and spaces in front of shorter ones; as many as the task's
     longest when null."""
-    completion_tokens: Annotated[int, Field(ge=2)] | None = since(None)
+    completion_tokens: Annotated[int, Field(ge=2, le=100_000)] | None = since(None)
     """Characters there is room for in a completion, the token that ends it included; as many as the task's
     longest when null."""
     resample: bool = since(False)
@@ -180,7 +183,7 @@ class TaskMeasure(Section):
 
     prompts: PositiveInt = since(100)
     """Test prompts that are answered: the first so many."""
-    completions: PositiveInt = since(8)
+    completions: Annotated[int, Field(ge=1, le=10_000)] = since(8)
     """Completions of each."""
     pass_k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = since((4, 8))
     """Numbers k of completions for ``task/pass_<k>``, besides 1."""

@@ -32,8 +32,8 @@ def select(section: SelectFilter, examples: Examples, known: Known) -> npt.NDArr
     Returns:
         Shape [num_examples].
     """
-    scores = _scores(section, examples, known)
-    order = np.argsort(-scores if section.choose == "highest" else scores, kind="stable")
+    scores = _scores(section, examples, known) * (-1 if section.choose == "highest" else 1)
+    order = np.argsort(np.nan_to_num(scores, nan=math.inf), kind="stable")  # what has no score comes last
     kept = np.zeros(len(examples), dtype=bool)
     kept[order[: synthetic_count(section.keep, len(examples))]] = True
     by_chance = known.uniform < section.error
@@ -49,7 +49,7 @@ def _scores(section: SelectFilter, examples: Examples, known: Known) -> Array:
         found = entropies(examples)
     else:
         found = SCORES[section.score](examples, known.real)
-    return np.nan_to_num(found, nan=-math.inf)
+    return found
 
 
 def _likelihood(reference: Examples, bias: float) -> Callable[[Examples], Array]:
@@ -63,11 +63,12 @@ def _normal(reference: Array, bias: float) -> Callable[[Examples], Array]:
     """Log density of the normal distribution with the moments of a reference, up to a constant.
 
     Its mean is off by ``bias`` standard deviations in every coordinate; its covariance (maximum likelihood)
-    has 1e-6 of its trace added, so that few examples have a density.
+    has 1e-6 of its mean variance added, and 1e-12, so that few or equal examples have a density.
     """
     mean, spread = reference.mean(axis=0), reference.std(axis=0)
     covariance = np.atleast_2d(np.cov(reference, rowvar=False, bias=True))
-    covariance = covariance + 1e-6 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    floor = 1e-6 * np.trace(covariance) / len(covariance) + 1e-12
+    covariance = covariance + floor * np.eye(len(covariance))
     inverse, centre = np.linalg.inv(covariance), mean + bias * spread
 
     def density(examples: Examples) -> Array:
@@ -119,8 +120,10 @@ class BigramModel:
                 continue
             before, behind = row[:-1].astype(np.int64), row[1:].astype(np.int64)
             codes = before << 32 | behind
-            at = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
-            together = np.where(self._codes[at] == codes, self._counts[at], 0)
+            together = np.zeros(len(codes))
+            if len(self._codes):
+                at = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+                together = np.where(self._codes[at] == codes, self._counts[at], 0)
             unseen = histories[before] == 0
             weight = np.where(unseen, 1.0, followers[before])
             share = (together + weight * alone[behind]) / np.where(unseen, 1.0, histories[before] + weight)

@@ -182,10 +182,13 @@ def own_examples(section: DataSection, seed: int, supply: int, count: int) -> sl
     if getattr(section, "resample", False):
         return stream(seed, 0, "resample").permutation(supply)[:count]
     segment = getattr(section, "segment", None)
-    return slice(count) if segment is None else np.arange(segment.number, supply, segment.of)[:count]
+    if segment is None:
+        return slice(count)
+    own = supply // segment.of  # a remainder is nobody's
+    return np.arange(segment.number, segment.number + min(count, own) * segment.of, segment.of)
 
 
 def supply_of(section: DataSection, examples: int) -> int:
-    """How many of a training split's examples a chain may have: all, or those of its segment."""
+    """How many of a split's training examples a chain may have: all, or as many as every segment has."""
     segment = getattr(section, "segment", None)
-    return examples if segment is None else len(range(segment.number, examples, segment.of))
+    return examples if segment is None else examples // segment.of

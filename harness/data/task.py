@@ -7,7 +7,8 @@ ends it. So prompts of any length are continued together, and what is learned be
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,27 @@ MAX_FRUITLESS = 20_000
 """After so many problems in a row that no side needs there are too few different ones."""
 
 
+def _problems(config: TaskData) -> Iterator[Problem]:
+    """The problems of a task.
+
+    Raises:
+        DataError: One does not fit, or the package that makes them fails.
+    """
+    package = TASKS.loaded[config.task.kind].package
+    try:
+        for problem in named(TASKS[config.task.kind].problems)(config.task):
+            _check_problem(config.task.kind, problem)
+            _check_fits(config, problem)
+            yield problem
+    except DataError:
+        raise
+    except Exception as error:
+        if not package:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise DataError(f"data.task: {config.task.kind} ({package}) fails to make problems: {what}") from None
+
+
 def side_of(prompt: str) -> str:
     """The side of a prompt, a function of its text alone: so no prompt is on two."""
     place = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64
@@ -60,14 +82,13 @@ def collect(config: TaskData) -> dict[str, list[Problem]]:
     found: dict[str, list[Problem]] = {side: [] for side in wanted}
     seen: set[str] = set()
     fruitless = 0
-    for problem in named(TASKS[config.task.kind].problems)(config.task):
+    for problem in _problems(config):
         side = side_of(problem.prompt)
         if problem.prompt in seen or len(found[side]) == wanted[side]:
             fruitless += 1
             if fruitless == MAX_FRUITLESS:
                 break
             continue
-        _check_fits(config, problem)
         fruitless = 0
         seen.add(problem.prompt)
         found[side].append(problem)
@@ -79,6 +100,29 @@ def collect(config: TaskData) -> dict[str, list[Problem]]:
         f"data.{field}: {wanted[missing]} different prompts of the {missing} side are asked for, task "
         f"{config.task.kind} gives {len(found[missing])}; ask for fewer, or for harder ones"
     )
+
+
+WORD = re.compile(r"[A-Za-z0-9_]{1,40}")
+"""What a skill may be called: columns have its name."""
+
+
+def _check_problem(kind: str, problem: Any) -> None:
+    if not isinstance(problem, Problem):
+        raise DataError(f"data.task: {kind} gives {shown(problem)}, expected a harness.tasks.Problem")
+    if not isinstance(problem.skill, str) or not WORD.fullmatch(problem.skill):
+        allowed = "expected letters, digits and _, at most 40"
+        raise DataError(f"data.task: {kind} gives the skill {shown(problem.skill)}, {allowed}")
+    if isinstance(problem.difficulty, bool) or not isinstance(problem.difficulty, int):
+        found = shown(problem.difficulty)
+        raise DataError(f"data.task: {kind} gives the difficulty {found}, expected a whole number")
+    for text in (problem.prompt, problem.solution):
+        if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"data.task: {kind} gives {shown(text)} as a prompt or solution, expected text")
+    if problem.prompt.startswith(" "):
+        raise DataError(
+            f"data.task: {kind} gives the prompt {shown(problem.prompt)}; it must not begin with a space, "
+            "which fills shorter prompts up"
+        )
 
 
 def _check_fits(config: TaskData, problem: Problem) -> None:

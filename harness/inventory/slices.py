@@ -90,28 +90,33 @@ def make_slices(prepared: Prepared, store: Store) -> list[Slice]:
         made, members = jobs(cell), prepared.specs[cell].members
         if members and cell != members[0]:  # with the first of its population
             continue
-        alone = any(made[index].alone for index in members or (cell,))
-        room = 1 if alone else int(UNIT_BYTES // max(job.bytes_per_chain for job in made.values()))
-        size = max(1, min(room, MAX_CHAINS, int(target / cost[cell])))
+        together = members or (cell,)
+        alone = any(made[index].alone for index in together)
+        held = max(
+            sum(made[i].bytes_per_chain for i in together), *(j.bytes_per_chain for j in made.values())
+        )
+        seconds_each = sum(cost.get(index, 0.0) for index in together)
+        room = 1 if alone else int(UNIT_BYTES // held)
+        size = max(1, min(room, MAX_CHAINS // len(together), int(target / seconds_each)))
         for start in range(0, len(group), size):
             part = tuple(group[start : start + size])
             if len(members) > 1:
                 seeds = {chain.seed for chain in part}
                 part = tuple(c for member in members for c in by_cell.get(member, ()) if c.seed in seeds)
-            units.append((cost[cell] * len(part), Unit(part, made)))
+            units.append((sum(cost[chain.cell] for chain in part), Unit(part, made)))
     units.sort(key=lambda item: -item[0])
     slices: list[Slice] = []
-    together: list[Unit] = []
+    gathered: list[Unit] = []
     seconds = 0.0
     for each, unit in units:
-        if together and (
-            seconds + each > target or sum(len(u.chains) for u in together) + len(unit.chains) > MAX_CHAINS
+        if gathered and (
+            seconds + each > target or sum(len(u.chains) for u in gathered) + len(unit.chains) > MAX_CHAINS
         ):
-            slices.append(_slice(together, seconds))
-            together, seconds = [], 0.0
-        together.append(unit)
+            slices.append(_slice(gathered, seconds))
+            gathered, seconds = [], 0.0
+        gathered.append(unit)
         seconds += each
-    return [*slices, _slice(together, seconds)] if together else slices
+    return [*slices, _slice(gathered, seconds)] if gathered else slices
 
 
 def _slice(units: list[Unit], seconds: float) -> Slice:

@@ -92,16 +92,18 @@ def _advice(table: Rows, axes: Sequence[str]) -> list[str]:
     if "judge/accepted" not in table.names or "judge/reward" not in table.names:
         return []
     accepted, reward = table.values("judge/accepted"), table.values("judge/reward")
+    truth = table.values("judge/true_share")
     found: dict[str, None] = {}
     for part in table.series(axes):
         where = _where(part.cell, axes)
         if any(accepted[place] == 0 for place in part.places):
             found[
-                f"{where}its judge accepts nothing in some generation, and the weights stay: draw more "
-                "completions of a prompt, begin with a better model, or lower at_least"
+                f"{where}its judge accepts nothing in some generation, so nothing is learned from it: draw "
+                "more completions of a prompt, begin with a better model, or lower at_least"
             ] = None
-        known = [reward[place] for place in part.places if np.isfinite(reward[place])]
-        if known and min(known) >= ALL:
+        known = [place for place in part.places if np.isfinite(reward[place])]
+        # of a judge that is right to accept nearly everything nothing is said
+        if known and all(reward[place] >= ALL > truth[place] for place in known):
             found[f"{where}its judge accepts nearly everything, which is no judge"] = None
     return list(found)
 

@@ -146,6 +146,9 @@ def _judge(known: _Known, claim: Claim) -> Judgement:
         why = "all seeds have diverged" if all_gone else f"no record has a finite {statistic.metric} there"
         return Judgement(claim, "undecided", None, None, None, 0, why)
     value, low, high, least = _summary(known, statistic, cells, of_seeds)
+    if value is not None and math.isnan(value):
+        why = "as many seeds in which it moves and the other does not as the other way round"
+        return Judgement(claim, "undecided", None, None, None, len(of_seeds), why)
     reason = _reservation(len(ended), len(of_seeds), total, least)
     if ended:
         # A mean over those that live says nothing of the cell: no verdict, and no interval.
@@ -212,8 +215,8 @@ def compare(claim: Claim, low: float, high: float) -> Verdict:
     """Where an interval lies, seen from the range of a claim."""
     least = claim.above if claim.above is not None else claim.between[0] if claim.between else -math.inf
     most = claim.below if claim.below is not None else claim.between[1] if claim.between else math.inf
-    # the median of what may never come about can have an infinite end
-    if least < low and (high < most or math.isinf(most)):
+    # the median of what may never come about can have an infinite end, which an open range holds
+    if (least < low or least == -math.inf) and (high < most or most == math.inf):
         return "reproduced"
     return "contradicted" if high <= least or low >= most else "undecided"
 
@@ -260,7 +263,8 @@ def _leads(known: _Known, statistic: Statistic, cell: int, last: int) -> dict[in
     mine, other = (
         first_moves(known.series.get((cell, name), {}), last) for name in (statistic.metric, statistic.than)
     )
-    both = {seed: (mine[seed], other[seed]) for seed in mine.keys() & other.keys()}
+    whole = mine.keys() & other.keys() - known.diverged([cell])  # what has ended might yet have moved
+    both = {seed: (mine[seed], other[seed]) for seed in whole}
     return {seed: b - a for seed, (a, b) in both.items() if not (math.isinf(a) and math.isinf(b))}
 
 
@@ -340,7 +344,9 @@ def _cell_text(where: Mapping[str, Any]) -> str:
 
 
 def _number_text(value: float | None) -> str:
-    return "" if value is None else "never" if math.isinf(value) else f"{value:.4g}"
+    if value is None or math.isinf(value):
+        return "" if value is None else "never" if value > 0 else "always before"
+    return f"{value:.4g}"
 
 
 def _statistic_text(statistic: Statistic) -> str:

@@ -32,7 +32,8 @@ def first_moves(curves: Mapping[int, Mapping[int, float]], last: int | None = No
         last: The last generation that is looked at; all when None.
 
     Returns:
-        By seed; infinite where it never leaves. Empty with fewer than `MIN_SEEDS` seeds.
+        By seed; infinite where it never leaves. Empty with fewer than `MIN_SEEDS` seeds. A seed that has not
+        left and has not come to the last generation has none: it may yet.
     """
     firsts = [curve[0] for curve in curves.values() if 0 in curve]
     if len(firsts) < MIN_SEEDS:
@@ -41,9 +42,12 @@ def first_moves(curves: Mapping[int, Mapping[int, float]], last: int | None = No
     reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * float(np.std(firsts, ddof=1))
     reach *= math.sqrt(1 + 1 / count)
     found = {}
+    end = max((g for curve in curves.values() for g in curve), default=0) if last is None else last
     for seed, curve in curves.items():
-        later = (g for g in sorted(curve) if g and (last is None or g <= last))
-        found[seed] = float(next((g for g in later if abs(curve[g] - centre) > reach), math.inf))
+        later = (g for g in sorted(curve) if 0 < g <= end)
+        when = float(next((g for g in later if abs(curve[g] - centre) > reach), math.inf))
+        if math.isfinite(when) or end in curve:
+            found[seed] = when
     return found
 
 
@@ -52,7 +56,7 @@ def early_table(rows: Rows, axes: Sequence[str]) -> list[dict[str, Any]]:
 
     Returns:
         Lines with the ``cell`` and its ``moves``: a generation (the median over seeds) and the metrics that
-        move there.
+        move there. A metric of which a seed is not finished, or has ended without moving, has none.
     """
     by_cell: dict[tuple[Any, ...], list[Any]] = {}
     for series in rows.series(axes):
@@ -69,7 +73,7 @@ def early_table(rows: Rows, axes: Sequence[str]) -> list[dict[str, Any]]:
                 curve = zip(rows.generation[known].tolist(), values[metric.name][known].tolist(), strict=True)
                 curves[series.seed] = dict(curve)
             moves = first_moves(curves)
-            if moves and any(len(curve) > 1 for curve in curves.values()):
+            if len(moves) == len(group) and any(len(curve) > 1 for curve in curves.values()):
                 when.setdefault(middle(list(moves.values()))[0], []).append(metric.label)
         if when:
             shown = [

@@ -118,7 +118,7 @@ def population_table(prepared: Prepared, store: Store, rows: Rows) -> dict[str, 
     for group in found:
         axes = {name: v for name, v in prepared.study.cells[group.cells[0]].axes.items() if name != MEMBER}
         curves = {over: as_one(group, of_cells, metric, over) for over in get_args(Over)}
-        for generation in dict.fromkeys((0, group.last)):
+        for generation in dict.fromkeys((min(group.arrives), group.last)):
             of = {
                 over: aggregate([c[generation] for c in by_seed.values() if generation in c])
                 for over, by_seed in curves.items()
@@ -151,7 +151,7 @@ def _distinct(prepared: Prepared, store: Store, group: Group, generation: int) -
         own = [chains[cell, seed] for cell in there if (cell, seed) in chains]
         corpora = [_corpus(prepared, store, chain, generation - start[chain.cell]) for chain in own]
         read = [corpus for corpus in corpora if corpus is not None]
-        if len(read) < len(there) or not np.issubdtype(read[0].values.dtype, np.integer):
+        if not read or len(read) < len(there) or not np.issubdtype(read[0].values.dtype, np.integer):
             continue
         budget = min(TOKEN_BUDGET, *(int(corpus.lengths.sum()) for corpus in read))
         alpha, gamma, beta = effective_members(read, 2, budget)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from harness.components import TASKS
 from harness.tasks.base import Verdict
-from harness.tasks.checking import verdict_of
+from harness.tasks.checking import answer_of, verdict_of
 
 
 def main() -> None:
@@ -28,10 +28,16 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         try:
-            found = verdict_of(plugin.check, section, asked["prompt"], asked["completion"])
+            if "prompt" in asked:
+                found = asdict(verdict_of(plugin.check, section, asked["prompt"], asked["completion"]))
+            else:
+                found = {"answer": answer_of(plugin.answer, section, asked["completion"])}
+            answer = json.dumps(found)
         except (Exception, SystemExit):
-            found = Verdict(False, False, "raised")
-        out.write(json.dumps(asdict(found)) + "\n")
+            answer = json.dumps(
+                asdict(Verdict(False, False, "raised")) if "prompt" in asked else {"answer": None}
+            )
+        out.write(answer + "\n")
         out.flush()
 
 

@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from harness.components import TASKS
 from harness.errors import LearnerError
@@ -61,8 +63,9 @@ class Checker:
         """The final answer in a completion; None where it has none."""
         if not self.plugin.answer:
             return completion
-        found: str | None = named(self.plugin.answer)(self.section, completion)
-        return found
+        if self._apart is not None:
+            return self._apart.answer(completion)
+        return answer_of(self.plugin.answer, self.section, completion)
 
     def close(self) -> None:
         """End the process of the checker, where there is one."""
@@ -73,7 +76,19 @@ class Checker:
 def verdict_of(check: str, section: Any, prompt: str, completion: str) -> Verdict:
     """What a checker says, here and now."""
     found = named(check)(section, prompt, completion)
-    return found if isinstance(found, Verdict) else Verdict(bool(found), bool(found))
+    if isinstance(found, Verdict):
+        return Verdict(bool(found.correct), bool(found.answer))
+    if not isinstance(found, bool | int | np.bool_):
+        raise TypeError(f"a checker gives {type(found).__name__}, expected a truth value or a Verdict")
+    return Verdict(bool(found), bool(found))
+
+
+def answer_of(answer: str, section: Any, completion: str) -> str | None:
+    """The final answer that a task finds in a completion, here and now."""
+    found = named(answer)(section, completion)
+    if found is not None and not isinstance(found, str):
+        raise TypeError(f"an answer is {type(found).__name__}, expected text or None")
+    return found
 
 
 class _Apart:
@@ -89,9 +104,26 @@ class _Apart:
             process = self._process or self._begun()
             answer = self._ask(process, {"prompt": prompt, "completion": completion}, self.limit_s)
         if answer is None:
-            self.end()
-            return Verdict(False, False, "timed_out")
+            return Verdict(False, False, self._trouble(process))
         return Verdict(**answer)
+
+    def answer(self, completion: str) -> str | None:
+        with self._lock:
+            process = self._process or self._begun()
+            answer = self._ask(process, {"completion": completion}, self.limit_s)
+        if answer is None:
+            self._trouble(process)
+            return None
+        found: str | None = answer["answer"]
+        return found
+
+    def _trouble(self, process: subprocess.Popen[bytes]) -> Literal["raised", "timed_out"]:
+        """End a process that has not answered; whether it had ended by itself."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+        ended = process.poll() is not None
+        self.end()
+        return "raised" if ended else "timed_out"
 
     def _begun(self) -> subprocess.Popen[bytes]:
         """A process that has said that it is there; the time that it takes to load counts for nobody."""

@@ -19,7 +19,9 @@ from harness.tasks.base import Problem, Verdict
 
 MAX_STEPS = 200
 """A string that rules have not brought to an end by then is not asked about."""
-MAX_FRUITLESS = 10_000
+MAX_LENGTH = 200
+"""Nor is one that rules make longer than this."""
+MAX_FRUITLESS = 1_000
 """After so many strings in a row that give no problem there are no more."""
 Moves = Callable[[str], Sequence[str]]
 """From a state to all that one step can make of it, each once and in a fixed order."""
@@ -44,15 +46,16 @@ def judge(moves: Moves, separator: str, prompt: str, completion: str) -> Verdict
             right = False
             break
         state = piece
-    return Verdict(right and not moves(state), pieces[-1] == final)
+    correct = right and not moves(state)
+    return Verdict(correct, correct or pieces[-1] == final)  # rules may lead to several ends
 
 
 def end_of(moves: Moves, state: str) -> str | None:
     """The state at the end of a derivation; None where there is none within `MAX_STEPS`."""
     for _ in range(MAX_STEPS):
         found = moves(state)
-        if not found:
-            return state
+        if not found or len(state) > MAX_LENGTH:
+            return None if found else state
         state = found[0]
     return None
 
@@ -62,8 +65,8 @@ def derivation(moves: Moves, state: str, draw: np.random.Generator) -> list[str]
     found: list[str] = []
     for _ in range(MAX_STEPS):
         allowed = moves(state)
-        if not allowed:
-            return found
+        if not allowed or len(state) > MAX_LENGTH:
+            return None if allowed else found
         state = allowed[int(draw.integers(len(allowed)))]
         found.append(state)
     return None

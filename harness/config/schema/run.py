@@ -170,6 +170,8 @@ class Statistic(Section):
             raise ValueError(f"beside: found {len(self.beside)} cells, of: {self.of} has {cells}")
         if cells and self.over is not None:
             raise ValueError(f"over: of: {self.of} compares cells, not populations; leave it out")
+        if self.of == "lead" and self.minus is not None:
+            raise ValueError("minus: of: lead compares two metrics already; leave it out")
         if cells and self.minus is not None:
             raise ValueError(f"minus: of: {self.of} compares cells already; leave it out")
         return self

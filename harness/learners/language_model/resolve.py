@@ -64,13 +64,10 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
             f"learner.sample.watermark.gamma: {sample.watermark.gamma} of {vocabulary} tokens is "
             f"{green_count(sample.watermark.gamma, vocabulary)}; some tokens must be green, and some not"
         )
-    # The length of the prompt is sampling's, but with this loss the fit reads it too.
-    masked = sample.prompt_length(block) if train.loss == "continuation" else None
     if isinstance(real, TaskCorpus):
-        masked = real.prompt_tokens
         marks |= {
             "prompt": "real_prefix",
-            "prompt_tokens": masked,
+            "prompt_tokens": real.prompt_tokens,
             "keep_prompt": True,
             "length": "natural",
             "noted": True,
@@ -79,6 +76,9 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     objective = _objective(learner)
 
     def fitted_as(how: Train, **more: Any) -> Versioned:
+        # The length of the prompt is sampling's, but with this loss the fit reads it too.
+        masked = sample.prompt_length(block) if how.loss == "continuation" else None
+        masked = real.prompt_tokens if isinstance(real, TaskCorpus) else masked
         spec = TrainSpec(**how.model_dump(exclude_unset=True), masked_tokens=masked)
         return Versioned(LanguageModelFit(model=model, train=spec, **more), version)
 

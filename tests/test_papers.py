@@ -131,6 +131,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     model(root / "models" / "facebook" / "opt-125m", texts, "opt")
     model(root / "models" / "openai-community" / "gpt2", texts, "gpt2")
     model(root / "models" / "gpt2", texts, "gpt2")
+    model(root / "models" / "distilbert" / "distilgpt2", texts, "gpt2")
     with serve(root) as found:
         yield found
 
@@ -153,8 +154,12 @@ def test_what_needs_no_hub_can_be_planned_and_judged(path: Path, tmp_path: Path)
         base, seeds = prepared.study.base, len(prepared.study.seeds)
         assert seeds >= MIN_SEEDS, "fewer decide nothing"
         for claim in base.claims:
-            cells = [cell for cell in (claim.statistic.where, claim.statistic.minus) if cell is not None]
-            assert all(len(find_cells(prepared.study, cell)) == 1 for cell in cells)
+            for where in filter(None, (claim.statistic.where, claim.statistic.minus)):
+                [first, *others] = [prepared.study.cells[cell] for cell in find_cells(prepared.study, where)]
+                members = (
+                    1 if claim.statistic.over is None or first.member is None else len(first.member.cells)
+                )
+                assert len(others) + 1 == members
         assert [found.verdict for found in judge(prepared, [])] == ["undecided"] * len(base.claims), (
             "nothing has been run"
         )

@@ -15,7 +15,8 @@ from typing import Any
 
 from harness.cells import cell_spec, is_bundled, lineage_of, with_populations
 from harness.components import DATA_KINDS, FILTERS, LEARNERS, TRACKERS
-from harness.config.grid import Cell, Study, check_claims, expand, find_cells, resolve_sources
+from harness.config.claimed import check_claims
+from harness.config.grid import Cell, Study, expand, find_cells, resolve_sources
 from harness.config.load import load_file
 from harness.config.naming import cell_name
 from harness.config.schema import Config, data_kind

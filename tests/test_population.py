@@ -149,6 +149,9 @@ def test_alone_a_member_is_a_chain(tmp_path: Path) -> None:
     one = {**BASE, "resources": {"bundled": False}, "population": {"members": 1}}
     single, _ = open_prepared(written(tmp_path, one), tmp_path / "root")
     assert single.lineage.nodes.keys() == chain.lineage.nodes.keys()
+    filters = [{"kind": "verifier", "score": "log_density", "at_least": -3.0}]  # asks nobody else
+    kept, _ = open_prepared(written(tmp_path, {**one, "filters": filters}), tmp_path / "root")
+    assert len(kept.lineage.nodes) == len(chain.lineage.nodes)
     both = {**one, "population": {"members": 2, "exchange": "self", "segments": "shared"}}
     two, _ = open_prepared(written(tmp_path, both), tmp_path / "root")
     [first, second] = two.lineage.chains

@@ -360,7 +360,9 @@ def check(config: Any) -> None:
     # Beam search writes one example a prompt, and there are as many prompts as real examples.
     ratio = regime.synthetic_ratio or 0.0
     grows = regime.kind == "replace_grown" or (regime.kind == "augment" and ratio > 0.5)
-    grows = grows or regime.growth is not None or learner.sample.per_prompt > 1 or _read_by_several(config)
+    grows = grows or regime.growth is not None or learner.sample.per_prompt > 1
+    # Members may read more of one corpus than there are prompts.
+    grows = grows or (config.population is not None and config.population.mixes)
     learns = any(item.kind == "detector" for item in config.filters)  # from what lies behind those
     grows = grows or (regime.kind == "stream" and (ratio * regime.pool > 1 or learns))
     if learner.sample.num_beams > 1 and grows and regime.source == "self":
@@ -370,12 +372,6 @@ def check(config: Any) -> None:
             "regime, augment with synthetic_ratio up to 0.5, or stream with synthetic_ratio x pool up to 1 "
             "and no detector; with per_prompt: 1, no growth, and no members that read one another"
         )
-
-
-def _read_by_several(config: Any) -> bool:
-    """Whether members of a population may read more of one corpus than there are real examples."""
-    population = config.population
-    return population is not None and population.exchange != "self" and len(population.named) > 1
 
 
 def _check_task(learner: LanguageModel, config: Any) -> None:

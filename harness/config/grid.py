@@ -14,9 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from harness.config.load import check_kinds, section_classes, validate
 from harness.config.mitigations import AXIS, SECTION, Mitigations, take_axis, take_mitigations
-from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, arrival, members
+from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, members
 from harness.config.replaced import check_replaced
-from harness.config.schema import Config, LanguageModel, Override, Statistic
+from harness.config.schema import Config, LanguageModel, Override
 from harness.config.size import MAX_CELLS, MAX_CHAINS, check_axes, check_generations
 from harness.config.source import Source, get, put, with_values
 from harness.errors import ConfigError
@@ -204,7 +204,7 @@ def _parts(source: Source) -> Parts:
 
 def _check_setting(source: Source, place: str, name: str) -> None:
     """Check that a mitigation may set a field."""
-    _check_field(source, place, name)
+    check_name(source, place, name)
     section = name.split(".")[0]
     if section in (*SHARED_SECTIONS, *EXECUTION_SECTIONS):
         why = "it is the same in all cells, or changes no result"
@@ -213,7 +213,7 @@ def _check_setting(source: Source, place: str, name: str) -> None:
 
 def _check_members(source: Source, place: str, name: str) -> None:
     """Check that a population's member may set a field."""
-    _check_field(source, place, name)
+    check_name(source, place, name)
     section = name.split(".")[0]
     if section in (*SHARED_SECTIONS, *MEMBERS_SHARE):
         raise source.error(place, f"{section} is the same in all members of a population")
@@ -235,7 +235,7 @@ def _overrides(source: Source, items: Any) -> list[Override]:
             where = ".".join(["overrides", str(index), *(str(part) for part in first["loc"])])
             raise source.error(where, str(first["msg"]).removeprefix("Value error, ")) from None
         for name in (*found[-1].when, *found[-1].set):
-            _check_field(source, f"overrides.{index}", name)
+            check_name(source, f"overrides.{index}", name)
             if name.split(".")[0] in SHARED_SECTIONS:
                 message = (
                     f"{name} is the same in all cells: {', '.join(SHARED_SECTIONS)} cannot be in an override"
@@ -244,7 +244,7 @@ def _overrides(source: Source, items: Any) -> list[Override]:
     return found
 
 
-def _check_field(source: Source, place: str, name: str) -> None:
+def check_name(source: Source, place: str, name: str) -> None:
     """Check that a dotted name is a field of the configuration.
 
     Any of the forms that its sections take may have it.
@@ -285,7 +285,7 @@ def _axes(source: Source, grid: Any) -> dict[str, Sequence[Any]]:
     for name in axes:
         if name == AXIS:
             continue
-        _check_field(source, f"grid.{name}", name)
+        check_name(source, f"grid.{name}", name)
         if name.split(".")[0] in EXECUTION_SECTIONS:
             message = (
                 "changes how a chain is computed, not its result, so it cannot be an axis; use overrides"
@@ -403,76 +403,6 @@ def _same(found: Any, wanted: Any) -> bool:
     )
 
 
-def check_claims(study: Study) -> None:
-    """Check that each claim's cells are in the grid, as far as ``--set`` leaves it.
-
-    Raises:
-        ConfigError: A claim names no cell, or more than one.
-    """
-    for number, claim in enumerate(study.base.claims):
-        for name, wanted in claim.statistic.cells:
-            place = f"claims.{number}.statistic"
-            for field in wanted:
-                if field not in (AXIS, MEMBER) or field not in study.columns:
-                    _check_field(study.source, place, field)
-            found = find_cells(study, wanted)
-            if not found and any(map(study.source.is_set, wanted)):
-                continue
-            if claim.statistic.over is not None:
-                last = _last_of_population(study, found, f"{place}.over", name, wanted)
-            else:
-                last = _last_of_cell(study, found, place, name, wanted)
-            if not study.source.is_set("generations"):
-                _check_generations(study, claim.statistic, place, last)
-
-
-def _check_generations(study: Study, statistic: Statistic, place: str, last: int) -> None:
-    """Check that what a claim is about has the generations that it asks for."""
-    if statistic.of == "growth" and last + 1 < SHAPED:
-        message = f"growth needs {SHAPED} generations to tell shapes apart, the cell has {last + 1}"
-        raise study.source.error(f"{place}.of", message)
-    for field in ("generation", "baseline"):
-        asked = getattr(statistic, field)
-        if asked is not None and asked > last:
-            raise study.source.error(
-                f"{place}.{field}", f"found {asked}, the cell has generations 0 to {last}"
-            )
-
-
-def _last_of_cell(
-    study: Study, found: Sequence[int], place: str, name: str, wanted: Mapping[str, Any]
-) -> int:
-    """The last generation of the only cell that is found."""
-    if len(found) != 1:
-        cells = "; ".join(
-            str(dict(study.cells[index].axes)) for index in (found or range(len(study.cells)))[:6]
-        )
-        what = f"{len(found)} cells match" if found else "no cell matches"
-        raise study.source.error(
-            place, f"{name} {wanted}: {what}, expected one; {'they are' if found else 'cells'}: {cells}"
-        )
-    return study.cells[found[0]].config.generations
-
-
-def _last_of_population(
-    study: Study, found: Sequence[int], place: str, name: str, wanted: Mapping[str, Any]
-) -> int:
-    """The last generation of the population whose members are all found, and nothing else is."""
-    members = [study.cells[index].member for index in found]
-    cells = {member.cells if member else () for member in members}
-    if not found or cells != {tuple(found)}:
-        several = len(cells - {()})
-        what = f"{several} populations" if several > 1 else "no population, or not all of its members"
-        raise study.source.error(
-            place,
-            f"{name} {dict(wanted)} names {what}; expected the axes of one population, without {MEMBER}",
-        )
-    return max(
-        cell.config.generations + (arrival(cell.config, cell.member) if cell.member else 0)
-        for cell in (study.cells[index] for index in found)
-    )
-
-
 def resolve_sources(study: Study) -> list[int | None]:
     """The cell that writes each cell's synthetic examples.
 
@@ -522,4 +452,4 @@ def _find_cell(study: Study, cell: Cell, wanted: Mapping[str, Any]) -> int:
     return matches[0]
 
 
-__all__ = ["Cell", "Study", "check_claims", "expand", "find_cells", "put", "resolve_sources"]
+__all__ = ["Cell", "Study", "expand", "find_cells", "put", "resolve_sources"]

@@ -129,7 +129,7 @@ def _check_reading(source: Source, place: str, config: Config, population: Popul
             f"regime.source: found {shown(config.regime.source)}; in a population the exchange says who "
             "writes",
         )
-    if population.exchange == "self" or REGIMES[config.regime.kind].selects:
+    if not population.mixes or REGIMES[config.regime.kind].selects:
         return
     for item in config.filters:
         if FILTERS[item.kind].of == "corpora":

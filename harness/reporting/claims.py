@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 from harness.config.grid import SHAPED, find_cells
 from harness.config.schema import Claim, Statistic
@@ -16,7 +15,7 @@ from harness.reporting.early import first_moves
 from harness.reporting.growth import curvatures, evidence, leads, middle, slopes, until
 from harness.reporting.populations import Group, as_one, whole
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import LEVEL, aggregate
+from harness.reporting.statistics import LEVEL, aggregate, one_more
 from harness.reporting.worth import exchange, undoing
 from harness.study import Prepared
 
@@ -117,9 +116,8 @@ def judge(prepared: Prepared, rows: Iterable[Mapping[str, Any]]) -> list[Judgeme
     for metric in metrics:
         values = table.values(metric)
         for chain in chains:
-            known = chain.places[~np.isnan(values[chain.places])]
             found = series.setdefault((cells[chain.cell[0]], metric), {}).setdefault(chain.seed, {})
-            found |= zip(table.generation[known].tolist(), values[known].tolist(), strict=True)
+            found |= table.curve(chain, values)
     ended = {(cells[chain.cell[0]], chain.seed): chain.ended for chain in chains if chain.ended is not None}
     known_all = _Known(prepared, series, ended)
     return [_judge(known_all, claim) for claim in prepared.study.base.claims]
@@ -232,9 +230,7 @@ def _values(known: _Known, statistic: Statistic, cell: int) -> dict[int, float]:
     limit = math.inf
     firsts = [item[0] for item in found.values() if 0 in item]
     if statistic.of == "exceeds_first" and len(firsts) > 1:
-        # Where one more seed's generation 0 would lie: the interval of a prediction, not of the mean.
-        spread = float(np.std(firsts, ddof=1)) * math.sqrt(1 + 1 / len(firsts))
-        limit = float(np.mean(firsts)) + float(stdtrit(len(firsts) - 1, (1 + LEVEL) / 2)) * spread
+        limit = sum(one_more(firsts))
     values = {}
     for seed, item in found.items():
         value = _of(item, statistic, last, limit)

@@ -6,14 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
 from harness.config.naming import cell_name
 from harness.metrics.catalogue import drawn
 from harness.reporting.growth import middle
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import LEVEL
+from harness.reporting.statistics import one_more
 
 MIN_SEEDS = 3
 """With fewer, where another seed's generation 0 would be is not known."""
@@ -38,9 +35,7 @@ def first_moves(curves: Mapping[int, Mapping[int, float]], last: int | None = No
     firsts = [curve[0] for curve in curves.values() if 0 in curve]
     if len(firsts) < MIN_SEEDS:
         return {}
-    centre, count = float(np.mean(firsts)), len(firsts)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * float(np.std(firsts, ddof=1))
-    reach *= math.sqrt(1 + 1 / count)
+    centre, reach = one_more(firsts)
     found = {}
     end = max((g for curve in curves.values() for g in curve), default=0) if last is None else last
     for seed, curve in curves.items():
@@ -67,11 +62,7 @@ def early_table(rows: Rows, axes: Sequence[str]) -> list[dict[str, Any]]:
     for cell, group in by_cell.items():
         when: dict[float, list[str]] = {}
         for metric in metrics[:MAX_METRICS]:
-            curves = {}
-            for series in group:
-                known = series.places[~np.isnan(values[metric.name][series.places])]
-                curve = zip(rows.generation[known].tolist(), values[metric.name][known].tolist(), strict=True)
-                curves[series.seed] = dict(curve)
+            curves = {series.seed: rows.curve(series, values[metric.name]) for series in group}
             moves = first_moves(curves)
             if len(moves) == len(group) and any(len(curve) > 1 for curve in curves.values()):
                 when.setdefault(middle(list(moves.values()))[0], []).append(metric.label)

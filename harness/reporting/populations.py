@@ -111,9 +111,7 @@ def population_table(prepared: Prepared, store: Store, rows: Rows) -> dict[str, 
     values, cells = rows.values(metric), {chain.id: chain.cell for chain in prepared.chains}
     of_cells: dict[int, dict[int, dict[int, float]]] = {}
     for series in rows.series(("chain",)):
-        known = series.places[~np.isnan(values[series.places])]
-        curve = dict(zip(rows.generation[known].tolist(), values[known].tolist(), strict=True))
-        of_cells.setdefault(cells[series.cell[0]], {})[series.seed] = curve
+        of_cells.setdefault(cells[series.cell[0]], {})[series.seed] = rows.curve(series, values)
     lines = []
     for group in found:
         axes = {name: v for name, v in prepared.study.cells[group.cells[0]].axes.items() if name != MEMBER}

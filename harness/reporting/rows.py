@@ -113,6 +113,11 @@ class Rows(Iterable[Mapping[str, Any]]):
         found: npt.NDArray[np.float64] = np.where(np.isfinite(column), column, np.nan)
         return found
 
+    def curve(self, series: Series, values: npt.NDArray[np.float64]) -> dict[int, float]:
+        """Generation to value of one seed, without what is missing; ``values`` are of all rows (`values`)."""
+        known = series.places[~np.isnan(values[series.places])]
+        return dict(zip(self.generation[known].tolist(), values[known].tolist(), strict=True))
+
     def series(self, axes: Sequence[str]) -> list[Series]:
         """The rows by cell and seed, in the order in which these come first.
 

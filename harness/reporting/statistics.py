@@ -132,6 +132,19 @@ def _student(freedom: int) -> float:
     return float(stdtrit(freedom, (1 + LEVEL) / 2))
 
 
+def one_more(values: Sequence[float]) -> tuple[float, float]:
+    """Where one more value of a normal sample would lie with 95 %: the middle, and how far to either side.
+
+    The interval of a prediction, not of the mean: t s sqrt(1 + 1/n).
+
+    Args:
+        values: At least two.
+    """
+    count = len(values)
+    spread = float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / count)
+    return float(np.mean(values)), _student(count - 1) * spread
+
+
 def aggregate_pairs(values: Mapping[tuple[str, str], float], random: np.random.Generator) -> Aggregate:
     """Mean over pairs of chains, with a 95 % percentile bootstrap interval.
 

@@ -25,18 +25,12 @@ def expected(config: Config, metric: str) -> list[float] | None:
     """
     regime = config.regime
     plain = not config.filters and regime.source == "self" and regime.refresh is None
-    plain = plain and regime.growth is None and not _reads_others(config)
+    plain = plain and regime.growth is None and not (config.population and config.population.mixes)
     whole = regime.kind == "accumulate" or regime.kind == "replace_grown" or regime.synthetic_ratio == 1
     if not plain or not whole:
         return None
     theory = LEARNERS[config.learner.kind].theory
     return named(theory)(config, metric) if theory else None
-
-
-def _reads_others(config: Config) -> bool:
-    """Whether the cell is of a population whose members read one another."""
-    population = config.population
-    return population is not None and population.exchange != "self" and len(population.named) > 1
 
 
 def gaussian(config: Any, metric: str) -> list[float] | None:

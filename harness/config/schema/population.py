@@ -98,6 +98,11 @@ class Population(Section):
             return {f"m{number + 1}": Member() for number in range(self.members)}
         return {name: member or Member() for name, member in self.members.items()}
 
+    @property
+    def mixes(self) -> bool:
+        """Whether members read one another."""
+        return self.exchange != "self" and len(self.named) > 1
+
     def share(self, reader: str, writer: str) -> float | None:
         """The share that a matrix or a teacher gives; None where it follows from who is there."""
         match self.exchange:

@@ -131,6 +131,10 @@ class Results:
         folder = store.path("fits", key)
         if not store.has("fits", key):
             raise InputError(f"{key}: {self.root} has no such fit")
+        if (folder / "adapter_config.json").exists():
+            raise InputError(
+                f"{key}: is stored as an adapter in {folder}, which peft opens; harness pull writes the model"
+            )
         if not (folder / "config.json").exists():
             raise InputError(f"{key}: is no language model; its parameters lie in {folder}")
         if not store.has_weights(key):

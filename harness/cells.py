@@ -73,6 +73,7 @@ def cell_spec(
         writer=writer,
         first=resolved.first,
         anchored=resolved.anchored,
+        based=resolved.based,
     )
 
 

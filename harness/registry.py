@@ -201,6 +201,8 @@ class LearnerPlugin:
         theory: ``module:function`` from a cell's configuration and a metric to its expectation over chains in
             every generation, or None: the dashed lines of a report. Only cells without filters, refreshes and
             other sources are asked for, whose synthetic ratio is 1 or follows.
+        whole: ``module:function`` that writes a fit that is stored as what it adds to other weights as an
+            ordinary model (`harness.learners.language_model.adapter.write_whole`).
         check: Raises ValueError where its section does not fit the rest of a configuration.
         stands_for: From its section to the values that one field of it stands for, by dotted field, and what
             to say of where they come from (``harness show``).
@@ -232,6 +234,7 @@ class LearnerPlugin:
     turn_seconds: Callable[[Any], float] | None = None
     reads_pools_anew: Callable[[Any], bool] = lambda section: False
     theory: str = ""
+    whole: str = ""
     check: Callable[[Any], None] = lambda config: None
     stands_for: Callable[[Any], tuple[Mapping[str, Any], str]] = lambda section: ({}, "")
     example: Mapping[str, Any] = field(default_factory=dict)

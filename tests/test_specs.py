@@ -71,6 +71,7 @@ BASES: dict[str, dict[str, Any]] = {
             "filters": [{"kind": "judge", "judge": "exact", "choose": "all"}],
         },
     ),
+    "adapted": merged(TEXT, {"learner.init": "previous", "learner.adapter": {"kind": "lora"}}),
     "sums": merged(TASK, {"data.task": {"kind": "arithmetic"}}),
     "strings": merged(TASK, {"data.task": {"kind": "rewriting"}}),
     "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
@@ -190,6 +191,13 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.objective.kl": 0.2,
         "learner.objective.reference": "previous",
         "learner.objective.scaled": False,
+    },
+    "adapted": {
+        "learner.adapter.rank": 4,
+        "learner.adapter.alpha": 8.0,
+        "learner.adapter.dropout": 0.1,
+        "learner.adapter.targets": "all-linear",
+        "learner.adapter.weights": "separate",
     },
     "sums": {"data.task.difficulty": [2], "data.task.modulus": 9, "data.task.operators": "+-"},
     "strings": {"data.task.difficulty": [6], "data.task.rules": [["aa", "b"], ["bb", "a"], ["ab", ""]]},
@@ -435,6 +443,7 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 EXECUTION = ("Resources", "Retention", "Tracking", "Claim", "Statistic", "Override")
 """Sections of which nothing enters a key, nor says what a node is."""
 ELSEWHERE = {
+    ("Lora", "generations"): "tests/test_adapter.py: generation 0 has one where its model is pretrained",
     ("JudgeFilter", "of"): "tests/test_posttraining.py: follows from learner.sample.per_prompt",
     ("Model", "pretrained"): "tests/test_models.py and tests/test_hub.py: by content",
     ("Model", "revision"): "the same",
@@ -576,6 +585,7 @@ def test_no_field_is_left_out() -> None:
         "LanguageModel.train",
         "LanguageModel.later",
         "LanguageModel.objective",
+        "LanguageModel.adapter",
         "TaskData.task",
         "Evaluate.task",
     }

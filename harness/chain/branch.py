@@ -101,16 +101,23 @@ class BranchRun:
         return self._fit_status(node)
 
     def weights(self, node: Node) -> Path:
-        """The folder of a node's fit, with its weights.
+        """The folder of a node's fit, with its weights, and those that it adds to where it does.
 
         Fitted again where they were freed, and are needed after all.
         """
         self.fit(node)
+        if node.spec.fit.base is not None:
+            self.weights(self.plan.nodes[node.first])
         if not self.context.on_rank_0(lambda: self.store.has_weights(node.fit)):
             with self.context.claim(node.fit, node):
                 if not self.context.on_rank_0(lambda: self.store.has_weights(node.fit)):
                     self._fit(node)
         return self.store.path("fits", node.fit)
+
+    def _base(self, node: Node) -> Path | None:
+        """Where the fit lies that a node's fit adds to."""
+        base = node.spec.fit.base
+        return None if base is None else self.store.path("fits", base)
 
     def _has_fit(self, node: Node) -> bool:
         return self.context.on_rank_0(lambda: self.store.sound("fits", node.fit))
@@ -127,6 +134,8 @@ class BranchRun:
         parent = None if node.init_from is None else self.weights(self.plan.nodes[node.init_from])
         anchor = node.spec.fit.reference
         reference = None if anchor is None else self.weights(self.plan.nodes[node.first])
+        if node.spec.fit.base is not None:
+            self.weights(self.plan.nodes[node.first])
         training = self.training_set(node)
         staged = self.context.on_rank_0(lambda: self.store.stage(node.fit))
         resume = adopt(self.context, node, staged)
@@ -143,6 +152,7 @@ class BranchRun:
                 checkpoint_s=self.plan.execution.resources.checkpoint_s,
                 save=lambda step, write: save_checkpoint(self.context, node, staged, step, write),
                 reference=reference,
+                base=self._base(node),
             )
             try:
                 outcome = self.learner.fit(task)
@@ -214,6 +224,7 @@ class BranchRun:
                     shards=shards,
                     report=report,
                     control=self.context.control,
+                    base=self._base(node),
                 )
             )
         self.ranks.barrier()
@@ -263,6 +274,7 @@ class BranchRun:
                         control=self.context.control,
                         others=self._others(node),
                         texts=self.ranks.broadcast(earlier.texts() if earlier else None),
+                        base=self._base(node),
                     )
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)

@@ -317,4 +317,6 @@ def pull(
         terminal.show("no model: its weights were freed (retention.weights)", sys.stderr)
     else:
         terminal.show(f"model    {found['model']}")
+    if found["adapter"] is not None:
+        terminal.show(f"adapter  {found['adapter']}")
     terminal.show(f"corpus   {found['corpus']} ({found['examples']:,} examples)")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from harness.components.adapter import Lora, adapts_first, check_adapter, check_refresh
 from harness.components.objectives import OBJECTIVES, Objective
 from harness.components.presets import preset_names, preset_sizes
 from harness.components.regimes import COMPONENTS as REGIMES
@@ -286,6 +287,8 @@ class LanguageModel(Section):
     """How generations after the first are fitted: what is given here stands in the place of ``train``'s."""
     objective: Objective | None = since(None)
     """data.source: task: what generations after the first minimise; sft when null."""
+    adapter: Lora | None = since(None)
+    """Small matrices that are trained in the place of the weights; null trains the weights themselves."""
     sample: Sample = since(Sample(), introduced={})
 
     @model_validator(mode="after")
@@ -316,6 +319,7 @@ class LanguageModel(Section):
                 f"train.merge: found {self.train.merge}, which merges with the weights before and needs "
                 "init: previous"
             )
+        check_adapter(self, any(train.merge != 1.0 for train in (self.train, later_train(self))))
         return self
 
 
@@ -345,6 +349,7 @@ def check(config: Any) -> None:
     if not isinstance(config.data, TaskData):
         _check_no_task(config)
     _check_watermark(config)
+    check_refresh(config)
     if config.resources.attention == "flash_attention_2" and learner.train.precision != "bf16":
         raise ValueError(
             f"resources.attention: flash_attention_2 computes in bf16, learner.train.precision is "
@@ -578,6 +583,8 @@ def turn_seconds(turn: Any) -> float:
     trained = train.epochs * size * block
     if train.max_steps is not None:
         trained = train.max_steps * train.batch_size * block
+    if learner.adapter is not None and not turn.recipe.spec and not adapts_first(learner):
+        trained = trained * 3 // 2  # all weights have gradients there, 6 FLOPs a parameter in the place of 4
     seconds = trained / turn.fit_rate + turn.sampled * block / turn.sample_rate
     return float(seconds + 2 * turn.scored * block / (3 * turn.fit_rate)) / int(turn.config.resources.ranks)
 
@@ -601,6 +608,7 @@ COMPONENT = LearnerPlugin(
     batchable=False,
     many_ranks=True,
     micro_batch=micro_batch,
+    whole="harness.learners.language_model.adapter:write_whole",
     check=check,
     stands_for=stands_for,
     metrics=(

@@ -88,18 +88,14 @@ class Planner:
 
     def _measurements(self, store: Store) -> dict[str, tuple[float, float]]:
         """Model to tokens per second and rank, (fit, sample), from the provenance of what is stored."""
-        wanted = {
-            json.dumps(spec.learner.identity.get("model"), sort_keys=True) for spec in self.prepared.specs
-        }
+        wanted = {_trained(spec.learner.identity) for spec in self.prepared.specs}
         found: dict[str, list[tuple[float, float]]] = {}
         for key in sorted(store.committed("evaluations"))[:MAX_MEASUREMENTS]:
             folder = store.path("evaluations", key)
             try:
                 rates = read_json(folder / "provenance.json")
                 fit = read_json(folder / "spec.json")["fit"]
-                model = json.dumps(
-                    read_json(store.path("fits", fit) / "spec.json")["learner"].get("model"), sort_keys=True
-                )
+                model = _trained(read_json(store.path("fits", fit) / "spec.json")["learner"])
             except DamagedError:
                 continue
             on_gpu = rates["device"] != "cpu"
@@ -113,13 +109,14 @@ class Planner:
 
     def _rates(self, cell: int) -> _Rates:
         spec, config = self.prepared.specs[cell], self.prepared.study.cells[cell].config
-        measured = self.measured.get(json.dumps(spec.learner.identity.get("model"), sort_keys=True))
+        measured = self.measured.get(_trained(spec.learner.identity))
         if measured:
             return _Rates(*measured, measured=True)
         flops = GPU_FLOPS if self.gpus else CPU_FLOPS * config.resources.threads
         facts = self.prepared.models[cell]
         parameters = facts.parameters if facts else 1e8
-        return _Rates(flops / (6 * parameters), SAMPLING_SHARE * flops / (2 * parameters), measured=False)
+        trained = facts.training_flops if facts else 6 * parameters
+        return _Rates(flops / trained, SAMPLING_SHARE * flops / (2 * parameters), measured=False)
 
     def seconds(self, node: Node) -> float:
         """Estimated seconds of one generation on its gang."""
@@ -132,6 +129,11 @@ class Planner:
         real = self.prepared.data[node.cell].real
         turn = Turn(config, real, node.recipe, n, sampled, scored, rates.fit, rates.sample)
         return SECONDS_PER_TURN + component.turn_seconds(turn)
+
+
+def _trained(learner: Mapping[str, Any]) -> str:
+    """What says how fast a fit is: its model, and the adapter where that is trained."""
+    return json.dumps([learner.get("model"), learner.get("adapter")], sort_keys=True)
 
 
 def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> PlanSummary:
@@ -199,7 +201,9 @@ def disk_bytes(prepared: Prepared) -> int:
         facts = prepared.models[node.cell]
         if facts is not None and node.fit in kept:
             learner = cast("Any", prepared.study.cells[node.cell].config.learner)
-            weights[node.fit] = facts.parameters * (2 if learner.train.precision == "bf16" else 4)
+            weights[node.fit] = facts.stored(node.generation) * (
+                2 if learner.train.precision == "bf16" else 4
+            )
     widths = {node.corpus: prepared.data[node.cell].real.stored_bytes for node in lineage.nodes.values()}
     total += sum(lineage.examples[corpus] * width for corpus, width in widths.items())
     rows = sum(chain.generations + 1 for chain in prepared.bundles)

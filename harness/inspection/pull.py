@@ -1,23 +1,26 @@
 """A generation as other tools know it.
 
-A Hugging Face model folder with its tokenizer, and its corpus as a data set.
+A Hugging Face model folder with its tokenizer, its adapter where it is stored as one, and its corpus as a
+data set.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from harness.components import LEARNERS
 from harness.data.base import RealData
 from harness.errors import InputError
-from harness.files import CHECKSUMS, TOMBSTONE, write_json
+from harness.files import CHECKSUMS, write_json
+from harness.registry import named
 from harness.science import BundledChain, Node
 from harness.store import Store
-from harness.store.store import WEIGHTS
+from harness.store.store import ADAPTER
 from harness.study import Prepared
 
 _OURS = (CHECKSUMS, "spec.json", "fit.json", "replicas.json")
@@ -27,6 +30,8 @@ _OURS = (CHECKSUMS, "spec.json", "fit.json", "replicas.json")
 def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: Path) -> Mapping[str, Any]:
     """Write a generation's model to ``model/`` and its corpus to ``corpus/`` of a new folder.
 
+    A fit that is stored as an adapter goes to ``adapter/``, and merged to ``model/``.
+
     Args:
         prepared: The study.
         store: The store; only read.
@@ -35,7 +40,8 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
         target: The folder; nothing may be there.
 
     Returns:
-        What was written: paths, keys, the number of examples; ``model`` is None where the weights were freed.
+        What was written: paths, keys, the number of examples; ``model`` and ``adapter`` are None where there
+        is none, or its weights were freed.
 
     Raises:
         InputError: There is no such chain or generation, it is not committed, it is a chain of a bundle, or
@@ -64,7 +70,9 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
         )
     real = prepared.data[found.cell].real
     target.mkdir(parents=True, exist_ok=True)
-    model = _model(store, node, real, target / "model")
+    adapter = store.weights_file(node.fit).name == ADAPTER
+    model = _files(store, node.fit, real, target / ("adapter" if adapter else "model"))
+    whole = _merged(prepared, found.cell, store, node, target / "model") if model and adapter else None
     count = _corpus(store, node, real, target / "corpus")
     about = {
         "experiment": prepared.study.base.experiment,
@@ -74,7 +82,9 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
         "generation": generation,
         "fit": node.fit,
         "corpus_key": node.corpus,
-        "model": str(model) if model else None,
+        "model": str(whole or model) if whole or (model and not adapter) else None,
+        "adapter": str(model) if model and adapter else None,
+        "base": node.spec.fit.base,
         "corpus": str(target / "corpus"),
         "examples": count,
     }
@@ -82,18 +92,35 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
     return about
 
 
-def _model(store: Store, node: Node, real: RealData, target: Path) -> Path | None:
+def _files(store: Store, fit: str, real: RealData, target: Path) -> Path | None:
     """The fit's own files, where it has its weights."""
-    source = store.path("fits", node.fit)
-    if (source / (WEIGHTS + TOMBSTONE)).exists() or not store.sound("fits", node.fit):
+    if not store.has_weights(fit) or not store.sound("fits", fit):
         return None
-    target.mkdir()
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.name not in _OURS:
-            shutil.copyfile(path, target / path.name)
+    _copy(store.path("fits", fit), target, _OURS)
     # fits of earlier versions have none
     if not (target / "tokenizer_config.json").exists():
         real.write_tokenizer(target)
+    return target
+
+
+def _copy(source: Path, target: Path, without: Collection[str]) -> None:
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name not in without:
+            shutil.copyfile(path, target / path.name)
+
+
+def _merged(prepared: Prepared, cell: int, store: Store, node: Node, target: Path) -> Path | None:
+    """A fit that is stored as an adapter as an ordinary model; None where what it adds to was freed."""
+    spec, base = node.spec.fit, None
+    if spec.base is not None:
+        base = store.path("fits", spec.base)
+        if not store.has_weights(spec.base) or not store.sound("fits", spec.base):
+            return None
+    folder = store.path("fits", spec.key)
+    _copy(folder, target, (*_OURS, ADAPTER, "adapter_config.json"))
+    write = named(LEARNERS[prepared.study.cells[cell].config.learner.kind].whole)
+    write(spec, folder, base, prepared.executions[cell].models, target)
     return target
 
 

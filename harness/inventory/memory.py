@@ -115,7 +115,13 @@ def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
         stage=resources.zero_stage,
         recompute=resources.activation_checkpointing,
         on_gpu=gpus and resources.gpus_per_rank != 0,
+        trained=facts.trained,
     )
     return memory_per_rank(
-        facts.parameters, facts.num_layers, facts.width, facts.vocab_size, facts.kept, work
+        facts.parameters + (facts.adapter or 0),
+        facts.num_layers,
+        facts.width,
+        facts.vocab_size,
+        facts.kept,
+        work,
     )

@@ -10,7 +10,10 @@ from harness.study import Prepared
 
 
 def kept_by_chain(prepared: Prepared, chain: Chain) -> set[str]:
-    """The fits of a chain whose weights stay: all, or the first and the last, or none."""
+    """The fits of a chain whose weights stay: all, or the first and the last, or none.
+
+    Weights that others are added to stay with these.
+    """
     kept: Collection[str]
     match prepared.cell(chain).config.retention.weights:
         case "all":
@@ -19,7 +22,8 @@ def kept_by_chain(prepared: Prepared, chain: Chain) -> set[str]:
             kept = (chain.nodes[0], chain.nodes[-1])
         case "none":
             kept = ()
-    return {prepared.lineage.nodes[node].fit for node in kept}
+    fits = [prepared.lineage.nodes[node].spec.fit for node in kept]
+    return {fit.key for fit in fits} | {fit.base for fit in fits if fit.base is not None}
 
 
 def kept_fits(prepared: Prepared) -> set[str]:

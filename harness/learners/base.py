@@ -57,6 +57,7 @@ class Resolved:
         models: Content of a pretrained model to where it lies.
         first: What is fitted in generation 0, where that is something else.
         anchored: Whether fits after that compare with generation 0's weights.
+        based: Whether they are stored as what they add to these.
     """
 
     fit: Versioned
@@ -68,6 +69,7 @@ class Resolved:
     models: Mapping[str, Model] = field(default_factory=dict)
     first: Versioned | None = None
     anchored: bool = False
+    based: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ class FitTask:
         checkpoint_s: Seconds between checkpoints.
         save: Commits a checkpoint. A learner that fits in closed form needs none.
         reference: Folder of generation 0's fit, where ``spec.reference`` names it.
+        base: The same, where ``spec.base`` names it.
     """
 
     spec: FitSpec
@@ -252,6 +255,7 @@ class FitTask:
     checkpoint_s: float
     save: SaveCheckpoint
     reference: Path | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -285,6 +289,7 @@ class SampleTask:
         shards: (start, stop) of the shards that are committed, also behind a gap.
         report: Called with progress.
         control: Asked between batches whether to stop.
+        base: Folder of the fit that ``spec.fit.base`` names, where it does.
     """
 
     spec: CorpusSpec
@@ -296,6 +301,7 @@ class SampleTask:
     shards: frozenset[tuple[int, int]]
     report: Report
     control: Control
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -317,6 +323,8 @@ class EvaluateTask:
         control: Told of every batch.
         others: Other real texts that the model is scored on, by name.
         texts: The prompts' continuations, where an earlier evaluation of the same fit has them.
+        base: Folder of the fit that ``spec.fit.base`` names, where it does; it has its weights once ``fit``
+            was called.
     """
 
     spec: EvaluationSpec
@@ -330,6 +338,7 @@ class EvaluateTask:
     control: Control
     others: Mapping[str, Examples] = field(default_factory=dict)
     texts: Sequence[Mapping[str, str]] | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,7 @@ class _Builder:
             writer=step.writer,
             parent=previous.fit if previous and init == "previous" else None,
             reference=first.fit if first and cell.anchored else None,
+            base=first.fit if first and cell.based else None,
         )
         prompts = "real" if cell.prompts == "previous" and previous is None else cell.prompts
         continued = previous if prompts == "previous" else None

@@ -112,6 +112,7 @@ class FitSpec:
         writer: The fixed teacher that writes synthetic examples, where the recipe has such; else None.
         parent: Key of the fit whose weights it starts from; None unless ``init`` is ``previous``.
         reference: Key of the fit whose weights it compares with, where that is generation 0's.
+        base: Key of generation 0's fit, where what is fitted is stored as what it adds to those weights.
         key: The hash of `to_json`.
     """
 
@@ -126,6 +127,7 @@ class FitSpec:
     writer: DataSpec | None = None
     parent: str | None = None
     reference: str | None = None
+    base: str | None = None
     key: str = field(init=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -153,6 +155,8 @@ class FitSpec:
             found["parent"] = self.parent
         if self.reference is not None:
             found["reference"] = self.reference
+        if self.base is not None:
+            found["base"] = self.base
         return found
 
     def __post_init__(self) -> None:
@@ -263,6 +267,7 @@ class CellSpec:
         number: Its place among them.
         arrives: The population's time of its generation 0.
         anchored: Whether fits after generation 0 compare with its weights.
+        based: Whether they are stored as what they add to its weights.
     """
 
     data: DataSpec
@@ -284,6 +289,7 @@ class CellSpec:
     number: int = 0
     arrives: int = 0
     anchored: bool = False
+    based: bool = False
 
     def seed(self, seed: int) -> int:
         """The seed of its chain: members of a population have their own, the first one the grid's."""

@@ -16,7 +16,7 @@ from harness.records import Record
 from harness.science import key_of
 from harness.store.leases import Leases
 from harness.store.mixed import mixed_results
-from harness.store.store import WEIGHTS, WRITABLE_PROBE, ItemKind, Store
+from harness.store.store import WRITABLE_PROBE, ItemKind, Store
 
 CHECKED: tuple[ItemKind, ...] = ("data", "fits", "evaluations")
 
@@ -284,7 +284,7 @@ def collect(store: Store, leases: Leases, dry_run: bool = False, damaged: bool =
     """
     needed, freed = needs(store), Freed()
     for fit in sorted(store.committed("fits") - needed.weights):
-        path = store.path("fits", fit) / WEIGHTS
+        path = store.weights_file(fit)
         if path.exists() and not leases.held(leases.look(fit)):
             freed.weights += 1
             freed.weights_bytes += _size(path)

@@ -33,7 +33,8 @@ from harness.store.corpora import Corpora
 
 FORMAT = 1
 ItemKind = Literal["data", "fits", "evaluations"]
-WEIGHTS = "model.safetensors"
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
+"""The weights of a fit: whole ones, or what it adds to those of another (the name that peft looks for)."""
 REPLICAS = "replicas.json"
 """Beside the weights of a fit: which of them are a refit of another execution class."""
 WRITABLE_PROBE = ".probe-"
@@ -286,7 +287,13 @@ class Store:
 
     def has_weights(self, fit: str) -> bool:
         """Whether a committed fit still has its weights."""
-        return (self.path("fits", fit) / WEIGHTS).exists()
+        return any((self.path("fits", fit) / name).exists() for name in (WEIGHTS, ADAPTER))
+
+    def weights_file(self, fit: str) -> Path:
+        """The weights of a fit, there or freed: `ADAPTER` where it has such, else `WEIGHTS`."""
+        folder = self.path("fits", fit)
+        there = (folder / ADAPTER).exists() or (folder / (ADAPTER + TOMBSTONE)).exists()
+        return folder / (ADAPTER if there else WEIGHTS)
 
     def evict_weights(self, fit: str, reason: str) -> int:
         """Free the weights of a fit and leave a tombstone.
@@ -294,7 +301,7 @@ class Store:
         Returns:
             Bytes freed.
         """
-        path = self.path("fits", fit) / WEIGHTS
+        path = self.weights_file(fit)
         try:
             size = path.stat().st_size
         except FileNotFoundError:
@@ -318,11 +325,11 @@ class Store:
         Returns:
             Whether the bits are those that were committed.
         """
-        target = self.path("fits", fit)
+        target, name = self.path("fits", fit), self.weights_file(fit).name
         sums = read_json(target / CHECKSUMS)
-        expected = sums.get(WEIGHTS)
+        expected = sums.get(name)
         seal(staged)
-        found = read_json(staged / CHECKSUMS).get(WEIGHTS)
+        found = read_json(staged / CHECKSUMS).get(name)
         if expected != found:
             known = read_json(target / REPLICAS) if (target / REPLICAS).exists() else []
             write_json(
@@ -330,8 +337,8 @@ class Store:
                 [*known, {"before": expected, "now": found, "provenance": dict(provenance)}],
             )
             # before the weights: until then the tombstone excuses them
-            write_json(target / CHECKSUMS, {**sums, WEIGHTS: found})
-        os.replace(staged / WEIGHTS, target / WEIGHTS)
-        (target / (WEIGHTS + TOMBSTONE)).unlink(missing_ok=True)
+            write_json(target / CHECKSUMS, {**sums, name: found})
+        os.replace(staged / name, target / name)
+        (target / (name + TOMBSTONE)).unlink(missing_ok=True)
         self._leave(staged)
         return bool(expected == found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -90,15 +90,18 @@ def load_tree(path: str | os.PathLike[str]) -> Any:
 class SafeCheckpointEngine(_engines.CheckpointEngine):  # type: ignore[misc, name-defined]
     """DeepSpeed's file system seam."""
 
-    def __init__(self, derived: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self, derived: Callable[[], Mapping[str, Any]], left_out: Collection[str] = frozenset()
+    ) -> None:
         """Nothing has been written.
 
         Args:
             derived: Entries of a ZeRO optimizer's state that are not stored, as the live optimizer has them.
+            left_out: Names of weights that are not stored: they are what they were when the fit began.
         """
         super().__init__()
         self.written: list[str] = []
-        self._derived = derived
+        self._derived, self._left_out = derived, left_out
 
     def create(self, info: Any) -> None:
         """A checkpoint begins."""
@@ -106,6 +109,9 @@ class SafeCheckpointEngine(_engines.CheckpointEngine):  # type: ignore[misc, nam
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write one file."""
+        if self._left_out and isinstance(state_dict.get("module"), Mapping):
+            kept = {name: v for name, v in state_dict["module"].items() if name not in self._left_out}
+            state_dict = {**state_dict, "module": kept}
         save_tree(state_dict, path)
         self.written.append(path)
 

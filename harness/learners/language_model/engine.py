@@ -105,6 +105,7 @@ class Engine:
         zero_stage: int,
         attention: str | None = None,
         recompute: bool = False,
+        adapted: bool = False,
     ) -> None:
         """Hand the model to DeepSpeed; weight decay leaves out biases and normalisation.
 
@@ -116,7 +117,9 @@ class Engine:
             zero_stage: ZeRO stage.
             attention: ``resources.attention``.
             recompute: ``resources.activation_checkpointing``.
+            adapted: An adapter is fitted: its weights alone are in `state` and in checkpoints.
         """
+        self.adapted = adapted
         decayed = [p for p in model.parameters() if p.requires_grad and len(_shape(p)) >= 2]
         plain = [p for p in model.parameters() if p.requires_grad and len(_shape(p)) < 2]
         groups = [
@@ -133,14 +136,17 @@ class Engine:
             eps=train.eps,
             fused=True,
         )
-        count = sum(_shape(p).numel() for p in model.parameters())
+        count = sum(_shape(p).numel() for p in model.parameters() if p.requires_grad or not adapted)
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
             config=deepspeed_config(train, micro_batch, world_size, zero_stage, count),
             dist_init_required=False,
         )
-        self._files = self._engine.checkpoint_engine = SafeCheckpointEngine(self._derived)
+        # DeepSpeed would store a frozen weight under the second of two names that share it.
+        named = model.named_parameters(remove_duplicate=False)
+        frozen = {name for name, p in named if not p.requires_grad} if adapted else set()
+        self._files = self._engine.checkpoint_engine = SafeCheckpointEngine(self._derived, frozen)
 
     @property
     def module(self) -> PreTrainedModel:
@@ -172,17 +178,19 @@ class Engine:
             group["lr"] = value
 
     def state(self, keep: bool) -> Mapping[str, torch.Tensor]:
-        """All weights on the CPU, gathered from the ranks; collective.
+        """All weights that are fitted on the CPU, gathered from the ranks; collective.
 
         Args:
             keep: Whether this rank wants them; others get an empty mapping.
         """
         found: dict[str, torch.Tensor] = {}
         for name, parameter in self.module.named_parameters():
+            if self.adapted and not parameter.requires_grad:
+                continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3):
                 if keep:
                     found[name] = parameter.detach().to("cpu", copy=True)
-        if keep:
+        if keep and not self.adapted:
             persistent = self.module.state_dict().keys()
             found.update(
                 (n, b.detach().to("cpu", copy=True))
@@ -197,14 +205,18 @@ class Engine:
 
     def save(self, folder: Path) -> Sequence[Path]:
         """Write model, optimizer and step counts, collectively; returns the files that this rank wrote."""
-        self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=self.adapted
+        )
         for script in folder.glob("*.py"):  # DeepSpeed adds converters, which cannot read these files
             script.unlink(missing_ok=True)
         return [Path(name) for name in self._files.written]
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote under the same number of ranks and the same ZeRO stage, collectively."""
-        found, _ = self._engine.load_checkpoint(str(folder), tag="engine")
+        found, _ = self._engine.load_checkpoint(
+            str(folder), tag="engine", load_module_strict=not self.adapted
+        )
         if found is None:
             raise LearnerError(f"DeepSpeed cannot read the checkpoint in {folder}")
 

@@ -34,6 +34,9 @@ class ModelFacts:
         cached: A key-value cache changes nothing; without one everything is read again for every token.
         full_precision: Its configuration says nothing else of its weights' type, or new weights would be
             drawn in that.
+        adapter: Parameters of the adapter that is trained in the place of its weights; None for none.
+        separate: Such a fit is stored as its adapter alone.
+        first_adapted: Generation 0 is fitted by it too.
     """
 
     parameters: int
@@ -43,6 +46,25 @@ class ModelFacts:
     kept: int
     cached: bool = True
     full_precision: bool = True
+    adapter: int | None = None
+    separate: bool = False
+    first_adapted: bool = False
+
+    @property
+    def training_flops(self) -> float:
+        """Of a token: of each weight 2 forward, 2 for the gradient of its input, 2 for its own if trained."""
+        trained = self.parameters if self.adapter is None else self.adapter
+        return 4.0 * (self.parameters + (self.adapter or 0)) + 2.0 * trained
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained, in the generation that has most of them."""
+        return self.adapter if self.adapter is not None and self.first_adapted else self.parameters
+
+    def stored(self, generation: int) -> int:
+        """Numbers that a fit is stored as."""
+        adapted = self.adapter is not None and self.separate and (generation > 0 or self.first_adapted)
+        return self.adapter or 0 if adapted else self.parameters
 
 
 def needs_weights(learner: LanguageModel, refresh_init: str | None) -> bool:

@@ -29,9 +29,11 @@ def _plain(**options: Any) -> Callable[..., Any]:
 
 
 def _import_models() -> None:
-    # Losses of object detection, which all models import, import SciPy's optimizers: 0.3 s.
-    with _hidden("scipy"):
+    # Losses of object detection, which all models import, import SciPy's optimizers: 0.3 s. Accelerate, which
+    # peft brings, would be imported too, and with peft every folder and hub's model be asked for an adapter.
+    with _hidden("scipy"), _hidden("accelerate"), _hidden("peft"):
         importlib.import_module("transformers.modeling_utils")
+        importlib.import_module("transformers.utils").is_peft_available()  # it remembers
 
 
 def _import_deepspeed() -> Any:

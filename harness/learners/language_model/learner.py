@@ -6,14 +6,16 @@ import gc
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from harness.components.adapter import Lora
 from harness.data.base import RealData
 from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
@@ -29,6 +31,7 @@ from harness.learners.base import (
     SampleTask,
     Stopped,
 )
+from harness.learners.language_model import adapter as adapters
 from harness.learners.language_model import model as models
 from harness.learners.language_model.answers import answers_of, draw_answers, judged, measure
 from harness.learners.language_model.deferred import Keep
@@ -42,7 +45,7 @@ from harness.learners.language_model.training import Trainer, plan_steps
 from harness.metrics import likelihood
 from harness.metrics.lexical import copying_metrics, lexical_metrics
 from harness.metrics.watermark import GreenLists
-from harness.records import Examples
+from harness.records import Examples, Status
 from harness.science import CorpusSpec, FitSpec
 from harness.streams import stream_seed, uniforms
 
@@ -58,6 +61,12 @@ class LanguageModelLearner:
         self.task = data if isinstance(data, TaskCorpus) else None
         self.prompt = 0 if self.task is None else self.task.prompt_tokens  # what is never predicted
         self._loaded: tuple[Path, PreTrainedModel] | None = None
+        self._base: Path | None = None
+        self._adapted = False
+
+    def _begin(self, spec: FitSpec, base: Path | None) -> None:
+        """Note what a call is about: where what its fits add to lies, and whether they are fitted by peft."""
+        self._base, self._adapted = base, fitted(spec).adapter is not None
 
     def _bos(self, spec: FitSpec) -> int | None:
         """The token that every example is read behind; None for none."""
@@ -77,6 +86,8 @@ class LanguageModelLearner:
         # models and their caches refer to themselves: what was loaded before would stay beside this fit
         gc.collect()
         spec, train, resources = task.spec, fitted(task.spec).train, self.execution.resources
+        self._begin(spec, task.base)
+        adapter = _adapter_of(spec)
         # Under ZeRO-3 no rank holds a whole model, not even as it is made.
         nothing = train.max_steps == 0 or not len(task.training.examples)
         if not len(task.training.examples) and (spec.init != "previous" or task.init_from is None):
@@ -91,19 +102,25 @@ class LanguageModelLearner:
             nothing = not len(units)
             parted = parted and not nothing
         model = self._initial(task, Scattering(train, self.ranks.world_size) if parted else None)
-        if nothing:  # the pretrained model, or the one before, as it is
-            kept, dtype = model.state_dict().keys(), models.DTYPES[train.precision]
-            named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
-            state = {name: tensor.detach().to(dtype) for name, tensor in named}
-            finite = all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
-            if self.ranks.rank == 0 and finite:
-                self._write(task.out, model.config, state)
-            self.ranks.barrier()
-            return FitOutcome("ok" if finite else "diverged", {"train_loss": [], "steps": 0}, 0, 0)
+        values = None if adapter is None else self._adapter(task, model, adapter)
+        if nothing:
+            return self._unchanged(task, model, values)
         reference = self.data.real(spec.seed, self.data.num_examples)
         training = task.training.examples if units is None else units.examples
         schedule = plan_steps(train, training, spec.recipe.budget, reference, units.each if units else 1)
-        trainer = Trainer(
+        trainer = self._trainer(spec)
+        if adapter is not None and values is not None:
+            adapters.attach(model, adapter, values)
+        objective, adapted = self._objective(spec), adapter is not None
+        found = trainer.run(model, self.data.validation, schedule, task, units, objective, adapted)
+        status = found.status
+        if status == "ok":
+            status = self._keep(task, model, self._come_to(task, found.state))
+        return FitOutcome(status, found.log, found.tokens, found.computed)
+
+    def _trainer(self, spec: FitSpec) -> Trainer:
+        train, resources = fitted(spec).train, self.execution.resources
+        return Trainer(
             train,
             resources.micro_batch or 1,
             resources.zero_stage,
@@ -116,19 +133,64 @@ class LanguageModelLearner:
             resources.activation_checkpointing,
             self.prompt,
         )
-        config = model.config
-        found = trainer.run(model, self.data.validation, schedule, task, units, self._objective(spec))
-        status = found.status
-        if self.ranks.rank == 0 and status == "ok":
-            weights = found.state
-            if train.merge != 1.0 and task.init_from is not None:
-                weights = models.merged(task.init_from, weights, train.merge)
-                finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
-                status = "ok" if finite else "diverged"
-            if status == "ok":
-                self._write(task.out, config, weights)
-        status = self.ranks.broadcast(status)
-        return FitOutcome(status, found.log, found.tokens, found.computed)
+
+    def _unchanged(self, task: FitTask, model: PreTrainedModel, values: adapters.Values | None) -> FitOutcome:
+        """A fit that learns nothing: the pretrained model, or the one before, as it is."""
+        state, dtype = models.weights_of(model), models.DTYPES[fitted(task.spec).train.precision]
+        if values is not None and _separate(_adapter_of(task.spec)) and _finite(state):
+            state = dict(values)
+        status = self._keep(task, model, {name: tensor.to(dtype) for name, tensor in state.items()})
+        return FitOutcome(status, {"train_loss": [], "steps": 0}, 0, 0)
+
+    def _come_to(self, task: FitTask, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What is stored of what was fitted, on rank 0: merged with what it began with, where it is asked."""
+        adapter, train = _adapter_of(task.spec), fitted(task.spec).train
+        if self.ranks.rank:
+            return {}
+        if adapter is not None:
+            state = adapters.by_file_name(state)
+        if adapter is not None and not _separate(adapter):
+            model = models.in_precision(self._initial(task, None), models.DTYPES[train.precision])
+            adapters.merge(model, adapter, state)
+            state = models.weights_of(model)
+        if train.merge != 1.0 and task.init_from is not None:
+            state = models.merged(task.init_from, state, train.merge)
+        return state
+
+    def _adapter(self, task: FitTask, model: PreTrainedModel, section: Lora) -> adapters.Values:
+        """What an adapter begins with: that of the generation before where it goes on, else a new one."""
+        before = task.init_from if task.spec.init == "previous" else None
+        if before is not None and adapters.is_adapter(before):
+            return adapters.read_adapter(before)
+        return adapters.new_values(model, section, task.spec.seed, task.spec.generation)
+
+    def _keep(self, task: FitTask, model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> Status:
+        """Write what a fit came to, on rank 0; collective. Diverged where it is not finite.
+
+        An ordinary Hugging Face folder, the model with its tokenizer; or an adapter as peft stores it.
+        """
+        status: Status = "ok"
+        if self.ranks.rank == 0:
+            adapter = _adapter_of(task.spec)
+            if not _finite(state):
+                status = "diverged"
+            elif _separate(adapter):
+                base, revision = self._base_name(task.spec)
+                turned = adapters.transposed(model)
+                adapters.write_adapter(task.out, adapter, state, turned, base, revision)
+                self.data.write_tokenizer(task.out)
+            else:
+                models.write_model(task.out, model.config, state)
+                self.data.write_tokenizer(task.out)
+        return self.ranks.broadcast(status)
+
+    def _base_name(self, spec: FitSpec) -> tuple[str, str | None]:
+        """What an adapter is added to, for other tools: a model of the hub, or a key; never a path."""
+        if spec.base is not None:
+            return spec.base, None
+        content = fitted(spec).model.pretrained or ""
+        name, _, revision = content.removeprefix("hub:").partition("@")
+        return (name, revision) if content.startswith("hub:") else (content, None)
 
     def _objective(self, spec: FitSpec) -> Objective | None:
         """What a fit minimises; None for the cross-entropy."""
@@ -151,15 +213,13 @@ class LanguageModelLearner:
         gc.collect()
         return found
 
-    def _write(self, folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
-        """An ordinary Hugging Face folder: the model with its tokenizer."""
-        models.write_model(folder, config, state)
-        self.data.write_tokenizer(folder)
-
     def _initial(self, task: FitTask, keep: Keep | None) -> PreTrainedModel:
         spec, model, meta = task.spec, fitted(task.spec).model, self.data.meta
-        if spec.init == "previous" and task.init_from is not None:
-            return models.model_to_fit(task.init_from, keep)
+        before = task.init_from if spec.init == "previous" else None
+        if before is not None and adapters.is_adapter(before):
+            before = task.base  # or none: a pretrained model
+        if before is not None:
+            return models.model_to_fit(before, keep)
         place = model if model.pretrained is None else self.execution.models[model.pretrained]
         vocab_size = int(meta["vocab_size"])
         if model.pretrained is not None and spec.init != "scratch":
@@ -173,8 +233,12 @@ class LanguageModelLearner:
         """The fitted model in a folder; the last one stays loaded."""
         if self._loaded is None or self._loaded[0] != folder:
             self._loaded = None
-            dtype = models.DTYPES[fitted(spec).train.precision]
-            self._loaded = (folder, models.read_model(folder, dtype, self.device))
+            if adapters.is_adapter(folder):  # merged: sampling and scoring cost what they cost without one
+                whole = adapters.whole_model(spec, folder, self._base, self.execution.models)
+                self._loaded = (folder, models.to_read(whole, self.device))
+            else:
+                dtype = models.DTYPES[fitted(spec).train.precision]
+                self._loaded = (folder, models.read_model(folder, dtype, self.device))
         return self._loaded[1]
 
     def _sampler(self, spec: CorpusSpec, model: PreTrainedModel, control: Control) -> Sampler:
@@ -200,6 +264,7 @@ class LanguageModelLearner:
     def sample(self, task: SampleTask) -> int:
         """Whole batches, dealt out over the ranks; each is committed as a shard when it is done."""
         spec, control = task.spec.fit, task.control
+        self._begin(spec, task.base)
         size, width = self.execution.resources.sample_batch, text_of(spec).block_size
         sampler = self._sampler(task.spec, self._model(spec, task.fit), control)
         prompt = sampler.config.prompt_length(width)
@@ -251,6 +316,7 @@ class LanguageModelLearner:
         The prompts' continuations come with them.
         """
         test, corpus, spec, measured = self.data.test, task.corpus, task.spec.fit, task.spec.measured.section
+        self._begin(spec, task.base)
         copying = self._copying(task)
 
         done = itertools.count(1)
@@ -422,6 +488,8 @@ class LanguageModelLearner:
             "deepspeed": deepspeed.__version__,
             "transformers": transformers.__version__,
         }
+        if self._adapted:
+            versions["peft"] = metadata.version("peft")
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
         return {
             "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
@@ -431,3 +499,18 @@ class LanguageModelLearner:
             "versions": versions,
             "peak_memory_bytes": peak,
         }
+
+
+def _adapter_of(spec: FitSpec) -> Lora | None:
+    """What a fit trains in the place of weights; None for these."""
+    found = fitted(spec).adapter
+    return None if found is None else found.section
+
+
+def _separate(adapter: Lora | None) -> TypeGuard[Lora]:
+    """Whether a fit is stored as an adapter."""
+    return adapter is not None and adapter.weights == "separate"
+
+
+def _finite(state: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in state.values())

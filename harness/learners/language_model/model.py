@@ -235,6 +235,21 @@ def _check_fp32(model: PreTrainedModel) -> None:
             )
 
 
+def in_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A model with its parameters and stored buffers in some precision, in place, as it is read in it."""
+    kept = model.state_dict().keys()
+    for tensor in (*model.parameters(), *(b for name, b in model.named_buffers() if name in kept)):
+        tensor.data = tensor.data.to(dtype)
+    return model
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What is stored of a model: its parameters, tied ones once, and buffers that belong to its state."""
+    kept = model.state_dict().keys()
+    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
+    return {name: tensor.detach() for name, tensor in named}
+
+
 def write_model(folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
     """Write a model as a Hugging Face folder: ``config.json`` and ``model.safetensors``."""
     save_file(
@@ -282,10 +297,14 @@ def read_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     wrong = report(info)
     if wrong:
         raise LearnerError(f"{folder / WEIGHTS} does not fit its configuration: {wrong}")
-    model: PreTrainedModel = loaded
+    return to_read(fuse_activations(loaded), device)
+
+
+def to_read(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A model on a device, to sample from or to score with."""
     if device.type == "cuda":
         align_head(model)
-    return fuse_activations(model).to(device).eval()
+    return model.to(device).eval()
 
 
 def model_to_fit(folder: Path, keep: Keep | None) -> PreTrainedModel:

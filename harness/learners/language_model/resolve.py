@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.components.adapter import Lora, adapts_first
 from harness.components.language_model import LanguageModel, Model, later_train, resolve_model
 from harness.components.objectives import OBJECTIVES
 from harness.components.tasks import TaskData
@@ -19,6 +21,7 @@ from harness.learners.language_model.converted import with_safetensors
 from harness.learners.language_model.facts import ModelFacts, check_kernels, model_facts, needs_weights
 from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.specs import (
+    AdapterSpec,
     LanguageModelFit,
     ModelSpec,
     ObjectiveSpec,
@@ -27,6 +30,7 @@ from harness.learners.language_model.specs import (
 )
 from harness.metrics.watermark import green_count
 from harness.science import Prompts, Versioned
+from harness.terminal import shown
 
 PROMPTS: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
 
@@ -73,24 +77,32 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
             "noted": True,
         }
 
-    objective = _objective(learner)
+    objective, adapter = _objective(learner), None
+    if learner.adapter is not None:
+        adapter, count = _adapter(learner.adapter, learner.model, model, real)
+        facts = replace(facts, adapter=count, separate=adapter.section.weights == "separate")
+    on_first = adapter is not None and adapts_first(learner)
+    facts = replace(facts, first_adapted=on_first)
 
     def fitted_as(how: Train, **more: Any) -> Versioned:
         # The length of the prompt is sampling's, but with this loss the fit reads it too.
         masked = sample.prompt_length(block) if how.loss == "continuation" else None
         masked = real.prompt_tokens if isinstance(real, TaskCorpus) else masked
         spec = TrainSpec(**how.model_dump(exclude_unset=True), masked_tokens=masked)
+        more = {name: value for name, value in more.items() if value is not None}
         return Versioned(LanguageModelFit(model=model, train=spec, **more), version)
 
+    plain = learner.later is None and objective is None and (adapter is None or on_first)
     first = "pretrained" if learner.model.pretrained else "scratch"
     return Resolved(
-        fit=fitted_as(later_train(learner), **({} if objective is None else {"objective": objective})),
-        first=None if learner.later is None and objective is None else fitted_as(train),
+        fit=fitted_as(later_train(learner), objective=objective, adapter=adapter),
+        first=None if plain else fitted_as(train, adapter=adapter if on_first else None),
         anchored=objective is not None and _reference(objective) == "initial",
+        based=facts.separate and learner.init == "previous" and not on_first,
         sampling=Versioned(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version),
         init=first if learner.init == "previous" else learner.init,
         prompts=_prompts(config, real),
-        cost=6.0 * facts.parameters * block,
+        cost=facts.training_flops * block,
         facts=facts,
         models={} if learner.model.pretrained is None else _place(learner.model),
     )
@@ -123,6 +135,29 @@ def _objective(learner: LanguageModel) -> ObjectiveSpec | None:
         return None
     version = OBJECTIVES.loaded[learner.objective.kind].version
     return ObjectiveSpec(section=learner.objective, version=version)
+
+
+def _adapter(section: Lora, named: Model, model: ModelSpec, real: TextCorpus) -> tuple[AdapterSpec, int]:
+    """An adapter as it is executed, and how many parameters it has.
+
+    Raises:
+        DataError: It does not fit the model, or peft is not installed.
+    """
+    from harness.learners.language_model import adapter as adapters
+    from harness.learners.language_model.behaviour import on_meta
+    from harness.learners.language_model.model import pretrained_config, transformers_config
+
+    adapters.check_adapters_installed()
+    if named.pretrained is not None:
+        config, name = pretrained_config(named), shown(named.pretrained)
+    else:
+        meta = real.meta
+        config = transformers_config(
+            model, int(meta["vocab_size"]), model.context or 0, int(meta["bos"]), int(meta["eos"])
+        )
+        name = named.preset or f"architecture {model.architecture}"
+    settled, count = adapters.settle_targets(section, on_meta(config), name)
+    return AdapterSpec(section=settled, version=adapters.VERSION), count
 
 
 def _reference(objective: ObjectiveSpec) -> str | None:

@@ -115,6 +115,7 @@ class Work:
         stage: ZeRO stage.
         recompute: A fit keeps the inputs of layers, and the rest of one layer at a time.
         on_gpu: Otherwise attention is computed in fp32, in bf16 too.
+        trained: Parameters that have gradients; all when None.
     """
 
     tokens: int
@@ -125,6 +126,7 @@ class Work:
     stage: int = 0
     recompute: bool = False
     on_gpu: bool = True
+    trained: int | None = None
 
 
 def memory_per_rank(
@@ -147,7 +149,8 @@ def memory_per_rank(
     own = ranks if stage else 1  # who share the optimizer
     layer = kept * size + (16 * width if work.bf16 and not work.on_gpu else 0)
     layers = num_layers * width * size + layer if work.recompute else num_layers * layer
-    bucket = min(parameters, MAX_BUCKET) * size
+    trained = parameters if work.trained is None else work.trained
+    bucket = min(trained, MAX_BUCKET) * size
     buffers = bucket if stage else 0
     if (
         stage == 3
@@ -156,11 +159,11 @@ def memory_per_rank(
     cache = work.rows * work.length * num_layers * 2 * width * size
     return Memory(
         weights=parameters * size // (ranks if stage >= 3 else 1),
-        gradients=parameters * size // (ranks if stage >= 2 else 1),
-        optimizer=parameters * (12 if work.bf16 else 8) // own,
+        gradients=trained * size // (ranks if stage >= 2 else 1),
+        optimizer=trained * (12 if work.bf16 else 8) // own,
         buffers=buffers,
         activations=work.tokens * (layers + vocab_size * 2 * size),
-        step=4 * parameters // own,
+        step=4 * trained // own,
         sampling=parameters * size + cache + work.rows * vocab_size * CHOICE_BYTES,
         # about six vectors of a layer at a time: its input, queries, keys, values, and the wide one's parts
         scoring=parameters * size + BATCH_TOKENS * size * (vocab_size + 12 * width),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from harness.components.adapter import Lora
 from harness.components.objectives import Objective
 from harness.components.tasks import TaskData
 from harness.config.schema import Model, PositiveInt, Sample, Section, TextData, Train, since
@@ -32,6 +33,13 @@ class ObjectiveSpec(Section):
     version: int | str
 
 
+class AdapterSpec(Section):
+    """An adapter as it is executed: its targets are names of layers, without the number of their block."""
+
+    section: Lora
+    version: int
+
+
 class LanguageModelFit(Section):
     """What is fitted."""
 
@@ -40,6 +48,8 @@ class LanguageModelFit(Section):
     train: TrainSpec = since(TrainSpec(), introduced={})
     objective: ObjectiveSpec | None = since(None)
     """What it minimises, with the version of its code; the cross-entropy when null."""
+    adapter: AdapterSpec | None = since(None)
+    """What is trained, with the version of its code; all weights when null."""
 
 
 class SampleSpec(Sample):

@@ -97,7 +97,7 @@ class Fitted:
 
     Attributes:
         status: ``diverged`` where the loss or a weight is not finite.
-        state: The weights, on rank 0.
+        state: The weights that were fitted, on rank 0.
         log: Loss curves and counts.
         tokens: Tokens that were predicted, all ranks together.
         computed: Those of them since the checkpoint that the fit went on from.
@@ -213,6 +213,7 @@ class Trainer:
         task: FitTask,
         units: Units | None = None,
         objective: Objective | None = None,
+        adapted: bool = False,
     ) -> Fitted:
         """Fit a model, from its beginning or from a checkpoint.
 
@@ -224,13 +225,16 @@ class Trainer:
                 meanwhile.
             units: What is trained on in the place of the task's examples, with another objective.
             objective: What is minimised; the cross-entropy when None.
+            adapted: The model has an adapter, which alone is fitted.
 
         Raises:
             Stopped: It was asked to stop; what it had is in a checkpoint.
         """
         self.units, self.objective = units, objective
         size, stage = self.ranks.world_size, self.zero_stage
-        engine = Engine(model, self.train, self.micro_batch, size, stage, self.attention, self.recompute)
+        engine = Engine(
+            model, self.train, self.micro_batch, size, stage, self.attention, self.recompute, adapted
+        )
         try:
             with deterministic(self.device, self.deterministic):
                 return self._loop(engine, validation, schedule, task)

@@ -134,8 +134,6 @@ class BranchRun:
         parent = None if node.init_from is None else self.weights(self.plan.nodes[node.init_from])
         anchor = node.spec.fit.reference
         reference = None if anchor is None else self.weights(self.plan.nodes[node.first])
-        if node.spec.fit.base is not None:
-            self.weights(self.plan.nodes[node.first])
         training = self.training_set(node)
         staged = self.context.on_rank_0(lambda: self.store.stage(node.fit))
         resume = adopt(self.context, node, staged)

@@ -6,7 +6,7 @@ peft is imported where a model is trained with one, or its configuration is writ
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,17 @@ def linear_layers(model: PreTrainedModel) -> Iterator[Layer]:
             yield Layer(name, short, module.nx, module.nf)
 
 
-def settle_targets(section: Lora, model: PreTrainedModel, named: str) -> tuple[Lora, int]:
+def settle_targets(section: Lora, layers: Sequence[Layer], named: str) -> tuple[Lora, int]:
     """An adapter with its targets written out, and how many parameters it has.
 
     Args:
         section: As a configuration has it.
-        model: Its model; without storage is enough.
+        layers: Those of its model.
         named: What the model is called, for messages.
 
     Raises:
         DataError: A layer is not there, or narrower than the adapter.
     """
-    layers = list(linear_layers(model))
     there = sorted({layer.short for layer in layers})
     field = "learner.adapter.targets"
     if section.targets is None:
@@ -253,6 +252,24 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def base_model(
+    spec: FitSpec, base: Path | None, places: Mapping[str, Model], dtype: torch.dtype
+) -> PreTrainedModel:
+    """What an adapter is added to, in some precision on the CPU.
+
+    Args:
+        spec: A fit.
+        base: Folder of a fit with whole weights; None for the pretrained model.
+        places: Content of a pretrained model to where it lies.
+        dtype: The precision.
+    """
+    if base is not None:
+        return models.read_model(base, dtype, torch.device("cpu"))
+    content = fitted(spec).model.pretrained
+    assert content is not None
+    return models.in_precision(models.pretrained_model(places[content], 0), dtype)
+
+
 def whole_model(
     spec: FitSpec, folder: Path, base: Path | None, places: Mapping[str, Model]
 ) -> PreTrainedModel:
@@ -266,12 +283,7 @@ def whole_model(
     """
     section = fitted(spec)
     assert section.adapter is not None
-    dtype = models.DTYPES[section.train.precision]
-    if base is not None:
-        model = models.read_model(base, dtype, torch.device("cpu"))
-    else:
-        assert section.model.pretrained is not None
-        model = models.in_precision(models.pretrained_model(places[section.model.pretrained], 0), dtype)
+    model = base_model(spec, base, places, models.DTYPES[section.train.precision])
     merge(model, section.adapter.section, read_adapter(folder))
     return model
 

@@ -150,7 +150,8 @@ class LanguageModelLearner:
         if adapter is not None:
             state = adapters.by_file_name(state)
         if adapter is not None and not _separate(adapter):
-            model = models.in_precision(self._initial(task, None), models.DTYPES[train.precision])
+            dtype = models.DTYPES[train.precision]
+            model = adapters.base_model(task.spec, _before(task), self.execution.models, dtype)
             adapters.merge(model, adapter, state)
             state = models.weights_of(model)
         if train.merge != 1.0 and task.init_from is not None:
@@ -215,9 +216,7 @@ class LanguageModelLearner:
 
     def _initial(self, task: FitTask, keep: Keep | None) -> PreTrainedModel:
         spec, model, meta = task.spec, fitted(task.spec).model, self.data.meta
-        before = task.init_from if spec.init == "previous" else None
-        if before is not None and adapters.is_adapter(before):
-            before = task.base  # or none: a pretrained model
+        before = _before(task)
         if before is not None:
             return models.model_to_fit(before, keep)
         place = model if model.pretrained is None else self.execution.models[model.pretrained]
@@ -510,6 +509,12 @@ def _adapter_of(spec: FitSpec) -> Lora | None:
 def _separate(adapter: Lora | None) -> TypeGuard[Lora]:
     """Whether a fit is stored as an adapter."""
     return adapter is not None and adapter.weights == "separate"
+
+
+def _before(task: FitTask) -> Path | None:
+    """The fit with whose weights one begins, its adapter left aside; None where they are in no fit."""
+    before = task.init_from if task.spec.init == "previous" else None
+    return task.base if before is not None and adapters.is_adapter(before) else before
 
 
 def _finite(state: Mapping[str, torch.Tensor]) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,20 +145,29 @@ def _adapter(section: Lora, named: Model, model: ModelSpec, real: TextCorpus) ->
         DataError: It does not fit the model, or peft is not installed.
     """
     from harness.learners.language_model import adapter as adapters
+
+    adapters.check_adapters_installed()
+    vocabulary, bos, eos = (int(real.meta[name]) for name in ("vocab_size", "bos", "eos"))
+    name = (
+        shown(named.pretrained) if named.pretrained else named.preset or f"architecture {model.architecture}"
+    )
+    layers = _layers(named if named.pretrained else model, vocabulary, bos, eos)
+    settled, count = adapters.settle_targets(section, layers, name)
+    return AdapterSpec(section=settled, version=adapters.VERSION), count
+
+
+@cache
+def _layers(model: Model, vocabulary: int, bos: int, eos: int) -> Sequence[Any]:
+    """The linear layers of a model, by its configuration."""
+    from harness.learners.language_model.adapter import linear_layers
     from harness.learners.language_model.behaviour import on_meta
     from harness.learners.language_model.model import pretrained_config, transformers_config
 
-    adapters.check_adapters_installed()
-    if named.pretrained is not None:
-        config, name = pretrained_config(named), shown(named.pretrained)
+    if model.pretrained is not None:
+        config = pretrained_config(model)
     else:
-        meta = real.meta
-        config = transformers_config(
-            model, int(meta["vocab_size"]), model.context or 0, int(meta["bos"]), int(meta["eos"])
-        )
-        name = named.preset or f"architecture {model.architecture}"
-    settled, count = adapters.settle_targets(section, on_meta(config), name)
-    return AdapterSpec(section=settled, version=adapters.VERSION), count
+        config = transformers_config(model, vocabulary, model.context or 0, bos, eos)
+    return list(linear_layers(on_meta(config)))
 
 
 def _reference(objective: ObjectiveSpec) -> str | None:

@@ -26,8 +26,54 @@ def _attention_in_fp32(
     return found.to(query.dtype), None
 
 
-AttentionInterface.register(IN_FP32, _attention_in_fp32)
-AttentionMaskInterface.register(IN_FP32, sdpa_mask)
+BY_STEPS = "harness_sdpa_by_steps"
+"""Name of `_attention_by_steps` among transformers' attention functions."""
+FEW_KEYS = 16
+"""Below so many keys torch's attention is faster than two products (docs/LOG.md)."""
+
+
+def _attention_by_steps(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of torch, but two matrix products where each row reads on by one token.
+
+    torch's kernel is made for many queries: of one it takes two to six times as long on a CPU. Keys and
+    values are of a type of their own, in which it is computed; the result is of the queries' type.
+    """
+    asked, keys = query.to(key.dtype), key.shape[-2]
+    masked = attention_mask is not None or kwargs.get("position_bias") is not None
+    if query.shape[-2] > 1 or keys < FEW_KEYS or masked or scaling is None:
+        found, _ = sdpa_attention_forward(
+            module, asked, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return found.to(query.dtype), None
+    batch, heads, _, width = query.shape
+    # Heads that share keys are the rows of one product.
+    grouped = (asked * scaling).view(batch, key.shape[1], -1, width)
+    found = (grouped @ key.transpose(-1, -2)).softmax(dim=-1) @ value
+    return found.reshape(batch, 1, heads, -1).to(query.dtype), None
+
+
+for _name, _function in ((IN_FP32, _attention_in_fp32), (BY_STEPS, _attention_by_steps)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, sdpa_mask)
+
+
+def read_by_steps(model: PreTrainedModel) -> torch.dtype:
+    """Give a model that will write token by token the kernels for it, in place.
+
+    Returns:
+        The type of its cache: on a CPU fp32, in which its attention is several times as fast as in bf16.
+    """
+    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(BY_STEPS)
+    return torch.float32 if model.config._attn_implementation == BY_STEPS else model.dtype
 
 
 def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
@@ -60,7 +106,7 @@ def prepare_fit(
             raise LearnerError(f"resources.attention: {str(error).splitlines()[0]}") from None
     if device.type == "cuda":
         align_head(model)
-    elif model.config._attn_implementation == "sdpa":
+    elif model.config._attn_implementation in ("sdpa", BY_STEPS):
         model.set_attn_implementation(IN_FP32)
     if recompute:
         # The way that keeps no graph of its own would need inputs with gradients, and warns of that.

@@ -16,15 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from harness.config.schema import Sample
 from harness.learners.language_model.cuda import StepReader, can_step, inference
 from harness.learners.language_model.decoding import Adjustment
+from harness.learners.language_model.kernels import read_by_steps
 from harness.metrics.watermark import GreenLists
 from harness.records import Examples
 from harness.streams import uniforms
+
+GROUP = 64
+"""Tokens that are drawn among after their group has been drawn."""
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -34,14 +39,15 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
     than a small model does.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, dtype: torch.dtype) -> None:
         """Nothing is read.
 
         Args:
             length: Tokens there is room for.
+            dtype: Type of what is kept and returned.
         """
         super().__init__()
-        self._length = length
+        self._length, self._dtype = length, dtype
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -52,7 +58,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._room = [
-                new.new_empty((*new.shape[:-2], self._length, new.shape[-1]))
+                new.new_empty((*new.shape[:-2], self._length, new.shape[-1]), dtype=self._dtype)
                 for new in (key_states, value_states)
             ]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
@@ -78,7 +84,10 @@ class TokenReader:
         self._cache = DynamicCache(config=model.config) if cached else None
         if self._cache is not None and length is not None:
             layers = self._cache.layers
-            layers[:] = [_RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in layers]
+            dtype = read_by_steps(model)
+            layers[:] = [
+                _RoomyLayer(length, dtype) if type(layer) is DynamicLayer else layer for layer in layers
+            ]
         self._read: torch.Tensor | None = None
         narrow = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if narrow else {}
@@ -268,25 +277,34 @@ class Sampler:
     def choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """One token per row by inverse transform.
 
+        First the group of `GROUP` tokens is found, then the token in it: sums that run over the whole
+        vocabulary take longer than a small model does.
+
         [batch, vocab] logits and [batch] uniforms to [batch] token ids.
         """
-        probabilities = self.distribution(logits)
-        cumulative = probabilities.cumsum(dim=-1)
-        total = cumulative[:, -1:]
-        # Below the total even after rounding, so that a token of probability 0 is never drawn.
-        below = torch.nextafter(total, torch.zeros_like(total))
-        threshold = torch.minimum(uniform.to(cumulative.dtype)[:, None] * total, below)
-        return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        weights = self.distribution(logits)
+        vocab, every = weights.shape[-1], torch.arange(len(weights), device=weights.device)
+        groups = pad(weights, (0, -vocab % GROUP)).view(len(weights), -1, GROUP)
+        masses = groups.sum(dim=-1).double().cumsum(dim=-1)
+        which, threshold = _cross(masses, uniform * masses[:, -1])
+        threshold = threshold - torch.where(which > 0, masses[every, which - 1], 0.0)
+        inside, _ = _cross(groups[every, which].double().cumsum(dim=-1), threshold)
+        return (which * GROUP + inside).clamp(max=vocab - 1)
 
     def distribution(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities after temperature, top-k, top-p, min-p and typical-p, in that order.
 
-        Unnormalised by the cuts behind top-k; [batch, vocab], fp64.
+        Unnormalised by the cuts behind top-k; [batch, vocab], fp64 where there are such cuts and fp32
+        otherwise.
         """
-        scaled = logits.float() / self.config.temperature
+        scaled = logits.float()
+        if self.config.temperature != 1.0:
+            scaled = scaled / self.config.temperature
         if 0 < self.config.top_k < scaled.shape[-1]:
             least = scaled.topk(self.config.top_k, dim=-1).values[:, -1:]
             scaled = scaled.masked_fill(scaled < least, -torch.inf)
+        if self.config.top_p == 1.0 and self.config.min_p == 0 and self.config.typical_p == 1.0:
+            return torch.softmax(scaled, dim=-1)
         probabilities = torch.softmax(scaled.double(), dim=-1)
         if self.config.top_p < 1.0:
             ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -299,6 +317,17 @@ class Sampler:
         if self.config.typical_p < 1.0:
             probabilities = _typical(probabilities, self.config.typical_p)
         return probabilities
+
+
+def _cross(cumulative: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where running sums pass a threshold, and the threshold, both [batch].
+
+    It stays below the total even after rounding, so that what weighs 0 is never drawn; [batch, entries] sums.
+    """
+    total = cumulative[:, -1]
+    below = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(cumulative, below[:, None], right=True)[:, 0]
+    return found.clamp(max=cumulative.shape[-1] - 1), below
 
 
 def _typical(probabilities: torch.Tensor, mass: float) -> torch.Tensor:

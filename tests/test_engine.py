@@ -21,8 +21,9 @@ from harness.learners.language_model.scoring import IGNORED, sequence_nll
 WHERE = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 
 
-def small(architecture: str = "llama", vocab_size: int = 61) -> Any:
-    section = Model(architecture=architecture, num_layers=2, width=32, num_heads=2, context=48)  # type: ignore[arg-type]
+def small(architecture: str = "llama", vocab_size: int = 61, kv_heads: int | None = None) -> Any:
+    sizes = {"num_layers": 2, "width": 32, "num_heads": 2, "num_kv_heads": kv_heads, "context": 48}
+    section = Model(architecture=architecture, **sizes)  # type: ignore[arg-type]
     return new_model(section, vocab_size, 48, 0, 0, seed=1).eval()
 
 
@@ -110,9 +111,12 @@ def test_recorded_steps_read_what_plain_ones_read(architecture: str, device: tor
                 torch.testing.assert_close(step(new), plain(new))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
-def test_a_reader_with_room_reads_what_a_whole_pass_does(architecture: str) -> None:
-    model = small(architecture)
+@pytest.mark.parametrize(
+    ("architecture", "kv_heads"), [("gpt2", None), ("llama", None), ("llama", 1), ("opt", None)]
+)
+def test_a_reader_with_room_reads_what_a_whole_pass_does(architecture: str, kv_heads: int | None) -> None:
+    """Texts of 20 tokens, so attention is computed in both of its ways; also where heads share keys."""
+    model = small(architecture, kv_heads=kv_heads)
     texts = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 20)))
     with torch.inference_mode():
         whole = model(input_ids=texts, use_cache=False).logits
@@ -121,6 +125,18 @@ def test_a_reader_with_room_reads_what_a_whole_pass_does(architecture: str) -> N
             torch.testing.assert_close(read(texts[:, :start]), whole[:, start - 1])
             for position in range(start, 20):
                 torch.testing.assert_close(read(texts[:, position : position + 1]), whole[:, position])
+
+
+def test_attention_of_one_token_in_bf16_loses_nothing() -> None:
+    """Read token by token in bf16, logits are as near to those in fp32 as a whole pass in bf16 is."""
+    texts = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (8, 40)))
+    exact, model = small(kv_heads=1), small(kv_heads=1).bfloat16()
+    with torch.inference_mode():
+        wanted = exact(input_ids=texts, use_cache=False).logits
+        whole = model(input_ids=texts, use_cache=False).logits.float()
+        read = TokenReader(model, cached=True, length=40)
+        steps = torch.stack([read(texts[:, at : at + 1]) for at in range(40)], dim=1).float()
+    assert (steps - wanted).square().mean() < 1.5 * (whole - wanted).square().mean()
 
 
 @pytest.mark.parametrize("device", WHERE)

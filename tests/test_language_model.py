@@ -153,6 +153,28 @@ def test_tokens_are_drawn_from_the_models_distribution(tiny: Any) -> None:
     assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("vocab", [40, 64, 700])
+def test_a_token_is_where_the_running_sum_passes_the_number(vocab: int) -> None:
+    """Against the definition, in fp64 over the whole vocabulary; some tokens cannot occur."""
+    generator = np.random.default_rng(vocab)
+    logits = generator.normal(0, 3, (500, vocab))
+    logits[generator.random((500, vocab)) < 0.3] = -np.inf
+    logits[:, 3] = 0.0
+    number = generator.random(500)
+    sums = np.exp(logits).cumsum(axis=1)
+    wanted = np.array(
+        [np.searchsorted(row, u * row[-1], side="right") for row, u in zip(sums, number, strict=True)]
+    )
+    drawing = Sampler(torch.nn.Linear(1, 1), Sample(), None, 0)  # type: ignore[arg-type]
+    found = drawing.choose(torch.from_numpy(logits).float(), torch.from_numpy(number)).numpy()
+    edge = np.abs(sums / sums[:, -1:] - number[:, None]).min(axis=1) < 1e-6  # where rounding may decide
+    assert (found == wanted)[~edge].all() and edge.mean() < 0.05
+    last = drawing.choose(
+        torch.from_numpy(logits).float(), torch.full((500,), 1 - 1e-16, dtype=torch.float64)
+    )
+    assert np.isfinite(logits[np.arange(500), last.numpy()]).all()
+
+
 def test_temperature_top_k_and_top_p() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]]))
 

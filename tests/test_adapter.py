@@ -16,6 +16,7 @@ from conftest import TASK, TEXT, Make, merged
 from group import run_ranks
 from hub_endpoint import Hub
 
+from harness.api import Results
 from harness.components.adapter import Lora
 from harness.config.schema import Model
 from harness.errors import InputError
@@ -261,6 +262,8 @@ def test_peft_opens_what_is_stored(both: Any, tmp_path: Path) -> None:
         with opened.disable_adapter():
             assert (opened(input_ids=tokens).logits - expected).abs().max() > 1e-3
     assert (Path(last["model"]) / "tokenizer.json").exists()
+    with pytest.raises(InputError, match="is stored as an adapter in .*; harness pull writes the model"):
+        Results(store.root).model(last["fit"])
 
 
 def test_a_base_stays_while_what_adds_to_it_does(both: Any, make_config: Make, ranks: Any) -> None:
@@ -377,6 +380,57 @@ def test_dpo_with_an_adapter(make_config: Make, tmp_path: Path, ranks: Any, refe
     ]
     assert first[0] == pytest.approx(np.log(2), abs=1e-4)
     assert (first[1] == pytest.approx(np.log(2), abs=1e-4)) == (reference == "previous")
+
+
+@pytest.mark.slow
+def test_reinforce_goes_on_with_what_was_sampled(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+    """A batch of all completions has advantages that add up to 0, and a fit begins as the model that wrote
+    them: its first loss is 0, whether that had an adapter (generation 2) or not."""
+    changes = {
+        **SEPARATE,
+        "learner.objective": {"kind": "reinforce", "kl": 0.1, "reference": "previous"},
+        "filters": [{**JUDGE, "choose": "all"}],
+        "learner.later": {"batch_size": 24, "epochs": 4, "learning_rate": 1e-2},
+    }
+    prepared, store = run_all(make_config(BASE, **changes), tmp_path / "root", ranks=ranks)
+    for node in nodes_of(prepared)[1:]:
+        losses = store.json("fits", node.fit, "fit.json")["log"]["train_loss"]
+        assert losses[0] == pytest.approx(0, abs=1e-4) and losses[-1] < -1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rank", 3), ("alpha", 8.0), ("dropout", 0.3), ("targets", ["c_attn"]), ("targets", "all-linear")],
+)
+def test_every_field_changes_what_comes_out(
+    both: Any, make_config: Make, ranks: Any, field: str, value: Any
+) -> None:
+    prepared, store = both["merged"]
+    before = nodes_of(prepared)[:2]
+    config = make_config(BASE, generations=1, **{f"learner.adapter.{field}": value})
+    found, _ = run_all(config, store.root, ranks=ranks)
+    zero, one = nodes_of(found)
+    assert zero.fit == before[0].fit and one.fit != before[1].fit
+    changed = ranks_of(weights(store, zero), weights(store, one))
+    assert set(changed.values()) == {value if field == "rank" else RANK}
+    parts = {"attn.c_attn", "attn.c_proj"} - ({"attn.c_proj"} if value == ["c_attn"] else set())
+    parts |= {"mlp.c_fc", "mlp.c_proj"} if value == "all-linear" else set()
+    assert set(changed) == {f"transformer.h.0.{part}.weight" for part in parts}
+    assert not any(
+        torch.equal(weights(store, one)[name], weights(store, before[1])[name]) for name in changed
+    )
+
+
+@pytest.mark.slow
+def test_half_of_the_way_is_half_of_what_is_added(both: Any, make_config: Make, ranks: Any) -> None:
+    """Averages of weights, and with them Neon, take merged adapters as they take full fits."""
+    prepared, store = both["merged"]
+    zero, one = (weights(store, node) for node in nodes_of(prepared)[:2])
+    changes = {"learner.later": {"merge": 0.5}, "generations": 1}
+    half, _ = run_all(make_config(BASE, **changes), store.root, ranks=ranks)
+    for name, value in weights(store, nodes_of(half)[1]).items():
+        torch.testing.assert_close(value, (zero[name] + one[name]) / 2)
 
 
 # --- pretrained models --------------------------------------------------------------------------------------

@@ -314,7 +314,9 @@ def pull(
         print_json(found)
         return
     if found["model"] is None:
-        terminal.show("no model: its weights were freed (retention.weights)", sys.stderr)
+        terminal.show(
+            "no model: its weights, or those that it adds to, were freed (retention.weights)", sys.stderr
+        )
     else:
         terminal.show(f"model    {found['model']}")
     if found["adapter"] is not None:

@@ -180,6 +180,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         "---\nconfigs:\n- config_name: small\n  data_files: small.jsonl\n- config_name: large\n  data_files: "
         "large.jsonl\n---\n"
     )
+    folder = root / "datasets" / "lab" / "chats"  # one prompt of its training side is in each other side
+    folder.mkdir()
+    for name, part in {"train": range(20), "validation": range(19, 24), "test": range(24, 29)}.items():
+        rows = [{"prompt": f"Number {i}?", "completion": f"It is {i * 7}."} for i in part]
+        rows += [{"prompt": "Number 3?", "completion": "It is 3."}] if name == "test" else []
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = root / "datasets" / "lab" / "pictures"
     folder.mkdir()
     pictures = [

@@ -202,3 +202,22 @@ def test_weights_that_the_hub_has_converted_are_found(
         for name in ("pickled", "pickled.pr"):
             shutil.rmtree(models / name)
         hub.requests_of.clear()
+
+
+def test_chats_of_the_hub_keep_their_splits_and_share_no_prompt(
+    hub: Hub, make_config: Make, tmp_path: Path
+) -> None:
+    """What training shares with another side is left out of it, and counted."""
+    data = {"kind": "chat", "source": "hf:lab/chats", "template": "none"}
+    data |= {"tokenizer": {"kind": "pretrained", "name": "lab/small"}, "prompt_tokens": 16}
+    base = {**{name: TEXT[name] for name in ("experiment", "tracking")}, "data": data, "generations": 1}
+    base["learner"] = {"kind": "language_model", "model": {"pretrained": "lab/small"}, "init": "previous"}
+    config = make_config({**base, "data": {**data, "completion_tokens": 16}})
+    done = harness("plan", config, "--root", tmp_path / "r", "--json", **environment(hub, tmp_path / "c"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["data"][0]
+    assert found["prompts"] == {"train": 18, "validation": 5, "test": 6} and found["on_two_sides"] == 2
+    wrong = make_config({**base, "data": {**data, "completion": "answer"}})
+    done = harness("plan", wrong, "--root", tmp_path / "r", **environment(hub, tmp_path / "c"))
+    assert done.returncode == 2
+    assert "data.completion: hf:lab/chats (train) has no column 'answer'; it has prompt, comp" in done.stderr

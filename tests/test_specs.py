@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from chats import chat, study
 from conftest import TASK, TEXT, Make, merged
 from pydantic import BaseModel
 
@@ -34,6 +35,7 @@ PREFIX = {"prompt": "real_prefix", "prompt_tokens": 4}
 TEACHER = {"source": {"model": {"variance": 4.0}}}
 VERIFIER = {"kind": "verifier", "score": "log_density", "at_least": -3.0}
 NORMAL: dict[str, Any] = {"source": "gaussian", "num_examples": 20}
+CHAT = study("sums.jsonl", "tokenizer")
 BASES: dict[str, dict[str, Any]] = {
     "text": merged(TEXT, {"regime.synthetic_ratio": 0.5, "learner.model.dropout": 0.1}),
     "loops": merged(TEXT, {"filters": [{"kind": "repetition"}]}),
@@ -72,6 +74,16 @@ BASES: dict[str, dict[str, Any]] = {
         },
     ),
     "adapted": merged(TEXT, {"learner.init": "previous", "learner.adapter": {"kind": "lora"}}),
+    "chat": CHAT,
+    "voted": {**CHAT, "filters": [{"kind": "judge", "judge": "majority"}]},
+    "spoken": merged(
+        TASK,
+        {
+            "data.tokenizer": {"kind": "pretrained", "name": "a tokenizer"},
+            "data.prompt_tokens": 64,
+            "data.completion_tokens": 48,
+        },
+    ),
     "sums": merged(TASK, {"data.task": {"kind": "arithmetic"}}),
     "strings": merged(TASK, {"data.task": {"kind": "rewriting"}}),
     "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
@@ -178,6 +190,18 @@ CHANGES: dict[str, dict[str, Any]] = {
         "filters.0.false_accept": 0.1,
         "filters.0.false_reject": 0.1,
     },
+    "chat": {
+        "data.answer": "result",
+        "data.system": "Add.",
+        "data.prompt_tokens": 60,
+        "data.completion_tokens": 20,
+        "data.num_examples": 20,
+        "data.resample": True,
+        "data.split.test": 0.3,
+        "data.split.validation": 0.2,
+    },
+    "voted": {"data.extract": "#### (.*)"},
+    "spoken": {"data.system": "Be brief.", "data.instruction": "Evaluate {prompt}"},
     "likely": {"filters.0.per": "completion"},
     "long": {"filters.0.prefers": "short"},
     "dpo": {
@@ -453,6 +477,8 @@ ELSEWHERE = {
     ("CellSource", "generation"): "the same",
     ("Evaluate", "metrics"): "tests/test_plugins.py: by the package's version",
     ("ImageData", "kind"): "says how the source is read",
+    ("ChatData", "too_long"): "what is left out is known by what is left",
+    ("TaskData", "tokenizer"): "tests/test_chat.py: by content",
 }
 
 
@@ -462,12 +488,17 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import yaml
 
     folder = tmp_path_factory.mktemp("specs")
+    chat(folder)
     np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(60, 1)))
     known: dict[str, list[str]] = {}
 
     def find(config: dict[str, Any]) -> list[str]:
         if "path" in config["data"]:
             config = merged(config, {"data.path": str(folder / "rows.npy")})
+        if config["data"].get("kind") == "chat":
+            config = {**config, "data": {**config["data"], "source": str(folder / "sums.jsonl")}}
+        if (config["data"].get("tokenizer") or {}).get("kind") == "pretrained":
+            config = merged(config, {"data.tokenizer.name": str(folder / "tokenizer")})
         text = yaml.safe_dump(config)
         if text not in known:
             (folder / "config.yaml").write_text(text)
@@ -595,6 +626,8 @@ def test_no_field_is_left_out() -> None:
         "Vae.sample",
         "TextData.tokenizer",
         "TextData.split",
+        "ChatData.tokenizer",
+        "ChatData.split",
         "ImageData.split",
     }
     assert set(missing) <= allowed, sorted(set(missing) - allowed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from harness.components import (
+    chat,
     discrete,
     filters,
     gaussian,
@@ -60,6 +61,7 @@ OBJECTIVES = objectives.OBJECTIVES
 _KINDS: Mapping[str, DataKind] = {
     "text": text.KIND,
     "task": tasks.KIND,
+    "chat": chat.KIND,
     "images": images.KIND,
     **truths.KINDS,
 }

@@ -314,7 +314,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         JudgeFilter,
         1,
         "harness.tasks.judges:keep",
-        reads=("task",),
+        reads=("task", "chat"),
         rewards="harness.tasks.judges:rewards",
         settle="harness.tasks.judges:settled",
         passing=lambda section: section.passing,

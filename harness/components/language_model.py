@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from harness.components import posttraining
 from harness.components.adapter import Lora, adapts_first, check_adapter, check_refresh
-from harness.components.objectives import OBJECTIVES, Objective
+from harness.components.objectives import Objective
 from harness.components.presets import preset_names, preset_sizes
-from harness.components.regimes import COMPONENTS as REGIMES
-from harness.components.tasks import TaskData, TaskMeasure
+from harness.components.tasks import Prompted
 from harness.components.text import TextData
 from harness.registry import LearnerPlugin, Metric
 from harness.section import Place, PositiveInt, Section, Share, since
@@ -342,12 +342,12 @@ def check(config: Any) -> None:
         ValueError: They do not fit.
     """
     learner, regime = config.learner, config.regime
-    if isinstance(config.data, TaskData):
-        _check_task(learner, config)
-    elif isinstance(config.data, TextData):
+    if isinstance(config.data, Prompted):
+        posttraining.check(config, later_train(learner), resolve_model(learner.model).context)
+    else:
+        posttraining.check_none(config)
+    if isinstance(config.data, TextData):
         _check_text(learner, config.data)
-    if not isinstance(config.data, TaskData):
-        _check_no_task(config)
     _check_watermark(config)
     check_refresh(config)
     if config.resources.attention == "flash_attention_2" and learner.train.precision != "bf16":
@@ -377,119 +377,6 @@ def check(config: Any) -> None:
             "regime, augment with synthetic_ratio up to 0.5, or stream with synthetic_ratio x pool up to 1 "
             "and no detector; with per_prompt: 1, no growth, and no members that read one another"
         )
-
-
-def _check_task(learner: LanguageModel, config: Any) -> None:
-    """A task says itself what is continued, and where it ends."""
-    own = ("prompt", "prompt_tokens", "keep_prompt", "length", "min_new_tokens", "forbid_eos", "num_beams")
-    given = [name for name in own if name in learner.sample.model_fields_set]
-    if given:
-        raise ValueError(
-            f"learner.sample.{given[0]}: is not used with data.source: task; its prompts are continued until "
-            "the completion ends"
-        )
-    if learner.train.loss != "all" or later_train(learner).loss != "all":
-        raise ValueError(
-            "learner.train.loss: is not used with data.source: task, where completions alone are learned"
-        )
-    if learner.sample.watermark is not None:
-        raise ValueError("learner.sample.watermark: is of text; the data are a task")
-    if learner.model.pretrained is not None:
-        raise ValueError(
-            "learner.model.pretrained: a task is written in characters, which no pretrained model's "
-            "tokenizer has; allowed: a preset or an architecture"
-        )
-    if learner.sample.fresh_prompts and config.regime.growth is not None:
-        raise ValueError(
-            "regime.growth: with learner.sample.fresh_prompts each generation has data.num_examples prompts, "
-            "however many examples are read; leave one of the two out"
-        )
-    _check_judge(learner, config)
-    if learner.objective is not None:
-        _check_objective(learner, config)
-    block, context = config.data.block_size, resolve_model(learner.model).context
-    if context is not None and block > context:
-        raise ValueError(
-            f"learner.model.context: a prompt and its completion take {block} tokens "
-            f"({config.data.prompt_length} and {block - config.data.prompt_length}), more than the model's "
-            f"context of {context}"
-        )
-    if config.regime.source != "self" and config.regime.writer.cell is None:
-        raise ValueError("regime.source: with data.source: task allowed are self and {cell: ...}")
-
-
-def _check_judge(learner: LanguageModel, config: Any) -> None:
-    """A judge looks at all completions of a prompt together, as many as are written."""
-    each = learner.sample.per_prompt
-    for place, item in enumerate(config.filters):
-        if item.kind != "judge":
-            continue
-        if config.regime.kind in REGIMES and REGIMES[config.regime.kind].selects:
-            raise ValueError(
-                f"filters: judge looks at all completions of a prompt together; with regime.kind "
-                f"{config.regime.kind} they arrive shuffled"
-            )
-        if place:
-            raise ValueError(
-                "filters: judge has to come first, and once: it looks at all completions of a prompt together"
-            )
-        if config.regime.source == "self" and item.of not in (None, each):
-            raise ValueError(
-                f"filters: judge looks at {item.of} completions of a prompt (of), "
-                f"learner.sample.per_prompt writes {each}"
-            )
-        if item.of is None:
-            item.check_of(each, "learner.sample.per_prompt")
-
-
-def _check_objective(learner: LanguageModel, config: Any) -> None:
-    """What an objective learns from."""
-    assert learner.objective is not None
-    kind, regime = learner.objective.kind, config.regime
-    plugin = OBJECTIVES[kind]
-    if not plugin.loss:
-        return
-    place = f"learner.objective: {kind}"
-    if learner.init != "previous" or regime.refresh is not None:
-        raise ValueError(f"{place} goes on from the weights before; it needs init: previous, and no refresh")
-    if regime.kind != "replace" or regime.synthetic_ratio != 1 or regime.source != "self":
-        raise ValueError(
-            f"{place} learns from completions that a judge has compared, and solutions are not; it needs "
-            "regime: {kind: replace, synthetic_ratio: 1.0, source: self}"
-        )
-    judges = [item for item in config.filters if hasattr(item, "choose")]
-    if not judges or (plugin.chooses and judges[0].choose != plugin.chooses):
-        raise ValueError(f"{place} needs a judge: filters: [{{kind: judge, choose: {plugin.chooses}, ...}}]")
-    if len(config.filters) > 1:
-        raise ValueError(f"{place} learns from what belongs together; the judge has to be the only filter")
-    if learner.train.truncate is not None or later_train(learner).truncate is not None:
-        raise ValueError(f"learner.train.truncate: is of the cross-entropy, not of {kind}")
-    sample = learner.sample
-    if kind == "reinforce" and (
-        (sample.temperature, sample.top_k, sample.top_p, sample.min_p, sample.typical_p)
-        != (1.0, 0, 1.0, 0.0, 1.0)
-        or sample.repetition_penalty != 1
-        or sample.temperatures
-    ):
-        raise ValueError(
-            f"{place} corrects for how completions were drawn, so they have to be the model's own: "
-            "learner.sample with temperature 1 and without cuts or penalties"
-        )
-
-
-def _check_no_task(config: Any) -> None:
-    """What only tasks have."""
-    sample = config.learner.sample
-    if sample.fresh_prompts:
-        raise ValueError("learner.sample.fresh_prompts: is of data.source: task")
-    if config.learner.objective is not None:
-        raise ValueError("learner.objective: is of data.source: task")
-    if sample.per_prompt > 1 and sample.prompt == "bos":
-        raise ValueError(
-            f"learner.sample.per_prompt: found {sample.per_prompt}, and with prompt: bos there are no prompts"
-        )
-    if config.evaluate.task != TaskMeasure():
-        raise ValueError("evaluate.task: is of data.source: task")
 
 
 def _check_watermark(config: Any) -> None:

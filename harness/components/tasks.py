@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
 
+from harness.components.text import PretrainedTokenizer, tokenizer_items
 from harness.registry import DataKind, TaskPlugin, gather
-from harness.section import DataSection, PositiveInt, Section, since
+from harness.section import DataSection, HubItem, Place, PositiveInt, Section, since
 
 Difficulties = Annotated[tuple[Annotated[int, Field(ge=1, le=12)], ...], Field(min_length=1)]
 
@@ -126,7 +127,36 @@ else:
 MAX_PROBLEMS = 10_000_000
 
 
-class TaskData(DataSection):
+class Prompted(DataSection):
+    """Data whose examples are a prompt and a completion, which alone is learned."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of every prompt, what fills it up included."""
+        raise NotImplementedError
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of an example: its prompt, and room for a completion with the token that ends it."""
+        raise NotImplementedError
+
+    @property
+    def prepend_bos(self) -> bool:
+        """Nothing is in front of a prompt: its first token is never predicted."""
+        return False
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether something knows which completions are right."""
+        return True
+
+    @property
+    def filled(self) -> bool:
+        """Whether what fills prompts up is hidden from the model."""
+        return True
+
+
+class TaskData(Prompted):
     """Prompts with solutions and an exact checker, from an endless generator or a package."""
 
     source: Literal["task"]
@@ -142,14 +172,37 @@ class TaskData(DataSection):
     test: PositiveInt = since(200)
     """Prompts of the test side."""
     prompt_tokens: PositiveInt | None = since(None)
-    """Characters there is room for in a prompt, and spaces in front of shorter ones; as many as the task's
-    longest when null."""
+    """Tokens (characters) there is room for in a prompt, and spaces in front of shorter ones; as many as the
+    task's longest when null."""
     completion_tokens: Annotated[int, Field(ge=2, le=100_000)] | None = since(None)
-    """Characters there is room for in a completion, the token that ends it included; as many as the task's
-    longest when null."""
+    """Tokens (characters) there is room for in a completion, the token that ends it included; as many as the
+    task's longest when null."""
     resample: bool = since(False)
     """Every seed trains on its own ``num_examples`` of the prompts, drawn at random; otherwise all on the
     same ones."""
+    tokenizer: PretrainedTokenizer | None = since(None)
+    """A pretrained model's, which writes prompts as a user's messages. Null: tokens are characters."""
+    template: Place = since("tokenizer")
+    """With a tokenizer: how a prompt is written, by the ``tokenizer``'s chat template, by that of a file
+    (Jinja), or ``none``: as it is."""
+    system: str | None = since(None)
+    """With a tokenizer: system message in front of every prompt."""
+    instruction: Annotated[str, Field(pattern=r"\{prompt\}")] = since("{prompt}")
+    """With a tokenizer: the user's message, with the prompt in the place of ``{prompt}``."""
+
+    @model_validator(mode="after")
+    def _rendered(self) -> TaskData:
+        given = [name for name in ("template", "system", "instruction") if name in self.model_fields_set]
+        if self.tokenizer is None and given:
+            raise ValueError(f"{given[0]}: needs tokenizer: {{kind: pretrained, name: ...}}")
+        if self.template == "none" and self.system is not None:
+            raise ValueError("system: is not used with template: none, which has no place for it")
+        missing = [name for name in ("prompt_tokens", "completion_tokens") if getattr(self, name) is None]
+        if self.tokenizer is not None and missing:
+            raise ValueError(
+                f"with a tokenizer the task does not say how long its texts are; give {missing[0]}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths(self) -> TaskData:
@@ -173,9 +226,14 @@ class TaskData(DataSection):
         return self.prompt_length + (self.completion_tokens or (self._bounds or (0, 0))[1] + 1)
 
     @property
-    def prepend_bos(self) -> bool:
-        """Nothing is in front of a prompt: its first token is never predicted."""
-        return False
+    def filled(self) -> bool:
+        """Characters are filled up with spaces, which the model reads."""
+        return self.tokenizer is not None
+
+    @property
+    def hub_items(self) -> list[HubItem]:
+        """What it needs of the hub."""
+        return tokenizer_items(self.tokenizer)
 
 
 class TaskMeasure(Section):
@@ -200,8 +258,9 @@ class TaskMeasure(Section):
 KIND = DataKind(
     section=TaskData,
     prepare="harness.data.task:prepared",
-    load="harness.data.task:TaskCorpus",
+    load="harness.data.task:load",
     sources=("task",),
     like="text",
+    places=("template", "tokenizer.name", "tokenizer.revision"),
     example={"source": "task", "task": {"kind": "boolean"}, "num_examples": 1000},
 )

@@ -70,10 +70,14 @@ class TextData(DataSection):
     @property
     def hub_items(self) -> list[HubItem]:
         """What it needs of the hub."""
-        found, tokenizer = hub_data("data.source", self.source, self.revision), self.tokenizer
-        if tokenizer.kind == "pretrained" and not Path(tokenizer.name).is_dir():
-            found.append(HubItem("tokenizer", "data.tokenizer.name", tokenizer.name, tokenizer.revision))
-        return found
+        return hub_data("data.source", self.source, self.revision) + tokenizer_items(self.tokenizer)
+
+
+def tokenizer_items(tokenizer: BpeTokenizer | PretrainedTokenizer | None) -> list[HubItem]:
+    """What a tokenizer needs of the hub."""
+    if tokenizer is None or tokenizer.kind == "bpe" or Path(tokenizer.name).is_dir():
+        return []
+    return [HubItem("tokenizer", "data.tokenizer.name", tokenizer.name, tokenizer.revision)]
 
 
 KIND = DataKind(

@@ -6,16 +6,18 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.data import RealData
+from harness.data.task import TaskCorpus
 from harness.records import Examples
 
 
 class Tally:
-    """Counts what was judged; of data without a truth nothing."""
+    """Counts what was judged; of prompts without a known truth only that, of other such data nothing."""
 
     def __init__(self, data: RealData) -> None:
         """Nothing is counted yet."""
         self.data = data
         self.judged = self.accepted = self.right = self.kept_right = 0
+        self.knows = False
         self.rewarded, self.reward = 0, 0.0
 
     def add(self, raw: Examples, index: npt.NDArray[np.int64]) -> None:
@@ -26,12 +28,14 @@ class Tally:
             index: Which of it passes.
         """
         right = self.data.right(raw)
-        if right is None:
+        if right is None and not ("reward" in raw.notes and isinstance(self.data, TaskCorpus)):
             return
         self.judged += len(raw)
         self.accepted += len(index)
-        self.right += int(right.sum())
-        self.kept_right += int(right[index].sum())
+        if right is not None:
+            self.knows = True
+            self.right += int(right.sum())
+            self.kept_right += int(right[index].sum())
         if "reward" in raw.notes:
             self.rewarded += len(raw)
             self.reward += float(raw.notes["reward"].astype(np.float64).sum())
@@ -44,9 +48,10 @@ class Tally:
             "judge/judged": float(self.judged),
             "judge/accepted": float(self.accepted),
             "judge/accepted_share": self.accepted / self.judged,
-            "judge/true_share": self.right / self.judged,
-            "judge/precision": self.kept_right / self.accepted if self.accepted else float("nan"),
         }
+        if self.knows:
+            found["judge/true_share"] = self.right / self.judged
+            found["judge/precision"] = self.kept_right / self.accepted if self.accepted else float("nan")
         if self.rewarded:
             found["judge/reward"] = self.reward / self.rewarded
         return found

@@ -87,20 +87,7 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
         DataError: Missing, of an unknown kind, malformed, or more than memory holds; names the file and the
             line or column.
     """
-    left_out: list[str] = []
-    if path.is_dir():
-        if _is_store(path):
-            raise DataError(f"{field}: {path} is a store of the harness, which holds what models wrote")
-        files, left_out = _files(path)
-        if not files:
-            raise DataError(f"{field}: {path} holds no .txt, .jsonl or .parquet file{_named(left_out)}")
-    elif _kind(path) is not None:
-        files = [path]
-    else:
-        raise DataError(
-            f"{field}: found {shown(str(path))}, expected a {', '.join(known())} path, or a folder of such "
-            "files"
-        )
+    files, left_out = _named_files(path, known(), field)
     budget = ReadLimit(field)
     documents: list[str] = []
     empty = 0
@@ -117,6 +104,40 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
     return Texts(tuple(documents), len(files), empty, tuple(left_out))
 
 
+def files_of(path: Path, suffixes: Sequence[str], field: str) -> list[tuple[Path, str, str]]:
+    """A file, or all files of a folder in the order of their names, each with its kind and compression.
+
+    Args:
+        path: The file or folder.
+        suffixes: Of files that are read; what a folder has besides is passed over.
+        field: The configuration's field, for messages.
+
+    Raises:
+        DataError: There is none.
+    """
+    files, _ = _named_files(path, suffixes, field)
+    return [(file, *(_kind(file, suffixes) or ("", ""))) for file in files]
+
+
+def _named_files(path: Path, suffixes: Sequence[str], field: str) -> tuple[list[Path], list[str]]:
+    """The files that a path names, and the names of those in a folder that are not read."""
+    if not path.is_dir():
+        if _kind(path, suffixes) is not None:
+            return [path], []
+        raise DataError(
+            f"{field}: found {shown(str(path))}, expected a {', '.join(suffixes)} path, or a folder of such "
+            "files"
+        )
+    if _is_store(path):
+        raise DataError(f"{field}: {path} is a store of the harness, which holds what models wrote")
+    files, left_out = _files(path, suffixes)
+    if not files:
+        plain = [suffix for suffix in suffixes if suffix.count(".") == 1]
+        kinds = f"{', '.join(plain[:-1])} or {plain[-1]}"
+        raise DataError(f"{field}: {path} holds no {kinds} file{_named(left_out)}")
+    return files, left_out
+
+
 def known() -> list[str]:
     """The suffixes that are read."""
     return [
@@ -131,11 +152,11 @@ def _named(left_out: list[str]) -> str:
     return f"; not read: {', '.join(left_out[:5])}{' ...' if len(left_out) > 5 else ''}" if left_out else ""
 
 
-def _kind(path: Path) -> tuple[str, str] | None:
-    """A file's kind and compression, by its name."""
+def _kind(path: Path, suffixes: Sequence[str]) -> tuple[str, str] | None:
+    """A file's kind and compression, by its name; None where it is not among those that are read."""
     packed = path.suffix if path.suffix in OPENERS else ""
     kind = Path(path.stem).suffix if packed else path.suffix
-    return (kind, packed) if f"{kind}{packed}" in known() else None
+    return (kind, packed) if f"{kind}{packed}" in suffixes else None
 
 
 def _is_store(folder: Path) -> bool:
@@ -146,7 +167,7 @@ def _is_store(folder: Path) -> bool:
     return isinstance(found, dict) and {"format", "harness"} <= found.keys()
 
 
-def _files(folder: Path) -> tuple[list[Path], list[str]]:
+def _files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The files of a folder that are read, and the names of those that are not."""
     files, left_out = [], []
     for where, folders, names in os.walk(folder):
@@ -156,7 +177,7 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
             path = here / name
             if name.startswith(".") or not path.is_file():
                 continue
-            if _kind(path) is None:
+            if _kind(path, suffixes) is None:
                 left_out.append(str(path.relative_to(folder)))
             else:
                 files.append(path)
@@ -190,25 +211,29 @@ class ReadLimit:
 
 
 def _texts(file: Path, text_field: str, field: str, budget: ReadLimit) -> Iterator[str | None]:
-    found = _kind(file)
+    found = _kind(file, known())
     assert found is not None
     kind, packed = found
     try:
         if kind == ".parquet":
             yield from _read_parquet(file, text_field, field, budget)
             return
-        with open(file, "rb") as raw:
-            refuse_pointer(file, raw.read(200), field)
-        text = _decoded(file, packed, field, budget)
+        text = decoded(file, packed, field, budget)
         yield from paragraphs(text) if kind == ".txt" else _read_jsonl(file, text, text_field, field)
     except OSError as error:
         raise DataError(f"{field}: {file} cannot be read: {error.strerror or error}") from None
 
 
-def _decoded(file: Path, packed: str, field: str, budget: ReadLimit) -> str:
-    """A file's text, decompressed, without a byte order mark."""
+def decoded(file: Path, packed: str, field: str, budget: ReadLimit) -> str:
+    """A file's text, decompressed, without a byte order mark.
+
+    Raises:
+        DataError: It is no such text, or more than memory holds.
+    """
     content = io.BytesIO()
     with open(file, "rb") as raw:
+        refuse_pointer(file, raw.read(200), field)
+        raw.seek(0)
         source = OPENERS[packed](raw) if packed else raw
         try:
             while part := source.read(CHUNK):

@@ -126,6 +126,10 @@ def _check_problem(kind: str, problem: Any) -> None:
 
 
 def _check_fits(config: TaskData, problem: Problem) -> None:
+    if config.tokenizer is not None:  # which has tokens for every text, and whose lengths are known later
+        if not problem.prompt or not problem.solution:
+            raise DataError(f"data.task: {config.task.kind} gives a problem with an empty prompt or solution")
+        return
     known = set(_alphabet(config))
     for what, text, room, field in (
         ("prompt", problem.prompt, config.prompt_length, "prompt_tokens"),
@@ -170,6 +174,9 @@ def prepared(config: TaskData, room: Room) -> PreparedData:
     Raises:
         DataError: There are too few, or one does not fit.
     """
+    if config.tokenizer is not None:
+        found: PreparedData = _chats().prepared_task(config, room)
+        return found
     plugin = TASKS.loaded[config.task.kind]
     sides = collect(config)
     lines = [
@@ -192,6 +199,18 @@ def prepared(config: TaskData, room: Room) -> PreparedData:
     folder = room.folder(stored, lambda folder: _write(config, sides, folder))
     about = {"source": "task", "task": config.task.kind, "prompts": {s: len(sides[s]) for s in sides}}
     return PreparedData(spec, TaskCorpus(config, folder), about)
+
+
+def load(config: TaskData, folder: Path) -> TaskCorpus:
+    """What `prepared` wrote: in characters, or in a pretrained model's tokens."""
+    return TaskCorpus(config, folder) if config.tokenizer is None else _chats().RenderedCorpus(config, folder)
+
+
+def _chats() -> Any:
+    """Tasks in a pretrained model's tokens."""
+    from harness.data import chat
+
+    return chat
 
 
 def _write(config: TaskData, sides: dict[str, list[Problem]], folder: Path) -> None:
@@ -248,6 +267,21 @@ class TaskCorpus(TextCorpus):
         super().__init__(config, folder)  # type: ignore[arg-type]
         self.prompt_tokens = int(self.meta["prompt_tokens"])
 
+    @property
+    def fill(self) -> int | None:
+        """The token that fills prompts up where the model must not see it; it reads the spaces of a task."""
+        return None
+
+    @property
+    def end(self) -> int:
+        """The token that ends a completion."""
+        return END
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether something knows which completions are right."""
+        return True
+
     def _side(self, side: str) -> Examples:
         return Examples(self._blocks[side], self._blocks[f"{side}_lengths"])
 
@@ -297,7 +331,7 @@ class TaskCorpus(TextCorpus):
         """What stands behind the prompts of examples; None where it is not ended."""
         found: list[str | None] = []
         for row, length in zip(examples.values, examples.lengths, strict=True):
-            ended = length > self.prompt_tokens and row[length - 1] == END
+            ended = length > self.prompt_tokens and row[length - 1] == self.end
             found.append(self._text(row[self.prompt_tokens : length - 1]) if ended else None)
         return found
 
@@ -317,7 +351,7 @@ class TaskCorpus(TextCorpus):
             found[place] = verdict
         return found
 
-    def right(self, examples: Examples) -> npt.NDArray[np.bool_]:
+    def right(self, examples: Examples) -> npt.NDArray[np.bool_] | None:
         """Which completions are right, every step of them."""
         return np.array([verdict.correct for verdict in self.verdicts(examples)], dtype=bool)
 
@@ -355,7 +389,7 @@ class TaskCorpus(TextCorpus):
         Raises:
             DataError: Always.
         """
-        raise DataError("regime.source: a fixed corpus is text; the data are a task")
+        raise DataError("regime.source: a fixed corpus is text; the data are prompts with completions")
 
     def other(self, name: str, source: str) -> ExternalCorpus:
         """There is none.
@@ -363,4 +397,4 @@ class TaskCorpus(TextCorpus):
         Raises:
             DataError: Always.
         """
-        raise DataError(f"evaluate.others.{name}: is text; the data are a task")
+        raise DataError(f"evaluate.others.{name}: is text; the data are prompts with completions")

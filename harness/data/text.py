@@ -113,12 +113,17 @@ def train_tokenizer(documents: Sequence[str], config: BpeTokenizer) -> Tokenizer
 
 def pretrained_fingerprint(config: PretrainedTokenizer) -> str:
     """A hash of what a pretrained tokenizer does: its serialised form and special tokens."""
-    tokenizer = _load_pretrained(config)
+    tokenizer = load_pretrained(config)
     text = tokenizer.backend_tokenizer.to_str() + f"/{tokenizer.bos_token_id}/{tokenizer.eos_token_id}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _load_pretrained(config: PretrainedTokenizer) -> Any:
+def load_pretrained(config: PretrainedTokenizer) -> Any:
+    """A fast tokenizer of transformers.
+
+    Raises:
+        DataError: It cannot be loaded, or is not fast.
+    """
     from transformers import AutoTokenizer
 
     folder = Path(config.name)
@@ -164,7 +169,7 @@ def prepare(config: TextData, documents: Documents, folder: Path) -> None:
         bos = eos = 0  # the trainer numbers special tokens first
         vocab_size = tokenizer.get_vocab_size()
     else:
-        loaded = _load_pretrained(config.tokenizer)
+        loaded = load_pretrained(config.tokenizer)
         tokenizer, eos = loaded.backend_tokenizer, loaded.eos_token_id
         vocab_size = max(len(loaded), 1 + max(loaded.get_vocab().values(), default=0))  # some leave ids out
         bos = loaded.bos_token_id if loaded.bos_token_id is not None else eos

@@ -37,7 +37,8 @@ def blank(section: S, *names: str) -> S:
         head, _, rest = name.partition(".")
         info = type(section).model_fields.get(head)
         if info is not None and rest:
-            emptied[head] = blank(emptied.get(head, getattr(section, head)), rest)
+            inside = emptied.get(head, getattr(section, head))
+            emptied[head] = inside if inside is None else blank(inside, rest)
         elif info is not None:
             emptied[head] = "" if info.is_required() else info.get_default()
     return section.model_copy(update=emptied)

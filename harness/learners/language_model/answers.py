@@ -16,8 +16,8 @@ from harness.registry import Known, named
 from harness.science import Versioned
 from harness.streams import stream, uniforms
 
-BATCH = 256
-"""Completions that are drawn together."""
+BATCH, FEW = 256, 32
+"""Completions that are drawn together: of tasks in characters, and of models that are larger."""
 
 
 def draw_answers(
@@ -47,12 +47,13 @@ def draw_answers(
     start, rows = data.prompt_tokens, prompts * completions
     width = data.config.block_size - start
     found = np.full((rows, 2 * width), np.nan)
-    for batch in range(-(-rows // BATCH))[mine]:
-        index = np.arange(batch * BATCH, min(rows, (batch + 1) * BATCH))
+    size = BATCH if data.fill is None else FEW
+    for batch in range(-(-rows // size))[mine]:
+        index = np.arange(batch * size, min(rows, (batch + 1) * size))
         prefix = data.test.values[index // completions, :start].astype(np.int64)
-        short = BATCH - len(index)  # of one shape, so that an answer does not depend on how many there are
+        short = size - len(index)  # of one shape, so that an answer does not depend on how many there are
         prefix = np.pad(prefix, ((0, short), (0, 0)), mode="edge")
-        numbers = uniforms(seed, generation, "answers", batch * BATCH, (batch + 1) * BATCH, width)
+        numbers = uniforms(seed, generation, "answers", batch * size, (batch + 1) * size, width)
         drawn = sampler.draw(prefix, width, numbers).take(slice(len(index)))
         used = np.arange(width)[None, :] < drawn.lengths[:, None]
         found[index, :width] = np.where(used, drawn.values, -1)
@@ -84,6 +85,12 @@ def measure(
         answers: From `answers_of`.
         gen0_nll: Of each answer under generation 0's model.
     """
+    tokens = answers.lengths.astype(np.int64) - data.prompt_tokens
+    logprob = np.nansum(answers.notes["logprob"].astype(np.float64), axis=1)
+    found = dict(model_metrics(logprob, gen0_nll, tokens))
+    if not data.has_truth:
+        unended = [text is None for text in data.completions(answers)]
+        return {"task/unended": float(np.mean(unended)), **found}
     verdicts = data.verdicts(answers)
     shape = (prompts, len(answers) // prompts)
     correct = np.array([verdict.correct for verdict in verdicts]).reshape(shape)
@@ -91,12 +98,10 @@ def measure(
     texts = data.completions(answers)
     rows = [texts[place : place + shape[1]] for place in range(0, len(texts), shape[1])]
     skills, difficulties = data.about_test(prompts)
-    tokens = answers.lengths.astype(np.int64) - data.prompt_tokens
-    logprob = np.nansum(answers.notes["logprob"].astype(np.float64), axis=1)
     troubles = [verdict.trouble for verdict in verdicts]
     return {
         **task_metrics(correct, answer, rows, skills, difficulties, ks),
-        **model_metrics(logprob, gen0_nll, tokens),
+        **found,
         **{
             f"task/checker_{trouble}": float(troubles.count(trouble))
             for trouble in ("raised", "timed_out")

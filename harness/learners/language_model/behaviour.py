@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from harness.errors import DataError
+from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.sampling import TokenReader
 from harness.learners.language_model.weights import FLOATS, Stored, listed
 from harness.terminal import shown
@@ -40,11 +41,13 @@ class Behaviour:
         causal: Later tokens change no earlier score.
         cached: Reading token by token with a key-value cache gives the scores of reading all at once.
         bf16: It can be trained in bf16; some hold tables that stay in fp32.
+        hides: What fills a text up in front, hidden, changes no score.
     """
 
     causal: bool
     cached: bool
     bf16: bool
+    hides: bool
 
 
 def on_meta(config: PretrainedConfig) -> PreTrainedModel:
@@ -208,7 +211,19 @@ def _ask(model: PreTrainedModel) -> Behaviour:
     whole = model(input_ids=tokens, use_cache=False).logits
     changed = model(input_ids=other, use_cache=False).logits
     causal, cached = _alike(whole[:, :half], changed[:, :half], whole), _reads_on(model, tokens, whole)
-    return Behaviour(causal, cached, _trains_in_bf16(model, tokens))
+    hides = _hides(model, tokens, whole)
+    return Behaviour(causal, cached, _trains_in_bf16(model, tokens), hides)
+
+
+def _hides(model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether texts that are filled up in front with a token of their own have the scores that they had."""
+    shift, fill = 3, int(next(token for token in range(VOCABULARY) if not (tokens[:, 0] == token).any()))
+    filled = torch.nn.functional.pad(tokens, (shift, 0), value=fill)
+    try:
+        logits = model(input_ids=filled, use_cache=False, **hidden(filled, fill)).logits
+    except Exception:  # models without these arguments fail in ways of their own
+        return False
+    return _alike(logits[:, shift:], whole, whole)
 
 
 def _trains_in_bf16(model: PreTrainedModel, tokens: torch.Tensor) -> bool:

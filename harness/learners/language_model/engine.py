@@ -18,6 +18,7 @@ from harness.config.schema import Train
 from harness.errors import LearnerError
 from harness.learners.language_model.checkpoint import SafeCheckpointEngine
 from harness.learners.language_model.distributed import device
+from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.imports import deepspeed
 from harness.learners.language_model.kernels import prepare_fit
 from harness.learners.language_model.sizes import MAX_BUCKET
@@ -154,9 +155,9 @@ class Engine:
         module: PreTrainedModel = self._engine.module
         return module
 
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """A forward pass: [batch, length] token ids to [batch, length, vocab] logits."""
-        logits: torch.Tensor = self._engine(input_ids=tokens, use_cache=False).logits
+    def logits(self, tokens: torch.Tensor, fill: int | None = None) -> torch.Tensor:
+        """A forward pass: [batch, length] token ids to [batch, length, vocab] logits; see `hidden`."""
+        logits: torch.Tensor = self._engine(input_ids=tokens, use_cache=False, **hidden(tokens, fill)).logits
         return logits
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ Torch is imported for pretrained ones only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.components.language_model import resolve_model
 from harness.config.schema import LanguageModel, Model, Resources
@@ -15,6 +15,9 @@ from harness.learners.language_model.identity import FIELD, pretrained_identity,
 from harness.learners.language_model.sizes import kept_values, num_parameters
 from harness.learners.language_model.weights import stored_weights
 from harness.terminal import shown
+
+if TYPE_CHECKING:
+    from harness.learners.language_model.behaviour import Behaviour
 
 MAX_LAYERS = 10_000
 """A configuration that asks for more is a mistake: building it, even without weights, would take the
@@ -74,7 +77,9 @@ def needs_weights(learner: LanguageModel, refresh_init: str | None) -> bool:
     )
 
 
-def model_facts(learner: LanguageModel, refresh_init: str | None, vocab_size: int, length: int) -> ModelFacts:
+def model_facts(
+    learner: LanguageModel, refresh_init: str | None, vocab_size: int, length: int, filled: bool = False
+) -> ModelFacts:
     """The facts of a cell's model; a pretrained one is checked against its files and the data.
 
     Args:
@@ -82,6 +87,7 @@ def model_facts(learner: LanguageModel, refresh_init: str | None, vocab_size: in
         refresh_init: ``regime.refresh.init``, where there is one.
         vocab_size: Tokens of the tokenizer.
         length: Longest sequence that is fed to it.
+        filled: What fills prompts up in front is hidden from it.
 
     Raises:
         DataError: The model is not what a chain takes it for.
@@ -91,8 +97,13 @@ def model_facts(learner: LanguageModel, refresh_init: str | None, vocab_size: in
         assert model.num_layers and model.width
         parameters = num_parameters(model, vocab_size, model.context or length)
         return ModelFacts(parameters, model.num_layers, model.width, vocab_size, kept_values(model))
-    facts, bf16 = _pretrained_facts(model, needs_weights(learner, refresh_init), vocab_size, length)
-    if learner.train.precision == "bf16" and learner.train.max_steps != 0 and not bf16:
+    facts, reads = _pretrained_facts(model, needs_weights(learner, refresh_init), vocab_size, length)
+    if filled and not reads.hides:
+        raise DataError(
+            f"{FIELD}: {shown(model.pretrained)} cannot be told where a prompt begins (attention_mask and "
+            "position_ids), so prompts of several lengths cannot be answered together"
+        )
+    if learner.train.precision == "bf16" and learner.train.max_steps != 0 and not reads.bf16:
         raise DataError(
             f"learner.train.precision: {shown(model.pretrained)} cannot be trained in bf16; set fp32"
         )
@@ -130,8 +141,10 @@ def check_kernels(model: Model, resources: Resources) -> None:
         )
 
 
-def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int) -> tuple[ModelFacts, bool]:
-    """The facts, and whether it can be trained in bf16."""
+def _pretrained_facts(
+    model: Model, weights: bool, vocab_size: int, length: int
+) -> tuple[ModelFacts, Behaviour]:
+    """The facts, and what its architecture does."""
     from harness.learners.language_model.behaviour import behaviour, check_stored, on_meta
     from harness.learners.language_model.model import pretrained_config
 
@@ -189,7 +202,7 @@ def _pretrained_facts(model: Model, weights: bool, vocab_size: int, length: int)
         cached=reads.cached,
         full_precision=dtype in (None, "float32"),
     )
-    return facts, reads.bf16
+    return facts, reads
 
 
 def _kept(text: Any, skeleton: Any) -> int:

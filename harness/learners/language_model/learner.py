@@ -60,6 +60,7 @@ class LanguageModelLearner:
         self.device = device()
         self.task = data if isinstance(data, TaskCorpus) else None
         self.prompt = 0 if self.task is None else self.task.prompt_tokens  # what is never predicted
+        self.fill = None if self.task is None else self.task.fill
         self._loaded: tuple[Path, PreTrainedModel] | None = None
         self._base: Path | None = None
         self._adapted = False
@@ -77,8 +78,9 @@ class LanguageModelLearner:
 
         Without a beginning-of-text token an example's first one is not.
         """
-        first = 0 if text_of(spec).prepend_bos else 1
-        return self.data.bytes(examples.values[:, max(first, self.prompt) :])
+        first = max(0 if text_of(spec).prepend_bos else 1, self.prompt)
+        place = np.arange(examples.values.shape[1])[None, :]
+        return self.data.bytes(examples.values[(place >= first) & (place < examples.lengths[:, None])])
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
@@ -132,6 +134,7 @@ class LanguageModelLearner:
             resources.attention,
             resources.activation_checkpointing,
             self.prompt,
+            self.fill,
         )
 
     def _unchanged(self, task: FitTask, model: PreTrainedModel, values: adapters.Values | None) -> FitOutcome:
@@ -258,6 +261,7 @@ class LanguageModelLearner:
             how.context != "whole",
             green,
             how.noted,
+            self.fill,
         )
 
     def sample(self, task: SampleTask) -> int:
@@ -299,6 +303,7 @@ class LanguageModelLearner:
             control.tick,
             self.prompt,
             by_token,
+            self.fill,
         )
         merged = np.full(mine.shape, np.nan)
         for share in ranks.gather(mine):
@@ -405,7 +410,8 @@ class LanguageModelLearner:
         rewards = judged(data, judges, how.completions, answers, spec.seed, spec.generation)
         if rewards is not None:
             found["task/judged_reward"] = rewards
-            found["task/reward_gap"] = rewards - found["task/pass_1"]
+            if data.has_truth:
+                found["task/reward_gap"] = rewards - found["task/pass_1"]
         return Evaluation(found, arrays)
 
     def _copying(self, task: EvaluateTask) -> Mapping[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from harness.components.adapter import Lora, adapts_first
 from harness.components.language_model import LanguageModel, Model, later_train, resolve_model
 from harness.components.objectives import OBJECTIVES
-from harness.components.tasks import TaskData
+from harness.components.tasks import Prompted, TaskData
 from harness.config.schema import Config, TextData, Train
 from harness.data.base import RealData
 from harness.data.task import TaskCorpus
@@ -61,7 +61,9 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     learner, block = _section(config), config.data.block_size  # type: ignore[union-attr]
     assert isinstance(real, TextCorpus)
     train, sample, vocabulary = learner.train, learner.sample, int(real.meta["vocab_size"])
-    facts = model_facts(learner, _refresh_init(config), vocabulary, sample.sequence_length(block))
+    filled = isinstance(config.data, Prompted) and config.data.filled
+    length = block if isinstance(config.data, Prompted) else sample.sequence_length(block)
+    facts = model_facts(learner, _refresh_init(config), vocabulary, length, filled)
     check_kernels(learner.model, config.resources)
     model, marks = _model(config, learner, facts, vocabulary)
     if sample.watermark is not None and not 0 < green_count(sample.watermark.gamma, vocabulary) < vocabulary:
@@ -123,9 +125,12 @@ def _prompts(config: Config, real: TextCorpus) -> Prompts:
     n = real.num_examples
     needed = n * (config.generations + 1)
     if real.supply - n < needed:
+        drawn = isinstance(config.data, TaskData)
+        field = "data.reserve: found" if drawn else "data.num_examples: leaves"
         raise DataError(
-            f"data.reserve: found {real.supply - n}, and with learner.sample.fresh_prompts generations 0 to "
-            f"{config.generations} answer {n} prompts each; set at least {needed}"
+            f"{field} {real.supply - n}, and with learner.sample.fresh_prompts generations 0 to "
+            f"{config.generations} answer {n} prompts each; "
+            + (f"set at least {needed}" if drawn else f"leave at least {needed} training prompts")
         )
     return "fresh"
 
@@ -175,7 +180,7 @@ def _reference(objective: ObjectiveSpec) -> str | None:
 
 
 def _section(config: Config) -> LanguageModel:
-    assert isinstance(config.learner, LanguageModel) and isinstance(config.data, TextData | TaskData)
+    assert isinstance(config.learner, LanguageModel) and isinstance(config.data, TextData | Prompted)
     return config.learner
 
 

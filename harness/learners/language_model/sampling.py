@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicLayer
 from harness.config.schema import Sample
 from harness.learners.language_model.cuda import StepReader, can_step, inference
 from harness.learners.language_model.decoding import Adjustment
+from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.kernels import read_by_steps
 from harness.metrics.watermark import GreenLists
 from harness.records import Examples
@@ -70,7 +71,9 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
 class TokenReader:
     """Reads on in some texts at once, and scores what may come next."""
 
-    def __init__(self, model: PreTrainedModel, cached: bool, length: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, cached: bool, length: int | None = None, fill: int | None = None
+    ) -> None:
         """Nothing is read.
 
         Args:
@@ -79,8 +82,9 @@ class TokenReader:
                 every step.
             length: Tokens of the longest text, prompt included, for a reader whose rows stay as they are;
                 None where they will be repeated or reordered.
+            fill: Token that fills prompts up; None where nothing is hidden.
         """
-        self.model = model
+        self.model, self.fill = model, fill
         self._cache = DynamicCache(config=model.config) if cached else None
         if self._cache is not None and length is not None:
             layers = self._cache.layers
@@ -94,11 +98,15 @@ class TokenReader:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """Read tokens, shape [rows, new]; returns the logits of the next one, shape [rows, vocab]."""
-        if self._cache is None:
+        if self._cache is None or self.fill is not None:
             self._read = tokens if self._read is None else torch.cat([self._read, tokens], dim=1)
-            options = {"input_ids": self._read, "use_cache": False}
+        if self._cache is None:
+            assert self._read is not None
+            options = {"input_ids": self._read, "use_cache": False, **hidden(self._read, self.fill)}
         else:
             options = {"input_ids": tokens, "past_key_values": self._cache, "use_cache": True}
+            if self._read is not None:
+                options |= hidden(self._read, self.fill, tokens.shape[1])
         logits: torch.Tensor = self.model(**options, **self._options).logits[:, -1]
         return logits
 
@@ -106,14 +114,14 @@ class TokenReader:
         """Every row becomes so many."""
         if self._cache is not None:
             self._cache.batch_repeat_interleave(times)
-        elif self._read is not None:
+        if self._read is not None:
             self._read = self._read.repeat_interleave(times, dim=0)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Row i goes on from what row ``rows[i]`` was; shape [rows]."""
         if self._cache is not None:
             self._cache.reorder_cache(rows)
-        elif self._read is not None:
+        if self._read is not None:
             self._read = self._read[rows]
 
 
@@ -133,6 +141,7 @@ class Sampler:
         green: What a watermark makes likelier; None without one.
         noted: Whether what is drawn has the note ``logprob``: the log-probability of every token under the
             model itself, at temperature 1.
+        fill: Token that fills prompts up; None where nothing is hidden.
     """
 
     model: PreTrainedModel
@@ -144,6 +153,7 @@ class Sampler:
     cached: bool = True
     green: GreenLists | None = None
     noted: bool = False
+    fill: int | None = None
     _steps: dict[tuple[int, int], StepReader | None] = field(default_factory=dict, repr=False, compare=False)
 
     def draw(self, prompts: npt.NDArray[np.int64], length: int, uniform: npt.NDArray[np.float64]) -> Examples:
@@ -171,7 +181,10 @@ class Sampler:
 
     def _draw(self, tokens: torch.Tensor, length: int, numbers: torch.Tensor) -> Examples:
         """One token after another, each from its distribution."""
-        adjust = Adjustment(self.config, self.eos, tokens, self.vocab_size, self.green)
+        known = tokens
+        if self.fill is not None:  # what fills up has not occurred
+            known = torch.where(hidden(tokens, self.fill)["attention_mask"] > 0, tokens, tokens[:, -1:])
+        adjust = Adjustment(self.config, self.eos, known, self.vocab_size, self.green)
         natural = self.config.length == "natural"
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         drawn: list[torch.Tensor] = []
@@ -217,7 +230,13 @@ class Sampler:
         if key not in self._steps:
             self._steps.clear()  # a cache of full length each: one is enough
             self._steps[key] = None
-            if self.cached and self.model.device.type == "cuda" and can_step(self.model):
+            # A recorded step has no place for what is hidden.
+            if (
+                self.fill is None
+                and self.cached
+                and self.model.device.type == "cuda"
+                and can_step(self.model)
+            ):
                 # Whether it can be recorded depends on the architecture's code alone, so a corpus is always
                 # written one way; want of memory is no reason to write it another way.
                 try:
@@ -228,7 +247,7 @@ class Sampler:
                     pass
         found = self._steps[key]
         if found is None:
-            return TokenReader(self.model, self.cached, length)
+            return TokenReader(self.model, self.cached, length, self.fill)
         found.restart()
         return found
 
@@ -255,7 +274,7 @@ class Sampler:
         scores[:, 0] = 0.0  # before the first token the beams are equal, and one of them is enough
         found = torch.zeros((batch * beams, 0), dtype=torch.int64, device=tokens.device)
         with inference(tokens.device):
-            read = TokenReader(self.model, self.cached)
+            read = TokenReader(self.model, self.cached, fill=self.fill)
             for position in range(length):
                 logits = read(tokens)
                 if position == 0:  # the prompt is read once, whatever the number of beams

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.learners.language_model.cuda import inference
+from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.sizes import BATCH_TOKENS
 from harness.records import Examples
 
@@ -109,6 +110,7 @@ def score(
     tick: Callable[[], None] = lambda: None,
     masked: int = 0,
     by_token: bool = False,
+    fill: int | None = None,
 ) -> npt.NDArray[np.float64]:
     """Nats per sequence of this rank's share of the examples.
 
@@ -124,12 +126,14 @@ def score(
         tick: Told of every batch.
         masked: Tokens at the start of every example that count nothing.
         by_token: Give them by token.
+        fill: Token that fills prompts up; None where nothing is hidden.
 
     Returns:
         Shape [num_examples], or [num_examples, width] by token; NaN where another rank scores.
     """
     device = next(model.parameters()).device
-    size = max(1, BATCH_TOKENS // examples.values.shape[1])
+    # Where examples are few and models large, filling a batch up would take most of the time.
+    size = max(1, (BATCH_TOKENS if fill is None else BATCH_TOKENS // 4) // examples.values.shape[1])
     width = examples.values.shape[1]
     result = np.full((len(examples), width) if by_token else len(examples), np.nan)
     with inference(device):
@@ -140,7 +144,8 @@ def score(
             short = size - len(part)
             padded = Examples(np.pad(part.values, ((0, short), (0, 0))), np.pad(part.lengths, (0, short)))
             inputs, targets = with_bos(padded, bos, device, masked)
-            nll = token_nll(model(input_ids=inputs, use_cache=False).logits, targets)
+            logits = model(input_ids=inputs, use_cache=False, **hidden(inputs, fill)).logits
+            nll = token_nll(logits, targets)
             nll = torch.nn.functional.pad(nll, (width - nll.shape[1], 0)) if by_token else nll.sum(dim=1)
             tick()
             result[start : start + len(part)] = nll[: len(part)].double().cpu().numpy()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from harness.components.adapter import Lora
 from harness.components.objectives import Objective
-from harness.components.tasks import TaskData
+from harness.components.tasks import Prompted
 from harness.config.schema import Model, PositiveInt, Sample, Section, TextData, Train, since
 from harness.science import FitSpec
 
@@ -69,7 +69,7 @@ def fitted(spec: FitSpec) -> LanguageModelFit:
     return spec.learner.section
 
 
-def text_of(spec: FitSpec) -> TextData | TaskData:
-    """The section of its real text, or of its task."""
-    assert isinstance(spec.data.section, TextData | TaskData)
+def text_of(spec: FitSpec) -> TextData | Prompted:
+    """The section of its real text, or of its prompts."""
+    assert isinstance(spec.data.section, TextData | Prompted)
     return spec.data.section

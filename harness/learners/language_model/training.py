@@ -183,6 +183,7 @@ class Trainer:
         attention: str | None = None,
         recompute: bool = False,
         prompt: int = 0,
+        fill: int | None = None,
     ) -> None:
         """Keep what is the same for all fits of a cell.
 
@@ -199,8 +200,9 @@ class Trainer:
             attention: ``resources.attention``.
             recompute: ``resources.activation_checkpointing``.
             prompt: Tokens at the start of every example, validation's too, that are a task's prompt.
+            fill: Token that fills prompts up; None where nothing is hidden.
         """
-        self.prompt = prompt
+        self.prompt, self.fill = prompt, fill
         self.train, self.micro_batch, self.zero_stage, self.masked = train, micro_batch, zero_stage, masked
         self.bos, self.ranks, self.device, self.deterministic = bos, ranks, device, deterministic
         self.attention, self.recompute = attention, recompute
@@ -385,7 +387,7 @@ class Trainer:
             # before.
             torch.manual_seed(stream_seed(seed, generation, "dropout", step * len(batch) + start))
             inputs, targets = with_bos(part, self.bos, self.device, self.masked)
-            nll = sequence_nll(engine.logits(inputs), targets, self.train.truncate)
+            nll = sequence_nll(engine.logits(inputs, self.fill), targets, self.train.truncate)
             if weights is not None:
                 nll = nll * weights[start : start + self.micro_batch]
             loss = nll.sum() / max(predicted, 1)
@@ -409,7 +411,7 @@ class Trainer:
                 name: torch.from_numpy(values[rows]).to(self.device)
                 for name, values in self.units.numbers.items()
             }
-            logprob = -token_nll(engine.logits(inputs), targets)
+            logprob = -token_nll(engine.logits(inputs, self.fill), targets)
             loss = self.objective.loss(logprob, targets != IGNORED, numbers).sum() / len(index)
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
@@ -444,7 +446,7 @@ class Trainer:
             for start in range(0, len(validation), self.micro_batch):
                 part = validation.take(slice(start, start + self.micro_batch))
                 inputs, targets = with_bos(part, self.bos, self.device, self.prompt)
-                total += float(sequence_nll(engine.logits(inputs), targets).double().sum())
+                total += float(sequence_nll(engine.logits(inputs, self.fill), targets).double().sum())
                 count += int(self._predicted(part, self.prompt).sum())
                 tick()
         engine.train_mode(True)

@@ -1,0 +1,162 @@
+"""What has to fit together where a language model answers prompts: tasks, chats, judges and objectives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.components.objectives import OBJECTIVES
+from harness.components.regimes import COMPONENTS as REGIMES
+from harness.components.tasks import TaskData, TaskMeasure
+
+KNOWING = ("exact", "answer", "noisy")
+"""Judges that need something that knows which completions are right."""
+
+
+def check(config: Any, later: Any, context: int | None) -> None:
+    """Check a language model against data that are prompts: they say what is continued, and where it ends.
+
+    Args:
+        config: The cell.
+        later: How generations after the first are trained.
+        context: The longest sequence of the model, where its configuration says it.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    learner, data = config.learner, config.data
+    what = "data.source: task" if isinstance(data, TaskData) else "data.kind: chat"
+    own = ("prompt", "prompt_tokens", "keep_prompt", "length", "min_new_tokens", "forbid_eos", "num_beams")
+    given = [name for name in own if name in learner.sample.model_fields_set]
+    if given:
+        raise ValueError(
+            f"learner.sample.{given[0]}: is not used with {what}; its prompts are continued until the "
+            "completion ends"
+        )
+    if learner.train.loss != "all" or later.loss != "all":
+        raise ValueError(f"learner.train.loss: is not used with {what}, where completions alone are learned")
+    if learner.sample.watermark is not None:
+        raise ValueError(f"learner.sample.watermark: is of text; not used with {what}")
+    _check_tokenizer(config)
+    if learner.sample.fresh_prompts and config.regime.growth is not None:
+        raise ValueError(
+            "regime.growth: with learner.sample.fresh_prompts each generation has data.num_examples prompts, "
+            "however many examples are read; leave one of the two out"
+        )
+    _check_judge(config)
+    if learner.objective is not None:
+        _check_objective(config, later)
+    block = data.block_size
+    if context is not None and block > context:
+        raise ValueError(
+            f"learner.model.context: a prompt and its completion take {block} tokens "
+            f"({data.prompt_length} and {block - data.prompt_length}), more than the model's context of "
+            f"{context}"
+        )
+    if config.regime.source != "self" and config.regime.writer.cell is None:
+        raise ValueError(f"regime.source: with {what} allowed are self and {{cell: ...}}")
+    if not data.has_truth and "pass_k" in config.evaluate.task.model_fields_set:
+        raise ValueError(
+            "evaluate.task.pass_k: counts right completions, and nothing knows which are; data.answer names "
+            "the field of the reference answers"
+        )
+
+
+def _check_tokenizer(config: Any) -> None:
+    """A pretrained model reads its own tokens."""
+    learner, data = config.learner, config.data
+    if learner.model.pretrained is None:
+        return
+    if isinstance(data, TaskData) and data.tokenizer is None:
+        raise ValueError(
+            "learner.model.pretrained: a task is written in characters, which no pretrained model's "
+            "tokenizer has; give data.tokenizer: {kind: pretrained, name: ...} too, or a preset or an "
+            "architecture"
+        )
+    if data.tokenizer.kind == "bpe":
+        raise ValueError(
+            "data.tokenizer: a pretrained model needs its own tokenizer: {kind: pretrained, name: ...}"
+        )
+
+
+def _check_judge(config: Any) -> None:
+    """A judge looks at all completions of a prompt together, as many as are written."""
+    each = config.learner.sample.per_prompt
+    for place, item in enumerate(config.filters):
+        if item.kind != "judge":
+            continue
+        if config.regime.kind in REGIMES and REGIMES[config.regime.kind].selects:
+            raise ValueError(
+                f"filters: judge looks at all completions of a prompt together; with regime.kind "
+                f"{config.regime.kind} they arrive shuffled"
+            )
+        if place:
+            raise ValueError(
+                "filters: judge has to come first, and once: it looks at all completions of a prompt together"
+            )
+        if config.regime.source == "self" and item.of not in (None, each):
+            raise ValueError(
+                f"filters: judge looks at {item.of} completions of a prompt (of), "
+                f"learner.sample.per_prompt writes {each}"
+            )
+        if item.of is None:
+            item.check_of(each, "learner.sample.per_prompt")
+        if item.judge in KNOWING and not config.data.has_truth:
+            raise ValueError(
+                f"filters: judge {item.judge} has to know which completions are right, and these data do "
+                "not say it; name the field of the reference answers in data.answer, or take majority, self "
+                "or proxy"
+            )
+
+
+def _check_objective(config: Any, later: Any) -> None:
+    """What an objective learns from."""
+    learner, regime = config.learner, config.regime
+    kind = learner.objective.kind
+    plugin = OBJECTIVES[kind]
+    if not plugin.loss:
+        return
+    place = f"learner.objective: {kind}"
+    if learner.init != "previous" or regime.refresh is not None:
+        raise ValueError(f"{place} goes on from the weights before; it needs init: previous, and no refresh")
+    if regime.kind != "replace" or regime.synthetic_ratio != 1 or regime.source != "self":
+        raise ValueError(
+            f"{place} learns from completions that a judge has compared, and solutions are not; it needs "
+            "regime: {kind: replace, synthetic_ratio: 1.0, source: self}"
+        )
+    judges = [item for item in config.filters if hasattr(item, "choose")]
+    if not judges or (plugin.chooses and judges[0].choose != plugin.chooses):
+        raise ValueError(f"{place} needs a judge: filters: [{{kind: judge, choose: {plugin.chooses}, ...}}]")
+    if len(config.filters) > 1:
+        raise ValueError(f"{place} learns from what belongs together; the judge has to be the only filter")
+    if learner.train.truncate is not None or later.truncate is not None:
+        raise ValueError(f"learner.train.truncate: is of the cross-entropy, not of {kind}")
+    sample = learner.sample
+    if kind == "reinforce" and (
+        (sample.temperature, sample.top_k, sample.top_p, sample.min_p, sample.typical_p)
+        != (1.0, 0, 1.0, 0.0, 1.0)
+        or sample.repetition_penalty != 1
+        or sample.temperatures
+    ):
+        raise ValueError(
+            f"{place} corrects for how completions were drawn, so they have to be the model's own: "
+            "learner.sample with temperature 1 and without cuts or penalties"
+        )
+
+
+def check_none(config: Any) -> None:
+    """Check a language model of other data: what only prompts have cannot be given.
+
+    Raises:
+        ValueError: It is.
+    """
+    sample = config.learner.sample
+    if sample.fresh_prompts:
+        raise ValueError("learner.sample.fresh_prompts: is of data.source: task and data.kind: chat")
+    if config.learner.objective is not None:
+        raise ValueError("learner.objective: is of data.source: task and data.kind: chat")
+    if sample.per_prompt > 1 and sample.prompt == "bos":
+        raise ValueError(
+            f"learner.sample.per_prompt: found {sample.per_prompt}, and with prompt: bos there are no prompts"
+        )
+    if config.evaluate.task != TaskMeasure():
+        raise ValueError("evaluate.task: is of data.source: task and data.kind: chat")

@@ -1,0 +1,394 @@
+"""Prompts and completions in a pretrained model's tokens: chats from files and the hub, and tasks as chats.
+
+An example is a rendered prompt, filled up in front to one length, and a completion with the token that ends
+it. What fills up is hidden from the model (`harness.learners.language_model.filling`), so a prompt is read as
+if it stood alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.components.chat import ChatData
+from harness.components.tasks import TASKS, TaskData
+from harness.config.schema import science
+from harness.data.base import PreparedData, Room, own_examples, supply_of
+from harness.data.conversations import Conversation, read_conversations
+from harness.data.rendering import Messages, Rendering, copy_tokenizer, make_rendering, read_rendering
+from harness.data.task import TaskCorpus, collect
+from harness.errors import DataError
+from harness.files import write_json
+from harness.records import Examples
+from harness.streams import stream
+from harness.tasks import Problem, Verdict
+from harness.tasks.reference import Reference
+from harness.terminal import shown
+
+VERSION = 1
+"""Version of reading, splitting, rendering and filling up; part of every key."""
+PROMPTS = "prompts.parquet"
+SIDES = ("train", "validation", "test")
+NOT_STORED = ("num_examples", "reserve", "resample")
+"""Fields that decide how much of the prepared folder is used, not what is in it."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example before it is tokens.
+
+    Attributes:
+        messages: The prompt.
+        prompt: The prompt as one text; what a task's checker is asked about.
+        completion: What is learned.
+        answer: The reference answer.
+        where: Where it comes from, for messages.
+        skill: As of `harness.tasks.Problem`.
+        difficulty: As of `harness.tasks.Problem`.
+    """
+
+    messages: Messages
+    prompt: str
+    completion: str
+    answer: str | None
+    where: str
+    skill: str = "all"
+    difficulty: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """An example as tokens."""
+
+    item: Item
+    prompt: list[int]
+    completion: list[int]
+
+
+def prepared(config: ChatData, room: Room) -> PreparedData:
+    """Read chats and write them as tokens.
+
+    Raises:
+        DataError: They cannot be read or rendered, or there is no room for one.
+    """
+    sides, shared = read_conversations(config)
+    items = {side: [_item(found) for found in sides[side]] for side in SIDES}
+    for side in SIDES:
+        if not items[side]:
+            raise DataError(
+                f"data.source: the {side} side is empty, of {sum(map(len, items.values()))} prompts; give "
+                "more different ones, or a larger share (data.split)"
+            )
+    texts = [text for item in items["train"] for text in (item.prompt, item.completion)]
+    rendering = make_rendering(config.tokenizer, config.template, config.system, texts)
+    rows, dropped = _fit(config, rendering, items, config.too_long == "drop")
+    rows["train"] = [rows["train"][place] for place in stream(0, 0, "chats").permutation(len(rows["train"]))]
+    _check_answers(rows)
+    about = {
+        "source": config.source,
+        "prompts": {side: len(rows[side]) for side in SIDES},
+        "too_long": dropped,
+        "on_two_sides": shared,
+    }
+    spec = {"kind": "chat", "version": VERSION, **_science(config, rendering, rows)}
+    folder = room.folder(_stored(spec), lambda folder: _write(config, rendering, rows, folder))
+    return PreparedData(spec, ChatCorpus(config, folder), about)
+
+
+def prepared_task(config: TaskData, room: Room) -> PreparedData:
+    """Draw the problems of a task and write them as a user's messages, in a pretrained model's tokens.
+
+    Raises:
+        DataError: There are too few, or there is no room for one.
+    """
+    assert config.tokenizer is not None
+    rendering = make_rendering(config.tokenizer, config.template, config.system, ())
+    items = {side: [_of_problem(config, item) for item in found] for side, found in collect(config).items()}
+    rows, _ = _fit(config, rendering, items, drop=False)
+    plugin = TASKS.loaded[config.task.kind]
+    task = {"task": {**science(config.task), "version": plugin.version}}
+    spec = {"kind": "task chat", "version": VERSION, **_science(config, rendering, rows), **task}
+    folder = room.folder(_stored(spec), lambda folder: _write(config, rendering, rows, folder))
+    about = {"source": "task", "task": config.task.kind, "prompts": {s: len(rows[s]) for s in SIDES}}
+    return PreparedData(spec, RenderedCorpus(config, folder), about)
+
+
+def _item(found: Conversation) -> Item:
+    return Item(found.messages, found.prompt, found.completion, found.answer, found.where)
+
+
+def _of_problem(config: TaskData, found: Problem) -> Item:
+    asked = config.instruction.replace("{prompt}", found.prompt)
+    where = f"task {config.task.kind}, {shown(found.prompt)}"
+    return Item([("user", asked)], found.prompt, found.solution, None, where, found.skill, found.difficulty)
+
+
+def _science(
+    config: ChatData | TaskData, rendering: Rendering, rows: Mapping[str, Sequence[Row]]
+) -> dict[str, Any]:
+    """What of the data enters keys: every token of them, and how others would be made."""
+    digest = hashlib.sha256()
+    for side in SIDES:
+        for row in rows[side]:
+            item = row.item
+            what = [side, row.prompt, row.completion, item.prompt, item.answer, item.skill, item.difficulty]
+            digest.update(json.dumps(what).encode() + b"\n")
+    places = ("kind", "source", "revision", "prompt", "completion", "messages", "answer", "template")
+    left_out = {*places, "tokenizer", "system", "too_long", "task"}
+    return {
+        **{name: value for name, value in science(config).items() if name not in left_out},
+        "content": digest.hexdigest()[:32],
+        "rendering": rendering.fingerprint(),
+        "lengths": [config.prompt_length, config.block_size],
+    }
+
+
+def _stored(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in spec.items() if name not in NOT_STORED}
+
+
+def _fit(
+    config: ChatData | TaskData, rendering: Rendering, items: Mapping[str, Sequence[Item]], drop: bool
+) -> tuple[dict[str, list[Row]], int]:
+    """Examples as tokens, and how many were left out because there is no room for them.
+
+    Raises:
+        DataError: There is no room for one, or its completion holds the token that ends it.
+    """
+    room = {"prompt": config.prompt_length, "completion": config.block_size - config.prompt_length}
+    end, dropped, first = rendering.end, 0, ""
+    longest = {"prompt": 0, "completion": 0}
+    found: dict[str, list[Row]] = {}
+    for side, part in items.items():
+        prompts = rendering.prompts([rendering.text(item.messages, item.where) for item in part])
+        completions = rendering.ids([item.completion for item in part])
+        found[side] = []
+        for item, prompt, completion in zip(part, prompts, completions, strict=True):
+            if end in completion:
+                name = shown(rendering.tokenizer.convert_ids_to_tokens(end))
+                raise DataError(
+                    f"data.completion: {item.where} holds {name}, the token that ends a completion"
+                )
+            row = Row(item, prompt, [*completion, end])
+            sizes = {"prompt": len(row.prompt), "completion": len(row.completion)}
+            longest = {what: max(longest[what], sizes[what]) for what in longest}
+            over = next((what for what in room if sizes[what] > room[what]), None)
+            if over is None:
+                found[side].append(row)
+                continue
+            dropped += 1
+            first = first or (
+                f"data.{over}_tokens: the {over} of {item.where} takes {sizes[over]} tokens, there is room "
+                f"for {room[over]}"
+            )
+    if dropped and not drop:
+        needed = ", ".join(f"{what}_tokens {size}" for what, size in longest.items() if size > room[what])
+        also = ", or too_long: drop, which leaves them out" if isinstance(config, ChatData) else ""
+        raise DataError(f"{first}; {dropped} are too long, allowed: at least {needed}{also}")
+    empty = next((side for side in found if not found[side]), None)
+    if empty is not None:
+        raise DataError(f"{first}; nothing is left of the {empty} side")
+    return found, dropped
+
+
+def _check_answers(rows: Mapping[str, Sequence[Row]]) -> None:
+    """One prompt has one answer."""
+    known: dict[tuple[int, ...], Row] = {}
+    for part in rows.values():
+        for row in part:
+            other = known.setdefault(tuple(row.prompt), row)
+            if other.item.answer != row.item.answer:
+                raise DataError(
+                    f"data.answer: {other.item.where} and {row.item.where} have the same prompt and "
+                    f"different answers, {shown(other.item.answer)} and {shown(row.item.answer)}"
+                )
+
+
+def _filler(rows: Mapping[str, Sequence[Row]], end: int) -> int:
+    """The token that fills prompts up: one that none begins with."""
+    begun = {row.prompt[0] for part in rows.values() for row in part}
+    return end if end not in begun else next(token for token in range(len(begun) + 1) if token not in begun)
+
+
+def _write(
+    config: ChatData | TaskData, rendering: Rendering, rows: Mapping[str, Sequence[Row]], folder: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from safetensors.numpy import save_file
+
+    start, width, fill = config.prompt_length, config.block_size, _filler(rows, rendering.end)
+    arrays: dict[str, Any] = {}
+    for side in SIDES:
+        values = np.zeros((len(rows[side]), width), dtype=np.int32)
+        values[:, :start] = fill
+        lengths = np.zeros(len(values), dtype=np.int32)
+        for place, row in enumerate(rows[side]):
+            values[place, start - len(row.prompt) : start] = row.prompt
+            values[place, start : start + len(row.completion)] = row.completion
+            lengths[place] = start + len(row.completion)
+        arrays |= {side: values, f"{side}_lengths": lengths}
+    written = np.concatenate([row.completion for row in rows["train"]])
+    counts = np.bincount(written, minlength=rendering.vocab_size).astype(np.int64)
+    save_file({**arrays, "counts": counts}, folder / "blocks.safetensors")
+    rendering.write(folder)
+    table = {
+        "side": [side for side in SIDES for _ in rows[side]],
+        "prompt": [row.item.prompt for side in SIDES for row in rows[side]],
+        "answer": pa.array([row.item.answer for side in SIDES for row in rows[side]], pa.string()),
+    }
+    pq.write_table(pa.table(table), folder / PROMPTS)
+    meta = {
+        "bos": rendering.end
+        if rendering.tokenizer.bos_token_id is None
+        else rendering.tokenizer.bos_token_id,
+        "eos": rendering.end,
+        "fill": fill,
+        "vocab_size": rendering.vocab_size,
+        "prompt_tokens": start,
+        "block_size": width,
+        "skills": {side: [row.item.skill for row in rows[side]] for side in SIDES},
+        "difficulties": {side: [row.item.difficulty for row in rows[side]] for side in SIDES},
+    }
+    write_json(folder / "meta.json", meta)
+
+
+class RenderedCorpus(TaskCorpus):
+    """Prompts and completions in tokens that are no characters; the checker is a task's."""
+
+    def __init__(self, config: TaskData | ChatData, folder: Path) -> None:
+        """Read the examples.
+
+        Args:
+            config: The section.
+            folder: What `prepared` or `prepared_task` wrote.
+        """
+        import pyarrow.parquet as pq
+
+        super().__init__(config, folder)  # type: ignore[arg-type]
+        table = pq.read_table(folder / PROMPTS).to_pydict()
+        tokens = np.concatenate([self._blocks[side][:, : self.prompt_tokens] for side in SIDES])
+        known = zip(table["prompt"], table["answer"], strict=True)
+        self._rows: Mapping[bytes, tuple[str, str | None]] = {
+            row.tobytes(): about for row, about in zip(tokens.astype(np.int32), known, strict=True)
+        }
+        """Prompt and reference answer, by the prompt's tokens."""
+
+    @property
+    def fill(self) -> int | None:
+        """The token that fills prompts up."""
+        return int(self.meta["fill"])
+
+    @property
+    def end(self) -> int:
+        """The token that ends a completion."""
+        return int(self.meta["eos"])
+
+    @cached_property
+    def rendering(self) -> Rendering:
+        """How other prompts become tokens."""
+        return read_rendering(self.folder, self.config.system)
+
+    def _about(self, examples: Examples) -> list[tuple[str, str | None]]:
+        prompts = np.ascontiguousarray(examples.values[:, : self.prompt_tokens], dtype=np.int32)
+        return [self._rows[row.tobytes()] for row in prompts]
+
+    def prompts(self, examples: Examples) -> list[str]:
+        """The prompts of examples as the data have them, before they are rendered."""
+        return [prompt for prompt, _ in self._about(examples)]
+
+    def _text(self, tokens: npt.NDArray[np.integer[Any]]) -> str:
+        return self.decode(tokens.tolist()).strip()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a user's message, rendered and filled up.
+
+        Raises:
+            DataError: It is too long, or begins with the token that fills up.
+        """
+        ids = self.rendering.prompts([self.rendering.text([("user", self._asked(text))], shown(text))])[0]
+        if len(ids) > self.prompt_tokens:
+            raise DataError(
+                f"evaluate.prompts: {shown(text)} takes {len(ids)} tokens, there is room for "
+                f"{self.prompt_tokens} (data.prompt_tokens)"
+            )
+        if ids[0] == self.fill:
+            raise DataError(f"evaluate.prompts: {shown(text)} begins with the token that fills prompts up")
+        return [cast("int", self.fill)] * (self.prompt_tokens - len(ids)) + ids
+
+    def _asked(self, text: str) -> str:
+        return self.config.instruction.replace("{prompt}", text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, without what fills up in front."""
+        start = 0
+        while start < len(tokens) and tokens[start] == self.fill:
+            start += 1
+        text: str = self.tokenizer.decode([int(token) for token in tokens[start:]], skip_special_tokens=False)
+        return text
+
+    def write_tokenizer(self, folder: Path) -> bool:
+        """Put the tokenizer with its template beside a model."""
+        copy_tokenizer(self.folder, folder)
+        return True
+
+
+class ChatCorpus(RenderedCorpus):
+    """Chats; with reference answers something knows which completions are right."""
+
+    config: ChatData  # type: ignore[assignment]
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples of generation 0."""
+        return self.config.num_examples or self.supply
+
+    @property
+    def supply(self) -> int:
+        """Examples of the training side."""
+        return supply_of(self.config, len(self._blocks["train"]))
+
+    def real(self, seed: int, count: int) -> Examples:
+        """The first ``count`` training prompts with their completions; see `TextCorpus`."""
+        return self._side("train").take(own_examples(self.config, seed, self.supply, count))
+
+    def _asked(self, text: str) -> str:
+        return text
+
+    @cached_property
+    def has_truth(self) -> bool:
+        """Whether the data have reference answers."""
+        return any(answer is not None for _, answer in self._rows.values())
+
+    @cached_property
+    def checker(self) -> Any:
+        """Finds final answers, by which a majority votes."""
+        return Reference(self.config.extract)
+
+    @cached_property
+    def _references(self) -> Mapping[str, str]:
+        """Reference answers to what they are compared as."""
+        found = {answer for _, answer in self._rows.values() if answer is not None}
+        return {answer: self.checker.reference(answer) for answer in found}
+
+    def verdicts(self, examples: Examples) -> list[Verdict]:
+        """Whether final answers are the references'; a completion that is not ended is wrong."""
+        found = []
+        for (_, answer), text in zip(self._about(examples), self.completions(examples), strict=True):
+            if text is None or answer is None:
+                found.append(Verdict(False, False))
+            else:
+                found.append(self.checker.verdict(text, self._references[answer]))
+        return found
+
+    def right(self, examples: Examples) -> npt.NDArray[np.bool_] | None:
+        """Which completions have the reference's answer; None where there are no references."""
+        return super().right(examples) if self.has_truth else None

@@ -1,0 +1,78 @@
+"""Final answers in free text, and whether they are the reference's."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+from harness.tasks.base import Verdict
+
+LIMIT_S = 1.0
+"""Seconds that a regular expression may search in one completion: some take for ever on some texts."""
+NUMBER = re.compile(r"-?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?")
+
+
+class Reference:
+    """Finds final answers, and compares them."""
+
+    def __init__(self, extract: str | None) -> None:
+        """Keep the expression.
+
+        Args:
+            extract: Regular expression whose last match, or its first group, is the final answer; None where
+                that is the whole text.
+        """
+        import regex
+
+        self._pattern = None if extract is None else regex.compile(extract)
+
+    def found(self, text: str) -> str | None:
+        """The final answer in a text, normalised; None where it has none.
+
+        Raises:
+            TimeoutError: The expression has not found out in time.
+        """
+        if self._pattern is None:
+            return normal(text)
+        matches = list(self._pattern.finditer(text, timeout=LIMIT_S))
+        if not matches:
+            return None
+        last = matches[-1]
+        return normal(last[1] or "" if self._pattern.groups else last[0])
+
+    def answer(self, text: str) -> str | None:
+        """The final answer in a completion, by which a majority votes; None where there is none in time."""
+        try:
+            return self.found(text)
+        except TimeoutError:
+            return None
+
+    def reference(self, text: str) -> str:
+        """The final answer of a reference: what the expression finds, or all of it."""
+        found = self.found(text)
+        return normal(text) if found is None else found
+
+    def verdict(self, completion: str, reference: str) -> Verdict:
+        """Whether a completion's final answer is the reference's."""
+        try:
+            right = self.found(completion) == reference
+        except TimeoutError:
+            return Verdict(False, False, "timed_out")
+        return Verdict(right, right)
+
+
+def normal(answer: str) -> str:
+    """What answers are compared by.
+
+    Numbers by their value, without a currency sign, commas between thousands and a full stop at the end;
+    other texts without regard to case and blanks.
+    """
+    text = " ".join(answer.split()).rstrip(".").strip()
+    number = text.removeprefix("$").strip()
+    if number and NUMBER.fullmatch(number):
+        try:
+            value = Decimal(number.replace(",", "")).normalize()
+        except InvalidOperation:  # a sign alone
+            return text.casefold()
+        return f"{value + 0:f}"
+    return text.casefold()

@@ -59,7 +59,7 @@ def chat(folder: Path, **data: Any) -> dict[str, Any]:
     return study(str(folder / "sums.jsonl"), str(folder / "tokenizer"), **data)
 
 
-def study(source: str, tokenizer: str, **data: Any) -> dict[str, Any]:
+def study(source: str, tokenizer: str, /, **data: Any) -> dict[str, Any]:
     """The same over what lies elsewhere."""
     return {
         "experiment": "chat",

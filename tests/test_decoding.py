@@ -176,6 +176,34 @@ def test_sure_tokens_are_not_learned(truncate: float) -> None:
     assert learned.any() and (truncate > 0.99 or not learned.all())
 
 
+@pytest.mark.parametrize("few", [10**9, 0])
+@pytest.mark.parametrize("loss", ["smoothing", "kl"])
+def test_the_loss_towards_a_reference(loss: Any, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradient against sums over the vocabulary in fp64, all tokens at once and some at a time."""
+    from harness.components.objectives import Anchor
+    from harness.learners.language_model import scoring
+
+    monkeypatch.setattr(scoring, "FEW", dict.fromkeys(scoring.FEW, few))
+    monkeypatch.setattr(scoring, "ENTRIES", dict.fromkeys(scoring.ENTRIES, 5 * 7))
+    made = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 6, 7, generator=made).requires_grad_()
+    reference = torch.randn(4, 6, 7, generator=made)
+    targets = torch.randint(0, 7, (4, 6), generator=made)
+    targets[:, 4:] = scoring.IGNORED
+    p, q = logits.double().softmax(-1), reference.double().softmax(-1)
+    one_hot = torch.nn.functional.one_hot(targets.clamp(min=0), 7).double()
+    if loss == "smoothing":
+        wanted = -((0.7 * one_hot + 0.3 * q) * p.log()).sum(-1)
+    else:
+        wanted = -(one_hot * p.log()).sum(-1) + 0.3 * (p * (p / q).log()).sum(-1)
+    wanted = (wanted * (targets >= 0)).sum(dim=1)
+    found = sequence_nll(logits, targets, None, Anchor(loss=loss, weight=0.3), reference)
+    assert torch.allclose(found.double(), wanted, rtol=1e-5)
+    gradients = [torch.autograd.grad(value.sum(), logits)[0] for value in (found, wanted)]
+    assert torch.allclose(*gradients, atol=1e-5)
+    assert (gradients[0][:, 4:] == 0).all()
+
+
 @pytest.mark.parametrize(("real", "synthetic"), [(100, 100), (400, 100), (50, 100)])
 def test_golden_weights_make_the_error_of_a_mean_least(real: int, synthetic: int) -> None:
     """Statement of He, Xu and Cheng: the error becomes w* s2 / n_r, computed here by their recursion."""

@@ -73,6 +73,9 @@ BASES: dict[str, dict[str, Any]] = {
             "filters": [{"kind": "judge", "judge": "exact", "choose": "all"}],
         },
     ),
+    "anchored": merged(
+        TEXT, {"learner.init": "previous", "generations": 2, "learner.train.anchor": {"weight": 0.5}}
+    ),
     "adapted": merged(TEXT, {"learner.init": "previous", "learner.adapter": {"kind": "lora"}}),
     "chat": CHAT,
     "voted": {**CHAT, "filters": [{"kind": "judge", "judge": "majority"}]},
@@ -222,6 +225,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.adapter.dropout": 0.1,
         "learner.adapter.targets": "all-linear",
         "learner.adapter.weights": "separate",
+    },
+    "anchored": {
+        "learner.train.anchor.loss": "kl",
+        "learner.train.anchor.weight": 0.4,
+        "learner.train.anchor.reference": "previous",
     },
     "sums": {"data.task.difficulty": [2], "data.task.modulus": 9, "data.task.operators": "+-"},
     "strings": {"data.task.difficulty": [6], "data.task.rules": [["aa", "b"], ["bb", "a"], ["ab", ""]]},
@@ -617,6 +625,7 @@ def test_no_field_is_left_out() -> None:
         "LanguageModel.later",
         "LanguageModel.objective",
         "LanguageModel.adapter",
+        "Train.anchor",
         "TaskData.task",
         "Evaluate.task",
     }

@@ -25,6 +25,7 @@ PROMPTED = {"learner.sample.prompt": "real_prefix", "learner.sample.prompt_token
 KEPT = {**PROMPTED, "learner.sample.keep_prompt": True}
 PENALISED = {**PROMPTED, "learner.sample.repetition_penalty": 2.0}
 MARKED = {"learner.sample.watermark": {}}
+ANCHOR = {"learner.train.anchor": {"weight": 0.5}}
 MIXED = {"regime.synthetic_ratio": 0.5}
 GROWN = {"regime": {"kind": "accumulate"}}
 OVERFITTED = {
@@ -54,6 +55,9 @@ SWITCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("truncate", {}, {"learner.train.truncate": 0.05}, "weights", 0),
     ("synthetic_weight", MIXED, {"learner.train.synthetic_weight": 0.5}, "weights", 1),
     ("synthetic_weight: golden", MIXED, {"learner.train.synthetic_weight": "golden"}, "weights", 1),
+    ("anchor", {}, ANCHOR, "weights", 1),
+    ("anchor: loss", ANCHOR, {"learner.train.anchor": {"weight": 0.5, "loss": "kl"}}, "weights", 1),
+    ("anchor: weight", ANCHOR, {"learner.train.anchor": {"weight": 0.9}}, "weights", 1),
     ("merge", {"learner.init": "previous"}, {"learner.train.merge": 0.5}, "weights", 1),
     ("num_beams", PROMPTED, {"learner.sample.num_beams": 3}, "corpus", 0),
     (

@@ -124,6 +124,21 @@ def test_who_marks_and_filters_trains_on_nothing_of_its_own(
         ({"learner.train.synthetic_weight": 0}, "no training example is real: nothing would be learned"),
         ({"learner.train.synthetic_weight": -1}, "learner.train.synthetic_weight"),
         ({"learner.train.truncate": 1}, "learner.train.truncate: found 1"),
+        ({"learner.train.anchor": {"weight": 2}}, "with loss: smoothing it is a share: at most 1"),
+        ({"learner.train.anchor": {"weight": -1}}, "learner.train.anchor.weight: found -1"),
+        ({"learner.train.anchor": {"loss": "kl"}}, "learner.train.anchor.weight"),
+        (
+            {"learner.train": {"anchor": {"weight": 0.1}, "truncate": 0.9}},
+            "learner.train.anchor: does not go with truncate",
+        ),
+        (
+            {"learner.train.anchor": {"weight": 0.1, "reference": "previous"}},
+            "learner.train.anchor.reference: previous needs learner.init: previous",
+        ),
+        (
+            {"learner.train.anchor": {"weight": 0.1}, "generations": 0},
+            "is of generations after the first, and generations is 0",
+        ),
         ({"learner.train.merge": 0.5}, "merges with the weights before and needs init: previous"),
         (
             {

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.components import posttraining
 from harness.components.adapter import Lora, adapts_first, check_adapter, check_refresh
-from harness.components.objectives import Objective
+from harness.components.objectives import OBJECTIVES, Anchor, Objective
 from harness.components.presets import preset_names, preset_sizes
 from harness.components.tasks import Prompted
 from harness.components.text import TextData
@@ -135,6 +135,8 @@ class Train(Section):
     synthetic_weight: Annotated[float, Field(ge=0)] | Literal["golden"] = since(1.0)
     """Weight of the loss of an example that a model wrote, where a real one has 1; ``golden``: what is best
     for a mean, by the numbers of real and synthetic examples."""
+    anchor: Anchor | None = since(None)
+    """Of generations after the first: what is predicted is held near to a reference model."""
     merge: float = since(1.0)
     """With init: previous, how much of the way that training went is gone: below 1 averages with the weights
     before, below 0 extrapolates away from them."""
@@ -349,6 +351,7 @@ def check(config: Any) -> None:
     if isinstance(config.data, TextData):
         _check_text(learner, config.data)
     _check_watermark(config)
+    _check_anchor(learner, config)
     check_refresh(config)
     if config.resources.attention == "flash_attention_2" and learner.train.precision != "bf16":
         raise ValueError(
@@ -377,6 +380,28 @@ def check(config: Any) -> None:
             "regime, augment with synthetic_ratio up to 0.5, or stream with synthetic_ratio x pool up to 1 "
             "and no detector; with per_prompt: 1, no growth, and no members that read one another"
         )
+
+
+def _check_anchor(learner: LanguageModel, config: Any) -> None:
+    """What is held near to a reference model, and whether there is that model."""
+    for section, train in (("train", learner.train), ("later", later_train(learner))):
+        anchor, place = train.anchor, f"learner.{section}.anchor"
+        if anchor is None:
+            continue
+        if learner.objective is not None and OBJECTIVES[learner.objective.kind].loss:
+            raise ValueError(
+                f"{place}: is of the cross-entropy; learner.objective: {learner.objective.kind} has a "
+                "reference of its own"
+            )
+        if train.truncate is not None:
+            raise ValueError(f"{place}: does not go with truncate, which leaves tokens out of the loss")
+        if anchor.reference == "previous" and (learner.init != "previous" or config.regime.refresh):
+            raise ValueError(
+                f"{place}.reference: previous needs learner.init: previous, and no regime.refresh; allowed "
+                "without: initial"
+            )
+        if not config.generations:
+            raise ValueError(f"{place}: is of generations after the first, and generations is 0")
 
 
 def _check_watermark(config: Any) -> None:

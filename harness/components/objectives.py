@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.registry import ObjectivePlugin, gather
 from harness.section import Section, since
 
 Reference = Literal["initial", "previous"]
+
+
+class Anchor(Section):
+    """Towards a reference model: what is predicted may not move far from what it predicts."""
+
+    loss: Literal["smoothing", "kl"] = since("smoothing")
+    """``smoothing``: the target of each token is a mixture of the token and of what the reference predicts;
+    ``kl``: the KL divergence of the model from the reference is added."""
+    weight: Annotated[float, Field(gt=0)]
+    """The reference's share of the target, at most 1; or the factor of the KL divergence."""
+    reference: Reference = since("initial")
+    """Generation 0's model, or that of the generation before."""
+
+    @model_validator(mode="after")
+    def _share(self) -> Anchor:
+        if self.loss == "smoothing" and self.weight > 1:
+            raise ValueError(
+                f"weight: found {self.weight:g}, and with loss: smoothing it is a share: at most 1"
+            )
+        return self
 
 
 class Sft(Section):

@@ -116,6 +116,7 @@ def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
         recompute=resources.activation_checkpointing,
         on_gpu=gpus and resources.gpus_per_rank != 0,
         trained=facts.trained,
+        reference=learner.train.anchor is not None or bool(learner.later and learner.later.anchor),
     )
     return memory_per_rank(
         facts.parameters + (facts.adapter or 0),

@@ -114,7 +114,8 @@ class LanguageModelLearner:
         if adapter is not None and values is not None:
             adapters.attach(model, adapter, values)
         objective, adapted = self._objective(spec), adapter is not None
-        found = trainer.run(model, self.data.validation, schedule, task, units, objective, adapted)
+        towards = self._reference(task)
+        found = trainer.run(model, self.data.validation, schedule, task, units, objective, adapted, towards)
         status = found.status
         if status == "ok":
             status = self._keep(task, model, self._come_to(task, found.state))
@@ -215,6 +216,14 @@ class LanguageModelLearner:
         found = objective.units(task.training.examples, self.prompt, logprobs)
         self._loaded = None
         gc.collect()
+        return found
+
+    def _reference(self, task: FitTask) -> PreTrainedModel | None:
+        """The model that ``train.anchor`` holds a fit near to; every rank has a whole one."""
+        folder = task.reference or task.init_from
+        if fitted(task.spec).train.anchor is None or folder is None:
+            return None
+        found, self._loaded = self._model(task.spec, folder), None
         return found
 
     def _initial(self, task: FitTask, keep: Keep | None) -> PreTrainedModel:

@@ -95,12 +95,14 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
         more = {name: value for name, value in more.items() if value is not None}
         return Versioned(LanguageModelFit(model=model, train=spec, **more), version)
 
-    plain = learner.later is None and objective is None and (adapter is None or on_first)
+    later = later_train(learner)
+    plain = later == train and later.anchor is None and objective is None and (adapter is None or on_first)
+    compared = _reference(objective) if objective is not None else later.anchor and later.anchor.reference
     first = "pretrained" if learner.model.pretrained else "scratch"
     return Resolved(
-        fit=fitted_as(later_train(learner), objective=objective, adapter=adapter),
-        first=None if plain else fitted_as(train, adapter=adapter if on_first else None),
-        anchored=objective is not None and _reference(objective) == "initial",
+        fit=fitted_as(later, objective=objective, adapter=adapter),
+        first=None if plain else fitted_as(_without_anchor(train), adapter=adapter if on_first else None),
+        anchored=compared == "initial",
         based=facts.separate and learner.init == "previous" and not on_first,
         sampling=Versioned(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version),
         init=first if learner.init == "previous" else learner.init,
@@ -133,6 +135,11 @@ def _prompts(config: Config, real: TextCorpus) -> Prompts:
             + (f"set at least {needed}" if drawn else f"leave at least {needed} training prompts")
         )
     return "fresh"
+
+
+def _without_anchor(train: Train) -> Train:
+    """How generation 0 is fitted, which has nothing before it."""
+    return Train(**train.model_dump(exclude_unset=True, exclude={"anchor"}))
 
 
 def _objective(learner: LanguageModel) -> ObjectiveSpec | None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from harness.components.objectives import Anchor
 from harness.learners.language_model.cuda import inference
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.sizes import BATCH_TOKENS
@@ -50,45 +51,95 @@ def with_bos(
     return torch.cat([first, tokens[:, :-1]], dim=1).to(device), targets.to(device)
 
 
-def sequence_nll(logits: torch.Tensor, targets: torch.Tensor, truncate: float | None = None) -> torch.Tensor:
+def sequence_nll(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    truncate: float | None = None,
+    anchor: Anchor | None = None,
+    reference: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Nats per sequence in fp32: [batch, length, vocab] logits and [batch, length] targets to [batch].
 
-    With ``truncate``, tokens that have more than this probability count nothing.
+    With ``truncate``, tokens that have more than this probability count nothing. With ``anchor``, it is the
+    loss towards a reference with these logits, [batch, length, vocab].
 
     Of many logits no fp32 copy is made, neither here nor by the backward pass: a few tokens' at a time stay
     in the processor's cache, which on a CPU takes a quarter of the time. Every bit is the same either way.
     """
-    nll = token_nll(logits, targets)
+    nll = token_nll(logits, targets, anchor, reference)
     if truncate is not None:
         nll = torch.where(nll < -math.log(truncate), 0.0, nll)
     return nll.sum(dim=1)
 
 
-def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_nll(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    anchor: Anchor | None = None,
+    reference: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Nats per token as in `sequence_nll`: shape [batch, length], 0 where there is no target."""
     few = logits.requires_grad and logits.numel() <= FEW[logits.dtype]
-    per_token: Any = _nll if few else _TokenNll.apply
-    nll: torch.Tensor = per_token(logits.flatten(0, 1), targets.flatten())
+    per_token: Any = _loss if few else _TokenLoss.apply
+    flat = None if reference is None else reference.flatten(0, 1)
+    nll: torch.Tensor = per_token(logits.flatten(0, 1), targets.flatten(), anchor, flat)
     return nll.view(targets.shape)
 
 
-class _TokenNll(torch.autograd.Function):
+class _TokenLoss(torch.autograd.Function):
     """Nats per token, [tokens, vocab] logits and [tokens] targets to [tokens], some tokens at a time."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(logits, targets)
-        return torch.cat([_nll(logits[part], targets[part]) for part in _parts(logits)])
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        anchor: Anchor | None,
+        reference: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(logits, targets, reference)
+        ctx.anchor = anchor
+        return torch.cat(
+            [_loss(logits[part], targets[part], anchor, _part(reference, part)) for part in _parts(logits)]
+        )
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        logits, targets = ctx.saved_tensors
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        logits, targets, reference = ctx.saved_tensors
         found = torch.empty_like(logits)
         for part in _parts(logits):
             with torch.enable_grad():  # the forward pass once more: it is cheaper than to keep what it makes
                 own = logits[part].detach().requires_grad_()
-                (found[part],) = torch.autograd.grad(_nll(own, targets[part]), own, gradient[part])
-        return found, None
+                loss = _loss(own, targets[part], ctx.anchor, _part(reference, part))
+                (found[part],) = torch.autograd.grad(loss, own, gradient[part])
+        return found, None, None, None
+
+
+def _loss(
+    logits: torch.Tensor, targets: torch.Tensor, anchor: Anchor | None, reference: torch.Tensor | None
+) -> torch.Tensor:
+    """The loss of tokens: [tokens, vocab] logits and [tokens] targets to [tokens].
+
+    Towards a reference q with weight w it is, for a model p and a token t,
+
+    - ``smoothing``: -(1 - w) log p(t) - w sum_v q(v) log p(v), label smoothing with q in the place of the
+      uniform distribution (Szegedy et al. 2016, arXiv 1512.00567, section 7);
+    - ``kl``: -log p(t) + w sum_v p(v) log (p(v) / q(v)).
+    """
+    nll = _nll(logits, targets)
+    if anchor is None or reference is None:
+        return nll
+    own, other = logits.float().log_softmax(dim=-1), reference.float().log_softmax(dim=-1)
+    if anchor.loss == "smoothing":
+        nll = (1 - anchor.weight) * nll
+        added = -(other.exp() * own).sum(dim=-1)
+    else:
+        added = (own.exp() * (own - other)).sum(dim=-1)
+    return nll + anchor.weight * torch.where(targets == IGNORED, 0.0, added)
+
+
+def _part(values: torch.Tensor | None, part: slice) -> torch.Tensor | None:
+    return None if values is None else values[part]
 
 
 def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -116,6 +116,7 @@ class Work:
         recompute: A fit keeps the inputs of layers, and the rest of one layer at a time.
         on_gpu: Otherwise attention is computed in fp32, in bf16 too.
         trained: Parameters that have gradients; all when None.
+        reference: A fit holds a second model whole, which only reads.
     """
 
     tokens: int
@@ -127,6 +128,7 @@ class Work:
     recompute: bool = False
     on_gpu: bool = True
     trained: int | None = None
+    reference: bool = False
 
 
 def memory_per_rank(
@@ -156,13 +158,14 @@ def memory_per_rank(
         stage == 3
     ):  # weights stay gathered between their uses; gradients, before they are shared out, and sums
         buffers += min(parameters, MAX_LIVE) * size + 2 * bucket
-    cache = work.rows * work.length * num_layers * 2 * width * size
+    # On a CPU keys and values are in fp32 (`kernels.read_by_steps`).
+    cache = work.rows * work.length * num_layers * 2 * width * (size if work.on_gpu else 4)
     return Memory(
-        weights=parameters * size // (ranks if stage >= 3 else 1),
+        weights=parameters * size // (ranks if stage >= 3 else 1) + work.reference * parameters * size,
         gradients=trained * size // (ranks if stage >= 2 else 1),
         optimizer=trained * (12 if work.bf16 else 8) // own,
         buffers=buffers,
-        activations=work.tokens * (layers + vocab_size * 2 * size),
+        activations=work.tokens * (layers + vocab_size * (3 if work.reference else 2) * size),
         step=4 * trained // own,
         sampling=parameters * size + cache + work.rows * vocab_size * CHOICE_BYTES,
         # about six vectors of a layer at a time: its input, queries, keys, values, and the wide one's parts

@@ -23,6 +23,7 @@ from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, S
 from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.cuda import deterministic
 from harness.learners.language_model.engine import Engine
+from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.objectives import Objective, Units
 from harness.learners.language_model.scoring import IGNORED, sequence_nll, token_nll, with_bos
 from harness.learners.schedule import Schedule
@@ -216,6 +217,7 @@ class Trainer:
         units: Units | None = None,
         objective: Objective | None = None,
         adapted: bool = False,
+        reference: PreTrainedModel | None = None,
     ) -> Fitted:
         """Fit a model, from its beginning or from a checkpoint.
 
@@ -228,11 +230,12 @@ class Trainer:
             units: What is trained on in the place of the task's examples, with another objective.
             objective: What is minimised; the cross-entropy when None.
             adapted: The model has an adapter, which alone is fitted.
+            reference: What ``train.anchor`` holds the model near to, on this device.
 
         Raises:
             Stopped: It was asked to stop; what it had is in a checkpoint.
         """
-        self.units, self.objective = units, objective
+        self.units, self.objective, self.reference = units, objective, reference
         size, stage = self.ranks.world_size, self.zero_stage
         engine = Engine(
             model, self.train, self.micro_batch, size, stage, self.attention, self.recompute, adapted
@@ -387,7 +390,14 @@ class Trainer:
             # before.
             torch.manual_seed(stream_seed(seed, generation, "dropout", step * len(batch) + start))
             inputs, targets = with_bos(part, self.bos, self.device, self.masked)
-            nll = sequence_nll(engine.logits(inputs, self.fill), targets, self.train.truncate)
+            reference = None
+            if self.reference is not None:
+                with torch.no_grad():
+                    hides = hidden(inputs, self.fill)
+                    reference = self.reference(input_ids=inputs, use_cache=False, **hides).logits
+            anchor = None if reference is None else self.train.anchor
+            logits = engine.logits(inputs, self.fill)
+            nll = sequence_nll(logits, targets, self.train.truncate, anchor, reference)
             if weights is not None:
                 nll = nll * weights[start : start + self.micro_batch]
             loss = nll.sum() / max(predicted, 1)

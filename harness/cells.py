@@ -14,7 +14,14 @@ from harness.config.schema import Config, Evaluate, science
 from harness.data.base import ExternalCorpus, PreparedData, RealData
 from harness.errors import ConfigError
 from harness.learners.base import Resolved
-from harness.metrics import BYTES_OF_TOKENS, OTHERS_BYTES_OF_TOKENS, OTHERS_VERSION, POOL_VERSION, versions
+from harness.metrics import (
+    BYTES_OF_TOKENS,
+    DRIFT_VERSION,
+    OTHERS_BYTES_OF_TOKENS,
+    OTHERS_VERSION,
+    POOL_VERSION,
+    versions,
+)
 from harness.metrics.added import added_versions
 from harness.population import Exchange, Rule, unread
 from harness.preparation import data_spec
@@ -137,6 +144,8 @@ def _measured(
     found = science(section)
     for name in ("metrics", "others"):  # by their versions, and by their content
         found.pop(name, None)
+    if asked.drift is not None:
+        identity["drift"] = {**found.pop("drift", {}), "version": DRIFT_VERSION}
     counted = learner.names_examples or "examples" in found or "ranges" in found
     identity |= {**found, **({"examples": examples} if counted else {})}
     contents = {name: text.fingerprint for name, text in texts.items()}

@@ -139,6 +139,34 @@ def test_attention_of_one_token_in_bf16_loses_nothing() -> None:
     assert (steps - wanted).square().mean() < 1.5 * (whole - wanted).square().mean()
 
 
+def test_drift_is_what_its_formulas_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against all tokens at once, in fp64; representations that are turned and shifted are the same."""
+    from harness.learners.language_model import drift
+    from harness.records import Examples
+
+    made = np.random.default_rng(0)
+    values, lengths = made.integers(0, 61, (7, 12)).astype(np.int32), made.integers(3, 13, 7).astype(np.int32)
+    models = small("gpt2"), small("llama")
+    monkeypatch.setattr(drift, "BATCH_TOKENS", 24)
+    found = drift.drift(*models, Examples(values, lengths), 0, 2, lambda: None)
+    used = torch.from_numpy((np.arange(12) >= 2) & (np.arange(12) < lengths[:, None]))
+    inputs = torch.from_numpy(np.pad(values[:, :-1], ((0, 0), (1, 0)))).long()
+    with torch.inference_mode():
+        read = [model(input_ids=inputs, output_hidden_states=True) for model in models]
+    p, q = (one.logits[used].double().softmax(-1) for one in read)
+    x, y = (one.hidden_states[-1][used].double() for one in read)
+    assert found[0] == pytest.approx(float(-(p * p.log()).sum(-1).mean()), rel=1e-5)
+    assert found[1] == pytest.approx(float((q * (q / p).log()).sum(-1).mean()), rel=1e-4)
+    x, y = x - x.mean(0), y - y.mean(0)
+    norms = torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)
+    assert found[2] == pytest.approx(float(torch.linalg.matrix_norm(y.T @ x) ** 2 / norms), rel=1e-5)
+    turned, _ = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))
+    alike = drift.Similarity()
+    for part in (slice(0, 20), slice(20, None)):
+        alike.add(x[part], 3 * x[part] @ turned + 5)
+    assert alike.value() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("device", WHERE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_losses_of_some_tokens_at_a_time_keep_every_bit(

@@ -76,6 +76,7 @@ BASES: dict[str, dict[str, Any]] = {
     "anchored": merged(
         TEXT, {"learner.init": "previous", "generations": 2, "learner.train.anchor": {"weight": 0.5}}
     ),
+    "drifting": merged(TEXT, {"evaluate.drift": {}}),
     "adapted": merged(TEXT, {"learner.init": "previous", "learner.adapter": {"kind": "lora"}}),
     "chat": CHAT,
     "voted": {**CHAT, "filters": [{"kind": "judge", "judge": "majority"}]},
@@ -231,6 +232,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.train.anchor.weight": 0.4,
         "learner.train.anchor.reference": "previous",
     },
+    "drifting": {"evaluate.drift.examples": 8},
     "sums": {"data.task.difficulty": [2], "data.task.modulus": 9, "data.task.operators": "+-"},
     "strings": {"data.task.difficulty": [6], "data.task.rules": [["aa", "b"], ["bb", "a"], ["ab", ""]]},
     "text": {
@@ -628,6 +630,7 @@ def test_no_field_is_left_out() -> None:
         "Train.anchor",
         "TaskData.task",
         "Evaluate.task",
+        "Evaluate.drift",
     }
     allowed |= {
         "LanguageModel.sample",

@@ -114,6 +114,8 @@ SWITCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("filter: deduplicate", NATURAL, {"filters": [{"kind": "deduplicate"}]}, "weights", 1),
     ("filter: repetition", {}, {"filters": [{"kind": "repetition", "n": 1, "max_share": 0.4}]}, "weights", 1),
     ("perplexity_batch", {}, {"evaluate.perplexity_batch": 3}, "metrics", 0),
+    ("drift", {}, {"evaluate.drift": {}}, "metrics", 1),
+    ("drift: examples", {"evaluate.drift": {}}, {"evaluate.drift": {"examples": 8}}, "metrics", 1),
     ("seed", {}, {"seed": 1}, "corpus", 0),
 ]
 KEYS: dict[str, Callable[[Node], str]] = {
@@ -208,6 +210,25 @@ def test_a_generation_has_the_key_of_its_own_temperature(base: dict[str, Any], t
     assert all(node.spec.corpus.sampling.section.temperature == 0.9 for node in later[1:])
     with pytest.raises(ConfigError, match="temperatures are in the place of temperature"):
         nodes({"temperature": 0.5, "temperatures": [0.5]})
+
+
+@pytest.mark.slow
+def test_nothing_has_drifted_in_generation_0(base: dict[str, Any], chain_of: Any) -> None:
+    """And nothing does where the weights stay as they are; elsewhere it is told from that."""
+    found = {}
+    for share in (0.0, 1.0):
+        changes = {
+            "learner.init": "previous",
+            "learner.train.merge": share,
+            "evaluate.drift": {"examples": 8},
+        }
+        store, nodes = chain_of(merged(base, changes))
+        found[share] = [output(store, node, "metrics") for node in nodes]
+    for same in (found[1.0][0], found[0.0][1]):
+        assert same["drift/kl"] == 0 and same["drift/cka"] == pytest.approx(1)
+    moved = found[1.0][1]
+    assert moved["drift/kl"] > 0 and moved["drift/cka"] < 1 - 1e-6
+    assert 0 < moved["drift/entropy"] < np.log(280)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ FREE = (
     "max_duplicate_share",
     "ranges",
     "judges",
+    "drift",
 )
 """Fields of an evaluation that do not change the values per example of the texts that both have."""
 

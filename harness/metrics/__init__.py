@@ -29,6 +29,8 @@ POOL_VERSION = 1
 """Of what became of a pool (`harness.records.Selection`), which enters the key only where there is one."""
 TASK_VERSION = 1
 """Of how test prompts of a task are answered, which enters the key only where there is one."""
+DRIFT_VERSION = 1
+"""Of how far a language model has moved from generation 0's (`drift/...`)."""
 SCORES_VERSION = 1
 """Of the values per example that are kept beside a record: raised where they change.
 

@@ -188,6 +188,13 @@ else:
     Filter = Annotated[_SECTIONS, Field(discriminator="kind")]
 
 
+class Drift(Section):
+    """How far a language model has moved from generation 0's, on fixed real text."""
+
+    examples: PositiveInt = since(64)
+    """Test examples that are read: the first so many."""
+
+
 class Evaluate(Section):
     """What is measured in every generation."""
 
@@ -212,6 +219,9 @@ class Evaluate(Section):
 
     task: TaskMeasure = since(TaskMeasure(), introduced={})
     """data.source: task: what is measured on test prompts."""
+    drift: Drift | None = since(None)
+    """Of language models: entropy of what is predicted on real test text, its KL divergence from generation
+    0's, and how alike the representations are; null measures none of it."""
     metrics: tuple[str, ...] = since(())
     """``survival``: which outcomes are still written, by how often the real examples hold them; or metrics of
     other packages, by the names of their entry points (docs/plugins.md)."""

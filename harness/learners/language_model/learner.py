@@ -36,13 +36,14 @@ from harness.learners.language_model import model as models
 from harness.learners.language_model.answers import answers_of, draw_answers, judged, measure
 from harness.learners.language_model.deferred import Keep
 from harness.learners.language_model.distributed import device
+from harness.learners.language_model.drift import NAMES, drift
 from harness.learners.language_model.engine import Scattering
 from harness.learners.language_model.objectives import Objective, Units, make_objective
 from harness.learners.language_model.sampling import Sampler, draw_batch
 from harness.learners.language_model.scoring import score
 from harness.learners.language_model.specs import SampleSpec, fitted, text_of
 from harness.learners.language_model.training import Trainer, plan_steps
-from harness.metrics import likelihood
+from harness.metrics import DRIFT_VERSION, likelihood
 from harness.metrics.lexical import copying_metrics, lexical_metrics
 from harness.metrics.watermark import GreenLists
 from harness.records import Examples, Status
@@ -350,6 +351,7 @@ class LanguageModelLearner:
             texts = self._continuations(task, task.fit())
             task.report(next(done), pieces, 0.0)
         under_gen0 = own if task.is_first else scores("gen0", task.generation_0, corpus)
+        drifted = self._drift(task)
         answered = self._answers(task) if self.task else None
         if self.ranks.rank:
             return Evaluation({})
@@ -362,6 +364,7 @@ class LanguageModelLearner:
             **likelihood.self_metrics(own, tokens),
             **lexical_metrics(self.data.written(corpus), self.data.counts),
             **copying,
+            **dict(zip(NAMES, next(iter(drifted.values()), ()), strict=False)),
             **(answered.metrics if answered else {}),
         }
         for name, nll in others.items():
@@ -376,9 +379,27 @@ class LanguageModelLearner:
             "self_nll": own,
             "tokens": tokens.astype(np.float64),
             **{f"other_{name}_nll": nll for name, nll in others.items()},
+            **drifted,
             **(answered.arrays if answered else {}),
         }
         return Evaluation(metrics, arrays, texts)
+
+    def _drift(self, task: EvaluateTask) -> Mapping[str, npt.NDArray[np.float64]]:
+        """What ``evaluate.drift`` asks for, by the name of its array; nothing where it is not asked for."""
+        spec, how = task.spec.fit, task.spec.measured.section.drift
+        if how is None:
+            return {}
+        read = self.data.test.take(slice(0, how.examples))
+
+        def compute() -> npt.NDArray[np.float64]:
+            first = self._model(spec, task.generation_0())
+            self._loaded = None  # both are needed at once
+            model = first if task.is_first else self._model(spec, task.fit())
+            return drift(model, first, read, self._bos(spec), self.prompt, task.control.tick)
+
+        # Its name says what it depends on: another evaluation may read it.
+        name = f"drift_{DRIFT_VERSION}_{len(read)}"
+        return {name: task.piece(name, len(NAMES), compute)}
 
     def _answers(self, task: EvaluateTask) -> Evaluation:
         """How the test prompts of a task are answered; the result is complete on rank 0."""

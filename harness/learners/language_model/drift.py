@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.learners.language_model.cuda import inference
+from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.scoring import IGNORED, with_bos
 from harness.learners.language_model.sizes import BATCH_TOKENS
 from harness.records import Examples
@@ -58,6 +59,7 @@ def drift(
     bos: int | None,
     masked: int,
     tick: Callable[[], None],
+    fill: int | None = None,
 ) -> npt.NDArray[np.float64]:
     """What `NAMES` says, over all tokens that are predicted, each with the same weight.
 
@@ -71,6 +73,7 @@ def drift(
         bos: Token before every example; None for none.
         masked: Tokens at the start of every example that count nothing.
         tick: Told of every batch.
+        fill: Token that fills prompts up, and is hidden; None where nothing is.
 
     Returns:
         Shape [3].
@@ -81,18 +84,18 @@ def drift(
     with inference(device):
         for start in range(0, len(examples), size):
             inputs, targets = with_bos(examples.take(slice(start, start + size)), bos, device, masked)
-            counts = targets != IGNORED
+            counts, hides = targets != IGNORED, hidden(inputs, fill)
             found = []
             for one in (model, first):
-                read = one(input_ids=inputs, use_cache=False, output_hidden_states=True)
+                read = one(input_ids=inputs, use_cache=False, output_hidden_states=True, **hides)
                 found.append(
                     (read.logits[counts].float().log_softmax(dim=-1), read.hidden_states[-1][counts])
                 )
                 del read
-            (own, hidden), (other, other_hidden) = found
+            (own, state), (other, other_state) = found
             entropy -= float((own.exp() * own).sum(dim=-1).double().sum())
             divergence += float((other.exp() * (other - own)).sum(dim=-1).double().sum())
-            similarity.add(hidden, other_hidden)
+            similarity.add(state, other_state)
             count += len(own)
             tick()
     return np.array([entropy / count, divergence / count, similarity.value()])

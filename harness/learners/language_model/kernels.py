@@ -47,8 +47,9 @@ def _attention_by_steps(
     values are of a type of their own, in which it is computed; the result is of the queries' type.
     """
     asked, keys = query.to(key.dtype), key.shape[-2]
-    masked = attention_mask is not None or kwargs.get("position_bias") is not None
-    if query.shape[-2] > 1 or keys < FEW_KEYS or masked or scaling is None:
+    mask = attention_mask if attention_mask is None or attention_mask.dtype == torch.bool else None
+    few = query.shape[-2] == 1 and keys >= FEW_KEYS and (mask is None or mask.shape[1] == 1)
+    if not few or mask is not attention_mask or kwargs.get("position_bias") is not None or scaling is None:
         found, _ = sdpa_attention_forward(
             module, asked, key, value, attention_mask, scaling=scaling, **kwargs
         )
@@ -56,7 +57,10 @@ def _attention_by_steps(
     batch, heads, _, width = query.shape
     # Heads that share keys are the rows of one product.
     grouped = (asked * scaling).view(batch, key.shape[1], -1, width)
-    found = (grouped @ key.transpose(-1, -2)).softmax(dim=-1) @ value
+    scores = grouped @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    found = scores.softmax(dim=-1) @ value
     return found.reshape(batch, 1, heads, -1).to(query.dtype), None
 
 

@@ -395,7 +395,7 @@ class LanguageModelLearner:
             first = self._model(spec, task.generation_0())
             self._loaded = None  # both are needed at once
             model = first if task.is_first else self._model(spec, task.fit())
-            return drift(model, first, read, self._bos(spec), self.prompt, task.control.tick)
+            return drift(model, first, read, self._bos(spec), self.prompt, task.control.tick, self.fill)
 
         # Its name says what it depends on: another evaluation may read it.
         name = f"drift_{DRIFT_VERSION}_{len(read)}"

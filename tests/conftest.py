@@ -218,6 +218,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, where `scripts/fetch_smollm2` has made it."""
+    default = "~/.cache/model-collapse-harness/SmolLM2-135M-Instruct"
+    folder = Path(os.environ.get("HARNESS_SMOLLM2") or default).expanduser()
+    if not (folder / "model.safetensors").exists():
+        pytest.skip(f"needs scripts/fetch_smollm2, which makes {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def ranks() -> Iterator[Any]:
     """One rank in this process, with its process group: DeepSpeed takes one group a process."""
     from harness.learners.language_model.distributed import TorchRanks, open_store

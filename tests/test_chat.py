@@ -542,3 +542,137 @@ def test_without_answers_only_what_needs_no_truth_is_measured(
     measured = ("task/entropy", "task/kl", "task/length", "task/unended", "task/judged_reward", "test/nll")
     assert all(record[name] is not None for name in measured)
     assert record["judge/accepted"] == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "judge"),
+    [
+        ({"kind": "dpo"}, {"judge": "self", "choose": "pairs"}),
+        ({"kind": "reinforce", "kl": 0.1}, {"judge": "proxy", "choose": "all"}),
+    ],
+    ids=["dpo", "reinforce"],
+)
+def test_objectives_learn_from_chats(
+    make_config: Make,
+    tmp_path: Path,
+    folder: Path,
+    ranks: Any,
+    objective: dict[str, Any],
+    judge: dict[str, Any],
+) -> None:
+    """Without a truth too; the file's own completions are what generation 0 learns from alone."""
+    config = make_config(
+        chat(folder),
+        filters=[{"kind": "judge", **judge}],
+        **{"learner.objective": objective, "retention.weights": "all"},
+    )
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    first, second = nodes(prepared)
+    assert store.json("fits", second.fit, "fit.json")["log"]["steps"] > 0
+    weights = [(store.path("fits", node.fit) / "model.safetensors").read_bytes() for node in (first, second)]
+    assert weights[0] != weights[1] and store.record(second.evaluation).metrics["task/kl"] != 0
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model in a folder, with a tokenizer that has a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    found = write_tokenizer(tmp_path_factory.mktemp("pretrained") / "model")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=304, max_position_embeddings=128, **sizes)).save_pretrained(found)
+    return found
+
+
+def spoken(pretrained: Path, **data: Any) -> dict[str, Any]:
+    """A task that a pretrained model is asked as a user's messages."""
+    base = chat(pretrained.parent / "sums")
+    tokenizer = {"kind": "pretrained", "name": str(pretrained)}
+    asked = {"instruction": "Evaluate {prompt}", "tokenizer": tokenizer, **data}
+    base["data"] = {
+        "source": "task",
+        "task": {"kind": "boolean", "difficulty": [1, 2]},
+        "num_examples": 24,
+        "validation": 8,
+        "test": 8,
+        "prompt_tokens": 48,
+        "completion_tokens": 24,
+        **asked,
+    }
+    base["learner"] = {**base["learner"], "model": {"pretrained": str(pretrained)}}
+    return base
+
+
+@pytest.mark.slow
+def test_a_pretrained_model_is_asked_a_task_as_a_user(
+    make_config: Make, tmp_path: Path, pretrained: Path, ranks: Any
+) -> None:
+    config = make_config(spoken(pretrained), filters=[{"kind": "judge", "judge": "exact"}])
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    data = load_data(prepared.specs[0].data, store)
+    examples = data.real(0, 24)
+    prompts = data.prompts(examples)
+    assert data.right(examples).all(), "solutions are right, in these tokens too"
+    assert all(set(prompt) <= set("TF&|^~()=") for prompt in prompts)
+    shown = [data.decode(row[:48].tolist()) for row in examples.values]
+    assert shown[0].endswith(f"user\nEvaluate {prompts[0]}<|im_end|>\n<|im_start|>assistant\n")
+    record = store.record(nodes(prepared)[-1].evaluation).metrics
+    assert record["judge/judged"] == 72 and record["task/pass_1"] is not None
+    texts = store.record(nodes(prepared)[-1].evaluation)
+    assert texts.status in ("ok", "degenerate")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"completion_tokens": None},
+            "with a tokenizer the task does not say how long .*; give completion_tok",
+        ),
+        ({"tokenizer": None, "instruction": None}, "a task is written in characters.*give data.tokenizer"),
+        ({"tokenizer": None}, "instruction: needs tokenizer"),
+        ({"instruction": "Evaluate"}, "instruction"),
+        ({"prompt_tokens": 8}, r"data.prompt_tokens: the prompt of task boolean, '.*' takes \d+ tokens"),
+        ({"system": "x", "template": "none"}, "system: is not used with template: none"),
+    ],
+)
+def test_a_task_that_cannot_be_asked_is_one_message(
+    make_config: Make, tmp_path: Path, pretrained: Path, data: dict[str, Any], message: str
+) -> None:
+    base = spoken(pretrained, **data)
+    base["data"] = {name: value for name, value in base["data"].items() if value is not None}
+    with pytest.raises(ConfigError, match=message):
+        open_study(make_config(base), (), Store.read(tmp_path / "absent"))
+
+
+def test_tokenizers_are_known_by_content(make_config: Make, tmp_path: Path, pretrained: Path) -> None:
+    """A copy elsewhere has the same keys; another template has others."""
+    import shutil
+
+    keys = []
+    for number, template in enumerate((TEMPLATE, TEMPLATE, TEMPLATE.replace("\n{%", " \n{%"))):
+        copied = shutil.copytree(pretrained, tmp_path / f"model-{number}")
+        (copied / "chat_template.jinja").write_text(template)
+        config = make_config(spoken(copied), f"{number}.yaml")
+        prepared, scratch = open_study(config, (), Store.read(tmp_path / "absent"))
+        scratch.cleanup()
+        keys.append({node.fit for node in prepared.lineage.nodes.values()})
+    assert keys[0] == keys[1] and not keys[0] & keys[2]
+
+
+def test_a_model_that_cannot_be_told_where_a_prompt_begins_is_refused(
+    make_config: Make, tmp_path: Path
+) -> None:
+    """RoBERTa as a decoder counts positions from a token of its own."""
+    from transformers import RobertaConfig, RobertaForCausalLM
+
+    folder = write_tokenizer(tmp_path / "model")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=304, max_position_embeddings=128, is_decoder=True, **sizes)
+    RobertaForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(
+        ConfigError, match="learner.model.pretrained: .* cannot be told where a prompt begins"
+    ):
+        open_study(make_config(spoken(folder)), (), Store.read(tmp_path / "absent"))

@@ -211,19 +211,22 @@ def _ask(model: PreTrainedModel) -> Behaviour:
     whole = model(input_ids=tokens, use_cache=False).logits
     changed = model(input_ids=other, use_cache=False).logits
     causal, cached = _alike(whole[:, :half], changed[:, :half], whole), _reads_on(model, tokens, whole)
-    hides = _hides(model, tokens, whole)
+    hides = _hides(model, tokens, whole, cached)
     return Behaviour(causal, cached, _trains_in_bf16(model, tokens), hides)
 
 
-def _hides(model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Whether texts that are filled up in front with a token of their own have the scores that they had."""
+def _hides(model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor, cached: bool) -> bool:
+    """Whether texts that are filled up in front have the scores that they had, read at once and read on."""
     shift, fill = 3, int(next(token for token in range(VOCABULARY) if not (tokens[:, 0] == token).any()))
-    filled = torch.nn.functional.pad(tokens, (shift, 0), value=fill)
+    filled, first = torch.nn.functional.pad(tokens, (shift, 0), value=fill), TOKENS - CACHED + shift
     try:
         logits = model(input_ids=filled, use_cache=False, **hidden(filled, fill)).logits
+        reader = TokenReader(model, cached, TOKENS + shift, fill)
+        parts = [filled[:, :first], *torch.split(filled[:, first:], 1, dim=1)]
+        scores = torch.stack([reader(part) for part in parts], dim=1)
     except Exception:  # models without these arguments fail in ways of their own
         return False
-    return _alike(logits[:, shift:], whole, whole)
+    return _alike(logits[:, shift:], whole, whole) and _alike(scores, whole[:, first - shift - 1 :], whole)
 
 
 def _trains_in_bf16(model: PreTrainedModel, tokens: torch.Tensor) -> bool:

@@ -1,0 +1,98 @@
+"""A real pretrained chat model: that its folder is what it should be, and that a chain learns from it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chains import run_all
+from conftest import ROOT, Make
+
+from harness.preparation import load_data
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("deepspeed")
+
+from harness.learners.language_model.model import read_model  # noqa: E402
+from harness.learners.language_model.sampling import Sampler  # noqa: E402
+from harness.learners.language_model.specs import SampleSpec  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.smollm2]
+
+
+def test_the_folder_is_checked_by_its_content(smollm2: Path, tmp_path: Path) -> None:
+    """What is whole is found to be so, and downloaded no more; what is not, is not taken for it."""
+    command = [sys.executable, str(ROOT / "scripts" / "fetch_smollm2"), "--to", str(smollm2)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith(f"{smollm2} fingerprint ")
+    from runpy import run_path
+
+    script = run_path(str(ROOT / "scripts" / "fetch_smollm2"))
+    for name in script["FILES"]:
+        (tmp_path / name).write_bytes(b"{}")
+    assert "model.safetensors has the hash" in script["problem"](tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    assert script["problem"](tmp_path) == "chat_template.jinja is missing"
+
+
+def test_a_chat_model_answers_and_a_chain_learns_from_its_answers(
+    smollm2: Path, make_config: Make, tmp_path: Path, ranks: Any
+) -> None:
+    """Through its own template, with prompts of several lengths; the judge is the task's checker."""
+    place = {"kind": "pretrained", "name": str(smollm2)}
+    config = make_config(
+        {
+            "experiment": "smollm2",
+            "data": {
+                "source": "task",
+                "task": {"kind": "arithmetic", "difficulty": [1]},
+                "tokenizer": place,
+                "system": "Be brief.",
+                "prompt_tokens": 28,
+                "completion_tokens": 6,
+                "num_examples": 8,
+                "validation": 1,
+                "test": 4,
+            },
+            "learner": {
+                "kind": "language_model",
+                "model": {"pretrained": str(smollm2)},
+                "init": "previous",
+                "train": {"max_steps": 4, "batch_size": 4, "learning_rate": 2e-4},
+                "later": {"max_steps": 1},
+                "sample": {"per_prompt": 2},
+            },
+            "filters": [{"kind": "judge", "judge": "self", "choose": "best"}],
+            "evaluate": {
+                "prompts": 1,
+                "examples": 4,
+                "task": {"prompts": 4, "completions": 2, "pass_k": [2]},
+            },
+            "generations": 1,
+            "resources": {"sample_batch": 16, "micro_batch": 4},
+            "retention": {"weights": "none"},
+            "tracking": {"wandb": "disabled"},
+        }
+    )
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    first, second = sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
+    records = [store.record(node.evaluation).metrics for node in (first, second)]
+    assert records[1]["judge/accepted"] == 8 and records[1]["task/kl"] != 0
+    assert all(record["test/nll"] < 3 for record in records), "a new model has 10.8: log of its vocabulary"
+
+    data = load_data(prepared.specs[0].data, store)
+    prompts = ["Which city is the capital of France?", "What is 2+2?"]
+    rows = np.array([data.encode(prompt) for prompt in prompts], dtype=np.int64)
+    assert len({int((row != data.fill).sum()) for row in rows}) == 2, "or nothing is filled up"
+    how = SampleSpec(prompt="real_prefix", length="natural", top_k=1)
+    model = read_model(smollm2, torch.float32, torch.device("cpu"))
+    drawn = Sampler(model, how, None, data.end, vocab_size=data.meta["vocab_size"], fill=data.fill).draw(
+        rows, 10, np.full((2, 10), 0.5)
+    )
+    texts = [data.decode(row.tolist()) for row in drawn.rows()]
+    assert "Paris" in texts[0] and "4" in texts[1], texts

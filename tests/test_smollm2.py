@@ -17,6 +17,8 @@ from harness.preparation import load_data
 torch = pytest.importorskip("torch")
 pytest.importorskip("deepspeed")
 
+from transformers import AutoTokenizer  # noqa: E402
+
 from harness.learners.language_model.model import read_model  # noqa: E402
 from harness.learners.language_model.sampling import Sampler  # noqa: E402
 from harness.learners.language_model.specs import SampleSpec  # noqa: E402
@@ -85,14 +87,22 @@ def test_a_chat_model_answers_and_a_chain_learns_from_its_answers(
     assert records[1]["judge/accepted"] == 8 and records[1]["task/kl"] != 0
     assert all(record["test/nll"] < 3 for record in records), "a new model has 10.8: log of its vocabulary"
 
-    data = load_data(prepared.specs[0].data, store)
-    prompts = ["Which city is the capital of France?", "What is 2+2?"]
+    # Greedy answers to prompts of two lengths are those of the library to each alone.
+    data, tokenizer = load_data(prepared.specs[0].data, store), AutoTokenizer.from_pretrained(smollm2)
+    prompts = ["What is the capital of France?", "Is 2+2 = 4?"]
     rows = np.array([data.encode(prompt) for prompt in prompts], dtype=np.int64)
-    assert len({int((row != data.fill).sum()) for row in rows}) == 2, "or nothing is filled up"
     how = SampleSpec(prompt="real_prefix", length="natural", top_k=1)
     model = read_model(smollm2, torch.float32, torch.device("cpu"))
     drawn = Sampler(model, how, None, data.end, vocab_size=data.meta["vocab_size"], fill=data.fill).draw(
         rows, 10, np.full((2, 10), 0.5)
     )
-    texts = [data.decode(row.tolist()) for row in drawn.rows()]
-    assert "Paris" in texts[0] and "4" in texts[1], texts
+    lengths = set()
+    for prompt, row in zip(prompts, drawn.rows(), strict=True):
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        asked = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        wanted = model.generate(**asked, do_sample=False, max_new_tokens=10)[0, asked.input_ids.shape[1] :]
+        lengths.add(asked.input_ids.shape[1])
+        assert row.tolist() == wanted.tolist()
+    assert len(lengths) == 2, "or nothing is filled up"
+    assert "Paris" in data.decode(drawn.values[0].tolist())

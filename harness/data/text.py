@@ -127,6 +127,8 @@ def load_pretrained(config: PretrainedTokenizer) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(config.name)
+    if folder.is_absolute() and not folder.is_dir():
+        raise DataError(f"data.tokenizer.name: there is no folder {config.name}")
     if folder.is_dir():
         if config.revision is not None:
             raise DataError(

@@ -14,7 +14,7 @@ import torch
 from harness.config.schema import Model, Sample
 from harness.learners.language_model.cuda import StepReader, can_step
 from harness.learners.language_model.model import new_model
-from harness.learners.language_model.sampling import Sampler, TokenReader
+from harness.learners.language_model.sampling import TokenReader, choose
 
 ROWS, LENGTH, VOCAB = 3, 24, 61
 MODELS = {"gpt2": {}, "llama": {}, "llama, grouped": {"num_kv_heads": 2}}
@@ -37,7 +37,7 @@ def test_a_step_is_one_graph_for_a_whole_block(name: str, settings: dict[str, An
 
     model = small(name)
     assert can_step(model)
-    reader, sampler = StepReader(model, ROWS, LENGTH), Sampler(model, Sample(**settings), bos=0, eos=0)
+    reader, how = StepReader(model, ROWS, LENGTH), Sample(**settings)
     graphs = []
 
     def keep(graph: Any, inputs: Any) -> Any:
@@ -45,7 +45,7 @@ def test_a_step_is_one_graph_for_a_whole_block(name: str, settings: dict[str, An
         return graph.forward
 
     def step(token: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        return sampler.choose(reader._forward(token), uniform)
+        return choose(reader._forward(token), uniform, how)
 
     with torch.no_grad():  # as before it is recorded: the first step of all makes room
         reader._forward(torch.zeros((ROWS, 1), dtype=torch.int64))
@@ -58,7 +58,7 @@ def test_a_step_is_one_graph_for_a_whole_block(name: str, settings: dict[str, An
     written = []
     with torch.no_grad(), dynamo.config.patch(error_on_recompile=True):
         for position in range(LENGTH):
-            expected = sampler.choose(plain(token), numbers[:, position])
+            expected = choose(plain(token), numbers[:, position], how)
             token = compiled(token, numbers[:, position])[:, None]
             assert torch.equal(token[:, 0], expected), position
             written.append(tuple(token[:, 0].tolist()))

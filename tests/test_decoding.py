@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from harness.learners.language_model import model as models  # noqa: E402
 from harness.learners.language_model.decoding import Adjustment  # noqa: E402
-from harness.learners.language_model.sampling import Sampler, draw_batch  # noqa: E402
+from harness.learners.language_model.sampling import Sampler, distribution, draw_batch  # noqa: E402
 from harness.learners.language_model.scoring import sequence_nll, with_bos  # noqa: E402
 
 EOS, VOCAB, WIDTH = 5, 40, 9
@@ -156,7 +156,7 @@ def test_cuts_are_those_of_transformers(model: Any, settings: dict[str, float]) 
     theirs = scores
     for name, value in settings.items():
         theirs = warpers[name](value)(None, theirs)
-    ours = sampler(model, **settings).distribution(scores)
+    ours = distribution(scores, Sample(**settings))
     assert ((ours > 0) == torch.isfinite(theirs)).all() and (ours == 0).any()
     kept = ours / ours.sum(dim=-1, keepdim=True)
     assert torch.allclose(kept, torch.softmax(theirs.double(), dim=-1), atol=1e-6)

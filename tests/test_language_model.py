@@ -25,7 +25,7 @@ from harness.store.store import WEIGHTS
 torch = pytest.importorskip("torch")
 
 from harness.learners.language_model import model as models  # noqa: E402
-from harness.learners.language_model.sampling import Sampler, draw_batch  # noqa: E402
+from harness.learners.language_model.sampling import Sampler, choose, distribution, draw_batch  # noqa: E402
 from harness.learners.language_model.scoring import score  # noqa: E402
 from harness.learners.language_model.sizes import Work, kept_values, memory_per_rank, num_parameters  # noqa: E402
 from harness.learners.language_model.training import Schedule, learning_rate, plan_steps  # noqa: E402
@@ -137,12 +137,11 @@ def test_tokens_are_drawn_from_the_models_distribution(tiny: Any) -> None:
     """Chi-square of 20,000 first tokens against the model's own probabilities."""
     from scipy import stats
 
-    sampler = Sampler(tiny, Sample(), bos=0, eos=0)
     with torch.inference_mode():
         logits = tiny(input_ids=torch.zeros((1, 1), dtype=torch.long)).logits[0, -1:]
     expected = torch.softmax(logits.double(), -1)[0].numpy() * 20_000
     uniform = torch.from_numpy(np.random.default_rng(5).random(20_000))
-    drawn = sampler.choose(logits.expand(20_000, -1), uniform).numpy()
+    drawn = choose(logits.expand(20_000, -1), uniform, Sample()).numpy()
     counts = np.bincount(drawn, minlength=40)
     likely = expected >= 5
     observed, wanted = (
@@ -165,21 +164,35 @@ def test_a_token_is_where_the_running_sum_passes_the_number(vocab: int) -> None:
     wanted = np.array(
         [np.searchsorted(row, u * row[-1], side="right") for row, u in zip(sums, number, strict=True)]
     )
-    drawing = Sampler(torch.nn.Linear(1, 1), Sample(), None, 0)  # type: ignore[arg-type]
-    found = drawing.choose(torch.from_numpy(logits).float(), torch.from_numpy(number)).numpy()
+    found = choose(torch.from_numpy(logits).float(), torch.from_numpy(number), Sample()).numpy()
     edge = np.abs(sums / sums[:, -1:] - number[:, None]).min(axis=1) < 1e-6  # where rounding may decide
     assert (found == wanted)[~edge].all() and edge.mean() < 0.05
-    last = drawing.choose(
-        torch.from_numpy(logits).float(), torch.full((500,), 1 - 1e-16, dtype=torch.float64)
+    last = choose(
+        torch.from_numpy(logits).float(), torch.full((500,), 1 - 1e-16, dtype=torch.float64), Sample()
     )
     assert np.isfinite(logits[np.arange(500), last.numpy()]).all()
+
+
+def test_an_example_of_a_mixture_is_one_of_its_ways(tiny: Any) -> None:
+    """Each is what a corpus drawn in one of the ways alone has at its place; shares are binomial."""
+    ways = [{"temperature": 0.5}, {"top_k": 2}]
+    mixed = Sample(mixture=[{"share": 0.3, **ways[0]}, {"share": 0.7, **ways[1]}])  # type: ignore[list-item]
+    found, *alone = (
+        draw_batch(Sampler(tiny, how, bos=0, eos=0), None, 0, 12, 3, 1, 64, 200).values
+        for how in (mixed, *(Sample(**way) for way in ways))
+    )
+    first, second = ((found == one).all(axis=1) for one in alone)
+    assert (first | second).all()
+    assert abs(first.sum() - 60) < 4 * np.sqrt(200 * 0.3 * 0.7) + (first & second).sum()
+    part = draw_batch(Sampler(tiny, mixed, bos=0, eos=0), None, 0, 12, 3, 1, 100, 50).values
+    assert (part == found[36:86]).all(), "an example does not depend on its batch"
 
 
 def test_temperature_top_k_and_top_p() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]]))
 
     def probabilities(**settings: Any) -> list[float]:
-        found = Sampler(torch.nn.Linear(1, 1), Sample(**settings), None, 0).distribution(logits)[0]  # type: ignore[arg-type]
+        found = distribution(logits, Sample(**settings))[0]
         return (found / found.sum()).tolist()
 
     assert probabilities() == pytest.approx([0.5, 0.25, 0.125, 0.0625, 0.0625])
@@ -188,8 +201,8 @@ def test_temperature_top_k_and_top_p() -> None:
     assert probabilities(top_p=0.51) == pytest.approx([2 / 3, 1 / 3, 0, 0, 0])
     squares = np.array([0.25, 0.0625, 0.015625, 0.00390625, 0.00390625])
     assert probabilities(temperature=0.5) == pytest.approx((squares / squares.sum()).tolist())
-    never = Sampler(torch.nn.Linear(1, 1), Sample(top_k=1), None, 0)  # type: ignore[arg-type]
-    assert never.choose(logits.expand(3, -1), torch.tensor([0.0, 0.5, 1 - 1e-16])).tolist() == [0, 0, 0]
+    numbers = torch.tensor([0.0, 0.5, 1 - 1e-16])
+    assert choose(logits.expand(3, -1), numbers, Sample(top_k=1)).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("prompt", ["bos", "real_prefix"])

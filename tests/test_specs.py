@@ -76,6 +76,7 @@ BASES: dict[str, dict[str, Any]] = {
     "anchored": merged(
         TEXT, {"learner.init": "previous", "generations": 2, "learner.train.anchor": {"weight": 0.5}}
     ),
+    "mixed": merged(TEXT, {"learner.sample": {"mixture": [{"share": 0.5}, {"share": 0.5, "top_k": 5}]}}),
     "drifting": merged(TEXT, {"evaluate.drift": {}}),
     "adapted": merged(TEXT, {"learner.init": "previous", "learner.adapter": {"kind": "lora"}}),
     "chat": CHAT,
@@ -231,6 +232,14 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.train.anchor.loss": "kl",
         "learner.train.anchor.weight": 0.4,
         "learner.train.anchor.reference": "previous",
+    },
+    "mixed": {
+        "learner.sample.mixture.0.temperature": 0.5,
+        "learner.sample.mixture.0.top_k": 4,
+        "learner.sample.mixture.0.top_p": 0.9,
+        "learner.sample.mixture.0.min_p": 0.1,
+        "learner.sample.mixture.0.typical_p": 0.9,
+        "learner.sample.mixture.0.share": None,
     },
     "drifting": {"evaluate.drift.examples": 8},
     "sums": {"data.task.difficulty": [2], "data.task.modulus": 9, "data.task.operators": "+-"},
@@ -426,6 +435,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 """Base to changes of it; None where a field has but one value, or a change needs a second one
 (`TOGETHER`)."""
 TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    (
+        "text",
+        {"learner.sample": {"mixture": [{"share": 0.5, "top_k": 5}, {"share": 0.5}]}},
+        {"learner.sample": {"mixture": [{"share": 0.4, "top_k": 5}, {"share": 0.6}]}},
+    ),
     *(
         (
             "marked",
@@ -628,6 +642,7 @@ def test_no_field_is_left_out() -> None:
         "LanguageModel.objective",
         "LanguageModel.adapter",
         "Train.anchor",
+        "Sample.mixture",
         "TaskData.task",
         "Evaluate.task",
         "Evaluate.drift",

@@ -25,6 +25,7 @@ PROMPTED = {"learner.sample.prompt": "real_prefix", "learner.sample.prompt_token
 KEPT = {**PROMPTED, "learner.sample.keep_prompt": True}
 PENALISED = {**PROMPTED, "learner.sample.repetition_penalty": 2.0}
 MARKED = {"learner.sample.watermark": {}}
+MIXTURE = {"mixture": [{"share": 0.5, "temperature": 0.5}, {"share": 0.5, "top_k": 5}]}
 ANCHOR = {"learner.train.anchor": {"weight": 0.5}}
 MIXED = {"regime.synthetic_ratio": 0.5}
 GROWN = {"regime": {"kind": "accumulate"}}
@@ -43,6 +44,7 @@ SWITCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ("keep_prompt", PROMPTED, {"learner.sample.keep_prompt": True}, "corpus", 0),
     ("temperature", {}, {"learner.sample.temperature": 0.5}, "corpus", 0),
     ("temperatures", {}, {"learner.sample": {"temperatures": [1.0, 0.5]}}, "corpus", 1),
+    ("mixture", {}, {"learner.sample": MIXTURE}, "corpus", 0),
     ("top_k", {}, {"learner.sample.top_k": 5}, "corpus", 0),
     ("top_p", {}, {"learner.sample.top_p": 0.5}, "corpus", 0),
     ("min_p", {}, {"learner.sample.min_p": 0.2}, "corpus", 0),
@@ -210,6 +212,12 @@ def test_a_generation_has_the_key_of_its_own_temperature(base: dict[str, Any], t
     assert all(node.spec.corpus.sampling.section.temperature == 0.9 for node in later[1:])
     with pytest.raises(ConfigError, match="temperatures are in the place of temperature"):
         nodes({"temperature": 0.5, "temperatures": [0.5]})
+    with pytest.raises(ConfigError, match="so top_k must be in its items"):
+        nodes({**MIXTURE, "top_k": 5})
+    with pytest.raises(ConfigError, match=r"the shares sum to 0.9, not to 1"):
+        nodes({"mixture": [{"share": 0.5}, {"share": 0.4}]})
+    with pytest.raises(ConfigError, match=r"mixture.0.share: found 0"):
+        nodes({"mixture": [{"share": 0}, {"share": 1}]})
 
 
 @pytest.mark.slow

@@ -161,12 +161,10 @@ class Watermark(Section):
     """How many tokens before decide which are green."""
 
 
-class Sample(Section):
-    """How a generation writes its corpus."""
+class Drawing(Section):
+    """How a token is drawn."""
 
     temperature: Annotated[float, Field(gt=0)] = since(1.0)
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = since(())
-    """In the place of temperature one for each generation, from generation 0 on; the last one stays."""
     top_k: Annotated[int, Field(ge=0)] = since(0)
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
@@ -175,6 +173,23 @@ class Sample(Section):
     """Keep the tokens that have at least this share of the likeliest one's probability."""
     typical_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
     """Keep the tokens whose surprise is nearest to the expected one, up to this probability."""
+
+
+class Setting(Drawing):
+    """How some of the examples of a corpus are drawn."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """How likely it is that an example is one of them."""
+
+
+class Sample(Drawing):
+    """How a generation writes its corpus."""
+
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = since(())
+    """In the place of temperature one for each generation, from generation 0 on; the last one stays."""
+    mixture: tuple[Setting, ...] = since(())
+    """Several ways of drawing, each with its share; which one an example is drawn in depends on its index
+    alone."""
     watermark: Watermark | None = since(None)
     """Mark what is written, with a key of each chain's own; the filter ``watermark`` finds it."""
     prompt: Literal["bos", "real_prefix", "previous_prefix"] = since("bos")
@@ -207,6 +222,18 @@ class Sample(Section):
             raise ValueError("temperatures are in the place of temperature; give one of the two")
         return self
 
+    @model_validator(mode="after")
+    def _whole_mixture(self) -> Sample:
+        if not self.mixture:
+            return self
+        given = [name for name in ("temperatures", *Drawing.model_fields) if name in self.model_fields_set]
+        if given:
+            raise ValueError(f"mixture says how tokens are drawn, so {', '.join(given)} must be in its items")
+        total = sum(item.share for item in self.mixture)
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"mixture: the shares sum to {total:g}, not to 1")
+        return self
+
     def at(self, generation: int) -> Sample:
         """How one generation writes."""
         if not self.temperatures:
@@ -230,15 +257,9 @@ class Sample(Section):
     def _beam_fields(self) -> Sample:
         if self.num_beams == 1:
             return self
-        drawing: dict[str, Any] = {
-            "temperature": 1.0,
-            "top_k": 0,
-            "top_p": 1.0,
-            "min_p": 0.0,
-            "typical_p": 1.0,
-        }
-        drawing |= {"watermark": None, "temperatures": ()}
-        used = [name for name, default in drawing.items() if getattr(self, name) != default]
+        drawing = (*Drawing.model_fields, "watermark", "temperatures", "mixture")
+        fields = type(self).model_fields
+        used = [name for name in drawing if getattr(self, name) != fields[name].get_default()]
         if used:
             raise ValueError(
                 f"num_beams above 1 draws nothing, so {', '.join(used)} must stay at the default"

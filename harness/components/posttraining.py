@@ -136,6 +136,7 @@ def _check_objective(config: Any, later: Any) -> None:
         != (1.0, 0, 1.0, 0.0, 1.0)
         or sample.repetition_penalty != 1
         or sample.temperatures
+        or sample.mixture
     ):
         raise ValueError(
             f"{place} corrects for how completions were drawn, so they have to be the model's own: "

@@ -53,7 +53,8 @@ def draw_answers(
         prefix = data.test.values[index // completions, :start].astype(np.int64)
         short = size - len(index)  # of one shape, so that an answer does not depend on how many there are
         prefix = np.pad(prefix, ((0, short), (0, 0)), mode="edge")
-        numbers = uniforms(seed, generation, "answers", batch * size, (batch + 1) * size, width)
+        each = sampler.numbers(width)
+        numbers = uniforms(seed, generation, "answers", batch * size, (batch + 1) * size, each)
         drawn = sampler.draw(prefix, width, numbers).take(slice(len(index)))
         used = np.arange(width)[None, :] < drawn.lengths[:, None]
         found[index, :width] = np.where(used, drawn.values, -1)

@@ -491,8 +491,9 @@ class LanguageModelLearner:
         for width in sorted({len(prompt) for prompt in prompts}):
             rows = [row for row, prompt in enumerate(prompts) if len(prompt) == width]
             length = block - width if self.prompt else max(1, min(block, limit - width - 1))
+            each = sampler.numbers(length)
             uniform = np.concatenate(
-                [uniforms(spec.seed, spec.generation, "continuation", row, row + 1, length) for row in rows]
+                [uniforms(spec.seed, spec.generation, "continuation", row, row + 1, each) for row in rows]
             )
             drawn = sampler.draw(
                 np.array([prompts[row] for row in rows], dtype=np.int64).reshape(len(rows), width),

@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from harness.components.language_model import Drawing
 from harness.config.schema import Sample
 from harness.learners.language_model.cuda import StepReader, can_step, inference
 from harness.learners.language_model.decoding import Adjustment
@@ -163,7 +164,8 @@ class Sampler:
             prompts: Shape [batch, prompt_length], token ids; prompt_length may be 0 where there is a bos
                 token.
             length: New tokens for each.
-            uniform: Shape [batch, length], values in [0, 1); a beam search does not read them.
+            uniform: Shape [batch, `numbers` of the length], values in [0, 1); a beam search does not read
+                them.
 
         Returns:
             The new tokens, shape [batch, length]; with ``length: natural`` an example ends with its
@@ -179,6 +181,21 @@ class Sampler:
             return Examples.full(self._search(tokens, length).cpu().numpy().astype(np.int32))
         return self._draw(tokens, length, torch.from_numpy(uniform).to(device))
 
+    def numbers(self, length: int) -> int:
+        """Random numbers of an example: one a token, and in a mixture one that says how it is drawn."""
+        return length + bool(self.config.mixture)
+
+    def _ways(self, numbers: torch.Tensor, length: int) -> list[tuple[torch.Tensor | slice, Drawing]]:
+        """Rows, and how their tokens are drawn."""
+        mixture = self.config.mixture
+        if not mixture:
+            return [(slice(None), self.config)]
+        shares = torch.tensor([item.share for item in mixture], dtype=numbers.dtype, device=numbers.device)
+        which = torch.searchsorted(shares.cumsum(0), numbers[:, length].contiguous(), right=True)
+        which = which.clamp(max=len(mixture) - 1)
+        rows = [(which == number).nonzero()[:, 0] for number in range(len(mixture))]
+        return [(row, item) for row, item in zip(rows, mixture, strict=True) if len(row)]
+
     def _draw(self, tokens: torch.Tensor, length: int, numbers: torch.Tensor) -> Examples:
         """One token after another, each from its distribution."""
         known = tokens
@@ -189,11 +206,14 @@ class Sampler:
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         drawn: list[torch.Tensor] = []
         logprobs: list[torch.Tensor] = []
+        ways, choice = self._ways(numbers, length), tokens.new_zeros(len(tokens))
         with inference(tokens.device):
             read = self._reader(len(tokens), tokens.shape[1] + length)
             for position in range(length):
                 logits = read(tokens)
-                choice = self.choose(adjust(logits, position), numbers[:, position])
+                scores, choice = adjust(logits, position), torch.empty_like(choice)
+                for rows, how in ways:
+                    choice[rows] = choose(scores[rows], numbers[rows, position], how)
                 choice = torch.where(ended, self.eos, choice)
                 if self.noted:
                     known = logits[:, : self.vocab_size].float()
@@ -293,49 +313,51 @@ class Sampler:
                 self.tick()
         return found[first[:, 0]]  # topk sorts, so the first beam is the likeliest
 
-    def choose(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """One token per row by inverse transform.
 
-        First the group of `GROUP` tokens is found, then the token in it: sums that run over the whole
-        vocabulary take longer than a small model does.
+def choose(logits: torch.Tensor, uniform: torch.Tensor, how: Drawing) -> torch.Tensor:
+    """One token per row by inverse transform.
 
-        [batch, vocab] logits and [batch] uniforms to [batch] token ids.
-        """
-        weights = self.distribution(logits)
-        vocab, every = weights.shape[-1], torch.arange(len(weights), device=weights.device)
-        groups = pad(weights, (0, -vocab % GROUP)).view(len(weights), -1, GROUP)
-        masses = groups.sum(dim=-1).double().cumsum(dim=-1)
-        which, threshold = _cross(masses, uniform * masses[:, -1])
-        threshold = threshold - torch.where(which > 0, masses[every, which - 1], 0.0)
-        inside, _ = _cross(groups[every, which].double().cumsum(dim=-1), threshold)
-        return (which * GROUP + inside).clamp(max=vocab - 1)
+    First the group of `GROUP` tokens is found, then the token in it: sums that run over the whole
+    vocabulary take longer than a small model does.
 
-    def distribution(self, logits: torch.Tensor) -> torch.Tensor:
-        """Probabilities after temperature, top-k, top-p, min-p and typical-p, in that order.
+    [batch, vocab] logits and [batch] uniforms to [batch] token ids.
+    """
+    weights = distribution(logits, how)
+    vocab, every = weights.shape[-1], torch.arange(len(weights), device=weights.device)
+    groups = pad(weights, (0, -vocab % GROUP)).view(len(weights), -1, GROUP)
+    masses = groups.sum(dim=-1).double().cumsum(dim=-1)
+    which, threshold = _cross(masses, uniform * masses[:, -1])
+    threshold = threshold - torch.where(which > 0, masses[every, which - 1], 0.0)
+    inside, _ = _cross(groups[every, which].double().cumsum(dim=-1), threshold)
+    return (which * GROUP + inside).clamp(max=vocab - 1)
 
-        Unnormalised by the cuts behind top-k; [batch, vocab], fp64 where there are such cuts and fp32
-        otherwise.
-        """
-        scaled = logits.float()
-        if self.config.temperature != 1.0:
-            scaled = scaled / self.config.temperature
-        if 0 < self.config.top_k < scaled.shape[-1]:
-            least = scaled.topk(self.config.top_k, dim=-1).values[:, -1:]
-            scaled = scaled.masked_fill(scaled < least, -torch.inf)
-        if self.config.top_p == 1.0 and self.config.min_p == 0 and self.config.typical_p == 1.0:
-            return torch.softmax(scaled, dim=-1)
-        probabilities = torch.softmax(scaled.double(), dim=-1)
-        if self.config.top_p < 1.0:
-            ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
-            # A token stays if the mass before it is below top_p, so the one that crosses it stays too.
-            dropped = ordered.cumsum(dim=-1) - ordered >= self.config.top_p
-            probabilities = probabilities.masked_fill(dropped.scatter(-1, index, dropped), 0.0)
-        if self.config.min_p > 0:
-            least = self.config.min_p * probabilities.amax(dim=-1, keepdim=True)
-            probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-        if self.config.typical_p < 1.0:
-            probabilities = _typical(probabilities, self.config.typical_p)
-        return probabilities
+
+def distribution(logits: torch.Tensor, how: Drawing) -> torch.Tensor:
+    """Probabilities after temperature, top-k, top-p, min-p and typical-p, in that order.
+
+    Unnormalised by the cuts behind top-k; [batch, vocab], fp64 where there are such cuts and fp32
+    otherwise.
+    """
+    scaled = logits.float()
+    if how.temperature != 1.0:
+        scaled = scaled / how.temperature
+    if 0 < how.top_k < scaled.shape[-1]:
+        least = scaled.topk(how.top_k, dim=-1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < least, -torch.inf)
+    if how.top_p == 1.0 and how.min_p == 0 and how.typical_p == 1.0:
+        return torch.softmax(scaled, dim=-1)
+    probabilities = torch.softmax(scaled.double(), dim=-1)
+    if how.top_p < 1.0:
+        ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
+        # A token stays if the mass before it is below top_p, so the one that crosses it stays too.
+        dropped = ordered.cumsum(dim=-1) - ordered >= how.top_p
+        probabilities = probabilities.masked_fill(dropped.scatter(-1, index, dropped), 0.0)
+    if how.min_p > 0:
+        least = how.min_p * probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+    if how.typical_p < 1.0:
+        probabilities = _typical(probabilities, how.typical_p)
+    return probabilities
 
 
 def _cross(cumulative: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -393,7 +415,8 @@ def draw_batch(
         which = np.arange(start, start + size) // sampler.config.per_prompt % len(prompts)
         prefix = prompts.values[which, :prompt_tokens].astype(np.int64)
     length = block_size - prefix.shape[1] if keep else block_size
-    drawn = sampler.draw(prefix, length, uniforms(seed, generation, "sample", start, start + size, length))
+    numbers = uniforms(seed, generation, "sample", start, start + size, sampler.numbers(length))
+    drawn = sampler.draw(prefix, length, numbers)
     if not keep:
         return drawn
     notes = {

@@ -185,6 +185,24 @@ def test_a_new_adapter_is_a_function_of_seed_generation_and_layer() -> None:
     assert not any(torch.equal(drawn[0], other) for other in drawn[1:])
 
 
+def test_dropout_keeps_the_mean_and_depends_on_the_example_alone() -> None:
+    dropout = adapters.Dropout(0.25, layer=3).train()
+    x = torch.ones(4, 50, 40)
+    dropout.place(1, 2, range(8, 12))
+    before = torch.get_rng_state()
+    found = dropout(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    # 8,000 numbers: the share of zeros has a standard deviation of 0.0048
+    assert found.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert abs(float((found == 0).float().mean()) - 0.25) < 0.02 and not torch.equal(found[0], found[1])
+    dropout.place(1, 2, range(10, 12))
+    assert torch.equal(dropout(x[:2].reshape(100, 40)).view(2, 50, 40), found[2:])
+    other = adapters.Dropout(0.25, layer=4).train()
+    other.place(1, 2, range(8, 12))
+    assert not torch.equal(other(x), found)
+    assert torch.equal(dropout.eval()(x), x)
+
+
 # --- chains -------------------------------------------------------------------------------------------------
 
 
@@ -335,9 +353,9 @@ for config, root in arguments["runs"]:
 
 @pytest.mark.slow
 def test_two_ranks_agree(make_config: Make, tmp_path: Path, ranks: Any) -> None:
-    """In fp32, ZeRO 0, 2 and 3: losses and adapters of generation 1 agree with one rank's to 1e-4, as
-    gradients are added up in another order. Nobody has imported peft who trains no adapter."""
-    whole = {**SEPARATE, "generations": 1}
+    """In fp32, with dropout, ZeRO 0, 2 and 3: losses and adapters of generation 1 agree with one rank's to
+    1e-4, as gradients are added up in another order. Nobody has imported peft who trains no adapter."""
+    whole = {**SEPARATE, "learner.adapter.dropout": 0.2, "generations": 1}
     run_all(make_config(BASE, "first.yaml", **SEPARATE, generations=0), tmp_path / "0", ranks=ranks)
     runs = []
     for stage in (0, 2, 3):
@@ -420,6 +438,23 @@ def test_every_field_changes_what_comes_out(
     assert not any(
         torch.equal(weights(store, one)[name], weights(store, before[1])[name]) for name in changed
     )
+
+
+@pytest.mark.slow
+def test_dropout_does_not_depend_on_micro_batches(
+    both: Any, make_config: Make, tmp_path: Path, ranks: Any
+) -> None:
+    """In fp32, to 1e-4: gradients are added up in another order."""
+    found = []
+    for size in (2, 8):
+        changes = {"learner.adapter.dropout": 0.3, "resources.micro_batch": size, "generations": 1}
+        root = shutil.copytree(both["merged"][1].root, tmp_path / str(size))
+        prepared, store = run_all(make_config(BASE, **changes), root, ranks=ranks)
+        node = nodes_of(prepared)[1]
+        found.append((store.json("fits", node.fit, "fit.json")["log"]["train_loss"], weights(store, node)))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-4)
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], value, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow

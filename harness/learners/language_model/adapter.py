@@ -26,7 +26,7 @@ from harness.learners.language_model import model as models
 from harness.learners.language_model.specs import fitted
 from harness.science import FitSpec
 from harness.store.store import ADAPTER
-from harness.streams import stream
+from harness.streams import stream, stream_seed
 from harness.terminal import nearest, shown
 
 VERSION = 1
@@ -171,6 +171,45 @@ def _config(section: Lora, transposed: bool, base: str | None = None, revision: 
     )
 
 
+class Dropout(nn.Module):
+    """Dropout of what goes into an A: a function of the layer and of each example's place.
+
+    So it is the same on any number of ranks, in micro batches of any size, and where a layer is computed
+    again.
+    """
+
+    def __init__(self, p: float, layer: int) -> None:
+        """Nothing is dropped before `place` was called.
+
+        Args:
+            p: The share.
+            layer: Number of the layer among those that have an adapter.
+        """
+        super().__init__()
+        self.p, self._purpose = p, f"adapter_dropout/{layer}"
+        self._seeds: list[int] = []
+
+    def place(self, seed: int, generation: int, examples: range) -> None:
+        """What is computed next: the places of its examples among all that the fit reads, step by step."""
+        self._seeds = [stream_seed(seed, generation, self._purpose, example) for example in examples]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Zeros in the place of a share of the numbers, the others scaled up to keep the mean."""
+        if not self.training:
+            return x
+        rows = x.reshape(len(self._seeds), -1)  # some layers read examples one behind the other
+        kept = torch.empty(rows.shape, device=x.device)
+        draws = torch.Generator(x.device)
+        for row, seed in zip(kept, self._seeds, strict=True):
+            row.uniform_(generator=draws.manual_seed(seed))
+        return (rows * ((kept >= self.p) / (1 - self.p)).to(x.dtype)).view_as(x)
+
+
+def dropouts(model: nn.Module) -> list[Dropout]:
+    """Those of a model's adapter; none where nothing is dropped."""
+    return [module for module in model.modules() if isinstance(module, Dropout)]
+
+
 def attach(model: PreTrainedModel, section: Lora, values: Values) -> None:
     """Put an adapter into a model, in place: from now on it alone is trained.
 
@@ -186,8 +225,10 @@ def attach(model: PreTrainedModel, section: Lora, values: Values) -> None:
     config.target_modules = {layer.name for layer in layers}
     # without storage: its own draws would be from the generator of the process
     inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
-    for layer in layers:
+    for number, layer in enumerate(layers):
         adapted: Any = model.get_submodule(layer.name)
+        if section.dropout:
+            adapted.lora_dropout[NAME] = Dropout(section.dropout, number)
         dtype, device = adapted.base_layer.weight.dtype, adapted.base_layer.weight.device
         for part, holder in ((A, adapted.lora_A), (B, adapted.lora_B)):
             value = values[f"{PREFIX}{layer.name}{part}.weight"].to(device, dtype, copy=True)

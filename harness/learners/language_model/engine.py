@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from harness.config.schema import Train
 from harness.errors import LearnerError
+from harness.learners.language_model.adapter import dropouts
 from harness.learners.language_model.checkpoint import SafeCheckpointEngine
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.filling import hidden
@@ -120,7 +121,7 @@ class Engine:
             recompute: ``resources.activation_checkpointing``.
             adapted: An adapter is fitted: its weights alone are in `state` and in checkpoints.
         """
-        self.adapted = adapted
+        self.adapted, self._dropouts = adapted, dropouts(model) if adapted else []
         decayed = [p for p in model.parameters() if p.requires_grad and len(_shape(p)) >= 2]
         plain = [p for p in model.parameters() if p.requires_grad and len(_shape(p)) < 2]
         groups = [
@@ -154,6 +155,14 @@ class Engine:
         """The model inside."""
         module: PreTrainedModel = self._engine.module
         return module
+
+    def place(self, seed: int, generation: int, examples: range) -> None:
+        """What `logits` reads next: the places of its examples among all that the fit reads.
+
+        By them an adapter's dropout is drawn; the model's own takes the process's generator.
+        """
+        for dropout in self._dropouts:
+            dropout.place(seed, generation, examples)
 
     def logits(self, tokens: torch.Tensor, fill: int | None = None) -> torch.Tensor:
         """A forward pass: [batch, length] token ids to [batch, length, vocab] logits; see `hidden`."""

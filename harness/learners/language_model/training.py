@@ -388,7 +388,9 @@ class Trainer:
             part = batch.take(slice(start, start + self.micro_batch))
             # Dropout is indexed by the position in the stream of examples, not by what this process drew
             # before.
-            torch.manual_seed(stream_seed(seed, generation, "dropout", step * len(batch) + start))
+            first_row = step * len(batch) + start
+            torch.manual_seed(stream_seed(seed, generation, "dropout", first_row))
+            engine.place(seed, generation, range(first_row, first_row + len(part)))
             inputs, targets = with_bos(part, self.bos, self.device, self.masked)
             reference = None
             if self.reference is not None:
@@ -416,6 +418,8 @@ class Trainer:
         for start in range(first, first + per_rank, self.micro_batch):
             rows = _rows(index[start : start + self.micro_batch], each)
             torch.manual_seed(stream_seed(seed, generation, "dropout", step * len(index) + start))
+            first_row = (step * len(index) + start) * each
+            engine.place(seed, generation, range(first_row, first_row + len(rows)))
             inputs, targets = with_bos(self.units.examples.take(rows), self.bos, self.device, self.masked)
             numbers = {
                 name: torch.from_numpy(values[rows]).to(self.device)

@@ -137,6 +137,22 @@ def test_a_forward_is_the_formula(architecture: str) -> None:
     assert len(trained) == len(values) and all("lora_" in name for name in trained)
 
 
+def test_without_its_adapter_a_model_is_what_it_was() -> None:
+    adapted, plain = small("gpt2").train(), small("gpt2").eval()
+    section, _ = settle(Lora(kind="lora"), adapted)
+    values = {name: value + 0.1 for name, value in adapters.new_values(adapted, section, 0, 1).items()}
+    adapters.attach(adapted, section, values)
+    tokens = torch.arange(24).view(2, 12) % 40
+    with torch.no_grad():
+        expected = plain(tokens).logits
+        assert torch.equal(adapters.Without(adapted)(input_ids=tokens).logits, expected)
+    loss = adapted(tokens).logits
+    assert (loss - expected).abs().max() > 0.01 and adapted.training
+    loss.sum().backward()
+    grads = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
+    assert len(grads) == len(values) and all("lora_" in name for name in grads)
+
+
 ATTENTION = {
     "gpt2": ("attn.c_attn", "attn.c_proj"),
     "llama": ("self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj"),
@@ -455,6 +471,25 @@ def test_dropout_does_not_depend_on_micro_batches(
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-4)
     for name, value in found[0][1].items():
         torch.testing.assert_close(found[1][1][name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_an_anchor_is_the_base_without_the_adapter(
+    both: Any, make_config: Make, tmp_path: Path, ranks: Any, monkeypatch: Any
+) -> None:
+    """Losses are those that a model of its own gives, which is there under ZeRO-3 and in merged weights'
+    generation 2."""
+    made, found = [], {}
+    real = adapters.Without
+    monkeypatch.setattr(adapters, "Without", lambda model: made.append(stage) or real(model))
+    for stage in (0, 3):
+        changes = {"learner.later.anchor": {"loss": "kl", "weight": 0.5}, "resources.zero_stage": stage}
+        root = shutil.copytree(both["merged"][1].root, tmp_path / str(stage))
+        prepared, store = run_all(make_config(BASE, **changes), root, ranks=ranks)
+        fits = [node.fit for node in nodes_of(prepared)[1:]]
+        found[stage] = [store.json("fits", fit, "fit.json")["log"]["train_loss"] for fit in fits]
+    assert made == [0]
+    np.testing.assert_allclose(found[0], found[3], atol=1e-4)
 
 
 @pytest.mark.slow

@@ -235,6 +235,29 @@ def attach(model: PreTrainedModel, section: Lora, values: Values) -> None:
             holder[NAME].weight = nn.Parameter(value)
 
 
+class Without:
+    """A model in a fit with its adapter left out: what that is added to, without a second copy of it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Keep the model, to which an adapter was attached."""
+        self._model = model
+        self._layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
+
+    def __call__(self, **inputs: Any) -> Any:
+        """As a call of the model that does not train."""
+        training = self._model.training
+        self._switch(off=True)
+        try:
+            return self._model.eval()(**inputs)
+        finally:
+            self._switch(off=False)
+            self._model.train(training)
+
+    def _switch(self, off: bool) -> None:
+        for layer in self._layers:  # peft's own switch would take the gradients of A and B away too
+            layer._disable_adapters = off
+
+
 def by_file_name(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The matrices of a fit, of its parameters by the names that they have in the model."""
     return {

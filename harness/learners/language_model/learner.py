@@ -115,7 +115,7 @@ class LanguageModelLearner:
         if adapter is not None and values is not None:
             adapters.attach(model, adapter, values)
         objective, adapted = self._objective(spec), adapter is not None
-        towards = self._reference(task)
+        towards = self._reference(task, model)
         found = trainer.run(model, self.data.validation, schedule, task, units, objective, adapted, towards)
         status = found.status
         if status == "ok":
@@ -219,12 +219,19 @@ class LanguageModelLearner:
         gc.collect()
         return found
 
-    def _reference(self, task: FitTask) -> PreTrainedModel | None:
-        """The model that ``train.anchor`` holds a fit near to; every rank has a whole one."""
+    def _reference(self, task: FitTask, model: PreTrainedModel) -> Callable[..., Any] | None:
+        """The model that ``train.anchor`` holds a fit near to; every rank has a whole one.
+
+        It is the fitted model without its adapter, where that is what the adapter is added to. (Under ZeRO-3
+        layers are gathered in one order, so there it is a model of its own.)
+        """
         folder = task.reference or task.init_from
         if fitted(task.spec).train.anchor is None or folder is None:
             return None
-        found, self._loaded = self._model(task.spec, folder), None
+        if self._adapted and folder == _before(task) and self.execution.resources.zero_stage < 3:
+            return adapters.Without(model)
+        found: Callable[..., Any] = self._model(task.spec, folder)
+        self._loaded = None
         return found
 
     def _initial(self, task: FitTask, keep: Keep | None) -> PreTrainedModel:

@@ -217,7 +217,7 @@ class Trainer:
         units: Units | None = None,
         objective: Objective | None = None,
         adapted: bool = False,
-        reference: PreTrainedModel | None = None,
+        reference: Callable[..., Any] | None = None,
     ) -> Fitted:
         """Fit a model, from its beginning or from a checkpoint.
 

@@ -59,6 +59,10 @@ CASES: dict[str, dict[str, Any]] = {
         "data": {"source": "swiss_roll", "num_examples": 12},
         "learner": {"kind": "kde", "bandwidth": 0.5},
     },
+    "merged": {
+        "data": {"source": "gaussian", "dim": 2, "num_examples": 12},
+        "learner": {"kind": "gaussian", "init": "previous", "merge": -0.5},
+    },
     "kde scott": {"data": {"source": "moons", "num_examples": 12}, "learner": {"kind": "kde"}},
     "discrete": {
         "data": {"source": "discrete", "outcomes": 7, "num_examples": 12},

@@ -108,3 +108,17 @@ def test_prepared_twice_is_prepared_once(make_config: Make, tmp_path: Path) -> N
     first, _ = open_prepared(make_config(GAUSSIAN), tmp_path / "a")
     second, _ = open_prepared(make_config(GAUSSIAN), tmp_path / "b")
     assert list(first.lineage.nodes) == list(second.lineage.nodes)
+
+
+def test_a_covariance_that_is_none_has_diverged() -> None:
+    """Far beyond the fit lies no normal distribution; what is singular is one."""
+    from harness.config.schema import Gaussian
+    from harness.learners.analytic.gaussian import GaussianFamily
+
+    family = GaussianFamily(Gaussian(kind="gaussian", init="previous", merge=-1.0), None)  # type: ignore[arg-type]
+    parent = {"mean": np.zeros((3, 2)), "covariance": np.stack([np.eye(2)] * 3)}
+    fitted = np.stack([np.diag([1.5, 1.0]), np.diag([2.0, 1.0]), np.diag([2.5, 1.0])])
+    summary = {"count": np.full(3, 10.0), "mean": np.zeros((3, 2)), "scatter": 10 * fitted}
+    found = family.fit(summary, None, parent)  # type: ignore[arg-type]
+    assert np.allclose(found["covariance"][:2], [np.diag([0.5, 1.0]), np.diag([0.0, 1.0])])
+    assert np.isnan(found["covariance"][2]).all()

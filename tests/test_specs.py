@@ -92,6 +92,7 @@ BASES: dict[str, dict[str, Any]] = {
     "sums": merged(TASK, {"data.task": {"kind": "arithmetic"}}),
     "strings": merged(TASK, {"data.task": {"kind": "rewriting"}}),
     "gaussian": analytic(NORMAL, {"kind": "gaussian"}),
+    "merged": analytic(NORMAL, {"kind": "gaussian", "init": "previous", "merge": 0.5}),
     "grown": analytic(
         NORMAL, {"kind": "gaussian"}, regime={**REPLACE, "synthetic_ratio": 1.0, "growth": {"factor": 2}}
     ),
@@ -241,6 +242,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.sample.mixture.0.typical_p": 0.9,
         "learner.sample.mixture.0.share": None,
     },
+    "merged": {"learner.merge": -0.5, "learner.init": None},
     "drifting": {"evaluate.drift.examples": 8},
     "sums": {"data.task.difficulty": [2], "data.task.modulus": 9, "data.task.operators": "+-"},
     "strings": {"data.task.difficulty": [6], "data.task.rules": [["aa", "b"], ["bb", "a"], ["ab", ""]]},
@@ -435,6 +437,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 """Base to changes of it; None where a field has but one value, or a change needs a second one
 (`TOGETHER`)."""
 TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("gaussian", {}, {"learner": {"kind": "gaussian", "init": "previous", "merge": 0.5}}),
     (
         "text",
         {"learner.sample": {"mixture": [{"share": 0.5, "top_k": 5}, {"share": 0.5}]}},

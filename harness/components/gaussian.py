@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,11 +20,35 @@ class Gaussian(Section):
     """Weight of an example that a model wrote, where a real one has 1; ``golden``: what is best for the
     mean."""
 
+    init: Literal["scratch", "previous"] = since("scratch")
+    """``previous``: what a fit is merged with is that of the generation before."""
+    merge: float = since(1.0)
+    """With init: previous, how much of the way from the moments before to the fitted ones is gone: below 1
+    averages, below 0 extrapolates away from them."""
+
+    @model_validator(mode="after")
+    def _merged(self) -> Gaussian:
+        if (self.init == "previous") != (self.merge != 1.0):
+            raise ValueError(
+                "init: previous and merge go together: moments have a closed form, so where a fit begins "
+                "changes nothing but what it is merged with"
+            )
+        return self
+
     @model_validator(mode="after")
     def _weighted(self) -> Gaussian:
         if self.estimator == "unbiased" and self.synthetic_weight != 1.0:
             raise ValueError("estimator: unbiased is of equal weights; synthetic_weight goes with mle")
         return self
+
+
+def _check(config: Any) -> None:
+    """A refresh begins somewhere only where something is merged with where a fit begins."""
+    refresh = config.regime.refresh
+    if refresh is not None and refresh.init is not None and config.learner.init != "previous":
+        raise ValueError(
+            "regime.refresh.init: is used by learner gaussian only with init: previous and merge"
+        )
 
 
 _KAZDAN = "Kazdan et al. 2024, arXiv 2410.16713"
@@ -50,6 +74,7 @@ COMPONENT = LearnerPlugin(
         ),
         Metric("gaussian/kl", "KL(fit || truth)", "nats", "higher"),
     ),
+    check=_check,
     theory="harness.reporting.theory:gaussian",
     groups={"gaussian": 2},
     headlines=("gaussian/log_variance",),

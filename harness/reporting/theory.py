@@ -39,6 +39,8 @@ def gaussian(config: Any, metric: str) -> list[float] | None:
     if data.source != "gaussian" or learner.synthetic_weight != 1.0:
         return None
     n, mle = data.num_examples, learner.estimator == "mle"
+    if learner.merge != 1.0:
+        return _merged_gaussian(config, metric) if kind == "replace" and mle else None
     left = [(1 - 1 / n) ** (g + 1) if mle else 1.0 for g in generations]
     if kind == "replace" and metric == "gaussian/trace_ratio":
         # the mean of the unbiased variance is 1 for ever, and no finite set of chains shows it
@@ -51,6 +53,19 @@ def gaussian(config: Any, metric: str) -> list[float] | None:
         return [math.log(data.variance) + (g + 1) * step for g in generations]
     if kind == "accumulate" and metric == "gaussian/trace_ratio" and mle:
         return [math.prod(1 - 1 / (n * i * i) for i in range(1, g + 2)) for g in generations]
+    return None
+
+
+def _merged_gaussian(config: Any, metric: str) -> list[float] | None:
+    """Moments on the line from those before to the fitted ones (docs/oracles.md, row 23)."""
+    data, share, generations = config.data, config.learner.merge, _all(config)
+    n = data.num_examples
+    left = [(1 - 1 / n) * (1 - share / n) ** g for g in generations]
+    if metric == "gaussian/trace_ratio":
+        return left
+    if metric == "gaussian/mean_sq_error":
+        errors = [1 / n + share**2 / n * sum(left[:g]) for g in generations]
+        return [data.dim * data.variance * error for error in errors]
     return None
 
 

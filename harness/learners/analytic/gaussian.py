@@ -51,11 +51,20 @@ class GaussianFamily(Family):
         }
 
     def fit(self, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
-        """The sample mean and covariance: divided by n (mle) or n - 1 (unbiased)."""
+        """The sample mean and covariance: divided by n (mle) or n - 1 (unbiased).
+
+        With ``merge`` both lie on the line through the models to go on from: an average (Wortsman and others
+        2022, arXiv 2203.05482), or away from them (Neon: Alemohammad and others 2025, arXiv 2510.03597).
+        """
         divisor = summary["count"] - (1.0 if self.learner.estimator == "unbiased" else 0.0)
-        covariance = summary["scatter"] / divisor[:, None, None]
-        root, log_det = factor(covariance)
-        return {"mean": summary["mean"], "covariance": covariance, "root": root, "log_det": log_det}
+        found = {"mean": summary["mean"], "covariance": summary["scatter"] / divisor[:, None, None]}
+        if parent is not None and self.learner.merge != 1.0:
+            share = self.learner.merge
+            found = {name: parent[name] + share * (value - parent[name]) for name, value in found.items()}
+            if not 0 <= share <= 1:  # beyond both ends of the line there need be no normal distribution
+                found["covariance"][_indefinite(found["covariance"])] = np.nan
+        root, log_det = factor(found["covariance"])
+        return {**found, "root": root, "log_det": log_det}
 
     def sample(self, model: Parameters, chains: Chains, count: int, real: Array | None) -> Array:
         """Examples of N(mean, covariance)."""
@@ -81,6 +90,13 @@ class GaussianFamily(Family):
             **found,
             "test/nll": normal_nll(model["mean"], model["root"], model["log_det"], points, inner),
         }
+
+
+def _indefinite(covariance: Array) -> Array:
+    """Which matrices have a negative eigenvalue, beyond rounding; [chains, dim, dim] to truth, [chains]."""
+    finite = np.where(np.isfinite(covariance), covariance, 0.0)
+    trace = np.abs(np.trace(finite, axis1=1, axis2=2))
+    return np.asarray(np.linalg.eigvalsh(finite)[:, 0] < -1e-12 * trace)
 
 
 def factor(covariance: Array) -> tuple[Array, Array]:

@@ -60,8 +60,8 @@ CASES: dict[str, dict[str, Any]] = {
         "learner": {"kind": "kde", "bandwidth": 0.5},
     },
     "merged": {
-        "data": {"source": "gaussian", "dim": 2, "num_examples": 12},
-        "learner": {"kind": "gaussian", "init": "previous", "merge": -0.5},
+        "data": {"source": "gaussian", "dim": 2, "num_examples": 40},
+        "learner": {"kind": "gaussian", "init": "previous", "merge": -0.2},
     },
     "kde scott": {"data": {"source": "moons", "num_examples": 12}, "learner": {"kind": "kde"}},
     "discrete": {

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chains import Events, contents, open_prepared, run_all
 from conftest import GAUSSIAN, Make, harness

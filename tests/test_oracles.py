@@ -284,7 +284,7 @@ def test_row_11_verification_has_a_threshold(recall: float, false_positives: flo
 def test_row_23_moments_merged_with_those_before(merge: float, dim: int) -> None:
     """Averaging slows both the loss of variance and the drift of the mean; extrapolating away from the fit
     turns the first into growth, and the mean drifts all the same."""
-    n, generations = 20, 6
+    n, generations = 40, 6
     config = {
         "data": {"source": "gaussian", "num_examples": n, "dim": dim},
         "learner": {"kind": "gaussian", "init": "previous", "merge": merge},

@@ -277,6 +277,7 @@ def test_keys_know_data_by_content(make_config: Make, tmp_path: Path, folder: Pa
         ({"completion": "question", "answer": "solution", "source": "TWICE"},
          "have the same prompt and different answers"),
         ({"source": "ENDS"}, r"data.completion: .*:\d+ holds '<\|im_end\|>', the token that ends a"),
+        ({"template": "DEAF"}, "are one prompt as it is rendered, and on different sides"),
         ({"source": "ONE"}, "data.source: the .* side is empty, of 1 prompts"),
     ],
 )  # fmt: skip
@@ -287,8 +288,11 @@ def test_what_cannot_be_rendered_is_named(
     broken.write_text(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     )
+    deaf = tmp_path / "deaf.jinja"
+    deaf.write_text("{% if messages[-1].role == 'user' %}Hm?{% else %}{{ messages[-1].content }}{% endif %}")
     rows = sums(60)
     places = {
+        "DEAF": deaf,
         "BROKEN": broken,
         "PLAIN": write_tokenizer(tmp_path / "plain", None),
         "TWICE": write_rows(tmp_path / "twice.jsonl", [*rows, {**rows[0], "solution": "It is 9."}]),

@@ -91,7 +91,7 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
     rendering = make_rendering(config.tokenizer, config.template, config.system, texts)
     rows, dropped = _fit(config, rendering, items, config.too_long == "drop")
     rows["train"] = [rows["train"][place] for place in stream(0, 0, "chats").permutation(len(rows["train"]))]
-    _check_answers(rows)
+    _check_prompts(rows)
     about = {
         "source": config.source,
         "prompts": {side: len(rows[side]) for side in SIDES},
@@ -113,6 +113,7 @@ def prepared_task(config: TaskData, room: Room) -> PreparedData:
     rendering = make_rendering(config.tokenizer, config.template, config.system, ())
     items = {side: [_of_problem(config, item) for item in found] for side, found in collect(config).items()}
     rows, _ = _fit(config, rendering, items, drop=False)
+    _check_prompts(rows)
     plugin = TASKS.loaded[config.task.kind]
     task = {"task": {**science(config.task), "version": plugin.version}}
     spec = {"kind": "task chat", "version": VERSION, **_science(config, rendering, rows), **task}
@@ -199,16 +200,26 @@ def _fit(
     return found, dropped
 
 
-def _check_answers(rows: Mapping[str, Sequence[Row]]) -> None:
-    """One prompt has one answer."""
-    known: dict[tuple[int, ...], Row] = {}
-    for part in rows.values():
-        for row in part:
-            other = known.setdefault(tuple(row.prompt), row)
-            if other.item.answer != row.item.answer:
+def _check_prompts(rows: Mapping[str, Sequence[Row]]) -> None:
+    """One prompt, as it is rendered, is on one side and has one answer.
+
+    Raises:
+        DataError: It is not; names the rows.
+    """
+    known: dict[tuple[int, ...], tuple[str, Item]] = {}
+    for side in SIDES:
+        for row in rows[side]:
+            other_side, other = known.setdefault(tuple(row.prompt), (side, row.item))
+            both = f"{other.where} and {row.item.where}"
+            if other_side != side:
                 raise DataError(
-                    f"data.answer: {other.item.where} and {row.item.where} have the same prompt and "
-                    f"different answers, {shown(other.item.answer)} and {shown(row.item.answer)}"
+                    f"data.template: {both} are one prompt as it is rendered, and on different sides "
+                    f"({other_side}, {side}); the template leaves out in what they differ"
+                )
+            if other.answer != row.item.answer:
+                raise DataError(
+                    f"data.answer: {both} have the same prompt and different answers, "
+                    f"{shown(other.answer)} and {shown(row.item.answer)}"
                 )
 
 

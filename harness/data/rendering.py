@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer
-from harness.data.text import END_OF_TEXT, load_pretrained, train_tokenizer
+from harness.data.text import END_OF_TEXT, load_pretrained, put, train_tokenizer
 from harness.errors import DataError
 from harness.terminal import shown
 
@@ -124,7 +123,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Put a tokenizer with its template beside a model."""
     for name in TOKENIZER_FILES:
         if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
+            put(source / name, target / name)
 
 
 def make_rendering(

@@ -288,6 +288,14 @@ def read_other(folder: Path) -> Examples:
     return Examples.full(load_file(folder / "other.safetensors")["blocks"])
 
 
+def put(source: Path, target: Path) -> None:
+    """The same file in another place, where it takes no room of its own."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
 class TextCorpus(RealData):
     """Prepared text, read from its folder.
 
@@ -364,11 +372,7 @@ class TextCorpus(RealData):
 
         Its file takes no room of its own.
         """
-        source, target = self.folder / TOKENIZER, folder / TOKENIZER
-        try:
-            os.link(source, target)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, target)
+        put(self.folder / TOKENIZER, folder / TOKENIZER)
         names = {name: self.tokenizer.id_to_token(int(self.meta[name])) for name in ("bos", "eos")}
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -100,10 +100,14 @@ def _presets() -> list[Row]:
 def _data() -> list[Row]:
     rows = [{"source": name, "what": f"text: {_said_of(DATA[name].read)}"} for name in DATA]
     rows += [
-        {"source": "hf:NAME[/CONFIG]", "what": "text, or images with kind: images, of the Hugging Face hub"},
+        {
+            "source": "hf:NAME[/CONFIG]",
+            "what": "text, with kind: images or chat these, of the Hugging Face hub",
+        },
         {
             "source": "PATH",
-            "what": "text (.txt, .jsonl, .parquet, or a folder of them), or images (.npy, .parquet)",
+            "what": "text (.txt, .jsonl, .parquet, or a folder of them), images (.npy, .parquet), or "
+            "chats (.jsonl, .csv, .parquet)",
         },
     ]
     return rows + [

@@ -14,6 +14,7 @@ import pytest
 from chains import open_prepared, run_all
 from chats import TEMPLATE, chat, sums, write_rows, write_tokenizer
 from conftest import Make
+from group import run_ranks
 
 from harness.components.chat import ChatData
 from harness.data.conversations import read_conversations
@@ -576,6 +577,31 @@ def test_objectives_learn_from_chats(
     assert store.json("fits", second.fit, "fit.json")["log"]["steps"] > 0
     weights = [(store.path("fits", node.fit) / "model.safetensors").read_bytes() for node in (first, second)]
     assert weights[0] != weights[1] and store.record(second.evaluation).metrics["task/kl"] != 0
+
+
+TWO = """
+from chains import run_all
+run_all(Path(arguments["config"]), Path(arguments["root"]), ranks=ranks)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_with_parted_weights_see_the_same(
+    make_config: Make, tmp_path: Path, folder: Path, ranks: Any
+) -> None:
+    """In fp32 losses agree to 1e-4: gradients are added up in another order."""
+    changes = {"learner.train.precision": "fp32", "resources.zero_stage": 3, "generations": 0}
+    found = []
+    for size in (1, 2):
+        config = make_config(chat(folder), f"{size}.yaml", **changes, **{"resources.ranks": size})
+        root = tmp_path / str(size)
+        if size == 1:
+            prepared, _ = run_all(config, root, ranks=ranks)
+        else:
+            run_ranks(TWO, 2, config=str(config), root=str(root))
+        found.append(Store(root).json("fits", nodes(prepared)[0].fit, "fit.json")["log"]["train_loss"])
+    assert len(found[0]) == 6
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -259,6 +259,16 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("learner and data", {"data": {"source": "gaussian"}}, ("language_model reads text",)),
     ("unknown learner", {"learner.kind": "lstm"}, ("learner", "'lstm'", "language_model", "gaussian")),
     ("unknown filter", {"filters": [{"kind": "dedup"}]}, ("filters.0", "did you mean 'deduplicate'")),
+    (
+        "unknown task",
+        {"data": {"source": "task", "task": {"kind": "boolen", "difficulty": [2]}}},
+        (": data.task: found 'boolen'", "did you mean 'boolean'"),
+    ),
+    (
+        "fields of a task and beside it",
+        {"data": {"source": "task", "task": {"kind": "boolean", "dificulty": [2]}, "num_exampels": 4}},
+        (": data.task.dificulty: unknown field", ": data.num_exampels: unknown field"),
+    ),
     ("experiment name", {"experiment": "a/b"}, ("experiment", "letters, digits")),
     ("missing section", {"data": None}, ("data", "required")),
     (

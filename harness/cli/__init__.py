@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness import terminal
-from harness.cli import board, discover, grid, machine, reference, results, slurm  # noqa: F401 (their commands)
+from harness.cli import board, discover, grid, machine, reference, results, slurm  # noqa: F401 (commands)
 from harness.cli.app import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, app
 from harness.errors import HarnessError, InputError
 

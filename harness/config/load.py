@@ -143,9 +143,13 @@ def _problems(
 def _path(data: Any, loc: tuple[int | str, ...]) -> str:
     """The dotted path of an error, without the tags of unions that pydantic puts in between."""
     path: list[str] = []
+    tagged: Any = None  # the section whose tag has been passed: a field of it may have the same name
     for position, part in enumerate(loc):
         last = position == len(loc) - 1
         if isinstance(data, Mapping):
+            if not last and data is not tagged and part in (data.get("source"), data.get("kind")):
+                tagged = data
+                continue
             if part in data:
                 data = data[str(part)]
             elif (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,8 +20,9 @@ class Gaussian(Section):
     """Weight of an example that a model wrote, where a real one has 1; ``golden``: what is best for the
     mean."""
 
-    init: Literal["scratch", "previous"] = since("scratch")
-    """``previous``: what a fit is merged with is that of the generation before."""
+    init: Literal["previous"] | None = since(None)
+    """``previous``: what a fit is merged with is that of the generation before; a closed form begins nowhere
+    when null."""
     merge: float = since(1.0)
     """With init: previous, how much of the way from the moments before to the fitted ones is gone: below 1
     averages, below 0 extrapolates away from them."""
@@ -40,15 +41,6 @@ class Gaussian(Section):
         if self.estimator == "unbiased" and self.synthetic_weight != 1.0:
             raise ValueError("estimator: unbiased is of equal weights; synthetic_weight goes with mle")
         return self
-
-
-def _check(config: Any) -> None:
-    """A refresh begins somewhere only where something is merged with where a fit begins."""
-    refresh = config.regime.refresh
-    if refresh is not None and refresh.init is not None and config.learner.init != "previous":
-        raise ValueError(
-            "regime.refresh.init: is used by learner gaussian only with init: previous and merge"
-        )
 
 
 _KAZDAN = "Kazdan et al. 2024, arXiv 2410.16713"
@@ -74,7 +66,6 @@ COMPONENT = LearnerPlugin(
         ),
         Metric("gaussian/kl", "KL(fit || truth)", "nats", "higher"),
     ),
-    check=_check,
     theory="harness.reporting.theory:gaussian",
     groups={"gaussian": 2},
     headlines=("gaussian/log_variance",),

@@ -115,7 +115,7 @@ def resolve(config: Config, real: RealData) -> Resolved:
     return Resolved(
         fit=Versioned(blank(section, "init", "sample"), found.version),
         sampling=Versioned(getattr(section, "sample", Section()), found.version),
-        init="scratch" if hasattr(section, "init") else None,
+        init="scratch" if getattr(section, "init", None) else None,
         prompts="none",
         cost=each(real.example_bytes // 8) if callable(each) else each,
     )

@@ -315,7 +315,7 @@ class Config(Section):
         kind, refresh = self.learner.kind, self.regime.refresh
         if self.regime.budget != "examples":
             raise ValueError(f"regime.budget: is not used by learner {kind}, which takes no steps")
-        if refresh is not None and refresh.init is not None and not hasattr(self.learner, "init"):
+        if refresh is not None and refresh.init is not None and not getattr(self.learner, "init", None):
             raise ValueError(
                 f"regime.refresh.init: is not used by learner {kind}, which has no weights to start from"
             )

@@ -280,7 +280,7 @@ def _bundle_identity(
         "data": item.data.identity,
         "learner": {
             **item.learner.identity,
-            **({"init": config.learner.init} if getattr(config.learner, "init", None) else {}),
+            **({"init": init} if (init := getattr(config.learner, "init", None)) else {}),
         },
         "sampling": item.sampling.identity,
         "evaluation": item.measured.identity,

@@ -113,6 +113,11 @@ def test_a_conversation_ends_with_what_is_learned(tmp_path: Path) -> None:
             {"answer": "truth"},
             r"data.answer: .*:2 has \[1\], expected text or a number",
         ),
+        (
+            {"prompt": "a", "completion": "b", "truth": float("nan")},
+            {"answer": "truth"},
+            "data.answer: .*:2 has nan, expected text or a number",
+        ),
         ({"m": "hi"}, {"messages": "m"}, "data.messages: .*:2 has 'hi', expected a list of messages"),
         ({"m": []}, {"messages": "m"}, "data.messages: .*:2 does not end with a message of the assistant"),
         ({"m": [{"role": "user"}]}, {"messages": "m"}, "message 1 is .*, expected {role: ..., content: ...}"),
@@ -279,11 +284,18 @@ def test_keys_know_data_by_content(make_config: Make, tmp_path: Path, folder: Pa
          "have the same prompt and different answers"),
         ({"source": "ENDS"}, r"data.completion: .*:\d+ holds '<\|im_end\|>', the token that ends a"),
         ({"template": "DEAF"}, "are one prompt as it is rendered, and on different sides"),
+        ({"answer": "solution", "extract": "(a|a)*$", "source": "LONG", "completion_tokens": 64},
+         r"data.extract: has not found the final answer of .*long.jsonl:\d+ in time"),
         ({"source": "ONE"}, "data.source: the .* side is empty, of 1 prompts"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_rendered_is_named(
-    make_config: Make, tmp_path: Path, folder: Path, data: dict[str, Any], message: str
+    make_config: Make,
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: dict[str, Any],
+    message: str,
 ) -> None:
     broken = tmp_path / "broken.jinja"
     broken.write_text(
@@ -298,8 +310,11 @@ def test_what_cannot_be_rendered_is_named(
         "PLAIN": write_tokenizer(tmp_path / "plain", None),
         "TWICE": write_rows(tmp_path / "twice.jsonl", [*rows, {**rows[0], "solution": "It is 9."}]),
         "ENDS": write_rows(tmp_path / "ends.jsonl", [{**row, "solution": "a<|im_end|>b"} for row in rows]),
+        "LONG": write_rows(tmp_path / "long.jsonl", [{**row, "solution": "a" * 40 + "b"} for row in rows]),
         "ONE": write_rows(tmp_path / "one.jsonl", rows[:1]),
     }
+
+    monkeypatch.setattr(reference, "LIMIT_S", 0.05)
 
     def at(value: Any) -> Any:
         if isinstance(value, dict):
@@ -320,6 +335,7 @@ def test_what_cannot_be_rendered_is_named(
         ({"filters": [{"kind": "judge", "judge": "exact"}]}, "judge exact has to know .* data.answer, or"),
         ({"evaluate.task.pass_k": [2]}, "evaluate.task.pass_k: counts right completions"),
         ({"learner.sample.prompt": "bos"}, "learner.sample.prompt: is not used with data.kind: chat"),
+        ({"evaluate.prompts": ["What? " * 90]}, r"evaluate.prompts: .* takes \d+ tokens, there is room for"),
         ({"learner.model.context": 50}, "take 80 tokens .*more than the model's context of 50"),
         ({"learner.model": {"pretrained": "lab/x"}, "data.tokenizer": {"kind": "bpe"},
           "data.template": "none"}, "data.tokenizer: a pretrained model needs its own tokenizer"),
@@ -334,6 +350,22 @@ def test_settings_that_do_not_fit_are_one_message(
         open_study(
             make_config({**chat(folder), "regime": regime}, **changes), (), Store.read(tmp_path / "none")
         )
+
+
+def test_fresh_prompts_are_asked_once(make_config: Make, tmp_path: Path, folder: Path) -> None:
+    """Rows of one prompt would be answered in several generations."""
+    twice = write_rows(tmp_path / "twice.jsonl", [row for row in sums(80) for _ in range(2)])
+    config = make_config(
+        {
+            **chat(folder, source=str(twice), num_examples=8),
+            "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+        },
+        **{"learner.sample.fresh_prompts": True, "generations": 1},
+    )
+    with pytest.raises(
+        ConfigError, match=r"learner.sample.fresh_prompts: \d+ training examples have a prompt"
+    ):
+        open_study(config, (), Store.read(tmp_path / "none"))
 
 
 def test_rows_without_room_are_left_out_and_counted(make_config: Make, tmp_path: Path, folder: Path) -> None:
@@ -470,6 +502,10 @@ def test_filled_prompts_are_continued_as_alone(model: Any, cached: bool) -> None
         ("0.50", ".5", True),
         ("1000000", "1,000,000", True),
         ("-", "", False),
+        ("-0.0", "0", True),
+        ("007", "7.", True),
+        ("1" * 40, "1" * 39 + "2", False),
+        ("0." + "3" * 40, "." + "3" * 40 + "0", True),
     ],
 )
 def test_answers_are_compared_by_what_they_mean(one: str, other: str, same: bool) -> None:
@@ -663,7 +699,7 @@ def test_a_pretrained_model_is_asked_a_task_as_a_user(
         ),
         ({"tokenizer": None, "instruction": None}, "a task is written in characters.*give data.tokenizer"),
         ({"tokenizer": None}, "instruction: needs tokenizer"),
-        ({"instruction": "Evaluate"}, "instruction"),
+        ({"instruction": "Evaluate"}, "instruction: found .Evaluate., expected a text with {prompt} in it"),
         ({"prompt_tokens": 8}, r"data.prompt_tokens: the prompt of task boolean, '.*' takes \d+ tokens"),
         ({"system": "x", "template": "none"}, "system: is not used with template: none"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -32,8 +31,9 @@ class ChatData(Prompted):
     """Field that holds the reference answer, with which final answers are compared; null: nothing knows
     which completions are right."""
     extract: str | None = since(None)
-    """Regular expression that finds the final answer in a completion, and in the field ``answer`` where it
-    matches there: its last match, the first group where it has one. Null: the whole text."""
+    """Regular expression (of the package ``regex``) that finds the final answer in a completion, and in the
+    field ``answer`` where it matches there: its last match, the first group where it has one. Null:
+    the whole text."""
     system: str | None = since(None)
     """System message in front of every prompt that has none of its own."""
     template: Place = since("tokenizer")
@@ -60,9 +60,11 @@ class ChatData(Prompted):
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
         if value is not None:
+            import regex  # which executes it
+
             try:
-                re.compile(value)
-            except re.error as error:
+                regex.compile(value)
+            except regex.error as error:
                 raise ValueError(f"found {value!r}, which is no regular expression: {error}") from None
         return value
 

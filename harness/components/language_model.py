@@ -188,8 +188,8 @@ class Sample(Drawing):
     temperatures: tuple[Annotated[float, Field(gt=0)], ...] = since(())
     """In the place of temperature one for each generation, from generation 0 on; the last one stays."""
     mixture: tuple[Setting, ...] = since(())
-    """Several ways of drawing, each with its share; which one an example is drawn in depends on its index
-    alone."""
+    """Several ways of drawing, each with its share; which one an example is drawn in is drawn too, for every
+    index."""
     watermark: Watermark | None = since(None)
     """Mark what is written, with a key of each chain's own; the filter ``watermark`` finds it."""
     prompt: Literal["bos", "real_prefix", "previous_prefix"] = since("bos")
@@ -408,6 +408,11 @@ def _check_anchor(learner: LanguageModel, config: Any) -> None:
     for section, train in (("train", learner.train), ("later", later_train(learner))):
         anchor, place = train.anchor, f"learner.{section}.anchor"
         if anchor is None:
+            if section == "later" and learner.train.anchor is not None:
+                raise ValueError(
+                    f"{place}: found nothing, so no generation is left that learner.train.anchor is of; "
+                    "leave one of the two out"
+                )
             continue
         if learner.objective is not None and OBJECTIVES[learner.objective.kind].loss:
             raise ValueError(
@@ -518,6 +523,8 @@ def turn_seconds(turn: Any) -> float:
         trained = train.max_steps * train.batch_size * block
     if learner.adapter is not None and not turn.recipe.spec and not adapts_first(learner):
         trained = trained * 3 // 2  # all weights have gradients there, 6 FLOPs a parameter in the place of 4
+    if train.anchor is not None and turn.recipe.spec:
+        trained = trained * 4 // 3  # a forward pass of the reference for each one of the fit
     seconds = trained / turn.fit_rate + turn.sampled * block / turn.sample_rate
     return float(seconds + 2 * turn.scored * block / (3 * turn.fit_rate)) / int(turn.config.resources.ranks)
 

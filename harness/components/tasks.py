@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from harness.components.text import PretrainedTokenizer, tokenizer_items
 from harness.registry import DataKind, TaskPlugin, gather
 from harness.section import DataSection, HubItem, Place, PositiveInt, Section, since
+from harness.terminal import shown
 
 Difficulties = Annotated[tuple[Annotated[int, Field(ge=1, le=12)], ...], Field(min_length=1)]
 
@@ -187,11 +188,15 @@ class TaskData(Prompted):
     (Jinja), or ``none``: as it is."""
     system: str | None = since(None)
     """With a tokenizer: system message in front of every prompt."""
-    instruction: Annotated[str, Field(pattern=r"\{prompt\}")] = since("{prompt}")
+    instruction: str = since("{prompt}")
     """With a tokenizer: the user's message, with the prompt in the place of ``{prompt}``."""
 
     @model_validator(mode="after")
     def _rendered(self) -> TaskData:
+        if "{prompt}" not in self.instruction:
+            raise ValueError(
+                f"instruction: found {shown(self.instruction)}, expected a text with {{prompt}} in it"
+            )
         given = [name for name in ("template", "system", "instruction") if name in self.model_fields_set]
         if self.tokenizer is None and given:
             raise ValueError(f"{given[0]}: needs tokenizer: {{kind: pretrained, name: ...}}")

@@ -92,6 +92,7 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
     rows, dropped = _fit(config, rendering, items, config.too_long == "drop")
     rows["train"] = [rows["train"][place] for place in stream(0, 0, "chats").permutation(len(rows["train"]))]
     _check_prompts(rows)
+    _check_references(config, rows)
     about = {
         "source": config.source,
         "prompts": {side: len(rows[side]) for side in SIDES},
@@ -130,6 +131,23 @@ def _of_problem(config: TaskData, found: Problem) -> Item:
     asked = config.instruction.replace("{prompt}", found.prompt)
     where = f"task {config.task.kind}, {shown(found.prompt)}"
     return Item([("user", asked)], found.prompt, found.solution, None, where, found.skill, found.difficulty)
+
+
+def _check_references(config: ChatData, rows: Mapping[str, Sequence[Row]]) -> None:
+    """The final answers of references are found in time, so that later nothing waits for them.
+
+    Raises:
+        DataError: One is not; names the row.
+    """
+    finds = Reference(config.extract)
+    for row in (row for side in SIDES for row in rows[side] if row.item.answer is not None):
+        try:
+            finds.reference(str(row.item.answer), limited=True)
+        except TimeoutError:
+            raise DataError(
+                f"data.extract: has not found the final answer of {row.item.where} in time; "
+                "give an expression that goes over a text once"
+            ) from None
 
 
 def _science(
@@ -297,6 +315,13 @@ class RenderedCorpus(TaskCorpus):
     def fill(self) -> int | None:
         """The token that fills prompts up."""
         return int(self.meta["fill"])
+
+    @property
+    def repeated(self) -> int:
+        """Training examples whose prompt another one before them has."""
+        return len(self._blocks["train"]) - len(
+            np.unique(self._blocks["train"][:, : self.prompt_tokens], axis=0)
+        )
 
     @property
     def end(self) -> int:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ ROLES: Mapping[str, str] = {
 NAMES = (("role", "content"), ("from", "value"))
 """Fields of a message."""
 FIELD = "data.source"
+MAX_FIELD = 2**31 - 1
+"""Characters of a field of a .csv file: as many as there are."""
 Row = tuple[str, Mapping[str, Any]]
 """Where it stands, for messages, and its fields."""
 
@@ -151,6 +154,7 @@ def _jsonl(path: Path, text: str) -> Iterator[Row]:
 
 
 def _csv(path: Path, text: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_FIELD)  # of the process: what may be read is limited before
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
@@ -189,7 +193,8 @@ def _conversation(config: ChatData, where: str, row: Mapping[str, Any]) -> Conve
     answer = None
     if config.answer is not None:
         found = row[config.answer]
-        if isinstance(found, bool) or not isinstance(found, str | int | float):
+        number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+        if not number and not isinstance(found, str):
             raise DataError(f"data.answer: {where} has {shown(found)}, expected text or a number")
         answer = _text(str(found), "data.answer", where)
     if config.messages is None:

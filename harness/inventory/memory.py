@@ -11,6 +11,8 @@ from typing import Any, cast
 import psutil
 
 from harness.components import OBJECTIVES
+from harness.components.adapter import adapts_first
+from harness.components.language_model import later_train
 from harness.errors import ResourceError
 from harness.learners.base import is_installed
 from harness.learners.language_model.sizes import Memory, Work, memory_per_rank
@@ -92,6 +94,16 @@ def gib(count: float) -> str:
     return f"{count / 2**30:,.1f} GiB"
 
 
+def _has_reference(learner: Any, zero_stage: int) -> bool:
+    """Whether a fit holds a second model for ``train.anchor``: not the first one without its adapter."""
+    anchor = later_train(learner).anchor
+    if anchor is None or learner.adapter is None or zero_stage == 3:
+        return anchor is not None
+    if learner.adapter.weights == "merged":
+        return anchor.reference != "previous"
+    return anchor.reference != "initial" or adapts_first(learner)
+
+
 def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
     """Bytes per rank; None for what is not a language model.
 
@@ -116,7 +128,8 @@ def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
         recompute=resources.activation_checkpointing,
         on_gpu=gpus and resources.gpus_per_rank != 0,
         trained=facts.trained,
-        reference=learner.train.anchor is not None or bool(learner.later and learner.later.anchor),
+        reference=_has_reference(learner, resources.zero_stage),
+        drift=config.evaluate.drift is not None,
     )
     return memory_per_rank(
         facts.parameters + (facts.adapter or 0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
 
 from harness.tasks.base import Verdict
 
@@ -26,15 +25,19 @@ class Reference:
 
         self._pattern = None if extract is None else regex.compile(extract)
 
-    def found(self, text: str) -> str | None:
+    def found(self, text: str, limited: bool = True) -> str | None:
         """The final answer in a text, normalised; None where it has none.
+
+        Args:
+            text: The text.
+            limited: The expression may search for `LIMIT_S`; otherwise for as long as it takes.
 
         Raises:
             TimeoutError: The expression has not found out in time.
         """
         if self._pattern is None:
             return normal(text)
-        matches = list(self._pattern.finditer(text, timeout=LIMIT_S))
+        matches = list(self._pattern.finditer(text, timeout=LIMIT_S if limited else None))
         if not matches:
             return None
         last = matches[-1]
@@ -47,9 +50,13 @@ class Reference:
         except TimeoutError:
             return None
 
-    def reference(self, text: str) -> str:
-        """The final answer of a reference: what the expression finds, or all of it."""
-        found = self.found(text)
+    def reference(self, text: str, limited: bool = False) -> str:
+        """The final answer of a reference: what the expression finds, or all of it.
+
+        Raises:
+            TimeoutError: The expression has not found out in time.
+        """
+        found = self.found(text, limited)
         return normal(text) if found is None else found
 
     def verdict(self, completion: str, reference: str) -> Verdict:
@@ -70,9 +77,9 @@ def normal(answer: str) -> str:
     text = " ".join(answer.split()).rstrip(".").strip()
     number = text.removeprefix("$").strip()
     if number and NUMBER.fullmatch(number):
-        try:
-            value = Decimal(number.replace(",", "")).normalize()
-        except InvalidOperation:  # a sign alone
-            return text.casefold()
-        return f"{value + 0:f}"
+        # Digit by digit: decimal arithmetic would round, by a context that anybody may change.
+        whole, _, part = number.removeprefix("-").replace(",", "").partition(".")
+        if whole or part:
+            value = ".".join(filter(None, (whole.lstrip("0") or "0", part.rstrip("0"))))
+            return f"-{value}" if number.startswith("-") and value != "0" else value
     return text.casefold()

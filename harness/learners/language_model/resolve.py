@@ -14,6 +14,7 @@ from harness.components.objectives import OBJECTIVES
 from harness.components.tasks import Prompted, TaskData
 from harness.config.schema import Config, TextData, Train
 from harness.data.base import RealData
+from harness.data.chat import RenderedCorpus
 from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
 from harness.errors import DataError
@@ -71,6 +72,10 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
             f"learner.sample.watermark.gamma: {sample.watermark.gamma} of {vocabulary} tokens is "
             f"{green_count(sample.watermark.gamma, vocabulary)}; some tokens must be green, and some not"
         )
+    prompts = config.evaluate.prompts
+    if isinstance(real, RenderedCorpus) and not isinstance(prompts, int):
+        for text in prompts:  # whether there is room for it
+            real.encode(text)
     if isinstance(real, TaskCorpus):
         marks |= {
             "prompt": "real_prefix",
@@ -124,6 +129,11 @@ def _prompts(config: Config, real: TextCorpus) -> Prompts:
         return PROMPTS[sample.prompt]
     if not sample.fresh_prompts:
         return "real"
+    if isinstance(real, RenderedCorpus) and real.repeated:
+        raise DataError(
+            f"learner.sample.fresh_prompts: {real.repeated} training examples have a prompt that others have "
+            "too, and each prompt is to be answered once; leave one row of each prompt"
+        )
     n = real.num_examples
     needed = n * (config.generations + 1)
     if real.supply - n < needed:

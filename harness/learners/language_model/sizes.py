@@ -117,6 +117,7 @@ class Work:
         on_gpu: Otherwise attention is computed in fp32, in bf16 too.
         trained: Parameters that have gradients; all when None.
         reference: A fit holds a second model whole, which only reads.
+        drift: Two models score, and all that one predicts of a batch is compared with what the other does.
     """
 
     tokens: int
@@ -129,6 +130,7 @@ class Work:
     on_gpu: bool = True
     trained: int | None = None
     reference: bool = False
+    drift: bool = False
 
 
 def memory_per_rank(
@@ -160,6 +162,12 @@ def memory_per_rank(
         buffers += min(parameters, MAX_LIVE) * size + 2 * bucket
     # On a CPU keys and values are in fp32 (`kernels.read_by_steps`).
     cache = work.rows * work.length * num_layers * 2 * width * (size if work.on_gpu else 4)
+    # about six vectors of a layer at a time: its input, queries, keys, values, and the wide one's parts
+    scoring = parameters * size + BATCH_TOKENS * size * (vocab_size + 12 * width)
+    if (
+        work.drift
+    ):  # hidden states of all layers, and fp32 log-probabilities of both with what they are made of
+        scoring += parameters * size + BATCH_TOKENS * (num_layers * width * size + 3 * vocab_size * 4)
     return Memory(
         weights=parameters * size // (ranks if stage >= 3 else 1) + work.reference * parameters * size,
         gradients=trained * size // (ranks if stage >= 2 else 1),
@@ -168,6 +176,5 @@ def memory_per_rank(
         activations=work.tokens * (layers + vocab_size * (3 if work.reference else 2) * size),
         step=4 * trained // own,
         sampling=parameters * size + cache + work.rows * vocab_size * CHOICE_BYTES,
-        # about six vectors of a layer at a time: its input, queries, keys, values, and the wide one's parts
-        scoring=parameters * size + BATCH_TOKENS * size * (vocab_size + 12 * width),
+        scoring=scoring,
     )

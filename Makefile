@@ -5,6 +5,7 @@ check:
 	ruff check .
 	mypy harness
 	lint-imports
+	python -m pytest -q -n 0 tests/test_lineage.py -k golden
 
 format:
 	ruff format .

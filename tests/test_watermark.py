@@ -136,16 +136,8 @@ def test_who_marks_and_filters_trains_on_nothing_of_its_own(
             "learner.train.anchor.reference: previous needs learner.init: previous",
         ),
         (
-            {"learner.train.anchor": {"weight": 0.1}, "generations": 0},
-            "is of generations after the first, and generations is 0",
-        ),
-        (
             {"learner.train.anchor": {"weight": 0.1}, "learner.later": {"anchor": None}},
             "so no generation is left that learner.train.anchor is of",
-        ),
-        (
-            {"learner.init": "previous", "learner.adapter": {"kind": "lora"}, "generations": 0},
-            "adapter: is of generations after the first here, and generations is 0",
         ),
         ({"learner.train.merge": 0.5}, "merges with the weights before and needs init: previous"),
         (

@@ -79,14 +79,12 @@ def check_adapter(learner: LanguageModel, merges: bool) -> None:
 
 
 def check_refresh(config: Any) -> None:
-    """Check where refreshes begin: an adapter needs the weights that it is made for; and that it has a use.
+    """Check where refreshes begin: an adapter needs the weights that it is made for.
 
     Raises:
-        ValueError: They begin elsewhere, or no generation has one.
+        ValueError: They begin elsewhere.
     """
     learner, refresh = config.learner, config.regime.refresh
-    if learner.adapter is not None and not config.generations and not adapts_first(learner):
-        raise ValueError("adapter: is of generations after the first here, and generations is 0")
     if learner.adapter is None or refresh is None or refresh.init is None:
         return
     if refresh.init == "scratch":

@@ -426,8 +426,6 @@ def _check_anchor(learner: LanguageModel, config: Any) -> None:
                 f"{place}.reference: previous needs learner.init: previous, and no regime.refresh; allowed "
                 "without: initial"
             )
-        if not config.generations:
-            raise ValueError(f"{place}: is of generations after the first, and generations is 0")
 
 
 def _check_watermark(config: Any) -> None:

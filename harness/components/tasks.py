@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
@@ -132,14 +133,14 @@ class Prompted(DataSection):
     """Data whose examples are a prompt and a completion, which alone is learned."""
 
     @property
+    @abstractmethod
     def prompt_length(self) -> int:
         """Tokens of every prompt, what fills it up included."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def block_size(self) -> int:
         """Tokens of an example: its prompt, and room for a completion with the token that ends it."""
-        raise NotImplementedError
 
     @property
     def prepend_bos(self) -> bool:

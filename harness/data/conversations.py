@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,16 @@ from typing import Any
 from harness.components.chat import ChatData
 from harness.data.documents import SPLITS
 from harness.data.hub import load_hub
-from harness.data.reading import OPENERS, ROWS, ReadLimit, check_size, decoded, files_of, open_parquet
+from harness.data.reading import (
+    OPENERS,
+    ROWS,
+    ReadLimit,
+    check_size,
+    decoded,
+    files_of,
+    json_lines,
+    open_parquet,
+)
 from harness.errors import DataError
 from harness.section import HUB
 from harness.terminal import shown
@@ -141,13 +149,7 @@ def _file_rows(config: ChatData) -> Iterator[Row]:
 
 
 def _jsonl(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(re.split("\r\n|\n|\r", text), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"{FIELD}: {path}:{number} is not JSON") from None
+    for number, row in json_lines(path, text, FIELD):
         if not isinstance(row, dict):
             raise DataError(f"{FIELD}: {path}:{number} is no object with fields")
         yield f"{path}:{number}", row

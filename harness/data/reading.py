@@ -249,7 +249,17 @@ def decoded(file: Path, packed: str, field: str, budget: ReadLimit) -> str:
         raise DataError(f"{field}: {file} {what}") from None
 
 
-def _read_jsonl(path: Path, text: str, text_field: str, field: str) -> Iterator[str | None]:
+def json_lines(path: Path, text: str, field: str) -> Iterator[tuple[int, Any]]:
+    """What stands in each line that is not empty, with the line's number.
+
+    Args:
+        path: Of the file, for messages.
+        text: Its text.
+        field: Of the configuration, for messages.
+
+    Raises:
+        DataError: A line is not JSON.
+    """
     for number, line in enumerate(re.split("\r\n|\n|\r", text), start=1):
         if not line.strip():
             continue
@@ -257,6 +267,11 @@ def _read_jsonl(path: Path, text: str, text_field: str, field: str) -> Iterator[
             row = json.loads(line)
         except (ValueError, RecursionError):
             raise DataError(f"{field}: {path}:{number} is not JSON") from None
+        yield number, row
+
+
+def _read_jsonl(path: Path, text: str, text_field: str, field: str) -> Iterator[str | None]:
+    for number, row in json_lines(path, text, field):
         if not isinstance(row, dict) or not isinstance(row.get(text_field, 0), str | None):
             raise DataError(
                 f"{field}: {path}:{number} has no text in the field {shown(text_field)} (data.text_field)"

@@ -81,6 +81,7 @@ def cell_spec(
         first=resolved.first,
         anchored=resolved.anchored,
         based=resolved.based,
+        judge=resolved.judge,
     )
 
 

@@ -81,6 +81,10 @@ BASES: dict[str, dict[str, Any]] = {
     "adapted": merged(TEXT, {"learner.init": "previous", "learner.adapter": {"kind": "lora"}}),
     "chat": CHAT,
     "voted": {**CHAT, "filters": [{"kind": "judge", "judge": "majority"}]},
+    "asked": merged(
+        CHAT,
+        {"learner.model.context": 256, "filters": [{"kind": "judge", "judge": "verdict", "choose": "best"}]},
+    ),
     "spoken": merged(
         TASK,
         {
@@ -207,6 +211,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "data.split.validation": 0.2,
     },
     "voted": {"data.extract": "#### (.*)"},
+    "asked": {
+        "filters.0.ask": "Is {completion} right? {prompt}",
+        "filters.0.yes": "Right",
+        "filters.0.no": "Wrong",
+        "filters.0.by": "initial",
+    },
     "spoken": {"data.system": "Be brief.", "data.instruction": "Evaluate {prompt}"},
     "likely": {"filters.0.per": "completion"},
     "long": {"filters.0.prefers": "short"},

@@ -114,6 +114,10 @@ class BranchRun:
                     self._fit(node)
         return self.store.path("fits", node.fit)
 
+    def _judge(self, node: Node) -> Path | None:
+        """The weights that are asked about what a node writes, where they are not its own."""
+        return None if node.judged_by is None else self.weights(self.plan.nodes[node.judged_by])
+
     def _base(self, node: Node) -> Path | None:
         """Where the fit lies that a node's fit adds to."""
         base = node.spec.fit.base
@@ -204,7 +208,8 @@ class BranchRun:
         return self.context.on_rank_0(lambda: self.store.corpora.count(node.corpus))
 
     def _sample(self, node: Node, fit: Path, have: int, count: int) -> None:
-        report, prompts = self.context.reporter(node, "sample"), self._prompts(node)
+        prompts, judge = self._prompts(node), self._judge(node)
+        report = self.context.reporter(node, "sample")
         if self.ranks.rank == 0:
             self.store.clear_work(node.corpus)
             self.store.corpora.create(node.corpus, node.spec.corpus.to_json())
@@ -223,6 +228,7 @@ class BranchRun:
                     report=report,
                     control=self.context.control,
                     base=self._base(node),
+                    judge=judge,
                 )
             )
         self.ranks.barrier()
@@ -273,6 +279,7 @@ class BranchRun:
                         others=self._others(node),
                         texts=self.ranks.broadcast(earlier.texts() if earlier else None),
                         base=self._base(node),
+                        judge=None if node.judged_by is None else lambda: self._judge(node) or Path(),
                     )
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from harness.registry import NUMBERS, FilterPlugin
 from harness.section import PositiveInt, Section, Share, since
+from harness.terminal import shown
 
 
 class DeduplicateFilter(Section):
@@ -176,11 +177,12 @@ class JudgeFilter(Section):
     """Passes completions of a task's prompts by a judge's reward, which need not be the truth."""
 
     kind: Literal["judge"]
-    judge: Literal["exact", "answer", "majority", "self", "noisy", "proxy"]
+    judge: Literal["exact", "answer", "majority", "self", "noisy", "proxy", "verdict"]
     """Rewards from 0 to 1. ``exact``: 1 where every step is right; ``answer``: 1 where the final answer is;
     ``majority``: the share of the prompt's completions that come to the same answer; ``self``: the geometric
     mean of the probabilities that the model gave to its tokens; ``noisy``: as exact, with errors; ``proxy``:
-    the length."""
+    the length; ``verdict``: the probability of ``yes`` against ``no`` where a model is asked about the
+    completion."""
     choose: Literal["threshold", "best", "pairs", "all"] = since("threshold")
     """``threshold``: the first completions of each prompt whose reward is at least ``at_least``; ``best``:
     those of the highest reward; ``pairs``: the one of the highest and the one of the lowest reward, where
@@ -202,6 +204,15 @@ class JudgeFilter(Section):
     """self: ``completion``: the probability of the whole completion, which is higher for shorter ones."""
     prefers: Literal["long", "short"] = since("long")
     """proxy: which completions have the higher reward."""
+    ask: str = since("{prompt}\n\nProposed answer: {completion}\n\nIs the proposed answer right? Yes or No.")
+    """verdict: the user's message, with the prompt and the completion in their places."""
+    yes: str = since("Yes")
+    """verdict: what the model answers where it finds the completion right."""
+    no: str = since("No")
+    """verdict: what it answers otherwise."""
+    by: Literal["current", "initial", "previous"] = since("current")
+    """verdict: the model that is asked: the one that wrote the completion, generation 0's, or that of the
+    generation before the writer's (in generation 0 the writer)."""
 
     @property
     def least(self) -> float:
@@ -214,6 +225,7 @@ class JudgeFilter(Section):
     def _used(self) -> JudgeFilter:
         given = self.model_fields_set
         own = {"false_accept": "noisy", "false_reject": "noisy", "prefers": "proxy", "per": "self"}
+        own |= dict.fromkeys(("ask", "yes", "no", "by"), "verdict")
         for name, judge in own.items():
             if name in given and self.judge != judge:
                 raise ValueError(f"judge: {self.judge} does not use {name}, which is of {judge}")
@@ -227,6 +239,14 @@ class JudgeFilter(Section):
                 f"judge: {self.judge} needs at_least with choose: threshold, a reward from 0 to 1; or "
                 "choose: best"
             )
+        if any(self.ask.count(place) != 1 for place in ("{prompt}", "{completion}")):
+            raise ValueError(
+                f"ask: found {shown(self.ask)}, expected a text with {{prompt}} and {{completion}} in it, "
+                "once each"
+            )
+        if self.yes == self.no or not self.yes or not self.no:
+            found = f"yes: found {shown(self.yes)}, and no {shown(self.no)}"
+            raise ValueError(f"{found}; expected two texts that differ")
         if self.of is not None:
             self.check_of(self.of, "of")
         return self

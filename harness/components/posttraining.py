@@ -106,6 +106,22 @@ def _check_judge(config: Any) -> None:
                 "not say it; name the field of the reference answers in data.answer, or take majority, self "
                 "or proxy"
             )
+        if item.judge == "verdict":
+            _check_verdict(config)
+
+
+def _check_verdict(config: Any) -> None:
+    """A model that is asked in words reads words, and is asked about what its own chain has written."""
+    if not config.data.filled:
+        raise ValueError(
+            "filters: judge verdict asks the model in words, and the tokens of this task are its characters; "
+            "give data.tokenizer, or take another judge"
+        )
+    if config.regime.source != "self":
+        raise ValueError(
+            "filters: judge verdict is given when a completion is written, by the chain that writes it; it "
+            "needs regime.source: self"
+        )
 
 
 def _check_objective(config: Any, later: Any) -> None:

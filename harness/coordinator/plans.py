@@ -33,6 +33,7 @@ def plan_of(
             node.first,
             node.init_from,
             node.prompted_by,
+            node.judged_by,
             *(() if written_by_others else (key for origin, key in node.corpora.items() if origin < MEMBER)),
         )
 

@@ -306,7 +306,7 @@ class RenderedCorpus(TaskCorpus):
         table = pq.read_table(folder / PROMPTS).to_pydict()
         tokens = np.concatenate([self._blocks[side][:, : self.prompt_tokens] for side in SIDES])
         known = zip(table["prompt"], table["answer"], strict=True)
-        self._rows: Mapping[bytes, tuple[str, str | None]] = {
+        self.about: Mapping[bytes, tuple[str, str | None]] = {
             row.tobytes(): about for row, about in zip(tokens.astype(np.int32), known, strict=True)
         }
         """Prompt and reference answer, by the prompt's tokens."""
@@ -335,7 +335,7 @@ class RenderedCorpus(TaskCorpus):
 
     def _about(self, examples: Examples) -> list[tuple[str, str | None]]:
         prompts = np.ascontiguousarray(examples.values[:, : self.prompt_tokens], dtype=np.int32)
-        return [self._rows[row.tobytes()] for row in prompts]
+        return [self.about[row.tobytes()] for row in prompts]
 
     def prompts(self, examples: Examples) -> list[str]:
         """The prompts of examples as the data have them, before they are rendered."""
@@ -402,7 +402,7 @@ class ChatCorpus(RenderedCorpus):
     @cached_property
     def has_truth(self) -> bool:
         """Whether the data have reference answers."""
-        return any(answer is not None for _, answer in self._rows.values())
+        return any(answer is not None for _, answer in self.about.values())
 
     @cached_property
     def checker(self) -> Any:
@@ -412,7 +412,7 @@ class ChatCorpus(RenderedCorpus):
     @cached_property
     def _references(self) -> Mapping[str, str]:
         """Reference answers to what they are compared as."""
-        found = {answer for _, answer in self._rows.values() if answer is not None}
+        found = {answer for _, answer in self.about.values() if answer is not None}
         return {answer: self.checker.reference(answer) for answer in found}
 
     def verdicts(self, examples: Examples) -> list[Verdict]:

@@ -129,7 +129,7 @@ def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
         on_gpu=gpus and resources.gpus_per_rank != 0,
         trained=facts.trained,
         reference=_has_reference(learner, resources.zero_stage),
-        drift=config.evaluate.drift is not None,
+        drift=config.evaluate.drift is not None or prepared.specs[cell].judge is not None,
     )
     return memory_per_rank(
         facts.parameters + (facts.adapter or 0),

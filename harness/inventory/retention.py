@@ -63,9 +63,8 @@ class Eviction:
             if node.evaluation in done:
                 continue
             # A generation needs its own weights, those it goes on from, and generation 0's to be evaluated.
-            needs = {node.fit, self.nodes[node.first].fit} | (
-                {self.nodes[node.init_from].fit} if node.init_from else set()
-            )
+            others = (node.first, node.init_from, node.judged_by)
+            needs = {node.fit, *(self.nodes[other].fit for other in others if other)}
             if prepared.study.cells[node.cell].config.filters:
                 # A filter may reject examples, and then more of the corpus is sampled.
                 needs |= {self.nodes[other].fit for other in node.corpora.values()}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,8 @@ class Resolved:
         first: What is fitted in generation 0, where that is something else.
         anchored: Whether fits after that compare with generation 0's weights.
         based: Whether they are stored as what they add to these.
+        judge: Whose model is asked about what a generation writes: generation 0's, or that of the one before;
+            None for its own, or nobody's.
     """
 
     fit: Versioned
@@ -70,6 +72,7 @@ class Resolved:
     first: Versioned | None = None
     anchored: bool = False
     based: bool = False
+    judge: Literal["initial", "previous"] | None = None
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,7 @@ class SampleTask:
         report: Called with progress.
         control: Asked between batches whether to stop.
         base: Folder of the fit that ``spec.fit.base`` names, where it does.
+        judge: Folder of the fit that ``spec.judge`` names, where it does.
     """
 
     spec: CorpusSpec
@@ -302,6 +306,7 @@ class SampleTask:
     report: Report
     control: Control
     base: Path | None = None
+    judge: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -325,6 +330,7 @@ class EvaluateTask:
         texts: The prompts' continuations, where an earlier evaluation of the same fit has them.
         base: Folder of the fit that ``spec.fit.base`` names, where it does; it has its weights once ``fit``
             was called.
+        judge: As ``fit``, of the fit that ``spec.corpus.judge`` names; None where it names none.
     """
 
     spec: EvaluationSpec
@@ -339,6 +345,7 @@ class EvaluateTask:
     others: Mapping[str, Examples] = field(default_factory=dict)
     texts: Sequence[Mapping[str, str]] | None = None
     base: Path | None = None
+    judge: Callable[[], Path] | None = None
 
 
 @dataclass(frozen=True)

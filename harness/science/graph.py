@@ -30,6 +30,7 @@ class Node:
         init_from: The node whose weights it starts from; None unless ``spec.fit.init`` is ``previous``.
         prompted_by: The node whose corpus its examples continue; None unless ``spec.corpus.prompts`` is
             ``previous``.
+        judged_by: The node whose fit ``spec.corpus.judge`` names; None where it names none.
         dependencies: Nodes that must be committed before: the previous one, and owners of what it shares.
         cost: Estimated relative cost.
     """
@@ -44,6 +45,7 @@ class Node:
     prompted_by: str | None
     dependencies: tuple[str, ...]
     cost: float
+    judged_by: str | None = None
 
     @property
     def generation(self) -> int:
@@ -225,7 +227,14 @@ class _Builder:
         )
         prompts = "real" if cell.prompts == "previous" and previous is None else cell.prompts
         continued = previous if prompts == "previous" else None
-        corpus = CorpusSpec(fit, cell.sampled(len(path)), prompts, continued.corpus if continued else None)
+        judge = None if cell.judge is None else {"initial": first, "previous": previous}[cell.judge]
+        corpus = CorpusSpec(
+            fit,
+            cell.sampled(len(path)),
+            prompts,
+            continued.corpus if continued else None,
+            judge.fit if judge else None,
+        )
         spec = EvaluationSpec(corpus, first.fit if first else fit.key, cell.measured)
         if continued is not None:
             self.read(continued.corpus, cell.n)
@@ -249,6 +258,7 @@ class _Builder:
             prompted_by=continued.evaluation if continued else None,
             dependencies=tuple(dict.fromkeys(([previous.evaluation] if previous else []) + sorted(shared))),
             cost=cell.cost * step.recipe.size,
+            judged_by=judge.evaluation if judge else None,
         )
         self.nodes[spec.key] = node
         return node

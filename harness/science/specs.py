@@ -175,6 +175,7 @@ class CorpusSpec:
         sampling: How.
         prompts: What its examples continue.
         previous: Key of the corpus that they continue; None unless ``prompts`` is ``previous``.
+        judge: Key of the fit that is asked about them, where another than the one that writes them is.
         key: The hash of `to_json`.
     """
 
@@ -182,6 +183,7 @@ class CorpusSpec:
     sampling: Versioned
     prompts: Prompts = "none"
     previous: str | None = None
+    judge: str | None = None
     key: str = field(init=False, compare=False)
 
     def prompt_of(self, example: int, n: int) -> int | None:
@@ -199,7 +201,9 @@ class CorpusSpec:
     def to_json(self) -> dict[str, Any]:
         """What is hashed, and stored beside the corpus."""
         prompts = {} if self.previous is None else {"prompts": self.previous}
-        return {"format": KEY_FORMAT, "fit": self.fit.key, "sampling": self.sampling.identity, **prompts}
+        judge = {} if self.judge is None else {"judge": self.judge}
+        own = {"format": KEY_FORMAT, "fit": self.fit.key, "sampling": self.sampling.identity}
+        return {**own, **prompts, **judge}
 
     def __post_init__(self) -> None:
         """Compute the key."""
@@ -269,6 +273,7 @@ class CellSpec:
         arrives: The population's time of its generation 0.
         anchored: Whether fits after generation 0 compare with its weights.
         based: Whether they are stored as what they add to its weights.
+        judge: Whose model is asked about what generations write, where it is not the one that writes.
     """
 
     data: DataSpec
@@ -291,6 +296,7 @@ class CellSpec:
     arrives: int = 0
     anchored: bool = False
     based: bool = False
+    judge: Literal["initial", "previous"] | None = None
 
     def seed(self, seed: int) -> int:
         """The seed of its chain: members of a population have their own, the first one the grid's."""

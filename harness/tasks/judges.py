@@ -81,6 +81,11 @@ def _majority(section: JudgeFilter, examples: Examples, known: Known) -> Rewards
     return found
 
 
+def _verdict(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
+    """What a model has said of each, which was asked when it was written."""
+    return np.asarray(examples.notes["verdict"].reshape(-1), dtype=np.float64)
+
+
 def _proxy(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
     """Length, as a share of the room that there is; it knows nothing of what is right."""
     written = known.real.written(examples)
@@ -95,6 +100,7 @@ JUDGES: Mapping[str, Callable[[JudgeFilter, Examples, Known], Rewards]] = {
     "self": _self,
     "majority": _majority,
     "proxy": _proxy,
+    "verdict": _verdict,
 }
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from harness.components.adapter import Lora
 from harness.data.base import RealData
+from harness.data.chat import RenderedCorpus
 from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
 from harness.errors import LearnerError
@@ -41,8 +42,9 @@ from harness.learners.language_model.engine import Scattering
 from harness.learners.language_model.objectives import Objective, Units, make_objective
 from harness.learners.language_model.sampling import Sampler, draw_batch
 from harness.learners.language_model.scoring import score
-from harness.learners.language_model.specs import SampleSpec, fitted, text_of
+from harness.learners.language_model.specs import SampleSpec, VerdictSpec, fitted, text_of
 from harness.learners.language_model.training import Trainer, plan_steps
+from harness.learners.language_model.verdicts import Questions, verdicts
 from harness.metrics import DRIFT_VERSION, likelihood
 from harness.metrics.lexical import copying_metrics, lexical_metrics
 from harness.metrics.watermark import GreenLists
@@ -288,6 +290,7 @@ class LanguageModelLearner:
         size, width = self.execution.resources.sample_batch, text_of(spec).block_size
         sampler = self._sampler(task.spec, self._model(spec, task.fit), control)
         prompt = sampler.config.prompt_length(width)
+        judging = self._judging(task.spec, sampler.model, task.judge)
         wanted = range(task.start // size, -(-task.stop // size))
         batches = [batch for batch in wanted if (batch * size, (batch + 1) * size) not in task.shards]
         mine = batches[self.ranks.rank :: self.ranks.world_size]
@@ -298,6 +301,8 @@ class LanguageModelLearner:
             examples = draw_batch(
                 sampler, task.prompts, prompt, width, spec.seed, spec.generation, batch * size, size
             )
+            if judging is not None:
+                examples = examples.noted("verdict", verdicts(*judging, examples, tick=control.tick))
             task.append(batch * size, examples)
             done += int(examples.lengths.sum())
             rate = done / (time.monotonic() - started) * self.ranks.world_size
@@ -305,6 +310,27 @@ class LanguageModelLearner:
         if any(self.ranks.gather(control.stopping)):
             raise Stopped
         return sum(self.ranks.gather(done))
+
+    def _judging(
+        self, spec: CorpusSpec, writer: PreTrainedModel, judge: Path | None
+    ) -> tuple[PreTrainedModel, Questions] | None:
+        """Who is asked about what is written, and how; None where nobody is."""
+        if self._verdict(spec) is None:
+            return None
+        if judge is not None:
+            self._loaded = None  # both are needed at once
+            writer = self._model(spec.fit, judge)
+        return writer, self._questions(spec)
+
+    def _verdict(self, spec: CorpusSpec) -> VerdictSpec | None:
+        how = spec.sampling.section
+        assert isinstance(how, SampleSpec)
+        return how.verdict
+
+    def _questions(self, spec: CorpusSpec) -> Questions:
+        verdict = self._verdict(spec)
+        assert verdict is not None and isinstance(self.data, RenderedCorpus)
+        return Questions(verdict, self.data)
 
     def _score(
         self, spec: FitSpec, folder: Path, examples: Examples, control: Control, by_token: bool = False
@@ -322,8 +348,12 @@ class LanguageModelLearner:
             by_token,
             self.fill,
         )
-        merged = np.full(mine.shape, np.nan)
-        for share in ranks.gather(mine):
+        return self._merged(mine)
+
+    def _merged(self, mine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What all ranks have computed; NaN where a rank has not."""
+        merged = np.full_like(mine, np.nan)
+        for share in self.ranks.gather(mine):
             merged = np.where(np.isnan(share), merged, share)
         return merged
 
@@ -416,19 +446,17 @@ class LanguageModelLearner:
 
         def draw() -> npt.NDArray[np.float64]:
             sampler = self._sampler(task.spec.corpus, self._model(spec, task.fit()), task.control)
-            mine = draw_answers(
-                sampler,
-                data,
-                prompts,
-                how.completions,
-                spec.seed,
-                spec.generation,
-                slice(ranks.rank, None, ranks.world_size),
+            return self._merged(
+                draw_answers(
+                    sampler,
+                    data,
+                    prompts,
+                    how.completions,
+                    spec.seed,
+                    spec.generation,
+                    slice(ranks.rank, None, ranks.world_size),
+                )
             )
-            whole = np.full_like(mine, np.nan)
-            for share in ranks.gather(mine):
-                whole = np.where(np.isnan(share), whole, share)
-            return whole
 
         rows = ranks.broadcast(task.piece("answers", prompts * how.completions, draw))
         answers = answers_of(data, prompts, rows)
@@ -439,9 +467,13 @@ class LanguageModelLearner:
                 len(answers),
                 lambda: self._score(spec, task.generation_0(), answers, task.control),
             )
+        arrays = {"answers": rows, "answers_gen0_nll": under_gen0}
+        if self._verdict(task.spec.corpus) is not None:
+            said = task.piece("answers_verdict", len(answers), lambda: self._asked(task, answers))
+            arrays["answers_verdict"] = said
+            answers = answers.noted("verdict", said) if ranks.rank == 0 else answers
         if ranks.rank:
             return Evaluation({})
-        arrays = {"answers": rows, "answers_gen0_nll": under_gen0}
         found = dict(measure(data, prompts, how.pass_k, answers, under_gen0))
         judges = task.spec.measured.judges
         rewards = judged(data, judges, how.completions, answers, spec.seed, spec.generation)
@@ -450,6 +482,14 @@ class LanguageModelLearner:
             if data.has_truth:
                 found["task/reward_gap"] = rewards - found["task/pass_1"]
         return Evaluation(found, arrays)
+
+    def _asked(self, task: EvaluateTask, answers: Examples) -> npt.NDArray[np.float64]:
+        """What the model that judges says of answers."""
+        judge = (task.judge or task.fit)()
+        model = self._model(task.spec.fit, judge)
+        ranks, tick = self.ranks, task.control.tick
+        questions = self._questions(task.spec.corpus)
+        return self._merged(verdicts(model, questions, answers, ranks.rank, ranks.world_size, tick))
 
     def _copying(self, task: EvaluateTask) -> Mapping[str, float]:
         """Duplicates and copies; on every rank, so that all of them end where there are too many.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.components.adapter import Lora, adapts_first
+from harness.components.filters import JudgeFilter
 from harness.components.language_model import LanguageModel, Model, later_train, resolve_model
 from harness.components.objectives import OBJECTIVES
 from harness.components.tasks import Prompted, TaskData
@@ -29,6 +30,7 @@ from harness.learners.language_model.specs import (
     ObjectiveSpec,
     SampleSpec,
     TrainSpec,
+    VerdictSpec,
 )
 from harness.metrics.watermark import green_count
 from harness.science import Prompts, Versioned
@@ -64,6 +66,10 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     train, sample, vocabulary = learner.train, learner.sample, int(real.meta["vocab_size"])
     filled = isinstance(config.data, Prompted) and config.data.filled
     length = block if isinstance(config.data, Prompted) else sample.sequence_length(block)
+    verdict = _verdict(config)
+    if verdict is not None:
+        assert isinstance(real, RenderedCorpus)
+        length = max(length, _asked(learner, verdict, real))
     facts = model_facts(learner, _refresh_init(config), vocabulary, length, filled)
     check_kernels(learner.model, config.resources)
     model, marks = _model(config, learner, facts, vocabulary)
@@ -83,6 +89,7 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
             "keep_prompt": True,
             "length": "natural",
             "noted": True,
+            **({} if verdict is None else {"verdict": verdict}),
         }
 
     objective, adapter = _objective(learner), None
@@ -115,7 +122,35 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
         cost=facts.training_flops * block,
         facts=facts,
         models={} if learner.model.pretrained is None else _place(learner.model),
+        judge=None if verdict is None or verdict.by == "current" else verdict.by,
     )
+
+
+def _verdict(config: Config) -> VerdictSpec | None:
+    """What a cell's judge asks a model; None where it asks none."""
+    for item in config.filters:
+        if isinstance(item, JudgeFilter) and item.judge == "verdict":
+            from harness.learners.language_model.verdicts import VERSION
+
+            return VerdictSpec(ask=item.ask, yes=item.yes, no=item.no, by=item.by, version=VERSION)
+    return None
+
+
+def _asked(learner: LanguageModel, verdict: VerdictSpec, real: RenderedCorpus) -> int:
+    """Tokens of the longest question of a judge with its answer.
+
+    Raises:
+        DataError: It cannot be asked, or is longer than the model's context.
+    """
+    from harness.learners.language_model.verdicts import Questions
+
+    length, model = Questions(verdict, real).length, resolve_model(learner.model)
+    if model.pretrained is None and (model.context or real.config.block_size) < length:
+        raise DataError(
+            f"learner.model.context: a question of judge verdict takes up to {length} tokens, more than the "
+            f"model's context of {model.context or real.config.block_size}; set it to at least {length}"
+        )
+    return length
 
 
 def _prompts(config: Config, real: TextCorpus) -> Prompts:

@@ -52,6 +52,16 @@ class LanguageModelFit(Section):
     """What is trained, with the version of its code; all weights when null."""
 
 
+class VerdictSpec(Section):
+    """How a model is asked whether a completion is right, as of a judge's section."""
+
+    ask: str
+    yes: str
+    no: str
+    by: Literal["current", "initial", "previous"]
+    version: int
+
+
 class SampleSpec(Sample):
     """How a generation writes its corpus."""
 
@@ -61,6 +71,8 @@ class SampleSpec(Sample):
     """The log-probability of every token is kept with it."""
     tokens: PositiveInt | None = since(None)
     """Only the tokenizer's tokens are drawn, where the model scores more of them."""
+    verdict: VerdictSpec | None = since(None)
+    """A verdict on every completion is kept with it."""
 
 
 def fitted(spec: FitSpec) -> LanguageModelFit:

@@ -76,6 +76,7 @@ class Known:
         take: How many examples of a pool are trained on; 0 elsewhere.
         labelled: For filters of pools that ask for them: real examples, and some that generation 0 wrote and
             that arrive in no pool.
+        learned: For filters of corpora that ask for them: examples that generation 0 wrote for them.
     """
 
     real: Any
@@ -84,6 +85,7 @@ class Known:
     uniform: npt.NDArray[np.float64]
     take: int = 0
     labelled: tuple[Examples, Examples] | None = None
+    learned: Examples | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,11 @@ class FilterPlugin:
             real; or pools, which only some regimes have (`RegimePlugin.selects`) and all filters judge there.
         labelled: How many labelled examples of generation 0 it learns from, real and synthetic ones each, by
             its section.
+        learns: Of corpora: how many examples that generation 0 wrote it learns from (`Known.learned`), by its
+            section, and how many there are before them for each real training example: what is read for
+            training sets that are as large as that of generation 0. It learns the same in every generation.
+        facts: ``module:function`` from the section and what is `Known` to what records say of what it has
+            learned, number by column; empty for nothing. Evaluations ask it.
         reference: How many of the chain's first real examples it reads (`Known.real`), by its section.
         check: Raises ValueError where the section does not fit a ``data`` section of some kind.
         passing: The share of examples that passes by its section alone, whatever they are.
@@ -121,6 +128,8 @@ class FilterPlugin:
     reads: Collection[str] = ()
     of: Literal["corpora", "training sets", "pools"] = "corpora"
     labelled: Callable[[Any], int] = lambda section: 0
+    learns: Callable[[Any], tuple[int, int]] = lambda section: (0, 1)
+    facts: str = ""
     reference: Callable[[Any], int] = lambda section: 0
     check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
     passing: Callable[[Any], float] = lambda section: 1.0

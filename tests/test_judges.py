@@ -11,10 +11,14 @@ from chains import open_prepared, run_all
 from chats import chat
 from conftest import TASK, Make, merged
 
+from harness.components.filters import JudgeFilter
 from harness.errors import ConfigError
 from harness.preparation import load_data
+from harness.records import Examples
+from harness.registry import Known
 from harness.store import Store
 from harness.study import open_study
+from harness.tasks.reward_model import learn
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("deepspeed")
@@ -173,7 +177,7 @@ def test_who_is_asked_and_how_is_in_keys(make_config: Make, tmp_path: Path, fold
                 "grid": {"filters": [[VERDICT], []]},
                 "regime": {**REPLACE, "source": {"cell": {"filters": []}}},
             },
-            "judge verdict is given when a completion is written",
+            "judge verdict is a model of the chain that writes the completions",
         ),
     ],
 )
@@ -210,3 +214,138 @@ def test_answers_that_the_tokenizer_does_not_know_are_refused(
     config["data"].pop("system")
     with pytest.raises(ConfigError, match="judge verdict: no: 'No' is not known to the tokenizer"):
         open_study(make_config(config, **{"data.extract": None}), (), Store.read(tmp_path / "absent"))
+
+
+# --- what has learned from labels -----------------------------------------------------------------------
+
+TRAINED = {"kind": "judge", "judge": "trained", "choose": "best", "examples": 60}
+
+
+def labelled(data: Any, seed: int, count: int) -> Examples:
+    """Solutions, of which every second one has another last value."""
+    real = data.real(seed, count)
+    values = real.values.copy()
+    last = real.lengths - 2  # before the token that ends it
+    true, false = (data.tokenizer.token_to_id(letter) for letter in "TF")
+    rows = np.arange(0, count, 2)
+    values[rows, last[rows]] = np.where(values[rows, last[rows]] == true, false, true)
+    return Examples(values, real.lengths)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return prepared_task(Path(tmp_path_factory.mktemp("task")), {"num_examples": 600, "test": 200})
+
+
+def prepared_task(folder: Path, changes: dict[str, Any]) -> Any:
+    from harness.components.tasks import TaskData
+    from harness.data.base import Kept
+    from harness.data.task import prepared
+
+    class Room:
+        def folder(self, stored: Any, prepare: Any) -> Path:
+            prepare(folder)
+            return folder
+
+        def known(self, stored: Any) -> Kept | None:
+            return None
+
+    section = TaskData(**{**TASK["data"], **changes})
+    return prepared(section, Room()).real
+
+
+def knows(data: Any, examples: Examples, seed: int = 0) -> Known:
+    return Known(data, seed, 1, np.zeros(0), learned=examples)
+
+
+def test_a_reward_model_tells_right_from_wrong_on_prompts_that_it_has_not_seen(task: Any) -> None:
+    """``T&F=F`` needs n-grams of five: with them it knows, of single tokens it cannot."""
+    learned = labelled(task, 0, 500)
+    assert task.right(learned).mean() == pytest.approx(0.5)
+    test = task.test
+    values = test.values.copy()
+    sees, blind = (
+        learn(JudgeFilter(kind="judge", judge="trained", choose="best", ngram=n), known)
+        for n, known in ((6, knows(task, learned)), (1, knows(task, learned)))
+    )
+    assert sees.facts["judge/heldout_auc"] > 0.85 > 0.7 > blind.facts["judge/heldout_auc"]
+    assert sees.facts["judge/heldout_accuracy"] > 0.75
+    assert sees.facts["judge/heldout_baseline"] == pytest.approx(0.5, abs=0.05)
+    reward = sees.rewards(Examples(values, test.lengths), knows(task, learned))
+    assert reward.mean() > 0.6, "of solutions to prompts of another side"
+
+
+def test_what_is_held_out_measures_it_and_is_whole_prompts(task: Any) -> None:
+    """Completions of every fifth prompt; the same as by hand from what the classifier says of them."""
+    learned = labelled(task, 0, 300)
+    twice = learned.take(np.repeat(np.arange(300), 2))
+    model = learn(JudgeFilter(kind="judge", judge="trained", choose="best"), knows(task, twice))
+    rows = np.repeat(np.arange(300) % 5 == 4, 2)
+    reward, right = model.rewards(twice, knows(task, twice))[rows], task.right(twice)[rows]
+    assert model.facts["judge/heldout_accuracy"] == pytest.approx(((reward >= 0.5) == right).mean())
+    pairs = [(good > bad) + (good == bad) / 2 for good in reward[right] for bad in reward[~right]]
+    assert model.facts["judge/heldout_auc"] == pytest.approx(np.mean(pairs))
+
+
+def test_labels_err_by_their_rates_and_the_seed(task: Any) -> None:
+    """With labels that are all wrong, it prefers what is wrong; with labels by chance, it knows nothing."""
+    learned = labelled(task, 0, 500)
+
+    def auc(seed: int = 0, **rates: float) -> float:
+        section = JudgeFilter(kind="judge", judge="trained", choose="best", ngram=6, **rates)
+        return learn(section, knows(task, learned, seed)).facts["judge/heldout_auc"]
+
+    assert auc(false_accept=1.0, false_reject=1.0) == pytest.approx(1 - auc(), abs=1e-9)
+    assert auc(false_accept=0.5, false_reject=0.5) == pytest.approx(0.5, abs=0.2)
+    some = {"false_accept": 0.2, "false_reject": 0.2}
+    assert auc(**some) == auc(**some) != auc(1, **some)
+
+
+@pytest.mark.parametrize("which", [slice(0, None, 2), slice(1, None, 2)], ids=["wrong", "right"])
+def test_from_labels_of_one_kind_nothing_is_learned_and_it_says_so(task: Any, which: slice) -> None:
+    learned = labelled(task, 0, 100)
+    one = learned.take(np.arange(100)[which])
+    model = learn(JudgeFilter(kind="judge", judge="trained", choose="best"), knows(task, one))
+    assert model.rewards(learned, knows(task, one)).tolist() == [float(which.start or 0)] * 100
+    assert np.isnan(model.facts["judge/heldout_auc"]) and model.facts["judge/heldout_baseline"] == 1
+
+
+def test_a_chain_learns_from_what_a_trained_judge_prefers(
+    make_config: Make, tmp_path: Path, ranks: Any
+) -> None:
+    """It has learned from completions behind those that are trained on, and from no test prompt."""
+    config = make_config(TASK, filters=[TRAINED], generations=2)
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    data, chain = load_data(prepared.specs[0].data, store), nodes(prepared)
+    raw = store.corpora.load(chain[0].corpus, 72 + 60)
+    assert set(data.prompts(raw)) <= set(data.prompts(data.real(0, 24)))
+    known = knows(data, raw.take(slice(72, None)))
+    section = prepared.specs[0].filters[0].section
+    model = learn(section, known)
+    for before, node in zip(chain, chain[1:], strict=False):
+        written = store.corpora.load(before.corpus, 72)
+        ended = np.array([text is not None for text in data.completions(written)])
+        reward = np.where(ended, model.rewards(written, known), 0)
+        record = store.record(node.evaluation)
+        assert record.metrics["judge/reward"] == pytest.approx(reward.mean(), abs=1e-6)
+        assert node.spec.learned == chain[0].corpus and 0 in node.corpora
+    for node in chain:
+        record = store.record(node.evaluation)
+        facts = {name: record.metrics[name] for name in model.facts}
+        assert facts == {name: None if np.isnan(v) else v for name, v in model.facts.items()}
+        assert record.status == ("degenerate" if np.isnan(model.facts["judge/heldout_auc"]) else "ok")
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"examples": 10}, "examples: .*greater than or equal to 20|examples: found 10"),
+        ({"examples": 20, "of": 5}, "examples: found 20, and judge: trained with 5 .* at least 25"),
+        ({"judge": "exact"}, "judge: exact does not use examples, which is of trained"),
+    ],
+)
+def test_too_few_labels_are_one_message(
+    make_config: Make, tmp_path: Path, judge: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_study(make_config(TASK, filters=[{**TRAINED, **judge}]), (), Store.read(tmp_path / "absent"))

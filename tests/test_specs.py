@@ -81,6 +81,7 @@ BASES: dict[str, dict[str, Any]] = {
     "adapted": merged(TEXT, {"learner.init": "previous", "learner.adapter": {"kind": "lora"}}),
     "chat": CHAT,
     "voted": {**CHAT, "filters": [{"kind": "judge", "judge": "majority"}]},
+    "taught_judge": merged(TASK, {"filters": [{"kind": "judge", "judge": "trained", "choose": "best"}]}),
     "asked": merged(
         CHAT,
         {"learner.model.context": 256, "filters": [{"kind": "judge", "judge": "verdict", "choose": "best"}]},
@@ -211,6 +212,13 @@ CHANGES: dict[str, dict[str, Any]] = {
         "data.split.validation": 0.2,
     },
     "voted": {"data.extract": "#### (.*)"},
+    "taught_judge": {
+        "filters.0.examples": 60,
+        "filters.0.ngram": 3,
+        "filters.0.regularisation": 1.0,
+        "filters.0.false_accept": 0.1,
+        "filters.0.false_reject": 0.1,
+    },
     "asked": {
         "filters.0.ask": "Is {completion} right? {prompt}",
         "filters.0.yes": "Right",

@@ -30,7 +30,7 @@ from harness.learners.base import (
 from harness.metrics import SCORES_VERSION
 from harness.metrics.added import added_metrics
 from harness.records import Examples, Record, Status, finite_or_none, status_of
-from harness.science import Node, key_of
+from harness.science import Node, key_of, learned_from
 from harness.store import Workplace
 
 
@@ -279,6 +279,7 @@ class BranchRun:
                         others=self._others(node),
                         texts=self.ranks.broadcast(earlier.texts() if earlier else None),
                         base=self._base(node),
+                        learned=lambda: self._learned(node),
                         judge=None if node.judged_by is None else lambda: self._judge(node) or Path(),
                     )
                 )
@@ -310,6 +311,12 @@ class BranchRun:
             won = self.store.commit("evaluations", node.evaluation, staged, node.spec.to_json())
             self.context.event("committed" if won else "discarded", node, status=record.status)
         self.ranks.barrier()
+
+    def _learned(self, node: Node) -> Examples | None:
+        """What a judge has learned from, of what generation 0 wrote."""
+        judges = [item.section for item in node.spec.measured.judges]
+        rows = learned_from(judges, self.data.num_examples)
+        return None if rows is None else self.corpus(self.plan.nodes[node.first], rows.stop).take(rows)
 
     def _others(self, node: Node) -> Mapping[str, Examples]:
         """The other real texts that a node's evaluation names by their content, from the store."""

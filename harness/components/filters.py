@@ -177,12 +177,13 @@ class JudgeFilter(Section):
     """Passes completions of a task's prompts by a judge's reward, which need not be the truth."""
 
     kind: Literal["judge"]
-    judge: Literal["exact", "answer", "majority", "self", "noisy", "proxy", "verdict"]
+    judge: Literal["exact", "answer", "majority", "self", "noisy", "proxy", "verdict", "trained"]
     """Rewards from 0 to 1. ``exact``: 1 where every step is right; ``answer``: 1 where the final answer is;
     ``majority``: the share of the prompt's completions that come to the same answer; ``self``: the geometric
     mean of the probabilities that the model gave to its tokens; ``noisy``: as exact, with errors; ``proxy``:
     the length; ``verdict``: the probability of ``yes`` against ``no`` where a model is asked about the
-    completion."""
+    completion; ``trained``: that of being right, by a classifier that has learned from labelled completions
+    of generation 0."""
     choose: Literal["threshold", "best", "pairs", "all"] = since("threshold")
     """``threshold``: the first completions of each prompt whose reward is at least ``at_least``; ``best``:
     those of the highest reward; ``pairs``: the one of the highest and the one of the lowest reward, where
@@ -197,9 +198,9 @@ class JudgeFilter(Section):
     deduplicate: bool = since(True)
     """threshold and best: equal completions of a prompt pass once."""
     false_accept: Share = since(0.0)
-    """noisy: probability that a wrong completion gets the reward 1."""
+    """noisy: probability that a wrong completion gets the reward 1; trained: that it is labelled right."""
     false_reject: Share = since(0.0)
-    """noisy: probability that a right completion gets the reward 0."""
+    """noisy: probability that a right completion gets the reward 0; trained: that it is labelled wrong."""
     per: Literal["token", "completion"] = since("token")
     """self: ``completion``: the probability of the whole completion, which is higher for shorter ones."""
     prefers: Literal["long", "short"] = since("long")
@@ -210,6 +211,13 @@ class JudgeFilter(Section):
     """verdict: what the model answers where it finds the completion right."""
     no: str = since("No")
     """verdict: what it answers otherwise."""
+    examples: Annotated[int, Field(ge=20, le=1_000_000)] = since(400)
+    """trained: completions of training prompts that generation 0 writes for the judge alone, and that are
+    labelled; those of every fifth prompt are held out."""
+    ngram: Annotated[int, Field(ge=1, le=8)] = since(6)
+    """trained: it counts runs of 1 to this many tokens."""
+    regularisation: Annotated[float, Field(gt=0)] = since(0.1)
+    """trained: strength of the L2 penalty of its logistic regression."""
     by: Literal["current", "initial", "previous"] = since("current")
     """verdict: the model that is asked: the one that wrote the completion, generation 0's, or that of the
     generation before the writer's (in generation 0 the writer)."""
@@ -224,11 +232,14 @@ class JudgeFilter(Section):
     @model_validator(mode="after")
     def _used(self) -> JudgeFilter:
         given = self.model_fields_set
-        own = {"false_accept": "noisy", "false_reject": "noisy", "prefers": "proxy", "per": "self"}
-        own |= dict.fromkeys(("ask", "yes", "no", "by"), "verdict")
-        for name, judge in own.items():
-            if name in given and self.judge != judge:
-                raise ValueError(f"judge: {self.judge} does not use {name}, which is of {judge}")
+        own: dict[str, tuple[str, ...]] = {"prefers": ("proxy",), "per": ("self",)}
+        own |= dict.fromkeys(("false_accept", "false_reject"), ("noisy", "trained"))
+        own |= dict.fromkeys(("ask", "yes", "no", "by"), ("verdict",))
+        own |= dict.fromkeys(("examples", "ngram", "regularisation"), ("trained",))
+        for name, judges in own.items():
+            if name in given and self.judge not in judges:
+                of = " and ".join(judges)
+                raise ValueError(f"judge: {self.judge} does not use {name}, which is of {of}")
         for name in ("most", "deduplicate"):
             if name in given and self.choose in ("pairs", "all"):
                 raise ValueError(f"choose: {self.choose} does not use {name}")
@@ -262,6 +273,11 @@ class JudgeFilter(Section):
             raise ValueError(
                 f"{field}: found {of}, and judge: {self.judge} with choose: {self.choose} needs at least "
                 f"{least} completions of a prompt"
+            )
+        if self.judge == "trained" and self.examples < 5 * of:
+            raise ValueError(
+                f"examples: found {self.examples}, and judge: trained with {of} completions of a prompt "
+                f"needs at least {5 * of}: those of four prompts in five teach it, and the fifth measures it"
             )
 
     @property
@@ -337,6 +353,8 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         reads=("task", "chat"),
         rewards="harness.tasks.judges:rewards",
         settle="harness.tasks.judges:settled",
+        learns=lambda section: (section.examples, section.of or 1) if section.judge == "trained" else (0, 1),
+        facts="harness.tasks.judges:facts",
         passing=lambda section: section.passing,
         short=True,
     ),

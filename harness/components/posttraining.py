@@ -8,7 +8,7 @@ from harness.components.objectives import OBJECTIVES
 from harness.components.regimes import COMPONENTS as REGIMES
 from harness.components.tasks import TaskData, TaskMeasure
 
-KNOWING = ("exact", "answer", "noisy")
+KNOWING = ("exact", "answer", "noisy", "trained")
 """Judges that need something that knows which completions are right."""
 
 
@@ -106,21 +106,21 @@ def _check_judge(config: Any) -> None:
                 "not say it; name the field of the reference answers in data.answer, or take majority, self "
                 "or proxy"
             )
-        if item.judge == "verdict":
-            _check_verdict(config)
+        if item.judge in ("verdict", "trained"):
+            _check_model(item.judge, config)
 
 
-def _check_verdict(config: Any) -> None:
-    """A model that is asked in words reads words, and is asked about what its own chain has written."""
-    if not config.data.filled:
+def _check_model(judge: str, config: Any) -> None:
+    """Judges that are models know what their own chain writes; one that is asked in words reads words."""
+    if judge == "verdict" and not config.data.filled:
         raise ValueError(
             "filters: judge verdict asks the model in words, and the tokens of this task are its characters; "
             "give data.tokenizer, or take another judge"
         )
     if config.regime.source != "self":
         raise ValueError(
-            "filters: judge verdict is given when a completion is written, by the chain that writes it; it "
-            "needs regime.source: self"
+            f"filters: judge {judge} is a model of the chain that writes the completions; it needs "
+            "regime.source: self"
         )
 
 

@@ -1,7 +1,7 @@
 """Which examples a generation trains on: filters, detectors, and how a training set is built."""
 
 from harness.curation.filters import Judge, accepted, first_accepted, undetected
-from harness.curation.training import Chosen, Sources, gather, taught, training_examples
+from harness.curation.training import Chosen, Sources, gather, judge_of, taught, training_examples
 
 __all__ = [
     "Chosen",
@@ -10,6 +10,7 @@ __all__ = [
     "accepted",
     "first_accepted",
     "gather",
+    "judge_of",
     "taught",
     "training_examples",
     "undetected",

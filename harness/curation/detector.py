@@ -15,9 +15,7 @@ from harness.components.filters import DetectorFilter
 from harness.records import Examples
 from harness.registry import Known
 from harness.streams import stream
-
-FEATURES = 2**16
-"""Columns that n-grams are hashed to."""
+from harness.tasks.reward_model import ngram_counts
 
 
 def detector(section: DetectorFilter, examples: Examples, known: Known) -> npt.NDArray[Any]:
@@ -53,24 +51,16 @@ def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> 
     assert known.labelled is not None
     real, written = known.labelled
     if np.issubdtype(examples.values.dtype, np.integer):
-        train, new = _ngrams(section.ngram, real, written), _ngrams(section.ngram, examples)
+        train, new = (
+            ngram_counts(section.ngram, [row.tolist() for part in parts for row in part.rows()])
+            for parts in ((real, written), (examples,))
+        )
     else:
         train, new = _numbers(real, real, written), _numbers(real, examples)
     labels = np.repeat([0, 1], [len(real), len(written)])
     model = LogisticRegression(C=1 / section.regularisation, max_iter=1000, class_weight="balanced")
     found: npt.NDArray[np.float64] = model.fit(train, labels).predict_proba(new)[:, 1]
     return found
-
-
-def _ngrams(n: int, *sets: Examples) -> Any:
-    """Which n-grams each example has: logarithms of counts, hashed, rows of length 1."""
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    texts = [" ".join(map(str, row)) for part in sets for row in part.rows()]
-    counts = HashingVectorizer(
-        n_features=FEATURES, ngram_range=(1, n), token_pattern=r"\d+", norm="l2", alternate_sign=False
-    )
-    return counts.transform(texts)
 
 
 def _numbers(scale: Examples, *sets: Examples) -> npt.NDArray[np.float64]:

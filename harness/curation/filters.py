@@ -45,11 +45,13 @@ class Judge:
         real: The real distribution.
         seed: The chain's seed.
         generation: The generation that wrote the examples.
+        learned: From a filter's section to what it learns from; None where it learns nothing.
     """
 
     real: RealData
     seed: int
     generation: int
+    learned: Callable[[Any], Examples | None] = lambda section: None
 
 
 def deduplicate(section: DeduplicateFilter, examples: Examples, known: Known) -> Mask:
@@ -213,7 +215,8 @@ def _passed(
         if FILTERS[kind].of != "corpora":
             continue
         uniform = _uniform(kind, place, judge.seed, judge.generation, len(examples))[index]
-        known = Known(judge.real, judge.seed, judge.generation, uniform)
+        learned = judge.learned(section)
+        known = Known(judge.real, judge.seed, judge.generation, uniform, learned=learned)
         if FILTERS[kind].rewards:
             reward = np.full(len(examples), np.nan)
             reward[index] = _scored(kind, section, examples.take(index), known)

@@ -18,7 +18,7 @@ from harness.data.analytic import load_teacher
 from harness.errors import LearnerError
 from harness.records import EXTERNAL, REAL, TEACHER, Counts, Examples, Part, Selection
 from harness.regimes import Drawn, draw
-from harness.science import FitSpec
+from harness.science import FitSpec, learned_from
 
 
 class Sources(Protocol):
@@ -155,8 +155,18 @@ def _examples(
         return sources.fixed(spec.recipe.spec["source"]["corpus"])
     if part.origin == TEACHER:
         return taught(spec, part.count, data, filters)
-    judge = Judge(data, spec.seed, part.origin)
+    judge = judge_of(spec, data, sources, part.origin)
     return first_accepted(filters, partial(sources.corpus, part.origin), part.end, judge, tally.add)
+
+
+def judge_of(spec: FitSpec, data: RealData, sources: Sources, origin: int) -> Judge:
+    """What filters may know of what a generation of a fit's past wrote."""
+
+    def learned(section: Any) -> Examples | None:
+        rows = learned_from((section,), data.num_examples)
+        return None if rows is None else sources.corpus(0, rows.stop).take(rows)
+
+    return Judge(data, spec.seed, origin, learned)
 
 
 def taught(spec: FitSpec, count: int, data: RealData, filters: Sequence[Any] = ()) -> Examples:

@@ -273,6 +273,11 @@ class TaskCorpus(TextCorpus):
         return None
 
     @property
+    def filler(self) -> int:
+        """The token that prompts are filled up with, whether a model sees it or not."""
+        return FILL if self.fill is None else self.fill
+
+    @property
     def end(self) -> int:
         """The token that ends a completion."""
         return END

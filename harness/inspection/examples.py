@@ -16,7 +16,7 @@ import pyarrow as pa
 from safetensors.numpy import load_file
 
 from harness.bundle import Again, Lesson
-from harness.curation import Judge, accepted, training_examples, undetected
+from harness.curation import accepted, judge_of, training_examples, undetected
 from harness.data.base import RealData
 from harness.data.text import corpus_science, read_other
 from harness.errors import DamagedError, HarnessError
@@ -257,7 +257,7 @@ class _Made:
 
     def _passed(self, origin: int, count: int) -> list[npt.NDArray[np.int64]]:
         """Places in a raw corpus that are left behind each filter, all of them first."""
-        raw, judge = self.sources.corpus(origin, count), Judge(self.data, self.spec.seed, origin)
+        raw, judge = self.sources.corpus(origin, count), judge_of(self.spec, self.data, self.sources, origin)
         return [accepted(self.filters[:number], raw, judge) for number in range(len(self.filters) + 1)]
 
     def pieces(self) -> Iterator[_Piece]:

@@ -331,6 +331,7 @@ class EvaluateTask:
         base: Folder of the fit that ``spec.fit.base`` names, where it does; it has its weights once ``fit``
             was called.
         judge: As ``fit``, of the fit that ``spec.corpus.judge`` names; None where it names none.
+        learned: Gives what a judge has learned from, of the corpus that ``spec.learned`` names; collective.
     """
 
     spec: EvaluationSpec
@@ -346,6 +347,7 @@ class EvaluateTask:
     texts: Sequence[Mapping[str, str]] | None = None
     base: Path | None = None
     judge: Callable[[], Path] | None = None
+    learned: Callable[[], Examples | None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ JUDGED = (
     Metric("judge/precision", "completions trained on that are right", worse="lower"),
     Metric("judge/accepted_share", "completions that are trained on"),
     Metric("judge/reward", "reward of the completions read for training"),
+    Metric("judge/heldout_auc", "right completions that a trained judge ranks above wrong ones, held out"),
+    Metric("judge/heldout_accuracy", "held out completions of which a trained judge is right", drawn=False),
+    Metric("judge/heldout_baseline", "the same of a judge that always says the same", drawn=False),
     Metric("judge/judged", "completions read for training", drawn=False),
     Metric("judge/accepted", "completions trained on", drawn=False),
 )

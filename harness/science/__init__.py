@@ -25,6 +25,7 @@ from harness.science.specs import (
     Prompts,
     Versioned,
     blank,
+    learned_from,
 )
 
 __all__ = [
@@ -51,5 +52,6 @@ __all__ = [
     "ends",
     "in_order",
     "key_of",
+    "learned_from",
     "reachable",
 ]

@@ -235,7 +235,10 @@ class _Builder:
             continued.corpus if continued else None,
             judge.fit if judge else None,
         )
-        spec = EvaluationSpec(corpus, first.fit if first else fit.key, cell.measured)
+        learned = (first.corpus if first else corpus.key) if cell.learned else None
+        spec = EvaluationSpec(corpus, first.fit if first else fit.key, cell.measured, learned)
+        if learned is not None:
+            self.read(learned, cell.learned)
         if continued is not None:
             self.read(continued.corpus, cell.n)
         for origin, count in step.reads.items():

@@ -218,12 +218,14 @@ class EvaluationSpec:
         corpus: The corpus, and with it the model.
         generation_0: Key of generation 0's fit, whose model scores the corpus too.
         measured: What is measured.
+        learned: Key of generation 0's corpus, where a judge has learned from it.
         key: The hash of `to_json`.
     """
 
     corpus: CorpusSpec
     generation_0: str
     measured: Measured
+    learned: str | None = None
     key: str = field(init=False, compare=False)
 
     @property
@@ -239,6 +241,7 @@ class EvaluationSpec:
             "corpus": self.corpus.key,
             "generation_0": self.generation_0,
             "evaluation": self.measured.identity,
+            **({} if self.learned is None else {"learned": self.learned}),
         }
 
     def __post_init__(self) -> None:
@@ -323,9 +326,30 @@ class CellSpec:
     def labelled(self, recipe: Recipe) -> int:
         """How many first examples of generation 0 are read for those that filters learn from; 0 for none."""
         if recipe.take is None:
-            return 0
+            rows = learned_from([item.section for item in self.used_filters(recipe)], self.n)
+            return 0 if rows is None else rows.stop
         asked = max((_labelled(item) for item in self.filters), default=0)
         return recipe.arriving + asked if asked else 0
+
+    @property
+    def learned(self) -> int:
+        """How many first examples of generation 0 are read for judges that learn from some; 0 for none."""
+        rows = learned_from([item.section for item in self.measured.judges], self.n)
+        return 0 if rows is None else rows.stop
+
+
+def learned_from(sections: Sequence[Any], n: int) -> slice | None:
+    """Which examples of generation 0 filters of corpora learn from; None where none does.
+
+    Args:
+        sections: Those of the filters; one of them learns at most.
+        n: Real training examples.
+    """
+    for section in sections:
+        count, before = FILTERS[section.kind].learns(section)
+        if count:
+            return slice(n * before, n * before + count)
+    return None
 
 
 def _labelled(item: Versioned) -> int:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from harness.components.filters import JudgeFilter
 from harness.records import Examples
 from harness.registry import Known
+from harness.tasks.reward_model import learn
 
 Rewards = npt.NDArray[np.float64]
 
@@ -86,11 +87,21 @@ def _verdict(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
     return np.asarray(examples.notes["verdict"].reshape(-1), dtype=np.float64)
 
 
+def _trained(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
+    """What a model gives that has learned from labelled completions of generation 0."""
+    return learn(section, known).rewards(examples, known)
+
+
 def _proxy(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
     """Length, as a share of the room that there is; it knows nothing of what is right."""
     written = known.real.written(examples)
     share = written.lengths / written.values.shape[1]
     return np.asarray(share if section.prefers == "long" else 1 - share, dtype=np.float64)
+
+
+def facts(section: JudgeFilter, known: Known) -> Mapping[str, float]:
+    """What is known of a judge that has learned (`harness.tasks.reward_model.learn`); nothing of others."""
+    return learn(section, known).facts if section.judge == "trained" else {}
 
 
 JUDGES: Mapping[str, Callable[[JudgeFilter, Examples, Known], Rewards]] = {
@@ -101,6 +112,7 @@ JUDGES: Mapping[str, Callable[[JudgeFilter, Examples, Known], Rewards]] = {
     "majority": _majority,
     "proxy": _proxy,
     "verdict": _verdict,
+    "trained": _trained,
 }
 
 

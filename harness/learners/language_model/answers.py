@@ -118,13 +118,20 @@ def judged(
     answers: Examples,
     seed: int,
     generation: int,
-) -> float | None:
-    """The mean reward of the answers by the cell's last judge; None where it has none."""
+    learned: Examples | None,
+) -> Mapping[str, float]:
+    """The mean reward of the answers by the cell's last judge, and what records say of what it has learned.
+
+    Nothing where it has no judge. ``learned`` is what a judge learns from, in no case answers to test
+    prompts.
+    """
     if not judges:
-        return None
-    section = judges[-1].section
-    if "of" in type(section).model_fields:
-        section = section.model_copy(update={"of": completions})
+        return {}
+    section, plugin = judges[-1].section, FILTERS[str(judges[-1].identity["kind"])]
     numbers = stream(seed, generation, "answers_judge").random(len(answers))
-    score = named(FILTERS[str(judges[-1].identity["kind"])].rewards)
-    return float(np.mean(score(section, answers, Known(data, seed, generation, numbers))))
+    known = Known(data, seed, generation, numbers, learned=learned)
+    asked = section
+    if "of" in type(section).model_fields:
+        asked = section.model_copy(update={"of": completions})
+    found = {"task/judged_reward": float(np.mean(named(plugin.rewards)(asked, answers, known)))}
+    return {**found, **(named(plugin.facts)(section, known) if plugin.facts else {})}

@@ -472,15 +472,14 @@ class LanguageModelLearner:
             said = task.piece("answers_verdict", len(answers), lambda: self._asked(task, answers))
             arrays["answers_verdict"] = said
             answers = answers.noted("verdict", said) if ranks.rank == 0 else answers
+        learned = task.learned()
         if ranks.rank:
             return Evaluation({})
         found = dict(measure(data, prompts, how.pass_k, answers, under_gen0))
         judges = task.spec.measured.judges
-        rewards = judged(data, judges, how.completions, answers, spec.seed, spec.generation)
-        if rewards is not None:
-            found["task/judged_reward"] = rewards
-            if data.has_truth:
-                found["task/reward_gap"] = rewards - found["task/pass_1"]
+        found |= judged(data, judges, how.completions, answers, spec.seed, spec.generation, learned)
+        if data.has_truth and "task/judged_reward" in found:
+            found["task/reward_gap"] = found["task/judged_reward"] - found["task/pass_1"]
         return Evaluation(found, arrays)
 
     def _asked(self, task: EvaluateTask, answers: Examples) -> npt.NDArray[np.float64]:

@@ -133,6 +133,7 @@ DPO = merged(
         "generations": 2,
     },
 )
+FIRST = merged(DPO, {"filters": [{**CHANCE, "choose": "pairs", "rejected": "initial"}]})
 REINFORCE = merged(
     DPO,
     {
@@ -149,7 +150,7 @@ class Crash(Exception):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("base", "stage"), [(DPO, 0), (DPO, 3), (REINFORCE, 2)], ids=["dpo0", "dpo3", "reinforce2"]
+    ("base", "stage"), [(DPO, 0), (FIRST, 3), (REINFORCE, 2)], ids=["dpo0", "first3", "reinforce2"]
 )
 def test_a_crashed_fit_goes_on_to_the_same_bytes(
     make_config: Make, tmp_path: Path, ranks: Any, monkeypatch: Any, base: dict[str, Any], stage: int
@@ -210,6 +211,56 @@ def test_two_ranks_agree(
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)
 
 
+@pytest.mark.slow
+def test_what_generation_0_wrote_is_rejected(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+    """To the same prompt: the worst of its completions, where the best of the last model's has more reward.
+
+    In generation 1 both are one model's, so its fit is that of pairs of the current one, to the byte.
+    """
+    from safetensors.numpy import load_file
+
+    from harness.inspection.examples import Rows
+    from harness.preparation import load_data
+
+    stores = {}
+    for name, base in {"current": DPO, "initial": FIRST}.items():
+        judge = {"judge": "proxy", "false_accept": None, "false_reject": None}
+        filters = [{k: v for k, v in {**base["filters"][0], **judge}.items() if v is not None}]
+        config = make_config({**base, "filters": filters}, f"{name}.yaml", **{"retention.weights": "all"})
+        stores[name] = run_all(config, tmp_path / name, ranks=ranks)
+    chains = {
+        name: sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
+        for name, (prepared, _) in stores.items()
+    }
+    weights = [
+        stores[name][1].path("fits", chains[name][1].fit) / "model.safetensors"
+        for name in ("current", "initial")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    prepared, store = stores["initial"]
+    first, second, third = chains["initial"]
+    assert list(third.spec.fit.corpora) == [1, 0] and list(second.spec.fit.corpora) == [0]
+    data = load_data(prepared.specs[0].data, store)
+    both = [store.corpora.load(node.corpus, 72) for node in (second, first)]
+    length = [
+        np.where([text is not None for text in data.completions(raw)], data.written(raw).lengths, 0)
+        for raw in both
+    ]
+    wanted = []
+    for start in range(0, 72, 3):
+        best = start + int(length[0][start : start + 3].argmax())
+        worst = start + 2 - int(length[1][start : start + 3][::-1].argmin())
+        if length[0][best] > length[1][worst]:
+            wanted.append((best, worst))
+    origin = load_file(store.path("fits", third.fit) / "training_set.safetensors")["origin"]
+    assert origin.tolist() == [1, 0] * len(wanted) and 0 < len(wanted)
+    rows = [row for table in Rows(prepared, store) for row in table.to_pylist()]
+    trained = [row for row in rows if row["generation"] == 2 and row["dropped_by"] is None]
+    assert [row["example"] for row in trained] == [place for pair in wanted for place in pair]
+    record = store.record(third.evaluation).metrics
+    assert record["judge/judged"] == 72 and record["judge/accepted"] == len(wanted)
+
+
 def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp_path: Path) -> None:
     nodes = {}
     for name, changes in {
@@ -231,6 +282,15 @@ def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp
     [
         ({"filters": []}, r"learner.objective: dpo needs a judge: .*choose: pairs"),
         ({"filters": [CHANCE]}, r"learner.objective: dpo needs a judge: .*choose: pairs"),
+        ({"filters": [{**CHANCE, "rejected": "initial"}]}, "choose: threshold does not use rejected"),
+        (
+            {"filters": FIRST["filters"], "learner.sample.fresh_prompts": True, "data.reserve": 200},
+            "rejected: initial needs prompts that generation 0 has answered",
+        ),
+        (
+            {"filters": FIRST["filters"], "learner.objective": None},
+            r"rejected: initial is of learner.objective: \{kind: dpo\}",
+        ),
         ({"learner.init": "scratch"}, "needs init: previous"),
         ({"regime": {"kind": "accumulate"}}, "solutions are not; it needs regime"),
         ({"learner.objective.kind": "dop"}, "allowed: sft, dpo, reinforce|'sft', 'dpo', 'reinforce'"),

@@ -233,6 +233,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.objective.beta": 0.2,
         "learner.objective.reference": "previous",
         "learner.objective.length_normalised": True,
+        "filters.0.rejected": "initial",
     },
     "reinforce": {
         "learner.objective.clip": 0.1,

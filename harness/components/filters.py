@@ -188,6 +188,9 @@ class JudgeFilter(Section):
     """``threshold``: the first completions of each prompt whose reward is at least ``at_least``; ``best``:
     those of the highest reward; ``pairs``: the one of the highest and the one of the lowest reward, where
     these differ (for dpo); ``all``: every completion, with its reward (for reinforce)."""
+    rejected: Literal["current", "initial"] = since("current")
+    """pairs: who wrote the worse completion: the model that wrote the better one, or generation 0's, to the
+    same prompt."""
     at_least: Share | None = since(None)
     """Least reward that passes; of pairs, the better one has it and the other has not. 0.5 for threshold when
     null."""
@@ -240,16 +243,7 @@ class JudgeFilter(Section):
             if name in given and self.judge not in judges:
                 of = " and ".join(judges)
                 raise ValueError(f"judge: {self.judge} does not use {name}, which is of {of}")
-        for name in ("most", "deduplicate"):
-            if name in given and self.choose in ("pairs", "all"):
-                raise ValueError(f"choose: {self.choose} does not use {name}")
-        if "at_least" in given and self.choose == "all":
-            raise ValueError("choose: all does not use at_least")
-        if self.choose == "threshold" and self.judge in ("self", "proxy") and self.at_least is None:
-            raise ValueError(
-                f"judge: {self.judge} needs at_least with choose: threshold, a reward from 0 to 1; or "
-                "choose: best"
-            )
+        self._check_choice()
         if any(self.ask.count(place) != 1 for place in ("{prompt}", "{completion}")):
             raise ValueError(
                 f"ask: found {shown(self.ask)}, expected a text with {{prompt}} and {{completion}} in it, "
@@ -261,6 +255,21 @@ class JudgeFilter(Section):
         if self.of is not None:
             self.check_of(self.of, "of")
         return self
+
+    def _check_choice(self) -> None:
+        given = self.model_fields_set
+        for name in ("most", "deduplicate"):
+            if name in given and self.choose in ("pairs", "all"):
+                raise ValueError(f"choose: {self.choose} does not use {name}")
+        if "rejected" in given and self.choose != "pairs":
+            raise ValueError(f"choose: {self.choose} does not use rejected, which is of pairs")
+        if "at_least" in given and self.choose == "all":
+            raise ValueError("choose: all does not use at_least")
+        if self.choose == "threshold" and self.judge in ("self", "proxy") and self.at_least is None:
+            raise ValueError(
+                f"judge: {self.judge} needs at_least with choose: threshold, a reward from 0 to 1; or "
+                "choose: best"
+            )
 
     def check_of(self, of: int, field: str) -> None:
         """Check how many completions of a prompt there are.
@@ -355,6 +364,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         settle="harness.tasks.judges:settled",
         learns=lambda section: (section.examples, section.of or 1) if section.judge == "trained" else (0, 1),
         facts="harness.tasks.judges:facts",
+        opposed=lambda section: "harness.tasks.judges:opposed" if section.rejected == "initial" else "",
         passing=lambda section: section.passing,
         short=True,
     ),

@@ -106,8 +106,22 @@ def _check_judge(config: Any) -> None:
                 "not say it; name the field of the reference answers in data.answer, or take majority, self "
                 "or proxy"
             )
+        if item.rejected == "initial":
+            _check_rejected(config)
         if item.judge in ("verdict", "trained"):
             _check_model(item.judge, config)
+
+
+def _check_rejected(config: Any) -> None:
+    """Generation 0 has answered the prompts of later ones, and the objective learns from pairs."""
+    objective = config.learner.objective
+    if objective is None or OBJECTIVES[objective.kind].chooses != "pairs":
+        raise ValueError("filters: judge: rejected: initial is of learner.objective: {kind: dpo}")
+    if config.learner.sample.fresh_prompts:
+        raise ValueError(
+            "filters: judge: rejected: initial needs prompts that generation 0 has answered; with "
+            "learner.sample.fresh_prompts each generation answers others"
+        )
 
 
 def _check_model(judge: str, config: Any) -> None:

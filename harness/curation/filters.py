@@ -280,6 +280,17 @@ def judged(
     return found
 
 
+def raw_count(filters: Sequence[Any], count: int) -> int:
+    """How many examples are drawn first where so many are to pass: by the share that may pass at most."""
+    share = math.prod(FILTERS[section.kind].passing(section) for section in filters)
+    return math.ceil(count / share - 1e-9)
+
+
+def rewarded(section: Any, examples: Examples, judge: Judge) -> Examples:
+    """All examples with the rewards that a judge alone gives them."""
+    return _passed((section,), examples, judge)[1]
+
+
 def first_accepted(
     filters: Sequence[Filter],
     draw: Callable[[int], Examples],
@@ -302,8 +313,7 @@ def first_accepted(
     Raises:
         LearnerError: Nearly everything is rejected.
     """
-    share = math.prod(FILTERS[section.kind].passing(section) for section in filters)
-    raw = math.ceil(count / share - 1e-9)
+    raw = raw_count(filters, count)
     most = MAX_OVERSAMPLING * raw
     short = any(FILTERS[section.kind].short for section in filters)
     while True:

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from harness.curation.filters import Judge, first_accepted, undetected
+from harness.components import FILTERS
+from harness.curation.filters import Judge, first_accepted, raw_count, rewarded, undetected
 from harness.curation.pool import choose
 from harness.curation.tally import Tally
 from harness.data import RealData
@@ -18,6 +19,7 @@ from harness.data.analytic import load_teacher
 from harness.errors import LearnerError
 from harness.records import EXTERNAL, REAL, TEACHER, Counts, Examples, Part, Selection
 from harness.regimes import Drawn, draw
+from harness.registry import named
 from harness.science import FitSpec, learned_from
 
 
@@ -47,6 +49,8 @@ class Chosen:
         selection: What became of the pool; None where the regime has none.
         dropped: What each filter dropped of the pool, by its kind; at last what passed and was not needed.
         judged: What was judged and what passed, where there is a truth to compare it with.
+        raw: By origin, places in the raw corpus of what the indices point into, where filters alone do not
+            say it.
     """
 
     drawn: Drawn
@@ -54,6 +58,7 @@ class Chosen:
     selection: Selection | None = None
     dropped: tuple[tuple[str, Drawn], ...] = ()
     judged: Mapping[str, float] = field(default_factory=dict)
+    raw: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
 
 
 def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen:
@@ -79,8 +84,41 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen
             )
         drawn = drawn.take(kept)
     tally = Tally(data)
+    if opponent := _opponent(spec):
+        drawn, found, raw = _against_first(spec, data, sources, opponent, tally)
+        return Chosen(drawn, found, judged=tally.metrics(), raw=raw)
     found = _found(spec, data, sources, filters, tally)
     return Chosen(drawn.take(_there(drawn, found)), found, judged=tally.metrics())
+
+
+def _opponent(spec: FitSpec) -> str:
+    """What pairs the latest corpus with generation 0's, where a filter does and they are two."""
+    latest = max(part.origin for part in spec.recipe.parts)
+    found = (FILTERS[str(item.identity["kind"])].opposed(item.section) for item in spec.filters)
+    return next(filter(None, found), "") if latest > 0 else ""
+
+
+def _against_first(
+    spec: FitSpec, data: RealData, sources: Sources, opponent: str, tally: Tally
+) -> tuple[Drawn, dict[int, Examples], dict[int, npt.NDArray[np.int64]]]:
+    """Pairs of what the last generation and what generation 0 wrote to one prompt, the better one first.
+
+    Returns:
+        What is trained on, and by origin what that points into, and its places in the raw corpus.
+    """
+    [part], [item] = spec.recipe.parts, spec.filters
+    raw = raw_count((item.section,), part.end)
+    both = {
+        origin: rewarded(item.section, sources.corpus(origin, raw), judge_of(spec, data, sources, origin))
+        for origin in (part.origin, 0)
+    }
+    pairs = named(opponent)(item.section, *both.values())[: part.end // 2]
+    rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    tally.add(both[part.origin], rows[:, 0])
+    places = {part.origin: rows[:, 0], 0: rows[:, 1]}
+    found = {origin: both[origin].take(index) for origin, index in places.items()}
+    origin = np.tile(np.array([part.origin, 0], dtype=np.int32), len(rows))
+    return Drawn(origin, np.repeat(np.arange(len(rows), dtype=np.int64), 2)), found, places
 
 
 def _there(drawn: Drawn, found: Mapping[int, Examples]) -> npt.NDArray[np.bool_]:

@@ -253,7 +253,10 @@ class _Made:
         self.drawn, self.found, self.dropped = made.drawn, made.found, made.dropped
         self.pooled = self.spec.recipe.take is not None  # then filters judge the pool, and corpora arrive raw
         read = {} if self.pooled else self.sources.read
-        self.passed = {origin: self._passed(origin, count) for origin, count in read.items()}
+        self.passed = {
+            origin: [np.arange(count), made.raw[origin]] if made.raw else self._passed(origin, count)
+            for origin, count in read.items()
+        }
 
     def _passed(self, origin: int, count: int) -> list[npt.NDArray[np.int64]]:
         """Places in a raw corpus that are left behind each filter, all of them first."""

@@ -147,8 +147,9 @@ def _step(cell: CellSpec, generation: int) -> _Step:
     for part in recipe.parts:
         if part.origin >= 0:
             reads[part.origin] = max(reads.get(part.origin, 0), part.end)
-    if labelled := cell.labelled(recipe):
-        reads[0] = max(reads.get(0, 0), labelled)
+    for asked in (cell.labelled(recipe), cell.opposed(recipe)):
+        if asked:
+            reads[0] = max(reads.get(0, 0), asked)
     return _Step(
         recipe=recipe,
         reads=reads,

@@ -331,6 +331,12 @@ class CellSpec:
         asked = max((_labelled(item) for item in self.filters), default=0)
         return recipe.arriving + asked if asked else 0
 
+    def opposed(self, recipe: Recipe) -> int:
+        """How many first examples of generation 0 are read beside the last one's, to the same prompts."""
+        filters = [] if recipe.take is not None else self.used_filters(recipe)
+        used = any(FILTERS[str(item.identity["kind"])].opposed(item.section) for item in filters)
+        return max(part.end for part in recipe.parts) if used else 0
+
     @property
     def learned(self) -> int:
         """How many first examples of generation 0 are read for judges that learn from some; 0 for none."""

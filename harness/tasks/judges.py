@@ -140,6 +140,30 @@ def keep(section: JudgeFilter, examples: Examples, known: Known) -> npt.NDArray[
     return mask
 
 
+def opposed(section: JudgeFilter, current: Examples, initial: Examples) -> list[tuple[int, int]]:
+    """The best of what a generation wrote to each prompt beside the worst of what generation 0 did.
+
+    As in pairs of one model's, the better one has the higher reward, and the two differ.
+
+    Args:
+        section: The judge's.
+        current: What a generation wrote, with the note ``reward``; those of one prompt in a row.
+        initial: What generation 0 wrote, to the same prompts in the same order.
+
+    Returns:
+        Positions in both.
+    """
+    of, found = section.of or 1, []
+    good, bad = (examples.notes["reward"].reshape(-1) for examples in (current, initial))
+    texts = [[row.tobytes() for row in examples.rows()] for examples in (current, initial)]
+    for start in range(0, min(len(current), len(initial)) - of + 1, of):
+        best = start + int(np.argmax(good[start : start + of]))
+        worst = start + of - 1 - int(np.argmin(bad[start : start + of][::-1]))
+        if _apart(section, good[best], bad[worst]) and texts[0][best] != texts[1][worst]:
+            found.append((best, worst))
+    return found
+
+
 def _chosen(section: JudgeFilter, group: npt.NDArray[np.int64], reward: Any, rows: list[bytes]) -> list[int]:
     """At most ``most`` of a prompt's completions: the first that pass, or the best."""
     if section.choose == "best":
@@ -157,7 +181,10 @@ def _pair(section: JudgeFilter, group: npt.NDArray[np.int64], reward: Any, rows:
     """The best and the worst of a prompt's completions; nothing where they are equal, or none is good."""
     order = group[np.argsort(-reward[group], kind="stable")]
     best, worst = int(order[0]), int(order[-1])
-    if reward[best] <= reward[worst] or rows[best] == rows[worst]:
-        return []
-    apart = section.at_least is None or reward[best] >= section.at_least > reward[worst]
+    apart = _apart(section, reward[best], reward[worst]) and rows[best] != rows[worst]
     return [best, worst] if apart else []
+
+
+def _apart(section: JudgeFilter, best: float, worst: float) -> bool:
+    """Whether two rewards make a pair."""
+    return best > worst and (section.at_least is None or best >= section.at_least > worst)

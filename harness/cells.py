@@ -234,8 +234,8 @@ def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Bund
             name(index, seed),
             index,
             seed,
-            key_of({**identities[index], "seed": seed}),
             study.cells[index].config.generations,
+            key=key_of({**identities[index], "seed": seed}),
         )
         for index in bundled
         for seed in study.seeds

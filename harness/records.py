@@ -170,6 +170,21 @@ class Record:
         return dataclasses.replace(found, status=status_of(found.status, found.metrics))
 
 
+@dataclass(frozen=True)
+class GenerationView:
+    """One generation as it is shown.
+
+    Attributes:
+        record: Its record.
+        loss: Of its fit, step by step; empty where there is none, or its fit is gone.
+        texts: What it has written, each a prompt and its continuation.
+    """
+
+    record: Record
+    loss: Sequence[float | None] = ()
+    texts: Sequence[Mapping[str, str]] = ()
+
+
 def status_of(status: Status, metrics: Mapping[str, float | None]) -> Status:
     """``degenerate`` where there is a model and some metric of it is not finite.
 

@@ -63,22 +63,22 @@ class Prepared:
     others: tuple[tuple[Mapping[str, Any], Examples], ...]
 
     @property
-    def chains(self) -> list[Chain | BundledChain]:
+    def chains(self) -> list[Chain]:
         """All chains, in the order of cells, then seeds."""
         place = {seed: index for index, seed in enumerate(self.study.seeds)}
         return sorted(
             [*self.lineage.chains, *self.bundles], key=lambda chain: (chain.cell, place[chain.seed])
         )
 
-    def cell(self, chain: Chain | BundledChain) -> Cell:
+    def cell(self, chain: Chain) -> Cell:
         """The cell of a chain."""
         return self.study.cells[chain.cell]
 
-    def axes(self, chain: Chain | BundledChain) -> dict[str, Any]:
+    def axes(self, chain: Chain) -> dict[str, Any]:
         """The values of a chain's axes, by column."""
         return dict(self.cell(chain).axes)
 
-    def find_chain(self, name: str) -> Chain | BundledChain:
+    def find_chain(self, name: str) -> Chain:
         """The chain with an id, or the only one whose id begins so.
 
         Raises:
@@ -95,7 +95,7 @@ class Prepared:
         what = "several chains begin with" if found else "there is no chain"
         raise InputError(f"--chain: {what} {shown(name)}; allowed: {', '.join(known)}{more}")
 
-    def _label(self, chain: Chain | BundledChain) -> str:
+    def _label(self, chain: Chain) -> str:
         axes = self.axes(chain)
         return cell_name(list(axes.values()), list(axes), chain.seed)
 

@@ -22,7 +22,7 @@ from harness.science import Chain, Node
 from harness.store import Store
 from harness.store.store import ItemKind
 from harness.study import Prepared, open_study
-from harness.tracking.views import Views
+from harness.tracking.views import Views, of_chain
 
 ONE = {"regime": {"kind": "replace", "synthetic_ratio": 1.0}}
 GROWN = {"grid": {"regime": [ONE["regime"], {"kind": "replace_grown"}]}}
@@ -114,7 +114,7 @@ def agree(config: Path, root: Path, expected: set[str]) -> None:
     assert not done.left and plan(prepared, store, [Capacity(2, 0)]).generations_stored == total
     assert {state.state for state in chain_states(prepared, store)} == {"complete"}
     views = Views(prepared, store)
-    assert all(views.whole(chain) for chain in prepared.lineage.chains)
+    assert all(views.whole(of_chain(chain)) for chain in prepared.lineage.chains)
     assert len(ledger.rows(prepared, store)) == sum(len(chain.nodes) for chain in prepared.lineage.chains)
 
 

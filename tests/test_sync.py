@@ -147,6 +147,7 @@ def test_bundled_chains_are_sent_by_cell_or_one_by_one(make_config: Make, tmp_pa
 
     from harness.reporting import ledger
     from harness.reporting.statistics import aggregate
+    from harness.study import open_study
     from harness.tracking.views import Views, mirrored
 
     changes = {"tracking.wandb": "offline", "resources.bundled": True}
@@ -175,6 +176,9 @@ def test_bundled_chains_are_sent_by_cell_or_one_by_one(make_config: Make, tmp_pa
             found = [metrics[name] for name in ("test/nll", "test/nll.low", "test/nll.high")]
             assert found == pytest.approx([expected.mean, expected.low, expected.high])
             assert metrics["seeds/live"] == 2
+    longer, _ = open_study(config, ("generations=5",), store)
+    for item in mirrored(longer):
+        assert len(Views(longer, store).view(item).generations) == 4, "no means over chains to come"
 
 
 def test_another_project_or_server_gets_everything(study: tuple[Path, Path]) -> None:

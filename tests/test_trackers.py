@@ -16,7 +16,7 @@ from harness.study import Prepared, open_study
 from harness.tracking.mlflow import TAG, parameters, where
 from harness.tracking.others import tell
 from harness.tracking.sync import sync
-from harness.tracking.views import Views
+from harness.tracking.views import Views, of_chain
 
 GRID = {"grid": {"regime.synthetic_ratio": [0.5, 1.0]}, "tracking.trackers": ["mlflow"]}
 
@@ -40,7 +40,11 @@ def runs(folder: Path) -> dict[str, Any]:
 
 def mirror(prepared: Prepared, store: Store, folder: Path) -> list[str]:
     views = Views(prepared, store)
-    return [line for chain in prepared.lineage.chains for line in tell(["mlflow"], views.view(chain), folder)]
+    return [
+        line
+        for chain in prepared.lineage.chains
+        for line in tell(["mlflow"], views.view(of_chain(chain)), folder)
+    ]
 
 
 def test_every_generation_of_every_chain_is_in_the_database(make_config: Make, tmp_path: Path) -> None:

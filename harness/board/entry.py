@@ -22,7 +22,7 @@ from harness.config.track import BASELINE, Track
 from harness.errors import InputError
 from harness.inspection.status import ChainState, chain_states
 from harness.reporting import ledger
-from harness.science import BundledChain, Chain, key_of
+from harness.science import Chain, key_of
 from harness.section import Section
 from harness.store import Store
 from harness.store.corpora import digest
@@ -329,12 +329,8 @@ def _seeds(
     return found
 
 
-def _corpora(
-    prepared: Prepared, store: Store, chain: Chain | BundledChain, generations: int
-) -> tuple[str, ...]:
+def _corpora(prepared: Prepared, store: Store, chain: Chain, generations: int) -> tuple[str, ...]:
     """The hashes of what the first generations of a chain have written, as far as metrics read it."""
-    if isinstance(chain, BundledChain):
-        return ()
     nodes = [prepared.lineage.nodes[key] for key in chain.nodes[:generations]]
     found = []
     for node in nodes:

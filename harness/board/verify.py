@@ -19,7 +19,7 @@ from harness.board.rules import worse_sign
 from harness.config.mitigations import AXIS, SECTION
 from harness.errors import HarnessError, InputError, StoreError
 from harness.files import write_json
-from harness.science import BundledChain
+from harness.inventory import StoredChains
 from harness.store import Store
 from harness.study import Prepared, prepare_study
 from harness.terminal import shown
@@ -123,25 +123,12 @@ def _notes(entry: Entry, again: Entry) -> tuple[str, ...]:
 
 def _damaged(prepared: Prepared, store: Store, entry: Entry) -> Iterator[str]:
     """What of the artifacts of an entry does not match its checksums."""
-    official, places = set(entry.track.seeds), store.bundles.index()
+    official, stored = set(entry.track.seeds), StoredChains(prepared, store)
     for chain in prepared.chains:
         if chain.seed not in official:
             continue
         try:
-            if isinstance(chain, BundledChain):
-                if chain.key in places:
-                    store.bundles.check(places[chain.key].path.name)
-                elif store.trouble:  # which chains a bundle had that cannot be read, nobody knows
-                    yield f"{_label(prepared, chain)}: in no bundle; {next(iter(store.trouble.values()))}"
-                continue
-            for key in chain.nodes:
-                node = prepared.lineage.nodes[key]
-                if not store.has("evaluations", key):
-                    break
-                store.check("evaluations", key)
-                store.check("fits", node.fit)
-                for start, stop in store.corpora.shards(node.corpus):
-                    store.corpora.check(node.corpus, start, stop)
+            stored.of(chain).check(chain)
         except StoreError as error:
             yield f"{_label(prepared, chain)}: {error}"
 

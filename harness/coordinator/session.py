@@ -35,7 +35,7 @@ from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared, commit_data
 from harness.tracking import Mirror
-from harness.tracking.views import CellOfChains, Mirrored, Views, aggregates, mirrored
+from harness.tracking.views import Mirrored, Views, aggregates, mirrored, of_bundles, of_chain
 
 STOPPED_MIRROR_S = 3.0
 """How long a run that stops early waits for W&B; the next one sends the rest."""
@@ -155,18 +155,14 @@ def run_study(
             views = Views(prepared, store)
 
             def on_chain(chain: Chain) -> None:
-                mirror.add(views.view(chain))
+                mirror.add(views.view(of_chain(chain)))
 
             workers = max(1, int(sum(machine.cpus for machine in machines)))
             summary = RunSummary(0, 0, 0, 0, 0.0)
             if prepared.bundles:
                 summary = BundleRun(prepared, store, experiment, leases, display, stop, idle_s).run(workers)
                 if mirror.active:
-                    _mirror(
-                        mirror,
-                        Views(prepared, store),
-                        [item for item in mirrored(prepared) if not isinstance(item, Chain)],
-                    )
+                    _mirror(mirror, Views(prepared, store), of_bundles(prepared))
             if prepared.lineage.chains:
                 inventory.reopen(store)
                 coordinator = Coordinator(
@@ -175,16 +171,16 @@ def run_study(
                 gangs.coordinator = coordinator
                 summary += coordinator.run()
                 if mirror.active:
-                    _mirror(mirror, Views(prepared, store), aggregates(prepared))
+                    _mirror(mirror, Views(prepared, store), aggregates(prepared), others=False)
             warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)
     return summary, warnings
 
 
-def _mirror(mirror: Mirror, views: Views, items: Iterable[Mirrored | CellOfChains]) -> None:
-    """Queue what is committed to its end."""
+def _mirror(mirror: Mirror, views: Views, items: Iterable[Mirrored], others: bool = True) -> None:
+    """Queue what is committed to its end; `Mirror.add`."""
     for item in items:
         if views.whole(item):
-            mirror.add(views.view(item), others=not isinstance(item, CellOfChains))
+            mirror.add(views.view(item), others)
 
 
 def _mode(config: Config) -> Literal["offline", "online", "disabled"]:
@@ -206,7 +202,9 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
         base = prepared.study.base
         mirror = Mirror(_mode(base), experiment.path / "wandb", leases, base.tracking.trackers)
         if mirror.active:
-            _mirror(mirror, Views(prepared, store), [*mirrored(prepared), *aggregates(prepared)])
+            views = Views(prepared, store)
+            _mirror(mirror, views, mirrored(prepared))
+            _mirror(mirror, views, aggregates(prepared), others=False)
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundles)

@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 from harness.errors import DamagedError
 from harness.files import read_json
-from harness.inventory import Inventory, NodeState
-from harness.inventory.states import WRITER_ENDED
-from harness.science import BundledChain, Chain, Node
+from harness.inventory import Inventory, NodeState, StoredChains
+from harness.science import Chain, Node
 from harness.store import Store
 from harness.study import Prepared
 
@@ -82,51 +81,43 @@ class Explanation:
 class Explainer:
     """Compares a chain with what a store holds; reads only."""
 
-    def __init__(self, prepared: Prepared, store: Store, chain: Chain | BundledChain) -> None:
+    def __init__(self, prepared: Prepared, store: Store, chain: Chain) -> None:
         """Look at what is there of the chain."""
         self.prepared, self.store, self.chain = prepared, store, chain
-        asked = () if isinstance(chain, BundledChain) else chain.nodes
-        self.inventory = Inventory(prepared, store, asked)
+        self.stored = StoredChains(prepared, store, Inventory(prepared, store, chain.nodes)).of(chain)
 
     def explain(self) -> list[Explanation]:
         """Every generation of the chain, in order; a bundled chain is there as a whole, or not."""
-        if isinstance(self.chain, BundledChain):
-            return self._bundled(self.chain)
         found: list[Explanation] = []
-        for key in self.chain.nodes:
-            node = self.prepared.lineage.nodes[key]
-            found.append(self._one(node, behind=bool(found) and found[-1].reason != "committed"))
-            if found[-1].reason in ("diverged", "unreachable"):
+        for generation, state in enumerate(self.stored.states(self.chain)):
+            told = self._told(state, generation)
+            if told is None:
+                node = self.prepared.lineage.nodes[self.chain.nodes[generation]]
+                told = self._one(state, node, behind=bool(found) and found[-1].reason != "committed")
+            found.append(told)
+            if told.reason in ("diverged", "unreachable"):
                 break
         return found
 
-    def _bundled(self, chain: BundledChain) -> list[Explanation]:
-        place = self.inventory.places.get(chain.key)
-        if place is None:
-            detail = f"will run with the whole chain, in a bundle: none in the store has its key {chain.key}"
-            return [Explanation(g, "new", detail) for g in range(chain.generations + 1)]
-        if place.generations < chain.generations:
-            detail = (
-                f"will run with the whole chain: {place.path.name} has it up to generation "
-                f"{place.generations}"
-            )
-            return [Explanation(g, "new", detail) for g in range(chain.generations + 1)]
-        table = self.store.bundles.read([chain.key])
-        assert table is not None
-        statuses = table["status"].to_pylist()[: chain.generations + 1]
-        found = [
-            Explanation(g, "diverged" if status == "diverged" else "committed", f"is in {place.path.name}")
-            for g, status in enumerate(statuses)
-        ]
-        if len(found) <= chain.generations and found[-1].reason != "diverged":
-            found.append(Explanation(len(found), "unreachable", WRITER_ENDED.format(len(found))))
-        return found
+    def _told(self, found: NodeState, generation: int) -> Explanation | None:
+        """What the inventory says by itself; None where it is to be seen what is there of the node."""
+        match found.state:
+            case "committed" | "diverged" | "new" | "unreachable" if found.detail:
+                return Explanation(generation, found.state, found.detail)
+            case "diverged":
+                return Explanation(
+                    generation, "diverged", "is committed; it diverged, so there are no later generations"
+                )
+            case "running":
+                return Explanation(generation, "running", f"is being computed: {found.detail}")
+        return None
 
-    def _one(self, node: Node, behind: bool) -> Explanation:
-        found = self.inventory.state(node.evaluation)
-        tell = self._told(found, node)
-        if tell is not None:
-            return tell
+    def _one(self, found: NodeState, node: Node, behind: bool) -> Explanation:
+        if found.state == "committed":
+            return Explanation(node.generation, "committed", self._provenance(node))
+        if found.state == "damaged":
+            trouble = self.store.trouble[str(self.store.path("evaluations", node.evaluation))]
+            return Explanation(node.generation, "damaged", f"will run: {trouble}")
         if self.store.record(node.evaluation) is not None:
             return self._rest(node)
         aside = self._set_aside(node)
@@ -157,24 +148,6 @@ class Explainer:
         if not self.store.has("fits", node.fit):
             detail = "will be fitted again: its record is there, its fit is not"
         return Explanation(node.generation, "missing", detail)
-
-    def _told(self, found: NodeState, node: Node) -> Explanation | None:
-        """What the inventory says by itself; None where it is to be seen what is there instead."""
-        generation, path = node.generation, str(self.store.path("evaluations", node.evaluation))
-        match found.state:
-            case "committed":
-                return Explanation(generation, "committed", self._provenance(node))
-            case "diverged":
-                return Explanation(
-                    generation, "diverged", "is committed; it diverged, so there are no later generations"
-                )
-            case "unreachable":
-                return Explanation(generation, "unreachable", found.detail)
-            case "running":
-                return Explanation(generation, "running", f"is being computed: {found.detail}")
-            case "damaged":
-                return Explanation(generation, "damaged", f"will run: {self.store.trouble[path]}")
-        return None
 
     def _provenance(self, node: Node) -> str:
         try:

@@ -168,7 +168,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         experiment=prepared.study.base.experiment,
         cells=len(prepared.study.cells),
         chains=len(prepared.chains),
-        generations_requested=sum(len(chain.nodes) for chain in lineage.chains) + bundled,
+        generations_requested=sum(chain.generations + 1 for chain in prepared.chains),
         generations_unique=len(lineage.nodes) + bundled,
         generations_stored=len(stored) + bundled - sum(chain.generations + 1 for chain in todo),
         fits_unique=len({node.fit for node in lineage.nodes.values()}) + bundled,

@@ -18,7 +18,7 @@ from harness.data.base import RealData
 from harness.errors import InputError
 from harness.files import CHECKSUMS, write_json
 from harness.registry import named
-from harness.science import BundledChain, Node
+from harness.science import Node
 from harness.store import Store
 from harness.store.store import ADAPTER
 from harness.study import Prepared
@@ -48,7 +48,7 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
             something is there.
     """
     found = prepared.find_chain(chain)
-    if isinstance(found, BundledChain):
+    if not found.nodes:
         raise InputError(
             f"--chain: {found.id} was run in a bundle, which keeps records and parameters only; with "
             "resources.bundled: false every generation has its corpus"

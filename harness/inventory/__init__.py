@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from harness.inventory.states import Inventory, NodeState, lease_holder
+from harness.inventory.stored import Stored, StoredChains
 
-__all__ = ["Inventory", "NodeState", "lease_holder"]
+__all__ = ["Inventory", "NodeState", "Stored", "StoredChains", "lease_holder"]

@@ -24,6 +24,7 @@ from harness.study import Prepared
 State = Literal[
     "committed",
     "diverged",
+    "new",
     "short",
     "unfitted",
     "damaged",
@@ -42,11 +43,11 @@ WRITER_ENDED = "from generation {} on: the chain that writes its examples has di
 class NodeState:
     """What is to be said of a generation.
 
-    Its state is ``committed``; ``diverged`` (committed, and its chain ends with it); ``short`` (its corpus
-    has fewer examples than the grid reads) or ``unfitted`` (its record is there, its fit is gone);
-    ``damaged``; ``running``; ``failed`` (tried, and the next run tries again); ``interrupted`` (there is
-    unfinished work to go on from, and nobody is at it); ``waiting``; ``unreachable`` (a chain that writes for
-    it has diverged).
+    Its state is ``committed``; ``diverged`` (committed, and its chain ends with it); ``new`` (it is made with
+    its whole chain, which is not there); ``short`` (its corpus has fewer examples than the grid reads) or
+    ``unfitted`` (its record is there, its fit is gone); ``damaged``; ``running``; ``failed`` (tried, and the
+    next run tries again); ``interrupted`` (there is unfinished work to go on from, and nobody is at it);
+    ``waiting``; ``unreachable`` (a chain that writes for it has diverged).
 
     Attributes:
         state: In a word.
@@ -154,10 +155,8 @@ class Inventory:
         """Whether any generation that exists is still to be computed."""
         return bool(self.left or self.missing)
 
-    def is_complete(self, chain: Chain | BundledChain) -> bool:
-        """Whether a chain has all the generations that there will ever be of it."""
-        if isinstance(chain, BundledChain):
-            return chain.key in self.places and self.places[chain.key].generations >= chain.generations
+    def is_complete(self, chain: Chain) -> bool:
+        """Whether a chain of nodes has all the generations that there will ever be of it."""
         return all(key in self.done for key in self.nodes_of(chain))
 
     def nodes_of(self, chain: Chain) -> Collection[str]:

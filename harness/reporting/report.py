@@ -75,8 +75,7 @@ def build(
         populations=population_table(prepared, store, rows),
         chains=len(prepared.chains),
         variance=variance(prepared),
-        total=sum(len(chain.nodes) for chain in prepared.lineage.chains)
-        + sum(c.generations + 1 for c in prepared.bundles),
+        total=sum(chain.generations + 1 for chain in prepared.chains),
         failed=_failed(prepared, store),
         study=visible(yaml.safe_dump(prepared.study.source.data, sort_keys=False, allow_unicode=True)),
     )

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harness.inventory.columns import to_column, to_table
+
 IDENTITY = ("experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status")
 BATCH_ROWS = 65_536
 """Rows that are made into mappings at a time."""
@@ -175,20 +177,3 @@ class Rows(Iterable[Mapping[str, Any]]):
 
 def _is_own(name: str) -> bool:
     return name in ("generation", "status") or "/" in name
-
-
-def to_column(name: str, values: Sequence[Any]) -> pa.Array:
-    """Values of one column; those of several kinds become text, numbers of both kinds become floats."""
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} and float in kinds:
-        values = [None if value is None else float(value) for value in values]
-    elif len(kinds) > 1:
-        values = [None if value is None else str(value) for value in values]
-    metric = "/" in name and not name.startswith("provenance/")  # a number, also where it is never finite
-    return pa.array(values, type=None if kinds else pa.float64() if metric else pa.string())
-
-
-def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Mappings as an Arrow table, its columns in the order in which they come first."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: to_column(name, [row.get(name) for row in rows]) for name in names})

@@ -80,31 +80,32 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One cell and seed: the nodes of its generations, in order."""
-
-    id: str
-    cell: int
-    seed: int
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BundledChain:
-    """A chain of a cheap learner: run, committed and found as a whole, beside others of its shape.
+    """One cell and seed.
 
     Attributes:
-        id: As of a `Chain`.
+        id: Of its science and its seed (`chain_id`).
         cell: Index of its cell.
         seed: Its seed.
-        key: Of its science without its length: what the store knows it by.
         generations: Index of the last generation.
+        nodes: Of its generations, in order; none where these are not run, kept and found one by one.
     """
 
     id: str
     cell: int
     seed: int
-    key: str
     generations: int
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundledChain(Chain):
+    """A chain of a cheap learner: run, committed and found as a whole, beside others of its shape.
+
+    Attributes:
+        key: Of its science without its length: what the store knows it by.
+    """
+
+    key: str
 
 
 @dataclass(frozen=True)
@@ -317,7 +318,7 @@ def build(
         for seed in seeds:
             written = None if source is None else chains[source, seed].nodes
             for member, nodes in builder.chains(group, seed, steps, written).items():
-                chains[member, seed] = Chain(chain_ids(member, seed), member, seed, nodes)
+                chains[member, seed] = Chain(chain_ids(member, seed), member, seed, len(nodes) - 1, nodes)
     ordered = tuple(chains[index, seed] for index in cells for seed in seeds)
     return Lineage(builder.nodes, ordered, builder.examples)
 

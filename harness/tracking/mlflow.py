@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.tracking.runs import ChainView, GenerationView
+from harness.records import GenerationView
+from harness.tracking.runs import ChainView
 
 TAG = "harness.chain"
 STORE = "harness.store"

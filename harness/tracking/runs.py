@@ -19,7 +19,7 @@ from typing import Any
 
 from harness.errors import DamagedError, HarnessError, InputError
 from harness.files import read_json, write_json
-from harness.records import Record
+from harness.records import GenerationView
 from harness.terminal import cut
 from harness.tracking.staging import media_in
 
@@ -42,15 +42,6 @@ LONGEST_TAG = 64
 
 class LoginError(InputError):
     """Nobody is logged in to W&B, or the server refuses who is."""
-
-
-@dataclass(frozen=True)
-class GenerationView:
-    """One generation as it is mirrored."""
-
-    record: Record
-    loss: Sequence[float | None]
-    texts: Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)

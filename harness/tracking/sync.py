@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.science import Chain
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
 from harness.tracking import BusyError, Sent, Server, connect, held, patience_s, send_chain
 from harness.tracking.others import tell
 from harness.tracking.staging import staged
-from harness.tracking.views import CellOfChains, Mirrored, Views, aggregates, mirrored
+from harness.tracking.views import Mirrored, Views, aggregates, mirrored, of_chain
 
 PROGRESS_CHAINS = 20
 """A line of progress after so many chains."""
@@ -212,8 +211,7 @@ class _Pass:
 
         A bundled chain that diverged has fewer records than generations.
         """
-        there = self.views.committed(chain)
-        return there > known and (isinstance(chain, Chain) or len(self.views.view(chain).generations) > known)
+        return self.views.committed(chain) > known and len(self.views.view(chain).generations) > known
 
     def _send(self, chains: Sequence[Mirrored], server: Server, leases: Leases) -> list[Mirrored]:
         """Send chains one after another; returns those that other processes hold."""
@@ -245,16 +243,16 @@ class _Pass:
                 self.say(f"sent {done} of {len(chains)} chains")
         return busy
 
-    def _due(self, sent: Sent) -> list[CellOfChains]:
+    def _due(self, sent: Sent) -> list[Mirrored]:
         """Cells of which all chains have been sent as a whole, and the means have not."""
         return [
             cell
             for cell in aggregates(self.prepared)
-            if len(sent.evaluations(cell.id)) < len(cell.chains[0].nodes)
-            and all(self._complete(chain, sent) for chain in cell.chains)
+            if len(sent.evaluations(cell.id)) <= cell.generations
+            and all(self._complete(of_chain(chain), sent) for chain in cell.chains)
         ]
 
-    def _send_cells(self, cells: Sequence[CellOfChains], server: Server, leases: Leases) -> None:
+    def _send_cells(self, cells: Sequence[Mirrored], server: Server, leases: Leases) -> None:
         """Send the means of cells."""
         for cell in cells:
             if self.stop.is_set() or self.gave_up:
@@ -271,14 +269,9 @@ class _Pass:
     def _complete(self, chain: Mirrored, sent: Sent) -> bool:
         """Whether nothing of a chain is left to send, now or later."""
         known = len(sent.evaluations(chain.id))
-        if known == chain_length(chain):
+        if known > chain.generations:
             return True
         return known > 0 and self.views.whole(chain) and len(self.views.view(chain).generations) == known
-
-
-def chain_length(chain: Mirrored) -> int:
-    """Generations of a chain when it is complete."""
-    return len(chain.nodes) if isinstance(chain, Chain) else chain.generations + 1
 
 
 def describe(done: Synced) -> str:

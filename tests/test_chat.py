@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from chains import open_prepared, run_all
 from chats import TEMPLATE, chat, sums, write_rows, write_tokenizer
-from conftest import Make
+from conftest import TASK, Make
 from group import run_ranks
 
 from harness.components.chat import ChatData
@@ -688,6 +688,64 @@ def test_a_pretrained_model_is_asked_a_task_as_a_user(
     assert record["judge/judged"] == 72 and record["task/pass_1"] is not None
     texts = store.record(nodes(prepared)[-1].evaluation)
     assert texts.status in ("ok", "degenerate")
+
+
+@pytest.mark.slow
+def test_what_a_model_forgets_of_other_text_is_measured(
+    make_config: Make, tmp_path: Path, pretrained: Path, ranks: Any
+) -> None:
+    """Plain text in blocks, without a prompt in front and nothing hidden, under each model and the first."""
+    from harness.components.text import Split
+    from harness.data.chat import OTHER_BLOCKS, OTHER_TOKENS
+    from harness.data.documents import Documents
+    from harness.data.text import split_documents
+
+    lines = [f"Line {n} says that {n} times {n} is {n * n}, and <|im_end|> is a word." for n in range(3000)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    base = spoken(pretrained)
+    base["evaluate"] = {**base["evaluate"], "others": {"lines": str(tmp_path / "text.txt")}}
+    config = make_config(base, **{"learner.train.precision": "fp32", "retention.weights": "all"})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    data = load_data(prepared.specs[0].data, store)
+    texts = split_documents(Documents(tuple(lines), {}), Split())["test"]
+    ids = [
+        token
+        for text in texts
+        for token in [*data.tokenizer.encode(text, add_special_tokens=False).ids, data.end]
+    ]
+    known = {tuple(ids[at : at + OTHER_TOKENS]) for at in range(0, len(ids), OTHER_TOKENS)}
+    nlls = []
+    for node in nodes(prepared):
+        [(_, blocks)] = prepared.others
+        assert blocks.values.shape == (OTHER_BLOCKS, OTHER_TOKENS)
+        assert {tuple(row) for row in blocks.values.tolist()} <= known
+        model = read_model(store.path("fits", node.fit), torch.float32, torch.device("cpu"))
+        tokens = torch.from_numpy(blocks.values.astype(np.int64))
+        with torch.no_grad():
+            scores = model(input_ids=tokens).logits[:, :-1].log_softmax(dim=-1)
+        nlls.append(-float(scores.gather(2, tokens[:, 1:, None]).mean()))
+        record = store.record(node.evaluation).metrics
+        assert record["other/lines/nll"] == pytest.approx(nlls[-1], abs=1e-4)
+        assert record["other/lines/forgotten"] == pytest.approx(nlls[-1] - nlls[0], abs=2e-4)
+    assert store.record(nodes(prepared)[0].evaluation).metrics["other/lines/forgotten"] == 0
+    assert abs(nlls[1] - nlls[0]) > 1e-3
+
+
+def test_text_that_cannot_be_scored_is_one_message(
+    make_config: Make, tmp_path: Path, pretrained: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("\n\n".join(f"Line {n}." for n in range(9)))
+    others = {"short": str(tmp_path / "short.txt")}
+    base = spoken(pretrained)
+    base["evaluate"] = {**base["evaluate"], "others": others}
+    with pytest.raises(ConfigError, match=r"evaluate.others.short: the test side .* fewer than 128 tokens"):
+        open_study(make_config(base), (), Store.read(tmp_path / "absent"))
+    (tmp_path / "short.txt").write_text("\n\n".join(f"Line {n} is a line of text." for n in range(900)))
+    base["learner"] = {**chat(pretrained.parent / "sums")["learner"]}
+    with pytest.raises(ConfigError, match=r"evaluate.others: blocks of 128 tokens, more than the model's"):
+        open_study(make_config(base), (), Store.read(tmp_path / "absent"))
+    with pytest.raises(ConfigError, match=r"evaluate.others.short: is text, and the tokens of this task are"):
+        open_study(make_config(TASK, **{"evaluate.others": others}), (), Store.read(tmp_path / "absent"))
 
 
 @pytest.mark.parametrize(

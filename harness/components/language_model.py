@@ -590,6 +590,13 @@ COMPONENT = LearnerPlugin(
             _FORGETTING,
             drawn=False,
         ),
+        Metric(
+            "other/<name>/forgotten",
+            "rise of the NLL from generation 0's, on other real text: <name>",
+            _NATS,
+            "higher",
+            _FORGETTING,
+        ),
         Metric("drift/entropy", "entropy of predictions on fixed real text", _NATS),
         Metric("drift/kl", "KL from generation 0's predictions on fixed real text", _NATS, "higher"),
         Metric(

@@ -20,11 +20,14 @@ import numpy.typing as npt
 
 from harness.components.chat import ChatData
 from harness.components.tasks import TASKS, TaskData
+from harness.components.text import Split
 from harness.config.schema import science
-from harness.data.base import PreparedData, Room, own_examples, supply_of
+from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples, supply_of
 from harness.data.conversations import Conversation, read_conversations
+from harness.data.documents import Documents, read_named
 from harness.data.rendering import Messages, Rendering, copy_tokenizer, make_rendering, read_rendering
 from harness.data.task import TaskCorpus, collect
+from harness.data.text import pack, shuffled, split_documents
 from harness.errors import DataError
 from harness.files import write_json
 from harness.records import Examples
@@ -34,9 +37,12 @@ from harness.tasks.reference import Reference
 from harness.terminal import shown
 
 VERSION = 1
-"""Version of reading, splitting, rendering and filling up; part of every key."""
+"""Version of reading, splitting, rendering and filling up, and of how other texts are cut; part of every
+key."""
 PROMPTS = "prompts.parquet"
 SIDES = ("train", "validation", "test")
+OTHER_TOKENS, OTHER_BLOCKS = 128, 32
+"""Of another real text that a model is scored on: tokens of a block, and blocks."""
 NOT_STORED = ("num_examples", "reserve", "resample")
 """Fields that decide how much of the prepared folder is used, not what is in it."""
 
@@ -370,6 +376,29 @@ class RenderedCorpus(TaskCorpus):
             start += 1
         text: str = self.tokenizer.decode([int(token) for token in tokens[start:]], skip_special_tokens=False)
         return text
+
+    def other(self, name: str, source: str) -> ExternalCorpus:
+        """The test side of a real text, in blocks of `OTHER_TOKENS`: what a model may forget.
+
+        Args:
+            name: What it is called in ``evaluate.others``.
+            source: As in ``data.source`` of text. It is split as texts are, unless it has splits of its own.
+
+        Returns:
+            At most `OTHER_BLOCKS` blocks, a fixed random sample where there are more. The hash is of all of
+            the test side.
+
+        Raises:
+            DataError: It cannot be read, or its test side does not fill one block.
+        """
+        field, end = f"evaluate.others.{name}", self.rendering.tokenizer.eos_token_id
+        documents = Documents(tuple(split_documents(read_named(source, field=field), Split())["test"]), {})
+        blocks = pack(self.tokenizer, documents.whole, [self.end if end is None else end], OTHER_TOKENS)
+        if not len(blocks):
+            raise DataError(
+                f"{field}: the test side of {source} has fewer than {OTHER_TOKENS} tokens, not one block"
+            )
+        return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(blocks)[:OTHER_BLOCKS]))
 
     def write_tokenizer(self, folder: Path) -> bool:
         """Put the tokenizer with its template beside a model."""

@@ -402,4 +402,7 @@ class TaskCorpus(TextCorpus):
         Raises:
             DataError: Always.
         """
-        raise DataError(f"evaluate.others.{name}: is text; the data are prompts with completions")
+        raise DataError(
+            f"evaluate.others.{name}: is text, and the tokens of this task are its characters; with "
+            "data.tokenizer it has those of a pretrained model, which may forget text"
+        )

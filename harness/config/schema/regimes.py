@@ -215,7 +215,7 @@ class Evaluate(Section):
         Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[Place, Field(min_length=1)]
     ] = since({})
     """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on
-    their test side."""
+    their test side; of prompts, ``other/<name>/forgotten`` is its rise from generation 0's."""
 
     task: TaskMeasure = since(TaskMeasure(), introduced={})
     """data.source: task: what is measured on test prompts."""

@@ -76,12 +76,12 @@ class LanguageModelLearner:
         """The token that every example is read behind; None for none."""
         return int(self.data.meta["bos"]) if text_of(spec).prepend_bos else None
 
-    def _bytes(self, spec: FitSpec, examples: Examples) -> int:
+    def _bytes(self, spec: FitSpec, examples: Examples, text: bool = False) -> int:
         """UTF-8 bytes of the tokens that are predicted.
 
-        Without a beginning-of-text token an example's first one is not.
+        Without a beginning-of-text token an example's first one is not; ``text`` has no prompts in front.
         """
-        first = max(0 if text_of(spec).prepend_bos else 1, self.prompt)
+        first = max(0 if text_of(spec).prepend_bos else 1, 0 if text else self.prompt)
         place = np.arange(examples.values.shape[1])[None, :]
         return self.data.bytes(examples.values[(place >= first) & (place < examples.lengths[:, None])])
 
@@ -333,9 +333,18 @@ class LanguageModelLearner:
         return Questions(verdict, self.data)
 
     def _score(
-        self, spec: FitSpec, folder: Path, examples: Examples, control: Control, by_token: bool = False
+        self,
+        spec: FitSpec,
+        folder: Path,
+        examples: Examples,
+        control: Control,
+        by_token: bool = False,
+        text: bool = False,
     ) -> npt.NDArray[np.float64]:
-        """Nats per sequence, or by token, under the model in a folder, the ranks sharing the work."""
+        """Nats per sequence, or by token, under the model in a folder, the ranks sharing the work.
+
+        Other ``text`` has no prompts in front.
+        """
         model, ranks = self._model(spec, folder), self.ranks
         mine = score(
             model,
@@ -344,9 +353,10 @@ class LanguageModelLearner:
             ranks.rank,
             ranks.world_size,
             control.tick,
-            self.prompt,
+            0 if text else self.prompt,
             by_token,
-            self.fill,
+            None if text else self.fill,
+            self.fill is not None,
         )
         return self._merged(mine)
 
@@ -357,8 +367,8 @@ class LanguageModelLearner:
             merged = np.where(np.isnan(share), merged, share)
         return merged
 
-    def _predicted(self, spec: FitSpec, examples: Examples) -> npt.NDArray[np.int64]:
-        first = max(self.prompt, 0 if text_of(spec).prepend_bos else 1)
+    def _predicted(self, spec: FitSpec, examples: Examples, text: bool = False) -> npt.NDArray[np.int64]:
+        first = max(0 if text else self.prompt, 0 if text_of(spec).prepend_bos else 1)
         return np.maximum(examples.lengths.astype(np.int64) - first, 0)
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
@@ -371,17 +381,30 @@ class LanguageModelLearner:
         copying = self._copying(task)
 
         done = itertools.count(1)
-        pieces = len(task.others) + (2 if task.is_first else 3) + (task.texts is None) + (self.prompt > 0)
+        pieces = (
+            len(task.others) * len(self._forgetting(task))
+            + (2 if task.is_first else 3)
+            + (task.texts is None)
+            + (self.prompt > 0)
+        )
 
-        def scores(name: str, model: Callable[[], Path], examples: Examples) -> npt.NDArray[np.float64]:
+        def scores(
+            name: str, model: Callable[[], Path], examples: Examples, text: bool = False
+        ) -> npt.NDArray[np.float64]:
             found = task.piece(
-                f"{name}_nll", len(examples), lambda: self._score(spec, model(), examples, task.control)
+                f"{name}_nll",
+                len(examples),
+                lambda: self._score(spec, model(), examples, task.control, text=text),
             )
             task.report(next(done), pieces, 0.0)
             return found
 
         test_nll = scores("test", task.fit, test)
-        others = {name: scores(f"other_{name}", task.fit, task.others[name]) for name in sorted(task.others)}
+        others = {
+            f"{when}other_{name}": scores(f"{when}other_{name}", model, task.others[name], text=True)
+            for when, model in self._forgetting(task)
+            for name in sorted(task.others)
+        }
         own = scores("self", task.fit, corpus)
         texts = task.texts
         if texts is None:
@@ -404,22 +427,28 @@ class LanguageModelLearner:
             **dict(zip(NAMES, next(iter(drifted.values()), ()), strict=False)),
             **(answered.metrics if answered else {}),
         }
-        for name, nll in others.items():
-            text = task.others[name]
-            metrics |= likelihood.other_metrics(
-                name, nll, self._predicted(spec, text), self._bytes(spec, text)
-            )
+        for name, text in task.others.items():
+            nll, predicted = others[f"other_{name}"], self._predicted(spec, text, text=True)
+            metrics |= likelihood.other_metrics(name, nll, predicted, self._bytes(spec, text, text=True))
+            if self.task is not None:
+                before = others.get(f"gen0_other_{name}", nll)
+                metrics[f"other/{name}/forgotten"] = float((nll - before).sum() / predicted.sum())
         arrays = {
             "test_nll": test_nll,
             "test_tokens": test_tokens.astype(np.float64),
             "gen0_nll": under_gen0,
             "self_nll": own,
             "tokens": tokens.astype(np.float64),
-            **{f"other_{name}_nll": nll for name, nll in others.items()},
+            **{f"{name}_nll": nll for name, nll in others.items()},
             **drifted,
             **(answered.arrays if answered else {}),
         }
         return Evaluation(metrics, arrays, texts)
+
+    def _forgetting(self, task: EvaluateTask) -> list[tuple[str, Callable[[], Path]]]:
+        """Whose scores of other texts are measured: of prompts generation 0's too, whose text is none."""
+        models = [("", task.fit)]
+        return models if self.task is None or task.is_first else [*models, ("gen0_", task.generation_0)]
 
     def _drift(self, task: EvaluateTask) -> Mapping[str, npt.NDArray[np.float64]]:
         """What ``evaluate.drift`` asks for, by the name of its array; nothing where it is not asked for."""

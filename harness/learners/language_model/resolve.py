@@ -15,7 +15,7 @@ from harness.components.objectives import OBJECTIVES
 from harness.components.tasks import Prompted, TaskData
 from harness.config.schema import Config, TextData, Train
 from harness.data.base import RealData
-from harness.data.chat import RenderedCorpus
+from harness.data.chat import OTHER_TOKENS, RenderedCorpus
 from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
 from harness.errors import DataError
@@ -70,6 +70,14 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     if verdict is not None:
         assert isinstance(real, RenderedCorpus)
         length = max(length, _asked(learner, verdict, real))
+    if isinstance(real, RenderedCorpus) and config.evaluate.others:
+        context = resolve_model(learner.model).context or block
+        if learner.model.pretrained is None and context < OTHER_TOKENS:
+            raise DataError(
+                f"evaluate.others: blocks of {OTHER_TOKENS} tokens, more than the model's context of "
+                f"{context}; set learner.model.context to at least {OTHER_TOKENS}"
+            )
+        length = max(length, OTHER_TOKENS)
     facts = model_facts(learner, _refresh_init(config), vocabulary, length, filled)
     check_kernels(learner.model, config.resources)
     model, marks = _model(config, learner, facts, vocabulary)

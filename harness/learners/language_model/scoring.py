@@ -162,6 +162,7 @@ def score(
     masked: int = 0,
     by_token: bool = False,
     fill: int | None = None,
+    few: bool = False,
 ) -> npt.NDArray[np.float64]:
     """Nats per sequence of this rank's share of the examples.
 
@@ -178,13 +179,15 @@ def score(
         masked: Tokens at the start of every example that count nothing.
         by_token: Give them by token.
         fill: Token that fills prompts up; None where nothing is hidden.
+        few: Examples are few and the model may be large, as where something is hidden.
 
     Returns:
         Shape [num_examples], or [num_examples, width] by token; NaN where another rank scores.
     """
     device = next(model.parameters()).device
     # Where examples are few and models large, filling a batch up would take most of the time.
-    size = max(1, (BATCH_TOKENS if fill is None else BATCH_TOKENS // 4) // examples.values.shape[1])
+    tokens = BATCH_TOKENS // 4 if few or fill is not None else BATCH_TOKENS
+    size = max(1, tokens // examples.values.shape[1])
     width = examples.values.shape[1]
     result = np.full((len(examples), width) if by_token else len(examples), np.nan)
     with inference(device):

@@ -111,4 +111,6 @@ def contents(store: Store, prepared: Prepared) -> dict[str, bytes]:
         if store.corpora.count(node.corpus) >= count:
             examples = store.corpora.load(node.corpus, count)
             found[f"{node.corpus}/corpus"] = examples.values.tobytes() + examples.lengths.tobytes()
+            for what, note in examples.notes.items():
+                found[f"{node.corpus}/{what}"] = note.tobytes()
     return found

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chains import Events, contents, run_all
+from chats import chat
 from conftest import TEXT, Make
 
 from harness.learners.base import Control
@@ -91,6 +92,36 @@ def test_a_crashed_fit_goes_on_to_the_same_bytes(
             "fits", node.fit, "fit.json"
         )
     assert not list((root / "work").iterdir()), "nothing is left of the work"
+
+
+def test_a_chain_on_chats_goes_on_to_the_same_bytes(
+    make_config: Make, tmp_path: Path, ranks: Any, eager: None
+) -> None:
+    """Prompts that are filled up, completions that a model is asked about: inside fits, between shards, and
+    after pieces of an evaluation."""
+    judge = {"kind": "judge", "judge": "verdict", "choose": "best", "by": "initial"}
+    base = {**chat(tmp_path, answer="result", extract=r"#### (\S+)"), "filters": [judge]}
+    changes = {"learner.model.context": 256, "retention.weights": "all"}
+    prepared, store = run_all(make_config(base, "never.yaml", **changes), tmp_path / "never", ranks=ranks)
+    expected = contents(store, prepared)
+    config, root = make_config(base, **changes, **EVERY_STEP), tmp_path / "root"
+    for kind, count, wanted in (
+        ("checkpointed", 1, {"generation": 0, "step": 2}),
+        ("progress sample", 2, {"generation": 0}),
+        ("checkpointed", 1, {"generation": 1, "step": 2}),
+        ("progress sample", 1, {"generation": 1}),
+        ("progress evaluate", 3, {"generation": 1}),
+    ):
+        with pytest.raises(Crash):
+            run_all(config, root, ranks=ranks, observer=crash_at(kind, count, **wanted))
+    prepared, store = run_all(config, root, ranks=ranks)
+    assert contents(store, prepared) == expected
+    for node in prepared.lineage.nodes.values():
+        files = [
+            Store(tmp_path / name).path("fits", node.fit) / "model.safetensors" for name in ("never", "root")
+        ]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        assert len(store.corpora.shards(node.corpus)) == 3 and f"{node.corpus}/verdict" in expected
 
 
 def test_a_run_that_was_asked_to_stop_saves_and_goes_on(

@@ -111,8 +111,9 @@ class FilterPlugin:
         facts: ``module:function`` from the section and what is `Known` to what records say of what it has
             learned, number by column; empty for nothing. Evaluations ask it.
         opposed: Of corpora with rewards: from its section to ``module:function`` that pairs what a generation
-            wrote with what generation 0 wrote to the same prompts, in the place of ``keep``: from the section
-            and both with their rewards to positions in each, the better one first; empty where it does not.
+            wrote with what generation 0 wrote to the same prompts, or with solutions, in the place of
+            ``keep``: from the section, both with their rewards and the solutions of the prompts
+            (`harness.tasks.judges.opposed`); empty where it does not. And whether generation 0's is read.
         reference: How many of the chain's first real examples it reads (`Known.real`), by its section.
         check: Raises ValueError where the section does not fit a ``data`` section of some kind.
         passing: The share of examples that passes by its section alone, whatever they are.
@@ -133,7 +134,7 @@ class FilterPlugin:
     labelled: Callable[[Any], int] = lambda section: 0
     learns: Callable[[Any], tuple[int, int]] = lambda section: (0, 1)
     facts: str = ""
-    opposed: Callable[[Any], str] = lambda section: ""
+    opposed: Callable[[Any], tuple[str, bool]] = lambda section: ("", False)
     reference: Callable[[Any], int] = lambda section: 0
     check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
     passing: Callable[[Any], float] = lambda section: 1.0

@@ -261,6 +261,56 @@ def test_what_generation_0_wrote_is_rejected(make_config: Make, tmp_path: Path, 
     assert record["judge/judged"] == 72 and record["judge/accepted"] == len(wanted)
 
 
+@pytest.mark.slow
+def test_solutions_are_better_than_what_is_written(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+    """To half of the prompts the data's own, beside the worst of the model's; to the others as before."""
+    from safetensors.numpy import load_file
+
+    from harness.preparation import load_data
+
+    judge = {"kind": "judge", "judge": "self", "choose": "pairs", "solutions": 0.5}
+    config = make_config({**DPO, "filters": [judge], "generations": 1})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    first, second = sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
+    data, raw = load_data(prepared.specs[0].data, store), store.corpora.load(first.corpus, 72)
+    kept = load_file(store.path("fits", second.fit) / "training_set.safetensors")
+    assert kept["origin"].reshape(-1, 2).tolist() == [[0, 0], [-1, 0]] * 12
+    assert list(second.spec.fit.corpora) == [0]
+    assert kept["index"][kept["origin"] == -1].tolist() == list(range(1, 24, 2)), "of every second prompt"
+    log = store.json("fits", second.fit, "fit.json")["log"]
+    assert log["steps"] == 2 * 24 // 4 and log["train_loss"][0] == pytest.approx(math.log(2), abs=1e-3)
+    record = store.record(second.evaluation).metrics
+    assert record["judge/judged"] == 72 and record["judge/accepted"] == 12 * 2 + 12
+    assert data.prompts(raw)[3:6] == [data.prompts(data.real(0, 2))[1]] * 3
+
+
+def test_which_solution_is_of_which_prompt() -> None:
+    """Of prompts that several examples have, the first one; whatever is asked in which order."""
+    from harness.curation.training import _solutions
+
+    prompts = np.array([[1, 2], [3, 4], [1, 2], [5, 6]], dtype=np.int32)
+    assert _solutions(prompts[[3, 2, 1]], prompts).tolist() == [3, 0, 1]
+
+
+def test_what_is_written_stands_beside_solutions_by_its_reward() -> None:
+    """Self-play fine-tuning: a solution is better than what is neither it nor judged right."""
+    from harness.components.filters import JudgeFilter
+    from harness.tasks.judges import opposed
+
+    section = JudgeFilter(kind="judge", judge="exact", choose="pairs", solutions=1.0, of=2)
+    rows = np.array([[1, 7], [1, 8], [2, 7], [2, 8], [3, 7], [3, 8]], dtype=np.int32)
+    lengths = np.full(6, 2, dtype=np.int32)
+    written = Examples(rows, lengths).noted("reward", np.array([0.0, 1.0, 1.0, 1.0, 0.0, 0.5]))
+    solved = Examples(np.array([[1, 9], [2, 9], [3, 7]], dtype=np.int32), lengths[:3])
+    assert opposed(section, written, written, solved) == [(("solutions", 0), ("current", 0))]
+    other = JudgeFilter(kind="judge", judge="exact", choose="pairs", solutions=0.5, rejected="initial", of=2)
+    first = Examples(rows, lengths).noted("reward", np.array([0.0, 0.5, 0.0, 0.0, 1.0, 1.0]))
+    assert opposed(other, written, first, solved) == [
+        (("current", 1), ("initial", 0)),
+        (("solutions", 1), ("initial", 3)),
+    ]
+
+
 def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp_path: Path) -> None:
     nodes = {}
     for name, changes in {
@@ -283,6 +333,14 @@ def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp
         ({"filters": []}, r"learner.objective: dpo needs a judge: .*choose: pairs"),
         ({"filters": [CHANCE]}, r"learner.objective: dpo needs a judge: .*choose: pairs"),
         ({"filters": [{**CHANCE, "rejected": "initial"}]}, "choose: threshold does not use rejected"),
+        (
+            {"filters": [{**FIRST["filters"][0], "solutions": 1.0}]},
+            "solutions: found 1, and with rejected: initial nothing would be learned",
+        ),
+        (
+            {"filters": [{**DPO["filters"][0], "solutions": 0.5}], "learner.train.synthetic_weight": 0.5},
+            "learner.train.synthetic_weight: is of the cross-entropy",
+        ),
         (
             {"filters": FIRST["filters"], "learner.sample.fresh_prompts": True, "data.reserve": 200},
             "rejected: initial needs prompts that generation 0 has answered",

@@ -234,6 +234,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.objective.reference": "previous",
         "learner.objective.length_normalised": True,
         "filters.0.rejected": "initial",
+        "filters.0.solutions": 0.5,
     },
     "reinforce": {
         "learner.objective.clip": 0.1,

@@ -191,6 +191,9 @@ class JudgeFilter(Section):
     rejected: Literal["current", "initial"] = since("current")
     """pairs: who wrote the worse completion: the model that wrote the better one, or generation 0's, to the
     same prompt."""
+    solutions: Share = since(0.0)
+    """pairs: of this share of the prompts, evenly among them, the better completion is the data's own, which
+    has the reward 1."""
     at_least: Share | None = since(None)
     """Least reward that passes; of pairs, the better one has it and the other has not. 0.5 for threshold when
     null."""
@@ -256,13 +259,24 @@ class JudgeFilter(Section):
             self.check_of(self.of, "of")
         return self
 
+    @property
+    def beside(self) -> bool:
+        """Whether pairs are of more than what one model wrote."""
+        return self.rejected == "initial" or self.solutions > 0
+
     def _check_choice(self) -> None:
         given = self.model_fields_set
         for name in ("most", "deduplicate"):
             if name in given and self.choose in ("pairs", "all"):
                 raise ValueError(f"choose: {self.choose} does not use {name}")
-        if "rejected" in given and self.choose != "pairs":
-            raise ValueError(f"choose: {self.choose} does not use rejected, which is of pairs")
+        for name in ("rejected", "solutions"):
+            if name in given and self.choose != "pairs":
+                raise ValueError(f"choose: {self.choose} does not use {name}, which is of pairs")
+        if self.solutions == 1 and self.rejected == "initial":
+            raise ValueError(
+                "solutions: found 1, and with rejected: initial nothing would be learned from what later "
+                "models write; allowed: less than 1, or rejected: current"
+            )
         if "at_least" in given and self.choose == "all":
             raise ValueError("choose: all does not use at_least")
         if self.choose == "threshold" and self.judge in ("self", "proxy") and self.at_least is None:
@@ -364,7 +378,10 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         settle="harness.tasks.judges:settled",
         learns=lambda section: (section.examples, section.of or 1) if section.judge == "trained" else (0, 1),
         facts="harness.tasks.judges:facts",
-        opposed=lambda section: "harness.tasks.judges:opposed" if section.rejected == "initial" else "",
+        opposed=lambda section: (
+            "harness.tasks.judges:opposed" if section.beside else "",
+            section.rejected == "initial",
+        ),
         passing=lambda section: section.passing,
         short=True,
     ),

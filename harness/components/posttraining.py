@@ -106,18 +106,25 @@ def _check_judge(config: Any) -> None:
                 "not say it; name the field of the reference answers in data.answer, or take majority, self "
                 "or proxy"
             )
-        if item.rejected == "initial":
-            _check_rejected(config)
+        if item.beside:
+            _check_beside(item, config)
         if item.judge in ("verdict", "trained"):
             _check_model(item.judge, config)
 
 
-def _check_rejected(config: Any) -> None:
-    """Generation 0 has answered the prompts of later ones, and the objective learns from pairs."""
-    objective = config.learner.objective
+def _check_beside(section: Any, config: Any) -> None:
+    """Pairs of more than one model's completions: who has answered, and what learns from them."""
+    objective, what = config.learner.objective, "solutions"
+    if section.rejected == "initial":
+        what = "rejected: initial"
     if objective is None or OBJECTIVES[objective.kind].chooses != "pairs":
-        raise ValueError("filters: judge: rejected: initial is of learner.objective: {kind: dpo}")
-    if config.learner.sample.fresh_prompts:
+        raise ValueError(f"filters: judge: {what} is of learner.objective: {{kind: dpo}}")
+    if section.solutions and config.learner.train.synthetic_weight != 1:
+        raise ValueError(
+            "learner.train.synthetic_weight: is of the cross-entropy; pairs with solutions are weighed by "
+            "filters: judge: solutions"
+        )
+    if section.rejected == "initial" and config.learner.sample.fresh_prompts:
         raise ValueError(
             "filters: judge: rejected: initial needs prompts that generation 0 has answered; with "
             "learner.sample.fresh_prompts each generation answers others"

@@ -16,6 +16,7 @@ from harness.curation.pool import choose
 from harness.curation.tally import Tally
 from harness.data import RealData
 from harness.data.analytic import load_teacher
+from harness.data.task import TaskCorpus
 from harness.errors import LearnerError
 from harness.records import EXTERNAL, REAL, TEACHER, Counts, Examples, Part, Selection
 from harness.regimes import Drawn, draw
@@ -84,41 +85,68 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen
             )
         drawn = drawn.take(kept)
     tally = Tally(data)
-    if opponent := _opponent(spec):
-        drawn, found, raw = _against_first(spec, data, sources, opponent, tally)
+    opponent, first = _opponent(spec)
+    if opponent:
+        drawn, found, raw = _beside(spec, data, sources, opponent, first, tally)
         return Chosen(drawn, found, judged=tally.metrics(), raw=raw)
     found = _found(spec, data, sources, filters, tally)
     return Chosen(drawn.take(_there(drawn, found)), found, judged=tally.metrics())
 
 
-def _opponent(spec: FitSpec) -> str:
-    """What pairs the latest corpus with generation 0's, where a filter does and they are two."""
-    latest = max(part.origin for part in spec.recipe.parts)
+def _opponent(spec: FitSpec) -> tuple[str, bool]:
+    """What pairs the latest corpus with generation 0's, or with solutions; and whether it reads the first."""
     found = (FILTERS[str(item.identity["kind"])].opposed(item.section) for item in spec.filters)
-    return next(filter(None, found), "") if latest > 0 else ""
+    return next((item for item in found if item[0]), ("", False))
 
 
-def _against_first(
-    spec: FitSpec, data: RealData, sources: Sources, opponent: str, tally: Tally
+def _beside(
+    spec: FitSpec, data: RealData, sources: Sources, opponent: str, first: bool, tally: Tally
 ) -> tuple[Drawn, dict[int, Examples], dict[int, npt.NDArray[np.int64]]]:
-    """Pairs of what the last generation and what generation 0 wrote to one prompt, the better one first.
+    """Pairs of what the last generation wrote with what generation 0 did, or with solutions.
 
     Returns:
-        What is trained on, and by origin what that points into, and its places in the raw corpus.
+        What is trained on, the better one of each pair first; by origin what that points into; and its places
+        in raw corpora.
     """
     [part], [item] = spec.recipe.parts, spec.filters
-    raw = raw_count((item.section,), part.end)
-    both = {
-        origin: rewarded(item.section, sources.corpus(origin, raw), judge_of(spec, data, sources, origin))
-        for origin in (part.origin, 0)
+    section: Any = item.section
+    raw = raw_count((section,), part.end)
+    written = {
+        origin: rewarded(section, sources.corpus(origin, raw), judge_of(spec, data, sources, origin))
+        for origin in {part.origin, 0 if first else part.origin}
     }
-    pairs = named(opponent)(item.section, *both.values())[: part.end // 2]
-    rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    tally.add(both[part.origin], rows[:, 0])
-    places = {part.origin: rows[:, 0], 0: rows[:, 1]}
-    found = {origin: both[origin].take(index) for origin, index in places.items()}
-    origin = np.tile(np.array([part.origin, 0], dtype=np.int32), len(rows))
-    return Drawn(origin, np.repeat(np.arange(len(rows), dtype=np.int64), 2)), found, places
+    assert isinstance(data, TaskCorpus)
+    start, real = data.prompt_tokens, sources.real(data.supply)
+    asked = written[part.origin].values[: raw // section.of * section.of : section.of, :start]
+    places = _solutions(asked, real.values[:, :start])
+    own, other = written[part.origin], written[0 if first else part.origin]
+    pairs = named(opponent)(section, own, other, real.take(places))[: part.end // 2]
+    origins = {"current": part.origin, "initial": 0, "solutions": REAL}
+    taken: dict[int, list[int]] = {}
+    drawn: list[tuple[int, int]] = []
+    for whose, place in (one for pair in pairs for one in pair):
+        if whose == "solutions":
+            drawn.append((REAL, int(places[place])))
+            continue
+        rows = taken.setdefault(origins[whose], [])
+        drawn.append((origins[whose], len(rows)))
+        rows.append(place)
+    used = {place for pair in pairs for whose, place in pair if origins[whose] == part.origin}
+    tally.add(own, np.array(sorted(used), dtype=np.int64))
+    index = {origin: np.array(rows, dtype=np.int64) for origin, rows in taken.items()}
+    found = {origin: written[origin].take(rows) for origin, rows in index.items()}
+    found[REAL] = real.noted("reward", np.ones(len(real)))
+    whose_is = np.array([origin for origin, _ in drawn], dtype=np.int32)
+    made = Drawn(whose_is, np.array([row for _, row in drawn], dtype=np.int64))
+    return made, found, index
+
+
+def _solutions(asked: npt.NDArray[np.int32], prompts: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Which real example solves each prompt: the first one that has it, shape [num_prompts]."""
+    known: dict[bytes, int] = {}
+    for place, row in enumerate(prompts):
+        known.setdefault(row.tobytes(), place)
+    return np.array([known[row.tobytes()] for row in asked], dtype=np.int64)
 
 
 def _there(drawn: Drawn, found: Mapping[int, Examples]) -> npt.NDArray[np.bool_]:

@@ -254,7 +254,9 @@ class _Made:
         self.pooled = self.spec.recipe.take is not None  # then filters judge the pool, and corpora arrive raw
         read = {} if self.pooled else self.sources.read
         self.passed = {
-            origin: [np.arange(count), made.raw[origin]] if made.raw else self._passed(origin, count)
+            origin: [np.arange(count), made.raw.get(origin, np.zeros(0, np.int64))]
+            if made.raw
+            else self._passed(origin, count)
             for origin, count in read.items()
         }
 

@@ -332,9 +332,9 @@ class CellSpec:
         return recipe.arriving + asked if asked else 0
 
     def opposed(self, recipe: Recipe) -> int:
-        """How many first examples of generation 0 are read beside the last one's, to the same prompts."""
+        """How many first examples of generation 0 are read for pairs of more than the last one's."""
         filters = [] if recipe.take is not None else self.used_filters(recipe)
-        used = any(FILTERS[str(item.identity["kind"])].opposed(item.section) for item in filters)
+        used = any(FILTERS[str(item.identity["kind"])].opposed(item.section)[1] for item in filters)
         return max(part.end for part in recipe.parts) if used else 0
 
     @property

@@ -7,6 +7,7 @@ end has the reward 0 from every judge.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -140,27 +141,41 @@ def keep(section: JudgeFilter, examples: Examples, known: Known) -> npt.NDArray[
     return mask
 
 
-def opposed(section: JudgeFilter, current: Examples, initial: Examples) -> list[tuple[int, int]]:
-    """The best of what a generation wrote to each prompt beside the worst of what generation 0 did.
+def opposed(
+    section: JudgeFilter, current: Examples, initial: Examples, solutions: Examples
+) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    """Pairs of a prompt's best and worst completion, where these are of two models, or one is a solution.
 
-    As in pairs of one model's, the better one has the higher reward, and the two differ.
+    The better one is the best of what a generation wrote, or the solution, which has the reward 1; the worse
+    one is the worst of what it wrote, or of what generation 0 did. As in pairs of one model's, the better one
+    has the higher reward, and the two differ. With ``solutions: 1`` and the generation's own answers rejected
+    it is self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335).
 
     Args:
         section: The judge's.
         current: What a generation wrote, with the note ``reward``; those of one prompt in a row.
         initial: What generation 0 wrote, to the same prompts in the same order.
+        solutions: One of each of these prompts, in their order.
 
     Returns:
-        Positions in both.
+        Of each pair the better one and the worse one: whose it is (the names above) and its position there.
     """
     of, found = section.of or 1, []
-    good, bad = (examples.notes["reward"].reshape(-1) for examples in (current, initial))
-    texts = [[row.tobytes() for row in examples.rows()] for examples in (current, initial)]
-    for start in range(0, min(len(current), len(initial)) - of + 1, of):
-        best = start + int(np.argmax(good[start : start + of]))
-        worst = start + of - 1 - int(np.argmin(bad[start : start + of][::-1]))
-        if _apart(section, good[best], bad[worst]) and texts[0][best] != texts[1][worst]:
-            found.append((best, worst))
+    there = {"current": current, "initial": initial, "solutions": solutions}
+    texts = {name: [row.tobytes() for row in examples.rows()] for name, examples in there.items()}
+    reward = {name: there[name].notes["reward"].reshape(-1) for name in ("current", "initial")}
+    worse: str = section.rejected
+    for number, start in enumerate(range(0, min(len(current), len(initial)) - of + 1, of)):
+        worst = start + of - 1 - int(np.argmin(reward[worse][start : start + of][::-1]))
+        best, high = start + int(np.argmax(reward["current"][start : start + of])), 1.0
+        share = section.solutions
+        if solved := math.floor((number + 1) * share) > math.floor(number * share):
+            best = number
+        else:
+            high = float(reward["current"][best])
+        better = "solutions" if solved else "current"
+        if _apart(section, high, float(reward[worse][worst])) and texts[better][best] != texts[worse][worst]:
+            found.append(((better, best), (worse, worst)))
     return found
 
 

@@ -97,6 +97,14 @@ def with_populations(study: Study, specs: Sequence[CellSpec]) -> list[CellSpec]:
         if member is None or population is None or member.number:
             continue
         rules = tuple(_rule(study.cells[index], specs[index]) for index in member.cells)
+        asked = {_asked(specs[index]) for index in member.cells}
+        judged = any(specs[index].measured.judges for index in member.cells)
+        if population.mixes and judged and len(asked) > 1:
+            raise study.source.error(
+                "population.members",
+                "members who read one another have judges, and do not write as many completions of a prompt "
+                "(learner.sample.per_prompt), or are asked for other verdicts; allowed: the same for all",
+            )
         if wrong := unread(population, rules):
             raise study.source.error("population.exchange", wrong)
         exchange = Exchange(population, rules)
@@ -109,6 +117,13 @@ def with_populations(study: Study, specs: Sequence[CellSpec]) -> list[CellSpec]:
                 arrives=rules[number].arrives,
             )
     return found
+
+
+def _asked(spec: CellSpec) -> tuple[Any, ...]:
+    """What judges of those who read a member's corpus take for granted."""
+    verdict = getattr(spec.sampling.section, "verdict", None)
+    each = getattr(spec.sampling.section, "per_prompt", 1)
+    return each, None if verdict is None else verdict.model_dump_json()
 
 
 def _rule(cell: Cell, spec: CellSpec) -> Rule:

@@ -179,6 +179,10 @@ def test_who_is_asked_and_how_is_in_keys(make_config: Make, tmp_path: Path, fold
             },
             "judge verdict is a model of the chain that writes the completions",
         ),
+        (
+            {"population": {"members": {"a": {}, "b": {"set": {"filters": []}}}, "segments": "shared"}},
+            "population.members: members who read one another have judges, and do not write",
+        ),
     ],
 )
 def test_a_judge_that_cannot_be_asked_is_one_message(

@@ -165,6 +165,44 @@ def test_solutions_are_mixed_with_what_a_judge_passes(
     assert record["judge/reward"] == pytest.approx(0.3, abs=0.25)
 
 
+def test_members_judge_what_all_of_them_write(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+    """Each reads its own prompts' answers of every corpus, whatever passes of them: the first member those to
+    the first half of the prompts that a corpus gives, the second one the rest."""
+    from safetensors.numpy import load_file
+
+    from harness.curation.filters import Judge, rewarded
+    from harness.inspection.examples import Rows
+
+    chance = {"kind": "judge", "judge": "noisy", "false_accept": 0.5, "false_reject": 0.5}
+    changes = {"population": {"members": 2, "segments": "shared"}, "generations": 1}
+    regime = {"kind": "replace", "synthetic_ratio": 1.0}
+    config = make_config(TASK, **changes, regime=regime, filters=[chance])
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    data = prepared.data[0].real
+    first = [node for node in prepared.lineage.nodes.values() if node.generation == 0]
+    second = [node for node in prepared.lineage.nodes.values() if node.generation == 1]
+    seen = []
+    for number, node in enumerate(second):
+        kept = load_file(store.path("fits", node.fit) / "training_set.safetensors")
+        own, other = first[number], first[1 - number]
+        trained = 0
+        for writer, origin in ((own, 0), (other, 1 << 20)):
+            raw = store.corpora.load(writer.corpus, 72)
+            section = prepared.specs[0].filters[0].section
+            good = rewarded(section, raw, Judge(data, node.seed, origin)).notes["reward"] > 0
+            half = range(12 * number, 12 * number + 12)
+            passed = sum(bool(good[3 * prompt : 3 * prompt + 3].any()) for prompt in half)
+            assert (kept["origin"] == origin).sum() == passed
+            trained += passed
+        record = store.record(node.evaluation).metrics
+        assert record["judge/judged"] == 72 and record["judge/accepted"] == trained < 24
+        seen.append(trained)
+    assert sum(seen) > 0
+    rows = [row for table in Rows(prepared, store) for row in table.to_pylist()]
+    trained = [row for row in rows if row["generation"] == 1 and row["dropped_by"] is None]
+    assert len(trained) == sum(seen)
+
+
 def test_generation_0_is_shared_whatever_judges_it(make_config: Make, tmp_path: Path) -> None:
     axes = {"grid": {"filters": [[], EXACT]}, "generations": 1}
     prepared, scratch = open_study(make_config(TASK, **axes), (), Store.read(tmp_path / "absent"))

@@ -131,8 +131,14 @@ def _check_reading(source: Source, place: str, config: Config, population: Popul
         )
     if not population.mixes or REGIMES[config.regime.kind].selects:
         return
+    short = any(FILTERS[item.kind].short for item in config.filters)
     for item in config.filters:
-        if FILTERS[item.kind].of == "corpora":
+        if FILTERS[item.kind].opposed(item)[0]:
+            raise source.error(
+                place,
+                f"filters: {item.kind} pairs what one chain wrote; in a population it needs exchange: self",
+            )
+        if FILTERS[item.kind].of == "corpora" and not short:
             selecting = ", ".join(kind for kind in REGIMES if REGIMES[kind].selects)
             raise source.error(
                 place,

@@ -286,6 +286,11 @@ def raw_count(filters: Sequence[Any], count: int) -> int:
     return math.ceil(count / share - 1e-9)
 
 
+def is_short(filters: Sequence[Any]) -> bool:
+    """Whether fewer may pass than are asked for, and no more are drawn then."""
+    return any(FILTERS[section.kind].short for section in filters)
+
+
 def rewarded(section: Any, examples: Examples, judge: Judge) -> Examples:
     """All examples with the rewards that a judge alone gives them."""
     return _passed((section,), examples, judge)[1]
@@ -297,6 +302,7 @@ def first_accepted(
     count: int,
     judge: Judge,
     tell: Callable[[Examples, npt.NDArray[np.int64]], None] = lambda raw, index: None,
+    before: int = 0,
 ) -> Examples:
     """The first examples that pass all filters of corpora; more are drawn where too few do.
 
@@ -309,16 +315,23 @@ def first_accepted(
         count: How many must pass.
         judge: What a filter may know besides.
         tell: Told of what was drawn, and of which of it is given back.
+        before: So many others read first of what is drawn as much of as they could need at most: with a
+            filter of which fewer may pass, what they read is left out, whether it passes or not.
 
     Raises:
         LearnerError: Nearly everything is rejected.
     """
     raw = raw_count(filters, count)
     most = MAX_OVERSAMPLING * raw
-    short = any(FILTERS[section.kind].short for section in filters)
+    short = is_short(filters)
     while True:
         index, examples = _passed(filters, draw(raw), judge)
-        if short or len(index) >= count:
+        if short:
+            start = raw_count(filters, before)
+            index = index[index >= start][: count - before]
+            tell(examples.take(slice(start, None)), index - start)
+            return examples.take(index)
+        if len(index) >= count:
             index = index[:count]
             tell(examples, index)
             return examples.take(index)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components import FILTERS
-from harness.curation.filters import Judge, first_accepted, raw_count, rewarded, undetected
+from harness.curation.filters import Judge, first_accepted, is_short, raw_count, rewarded, undetected
 from harness.curation.pool import choose
 from harness.curation.tally import Tally
 from harness.data import RealData
@@ -90,6 +90,10 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen
         drawn, found, raw = _beside(spec, data, sources, opponent, first, tally)
         return Chosen(drawn, found, judged=tally.metrics(), raw=raw)
     found = _found(spec, data, sources, filters, tally)
+    if is_short(filters):
+        for part in spec.recipe.parts:
+            if part.origin >= 0:  # of a slice of a corpus what is found begins with the slice
+                drawn.index[drawn.origin == part.origin] -= part.offset
     return Chosen(drawn.take(_there(drawn, found)), found, judged=tally.metrics())
 
 
@@ -222,7 +226,8 @@ def _examples(
     if part.origin == TEACHER:
         return taught(spec, part.count, data, filters)
     judge = judge_of(spec, data, sources, part.origin)
-    return first_accepted(filters, partial(sources.corpus, part.origin), part.end, judge, tally.add)
+    draw_raw = partial(sources.corpus, part.origin)
+    return first_accepted(filters, draw_raw, part.end, judge, tally.add, part.offset)
 
 
 def judge_of(spec: FitSpec, data: RealData, sources: Sources, origin: int) -> Judge:

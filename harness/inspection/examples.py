@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from harness.bundle import Again, Lesson
 from harness.curation import accepted, judge_of, training_examples, undetected
+from harness.curation.filters import is_short, raw_count
 from harness.data.base import RealData
 from harness.data.text import corpus_science, read_other
 from harness.errors import DamagedError, HarnessError
@@ -263,7 +264,10 @@ class _Made:
     def _passed(self, origin: int, count: int) -> list[npt.NDArray[np.int64]]:
         """Places in a raw corpus that are left behind each filter, all of them first."""
         raw, judge = self.sources.corpus(origin, count), judge_of(self.spec, self.data, self.sources, origin)
-        return [accepted(self.filters[:number], raw, judge) for number in range(len(self.filters) + 1)]
+        parts = [part.offset for part in self.spec.recipe.parts if part.origin == origin]
+        start = raw_count(self.filters, max(parts, default=0)) if is_short(self.filters) else 0
+        every = (accepted(self.filters[:number], raw, judge) for number in range(len(self.filters) + 1))
+        return [index[index >= start] for index in every]
 
     def pieces(self) -> Iterator[_Piece]:
         """The training set, then what each filter dropped on the way to it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from harness.records import TEACHER, Recipe, writer_of
+from harness.records import MEMBER, TEACHER, Recipe, writer_of
 from harness.science.specs import CellSpec, CorpusSpec, DataSpec, EvaluationSpec, FitSpec, Versioned
 
 
@@ -147,7 +147,9 @@ def _step(cell: CellSpec, generation: int) -> _Step:
     reads: dict[int, int] = {}
     for part in recipe.parts:
         if part.origin >= 0:
-            reads[part.origin] = max(reads.get(part.origin, 0), part.end)
+            # another's corpus cannot be gone on with where a filter needs more of it than is trained on
+            end = cell.drawn(recipe, part.end) if part.origin >= MEMBER else part.end
+            reads[part.origin] = max(reads.get(part.origin, 0), end)
     for asked in (cell.labelled(recipe), cell.opposed(recipe)):
         if asked:
             reads[0] = max(reads.get(0, 0), asked)

@@ -8,6 +8,7 @@ left out of the sections; what lies there is in the key by its content.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -330,6 +331,13 @@ class CellSpec:
             return 0 if rows is None else rows.stop
         asked = max((_labelled(item) for item in self.filters), default=0)
         return recipe.arriving + asked if asked else 0
+
+    def drawn(self, recipe: Recipe, count: int) -> int:
+        """How many examples of a corpus are read where so many may pass, with filters that draw no more."""
+        kinds = [(FILTERS[str(item.identity["kind"])], item.section) for item in self.used_filters(recipe)]
+        if not any(kind.short for kind, _ in kinds):
+            return count
+        return math.ceil(count / math.prod(kind.passing(section) for kind, section in kinds) - 1e-9)
 
     def opposed(self, recipe: Recipe) -> int:
         """How many first examples of generation 0 are read for pairs of more than the last one's."""

@@ -338,6 +338,10 @@ def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp
             "solutions: found 1, and with rejected: initial nothing would be learned",
         ),
         (
+            {"filters": FIRST["filters"], "population": {"members": 2, "segments": "shared"}},
+            "judge pairs what one chain wrote; in a population it needs exchange: self",
+        ),
+        (
             {"filters": [{**DPO["filters"][0], "solutions": 0.5}], "learner.train.synthetic_weight": 0.5},
             "learner.train.synthetic_weight: is of the cross-entropy",
         ),

@@ -48,7 +48,8 @@ def cell_spec(
     data: PreparedData,
     resolved: Resolved,
     texts: Mapping[str, ExternalCorpus],
-    writer: str | DataSpec | None,
+    fixed: str | None,
+    teacher: DataSpec | None,
     source: int | None,
 ) -> CellSpec:
     """What the chains of a cell have in common: the one place where a configuration becomes specs.
@@ -58,11 +59,12 @@ def cell_spec(
         data: Its real data.
         resolved: What its learner is.
         texts: The other real texts of its evaluation.
-        writer: The hash of its fixed corpus, or its fixed teacher; None for other sources.
+        fixed: The hash of its fixed corpus, where it has one.
+        teacher: Its fixed teacher, where it has one.
         source: Index of the cell whose chain writes for it; None for the chain itself.
     """
     n = data.real.num_examples
-    external = writer.identity if isinstance(writer, DataSpec) else writer
+    external = fixed if teacher is None else teacher.identity
     return CellSpec(
         data=data_spec(config.data, data),
         learner=resolved.fit,
@@ -77,7 +79,8 @@ def cell_spec(
         generations=config.generations,
         cost=resolved.cost,
         source=source,
-        writer=writer,
+        fixed=fixed,
+        teacher=teacher,
         first=resolved.first,
         anchored=resolved.anchored,
         based=resolved.based,
@@ -311,9 +314,9 @@ def _bundle_identity(
 
 def _source_name(item: CellSpec) -> Any:
     """The source of synthetic examples: a fixed corpus by content, never by path; a teacher by what it is."""
-    if item.writer is None:
-        return "self"
-    return {"corpus": item.writer} if isinstance(item.writer, str) else {"model": item.writer.identity}
+    if item.teacher is not None:
+        return {"model": item.teacher.identity}
+    return "self" if item.fixed is None else {"corpus": item.fixed}
 
 
 def is_bundled(config: Config) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -62,7 +62,13 @@ def hub_data(field: str, source: str, revision: str | None = None) -> list[HubIt
 
 
 class DataSection(Section):
-    """A section of real data."""
+    """A section of real data.
+
+    Attributes:
+        prompted: Whether an example is a prompt and a completion, which alone is learned.
+    """
+
+    prompted: ClassVar[bool] = False
 
     @property
     def hub_items(self) -> list[HubItem]:

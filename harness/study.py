@@ -165,8 +165,8 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         _check_labelled(cell.config, real.num_examples)
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         texts = _others(cell.config, real, scored)
-        writer = _teacher(cell.config, real) if fixed is None else fixed.fingerprint
-        found = cell_spec(cell.config, prepared, learner, texts, writer, source)
+        content, teacher = None if fixed is None else fixed.fingerprint, _teacher(cell.config, real)
+        found = cell_spec(cell.config, prepared, learner, texts, content, teacher, source)
         for text in texts.values():
             spec = other_science(found.data.identity, text.fingerprint)
             others[key_of(spec)] = (spec, text.examples)

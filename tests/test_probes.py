@@ -171,5 +171,5 @@ def test_a_chain_goes_on_with_an_embedded_text(ranks: Any, make_config: Make, tm
         prepared.lineage.nodes[prepared.lineage.chains[0].nodes[1]].init_from
         == prepared.lineage.chains[0].nodes[0]
     )
-    assert isinstance(prepared.specs[0].writer, str), "a fixed corpus, by its content"
+    assert prepared.specs[0].fixed, "a fixed corpus, by its content"
     assert last.metrics["other/stdlib/nll"] < first.metrics["other/stdlib/nll"]  # type: ignore[operator]

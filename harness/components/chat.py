@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,8 @@ from harness.section import HubItem, Place, PositiveInt, hub_data, since
 class ChatData(Prompted):
     """Prompts with completions, or conversations, as instruction data have them."""
 
+    named: ClassVar[str] = "data.kind: chat"
+    more: ClassVar[tuple[str, str]] = "data.num_examples: leaves", "leave at least {} training prompts"
     kind: Literal["chat"]
     source: Place
     """``hf:NAME[/CONFIG]``, or a path: .jsonl, .csv, .parquet, or a folder of them. A row is an example."""

@@ -13,7 +13,6 @@ from harness.components import posttraining
 from harness.components.adapter import Lora, adapts_first, check_adapter, check_refresh
 from harness.components.objectives import OBJECTIVES, Anchor, Objective
 from harness.components.presets import preset_names, preset_sizes
-from harness.components.tasks import Prompted
 from harness.components.text import TextData
 from harness.registry import LearnerPlugin, Metric
 from harness.section import Place, PositiveInt, Section, Share, since
@@ -365,11 +364,10 @@ def check(config: Any) -> None:
         ValueError: They do not fit.
     """
     learner, regime = config.learner, config.regime
-    if isinstance(config.data, Prompted):
+    if config.data.prompted:
         posttraining.check(config, later_train(learner), resolve_model(learner.model).context)
     else:
         posttraining.check_none(config)
-    if isinstance(config.data, TextData):
         _check_text(learner, config.data)
     _check_watermark(config)
     _check_anchor(learner, config)

@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.components.objectives import OBJECTIVES
 from harness.components.regimes import COMPONENTS as REGIMES
-from harness.components.tasks import TaskData, TaskMeasure
+from harness.components.tasks import TaskMeasure
 
 KNOWING = ("exact", "answer", "noisy", "trained")
 """Judges that need something that knows which completions are right."""
@@ -24,7 +24,7 @@ def check(config: Any, later: Any, context: int | None) -> None:
         ValueError: They do not fit.
     """
     learner, data = config.learner, config.data
-    what = "data.source: task" if isinstance(data, TaskData) else "data.kind: chat"
+    what = data.named
     own = ("prompt", "prompt_tokens", "keep_prompt", "length", "min_new_tokens", "forbid_eos", "num_beams")
     given = [name for name in own if name in learner.sample.model_fields_set]
     if given:
@@ -66,7 +66,7 @@ def _check_tokenizer(config: Any) -> None:
     learner, data = config.learner, config.data
     if learner.model.pretrained is None:
         return
-    if isinstance(data, TaskData) and data.tokenizer is None:
+    if data.tokenizer is None:
         raise ValueError(
             "learner.model.pretrained: a task is written in characters, which no pretrained model's "
             "tokenizer has; give data.tokenizer: {kind: pretrained, name: ...} too, or a preset or an "

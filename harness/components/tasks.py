@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
 
@@ -111,7 +111,7 @@ COMPONENTS: Mapping[str, TaskPlugin] = {
         1,
         problems=f"{_CODE}:{kind}_problems",
         check=f"{_CODE}:check_{kind}",
-        alphabet=f"{_CODE}:alphabet",
+        alphabet=f"{_CODE}:alphabet_of_{kind}",
         answer=f"{_CODE}:answer_of_{'rewriting' if kind == 'rewriting' else 'expression'}",
         lengths=lambda section: section.lengths,
     )
@@ -130,7 +130,17 @@ MAX_PROBLEMS = 10_000_000
 
 
 class Prompted(DataSection):
-    """Data whose examples are a prompt and a completion, which alone is learned."""
+    """Data whose examples are a prompt and a completion, which alone is learned.
+
+    Attributes:
+        named: What says in a study that the data are these.
+        more: What of the section says how many prompts there are besides ``num_examples``, and how a study
+            gets more of them.
+    """
+
+    prompted: ClassVar[bool] = True
+    named: ClassVar[str]
+    more: ClassVar[tuple[str, str]]
 
     @property
     @abstractmethod
@@ -157,10 +167,16 @@ class Prompted(DataSection):
         """Whether what fills prompts up is hidden from the model."""
         return True
 
+    def longest(self, written: int) -> int:
+        """Tokens of the longest sequence that a model reads: an example, whatever is said of sampling."""
+        return self.block_size
+
 
 class TaskData(Prompted):
     """Prompts with solutions and an exact checker, from an endless generator or a package."""
 
+    named: ClassVar[str] = "data.source: task"
+    more: ClassVar[tuple[str, str]] = "data.reserve: found", "set at least {}"
     source: Literal["task"]
     task: Task
     """``{kind: boolean}``, ``arithmetic``, ``rewriting``, or a kind of a package."""

@@ -68,6 +68,15 @@ class TextData(DataSection):
     split: Split = since(Split(), introduced={})
 
     @property
+    def filled(self) -> bool:
+        """Whether a part of an example is hidden from the model: nothing is."""
+        return False
+
+    def longest(self, written: int) -> int:
+        """Tokens of the longest sequence that a model reads, where it writes some of so many."""
+        return written
+
+    @property
     def hub_items(self) -> list[HubItem]:
         """What it needs of the hub."""
         return hub_data("data.source", self.source, self.revision) + tokenizer_items(self.tokenizer)

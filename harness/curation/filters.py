@@ -7,7 +7,7 @@ Errors of a filter are drawn from a stream of its own, indexed by the example.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,22 +107,20 @@ def label(section: LabelFilter, origin: npt.NDArray[np.int32], uniform: npt.NDAr
     return np.asarray(uniform >= np.where(origin == REAL, section.false_positive_rate, section.recall))
 
 
-def _agreement(examples: Examples, real: RealData) -> npt.NDArray[np.float64]:
-    assert isinstance(real, LinearTruth)
+def _agreement(examples: Examples, real: LinearTruth) -> npt.NDArray[np.float64]:
     x, y = examples.values[:, :-1], examples.values[:, -1]
     return np.asarray(np.einsum("ij,j->i", x, real.weights) * y >= 0, dtype=np.float64)
 
 
-def _log_density(examples: Examples, real: RealData) -> npt.NDArray[np.float64]:
-    assert isinstance(real, Density)
+def _log_density(examples: Examples, real: Density) -> npt.NDArray[np.float64]:
     return np.asarray(real.log_density(examples.values))
 
 
-def _uniqueness(n: int) -> Callable[[Examples, RealData], npt.NDArray[np.float64]]:
+def _uniqueness(n: int) -> Callable[[Examples, Any], npt.NDArray[np.float64]]:
     return lambda examples, _: 1 - np.nan_to_num(repetition_shares(examples, n), nan=0.0)
 
 
-SCORES: dict[str, Callable[[Examples, RealData], npt.NDArray[np.float64]]] = {
+SCORES: Mapping[str, Callable[[Examples, Any], npt.NDArray[np.float64]]] = {
     "agreement": _agreement,
     "log_density": _log_density,
     "distinct_2": _uniqueness(2),

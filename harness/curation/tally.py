@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.data import RealData
-from harness.data.task import TaskCorpus
 from harness.records import Examples
 
 
@@ -28,7 +27,7 @@ class Tally:
             index: Which of it passes.
         """
         right = self.data.right(raw)
-        if right is None and not ("reward" in raw.notes and isinstance(self.data, TaskCorpus)):
+        if right is None and not ("reward" in raw.notes and self.data.prompted):
             return
         self.judged += len(raw)
         self.accepted += len(index)

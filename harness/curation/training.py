@@ -16,7 +16,6 @@ from harness.curation.pool import choose
 from harness.curation.tally import Tally
 from harness.data import RealData
 from harness.data.analytic import load_teacher
-from harness.data.task import TaskCorpus
 from harness.errors import LearnerError
 from harness.records import EXTERNAL, REAL, TEACHER, Counts, Examples, Part, Selection
 from harness.regimes import Drawn, draw
@@ -119,7 +118,6 @@ def _beside(
         origin: rewarded(section, sources.corpus(origin, raw), judge_of(spec, data, sources, origin))
         for origin in {part.origin, 0 if first else part.origin}
     }
-    assert isinstance(data, TaskCorpus)
     start, real = data.prompt_tokens, sources.real(data.supply)
     asked = written[part.origin].values[: raw // section.of * section.of : section.of, :start]
     places = _solutions(asked, real.values[:, :start])

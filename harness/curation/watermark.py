@@ -20,6 +20,6 @@ def watermark(section: WatermarkFilter, examples: Examples, known: Known) -> npt
         examples: Token ids.
         known: With the chain's seed, which the key is of, and the text, whose vocabulary it is.
     """
-    assert isinstance(known.real, TextCorpus)
-    lists = GreenLists(known.seed, int(known.real.meta["vocab_size"]), section.gamma, section.context)
+    text: TextCorpus = known.real
+    lists = GreenLists(known.seed, int(text.meta["vocab_size"]), section.gamma, section.context)
     return np.asarray(lists.z_scores(examples) <= section.threshold)

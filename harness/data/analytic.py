@@ -7,12 +7,13 @@ prefix of more.
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -63,9 +64,11 @@ class Truth(RealData):
     Attributes:
         config: The section.
         width: Numbers per example.
+        normal: Mean and variance, where it is a normal distribution.
     """
 
     width: int
+    normal: GaussianData | None = None
 
     def __init__(self, config: AnalyticData, purpose: str = "real") -> None:
         """Keep the parameters.
@@ -167,7 +170,6 @@ class Distribution(Truth):
         return self.draw(lambda what: stream(0, 0, "test" + what), TEST_EXAMPLES)
 
 
-@runtime_checkable
 class Density(Protocol):
     """A distribution whose density is known."""
 
@@ -180,6 +182,16 @@ class GaussianTruth(Distribution):
     """N(mean, variance x I)."""
 
     config: GaussianData
+
+    @property
+    def normal(self) -> GaussianData:  # type: ignore[override]
+        """It is one."""
+        return self.config
+
+    @property
+    def own_metrics(self) -> Mapping[str, float]:
+        """Its variance."""
+        return {"gaussian/log_variance": math.log(self.config.variance), "kde/variance": self.config.variance}
 
     @property
     def width(self) -> int:  # type: ignore[override]
@@ -226,6 +238,12 @@ class DiscreteTruth(Distribution):
     width = 1
 
     @property
+    def own_metrics(self) -> Mapping[str, float]:
+        """Its entropy, and how many outcomes it has."""
+        p = self.probabilities[self.probabilities > 0]
+        return {"discrete/entropy": float(-(p * np.log(p)).sum()), "discrete/outcomes": float(len(p))}
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """An outcome, and how many there are."""
         return (1, len(self.probabilities))
@@ -252,6 +270,11 @@ class LinearTruth(Distribution):
     """y = w.x + noise; an example is x and then y."""
 
     config: LinearData
+
+    @property
+    def own_metrics(self) -> Mapping[str, float]:
+        """It makes no error beyond its noise."""
+        return {"regression/test_error": 0.0}
 
     @property
     def width(self) -> int:  # type: ignore[override]
@@ -472,7 +495,6 @@ def load_truth(config: AnalyticData, folder: Path | None) -> Truth:
 
 def load_teacher(spec: DataSpec) -> Distribution:
     """A fixed teacher, from its spec (`Distribution.teacher`): its examples are not the real ones."""
-    teacher = named(DATA_KINDS[data_kind(spec.section)].load)(spec.section, None)
-    assert isinstance(teacher, Distribution)
+    teacher: Distribution = named(DATA_KINDS[data_kind(spec.section)].load)(spec.section, None)
     teacher.purpose = "teacher"
     return teacher

@@ -35,7 +35,17 @@ class ExternalCorpus:
 
 
 class RealData(ABC):
-    """A real distribution: text, images, rows of numbers, or a known one."""
+    """A real distribution: text, images, rows of numbers, or a known one.
+
+    Attributes:
+        prompted: Whether an example is a prompt and a completion.
+        prompt_tokens: Tokens at the beginning of an example that are never learned: its prompt's.
+        counted: Whether models that only count tokens are what a chain has to be better than.
+    """
+
+    prompted: bool = False
+    prompt_tokens: int = 0
+    counted: bool = False
 
     @property
     @abstractmethod
@@ -97,6 +107,11 @@ class RealData(ABC):
     @property
     def metrics(self) -> Mapping[str, int]:
         """Groups of metrics that only these data have, with their versions, for evaluations' keys."""
+        return {}
+
+    @property
+    def own_metrics(self) -> Mapping[str, float]:
+        """What metrics would be of the real distribution itself, where it is known."""
         return {}
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +95,7 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
             )
     texts = [text for item in items["train"] for text in (item.prompt, item.completion)]
     rendering = make_rendering(config.tokenizer, config.template, config.system, texts)
-    rows, dropped = _fit(config, rendering, items, config.too_long == "drop")
+    rows, dropped = _fit(config, rendering, items, config.too_long)
     rows["train"] = [rows["train"][place] for place in stream(0, 0, "chats").permutation(len(rows["train"]))]
     _check_prompts(rows)
     _check_references(config, rows)
@@ -119,7 +119,7 @@ def prepared_task(config: TaskData, room: Room) -> PreparedData:
     assert config.tokenizer is not None
     rendering = make_rendering(config.tokenizer, config.template, config.system, ())
     items = {side: [_of_problem(config, item) for item in found] for side, found in collect(config).items()}
-    rows, _ = _fit(config, rendering, items, drop=False)
+    rows, _ = _fit(config, rendering, items)
     _check_prompts(rows)
     plugin = TASKS.loaded[config.task.kind]
     task = {"task": {**science(config.task), "version": plugin.version}}
@@ -181,9 +181,18 @@ def _stored(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fit(
-    config: ChatData | TaskData, rendering: Rendering, items: Mapping[str, Sequence[Item]], drop: bool
+    config: ChatData | TaskData,
+    rendering: Rendering,
+    items: Mapping[str, Sequence[Item]],
+    too_long: Literal["error", "drop"] | None = None,
 ) -> tuple[dict[str, list[Row]], int]:
     """Examples as tokens, and how many were left out because there is no room for them.
+
+    Args:
+        config: The section.
+        rendering: How they become tokens.
+        items: By side.
+        too_long: What becomes of those for which there is no room; None where the section cannot say it.
 
     Raises:
         DataError: There is no room for one, or its completion holds the token that ends it.
@@ -214,9 +223,9 @@ def _fit(
                 f"data.{over}_tokens: the {over} of {item.where} takes {sizes[over]} tokens, there is room "
                 f"for {room[over]}"
             )
-    if dropped and not drop:
+    if dropped and too_long != "drop":
         needed = ", ".join(f"{what}_tokens {size}" for what, size in longest.items() if size > room[what])
-        also = ", or too_long: drop, which leaves them out" if isinstance(config, ChatData) else ""
+        also = ", or too_long: drop, which leaves them out" if too_long else ""
         raise DataError(f"{first}; {dropped} are too long, allowed: at least {needed}{also}")
     empty = next((side for side in found if not found[side]), None)
     if empty is not None:
@@ -299,6 +308,8 @@ def _write(
 class RenderedCorpus(TaskCorpus):
     """Prompts and completions in tokens that are no characters; the checker is a task's."""
 
+    other_tokens = OTHER_TOKENS
+
     def __init__(self, config: TaskData | ChatData, folder: Path) -> None:
         """Read the examples.
 
@@ -309,6 +320,7 @@ class RenderedCorpus(TaskCorpus):
         import pyarrow.parquet as pq
 
         super().__init__(config, folder)  # type: ignore[arg-type]
+        self.fill = int(self.meta["fill"])
         table = pq.read_table(folder / PROMPTS).to_pydict()
         tokens = np.concatenate([self._blocks[side][:, : self.prompt_tokens] for side in SIDES])
         known = zip(table["prompt"], table["answer"], strict=True)
@@ -316,11 +328,6 @@ class RenderedCorpus(TaskCorpus):
             row.tobytes(): about for row, about in zip(tokens.astype(np.int32), known, strict=True)
         }
         """Prompt and reference answer, by the prompt's tokens."""
-
-    @property
-    def fill(self) -> int | None:
-        """The token that fills prompts up."""
-        return int(self.meta["fill"])
 
     @property
     def repeated(self) -> int:
@@ -365,6 +372,20 @@ class RenderedCorpus(TaskCorpus):
         if ids[0] == self.fill:
             raise DataError(f"evaluate.prompts: {shown(text)} begins with the token that fills prompts up")
         return [cast("int", self.fill)] * (self.prompt_tokens - len(ids)) + ids
+
+    @property
+    def rendered(self) -> RenderedCorpus:  # type: ignore[override]
+        """They are such."""
+        return self
+
+    def check_prompts(self, texts: Sequence[str]) -> None:
+        """Look whether there is room for the texts that every generation continues.
+
+        Raises:
+            DataError: There is not.
+        """
+        for text in texts:
+            self.encode(text)
 
     def _asked(self, text: str) -> str:
         return self.config.instruction.replace("{prompt}", text)

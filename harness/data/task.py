@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.tasks import TASKS, TaskData
-from harness.config.schema import science
+from harness.config.schema import Sample, science
 from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples
 from harness.data.text import TOKENIZER, TextCorpus
 from harness.errors import DataError
@@ -25,6 +25,7 @@ from harness.files import write_json
 from harness.metrics import TASK_VERSION
 from harness.records import Examples
 from harness.registry import named
+from harness.science import Prompts
 from harness.tasks import Checker, Problem, Verdict
 from harness.terminal import shown
 
@@ -256,6 +257,7 @@ class TaskCorpus(TextCorpus):
     """
 
     config: TaskData  # type: ignore[assignment]
+    prompted, counted = True, False
 
     def __init__(self, config: TaskData, folder: Path) -> None:
         """Read the examples.
@@ -266,11 +268,46 @@ class TaskCorpus(TextCorpus):
         """
         super().__init__(config, folder)  # type: ignore[arg-type]
         self.prompt_tokens = int(self.meta["prompt_tokens"])
+        self.marks = {
+            "prompt": "real_prefix",
+            "prompt_tokens": self.prompt_tokens,
+            "keep_prompt": True,
+            "length": "natural",
+            "noted": True,
+        }
 
     @property
-    def fill(self) -> int | None:
-        """The token that fills prompts up where the model must not see it; it reads the spaces of a task."""
-        return None
+    def task(self) -> TaskCorpus:  # type: ignore[override]
+        """They are such."""
+        return self
+
+    @property
+    def repeated(self) -> int:
+        """Training examples whose prompt another one before them has; a task draws none twice."""
+        return 0
+
+    def continued(self, sample: Sample, generations: int) -> Prompts:
+        """Real prompts, with ``fresh_prompts`` such as no generation has seen.
+
+        Raises:
+            DataError: There are not as many as the generations answer.
+        """
+        if not sample.fresh_prompts:
+            return "real"
+        if self.repeated:
+            raise DataError(
+                f"learner.sample.fresh_prompts: {self.repeated} training examples have a prompt that others "
+                "have too, and each prompt is to be answered once; leave one row of each prompt"
+            )
+        n = self.num_examples
+        needed = n * (generations + 1)
+        if self.supply - n < needed:
+            found, remedy = self.config.more
+            raise DataError(
+                f"{found} {self.supply - n}, and with learner.sample.fresh_prompts generations 0 to "
+                f"{generations} answer {n} prompts each; {remedy.format(needed)}"
+            )
+        return "fresh"
 
     @property
     def filler(self) -> int:

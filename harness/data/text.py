@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
 from harness.files import read_json, refuse_pointer, write_json
 from harness.records import Examples
+from harness.science import Prompts
 from harness.streams import stream
 from harness.terminal import shown
 
@@ -32,11 +34,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
+    from harness.config.schema import Sample
+    from harness.data.chat import RenderedCorpus
+    from harness.data.task import TaskCorpus
+
 VERSION = 1
 """Version of splitting, tokenizer training and packing; part of every key."""
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER = "tokenizer.json"
 _NOT_CONTENT = ("source", "text_field", "revision")
+_CONTINUED: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
 MAX_OTHER_BLOCKS = 256
 """Blocks of another real text that a model is scored on."""
 
@@ -301,7 +308,19 @@ class TextCorpus(RealData):
 
     Attributes:
         meta: What `prepare` wrote: special tokens, vocabulary, numbers of blocks and bytes.
+        fill: The token that fills prompts up where the model must not see it; None for none.
+        task: These data, where they are prompts with completions.
+        rendered: These data, where prompts are a user's messages in a chat template.
+        other_tokens: Tokens of a block of other real text; None for as many as of an example.
+        marks: What sampling's keys hold besides the section.
     """
+
+    counted = True
+    fill: int | None = None
+    task: TaskCorpus | None = None
+    rendered: RenderedCorpus | None = None
+    other_tokens: int | None = None
+    marks: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, config: TextData, folder: Path) -> None:
         """Read the blocks.
@@ -390,6 +409,21 @@ class TextCorpus(RealData):
         rows = [row.tolist() for row in examples.rows()]
         texts, tokens = pa.array(map(self.decode, rows), pa.string()), pa.array(rows, pa.list_(pa.int32()))
         return pa.table({"text": texts, "tokens": tokens})
+
+    def continued(self, sample: Sample, generations: int) -> Prompts:
+        """What the examples of a chain continue.
+
+        Raises:
+            DataError: There are not as many prompts as its generations answer.
+        """
+        return _CONTINUED[sample.prompt]
+
+    def check_prompts(self, texts: Sequence[str]) -> None:
+        """Look whether there is room for the texts that every generation continues: for all.
+
+        Raises:
+            DataError: There is not.
+        """
 
     def written(self, examples: Examples) -> Examples:
         """What of examples a model has written, or would write: all of a text."""

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness import __version__
+from harness.components import readable
+from harness.config.schema import data_kind
 from harness.data.documents import SPLITS, Documents, read_named
-from harness.data.text import TextCorpus
 from harness.errors import DataError, InputError
 from harness.files import write_json
 from harness.inspection.croissant import Table, describe
@@ -143,14 +144,14 @@ def _documents(origin: Origin) -> list[str]:
     return list(found.splits[origin.split])
 
 
-def _text_of(prepared: Prepared) -> TextCorpus:
-    real = prepared.data[0].real
-    if not isinstance(real, TextCorpus):
+def _text_of(prepared: Prepared) -> Any:
+    real, section = prepared.data[0].real, prepared.study.cells[0].config.data
+    if not readable(data_kind(section), ("text",)):
         raise InputError(f"--against: the data of {prepared.study.source.name} are no text")
     return real
 
 
-def _overlap(prepared: Prepared, real: TextCorpus, folder: Path) -> dict[str, Any]:
+def _overlap(prepared: Prepared, real: Any, folder: Path) -> dict[str, Any]:
     """How much of what is kept is in the training text of a study, in its tokens and blocks."""
     blocks = real.external(str(folder / FILE.parent)).examples.values
     train = real.real(0, real.supply).values

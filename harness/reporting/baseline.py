@@ -11,11 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from harness.data.analytic import DiscreteTruth
-from harness.data.task import TaskCorpus
-from harness.data.text import TextCorpus
 from harness.metrics.bigram import bigram_nll, unigram_nll
 from harness.preparation import load_data
 from harness.reporting.explorer import HIDDEN_AXES
@@ -73,14 +68,13 @@ def baselines(prepared: Prepared, store: Store, rows: Rows) -> list[Baseline]:
             seen.setdefault(canonical_json(prepared.specs[index].data.identity), []).append(index)
     for cells in list(seen.values())[:MAX_DATA]:
         data = prepared.data[cells[0]]
-        if isinstance(data.real, TaskCorpus):
-            continue  # counts of characters are no measure of who answers right
-        if isinstance(data.real, TextCorpus):
+        if data.real.counted:
             stored = data.kept is None or store.sound("data", data.kept.key)
             real = load_data(prepared.specs[cells[0]].data, store) if stored else data.real
             found += _of_text(prepared, real, rows, cells)
-        else:
-            found += _of_truth(prepared, rows, cells)
+        for metric, value in data.real.own_metrics.items():
+            if (first := _first(prepared, rows, metric, cells)) is not None:
+                found.append(Baseline(metric, f"{metric} of the truth", value, first))
     return found
 
 
@@ -103,30 +97,6 @@ def _of_text(prepared: Prepared, real: Any, rows: Rows, cells: Sequence[int]) ->
             warning = ", which is no better: it has learned less than that, and has little to lose"
         found.append(Baseline("test/perplexity", name, math.exp(nll), first, warning))
     return found
-
-
-def _of_truth(prepared: Prepared, rows: Rows, cells: Sequence[int]) -> list[Baseline]:
-    data = prepared.study.cells[cells[0]].config.data
-    values = _truth(data)
-    found = []
-    for metric, value in values.items():
-        first = _first(prepared, rows, metric, cells)
-        if first is not None:
-            found.append(Baseline(metric, f"{metric} of the truth", value, first))
-    return found
-
-
-def _truth(data: Any) -> dict[str, float]:
-    """What metrics would be of the real distribution itself, where it is known."""
-    if data.source == "gaussian":
-        return {"gaussian/log_variance": math.log(data.variance), "kde/variance": data.variance}
-    if data.source == "discrete":
-        p = DiscreteTruth(data).probabilities
-        p = p[p > 0]
-        return {"discrete/entropy": float(-(p * np.log(p)).sum()), "discrete/outcomes": float(len(p))}
-    if data.source == "linear":
-        return {"regression/test_error": 0.0}
-    return {}
 
 
 def _first(prepared: Prepared, rows: Rows, metric: str, cells: Sequence[int]) -> tuple[float, float] | None:

@@ -158,9 +158,7 @@ def _step(cell: CellSpec, generation: int) -> _Step:
         reads=reads,
         init=recipe.init or ("previous" if cell.init_previous else cell.init),
         filters=cell.used_filters(recipe) if generation else (),
-        writer=cell.writer
-        if isinstance(cell.writer, DataSpec) and any(part.origin == TEACHER for part in recipe.parts)
-        else None,
+        writer=cell.teacher if any(part.origin == TEACHER for part in recipe.parts) else None,
     )
 
 

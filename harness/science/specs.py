@@ -50,11 +50,12 @@ class Versioned:
     """A section as it is executed, with the version of the code that reads it.
 
     Attributes:
-        section: The section; fields that other specs hold have their defaults (`blank`).
+        section: The section, of whatever kind its code is for; fields that other specs hold have their
+            defaults (`blank`).
         version: Of its code.
     """
 
-    section: Section
+    section: Any
     version: int | str
 
     @cached_property
@@ -68,13 +69,13 @@ class DataSpec:
     """Real data, or a fixed teacher, by content.
 
     Attributes:
-        section: The section, without the fields that say where the data come from.
+        section: The section, of whatever kind, without the fields that say where the data come from.
         identity: What enters keys.
         folder: Name of their folder under ``data`` in the store; None for what a section describes
             altogether.
     """
 
-    section: Section
+    section: Any
     identity: Mapping[str, Any]
     folder: str | None = None
 
@@ -270,7 +271,8 @@ class CellSpec:
         cost: Relative cost of one training example (for priorities).
         source: Index of the cell whose chain writes the synthetic examples, with the same seed; None for the
             chain itself.
-        writer: The hash of a fixed corpus, or a fixed teacher; None for other sources.
+        fixed: The hash of a fixed corpus that writes them instead; None for other sources.
+        teacher: The fixed teacher that writes them instead; None for other sources.
         first: The learner of generation 0, where later ones have another.
         members: Indices of the cells of its population, itself among them; none where it is in none.
         number: Its place among them.
@@ -293,7 +295,8 @@ class CellSpec:
     generations: int
     cost: float = 1.0
     source: int | None = None
-    writer: str | DataSpec | None = None
+    fixed: str | None = None
+    teacher: DataSpec | None = None
     first: Versioned | None = None
     members: tuple[int, ...] = ()
     number: int = 0

@@ -275,10 +275,16 @@ def answer_of_rewriting(section: Rewriting, completion: str) -> str | None:
     return last_of(">", completion)
 
 
-def alphabet(section: Boolean | Arithmetic | Rewriting) -> str:
-    """The characters of a built-in task."""
-    if isinstance(section, Boolean):
-        return "TF&|^~()="
-    if isinstance(section, Arithmetic):
-        return "0123456789+-*()="
+def alphabet_of_boolean(section: Boolean) -> str:
+    """Truth values and what connects them."""
+    return "TF&|^~()="
+
+
+def alphabet_of_arithmetic(section: Arithmetic) -> str:
+    """Digits and what connects them."""
+    return "0123456789+-*()="
+
+
+def alphabet_of_rewriting(section: Rewriting) -> str:
+    """The letters of its rules."""
     return "".join(sorted({letter for rule in section.rules for part in rule for letter in part})) + ">_"

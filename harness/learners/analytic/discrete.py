@@ -12,12 +12,12 @@ from harness.metrics.analytic import discrete_metrics
 class DiscreteFamily(Family):
     """One probability per outcome."""
 
+    truth: DiscreteTruth
     parameters = ("probabilities",)
 
     @property
     def probabilities(self) -> Array:
         """The true ones, shape [outcomes]."""
-        assert isinstance(self.truth, DiscreteTruth)
         return self.truth.probabilities
 
     def numbers_per_chain(self, rows: int, n: int) -> int:

@@ -6,7 +6,6 @@ import numpy as np
 from scipy.linalg.lapack import dpstrf
 
 from harness.config.schema import Gaussian
-from harness.data.analytic import GaussianTruth
 from harness.learners.analytic.family import Array, Chains, Family, Parameters, Summary, affine, padding
 from harness.metrics.analytic import gaussian_metrics, normal_nll
 
@@ -74,8 +73,8 @@ class GaussianFamily(Family):
     def evaluate(self, model: Parameters, corpus: Array) -> dict[str, Array]:
         """Distance of the fit from the truth, where that is normal; NLL on real examples."""
         found = {}
-        if isinstance(self.truth, GaussianTruth):
-            truth = self.truth.config
+        truth = self.truth.normal
+        if truth is not None:
             found = gaussian_metrics(
                 model["mean"], model["covariance"], model["log_det"], truth.mean, truth.variance
             )

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits
 
 from harness.data.analytic import Truth
-from harness.data.base import RealData
 from harness.learners.analytic.family import Chains, Family, Parameters, fold_origins, make_family
 from harness.learners.base import EvaluateTask, Evaluation, Execution, FitOutcome, FitTask, Ranks, SampleTask
 from harness.records import Examples
@@ -30,9 +29,8 @@ def versions() -> dict[str, str]:
 class AnalyticLearner:
     """Fits, samples and measures one chain; the numbers are those of a bundle."""
 
-    def __init__(self, data: RealData, ranks: Ranks, execution: Execution) -> None:
+    def __init__(self, data: Truth, ranks: Ranks, execution: Execution) -> None:
         """Keep the real distribution."""
-        assert isinstance(data, Truth)
         self.data = data
 
     def _family(self, spec: FitSpec) -> Family:

@@ -16,8 +16,6 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.components.adapter import Lora
-from harness.data.base import RealData
-from harness.data.chat import RenderedCorpus
 from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
 from harness.errors import LearnerError
@@ -56,14 +54,11 @@ from harness.streams import stream_seed, uniforms
 class LanguageModelLearner:
     """Causal language models over one text."""
 
-    def __init__(self, data: RealData, ranks: Ranks, execution: Execution) -> None:
-        """Keep the text; ``data`` is a `TextCorpus`."""
-        assert isinstance(data, TextCorpus)
+    def __init__(self, data: TextCorpus, ranks: Ranks, execution: Execution) -> None:
+        """Keep the text."""
         self.data, self.ranks, self.execution = data, ranks, execution
         self.device = device()
-        self.task = data if isinstance(data, TaskCorpus) else None
-        self.prompt = 0 if self.task is None else self.task.prompt_tokens  # what is never predicted
-        self.fill = None if self.task is None else self.task.fill
+        self.prompt, self.fill = data.prompt_tokens, data.fill
         self._loaded: tuple[Path, PreTrainedModel] | None = None
         self._base: Path | None = None
         self._adapted = False
@@ -263,8 +258,8 @@ class LanguageModelLearner:
         return self._loaded[1]
 
     def _sampler(self, spec: CorpusSpec, model: PreTrainedModel, control: Control) -> Sampler:
-        how, meta = spec.sampling.section, self.data.meta
-        assert isinstance(how, SampleSpec)
+        meta = self.data.meta
+        how: SampleSpec = spec.sampling.section
         start = int(meta["bos"]) if how.prompt == "bos" else self._bos(spec.fit)
         vocabulary, mark = int(meta["vocab_size"]), how.watermark
         green = None
@@ -323,14 +318,13 @@ class LanguageModelLearner:
         return writer, self._questions(spec)
 
     def _verdict(self, spec: CorpusSpec) -> VerdictSpec | None:
-        how = spec.sampling.section
-        assert isinstance(how, SampleSpec)
+        how: SampleSpec = spec.sampling.section
         return how.verdict
 
     def _questions(self, spec: CorpusSpec) -> Questions:
         verdict = self._verdict(spec)
-        assert verdict is not None and isinstance(self.data, RenderedCorpus)
-        return Questions(verdict, self.data)
+        assert verdict is not None and self.data.rendered is not None
+        return Questions(verdict, self.data.rendered)
 
     def _score(
         self,
@@ -412,7 +406,7 @@ class LanguageModelLearner:
             task.report(next(done), pieces, 0.0)
         under_gen0 = own if task.is_first else scores("gen0", task.generation_0, corpus)
         drifted = self._drift(task)
-        answered = self._answers(task) if self.task else None
+        answered = self._answers(task, self.data.task) if self.data.task else None
         if self.ranks.rank:
             return Evaluation({})
         test_tokens, tokens = self._predicted(spec, test), self._predicted(spec, corpus)
@@ -430,7 +424,7 @@ class LanguageModelLearner:
         for name, text in task.others.items():
             nll, predicted = others[f"other_{name}"], self._predicted(spec, text, text=True)
             metrics |= likelihood.other_metrics(name, nll, predicted, self._bytes(spec, text, text=True))
-            if self.task is not None:
+            if self.data.task is not None:
                 before = others.get(f"gen0_other_{name}", nll)
                 metrics[f"other/{name}/forgotten"] = float((nll - before).sum() / predicted.sum())
         arrays = {
@@ -448,7 +442,7 @@ class LanguageModelLearner:
     def _forgetting(self, task: EvaluateTask) -> list[tuple[str, Callable[[], Path]]]:
         """Whose scores of other texts are measured: of prompts generation 0's too, whose text is none."""
         models = [("", task.fit)]
-        return models if self.task is None or task.is_first else [*models, ("gen0_", task.generation_0)]
+        return models if self.data.task is None or task.is_first else [*models, ("gen0_", task.generation_0)]
 
     def _drift(self, task: EvaluateTask) -> Mapping[str, npt.NDArray[np.float64]]:
         """What ``evaluate.drift`` asks for, by the name of its array; nothing where it is not asked for."""
@@ -467,10 +461,9 @@ class LanguageModelLearner:
         name = f"drift_{DRIFT_VERSION}_{len(read)}"
         return {name: task.piece(name, len(NAMES), compute)}
 
-    def _answers(self, task: EvaluateTask) -> Evaluation:
+    def _answers(self, task: EvaluateTask, data: TaskCorpus) -> Evaluation:
         """How the test prompts of a task are answered; the result is complete on rank 0."""
-        assert self.task is not None
-        data, spec, how, ranks = self.task, task.spec.fit, task.spec.measured.section.task, self.ranks
+        spec, how, ranks = task.spec.fit, task.spec.measured.section.task, self.ranks
         prompts = min(how.prompts, len(data.test))
 
         def draw() -> npt.NDArray[np.float64]:

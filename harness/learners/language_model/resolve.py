@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,11 +12,9 @@ from harness.components.adapter import Lora, adapts_first
 from harness.components.filters import JudgeFilter
 from harness.components.language_model import LanguageModel, Model, later_train, resolve_model
 from harness.components.objectives import OBJECTIVES
-from harness.components.tasks import Prompted, TaskData
+from harness.components.tasks import Prompted
 from harness.config.schema import Config, TextData, Train
-from harness.data.base import RealData
-from harness.data.chat import OTHER_TOKENS, RenderedCorpus
-from harness.data.task import TaskCorpus
+from harness.data.chat import RenderedCorpus
 from harness.data.text import TextCorpus
 from harness.errors import DataError
 from harness.learners.base import Resolved
@@ -33,15 +31,13 @@ from harness.learners.language_model.specs import (
     VerdictSpec,
 )
 from harness.metrics.watermark import green_count
-from harness.science import Prompts, Versioned
+from harness.science import Versioned
 from harness.terminal import shown
-
-PROMPTS: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
 
 
 def settle(config: Config) -> Config:
     """The configuration, its pretrained model at the revision that has weights which can be loaded."""
-    learner = _section(config)
+    learner, _ = _sections(config)
     if not needs_weights(learner, _refresh_init(config)):
         return config
     model = with_safetensors(learner.model)
@@ -50,7 +46,7 @@ def settle(config: Config) -> Config:
     return config.model_copy(update={"learner": learner.model_copy(update={"model": model})})
 
 
-def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
+def resolve(config: Config, real: TextCorpus, version: int | str) -> Resolved:
     """What a cell fits, and how it samples; a pretrained model is checked against its files and the data.
 
     Args:
@@ -61,24 +57,21 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     Raises:
         DataError: The model is not what a chain takes it for.
     """
-    learner, block = _section(config), config.data.block_size  # type: ignore[union-attr]
-    assert isinstance(real, TextCorpus)
+    learner, data = _sections(config)
+    block = data.block_size
     train, sample, vocabulary = learner.train, learner.sample, int(real.meta["vocab_size"])
-    filled = isinstance(config.data, Prompted) and config.data.filled
-    length = block if isinstance(config.data, Prompted) else sample.sequence_length(block)
-    verdict = _verdict(config)
-    if verdict is not None:
-        assert isinstance(real, RenderedCorpus)
-        length = max(length, _asked(learner, verdict, real))
-    if isinstance(real, RenderedCorpus) and config.evaluate.others:
+    length, verdict = data.longest(sample.sequence_length(block)), _verdict(config)
+    if verdict is not None and real.rendered is not None:
+        length = max(length, _asked(learner, verdict, real.rendered))
+    if config.evaluate.others and real.other_tokens is not None:
         context = resolve_model(learner.model).context or block
-        if learner.model.pretrained is None and context < OTHER_TOKENS:
+        if learner.model.pretrained is None and context < real.other_tokens:
             raise DataError(
-                f"evaluate.others: blocks of {OTHER_TOKENS} tokens, more than the model's context of "
-                f"{context}; set learner.model.context to at least {OTHER_TOKENS}"
+                f"evaluate.others: blocks of {real.other_tokens} tokens, more than the model's context of "
+                f"{context}; set learner.model.context to at least {real.other_tokens}"
             )
-        length = max(length, OTHER_TOKENS)
-    facts = model_facts(learner, _refresh_init(config), vocabulary, length, filled)
+        length = max(length, real.other_tokens)
+    facts = model_facts(learner, _refresh_init(config), vocabulary, length, data.filled)
     check_kernels(learner.model, config.resources)
     model, marks = _model(config, learner, facts, vocabulary)
     if sample.watermark is not None and not 0 < green_count(sample.watermark.gamma, vocabulary) < vocabulary:
@@ -87,19 +80,9 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
             f"{green_count(sample.watermark.gamma, vocabulary)}; some tokens must be green, and some not"
         )
     prompts = config.evaluate.prompts
-    if isinstance(real, RenderedCorpus) and not isinstance(prompts, int):
-        for text in prompts:  # whether there is room for it
-            real.encode(text)
-    if isinstance(real, TaskCorpus):
-        marks |= {
-            "prompt": "real_prefix",
-            "prompt_tokens": real.prompt_tokens,
-            "keep_prompt": True,
-            "length": "natural",
-            "noted": True,
-            **({} if verdict is None else {"verdict": verdict}),
-        }
-
+    if not isinstance(prompts, int):
+        real.check_prompts(prompts)
+    marks |= {**real.marks, **({} if verdict is None else {"verdict": verdict})}
     objective, adapter = _objective(learner), None
     if learner.adapter is not None:
         adapter, count = _adapter(learner.adapter, learner.model, model, real)
@@ -110,7 +93,7 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
     def fitted_as(how: Train, **more: Any) -> Versioned:
         # The length of the prompt is sampling's, but with this loss the fit reads it too.
         masked = sample.prompt_length(block) if how.loss == "continuation" else None
-        masked = real.prompt_tokens if isinstance(real, TaskCorpus) else masked
+        masked = real.prompt_tokens or masked
         spec = TrainSpec(**how.model_dump(exclude_unset=True), masked_tokens=masked)
         more = {name: value for name, value in more.items() if value is not None}
         return Versioned(LanguageModelFit(model=model, train=spec, **more), version)
@@ -124,9 +107,9 @@ def resolve(config: Config, real: RealData, version: int | str) -> Resolved:
         first=None if plain else fitted_as(_without_anchor(train), adapter=adapter if on_first else None),
         anchored=compared == "initial",
         based=facts.separate and learner.init == "previous" and not on_first,
-        sampling=Versioned(SampleSpec(**sample.model_dump(exclude_unset=True), **marks), version),
+        sampling=Versioned(SampleSpec(**{**sample.model_dump(exclude_unset=True), **marks}), version),
         init=first if learner.init == "previous" else learner.init,
-        prompts=_prompts(config, real),
+        prompts=real.continued(sample, config.generations),
         cost=facts.training_flops * block,
         facts=facts,
         models={} if learner.model.pretrained is None else _place(learner.model),
@@ -159,35 +142,6 @@ def _asked(learner: LanguageModel, verdict: VerdictSpec, real: RenderedCorpus) -
             f"model's context of {model.context or real.config.block_size}; set it to at least {length}"
         )
     return length
-
-
-def _prompts(config: Config, real: TextCorpus) -> Prompts:
-    """What a cell's examples continue.
-
-    Raises:
-        DataError: There are not as many prompts as its generations answer.
-    """
-    sample = _section(config).sample
-    if not isinstance(real, TaskCorpus):
-        return PROMPTS[sample.prompt]
-    if not sample.fresh_prompts:
-        return "real"
-    if isinstance(real, RenderedCorpus) and real.repeated:
-        raise DataError(
-            f"learner.sample.fresh_prompts: {real.repeated} training examples have a prompt that others have "
-            "too, and each prompt is to be answered once; leave one row of each prompt"
-        )
-    n = real.num_examples
-    needed = n * (config.generations + 1)
-    if real.supply - n < needed:
-        drawn = isinstance(config.data, TaskData)
-        field = "data.reserve: found" if drawn else "data.num_examples: leaves"
-        raise DataError(
-            f"{field} {real.supply - n}, and with learner.sample.fresh_prompts generations 0 to "
-            f"{config.generations} answer {n} prompts each; "
-            + (f"set at least {needed}" if drawn else f"leave at least {needed} training prompts")
-        )
-    return "fresh"
 
 
 def _without_anchor(train: Train) -> Train:
@@ -239,9 +193,9 @@ def _reference(objective: ObjectiveSpec) -> str | None:
     return OBJECTIVES[objective.section.kind].reference(objective.section)
 
 
-def _section(config: Config) -> LanguageModel:
-    assert isinstance(config.learner, LanguageModel) and isinstance(config.data, TextData | Prompted)
-    return config.learner
+def _sections(config: Any) -> tuple[LanguageModel, TextData | Prompted]:
+    """Those of the learner and of its data, which are of these kinds where it is asked."""
+    return config.learner, config.data
 
 
 def _refresh_init(config: Config) -> str | None:
@@ -259,8 +213,7 @@ def _model(
     """
     model = resolve_model(learner.model)
     if model.pretrained is None:
-        block_size = config.data.block_size  # type: ignore[union-attr]
-        context = model.context or learner.sample.sequence_length(block_size)
+        context = model.context or learner.sample.sequence_length(_sections(config)[1].block_size)
         return ModelSpec(**{**model.model_dump(exclude_unset=True), "context": context}), {}
     anew = "scratch" in (learner.init, _refresh_init(config))
     weights = {"new_weights": "fp32"} if anew and not facts.full_precision else {}

@@ -77,11 +77,11 @@ class SampleSpec(Sample):
 
 def fitted(spec: FitSpec) -> LanguageModelFit:
     """The section of a language model's fit."""
-    assert isinstance(spec.learner.section, LanguageModelFit)
-    return spec.learner.section
+    section: LanguageModelFit = spec.learner.section
+    return section
 
 
 def text_of(spec: FitSpec) -> TextData | Prompted:
     """The section of its real text, or of its prompts."""
-    assert isinstance(spec.data.section, TextData | Prompted)
-    return spec.data.section
+    section: TextData | Prompted = spec.data.section
+    return section

@@ -15,7 +15,6 @@ import torch
 from scipy.special import expit, ndtri
 
 from harness.config.schema import Vae, VaeSample
-from harness.data.base import RealData
 from harness.data.images import ImageSet
 from harness.learners.base import (
     EvaluateTask,
@@ -44,9 +43,8 @@ PICTURES = 64
 class VaeLearner:
     """Convolutional VAEs over one set of images."""
 
-    def __init__(self, data: RealData, ranks: Ranks, execution: Execution) -> None:
-        """Keep the images, and make torch deterministic; ``data`` is an `ImageSet`."""
-        assert isinstance(data, ImageSet)
+    def __init__(self, data: ImageSet, ranks: Ranks, execution: Execution) -> None:
+        """Keep the images, and make torch deterministic."""
         self.data, self.shape, self.resources = data, data.shape, execution.resources
         compute_with(execution.resources.threads)
         self._loaded: tuple[Path, ConvVae] | None = None
@@ -99,8 +97,7 @@ class VaeLearner:
             Float32, shape [count, height * width]: the decoder's means, or its Bernoulli's draws for
             ``sample.binary``.
         """
-        how = spec.sampling.section
-        assert isinstance(how, VaeSample)
+        how: VaeSample = spec.sampling.section
         latent_dim, pixels = _section(spec.fit).latent_dim, self.shape[0] * self.shape[1]
         width = latent_dim + (pixels if how.binary else 0)
         uniform = uniforms(spec.fit.seed, spec.fit.generation, "sample", start, start + count, width)
@@ -169,5 +166,5 @@ class VaeLearner:
 
 
 def _section(spec: FitSpec) -> Vae:
-    assert isinstance(spec.learner.section, Vae)
-    return spec.learner.section
+    section: Vae = spec.learner.section
+    return section

@@ -375,22 +375,28 @@ class ObjectivePlugin:
 
 @dataclass(frozen=True)
 class TrackerPlugin:
-    """Where a run's chains are mirrored to besides W&B; a study asks for it in ``tracking.trackers``.
+    """Where a study's chains are mirrored to.
 
     Attributes:
         write: ``module:function``, called with a chain (`harness.tracking.ChainView`) when all its
             generations are committed, and with the folder that is the tracker's own in this experiment. What
-            it raises becomes a warning, and the next run calls it again.
+            it raises becomes a warning, and the next run calls it again. Empty where ``tracker`` says all.
         where: ``module:function`` from the tracker's folder to a text that says where it writes: a chain is
             told again where that has changed. Empty for the folder itself.
         extra: The extra of the harness's package that brings its libraries.
         modules: Their modules.
+        tracker: ``module:Class`` of the `harness.tracking.tracker.Tracker` that runs and syncs ask.
+        field: The field of a study that asks for it.
+        off: How a study does without it.
     """
 
-    write: str
+    write: str = ""
     extra: str = ""
     modules: Sequence[str] = ()
     where: str = ""
+    tracker: str = "harness.tracking.others:WholeChains"
+    field: str = "tracking.trackers"
+    off: str = "leave it out"
 
 
 P = TypeVar("P")
@@ -445,6 +451,10 @@ class Found(Generic[P]):
         """Those that are objects of a class."""
         chosen = {name: item for name, item in self.loaded.items() if isinstance(item.plugin, kind)}
         return Found(cast("dict[str, Loaded[Q]]", chosen), self.broken)
+
+    def where(self, holds: Callable[[P], bool]) -> Found[P]:
+        """Those of which something holds."""
+        return Found({name: item for name, item in self.loaded.items() if holds(item.plugin)}, self.broken)
 
     @property
     def added(self) -> dict[str, Loaded[P]]:

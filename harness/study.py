@@ -129,21 +129,15 @@ def _check_libraries(study: Study) -> None:
             check_installed(kind)
     except DataError as error:
         raise study.source.located(error) from None
-    wanted = study.base.tracking.wandb
-    if wanted != "disabled" and not is_installed("wandb"):
-        message = (
-            f"found {wanted!r}, but wandb is not installed; set disabled, or pip install "
-            "'model-collapse-harness[wandb]'"
-        )
-        raise study.source.error("tracking.wandb", message)
-    for name in study.base.tracking.trackers:
+    for name in study.base.tracking.names:
         tracker = TRACKERS[name]
         missing = [module for module in tracker.modules if not is_installed(module)]
         if missing:
-            message = f"found {name!r}, which needs {', '.join(missing)}, not installed here; pip install "
-            raise study.source.error(
-                "tracking.trackers", f"{message}'model-collapse-harness[{tracker.extra}]'"
+            message = (
+                f"tracker {name} needs {', '.join(missing)}, not installed here; {tracker.off}, or pip "
+                f"install 'model-collapse-harness[{tracker.extra}]'"
             )
+            raise study.source.error(tracker.field, message)
 
 
 def _resolve(study: Study, data_of: DataOf) -> Prepared:

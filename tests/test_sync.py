@@ -88,6 +88,9 @@ def test_every_chain_once_and_twice_run_is_once_sent(study: tuple[Path, Path]) -
         again = sync(config, root, recorder)
         assert (again["chains_sent"], again["generations_sent"], again["chains_complete"]) == (0, 0, 4)
         assert (recorder.streams, len(recorder.upserts)) == before, "not one run was opened"
+        other = sync(config, root, recorder, "--set", "tracking.trackers=[mlflow]")
+        assert (other["chains_sent"], other["generations_sent"], other["chains_complete"]) == (4, 16, 4)
+        assert (recorder.streams, len(recorder.upserts)) == before, "MLflow is told, W&B knows all"
 
 
 def test_without_our_notes_the_server_keeps_lines_single(study: tuple[Path, Path]) -> None:

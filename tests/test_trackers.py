@@ -14,8 +14,8 @@ from harness.stop import Stop
 from harness.store import Experiment, Store
 from harness.study import Prepared, open_study
 from harness.tracking.mlflow import TAG, parameters, where
-from harness.tracking.others import tell
 from harness.tracking.sync import sync
+from harness.tracking.tracker import open_trackers
 from harness.tracking.views import Views, of_chain
 
 GRID = {"grid": {"regime.synthetic_ratio": [0.5, 1.0]}, "tracking.trackers": ["mlflow"]}
@@ -25,7 +25,7 @@ def runs(folder: Path) -> dict[str, Any]:
     """Chain to its run, as somebody else reads them."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'trackers' / 'mlflow' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("normal")
     found = client.search_runs([experiment.experiment_id])
     assert len({run.data.tags[TAG] for run in found}) == len(found), "no chain is there twice"
@@ -39,17 +39,13 @@ def runs(folder: Path) -> dict[str, Any]:
 
 
 def mirror(prepared: Prepared, store: Store, folder: Path) -> list[str]:
-    views = Views(prepared, store)
-    return [
-        line
-        for chain in prepared.lineage.chains
-        for line in tell(["mlflow"], views.view(of_chain(chain)), folder)
-    ]
+    [tracker], views = open_trackers(prepared.study.base.tracking, folder), Views(prepared, store)
+    return [line for chain in prepared.lineage.chains for line in tracker.tell(views.view(of_chain(chain)))]
 
 
 def test_every_generation_of_every_chain_is_in_the_database(make_config: Make, tmp_path: Path) -> None:
     prepared, store = run_all(make_config(GAUSSIAN, **GRID), tmp_path / "root")
-    folder = tmp_path / "trackers"
+    folder = tmp_path
     assert mirror(prepared, store, folder) == []
     found = runs(folder)
     assert found.keys() == {chain.id for chain in prepared.lineage.chains}
@@ -67,13 +63,13 @@ def test_every_generation_of_every_chain_is_in_the_database(make_config: Make, t
 
 
 def test_a_chain_that_was_cut_short_or_grew_is_there_once(make_config: Make, tmp_path: Path) -> None:
-    config, folder = make_config(GAUSSIAN, **GRID), tmp_path / "trackers"
+    config, folder = make_config(GAUSSIAN, **GRID), tmp_path
     prepared, store = run_all(config, tmp_path / "root")
     assert mirror(prepared, store, folder) == []
     before = {chain: run.info.run_id for chain, (run, _) in runs(folder).items()}
     assert mirror(prepared, store, folder) == []
     assert {chain: run.info.run_id for chain, (run, _) in runs(folder).items()} == before, "told already"
-    for note in folder.glob("mlflow/sent/*.json"):
+    for note in folder.glob("trackers/mlflow/sent/*.json"):
         note.unlink()  # as if the process had died before it could take note
     assert mirror(prepared, store, folder) == []
     assert runs(folder).keys() == before.keys()
@@ -86,7 +82,7 @@ def test_sync_tells_trackers_of_chains_that_are_whole(make_config: Make, tmp_pat
     """W&B is disabled here, so nobody has to be logged in; what was told before is not told again."""
     config, root = make_config(GAUSSIAN, **GRID), tmp_path / "root"
     prepared, store = run_all(config, root)
-    folder = Experiment(root, "normal").path / "trackers"
+    folder = Experiment(root, "normal").path
     done = sync(prepared, root, Stop(), None, print)
     assert (done.chains, done.complete, done.errors, done.exit_code) == (2, 2, {}, 0)
     before = {chain: run.info.run_id for chain, (run, _) in runs(folder).items()}
@@ -110,11 +106,11 @@ def test_a_server_that_does_not_answer_is_a_warning(
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "1")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no").write_text("")
-    lines = mirror(prepared, store, tmp_path / "trackers")
-    assert len(lines) == 2 and all(line.startswith("tracker mlflow: ") for line in lines)
+    lines = mirror(prepared, store, tmp_path)
+    assert len(lines) == 2 and all("tracker mlflow: " in line for line in lines)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert mirror(prepared, store, tmp_path / "trackers") == [], "the next run tells it again"
-    assert len(runs(tmp_path / "trackers")) == 2
+    assert mirror(prepared, store, tmp_path) == [], "the next run tells it again"
+    assert len(runs(tmp_path)) == 2
 
 
 def test_nested_values_are_dotted_and_texts_stay_texts() -> None:
@@ -122,12 +118,23 @@ def test_nested_values_are_dotted_and_texts_stay_texts() -> None:
     assert found == {"a.b": "1", "a.c": "{}", "d": "x" * 500, "e": "[1, 2]", "f": "null"}
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "off"),
+    [("mlflow", "tracking.trackers", "leave it out"), ("wandb", "tracking.wandb", "set disabled")],
+)
 def test_libraries_that_are_not_installed_are_named(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, field: str, off: str
 ) -> None:
-    monkeypatch.setattr("harness.study.is_installed", lambda module: module != "mlflow")
-    with pytest.raises(InputError, match=r"tracking.trackers: .*needs mlflow.*harness\[mlflow\]"):
-        open_study(make_config(GAUSSIAN, **GRID), (), Store.read(tmp_path / "root"))
+    monkeypatch.setattr("harness.study.is_installed", lambda module: module != name)
+    config = make_config(GAUSSIAN, **{**GRID, "tracking.wandb": "offline"})
+    with pytest.raises(InputError, match=rf"{field}: .*needs {name}, .*; {off}, .*harness\[{name}\]"):
+        open_study(config, (), Store.read(tmp_path / "root"))
+
+
+def test_wandb_has_a_field_of_its_own(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(GAUSSIAN, **{"tracking.trackers": ["wandb"]})
+    with pytest.raises(InputError, match="tracking.trackers: found 'wandb', allowed: mlflow"):
+        open_study(config, (), Store.read(tmp_path / "root"))
 
 
 def test_another_place_is_told_and_no_password_is_kept(
@@ -140,17 +147,17 @@ def test_another_place_is_told_and_no_password_is_kept(
     prepared, store = run_all(make_config(GAUSSIAN, **GRID), tmp_path / "root")
     folder = tmp_path / "the lab's"
     assert mirror(prepared, store, folder) == [] and len(runs(folder)) == 2
-    before = where(folder / "mlflow")
+    before = where(folder / "trackers" / "mlflow")
     assert where(tmp_path / "elsewhere") != before
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'server.db'}")
-    assert where(folder / "mlflow") != before and mirror(prepared, store, folder) == []
+    assert where(folder / "trackers" / "mlflow") != before and mirror(prepared, store, folder) == []
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert (tmp_path / "server.db").stat().st_size > 0, "another place has to be told too"
-    for note in folder.glob("mlflow/sent/*.json"):
+    for note in folder.glob("trackers/mlflow/sent/*.json"):
         note.unlink()
     assert mirror(prepared, store, folder) == [] and len(runs(folder)) == 2, "replaced, not doubled"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:s3cret@127.0.0.1:9/")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     lines = mirror(prepared, store, folder)
     assert len(lines) == 2 and not any("s3cret" in line for line in lines)
-    assert not any("s3cret" in path.read_text() for path in folder.glob("mlflow/sent/*.json"))
+    assert not any("s3cret" in path.read_text() for path in folder.glob("trackers/mlflow/sent/*.json"))

@@ -81,12 +81,19 @@ TRACKERS = gather(
     "trackers",
     TrackerPlugin,
     {
+        "wandb": TrackerPlugin(
+            tracker="harness.tracking.weights_and_biases:Wandb",
+            field="tracking.wandb",
+            off="set disabled",
+            extra="wandb",
+            modules=("wandb",),
+        ),
         "mlflow": TrackerPlugin(
             "harness.tracking.mlflow:write",
             where="harness.tracking.mlflow:where",
             extra="mlflow",
             modules=("mlflow", "sqlalchemy", "alembic"),
-        )
+        ),
     },
 )
 PACKAGES = releases(LEARNERS, FILTERS, REGIMES, _DATA, TASKS, OBJECTIVES, METRICS, TRACKERS)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness import terminal
 from harness.config.schema import Config
@@ -35,6 +35,7 @@ from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared, commit_data
 from harness.tracking import Mirror
+from harness.tracking.tracker import open_trackers
 from harness.tracking.views import Mirrored, Views, aggregates, mirrored, of_bundles, of_chain
 
 STOPPED_MIRROR_S = 3.0
@@ -151,7 +152,7 @@ def run_study(
             raise GangError("stopped while another run wrote the data of this study")
         experiment.begin(source.data, describe_chains(prepared))
         with _leases(store, base) as leases, contextlib.closing(make_display()) as display:
-            mirror = Mirror(_mode(base), experiment.path / "wandb", leases, base.tracking.trackers)
+            mirror = Mirror(open_trackers(base.tracking, experiment.path), leases)
             views = Views(prepared, store)
 
             def on_chain(chain: Chain) -> None:
@@ -171,22 +172,16 @@ def run_study(
                 gangs.coordinator = coordinator
                 summary += coordinator.run()
                 if mirror.active:
-                    _mirror(mirror, Views(prepared, store), aggregates(prepared), others=False)
+                    _mirror(mirror, Views(prepared, store), aggregates(prepared), means=True)
             warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)
     return summary, warnings
 
 
-def _mirror(mirror: Mirror, views: Views, items: Iterable[Mirrored], others: bool = True) -> None:
+def _mirror(mirror: Mirror, views: Views, items: Iterable[Mirrored], means: bool = False) -> None:
     """Queue what is committed to its end; `Mirror.add`."""
     for item in items:
         if views.whole(item):
-            mirror.add(views.view(item), others)
-
-
-def _mode(config: Config) -> Literal["offline", "online", "disabled"]:
-    """How W&B is written here: never online where its own variable says that there is no network."""
-    mode = config.tracking.wandb
-    return "offline" if mode == "online" and os.environ.get("WANDB_MODE") == "offline" else mode
+            mirror.add(views.view(item), means)
 
 
 def _leases(store: Store, config: Config) -> AbstractContextManager[Leases]:
@@ -199,12 +194,11 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
     commit_data(prepared, store)  # where somebody has removed it: other studies go on from it
     experiment.begin(source.data, describe_chains(prepared))
     with _leases(store, prepared.study.base) as leases:
-        base = prepared.study.base
-        mirror = Mirror(_mode(base), experiment.path / "wandb", leases, base.tracking.trackers)
+        mirror = Mirror(open_trackers(prepared.study.base.tracking, experiment.path), leases)
         if mirror.active:
             views = Views(prepared, store)
             _mirror(mirror, views, mirrored(prepared))
-            _mirror(mirror, views, aggregates(prepared), others=False)
+            _mirror(mirror, views, aggregates(prepared), means=True)
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundles)

@@ -118,8 +118,8 @@ def _data() -> list[Row]:
 
 
 def _trackers() -> list[Row]:
-    rows = [{"tracker": "wandb", "what": "Weights & Biases: tracking.wandb is offline, online or disabled."}]
-    return rows + [{"tracker": name, "what": _said_of(TRACKERS[name].write)} for name in TRACKERS]
+    trackers = [(name, TRACKERS[name]) for name in TRACKERS]
+    return [{"tracker": name, "what": _said_of(item.write or item.tracker)} for name, item in trackers]
 
 
 def _said_of(place: str) -> str:

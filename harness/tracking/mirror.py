@@ -13,14 +13,11 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Literal
+from contextlib import ExitStack, contextmanager
 
 from harness.store import Lease, Leases
-from harness.tracking.others import tell
-from harness.tracking.runs import ChainView, Server, connect, run_id, send_chain, write_chain
-from harness.tracking.staging import staged
+from harness.tracking.runs import ChainView, run_id
+from harness.tracking.tracker import Tracker
 
 POLL_S = 0.25
 
@@ -63,84 +60,56 @@ def patience_s(leases: Leases) -> float:
 class Mirror:
     """The one writer: chains are queued and mirrored by a thread."""
 
-    def __init__(
-        self,
-        mode: Literal["offline", "online", "disabled"],
-        folder: Path,
-        leases: Leases,
-        others: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, trackers: Sequence[Tracker], leases: Leases) -> None:
         """Start the thread, unless nobody is told of anything.
 
         Args:
-            mode: ``tracking.wandb``.
-            folder: The experiment's ``wandb/`` folder.
+            trackers: Who is told.
             leases: Several processes may want to mirror a chain; one after another does, and finds what was
                 done before.
-            others: ``tracking.trackers``.
         """
-        self.mode, self.folder, self.leases, self.others = mode, folder, leases, others
+        self.trackers, self.leases = trackers, leases
         self.errors: list[str] = []
         self._mirrored = 0
-        self._server: Server | None = None
-        self._unreachable = ""
         self._queue: queue.SimpleQueue[tuple[ChainView, bool] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if self.active:
-            self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
             self._thread.start()
 
     @property
     def active(self) -> bool:
         """Whether anybody is told of chains."""
-        return self.mode != "disabled" or bool(self.others)
+        return bool(self.trackers)
 
-    def add(self, view: ChainView, others: bool = True) -> None:
+    def add(self, view: ChainView, means: bool = False) -> None:
         """Queue a complete chain.
 
         Args:
             view: The chain, or the means of a cell.
-            others: Whether trackers besides W&B are told: of means over chains that they know they are not.
+            means: Whether it is the means over chains that were queued too (`Tracker.means`).
         """
         if self._thread is not None:
-            self._queue.put((view, others))
+            self._queue.put((view, means))
 
     def _work(self) -> None:
-        with staged(self.folder) if self.mode != "disabled" else nullcontext():
+        with ExitStack() as stack:
+            for tracker in self.trackers:
+                stack.enter_context(tracker.working())
             self._take()
 
     def _take(self) -> None:
         while (item := self._queue.get()) is not None:
-            view, others = item
+            view, means = item
             try:
-                self._mirror(view, others)
+                with held(self.leases, view.experiment, view.chain, patience_s(self.leases)):
+                    for tracker in self.trackers:
+                        if tracker.means or not means:
+                            self.errors += tracker.tell(view)
             except BaseException as error:  # a tracker must never stop a chain, whatever it raises
                 reason = (str(error).splitlines() or [""])[0]
                 self.errors.append(f"{view.chain}: {type(error).__name__}: {reason}")
             self._mirrored += 1
-
-    def _mirror(self, view: ChainView, others: bool) -> None:
-        with held(self.leases, view.experiment, view.chain, patience_s(self.leases)):
-            if others:
-                self.errors += tell(self.others, view, self.folder.parent / "trackers")
-            if self.mode == "disabled" or (self.mode == "online" and not self._connected()):
-                return
-            if self._server is not None:
-                send_chain(view, self._server, self.folder)
-            else:
-                write_chain(view, self.folder)
-
-    def _connected(self) -> bool:
-        """Log in with the first chain; one warning, not one a chain, where that fails."""
-        if self._server is None and not self._unreachable:
-            try:
-                self._server = connect()
-            except Exception as error:
-                self._unreachable = str(error)
-                self.errors.append(
-                    f"nothing was sent: {error}; the records are safe, `harness sync` sends them later"
-                )
-        return self._server is not None
 
     def close(self, timeout_s: float = 120.0) -> list[str]:
         """Wait for what is queued, as long as there is progress.
@@ -158,7 +127,8 @@ class Mirror:
                 self._thread.join(timeout_s)
                 if self._thread.is_alive() and self._mirrored == before:
                     self.errors.append(
-                        f"W&B took no chain for {timeout_s:.0f} s; run the command again to send the rest"
+                        f"the trackers took no chain for {timeout_s:.0f} s; run the command again to send "
+                        "the rest"
                     )
                     break
         return self.errors

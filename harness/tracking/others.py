@@ -1,56 +1,75 @@
-"""Trackers besides W&B: told of every chain once, with all its generations."""
+"""Trackers that write whole chains: told of each once, with all its generations."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.components import TRACKERS
 from harness.files import read_json, write_json
 from harness.registry import named
 from harness.tracking.runs import ChainView
+from harness.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from harness.tracking.views import Mirrored, Views
 
 SENT = "sent"
 """Folder of the notes, in a tracker's own: which evaluations of a chain it has been told of."""
 
 
-def tell(names: Sequence[str], view: ChainView, folder: Path) -> list[str]:
-    """Tell trackers of a chain, unless they have been told of all of it.
+class WholeChains(Tracker):
+    """One that a function writes for (`harness.registry.TrackerPlugin.write`); notes say what it was told."""
 
-    Args:
-        names: ``tracking.trackers``.
-        view: The chain.
-        folder: Of the experiment's trackers; each has one of its own in it, which is there when it is called.
+    @property
+    def folder(self) -> Path:
+        """Its own, which is there when it is called."""
+        return self.experiment / "trackers" / self.name
 
-    Returns:
-        What went wrong, one line for each tracker: it is told again by the next run.
-    """
-    wrong = []
-    for name in names:
-        note = folder / name / SENT / f"{view.chain}.json"
-        if note.exists() and read_json(note) == _said(name, view, folder):
-            continue
+    def write(self, view: ChainView) -> None:
+        """Call the function, unless it has been told of just this."""
+        note = self._note(view.chain)
+        if self.told(view.chain) == view.evaluations:
+            return
         note.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            named(TRACKERS[name].write)(view, folder / name)
-        except Exception as error:  # a tracker must never stop a chain, whatever it raises
-            reason = _without_passwords((str(error).splitlines() or [""])[0])
-            wrong.append(f"tracker {name}: {view.chain}: {type(error).__name__}: {reason}")
-            continue
-        write_json(note, _said(name, view, folder))
-    return wrong
+        named(TRACKERS[self.name].write)(view, self.folder)
+        where = self._where()
+        said: Any = view.evaluations
+        write_json(note, said if where is None else {"where": where, "evaluations": said})
 
+    def send(self, view: ChainView) -> int:
+        """As in a run."""
+        self.write(view)
+        return len(view.generations)
 
-def _said(name: str, view: ChainView, folder: Path) -> Any:
-    """What a tracker has been told, and where it wrote it."""
-    where = TRACKERS[name].where
-    return (
-        {"where": named(where)(folder / name), "evaluations": view.evaluations} if where else view.evaluations
-    )
+    def told(self, chain: str) -> list[str]:
+        """What it has been told where it writes to now."""
+        note, where = self._note(chain), self._where()
+        if not note.exists():
+            return []
+        found = read_json(note)
+        if where is None:
+            return list(found)
+        return list(found["evaluations"]) if found["where"] == where else []
 
+    def is_due(self, views: Views, item: Mirrored) -> bool:
+        """Whether all of it is there, and something of it is new."""
+        return views.whole(item) and not self.is_complete(views, item)
 
-def _without_passwords(text: str) -> str:
-    """A message without what stands between a name and the @ of an address."""
-    return re.sub(r"(://[^\s:/@]*):[^\s@]+@", r"\1:***@", text)
+    def is_complete(self, views: Views, item: Mirrored) -> bool:
+        """Whether all of it is there, and was told."""
+        return views.whole(item) and self.told(item.id) == views.view(item).evaluations
+
+    def reason(self, error: Exception) -> str:
+        """Whose it is, and without what stands between a name and the @ of an address."""
+        return f"tracker {self.name}: " + re.sub(
+            r"(://[^\s:/@]*):[^\s@]+@", r"\1:***@", super().reason(error)
+        )
+
+    def _note(self, chain: str) -> Path:
+        return self.folder / SENT / f"{chain}.json"
+
+    def _where(self) -> Any:
+        where = TRACKERS[self.name].where
+        return named(where)(self.folder) if where else None

@@ -1,4 +1,4 @@
-"""`harness sync`: what is committed, to W&B and the other trackers.
+"""`harness sync`: what is committed, to the trackers.
 
 Beside jobs that still compute, or afterwards, as often as one likes.
 """
@@ -16,16 +16,15 @@ from harness.errors import InputError
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
-from harness.tracking import BusyError, Sent, Server, connect, held, patience_s, send_chain
-from harness.tracking.others import tell
-from harness.tracking.staging import staged
+from harness.tracking import BusyError, held, patience_s
+from harness.tracking.tracker import Tracker, open_trackers
 from harness.tracking.views import Mirrored, Views, aggregates, mirrored, of_chain
 
 PROGRESS_CHAINS = 20
 """A line of progress after so many chains."""
 MAX_FAILURES = 3
-"""Chains in a row that could not be sent, after which a pass ends: W&B does not answer, and each took its
-time to say so."""
+"""Chains in a row that could not be sent, after which a pass ends: the tracker does not answer, and each took
+its time to say so."""
 
 
 @dataclass
@@ -36,8 +35,8 @@ class Synced:
         chains: Chains of the study.
         complete: Chains of which nothing is left to send, ever: all generations are there, or the last one
             diverged.
-        chains_sent: Chains of which something was sent.
-        generations_sent: Generations that were sent.
+        chains_sent: Chains of which something was sent, once for each tracker.
+        generations_sent: Generations that were sent, once for each tracker.
         errors: Chain to why it could not be sent, in the last pass over it.
         stopped: A signal ended it.
         wall_s: Seconds.
@@ -73,8 +72,7 @@ def check_wanted(prepared: Prepared) -> None:
     Raises:
         InputError: ``tracking.wandb`` is ``disabled``, and no other tracker is named.
     """
-    tracking = prepared.study.base.tracking
-    if tracking.wandb == "disabled" and not tracking.trackers:
+    if not prepared.study.base.tracking.names:
         message = (
             "found disabled, so nothing may be sent; allowed for sync: offline, online (or --set "
             "tracking.wandb=offline), or other trackers (tracking.trackers)"
@@ -100,17 +98,19 @@ def sync(
     check_wanted(prepared)
     if every_s is None and not (root / "format").exists():
         raise InputError(f"--root {root} is not a store of the harness")
-    if prepared.study.base.tracking.wandb == "disabled":
-        return _watch(prepared, root, None, stop, every_s, say)
-    experiment = Experiment(root, prepared.study.base.experiment)
-    with staged(experiment.path / "wandb" if (root / "format").exists() else None):
-        return _watch(prepared, root, connect(), stop, every_s, say)
+    base, there = prepared.study.base, (root / "format").exists()
+    trackers = open_trackers(base.tracking, Experiment(root, base.experiment).path)
+    with contextlib.ExitStack() as stack:
+        for tracker in trackers:
+            stack.enter_context(tracker.working(there))
+            tracker.connect()
+        return _watch(prepared, root, trackers, stop, every_s, say)
 
 
 def _watch(
     prepared: Prepared,
     root: Path,
-    server: Server | None,
+    trackers: Sequence[Tracker],
     stop: Stop,
     every_s: float | None,
     say: Callable[[str], None],
@@ -118,7 +118,7 @@ def _watch(
     started, total = time.monotonic(), Synced(len(mirrored(prepared)))
     while True:
         if (root / "format").exists():
-            _Pass(prepared, root, server, stop, say, total).run()
+            _Pass(prepared, root, trackers, stop, say, total).run()
         total.wall_s = round(time.monotonic() - started, 3)
         if (
             every_s is None
@@ -137,65 +137,42 @@ class _Pass:
         self,
         prepared: Prepared,
         root: Path,
-        server: Server | None,
+        trackers: Sequence[Tracker],
         stop: Stop,
         say: Callable[[str], None],
         total: Synced,
     ) -> None:
         store = Store.read(root)
-        self.prepared, self.store, self.server = prepared, store, server
+        self.prepared, self.store, self.trackers = prepared, store, trackers
         self.stop, self.say, self.total = stop, say, total
         self.views = Views(prepared, store)
         self.gave_up = False
-        self.folder = Experiment(store.root, prepared.study.base.experiment).path / "wandb"
 
     def run(self) -> None:
-        self.total.busy, errors = [], self.total.errors
-        self.total.errors = {}
-        if self.server is not None:
-            self._to_wandb(self.server)
-        self._to_others()
+        before, self.total.errors, self.total.busy = self.total.errors, {}, []
+        for tracker in self.trackers:
+            self._tell(tracker)
+        self.total.complete = sum(
+            all(tracker.is_complete(self.views, item) for tracker in self.trackers)
+            for item in mirrored(self.prepared)
+        )
         for chain, reason in self.total.errors.items():
-            if errors.get(chain) != reason:
+            if before.get(chain) != reason:
                 self.say(f"{chain}: {reason}")
 
-    def _to_wandb(self, server: Server) -> None:
-        tracking = self.prepared.study.base.tracking
-        sent = Sent(self.folder, server, tracking.entity, tracking.project)
-        todo = [
-            chain for chain in mirrored(self.prepared) if self._news(chain, len(sent.evaluations(chain.id)))
-        ]
-        if todo or self._due(sent):
-            with self._leases() as leases:
-                busy = self._send(todo, server, leases)
-                deadline = time.monotonic() + patience_s(leases)
-                while busy and not self.gave_up and time.monotonic() < deadline and not self.stop.wait(1.0):
-                    busy = self._send(busy, server, leases)
-                self.total.busy = [chain.id for chain in busy]
-                # after the chains: what has made them whole may have come since this pass began
-                self._send_cells(self._due(sent), server, leases)
-        self.total.complete = sum(self._complete(chain, sent) for chain in mirrored(self.prepared))
-
-    def _to_others(self) -> None:
-        """Tell trackers besides W&B of the chains that are whole."""
-        base = self.prepared.study.base
-        whole = [chain for chain in mirrored(self.prepared) if self.views.whole(chain)]
-        names, folder = base.tracking.trackers, self.folder.parent / "trackers"
-        if names and whole:
-            with self._leases() as leases:
-                for chain in whole:
-                    if self.stop.is_set():
-                        return
-                    try:
-                        with held(leases, base.experiment, chain.id, patience_s(leases)):
-                            wrong = tell(names, self.views.view(chain), folder)
-                    except BusyError:
-                        self.total.busy.append(chain.id)
-                        continue
-                    if wrong:
-                        self.total.errors[chain.id] = "; ".join(wrong)
-        if self.server is None:
-            self.total.complete = len({chain.id for chain in whole} - {*self.total.errors, *self.total.busy})
+    def _tell(self, tracker: Tracker) -> None:
+        self.gave_up = False
+        todo = [item for item in mirrored(self.prepared) if tracker.is_due(self.views, item)]
+        if not (todo or self._due(tracker)):
+            return
+        with self._leases() as leases:
+            busy = self._send(todo, tracker, leases)
+            deadline = time.monotonic() + patience_s(leases)
+            while busy and not self.gave_up and time.monotonic() < deadline and not self.stop.wait(1.0):
+                busy = self._send(busy, tracker, leases)
+            # after the chains: what has made them whole may have come since this pass began
+            busy += self._send(self._due(tracker), tracker, leases, means=True)
+        self.total.busy += [item.id for item in busy]
 
     @contextlib.contextmanager
     def _leases(self) -> Iterator[Leases]:
@@ -206,72 +183,49 @@ class _Pass:
         ) as leases:
             yield leases
 
-    def _news(self, chain: Mirrored, known: int) -> bool:
-        """Whether more of a chain is committed than was sent.
+    def _due(self, tracker: Tracker) -> list[Mirrored]:
+        """Cells of which all chains have been sent as a whole, and the means have not."""
+        return [
+            cell
+            for cell in (aggregates(self.prepared) if tracker.means else ())
+            if len(tracker.told(cell.id)) <= cell.generations
+            and all(tracker.is_complete(self.views, of_chain(chain)) for chain in cell.chains)
+        ]
 
-        A bundled chain that diverged has fewer records than generations.
+    def _send(
+        self, items: Sequence[Mirrored], tracker: Tracker, leases: Leases, means: bool = False
+    ) -> list[Mirrored]:
+        """Send chains, or means over chains that are sent, one after another.
+
+        Returns:
+            Those that other processes hold.
         """
-        return self.views.committed(chain) > known and len(self.views.view(chain).generations) > known
-
-    def _send(self, chains: Sequence[Mirrored], server: Server, leases: Leases) -> list[Mirrored]:
-        """Send chains one after another; returns those that other processes hold."""
         busy: list[Mirrored] = []
         done = failures = 0
-        for chain in chains:
-            if self.stop.is_set():
+        for item in items:
+            if self.stop.is_set() or self.gave_up:
                 break
             try:
-                with held(leases, self.prepared.study.base.experiment, chain.id):
-                    generations = send_chain(self.views.view(chain), server, self.folder)
+                with held(leases, self.prepared.study.base.experiment, item.id):
+                    generations = tracker.send(self.views.view(item))
             except BusyError:
-                busy.append(chain)
+                busy.append(item)
                 continue
             except Exception as error:  # one chain that cannot be sent must not keep the others back
-                self.total.errors[chain.id] = (
-                    f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                )
+                told = self.total.errors.get(item.id)
+                self.total.errors[item.id] = (f"{told}; " if told else "") + tracker.reason(error)
                 failures += 1
                 if failures == MAX_FAILURES:
                     self.say(f"{failures} chains in a row could not be sent; the rest is left for later")
                     self.gave_up = True
-                    break
                 continue
             failures, done = 0, done + 1
-            self.total.chains_sent += generations > 0
-            self.total.generations_sent += generations
-            if done % PROGRESS_CHAINS == 0 or done == len(chains):
-                self.say(f"sent {done} of {len(chains)} chains")
+            if not means:
+                self.total.chains_sent += generations > 0
+                self.total.generations_sent += generations
+                if done % PROGRESS_CHAINS == 0 or done == len(items):
+                    self.say(f"sent {done} of {len(items)} chains")
         return busy
-
-    def _due(self, sent: Sent) -> list[Mirrored]:
-        """Cells of which all chains have been sent as a whole, and the means have not."""
-        return [
-            cell
-            for cell in aggregates(self.prepared)
-            if len(sent.evaluations(cell.id)) <= cell.generations
-            and all(self._complete(of_chain(chain), sent) for chain in cell.chains)
-        ]
-
-    def _send_cells(self, cells: Sequence[Mirrored], server: Server, leases: Leases) -> None:
-        """Send the means of cells."""
-        for cell in cells:
-            if self.stop.is_set() or self.gave_up:
-                return
-            try:
-                with held(leases, self.prepared.study.base.experiment, cell.id):
-                    send_chain(self.views.view(cell), server, self.folder)
-            except BusyError:
-                self.total.busy.append(cell.id)
-            except Exception as error:
-                reason = (str(error).splitlines() or [""])[0]
-                self.total.errors[cell.id] = f"{type(error).__name__}: {reason}"
-
-    def _complete(self, chain: Mirrored, sent: Sent) -> bool:
-        """Whether nothing of a chain is left to send, now or later."""
-        known = len(sent.evaluations(chain.id))
-        if known > chain.generations:
-            return True
-        return known > 0 and self.views.whole(chain) and len(self.views.view(chain).generations) == known
 
 
 def describe(done: Synced) -> str:

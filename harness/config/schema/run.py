@@ -105,7 +105,12 @@ class Tracking(Section):
     @field_validator("trackers")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return check_names(value, TRACKERS)
+        return check_names(value, TRACKERS.where(lambda plugin: plugin.field == "tracking.trackers"))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All trackers that are told."""
+        return (*self.trackers, *(() if self.wandb == "disabled" else ("wandb",)))
 
     bundles: Literal["cells", "chains"] = "cells"
     """Chains in bundles: one run for each cell, with means over its chains, or one for each chain."""

@@ -1,0 +1,183 @@
+"""The components of every group: the harness's own, and those that packages name in their metadata."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, cast
+
+from harness.registry.plugins import DataKind, Group, LearnerPlugin
+from harness.section import DataSection, Section
+from harness.terminal import cut, shown
+
+P = TypeVar("P")
+Q = TypeVar("Q")
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[P]):
+    """A component.
+
+    Attributes:
+        plugin: What is known of it.
+        package: The distribution that adds it; empty for the harness itself.
+        release: That distribution's version.
+    """
+
+    plugin: P
+    package: str = ""
+    release: str = ""
+
+    @property
+    def version(self) -> int | str:
+        """The component's version as it enters keys, with the package that adds it.
+
+        A package's own version is not in keys: it changes for other reasons.
+        """
+        version: int = self.plugin.version  # type: ignore[attr-defined]
+        return f"{self.package}/{version}" if self.package else version
+
+
+@dataclass
+class Found(Generic[P]):
+    """The components of one group.
+
+    Attributes:
+        loaded: By kind.
+        broken: Kind to why a package's component cannot be used; studies without it are not concerned.
+    """
+
+    loaded: dict[str, Loaded[P]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, kind: str) -> P:
+        """What is known of a kind."""
+        return self.loaded[kind].plugin
+
+    def __iter__(self) -> Iterator[str]:
+        """The kinds."""
+        return iter(self.loaded)
+
+    def of(self, kind: type[Q]) -> Found[Q]:
+        """Those that are objects of a class."""
+        chosen = {name: item for name, item in self.loaded.items() if isinstance(item.plugin, kind)}
+        return Found(cast("dict[str, Loaded[Q]]", chosen), self.broken)
+
+    def where(self, holds: Callable[[P], bool]) -> Found[P]:
+        """Those of which something holds."""
+        return Found({name: item for name, item in self.loaded.items() if holds(item.plugin)}, self.broken)
+
+    @property
+    def added(self) -> dict[str, Loaded[P]]:
+        """Those of packages, by kind."""
+        return {kind: item for kind, item in self.loaded.items() if item.package}
+
+
+def gather(
+    group: Group, expected: type[P] | tuple[type[P], ...], own: Mapping[str, P], taken: Collection[str] = ()
+) -> Found[P]:
+    """The components of a group: the harness's own, and those that packages add.
+
+    Args:
+        group: Which.
+        expected: What a package's object has to be, or one of several.
+        own: The harness's own by kind.
+        taken: Other names that a package cannot have.
+    """
+    found: Found[P] = Found({kind: Loaded(plugin) for kind, plugin in own.items()})
+    for point in sorted(
+        entry_points(group=f"harness.{group}"), key=lambda point: (point.name, _package(point))
+    ):
+        package = _package(point)
+        try:
+            if point.name in (*own, *taken):
+                raise ValueError("the harness has a kind of that name")
+            if point.name in found.loaded:
+                raise ValueError(f"{found.loaded[point.name].package} gives a kind of that name too")
+            plugin = _checked(point, expected)
+        except Exception as error:  # whatever somebody else's code raises
+            reason = (str(error).strip().splitlines() or [""])[0]
+            found.broken.setdefault(
+                point.name, f"{package} cannot be used for it: {type(error).__name__}: {reason}"
+            )
+            continue
+        found.loaded[point.name] = Loaded(plugin, package, point.dist.version if point.dist else "")
+    return found
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value.partition(":")[0]
+
+
+def _checked(point: EntryPoint, expected: type[Any] | tuple[type[Any], ...]) -> Any:
+    """The object of an entry point, if it is what its group is for and answers to its name there."""
+    plugin = point.load()
+    if not isinstance(plugin, expected):
+        names = [kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,))]
+        raise TypeError(f"{point.value} is a {type(plugin).__name__}, not a {' or a '.join(names)}")
+    if any("/" not in metric.name for metric in getattr(plugin, "metrics", ())):
+        raise ValueError(f"the columns of {point.value} need names with a stroke, as text/rep_4")
+    section = getattr(plugin, "section", None)
+    if section is None:
+        return plugin
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        raise TypeError(f"the section of {point.value} is not a harness.section.Section")
+    of_data = isinstance(plugin, DataKind)
+    if of_data and (not issubclass(section, DataSection) or plugin.sources != (point.name,)):
+        raise TypeError(f"{point.value} needs a harness.section.DataSection, and sources=({point.name!r},)")
+    name = "source" if of_data else "kind"
+    kind = section.model_fields.get(name)
+    if kind is None or typing.get_args(kind.annotation) != (point.name,):
+        raise TypeError(f"the section of {point.value} needs the field {name}: Literal[{point.name!r}]")
+    if isinstance(plugin, LearnerPlugin):
+        _check_learner(point.value, plugin)
+    if getattr(plugin, "of", "corpora") not in ("corpora", "training sets", "pools"):
+        raise ValueError(f"{point.value} is of {plugin.of!r}, allowed: 'corpora', 'training sets', 'pools'")
+    return plugin
+
+
+def _check_learner(place: str, plugin: LearnerPlugin) -> None:
+    """Two names mean something to the harness: a fit gets neither, so its family would see defaults."""
+    section = plugin.section
+    if plugin.many_ranks and (plugin.family or plugin.batchable):
+        raise TypeError(f"{place} has many_ranks, so it needs a learner, no family, and batchable=False")
+    if "sample" in section.model_fields:
+        raise TypeError(
+            f"the section of {place} has a field sample, which is the harness's; name it otherwise"
+        )
+    init = section.model_fields.get("init")
+    allowed = {"scratch", "previous"}
+    if init is not None and not set(typing.get_args(init.annotation)) <= allowed:
+        raise TypeError(f"the field init of {place} can only be a Literal of 'scratch' and 'previous'")
+
+
+def check_names(names: tuple[str, ...], found: Found[Any]) -> tuple[str, ...]:
+    """Names of components of packages, for a field that lists them.
+
+    Raises:
+        ValueError: One is unknown or broken, or stands there twice.
+    """
+    for name in names:
+        if name in found.loaded:
+            continue
+        if name in found.broken:
+            raise ValueError(f"found {shown(name)}; {cut(found.broken[name])}")
+        allowed = ", ".join(found.loaded) or "none, no package adds any"
+        raise ValueError(f"found {shown(name)}, allowed: {allowed}")
+    if len(set(names)) < len(names):
+        raise ValueError("names one twice")
+    return names
+
+
+def releases(*found: Found[Any]) -> dict[str, str]:
+    """The packages that components come from, with their versions, for provenance."""
+    return {item.package: item.release for group in found for item in group.added.values()}
+
+
+def named(place: str) -> Any:
+    """What ``module:attribute`` names."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)

@@ -84,6 +84,16 @@ TEXT: dict[str, Any] = {
     "resources": {"sample_batch": 32},
     "tracking": {"wandb": "disabled"},
 }
+IMAGES: dict[str, Any] = {
+    "experiment": "vae",
+    "data": {"source": "digits", "num_examples": 96},
+    "learner": {"kind": "vae", "latent_dim": 4, "channels": [4, 8], "train": {"epochs": 3, "batch_size": 16}},
+    "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+    "evaluate": {"examples": 64},
+    "generations": 1,
+    "resources": {"sample_batch": 32},
+    "tracking": {"wandb": "disabled"},
+}
 GAUSSIAN: dict[str, Any] = {
     "experiment": "normal",
     "data": {"source": "gaussian", "dim": 1, "num_examples": 20, "variance": 1.0},

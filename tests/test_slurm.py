@@ -33,7 +33,7 @@ def quickstart(folder: Path) -> Study:
 
 
 def test_one_allocation_of_two_nodes(cluster: Cluster, quickstart: Study, submit: Any, root: Path) -> None:
-    job = submit(quickstart.config, *QUICK, *TWO_NODES, "--cpus-per-node", 2)
+    job = submit(quickstart.config, *QUICK, *TWO_NODES)
     cluster.wait_job(job, "COMPLETED", timeout=500)
     assert export(quickstart.config, root, *QUICK) == quickstart.expected
     found = json.loads(cluster.harness("status", quickstart.config, "--root", root, *QUICK, "--json").stdout)
@@ -90,19 +90,19 @@ def test_what_is_complete_ends_quickly(cluster: Cluster, faults: Study, submit: 
 # --- a gang over two nodes ----------------------------------------------------------------------------------
 
 
-def test_a_gang_across_nodes(cluster: Cluster, folder: Path, submit: Any, root: Path) -> None:
+@pytest.fixture(scope="module")
+def wide(folder: Path) -> Path:
+    resources = {"ranks": 2, "zero_stage": 3, "sample_batch": 32}
+    return written(folder / "wide.yaml", experiment="wide", generations=1, resources=resources)
+
+
+def test_a_gang_across_nodes(cluster: Cluster, wide: Path, submit: Any, root: Path, folder: Path) -> None:
     """Two ranks of ZeRO-3 on gloo, one CPU on each node: equal to two ranks on one machine."""
-    changes = {
-        "experiment": "wide",
-        "generations": 1,
-        "resources": {"ranks": 2, "zero_stage": 3, "sample_batch": 32},
-    }
-    config = written(folder / "wide.yaml", **changes)
-    alone = harness("run", config, "--root", folder / "wide-alone", timeout=300)
+    alone = harness("run", wide, "--root", folder / "wide-alone", timeout=300)
     assert alone.returncode == 0, alone.stderr
-    job = submit(config, "--nodes", 2, "--cpus-per-node", 1, "--time", 30, "--no-look")
+    job = submit(wide, "--nodes", 2, "--cpus-per-node", 1, "--time", 30, "--no-look")
     cluster.wait_job(job, "COMPLETED", timeout=240)
-    assert export(config, root) == export(config, folder / "wide-alone")
+    assert export(wide, root) == export(wide, folder / "wide-alone")
     ranks = [path for path in root.glob("experiments/wide/logs/gang-*")]
     assert len(ranks) == 2
 
@@ -148,9 +148,9 @@ def refused(done: Any, *texts: str) -> None:
     ],
 )
 def test_what_cannot_work_is_refused(
-    cluster: Cluster, faults: Study, root: Path, arguments: Any, texts: Any
+    cluster: Cluster, wide: Path, root: Path, arguments: Any, texts: Any
 ) -> None:
-    refused(cluster.harness("submit", faults.config, "--root", root, "--no-look", *arguments), *texts)
+    refused(cluster.harness("submit", wide, "--root", root, "--no-look", *arguments), *texts)
     assert not list(root.glob("experiments/*/slurm/*/job.sh")), (
         "nothing stays of a submission that was refused"
     )
@@ -223,8 +223,8 @@ def test_a_second_submission(cluster: Cluster, faults: Study, submit: Any, root:
     assert computed_once(root)
 
 
-def test_gpus_that_are_not_there(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
+def test_gpus_that_are_not_there(cluster: Cluster, wide: Path, submit: Any, root: Path) -> None:
     """SLURM hands out device files without a device: the run must not quietly compute on CPUs."""
-    job = submit(faults.config, "--gpus-per-node", 2, "--cpus-per-node", 2, "--time", 30, "--no-look")
+    job = submit(wide, "--gpus-per-node", 2, "--cpus-per-node", 2, "--time", 30, "--no-look")
     cluster.wait_job(job, "FAILED", timeout=120)
     assert "torch finds no GPU" in logs(root, job) and "harness doctor" in logs(root, job)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import merged
+from conftest import IMAGES
 from slurm_cluster import Cluster
 from slurm_jobs import (
     FAULTS,
@@ -132,8 +132,8 @@ def test_a_task_of_an_array_loses_its_machine(
 ) -> None:
     """The others take its work over after its lease, and end; when it comes back, nothing is left to do."""
     # A machine that is taken as a whole comes with its GPUs, here device files without a device.
-    changes = {"resources.lease_s": 3.0, "resources.gpus_per_rank": 0}
-    config = written(faults.config.parent / "array.yaml", **merged(FAULTS, changes))
+    resources = FAULTS["resources"] | {"lease_s": 3.0, "gpus_per_rank": 0}
+    config = written(faults.config.parent / "array.yaml", IMAGES, **FAULTS | {"resources": resources})
     job = submit(config, "--array", 3, "--cpus-per-node", 2, "--exclusive", "--time", 30, "--no-look")
     lost = mid_run(cluster, root)
     host = next(event["host"] for event in reversed(events(root, "fit_started")) if event["fit"] in lost)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from chains import Events, contents, open_prepared, run_all
-from conftest import Make, harness
+from conftest import IMAGES, Make, harness
 from PIL import Image
 
 from harness.config import expand, load_file
@@ -33,17 +33,6 @@ from harness.regimes import Drawn
 from harness.science import EvaluationSpec
 from harness.store import Store
 from harness.study import Prepared
-
-VAE: dict[str, Any] = {
-    "experiment": "vae",
-    "data": {"source": "digits", "num_examples": 96},
-    "learner": {"kind": "vae", "latent_dim": 4, "channels": [4, 8], "train": {"epochs": 3, "batch_size": 16}},
-    "regime": {"kind": "replace", "synthetic_ratio": 1.0},
-    "evaluate": {"examples": 64},
-    "generations": 1,
-    "resources": {"sample_batch": 32},
-    "tracking": {"wandb": "disabled"},
-}
 
 
 class Crash(Exception):
@@ -100,7 +89,7 @@ def weights(store: Store, prepared: Prepared) -> dict[str, bytes]:
 
 
 def test_digits_are_split_once_for_all_seeds(make_config: Make, tmp_path: Path) -> None:
-    data = open_learner(make_config(VAE), tmp_path / "root").data
+    data = open_learner(make_config(IMAGES), tmp_path / "root").data
     held_out = round(0.2 * 1797)
     assert (data.shape, data.num_examples, data.supply, len(data.test)) == (
         (8, 8),
@@ -131,7 +120,7 @@ def test_the_key_is_of_the_content_not_of_the_path(make_config: Make, tmp_path: 
     def found(name: str, classes: str | None = "labels") -> set[str]:
         data = {"source": str(tmp_path / f"{name}.npy"), "kind": "images", "num_examples": 32}
         data |= {} if classes is None else {"labels": str(tmp_path / f"{classes}.npy")}
-        return keys(open_prepared(make_config(VAE, f"{name}.yaml", data=data), tmp_path / "root")[0])
+        return keys(open_prepared(make_config(IMAGES, f"{name}.yaml", data=data), tmp_path / "root")[0])
 
     assert found("a") == found("b") == found("floats")
     assert not found("a") & (found("c") | found("a", "others") | found("a", None))
@@ -156,8 +145,8 @@ def test_the_key_is_of_the_content_not_of_the_path(make_config: Make, tmp_path: 
 def test_what_enters_which_key(
     make_config: Make, tmp_path: Path, change: dict[str, Any], same_first_fit: bool
 ) -> None:
-    base = open_prepared(make_config(VAE), tmp_path / "root")[0]
-    other = open_prepared(make_config(VAE, "other.yaml", **change), tmp_path / "root")[0]
+    base = open_prepared(make_config(IMAGES), tmp_path / "root")[0]
+    other = open_prepared(make_config(IMAGES, "other.yaml", **change), tmp_path / "root")[0]
     first, second = (list(prepared.lineage.nodes.values()) for prepared in (base, other))
     assert (first[0].fit == second[0].fit) == same_first_fit
     science = not ({"resources.sample_batch", "learner.train.beta"} & set(change) and same_first_fit)
@@ -194,7 +183,7 @@ BAD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 def test_a_wrong_configuration_is_one_message(
     make_config: Make, changes: dict[str, Any], expected: tuple[str, ...]
 ) -> None:
-    path = make_config(VAE, **changes)
+    path = make_config(IMAGES, **changes)
     with pytest.raises(InputError) as caught:
         expand(load_file(path))
     message = str(caught.value)
@@ -265,7 +254,7 @@ def test_images_that_cannot_be_read_are_one_message(
     folder = tmp_path / "files"
     folder.mkdir()
     source = files(folder).get(name, name if name.startswith("hf:") else str(folder / name))
-    config = make_config(VAE, data={"source": source, "kind": "images", **fields})
+    config = make_config(IMAGES, data={"source": source, "kind": "images", **fields})
     with pytest.raises(InputError) as caught:
         open_prepared(config, tmp_path / "root")
     assert expected in str(caught.value) and "Traceback" not in str(caught.value)
@@ -281,14 +270,14 @@ def test_labels_must_be_whole_numbers_one_for_each_image(make_config: Make, tmp_
             "labels": str(tmp_path / f"{name}.npy"),
         }
         with pytest.raises(InputError, match="data.labels: expected 20 whole numbers from 0"):
-            open_prepared(make_config(VAE, data=data), tmp_path / "root")
+            open_prepared(make_config(IMAGES, data=data), tmp_path / "root")
     with pytest.raises(InputError, match="data.labels: only goes with a .npy source"):
-        open_prepared(make_config(VAE, **{"data.labels": "x.npy"}), tmp_path / "root")
+        open_prepared(make_config(IMAGES, **{"data.labels": "x.npy"}), tmp_path / "root")
 
 
 def test_fresh_real_needs_images_that_nobody_has_seen(make_config: Make, tmp_path: Path) -> None:
     config = make_config(
-        VAE, regime={"kind": "fresh_real", "synthetic_ratio": 0.0}, **{"data.num_examples": 800}
+        IMAGES, regime={"kind": "fresh_real", "synthetic_ratio": 0.0}, **{"data.num_examples": 800}
     )
     with pytest.raises(
         InputError,
@@ -318,7 +307,7 @@ def test_parquet_images_may_be_lists_bytes_or_the_hubs_form(make_config: Make, t
     for name, column in forms.items():
         pq.write_table(pa.table({"image": column, "label": labels}), tmp_path / f"{name}.parquet")
         data = {"source": str(tmp_path / f"{name}.parquet"), "kind": "images", "num_examples": 20}
-        found.append(keys(open_prepared(make_config(VAE, f"{name}.yaml", data=data), tmp_path / "root")[0]))
+        found.append(keys(open_prepared(make_config(IMAGES, f"{name}.yaml", data=data), tmp_path / "root")[0]))
     assert found[0] == found[1] == found[2]
 
 
@@ -358,7 +347,7 @@ class TestHub:
         assert asked == [("lab/pictures", "small", None)]
 
     def test_the_splits_of_the_hub_stay(self, pixels: Any, make_config: Make, tmp_path: Path) -> None:
-        data = open_learner(make_config(VAE, data=self.data()), tmp_path / "root").data
+        data = open_learner(make_config(IMAGES, data=self.data()), tmp_path / "root").data
         assert (data.supply, len(data.test), data.shape) == (30, 10, (6, 6))
         assert (
             np.rint(data.test.values * 255).astype(np.uint8).tolist() == pixels[30:].reshape(10, -1).tolist()
@@ -370,7 +359,7 @@ class TestHub:
         with pytest.raises(
             InputError, match="data.image_field: .* has no column 'picture'; it has image, label"
         ):
-            open_prepared(make_config(VAE, data=self.data(image_field="picture")), tmp_path / "root")
+            open_prepared(make_config(IMAGES, data=self.data(image_field="picture")), tmp_path / "root")
 
     def test_through_the_hubs_own_client(self, make_config: Make, tmp_path: Path) -> None:
         import datasets
@@ -385,7 +374,7 @@ class TestHub:
         folder.mkdir(parents=True)
         for name, part in {"train": rows[:30], "test": rows[30:]}.items():
             datasets.Dataset.from_list(part, features).to_parquet(folder / f"{name}.parquet")
-        config = make_config(VAE, data=self.data(source="hf:lab/pictures"))
+        config = make_config(IMAGES, data=self.data(source="hf:lab/pictures"))
         with serve(tmp_path / "hub") as hub:
             found = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
             done = harness("plan", config, "--root", tmp_path / "root", "--json", **found)
@@ -402,7 +391,7 @@ class TestHub:
         assert "Traceback" not in none.stderr
 
     def test_no_network_is_one_message(self, make_config: Make, tmp_path: Path) -> None:
-        config = make_config(VAE, data=self.data())
+        config = make_config(IMAGES, data=self.data())
         nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
         done = harness("plan", config, "--root", tmp_path / "root", **nowhere)
         assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -424,7 +413,7 @@ class TestHub:
 
         monkeypatch.setattr(datasets, "load_dataset", fail)
         with pytest.raises(InputError) as caught:
-            open_prepared(make_config(VAE, data=self.data()), tmp_path / "root")
+            open_prepared(make_config(IMAGES, data=self.data()), tmp_path / "root")
         assert str(caught.value).endswith(
             "hf:lab/pictures/small cannot be loaded (ConnectionError: no route)"
         )
@@ -445,7 +434,7 @@ def test_the_decoder_gives_images_of_the_encoders_size(
 
 
 def test_initial_weights_are_a_function_of_seed_and_generation(make_config: Make, tmp_path: Path) -> None:
-    opened = open_learner(make_config(VAE), tmp_path / "root")
+    opened = open_learner(make_config(IMAGES), tmp_path / "root")
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     first = new_model(opened.section, (8, 8), 0, 1).to_latent.weight
@@ -464,7 +453,7 @@ def test_a_batch_may_be_larger_than_several_epochs() -> None:
 
 
 def test_the_budget_of_steps_is_that_of_generation_0(make_config: Make) -> None:
-    train = expand(load_file(make_config(VAE))).base.learner.train  # type: ignore[union-attr]
+    train = expand(load_file(make_config(IMAGES))).base.learner.train  # type: ignore[union-attr]
     assert plan_steps(train, 96, "examples", 96).steps == 3 * 96 // 16  # type: ignore[arg-type]
     assert plan_steps(train, 192, "examples", 96).steps == 3 * 192 // 16  # type: ignore[arg-type]
     assert plan_steps(train, 192, "steps", 96).steps == 3 * 96 // 16  # type: ignore[arg-type]
@@ -498,7 +487,7 @@ def draw_shards(
 def test_an_example_does_not_depend_on_how_many_are_sampled(
     make_config: Make, tmp_path: Path, binary: bool
 ) -> None:
-    opened = open_learner(make_config(VAE, **{"learner.sample.binary": binary}), tmp_path / "root")
+    opened = open_learner(make_config(IMAGES, **{"learner.sample.binary": binary}), tmp_path / "root")
     model = new_model(opened.section, (8, 8), 0, 0)
     write_model(model, tmp_path)
     whole, parts = draw_shards(opened, tmp_path, 100), draw_shards(opened, tmp_path, 60, 100)
@@ -516,7 +505,7 @@ def test_an_example_does_not_depend_on_how_many_are_sampled(
 def test_a_drawn_pixel_has_the_mean_that_the_grey_one_shows(make_config: Make, tmp_path: Path) -> None:
     """With a decoder that ignores the latent all examples share one mean p; a mean of n draws is within 5
     sqrt(p (1 - p) / n)."""
-    opened = open_learner(make_config(VAE, **{"learner.sample.binary": True}), tmp_path / "root")
+    opened = open_learner(make_config(IMAGES, **{"learner.sample.binary": True}), tmp_path / "root")
     model = new_model(opened.section, (8, 8), 0, 0)
     with torch.no_grad():
         model.from_latent.weight.zero_()
@@ -540,8 +529,8 @@ def test_padding_does_not_change_a_row() -> None:
 
 @pytest.mark.parametrize("init", ["scratch", "previous"])
 def test_a_fit_that_was_killed_goes_on_to_the_same_bits(make_config: Make, tmp_path: Path, init: str) -> None:
-    config = make_config(VAE, **{"learner.init": init, "resources.checkpoint_s": 1e-9})
-    prepared, store = run_all(make_config(VAE, "never.yaml", **{"learner.init": init}), tmp_path / "never")
+    config = make_config(IMAGES, **{"learner.init": init, "resources.checkpoint_s": 1e-9})
+    prepared, store = run_all(make_config(IMAGES, "never.yaml", **{"learner.init": init}), tmp_path / "never")
     root = tmp_path / "root"
     for generation, count in ((0, 5), (1, 7)):
         with pytest.raises(Crash):
@@ -554,7 +543,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bits(make_config: Make, tmp_p
 
 
 def test_a_chain_stopped_in_every_phase_has_the_same_bits(make_config: Make, tmp_path: Path) -> None:
-    config, root = make_config(VAE), tmp_path / "root"
+    config, root = make_config(IMAGES), tmp_path / "root"
     prepared, store = run_all(config, tmp_path / "never")
     for kind in ("progress fit", "progress sample", "progress evaluate", "claimed"):
         control = Control()
@@ -568,7 +557,7 @@ def test_a_chain_stopped_in_every_phase_has_the_same_bits(make_config: Make, tmp
 
 
 def test_a_stop_in_a_fit_saves_where_it_is(make_config: Make, tmp_path: Path) -> None:
-    config, root, control = make_config(VAE, generations=0), tmp_path / "root", Control()
+    config, root, control = make_config(IMAGES, generations=0), tmp_path / "root", Control()
     on = lambda found, fields: control.stop(30) if found == "progress fit" and fields["done"] == 10 else None  # noqa: E731
     run_all(config, root, observer=Events(on), control=control)
     events = Events()
@@ -577,7 +566,7 @@ def test_a_stop_in_a_fit_saves_where_it_is(make_config: Make, tmp_path: Path) ->
 
 
 def test_a_loss_that_is_not_finite_is_a_result(make_config: Make, tmp_path: Path) -> None:
-    config = make_config(VAE, **{"learner.train.learning_rate": 1e30})
+    config = make_config(IMAGES, **{"learner.train.learning_rate": 1e30})
     prepared, store = run_all(config, tmp_path / "root")
     first, second = prepared.lineage.chains[0].nodes
     record = store.record(first)
@@ -648,7 +637,7 @@ def evaluation(opened: Opened, fit: Path, corpus: Examples, generation_0: Path |
 def test_a_model_with_known_output_has_the_known_elbo(make_config: Make, tmp_path: Path) -> None:
     """All weights 0: q(z | x) is the prior, so the KL is 0; every pixel has probability 1/2, so the
     cross-entropy is 64 ln 2."""
-    opened = open_learner(make_config(VAE), tmp_path / "root")
+    opened = open_learner(make_config(IMAGES), tmp_path / "root")
     data = opened.data
     model = new_model(opened.section, (8, 8), 0, 0)
     with torch.no_grad():
@@ -666,7 +655,7 @@ def test_a_model_with_known_output_has_the_known_elbo(make_config: Make, tmp_pat
 
 
 def test_generation_0_looks_at_samples_the_own_model_at_images(make_config: Make, tmp_path: Path) -> None:
-    opened = open_learner(make_config(VAE), tmp_path / "root")
+    opened = open_learner(make_config(IMAGES), tmp_path / "root")
     data = opened.data
     models = {name: new_model(opened.section, (8, 8), seed, 0) for seed, name in enumerate(("own", "first"))}
     for name, model in models.items():
@@ -687,10 +676,10 @@ def test_generation_0_looks_at_samples_the_own_model_at_images(make_config: Make
 def test_the_classifier_knows_real_digits_and_nothing_else(make_config: Make, tmp_path: Path) -> None:
     """The real training images have their own shares of classes; a logistic regression on 8 x 8 digits errs
     on few of them."""
-    opened = open_learner(make_config(VAE), tmp_path / "root")
+    opened = open_learner(make_config(IMAGES), tmp_path / "root")
     learner, data = opened.learner, opened.data
     again = open_learner(
-        make_config(VAE, "again.yaml", seed=9, **{"data.num_examples": 40}), tmp_path / "root"
+        make_config(IMAGES, "again.yaml", seed=9, **{"data.num_examples": 40}), tmp_path / "root"
     ).learner
     assert learner.classifier is not None and again.classifier is not None and data.labels is not None
     assert learner.classifier.classes == tuple(range(10))
@@ -734,7 +723,7 @@ def test_spreads_are_over_the_samples() -> None:
 def test_images_without_classes_have_no_class_metrics(make_config: Make, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.random.default_rng(0).random((60, 28, 28)))
     data = {"source": str(tmp_path / "images.npy"), "kind": "images", "num_examples": 32}
-    prepared, store = run_all(make_config(VAE, data=data, generations=0), tmp_path / "root")
+    prepared, store = run_all(make_config(IMAGES, data=data, generations=0), tmp_path / "root")
     record = store.record(prepared.lineage.chains[0].nodes[0])
     assert record is not None and "vae/elbo" in record.metrics and "vae/class_entropy" not in record.metrics
 
@@ -745,7 +734,7 @@ def test_images_without_classes_have_no_class_metrics(make_config: Make, tmp_pat
 def test_the_report_shows_pictures_of_every_generation(make_config: Make, tmp_path: Path) -> None:
     from harness.reporting import ledger, report
 
-    config = make_config(VAE, grid={"regime.synthetic_ratio": [0.5, 1.0]}, experiment="vae")
+    config = make_config(IMAGES, grid={"regime.synthetic_ratio": [0.5, 1.0]}, experiment="vae")
     prepared, store = run_all(config, tmp_path / "root")
     page = report.build(prepared, store, ledger.rows(prepared, store), tmp_path / "report")
     text = page.read_text()
@@ -772,7 +761,7 @@ def test_a_strip_is_dark_where_there_is_ink() -> None:
 
 
 def test_the_command_line_plans_images(make_config: Make, tmp_path: Path) -> None:
-    done = harness("plan", make_config(VAE), "--root", tmp_path / "root")
+    done = harness("plan", make_config(IMAGES), "--root", tmp_path / "root")
     assert done.returncode == 0, done.stderr
     assert "2 to compute" in done.stdout + done.stderr
     import subprocess

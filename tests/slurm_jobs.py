@@ -21,7 +21,7 @@ FAULTS: dict[str, Any] = {
     "experiment": "faults",
     "generations": 1,
     "grid": {"regime.synthetic_ratio": [0.5, 1.0]},
-    "learner.train.epochs": 150,
+    "learner.train.epochs": 100,
     "resources": {"sample_batch": 32, "checkpoint_s": 0.5, "lease_s": 300.0, "grace_s": 10.0},
 }
 """Three fits of several seconds, the last two at the same time: of VAEs, whose ranks start in a third of the
@@ -64,9 +64,20 @@ class Study:
 
 @pytest.fixture(scope="session")
 def faults(folder: Path, shared_folder: Path) -> Study:
+    """A grid whose fits last long enough for something to happen to them."""
+    return alone(written(folder / "faults.yaml", IMAGES, **FAULTS), shared_folder / "slurm-faults")
+
+
+@pytest.fixture(scope="session")
+def sound(folder: Path, shared_folder: Path) -> Study:
+    """The same grid with short fits, for jobs that nothing happens to."""
+    brief = FAULTS | {"learner.train.epochs": 5}
+    return alone(written(folder / "sound.yaml", IMAGES, **brief), shared_folder / "slurm-sound")
+
+
+def alone(config: Path, root: Path) -> Study:
     """Computed once for all tests, whatever process they run in."""
-    config, root = written(folder / "faults.yaml", IMAGES, **FAULTS), shared_folder / "slurm-alone"
-    with once(shared_folder / "slurm-alone") as first:
+    with once(root) as first:
         if first:
             done = harness("run", config, "--root", root, "--set", "resources.checkpoint_s=1000", timeout=300)
             assert done.returncode == 0, done.stderr

@@ -232,6 +232,7 @@ def ranks_of(before: dict[str, Any], now: dict[str, Any]) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_what_is_trained_and_how_it_grows(both: Any) -> None:
     """Merged adapters add up: rank r in generation 1, up to 2 r in generation 2. A separate one stays of
     rank r. All else is as generation 0 has left it."""

@@ -128,6 +128,7 @@ def test_shares_and_ratios_are_those_of_each_round():
     assert (plain.share, plain.ratio) == (0.125, 2.0)
 
 
+@pytest.mark.slow
 def test_a_contestant_that_cannot_be_set_up_says_why():
     contestant = Contestant("no_such", Shape())
     with pytest.raises(Left, match="no_such"):
@@ -206,6 +207,7 @@ while time.process_time() < 2:
 """
 
 
+@pytest.mark.slow
 def test_cpu_seconds_of_processes_not_waited_for_count(tmp_path):
     took, cpu, _ = commands._run([sys.executable, "-c", PARENT, CHILD], tmp_path)
     assert 1.0 < cpu < 10.0 and took >= 2.0

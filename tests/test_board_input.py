@@ -73,6 +73,7 @@ def test_a_source_tree_with_changes_is_marked(computed: Any, commits: tuple[str,
     assert marks == [False, True]
 
 
+@pytest.mark.slow
 def test_commands_say_what_is_wrong_in_one_message(computed: Any, tmp_path: Path) -> None:
     config, root, entries = computed
     missing = harness("leaderboard", "add", config, "--root", tmp_path / "none", "--to", tmp_path / "board")

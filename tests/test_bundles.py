@@ -368,6 +368,7 @@ def test_a_generation_of_another_cell_as_a_fixed_teacher(make_config: Make, tmp_
     pd.testing.assert_frame_equal(bundled, steps[bundled.columns], check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -460,6 +461,7 @@ def test_filters_that_reject_everything_fail_the_chain(make_config: Make, tmp_pa
     assert store.bundles.names() == []
 
 
+@pytest.mark.slow
 def test_a_verifier_keeps_the_variance_up(make_config: Make, tmp_path: Path) -> None:
     """A verifier that errs lies between none and a perfect one; in bundles and by generations alike."""
     data = {"source": "linear", "dim": 3, "num_examples": 40, "labels": "sign"}
@@ -496,6 +498,7 @@ TEACHERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEACHERS)
 def test_a_teacher_teaches_anew_under_every_regime(make_config: Make, tmp_path: Path, name: str) -> None:
     """In bundles as by generations; no two generations of a teacher's pupil are the same fit."""

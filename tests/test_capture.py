@@ -26,6 +26,7 @@ def small(name: str) -> Any:
     return new_model(section, VOCAB, LENGTH, 0, 0, seed=1).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}], ids=["plain", "cut"]
 )

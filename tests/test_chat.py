@@ -467,6 +467,7 @@ def test_a_filled_prompt_gives_the_gradients_of_the_prompt_alone(model: Any) -> 
         assert torch.isfinite(one).all() and torch.allclose(one, other, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 def test_filled_prompts_are_continued_as_alone(model: Any, cached: bool) -> None:
     lengths = (12, 9, 4, 2)

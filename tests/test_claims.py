@@ -190,6 +190,7 @@ def test_exceeding_generation_0_is_a_share_of_chains(make_config: Make, tmp_path
     assert 0 <= shrunk.low <= shrunk.high <= 1
 
 
+@pytest.mark.slow
 def test_a_claim_must_name_one_cell_and_one_range(make_config: Make, tmp_path: Path) -> None:
     grid = {"data.num_examples": [10, 20]}
     cases = [
@@ -373,6 +374,7 @@ def test_the_dashed_lines_go_through_the_records(
         assert abs(values.mean() - line[generation]) < 4 * values.std(ddof=1) / 20
 
 
+@pytest.mark.slow
 def test_the_report_shows_verdicts_theory_and_losses(make_config: Make, tmp_path: Path) -> None:
     data = {"source": "discrete", "probabilities": [0.9, 0.1], "num_examples": 20}
     claim = {

@@ -47,6 +47,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_message_for_roots_that_cannot_be(make_config: Make, tmp_path: Path) -> None:
     config = make_config(GAUSSIAN)
     done = harness("run", config, "--root", "/proc/nowhere")
@@ -103,6 +104,7 @@ def test_plan_json_has_the_names_that_scripts_rely_on(make_config: Make, tmp_pat
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_of_many_devices_is_shorter_and_costs_the_same(make_config: Make) -> None:
     config = make_config(TEXT, "c.yaml", grid={"seed": {"from": 0, "count": 16}})
     one, four = (
@@ -150,6 +152,7 @@ def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
     assert harness("export", config, "--root", root, "--out", tmp_path / "no" / "where.csv").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_number_that_is_not_finite_is_empty_and_never_zero(make_config: Make, tmp_path: Path) -> None:
     config = make_config(GAUSSIAN, generations=0, **{"data.variance": 1e-320, "data.mean": 1.0})
     # the examples are equal, so the fitted variance is 0 and its logarithm is not finite
@@ -293,6 +296,7 @@ def test_a_models_states_are_compared_with_the_memory(make_config: Make, tmp_pat
     assert memory_of(prepared, 0, gpus=False).total > 16 * parameters  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_large_grids_are_planned_quickly(make_config: Make) -> None:
     """100,000 generations; the bound is several times what it takes, so only another order of growth fails
     it."""

@@ -16,6 +16,7 @@ from harness.reporting.compare import build, together
 from harness.reporting.rows import Rows
 
 
+@pytest.mark.slow
 def test_experiments_stay_apart(make_config: Make, tmp_path: Path) -> None:
     """Chains that two have in common are lines of both, and an axis that one has not is empty there."""
     root, seeds = tmp_path / "root", {"seed": [0, 1]}

@@ -491,6 +491,7 @@ def test_defaults_and_their_spelling_out_are_the_same_science(make_config: Make)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         LEAVES,

@@ -254,6 +254,7 @@ except RuntimeError:
     assert said.splitlines()[-1] == "['cpu_adam']"
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_with_one_and_without_a_server(
     monkeypatch: pytest.MonkeyPatch, outside: None, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     yield found
 
 
+@pytest.mark.slow
 def test_bundles_give_the_examples_that_chains_keep(studies: Any) -> None:
     """Two ways to the same rows: from the store, and run again."""
     one, other = (frame(studies[name][2])[SAME] for name in ("bundled", "single"))
@@ -217,6 +218,7 @@ def test_no_more_than_a_piece_is_in_memory(
     pd.testing.assert_frame_equal(frame(tmp_path / "out"), frame(folder))
 
 
+@pytest.mark.slow
 def test_nothing_half_written(studies: Any, make_config: Make, tmp_path: Path) -> None:
     prepared, store, folder, _, config = studies["single"]
     with pytest.raises(InputError, match="--to: .* is there already; name a folder that is empty or new"):

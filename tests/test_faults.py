@@ -32,7 +32,7 @@ LONG = {"learner.train.epochs": 24, "generations": 0, "resources.checkpoint_s": 
 """A fit of a few seconds with several checkpoints; another one follows where a chain must go on."""
 PAIR = LONG | {"learner.train.epochs": 18, "resources.ranks": 2}
 """Two ranks, which take longer for a step than one."""
-LONG_IMAGES = LONG | {"learner.train.epochs": 150}
+LONG_IMAGES = LONG | {"learner.train.epochs": 100}
 """The same of a VAE, whose rank starts in a third of the time: for what does not depend on the learner."""
 
 
@@ -318,7 +318,7 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
 def test_without_ray_or_its_driver_a_run_ends_at_once(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
-    config, root = make_config(IMAGES, **LONG_IMAGES | {"learner.train.epochs": 300}), tmp_path / "root"
+    config, root = make_config(IMAGES, **LONG_IMAGES | {"learner.train.epochs": 240}), tmp_path / "root"
     expected, saved = clean(config), 0
     for victim in ("gcs_server", "raylet", "driver"):
         run = start(tag, "run", config, "--root", root)
@@ -353,7 +353,7 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
     changes = {
-        "learner.train.epochs": 64,
+        "learner.train.epochs": 36,
         "generations": 0,
         "resources.checkpoint_s": 1000,
         "resources.ranks": 2,
@@ -632,7 +632,7 @@ def test_coordinators_on_one_store_share_the_work(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
     grid = {"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]}
-    config = make_config(IMAGES, grid=grid, **{"learner.train.epochs": 30})
+    config = make_config(IMAGES, grid=grid)
     root = tmp_path / "root"
     runs = [start(tag, "run", config, "--root", root, "--json") for _ in range(3)]
     summaries = []

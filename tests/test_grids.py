@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 import yaml
 from bundled import run_bundles
 from chains import Events, open_prepared, run_all
@@ -163,6 +164,7 @@ def read(store: Store, key: str, name: str) -> bytes:
     return (store.path("evaluations", key) / name).read_bytes()
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     st.lists(CELLS, min_size=2, max_size=3, unique_by=lambda cell: str(cell["regime"])),

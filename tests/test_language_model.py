@@ -455,6 +455,7 @@ def test_bits_per_byte_where_blocks_cut_within_characters(
     assert plain.specs[0].measured.identity["metrics"]["likelihood"] == 2
 
 
+@pytest.mark.slow
 def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -> None:
     config = make_config(
         TEXT,

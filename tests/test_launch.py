@@ -271,6 +271,7 @@ def test_all_problems_at_once() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_dry_run_needs_no_slurm_and_writes_nothing(make_config: Make, tmp_path: Path) -> None:
     root = tmp_path / "root"
     done = harness(
@@ -288,6 +289,7 @@ def test_dry_run_needs_no_slurm_and_writes_nothing(make_config: Make, tmp_path: 
     assert refused.returncode == 2 and "cannot be written" in refused.stderr and not refused.stdout
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_a_node_is_refused_before_it_waits(make_config: Make, tmp_path: Path) -> None:
     """The same check as before a run, against the memory that the job asks for."""
     arguments = ("submit", make_config(GAUSSIAN), "--root", tmp_path / "root", "--dry-run")

@@ -201,6 +201,7 @@ def test_kernels_that_cannot_be_are_refused(make_config: Make, changes: dict[str
 FLASH = {"resources.attention": "flash_attention_2", "resources.deterministic": False}
 
 
+@pytest.mark.slow
 def test_kernels_that_this_machine_lacks_are_refused_before_anything_starts(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def test_rates_are_those_that_the_filter_has() -> None:
     assert rows[rows.generation == 0]["pool/kept_share"].isna().all()
 
 
+@pytest.mark.slow
 def test_an_oracle_and_a_clean_stream_resist_where_chance_does_not() -> None:
     """The expected KL divergence of a maximum likelihood fit to n real numbers is 1/n + O(1/n^2)."""
     rows = table({**GAUSS, "generations": 6}, mitigations={

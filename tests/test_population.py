@@ -175,6 +175,7 @@ def test_who_else_is_there_is_in_no_key_that_does_not_read_it(tmp_path: Path) ->
     assert not set(other["a"][1:]) & set(two["a"]), "what another one has written is in the key"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"population": MIXED},

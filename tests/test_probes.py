@@ -110,6 +110,7 @@ def test_another_text_gone_from_the_store_is_one_message(
         run_all(config, tmp_path / "root", ranks=ranks, prepared=prepared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "words"), [(None, ("cannot be read", "No such file")), ("One.\n", ("not one block",))]
 )

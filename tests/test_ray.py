@@ -241,7 +241,6 @@ def test_a_gang_retires_when_its_memory_has_grown_too_far() -> None:
     ] == [False, False, True]
 
 
-@pytest.mark.fast
 def test_one_model_learns_from_what_another_writes(
     make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
 ) -> None:

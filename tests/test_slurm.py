@@ -60,26 +60,26 @@ def test_an_array_of_allocations(cluster: Cluster, quickstart: Study, submit: An
 
 
 def test_parts_of_a_grid_in_arrays_of_their_own(
-    cluster: Cluster, faults: Study, submit: Any, root: Path
+    cluster: Cluster, sound: Study, submit: Any, root: Path
 ) -> None:
     """As sizes of a model that need different nodes would be."""
-    options = ("--cpus-per-node", 1, "--time", 30, "--no-look", "--array", 2)
-    first = submit(faults.config, "--set", "regime.synthetic_ratio=0.5", *options)
-    second = submit(faults.config, "--set", "regime.synthetic_ratio=1.0", "--join", *options)
-    for task in (f"{first}_0", f"{first}_1", f"{second}_0", f"{second}_1"):
+    options = ("--cpus-per-node", 1, "--time", 30, "--no-look", "--array")
+    first = submit(sound.config, "--set", "regime.synthetic_ratio=0.5", *options, 2)
+    second = submit(sound.config, "--set", "regime.synthetic_ratio=1.0", "--join", *options, 1)
+    for task in (f"{first}_0", f"{first}_1", f"{second}_0"):
         cluster.wait_job(task, "COMPLETED", timeout=300)
-    assert export(faults.config, root) == faults.expected
+    assert export(sound.config, root) == sound.expected
     assert computed_once(root), "generation 0 belongs to both"
-    found = json.loads(cluster.harness("status", faults.config, "--root", root, "--json").stdout)
+    found = json.loads(cluster.harness("status", sound.config, "--root", root, "--json").stdout)
     assert {task["job"].partition("_")[0] for task in found["jobs"]} == {first, second}
     assert all(chain["state"] == "complete" for chain in found["chains"])
     known = json.loads((root / "experiments" / "faults" / "chains.json").read_text())
     assert {chain["chain"] for chain in found["chains"]} == {entry["chain"] for entry in known}
 
 
-def test_what_is_complete_ends_quickly(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
-    shutil.copytree(faults.root, root)
-    job = submit(faults.config, "--array", 3, "--cpus-per-node", 1, "--no-look")
+def test_what_is_complete_ends_quickly(cluster: Cluster, sound: Study, submit: Any, root: Path) -> None:
+    shutil.copytree(sound.root, root)
+    job = submit(sound.config, "--array", 3, "--cpus-per-node", 1, "--no-look")
     for task in range(3):
         cluster.wait_job(f"{job}_{task}", "COMPLETED", timeout=60)
     assert not list(root.glob("experiments/*/slurm/run/*/ray-*.log")), (
@@ -156,18 +156,18 @@ def test_what_cannot_work_is_refused(
     )
 
 
-def test_not_a_slurm_machine(faults: Study, tmp_path: Path) -> None:
-    for command in (["submit", faults.config], ["cancel", faults.config]):
+def test_not_a_slurm_machine(sound: Study, tmp_path: Path) -> None:
+    for command in (["submit", sound.config], ["cancel", sound.config]):
         done = harness(*command, "--root", tmp_path, PATH=str(tmp_path))
         refused(done, "this is not a SLURM machine: there is no s", "run this on the cluster's login node")
-    done = harness("run", faults.config, "--root", tmp_path, "--slurm")
+    done = harness("run", sound.config, "--root", tmp_path, "--slurm")
     refused(done, "--slurm: this is not inside a SLURM allocation")
 
 
-def test_a_run_in_an_interactive_allocation(cluster: Cluster, faults: Study, root: Path) -> None:
+def test_a_run_in_an_interactive_allocation(cluster: Cluster, sound: Study, root: Path) -> None:
     """By hand: where salloc leaves the shell on the login node, the run says where to go; there it uses all
     of the allocation."""
-    run = (sys.executable, "-m", "harness", "run", faults.config, "--root", root, "--slurm")
+    run = (sys.executable, "-m", "harness", "run", sound.config, "--root", root, "--slurm")
     options = ("salloc", "--quiet", "-N2", "--cpus-per-task=2", "--ntasks-per-node=1")
     refused(
         cluster.login(*options, *run, check=False, PYTHONPATH=str(ROOT)),
@@ -176,32 +176,32 @@ def test_a_run_in_an_interactive_allocation(cluster: Cluster, faults: Study, roo
     )
     done = cluster.login(*options, "srun", "-N1", "-n1", "--overlap", *run, timeout=240, PYTHONPATH=str(ROOT))
     assert "chains complete: 2" in done.stdout
-    assert export(faults.config, root) == faults.expected
+    assert export(sound.config, root) == sound.expected
 
 
-def test_a_root_that_nodes_do_not_see(cluster: Cluster, faults: Study) -> None:
+def test_a_root_that_nodes_do_not_see(cluster: Cluster, sound: Study) -> None:
     # each machine has a /tmp of its own, the login node this machine's
     hidden = Path("/tmp/harness-hidden-root")
     try:
-        done = cluster.harness("submit", faults.config, "--root", hidden)
+        done = cluster.harness("submit", sound.config, "--root", hidden)
         refused(done, "--root: node n", f"does not see {hidden / 'experiments' / 'faults'}")
         assert not list(hidden.glob("experiments/*/slurm/*/job.sh"))
         job = json.loads(
-            cluster.harness("submit", faults.config, "--root", hidden, "--no-look", "--json").stdout
+            cluster.harness("submit", sound.config, "--root", hidden, "--no-look", "--json").stdout
         )["job"]
         cluster.wait(lambda: cluster.jobs()[job] == "FAILED", 60, "job that could not even write its log")
-        said = " ".join(cluster.harness("status", faults.config, "--root", hidden).stdout.split())
+        said = " ".join(cluster.harness("status", sound.config, "--root", hidden).stdout.split())
         assert "do the compute nodes see" in said
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def test_no_machine_is_free_to_look(cluster: Cluster, faults: Study, root: Path) -> None:
+def test_no_machine_is_free_to_look(cluster: Cluster, sound: Study, root: Path) -> None:
     busy = cluster.login(
         "sbatch", "--parsable", "-N3", "-c4", "--wrap", "sleep 300", "-o", "/dev/null"
     ).stdout.strip()
     cluster.wait_job(busy, "RUNNING", timeout=30)
-    done = cluster.harness("submit", faults.config, "--root", root, *TWO_NODES[:-1], "--json")
+    done = cluster.harness("submit", sound.config, "--root", root, *TWO_NODES[:-1], "--json")
     assert done.returncode == 0, done.stderr
     submitted = json.loads(done.stdout)
     cluster.login("scancel", busy, submitted["job"])
@@ -209,17 +209,17 @@ def test_no_machine_is_free_to_look(cluster: Cluster, faults: Study, root: Path)
     assert f"whether it sees {root} (" in remark and remark.endswith("); the job itself will")
 
 
-def test_a_second_submission(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
-    first = submit(faults.config, *TWO_NODES)
+def test_a_second_submission(cluster: Cluster, sound: Study, submit: Any, root: Path) -> None:
+    first = submit(sound.config, *TWO_NODES)
     refused(
-        cluster.harness("submit", faults.config, "--root", root, *TWO_NODES),
+        cluster.harness("submit", sound.config, "--root", root, *TWO_NODES),
         f"has jobs already: {first}",
         "--join",
     )
-    second = submit(faults.config, "--join", "--array", 1, "--cpus-per-node", 1, "--time", 30, "--no-look")
+    second = submit(sound.config, "--join", "--array", 1, "--cpus-per-node", 1, "--time", 30, "--no-look")
     cluster.wait_job(first, "COMPLETED", timeout=240)
     cluster.wait_job(f"{second}_0", "COMPLETED", timeout=120)
-    assert export(faults.config, root) == faults.expected
+    assert export(sound.config, root) == sound.expected
     assert computed_once(root)
 
 

@@ -137,6 +137,7 @@ def test_default_rules_come_to_one_end_in_any_order() -> None:
             assert steps is not None and [state, *steps][-1] == expected
 
 
+@pytest.mark.slow
 def test_rules_that_never_end_are_refused() -> None:
     with pytest.raises(ValueError, match="ab becomes cab, which holds ab again"):
         Rewriting(kind="rewriting", rules=(("ab", "cab"),))

@@ -43,6 +43,7 @@ def mirror(prepared: Prepared, store: Store, folder: Path) -> list[str]:
     return [line for chain in prepared.lineage.chains for line in tracker.tell(views.view(of_chain(chain)))]
 
 
+@pytest.mark.slow
 def test_every_generation_of_every_chain_is_in_the_database(make_config: Make, tmp_path: Path) -> None:
     prepared, store = run_all(make_config(GAUSSIAN, **GRID), tmp_path / "root")
     folder = tmp_path
@@ -62,6 +63,7 @@ def test_every_generation_of_every_chain_is_in_the_database(make_config: Make, t
             assert there == finite
 
 
+@pytest.mark.slow
 def test_a_chain_that_was_cut_short_or_grew_is_there_once(make_config: Make, tmp_path: Path) -> None:
     config, folder = make_config(GAUSSIAN, **GRID), tmp_path
     prepared, store = run_all(config, tmp_path / "root")
@@ -137,6 +139,7 @@ def test_wandb_has_a_field_of_its_own(make_config: Make, tmp_path: Path) -> None
         open_study(config, (), Store.read(tmp_path / "root"))
 
 
+@pytest.mark.slow
 def test_another_place_is_told_and_no_password_is_kept(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

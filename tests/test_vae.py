@@ -361,6 +361,7 @@ class TestHub:
         ):
             open_prepared(make_config(IMAGES, data=self.data(image_field="picture")), tmp_path / "root")
 
+    @pytest.mark.slow
     def test_through_the_hubs_own_client(self, make_config: Make, tmp_path: Path) -> None:
         import datasets
         from hub_endpoint import serve
@@ -542,6 +543,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_bits(make_config: Make, tmp_p
     assert weights(Store(root), prepared) == weights(store, prepared)
 
 
+@pytest.mark.slow
 def test_a_chain_stopped_in_every_phase_has_the_same_bits(make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(IMAGES), tmp_path / "root"
     prepared, store = run_all(config, tmp_path / "never")
@@ -731,6 +733,7 @@ def test_images_without_classes_have_no_class_metrics(make_config: Make, tmp_pat
 # --- the command line and the report ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_report_shows_pictures_of_every_generation(make_config: Make, tmp_path: Path) -> None:
     from harness.reporting import ledger, report
 
@@ -760,6 +763,7 @@ def test_a_strip_is_dark_where_there_is_ink() -> None:
         assert np.asarray(image).tolist() == [[255, 0], [128, 0]]
 
 
+@pytest.mark.slow
 def test_the_command_line_plans_images(make_config: Make, tmp_path: Path) -> None:
     done = harness("plan", make_config(IMAGES), "--root", tmp_path / "root")
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,7 @@ def text(rows: int, length: int, seed: int = 0) -> Examples:
     return Examples.full(np.random.default_rng(seed).integers(0, VOCAB, (rows, length)).astype(np.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gamma", "context"), [(0.25, 1), (0.5, 2)])
 def test_z_scores_of_other_texts_are_those_of_chance(gamma: float, context: int) -> None:
     """Over many keys a token is green with probability gamma, so z has mean 0 and variance 1."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator
 
@@ -41,16 +40,24 @@ def _set(values: dict[str, str | None]) -> None:
 
 @contextlib.contextmanager
 def without_helpers() -> Iterator[None]:
-    """A Ray that `ray.init` starts within this block gets no helpers that it does not need.
+    """A Ray that starts within this block gets no helpers that it does not need.
 
-    Nobody scales a run's own Ray, its workers' logs are read where they lie, and a Ray without a dashboard
-    starts a smaller one: each of the three is a Python process with Ray in it. ``ray start`` has options for
-    the first two, ``ray.init`` has none.
+    Nobody scales a run's own Ray, its workers' logs are read where they lie, nobody joins it as a client, and
+    a Ray without a dashboard starts a smaller one: each of the four is a Python process with Ray in it.
+    ``ray start`` has options for the first two, ``ray.init`` has none.
     """
     every, dashboard = parameter.RayParams, services.start_api_server
-    parameter.RayParams = functools.partial(every, include_log_monitor=False, no_monitor=True)
+    fewer = {"include_log_monitor": False, "no_monitor": True, "ray_client_server_port": None}
+    parameter.RayParams = lambda *values, **named: every(*values, **named | fewer)
     services.start_api_server = lambda *arguments, **named: ("", None)  # its address, and its process
     try:
         yield
     finally:
         parameter.RayParams, services.start_api_server = every, dashboard
+
+
+if __name__ == "__main__":  # `ray start` on a node
+    from ray.scripts.scripts import main
+
+    with without_helpers():
+        main()

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(options: argparse.Namespace) -> list[str]:
     host, _, port = options.head.rpartition(":")
     own: list[Any] = (
-        ["--head", "--port", port, "--include-dashboard=false", "--no-monitor"]
+        ["--head", "--port", port, "--include-dashboard=false"]
         if options.is_head
         else ["--address", options.head]
     )
@@ -114,10 +114,9 @@ def _command(options: argparse.Namespace) -> list[str]:
         "--temp-dir",
         options.tmp / FOLDER,
         "--disable-usage-stats",
-        "--include-log-monitor=false",
         "--block",
     ]
-    return [sys.executable, "-m", "ray.scripts.scripts", "start", *map(str, [*own, *size, *common])]
+    return [sys.executable, "-m", "harness.coordinator.private", "start", *map(str, [*own, *size, *common])]
 
 
 def address_towards(host: str, port: int) -> str:

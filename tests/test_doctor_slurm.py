@@ -71,9 +71,7 @@ def cluster_machines(cluster: Cluster) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [["-N2", "--ntasks-per-node=2", "-c1"], ["-N1", "--array=3"]],
-    ids=["two", "array"],
+    "flags", [["-N2", "--ntasks-per-node=2", "-c1"], ["-N1", "--array=3"]], ids=["two", "array"]
 )
 def test_sound_allocations(
     cluster: Cluster, leaves_nothing: None, flags: list[str], request: pytest.FixtureRequest

@@ -281,7 +281,9 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
 ) -> None:
     """A cluster of two nodes with room for one gang each; the second is killed, raylet, workers and all."""
     config, root = (
-        make_config(IMAGES, **LONG_IMAGES | {"generations": 1, "resources.max_failures": 0}, grid={"seed": [0, 1]}),
+        make_config(
+            IMAGES, **LONG_IMAGES | {"generations": 1, "resources.max_failures": 0}, grid={"seed": [0, 1]}
+        ),
         tmp_path / "root",
     )
     expected = clean(config)

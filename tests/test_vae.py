@@ -307,7 +307,9 @@ def test_parquet_images_may_be_lists_bytes_or_the_hubs_form(make_config: Make, t
     for name, column in forms.items():
         pq.write_table(pa.table({"image": column, "label": labels}), tmp_path / f"{name}.parquet")
         data = {"source": str(tmp_path / f"{name}.parquet"), "kind": "images", "num_examples": 20}
-        found.append(keys(open_prepared(make_config(IMAGES, f"{name}.yaml", data=data), tmp_path / "root")[0]))
+        found.append(
+            keys(open_prepared(make_config(IMAGES, f"{name}.yaml", data=data), tmp_path / "root")[0])
+        )
     assert found[0] == found[1] == found[2]
 
 

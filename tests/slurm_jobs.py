@@ -21,7 +21,7 @@ FAULTS: dict[str, Any] = {
     "experiment": "faults",
     "generations": 1,
     "grid": {"regime.synthetic_ratio": [0.5, 1.0]},
-    "learner.train.epochs": 100,
+    "learner.train.epochs": 250,
     "resources": {"sample_batch": 32, "checkpoint_s": 0.5, "lease_s": 300.0, "grace_s": 10.0},
 }
 """Three fits of several seconds, the last two at the same time: of VAEs, whose ranks start in a third of the

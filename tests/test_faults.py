@@ -32,7 +32,7 @@ LONG = {"learner.train.epochs": 24, "generations": 0, "resources.checkpoint_s": 
 """A fit of a few seconds with several checkpoints; another one follows where a chain must go on."""
 PAIR = LONG | {"learner.train.epochs": 18, "resources.ranks": 2}
 """Two ranks, which take longer for a step than one."""
-LONG_IMAGES = LONG | {"learner.train.epochs": 100}
+LONG_IMAGES = LONG | {"learner.train.epochs": 200}
 """The same of a VAE, whose rank starts in a third of the time: for what does not depend on the learner."""
 
 
@@ -320,7 +320,7 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
 def test_without_ray_or_its_driver_a_run_ends_at_once(
     make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
-    config, root = make_config(IMAGES, **LONG_IMAGES | {"learner.train.epochs": 240}), tmp_path / "root"
+    config, root = make_config(IMAGES, **LONG_IMAGES | {"learner.train.epochs": 300}), tmp_path / "root"
     expected, saved = clean(config), 0
     for victim in ("gcs_server", "raylet", "driver"):
         run = start(tag, "run", config, "--root", root)

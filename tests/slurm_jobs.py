@@ -24,8 +24,8 @@ FAULTS: dict[str, Any] = {
     "learner.train.epochs": 250,
     "resources": {"sample_batch": 32, "checkpoint_s": 0.5, "lease_s": 300.0, "grace_s": 10.0},
 }
-"""Three fits of several seconds, the last two at the same time: of VAEs, whose ranks start in a third of the
-time that a language model's take.
+"""Three fits of several seconds, the last two at the same time: of VAEs, whose ranks start sooner than a
+language model's.
 
 The first is there already where a test has the store of `begun`. The leases are such that nobody could wait
 for them: a job that is requeued goes on at once or not in time.

@@ -33,7 +33,7 @@ LONG = {"learner.train.epochs": 24, "generations": 0, "resources.checkpoint_s": 
 PAIR = LONG | {"learner.train.epochs": 18, "resources.ranks": 2}
 """Two ranks, which take longer for a step than one."""
 LONG_IMAGES = LONG | {"learner.train.epochs": 200}
-"""The same of a VAE, whose rank starts in a third of the time: for what does not depend on the learner."""
+"""The same of a VAE, whose rank starts sooner: for what does not depend on the learner."""
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.filters import DetectorFilter
+from harness.metrics.ngrams import ngram_counts
 from harness.records import Examples
 from harness.registry import Known
 from harness.streams import stream
-from harness.tasks.reward_model import ngram_counts
 
 
 def detector(section: DetectorFilter, examples: Examples, known: Known) -> npt.NDArray[Any]:

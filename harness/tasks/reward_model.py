@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.filters import JudgeFilter
+from harness.metrics.ngrams import ngram_counts
 from harness.records import Examples
 from harness.registry import Known
 from harness.streams import stream
 
-FEATURES = 2**16
-"""Columns that n-grams are hashed to."""
 HELD_OUT = 5
 """One in so many prompts is held out: its completions measure what the others have taught."""
 
@@ -110,13 +109,3 @@ def _counts(section: JudgeFilter, examples: Examples, known: Known) -> Any:
         while row and row[0] == filler:
             del row[0]
     return ngram_counts(section.ngram, rows)
-
-
-def ngram_counts(n: int, rows: list[list[int]]) -> Any:
-    """How often each row has which runs of 1 to n tokens: hashed counts, rows of length 1."""
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    counts = HashingVectorizer(
-        n_features=FEATURES, ngram_range=(1, n), token_pattern=r"\d+", norm="l2", alternate_sign=False
-    )
-    return counts.transform([" ".join(map(str, row)) for row in rows])

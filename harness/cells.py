@@ -100,9 +100,8 @@ def with_populations(study: Study, specs: Sequence[CellSpec]) -> list[CellSpec]:
         if member is None or population is None or member.number:
             continue
         rules = tuple(_rule(study.cells[index], specs[index]) for index in member.cells)
-        asked = {_asked(specs[index]) for index in member.cells}
         judged = any(specs[index].measured.judges for index in member.cells)
-        if population.mixes and judged and len(asked) > 1:
+        if population.mixes and judged and len({_asked(specs[index]) for index in member.cells}) > 1:
             raise study.source.error(
                 "population.members",
                 "members who read one another have judges, and do not write as many completions of a prompt "
@@ -124,9 +123,8 @@ def with_populations(study: Study, specs: Sequence[CellSpec]) -> list[CellSpec]:
 
 def _asked(spec: CellSpec) -> tuple[Any, ...]:
     """What judges of those who read a member's corpus take for granted."""
-    verdict = getattr(spec.sampling.section, "verdict", None)
-    each = getattr(spec.sampling.section, "per_prompt", 1)
-    return each, None if verdict is None else verdict.model_dump_json()
+    section = spec.sampling.section  # a language model's, as only these answer prompts
+    return section.per_prompt, None if section.verdict is None else section.verdict.model_dump_json()
 
 
 def _rule(cell: Cell, spec: CellSpec) -> Rule:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.filters import DetectorFilter
-from harness.metrics.ngrams import ngram_counts
+from harness.ngrams import ngram_counts
 from harness.records import Examples
 from harness.registry import Known
 from harness.streams import stream

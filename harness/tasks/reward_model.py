@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.filters import JudgeFilter
-from harness.metrics.ngrams import ngram_counts
+from harness.ngrams import ngram_counts
 from harness.records import Examples
 from harness.registry import Known
 from harness.streams import stream

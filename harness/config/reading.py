@@ -28,7 +28,7 @@ MAX_DIGITS = 100
 _TAG = "tag:yaml.org,2002:"
 _BOOLEANS = yaml.SafeLoader.bool_values
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
-_FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+_FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$", re.ASCII)
 
 
 class _Loader(yaml.SafeLoader):

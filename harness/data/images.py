@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -223,10 +224,12 @@ def _rows(pixels: Pixels) -> Pixels:
 
 
 def _digits() -> Images:
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    return Images((found.images / _DIGITS_MAX).astype(np.float32), found.target.astype(np.int64))
+    """The 1,797 digits that scikit-learn brings: to import it takes a second, and every command reads them."""
+    package = find_spec("sklearn")
+    assert package is not None and package.origin is not None  # pyproject.toml names it
+    rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    pixels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
+    return Images((pixels / _DIGITS_MAX).astype(np.float32), labels.astype(np.int64))
 
 
 def scaled(values: npt.NDArray[Any], where: str) -> Pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,7 @@ from harness.science import FitSpec
 
 def versions() -> dict[str, str]:
     """Of what computes."""
-    import scipy
-    import sklearn
-
-    return {"numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
+    return {name: version(name) for name in ("numpy", "scipy", "scikit-learn")}  # importing them takes a second
 
 
 class AnalyticLearner:

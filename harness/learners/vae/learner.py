@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import sklearn
 import torch
 from scipy.special import expit, ndtri
 
@@ -161,7 +161,7 @@ class VaeLearner:
 
     def describe(self) -> Mapping[str, Any]:
         """Device and versions."""
-        versions = {"torch": torch.__version__, "scikit-learn": sklearn.__version__, "numpy": np.__version__}
+        versions = {"torch": torch.__version__, "scikit-learn": version("scikit-learn"), "numpy": np.__version__}
         return {"device": "cpu", "zero_stage": None, "versions": versions}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.adam import adam
 
 from harness.config.schema import VaeTrain
 from harness.learners.base import CheckpointUnusable, FitOutcome, FitTask, Stopped
@@ -26,8 +26,6 @@ from harness.streams import stream
 CHECKPOINT = "progress.safetensors"
 REPORT_EVERY = 10
 """Steps between reports of progress."""
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam keeps of every parameter."""
 
 
 def plan_steps(train: VaeTrain, size: int, budget: str, first: int) -> Schedule:
@@ -43,31 +41,53 @@ def plan_steps(train: VaeTrain, size: int, budget: str, first: int) -> Schedule:
     return Schedule(size, train.batch_size, max(1, train.epochs * counted // train.batch_size))
 
 
-@dataclass
 class _Progress:
-    """How far a fit is.
+    """How far a fit is: weights, what Adam keeps of them, and the losses of the steps that are done.
 
-    Attributes:
-        model: The weights.
-        optimizer: Adam.
-        losses: Of the steps that are done.
+    `torch.optim.Adam` computes with the function that is called here; the class imports torch's compiler at its
+    first step, which takes a quarter of what a rank takes to start.
     """
 
-    model: ConvVae
-    optimizer: torch.optim.Adam
-    losses: list[float] = field(default_factory=list)
+    def __init__(self, model: ConvVae, train: VaeTrain) -> None:
+        self._model, self._train = model, train
+        self._parameters = list(model.parameters())
+        self._moments = {
+            "step": [torch.tensor(0.0) for _ in self._parameters],
+            "exp_avg": [torch.zeros_like(parameter) for parameter in self._parameters],
+            "exp_avg_sq": [torch.zeros_like(parameter) for parameter in self._parameters],
+        }
+        self.losses: list[float] = []
 
     @property
     def step(self) -> int:
         return len(self.losses)
 
+    def learn(self, loss: Tensor) -> None:
+        """One step of Adam with torch's defaults."""
+        gradients = torch.autograd.grad(loss, self._parameters)
+        with torch.no_grad():
+            adam(
+                self._parameters,  # type: ignore[arg-type]
+                list(gradients),
+                self._moments["exp_avg"],
+                self._moments["exp_avg_sq"],
+                [],
+                self._moments["step"],
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=self._train.learning_rate,
+                weight_decay=self._train.weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
+        self.losses.append(float(loss.detach()))
+
     def write(self, folder: Path) -> Sequence[Path]:
         tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
-        for name, parameter in self.model.named_parameters():
+        for index, (name, parameter) in enumerate(self._model.named_parameters()):
             tensors[f"model.{name}"] = parameter.detach().clone()
-            tensors |= {
-                f"{moment}.{name}": self.optimizer.state[parameter][moment].clone() for moment in MOMENTS
-            }
+            tensors |= {f"{moment}.{name}": kept[index].clone() for moment, kept in self._moments.items()}
         save_file(tensors, folder / CHECKPOINT)
         return [folder / CHECKPOINT]
 
@@ -75,9 +95,10 @@ class _Progress:
         tensors = load_file(folder / CHECKPOINT)
         self.losses = [float(value) for value in tensors["losses"]]
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for index, (name, parameter) in enumerate(self._model.named_parameters()):
                 parameter.copy_(tensors[f"model.{name}"])
-                self.optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+                for moment, kept in self._moments.items():
+                    kept[index].copy_(tensors[f"{moment}.{name}"])
 
 
 def fit(
@@ -96,8 +117,7 @@ def fit(
         Stopped: It was asked to stop; what it had is in a checkpoint, where the grace period had room for
             one.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
-    progress = _Progress(model.train(), optimizer)
+    progress = _Progress(model.train(), train)
     if task.resume is not None:
         try:
             progress.read(task.resume)
@@ -115,11 +135,7 @@ def fit(
         noise = stream(task.spec.seed, task.spec.generation, "reparametrise", step).standard_normal(
             (len(batch), latent_dim)
         )
-        loss = model.loss(batch, torch.from_numpy(noise.astype(np.float32)), train.beta)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        progress.losses.append(float(loss.detach()))
+        progress.learn(model.loss(batch, torch.from_numpy(noise.astype(np.float32)), train.beta))
         task.control.tick()
         if not math.isfinite(progress.losses[-1]):
             break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import io
 import json
 import os
 import shutil
@@ -143,7 +144,20 @@ def make_config(tmp_path: Path) -> Make:
     return make
 
 
+LOOKING = ("export", "plan", "status", "explain", "show", "report", "compare")
+"""Commands that change nothing: what they take to start is most of what they take."""
+
+
 def harness(*arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line: in this process where it only looks, otherwise in one of its own."""
+    if not environment and arguments[0] in LOOKING:
+        return within([sys.executable, "-m", "harness", *map(str, arguments)])
+    return harness_process(*arguments, timeout=timeout, **environment)
+
+
+def harness_process(
+    *arguments: object, timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "harness", *map(str, arguments)]
     return subprocess.run(
@@ -154,6 +168,27 @@ def harness(*arguments: object, timeout: float = 240, **environment: str) -> sub
         env={**os.environ, **environment},
         check=False,
     )
+
+
+def within(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command line's own entry with streams that are kept, as ``python -m harness`` calls it."""
+    from harness.cli import main
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    before, code = dict(os.environ), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command[2:])
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    told = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(command, code, *told)
 
 
 @pytest.fixture(scope="session")

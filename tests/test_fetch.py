@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXT, Make, harness
+import yaml
+from conftest import TEXT, Make, harness, merged
 from hub_endpoint import SHA, Hub, environment
 
 from harness.config.grid import expand
@@ -64,6 +65,16 @@ def fetch(config: Path, hub: Hub, cache: Path, *arguments: object, code: int = 0
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return json.loads(done.stdout)["items"] if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def fetched(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with all that `STUDY` needs, to be copied."""
+    folder = tmp_path_factory.mktemp("fetched")
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(merged(TEXT, STUDY)))
+    fetch(config, hub, folder / "cache")
+    return folder / "cache"
 
 
 def missing(config: Path, cache: Path, *assignments: str) -> list[str]:
@@ -136,10 +147,10 @@ def test_a_second_fetch_downloads_nothing(hub: Hub, make_config: Make, tmp_path:
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "unlisted"])
 def test_what_a_job_would_miss_is_said_before(
-    hub: Hub, make_config: Make, tmp_path: Path, lost: str, expected: str, listed: bool
+    fetched: Path, make_config: Make, tmp_path: Path, lost: str, expected: str, listed: bool
 ) -> None:
     config, cache = make_config(TEXT, **STUDY), tmp_path / "cache"
-    fetch(config, hub, cache)
+    shutil.copytree(fetched, cache, symlinks=True)
     if not listed:  # a cache that was filled by other means has no listing of a repository's files
         for listing in cache.rglob("trees"):
             shutil.rmtree(listing)

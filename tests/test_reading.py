@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bundled import run_bundles
 from chains import run_all
-from conftest import GAUSSIAN, Make, harness
+from conftest import GAUSSIAN, Make, harness, harness_process
 
 from harness.errors import StoreError
 from harness.inspection.status import chain_states
@@ -192,7 +192,7 @@ def test_out_writes_through_what_is_no_regular_file(make_config: Make, tmp_path:
     link.symlink_to(target)
     assert harness("export", config, "--root", root, "--out", link).returncode == 0
     assert link.is_symlink() and target.read_text() == whole
-    assert harness("export", config, "--root", root, "--out", "/dev/stdout").stdout == whole
+    assert harness_process("export", config, "--root", root, "--out", "/dev/stdout").stdout == whole
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)

@@ -170,6 +170,27 @@ def harness_process(
     )
 
 
+def harness_each(*commands: list[object], **environment: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run several command lines one after another in one process of their own, in another environment."""
+    script = (
+        "import json, sys; from conftest import within\n"
+        "for command in json.load(sys.stdin): done = within(command); "
+        "print(json.dumps([done.returncode, done.stdout, done.stderr]))"
+    )
+    lines = [[sys.executable, "-m", "harness", *map(str, command)] for command in commands]
+    search = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment, "PYTHONPATH": search},
+        check=True,
+    )
+    told = map(json.loads, done.stdout.splitlines())
+    return [subprocess.CompletedProcess(*each) for each in zip(lines, *zip(*told, strict=True), strict=True)]
+
+
 def within(command: list[str]) -> subprocess.CompletedProcess[str]:
     """The command line's own entry with streams that are kept, as ``python -m harness`` calls it."""
     from harness.cli import main

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TEXT, Make, harness, merged
+from conftest import TEXT, Make, harness, harness_each, merged
 from hub_endpoint import SHA, Hub, environment
 
 from harness.config.grid import expand
@@ -300,33 +300,30 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_counts(
     assert fetched.read_bytes() == (hub.root / "models" / "lab" / "small" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (
-            {"learner.model": {"pretrained": "lab/nothing"}},
-            "learner.model.pretrained: 'lab/nothing': the hub has no such repository",
-        ),
-        ({"data.tokenizer": {"kind": "pretrained", "name": "lab/gone"}}, "data.tokenizer.name: 'lab/gone'"),
-        (
-            {"data.source": "hf:lab/absent"},
-            "data.source: hf:lab/absent cannot be loaded (the hub has no such data set",
-        ),
-        ({"evaluate.others": {"x": "hf:lab/absent"}}, "evaluate.others.x: hf:lab/absent"),
-        (
-            {"learner.model": {"pretrained": "lab/pickled"}},
-            "no safetensors weights, and pickled ones are never loaded",
-        ),
-        ({"learner.model": {"pretrained": "lab/closed"}}, "learner.model.pretrained: 'lab/closed' is gated"),
-        (
-            {"learner.model": {"pretrained": "lab/small", "revision": "v9"}},
-            "at revision v9: the hub has no such revision",
-        ),
-    ],
-)
-def test_what_cannot_be_fetched_is_one_line(
-    hub: Hub, make_config: Make, tmp_path: Path, changes: dict[str, Any], expected: str
-) -> None:
+REFUSED = [
+    (
+        {"learner.model": {"pretrained": "lab/nothing"}},
+        "learner.model.pretrained: 'lab/nothing': the hub has no such repository",
+    ),
+    ({"data.tokenizer": {"kind": "pretrained", "name": "lab/gone"}}, "data.tokenizer.name: 'lab/gone'"),
+    (
+        {"data.source": "hf:lab/absent"},
+        "data.source: hf:lab/absent cannot be loaded (the hub has no such data set",
+    ),
+    ({"evaluate.others": {"x": "hf:lab/absent"}}, "evaluate.others.x: hf:lab/absent"),
+    (
+        {"learner.model": {"pretrained": "lab/pickled"}},
+        "no safetensors weights, and pickled ones are never loaded",
+    ),
+    ({"learner.model": {"pretrained": "lab/closed"}}, "learner.model.pretrained: 'lab/closed' is gated"),
+    (
+        {"learner.model": {"pretrained": "lab/small", "revision": "v9"}},
+        "at revision v9: the hub has no such revision",
+    ),
+]
+
+
+def test_what_cannot_be_fetched_is_one_line(hub: Hub, make_config: Make, tmp_path: Path) -> None:
     for name, files in {
         "pickled": ("config.json", "pytorch_model.bin"),
         "closed": ("config.json", "model.safetensors"),
@@ -342,9 +339,15 @@ def test_what_cannot_be_fetched_is_one_line(
         "learner.init": "pretrained",
         "regime.source": None,
     }
-    message = fetch(make_config(TEXT, **{**base, **changes}), hub, tmp_path / "cache", code=2)
-    errors = [line for line in message.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and expected in errors[0], message
+    commands = [
+        ["fetch", make_config(TEXT, f"{number}.yaml", **{**base, **changes}), "--cache", tmp_path / "cache"]
+        for number, (changes, _) in enumerate(REFUSED)
+    ]
+    told = harness_each(*commands, **environment(hub, tmp_path / "unused"))
+    for done, (_, expected) in zip(told, REFUSED, strict=True):
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and expected in errors[0], done.stderr
     assert not list((tmp_path / "cache").rglob("*.bin"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXT, Make, harness
+from conftest import TEXT, Make, harness, harness_each
 from hub_endpoint import REQUEST, SHA, Hub, environment
 
 pytestmark = pytest.mark.ray
@@ -93,27 +93,25 @@ def test_a_model_in_a_folder_is_known_by_its_content(hub: Hub, make_config: Make
     assert [run["generations_computed"] for run in runs] == [2, 0], "another path is the same science"
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"data.source": "hf:lab/absent/x"}, "data.source: hf:lab/absent/x cannot be loaded"),
-        ({"data.source": "hf:a/b/c/d"}, "expected hf:NAME"),
-        ({"data.text_field": "body"}, "no column 'body'"),
-        ({"learner.model": {"pretrained": "lab/nothing"}}, "learner.model.pretrained: 'lab/nothing'"),
-        (
-            {"data.tokenizer": {"kind": "pretrained", "name": "lab/nothing"}},
-            "data.tokenizer.name: 'lab/nothing'",
-        ),
-        ({"data.block_size": 33}, "context of 32"),
-    ],
-)
-def test_what_the_hub_has_not_is_one_message(
-    hub: Hub, make_config: Make, tmp_path: Path, changes: dict[str, Any], expected: str
-) -> None:
-    config = make_config(TEXT, **{**CHANGES, **changes})
-    done = harness("plan", config, "--root", tmp_path / "root", **environment(hub, tmp_path / "cache"))
-    assert done.returncode == 2, done.stderr
-    assert expected in done.stderr and "Traceback" not in done.stderr
+ABSENT = [
+    ({"data.source": "hf:lab/absent/x"}, "data.source: hf:lab/absent/x cannot be loaded"),
+    ({"data.source": "hf:a/b/c/d"}, "expected hf:NAME"),
+    ({"data.text_field": "body"}, "no column 'body'"),
+    ({"learner.model": {"pretrained": "lab/nothing"}}, "learner.model.pretrained: 'lab/nothing'"),
+    ({"data.tokenizer": {"kind": "pretrained", "name": "lab/nothing"}}, "data.tokenizer.name: 'lab/nothing'"),
+    ({"data.block_size": 33}, "context of 32"),
+]
+
+
+def test_what_the_hub_has_not_is_one_message(hub: Hub, make_config: Make, tmp_path: Path) -> None:
+    commands = [
+        ["plan", make_config(TEXT, f"{number}.yaml", **{**CHANGES, **changes}), "--root", tmp_path / "root"]
+        for number, (changes, _) in enumerate(ABSENT)
+    ]
+    told = harness_each(*commands, **environment(hub, tmp_path / "cache"))
+    for done, (_, expected) in zip(told, ABSENT, strict=True):
+        assert done.returncode == 2, done.stderr
+        assert expected in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_pretrained_model_teaches_one_from_scratch(make_config: Make, tmp_path: Path, hub: Hub) -> None:

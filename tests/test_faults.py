@@ -351,20 +351,29 @@ def test_without_ray_or_its_driver_a_run_ends_at_once(
 
 
 @pytest.mark.alone
+@pytest.mark.parametrize(
+    ("base", "changes", "signals"),
+    [
+        (TEXT, {"learner.train.epochs": 36, "resources.ranks": 2}, [signal.SIGTERM]),
+        (IMAGES, {"learner.train.epochs": 300}, [signal.SIGINT, signal.SIGUSR1]),
+    ],
+    ids=["two ranks", "one rank"],
+)
 def test_signals_save_and_end_with_75_within_the_grace_period(
-    make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
+    make_config: Make,
+    clean: Callable[..., Any],
+    tmp_path: Path,
+    tag: str,
+    base: dict[str, Any],
+    changes: dict[str, Any],
+    signals: list[signal.Signals],
 ) -> None:
-    changes = {
-        "learner.train.epochs": 36,
-        "generations": 0,
-        "resources.checkpoint_s": 1000,
-        "resources.ranks": 2,
-    }
-    changes["resources.grace_s"] = 15
-    config, root = make_config(TEXT, **changes), tmp_path / "root"
-    for count, number in enumerate([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]):
+    patient = {"generations": 0, "resources.checkpoint_s": 1000, "resources.grace_s": 15}
+    config, root = make_config(base, **changes | patient), tmp_path / "root"
+    name = base["experiment"]
+    for count, number in enumerate(signals):
         run = start(tag, "run", config, "--root", root)
-        wait_for(lambda count=count: len(events(root, "text", "fit_started")) > count)
+        wait_for(lambda count=count: len(events(root, name, "fit_started")) > count)
         time.sleep(0.7)
         run.send_signal(number)
         at = time.monotonic()
@@ -372,10 +381,10 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
         assert run.returncode == 75 and "run the same command again" in out and "Traceback" not in err, err
         assert time.monotonic() - at < 15
         wait_for(lambda: not tagged(tag), 20)
-        saved = events(root, "text", "checkpointed")
+        saved = events(root, name, "checkpointed")
         assert len(saved) == count + 1, "one checkpoint, at the signal"
-        assert not events(root, "text", "released")[-1]["finished"]
-        assert [event["step"] for event in events(root, "text", "resumed")] == [
+        assert not events(root, name, "released")[-1]["finished"]
+        assert [event["step"] for event in events(root, name, "resumed")] == [
             event["step"] for event in saved[:-1]
         ]
     states = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]

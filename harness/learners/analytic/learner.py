@@ -21,7 +21,9 @@ from harness.science import FitSpec
 
 def versions() -> dict[str, str]:
     """Of what computes."""
-    return {name: version(name) for name in ("numpy", "scipy", "scikit-learn")}  # importing them takes a second
+    return {
+        name: version(name) for name in ("numpy", "scipy", "scikit-learn")
+    }  # importing them takes a second
 
 
 class AnalyticLearner:

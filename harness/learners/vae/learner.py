@@ -161,7 +161,11 @@ class VaeLearner:
 
     def describe(self) -> Mapping[str, Any]:
         """Device and versions."""
-        versions = {"torch": torch.__version__, "scikit-learn": version("scikit-learn"), "numpy": np.__version__}
+        versions = {
+            "torch": torch.__version__,
+            "scikit-learn": version("scikit-learn"),
+            "numpy": np.__version__,
+        }
         return {"device": "cpu", "zero_stage": None, "versions": versions}
 
 

@@ -224,7 +224,7 @@ def _rows(pixels: Pixels) -> Pixels:
 
 
 def _digits() -> Images:
-    """The 1,797 digits that scikit-learn brings: to import it takes a second, and every command reads them."""
+    """The 1,797 digits that scikit-learn brings. To import it takes a second, and each command reads them."""
     package = find_spec("sklearn")
     assert package is not None and package.origin is not None  # pyproject.toml names it
     rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")

@@ -44,8 +44,8 @@ def plan_steps(train: VaeTrain, size: int, budget: str, first: int) -> Schedule:
 class _Progress:
     """How far a fit is: weights, what Adam keeps of them, and the losses of the steps that are done.
 
-    `torch.optim.Adam` computes with the function that is called here; the class imports torch's compiler at its
-    first step, which takes a quarter of what a rank takes to start.
+    `torch.optim.Adam` computes with the function that is called here; the class imports torch's compiler at
+    its first step, which takes a quarter of what a rank takes to start.
     """
 
     def __init__(self, model: ConvVae, train: VaeTrain) -> None:

@@ -159,7 +159,8 @@ def _measured(
         identity["pool"] = POOL_VERSION
     section = blank(asked, *(set(Evaluate.model_fields) - {"metrics", *learner.evaluates}))
     found = science(section)
-    for name in ("metrics", "others"):  # by their versions, and by their content
+    for name in ("metrics", "others", *(["groups"] if "others" in learner.evaluates else [])):
+        # by their versions, and by their content
         found.pop(name, None)
     if asked.drift is not None:
         identity["drift"] = {**found.pop("drift", {}), "version": DRIFT_VERSION}

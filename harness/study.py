@@ -144,6 +144,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
     data, specs, resolved = [], [], list[Resolved]()
     packed: dict[tuple[str, str], ExternalCorpus] = {}
     scored: dict[tuple[str, str], ExternalCorpus] = {}
+    grouped: dict[tuple[str, str], dict[str, ExternalCorpus]] = {}
     others: dict[str, tuple[Mapping[str, Any], Examples]] = {}
     for cell, source in zip(study.cells, resolve_sources(study), strict=True):
         prepared = data_of.get(cell.config.data)
@@ -158,7 +159,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         supply = None if fixed is None else len(fixed.examples)
         _check_labelled(cell.config, real.num_examples)
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
-        texts = _others(cell.config, real, scored)
+        texts = {**_others(cell.config, real, scored), **_groups(cell.config, real, grouped)}
         content, teacher = None if fixed is None else fixed.fingerprint, _teacher(cell.config, real)
         found = cell_spec(cell.config, prepared, learner, texts, content, teacher, source)
         for text in texts.values():
@@ -265,6 +266,17 @@ def _others(
         which = (source, config.data.model_dump_json())
         found[name] = known.setdefault(which, known.get(which) or real.other(name, source))
     return found
+
+
+def _groups(
+    config: Config, real: RealData, known: dict[tuple[str, str], dict[str, ExternalCorpus]]
+) -> dict[str, ExternalCorpus]:
+    """The groups of a cell's real text, by name; each is read once."""
+    field = config.evaluate.groups
+    if field is None:
+        return {}
+    which = (field, config.data.model_dump_json())
+    return known.setdefault(which, known.get(which) or real.groups(field))
 
 
 def _teacher(config: Config, real: RealData) -> DataSpec | None:

@@ -63,6 +63,14 @@ CASES: dict[str, dict[str, Any]] = {
         "data": {"source": "gaussian", "dim": 2, "num_examples": 40},
         "learner": {"kind": "gaussian", "init": "previous", "merge": -0.2},
     },
+    "truncated": {
+        "data": {"source": "gaussian", "dim": 2, "num_examples": 40},
+        "learner": {"kind": "gaussian", "init": "previous", "truncate": 0.9},
+    },
+    "truncated mixture": {
+        "data": {"source": "gaussian", "dim": 2, "num_examples": 40},
+        "learner": {"kind": "mixture", "components": 1, "init": "previous", "truncate": 0.9},
+    },
     "kde scott": {"data": {"source": "moons", "num_examples": 12}, "learner": {"kind": "kde"}},
     "discrete": {
         "data": {"source": "discrete", "outcomes": 7, "num_examples": 12},

@@ -11,6 +11,10 @@ import pytest
 from chains import Events, contents, open_prepared, run_all
 from conftest import GAUSSIAN, Make, harness
 
+from harness.config.schema import Gaussian, Mixture
+from harness.learners.analytic.family import Chains
+from harness.learners.analytic.gaussian import GaussianFamily
+from harness.learners.analytic.mixture import MixtureFamily
 from harness.records import REAL
 
 
@@ -113,9 +117,6 @@ def test_prepared_twice_is_prepared_once(make_config: Make, tmp_path: Path) -> N
 
 def test_a_covariance_that_is_none_has_diverged() -> None:
     """Far beyond the fit lies no normal distribution; what is singular is one."""
-    from harness.config.schema import Gaussian
-    from harness.learners.analytic.gaussian import GaussianFamily
-
     family = GaussianFamily(Gaussian(kind="gaussian", init="previous", merge=-1.0), None)  # type: ignore[arg-type]
     parent = {"mean": np.zeros((3, 2)), "covariance": np.stack([np.eye(2)] * 3)}
     fitted = np.stack([np.diag([1.5, 1.0]), np.diag([2.0, 1.0]), np.diag([2.5, 1.0])])
@@ -123,3 +124,35 @@ def test_a_covariance_that_is_none_has_diverged() -> None:
     found = family.fit(summary, None, parent)  # type: ignore[arg-type]
     assert np.allclose(found["covariance"][:2], [np.diag([0.5, 1.0]), np.diag([0.0, 1.0])])
     assert np.isnan(found["covariance"][2]).all()
+
+
+def test_what_is_too_likely_under_the_model_before_is_not_learned_from() -> None:
+    """The Gaussian leaves out what its definition says, example by example; a mixture of one component leaves
+    out the same; where nothing is left the chain has diverged, and only that one."""
+    values = np.random.default_rng(0).normal(size=(3, 40, 2)) * [1.0, 3.0]
+    values[2] = 0.0
+    before = {"mean": np.zeros((3, 2)), "covariance": np.array([[[1.0, 0.5], [0.5, 4.0]]] * 3)}
+    inverse = np.linalg.inv(before["covariance"][0])
+    section = Gaussian(kind="gaussian", init="previous", truncate=0.6)
+    family, chains = GaussianFamily(section, None), Chains((0, 1, 2), 1)  # type: ignore[arg-type]
+    parts = [family.summarise(values[:, :25]), family.summarise(values[:, 25:])]
+    found = family.fit(family.merge(*parts), chains, before)
+    one_component = Mixture(
+        kind="mixture", components=1, init="previous", truncate=0.6, regularisation=0.0, tolerance=1e-9
+    )
+    mixture = MixtureFamily(one_component, None)  # type: ignore[arg-type]
+    one = {name + "s": array[:, None] for name, array in before.items()} | {"weights": np.ones((3, 1))}
+    same = mixture.fit({"values": values}, chains, one)
+    for chain in (0, 1):
+        kept = np.array([row for row in values[chain] if np.exp(-0.5 * row @ inverse @ row) <= 0.6])
+        assert 0 < len(kept) < 40
+        for mean, covariance in (
+            (found["mean"][chain], found["covariance"][chain]),
+            (same["means"][chain, 0], same["covariances"][chain, 0]),
+        ):
+            assert np.allclose(mean, kept.mean(axis=0))
+            assert np.allclose(covariance, np.cov(kept, rowvar=False, bias=True))
+    assert np.isnan(found["covariance"][2]).all() and np.isnan(same["covariances"][2]).all()
+    assert np.array_equal(
+        family.fit(family.merge(*parts), chains, None)["mean"], family.merge(*parts)["mean"]
+    ), "generation 0 has no model before it"

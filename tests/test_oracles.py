@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bundled import assert_mean, at, table
 from scipy.special import psi
-from scipy.stats import norm
+from scipy.stats import binom, chi2, norm
 
 pytestmark = pytest.mark.oracle
 
@@ -304,6 +304,40 @@ def test_row_23_moments_merged_with_those_before(merge: float, dim: int) -> None
         at(frame, "gaussian/trace_ratio", generations).mean() > at(frame, "gaussian/trace_ratio", 0).mean()
     )
     assert growing == (merge < 0)
+
+
+@pytest.mark.parametrize(("dim", "share"), [(1, 0.85), (3, 0.85), (1, 0.995)])
+def test_row_25_truncated_likelihood(dim: int, share: float) -> None:
+    """Examples at z of the model before are learned from where |z|^2 >= c^2 = -2 ln(share): k of n, binomial
+    with q = P(chi^2_d >= c^2). They have the same mean, and s = P(chi^2_{d+2} >= c^2) / q times the variance.
+
+    2,000 chains of n = 40: E var <- s (1 - E 1/k) var; E |mean error|^2 grows by d s E(1/k) var.
+    """
+    n, generations = 40, 4
+    frame = table(
+        {
+            "data": {"source": "gaussian", "num_examples": n, "dim": dim},
+            "learner": {"kind": "gaussian", "init": "previous", "truncate": share},
+            "regime": REPLACE,
+            "generations": generations,
+            "grid": seeds(2000),
+        }
+    )
+    limit = -2 * math.log(share)
+    q = chi2.sf(limit, dim)
+    stretch = chi2.sf(limit, dim + 2) / q
+    if dim == 1:  # the second moment of a normal variable beyond c on either side, by parts
+        c = math.sqrt(limit)
+        assert stretch == pytest.approx(1 + c * norm.pdf(c) / norm.sf(c))
+    k = np.arange(1, n + 1)
+    inverse = float((binom.pmf(k, n, q) / k).sum())  # no example is left in one of 10^10 fits
+    error, variance = 1 / n, 1 - 1 / n
+    for generation in range(generations + 1):
+        if generation:
+            error += stretch * inverse * variance
+            variance *= stretch * (1 - inverse)
+        assert_mean(at(frame, "gaussian/mean_sq_error", generation), dim * error)
+        assert_mean(at(frame, "gaussian/trace_ratio", generation), variance)
 
 
 # --- rows 18 to 20: weights of origins, counts that survive, curation ---------------------------------------

@@ -3,6 +3,7 @@ share their prefix."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from conftest import ROOT, TEXT, Make, harness
 from harness.config.schema import Split, TextData
 from harness.data.documents import read_documents
 from harness.data.text import MAX_OTHER_BLOCKS, TextCorpus, read_other, split_documents
-from harness.errors import LearnerError
+from harness.errors import ConfigError, LearnerError
 from harness.preparation import load_data
 from harness.store import Store
 from harness.study import open_study
@@ -79,6 +80,73 @@ def test_another_text_that_is_the_cells_own_has_its_scores(
         for name in ("nll", "bits_per_byte"):
             assert found[f"other/own/{name}"] == pytest.approx(found[f"test/{name}"], rel=1e-12)
             assert found[f"other/more/{name}"] != found[f"test/{name}"], "another text"
+
+
+def write_groups(path: Path, names: tuple[str | None, ...] = ("De-AT", "en", None), count: int = 900) -> Path:
+    rows = [
+        (f"Row {i} of {names[i % len(names)]} tells {i * i} things.", names[i % len(names)])
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps({"text": text, "lang": name}) + "\n" for text, name in rows))
+    return path
+
+
+def test_groups_of_the_real_text_have_the_scores_of_their_documents(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
+    """The test side of a group is that of a file of its documents alone, which `evaluate.others` reads; and
+    only evaluations have other keys."""
+    source = write_groups(tmp_path / "own.jsonl")
+    alone = tmp_path / "en.jsonl"
+    alone.write_text("".join(line + "\n" for line in source.read_text().splitlines() if '"en"' in line))
+    data = {"data.source": str(source), "data.num_examples": 32, "generations": 1}
+    asked = {"evaluate.groups": "lang", "evaluate.others": {"alone": str(alone)}}
+    config = make_config(TEXT, **data, **asked)
+    prepared, store = open_prepared(config, tmp_path / "root")
+    source.unlink()
+    run_all(config, tmp_path / "root", ranks=ranks, prepared=prepared)
+    for key in prepared.lineage.nodes:
+        record = store.record(key)
+        assert record is not None
+        found = record.metrics
+        assert found["test/nll/en"] == pytest.approx(found["other/alone/nll"], rel=1e-12)
+        assert {name for name in found if name.startswith("test/nll/")} == {"test/nll/en", "test/nll/de_at"}
+        assert found["test/nll/de_at"] != found["test/nll/en"]
+    write_groups(source)
+    without, scratch = open_study(make_config(TEXT, **data), (), Store.read(tmp_path / "root"))
+    scratch.cleanup()
+    one, two = (list(item.lineage.nodes.values()) for item in (prepared, without))
+    assert [node.fit for node in one] == [node.fit for node in two]
+    assert not {node.evaluation for node in one} & {node.evaluation for node in two}
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "message"),
+    [
+        (("a", "b"), "language", r"own.jsonl:1 has no text in the field 'language'"),
+        (("a",), "lang", r"'lang' of .*own.jsonl names 1 groups; allowed: 2 to 32"),
+        (("a", "b"), "text", r"'text' of .*own.jsonl names 900 groups; allowed: 2 to 32"),
+        (("a b", "a-b"), "lang", r"names the group 'a-b', and its column would be another's"),
+        (("a", "!"), "lang", r"names the group '!', and its column"),
+        (("a", *["b"] * 200), "lang", r"names the group 'a', whose test side has fewer than"),
+    ],
+)
+def test_groups_that_cannot_be_measured_are_one_message(
+    make_config: Make, tmp_path: Path, names: tuple[str, ...], asked: str, message: str
+) -> None:
+    source = write_groups(tmp_path / "own.jsonl", names)
+    config = make_config(TEXT, **{"data.source": str(source), "evaluate.groups": asked})
+    with pytest.raises(ConfigError, match=message):
+        open_study(config, (), Store.read(tmp_path / "absent"))
+
+
+def test_text_without_fields_has_no_groups(make_config: Make, tmp_path: Path) -> None:
+    for source in ("python-docs", str(write_text(tmp_path / "own.txt", 400))):
+        config = make_config(TEXT, **{"data.source": source, "evaluate.groups": "lang"})
+        with pytest.raises(
+            ConfigError, match=r"evaluate\.groups: found 'lang', and .* is text without fields"
+        ):
+            open_study(config, (), Store.read(tmp_path / "absent"))
 
 
 def test_keys_hold_another_texts_content_and_never_its_path(make_config: Make, tmp_path: Path) -> None:

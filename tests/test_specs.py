@@ -262,7 +262,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.sample.mixture.0.typical_p": 0.9,
         "learner.sample.mixture.0.share": None,
     },
-    "merged": {"learner.merge": -0.5, "learner.init": None},
+    "merged": {"learner.merge": -0.5, "learner.init": None, "learner.truncate": 0.9},
     "drifting": {"evaluate.drift.examples": 8},
     "sums": {"data.task.difficulty": [2], "data.task.modulus": 9, "data.task.operators": "+-"},
     "strings": {"data.task.difficulty": [6], "data.task.rules": [["aa", "b"], ["bb", "a"], ["ab", ""]]},
@@ -412,6 +412,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.max_iterations": 50,
         "learner.regularisation": 1e-5,
         "learner.init": "previous",
+        "learner.truncate": None,
     },
     "kde": {
         "learner.kernel": None,
@@ -452,6 +453,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "learner.train.weight_decay": 1e-4,
         "learner.train.beta": 2.0,
         "learner.sample.binary": True,
+        "evaluate.groups": "label",
     },
 }
 """Base to changes of it; None where a field has but one value, or a change needs a second one
@@ -495,6 +497,11 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"learner.sample.fresh_prompts": False, "data.reserve": 72},
     ),
     ("task", {"data.resample": True, "data.reserve": 10}, {"data.reserve": 10}),
+    (
+        "mixture",
+        {"learner": {"kind": "mixture", "init": "previous"}},
+        {"learner": {"kind": "mixture", "init": "previous", "truncate": 0.9}},
+    ),
     (
         "mixture",
         {},

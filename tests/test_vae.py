@@ -638,6 +638,23 @@ def evaluation(opened: Opened, fit: Path, corpus: Examples, generation_0: Path |
     )
 
 
+def test_classes_have_an_elbo_of_their_own(make_config: Make, tmp_path: Path) -> None:
+    """Weighed by how many test images each has, these make up the ELBO of all; evaluations alone change."""
+    opened = open_learner(make_config(IMAGES, **{"evaluate.groups": "label"}), tmp_path / "root")
+    write_model(new_model(opened.section, (8, 8), 0, 0), tmp_path)
+    found = evaluation(opened, tmp_path, opened.data.real(0, 70))
+    labels = opened.data.test_labels
+    assert labels is not None
+    counts = np.bincount(labels)
+    own = [found.metrics[f"vae/elbo_{label}"] for label in range(10)]
+    assert np.average(own, weights=counts) == pytest.approx(found.metrics["vae/elbo"])
+    assert own[3] == pytest.approx(found.arrays["test_elbo"][labels == 3].mean())
+    plain = open_learner(make_config(IMAGES), tmp_path / "root")
+    assert plain.spec.fit == opened.spec.fit and plain.spec != opened.spec
+    with pytest.raises(InputError, match=r"evaluate\.groups: found 'colour'; allowed: label, the field of"):
+        open_learner(make_config(IMAGES, **{"evaluate.groups": "colour"}), tmp_path / "root")
+
+
 def test_a_model_with_known_output_has_the_known_elbo(make_config: Make, tmp_path: Path) -> None:
     """All weights 0: q(z | x) is the prior, so the KL is 0; every pixel has probability 1/2, so the
     cross-entropy is 64 ln 2."""

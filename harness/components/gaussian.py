@@ -26,13 +26,16 @@ class Gaussian(Section):
     merge: float = since(1.0)
     """With init: previous, how much of the way from the moments before to the fitted ones is gone: below 1
     averages, below 0 extrapolates away from them."""
+    truncate: Annotated[float, Field(gt=0, lt=1)] | None = since(None)
+    """With init: previous, examples whose density under the model before is above this share of its highest
+    are not learned from."""
 
     @model_validator(mode="after")
     def _merged(self) -> Gaussian:
-        if (self.init == "previous") != (self.merge != 1.0):
+        if (self.init == "previous") != (self.merge != 1.0 or self.truncate is not None):
             raise ValueError(
-                "init: previous and merge go together: moments have a closed form, so where a fit begins "
-                "changes nothing but what it is merged with"
+                "init: previous goes with merge or truncate, and they with it: moments have a closed form, "
+                "so where a fit begins changes only what it is merged with, and what is left out of it"
             )
         return self
 
@@ -40,6 +43,8 @@ class Gaussian(Section):
     def _weighted(self) -> Gaussian:
         if self.estimator == "unbiased" and self.synthetic_weight != 1.0:
             raise ValueError("estimator: unbiased is of equal weights; synthetic_weight goes with mle")
+        if self.truncate is not None and self.synthetic_weight != 1.0:
+            raise ValueError("truncate leaves examples out or not: synthetic_weight does not go with it")
         return self
 
 
@@ -70,4 +75,5 @@ COMPONENT = LearnerPlugin(
     groups={"gaussian": 2},
     headlines=("gaussian/log_variance",),
     seconds_per_example=moments_seconds,
+    reads_pools_anew=lambda section: section.truncate is not None,
 )

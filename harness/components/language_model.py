@@ -579,6 +579,7 @@ COMPONENT = LearnerPlugin(
             "higher",
             drawn=False,
         ),
+        Metric("test/nll/<group>", "NLL on real text of the group <group>", _NATS, "higher"),
         Metric("other/<name>/nll", "NLL on other real text: <name>", _NATS, "higher", _FORGETTING),
         Metric(
             "other/<name>/bits_per_byte",
@@ -624,7 +625,16 @@ COMPONENT = LearnerPlugin(
     ),
     groups={"likelihood": 2, "lexical": 1, "copying": 1},
     headlines=("task/pass_1", "test/perplexity"),
-    evaluates=("prompts", "examples", "perplexity_batch", "max_duplicate_share", "others", "drift", "task"),
+    evaluates=(
+        "prompts",
+        "examples",
+        "perplexity_batch",
+        "max_duplicate_share",
+        "others",
+        "groups",
+        "drift",
+        "task",
+    ),
     names_examples=True,
     example={
         "model": {"preset": "micro"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.registry import NUMBERS, LearnerPlugin, Metric
 from harness.section import PositiveInt, Section, since
@@ -23,6 +23,15 @@ class Mixture(Section):
     """Added to the diagonal of every covariance."""
     init: Literal["scratch", "previous"] = since("scratch")
     """``scratch``: k-means each generation; ``previous``: go on from the previous generation's parameters."""
+    truncate: Annotated[float, Field(gt=0, lt=1)] | None = since(None)
+    """With init: previous, examples whose density under the model before is above this share of the highest
+    at its components' means are not learned from."""
+
+    @model_validator(mode="after")
+    def _truncated(self) -> Mixture:
+        if self.truncate is not None and self.init == "scratch":
+            raise ValueError("truncate goes with init: previous, the model before that says what is likely")
+        return self
 
 
 def _check(config: Any) -> None:

@@ -85,6 +85,7 @@ COMPONENT = LearnerPlugin(
             "vae/latent_std", "std of samples in generation 0's latent", "", "lower", _SHUMAILOV, shown=True
         ),
         Metric("vae/elbo", "ELBO of real test images", "nats/image", "lower", _KINGMA, shown=True),
+        Metric("vae/elbo_<class>", "ELBO of real test images of class <class>", "nats/image", "lower"),
         Metric(
             "vae/reconstruction", "reconstruction error of real test images", "nats/image", "higher", _KINGMA
         ),
@@ -97,7 +98,7 @@ COMPONENT = LearnerPlugin(
     ),
     groups={"vae": 1},
     headlines=("vae/latent_std",),
-    evaluates=("examples",),
+    evaluates=("examples", "groups"),
     names_examples=True,
     seconds_per_example=1.5e-3,
     turn_seconds=turn_seconds,

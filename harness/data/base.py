@@ -16,9 +16,14 @@ from harness.records import Examples
 from harness.science import DataSpec
 from harness.section import DataSection
 from harness.streams import stream
+from harness.terminal import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+GROUP = "group."
+"""What names of groups of the real data begin with, among those of other texts that models are scored on."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,16 @@ class RealData(ABC):
             DataError: It cannot be read, or the real data are not text.
         """
         raise DataError(f"evaluate.others.{name}: is text, the real data are not")
+
+    def groups(self, field: str) -> dict[str, ExternalCorpus]:
+        """The test side of each group of the real data, packed as the real text is; see `TextCorpus`.
+
+        Raises:
+            DataError: Nothing names groups, or these are too many or too small.
+        """
+        raise DataError(
+            f"evaluate.groups: found {shown(field)}, and these data have no field that names groups"
+        )
 
     def teacher(self, changes: Mapping[str, Any]) -> DataSpec:
         """A fixed teacher: the truth with some of its fields changed.

@@ -16,7 +16,7 @@ from typing import Any
 from harness.components import DATA
 from harness.config.schema import TextData
 from harness.data.hub import load_hub
-from harness.data.reading import known, paragraphs, read_files
+from harness.data.reading import known, paragraphs, read_column, read_files
 from harness.errors import DataError
 from harness.registry import named
 from harness.terminal import cut, shown
@@ -100,6 +100,50 @@ def read_named(
     return Documents(found.documents, {}, found.files, found.empty, found.left_out)
 
 
+def read_groups(config: TextData, group_field: str) -> dict[str, list[tuple[str, str]]]:
+    """The documents of a source with the names of their groups.
+
+    Args:
+        config: The section.
+        group_field: Field or column of .jsonl, .parquet or hub data that holds the name of a group, a text.
+
+    Returns:
+        Pairs of a document and its group's name ("" where it has none), by the source's own split; those that
+        are still to be split under "".
+
+    Raises:
+        DataError: There is no such field, or it is no text.
+    """
+    source = config.source
+    if source in DATA or source.endswith(".txt"):
+        raise DataError(
+            f"evaluate.groups: found {shown(group_field)}, and {source} is text without fields; allowed: "
+            ".jsonl, .parquet or hub data"
+        )
+    try:
+        if not source.startswith("hf:"):
+            columns = [
+                list(read_column(Path(source), name, "data.source"))
+                for name in (config.text_field, group_field)
+            ]
+            return {"": _pairs(*columns)}
+        loaded = load_hub(source, config.revision)
+        for rows in loaded.values():
+            _check_column(source, rows, group_field)
+        found = {
+            str(split): _pairs(rows[config.text_field], rows[group_field]) for split, rows in loaded.items()
+        }
+    except DataError as error:
+        raise DataError(
+            str(error).replace("(data.text_field)", "(data.text_field, evaluate.groups)")
+        ) from None
+    return found if all(split in found for split in SPLITS) else {"": found["train"]}
+
+
+def _pairs(texts: Sequence[str | None], groups: Sequence[str | None]) -> list[tuple[str, str]]:
+    return [(text, group or "") for text, group in zip(texts, groups, strict=True) if text]
+
+
 def named_documents(source: str, field: str = "data.source") -> tuple[str, ...]:
     """The documents of a source that is known by its name.
 
@@ -155,23 +199,33 @@ def python_stdlib() -> Iterator[str]:
                     yield inspect.cleandoc(text)
 
 
+def _check_column(source: str, rows: Any, name: str) -> list[str | None]:
+    """A column of hub data, which holds text.
+
+    Raises:
+        DataError: There is none, or it holds something else.
+    """
+    if name not in rows.column_names:
+        raise DataError(
+            f"data.source: {source} has no column {shown(name)} (data.text_field); it has "
+            f"{', '.join(rows.column_names)}"
+        )
+    texts = list(rows[name])
+    odd = next((text for text in texts if not isinstance(text, str | None)), None)
+    if odd is not None:
+        raise DataError(
+            f"data.source: {source} has {type(odd).__name__} in the column {shown(name)} (data.text_field), "
+            "not text"
+        )
+    return texts
+
+
 def _hub(source: str, text_field: str, revision: str | None) -> Documents:
     loaded = load_hub(source, revision)
     splits: dict[str, tuple[str, ...]] = {}
     empty = 0
     for split, rows in loaded.items():
-        if text_field not in rows.column_names:
-            raise DataError(
-                f"data.source: {source} has no column {shown(text_field)} (data.text_field); it has "
-                f"{', '.join(rows.column_names)}"
-            )
-        texts = list(rows[text_field])
-        odd = next((text for text in texts if not isinstance(text, str | None)), None)
-        if odd is not None:
-            raise DataError(
-                f"data.source: {source} has {type(odd).__name__} in the column {shown(text_field)} "
-                "(data.text_field), not text"
-            )
+        texts = _check_column(source, rows, text_field)
         splits[str(split)] = tuple(text for text in texts if text)
         empty += len(texts) - len(splits[str(split)])
     if all(split in splits for split in SPLITS):

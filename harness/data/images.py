@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.images import DIGITS, ImageData
-from harness.data.base import PreparedData, RealData, Room, own_examples, supply_of
+from harness.data.base import ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.hub import load_hub
 from harness.data.reading import ROWS, ReadLimit, check_size, load_array, open_parquet
 from harness.errors import DataError
@@ -212,6 +212,26 @@ class ImageSet(RealData):
     def test(self) -> Examples:
         """Test images, shape [num_images, height * width]."""
         return Examples.full(_rows(self._arrays["test"]))
+
+    @property
+    def test_labels(self) -> Labels | None:
+        """Classes of the test images; None where there are none."""
+        return self._arrays.get("test_labels")
+
+    def groups(self, field: str) -> dict[str, ExternalCorpus]:
+        """Nothing to read: the classes of the test images are at hand.
+
+        Raises:
+            DataError: The images have none, or the field is not theirs.
+        """
+        if self.test_labels is None or field != self.config.label_field:
+            has = (
+                "these images have no classes"
+                if self.test_labels is None
+                else (f"allowed: {self.config.label_field}, the field of the images' classes")
+            )
+            raise DataError(f"evaluate.groups: found {shown(field)}; {has}")
+        return {}
 
     @property
     def labels(self) -> Labels | None:

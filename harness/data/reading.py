@@ -104,6 +104,25 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
     return Texts(tuple(documents), len(files), empty, tuple(left_out))
 
 
+def read_column(path: Path, name: str, field: str) -> Iterator[str | None]:
+    """What a field or column of text holds, row by row, in the order in which `read_files` reads documents.
+
+    Args:
+        path: As there; .txt has no fields.
+        name: The field or column.
+        field: The configuration's field, for messages.
+
+    Raises:
+        DataError: As there.
+    """
+    files, _ = _named_files(path, known(), field)
+    budget = ReadLimit(field)
+    for file in files:
+        if ".txt" in file.suffixes[-2:]:
+            raise DataError(f"{field}: {file} is text without fields, and {shown(name)} is asked for")
+        yield from _texts(file, name, field, budget)
+
+
 def files_of(path: Path, suffixes: Sequence[str], field: str) -> list[tuple[Path, str, str]]:
     """A file, or all files of a folder in the order of their names, each with its kind and compression.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -19,8 +20,8 @@ import numpy.typing as npt
 
 from harness.components import DATA
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
-from harness.data.base import ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
-from harness.data.documents import SPLITS, Documents, named_documents, read_documents, read_named
+from harness.data.base import GROUP, ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
+from harness.data.documents import SPLITS, Documents, named_documents, read_documents, read_groups, read_named
 from harness.data.remembered import recall, remember
 from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
@@ -44,6 +45,7 @@ END_OF_TEXT = "<|endoftext|>"
 TOKENIZER = "tokenizer.json"
 _NOT_CONTENT = ("source", "text_field", "revision")
 _CONTINUED: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
+MAX_GROUPS = 32
 MAX_OTHER_BLOCKS = 256
 """Blocks of another real text that a model is scored on."""
 
@@ -521,6 +523,53 @@ class TextCorpus(RealData):
                 "one block"
             )
         return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(blocks)[:MAX_OTHER_BLOCKS]))
+
+    def groups(self, field: str) -> dict[str, ExternalCorpus]:
+        """The test side of each group of the real text.
+
+        Args:
+            field: Of the source, with the name of each document's group. A document without one is in none.
+
+        Returns:
+            By `GROUP` and the group's name in lower-case letters, digits and strokes below; at most
+            `MAX_OTHER_BLOCKS` blocks each, as of `other`.
+
+        Raises:
+            DataError: There is no such field; the groups are too many, or one too small for a block.
+        """
+        if self.task is not None or self.rendered is not None:
+            return super().groups(field)
+        found = read_groups(self.config, field)
+        if "" in found:
+            whole = Documents([text for text, _ in found[""]], {})
+            side = frozenset(split_documents(whole, self.config.split)["test"])
+            test = [pair for pair in found[""] if pair[0] in side]
+        else:
+            test = found["test"]
+        texts: dict[str, list[str]] = {group: [] for pairs in found.values() for _, group in pairs if group}
+        what = f"evaluate.groups: {shown(field)} of {self.config.source}"
+        if not 2 <= len(texts) <= MAX_GROUPS:
+            raise DataError(f"{what} names {len(texts)} groups; allowed: 2 to {MAX_GROUPS}")
+        for text, group in test:
+            if group:
+                texts[group].append(text)
+        columns: dict[str, ExternalCorpus] = {}
+        for group in sorted(texts):
+            name = GROUP + re.sub("[^a-z0-9]+", "_", group.lower()).strip("_")
+            if name in columns or name == GROUP:
+                raise DataError(f"{what} names the group {shown(group)}, and its column would be another's")
+            blocks = self._pack(texts[group])
+            if not len(blocks):
+                raise DataError(
+                    f"{what} names the group {shown(group)}, whose test side has fewer than "
+                    f"{self.meta['block_size']} tokens, not one block; allowed: a larger data.split.test, or "
+                    "smaller blocks"
+                )
+            documents = Documents(tuple(texts[group]), {})
+            columns[name] = ExternalCorpus(
+                documents.fingerprint(), Examples.full(shuffled(blocks)[:MAX_OTHER_BLOCKS])
+            )
+        return columns
 
     def _pack(self, documents: Sequence[str]) -> npt.NDArray[np.int32]:
         return pack(self.tokenizer, documents, self.meta["separator"], int(self.meta["block_size"]))

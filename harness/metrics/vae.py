@@ -72,6 +72,22 @@ def elbo_metrics(reconstruction: Array, kl: Array) -> Mapping[str, float]:
     }
 
 
+def elbo_by_class(elbo: Array, labels: npt.NDArray[np.int64] | None) -> Mapping[str, float]:
+    """The ELBO of real images, class by class.
+
+    Args:
+        elbo: Reconstruction and KL of every image, nats, shape [2, num].
+        labels: Its class, shape [num].
+
+    Returns:
+        ``vae/elbo_<class>``, nats per image.
+    """
+    assert labels is not None
+    return {
+        f"vae/elbo_{label}": float(-elbo.sum(axis=0)[labels == label].mean()) for label in np.unique(labels)
+    }
+
+
 def latent_std(means: Array) -> float:
     """Standard deviation of the encoder's means over the samples.
 

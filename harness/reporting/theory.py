@@ -39,7 +39,7 @@ def gaussian(config: Any, metric: str) -> list[float] | None:
     if data.source != "gaussian" or learner.synthetic_weight != 1.0:
         return None
     n, mle = data.num_examples, learner.estimator == "mle"
-    if learner.merge != 1.0:
+    if learner.init == "previous":
         return _merged_gaussian(config, metric) if kind == "replace" and mle else None
     left = [(1 - 1 / n) ** (g + 1) if mle else 1.0 for g in generations]
     if kind == "replace" and metric == "gaussian/trace_ratio":
@@ -60,6 +60,8 @@ def _merged_gaussian(config: Any, metric: str) -> list[float] | None:
     """Moments on the line from those before to the fitted ones (docs/oracles.md, row 23)."""
     data, share, generations = config.data, config.learner.merge, _all(config)
     n = data.num_examples
+    if config.learner.truncate is not None:
+        return None  # what is left is a binomial number: tests have it (row 25), a line need not
     left = [(1 - 1 / n) * (1 - share / n) ** g for g in generations]
     if metric == "gaussian/trace_ratio":
         return left

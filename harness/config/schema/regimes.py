@@ -216,6 +216,10 @@ class Evaluate(Section):
     ] = since({})
     """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on
     their test side; of prompts, ``other/<name>/forgotten`` is its rise from generation 0's."""
+    groups: Annotated[str, Field(min_length=1)] | None = since(None)
+    """Field or column of the data that names each document's group: ``test/nll/<group>`` is the NLL on the
+    test side of each. Of images ``data.label_field``: ``vae/elbo_<class>`` on the test images of each
+    class."""
 
     task: TaskMeasure = since(TaskMeasure(), introduced={})
     """data.source: task: what is measured on test prompts."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.linalg.lapack import dpstrf
 
@@ -17,15 +19,16 @@ class GaussianFamily(Family):
     parameters = ("mean", "covariance")
 
     def summarise(self, values: Array) -> Summary:
-        """Number, mean and scatter matrix."""
+        """Number, mean and scatter matrix; with ``truncate`` the examples too."""
         count = values.shape[1]
         mean = (np.ones((1, count)) @ values)[:, 0] / max(count, 1)
         centred = values - mean[:, None]
-        return {
+        found = {
             "count": np.full(len(values), float(count)),
             "mean": mean,
             "scatter": centred.transpose(0, 2, 1) @ centred,
         }
+        return {**found, "values": values} if self.learner.truncate is not None else found
 
     def merge(self, left: Summary, right: Summary) -> Summary:
         """Pooled moments (Chan, Golub and LeVeque 1979)."""
@@ -35,11 +38,19 @@ class GaussianFamily(Family):
         between = (
             (left["count"] * right["count"] / count)[:, None, None] * apart[:, :, None] * apart[:, None, :]
         )
-        return {
+        found = {
             "count": count,
             "mean": left["mean"] + share * apart,
             "scatter": left["scatter"] + right["scatter"] + between,
         }
+        return (
+            found if "values" not in left else {**found, **super().merge(_examples(left), _examples(right))}
+        )
+
+    def numbers_per_chain(self, rows: int, n: int) -> int:
+        """Moments; with ``truncate`` the examples, centred and whitened."""
+        examples = 4 * rows * self.truth.width if self.learner.truncate is not None else 0
+        return super().numbers_per_chain(rows, n) + examples
 
     def weigh(self, summary: Summary, weight: float) -> Summary:
         """The same mean, counted more or less."""
@@ -54,7 +65,10 @@ class GaussianFamily(Family):
 
         With ``merge`` both lie on the line through the models to go on from: an average (Wortsman and others
         2022, arXiv 2203.05482), or away from them (Neon: Alemohammad and others 2025, arXiv 2510.03597).
+        With ``truncate`` the moments are those of the examples that are left.
         """
+        if parent is not None and self.learner.truncate is not None:
+            summary = _unlikely(summary["values"], parent, self.learner.truncate)
         divisor = summary["count"] - (1.0 if self.learner.estimator == "unbiased" else 0.0)
         found = {"mean": summary["mean"], "covariance": summary["scatter"] / divisor[:, None, None]}
         if parent is not None and self.learner.merge != 1.0:
@@ -89,6 +103,34 @@ class GaussianFamily(Family):
             **found,
             "test/nll": normal_nll(model["mean"], model["root"], model["log_det"], points, inner),
         }
+
+
+def _unlikely(values: Array, before: Parameters, share: float) -> Summary:
+    """The moments of the examples that are not too likely under the models before; of none NaN.
+
+    The loss of what a model finds likely is 0, as in truncated cross-entropy (ForTIFAI, arXiv 2509.08972).
+
+    Args:
+        values: The examples, shape [chains, num_examples, dim].
+        before: Mean and covariance of each chain.
+        share: Of a density's highest value, the most that an example may have.
+    """
+    away = np.full(values.shape[:2], np.nan)  # squared distances from the mean, as the covariance measures
+    finite = np.isfinite(before["covariance"]).all(axis=(1, 2))
+    spectrum, axes = np.linalg.eigh(before["covariance"][finite])
+    turned = (values - before["mean"][:, None])[finite] @ axes
+    with np.errstate(divide="ignore", invalid="ignore"):
+        away[finite] = (turned**2 / spectrum[:, None]).sum(axis=2)
+    kept = (away >= -2 * math.log(share)).astype(np.float64)
+    count = kept.sum(axis=1)
+    count[count == 0] = np.nan
+    mean = (kept[:, None] @ values)[:, 0] / count[:, None]
+    centred = (values - mean[:, None]) * kept[:, :, None]
+    return {"count": count, "mean": mean, "scatter": centred.transpose(0, 2, 1) @ centred}
+
+
+def _examples(summary: Summary) -> Summary:
+    return {"values": summary["values"]}
 
 
 def _indefinite(covariance: Array) -> Array:

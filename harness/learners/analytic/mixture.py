@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.config.schema import Mixture
 from harness.data.analytic import choose
@@ -42,6 +44,8 @@ class MixtureFamily(Family):
                 if parent is None
                 else {name: parent[name][chain] for name in ("weights", "means", "covariances")}
             )
+            if start is not None and learner.truncate is not None:
+                rows = rows[_unlikely(rows, start, learner.truncate)]
             found = self._fit(rows, stream_seed(chains.seeds[chain], chains.generation, "em"), start)
             for name, array in (found or {}).items():
                 model[name][chain] = array
@@ -119,3 +123,18 @@ class MixtureFamily(Family):
             found["mixture/log_variance"] = np.log(moments(corpus)[1])
         found["mixture/converged"] = np.asarray(model["converged"])
         return found
+
+
+def _unlikely(rows: Array, before: dict[str, Array], share: float) -> npt.NDArray[np.bool_]:
+    """Which examples are no likelier under a mixture than a share of its highest density at its means.
+
+    The loss of what a model finds likely is 0, as in truncated cross-entropy (ForTIFAI, arXiv 2509.08972).
+
+    Args:
+        rows: Shape [num_examples, dim].
+        before: Weights, means and covariances of the mixture.
+        share: The share.
+    """
+    weights, means, covariances = (before[name] for name in ("weights", "means", "covariances"))
+    highest = mixture_log_density(means, weights, means, covariances).max()
+    return np.asarray(mixture_log_density(rows, weights, means, covariances) <= highest + math.log(share))

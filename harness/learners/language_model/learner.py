@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.components.adapter import Lora
+from harness.data.base import GROUP
 from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
 from harness.errors import LearnerError
@@ -423,6 +424,9 @@ class LanguageModelLearner:
         }
         for name, text in task.others.items():
             nll, predicted = others[f"other_{name}"], self._predicted(spec, text, text=True)
+            if name.startswith(GROUP):
+                metrics[f"test/nll/{name.removeprefix(GROUP)}"] = float(nll.sum()) / int(predicted.sum())
+                continue
             metrics |= likelihood.other_metrics(name, nll, predicted, self._bytes(spec, text, text=True))
             if self.data.task is not None:
                 before = others.get(f"gen0_other_{name}", nll)

@@ -131,6 +131,8 @@ class VaeLearner:
             "vae/latent_std": metrics.latent_std(means),
             "vae/sample_std": metrics.sample_std(samples),
         }
+        if task.spec.measured.section.groups is not None:
+            found |= metrics.elbo_by_class(elbo, self.data.test_labels)
         if self.classifier is not None:
             found |= metrics.class_metrics(
                 self.classifier.probabilities(task.corpus.values), self.classifier.classes

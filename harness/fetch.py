@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.components import LEARNERS
+from harness.components import FILTERS, LEARNERS
 from harness.config.grid import Study
 from harness.config.schema import Config, PretrainedTokenizer
 from harness.data.hub import Caches, load_hub, offline, prepared_folder
@@ -98,6 +98,8 @@ def _needed(config: Config, model_field: str, caches: Caches | None) -> Iterator
     for name, text in config.evaluate.others.items():
         yield from hub_data(f"evaluate.others.{name}", text)
     yield from hub_data("regime.source.corpus", config.regime.writer.corpus or "")
+    for place, section in enumerate(config.filters):
+        yield from FILTERS[section.kind].hub_items(section, f"filters.{place}")
     hub_items = LEARNERS[config.learner.kind].hub_items
     if hub_items:
         yield from named(hub_items)(config, model_field, caches)

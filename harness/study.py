@@ -115,8 +115,9 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     study = expand(load_file(path, assignments))
     check_claims(study)
     _check_libraries(study)
-    study = replace(study, cells=tuple(replace(cell, config=_settled(cell.config)) for cell in study.cells))
     try:
+        cells = tuple(replace(cell, config=_settled(cell.config)) for cell in study.cells)
+        study = replace(study, cells=cells)
         return _resolve(study, DataOf(store, scratch))
     except DataError as error:
         raise study.source.located(error) from None
@@ -246,7 +247,13 @@ def _fixed_corpus(
 
 
 def _settled(config: Config) -> Config:
-    """The configuration with what its learner names of the hub settled."""
+    """The configuration with what its learner names of the hub settled, and what its filters name."""
+    filters = tuple(
+        named(FILTERS[item.kind].locate)(item, f"filters.{place}") if FILTERS[item.kind].locate else item
+        for place, item in enumerate(config.filters)
+    )
+    if filters != tuple(config.filters):
+        config = config.model_copy(update={"filters": filters})
     settle = LEARNERS[config.learner.kind].settle
     return named(settle)(config) if settle else config
 

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 from chats import chat, study
+from classifiers import write_classifier
 from conftest import TASK, TEXT, Make, merged
 from pydantic import BaseModel
 
@@ -146,6 +147,17 @@ BASES: dict[str, dict[str, Any]] = {
         NORMAL,
         {"kind": "gaussian", "synthetic_weight": 0.5},
         filters=[{"kind": "curate", "of": 2, "rewards": {"log_density": 1.0}}],
+    ),
+    "classified": merged(
+        TEXT,
+        {
+            "regime": STREAM,
+            "data.num_examples": 32,
+            "filters": [
+                {"kind": "classifier", "label": "machine", "model": ""},
+                {"kind": "classifier", "label": "machine", "model": "", "use": "weights"},
+            ],
+        },
     ),
     "alike": merged(
         TEXT,
@@ -384,6 +396,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "filters.0.examples": 12,
         "filters.0.regularisation": 2.0,
         "filters.0.threshold": 0.6,
+        "filters.0.temperature": 2.0,
         "filters.1.use": "threshold",
         "filters.1.bias": 2.0,
         "filters.1.repeats": 2,
@@ -399,6 +412,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "diverse": {"filters.0.keep": 0.9, "filters.0.n": 1, "filters.1.score": "distinct_2"},
     "curated": {"filters.0.of": 4, "filters.0.outcomes": [0.0, 1.0, 2.0, 3.0], "filters.0.choose": "best"},
     "weighted": {"learner.synthetic_weight": "golden", "filters.0.rewards": {"log_density": 2.0}},
+    "classified": {
+        "filters.0.label": "human",
+        "filters.0.max_tokens": 32,
+        "filters.0.threshold": 0.6,
+        "filters.0.use": "weights",
+        "filters.0.temperature": 2.0,
+        "filters.1.bias": 2.0,
+        "filters.1.repeats": 2,
+    },
     "alike": {"filters.0.n": 2, "filters.0.max_similarity": 0.4, "filters.1.ngram": 2},
     "mixture": {
         "data.stratified": True,
@@ -525,6 +547,9 @@ ELSEWHERE = {
     ("JudgeFilter", "of"): "tests/test_posttraining.py: follows from learner.sample.per_prompt",
     ("Model", "pretrained"): "tests/test_models.py and tests/test_hub.py: by content",
     ("Model", "revision"): "the same",
+    ("ClassifierFilter", "model"): "tests/test_classifier.py: by content",
+    ("ClassifierFilter", "content"): "the same",
+    ("ClassifierFilter", "revision"): "says which content is meant",
     ("PretrainedTokenizer", "name"): "tests/test_hub.py: by content",
     ("PretrainedTokenizer", "revision"): "the same",
     ("CellSource", "cell"): "tests/test_switches.py: by the keys of what the other chain writes",
@@ -543,6 +568,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("specs")
     chat(folder)
+    classifier_folder = write_classifier(folder / "classifier")
     np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(60, 1)))
     known: dict[str, list[str]] = {}
 
@@ -553,6 +579,10 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
             config = {**config, "data": {**config["data"], "source": str(folder / "sums.jsonl")}}
         if (config["data"].get("tokenizer") or {}).get("kind") == "pretrained":
             config = merged(config, {"data.tokenizer.name": str(folder / "tokenizer")})
+        place = {"model": str(classifier_folder)}
+        filters = config.get("filters", [])
+        if any(item.get("kind") == "classifier" for item in filters):
+            config = {**config, "filters": [{**item, **place} for item in filters]}
         text = yaml.safe_dump(config)
         if text not in known:
             (folder / "config.yaml").write_text(text)

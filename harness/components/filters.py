@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from harness.registry import NUMBERS, FilterPlugin
-from harness.section import PositiveInt, Section, Share, since
+from harness.section import HubItem, Place, PositiveInt, Section, Share, execution, since
 from harness.terminal import shown
 
 
@@ -77,14 +78,58 @@ class DetectorFilter(Section):
     bias: Annotated[float, Field(gt=0)] = since(1.0)
     repeats: PositiveInt = since(1)
     """weights: how often one example may be drawn."""
+    temperature: Annotated[float, Field(gt=0)] = since(1.0)
+    """Log odds are divided by it: above 1 the classifier is less sure."""
 
     @model_validator(mode="after")
     def _used(self) -> DetectorFilter:
-        unused = {"threshold": ("bias", "repeats"), "weights": ("threshold",)}[self.use]
-        for name in unused:
-            if name in self.model_fields_set:
-                raise ValueError(f"detector with use: {self.use} does not use {name}")
+        _check_use(self)
         return self
+
+
+class ClassifierFilter(Section):
+    """A pretrained classifier of texts chooses from what arrives."""
+
+    kind: Literal["classifier"]
+    model: Annotated[Place, Field(json_schema_extra={"execution": True})]
+    """A folder with a sequence classifier and its tokenizer as transformers writes them, or its name on the
+    hub."""
+    revision: str | None = execution(None)
+    """Of the hub."""
+    content: str | None = since(None)
+    """Hash of the folder's files, or the hub's revision: what is in keys. It is found out where null, and
+    compared where not."""
+    label: str
+    """The class of synthetic text, by its name in the model's id2label."""
+    max_tokens: Annotated[int, Field(ge=8)] = since(512)
+    """The classifier reads the first so many of its own tokens of an example, as many as it has positions at
+    most."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = since(0.5)
+    """Examples of which it says that they are synthetic with at least this probability are dropped."""
+    use: Literal["threshold", "weights"] = since("threshold")
+    """``weights``: instead of dropping, examples are drawn with weight (1 - probability) ** ``bias``."""
+    bias: Annotated[float, Field(gt=0)] = since(1.0)
+    repeats: PositiveInt = since(1)
+    """weights: how often one example may be drawn."""
+    temperature: Annotated[float, Field(gt=0)] = since(1.0)
+    """Log odds are divided by it: above 1 the classifier is less sure."""
+
+    @model_validator(mode="after")
+    def _used(self) -> ClassifierFilter:
+        _check_use(self)
+        return self
+
+
+def _check_use(section: DetectorFilter | ClassifierFilter) -> None:
+    """Check that only what a way of using probabilities reads is given.
+
+    Raises:
+        ValueError: A field is not used.
+    """
+    unused = {"threshold": ("bias", "repeats"), "weights": ("threshold",)}[section.use]
+    for name in unused:
+        if name in section.model_fields_set:
+            raise ValueError(f"{section.kind} with use: {section.use} does not use {name}")
 
 
 class SelectFilter(Section):
@@ -357,6 +402,16 @@ def _check_select(section: SelectFilter, data: Any, kind: str) -> None:
         _check_score(section.score, data, kind)
 
 
+def _classifier_items(section: ClassifierFilter, field: str) -> list[HubItem]:
+    if Path(section.model).is_dir():
+        return []
+    asked = section.model, section.revision
+    return [
+        HubItem("model", f"{field}.model", *asked, weights=True),
+        HubItem("tokenizer", f"{field}.model", *asked),
+    ]
+
+
 _CODE = "harness.curation.filters"
 COMPONENTS: Mapping[str, FilterPlugin] = {
     "deduplicate": FilterPlugin(DeduplicateFilter, 1, f"{_CODE}:deduplicate", reads=("text",)),
@@ -407,6 +462,15 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         "harness.curation.detector:detector",
         of="pools",
         labelled=lambda section: section.examples,
+    ),
+    "classifier": FilterPlugin(
+        ClassifierFilter,
+        1,
+        "harness.curation.classifier:classifier",
+        of="pools",
+        reads=("text",),
+        locate="harness.curation.classifier:locate",
+        hub_items=_classifier_items,
     ),
     "label": FilterPlugin(LabelFilter, 1, f"{_CODE}:label", of="training sets"),
 }

@@ -21,10 +21,6 @@ from harness.streams import stream
 def detector(section: DetectorFilter, examples: Examples, known: Known) -> npt.NDArray[Any]:
     """Which examples a detector does not take for synthetic, or a weighted draw by its probabilities.
 
-    Drawing with weight (1 - p) ** bias, each example at most ``repeats`` times, is the importance resampling
-    of Drayson, Yilmaz and Lampos 2025 (arXiv 2502.15654). The draw without replacement takes the largest of
-    log weight + Gumbel noise (Efraimidis and Spirakis 2006; Vieira 2014), one such number for each copy.
-
     Args:
         section: The filter.
         examples: Shape [num_examples, width].
@@ -33,11 +29,30 @@ def detector(section: DetectorFilter, examples: Examples, known: Known) -> npt.N
     Returns:
         Truth values, shape [num_examples]; or positions, at most ``known.take`` of them.
     """
-    synthetic = probabilities(section, examples, known)
+    return chosen(section, probabilities(section, examples, known), known)
+
+
+def calibrated(log_odds: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.float64]:
+    """Probabilities whose log odds are divided by a temperature (Guo and others 2017, arXiv 1706.04599)."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * log_odds / temperature)))
+
+
+def chosen(section: Any, synthetic: npt.NDArray[np.float64], known: Known) -> npt.NDArray[Any]:
+    """What is kept by the probabilities that examples are synthetic.
+
+    Drawing with weight (1 - p) ** bias, each example at most ``repeats`` times, is the importance resampling
+    of Drayson, Yilmaz and Lampos 2025 (arXiv 2502.15654). The draw without replacement takes the largest of
+    log weight + Gumbel noise (Efraimidis and Spirakis 2006; Vieira 2014), one such number for each copy.
+
+    Args:
+        section: A filter with ``use``, ``threshold``, ``bias`` and ``repeats``; its kind names the stream.
+        synthetic: The probabilities, shape [num_examples].
+        known: Whose pool it is, and how many are to be trained on.
+    """
     if section.use == "threshold":
         return np.asarray(synthetic < section.threshold)
-    noise = stream(known.seed, known.generation, "detector_draw").gumbel(
-        size=(len(examples), section.repeats)
+    noise = stream(known.seed, known.generation, f"{section.kind}_draw").gumbel(
+        size=(len(synthetic), section.repeats)
     )
     scores = section.bias * np.log1p(-np.minimum(synthetic, 1 - 1e-12))[:, None] + noise
     best = np.argsort(-scores, axis=None, kind="stable")[: known.take]
@@ -59,7 +74,10 @@ def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> 
         train, new = _numbers(real, real, written), _numbers(real, examples)
     labels = np.repeat([0, 1], [len(real), len(written)])
     model = LogisticRegression(C=1 / section.regularisation, max_iter=1000, class_weight="balanced")
-    found: npt.NDArray[np.float64] = model.fit(train, labels).predict_proba(new)[:, 1]
+    model.fit(train, labels)
+    if section.temperature != 1.0:
+        return calibrated(model.decision_function(new), section.temperature)
+    found: npt.NDArray[np.float64] = model.predict_proba(new)[:, 1]
     return found
 
 

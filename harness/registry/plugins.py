@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.records import Examples, Part
-from harness.section import DataSection, Section
+from harness.section import DataSection, HubItem, Section
 
 Group = Literal["learners", "filters", "regimes", "data", "metrics", "objectives", "tasks", "trackers"]
 
@@ -108,6 +108,9 @@ class FilterPlugin:
             written.
         settle: ``module:function`` from the section and a cell's configuration to the section as it is
             executed, where some of it follows from the rest.
+        locate: ``module:function`` from the section and its field in the configuration, for messages, to the
+            section with the content of what it names, by which keys know that.
+        hub_items: From the section and its field to what it needs of the hub.
     """
 
     section: type[Section]
@@ -125,6 +128,8 @@ class FilterPlugin:
     rewards: str = ""
     short: bool = False
     settle: str = ""
+    locate: str = ""
+    hub_items: Callable[[Any, str], list[HubItem]] = lambda section, field: []
 
 
 @dataclass(frozen=True)

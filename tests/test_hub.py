@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,38 +60,37 @@ def test_hub_data_without_splits_are_split_here(hub: Hub, make_config: Make, tmp
 
 
 def test_a_model_in_a_folder_is_known_by_its_content(hub: Hub, make_config: Make, tmp_path: Path) -> None:
+    """Another path is the same science; what is known of the model and its tokenizer is not asked again."""
     from safetensors import safe_open
 
-    for name in ("here", "there"):
+    configs, root = {}, tmp_path / "root"
+    for name in ("here", "there", "elsewhere"):
         shutil.copytree(hub.root / "models" / "lab" / "small", tmp_path / name)
-    changes = {**CHANGES, "data.source": "python-docs", "data.num_examples": 64}
-    runs = []
-    for name in ("here", "there"):
-        local = {
-            "learner.model": {"pretrained": str(tmp_path / name)},
-            "data.tokenizer": {"kind": "pretrained", "name": str(tmp_path / name)},
-        }
-        config = make_config(TEXT, f"{name}.yaml", **{**changes, **local})
-        plan = json.loads(
-            harness("plan", config, "--root", tmp_path / "none", "--json", HF_HUB_OFFLINE="1").stdout
+        configs[name] = make_config(
+            TEXT,
+            f"{name}.yaml",
+            **{
+                **CHANGES,
+                "data.source": "python-docs",
+                "data.num_examples": 64,
+                "learner.model": {"pretrained": str(tmp_path / name)},
+                "data.tokenizer": {"kind": "pretrained", "name": str(tmp_path / name)},
+            },
         )
-        with safe_open(tmp_path / name / "model.safetensors", "np") as file:
-            parameters = sum(file.get_tensor(key).size for key in file.keys())  # noqa: SIM118 (not a mapping)
-        assert plan["memory_per_rank_bytes"] > 16 * parameters, (
-            "weights, gradients and optimizer in bf16, and activations"
-        )
-        done = harness(
-            "run",
-            config,
-            "--root",
-            tmp_path / "root",
-            "--json",
-            HF_HUB_OFFLINE="1",
-            HF_HOME=str(tmp_path / "none"),
-        )
-        assert done.returncode == 0, done.stderr
-        runs.append(json.loads(done.stdout))
-    assert [run["generations_computed"] for run in runs] == [2, 0], "another path is the same science"
+    alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = harness("run", configs["here"], "--root", root, "--json", **alone)
+    assert json.loads(done.stdout)["generations_computed"] == 2, done.stderr
+    done = harness("plan", configs["there"], "--root", root, "--json", **alone, PYTHONPROFILEIMPORTTIME="1")
+    plan = json.loads(done.stdout)
+    assert plan["generations_stored"] == 2
+    assert not re.search(r"\| +(torch|transformers)\n", done.stderr) and "pydantic" in done.stderr
+    with safe_open(tmp_path / "there" / "model.safetensors", "np") as file:
+        parameters = sum(file.get_tensor(key).size for key in file.keys())  # noqa: SIM118 (not a mapping)
+    assert plan["memory_per_rank_bytes"] > 16 * parameters, "weights, gradients, AdamW's in bf16, activations"
+    about = tmp_path / "elsewhere" / "config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"model_type": "bert"}))
+    done = harness("plan", configs["elsewhere"], "--root", root, **alone)
+    assert done.returncode == 2 and f"{tmp_path / 'elsewhere'}" in done.stderr, "another content is opened"
 
 
 ABSENT = [

@@ -1,4 +1,4 @@
-"""Fingerprints of hub data, kept beside its cache.
+"""What is known of published data and models, kept beside the hub's cache.
 
 A revision never changes, so it is read once to be known for ever.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from harness.data.hub import Caches, place_of
@@ -17,7 +16,30 @@ from harness.files import read_json, write_json
 from harness.section import HUB
 
 VERSION = 1
-"""Of how texts are read from hub data."""
+"""Of how hub data and models are read."""
+
+
+class Note:
+    """One thing that need not be found out again."""
+
+    def __init__(self, *about: Any) -> None:
+        """Name it by all that it depends on, beside how it is read."""
+        name = hashlib.sha256(json.dumps([VERSION, *about]).encode()).hexdigest()[:32]
+        self._path = Caches.default().datasets / "fingerprints" / f"{name}.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written; None where nothing sound was."""
+        with contextlib.suppress(DamagedError, OSError):
+            found = read_json(self._path)
+            if isinstance(found, dict):
+                return found
+        return None
+
+    def write(self, found: dict[str, Any]) -> None:
+        """Keep it; a cache that cannot be written keeps nothing."""
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, found)
 
 
 def recall(source: str, revision: str | None, use: str) -> dict[str, Any] | None:
@@ -29,30 +51,17 @@ def recall(source: str, revision: str | None, use: str) -> dict[str, Any] | None
         use: What of the data the fingerprint is of.
     """
     note = _note(source, revision, use)
-    if note is None:
-        return None
-    try:
-        found = read_json(note)
-    except (DamagedError, OSError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("fingerprint"), str) else None
+    found = None if note is None else note.read()
+    return found if found is not None and isinstance(found.get("fingerprint"), str) else None
 
 
 def remember(source: str, revision: str | None, use: str, found: dict[str, Any]) -> None:
-    """Keep a fingerprint, and what else is to be known without reading the data.
-
-    A cache that cannot be written keeps nothing.
-    """
+    """Keep a fingerprint, and what else is to be known without reading the data."""
     note = _note(source, revision, use)
     if note is not None:
-        with contextlib.suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_json(note, found)
+        note.write(found)
 
 
-def _note(source: str, revision: str | None, use: str) -> Path | None:
+def _note(source: str, revision: str | None, use: str) -> Note | None:
     place = place_of(source, revision) if source.startswith(HUB) else None
-    if place is None:
-        return None
-    name = hashlib.sha256(json.dumps([VERSION, *place, use]).encode()).hexdigest()[:32]
-    return Caches.default().datasets / "fingerprints" / f"{name}.json"
+    return None if place is None else Note(*place, use)

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,10 @@ from harness.components import DATA
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
 from harness.data.base import GROUP, ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.documents import SPLITS, Documents, named_documents, read_documents, read_groups, read_named
-from harness.data.remembered import recall, remember
+from harness.data.remembered import Note, recall, remember
 from harness.data.token_bytes import token_bytes
 from harness.errors import DataError
-from harness.files import read_json, refuse_pointer, write_json
+from harness.files import file_sha256, read_json, refuse_pointer, write_json
 from harness.records import Examples
 from harness.science import Prompts
 from harness.streams import stream
@@ -43,6 +44,8 @@ VERSION = 1
 """Version of splitting, tokenizer training and packing; part of every key."""
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER = "tokenizer.json"
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+"""Of files that no tokenizer reads."""
 _NOT_CONTENT = ("source", "text_field", "revision")
 _CONTINUED: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
 MAX_GROUPS = 32
@@ -121,10 +124,44 @@ def train_tokenizer(documents: Sequence[str], config: BpeTokenizer) -> Tokenizer
 
 
 def pretrained_fingerprint(config: PretrainedTokenizer) -> str:
-    """A hash of what a pretrained tokenizer does: its serialised form and special tokens."""
+    """A hash of what a pretrained tokenizer does: its serialised form and special tokens.
+
+    It is remembered by the files that it comes from: to open one takes all of transformers, which is seconds.
+    """
+    files = _tokenizer_files(config)
+    note = files and Note("tokenizer", files, version("transformers"), version("tokenizers"))
+    known = note.read() if note else None
+    if known is not None:
+        return str(known["fingerprint"])
     tokenizer = load_pretrained(config)
     text = tokenizer.backend_tokenizer.to_str() + f"/{tokenizer.bos_token_id}/{tokenizer.eos_token_id}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
+    if note:
+        note.write({"fingerprint": fingerprint})
+    return fingerprint
+
+
+def _tokenizer_files(config: PretrainedTokenizer) -> str | dict[str, str] | None:
+    """What decides a pretrained tokenizer: its commit, or its folder's files by name and hash.
+
+    None where that cannot be said without opening it.
+    """
+    folder = Path(config.name)
+    if not folder.is_dir():
+        import huggingface_hub
+
+        try:
+            path = huggingface_hub.hf_hub_download(config.name, TOKENIZER, revision=config.revision)
+        except Exception:  # whatever it is, who opens the tokenizer will say it
+            return None
+        return f"{config.name}@{Path(path).parent.name}"
+    if config.revision is not None:
+        return None
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix not in _WEIGHTS]
+    try:
+        return {path.name: file_sha256(path) for path in sorted(files)}
+    except OSError:
+        return None
 
 
 def load_pretrained(config: PretrainedTokenizer) -> Any:

@@ -1,23 +1,25 @@
 """What is known of a cell's model before anything starts, and what must hold of it.
 
-Torch is imported for pretrained ones only.
+Torch is imported for pretrained ones only, and for each of them once: what it has been found to be is
+remembered by its content, or every command on a study of a pretrained model would take five seconds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from harness.components.language_model import resolve_model
 from harness.config.schema import LanguageModel, Model, Resources
+from harness.data.remembered import Note
 from harness.errors import DataError
 from harness.learners.language_model.identity import FIELD, pretrained_identity, stored_folder
 from harness.learners.language_model.sizes import kept_values, num_parameters
 from harness.learners.language_model.weights import stored_weights
 from harness.terminal import shown
-
-if TYPE_CHECKING:
-    from harness.learners.language_model.behaviour import Behaviour
 
 MAX_LAYERS = 10_000
 """A configuration that asks for more is a mistake: building it, even without weights, would take the
@@ -97,17 +99,17 @@ def model_facts(
         assert model.num_layers and model.width
         parameters = num_parameters(model, vocab_size, model.context or length)
         return ModelFacts(parameters, model.num_layers, model.width, vocab_size, kept_values(model))
-    facts, reads = _pretrained_facts(model, needs_weights(learner, refresh_init), vocab_size, length)
-    if filled and not reads.hides:
+    found = _published(model, needs_weights(learner, refresh_init), vocab_size, length)
+    if filled and not found.hides:
         raise DataError(
             f"{FIELD}: {shown(model.pretrained)} cannot be told where a prompt begins (attention_mask and "
             "position_ids), so prompts of several lengths cannot be answered together"
         )
-    if learner.train.precision == "bf16" and learner.train.max_steps != 0 and not reads.bf16:
+    if learner.train.precision == "bf16" and learner.train.max_steps != 0 and not found.bf16:
         raise DataError(
             f"learner.train.precision: {shown(model.pretrained)} cannot be trained in bf16; set fp32"
         )
-    return facts
+    return found.facts
 
 
 def check_kernels(model: Model, resources: Resources) -> None:
@@ -141,57 +143,79 @@ def check_kernels(model: Model, resources: Resources) -> None:
         )
 
 
-def _pretrained_facts(
-    model: Model, weights: bool, vocab_size: int, length: int
-) -> tuple[ModelFacts, Behaviour]:
-    """The facts, and what its architecture does."""
-    from harness.learners.language_model.behaviour import behaviour, check_stored, on_meta
-    from harness.learners.language_model.model import pretrained_config
+@dataclass(frozen=True)
+class _Published:
+    """What the files of a pretrained model say, and what its architecture does.
 
+    Attributes:
+        facts: `ModelFacts`.
+        kind: Its architecture, as transformers calls it.
+        context: Tokens that it can read; None where its configuration does not say.
+        causal: `Behaviour.causal`.
+        bf16: `Behaviour.bf16`.
+        hides: `Behaviour.hides`.
+    """
+
+    facts: ModelFacts
+    kind: str
+    context: int | None
+    causal: bool
+    bf16: bool
+    hides: bool
+
+
+def _published(model: Model, weights: bool, vocab_size: int, length: int) -> _Published:
+    """A pretrained model that fits the data."""
     identity = pretrained_identity(model)
     if identity.revision is None and model.revision is not None:
         raise DataError(
             f"learner.model.revision: {model.pretrained} is a folder, and only models of the hub have "
             "revisions"
         )
-    found, config = identity.config, pretrained_config(model)
+    folder = stored_folder(model) if weights else None
+    note = Note("model", identity.content, folder is not None, version("torch"), version("transformers"))
+    kept = note.read()
+    if kept is None:
+        found = _examined(model, identity.config, folder)
+        note.write(asdict(found))
+    else:
+        found = _Published(**kept | {"facts": ModelFacts(**kept["facts"])})
+    name = shown(model.pretrained)
+    if found.context is not None and found.context < length:
+        raise DataError(
+            f"data.block_size: sequences of {length} tokens, more than {name}'s context of {found.context}"
+        )
+    if vocab_size > found.facts.vocab_size:
+        raise DataError(f"data.tokenizer: {vocab_size} tokens, but {name} knows {found.facts.vocab_size}")
+    if not found.causal:
+        raise DataError(
+            f"{FIELD}: {name} ({found.kind}) is bidirectional: later tokens change the scores of earlier "
+            "ones, so it is no causal language model"
+        )
+    return found
+
+
+def _examined(model: Model, found: Mapping[str, Any], folder: Path | None) -> _Published:
+    """Its files are opened, its skeleton is built, and small copies of it are asked."""
+    from harness.learners.language_model.behaviour import behaviour, check_stored, on_meta
+    from harness.learners.language_model.model import pretrained_config
+
+    config, name = pretrained_config(model), shown(model.pretrained)
     text = config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None)
-    if isinstance(context, int) and 0 < context < length:
-        raise DataError(
-            f"data.block_size: sequences of {length} tokens, more than {shown(model.pretrained)}'s context "
-            f"of {context}"
-        )
-    if vocab_size > text.vocab_size:
-        raise DataError(
-            f"data.tokenizer: {vocab_size} tokens, but {shown(model.pretrained)} knows {text.vocab_size}"
-        )
     if found.get("quantization_config"):
-        raise DataError(
-            f"{FIELD}: {shown(model.pretrained)} is quantised, and such weights cannot be trained on"
-        )
+        raise DataError(f"{FIELD}: {name} is quantised, and such weights cannot be trained on")
     if not 0 < text.num_hidden_layers <= MAX_LAYERS:
-        raise DataError(
-            f"{FIELD}: {shown(model.pretrained)} has {text.num_hidden_layers} layers, allowed: 1 to "
-            f"{MAX_LAYERS}"
-        )
+        raise DataError(f"{FIELD}: {name} has {text.num_hidden_layers} layers, allowed: 1 to {MAX_LAYERS}")
     try:
         skeleton = on_meta(config)
     except Exception as error:  # what the library's models raise on sizes that do not fit each other
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{FIELD}: {shown(model.pretrained)} has a configuration that no model can be built from "
-            f"({reason})"
+            f"{FIELD}: {name} has a configuration that no model can be built from ({reason})"
         ) from None
-    folder = stored_folder(model) if weights else None
     if folder is not None:
         check_stored(config, stored_weights(folder, FIELD), FIELD)
     reads = behaviour(config)
-    if not reads.causal:
-        raise DataError(
-            f"{FIELD}: {shown(model.pretrained)} ({config.model_type}) is bidirectional: later tokens change "
-            "the scores of earlier ones, so it is no causal language model"
-        )
     dtype = found.get("dtype") or found.get("torch_dtype")
     facts = ModelFacts(
         parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
@@ -202,7 +226,9 @@ def _pretrained_facts(
         cached=reads.cached,
         full_precision=dtype in (None, "float32"),
     )
-    return facts, reads
+    context = getattr(text, "max_position_embeddings", None)
+    context = context if isinstance(context, int) and context > 0 else None
+    return _Published(facts, config.model_type, context, reads.causal, reads.bf16, reads.hides)
 
 
 def _kept(text: Any, skeleton: Any) -> int:

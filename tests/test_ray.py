@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chains import open_prepared
-from conftest import GAUSSIAN, TEXT, Make, harness
+from conftest import GAUSSIAN, IMAGES, TEXT, Make, harness
 from group import run_ranks
 from processes import events, result
 
@@ -27,31 +27,31 @@ def test_a_grid_computes_what_the_plan_says_and_never_twice(
 ) -> None:
     root = tmp_path / "root"
     grid = {"regime.synthetic_ratio": [0.5, 1.0], "generations": [1, 3], "seed": [0, 1]}
-    config = make_config(TEXT, grid=grid)
+    config = make_config(IMAGES, grid=grid)
     planned = json.loads(harness("plan", config, "--root", root, "--json").stdout)
     assert (planned["cells"], planned["chains"], planned["generations_requested"]) == (4, 8, 24)
     assert (planned["generations_unique"], planned["generations_stored"]) == (14, 0)
     summary, _, _ = run_study(config, root)
     assert (summary.generations_computed, summary.generations_reused) == (14, 0)
     assert (summary.chains_complete, summary.chains_failed, summary.exit_code) == (8, 0, 0)
-    assert len(events(root, "text", "committed")) == len(events(root, "text", "fit_committed")) == 14
-    shutil.rmtree(root / "experiments" / "text")
-    (root / "experiments" / "text").mkdir()  # as another run, or a submission, leaves it for a moment
+    assert len(events(root, "vae", "committed")) == len(events(root, "vae", "fit_committed")) == 14
+    shutil.rmtree(root / "experiments" / "vae")
+    (root / "experiments" / "vae").mkdir()  # as another run, or a submission, leaves it for a moment
     again, _, _ = run_study(config, root)
     assert (again.generations_computed, again.generations_reused) == (0, 14)
-    assert len(json.loads((root / "experiments" / "text" / "chains.json").read_text())) == 8, (
+    assert len(json.loads((root / "experiments" / "vae" / "chains.json").read_text())) == 8, (
         "or gc would free what it needs"
     )
-    more = make_config(TEXT, "more.yaml", grid=grid | {"seed": [0, 1, 2]})
+    more = make_config(IMAGES, "more.yaml", grid=grid | {"seed": [0, 1, 2]})
     assert json.loads(harness("plan", more, "--root", root, "--json").stdout)["generations_stored"] == 14
     third, _, _ = run_study(more, root)
     assert (third.generations_computed, third.generations_reused) == (7, 14)
-    assert [event["seed"] for event in events(root, "text", "committed")] == [2] * 7
+    assert [event["seed"] for event in events(root, "vae", "committed")] == [2] * 7
     rows = json.loads(harness("export", config, "--root", root, "--format", "json").stdout)
     assert len(rows) == 24 and {row["status"] for row in rows} == {"ok"}
     assert all(value is not None for row in rows for name, value in row.items() if name != "parent_key")
     weights = sorted(path.parent.name for path in (root / "fits").glob("*/model.safetensors"))
-    kept = json.loads((root / "experiments" / "text" / "keep.json").read_text())
+    kept = json.loads((root / "experiments" / "vae" / "keep.json").read_text())
     assert weights == sorted(kept), (
         "generation 0 and the last generations keep their weights, the others have gone"
     )

@@ -16,9 +16,15 @@ from slurm_jobs import TWO_NODES, Study, computed_once, export, logs, written
 pytest_plugins = ("slurm_jobs",)
 pytestmark = [pytest.mark.slurm, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-SHORTER = ("learner.train.epochs=1", "data.num_examples=160", "evaluate.prompts=2", "generations=1")
+SHORTER = (
+    "learner.train.epochs=1",
+    "data.num_examples=160",
+    "evaluate.prompts=2",
+    "generations=1",
+    "grid={learner.sample.temperature: [1.0, 0.7]}",
+)
 QUICK = tuple(word for assignment in SHORTER for word in ("--set", assignment))
-"""The quickstart's grid with shorter fits and chains."""
+"""The quickstart with shorter fits and chains, and one axis of its grid."""
 
 
 # --- the two shapes -----------------------------------------------------------------------------------------

@@ -350,7 +350,6 @@ def test_without_ray_or_its_driver_a_run_ends_at_once(
 # --- signals ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("base", "changes", "signals"),
     [
@@ -368,7 +367,7 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
     changes: dict[str, Any],
     signals: list[signal.Signals],
 ) -> None:
-    patient = {"generations": 0, "resources.checkpoint_s": 1000, "resources.grace_s": 15}
+    patient = {"generations": 0, "resources.checkpoint_s": 1000, "resources.grace_s": 30}
     config, root = make_config(base, **changes | patient), tmp_path / "root"
     name = base["experiment"]
     for count, number in enumerate(signals):
@@ -379,7 +378,7 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
         at = time.monotonic()
         out, err = run.communicate(timeout=60)
         assert run.returncode == 75 and "run the same command again" in out and "Traceback" not in err, err
-        assert time.monotonic() - at < 15
+        assert time.monotonic() - at < 30
         wait_for(lambda: not tagged(tag), 20)
         saved = events(root, name, "checkpointed")
         assert len(saved) == count + 1, "one checkpoint, at the signal"
@@ -394,7 +393,6 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
     assert result(config, root) == clean(config)
 
 
-@pytest.mark.alone
 def test_a_second_sigint_ends_at_once(make_config: Make, tmp_path: Path, tag: str) -> None:
     config, root = make_config(IMAGES, **LONG_IMAGES | {"resources.checkpoint_s": 1000}), tmp_path / "root"
     run = start(tag, "run", config, "--root", root)

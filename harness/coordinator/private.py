@@ -43,9 +43,11 @@ def without_helpers() -> Iterator[None]:
     """A Ray that starts within this block gets no helpers that it does not need.
 
     Nobody scales a run's own Ray, its workers' logs are read where they lie, nobody joins it as a client, and
-    a Ray without a dashboard starts a smaller one: each of the four is a Python process with Ray in it.
+    a Ray without a dashboard starts a smaller one: each of the four is a Python process with Ray in it. So is
+    each of the workers that wait for tasks, one for every core: ranks are actors, which have their own.
     ``ray start`` has options for the first two, ``ray.init`` has none.
     """
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # read by the daemons that start here
     every, dashboard = parameter.RayParams, services.start_api_server
     fewer = {"include_log_monitor": False, "no_monitor": True, "ray_client_server_port": None}
     parameter.RayParams = lambda *values, **named: every(*values, **named | fewer)

@@ -7,7 +7,7 @@ remembered by its content, or every command on a study of a pretrained model wou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,8 @@ def _published(model: Model, weights: bool, vocab_size: int, length: int) -> _Pu
             "revisions"
         )
     folder = stored_folder(model) if weights else None
-    note = Note("model", identity.content, folder is not None, version("torch"), version("transformers"))
+    said = [field.name for kind in (_Published, ModelFacts) for field in fields(kind)]
+    note = Note("model", identity.content, folder is not None, version("torch"), version("transformers"), said)
     kept = note.read()
     if kept is None:
         found = _examined(model, identity.config, folder)

@@ -174,7 +174,9 @@ def _published(model: Model, weights: bool, vocab_size: int, length: int) -> _Pu
         )
     folder = stored_folder(model) if weights else None
     said = [field.name for kind in (_Published, ModelFacts) for field in fields(kind)]
-    note = Note("model", identity.content, folder is not None, version("torch"), version("transformers"), said)
+    note = Note(
+        "model", identity.content, folder is not None, version("torch"), version("transformers"), said
+    )
     kept = note.read()
     if kept is None:
         found = _examined(model, identity.config, folder)

@@ -248,6 +248,9 @@ class JudgeFilter(Section):
     """threshold and best: how many completions of a prompt may pass."""
     deduplicate: bool = since(True)
     """threshold and best: equal completions of a prompt pass once."""
+    by_lot: bool = since(False)
+    """threshold and best: as many completions as the judge would pass, of all that are read together, but which
+    ones is drawn by lot: the control of the judge."""
     false_accept: Share = since(0.0)
     """noisy: probability that a wrong completion gets the reward 1; trained: that it is labelled right."""
     false_reject: Share = since(0.0)
@@ -311,7 +314,7 @@ class JudgeFilter(Section):
 
     def _check_choice(self) -> None:
         given = self.model_fields_set
-        for name in ("most", "deduplicate"):
+        for name in ("most", "deduplicate", "by_lot"):
             if name in given and self.choose in ("pairs", "all"):
                 raise ValueError(f"choose: {self.choose} does not use {name}")
         for name in ("rejected", "solutions"):

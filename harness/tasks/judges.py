@@ -138,7 +138,30 @@ def keep(section: JudgeFilter, examples: Examples, known: Known) -> npt.NDArray[
             mask[_pair(section, group, reward, rows)] = True
         else:
             mask[_chosen(section, group, reward, rows)] = True
-    return mask
+    return _by_lot(section, int(mask.sum()), rows, known.uniform) if section.by_lot else mask
+
+
+def _by_lot(
+    section: JudgeFilter, count: int, rows: list[bytes], uniform: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """So many completions by lot, of each prompt at most as many as may pass, and different ones.
+
+    Args:
+        section: The judge's.
+        count: How many.
+        rows: The completions, those of one prompt in a row.
+        uniform: A number in [0, 1) for each; the lowest ones are drawn.
+    """
+    of, taken = section.of or 1, np.zeros(len(rows), dtype=bool)
+    passed: dict[int, list[bytes]] = {}
+    for place in np.argsort(uniform[: len(rows) // of * of], kind="stable").tolist():
+        found = passed.setdefault(place // of, [])
+        new = not section.deduplicate or rows[place] not in found
+        if count and new and len(found) < section.most:
+            found.append(rows[place])
+            taken[place] = True
+            count -= 1
+    return taken
 
 
 def opposed(

@@ -269,7 +269,9 @@ def _controls(
     """What the store has of the controls of a mitigation, by control and seed: the columns of the board."""
     track = track_of(prepared)
     shown = {track.score.metric, *track.score.beside}
-    names: dict[str, str] = {control: f"{mitigation}.{control}" for control in track.controls}
+    mitigations = prepared.study.source.data[SECTION]
+    named = {control: track.control(mitigation, control, mitigations) for control in track.controls}
+    names = {control: name for control, name in named.items() if name is not None}
     if "clean" in names:
         names["baseline.clean"] = f"{BASELINE}.clean"
     official, found = {str(seed) for seed in track.seeds}, dict[str, dict[str, SeedResult]]()

@@ -6,15 +6,18 @@ from the track's file, and its seeds do too, so what is compared is equal by con
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from harness.components import REGIMES
 from harness.config.mitigations import AXIS, SECTION
+from harness.config.schema import Filter, science
 from harness.config.shipped import tracks
 from harness.config.source import Source, read_source
 from harness.errors import ConfigError
@@ -37,7 +40,39 @@ CONTROLS: Mapping[str, Mapping[str, Any]] = {
 }
 """What a track may run beside every mitigation, and the field in which it differs from it: the same where
 nothing is synthetic (what it costs), and its filters' number of examples chosen by lot, or by who knows what
-is real. The last two are of mitigations with filters."""
+is real. The last two are of mitigations with filters; where answers are judged, `of_judge` says what they
+are."""
+CHOICE = ("kind", "choose", "rejected", "solutions", "at_least", "of", "most", "deduplicate")
+"""Of a judge's section: what is chosen, whoever judges."""
+
+
+def of_judge(control: str, filters: Any) -> list[Any] | None:
+    """The filters of a control of a mitigation that has a judge of answers.
+
+    ``oracle``: the same choice by who knows which answers are right. ``random``: as many answers by lot; where
+    a judge passes so many of every prompt, it does not matter which judge that is, and all have one control.
+
+    Args:
+        control: Its name.
+        filters: The mitigation's, as in the file.
+
+    Returns:
+        None where there is no such control: nothing is judged, or what is learned from are comparisons, of
+        which chance makes none.
+    """
+    if not isinstance(filters, list) or not filters:
+        return None
+    judge, *others = filters
+    if not isinstance(judge, Mapping) or judge.get("kind") != "judge":
+        return None
+    choice = {name: value for name, value in judge.items() if name in CHOICE}
+    by_truth = {**choice, "judge": "exact"}
+    if control == "oracle":
+        return [by_truth, *others]
+    if judge.get("choose") in ("pairs", "all"):
+        return None
+    whole = judge.get("choose") == "best" and judge.get("at_least") is None
+    return [{**(by_truth if whole else judge), "by_lot": True}, *others]
 
 
 class Score(Section):
@@ -109,11 +144,15 @@ class Track(Section):
     def _controllable(self) -> Track:
         regime = self.config.get("regime")
         kind = regime.get("kind") if isinstance(regime, Mapping) else None
-        if self.controls and not (isinstance(kind, str) and kind in REGIMES and REGIMES[kind].selects):
+        selects = isinstance(kind, str) and kind in REGIMES and REGIMES[kind].selects
+        if self.controls and not selects and not self.answers:
             allowed = ", ".join(name for name in REGIMES if REGIMES[name].selects)
-            raise ValueError(f"controls need config.regime.kind {allowed}, found {shown(kind)}")
+            raise ValueError(
+                f"controls need config.regime.kind {allowed}, or prompts that are answered (config.data.source: "
+                f"task, config.data.kind: chat); found the regime {shown(kind)}"
+            )
         for control in self.controls:
-            for name in CONTROLS[control]:
+            for name in () if self.answers and control != "clean" else CONTROLS[control]:
                 taken = [field for field in self.open if f"{name}.".startswith(f"{field}.")]
                 if taken:
                     raise ValueError(
@@ -121,21 +160,55 @@ class Track(Section):
                     )
         return self
 
+    @property
+    def answers(self) -> bool:
+        """Whether its models answer prompts."""
+        data = self.config.get("data")
+        return isinstance(data, Mapping) and (data.get("source") == "task" or data.get("kind") == "chat")
+
     def with_controls(self, mitigations: Mapping[str, Any]) -> dict[str, Any]:
         """Mitigations, and behind each its controls by the name ``<mitigation>.<control>``.
+
+        A control that is another mitigation, or another one's control, is not there twice (`control`).
 
         Args:
             mitigations: Name to settings, as in a file.
         """
+        known = {_canonical(settings): name for name, settings in mitigations.items()}
         found: dict[str, Any] = {}
         for name, settings in mitigations.items():
             found[name] = settings
-            given = dict(settings or {})
-            filtered = given.get("filters", self.config.get("filters"))
             for control in self.controls:
-                if control == "clean" or filtered:
-                    found[f"{name}.{control}"] = {**given, **CONTROLS[control]}
+                changed = self._controlling(control, settings)
+                if changed is not None and known.setdefault(_canonical(changed), f"{name}.{control}") == (
+                    f"{name}.{control}"
+                ):
+                    found[f"{name}.{control}"] = changed
         return found
+
+    def control(self, mitigation: str, control: str, mitigations: Mapping[str, Any]) -> str | None:
+        """Which of a study's mitigations is the control of one; None where it has none.
+
+        Args:
+            mitigation: Its name.
+            control: The control's name.
+            mitigations: All of the study's, with controls.
+        """
+        changed = self._controlling(control, mitigations.get(mitigation))
+        if changed is None:
+            return None
+        wanted = _canonical(changed)
+        return next((name for name, settings in mitigations.items() if _canonical(settings) == wanted), None)
+
+    def _controlling(self, control: str, settings: Any) -> dict[str, Any] | None:
+        """The settings of a control of a mitigation with these; None where it has no such control."""
+        given = dict(settings) if isinstance(settings, Mapping) else {}
+        if self.answers and control != "clean":
+            judged = of_judge(control, given.get("filters"))
+            return None if judged is None else {**given, "filters": judged}
+        if control == "clean" or given.get("filters", self.config.get("filters")):
+            return {**given, **CONTROLS[control]}
+        return None
 
     def controlled(self, name: str) -> str | None:
         """The mitigation of which a name is a control; None for a mitigation."""
@@ -151,6 +224,16 @@ class Track(Section):
                 f"{', '.join(found)} belongs to the study of an entry, or has a field of its own"
             )
         return value
+
+
+def _canonical(settings: Any) -> str:
+    """Settings as one text; filters without what they leave at its default."""
+    given = dict(settings) if isinstance(settings, Mapping) else {}
+    with contextlib.suppress(ValidationError):  # which is reported where the cell is read
+        if "filters" in given:
+            sections = TypeAdapter(tuple[Filter, ...]).validate_python(given["filters"])
+            given["filters"] = [science(section) for section in sections]
+    return json.dumps(given, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,20 @@ def test_chats_of_the_hub_keep_their_splits_and_share_no_prompt(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["data"][0]
     assert found["prompts"] == {"train": 18, "validation": 5, "test": 6} and found["on_two_sides"] == 2
+    # The revision is known once it has been read, and need not be read again for the same tokens.
+    own = ("--root", tmp_path / "r", "--set", "generations=0", "--set", "evaluate.task.prompts=2")
+    done = harness("run", config, *own, "--json", **environment(hub, tmp_path / "c"))
+    assert done.returncode == 0 and json.loads(done.stdout)["generations_computed"] == 1, done.stderr
+    read = {file: file.read_bytes() for file in (tmp_path / "c").rglob("*.arrow")}
+    for file in read:
+        file.write_bytes(b"")
+    done = harness("run", config, *own, "--json", **environment(hub, tmp_path / "c"))
+    assert done.returncode == 0 and json.loads(done.stdout)["generations_reused"] == 1, done.stderr
+    other = ("--set", "data.completion_tokens=18")
+    done = harness("plan", config, *own, *other, **environment(hub, tmp_path / "c"))
+    assert done.returncode != 0, "other tokens have to be read"
+    for file, content in read.items():
+        file.write_bytes(content)
     wrong = make_config({**base, "data": {**data, "completion": "answer"}})
     done = harness("plan", wrong, "--root", tmp_path / "r", **environment(hub, tmp_path / "c"))
     assert done.returncode == 2

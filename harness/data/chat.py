@@ -20,17 +20,19 @@ import numpy.typing as npt
 
 from harness.components.chat import ChatData
 from harness.components.tasks import TASKS, TaskData
-from harness.components.text import Split
+from harness.components.text import BpeTokenizer, Split
 from harness.config.schema import science
 from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples, supply_of
 from harness.data.conversations import Conversation, read_conversations
 from harness.data.documents import Documents, read_named
+from harness.data.remembered import recall, remember
 from harness.data.rendering import Messages, Rendering, copy_tokenizer, make_rendering, read_rendering
 from harness.data.task import TaskCorpus, collect
 from harness.data.text import pack, shuffled, split_documents
 from harness.errors import DataError
 from harness.files import write_json
 from harness.records import Examples
+from harness.section import HUB
 from harness.streams import stream
 from harness.tasks import Problem, Verdict
 from harness.tasks.reference import Reference
@@ -80,11 +82,18 @@ class Row:
 
 
 def prepared(config: ChatData, room: Room) -> PreparedData:
-    """Read chats and write them as tokens.
+    """Read chats and write them as tokens; what those of the hub came to is remembered by their revision.
 
     Raises:
         DataError: They cannot be read or rendered, or there is no room for one.
     """
+    use = _use(config)
+    known = None if use is None else recall(config.source, config.revision, use)
+    if known is not None:
+        spec = _spec(config, known["fingerprint"], known["rendering"])
+        kept = room.known(_stored(spec))
+        if kept is not None:  # so nothing of it has to be read
+            return PreparedData(spec, ChatCorpus(config, kept), {"source": config.source, **known["about"]})
     sides, shared = read_conversations(config)
     items = {side: [_item(found) for found in sides[side]] for side in SIDES}
     for side in SIDES:
@@ -100,14 +109,31 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
     _check_prompts(rows)
     _check_references(config, rows)
     about = {
-        "source": config.source,
         "prompts": {side: len(rows[side]) for side in SIDES},
         "too_long": dropped,
         "on_two_sides": shared,
     }
-    spec = {"kind": "chat", "version": VERSION, **_science(config, rendering, rows)}
+    found = {"fingerprint": _content(rows), "rendering": rendering.fingerprint(), "about": about}
+    if use is not None and known is None:
+        remember(config.source, config.revision, use, found)
+    spec = _spec(config, _content(rows), rendering.fingerprint())
     folder = room.folder(_stored(spec), lambda folder: _write(config, rendering, rows, folder))
-    return PreparedData(spec, ChatCorpus(config, folder), about)
+    return PreparedData(spec, ChatCorpus(config, folder), {"source": config.source, **about})
+
+
+def _use(config: ChatData) -> str | None:
+    """All that decides the tokens of a source's revision; None where only reading it says that.
+
+    A tokenizer that is trained on the data is not known before. A template may write what is no part of its
+    text, as today's date, so what it makes of a message is part of it.
+    """
+    if not config.source.startswith(HUB) or isinstance(config.tokenizer, BpeTokenizer):
+        return None
+    rendering = make_rendering(config.tokenizer, config.template, config.system, ())
+    left_out = {"source", "revision", "tokenizer", *NOT_STORED}
+    section = {name: value for name, value in config.model_dump(mode="json").items() if name not in left_out}
+    written = rendering.text([("user", "a message")], "a message")
+    return json.dumps(["chat", VERSION, section, rendering.fingerprint(), written], sort_keys=True)
 
 
 def prepared_task(config: TaskData, room: Room) -> PreparedData:
@@ -123,7 +149,7 @@ def prepared_task(config: TaskData, room: Room) -> PreparedData:
     _check_prompts(rows)
     plugin = TASKS.loaded[config.task.kind]
     task = {"task": {**science(config.task), "version": plugin.version}}
-    spec = {"kind": "task chat", "version": VERSION, **_science(config, rendering, rows), **task}
+    spec = {"kind": "task chat", "version": VERSION, **_science(config, _content(rows), rendering.fingerprint()), **task}
     folder = room.folder(_stored(spec), lambda folder: _write(config, rendering, rows, folder))
     about = {"source": "task", "task": config.task.kind, "prompts": {s: len(rows[s]) for s in SIDES}}
     return PreparedData(spec, RenderedCorpus(config, folder), about)
@@ -156,22 +182,29 @@ def _check_references(config: ChatData, rows: Mapping[str, Sequence[Row]]) -> No
             ) from None
 
 
-def _science(
-    config: ChatData | TaskData, rendering: Rendering, rows: Mapping[str, Sequence[Row]]
-) -> dict[str, Any]:
-    """What of the data enters keys: every token of them, and how others would be made."""
+def _content(rows: Mapping[str, Sequence[Row]]) -> str:
+    """A hash of every token of every example, and of what is known of it."""
     digest = hashlib.sha256()
     for side in SIDES:
         for row in rows[side]:
             item = row.item
             what = [side, row.prompt, row.completion, item.prompt, item.answer, item.skill, item.difficulty]
             digest.update(json.dumps(what).encode() + b"\n")
+    return digest.hexdigest()[:32]
+
+
+def _spec(config: ChatData, content: str, rendering: str) -> dict[str, Any]:
+    return {"kind": "chat", "version": VERSION, **_science(config, content, rendering)}
+
+
+def _science(config: ChatData | TaskData, content: str, rendering: str) -> dict[str, Any]:
+    """What of the data enters keys: every token of them, and how others would be made."""
     places = ("kind", "source", "revision", "prompt", "completion", "messages", "answer", "template")
     left_out = {*places, "tokenizer", "system", "too_long", "task"}
     return {
         **{name: value for name, value in science(config).items() if name not in left_out},
-        "content": digest.hexdigest()[:32],
-        "rendering": rendering.fingerprint(),
+        "content": content,
+        "rendering": rendering,
         "lengths": [config.prompt_length, config.block_size],
     }
 

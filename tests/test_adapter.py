@@ -370,12 +370,12 @@ for config, root in arguments["runs"]:
 
 @pytest.mark.slow
 def test_two_ranks_agree(make_config: Make, tmp_path: Path, ranks: Any) -> None:
-    """In fp32, with dropout, ZeRO 0, 2 and 3: losses and adapters of generation 1 agree with one rank's to
+    """In fp32, with dropout, ZeRO 0 to 3: losses and adapters of generation 1 agree with one rank's to
     1e-4, as gradients are added up in another order. Nobody has imported peft who trains no adapter."""
     whole = {**SEPARATE, "learner.adapter.dropout": 0.2, "generations": 1}
     run_all(make_config(BASE, "first.yaml", **SEPARATE, generations=0), tmp_path / "0", ranks=ranks)
     runs = []
-    for stage in (0, 2, 3):
+    for stage in (0, 1, 2, 3):
         shutil.copytree(tmp_path / "0", tmp_path / f"zero{stage}")
         config = make_config(
             BASE, f"{stage}.yaml", **whole, **{"resources.zero_stage": stage, "resources.ranks": 2}

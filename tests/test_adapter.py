@@ -394,6 +394,22 @@ def test_two_ranks_agree(make_config: Make, tmp_path: Path, ranks: Any) -> None:
             torch.testing.assert_close(weights(found, node)[name], value, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
+def test_members_of_a_population_have_adapters(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+    """Each its own, of its own rank, on its own base; both learn from what both have answered."""
+    members = {"small": {}, "wide": {"set": {"learner.adapter.rank": 2 * RANK}}}
+    changes = {"population": {"members": members, "exchange": "pool", "segments": "shared"}, "generations": 1}
+    prepared, store = run_all(make_config(BASE, **changes), tmp_path / "root", ranks=ranks)
+    found = {}
+    for chain in prepared.lineage.chains:
+        zero, one = (prepared.lineage.nodes[key] for key in chain.nodes)
+        changed = ranks_of(weights(store, zero), weights(store, one))
+        assert changed and set(changed.values()) == {RANK * (1 + chain.cell)}
+        reads = one.spec.fit.to_json()["training_set"]["corpora"]
+        found[chain.cell] = {item["corpus"] for item in reads}
+    assert len(found[0]) == 2 and found[0] == found[1]
+
+
 JUDGE = {"kind": "judge", "judge": "noisy", "false_accept": 0.5, "false_reject": 0.5}
 
 

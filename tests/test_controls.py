@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from boards import entries_of, with_data, write
 from bundled import run_bundles
 
@@ -15,6 +16,7 @@ from harness.board.entry import Entry
 from harness.board.pages import track_page, values_of
 from harness.board.score import Scored, table_of
 from harness.board.verify import verified
+from harness.config.grid import expand
 from harness.config.load import load_file
 from harness.errors import ConfigError, InputError
 from harness.reporting import ledger
@@ -134,6 +136,46 @@ def test_controls_are_verified(computed: Any) -> None:
     assert not outcome.good and any("controls.clean.5" in line for line in outcome.lines)
 
 
+def _judge(judge: str, **more: Any) -> dict[str, Any]:
+    return {"filters": [{"kind": "judge", "judge": judge, **more}]}
+
+
+def test_controls_of_judges(tmp_path: Path) -> None:
+    """The same choice by the truth, and as many by lot; what is there already is not computed twice, and who
+    takes the first answer, or learns from comparisons, has no chance beside it."""
+    dpo = {"learner.objective": {"kind": "dpo"}, **_judge("self", choose="pairs")}
+    mitigations = {
+        "noisy": _judge("noisy", false_accept=0.2),
+        "exact": _judge("exact", choose="threshold"),
+        "itself": _judge("self", choose="best"),
+        "short": _judge("proxy", choose="best", prefers="short"),
+        "sure": _judge("self", choose="best", at_least=0.9),
+        "dpo": dpo,
+        "cold": {"learner.sample.temperature": 0.7},
+    }
+    config = tmp_path / "study.yaml"
+    study = {"experiment": "judges", "track": "laptop-task", "mitigations": mitigations}
+    config.write_text(yaml.safe_dump({**study, "tracking": {"wandb": "disabled"}}))
+    found = expand(load_file(config, ()))
+    by_name = {str(cell.axes["mitigation"]): cell.config.filters[0] for cell in found.cells}
+    assert set(by_name) - {"none", *mitigations} == {
+        *("noisy.random", "exact.random", "itself.random", "itself.oracle"),
+        *("sure.random", "sure.oracle", "dpo.oracle"),
+    }
+    lots = {name: (judge.judge, judge.choose) for name, judge in by_name.items() if judge.by_lot}
+    assert lots == {
+        "noisy.random": ("noisy", "threshold"),
+        "exact.random": ("exact", "threshold"),
+        "itself.random": ("exact", "best"),
+        "sure.random": ("self", "best"),
+    }
+    track, all_of = found.source.track.track, found.source.data["mitigations"]
+    stands = {name: [track.control(name, c, all_of) for c in ("random", "oracle")] for name in mitigations}
+    assert stands["noisy"] == ["noisy.random", "exact"] and stands["exact"] == ["exact.random", "exact"]
+    assert stands["short"] == stands["itself"] == ["itself.random", "itself.oracle"]
+    assert stands["dpo"] == [None, "dpo.oracle"] and stands["cold"] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("changes", "mitigations", "message"),
     [
@@ -142,7 +184,7 @@ def test_controls_are_verified(computed: Any) -> None:
         (
             {"config": {**STREAM["config"], "regime": {"kind": "accumulate"}}},
             {},
-            "controls need config.regime.kind stream, found 'accumulate'",
+            "controls need config.regime.kind stream, or prompts that are answered",
         ),
         ({"controls": ["placebo"]}, {}, "controls.0"),
         ({}, {"label.random": LABEL}, "label.random: is the name of a control of label"),

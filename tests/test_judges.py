@@ -152,6 +152,26 @@ def test_who_is_asked_and_how_is_in_keys(make_config: Make, tmp_path: Path, fold
     assert by["current"] == [None] * 3 and by["previous"] == [None, *fits[:2]]
 
 
+def test_the_model_before_the_writers_is_asked(
+    make_config: Make, tmp_path: Path, folder: Path, ranks: Any
+) -> None:
+    """``by: previous``: what is stored beside a corpus is what that model says, and no other one."""
+    config = merged(asked(folder, by="previous"), {"generations": 2, "learner.train.learning_rate": 2e-2})
+    prepared, store = run_all(make_config(config), tmp_path / "root", ranks=ranks)
+    data, chain = load_data(prepared.specs[0].data, store), nodes(prepared)
+    models = [read_model(store.path("fits", n.fit), torch.float32, torch.device("cpu")) for n in chain]
+    questions = Questions(chain[0].spec.corpus.sampling.section.verdict, data)
+    for generation, node in enumerate(chain):
+        raw = store.corpora.load(node.corpus, 24)
+        found = raw.notes["verdict"].reshape(-1)
+        said = [verdicts(model, questions, raw) for model in models]
+        asked_is = max(generation - 1, 0)
+        assert found == pytest.approx(said[asked_is], rel=1e-4)
+        assert all(
+            np.abs(found - other).max() > 1e-3 for number, other in enumerate(said) if number != asked_is
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -42,7 +42,15 @@ def model(folder: Path, texts: list[str], kind: str) -> None:
     """A model of the kind with a context as long as the real one's, and its tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GPT2Config,
+        GPT2LMHeadModel,
+        OPTConfig,
+        OPTForCausalLM,
+        PreTrainedTokenizerFast,
+    )
 
     end = "</s>" if kind == "opt" else "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE())
@@ -67,6 +75,10 @@ def model(folder: Path, texts: list[str], kind: str) -> None:
             "num_attention_heads": 2,
         }
         OPTForCausalLM(OPTConfig(**size, **shape, max_position_embeddings=2048)).save_pretrained(folder)
+    elif kind == "gemma2":
+        shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        shape |= {"num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 8192}
+        Gemma2ForCausalLM(Gemma2Config(**size, **shape)).save_pretrained(folder)
     else:
         GPT2LMHeadModel(GPT2Config(**size, n_positions=1024, n_embd=8, n_layer=1, n_head=2)).save_pretrained(
             folder
@@ -128,6 +140,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         pictures(mnist / files[-1]["path"], count, number)
     one = yaml.safe_dump({"configs": [{"config_name": "mnist", "data_files": files}]})
     (mnist / "README.md").write_text(f"---\n{one}---\n")
+    chats, name = root / "datasets" / "nvidia" / "HelpSteer2", root / "models" / "google" / "gemma-2-2b"
+    chats.mkdir(parents=True)
+    for split, count in (("train", 60), ("validation", 20)):
+        rows = [
+            {"prompt": f"{split} {n}", "response": text[:80] or "none"}
+            for n, text in enumerate(texts[:count])
+        ]
+        (chats / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model(name, texts, "gemma2")
     model(root / "models" / "facebook" / "opt-125m", texts, "opt")
     model(root / "models" / "openai-community" / "gpt2", texts, "gpt2")
     model(root / "models" / "gpt2", texts, "gpt2")

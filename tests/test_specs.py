@@ -210,6 +210,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "filters.0.at_least": 0.6,
         "filters.0.most": 2,
         "filters.0.deduplicate": False,
+        "filters.0.by_lot": True,
         "filters.0.false_accept": 0.1,
         "filters.0.false_reject": 0.1,
     },

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 from chains import open_prepared, run_all
-from conftest import TEXT, merged
+from chats import chat
+from conftest import TASK, TEXT, merged
 
 from harness.errors import ConfigError, LearnerError
 from harness.preparation import load_data
@@ -192,6 +193,45 @@ def test_a_switch_changes_the_key_and_the_result(
     a, b = first[generation], second[generation]
     assert KEYS[what](a) != KEYS[what](b)
     assert output(store, a, what) != output(store, b, what)
+
+
+TRAINED = {"kind": "judge", "judge": "trained", "choose": "best", "examples": 60, "false_accept": 0.5}
+VERDICT = {"kind": "judge", "judge": "verdict", "choose": "best"}
+LIKELIEST = {"kind": "judge", "judge": "self", "choose": "best"}
+FIRST = {"kind": "judge", "judge": "noisy", "false_accept": 1.0}
+LEARNED = {  # so long that answers end, and are judged
+    "learner.train": {"epochs": 30, "batch_size": 8, "learning_rate": 1e-2, "precision": "fp32"},
+    "learner.later": {"epochs": 1},
+}
+JUDGES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # the judge's switch, the filter of one chain, and of the other; what is learned from them must differ
+    ("trained", FIRST, TRAINED),
+    ("trained: examples", TRAINED, {**TRAINED, "examples": 40}),
+    ("trained: ngram", TRAINED, {**TRAINED, "ngram": 1}),
+    ("trained: regularisation", TRAINED, {**TRAINED, "regularisation": 1000.0}),
+    ("trained: false_accept", TRAINED, {**TRAINED, "false_accept": 0.2}),
+    ("verdict", LIKELIEST, VERDICT),
+    ("verdict: ask", VERDICT, {**VERDICT, "ask": "{completion}? {prompt}"}),
+    ("verdict: yes and no", VERDICT, {**VERDICT, "yes": "No", "no": "Yes"}),
+    ("verdict: by", VERDICT, {**VERDICT, "by": "initial"}),
+    ("by_lot", LIKELIEST, {**LIKELIEST, "by_lot": True}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("one", "other"), [pytest.param(*rest, id=name) for name, *rest in JUDGES])
+def test_a_judges_switch_changes_the_key_and_the_result(
+    chain_of: Any, tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """Of the fit of generation 2, which reads what generation 1 wrote."""
+    config = TASK
+    if "verdict" in (one["judge"], other["judge"]):
+        folder = tmp_path_factory.getbasetemp() / "questions"
+        folder.mkdir(exist_ok=True)
+        config = merged(chat(folder), {"learner.model.context": 256, "generations": 2, **LEARNED})
+    (store, first), (_, second) = (chain_of({**config, "filters": [item]}) for item in (one, other))
+    assert first[2].fit != second[2].fit and first[0].fit == second[0].fit
+    assert output(store, first[2], "weights") != output(store, second[2], "weights")
 
 
 def test_a_generation_has_the_key_of_its_own_temperature(base: dict[str, Any], tmp_path: Path) -> None:

@@ -434,9 +434,47 @@ def test_what_passes_a_judge(items: list[tuple[float, int]], of: int, most: int,
                 assert reward[chosen].max() == reward[group].max()
 
 
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.6, 1.0]), st.integers(0, 2)), min_size=0, max_size=24),
+    st.integers(1, 3),
+    st.booleans(),
+    st.sampled_from(["threshold", "best"]),
+    st.integers(0, 99),
+)
+def test_as_many_pass_by_lot(
+    items: list[tuple[float, int]], most: int, once: bool, choose: str, seed: int
+) -> None:
+    """As many as the judge passes, of each prompt at most as many as may, each once."""
+    reward, which = np.array([r for r, _ in items]), np.array([w for _, w in items], dtype=np.int32)
+    examples = Examples(which[:, None], np.ones(len(items), np.int32)).noted("reward", reward)
+    drawn = Known(None, 0, 0, np.random.default_rng(seed).random(len(items)))
+    own = {"judge": "exact", "of": 3, "choose": choose, "most": most, "deduplicate": once}
+    judged, lot = (keep(judge(**own, by_lot=by_lot), examples, drawn) for by_lot in (False, True))
+    assert lot.sum() == judged.sum() and not lot[len(items) // 3 * 3 :].any()
+    for start in range(0, len(items) // 3 * 3, 3):
+        chosen = start + np.flatnonzero(lot[start : start + 3])
+        assert len(chosen) <= most and (not once or len(set(which[chosen])) == len(chosen))
+
+
+def test_the_lot_knows_nothing_of_what_is_right() -> None:
+    """A quarter of the answers of 1,000 prompts are right: so are a quarter of those that are drawn, also as many
+    as a noisy judge passes, whose errors come of the same numbers."""
+    uniform = np.random.default_rng(0).random(4000)
+    right = np.random.default_rng(1).random(4000) < 0.25
+    examples = Examples(np.arange(4000, dtype=np.int32)[:, None], np.ones(4000, np.int32))
+    section = judge(judge="noisy", of=4, by_lot=True, false_accept=0.2)
+    passes = np.where(right, 1.0, uniform < section.false_accept)
+    mask = keep(section, examples.noted("reward", passes), Known(None, 0, 0, uniform))
+    count = int(mask.sum())
+    assert count == passes.reshape(-1, 4).any(axis=1).sum() and 600 < count < 1000
+    assert abs(right[mask].mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / count)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"judge": "exact", "choose": "pairs", "by_lot": True}, "choose: pairs does not use by_lot"),
         ({"judge": "self"}, "judge: self needs at_least"),
         (
             {"judge": "exact", "false_accept": 0.1},

@@ -122,7 +122,7 @@ EMPTY = aggregate(())
 AGAINST = {
     "clean": ("clean cost", "how much more it worsens than the baseline where nothing is synthetic"),
     "random": ("better than chance by", "as many examples, chosen by lot"),
-    "oracle": ("worse than the oracle by", "as many examples, chosen by who knows what is real"),
+    "oracle": ("worse than the oracle by", "the same choice by who knows what is real, or right"),
 }
 """Columns of controls: heading and explanation."""
 

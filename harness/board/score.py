@@ -255,7 +255,8 @@ def _badges(
 
     What has another generation 0 than the baseline has less, or more, to lose; the rise does not show it.
     Better than generation 0, beyond the seeds' scatter, is flagged: nothing in a track is better data than
-    its real examples, so this is more optimisation, a leak, or a mistake.
+    its real examples, so this is more optimisation, a leak, or a mistake. Not where prompts are answered: a
+    judge that knows what is right adds what solutions have not.
     """
     found = ["baseline"] if entry.mitigation == BASELINE else []
     found += [unranked] if unranked else []
@@ -264,7 +265,7 @@ def _badges(
     failed = sum(result.state == "failed" for result in entry.seeds.values())
     if failed:
         found.append(f"{failed} seeds failed")
-    if rise.high is not None and rise.high < 0:
+    if rise.high is not None and rise.high < 0 and not entry.track.answers:
         found.append("too good: better than generation 0")
     for name, what in (("oracle", "its oracle"), ("real", "the baseline without synthetic examples")):
         high = contrasts[name].high if name in contrasts else None

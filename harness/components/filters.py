@@ -249,8 +249,8 @@ class JudgeFilter(Section):
     deduplicate: bool = since(True)
     """threshold and best: equal completions of a prompt pass once."""
     by_lot: bool = since(False)
-    """threshold and best: as many completions as the judge would pass, of all that are read together, but which
-    ones is drawn by lot: the control of the judge."""
+    """threshold and best: as many completions as the judge would pass, of all that are read together, but
+    drawn by lot: the control of the judge."""
     false_accept: Share = since(0.0)
     """noisy: probability that a wrong completion gets the reward 1; trained: that it is labelled right."""
     false_reject: Share = since(0.0)

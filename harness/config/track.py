@@ -49,8 +49,9 @@ CHOICE = ("kind", "choose", "rejected", "solutions", "at_least", "of", "most", "
 def of_judge(control: str, filters: Any) -> list[Any] | None:
     """The filters of a control of a mitigation that has a judge of answers.
 
-    ``oracle``: the same choice by who knows which answers are right. ``random``: as many answers by lot; where
-    a judge passes so many of every prompt, it does not matter which judge that is, and all have one control.
+    ``oracle``: the same choice by who knows which answers are right. ``random``: as many answers by lot;
+    where a judge passes so many of every prompt, it does not matter which judge that is, and all have one
+    control.
 
     Args:
         control: Its name.
@@ -148,8 +149,8 @@ class Track(Section):
         if self.controls and not selects and not self.answers:
             allowed = ", ".join(name for name in REGIMES if REGIMES[name].selects)
             raise ValueError(
-                f"controls need config.regime.kind {allowed}, or prompts that are answered (config.data.source: "
-                f"task, config.data.kind: chat); found the regime {shown(kind)}"
+                f"controls need config.regime.kind {allowed}, or prompts that are answered "
+                f"(config.data.source: task, config.data.kind: chat); found the regime {shown(kind)}"
             )
         for control in self.controls:
             for name in () if self.answers and control != "clean" else CONTROLS[control]:

@@ -149,7 +149,12 @@ def prepared_task(config: TaskData, room: Room) -> PreparedData:
     _check_prompts(rows)
     plugin = TASKS.loaded[config.task.kind]
     task = {"task": {**science(config.task), "version": plugin.version}}
-    spec = {"kind": "task chat", "version": VERSION, **_science(config, _content(rows), rendering.fingerprint()), **task}
+    spec = {
+        "kind": "task chat",
+        "version": VERSION,
+        **_science(config, _content(rows), rendering.fingerprint()),
+        **task,
+    }
     folder = room.folder(_stored(spec), lambda folder: _write(config, rendering, rows, folder))
     about = {"source": "task", "task": config.task.kind, "prompts": {s: len(rows[s]) for s in SIDES}}
     return PreparedData(spec, RenderedCorpus(config, folder), about)

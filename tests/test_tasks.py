@@ -458,8 +458,8 @@ def test_as_many_pass_by_lot(
 
 
 def test_the_lot_knows_nothing_of_what_is_right() -> None:
-    """A quarter of the answers of 1,000 prompts are right: so are a quarter of those that are drawn, also as many
-    as a noisy judge passes, whose errors come of the same numbers."""
+    """A quarter of the answers of 1,000 prompts are right: so are a quarter of those that are drawn, also as
+    many as a noisy judge passes, whose errors come of the same numbers."""
     uniform = np.random.default_rng(0).random(4000)
     right = np.random.default_rng(1).random(4000) < 0.25
     examples = Examples(np.arange(4000, dtype=np.int32)[:, None], np.ones(4000, np.int32))

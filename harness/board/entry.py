@@ -270,7 +270,7 @@ def _controls(
     track = track_of(prepared)
     shown = {track.score.metric, *track.score.beside}
     mitigations = prepared.study.source.data[SECTION]
-    named = {control: track.control(mitigation, control, mitigations) for control in track.controls}
+    named: dict[str, str | None] = {c: track.control(mitigation, c, mitigations) for c in track.controls}
     names = {control: name for control, name in named.items() if name is not None}
     if "clean" in names:
         names["baseline.clean"] = f"{BASELINE}.clean"

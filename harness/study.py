@@ -26,6 +26,7 @@ from harness.errors import DataError, InputError
 from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
 from harness.learners.language_model.facts import ModelFacts
 from harness.metrics.catalogue import about
+from harness.metrics.overlap import overlaps
 from harness.preparation import DataOf, teacher_spec
 from harness.records import Examples, on_a_line
 from harness.regimes import check_supply
@@ -158,7 +159,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
             raise DataError("data.segment: there are fewer training examples than segments")
         _check_own_examples(cell.config.data, real)
         supply = None if fixed is None else len(fixed.examples)
-        _check_labelled(cell.config, real.num_examples)
+        _check_labelled(cell.config, real, study.seeds[0])
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
         texts = {**_others(cell.config, real, scored), **_groups(cell.config, real, grouped)}
         content, teacher = None if fixed is None else fixed.fingerprint, _teacher(cell.config, real)
@@ -221,8 +222,17 @@ def _check_own_examples(section: DataSection, real: RealData) -> None:
     )
 
 
-def _check_labelled(config: Config, n: int) -> None:
-    """Check that there are as many labelled real examples as filters learn from."""
+MAX_IN_TEST = 0.05
+"""At most so many of the labelled real examples of a detector may stand in the test set."""
+
+
+def _check_labelled(config: Config, real: RealData, seed: int) -> None:
+    """Check that there are as many real examples as filters learn from, and that the test set is not theirs.
+
+    Raises:
+        DataError: They are too few, or a detector would learn from test examples.
+    """
+    n = real.num_examples
     for item in config.filters:
         filter_ = FILTERS[item.kind]
         for asked, what in ((filter_.labelled(item), "labelled real"), (filter_.reference(item), "real")):
@@ -230,6 +240,14 @@ def _check_labelled(config: Config, n: int) -> None:
                 raise DataError(
                     f"filters: {item.kind} learns from {asked} {what} examples, there are {n} real training "
                     "examples"
+                )
+        test, asked = getattr(real, "test", None), filter_.labelled(item)
+        if asked and isinstance(test, Examples):
+            found = overlaps(real.real(seed, asked).values, test.values)["whole examples"]
+            if found > MAX_IN_TEST:
+                raise DataError(
+                    f"filters: {item.kind} learns from {asked} real examples, of which {found:.0%} stand in "
+                    f"the test set too; allowed: {MAX_IN_TEST:.0%}. Leave out what data.source holds twice"
                 )
 
 

@@ -257,6 +257,11 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("evaluate.others", "not used by"),
     ),
     ("learner and data", {"data": {"source": "gaussian"}}, ("language_model reads text",)),
+    (
+        "weights that cancel everything",
+        {**NUMBERS, "learner": {"kind": "gaussian", "synthetic_weight": 0}},
+        ("learner.synthetic_weight", "found 0", "no training example is real"),
+    ),
     ("unknown learner", {"learner.kind": "lstm"}, ("learner", "'lstm'", "language_model", "gaussian")),
     ("unknown filter", {"filters": [{"kind": "dedup"}]}, ("filters.0", "did you mean 'deduplicate'")),
     (

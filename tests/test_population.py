@@ -365,6 +365,15 @@ def test_the_theory_of_a_chain_is_not_that_of_a_population(tmp_path: Path, excha
             "config.yaml:18: population.exchange: a: the shares sum to 0.5, expected 1",
         ),
         (
+            {
+                "population": {
+                    "members": {"a": {}, "b": {}},
+                    "exchange": {"a": {"a": 2, "b": -1}, "b": {"b": 1}},
+                }
+            },
+            "config.yaml:18: population.exchange: a.a: found 2, a share is from 0 to 1",
+        ),
+        (
             {"population": {"members": {"a": {}, "b": {}}, "exchange": {"a": {"a": 1}}}},
             "exchange: has no row for b; every member needs one",
         ),

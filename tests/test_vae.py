@@ -741,6 +741,25 @@ def test_spreads_are_over_the_samples() -> None:
     assert metrics.sample_std(samples) == pytest.approx(0.25), "deviations 1/2 and 0"
 
 
+def test_a_detector_does_not_learn_from_the_test_set(make_config: Make, tmp_path: Path) -> None:
+    """Eight images, twenty times each: whatever is held out is learned from too."""
+    rng = np.random.default_rng(0)
+    several, all_different = np.repeat(rng.random((8, 12, 12)), 20, axis=0), rng.random((160, 12, 12))
+    config = {
+        "regime": {"kind": "stream", "synthetic_ratio": 0.5, "pool": 1.0},
+        "filters": [{"kind": "detector", "examples": 10}],
+    }
+    for name, images in (("several", several), ("different", all_different)):
+        np.save(tmp_path / f"{name}.npy", images)
+        data = {"source": str(tmp_path / f"{name}.npy"), "kind": "images", "num_examples": 40}
+        given = make_config(IMAGES, **config, data=data)
+        if name == "different":
+            open_prepared(given, tmp_path / "root")
+            continue
+        with pytest.raises(InputError, match=r"detector learns from 10 real .* 100% stand in the test"):
+            open_prepared(given, tmp_path / "root")
+
+
 def test_images_without_classes_have_no_class_metrics(make_config: Make, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.random.default_rng(0).random((60, 28, 28)))
     data = {"source": str(tmp_path / "images.npy"), "kind": "images", "num_examples": 32}

@@ -204,7 +204,7 @@ class CurateFilter(Section):
         if (self.rewards is None) == (self.outcomes is None):
             raise ValueError("curate needs rewards or outcomes, one of the two")
         given = self.outcomes if self.rewards is None else list(self.rewards.values())
-        if not given or len(set(given)) == 1 and (self.rewards is None or given[0] == 0):
+        if not given or len(set(given)) == 1 and (self.rewards is None or given[0] == 0) or not any(given):
             raise ValueError("curate: the reward is the same for all examples, so nothing is chosen")
         return self
 

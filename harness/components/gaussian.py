@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,20 @@ class Gaussian(Section):
         return self
 
 
+def _check(config: Any) -> None:
+    """Something has to be learned from.
+
+    Raises:
+        ValueError: No example counts.
+    """
+    regime = config.regime
+    if config.learner.synthetic_weight == 0 and regime.kind == "replace" and regime.synthetic_ratio == 1:
+        raise ValueError(
+            "learner.synthetic_weight: found 0, and with regime.synthetic_ratio 1 no training example is "
+            "real: nothing would be learned"
+        )
+
+
 _KAZDAN = "Kazdan et al. 2024, arXiv 2410.16713"
 COMPONENT = LearnerPlugin(
     section=Gaussian,
@@ -75,5 +89,6 @@ COMPONENT = LearnerPlugin(
     groups={"gaussian": 2},
     headlines=("gaussian/log_variance",),
     seconds_per_example=moments_seconds,
+    check=_check,
     reads_pools_anew=lambda section: section.truncate is not None,
 )

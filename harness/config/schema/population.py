@@ -58,6 +58,17 @@ class Population(Section):
     """Every member has its own part of the data.num_examples real examples (equally many, a remainder left
     out), so that the population trains on as many as one chain; or each has all of them."""
 
+    @field_validator("exchange", mode="before")
+    @classmethod
+    def _shares(cls, value: Any) -> Any:
+        """A matrix's numbers, before it is asked what else it could be."""
+        if isinstance(value, Mapping) and set(value) != {"teacher"}:
+            for name, row in value.items():
+                for writer, share in row.items() if isinstance(row, Mapping) else ():
+                    if isinstance(share, int | float) and not 0 <= share <= 1:
+                        raise ValueError(f"{name}.{writer}: found {share:g}, a share is from 0 to 1")
+        return value
+
     @field_validator("exchange")
     @classmethod
     def _whole(cls, value: Any) -> Any:

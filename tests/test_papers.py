@@ -124,7 +124,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             path = wikitext / config / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(
-                "".join(json.dumps({"text": text}) + "\n" for text in ["", *texts[number:1500:3]])
+                "".join(json.dumps({"text": text}) + "\n" for text in ["", *texts[number:3000:3]])
             )
             files.append({"split": split, "path": f"{config}/{split}.jsonl"})
         configs.append({"config_name": config, "data_files": files})
@@ -195,7 +195,13 @@ def test_what_needs_the_hub_can_be_planned(path: Path, hub: Hub, cache: Path, tm
     """``harness plan`` checks that each claim names one cell; only the number of examples is smaller than in
     the file."""
     content = check_text(path)
-    few = ["--set", "data.num_examples=24"] if "num_examples" in content["data"] else []
+    smaller = ["data.num_examples=24"] if "num_examples" in content["data"] else []
+    for name, settings in content.get("mitigations", {}).items():
+        # a detector is to learn from no more examples than there are
+        filters = [found | ({"examples": 12} if found["kind"] == "detector" else {})
+                   for found in settings.get("filters", [])]  # fmt: skip
+        smaller += [f"mitigations.{name}.filters={json.dumps(filters)}"] if filters else []
+    few = [word for assignment in smaller for word in ("--set", assignment)]
     environment = {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(cache),

@@ -121,9 +121,9 @@ def test_another_model_in_its_place_is_not_taken_for_it(
     shutil.copytree(folder, place)
     planned = section(place)
     write_classifier(place, seed=1)
-    _identity.cache_clear()
     with pytest.raises(LearnerError, match="has changed since this run was planned"):
         log_odds(planned, ["text"])
+    _identity.cache_clear()
     with pytest.raises(DataError, match=r"filters\.0\.content: found .*, and .* is "):
         locate(planned, "filters.0")
 

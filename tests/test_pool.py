@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,23 @@ def test_a_detector_tells_half_a_vocabulary_from_a_whole_one() -> None:
     assert probabilities(with_rows, numbers[1].take(new), told).mean() > 0.75
 
 
+def test_a_detector_of_characters_sees_what_tokens_hide() -> None:
+    """The same characters, by tokens that training has never seen."""
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz" * 2))
+    decoding = SimpleNamespace(decode=lambda row: "".join(letters[row]))
+    first, new = np.arange(200), np.arange(200, 300)
+    rows = np.random.default_rng(1).integers(0, 26, (300, 12)).astype(np.int32)
+    whole, half = Examples.full(rows), Examples.full(rows // 2)
+    told = Known(decoding, 0, 1, np.zeros(0), 50, (whole.take(first), half.take(first)))
+    others = [Examples.full(part.take(new).values + 26) for part in (whole, half)]
+    kept = {}
+    for unit in ("characters", "tokens"):
+        section = DetectorFilter(kind="detector", ngram=1, unit=unit)
+        kept[unit] = [detector(section, part, told).mean() for part in others]
+    assert kept["characters"][0] > 0.9 and kept["characters"][1] < 0.1
+    assert kept["tokens"][0] == kept["tokens"][1], "they look all alike"
+
+
 def test_weights_draw_what_looks_real_and_at_most_so_often() -> None:
     pool = Examples.full(np.concatenate([FAIR.values[200:], NARROW.values[200:]]))
     section = DetectorFilter(kind="detector", use="weights", bias=2.0, repeats=3, ngram=1)
@@ -274,6 +292,7 @@ def test_near_duplicates_by_brute_force(rows: list[list[int]], n: int, limit: fl
             "filters.1.exmples: unknown field (did you mean 'examples'?); allowed: kind, examples, ngram",
         ),
         ({"filters": [{"kind": "detector", "repeats": 2}]}, "use: threshold does not use repeats"),
+        ({"filters": [{"kind": "detector", "unit": "characters"}]}, "unit: characters is of texts"),
         ({"filters": [{"kind": "near_duplicate"}]}, "near_duplicate reads text, not gaussian data"),
     ],
 )  # fmt: skip

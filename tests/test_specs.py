@@ -164,7 +164,11 @@ BASES: dict[str, dict[str, Any]] = {
         {
             "regime": STREAM,
             "data.num_examples": 32,
-            "filters": [{"kind": "near_duplicate"}, {"kind": "detector", "examples": 10}],
+            "filters": [
+                {"kind": "near_duplicate"},
+                {"kind": "detector", "examples": 10},
+                {"kind": "detector", "examples": 10, "unit": "characters"},
+            ],
         },
     ),
     "mixture": analytic(

@@ -68,7 +68,9 @@ class DetectorFilter(Section):
     examples: Annotated[int, Field(ge=10)] = since(200)
     """Labelled examples that it learns from: as many real ones as ones that generation 0 wrote."""
     ngram: Annotated[int, Field(ge=1, le=8)] = since(3)
-    """Text: it counts runs of 1 to this many tokens."""
+    """Text: it counts runs of 1 to this many tokens, or characters."""
+    unit: Literal["tokens", "characters"] = since("tokens")
+    """Text: what it counts runs of; characters are those of the decoded text."""
     regularisation: Annotated[float, Field(gt=0)] = since(1.0)
     """Strength of the L2 penalty of its logistic regression."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = since(0.5)
@@ -405,6 +407,11 @@ def _check_select(section: SelectFilter, data: Any, kind: str) -> None:
         _check_score(section.score, data, kind)
 
 
+def _check_detector(section: DetectorFilter, data: Any, kind: str) -> None:
+    if kind != "text" and section.unit != "tokens":
+        raise ValueError(f"unit: {section.unit} is of texts, and the data are {kind}")
+
+
 def _classifier_items(section: ClassifierFilter, field: str) -> list[HubItem]:
     if Path(section.model).is_dir():
         return []
@@ -465,6 +472,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         "harness.curation.detector:detector",
         of="pools",
         labelled=lambda section: section.examples,
+        check=_check_detector,
     ),
     "classifier": FilterPlugin(
         ClassifierFilter,

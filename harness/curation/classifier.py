@@ -232,7 +232,8 @@ def _loaded(section: ClassifierFilter) -> tuple[Any, Any]:
 
     field = "filters: classifier"
     try:
-        content = _identity(section.model, section.revision, field)[2]
+        # Looked at anew: this process may have read it before somebody changed it.
+        content = _identity.__wrapped__(section.model, section.revision, field)[2]
         if content != section.content:
             raise LearnerError(f"{field}: {section.model} has changed since this run was planned")
         model, tokenizer = _open(section.model, section.revision, field)

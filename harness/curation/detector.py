@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.filters import DetectorFilter
-from harness.ngrams import ngram_counts
+from harness.ngrams import character_counts, ngram_counts
 from harness.records import Examples
 from harness.registry import Known
 from harness.streams import stream
@@ -67,7 +67,7 @@ def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> 
     real, written = known.labelled
     if np.issubdtype(examples.values.dtype, np.integer):
         train, new = (
-            ngram_counts(section.ngram, [row.tolist() for part in parts for row in part.rows()])
+            _counts(section, known, [row.tolist() for part in parts for row in part.rows()])
             for parts in ((real, written), (examples,))
         )
     else:
@@ -79,6 +79,12 @@ def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> 
         return calibrated(model.decision_function(new), section.temperature)
     found: npt.NDArray[np.float64] = model.predict_proba(new)[:, 1]
     return found
+
+
+def _counts(section: DetectorFilter, known: Known, rows: list[list[int]]) -> Any:
+    if section.unit == "characters":
+        return character_counts(section.ngram, [known.real.decode(row) for row in rows])
+    return ngram_counts(section.ngram, rows)
 
 
 def _numbers(scale: Examples, *sets: Examples) -> npt.NDArray[np.float64]:

@@ -6,6 +6,7 @@ on the web has to: a detector is never younger than what it is to detect.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,6 @@ def chosen(section: Any, synthetic: npt.NDArray[np.float64], known: Known) -> np
 
 def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> npt.NDArray[np.float64]:
     """The probability that each example is synthetic, were both equally frequent; shape [num_examples]."""
-    from sklearn.linear_model import LogisticRegression
-
     assert known.labelled is not None
     real, written = known.labelled
     if np.issubdtype(examples.values.dtype, np.integer):
@@ -72,13 +71,33 @@ def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> 
         )
     else:
         train, new = _numbers(real, real, written), _numbers(real, examples)
-    labels = np.repeat([0, 1], [len(real), len(written)])
-    model = LogisticRegression(C=1 / section.regularisation, max_iter=1000, class_weight="balanced")
-    model.fit(train, labels)
+    model = _learned(train, (len(real), len(written)), section.regularisation)
     if section.temperature != 1.0:
         return calibrated(model.decision_function(new), section.temperature)
     found: npt.NDArray[np.float64] = model.predict_proba(new)[:, 1]
     return found
+
+
+_fitted: dict[str, Any] = {}
+"""What has been learned in this process, by what it was learned from: every generation asks the same one."""
+KNOWN = 8
+
+
+def _learned(train: Any, sizes: tuple[int, int], regularisation: float) -> Any:
+    """Logistic regression on so many real and so many synthetic rows; a function of these alone."""
+    from sklearn.linear_model import LogisticRegression
+
+    parts = (train,) if isinstance(train, np.ndarray) else (train.data, train.indices, train.indptr)
+    digest = hashlib.sha256(repr((sizes, regularisation, train.shape)).encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    name = digest.hexdigest()
+    if name not in _fitted:
+        model = LogisticRegression(C=1 / regularisation, max_iter=1000, class_weight="balanced")
+        while len(_fitted) >= KNOWN:
+            del _fitted[next(iter(_fitted))]
+        _fitted[name] = model.fit(train, np.repeat([0, 1], sizes))
+    return _fitted[name]
 
 
 def _counts(section: DetectorFilter, known: Known, rows: list[list[int]]) -> Any:

@@ -1,9 +1,10 @@
 """Compare the losses of objectives with TRL's, on one batch of one model.
 
-Needs TRL and accelerate beside the environment, which pin other versions than it has, so not in it:
+TRL lies beside the environment, not in it, for it asks for other versions than that has; ``scripts/test``
+puts it there:
 
-    pip install --no-deps --target /tmp/trl trl==1.16.0 accelerate
-    PYTHONPATH=/tmp/trl python scripts/baselines/trl_losses.py
+    pip install --no-deps --target .venv/trl trl==1.16.0
+    PYTHONPATH=.venv/trl python scripts/baselines/trl_losses.py
 
 Both sides are given the same weights and tokens and compute their log-probabilities themselves.
 """
@@ -18,7 +19,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from harness.components.objectives import Dpo, Reinforce
 from harness.learners.language_model.objectives import DpoLoss, ReinforceLoss
@@ -113,6 +114,19 @@ def main() -> None:
     own.save_pretrained(folder)
     own.config._name_or_path = folder  # TRL makes a reference of its own from there
     options = {"report_to": [], "use_cpu": True, "output_dir": tempfile.mkdtemp(), "bf16": False}
+    there, completion = masks(examples)
+    tokens = torch.from_numpy(examples.values.astype(np.int64))
+    tuner = SFTTrainer(
+        model=own,
+        args=SFTConfig(**options),
+        train_dataset=Dataset.from_list([{"prompt": "t1", "completion": "t2"}] * 2),
+        processing_class=tokenizer(),
+    )
+    labels = torch.where(completion.bool(), tokens, IGNORED)
+    inputs = {"input_ids": tokens, "attention_mask": there, "labels": labels}
+    logprob, used = logprobs(own, examples)  # sft, as a fit has it: the mean over all tokens of completions
+    mine = _gradient(-logprob.sum() / used.sum(), own)
+    compare("sft", mine, _gradient(tuner.compute_loss(own, inputs), own))
     for loss_type, normalised in (("sigmoid", False), ("sigmoid_norm", True)):
         rows = [{"prompt": "t1", "chosen": "t2", "rejected": "t3"}] * 2
         trainer = DPOTrainer(
@@ -151,7 +165,6 @@ def main() -> None:
         trainer.current_gradient_accumulation_steps = 1
         objective = ReinforceLoss(Reinforce(kind="reinforce", clip=0.2, kl=beta))
         units = objective.units(noted, PROMPT, lambda rows: padded(logprobs(reference, rows)[0]))
-        tokens = torch.from_numpy(examples.values.astype(np.int64))
         inputs = {
             "prompt_ids": tokens[:, :PROMPT],
             "prompt_mask": there[:, :PROMPT],

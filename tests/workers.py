@@ -66,15 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=_turn)
 
 
-def _turn(item: pytest.Item) -> tuple[int, str]:
-    """One SLURM at a time, for jobs are mostly waited for: the faults on it come behind those without."""
-    name = item.path.name
+def _turn(item: pytest.Item) -> int:
     if item.get_closest_marker("alone"):
-        return 3, name
-    if name in SLURM or name == "test_quickstart.py":
-        return 0, name
-    behind = "test_faults.py, on SLURM" if name == "test_slurm_faults.py" else name
-    return 1 if item.get_closest_marker("ray") else 2, behind
+        return 3
+    if item.get_closest_marker("slurm") or item.path.name == "test_quickstart.py":
+        return 0
+    return 1 if item.get_closest_marker("ray") else 2
 
 
 class _Rooms:

@@ -148,6 +148,15 @@ def test_the_harness_is_measured_without_absent_programs():
     assert "No module named 'ctranslate2'" in found.left_out["samples, CTranslate2"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["fits", "scores"])
+def test_fits_and_scores_of_the_harness_are_measured(what):
+    """Whatever its trainer needs: a report that CI does not read cannot say that it has gone."""
+    shape = Shape(precision="bf16", vocab=512, rows=8, batch=2, micro_batch=2, steps=1)
+    limit, harness = models.measure(what, shape, rounds=2, only=()).figures
+    assert "limit" in limit.who and harness.who == "harness" and harness.share > 0
+
+
 def bench(*arguments):
     command = [sys.executable, str(SCRIPTS / "bench"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

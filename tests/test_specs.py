@@ -164,11 +164,7 @@ BASES: dict[str, dict[str, Any]] = {
         {
             "regime": STREAM,
             "data.num_examples": 32,
-            "filters": [
-                {"kind": "near_duplicate"},
-                {"kind": "detector", "examples": 10},
-                {"kind": "detector", "examples": 10, "unit": "characters"},
-            ],
+            "filters": [{"kind": "near_duplicate"}, {"kind": "detector", "examples": 10}],
         },
     ),
     "mixture": analytic(
@@ -426,7 +422,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "filters.1.bias": 2.0,
         "filters.1.repeats": 2,
     },
-    "alike": {"filters.0.n": 2, "filters.0.max_similarity": 0.4, "filters.1.ngram": 2},
+    "alike": {
+        "filters.0.n": 2,
+        "filters.0.max_similarity": 0.4,
+        "filters.1.ngram": 2,
+        "filters.1.unit": "characters",
+    },
     "mixture": {
         "data.stratified": True,
         "data.num_examples": 22,

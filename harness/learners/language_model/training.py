@@ -207,6 +207,9 @@ class Trainer:
         self.train, self.micro_batch, self.zero_stage, self.masked = train, micro_batch, zero_stage, masked
         self.bos, self.ranks, self.device, self.deterministic = bos, ranks, device, deterministic
         self.attention, self.recompute = attention, recompute
+        self.units: Units | None = None
+        self.objective: Objective | None = None
+        self.reference: Callable[..., Any] | None = None
 
     def run(
         self,

@@ -472,3 +472,17 @@ def test_a_chain_on_resampled_text(ranks: Any, make_config: Make, tmp_path: Path
         index = load_file(store.path("fits", first.fit) / "training_set.safetensors")["index"]
         assert (index == np.arange(96)).all()
     assert losses[0] != losses[1]
+
+
+def test_a_note_that_is_not_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.data.remembered import Note
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    note, other = Note("tokenizer", "a"), Note("tokenizer", "b")
+    assert note.read("fingerprint") is None
+    note.write({"fingerprint": "f"})
+    assert note.read("fingerprint") == {"fingerprint": "f"} and other.read("fingerprint") is None
+    assert note.read("fingerprint", "facts") is None
+    for torn in ("[]", '{"finger', "{}"):
+        next((tmp_path / "fingerprints").iterdir()).write_text(torn)
+        assert note.read("fingerprint") is None

@@ -81,6 +81,7 @@ def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> 
 _fitted: dict[str, Any] = {}
 """What has been learned in this process, by what it was learned from: every generation asks the same one."""
 KNOWN = 8
+"""How many of these are kept."""
 
 
 def _learned(train: Any, sizes: tuple[int, int], regularisation: float) -> Any:

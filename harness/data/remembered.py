@@ -27,11 +27,11 @@ class Note:
         name = hashlib.sha256(json.dumps([VERSION, *about]).encode()).hexdigest()[:32]
         self._path = Caches.default().datasets / "fingerprints" / f"{name}.json"
 
-    def read(self) -> dict[str, Any] | None:
-        """What was written; None where nothing sound was."""
+    def read(self, *names: str) -> dict[str, Any] | None:
+        """What was written; None where nothing sound was, or it has not all that is wanted of it."""
         with contextlib.suppress(DamagedError, OSError):
             found = read_json(self._path)
-            if isinstance(found, dict):
+            if isinstance(found, dict) and found.keys() >= set(names):
                 return found
         return None
 
@@ -51,8 +51,8 @@ def recall(source: str, revision: str | None, use: str) -> dict[str, Any] | None
         use: What of the data the fingerprint is of.
     """
     note = _note(source, revision, use)
-    found = None if note is None else note.read()
-    return found if found is not None and isinstance(found.get("fingerprint"), str) else None
+    found = None if note is None else note.read("fingerprint")
+    return found if found is not None and isinstance(found["fingerprint"], str) else None
 
 
 def remember(source: str, revision: str | None, use: str, found: dict[str, Any]) -> None:

@@ -130,7 +130,7 @@ def pretrained_fingerprint(config: PretrainedTokenizer) -> str:
     """
     files = _tokenizer_files(config)
     note = files and Note("tokenizer", files, version("transformers"), version("tokenizers"))
-    known = note.read() if note else None
+    known = note.read("fingerprint") if note else None
     if known is not None:
         return str(known["fingerprint"])
     tokenizer = load_pretrained(config)

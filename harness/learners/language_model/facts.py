@@ -177,7 +177,7 @@ def _published(model: Model, weights: bool, vocab_size: int, length: int) -> _Pu
     note = Note(
         "model", identity.content, folder is not None, version("torch"), version("transformers"), said
     )
-    kept = note.read()
+    kept = note.read(*(field.name for field in fields(_Published)))
     if kept is None:
         found = _examined(model, identity.config, folder)
         note.write(asdict(found))

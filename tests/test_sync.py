@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,8 @@ from test_wandb import KEY, check, environment
 from wandb_endpoint import PROJECT, Recorder, endpoint
 
 from harness.store import Leases, Owner
-from harness.tracking import run_id
+from harness.tracking import login, run_id
+from harness.tracking.login import unreachable
 
 pytestmark = pytest.mark.slow
 
@@ -300,8 +303,59 @@ def test_what_a_sync_refuses(study: tuple[Path, Path], make_config: Make, tmp_pa
         assert KEY not in done.stdout + done.stderr and "Traceback" not in done.stderr
         assert not recorder.runs
     done = harness("sync", config, "--root", root, **settings)
-    assert done.returncode == 1 and "W&B cannot be reached" in done.stderr, done.stderr
+    assert done.returncode == 1 and "cannot be reached (Connection refused)" in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1 and KEY not in done.stderr
+
+
+def test_whether_a_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the SDK would ask: through a proxy where there is one; a server that refuses does answer."""
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        for variable in (name, name.upper()):
+            monkeypatch.delenv(variable, raising=False)
+
+    def asked(url: str, proxy: str | None = None) -> str:
+        return unreachable(SimpleNamespace(base_url=url, http_proxy=proxy, https_proxy=None))
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(login, "CONNECT_S", 0.2)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert asked(url) == "no answer within 0.2 s"
+    assert asked(url) == "Connection refused"
+    monkeypatch.setattr(login, "CONNECT_S", 5.0)
+    assert "not known" in asked("https://wandb.invalid") or "resolution" in asked("https://wandb.invalid")
+    with endpoint() as recorder:
+        assert not asked(recorder.url)
+        recorder.refuse = True
+        assert not asked(recorder.url)
+        assert not asked("http://wandb.invalid", recorder.url)
+        monkeypatch.setenv("HTTP_PROXY", recorder.url)
+        assert (
+            not asked("http://wandb.invalid") and asked("http://wandb.invalid", url) == "Connection refused"
+        )
+
+
+def test_a_service_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    """W&B's own service, which the SDK waits for without limit."""
+    script = (
+        "import os, psutil, signal, wandb; from pathlib import Path; from harness.tracking import staging\n"
+        "staging.GRACE_S = 0.3\n"
+        f"with staging.staged(Path({str(tmp_path)!r})):\n"
+        "    wandb.setup().ensure_service()\n"
+        "    service, = psutil.Process().children()\n"
+        "    assert service.name() == 'wandb-core', service\n"
+        "    service.send_signal(signal.SIGSTOP)\n"
+        "assert not service.is_running() or service.status() == 'zombie'\n"
+        "print('over')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "WANDB_CONFIG_DIR": str(tmp_path), "WANDB_ERROR_REPORTING": "false"},
+    )
+    assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr
 
 
 def test_lines_that_the_server_refuses_are_not_taken_for_sent(study: tuple[Path, Path]) -> None:

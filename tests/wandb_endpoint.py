@@ -280,3 +280,4 @@ def endpoint() -> Iterator[Recorder]:
     finally:
         server.shutdown()
         thread.join()
+        server.server_close()  # or its port still takes connections

@@ -5,34 +5,57 @@ Prints one JSON line, and never the key.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
-import socket
+import ssl
 import time
-from urllib.parse import urlsplit
+import urllib.error
+import urllib.request
+from typing import Any
 
 CONNECT_S = 5.0
 
 
+def unreachable(settings: Any) -> str:
+    """Why W&B's server cannot be reached; empty where it answers, whatever it says.
+
+    It is asked as the SDK asks, through a proxy where one is set. The SDK itself would try again and again
+    until its time is over, and says then that its own service is busy.
+
+    Args:
+        settings: W&B's own settings.
+    """
+    own = {"http": settings.http_proxy, "https": settings.https_proxy}
+    proxies = {**urllib.request.getproxies(), **{scheme: url for scheme, url in own.items() if url}}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    try:
+        opener.open(str(settings.base_url), timeout=CONNECT_S).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)  # what urllib has wrapped
+        if isinstance(reason, TimeoutError):
+            return f"no answer within {CONNECT_S:g} s"
+        if not isinstance(reason, ssl.SSLError):  # the SDK may know other certificates
+            return getattr(reason, "strerror", None) or " ".join(str(reason).split()) or type(reason).__name__
+    return ""
+
+
 def main() -> None:
-    """Look for a key as `mirror_chain` does, and open a connection to the server."""
+    """Look for a key as `connect` does, and ask the server for an answer."""
     import wandb
 
-    server = str(wandb.setup().settings.base_url)
-    parts = urlsplit(server)
-    error, started = "", time.monotonic()
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_S).close()
-    except OSError as reason:
-        error = f"cannot be reached ({reason.strerror or reason})"
+    settings = wandb.setup().settings
+    started = time.monotonic()
+    error = unreachable(settings)
     key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
     found = {
         "version": wandb.__version__,
         "key": key,
-        "server": server,
+        "server": str(settings.base_url),
         "seconds": time.monotonic() - started,
-        "error": error,
+        "error": error and f"cannot be reached ({error})",
     }
     print(json.dumps(found))
 

@@ -21,6 +21,7 @@ from harness.errors import DamagedError, HarnessError, InputError
 from harness.files import read_json, write_json
 from harness.records import GenerationView
 from harness.terminal import cut
+from harness.tracking.login import unreachable
 from harness.tracking.staging import media_in
 
 CURVE_POINTS = 200
@@ -112,6 +113,8 @@ def connect() -> Server:
     settings = wandb.setup().settings
     if not (os.environ.get("WANDB_API_KEY") or settings.identity_token_file or wandb.api.api_key):
         raise LoginError("not logged in to W&B: run `wandb login`, or set WANDB_API_KEY")
+    if silence := unreachable(settings):
+        raise HarnessError(f"W&B at {settings.base_url} cannot be reached ({silence})")
     try:
         api = wandb.Api(timeout=TIMEOUT_S)
         entity = api.settings["entity"] or api.default_entity

@@ -12,13 +12,18 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from harness.proc import kill
+
 VARIABLES = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR")
 """Where the SDK puts what nobody has asked for; settings and keys are read from where the user has them."""
+GRACE_S = 20.0
+"""How long W&B's service may take to end."""
 _PREFIX = "stage-"
 
 
@@ -41,16 +46,38 @@ def staged(folder: Path | None) -> Iterator[Path]:
     try:
         yield place
     finally:
-        if "wandb" in sys.modules:  # its service writes until it ends
-            import wandb
-
-            wandb.teardown()
+        _end_service()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _end_service() -> None:
+    """End W&B's service, which writes until it ends.
+
+    It may wait for ever for a request that nobody answers (seen in one of twenty, 0.31.0). Whatever was to be
+    sent has been confirmed or given up before: after a grace it is killed.
+    """
+    if "wandb" not in sys.modules:
+        return
+    import wandb
+
+    services = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # one that has just ended
+            services += [child] if child.name() == "wandb-core" else []
+    late = threading.Timer(GRACE_S, kill, [services])
+    late.daemon = True
+    late.start()
+    try:
+        wandb.teardown()
+    except SystemExit:  # how the SDK hands on its service's exit code
+        pass
+    finally:
+        late.cancel()
 
 
 def media_in(place: Path) -> None:

@@ -48,6 +48,11 @@ def test_the_change_is_of_the_same_seed_and_has_its_interval() -> None:
     assert line.endswith("(by 0.5 ± 0 (3 of 4 seeds))"), "a seed that is not there is counted"
 
 
+def test_nothing_rises_from_a_number_to_the_same() -> None:
+    (line,) = answers(chain(None, 0, 0.0, 0.0), (), [0])
+    assert line == "NLL on real test text stays at 0 nats/token"
+
+
 def test_what_chance_explains_is_no_change() -> None:
     rows = [row for seed, last in enumerate((2.0, 4.0, 3.5)) for row in chain(None, seed, 3.0, last)]
     (line,) = answers(rows, (), [0, 1, 2])

@@ -163,7 +163,7 @@ def test_a_row_that_is_no_conversation_is_named(
     [
         ("a.jsonl", "{", r"data.source: .*a.jsonl:1 is not JSON"),
         ("a.jsonl", "[1]", r"data.source: .*a.jsonl:1 is no object with fields"),
-        ("a.csv", 'prompt,completion\n"a,b\n', r"data.source: .*a.csv:\d is not CSV"),
+        ("a.csv", 'prompt,completion\na,b\n"a,b\n', r"data.source: .*a.csv:3 is not CSV"),
         ("a.parquet", "no", "data.source: .*a.parquet is not Parquet"),
         ("a.txt", "no", r"data.source: found '.*a.txt', expected a .jsonl, .csv, .parquet, .* path"),
     ],

@@ -127,9 +127,12 @@ def study(make_config: Make, tmp_path: Path) -> Any:
 
 def test_offline_files_synced_by_wandb_itself(study: Any, tmp_path: Path) -> None:
     config, root = study("offline")
+    home = tmp_path / "home"
+    home.mkdir()
     for _ in range(2):  # the second run finds everything sent and writes nothing
-        done = harness("run", config, "--root", root)
+        done = harness("run", config, "--root", root, HOME=str(home))
         assert done.returncode == 0 and not done.stderr, done.stderr
+    assert not list(home.iterdir()), "nothing is written to a home folder"
     folders = sorted((root / "experiments" / "normal" / "wandb" / "wandb").glob("offline-run-*"))
     assert len(folders) == 6, "four chains, and the means of two cells"
     with endpoint() as recorder:
@@ -148,10 +151,15 @@ def test_offline_files_synced_by_wandb_itself(study: Any, tmp_path: Path) -> Non
 
 def test_online_and_what_is_sent_again(study: Any, tmp_path: Path) -> None:
     config, root = study("online")
+    home = tmp_path / "home"
+    home.mkdir()
     with endpoint() as recorder:
+        settings = environment(recorder, tmp_path) | {"HOME": str(home)}
+        del settings["WANDB_CONFIG_DIR"], settings["WANDB_CACHE_DIR"]
         for _ in range(2):
-            done = harness("run", config, "--root", root, **environment(recorder, tmp_path))
+            done = harness("run", config, "--root", root, **settings)
             assert done.returncode == 0 and not done.stderr, done.stderr
+        assert not list(home.iterdir()), "nothing is written to a home folder"
         check(recorder, config, root)
         check_shown(
             recorder, json.loads(harness("export", config, "--root", root, "--format", "json").stdout)

@@ -162,7 +162,8 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
         for row in reader:
             yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
-        raise DataError(f"{FIELD}: {path}:{reader.line_num} is not CSV: {error}") from None
+        # it knows lines of whole rows: this one begins behind them
+        raise DataError(f"{FIELD}: {path}:{reader.line_num + 1} is not CSV: {error}") from None
 
 
 def _parquet(config: ChatData, path: Path, budget: ReadLimit) -> Iterator[Row]:

@@ -176,6 +176,8 @@ def _sentence(changes: Mapping[str, Change], headline: str) -> str:
     if low is not None and high is not None and low <= 0 <= high:
         both = f"{_mean(change.first)} and {_mean(change.last)}{unit}"
         text = f"{metric.label} does not change beyond doubt, {both}"
+    elif change.by.mean == 0:
+        text = f"{metric.label} stays at {_mean(change.first)}{unit}"
     else:
         verb = "rises" if change.by.mean > 0 else "falls"
         text = f"{metric.label} {verb} from {_mean(change.first)} to {_mean(change.last)}{unit}"

@@ -7,14 +7,19 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
+from harness.chain.earlier import ARRAYS, Earlier
 from harness.errors import DamagedError, InputError, StoreError, StoreVersionError
 from harness.files import PROBE, write_atomic, write_json
+from harness.metrics import SCORES_VERSION
 from harness.records import Examples, Record
 from harness.science import key_of
 from harness.store import Experiment, Store
@@ -275,3 +280,39 @@ def test_a_predecessor_that_wakes_up_in_its_commit_loses(
     monkeypatch.setattr(shutil, "rmtree", wakes_up)
     Workplace(new).adopt(lambda about: None)
     assert tried and not store.has("fits", "k")
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({"metrics": {"likelihood": 2, "task": 1}}, True),  # computed from the values that are kept
+        ({"added": {"mine": "package/2"}}, True),
+        ({"examples": 9}, True),
+        ({"metrics": {"likelihood": 1, "task": 2}}, False),  # answers are given in another way
+        ({"metrics": {"likelihood": 1, "task": 1, "theirs": "package/2"}}, False),  # a package's own learner
+        ({"task": {"completions": 8}}, False),
+        ({"others": {"texts": {"a": "1"}}}, True),
+    ],
+)
+def test_what_an_earlier_evaluation_leaves_for_another(
+    store: Store, change: dict[str, object], taken: bool
+) -> None:
+    """Values per example are taken where they would be computed in the same way, and nowhere else."""
+
+    def spec(**changes: object) -> dict[str, object]:
+        about = {
+            "metrics": {"likelihood": 1, "task": 1},
+            "task": {"completions": 4},
+            "examples": 5,
+            **changes,
+        }
+        return {"format": 1, "fit": "f", "corpus": "c", "generation_0": "f", "evaluation": about}
+
+    before = key_of(spec())
+    folder = store.stage(before)
+    metadata = {"scores": str(SCORES_VERSION)}
+    save_file({"answers": np.arange(3.0)}, folder / ARRAYS, metadata=metadata)
+    store.commit("evaluations", before, folder, spec())
+    node: Any = SimpleNamespace(evaluation=key_of(spec(**change)), fit=KEY)
+    found = Earlier(store, node, node, spec(**change)).array("answers", 2)
+    assert (found is not None and found.tolist() == [0.0, 1.0]) == taken

@@ -18,6 +18,8 @@ from harness.store import Store
 ARRAYS = "arrays.safetensors"
 FREE = (
     "metrics",
+    "added",
+    "pool",
     "examples",
     "prompts",
     "others",
@@ -27,7 +29,8 @@ FREE = (
     "judges",
     "drift",
 )
-"""Fields of an evaluation that do not change the values per example of the texts that both have."""
+"""Fields of an evaluation that do not change the values per example of the texts that both have; versions of
+metrics do not, but for those that `_versions` takes."""
 
 
 class Earlier:
@@ -70,7 +73,11 @@ class Earlier:
             {k: v for k, v in s["evaluation"].items() if k not in FREE} for s in (spec, self.spec)
         )
         texts, wanted = _texts(spec), _texts(self.spec)
-        return theirs == ours and all(texts[name] == wanted[name] for name in texts.keys() & wanted.keys())
+        return (
+            theirs == ours
+            and _versions(spec) == _versions(self.spec)
+            and all(texts[name] == wanted[name] for name in texts.keys() & wanted.keys())
+        )
 
     def array(self, name: str, rows: int) -> npt.NDArray[np.float64] | None:
         """The first ``rows`` values of an array; None where nobody has so many."""
@@ -91,6 +98,15 @@ class Earlier:
         wanted = self.spec["evaluation"].get("prompts")
         key = next((key for key, section in self._found if section.get("prompts") == wanted), None)
         return None if key is None else list(self.store.json("evaluations", key, "continuations.json"))
+
+
+def _versions(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Versions of how values per example come about, where `SCORES_VERSION` does not say it.
+
+    Those are of the answers to a task's prompts, and of all that a package's learner measures.
+    """
+    metrics: Mapping[str, Any] = spec["evaluation"]["metrics"]
+    return {name: version for name, version in metrics.items() if name == "task" or isinstance(version, str)}
 
 
 def _texts(spec: Mapping[str, Any]) -> Mapping[str, str]:

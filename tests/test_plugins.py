@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -550,3 +551,16 @@ def test_a_checker_that_raises_or_never_returns_is_counted(tmp_path: Path) -> No
     expected = {"right": [True, ""], "wrong": [False, ""], "raise": [False, "raised"]}
     expected |= {"hang": [False, "timed_out"], "exit": [False, "raised"]}
     assert found == [expected[text] for text in completions]
+    # one whose asker is gone does not go on for ever
+    lines = [{"kind": "bad", "section": {"kind": "bad"}}, {"prompt": "", "completion": "hang"}]
+    alone = subprocess.Popen(
+        [sys.executable, "-m", "harness.tasks.apart"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])},
+    )
+    assert alone.stdin is not None
+    alone.stdin.write("\n".join(map(json.dumps, lines)).encode() + b"\n")
+    alone.stdin.flush()
+    assert alone.wait(timeout=60) == -signal.SIGALRM
+    alone.stdin.close()

@@ -1,19 +1,24 @@
 """The process in which a package's checker runs (``python -m harness.tasks.apart``).
 
 The first line that it reads says which task; each that follows is a completion. It answers every line with
-one.
+one. Whoever asks ends it where an answer takes too long; where the asker has been killed meanwhile, it ends
+by itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 
 from harness.components import TASKS
 from harness.tasks.base import Verdict
 from harness.tasks.checking import answer_of, verdict_of
+
+GRACE = 4
+"""Times the limit of an answer after which nobody can be waiting any more."""
 
 
 def main() -> None:
@@ -27,6 +32,8 @@ def main() -> None:
     out.flush()
     for line in sys.stdin:
         asked = json.loads(line)
+        # by the system's own default: what loops in C ends too
+        signal.setitimer(signal.ITIMER_REAL, GRACE * plugin.check_s)
         try:
             if "prompt" in asked:
                 found = asdict(verdict_of(plugin.check, section, asked["prompt"], asked["completion"]))
@@ -37,6 +44,7 @@ def main() -> None:
             answer = json.dumps(
                 asdict(Verdict(False, False, "raised")) if "prompt" in asked else {"answer": None}
             )
+        signal.setitimer(signal.ITIMER_REAL, 0)
         out.write(answer + "\n")
         out.flush()
 

@@ -10,10 +10,13 @@ import pytest
 from conftest import Make
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from harness.config.naming import cell_name
 from harness.reporting import figures
 from harness.reporting.analysis import critical_ratios
 from harness.reporting.claims import judge
+from harness.reporting.lettering import letter
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, aggregate, curves
 from harness.reporting.tables import critical_table, summary_table
@@ -170,6 +173,50 @@ def test_figures_stay_readable_at_any_number_of_cells(cells: int) -> None:
     named = figure.legends or any(axes.get_legend() for axes in figure.axes)
     assert named or cells == 120, "lines have names, unless there are too many to read"
     assert len({row[columns.index("cell")] for row in numbers}) == cells, "the numbers name every cell"
+
+
+@pytest.mark.parametrize("name", ["a", "a rather long name of a value", "\u4e2d\u6587 $x$ and more of it"])
+@pytest.mark.parametrize("sizes", [1, 4])
+def test_no_legend_is_cut(name: str, sizes: int) -> None:
+    """Measured where matplotlib has drawn it; and no larger than the room that was made for it."""
+    cells = [(size, f"{name} {i}") for size in "abcd"[:sizes] for i in range(9)]
+    rows = [
+        row for size, kind in cells for row in chain(0, [1.0, 2.0], **{"data.size": size, "data.kind": kind})
+    ]
+    drawing = figures.metric_drawing(rows, ["data.size", "data.kind"], "test/nll")
+    assert drawing is not None
+    figure = drawing[0]
+    letter(figure)
+    ConstrainedLayoutEngine().execute(figure)  # as `encode` does
+    [legend] = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1 and whole.y0 <= box.y0 < box.y1 <= whole.y1
+    assert len(legend.get_texts()) == 9 * sizes and box.height < whole.height / 2
+
+
+def test_panels_are_a_grid_where_one_axis_leaves_too_many_lines() -> None:
+    """Two sizes of five rates of two kinds; one pair has no cells, and its place stays free."""
+    cells = [(size, kind, rate) for size in "sl" for kind in "ab" for rate in range(5)]
+    axes = ["size", "kind", "rate"]
+    columns, found = figures.panels(cells, axes)
+    assert columns == 2 and [title for title, _ in found] == [
+        cell_name((size, kind), axes[:2]) for size in "sl" for kind in "ab"
+    ]
+    assert [cell for _, part in found for cell in part] == cells
+    columns, few = figures.panels(cells[:3] + cells[10:13], axes)
+    assert columns == 2 and len(few) == 2, "few lines stay together"
+    rows = [
+        row
+        for size, kind, rate in cells
+        if (size, kind) != ("s", "b")
+        for row in chain(0, [1.0, 2.0], size=size, kind=kind, rate=rate)
+    ]
+    rows += [row for rate in range(5, 9) for row in chain(0, [1.0, 2.0], size="s", kind="a", rate=rate)]
+    drawing = figures.metric_drawing(rows, axes, "test/nll")
+    assert drawing is not None
+    panels = drawing[0].axes
+    assert [plot.get_visible() for plot in panels] == [True, False, True, True]
+    assert [len(plot.get_lines()) for plot in panels] == [9, 0, 5, 5]
 
 
 # --- rows as columns ----------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from harness.reporting.palette import styles
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, curves
 
+BASELINE = "two samples of real data"
+
 
 def histogram_figure(
     title: str, by_generation: Mapping[int, npt.NDArray[np.float64]], real: npt.NDArray[np.float64] | None
@@ -76,7 +78,7 @@ def bands_figure(
     every = list(curves_of[names[0]])
     looks, titles = styles(every), dict(zip(every, cell_names(every, shown), strict=True))
     cells = thinned(every, MAX_LINES)
-    figure = Figure(figsize=(6.0, 3.4 + legend_inches(len(cells), 1)))
+    figure = Figure(figsize=(6.0, 3.4 + legend_inches([titles[cell] for cell in cells], 6.0)))
     plot, numbers = figure.subplots(), list[list[Any]]()
     for cell in every:
         last = [curves_of[name][cell] for name in names]
@@ -101,7 +103,7 @@ def bands_figure(
     plot.set_xlabel("frequency band, each a fifth of the real text")
     plot.set_ylabel("share in last generation / share in real text", fontsize=9)
     plot.spines[["top", "right"]].set_visible(False)
-    legend(figure, [plot], len(cells))
+    legend(figure, [plot])
     return figure, ["cell", *shown, "band", "mean", "seeds"], numbers
 
 
@@ -121,8 +123,9 @@ def homogenisation_figure(
         labels: Measure to its name with its unit.
     """
     groups = list(dict.fromkeys(group for found in lines.values() for group in found))
-    below = 0.1 * (len(groups) + 1) if len(groups) < 24 else 0.0  # inches; two columns below the plots
-    figure = Figure(figsize=(max(6.0, 4.4 * len(lines)), 3.4 + below))
+    width, named = max(6.0, 4.4 * len(lines)), [*groups, BASELINE]
+    below = legend_inches(named, width, len(lines))
+    figure = Figure(figsize=(width, 3.4 + below))
     plots = figure.subplots(1, len(lines), squeeze=False)[0]
     looks = styles(groups)
     for plot, (measure, found) in zip(plots, lines.items(), strict=True):
@@ -132,13 +135,7 @@ def homogenisation_figure(
             )
         known = [(g, point) for g, point in baseline[measure].items() if point.mean is not None]
         at = [g for g, _ in known]
-        plot.plot(
-            at,
-            [point.mean for _, point in known],
-            color="0.4",
-            linestyle="--",
-            label="two samples of real data",
-        )
+        plot.plot(at, [point.mean for _, point in known], color="0.4", linestyle="--", label=BASELINE)
         low, high = (
             [end for _, point in known if (end := getattr(point, side)) is not None]
             for side in ("low", "high")
@@ -150,7 +147,5 @@ def homogenisation_figure(
         plot.xaxis.get_major_locator().set_params(integer=True)
         plot.grid(alpha=0.25)
         plot.spines[["top", "right"]].set_visible(False)
-    if below:
-        handles, names = plots[0].get_legend_handles_labels()
-        figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    legend(figure, list(plots))
     return figure

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,7 +23,7 @@ from PIL import Image
 from harness.config.naming import cell_name, cell_names
 from harness.metrics.catalogue import about, drawn
 from harness.reporting.explorer import HIDDEN_AXES
-from harness.reporting.lettering import letter
+from harness.reporting.lettering import letter, width_of
 from harness.reporting.palette import Style, styles
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, curves
@@ -37,6 +39,10 @@ INSIDE = 8
 """Up to so many lines are named within a panel."""
 LEGEND_LINES = 12
 """Lines of a legend below the panels; where more are needed, the numbers beside the figure have the names."""
+LEGEND_SIZE = 7
+"""Points of what stands in it."""
+LEGEND_EMS = 5.5
+"""What an entry has beside its name: the line, and the room around it."""
 FLAT = 0.005
 """A metric that moves by a smaller share of itself is flat."""
 WIDE = 30
@@ -46,23 +52,33 @@ DISTINCT = 6
 T = TypeVar("T")
 
 
-def panels(cells: Sequence[tuple[Any, ...]], axes: Sequence[str]) -> list[tuple[str, list[tuple[Any, ...]]]]:
+def panels(
+    cells: Sequence[tuple[Any, ...]], axes: Sequence[str]
+) -> tuple[int, list[tuple[str, list[tuple[Any, ...]]]]]:
     """Cells by panel.
 
-    Where there are several axes, one panel per value of the first in which they differ and that all have.
+    Where there are several axes, one panel per value of the first in which they differ and that all have;
+    where that leaves more lines than a panel can name, one per pair of values of the first two, with a row
+    for each value of the first.
+
+    Returns:
+        How many panels are in a row, and the panels row by row; one without cells has none in the grid.
     """
-    dividing = [
-        i
-        for i in range(len(axes))
-        if len({cell[i] for cell in cells}) > 1 and all(cell[i] is not None for cell in cells)
-    ]
+    values = [list(dict.fromkeys(cell[i] for cell in cells)) for i in range(len(axes))]
+    dividing = [i for i, found in enumerate(values) if len(found) > 1 and None not in found]
     if len(axes) < 2 or not dividing:
-        return [("", list(cells))]
-    at = dividing[0]
-    values = list(dict.fromkeys(cell[at] for cell in cells))
-    return [
-        (cell_name((value,), axes[at : at + 1]), [cell for cell in cells if cell[at] == value])
-        for value in values
+        return 1, [("", list(cells))]
+    at, columns = dividing[:1], min(len(values[dividing[0]]), PANEL_COLUMNS)
+    if len(dividing) > 1 and max(Counter(cell[at[0]] for cell in cells).values()) > INSIDE:
+        down, across = (len(values[i]) for i in dividing[:2])
+        if across <= PANEL_COLUMNS and down * across <= MAX_PANELS:
+            at, columns = dividing[:2], across
+    return columns, [
+        (
+            cell_name(wanted, [axes[i] for i in at]),
+            [cell for cell in cells if all(cell[i] == value for i, value in zip(at, wanted, strict=True))],
+        )
+        for wanted in itertools.product(*(values[i] for i in at))
     ]
 
 
@@ -186,17 +202,18 @@ def _grid_figure(
     shown: Sequence[str],
     label: str,
 ) -> Figure:
-    """Small multiples over the first axis in which cells differ."""
-    whole = panels(list(found), shown)
+    """Small multiples over the first axes in which cells differ."""
+    columns, whole = panels(list(found), shown)
     parts = [(title, thinned(cells, MAX_LINES)) for title, cells in thinned(whole, MAX_PANELS)]
-    columns = min(len(parts), PANEL_COLUMNS)
     lines = sum(len(cells) for _, cells in parts)
     down = -(-len(parts) // columns)
-    figure = Figure(figsize=(max(6.0, 4.4 * columns), 3.6 * down + legend_inches(lines, columns)))
+    width, named = max(6.0, 4.4 * columns), [names[cell] or "all" for _, cells in parts for cell in cells]
+    figure = Figure(figsize=(width, 3.6 * down + legend_inches(named, width, len(parts))))
     plots = figure.subplots(down, columns, squeeze=False, sharey=True).ravel()
     for plot in plots[len(parts) :]:
         plot.set_visible(False)
     for plot, (title, cells) in zip(plots, parts, strict=False):
+        plot.set_visible(bool(cells))
         for cell in cells:
             draw_curve(plot, found[cell], looks[cell].light, names[cell] or "all", looks[cell].line)
             if cell in expected:
@@ -209,7 +226,7 @@ def _grid_figure(
         plot.spines[["top", "right"]].set_visible(False)
     for plot in plots[::columns]:
         plot.set_ylabel(label, fontsize=9)
-    legend(figure, list(plots[: len(parts)]), lines, columns)
+    legend(figure, list(plots[: len(parts)]))
     _scale(list(plots), (found[cell] for _, cells in parts for cell in cells))
     every = sum(len(cells) for _, cells in whole)
     notes = [f"{lines} of {every} cells, evenly chosen; the table has all"] if lines < every else []
@@ -276,26 +293,35 @@ def _numbers(
     return columns, rows
 
 
-def legend_inches(lines: int, columns: int) -> float:
+def legend_columns(names: Sequence[str], width: float, size: float) -> int:
+    """How many columns of a legend fit into ``width`` inches, at a font of so many points."""
+    widest = max((width_of(name, size) for name in names), default=0.0) + LEGEND_EMS * size / 72
+    return max(1, min(len(names), int(width / widest)))
+
+
+def legend_inches(names: Sequence[str], width: float, panels: int = 1) -> float:
     """Height that a legend below the panels takes."""
-    return 0.0 if lines <= INSIDE and columns == 1 else 0.2 * min(-(-lines // (2 * columns)), LEGEND_LINES)
+    rows = -(-len(names) // legend_columns(names, width, LEGEND_SIZE))
+    return 0.0 if rows > LEGEND_LINES or (len(names) <= INSIDE and panels == 1) else 0.17 * rows
 
 
-def legend(figure: Figure, plots: Sequence[Any], lines: int, columns: int = 1) -> None:
+def legend(figure: Figure, plots: Sequence[Any]) -> None:
     """Within the panel where there is one with few lines, below all panels otherwise."""
     named = {
         name: handle for plot in plots for handle, name in zip(*plot.get_legend_handles_labels(), strict=True)
     }
-    if lines <= INSIDE and columns == 1 and named:
+    if len(named) <= INSIDE and len(plots) == 1 and named:
         plots[-1].legend(fontsize=8, frameon=False)
-    elif named and lines <= 2 * columns * LEGEND_LINES:
+        return
+    columns = legend_columns(list(named), figure.get_figwidth(), LEGEND_SIZE)
+    if named and -(-len(named) // columns) <= LEGEND_LINES:
         figure.legend(
             list(named.values()),
             list(named),
-            fontsize=7,
+            fontsize=LEGEND_SIZE,
             frameon=False,
             loc="outside lower center",
-            ncols=2 * columns,
+            ncols=columns,
         )
 
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from harness.errors import DamagedError
 from harness.preparation import load_data
 from harness.reporting.distributions import histogram_figure, histogram_numbers
-from harness.reporting.figures import PANEL_COLUMNS, plain_ticks, thinned
+from harness.reporting.figures import PANEL_COLUMNS, legend_columns, plain_ticks, thinned
 from harness.reporting.page import Drawing
 from harness.reporting.samples import chain_title, first_chains
 from harness.science import Chain
@@ -110,7 +110,12 @@ def _drawing(
     named = {text: line for plot in plots[: len(panels)]
              for line, text in zip(*plot.get_legend_handles_labels(), strict=True)}  # fmt: skip
     figure.legend(
-        list(named.values()), list(named), fontsize=8, frameon=False, loc="outside upper center", ncols=7
+        list(named.values()),
+        list(named),
+        fontsize=8,
+        frameon=False,
+        loc="outside upper center",
+        ncols=legend_columns(list(named), figure.get_figwidth(), 8),
     )
     return Drawing(name, label, figure, ["chain", "generation", *axes], numbers)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from functools import cache
 
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontEntry, findfont, fontManager, get_font
+from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
+from matplotlib.textpath import TextToPath
 
 from harness.terminal import visible
 
@@ -33,6 +34,16 @@ def letter(figure: Figure) -> None:
         text.set_parse_math(False)
         if len(families) > 1:
             text.set_fontfamily(families)
+
+
+def width_of(text: str, size: float) -> float:
+    """Inches that a line of text takes at a font of so many points; at most, where other fonts are needed."""
+    missing = _without(set(text), findfont(USUAL))
+    shown = "".join(f"\\u{ord(c):04x}" if c in missing else c for c in visible(text, lines=False))
+    width: float = TextToPath().get_text_width_height_descent(
+        shown, FontProperties(family=USUAL, size=size), False
+    )[0]
+    return width / 72
 
 
 def _fonts(characters: frozenset[str]) -> tuple[list[str], set[str]]:

@@ -242,6 +242,7 @@ def _check_labelled(config: Config, real: RealData, seed: int) -> None:
                     "examples"
                 )
         test, asked = getattr(real, "test", None), filter_.labelled(item)
+        asked = asked and max(asked, filter_.reference(item))
         if asked and isinstance(test, Examples):
             found = overlaps(real.real(seed, asked).values, test.values)["whole examples"]
             if found > MAX_IN_TEST:

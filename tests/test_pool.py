@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from scipy.stats import binom
 from harness.components.filters import DetectorFilter, SimilarFilter
 from harness.config.schema import Regime
 from harness.curation.detector import detector, probabilities
+from harness.curation.selection import BigramModel
 from harness.curation.similar import near_duplicate
 from harness.errors import ConfigError, DataError
 from harness.learners import SoloRanks
@@ -221,6 +224,55 @@ def test_a_detector_of_characters_sees_what_tokens_hide() -> None:
     assert kept["tokens"][0] == kept["tokens"][1], "they look all alike"
 
 
+def test_likelihood_features_are_those_of_the_bigrams_written_out() -> None:
+    """All by hand, from the counts alone; and they and the verdicts depend on an example alone."""
+    random, size = np.random.default_rng(3), 40
+    step = lambda first: np.cumsum(np.r_[first, random.choice([1, 2, 7], 14, p=[0.6, 0.3, 0.1])]) % size  # noqa: E731
+    whole = np.array([step(first) for first in random.integers(0, size, 400)], dtype=np.int32)
+    noise = random.integers(0, size, (130, 15)).astype(np.int32)
+    real = SimpleNamespace(
+        real=lambda seed, count: Examples.full(whole[:count]), counts=np.bincount(whole.reshape(-1))
+    )
+    told = Known(real, 0, 1, np.zeros(0), 50, tuple(Examples.full(part[:50]) for part in (whole, noise)))
+    section = DetectorFilter(kind="detector", features="likelihood", examples=50, reference=100)
+
+    reference = whole[50:150]  # behind the labelled ones
+    pairs = Counter(pair for row in reference.tolist() for pair in itertools.pairwise(row))
+    alone = np.bincount(reference.reshape(-1), minlength=size) + 1
+    table = np.zeros((size, size))
+    for before in range(size):
+        behind = np.array([pairs[before, token] for token in range(size)])
+        kinds = (behind > 0).sum()
+        share = alone / alone.sum()
+        table[before] = (behind + kinds * share) / (behind.sum() + kinds) if kinds else share
+    assert table.sum(1) == pytest.approx(np.ones(size))
+
+    def by_hand(row: Any) -> list[float]:
+        loss = [-np.log(table[pair]) for pair in itertools.pairwise(row)]
+        ranks = np.array(
+            [1 + (table[a] > table[a, b] * (1 + 1e-12)).sum() for a, b in itertools.pairwise(row)]
+        )
+        bands = [(1, 1), (2, 10), (11, 100), (101, 1000), (1001, size)]
+        return [
+            np.mean(loss),
+            np.var(loss),
+            *(((low <= ranks) & (ranks <= high)).mean() for low, high in bands),
+        ]
+
+    pool = Examples.full(np.concatenate([whole[150:], noise[50:]]))
+    found = BigramModel(Examples.full(reference)).features(pool, size)
+    assert found == pytest.approx(np.array([by_hand(row) for row in pool.values]))
+    assert found[:, 0] == pytest.approx(-BigramModel(Examples.full(reference)).mean_log_likelihood(pool))
+    kept = detector(section, pool, told)
+    assert kept[:250].mean() > 0.95 and kept[250:].mean() < 0.05
+    synthetic = probabilities(section, pool, told)
+    some = random.permutation(len(pool))[:9]
+    assert (probabilities(section, pool.take(some), told) == synthetic[some]).all(), "bit for bit"
+    one = Examples(pool.values, np.r_[1, pool.lengths[1:]])
+    assert np.isfinite(probabilities(section, one, told)).all(), "an example of one token has no bigram"
+    assert (probabilities(section, one, told)[1:] == synthetic[1:]).all()
+
+
 def test_weights_draw_what_looks_real_and_at_most_so_often() -> None:
     pool = Examples.full(np.concatenate([FAIR.values[200:], NARROW.values[200:]]))
     section = DetectorFilter(kind="detector", use="weights", bias=2.0, repeats=3, ngram=1)
@@ -293,6 +345,16 @@ def test_near_duplicates_by_brute_force(rows: list[list[int]], n: int, limit: fl
         ),
         ({"filters": [{"kind": "detector", "repeats": 2}]}, "use: threshold does not use repeats"),
         ({"filters": [{"kind": "detector", "unit": "characters"}]}, "unit: characters is of texts"),
+        (
+            {"filters": [{"kind": "detector", "features": "likelihood", "reference": 20}]},
+            "detector.features: likelihood is of the tokens of text, not of gaussian data",
+        ),
+        ({"filters": [{"kind": "detector", "features": "likelihood"}]}, "likelihood needs reference"),
+        ({"filters": [{"kind": "detector", "reference": 20}]}, "features: ngrams does not use reference"),
+        (
+            {"filters": [{"kind": "detector", "features": "likelihood", "reference": 9, "ngram": 2}]},
+            "features: likelihood does not use ngram",
+        ),
         ({"filters": [{"kind": "near_duplicate"}]}, "near_duplicate reads text, not gaussian data"),
     ],
 )  # fmt: skip

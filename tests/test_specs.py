@@ -121,6 +121,14 @@ BASES: dict[str, dict[str, Any]] = {
             {"kind": "random", "keep": 0.5},
         ],
     ),
+    "likelihoods": merged(
+        TEXT,
+        {
+            "regime": STREAM,
+            "data.num_examples": 32,
+            "filters": [{"kind": "detector", "examples": 10, "features": "likelihood", "reference": 12}],
+        },
+    ),
     "selected": analytic(
         NORMAL,
         {"kind": "gaussian"},
@@ -403,6 +411,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "filters.1.repeats": 2,
         "filters.2.keep": 0.6,
     },
+    "likelihoods": {"filters.0.features": None, "filters.0.reference": 13},
     "selected": {
         "filters.0.keep": 0.6,
         "filters.0.reference": 12,
@@ -492,6 +501,11 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         "text",
         {"learner.sample": {"mixture": [{"share": 0.5, "top_k": 5}, {"share": 0.5}]}},
         {"learner.sample": {"mixture": [{"share": 0.4, "top_k": 5}, {"share": 0.6}]}},
+    ),
+    (
+        "likelihoods",
+        {"filters": [{"kind": "detector", "examples": 10}]},
+        {"filters": [{"kind": "detector", "examples": 10, "features": "likelihood", "reference": 12}]},
     ),
     *(
         (

@@ -30,6 +30,8 @@ MIXTURE = {"mixture": [{"share": 0.5, "temperature": 0.5}, {"share": 0.5, "top_k
 ANCHOR = {"learner.train.anchor": {"weight": 0.5}}
 MIXED = {"regime.synthetic_ratio": 0.5}
 GROWN = {"regime": {"kind": "accumulate"}}
+ARRIVING = {"regime": {"kind": "stream", "synthetic_ratio": 0.5, "pool": 2.0}}
+DETECTOR = {"kind": "detector", "examples": 16}
 OVERFITTED = {
     "data.num_examples": 16,
     "learner.train": {"epochs": 40, "batch_size": 8, "learning_rate": 0.05, "schedule": "constant"},
@@ -116,6 +118,14 @@ SWITCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ),
     ("filter: deduplicate", NATURAL, {"filters": [{"kind": "deduplicate"}]}, "weights", 1),
     ("filter: repetition", {}, {"filters": [{"kind": "repetition", "n": 1, "max_share": 0.4}]}, "weights", 1),
+    ("filter: detector", ARRIVING, {"filters": [DETECTOR]}, "weights", 1),
+    (
+        "filter: detector: features",
+        {**ARRIVING, "filters": [DETECTOR]},
+        {"filters": [{**DETECTOR, "features": "likelihood", "reference": 16}]},
+        "weights",
+        1,
+    ),
     ("perplexity_batch", {}, {"evaluate.perplexity_batch": 3}, "metrics", 0),
     ("drift", {}, {"evaluate.drift": {}}, "metrics", 1),
     ("drift: examples", {"evaluate.drift": {}}, {"evaluate.drift": {"examples": 8}}, "metrics", 1),

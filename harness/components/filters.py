@@ -71,6 +71,11 @@ class DetectorFilter(Section):
     """Text: it counts runs of 1 to this many tokens, or characters."""
     unit: Literal["tokens", "characters"] = since("tokens")
     """Text: what it counts runs of; characters are those of the decoded text."""
+    features: Literal["ngrams", "likelihood"] = since("ngrams")
+    """``likelihood``: of text it reads what bigrams of ``reference`` real examples, as of ``select``, say of
+    its tokens: the mean and the variance of their negative log-likelihood, and how high they rank."""
+    reference: Annotated[int, Field(ge=2)] | None = since(None)
+    """likelihood: real training examples that bigrams are counted in: those behind the labelled ones."""
     regularisation: Annotated[float, Field(gt=0)] = since(1.0)
     """Strength of the L2 penalty of its logistic regression."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = since(0.5)
@@ -86,6 +91,14 @@ class DetectorFilter(Section):
     @model_validator(mode="after")
     def _used(self) -> DetectorFilter:
         _check_use(self)
+        if (self.features == "likelihood") != (self.reference is not None):
+            verb = "needs" if self.features == "likelihood" else "does not use"
+            raise ValueError(
+                f"detector with features: {self.features} {verb} reference, a number of real examples"
+            )
+        for name in ("ngram", "unit"):
+            if self.features == "likelihood" and name in self.model_fields_set:
+                raise ValueError(f"detector with features: likelihood does not use {name}")
         return self
 
 
@@ -408,6 +421,10 @@ def _check_select(section: SelectFilter, data: Any, kind: str) -> None:
 
 
 def _check_detector(section: DetectorFilter, data: Any, kind: str) -> None:
+    if kind != "text" and section.features == "likelihood":
+        raise ValueError(
+            f"filters: detector.features: likelihood is of the tokens of text, not of {kind} data"
+        )
     if kind != "text" and section.unit != "tokens":
         raise ValueError(f"unit: {section.unit} is of texts, and the data are {kind}")
 
@@ -472,6 +489,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         "harness.curation.detector:detector",
         of="pools",
         labelled=lambda section: section.examples,
+        reference=lambda section: section.examples + section.reference if section.reference else 0,
         check=_check_detector,
     ),
     "classifier": FilterPlugin(

@@ -1,4 +1,7 @@
-"""Detectors of synthetic examples: logistic regression on counts of n-grams, or on numbers and their squares.
+"""Detectors of synthetic examples: logistic regression on what they read of them.
+
+That are counts of n-grams of text, or what a reference model says of its tokens; of numbers, them and their
+squares.
 
 They learn from labelled examples of generation 0 and judge what later generations are offered, as who trains
 on the web has to: a detector is never younger than what it is to detect.
@@ -13,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.filters import DetectorFilter
+from harness.curation.selection import BigramModel
 from harness.ngrams import character_counts, ngram_counts
 from harness.records import Examples
 from harness.registry import Known
@@ -64,7 +68,9 @@ def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> 
     """The probability that each example is synthetic, were both equally frequent; shape [num_examples]."""
     assert known.labelled is not None
     real, written = known.labelled
-    if np.issubdtype(examples.values.dtype, np.integer):
+    if section.reference is not None:
+        train, new = _judged(section.reference, known, examples)
+    elif np.issubdtype(examples.values.dtype, np.integer):
         train, new = (
             _counts(section, known, [row.tolist() for part in parts for row in part.rows()])
             for parts in ((real, written), (examples,))
@@ -105,6 +111,24 @@ def _counts(section: DetectorFilter, known: Known, rows: list[list[int]]) -> Any
     if section.unit == "characters":
         return character_counts(section.ngram, [known.real.decode(row) for row in rows])
     return ngram_counts(section.ngram, rows)
+
+
+def _judged(reference: int, known: Known, examples: Examples) -> list[npt.NDArray[np.float64]]:
+    """What bigrams of a reference say of labelled examples, and of others, in units of the former's spread.
+
+    The reference lies behind the labelled real examples: those it has counted itself would look likelier to
+    it than what is real elsewhere. An example of one token looks like the mean of the labelled ones.
+    """
+    assert known.labelled is not None
+    real, written = known.labelled
+    counted = known.real.real(known.seed, len(real) + reference).take(slice(len(real), None))
+    model, size = BigramModel(counted), len(known.real.counts)
+    found = [model.features(part, size) for part in (real, written, examples)]
+    train = np.concatenate(found[:2])
+    scored = train[np.isfinite(train[:, 0])]
+    center, spread = (scored.mean(axis=0), scored.std(axis=0)) if len(scored) else (0.0, np.ones(1))
+    scale = np.where(spread > 0, spread, 1)
+    return [np.nan_to_num((part - center) / scale, nan=0.0) for part in (train, found[2])]
 
 
 def _numbers(scale: Examples, *sets: Examples) -> npt.NDArray[np.float64]:

@@ -17,6 +17,8 @@ from harness.records import Examples
 from harness.registry import Known
 
 Array = npt.NDArray[np.float64]
+RANKS = (1, 10, 100, 1000)
+"""Last ranks of the bands of a rank histogram but the last one."""
 
 
 def select(section: SelectFilter, examples: Examples, known: Known) -> npt.NDArray[np.bool_]:
@@ -109,26 +111,98 @@ class BigramModel:
             Shape [num_examples].
         """
         size = max(len(self.unigrams), int(examples.values.max(initial=0)) + 1)
-        counts, histories, followers = (
-            np.pad(found, (0, size - len(found)))
-            for found in (self.unigrams, self._histories, self._followers)
-        )
-        alone = (counts + 1) / (counts.sum() + size)
+        shares = self._distribution(size)
         found = np.full(len(examples), np.nan)
         for place, row in enumerate(examples.rows()):
-            if len(row) < 2:
-                continue
-            before, behind = row[:-1].astype(np.int64), row[1:].astype(np.int64)
-            codes = before << 32 | behind
-            together = np.zeros(len(codes))
-            if len(self._codes):
-                at = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
-                together = np.where(self._codes[at] == codes, self._counts[at], 0)
+            if len(row) > 1:
+                found[place] = np.log(shares(row[:-1].astype(np.int64), row[1:].astype(np.int64))).mean()
+        return found
+
+    def _padded(self, size: int) -> list[Array]:
+        """Of each token id: how often it stands, how often before another, and before how many others."""
+        found = (self.unigrams, self._histories, self._followers)
+        return [np.pad(counts, (0, size - len(counts))) for counts in found]
+
+    def _together(self, codes: npt.NDArray[np.int64]) -> Array:
+        """How often pairs stand in the reference."""
+        if not len(self._codes):
+            return np.zeros(len(codes))
+        at = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+        return np.where(self._codes[at] == codes, self._counts[at], 0)
+
+    def _distribution(self, size: int) -> Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Array]:
+        """P(behind | before) over so many token ids, of arrays of pairs."""
+        counts, histories, followers = self._padded(size)
+        alone = (counts + 1) / (counts.sum() + size)
+
+        def shares(before: npt.NDArray[np.int64], behind: npt.NDArray[np.int64]) -> Array:
+            together = self._together(before << 32 | behind)
             unseen = histories[before] == 0
             weight = np.where(unseen, 1.0, followers[before])
-            share = (together + weight * alone[behind]) / np.where(unseen, 1.0, histories[before] + weight)
-            found[place] = np.log(share).mean()
-        return found
+            found = (together + weight * alone[behind]) / np.where(unseen, 1.0, histories[before] + weight)
+            return np.asarray(found)
+
+        return shares
+
+    def _ranks(self, codes: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+        """Rank of each pair's second token among so many behind the first, from 1; equal ones share the best.
+
+        P(w | v) x (c(v) + t(v)) x (c + V) = c(v, w) (c + V) + t(v) (c(w) + 1) is a whole number, so ties are
+        exact. All tokens are compared as if none were a follower of v, which sorted unigrams answer, and then
+        the followers as they are.
+
+        Args:
+            codes: Pairs, v << 32 | w, ascending.
+            size: V.
+        """
+        counts, histories, followers = (part.astype(np.int64) for part in self._padded(size))
+        before, behind = codes >> 32, codes & 0xFFFFFFFF
+        alone, total = counts + 1, int(counts.sum()) + size
+        weight = np.where(histories == 0, 1, followers)
+        score = self._together(codes).astype(np.int64) * total + weight[before] * alone[behind]
+        above = size - np.searchsorted(np.sort(alone), score // weight[before], side="right")
+        contexts, starts = np.unique(before, return_index=True)
+        known = np.searchsorted(self._codes, np.stack([contexts, contexts + 1]) << 32)
+        for context, start, end, first, last in zip(
+            contexts, starts, [*starts[1:], len(codes)], *known, strict=True
+        ):
+            if first < last:
+                unlinked = weight[context] * alone[self._codes[first:last] & 0xFFFFFFFF]
+                linked = unlinked + self._counts[first:last] * total
+                for sign, values in ((1, linked), (-1, unlinked)):
+                    found = np.searchsorted(np.sort(values), score[start:end], side="right")
+                    above[start:end] += sign * (last - first - found)
+        return np.asarray(above + 1)
+
+    def features(self, examples: Examples, size: int) -> Array:
+        """What the model says of each example's tokens but the first, which depends on that example alone.
+
+        The mean of their negative log-likelihood (nats), its variance, and the shares of tokens that rank
+        first, up to 10, to 100, to 1,000 and behind (rank histograms: Gehrmann and others 2019, arXiv
+        1906.04043); NaN for an example of one token.
+
+        Args:
+            examples: Token ids.
+            size: How many token ids there are.
+
+        Returns:
+            Shape [num_examples, 7].
+        """
+        rows = [row.astype(np.int64) for row in examples.rows()]
+        lengths = np.array([max(len(row) - 1, 0) for row in rows], dtype=np.int64)
+        place = np.repeat(np.arange(len(rows)), lengths)
+        pairs = [row[:-1] << 32 | row[1:] for row in rows]
+        codes, which = np.unique(np.concatenate([*pairs, np.zeros(0, np.int64)]), return_inverse=True)
+        loss = -np.log(self._distribution(size)(codes >> 32, codes & 0xFFFFFFFF))[which]
+        band = np.searchsorted(RANKS, self._ranks(codes, size))[which]
+
+        def means(of: npt.NDArray[Any]) -> Array:
+            summed = np.bincount(place, weights=of, minlength=len(rows))
+            return np.asarray(summed / np.where(lengths == 0, np.nan, lengths))
+
+        mean = means(loss)
+        bands = [means(band == number) for number in range(len(RANKS) + 1)]
+        return np.stack([mean, means((loss - mean[place]) ** 2), *bands], axis=1)
 
 
 def entropies(examples: Examples) -> Array:

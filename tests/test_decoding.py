@@ -15,6 +15,7 @@ from harness.records import Examples
 torch = pytest.importorskip("torch")
 
 from harness.learners.language_model import model as models  # noqa: E402
+from harness.learners.language_model import sampling  # noqa: E402
 from harness.learners.language_model.decoding import Adjustment  # noqa: E402
 from harness.learners.language_model.sampling import Sampler, distribution, draw_batch  # noqa: E402
 from harness.learners.language_model.scoring import sequence_nll, with_bos  # noqa: E402
@@ -160,6 +161,37 @@ def test_cuts_are_those_of_transformers(model: Any, settings: dict[str, float]) 
     assert ((ours > 0) == torch.isfinite(theirs)).all() and (ours == 0).any()
     kept = ours / ours.sum(dim=-1, keepdim=True)
     assert torch.allclose(kept, torch.softmax(theirs.double(), dim=-1), atol=1e-6)
+
+
+def test_typical_tokens_are_those_of_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token by token in order of distance, of equal ones the first; ties, cut tails and sums that meet the
+    mass."""
+    seen, nearest = [], sampling._nearest
+
+    def spy(*asked: Any) -> Any:
+        seen.append(nearest(*asked))
+        return seen[-1]
+
+    monkeypatch.setattr(sampling, "_nearest", spy)
+    noise = torch.randn(12, VOCAB, generator=torch.Generator().manual_seed(3))
+    least = noise.topk(9, dim=-1).values[:, -1:]
+    for scores in (noise, 9 * noise, noise.round(), 0 * noise, noise.masked_fill(noise < least, -torch.inf)):
+        for mass in (0.01, 0.25, 0.5, 0.9, 1 - 1e-10):
+            found = distribution(scores, Sample(typical_p=mass))
+            for row, kept in zip(torch.softmax(scores.double(), dim=-1).numpy(), found.numpy(), strict=True):
+                share = row / row.sum()
+                with np.errstate(divide="ignore"):
+                    surprise = -np.log(share)
+                expected = (share * np.where(share > 0, surprise, 0)).sum()
+                total, order = 0.0, sorted(range(VOCAB), key=lambda i: (abs(surprise[i] - expected), i))
+                for token in order:
+                    if abs(total - mass) > 1e-12:  # there rounding decides
+                        assert kept[token] == (row[token] if total < mass else 0)
+                    total += share[token]
+    ways = [found is None for found in seen]
+    assert any(ways) and not all(ways), "with and without a sort of all"
+    diverged = distribution(noise.fill_(torch.nan), Sample(typical_p=0.9))
+    assert diverged.isnan().all(), "what is no number is left to those who look for it"
 
 
 @pytest.mark.parametrize("truncate", [0.3, 0.9, 1 - 1e-9])

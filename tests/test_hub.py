@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from classifiers import write_classifier
 from conftest import TEXT, Make, harness, harness_each
 from hub_endpoint import REQUEST, SHA, Hub, environment
 
@@ -44,6 +45,37 @@ def test_a_chain_of_a_pretrained_model_on_hub_data(hub: Hub, make_config: Make, 
     again = harness("run", config, "--root", root, "--json", **offline)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["generations_reused"] == 2, "the cache has all, and the keys are the same"
+
+
+def test_groups_of_hub_data_and_a_classifier_of_the_hub(hub: Hub, make_config: Make, tmp_path: Path) -> None:
+    """What `fetch` gets is all that a run without the hub needs: a column of the data, and the filter's model."""
+    write_classifier(hub.root / "models" / "lab" / "judge")
+    folder = hub.root / "datasets" / "lab" / "languages"
+    folder.mkdir()
+    for name, part in {"train": range(600), "validation": range(600, 700), "test": range(700, 800)}.items():
+        rows = [{"text": f"Entry {i} is number {i * 7}.\n", "lang": ("de", "en", None)[i % 3]} for i in part]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = {"kind": "classifier", "model": "lab/judge", "label": "machine", "use": "weights"}
+    asked = {"source": "hf:lab/languages", "tokenizer": {"kind": "bpe", "vocab_size": 270}, "block_size": 16}
+    stream = {"kind": "stream", "synthetic_ratio": 0.5, "pool": 2.0}
+    base = {"data": {**asked, "num_examples": 32}, "regime": stream, "filters": [judge], "generations": 1}
+    config, cache, root = make_config(TEXT, **base), tmp_path / "cache", tmp_path / "root"
+    columns = ("--set", "evaluate.groups=lang")
+    got = harness("fetch", config, *columns, "--cache", cache, **environment(hub, tmp_path / "unused"))
+    assert got.returncode == 0, got.stderr
+    offline = environment(hub, cache) | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    done = harness("run", config, *columns, "--root", root, "--json", **offline)
+    assert done.returncode == 0 and json.loads(done.stdout)["generations_computed"] == 2, done.stderr
+    metrics = [json.loads(file.read_text())["metrics"] for file in root.glob("evaluations/*/record.json")]
+    assert all(found["test/nll/de"] > 0 and found["test/nll/en"] > 0 for found in metrics)
+    assert sum(found.get("pool/kept_share", 0) > 0 for found in metrics) == 1, "generation 1 chose"
+    specs = [json.loads(file.read_text()) for file in root.glob("fits/*/spec.json")]
+    (found,) = (item["training_set"]["filters"][0] for item in specs if item["generation"] == 1)
+    assert found["content"] == f"hub:lab/judge@{SHA}" and "model" not in found, "the key names the revision"
+    wrong = {"groups": ["--set", "evaluate.groups=language"], "label": ["--set", "filters.0.label=robot"]}
+    told = harness_each(*(["plan", config, "--root", root, *more] for more in wrong.values()), **offline)
+    for done, expected in zip(told, ("'language'", "lab/judge knows: 'human', 'machine'"), strict=True):
+        assert done.returncode == 2 and expected in done.stderr, done.stdout + done.stderr
 
 
 def test_hub_data_without_splits_are_split_here(hub: Hub, make_config: Make, tmp_path: Path) -> None:

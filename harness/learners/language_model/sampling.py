@@ -313,6 +313,11 @@ class Sampler:
                 self.tick()
         return found[first[:, 0]]  # topk sorts, so the first beam is the likeliest
 
+BINS_PER_NAT, NUM_BINS = 32, 1024
+"""Bins of `_nearest`; the last one has all that lies behind."""
+UNSURE = 1e-9
+"""Far above what sums of probabilities can be off by."""
+
 
 def choose(logits: torch.Tensor, uniform: torch.Tensor, how: Drawing) -> torch.Tensor:
     """One token per row by inverse transform.
@@ -379,7 +384,12 @@ def _typical(probabilities: torch.Tensor, mass: float) -> torch.Tensor:
     normal = probabilities / probabilities.sum(dim=-1, keepdim=True)
     surprise = -normal.log()
     expected = torch.where(normal > 0, normal * surprise, 0.0).sum(dim=-1, keepdim=True)
-    index = (surprise - expected).abs().sort(dim=-1, stable=True).indices
+    distance = (surprise - expected).abs()
+    if probabilities.device.type == "cpu":
+        kept = _nearest(distance, normal, mass)
+        if kept is not None:
+            return probabilities.masked_fill(~kept, 0.0)
+    index = distance.sort(dim=-1, stable=True).indices
     ordered = normal.gather(-1, index)
     dropped = ordered.cumsum(dim=-1) - ordered >= mass
     return probabilities.masked_fill(dropped.scatter(-1, index, dropped), 0.0)
@@ -428,3 +438,31 @@ def draw_batch(
         drawn.lengths + np.int32(prefix.shape[1]),
         notes,
     )
+
+
+def _nearest(distance: torch.Tensor, normal: torch.Tensor, mass: float) -> torch.Tensor | None:
+    """Which tokens a stable sort by distance and running sums would keep, without sorting: [batch, vocab].
+
+    Masses are summed by bins of distances, and only those in the bin in which a row's sum crosses are sorted.
+    None where a sum comes so near to ``mass`` that its rounding, so the order of summing, could decide.
+    """
+    last = NUM_BINS - 1
+    bins = (distance * BINS_PER_NAT).nan_to_num(nan=last, posinf=last).clamp(max=last).long()
+    sums = normal.new_zeros(len(normal), NUM_BINS).scatter_add_(-1, bins, normal).cumsum(dim=-1)
+    if not bool(((sums - mass).abs() > UNSURE).all()):
+        return None
+    crossing = (sums < mass).sum(dim=-1, keepdim=True)
+    row, token = (bins == crossing).nonzero(as_tuple=True)
+    order = distance[row, token].argsort(stable=True)
+    order = order[row[order].argsort(stable=True)]
+    row, token = row[order], token[order]
+    own = normal[row, token]
+    within = own.cumsum(dim=0)
+    first = torch.searchsorted(row, torch.arange(len(normal)))
+    start = torch.where(crossing[:, 0] > 0, sums.gather(-1, (crossing - 1).clamp(min=0))[:, 0], 0.0)
+    before = within - own + (start - within[first] + own[first])[row]
+    if bool(((before - mass).abs() < UNSURE).any()):
+        return None
+    kept = bins < crossing
+    kept[row, token] = before < mass
+    return kept

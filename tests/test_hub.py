@@ -48,7 +48,7 @@ def test_a_chain_of_a_pretrained_model_on_hub_data(hub: Hub, make_config: Make, 
 
 
 def test_groups_of_hub_data_and_a_classifier_of_the_hub(hub: Hub, make_config: Make, tmp_path: Path) -> None:
-    """What `fetch` gets is all that a run without the hub needs: a column of the data, and the filter's model."""
+    """What `fetch` gets is all that a run without it needs: a column of the data, and the filter's model."""
     write_classifier(hub.root / "models" / "lab" / "judge")
     folder = hub.root / "datasets" / "lab" / "languages"
     folder.mkdir()
@@ -72,9 +72,13 @@ def test_groups_of_hub_data_and_a_classifier_of_the_hub(hub: Hub, make_config: M
     specs = [json.loads(file.read_text()) for file in root.glob("fits/*/spec.json")]
     (found,) = (item["training_set"]["filters"][0] for item in specs if item["generation"] == 1)
     assert found["content"] == f"hub:lab/judge@{SHA}" and "model" not in found, "the key names the revision"
-    wrong = {"groups": ["--set", "evaluate.groups=language"], "label": ["--set", "filters.0.label=robot"]}
-    told = harness_each(*(["plan", config, "--root", root, *more] for more in wrong.values()), **offline)
-    for done, expected in zip(told, ("'language'", "lab/judge knows: 'human', 'machine'"), strict=True):
+    label = json.dumps([{**judge, "label": "robot"}])
+    wrong = {
+        "evaluate.groups=language": "'language'",
+        f"filters={label}": "lab/judge knows: 'human', 'machine'",
+    }
+    told = harness_each(*(["plan", config, "--root", root, "--set", item] for item in wrong), **offline)
+    for done, expected in zip(told, wrong.values(), strict=True):
         assert done.returncode == 2 and expected in done.stderr, done.stdout + done.stderr
 
 

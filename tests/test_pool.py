@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from scipy.stats import binom
+from threadpoolctl import threadpool_limits
 
 from harness.components.filters import DetectorFilter, SimilarFilter
 from harness.config.schema import Regime
-from harness.curation.detector import detector, probabilities
+from harness.curation.detector import _fitted, detector, probabilities
 from harness.curation.selection import BigramModel
 from harness.curation.similar import near_duplicate
 from harness.errors import ConfigError, DataError
@@ -205,6 +206,16 @@ def test_a_detector_tells_half_a_vocabulary_from_a_whole_one() -> None:
         None, 0, 1, np.zeros(0), 50, (numbers[0].take(np.arange(200)), numbers[1].take(np.arange(200)))
     )
     assert probabilities(with_rows, numbers[1].take(new), told).mean() > 0.75
+
+
+def test_what_a_detector_learns_does_not_depend_on_threads() -> None:
+    """A score is the same to the last bit however many threads multiply matrices."""
+    found = []
+    for threads in (1, 4):
+        _fitted.clear()
+        with threadpool_limits(limits=threads):
+            found.append(probabilities(DetectorFilter(kind="detector"), FAIR, known()))
+    assert np.array_equal(*found)
 
 
 def test_a_detector_of_characters_sees_what_tokens_hide() -> None:

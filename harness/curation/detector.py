@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from harness.components.filters import DetectorFilter
 from harness.curation.selection import BigramModel
@@ -78,6 +79,8 @@ def probabilities(section: DetectorFilter, examples: Examples, known: Known) -> 
     else:
         train, new = _numbers(real, real, written), _numbers(real, examples)
     model = _learned(train, (len(real), len(written)), section.regularisation)
+    if section.reference is not None:  # a product of matrices may round a row by how many there are
+        return calibrated((new * model.coef_).sum(axis=1) + model.intercept_, section.temperature)
     if section.temperature != 1.0:
         return calibrated(model.decision_function(new), section.temperature)
     found: npt.NDArray[np.float64] = model.predict_proba(new)[:, 1]
@@ -103,7 +106,9 @@ def _learned(train: Any, sizes: tuple[int, int], regularisation: float) -> Any:
         model = LogisticRegression(C=1 / regularisation, max_iter=1000, class_weight="balanced")
         while len(_fitted) >= KNOWN:
             del _fitted[next(iter(_fitted))]
-        _fitted[name] = model.fit(train, np.repeat([0, 1], sizes))
+        # Products of several threads round by their number; and they take longer for this, by much.
+        with threadpool_limits(limits=1):
+            _fitted[name] = model.fit(train, np.repeat([0, 1], sizes))
     return _fitted[name]
 
 

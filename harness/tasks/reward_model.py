@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from harness.components.filters import JudgeFilter
 from harness.ngrams import ngram_counts
@@ -75,7 +76,8 @@ def learn(section: JudgeFilter, known: Known) -> RewardModel:
         counts = _counts(section, examples.take(~held), known)
         columns = np.unique(counts.indices)
         classifier = LogisticRegression(C=1 / section.regularisation, max_iter=1000)
-        classifier.fit(counts[:, columns], labels[~held])
+        with threadpool_limits(limits=1):  # products of several threads round by their number
+            classifier.fit(counts[:, columns], labels[~held])
     model = RewardModel(section, classifier, columns, label, {})
     reward = model.rewards(examples.take(held), known)
     return replace(model, facts=_facts(reward, right[held], classifier is not None))

@@ -313,6 +313,7 @@ class Sampler:
                 self.tick()
         return found[first[:, 0]]  # topk sorts, so the first beam is the likeliest
 
+
 BINS_PER_NAT, NUM_BINS = 32, 1024
 """Bins of `_nearest`; the last one has all that lies behind."""
 UNSURE = 1e-9

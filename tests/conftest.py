@@ -129,6 +129,25 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def unlabelled(folder: Path) -> dict[str, Any]:
+    """`IMAGES` without their classes, in a file of the folder.
+
+    No rank fits a classifier then, for which it imports scikit-learn: a second of each that evaluates. For
+    tests of what happens to runs, whatever their metrics are.
+    """
+    import numpy as np
+
+    from harness.config.schema import ImageData
+    from harness.data.images import read_images
+
+    path = folder / "digits.npy"
+    if not path.exists():
+        part = folder / f"digits-{os.getpid()}.npy"
+        np.save(part, read_images(ImageData(source="digits")).train.pixels)
+        part.replace(path)
+    return merged(IMAGES, {"data.source": str(path), "data.kind": "images"})
+
+
 Make = Callable[..., Path]
 
 
@@ -217,6 +236,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all processes of this run of the tests share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def pictures(shared_folder: Path) -> dict[str, Any]:
+    """`unlabelled`, one file for all tests, whatever process they run in."""
+    return unlabelled(shared_folder)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import IMAGES, TEXT, harness, merged
+from conftest import IMAGES, TEXT, harness, merged, unlabelled
 from processes import once
 from slurm_cluster import Cluster
 
@@ -65,14 +65,16 @@ class Study:
 @pytest.fixture(scope="session")
 def faults(folder: Path, shared_folder: Path) -> Study:
     """A grid whose fits last long enough for something to happen to them."""
-    return alone(written(folder / "faults.yaml", IMAGES, **FAULTS), shared_folder / "slurm-faults")
+    return alone(
+        written(folder / "faults.yaml", unlabelled(folder), **FAULTS), shared_folder / "slurm-faults"
+    )
 
 
 @pytest.fixture(scope="session")
 def sound(folder: Path, shared_folder: Path) -> Study:
     """The same grid with short fits, for jobs that nothing happens to."""
     brief = FAULTS | {"learner.train.epochs": 5}
-    return alone(written(folder / "sound.yaml", IMAGES, **brief), shared_folder / "slurm-sound")
+    return alone(written(folder / "sound.yaml", unlabelled(folder), **brief), shared_folder / "slurm-sound")
 
 
 def alone(config: Path, root: Path) -> Study:

@@ -39,6 +39,24 @@ def test_help_imports_nothing_heavy() -> None:
         assert command in done.stdout
 
 
+def test_a_table_is_made_without_pandas_and_a_frame_of_it_with_pandas() -> None:
+    code = """if True:
+        import sys
+        import numpy as np, pyarrow as pa
+        from harness.imports import arrow_without_pandas
+        from harness.inventory.columns import to_table
+        arrow_without_pandas()
+        rows = [{"a": 1, "b": "x", "m/c": None, "d": True}, {"a": 2.5, "b": None, "m/c": None, "d": None}]
+        table = to_table(rows).append_column("e", pa.array(np.arange(2.0)))
+        expected = [row | {"e": float(i)} for i, row in enumerate(rows)]
+        print("pandas" in sys.modules, table.to_pylist() == expected)
+        frame = table.to_pandas()
+        print(frame["b"].isna().tolist(), pa.Table.from_pandas(frame)["b"].null_count)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False True", "[False, True] 1"]
+
+
 @pytest.mark.parametrize(
     "arguments", [["run"], ["nonsense"], ["run", "a.yaml", "--bad"], ["plan", "x.yaml", "--nodes", "0"]]
 )

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import GAUSSIAN, IMAGES, ROOT, TEXT, Make, harness
+from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 from processes import events, gone, once, ranks_of, result, start, tagged, wait_for
 
 from harness.coordinator.failures import Budget, classify, store_trouble
@@ -158,19 +158,19 @@ def test_a_hung_rank_is_found_by_the_watchdog(
 
 
 def test_a_gang_that_fails_too_often_fails_its_chain_only(
-    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+    make_config: Make, pictures: dict[str, Any], run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
-    changes = LONG | {"resources.max_failures": 1, "resources.threads": 3}
-    config, root = make_config(TEXT, **changes, grid={"seed": [0, 1]}), tmp_path / "root"
+    changes = LONG_IMAGES | {"resources.max_failures": 1, "resources.threads": 3}
+    config, root = make_config(pictures, **changes, grid={"seed": [0, 1]}), tmp_path / "root"
     killed: list[float] = []
 
     def kill() -> None:
         while len(killed) < 2:
-            started = [e["time"] for e in events(root, "text", "checkpointed")]
+            started = [e["time"] for e in events(root, "vae", "checkpointed")]
             if (
                 started
                 and started[-1] > (killed or [0.0])[-1]
-                and len(events(root, "text", "branch_failed")) == len(killed)
+                and len(events(root, "vae", "branch_failed")) == len(killed)
             ):
                 ranks = ranks_of(root)
                 for rank in ranks:
@@ -183,14 +183,14 @@ def test_a_gang_that_fails_too_often_fails_its_chain_only(
     summary, _, lines = run_study(config, root)
     thread.join(5)
     assert (summary.chains_complete, summary.chains_failed, summary.exit_code) == (1, 1, 1), lines
-    failed = events(root, "text", "branch_failed")
+    failed = events(root, "vae", "branch_failed")
     assert [event["again"] for event in failed] == [True, False] and "a rank died" in failed[-1]["reason"]
     states = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]
     assert sorted(state["state"] for state in states) == ["complete", "failed"]
     assert all(Path(log).exists() for log in summary.failures[0][1].split("log: ")[1].rstrip(")").split(", "))
     summary, _, lines = run_study(config, root)
     assert (summary.chains_complete, summary.exit_code) == (2, 0), lines
-    assert events(root, "text", "resumed"), "what the failed run had saved was not lost"
+    assert events(root, "vae", "resumed"), "what the failed run had saved was not lost"
 
 
 @pytest.mark.alone  # for others it would look as if the kernel had killed their ranks
@@ -277,12 +277,12 @@ def test_preemptions_and_failures_have_budgets_of_their_own() -> None:
 
 
 def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
-    make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
+    make_config: Make, pictures: dict[str, Any], clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
     """A cluster of two nodes with room for one gang each; the second is killed, raylet, workers and all."""
     config, root = (
         make_config(
-            IMAGES, **LONG_IMAGES | {"generations": 1, "resources.max_failures": 0}, grid={"seed": [0, 1]}
+            pictures, **LONG_IMAGES | {"generations": 1, "resources.max_failures": 0}, grid={"seed": [0, 1]}
         ),
         tmp_path / "root",
     )
@@ -318,9 +318,9 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
 
 
 def test_without_ray_or_its_driver_a_run_ends_at_once(
-    make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
+    make_config: Make, pictures: dict[str, Any], clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
-    config, root = make_config(IMAGES, **LONG_IMAGES | {"learner.train.epochs": 300}), tmp_path / "root"
+    config, root = make_config(pictures, **LONG_IMAGES | {"learner.train.epochs": 300}), tmp_path / "root"
     expected, saved = clean(config), 0
     for victim in ("gcs_server", "raylet", "driver"):
         run = start(tag, "run", config, "--root", root)
@@ -354,7 +354,7 @@ def test_without_ray_or_its_driver_a_run_ends_at_once(
     ("base", "changes", "signals"),
     [
         (TEXT, {"learner.train.epochs": 36, "resources.ranks": 2}, [signal.SIGTERM]),
-        (IMAGES, {"learner.train.epochs": 300}, [signal.SIGINT, signal.SIGUSR1]),
+        (None, {"learner.train.epochs": 300}, [signal.SIGINT, signal.SIGUSR1]),
     ],
     ids=["two ranks", "one rank"],
 )
@@ -363,11 +363,13 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
     clean: Callable[..., Any],
     tmp_path: Path,
     tag: str,
-    base: dict[str, Any],
+    pictures: dict[str, Any],
+    base: dict[str, Any] | None,
     changes: dict[str, Any],
     signals: list[signal.Signals],
 ) -> None:
     patient = {"generations": 0, "resources.checkpoint_s": 1000, "resources.grace_s": 30}
+    base = base or pictures
     config, root = make_config(base, **changes | patient), tmp_path / "root"
     name = base["experiment"]
     for count, number in enumerate(signals):
@@ -393,8 +395,10 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
     assert result(config, root) == clean(config)
 
 
-def test_a_second_sigint_ends_at_once(make_config: Make, tmp_path: Path, tag: str) -> None:
-    config, root = make_config(IMAGES, **LONG_IMAGES | {"resources.checkpoint_s": 1000}), tmp_path / "root"
+def test_a_second_sigint_ends_at_once(
+    make_config: Make, pictures: dict[str, Any], tmp_path: Path, tag: str
+) -> None:
+    config, root = make_config(pictures, **LONG_IMAGES | {"resources.checkpoint_s": 1000}), tmp_path / "root"
     run = start(tag, "run", config, "--root", root)
     wait_for(lambda: events(root, "vae", "fit_started"))
     run.send_signal(signal.SIGINT)
@@ -422,11 +426,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.kernel
 def test_a_disk_that_fails_ends_the_run_with_one_message(
-    make_config: Make, clean: Callable[..., Any], small_disk: Path, tag: str
+    make_config: Make, pictures: dict[str, Any], clean: Callable[..., Any], small_disk: Path, tag: str
 ) -> None:
     """Full before a run, full in the middle of a fit, read-only in the middle of a fit; then there is
     room."""
-    config, root = make_config(IMAGES, **LONG_IMAGES), small_disk / "root"
+    config, root = make_config(pictures, **LONG_IMAGES), small_disk / "root"
     ballast = small_disk / "ballast"
 
     def fill() -> None:
@@ -464,9 +468,9 @@ def test_a_disk_that_fails_ends_the_run_with_one_message(
 
 
 def test_damage_is_found_told_and_made_good(
-    make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
+    make_config: Make, pictures: dict[str, Any], tmp_path: Path, run_study: Callable[..., Any]
 ) -> None:
-    config, root = make_config(TEXT, **{"retention.weights": "all"}), tmp_path / "root"
+    config, root = make_config(pictures, generations=2, **{"retention.weights": "all"}), tmp_path / "root"
     run_study(config, root)
     before = result(config, root)
     assert harness("doctor", "--store", "--root", root).returncode == 0
@@ -497,14 +501,16 @@ def test_damage_is_found_told_and_made_good(
 
 
 def test_gc_frees_what_no_experiment_needs_and_nothing_else(
-    make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
+    make_config: Make, pictures: dict[str, Any], tmp_path: Path, run_study: Callable[..., Any]
 ) -> None:
     root = tmp_path / "root"
-    keep = make_config(IMAGES, "keep.yaml", experiment="keep", generations=1, **{"retention.weights": "all"})
-    gone = make_config(
-        IMAGES, "gone.yaml", experiment="gone", generations=1, seed=7, **{"retention.weights": "all"}
+    keep = make_config(
+        pictures, "keep.yaml", experiment="keep", generations=1, **{"retention.weights": "all"}
     )
-    open_one = make_config(IMAGES, "open.yaml", experiment="open", generations=3, seed=8)
+    gone = make_config(
+        pictures, "gone.yaml", experiment="gone", generations=1, seed=7, **{"retention.weights": "all"}
+    )
+    open_one = make_config(pictures, "open.yaml", experiment="open", generations=3, seed=8)
     for config in (keep, gone):
         run_study(config, root)
     run_study(open_one, root, "generations=1")
@@ -542,16 +548,16 @@ def test_gc_frees_what_no_experiment_needs_and_nothing_else(
 
 
 def test_weights_that_come_out_otherwise_are_a_recorded_replica(
-    make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
+    make_config: Make, pictures: dict[str, Any], tmp_path: Path, run_study: Callable[..., Any]
 ) -> None:
-    config, root = make_config(IMAGES, generations=1, **{"retention.weights": "none"}), tmp_path / "root"
+    config, root = make_config(pictures, generations=1, **{"retention.weights": "none"}), tmp_path / "root"
     run_study(config, root)
     fits = {json.loads(path.read_text())["generation"]: path.parent for path in root.glob("fits/*/spec.json")}
     sums = fits[0] / "checksums.json"
     content = json.loads(sums.read_text())
     content["model.safetensors"]["sha256"] = "0" * 64  # as if it had been fitted on another machine
     sums.write_text(json.dumps(content))
-    longer = make_config(IMAGES, generations=2, **{"retention.weights": "none"})
+    longer = make_config(pictures, generations=2, **{"retention.weights": "none"})
     summary, _, lines = run_study(longer, root)
     assert summary.exit_code == 0, lines
     assert len(events(root, "vae", "weights_replicated")) == 1
@@ -638,10 +644,10 @@ def test_reaping_kills_what_was_started_and_nothing_else() -> None:
 
 
 def test_coordinators_on_one_store_share_the_work(
-    make_config: Make, clean: Callable[..., Any], tmp_path: Path, tag: str
+    make_config: Make, pictures: dict[str, Any], clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
     grid = {"regime.synthetic_ratio": [0.5, 1.0], "seed": [0, 1]}
-    config = make_config(IMAGES, grid=grid)
+    config = make_config(pictures, grid=grid)
     root = tmp_path / "root"
     runs = [start(tag, "run", config, "--root", root, "--json") for _ in range(3)]
     summaries = []
@@ -681,12 +687,12 @@ def test_a_run_takes_over_from_one_that_died_elsewhere(make_config: Make, tmp_pa
 
 
 @pytest.mark.timeout(900)
-def test_chaos(make_config: Make, tmp_path: Path) -> None:
+def test_chaos(make_config: Make, pictures: dict[str, Any], tmp_path: Path) -> None:
     """The short version of what scripts/chaos does with 50 kills, on VAEs; it judges by itself."""
     chaos = yaml.safe_load((ROOT / "configs" / "chaos.yaml").read_text())
     same = {name: chaos[name] for name in ("experiment", "generations", "grid", "resources")}
     del same["resources"]["zero_stage"]
-    config = make_config(IMAGES, **same, **{"learner.train.epochs": 100})
+    config = make_config(pictures, **same, **{"learner.train.epochs": 100})
     options = ["--kills", "4", "--slack", "20", "--seed", "7", "--root", str(tmp_path / "chaos")]
     command = [sys.executable, str(ROOT / "scripts" / "chaos"), str(config), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False, cwd=ROOT)

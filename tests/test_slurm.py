@@ -54,12 +54,12 @@ def exported_provenance(config: Path, root: Path) -> str:
     return harness("export", config, "--root", root, "--format", "json", "--provenance", *QUICK).stdout
 
 
-def test_an_array_of_allocations(cluster: Cluster, quickstart: Study, submit: Any, root: Path) -> None:
+def test_an_array_of_allocations(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     alone = ("--array", 2, "--cpus-per-node", 1, "--time", 30, "--no-look", "--sbatch=--export=NONE")
-    job = submit(quickstart.config, *QUICK, *alone)
+    job = submit(faults.config, *alone)
     for task in range(2):
         cluster.wait_job(f"{job}_{task}", "COMPLETED", timeout=500)
-    assert export(quickstart.config, root, *QUICK) == quickstart.expected
+    assert export(faults.config, root) == faults.expected
     coordinators = {json.loads(line)["coordinator"] for path in root.glob("experiments/*/events*.jsonl")
                     for line in path.read_text().splitlines() if '"run_started"' in line}  # fmt: skip
     assert len(coordinators) == 2, "every task should have its own coordinator"

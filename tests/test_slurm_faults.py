@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import IMAGES
+from conftest import unlabelled
 from slurm_cluster import Cluster
 from slurm_jobs import (
     FAULTS,
@@ -134,7 +134,11 @@ def test_a_task_of_an_array_loses_its_machine(
     """The others take its work over after its lease, and end; when it comes back, nothing is left to do."""
     # A machine that is taken as a whole comes with its GPUs, here device files without a device.
     resources = FAULTS["resources"] | {"lease_s": 3.0, "gpus_per_rank": 0}
-    config = written(faults.config.parent / "array.yaml", IMAGES, **FAULTS | {"resources": resources})
+    config = written(
+        faults.config.parent / "array.yaml",
+        unlabelled(faults.config.parent),
+        **FAULTS | {"resources": resources},
+    )
     job = submit(config, "--array", 3, "--cpus-per-node", 2, "--exclusive", "--time", 30, "--no-look")
     lost = mid_run(cluster, root)
     host = next(event["host"] for event in reversed(events(root, "fit_started")) if event["fit"] in lost)

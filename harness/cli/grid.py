@@ -29,6 +29,7 @@ from harness.cli.app import (
     tell_damage,
 )
 from harness.errors import GangError, InputError, ResourceError
+from harness.imports import arrow_without_pandas
 from harness.ray_access import check_ray
 from harness.stop import Stop
 
@@ -124,6 +125,7 @@ def _answer(prepared: Prepared, store: Store) -> None:
     if len(prepared.lineage.nodes) > MOST_READ:
         terminal.show("harness report says what has come of it")
         return
+    arrow_without_pandas()
     rows = ledger.rows(prepared, store)
     for line in answers(rows, prepared.study.columns, prepared.study.seeds, ANSWER_LINES - 1):
         terminal.show(line)

@@ -33,6 +33,7 @@ from harness.cli.app import (
     tell_damage,
 )
 from harness.errors import InputError
+from harness.imports import arrow_without_pandas
 from harness.stop import Stop
 from harness.terminal import shown
 
@@ -80,6 +81,7 @@ def export(
         existing_store(root, writes=False)
         prepared, store = prepare(config, assignments, root, scratch)
         part = Path(scratch) / "export"
+        arrow_without_pandas()
         ledger.write(ledger.rows(prepared, store, provenance), form, part)
         if out is None and sys.stdout.isatty():  # a person reads; a terminal would obey what names may hold
             terminal.show(part.read_text(encoding="utf-8"), end="")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -71,6 +70,8 @@ def write(records: Rows, form: str, out: Path) -> None:
         form: ``csv``, ``json`` or ``parquet``.
         out: The file.
     """
+    import duckdb  # a run reads rows, and writes none
+
     connection = duckdb.connect()
     try:
         connection.execute("SET threads = 1")

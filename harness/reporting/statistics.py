@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second to import
 
 from harness.reporting.rows import Rows, Series
 
@@ -129,6 +128,8 @@ def aggregate(
 @functools.cache
 def _student(freedom: int) -> float:
     """Half the width of Student's interval, in standard errors."""
+    from scipy.special import stdtrit  # 0.2 s of every run, and many have one seed; scipy.stats takes more
+
     return float(stdtrit(freedom, (1 + LEVEL) / 2))
 
 

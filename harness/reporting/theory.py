@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from scipy.special import digamma
-
 from harness.components import LEARNERS
 from harness.config.schema import Config
 from harness.data.analytic import DiscreteTruth
@@ -49,6 +47,8 @@ def gaussian(config: Any, metric: str) -> list[float] | None:
         drift = [1 - item for item in left] if mle else [(g + 1) / n for g in generations]
         return [data.dim * data.variance * item for item in drift]
     if kind == "replace" and metric == "gaussian/log_variance" and data.dim == 1:
+        from scipy.special import digamma
+
         step = float(digamma((n - 1) / 2)) - math.log((n if mle else n - 1) / 2)
         return [math.log(data.variance) + (g + 1) * step for g in generations]
     if kind == "accumulate" and metric == "gaussian/trace_ratio" and mle:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 from harness.config.naming import cell_names
 from harness.metrics.catalogue import HEADLINES
@@ -66,6 +65,8 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Ratio:
     value = a / b if b else None
     if count < 2 or value is None:
         return Ratio(value, None, None, count)
+    from scipy.special import stdtrit
+
     t = float(stdtrit(count - 1, (1 + LEVEL) / 2))
     (var_a, both), (_, var_b) = t * t * np.cov(one, other, ddof=1) / count
     # (a - q b)^2 <= t^2 (var_a - 2 q both + q^2 var_b): an interval where b is told apart from 0

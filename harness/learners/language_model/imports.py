@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-
-@contextlib.contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    """Imports inside do not find a module, unless it is imported already."""
-    known = module in sys.modules
-    if not known:
-        sys.modules[module] = None  # type: ignore[assignment]  # Python's own way to say that there is none
-    try:
-        yield
-    finally:
-        if not known:
-            del sys.modules[module]
+from harness.imports import hidden
 
 
 def _plain(**options: Any) -> Callable[..., Any]:
@@ -31,14 +18,14 @@ def _plain(**options: Any) -> Callable[..., Any]:
 def _import_models() -> None:
     # Losses of object detection, which all models import, import SciPy's optimizers: 0.3 s. Accelerate, which
     # peft brings, would be imported too, and with peft every folder and hub's model be asked for an adapter.
-    with _hidden("scipy"), _hidden("accelerate"), _hidden("peft"):
+    with hidden("scipy"), hidden("accelerate"), hidden("peft"):
         importlib.import_module("transformers.modeling_utils")
         importlib.import_module("transformers.utils").is_peft_available()  # it remembers
 
 
 def _import_deepspeed() -> Any:
     # Its autotuner, which nothing here uses, imports MLflow and with it pandas and FastAPI: 0.8 s.
-    with _hidden("mlflow"):
+    with hidden("mlflow"):
         deepspeed = importlib.import_module("deepspeed")
     # Every engine asks whether its optimizer is Muon. That module compiles its functions as it is imported,
     # and for that torch's whole compiler is imported: 1.4 s.
@@ -61,5 +48,6 @@ def start_deepspeed(backend: str) -> None:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # The shared-memory all-reduce is compiled at first use: it needs a compiler, and a kill during the build
     # leaves a lock that hangs later builds. gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed asks this table for nothing else; to fill it, it would look for compilers and libraries.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

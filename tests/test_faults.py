@@ -158,19 +158,19 @@ def test_a_hung_rank_is_found_by_the_watchdog(
 
 
 def test_a_gang_that_fails_too_often_fails_its_chain_only(
-    make_config: Make, pictures: dict[str, Any], run_study: Callable[..., Any], tmp_path: Path
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
-    changes = LONG_IMAGES | {"resources.max_failures": 1, "resources.threads": 3}
-    config, root = make_config(pictures, **changes, grid={"seed": [0, 1]}), tmp_path / "root"
+    changes = LONG | {"resources.max_failures": 1, "resources.threads": 3}
+    config, root = make_config(TEXT, **changes, grid={"seed": [0, 1]}), tmp_path / "root"
     killed: list[float] = []
 
     def kill() -> None:
         while len(killed) < 2:
-            started = [e["time"] for e in events(root, "vae", "checkpointed")]
+            started = [e["time"] for e in events(root, "text", "checkpointed")]
             if (
                 started
                 and started[-1] > (killed or [0.0])[-1]
-                and len(events(root, "vae", "branch_failed")) == len(killed)
+                and len(events(root, "text", "branch_failed")) == len(killed)
             ):
                 ranks = ranks_of(root)
                 for rank in ranks:
@@ -183,14 +183,14 @@ def test_a_gang_that_fails_too_often_fails_its_chain_only(
     summary, _, lines = run_study(config, root)
     thread.join(5)
     assert (summary.chains_complete, summary.chains_failed, summary.exit_code) == (1, 1, 1), lines
-    failed = events(root, "vae", "branch_failed")
+    failed = events(root, "text", "branch_failed")
     assert [event["again"] for event in failed] == [True, False] and "a rank died" in failed[-1]["reason"]
     states = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]
     assert sorted(state["state"] for state in states) == ["complete", "failed"]
     assert all(Path(log).exists() for log in summary.failures[0][1].split("log: ")[1].rstrip(")").split(", "))
     summary, _, lines = run_study(config, root)
     assert (summary.chains_complete, summary.exit_code) == (2, 0), lines
-    assert events(root, "vae", "resumed"), "what the failed run had saved was not lost"
+    assert events(root, "text", "resumed"), "what the failed run had saved was not lost"
 
 
 @pytest.mark.alone  # for others it would look as if the kernel had killed their ranks
@@ -468,9 +468,9 @@ def test_a_disk_that_fails_ends_the_run_with_one_message(
 
 
 def test_damage_is_found_told_and_made_good(
-    make_config: Make, pictures: dict[str, Any], tmp_path: Path, run_study: Callable[..., Any]
+    make_config: Make, tmp_path: Path, run_study: Callable[..., Any]
 ) -> None:
-    config, root = make_config(pictures, generations=2, **{"retention.weights": "all"}), tmp_path / "root"
+    config, root = make_config(TEXT, **{"retention.weights": "all"}), tmp_path / "root"
     run_study(config, root)
     before = result(config, root)
     assert harness("doctor", "--store", "--root", root).returncode == 0

@@ -235,14 +235,15 @@ def _check_labelled(config: Config, real: RealData, seed: int) -> None:
     n = real.num_examples
     for item in config.filters:
         filter_ = FILTERS[item.kind]
-        for asked, what in ((filter_.labelled(item), "labelled real"), (filter_.reference(item), "real")):
+        labelled = filter_.labelled(item)
+        behind = f"real ({labelled} of them labelled)" if labelled else "real"
+        for asked, what in ((labelled, "labelled real"), (filter_.reference(item), behind)):
             if asked > n:
                 raise DataError(
                     f"filters: {item.kind} learns from {asked} {what} examples, there are {n} real training "
                     "examples"
                 )
-        test, asked = getattr(real, "test", None), filter_.labelled(item)
-        asked = asked and max(asked, filter_.reference(item))
+        test, asked = getattr(real, "test", None), labelled and max(labelled, filter_.reference(item))
         if asked and isinstance(test, Examples):
             found = overlaps(real.real(seed, asked).values, test.values)["whole examples"]
             if found > MAX_IN_TEST:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bundled import at, table
-from chains import run_all
-from conftest import Make
+from chains import open_prepared, run_all
+from conftest import TEXT, Make
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -373,6 +373,15 @@ def test_bad_input(make_config: Make, tmp_path: Path, changes: dict[str, Any], m
     with pytest.raises((ConfigError, DataError)) as error:
         run_all(make_config({**GAUSS, **changes}), tmp_path / "root")
     assert message in str(error.value)
+
+
+def test_a_reference_lies_behind_what_is_labelled(make_config: Make, tmp_path: Path) -> None:
+    filters = [{"kind": "detector", "examples": 20, "features": "likelihood", "reference": 13}]
+    stream = {"regime": STREAM, "filters": filters, "data.num_examples": 32}
+    with pytest.raises(
+        ConfigError, match=r"learns from 33 real \(20 of them labelled\) examples, there are 32"
+    ):
+        open_prepared(make_config(TEXT, **stream), tmp_path / "root")
 
 
 def test_a_pool_of_which_nothing_passes_fails_the_chain() -> None:

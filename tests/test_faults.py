@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import GAUSSIAN, IMAGES, ROOT, TEXT, Make, harness
+from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 from processes import events, gone, once, ranks_of, result, start, tagged, wait_for
 
 from harness.coordinator.failures import Budget, classify, store_trouble
@@ -354,7 +354,7 @@ def test_without_ray_or_its_driver_a_run_ends_at_once(
     ("base", "changes", "signals"),
     [
         (TEXT, {"learner.train.epochs": 36, "resources.ranks": 2}, [signal.SIGTERM]),
-        (IMAGES, {"learner.train.epochs": 300}, [signal.SIGINT, signal.SIGUSR1]),
+        (None, {"learner.train.epochs": 300}, [signal.SIGINT, signal.SIGUSR1]),
     ],
     ids=["two ranks", "one rank"],
 )
@@ -363,11 +363,13 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
     clean: Callable[..., Any],
     tmp_path: Path,
     tag: str,
-    base: dict[str, Any],
+    pictures: dict[str, Any],
+    base: dict[str, Any] | None,
     changes: dict[str, Any],
     signals: list[signal.Signals],
 ) -> None:
     patient = {"generations": 0, "resources.checkpoint_s": 1000, "resources.grace_s": 30}
+    base = base or pictures
     config, root = make_config(base, **changes | patient), tmp_path / "root"
     name = base["experiment"]
     for count, number in enumerate(signals):
@@ -685,12 +687,12 @@ def test_a_run_takes_over_from_one_that_died_elsewhere(make_config: Make, tmp_pa
 
 
 @pytest.mark.timeout(900)
-def test_chaos(make_config: Make, tmp_path: Path) -> None:
+def test_chaos(make_config: Make, pictures: dict[str, Any], tmp_path: Path) -> None:
     """The short version of what scripts/chaos does with 50 kills, on VAEs; it judges by itself."""
     chaos = yaml.safe_load((ROOT / "configs" / "chaos.yaml").read_text())
     same = {name: chaos[name] for name in ("experiment", "generations", "grid", "resources")}
     del same["resources"]["zero_stage"]
-    config = make_config(IMAGES, **same, **{"learner.train.epochs": 100})
+    config = make_config(pictures, **same, **{"learner.train.epochs": 100})
     options = ["--kills", "4", "--slack", "20", "--seed", "7", "--root", str(tmp_path / "chaos")]
     command = [sys.executable, str(ROOT / "scripts" / "chaos"), str(config), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False, cwd=ROOT)

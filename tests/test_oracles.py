@@ -279,11 +279,11 @@ def test_row_11_verification_has_a_threshold(recall: float, false_positives: flo
         )
 
 
-@pytest.mark.parametrize("merge", [0.5, -0.5])
+@pytest.mark.parametrize("merge", [0.5, -0.5, "uniform"])
 @pytest.mark.parametrize("dim", [1, 3])
-def test_row_23_moments_merged_with_those_before(merge: float, dim: int) -> None:
-    """Averaging slows both the loss of variance and the drift of the mean; extrapolating away from the fit
-    turns the first into growth, and the mean drifts all the same."""
+def test_row_23_moments_merged_with_those_before(merge: Any, dim: int) -> None:
+    """Averaging slows both the loss of variance and the drift of the mean, the mean of all fits most of all;
+    extrapolating away from the fit turns the first into growth, and the mean drifts all the same."""
     n, generations = 40, 6
     config = {
         "data": {"source": "gaussian", "num_examples": n, "dim": dim},
@@ -296,14 +296,15 @@ def test_row_23_moments_merged_with_those_before(merge: float, dim: int) -> None
     error, variance = 1 / n, 1 - 1 / n
     for generation in range(generations + 1):
         if generation:
-            error += merge**2 * variance / n
-            variance *= 1 - merge / n
+            share = 1 / (generation + 1) if merge == "uniform" else merge
+            error += share**2 * variance / n
+            variance *= 1 - share / n
         assert_mean(at(frame, "gaussian/mean_sq_error", generation), dim * error)
         assert_mean(at(frame, "gaussian/trace_ratio", generation), variance)
     growing = (
         at(frame, "gaussian/trace_ratio", generations).mean() > at(frame, "gaussian/trace_ratio", 0).mean()
     )
-    assert growing == (merge < 0)
+    assert growing == (merge == -0.5)
 
 
 @pytest.mark.parametrize(("dim", "share"), [(1, 0.85), (3, 0.85), (1, 0.995)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from conftest import TEXT, Make
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from threadpoolctl import threadpool_limits
 
 from harness.components.filters import DetectorFilter, SimilarFilter
@@ -206,6 +207,26 @@ def test_a_detector_tells_half_a_vocabulary_from_a_whole_one() -> None:
         None, 0, 1, np.zeros(0), 50, (numbers[0].take(np.arange(200)), numbers[1].take(np.arange(200)))
     )
     assert probabilities(with_rows, numbers[1].take(new), told).mean() > 0.75
+
+
+def test_a_detector_s_rates_are_those_of_the_region_that_it_keeps() -> None:
+    """N(0, 1) against N(0, s^2): the likelihoods are equal at x^2 = 2 ln(1/s) / (1/s^2 - 1), so what is
+    nearer to 0 is taken for synthetic; rates of new examples against the binomial distribution."""
+    s, count, random = 0.5, 20_000, np.random.default_rng(5)
+    labelled = tuple(Examples.full(random.normal(size=(4000, 1)) * scale) for scale in (1.0, s))
+    told = Known(None, 0, 1, np.zeros(0), 50, labelled)
+    section = DetectorFilter(kind="detector")
+    places = np.linspace(-3, 3, 60_001)
+    kept = detector(section, Examples.full(places[:, None]), told)
+    low, high = places[~kept][[0, -1]]
+    assert (~kept == ((low <= places) & (places <= high))).all(), "one interval is dropped"
+    edge = math.sqrt(2 * math.log(1 / s) / (1 / s**2 - 1))
+    assert (-low, high) == pytest.approx((edge, edge), abs=0.1)
+    for scale in (1.0, s):
+        dropped = ~detector(section, Examples.full(random.normal(size=(count, 1)) * scale), told)
+        rate = norm.cdf(high / scale) - norm.cdf(low / scale)
+        least, most = binom.ppf([1e-5, 1 - 1e-5], count, rate)
+        assert least <= dropped.sum() <= most
 
 
 def test_what_a_detector_learns_does_not_depend_on_threads() -> None:

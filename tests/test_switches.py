@@ -295,14 +295,15 @@ def test_merging_goes_so_far_along_the_way(base: dict[str, Any], chain_of: Any) 
     from safetensors.torch import load_file
 
     common = {"learner.init": "previous", "learner.train.precision": "fp32"}
-    weights = {}
-    for share in (1.0, 0.0, 0.5, -1.0):
+    weights: dict[Any, Any] = {}
+    for share in (1.0, 0.0, 0.5, -1.0, "uniform"):
         store, nodes = chain_of(merged(base, {**common, "learner.train.merge": share}))
         weights[share] = load_file(store.path("fits", nodes[1].fit) / "model.safetensors")
     before = load_file(store.path("fits", nodes[0].fit) / "model.safetensors")
     for name, first in before.items():
         whole = weights[1.0][name]
         assert (weights[0.0][name] == first).all()
+        assert (weights["uniform"][name] == weights[0.5][name]).all(), "the mean of two generations"
         assert np.allclose(weights[0.5][name], (first + whole) / 2, atol=1e-6)
         assert np.allclose(weights[-1.0][name], 2 * first - whole, atol=1e-6)
     assert any((whole != before[name]).any() for name, whole in weights[1.0].items())

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from harness.components.merging import Merge
 from harness.registry import NUMBERS, LearnerPlugin, Metric, moments_seconds
 from harness.section import Section, since
 
@@ -23,9 +24,9 @@ class Gaussian(Section):
     init: Literal["previous"] | None = since(None)
     """``previous``: what a fit is merged with is that of the generation before; a closed form begins nowhere
     when null."""
-    merge: float = since(1.0)
+    merge: Merge = since(1.0)
     """With init: previous, how much of the way from the moments before to the fitted ones is gone: below 1
-    averages, below 0 extrapolates away from them."""
+    averages, below 0 extrapolates away from them, ``uniform`` makes the mean of all generations' fits."""
     truncate: Annotated[float, Field(gt=0, lt=1)] | None = since(None)
     """With init: previous, examples whose density under the model before is above this share of its highest
     are not learned from."""

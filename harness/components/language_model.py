@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.components import posttraining
 from harness.components.adapter import Lora, adapts_first, check_adapter, check_refresh
+from harness.components.merging import Merge
 from harness.components.objectives import OBJECTIVES, Anchor, Objective
 from harness.components.presets import preset_names, preset_sizes
 from harness.components.text import TextData
@@ -136,9 +137,9 @@ class Train(Section):
     for a mean, by the numbers of real and synthetic examples."""
     anchor: Anchor | None = since(None)
     """Of generations after the first: what is predicted is held near to a reference model."""
-    merge: float = since(1.0)
+    merge: Merge = since(1.0)
     """With init: previous, how much of the way that training went is gone: below 1 averages with the weights
-    before, below 0 extrapolates away from them."""
+    before, below 0 extrapolates away from them, ``uniform`` makes the mean of all generations' weights."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:

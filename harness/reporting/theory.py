@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from harness.components import LEARNERS
+from harness.components.merging import share_of_way
 from harness.config.schema import Config
 from harness.data.analytic import DiscreteTruth
 from harness.registry import named
@@ -58,15 +59,15 @@ def gaussian(config: Any, metric: str) -> list[float] | None:
 
 def _merged_gaussian(config: Any, metric: str) -> list[float] | None:
     """Moments on the line from those before to the fitted ones (docs/oracles.md, row 23)."""
-    data, share, generations = config.data, config.learner.merge, _all(config)
-    n = data.num_examples
+    data, generations = config.data, _all(config)
+    n, shares = data.num_examples, [share_of_way(config.learner.merge, g) for g in generations]
     if config.learner.truncate is not None:
         return None  # what is left is a binomial number: tests have it (row 25), a line need not
-    left = [(1 - 1 / n) * (1 - share / n) ** g for g in generations]
+    left = [(1 - 1 / n) * math.prod(1 - share / n for share in shares[1 : g + 1]) for g in generations]
     if metric == "gaussian/trace_ratio":
         return left
     if metric == "gaussian/mean_sq_error":
-        errors = [1 / n + share**2 / n * sum(left[:g]) for g in generations]
+        errors = [1 / n + sum(shares[i + 1] ** 2 * left[i] for i in range(g)) / n for g in generations]
         return [data.dim * data.variance * error for error in errors]
     return None
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from scipy.linalg.lapack import dpstrf
 
+from harness.components.merging import share_of_way
 from harness.config.schema import Gaussian
 from harness.learners.analytic.family import Array, Chains, Family, Parameters, Summary, affine, padding
 from harness.metrics.analytic import gaussian_metrics, normal_nll
@@ -72,7 +73,7 @@ class GaussianFamily(Family):
         divisor = summary["count"] - (1.0 if self.learner.estimator == "unbiased" else 0.0)
         found = {"mean": summary["mean"], "covariance": summary["scatter"] / divisor[:, None, None]}
         if parent is not None and self.learner.merge != 1.0:
-            share = self.learner.merge
+            share = share_of_way(self.learner.merge, chains.generation)
             found = {name: parent[name] + share * (value - parent[name]) for name, value in found.items()}
             if not 0 <= share <= 1:  # beyond both ends of the line there need be no normal distribution
                 found["covariance"][_indefinite(found["covariance"])] = np.nan

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.components.adapter import Lora
+from harness.components.merging import share_of_way
 from harness.data.base import GROUP
 from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus
@@ -158,7 +159,8 @@ class LanguageModelLearner:
             adapters.merge(model, adapter, state)
             state = models.weights_of(model)
         if train.merge != 1.0 and task.init_from is not None:
-            state = models.merged(task.init_from, state, train.merge)
+            share = share_of_way(train.merge, task.spec.generation)
+            state = models.merged(task.init_from, state, share)
         return state
 
     def _adapter(self, task: FitTask, model: PreTrainedModel, section: Lora) -> adapters.Values:

@@ -19,7 +19,7 @@ from harness.components import FILTERS, LEARNERS
 from harness.config.grid import Study
 from harness.config.schema import Config, PretrainedTokenizer
 from harness.data.hub import Caches, load_hub, offline, prepared_folder
-from harness.data.text import pretrained_fingerprint
+from harness.data.tokenizers import pretrained_fingerprint
 from harness.errors import DataError
 from harness.registry import named
 from harness.section import HubItem, hub_data

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer
-from harness.data.text import END_OF_TEXT, load_pretrained, put, train_tokenizer
+from harness.data.text import put
+from harness.data.tokenizers import END_OF_TEXT, load_pretrained, train_tokenizer
 from harness.errors import DataError
 from harness.terminal import shown
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from harness.components.tasks import TASKS, TaskData
 from harness.config.schema import Sample, science
 from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples
-from harness.data.text import TOKENIZER, TextCorpus
+from harness.data.text import TextCorpus
+from harness.data.tokenizers import TOKENIZER
 from harness.errors import DataError
 from harness.files import write_json
 from harness.metrics import TASK_VERSION

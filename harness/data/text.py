@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,11 @@ from harness.components import DATA
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer, Split, TextData, science
 from harness.data.base import GROUP, ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.documents import SPLITS, Documents, named_documents, read_documents, read_groups, read_named
-from harness.data.remembered import Note, recall, remember
+from harness.data.remembered import recall, remember
 from harness.data.token_bytes import token_bytes
+from harness.data.tokenizers import TOKENIZER, load_pretrained, pretrained_fingerprint, train_tokenizer
 from harness.errors import DataError
-from harness.files import file_sha256, read_json, refuse_pointer, write_json
+from harness.files import read_json, write_json
 from harness.records import Examples
 from harness.science import Prompts
 from harness.streams import stream
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Version of splitting, tokenizer training and packing; part of every key."""
-END_OF_TEXT = "<|endoftext|>"
-TOKENIZER = "tokenizer.json"
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-"""Of files that no tokenizer reads."""
 _NOT_CONTENT = ("source", "text_field", "revision")
 _CONTINUED: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}
 MAX_GROUPS = 32
@@ -93,109 +89,6 @@ def split_documents(documents: Documents, split: Split) -> dict[str, list[str]]:
         )
         sides[side].append(document)
     return sides
-
-
-def train_tokenizer(documents: Sequence[str], config: BpeTokenizer) -> Tokenizer:
-    """A byte-level BPE trained on the training split; token 0 is the end-of-text token.
-
-    Raises:
-        DataError: The documents do not hold enough distinct pairs for the vocabulary.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(documents, trainer=trainer)
-    found = tokenizer.get_vocab_size()
-    if found < config.vocab_size:
-        raise DataError(
-            f"data.tokenizer.vocab_size: {config.vocab_size} tokens are asked for, the training split yields "
-            f"{found}; lower it or give more text"
-        )
-    return tokenizer
-
-
-def pretrained_fingerprint(config: PretrainedTokenizer) -> str:
-    """A hash of what a pretrained tokenizer does: its serialised form and special tokens.
-
-    It is remembered by the files that it comes from: to open one takes all of transformers, which is seconds.
-    """
-    files = _tokenizer_files(config)
-    note = files and Note("tokenizer", files, version("transformers"), version("tokenizers"))
-    known = note.read("fingerprint") if note else None
-    if known is not None:
-        return str(known["fingerprint"])
-    tokenizer = load_pretrained(config)
-    text = tokenizer.backend_tokenizer.to_str() + f"/{tokenizer.bos_token_id}/{tokenizer.eos_token_id}"
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
-    if note:
-        note.write({"fingerprint": fingerprint})
-    return fingerprint
-
-
-def _tokenizer_files(config: PretrainedTokenizer) -> str | dict[str, str] | None:
-    """What decides a pretrained tokenizer: its commit, or its folder's files by name and hash.
-
-    None where that cannot be said without opening it.
-    """
-    folder = Path(config.name)
-    if not folder.is_dir():
-        import huggingface_hub
-
-        try:
-            path = huggingface_hub.hf_hub_download(config.name, TOKENIZER, revision=config.revision)
-        except Exception:  # whatever it is, who opens the tokenizer will say it
-            return None
-        return f"{config.name}@{Path(path).parent.name}"
-    if config.revision is not None:
-        return None
-    files = [path for path in folder.iterdir() if path.is_file() and path.suffix not in _WEIGHTS]
-    try:
-        return {path.name: file_sha256(path) for path in sorted(files)}
-    except OSError:
-        return None
-
-
-def load_pretrained(config: PretrainedTokenizer) -> Any:
-    """A fast tokenizer of transformers.
-
-    Raises:
-        DataError: It cannot be loaded, or is not fast.
-    """
-    from transformers import AutoTokenizer
-
-    folder = Path(config.name)
-    if folder.is_absolute() and not folder.is_dir():
-        raise DataError(f"data.tokenizer.name: there is no folder {config.name}")
-    if folder.is_dir():
-        if config.revision is not None:
-            raise DataError(
-                f"data.tokenizer.revision: {config.name} is a folder, and only tokenizers of the hub have "
-                "revisions"
-            )
-        for path in folder.glob("*.json"):
-            with open(path, "rb") as file:
-                refuse_pointer(path, file.read(200), "data.tokenizer.name")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.name, revision=config.revision, trust_remote_code=False
-        )
-    except (
-        Exception
-    ) as error:  # the libraries raise what their parsers and transports raise; the user needs one line
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"data.tokenizer.name: {shown(config.name)} cannot be loaded ({reason})") from None
-    if not tokenizer.is_fast:
-        raise DataError(f"data.tokenizer.name: {shown(config.name)} has no fast tokenizer (tokenizer.json)")
-    return tokenizer
 
 
 def prepare(config: TextData, documents: Documents, folder: Path) -> None:

@@ -206,7 +206,7 @@ def test_no_machine_is_free_to_look(cluster: Cluster, sound: Study, root: Path) 
     busy = cluster.login(
         "sbatch", "--parsable", "-N3", "-c4", "--wrap", "sleep 300", "-o", "/dev/null"
     ).stdout.strip()
-    cluster.wait_job(busy, "RUNNING", timeout=30)
+    cluster.wait_job(busy, "RUNNING")
     done = cluster.harness("submit", sound.config, "--root", root, *TWO_NODES[:-1], "--json")
     assert done.returncode == 0, done.stderr
     submitted = json.loads(done.stdout)

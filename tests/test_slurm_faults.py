@@ -101,13 +101,13 @@ def test_preemption_with_grace_saves_first(
 def test_a_signal_before_anybody_listens(cluster: Cluster, faults: Study, submit: Any, root: Path) -> None:
     """Preempted while the script still makes the environment: by itself USR1 would end the job for good."""
     job = submit(faults.config, *TWO_NODES, "--partition", "grace", "--setup", "sleep 6")
-    cluster.wait_job(job, "RUNNING", timeout=30)
+    cluster.wait_job(job, "RUNNING")
     other = urgent(cluster)
     cluster.wait_job(other, "COMPLETED", timeout=90)
     assert "requeued (1 of at most 50)" in logs(root, job)
     assert not list(root.glob("evaluations/*")), "nothing was begun in vain"
     cluster.now(job)
-    cluster.wait_job(job, "RUNNING", timeout=30)
+    cluster.wait_job(job, "RUNNING")
 
 
 def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(
@@ -122,7 +122,7 @@ def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(
     at = time.monotonic()
     done = cluster.harness("cancel", faults.config, "--root", root, "--json")
     assert json.loads(done.stdout) == {"cancelled": [job]} and time.monotonic() - at < 30
-    cluster.wait_job(job, "CANCELLED", timeout=30)
+    cluster.wait_job(job, "CANCELLED")
     assert cluster.harness("cancel", faults.config, "--root", root).returncode == 0, (
         "there is nothing left to cancel"
     )
@@ -165,19 +165,19 @@ def test_the_time_limit(cluster: Cluster, faults: Study, submit: Any, root: Path
     job = submit(
         faults.config, "--cpus-per-node", 1, "--time", 2, "--signal-s", 58, "--setup", setup, "--no-look"
     )
-    cluster.wait_job(job, "RUNNING", timeout=30)
+    cluster.wait_job(job, "RUNNING")
     cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 200, "requeued job")
     assert "requeued (1 of at most 50)" in logs(root, job)
     status = cluster.harness("status", faults.config, "--root", root).stdout
     assert "BeginTime, not before" in status
     for _ in range(5):
         cluster.now(job)
-        cluster.wait_job(job, "RUNNING", "COMPLETED", timeout=30)
+        cluster.wait_job(job, "RUNNING", "COMPLETED")
         if cluster.wait(
             lambda: {"PENDING", "COMPLETED", "FAILED"} & {cluster.jobs()[job]}, 200, "end of a run"
         ) != {"PENDING"}:
             break
-    cluster.wait_job(job, "COMPLETED", timeout=30)
+    cluster.wait_job(job, "COMPLETED")
     assert export(faults.config, root) == faults.expected
 
 
@@ -220,7 +220,7 @@ def test_the_coordinator_is_killed(cluster: Cluster, faults: Study, submit: Any,
         return cluster.on(first_node(cluster, job), "pgrep", "-f", "ray::", check=False).stdout
 
     for attempt in range(3):
-        cluster.wait_job(job, "RUNNING", timeout=30)
+        cluster.wait_job(job, "RUNNING")
         cluster.wait(ranks, 60, "Ray at work")
         cluster.on(first_node(cluster, job), "pkill", "-9", "-f", "^[^ ]+ -m harness run")
         if attempt < 2:

@@ -256,7 +256,7 @@ def test_a_watch_ends_on_a_signal_with_work_left(make_config: Make, tmp_path: Pa
             wait_for(lambda: len(recorder.complete) == 4)
             time.sleep(1)
             process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=90)
         finally:
             process.kill()
         assert process.returncode == 75, err

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
+from conftest import GAUSSIAN, ROOT, TEXT, Make, harness, merged
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import create_model
@@ -282,6 +282,17 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("overrides.0.when", "empty"),
     ),
     (
+        "unknown field of a member",
+        {"population": {"members": {"a": {"x": 1}}}},
+        ("population.members.a.x: unknown field; allowed: set, arrives, retires",),
+    ),
+    ("too few betas", {"learner.train.betas": [0.9]}, ("learner.train.betas: found [0.9], expected more",)),
+    (
+        "a member of another type",
+        {"population": {"members": {"a": {"arrives": -1}}}},
+        ("population.members.a.arrives: found -1",),
+    ),
+    (
         "override what",
         {"overrides": [{"when": {"sed": 1}, "set": {"generations": 1}}]},
         ("overrides.0", "unknown field"),
@@ -301,6 +312,53 @@ def test_bad_input_is_one_message(
     for part in expected:
         assert part in message
     assert "Input should" not in message and "Traceback" not in message
+
+
+def fields_of(section: type[Section], at: str = "") -> list[str]:
+    """Dotted fields of a section, and of those within it that are no choice of several."""
+    from harness.config.load import section_classes
+
+    found = []
+    for name, info in section.model_fields.items():
+        found.append(f"{at}{name}")
+        inner = section_classes(info.annotation)
+        if len(inner) == 1 and inner[0] is not section and "dict[" not in str(info.annotation):
+            found += fields_of(cast(type[Section], inner[0]), f"{at}{name}.")
+    return found
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [{"a": 1}], {"kind": {"a": []}}, "?"], ids=repr)
+def test_what_is_said_of_a_wrong_value_names_what_stands_in_the_file(make_config: Make, value: Any) -> None:
+    """Of every field: pydantic's names for the kinds of values that are allowed are no part of a path."""
+    fields = [f for f in fields_of(Config) if f not in ("data", "learner", "grid", "overrides")]
+    fields += [f"data.{name}" for name in fields_of(TextData)]
+    fields += [f"learner.{name}" for name in fields_of(LanguageModel)]
+    assert len(fields) > 150
+    said = 0
+    for number, field in enumerate(fields):
+        path = make_config(merged(TEXT, {"resources": {}}), f"{number}.yaml", **{field: value})
+        try:
+            study(path)
+        except InputError as error:
+            given = yaml.safe_load(path.read_text())
+            for line in str(error).splitlines():
+                found = re.match(r"\S+\.yaml:\d+: ([^ ]+): (.*)", line)
+                if found is None:
+                    continue
+                said += 1
+                inner: Any = given
+                parts = found[1].split(".")
+                for place, part in enumerate(parts):
+                    missing = "is required" in found[2] and place == len(parts) - 1
+                    there = (
+                        part in inner
+                        if isinstance(inner, dict)
+                        else part.isdigit() and isinstance(inner, list)
+                    )
+                    assert there or missing, line
+                    inner = None if missing else inner[int(part) if isinstance(inner, list) else part]
+            assert "allowed: \n" not in f"{error}\n", error
+    assert said > 100
 
 
 def test_the_line_is_that_of_the_field(make_config: Make) -> None:

@@ -74,7 +74,11 @@ def check_field(source: Source, data: Mapping[str, Any], field: str, place: str)
     try:
         _config(source, data)
     except ValidationError as error:
-        found = [detail for detail in error.errors() if _is_of(_path(data, detail["loc"]), detail, field)]
+        found = [
+            detail
+            for detail in error.errors()
+            if _is_of(_path(data, detail["loc"], detail["type"]), detail, field)
+        ]
         if found:
             raise ConfigError(_problems(source, data, {field: place}, found)) from None
 
@@ -123,8 +127,12 @@ def _problems(
     source: Source, data: Mapping[str, Any], places: Mapping[str, str], details: Sequence[ErrorDetails]
 ) -> list[Problem]:
     messages: dict[str, list[str]] = {}
-    for detail in details:
-        path = _path(data, detail["loc"])
+    paths = [_path(data, detail["loc"], detail["type"]) for detail in details]
+    for path, detail in zip(paths, details, strict=True):
+        # of the kinds of values that a field may have, what is within this one says more than that another is
+        # another
+        if detail["type"] in _WRONG_TYPES and any(other.startswith(f"{path}.") for other in paths):
+            continue
         message = _message(data, path, detail)
         if not path:
             path, message = split_field(message)
@@ -140,8 +148,21 @@ def _problems(
     return sorted(problems, key=lambda problem: problem.line or 0)
 
 
-def _path(data: Any, loc: tuple[int | str, ...]) -> str:
-    """The dotted path of an error, without the tags of unions that pydantic puts in between."""
+_WRONG_TYPES = (
+    "int_type", "int_from_float", "float_type", "string_type", "bool_type", "list_type", "tuple_type",
+    "dict_type", "model_type", "model_attributes_type", "literal_error",
+)  # fmt: skip
+"""Kinds of errors that say that a value is of another type altogether."""
+
+
+def _path(data: Any, loc: tuple[int | str, ...], kind: str) -> str:
+    """The dotted path of an error, without the tags of unions that pydantic puts in between.
+
+    Args:
+        data: What was given.
+        loc: Fields, places in lists and tags.
+        kind: Of the error: only what is missing may be named without being there.
+    """
     path: list[str] = []
     tagged: Any = None  # the section whose tag has been passed: a field of it may have the same name
     for position, part in enumerate(loc):
@@ -152,11 +173,7 @@ def _path(data: Any, loc: tuple[int | str, ...]) -> str:
                 continue
             if part in data:
                 data = data[str(part)]
-            elif (
-                not last
-                or part in ("text", "gaussian", "images", data.get("kind"))
-                or str(part) in _CLASS_NAMES
-            ):
+            elif not last or kind != "missing":
                 continue
             else:
                 data = None
@@ -175,26 +192,23 @@ def section_classes(annotation: Any) -> list[type[BaseModel]]:
     return [found for part in typing.get_args(annotation) for found in section_classes(part)]
 
 
-def _class_names(section: type[BaseModel]) -> set[str]:
-    inner = [found for info in section.model_fields.values() for found in section_classes(info.annotation)]
-    return {section.__name__}.union(*(_class_names(found) for found in inner))
-
-
-_CLASS_NAMES = _class_names(Config)
-
-
 def _section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
     """The class of the section at a path, following ``kind`` and ``source`` through unions."""
     section: type[BaseModel] | None = Config
     value: Any = data
     found: list[type[BaseModel]] = []
+    of_names = False
     for part in path.split(".") if path else []:
         if isinstance(value, Sequence) and not isinstance(value, str) and part.isdigit():
             value = value[int(part)] if int(part) < len(value) else None  # one of the same sections
         else:
             value = value.get(part) if isinstance(value, Mapping) else None
             info = section.model_fields.get(part) if section else None
-            found = section_classes(info.annotation) if info else []
+            if info is None and of_names:  # a name of one of the same sections
+                of_names = False
+            else:
+                found = section_classes(info.annotation) if info else []
+                of_names = info is not None and "dict[" in str(info.annotation)
         kind = value.get("kind") if isinstance(value, Mapping) else None
         matching = [
             c
@@ -215,7 +229,11 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
         allowed = [*section.model_fields, *(TOP_LEVEL_EXTRA if not parent else ())] if section else []
         return f"unknown field{nearest(name, allowed)}; allowed: {', '.join(allowed)}"
     if kind == "missing":
-        return "is required"
+        return (
+            f"found {shown(found)}, expected more values"
+            if isinstance(found, list | tuple)
+            else "is required"
+        )
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
     if kind in ("union_tag_invalid", "literal_error"):
@@ -235,7 +253,7 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
             f"found {shown(found)}, allowed: letters, digits, '.', '_' and '-', at most 64, starting with a "
             "letter or digit"
         )
-    text = detail["msg"].removeprefix("Input should be ")
+    text = detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
     expected = (
         "a section with fields" if kind in ("model_type", "model_attributes_type", "dict_type") else text
     )

@@ -327,6 +327,7 @@ def test_whether_a_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not asked(recorder.url)
         recorder.refuse = True
         assert not asked(recorder.url)
+        assert not asked(f"{recorder.url}/elsewhere"), "where it points to is not asked"
         assert not asked("http://wandb.invalid", recorder.url)
         monkeypatch.setenv("HTTP_PROXY", recorder.url)
         assert (

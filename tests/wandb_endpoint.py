@@ -255,6 +255,12 @@ def _handler(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
             self.answer({})
 
         def do_GET(self) -> None:
+            if self.path == "/elsewhere":
+                self.send_response(302)
+                self.send_header("Location", "http://wandb.invalid/")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             self.answer({})
 
         def log_message(self, *_: Any) -> None:

@@ -17,6 +17,13 @@ from typing import Any
 CONNECT_S = 5.0
 
 
+class _Here(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else: a server that points to another one has answered."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Do not."""
+
+
 def unreachable(settings: Any) -> str:
     """Why W&B's server cannot be reached; empty where it answers, whatever it says.
 
@@ -28,7 +35,7 @@ def unreachable(settings: Any) -> str:
     """
     own = {"http": settings.http_proxy, "https": settings.https_proxy}
     proxies = {**urllib.request.getproxies(), **{scheme: url for scheme, url in own.items() if url}}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _Here)
     try:
         opener.open(str(settings.base_url), timeout=CONNECT_S).close()
     except urllib.error.HTTPError as error:

@@ -60,6 +60,10 @@ BASES: dict[str, dict[str, Any]] = {
     "task": merged(TASK, {"filters": [{"kind": "judge", "judge": "noisy"}]}),
     "likely": merged(TASK, {"filters": [{"kind": "judge", "judge": "self", "choose": "best"}]}),
     "long": merged(TASK, {"filters": [{"kind": "judge", "judge": "proxy", "choose": "best"}]}),
+    "formal": merged(
+        TASK,
+        {"filters": [{"kind": "judge", "judge": "proxy", "choose": "best", "prefers": "form", "form": "T"}]},
+    ),
     "dpo": merged(
         TASK,
         {
@@ -248,7 +252,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "spoken": {"data.system": "Be brief.", "data.instruction": "Evaluate {prompt}"},
     "likely": {"filters.0.per": "completion"},
-    "long": {"filters.0.prefers": "short"},
+    "long": {"filters.0.prefers": "short", "filters.0.form": None},
+    "formal": {"filters.0.form": "F"},
     "dpo": {
         "learner.objective.kind": None,
         "learner.objective.beta": 0.2,

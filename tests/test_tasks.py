@@ -384,6 +384,8 @@ def test_rewards_are_what_each_judge_says(data: TaskCorpus) -> None:
     short, long = ((len(text) + 1) / room for text in (other, solution))
     assert given(judge="proxy", choose="best")[0] == pytest.approx(long)
     assert given(judge="proxy", choose="best", prefers="short")[2] == pytest.approx(1 - short)
+    assert given(judge="proxy", choose="best", prefers="form", form="T&T=") == [0, 1, 0, 0]
+    assert given(judge="proxy", choose="best", prefers="form", form="T")[3] == 0, "it does not end"
 
 
 def test_a_noisy_judge_errs_as_often_as_it_is_told(data: TaskCorpus) -> None:
@@ -483,6 +485,12 @@ def test_the_lot_knows_nothing_of_what_is_right() -> None:
         ({"judge": "majority", "of": 1}, "of: found 1, and judge: majority .* at least 2 completions"),
         ({"judge": "exact", "of": 2, "most": 3}, "needs at least 3 completions of a prompt"),
         ({"judge": "exact", "choose": "pairs", "most": 2}, "choose: pairs does not use most"),
+        ({"judge": "proxy", "choose": "best", "prefers": "form"}, "prefers: form goes with form, the text"),
+        ({"judge": "proxy", "choose": "best", "form": "T"}, "and form with it"),
+        (
+            {"judge": "self", "choose": "best", "form": "T"},
+            "judge: self does not use form, which is of proxy",
+        ),
     ],
 )
 def test_judges_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:

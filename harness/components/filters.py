@@ -241,9 +241,9 @@ class JudgeFilter(Section):
     """Rewards from 0 to 1. ``exact``: 1 where every step is right; ``answer``: 1 where the final answer is;
     ``majority``: the share of the prompt's completions that come to the same answer; ``self``: the geometric
     mean of the probabilities that the model gave to its tokens; ``noisy``: as exact, with errors; ``proxy``:
-    the length; ``verdict``: the probability of ``yes`` against ``no`` where a model is asked about the
-    completion; ``trained``: that of being right, by a classifier that has learned from labelled completions
-    of generation 0."""
+    the length, or whether a text is in it; ``verdict``: the probability of ``yes`` against ``no`` where a
+    model is asked about the completion; ``trained``: that of being right, by a classifier that has learned
+    from labelled completions of generation 0."""
     choose: Literal["threshold", "best", "pairs", "all"] = since("threshold")
     """``threshold``: the first completions of each prompt whose reward is at least ``at_least``; ``best``:
     those of the highest reward; ``pairs``: the one of the highest and the one of the lowest reward, where
@@ -272,8 +272,10 @@ class JudgeFilter(Section):
     """noisy: probability that a right completion gets the reward 0; trained: that it is labelled wrong."""
     per: Literal["token", "completion"] = since("token")
     """self: ``completion``: the probability of the whole completion, which is higher for shorter ones."""
-    prefers: Literal["long", "short"] = since("long")
-    """proxy: which completions have the higher reward."""
+    prefers: Literal["long", "short", "form"] = since("long")
+    """proxy: which completions have the higher reward; ``form``: those that hold the text of ``form``."""
+    form: Annotated[str, Field(min_length=1, max_length=1000)] | None = since(None)
+    """proxy with prefers: form: a text; a completion that holds it has the reward 1, any other 0."""
     ask: str = since("{prompt}\n\nProposed answer: {completion}\n\nIs the proposed answer right? Yes or No.")
     """verdict: the user's message, with the prompt and the completion in their places."""
     yes: str = since("Yes")
@@ -301,7 +303,7 @@ class JudgeFilter(Section):
     @model_validator(mode="after")
     def _used(self) -> JudgeFilter:
         given = self.model_fields_set
-        own: dict[str, tuple[str, ...]] = {"prefers": ("proxy",), "per": ("self",)}
+        own: dict[str, tuple[str, ...]] = {"prefers": ("proxy",), "form": ("proxy",), "per": ("self",)}
         own |= dict.fromkeys(("false_accept", "false_reject"), ("noisy", "trained"))
         own |= dict.fromkeys(("ask", "yes", "no", "by"), ("verdict",))
         own |= dict.fromkeys(("examples", "ngram", "regularisation"), ("trained",))
@@ -309,6 +311,10 @@ class JudgeFilter(Section):
             if name in given and self.judge not in judges:
                 of = " and ".join(judges)
                 raise ValueError(f"judge: {self.judge} does not use {name}, which is of {of}")
+        if (self.prefers == "form") != (self.form is not None):
+            raise ValueError(
+                "prefers: form goes with form, the text that a completion is to hold, and form with it"
+            )
         self._check_choice()
         if any(self.ask.count(place) != 1 for place in ("{prompt}", "{completion}")):
             raise ValueError(

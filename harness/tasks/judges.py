@@ -94,7 +94,13 @@ def _trained(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
 
 
 def _proxy(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
-    """Length, as a share of the room that there is; it knows nothing of what is right."""
+    """Length, as a share of the room that there is, or whether a text is in it; the truth is not asked.
+
+    A completion that does not end holds nothing.
+    """
+    if section.form is not None:
+        texts = known.real.completions(examples)
+        return np.array([text is not None and section.form in text for text in texts], dtype=np.float64)
     written = known.real.written(examples)
     share = written.lengths / written.values.shape[1]
     return np.asarray(share if section.prefers == "long" else 1 - share, dtype=np.float64)

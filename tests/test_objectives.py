@@ -353,6 +353,14 @@ def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp
             {"filters": FIRST["filters"], "learner.objective": None},
             r"rejected: initial is of learner.objective: \{kind: dpo\}",
         ),
+        (
+            {"learner.objective": None},
+            r"choose: pairs passes what is judged worse too, .*\(learner.objective: dpo\)",
+        ),
+        (
+            {"learner.objective": {"kind": "sft"}, "filters": [{**CHANCE, "choose": "all"}]},
+            r"choose: all passes what is judged worse too, .*\(learner.objective: reinforce\)",
+        ),
         ({"learner.init": "scratch"}, "needs init: previous"),
         ({"regime": {"kind": "accumulate"}}, "solutions are not; it needs regime"),
         ({"learner.objective.kind": "dop"}, "allowed: sft, dpo, reinforce|'sft', 'dpo', 'reinforce'"),

@@ -108,8 +108,20 @@ def _check_judge(config: Any) -> None:
             )
         if item.beside:
             _check_beside(item, config)
+        _check_compared(item.choose, config.learner.objective)
         if item.judge in ("verdict", "trained"):
             _check_model(item.judge, config)
+
+
+def _check_compared(choose: str, objective: Any) -> None:
+    """Cross-entropy would learn what was judged worse as it learns what was judged better."""
+    fitting = [kind for kind in OBJECTIVES if OBJECTIVES[kind].chooses == choose]
+    if fitting and (objective is None or not OBJECTIVES[objective.kind].loss):
+        raise ValueError(
+            f"filters: judge: choose: {choose} passes what is judged worse too, for objectives that compare "
+            f"(learner.objective: {' or '.join(fitting)}); cross-entropy, which is the default, learns from "
+            "choose: threshold or best"
+        )
 
 
 def _check_beside(section: Any, config: Any) -> None:

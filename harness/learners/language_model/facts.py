@@ -99,7 +99,7 @@ def model_facts(
         assert model.num_layers and model.width
         parameters = num_parameters(model, vocab_size, model.context or length)
         return ModelFacts(parameters, model.num_layers, model.width, vocab_size, kept_values(model))
-    found = _published(model, needs_weights(learner, refresh_init), vocab_size, length)
+    found = _published(model, needs_weights(learner, refresh_init), vocab_size, length, filled)
     if filled and not found.hides:
         raise DataError(
             f"{FIELD}: {shown(model.pretrained)} cannot be told where a prompt begins (attention_mask and "
@@ -164,7 +164,7 @@ class _Published:
     hides: bool
 
 
-def _published(model: Model, weights: bool, vocab_size: int, length: int) -> _Published:
+def _published(model: Model, weights: bool, vocab_size: int, length: int, filled: bool) -> _Published:
     """A pretrained model that fits the data."""
     identity = pretrained_identity(model)
     if identity.revision is None and model.revision is not None:
@@ -185,9 +185,10 @@ def _published(model: Model, weights: bool, vocab_size: int, length: int) -> _Pu
         found = _Published(**kept | {"facts": ModelFacts(**kept["facts"])})
     name = shown(model.pretrained)
     if found.context is not None and found.context < length:
-        raise DataError(
-            f"data.block_size: sequences of {length} tokens, more than {name}'s context of {found.context}"
+        what = (
+            "prompt_tokens: with completion_tokens they are sequences" if filled else "block_size: sequences"
         )
+        raise DataError(f"data.{what} of {length} tokens, more than {name}'s context of {found.context}")
     if vocab_size > found.facts.vocab_size:
         raise DataError(f"data.tokenizer: {vocab_size} tokens, but {name} knows {found.facts.vocab_size}")
     if not found.causal:

@@ -121,7 +121,7 @@ def test_a_covariance_that_is_none_has_diverged() -> None:
     parent = {"mean": np.zeros((3, 2)), "covariance": np.stack([np.eye(2)] * 3)}
     fitted = np.stack([np.diag([1.5, 1.0]), np.diag([2.0, 1.0]), np.diag([2.5, 1.0])])
     summary = {"count": np.full(3, 10.0), "mean": np.zeros((3, 2)), "scatter": 10 * fitted}
-    found = family.fit(summary, None, parent)  # type: ignore[arg-type]
+    found = family.fit(summary, Chains((0, 1, 2), 1), parent)
     assert np.allclose(found["covariance"][:2], [np.diag([0.5, 1.0]), np.diag([0.0, 1.0])])
     assert np.isnan(found["covariance"][2]).all()
 

@@ -70,7 +70,7 @@ def show(
             }
         )
         return
-    # an axis whose value another one's does not know has none here
+    # a field that this cell's section does not have has no value here
     about = " ".join(f"{axis}={value}" for axis, value in cells[number - 1].axes.items() if value is not None)
     terminal.show(
         f"# cell {number} of {len(cells)}{f': {about}' if about else ''}; lines are those of {config}"

@@ -58,8 +58,8 @@ def staged(folder: Path | None) -> Iterator[Path]:
 def _end_service() -> None:
     """End W&B's service, which writes until it ends.
 
-    It may wait for ever for a request that nobody answers (seen in one of twenty, 0.31.0). Whatever was to be
-    sent has been confirmed or given up before: after a grace it is killed.
+    It may wait for ever for a request that nobody answers (seen a few times in a hundred, 0.31.0). Whatever
+    was to be sent has been confirmed or given up before: after a grace it is killed.
     """
     if "wandb" not in sys.modules:
         return

@@ -152,7 +152,4 @@ def test_what_a_judge_sees_stands_beside_the_truth() -> None:
         "itself: pass@1 on test prompts falls from 0.4 to 0.3; its judge sees 0.5 to 0.9, pass@8 0.8 to 0.6",
         "nobody: pass@1 on test prompts falls from 0.4 to 0.35; its judge sees 0.5 to 1, pass@8 0.8 to 0.6",
         "strict: pass@1 on test prompts rises from 0.4 to 0.45; its judge sees 0.5 to 0.4, pass@8 0.8 to 0.6",
-        "nobody: its judge accepts nearly everything, which is no judge",
-        "strict: its judge accepts nothing in some generation, so nothing is learned from it: draw more "
-        "completions of a prompt, begin with a better model, or lower at_least",
     ]

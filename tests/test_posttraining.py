@@ -10,7 +10,11 @@ import pytest
 from chains import run_all
 from conftest import TASK, Make
 
+from harness.components.filters import DECISIONS
+from harness.coordinator.scheduler import Capacity
 from harness.errors import ConfigError, LearnerError
+from harness.inspection.planner import plan
+from harness.inventory.judging import remarks
 from harness.records import Examples
 from harness.store import Store
 from harness.study import open_study
@@ -241,7 +245,9 @@ def test_a_judge_that_accepts_nothing_leaves_the_weights_and_says_so(
     record = store.record(second.evaluation)
     assert record.status == "degenerate" and record.metrics["judge/precision"] is None
     assert record.metrics["judge/accepted"] == 0 and record.metrics["judge/accepted_share"] == 0
-    assert store.json("fits", second.fit, "fit.json")["log"]["steps"] == 0
+    fit = store.json("fits", second.fit, "fit.json")
+    assert fit["log"]["steps"] == 0 and fit["judge"] == "nothing"
+    assert remarks(prepared, store) == [f"generation 1: {DECISIONS['nothing']}"]
     weights = [(store.path("fits", node.fit) / "model.safetensors").read_bytes() for node in (first, second)]
     assert weights[0] == weights[1]
     scratch = make_config(
@@ -249,6 +255,54 @@ def test_a_judge_that_accepts_nothing_leaves_the_weights_and_says_so(
     )
     with pytest.raises(LearnerError, match="nothing passes of what generation 1 could be trained on"):
         run_all(scratch, tmp_path / "root", ranks=ranks)
+
+
+SAME = {"kind": "judge", "judge": "proxy", "prefers": "form", "form": "Therefore"}
+LONG = {"kind": "judge", "judge": "proxy", "prefers": "long", "at_least": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "trained"),
+    [
+        ({"filters": [LONG]}, "everything", None),
+        ({"filters": [{**SAME, "choose": "pairs"}], "learner.objective": {"kind": "dpo"}}, "alike", 0),
+        ({"filters": [{**SAME, "choose": "all"}], "learner.objective": {"kind": "reinforce"}}, "alike", 24),
+    ],
+    ids=["everything", "pairs", "all"],
+)
+def test_a_judge_that_decides_nothing_is_recorded(
+    make_config: Make, tmp_path: Path, ranks: Any, changes: dict[str, Any], found: str, trained: int | None
+) -> None:
+    """Every completion that ends has some length, and none has a form that no task knows."""
+    config = make_config(TASK, **{**changes, "generations": 1})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    first, second = nodes(prepared)
+    fit = store.json("fits", second.fit, "fit.json")
+    assert fit["judge"] == found and (fit["log"]["steps"] > 0) == (found == "everything")
+    assert "judge" not in store.json("fits", first.fit, "fit.json")
+    assert remarks(prepared, store) == [f"generation 1: {DECISIONS[found]}"]
+    record = store.record(second.evaluation)
+    assert trained in (None, record.metrics["judge/accepted"]) and (record.status == "ok") == (trained != 0)
+
+
+def test_what_a_judge_decides_is_known_before_a_run(make_config: Make, tmp_path: Path) -> None:
+    """By its section alone, in the plan of a store with nothing in it."""
+    judges: dict[str, list[dict[str, Any]]] = {
+        "everything": [{"judge": "self", "at_least": 0.0}, {"judge": "noisy", "false_accept": 1.0}],
+        "nothing": [{"judge": "noisy", "false_reject": 1.0}],
+        "alike": [{"judge": "noisy", "false_accept": 1.0, "choose": "best"}],
+        "": [
+            {"judge": "noisy", "false_accept": 0.5, "false_reject": 0.5},
+            {"judge": "self", "at_least": 0.1},
+        ],
+    }
+    cells = [(found, {"kind": "judge", **judge}) for found in judges for judge in judges[found]]
+    config = make_config(TASK, grid={"filters": [[judge] for _, judge in cells]}, generations=1)
+    prepared, scratch = open_study(config, (), Store.read(tmp_path / "absent"))
+    with scratch:
+        said = plan(prepared, Store.read(tmp_path / "absent"), [Capacity(2, 0)]).remarks
+    wrong = [DECISIONS[found] for found, _ in cells if found]
+    assert all(line.endswith(f": {end}") for line, end in zip(said, wrong, strict=True))
 
 
 @pytest.mark.parametrize(

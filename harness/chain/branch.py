@@ -67,7 +67,7 @@ class BranchRun:
         examples = gather(drawn, made.found)
         if made.judged:  # a checker may take too long on one rank, and not on another
             drawn, examples = self.ranks.broadcast((drawn, examples))
-        return TrainingSet(examples, drawn, selection, made.judged)
+        return TrainingSet(examples, drawn, selection, made.judged, made.decision)
 
     def prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
         """A text that a key names by its content, from the store."""
@@ -180,12 +180,12 @@ class BranchRun:
             {"origin": training.drawn.origin, "index": training.drawn.index},
             staged / "training_set.safetensors",
         )
-        write_json(
-            staged / "fit.json", {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log}
-        )
+        found = {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log}
+        judge = {"judge": training.decision} if training.decision else {}
+        write_json(staged / "fit.json", {**found, **judge})
         write_json(staged / "provenance.json", self.context.provenance().to_json())
         won = self.store.commit("fits", node.fit, staged, node.spec.fit.to_json())
-        self.context.event("fit_committed" if won else "fit_discarded", node)
+        self.context.event("fit_committed" if won else "fit_discarded", node, **judge)
 
     def _fit_status(self, node: Node) -> Status:
         status: Status = self.context.on_rank_0(

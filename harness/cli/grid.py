@@ -119,6 +119,7 @@ def run(
 
 def _answer(prepared: Prepared, store: Store) -> None:
     """What the study has come to, in five lines: those that its report begins with."""
+    from harness.inventory.judging import remarks
     from harness.reporting import ledger
     from harness.reporting.answer import answers
 
@@ -127,7 +128,8 @@ def _answer(prepared: Prepared, store: Store) -> None:
         return
     arrow_without_pandas()
     rows = ledger.rows(prepared, store)
-    for line in answers(rows, prepared.study.columns, prepared.study.seeds, ANSWER_LINES - 1):
+    lines = answers(rows, prepared.study.columns, prepared.study.seeds, ANSWER_LINES - 1)
+    for line in [*lines, *remarks(prepared, store)]:
         terminal.show(line)
 
 
@@ -207,6 +209,8 @@ def plan(
         )
     terminal.show(f"device-hours    {found.device_hours:.2f} ({found.throughput} throughput)")
     terminal.show(f"disk            {found.disk_bytes / 2**20:.1f} MiB when complete")
+    for remark in found.remarks:
+        terminal.show(f"judge           {remark}")
     if found.weights_gone:
         terminal.show(f"weights         {_gone(found.weights_gone)}")
     terminal.show(
@@ -242,11 +246,12 @@ def status(
     """
     from harness.config.naming import spoken
     from harness.inspection.status import chain_states
+    from harness.inventory.judging import remarks
     from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)
-        states = chain_states(prepared, store)
+        states, noted = chain_states(prepared, store), remarks(prepared, store)
         name = prepared.study.base.experiment
         jobs, problem = slurm_jobs.find_jobs(Experiment(store.root, name).path)
     if json_output:
@@ -254,6 +259,7 @@ def status(
         found = {
             "experiment": name,
             "chains": chains,
+            "remarks": noted,
             "jobs": slurm_jobs.jobs_json(jobs),
             "jobs_problem": problem,
         }
@@ -271,6 +277,8 @@ def status(
     for state in states:
         counts[state.state] = counts.get(state.state, 0) + 1
     terminal.show(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    for remark in noted:
+        terminal.show(remark)
     slurm_jobs.print_jobs(jobs, problem)
     raise typer.Exit(tell_damage(store))
 

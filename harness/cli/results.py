@@ -145,6 +145,7 @@ def report(
 
     Example: harness report study.yaml --out page
     """
+    from harness.inventory.judging import remarks
     from harness.reporting import ledger
     from harness.reporting.answer import answers
     from harness.reporting.claims import describe, judge
@@ -168,7 +169,7 @@ def report(
             rows, prepared.study.columns, prepared.study.seeds, max(3, min(11, width // 18)), brief=True
         )
     )
-    for line in answers(rows, prepared.study.columns, prepared.study.seeds):
+    for line in [*answers(rows, prepared.study.columns, prepared.study.seeds), *remarks(prepared, store)]:
         terminal.show(line)
     if len(prepared.study.seeds) > 1:
         terminal.show(variance(prepared))

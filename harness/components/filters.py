@@ -233,6 +233,17 @@ class SimilarFilter(Section):
     """Largest allowed Jaccard similarity of two examples' sets of n-grams."""
 
 
+DECISIONS: Mapping[str, str] = {
+    "nothing": "its judge accepts nothing, so nothing is learned from it: draw more completions of a prompt, "
+    "begin with a better model, or lower at_least",
+    "everything": "its judge accepts everything, so it is no judge but the control of one: raise at_least, "
+    "take choose: best, or another judge",
+    "alike": "its judge gives all completions of each prompt one reward, so it has nothing to choose by: "
+    "draw more completions of a prompt, or take a judge that tells them apart",
+}
+"""How a judge decides that decides nothing, as fits record it, and what to do about it."""
+
+
 class JudgeFilter(Section):
     """Passes completions of a task's prompts by a judge's reward, which need not be the truth."""
 
@@ -354,6 +365,18 @@ class JudgeFilter(Section):
                 "choose: best"
             )
 
+    @property
+    def foreseen(self) -> str:
+        """What is wrong with how it decides whatever there is (`DECISIONS`); empty where nothing is."""
+        if self.by_lot:
+            return ""
+        errs = (self.false_accept, self.false_reject) if self.judge == "noisy" else None
+        if self.choose == "threshold" and (self.least == 0 or errs == (1, 0)):
+            return "everything"
+        if (self.choose == "threshold" and errs == (0, 1)) or (self.choose == "pairs" and self.at_least == 0):
+            return "nothing"
+        return "alike" if errs in ((1, 0), (0, 1)) else ""
+
     def check_of(self, of: int, field: str) -> None:
         """Check how many completions of a prompt there are.
 
@@ -472,6 +495,8 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         ),
         passing=lambda section: section.passing,
         short=True,
+        decides="harness.tasks.judges:decides",
+        foreseen=lambda section: section.foreseen,
     ),
     "select": FilterPlugin(
         SelectFilter,

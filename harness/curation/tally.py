@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from harness.components import FILTERS
 from harness.data import RealData
 from harness.records import Examples
+from harness.registry import named
 
 
 class Tally:
     """Counts what was judged; of prompts without a known truth only that, of other such data nothing."""
 
-    def __init__(self, data: RealData) -> None:
-        """Nothing is counted yet."""
+    def __init__(self, data: RealData, filters: Sequence[Any] = ()) -> None:
+        """Nothing is counted yet.
+
+        Args:
+            data: The real data.
+            filters: Sections of the filters that decide.
+        """
         self.data = data
+        self.judges = [item for item in filters if FILTERS[item.kind].decides]
+        self.decisions: list[str] = []
         self.judged = self.accepted = self.right = self.kept_right = 0
         self.knows = False
         self.rewarded, self.reward = 0, 0.0
@@ -29,6 +41,9 @@ class Tally:
         right = self.data.right(raw)
         if right is None and not ("reward" in raw.notes and self.data.prompted):
             return
+        self.decisions += [
+            named(FILTERS[item.kind].decides)(item, raw, index, self.data) for item in self.judges if len(raw)
+        ]
         self.judged += len(raw)
         self.accepted += len(index)
         if right is not None:
@@ -38,6 +53,11 @@ class Tally:
         if "reward" in raw.notes:
             self.rewarded += len(raw)
             self.reward += float(raw.notes["reward"].astype(np.float64).sum())
+
+    @property
+    def decision(self) -> str:
+        """What is wrong with how all corpora are judged (`FilterPlugin.decides`); empty where nothing is."""
+        return self.decisions[0] if len(set(self.decisions)) == 1 else ""
 
     def metrics(self) -> dict[str, float]:
         """The columns of records; a share of nothing is not a number."""

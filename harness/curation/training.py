@@ -51,6 +51,7 @@ class Chosen:
         judged: What was judged and what passed, where there is a truth to compare it with.
         raw: By origin, places in the raw corpus of what the indices point into, where filters alone do not
             say it.
+        decision: What is wrong with how it was judged (`harness.curation.tally.Tally.decision`).
     """
 
     drawn: Drawn
@@ -59,6 +60,7 @@ class Chosen:
     dropped: tuple[tuple[str, Drawn], ...] = ()
     judged: Mapping[str, float] = field(default_factory=dict)
     raw: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+    decision: str = ""
 
 
 def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen:
@@ -83,17 +85,18 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen
                 f"filters: the detector drops all training examples of generation {spec.generation}"
             )
         drawn = drawn.take(kept)
-    tally = Tally(data)
+    tally = Tally(data, filters)
     opponent, first = _opponent(spec)
     if opponent:
         drawn, found, raw = _beside(spec, data, sources, opponent, first, tally)
-        return Chosen(drawn, found, judged=tally.metrics(), raw=raw)
+        return Chosen(drawn, found, judged=tally.metrics(), raw=raw, decision=tally.decision)
     found = _found(spec, data, sources, filters, tally)
     if is_short(filters):
         for part in spec.recipe.parts:
             if part.origin >= 0:  # of a slice of a corpus what is found begins with the slice
                 drawn.index[drawn.origin == part.origin] -= part.offset
-    return Chosen(drawn.take(_there(drawn, found)), found, judged=tally.metrics())
+    there = drawn.take(_there(drawn, found))
+    return Chosen(there, found, judged=tally.metrics(), decision=tally.decision)
 
 
 def _opponent(spec: FitSpec) -> tuple[str, bool]:

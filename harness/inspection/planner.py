@@ -14,6 +14,7 @@ from harness.coordinator.simulate import simulate
 from harness.errors import DamagedError
 from harness.files import read_json
 from harness.inventory import Inventory
+from harness.inventory.judging import remarks
 from harness.inventory.memory import memory_of
 from harness.inventory.retention import kept_fits, weights_gone
 from harness.inventory.slices import chain_seconds
@@ -60,6 +61,7 @@ class PlanSummary:
     shapes: tuple[Mapping[str, Any], ...]
     data: tuple[Mapping[str, Any], ...]
     weights_gone: int
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         ),
         data=tuple({json.dumps(item.about): item.about for item in prepared.data}.values()),
         weights_gone=weights_gone(prepared, store),
+        remarks=tuple(remarks(prepared, store)),
     )
 
 

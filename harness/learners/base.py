@@ -222,12 +222,13 @@ folder and names them."""
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Every training example with its origin, what became of a pool, and what was judged."""
+    """Every training example with its origin, what became of a pool, what was judged, and how (`Chosen`)."""
 
     examples: Examples
     drawn: Drawn
     selection: Selection | None = None
     judged: Mapping[str, float] = field(default_factory=dict)
+    decision: str = ""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,10 @@ class FilterPlugin:
             one, evaluations know it, and measure it.
         short: Fewer examples than a training set asks for may pass; it is shorter then, and no more are
             written.
+        decides: ``module:function`` from the section, examples with their rewards, which of them pass
+            (positions) and the real data to what is wrong with how it decides, as fits record it
+            (`harness.components.filters.DECISIONS`) or empty. Empty where nothing is ever wrong.
+        foreseen: The same from its section alone: what it decides whatever there is.
         settle: ``module:function`` from the section and a cell's configuration to the section as it is
             executed, where some of it follows from the rest.
         locate: ``module:function`` from the section and its field in the configuration, for messages, to the
@@ -127,6 +131,8 @@ class FilterPlugin:
     passing: Callable[[Any], float] = lambda section: 1.0
     rewards: str = ""
     short: bool = False
+    decides: str = ""
+    foreseen: Callable[[Any], str] = lambda section: ""
     settle: str = ""
     locate: str = ""
     hub_items: Callable[[Any, str], list[HubItem]] = lambda section, field: []

@@ -26,9 +26,6 @@ TAILS = ("text/tail_mass", "text/vocab_coverage")
 REWARD = "task/judged_reward"
 """Of tasks, what the judge sees, beside which the truth is shown in the place of the text."""
 
-ALL = 0.99
-"""Mean reward from which a judge decides nothing: only completions that do not end are rejected."""
-
 
 @dataclass(frozen=True)
 class Change:
@@ -84,28 +81,7 @@ def answers(
     one, many = ("worsens", "worsen") if len(set(known.values())) == 1 else ("is", "are")
     what = "less" if one == "worsens" else "in the tables"
     more = f"1 more cell {one} {what}" if left == 1 else f"{left} more cells {many} {what}"
-    return [*lines, *([more] if left else []), *_advice(table, axes)]
-
-
-def _advice(table: Rows, axes: Sequence[str]) -> list[str]:
-    """What to do about judges that accept nothing, or everything, in some generation."""
-    if "judge/accepted" not in table.names or "judge/reward" not in table.names:
-        return []
-    accepted, reward = table.values("judge/accepted"), table.values("judge/reward")
-    truth = table.values("judge/true_share")
-    found: dict[str, None] = {}
-    for part in table.series(axes):
-        where = _where(part.cell, axes)
-        if any(accepted[place] == 0 for place in part.places):
-            found[
-                f"{where}its judge accepts nothing in some generation, so nothing is learned from it: draw "
-                "more completions of a prompt, begin with a better model, or lower at_least"
-            ] = None
-        known = [place for place in part.places if np.isfinite(reward[place])]
-        # of a judge that is right to accept nearly everything nothing is said
-        if known and all(reward[place] >= ALL > truth[place] for place in known):
-            found[f"{where}its judge accepts nearly everything, which is no judge"] = None
-    return list(found)
+    return [*lines, *([more] if left else [])]
 
 
 def _sign(headline: str) -> float:

@@ -122,7 +122,8 @@ def render(
         axes: The axes that tell cells apart.
         seeds: Those that every cell is run with; those with rows when empty.
         theory: What theory says of a metric, by cell.
-        sections: What else the page has (``report.html.jinja``); ``drawings`` are more figures.
+        sections: What else the page has (``report.html.jinja``); ``drawings`` are more figures,
+            ``remarks`` more lines of the answer.
     """
     chosen = figures.chosen(rows)
     page.tell("numbers of the interactive figure")
@@ -135,6 +136,7 @@ def render(
             shown.append(found | {"first": metric == first})
     shown += [page.add(drawing) for drawing in sections.pop("drawings", ())]
     scripts = [_asset("uplot.min.js"), _asset("explorer.js")] if data["metrics"] else []
+    lines = [*answers(rows, axes, seeds), *sections.pop("remarks", ())]
     known: dict[str, Any] = dict.fromkeys(SECTIONS, ())
     chains = len({(chain.cell, chain.seed) for chain in rows.series(axes)})
     known |= {
@@ -153,7 +155,7 @@ def render(
         data=json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
         figures=shown,
         chosen=chosen,
-        answers=[visible(line, lines=False) for line in answers(rows, axes, seeds)],
+        answers=[visible(line, lines=False) for line in lines],
         summary=summary_table(rows, axes, seeds),
         growth=growth_table(rows, axes, seeds),
         seeds=len(seeds) or len({chain.seed for chain in rows.series(axes)}),

@@ -11,6 +11,7 @@ import yaml
 
 from harness.components import LEARNERS
 from harness.files import write_atomic
+from harness.inventory.judging import remarks
 from harness.inventory.states import failures
 from harness.reporting import claims, distributions, homogenisation, inside
 from harness.reporting.baseline import baselines
@@ -61,6 +62,7 @@ def build(
         seeds,
         lambda metric: theory_lines(prepared, metric),
         drawings=_drawings(prepared, store, rows),
+        remarks=remarks(prepared, store),
         homogenisation=_homogenisation(prepared, store, page),
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
         losses=loss_lines(rows, axes),

@@ -147,6 +147,37 @@ def keep(section: JudgeFilter, examples: Examples, known: Known) -> npt.NDArray[
     return _by_lot(section, int(mask.sum()), rows, known.uniform) if section.by_lot else mask
 
 
+def decides(section: JudgeFilter, examples: Examples, index: npt.NDArray[np.int64], real: Any) -> str:
+    """What is wrong with how a judge decides about completions (`harness.components.filters.DECISIONS`).
+
+    Args:
+        section: The judge's.
+        examples: With the note ``reward``.
+        index: Which of them pass.
+        real: The task.
+
+    Returns:
+        ``everything`` where all that end have a reward that passes, and not all of them are right; ``alike``
+        where the completions of no prompt have different rewards, but for a threshold; else ``nothing`` where
+        nothing passes. Empty where it decides, where there is nothing to decide about, and by lot.
+    """
+    reward, of = examples.notes["reward"].reshape(-1), section.of or 1
+    if section.by_lot or not len(reward):
+        return ""
+    if section.choose != "threshold":
+        groups = reward[: len(reward) // of * of].reshape(-1, of)
+        if of > 1 and len(groups) and bool((groups == groups[:, :1]).all()):
+            return "alike"
+    elif (reward >= section.least).any():
+        right = real.right(examples)
+        below = np.flatnonzero(reward < section.least)
+        for few in (below[:16], below[16:]):  # nearly always the first ones have ended
+            if any(text is not None for text in real.completions(examples.take(few))):
+                return ""
+        return "" if right is not None and right[reward >= section.least].all() else "everything"
+    return "" if len(index) else "nothing"
+
+
 def _by_lot(
     section: JudgeFilter, count: int, rows: list[bytes], uniform: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:

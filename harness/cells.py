@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -71,7 +73,7 @@ def cell_spec(
         sampling=resolved.sampling,
         measured=_measured(config, data.real, texts, _filters(config)),
         filters=_filters(config),
-        recipe=partial(recipe, config.regime, n, external=external),
+        recipe=partial(recipe, config.regime, n, external=external, compared=resolved.compared),
         init=resolved.init,
         init_previous=getattr(config.learner, "init", None) == "previous",
         prompts=resolved.prompts,
@@ -83,6 +85,7 @@ def cell_spec(
         teacher=teacher,
         first=resolved.first,
         anchored=resolved.anchored,
+        compared=resolved.compared,
         based=resolved.based,
         judge=resolved.judge,
     )
@@ -130,7 +133,18 @@ def _asked(spec: CellSpec) -> tuple[Any, ...]:
 def _rule(cell: Cell, spec: CellSpec) -> Rule:
     assert cell.member is not None
     arrives = arrival(cell.config, cell.member)
-    return Rule(cell.member.name, cell.config.regime, spec.n, arrives, arrives + spec.generations)
+    kinds = [(FILTERS[str(item.identity["kind"])], item.section) for item in spec.filters]
+    shares = [Fraction(kind.passing(section)).limit_denominator(10**6) for kind, section in kinds]
+    return Rule(
+        cell.member.name,
+        cell.config.regime,
+        spec.n,
+        arrives,
+        arrives + spec.generations,
+        spec.compared,
+        Fraction(math.prod(shares)) if any(kind.short for kind, _ in kinds) else Fraction(1),
+        getattr(spec.sampling.section, "per_prompt", 1),
+    )
 
 
 def _filters(config: Config) -> tuple[Versioned, ...]:

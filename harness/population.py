@@ -7,6 +7,7 @@ reads: of each corpus the members read neighbouring slices, in their order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -28,6 +29,9 @@ class Rule:
         n: Its real training examples.
         arrives: The population's time of its generation 0.
         last: The population's time of its last generation.
+        compared: Whether it learns from comparisons (`harness.regimes.recipe`).
+        passing: The share of what it reads that passes at most, with filters that ask for nothing more.
+        together: How many examples of a corpus are judged together.
     """
 
     name: str
@@ -35,6 +39,9 @@ class Rule:
     n: int
     arrives: int
     last: int
+    compared: bool = False
+    passing: Fraction = Fraction(1)
+    together: int = 1
 
     def there(self, time: int) -> bool:
         """Whether it writes a corpus at a time."""
@@ -66,7 +73,7 @@ class Exchange:
             generation: Its own, from 0.
         """
         rule = self.rules[number]
-        made = recipe(rule.regime, rule.n, generation)
+        made = recipe(rule.regime, rule.n, generation, compared=rule.compared)
         found: list[tuple[int, Part]] = []
         for part in made.parts:
             if part.origin < 0:
@@ -138,14 +145,18 @@ class Exchange:
             known: list[list[int]] = self._known[time]
             return known
         found, ends = [], [0] * len(self.rules)
+        # Where as many pass of what all read, a place among what passes is one in the corpus.
+        alike = len({rule.passing for rule in self.rules}) == 1
         for number, rule in enumerate(self.rules):
-            found.append(ends)
+            found.append(ends if alike else [math.ceil(end * rule.passing) for end in ends])
             own = time - rule.arrives
             if own < 0 or time + 1 > rule.last:
                 continue
             regime = rule.regime.model_copy(update={"refresh": None})
             asked = sum(part.count for part in recipe(regime, rule.n, own + 1).parts if part.origin == own)
             counts = self.counts(number, time, asked)
+            if not alike:
+                counts = [math.ceil(count / rule.passing / rule.together) * rule.together for count in counts]
             ends = [end + count for end, count in zip(ends, counts, strict=True)]
         self._known[time] = found
         return found

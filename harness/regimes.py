@@ -30,7 +30,7 @@ def is_refresh(regime: Regime, generation: int) -> bool:
     )
 
 
-def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Recipe:
+def recipe(regime: Regime, n: int, generation: int, external: Any = None, compared: bool = False) -> Recipe:
     """The training set of one generation, as counts.
 
     Args:
@@ -38,6 +38,8 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Rec
         n: Number of real training examples.
         generation: Index of the generation; 0 trains on the n real examples under every regime.
         external: Fingerprint of the fixed corpus, or what the fixed teacher is; None for other sources.
+        compared: What is learned is which of two completions is better, so that real examples, which nothing
+            is compared with, are no part of it.
 
     Returns:
         The recipe; its ``spec`` is empty for generation 0, which no regime enters.
@@ -58,7 +60,7 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None) -> Rec
     origin = _fixed_origin(regime, external)
     if origin is not None:
         parts = tuple(_fixed(part, origin) for part in parts)
-    parts = tuple(part for part in parts if part.count)
+    parts = tuple(part for part in parts if part.count and not (compared and part.origin == REAL))
     spec = _spec(regime, n, component.version, parts, external)
     if component.plugin.selects:
         return Recipe(spec, parts, take=some, select=regime.select, budget=budget)

@@ -14,6 +14,7 @@ from conftest import TASK, Make, merged
 from group import run_ranks
 
 from harness.components.objectives import Dpo, Reinforce
+from harness.curation.filters import Judge, rewarded
 from harness.errors import ConfigError
 from harness.records import Examples
 from harness.store import Store
@@ -301,15 +302,18 @@ def test_what_generation_0_wrote_is_rejected(make_config: Make, tmp_path: Path, 
 
 @pytest.mark.slow
 def test_solutions_are_better_than_what_is_written(make_config: Make, tmp_path: Path, ranks: Any) -> None:
-    """To half of the prompts the data's own, beside the worst of the model's; to the others as before."""
+    """To half of the prompts the data's own, beside the worst of the model's; to the others as before.
+
+    Where pairs accumulate, those of the first corpus are learned from again, beside as many of the second.
+    """
     from safetensors.numpy import load_file
 
     from harness.preparation import load_data
 
     judge = {"kind": "judge", "judge": "self", "choose": "pairs", "solutions": 0.5}
-    config = make_config({**DPO, "filters": [judge], "generations": 1})
+    config = make_config({**DPO, "filters": [judge], "regime": {"kind": "accumulate"}})
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
-    first, second = sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
+    first, second, third = sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
     data, raw = load_data(prepared.specs[0].data, store), store.corpora.load(first.corpus, 72)
     kept = load_file(store.path("fits", second.fit) / "training_set.safetensors")
     assert kept["origin"].reshape(-1, 2).tolist() == [[0, 0], [-1, 0]] * 12
@@ -320,6 +324,49 @@ def test_solutions_are_better_than_what_is_written(make_config: Make, tmp_path: 
     record = store.record(second.evaluation).metrics
     assert record["judge/judged"] == 72 and record["judge/accepted"] == 12 * 2 + 12
     assert data.prompts(raw)[3:6] == [data.prompts(data.real(0, 2))[1]] * 3
+    both = load_file(store.path("fits", third.fit) / "training_set.safetensors")
+    assert both["origin"].reshape(-1, 2).tolist() == [[0, 0], [-1, 0]] * 12 + [[1, 1], [-1, 1]] * 12
+    assert both["index"][:48].tolist() == kept["index"].tolist()
+    assert list(third.spec.fit.corpora) == [0, 1]
+    assert store.record(third.evaluation).metrics["judge/judged"] == 2 * 72
+
+
+@pytest.mark.slow
+def test_pairs_of_all_generations_accumulate(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+    """Without real examples, which nothing is compared with: the first fit is that of replace, to a byte."""
+    from safetensors.numpy import load_file
+
+    from harness.preparation import load_data
+
+    chains, keep = {}, {"retention.weights": "all"}
+    for kind, last in {"replace": 1, "accumulate": 2}.items():
+        regime = {"kind": kind, **({"synthetic_ratio": 1.0} if kind == "replace" else {})}
+        config = make_config(DPO, f"{kind}.yaml", regime=regime, generations=last, **keep)
+        prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+        chains[kind] = sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
+    fits = [store.weights_file(chains[kind][1].fit) for kind in chains]
+    assert fits[0] != fits[1] and fits[0].read_bytes() == fits[1].read_bytes()
+    first, second, third = chains["accumulate"]
+    one, both = (
+        load_file(store.path("fits", node.fit) / "training_set.safetensors") for node in (second, third)
+    )
+    count = len(one["index"])
+    assert both["origin"].tolist() == [0] * count + [1] * (len(both["origin"]) - count)
+    assert 0 < count < len(both["origin"]) and both["index"][:count].tolist() == one["index"].tolist()
+    assert both["index"][count:].tolist() == list(range(len(both["origin"]) - count))
+    data = load_data(prepared.specs[0].data, store)
+    judge = prepared.specs[0].filters[0].section
+    for origin, node in enumerate((first, second)):
+        raw = rewarded(judge, store.corpora.load(node.corpus, 72), Judge(data, 0, origin))
+        said = [row.tobytes() for row in raw.rows()]
+        groups = enumerate(raw.notes["reward"].reshape(-1, 3))
+        ends = [
+            (3 * n + found.argmax(), 3 * n + 2 - found[::-1].argmin(), np.ptp(found)) for n, found in groups
+        ]
+        pairs = [best for best, worst, apart in ends if apart and said[best] != said[worst]]
+        assert (both["origin"] == origin).sum() == 2 * len(pairs)
+    record = store.record(third.evaluation).metrics
+    assert record["judge/accepted"] == len(both["origin"]) and record["judge/judged"] == 2 * 72
 
 
 def test_which_solution_is_of_which_prompt() -> None:
@@ -400,7 +447,19 @@ def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp
             r"choose: all passes what is judged worse too, .*\(learner.objective: reinforce\)",
         ),
         ({"learner.init": "scratch"}, "needs init: previous"),
-        ({"regime": {"kind": "accumulate"}}, "solutions are not; it needs regime"),
+        (
+            {"regime": {"kind": "replace", "synthetic_ratio": 0.5}},
+            r"a solution alone is compared with nothing; allowed: .*\{kind: accumulate\} .*judge: solutions",
+        ),
+        ({"regime": {"kind": "accumulate_subsample"}}, "a solution alone is compared with nothing"),
+        (
+            {
+                "regime": {"kind": "accumulate"},
+                "learner.objective": {"kind": "reinforce"},
+                "filters": [{**CHANCE, "choose": "all"}],
+            },
+            "that drew neither solutions nor what earlier",
+        ),
         ({"learner.objective.kind": "dop"}, "allowed: sft, dpo, reinforce|'sft', 'dpo', 'reinforce'"),
         (
             {

@@ -16,6 +16,7 @@ from harness.errors import ConfigError, LearnerError
 from harness.inspection.planner import plan
 from harness.inventory.judging import remarks
 from harness.records import Examples
+from harness.registry import Known
 from harness.store import Store
 from harness.study import open_study
 
@@ -146,62 +147,90 @@ def test_fresh_prompts_are_seen_by_no_other_generation(make_config: Make, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("regime", "real", "corpora"),
-    [({"kind": "accumulate"}, 24, 2), ({"kind": "replace", "synthetic_ratio": 0.5}, 12, 1)],
-    ids=["accumulate", "replace"],
+    ("kind", "ratio", "real", "judged"),
+    [
+        ("accumulate", None, 24, 2 * 24),
+        ("replace", 0.5, 12, 12),
+        ("augment", 0.5, 24, 24),
+        ("fresh_real", 0.5, 12, 12),
+        ("replace_grown", None, 0, 72),
+        ("accumulate_subsample", None, None, 2 * 24),
+    ],
 )
 def test_solutions_are_mixed_with_what_a_judge_passes(
-    make_config: Make, tmp_path: Path, ranks: Any, regime: dict[str, Any], real: int, corpora: int
+    make_config: Make,
+    tmp_path: Path,
+    ranks: Any,
+    kind: str,
+    ratio: float | None,
+    real: int | None,
+    judged: int,
 ) -> None:
-    """A judge that errs at random accepts at most one of three completions, and of some prompts none."""
+    """In every regime, with answers to as many prompts (``judged``) as examples may be read.
+
+    A judge that errs at random accepts at most one of three completions, and of some prompts none. Where some
+    are drawn of all that pass, nobody knows beforehand how many of them are solutions.
+    """
     from safetensors.numpy import load_file
 
     chance = {"kind": "judge", "judge": "noisy", "false_accept": 0.3, "false_reject": 0.7}
-    config = make_config(TASK, regime=regime, filters=[chance])
+    regime = {"kind": kind, **({} if ratio is None else {"synthetic_ratio": ratio})}
+    config = make_config(TASK, regime=regime, filters=[chance], **{"data.reserve": 24})
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     last = nodes(prepared)[-1]
-    origin = load_file(store.path("fits", last.fit) / "training_set.safetensors")["origin"]
+    kept = load_file(store.path("fits", last.fit) / "training_set.safetensors")
+    origin = kept["origin"]
     record = store.record(last.evaluation).metrics
-    asked = 24 * 3 if corpora == 2 else 12 * 3  # of as many prompts as there may be examples
-    assert (origin == -1).sum() == real and len(set(origin[origin >= 0].tolist())) == corpora
-    assert record["judge/accepted"] == (origin >= 0).sum() < corpora * asked / 3
-    assert record["judge/judged"] == corpora * asked
+    assert record["judge/judged"] == 3 * judged and record["judge/accepted"] < judged
     assert record["judge/reward"] == pytest.approx(0.3, abs=0.25)
+    known = set(origin[origin >= 0].tolist())
+    assert known == ({0, 1} if kind.startswith("accumulate") else {1})
+    if real is None:
+        assert 0 < (origin == -1).sum() < len(origin) < 24 and len(origin) < record["judge/accepted"] + 24
+        return
+    assert (origin == -1).sum() == real and record["judge/accepted"] == (origin >= 0).sum()
+    if kind == "fresh_real":
+        assert kept["index"][origin == -1].tolist() == list(range(24 + 12, 24 + 24)), "12 in generation 1"
 
 
-def test_members_judge_what_all_of_them_write(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+@pytest.mark.parametrize("second", ["rejection_sft", "dpo"])
+def test_members_judge_what_all_of_them_write(
+    make_config: Make, tmp_path: Path, ranks: Any, second: str
+) -> None:
     """Each reads its own prompts' answers of every corpus, whatever passes of them: the first member those to
-    the first half of the prompts that a corpus gives, the second one the rest."""
+    the first half of the prompts that a corpus gives, the second one those to the next ones: as many, or half
+    as many where two answers to each are learned from."""
     from safetensors.numpy import load_file
 
     from harness.curation.filters import Judge, rewarded
     from harness.inspection.examples import Rows
+    from harness.tasks.judges import keep
 
     chance = {"kind": "judge", "judge": "noisy", "false_accept": 0.5, "false_reject": 0.5}
-    changes = {"population": {"members": 2, "segments": "shared"}, "generations": 1}
+    compares = {"learner.objective": {"kind": "dpo"}, "filters": [{**chance, "choose": "pairs"}]}
+    members: Any = 2 if second != "dpo" else {"fits": {}, "compares": {"set": compares}}
+    changes = {"population": {"members": members, "segments": "shared"}, "generations": 1}
     regime = {"kind": "replace", "synthetic_ratio": 1.0}
     config = make_config(TASK, **changes, regime=regime, filters=[chance])
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
-    data = prepared.data[0].real
-    first = [node for node in prepared.lineage.nodes.values() if node.generation == 0]
-    second = [node for node in prepared.lineage.nodes.values() if node.generation == 1]
+    chains = [[prepared.lineage.nodes[key] for key in chain.nodes] for chain in prepared.lineage.chains]
     seen = []
-    for number, node in enumerate(second):
+    for number, (own, node) in enumerate(chains):
+        data, [item] = prepared.data[number].real, prepared.specs[number].filters
         kept = load_file(store.path("fits", node.fit) / "training_set.safetensors")
-        own, other = first[number], first[1 - number]
+        prompts = range(12, 18) if number and second == "dpo" else range(12 * number, 12 * number + 12)
         trained = 0
-        for writer, origin in ((own, 0), (other, 1 << 20)):
-            raw = store.corpora.load(writer.corpus, 72)
-            section = prepared.specs[0].filters[0].section
-            good = rewarded(section, raw, Judge(data, node.seed, origin)).notes["reward"] > 0
-            half = range(12 * number, 12 * number + 12)
-            passed = sum(bool(good[3 * prompt : 3 * prompt + 3].any()) for prompt in half)
+        for writer, origin in ((own, 0), (chains[1 - number][0], 1 << 20)):
+            raw = store.corpora.load(writer.corpus, 3 * prompts.stop)
+            judged = rewarded(item.section, raw, Judge(data, node.seed, origin))
+            mask = keep(item.section, judged, Known(data, node.seed, origin, np.zeros(len(judged))))
+            passed = int(mask[3 * prompts.start :].sum())
             assert (kept["origin"] == origin).sum() == passed
             trained += passed
         record = store.record(node.evaluation).metrics
-        assert record["judge/judged"] == 72 and record["judge/accepted"] == trained < 24
+        assert record["judge/judged"] == 6 * len(prompts) and record["judge/accepted"] == trained < 24
         seen.append(trained)
-    assert sum(seen) > 0
+    assert all(seen)
     rows = [row for table in Rows(prepared, store) for row in table.to_pylist()]
     trained = [row for row in rows if row["generation"] == 1 and row["dropped_by"] is None]
     assert len(trained) == sum(seen)

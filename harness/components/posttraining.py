@@ -167,11 +167,7 @@ def _check_objective(config: Any, later: Any) -> None:
     place = f"learner.objective: {kind}"
     if learner.init != "previous" or regime.refresh is not None:
         raise ValueError(f"{place} goes on from the weights before; it needs init: previous, and no refresh")
-    if regime.kind != "replace" or regime.synthetic_ratio != 1 or regime.source != "self":
-        raise ValueError(
-            f"{place} learns from completions that a judge has compared, and solutions are not; it needs "
-            "regime: {kind: replace, synthetic_ratio: 1.0, source: self}"
-        )
+    _check_regime(place, plugin.chooses, regime)
     judges = [item for item in config.filters if hasattr(item, "choose")]
     if not judges or (plugin.chooses and judges[0].choose != plugin.chooses):
         raise ValueError(f"{place} needs a judge: filters: [{{kind: judge, choose: {plugin.chooses}, ...}}]")
@@ -191,6 +187,24 @@ def _check_objective(config: Any, later: Any) -> None:
             f"{place} corrects for how completions were drawn, so they have to be the model's own: "
             "learner.sample with temperature 1 and without cuts or penalties"
         )
+
+
+def _check_regime(place: str, chooses: str, regime: Any) -> None:
+    """Comparisons accumulate; what corrects for how it was drawn learns from the last model's alone."""
+    latest = regime.kind == "replace" and regime.synthetic_ratio == 1
+    if regime.source == "self" and (latest or (chooses == "pairs" and regime.kind == "accumulate")):
+        return
+    allowed = "{kind: replace, synthetic_ratio: 1.0, source: self}"
+    if chooses == "pairs":
+        raise ValueError(
+            f"{place} learns from pairs that a judge has compared, and a solution alone is compared with "
+            f"nothing; allowed: regime: {allowed}, or {{kind: accumulate}} (the pairs of all generations so "
+            "far); solutions are mixed in as pairs, by filters: judge: solutions"
+        )
+    raise ValueError(
+        f"{place} corrects for how the model before drew its completions, and that drew neither solutions "
+        f"nor what earlier models wrote; it needs regime: {allowed}"
+    )
 
 
 def check_none(config: Any) -> None:

@@ -108,36 +108,38 @@ def _opponent(spec: FitSpec) -> tuple[str, bool]:
 def _beside(
     spec: FitSpec, data: RealData, sources: Sources, opponent: str, first: bool, tally: Tally
 ) -> tuple[Drawn, dict[int, Examples], dict[int, npt.NDArray[np.int64]]]:
-    """Pairs of what the last generation wrote with what generation 0 did, or with solutions.
+    """Pairs of what each generation that is read wrote with what generation 0 did, or with solutions.
 
     Returns:
         What is trained on, the better one of each pair first; by origin what that points into; and its places
         in raw corpora.
     """
-    [part], [item] = spec.recipe.parts, spec.filters
+    [item] = spec.filters
     section: Any = item.section
-    raw = raw_count((section,), part.end)
+    own = {part.origin: raw_count((section,), part.end) for part in spec.recipe.parts}
+    raw = {**({0: max(own.values())} if first else {}), **own}
     written = {
-        origin: rewarded(section, sources.corpus(origin, raw), judge_of(spec, data, sources, origin))
-        for origin in {part.origin, 0 if first else part.origin}
+        origin: rewarded(section, sources.corpus(origin, count), judge_of(spec, data, sources, origin))
+        for origin, count in raw.items()
     }
     start, real = data.prompt_tokens, sources.real(data.supply)
-    asked = written[part.origin].values[: raw // section.of * section.of : section.of, :start]
-    places = _solutions(asked, real.values[:, :start])
-    own, other = written[part.origin], written[0 if first else part.origin]
-    pairs = named(opponent)(section, own, other, real.take(places))[: part.end // 2]
-    origins = {"current": part.origin, "initial": 0, "solutions": REAL}
     taken: dict[int, list[int]] = {}
     drawn: list[tuple[int, int]] = []
-    for whose, place in (one for pair in pairs for one in pair):
-        if whose == "solutions":
-            drawn.append((REAL, int(places[place])))
-            continue
-        rows = taken.setdefault(origins[whose], [])
-        drawn.append((origins[whose], len(rows)))
-        rows.append(place)
-    used = {place for pair in pairs for whose, place in pair if origins[whose] == part.origin}
-    tally.add(own, np.array(sorted(used), dtype=np.int64))
+    for part in spec.recipe.parts:
+        latest, other = written[part.origin], written[0 if first else part.origin]
+        asked = latest.values[: len(latest) // section.of * section.of : section.of, :start]
+        places = _solutions(asked, real.values[:, :start])
+        pairs = named(opponent)(section, latest, other, real.take(places))[: part.end // 2]
+        origins = {"current": part.origin, "initial": 0, "solutions": REAL}
+        for whose, place in (one for pair in pairs for one in pair):
+            if whose == "solutions":
+                drawn.append((REAL, int(places[place])))
+                continue
+            rows = taken.setdefault(origins[whose], [])
+            drawn.append((origins[whose], len(rows)))
+            rows.append(place)
+        used = {place for pair in pairs for whose, place in pair if origins[whose] == part.origin}
+        tally.add(latest, np.array(sorted(used), dtype=np.int64))
     index = {origin: np.array(rows, dtype=np.int64) for origin, rows in taken.items()}
     found = {origin: written[origin].take(rows) for origin, rows in index.items()}
     found[REAL] = real.noted("reward", np.ones(len(real)))

@@ -57,6 +57,7 @@ class Resolved:
         models: Content of a pretrained model to where it lies.
         first: What is fitted in generation 0, where that is something else.
         anchored: Whether fits after that compare with generation 0's weights.
+        compared: Whether what they learn from are comparisons, of which real examples are no part.
         based: Whether they are stored as what they add to these.
         judge: Whose model is asked about what a generation writes: generation 0's, or that of the one before;
             None for its own, or nobody's.
@@ -71,6 +72,7 @@ class Resolved:
     models: Mapping[str, Model] = field(default_factory=dict)
     first: Versioned | None = None
     anchored: bool = False
+    compared: bool = False
     based: bool = False
     judge: Literal["initial", "previous"] | None = None
 

@@ -278,6 +278,7 @@ class CellSpec:
         number: Its place among them.
         arrives: The population's time of its generation 0.
         anchored: Whether fits after generation 0 compare with its weights.
+        compared: Whether what they learn from are comparisons, of which real examples are no part.
         based: Whether they are stored as what they add to its weights.
         judge: Whose model is asked about what generations write, where it is not the one that writes.
     """
@@ -302,6 +303,7 @@ class CellSpec:
     number: int = 0
     arrives: int = 0
     anchored: bool = False
+    compared: bool = False
     based: bool = False
     judge: Literal["initial", "previous"] | None = None
 

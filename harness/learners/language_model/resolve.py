@@ -100,12 +100,13 @@ def resolve(config: Config, real: TextCorpus, version: int | str) -> Resolved:
 
     later = later_train(learner)
     plain = later == train and later.anchor is None and objective is None and (adapter is None or on_first)
-    compared = _reference(objective) if objective is not None else later.anchor and later.anchor.reference
+    against = _reference(objective) if objective is not None else later.anchor and later.anchor.reference
     first = "pretrained" if learner.model.pretrained else "scratch"
     return Resolved(
         fit=fitted_as(later, objective=objective, adapter=adapter),
         first=None if plain else fitted_as(_without_anchor(train), adapter=adapter if on_first else None),
-        anchored=compared == "initial",
+        anchored=against == "initial",
+        compared=learner.objective is not None and OBJECTIVES[learner.objective.kind].chooses == "pairs",
         based=facts.separate and learner.init == "previous" and not on_first,
         sampling=Versioned(SampleSpec(**{**sample.model_dump(exclude_unset=True), **marks}), version),
         init=first if learner.init == "previous" else learner.init,

@@ -6,7 +6,8 @@ puts it there:
     pip install --no-deps --target .venv/trl trl==1.16.0
     PYTHONPATH=.venv/trl python scripts/baselines/trl_losses.py
 
-Both sides are given the same weights and tokens and compute their log-probabilities themselves.
+Both sides are given the same weights, tokens and rewards, and compute log-probabilities, which tokens count,
+and advantages themselves: of TRL's trainers only the sampling is replaced, by the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
@@ -48,13 +49,13 @@ def model(seed: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def batch() -> Examples:
-    """Two completions of each of four prompts, of several lengths."""
+def batch(each: int = 2) -> Examples:
+    """Some completions of each of a few prompts, of several lengths, with the token that ends them."""
     draw = np.random.default_rng(0)
     lengths = draw.integers(PROMPT + 1, WIDTH + 1, ROWS).astype(np.int32)
     values = draw.integers(1, VOCABULARY, (ROWS, WIDTH)).astype(np.int32)
-    values[:, :PROMPT] = np.repeat(values[::2, :PROMPT], 2, axis=0)
-    values[np.arange(WIDTH)[None, :] >= lengths[:, None]] = 0
+    values[:, :PROMPT] = np.repeat(values[::each, :PROMPT], each, axis=0)
+    values[np.arange(WIDTH)[None, :] >= lengths[:, None] - 1] = 0
     return Examples(values, lengths)
 
 
@@ -84,11 +85,28 @@ def _gradient(loss: torch.Tensor, own: GPT2LMHeadModel) -> tuple[float, torch.Te
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Something for TRL's trainers to hold."""
+    """A word for each token."""
     names = {f"t{number}": number for number in range(VOCABULARY)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(names, unk_token="t1")), eos_token="t0", pad_token="t0"
-    )
+    plain = Tokenizer(models.WordLevel(names, unk_token="t1"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="t0", pad_token="t0")
+
+
+def words(examples: Examples) -> list[dict[str, str]]:
+    """Prompts and completions as texts; TRL adds what ends a completion."""
+    texts = [[f"t{token}" for token in row] for row in examples.rows()]
+    return [{"prompt": " ".join(t[:PROMPT]), "completion": " " + " ".join(t[PROMPT:-1])} for t in texts]
+
+
+class Drawn(GRPOTrainer):
+    """TRL's, with completions that are there already in the place of its sampling."""
+
+    examples: Examples
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        texts = [row.tolist() for row in self.examples.rows()]
+        completions = [t[PROMPT:] for t in texts]
+        return [t[:PROMPT] for t in texts], completions, None, completions, None, {}, None, None
 
 
 def masks(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,16 +132,13 @@ def main() -> None:
     own.save_pretrained(folder)
     own.config._name_or_path = folder  # TRL makes a reference of its own from there
     options = {"report_to": [], "use_cpu": True, "output_dir": tempfile.mkdtemp(), "bf16": False}
-    there, completion = masks(examples)
-    tokens = torch.from_numpy(examples.values.astype(np.int64))
     tuner = SFTTrainer(
         model=own,
         args=SFTConfig(**options),
-        train_dataset=Dataset.from_list([{"prompt": "t1", "completion": "t2"}] * 2),
+        train_dataset=Dataset.from_list(words(examples)),
         processing_class=tokenizer(),
     )
-    labels = torch.where(completion.bool(), tokens, IGNORED)
-    inputs = {"input_ids": tokens, "attention_mask": there, "labels": labels}
+    inputs = tuner.data_collator([tuner.train_dataset[row] for row in range(ROWS)])
     logprob, used = logprobs(own, examples)  # sft, as a fit has it: the mean over all tokens of completions
     mine = _gradient(-logprob.sum() / used.sum(), own)
     compare("sft", mine, _gradient(tuner.compute_loss(own, inputs), own))
@@ -148,34 +163,36 @@ def main() -> None:
         reward = np.tile([1.0, 0.0], ROWS // 2)
         mine = ours(objective, examples.noted("reward", reward), own, reference)
         compare(f"dpo, {loss_type}", mine, theirs)
+    examples = batch(4)
     drawn = padded(logprobs(own, examples)[0]) + 0.3 * np.cos(np.arange(ROWS * WIDTH)).reshape(ROWS, WIDTH)
-    there, completion = masks(examples)
-    noted = examples.noted("logprob", np.where(completion.numpy(), drawn, np.nan))
-    noted = noted.noted("reward", np.linspace(0, 1, ROWS) ** 2)
-    for beta in (0.0, 0.2):
-        trainer = GRPOTrainer(
+    reward = np.linspace(0, 1, ROWS) ** 2
+    noted = examples.noted("logprob", np.where(masks(examples)[1].numpy(), drawn, np.nan))
+    noted = noted.noted("reward", reward)
+    for kl, scaled in ((0.0, True), (0.0, False), (0.2, True)):
+        trainer = Drawn(
             model=own,
-            reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+            reward_funcs=lambda completions, **kwargs: reward.tolist(),
             args=GRPOConfig(
-                beta=beta, loss_type="grpo", num_generations=2, use_bias_correction_kl=False, **options
+                beta=kl,
+                scale_rewards="group" if scaled else "none",
+                loss_type="grpo",
+                num_generations=4,
+                use_bias_correction_kl=False,
+                **options,
             ),
             train_dataset=Dataset.from_list([{"prompt": "t1"}] * 2),
             processing_class=tokenizer(),
         )
-        trainer.current_gradient_accumulation_steps = 1
-        objective = ReinforceLoss(Reinforce(kind="reinforce", clip=0.2, kl=beta))
-        units = objective.units(noted, PROMPT, lambda rows: padded(logprobs(reference, rows)[0]))
-        inputs = {
-            "prompt_ids": tokens[:, :PROMPT],
-            "prompt_mask": there[:, :PROMPT],
-            "completion_ids": tokens[:, PROMPT:],
-            "completion_mask": completion[:, PROMPT:],
-            "advantages": torch.from_numpy(units.numbers["advantage"]),
-            "old_per_token_logps": torch.from_numpy(units.numbers["drawn"][:, PROMPT:]),
-            "ref_per_token_logps": logprobs(reference, examples)[0].detach()[:, PROMPT - 1 :],
-        }
-        theirs = _gradient(trainer._compute_loss(own, inputs), own)
-        compare(f"reinforce, kl {beta}", ours(objective, noted, own, reference), theirs)
+        trainer.examples, trainer.current_gradient_accumulation_steps = examples, 1
+        if kl:
+            trainer.ref_model = reference
+        found = trainer._generate_and_score_completions(words(examples))
+        width = found["completion_ids"].shape[1]
+        found["old_per_token_logps"] = torch.from_numpy(drawn[:, PROMPT : PROMPT + width].astype(np.float32))
+        objective = ReinforceLoss(Reinforce(kind="reinforce", clip=0.2, kl=kl, scaled=scaled))
+        theirs = _gradient(trainer._compute_loss(own, found), own)
+        name = f"reinforce, kl {kl}{'' if scaled else ', not scaled'}"
+        compare(name, ours(objective, noted, own, reference), theirs)
 
 
 if __name__ == "__main__":

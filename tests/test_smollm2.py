@@ -17,8 +17,10 @@ from harness.preparation import load_data
 torch = pytest.importorskip("torch")
 pytest.importorskip("deepspeed")
 
+from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
+from harness.learners.language_model import scoring  # noqa: E402
 from harness.learners.language_model.model import read_model  # noqa: E402
 from harness.learners.language_model.sampling import Sampler  # noqa: E402
 from harness.learners.language_model.specs import SampleSpec  # noqa: E402
@@ -43,9 +45,11 @@ def test_the_folder_is_checked_by_its_content(smollm2: Path, tmp_path: Path) -> 
 
 
 def test_a_chat_model_answers_and_a_chain_learns_from_its_answers(
-    smollm2: Path, make_config: Make, tmp_path: Path, ranks: Any
+    smollm2: Path, make_config: Make, tmp_path: Path, ranks: Any, monkeypatch: Any
 ) -> None:
-    """Through its own template, with prompts of several lengths; the judge is the task's checker."""
+    """Through its own template, with prompts of several lengths: an adapter of generation 0's full fit learns
+    from what the task's checker passes, another one from pairs of the model's own likelihood."""
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 4 * 4 * 34)  # few examples are scored, and none to fill up
     place = {"kind": "pretrained", "name": str(smollm2)}
     config = make_config(
         {
@@ -59,7 +63,7 @@ def test_a_chat_model_answers_and_a_chain_learns_from_its_answers(
                 "completion_tokens": 6,
                 "num_examples": 8,
                 "validation": 1,
-                "test": 4,
+                "test": 2,
             },
             "learner": {
                 "kind": "language_model",
@@ -68,27 +72,44 @@ def test_a_chat_model_answers_and_a_chain_learns_from_its_answers(
                 "train": {"max_steps": 4, "batch_size": 4, "learning_rate": 2e-4},
                 "later": {"max_steps": 1},
                 "sample": {"per_prompt": 2},
+                "adapter": {"kind": "lora", "weights": "separate", "generations": "later"},
             },
-            "filters": [{"kind": "judge", "judge": "self", "choose": "best"}],
+            "mitigations": {
+                "rejection": {"filters": [{"kind": "judge", "judge": "exact"}]},
+                "preferences": {
+                    "learner.objective": {"kind": "dpo"},
+                    "filters": [{"kind": "judge", "judge": "self", "choose": "pairs"}],
+                },
+            },
+            "grid": {"mitigation": ["rejection", "preferences"]},
             "evaluate": {
                 "prompts": 1,
-                "examples": 4,
-                "task": {"prompts": 4, "completions": 2, "pass_k": [2]},
+                "examples": 2,
+                "task": {"prompts": 2, "completions": 2, "pass_k": [2]},
             },
             "generations": 1,
             "resources": {"sample_batch": 16, "micro_batch": 4},
-            "retention": {"weights": "none"},
+            "retention": {"weights": "last"},
             "tracking": {"wandb": "disabled"},
         }
     )
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
-    first, second = sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
-    records = [store.record(node.evaluation).metrics for node in (first, second)]
-    assert records[1]["judge/accepted"] == 8 and records[1]["task/kl"] != 0
-    assert all(record["test/nll"] < 3 for record in records), "a new model has 10.8: log of its vocabulary"
+    data, tokenizer = load_data(prepared.specs[0].data, store), AutoTokenizer.from_pretrained(smollm2)
+    passed = []
+    for chain in prepared.lineage.chains:
+        first, second = (prepared.lineage.nodes[key] for key in chain.nodes)
+        raw, fit = store.corpora.load(first.corpus, 16), store.json("fits", second.fit, "fit.json")
+        records = [store.record(node.evaluation).metrics for node in (first, second)]
+        assert all(record["test/nll"] < 3 for record in records), "a new model has 10.8, log of its tokens"
+        passed.append(records[1]["judge/accepted"])
+        assert fit["log"]["steps"] == (passed[-1] > 0) and (records[1]["task/kl"] != 0) == (passed[-1] > 0)
+        names = set(load_file(store.weights_file(second.fit)))
+        assert len(names) == 30 * 4 * 2 and all("lora_" in name for name in names), "A and B of attention"
+    assert first.fit == prepared.lineage.nodes[prepared.lineage.chains[0].nodes[0]].fit, "they share it"
+    assert passed[0] == data.right(raw).reshape(8, 2).any(axis=1).sum()
+    assert passed[1] > 0 and fit["log"]["train_loss"] == [pytest.approx(np.log(2), abs=1e-3)], "no margin yet"
 
     # Greedy answers to prompts of two lengths are those of the library to each alone.
-    data, tokenizer = load_data(prepared.specs[0].data, store), AutoTokenizer.from_pretrained(smollm2)
     prompts = ["What is the capital of France?", "Is 2+2 = 4?"]
     rows = np.array([data.encode(prompt) for prompt in prompts], dtype=np.int64)
     how = SampleSpec(prompt="real_prefix", length="natural", top_k=1)

@@ -107,7 +107,8 @@ def test_a_chat_model_answers_and_a_chain_learns_from_its_answers(
         assert len(names) == 30 * 4 * 2 and all("lora_" in name for name in names), "A and B of attention"
     assert first.fit == prepared.lineage.nodes[prepared.lineage.chains[0].nodes[0]].fit, "they share it"
     assert passed[0] == data.right(raw).reshape(8, 2).any(axis=1).sum()
-    assert passed[1] > 0 and fit["log"]["train_loss"] == [pytest.approx(np.log(2), abs=1e-3)], "no margin yet"
+    # no margin yet, but for rounding: in bf16 a completion's log-probability is known to some 0.1
+    assert passed[1] > 0 and fit["log"]["train_loss"] == [pytest.approx(np.log(2), abs=1e-2)]
 
     # Greedy answers to prompts of two lengths are those of the library to each alone.
     prompts = ["What is the capital of France?", "Is 2+2 = 4?"]

@@ -216,7 +216,10 @@ def test_until_and_growth_are_claimed_in_a_study(make_config: Make, tmp_path: Pa
     never = {**until_1, "threshold": 50.0}
     straight = {"metric": "gaussian/log_variance", "of": "curvature"}
     shape = {"metric": "gaussian/log_variance", "of": "growth", "shape": "exponential", "against": "linear"}
+    # it has been some 0.1 / (2 x 0.105) above generation 0 before: the peak of a walk that drifts down
+    drop = {"metric": "gaussian/log_variance", "of": "drop"}
     claims = [
+        {"text": "t", "source": "theory", "statistic": drop, "between": [3.0, 4.5]},
         {"text": "t", "source": "theory", "statistic": until_1, "between": [3.0, 15.0]},
         {"text": "t", "source": "theory", "statistic": never, "above": 3.0},
         {"text": "t", "source": "theory", "statistic": straight, "between": [-0.01, 0.01]},
@@ -235,10 +238,10 @@ def test_until_and_growth_are_claimed_in_a_study(make_config: Make, tmp_path: Pa
     )
     prepared, store = run_bundles(config, tmp_path / "root")
     found = judge(prepared, ledger.rows(prepared, store))
-    assert [item.verdict for item in found] == ["reproduced"] * 4, [describe(item) for item in found]
-    assert describe(found[1])["found"] == "never [never, never]"
+    assert [item.verdict for item in found] == ["reproduced"] * 5, [describe(item) for item in found]
+    assert describe(found[2])["found"] == "never [never, never]"
     prepared, store = run_bundles(config, tmp_path / "root", "grid.seed=[0, 1, 2, 3, 4]")
-    few = judge(prepared, ledger.rows(prepared, store))[0]
+    few = judge(prepared, ledger.rows(prepared, store))[1]
     assert few.verdict == "undecided" and "6 are needed" in few.reason
 
 

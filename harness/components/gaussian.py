@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from harness.components.merging import Merge
+from harness.components.weighing import SyntheticWeight, check_weight
 from harness.registry import NUMBERS, LearnerPlugin, Metric, moments_seconds
 from harness.section import Section, since
 
@@ -17,7 +18,7 @@ class Gaussian(Section):
     kind: Literal["gaussian"]
     estimator: Literal["mle", "unbiased"] = since("mle")
     """Divide the scatter matrix by n (mle) or n - 1 (unbiased)."""
-    synthetic_weight: Annotated[float, Field(ge=0)] | Literal["golden"] = since(1.0)
+    synthetic_weight: SyntheticWeight = since(1.0)
     """Weight of an example that a model wrote, where a real one has 1; ``golden``: what is best for the
     mean."""
 
@@ -55,12 +56,7 @@ def _check(config: Any) -> None:
     Raises:
         ValueError: No example counts.
     """
-    regime = config.regime
-    if config.learner.synthetic_weight == 0 and regime.kind == "replace" and regime.synthetic_ratio == 1:
-        raise ValueError(
-            "learner.synthetic_weight: found 0, and with regime.synthetic_ratio 1 no training example is "
-            "real: nothing would be learned"
-        )
+    check_weight("learner.synthetic_weight", config.learner.synthetic_weight, config.regime)
 
 
 _KAZDAN = "Kazdan et al. 2024, arXiv 2410.16713"

@@ -15,6 +15,7 @@ from harness.components.merging import Merge
 from harness.components.objectives import OBJECTIVES, Anchor, Objective
 from harness.components.presets import preset_names, preset_sizes
 from harness.components.text import TextData
+from harness.components.weighing import SyntheticWeight, check_weight
 from harness.registry import LearnerPlugin, Metric
 from harness.section import Place, PositiveInt, Section, Share, since
 from harness.terminal import nearest, shown
@@ -132,7 +133,7 @@ class Train(Section):
     learned."""
     truncate: Annotated[float, Field(gt=0, lt=1)] | None = since(None)
     """Tokens that the model gives more than this probability are not learned (truncated cross-entropy)."""
-    synthetic_weight: Annotated[float, Field(ge=0)] | Literal["golden"] = since(1.0)
+    synthetic_weight: SyntheticWeight = since(1.0)
     """Weight of the loss of an example that a model wrote, where a real one has 1; ``golden``: what is best
     for a mean, by the numbers of real and synthetic examples."""
     anchor: Anchor | None = since(None)
@@ -371,6 +372,9 @@ def check(config: Any) -> None:
         posttraining.check_none(config)
         _check_text(learner, config.data)
     _check_watermark(config)
+    own = learner.later is not None and "synthetic_weight" in learner.later.model_fields_set
+    section = "later" if own else "train"
+    check_weight(f"learner.{section}.synthetic_weight", later_train(learner).synthetic_weight, regime)
     _check_anchor(learner, config)
     check_refresh(config)
     if config.resources.attention == "flash_attention_2" and learner.train.precision != "bf16":
@@ -428,21 +432,22 @@ def _check_anchor(learner: LanguageModel, config: Any) -> None:
 
 
 def _check_watermark(config: Any) -> None:
-    """A mark is looked for as it was made."""
-    mark, weight = config.learner.sample.watermark, config.learner.train.synthetic_weight
+    """A mark is looked for where one is made, and as it was made."""
+    mark = config.learner.sample.watermark
     for item in config.filters:
-        if item.kind == "watermark" and mark is not None:
-            for name in ("gamma", "context"):
-                if getattr(item, name) != getattr(mark, name):
-                    raise ValueError(
-                        f"filters: watermark looks for {name} {getattr(item, name)}, "
-                        f"learner.sample.watermark writes {getattr(mark, name)}"
-                    )
-    if weight == 0 and config.regime.kind == "replace" and config.regime.synthetic_ratio == 1:
-        raise ValueError(
-            "learner.train.synthetic_weight: found 0, and with regime.synthetic_ratio 1 no training example "
-            "is real: nothing would be learned"
-        )
+        if item.kind != "watermark":
+            continue
+        if mark is None:
+            raise ValueError(
+                "filters: watermark finds what learner.sample.watermark has marked, and that is not set: it "
+                "would drop real and synthetic examples alike"
+            )
+        for name in ("gamma", "context"):
+            if getattr(item, name) != getattr(mark, name):
+                raise ValueError(
+                    f"filters: watermark looks for {name} {getattr(item, name)}, "
+                    f"learner.sample.watermark writes {getattr(mark, name)}"
+                )
 
 
 def _check_text(learner: LanguageModel, data: TextData) -> None:

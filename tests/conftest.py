@@ -20,6 +20,7 @@ import hypothesis
 import psutil
 import pytest
 import yaml
+from forked import Forks
 from hub_endpoint import Hub, serve
 from workers import (  # noqa: F401 (hooks)
     pytest_collection_modifyitems,
@@ -163,15 +164,18 @@ def make_config(tmp_path: Path) -> Make:
     return make
 
 
+FORKS = Forks()
 LOOKING = ("export", "plan", "status", "explain", "show", "report", "compare")
 """Commands that change nothing: what they take to start is most of what they take."""
 
 
 def harness(*arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line: in this process where it only looks, otherwise in one of its own."""
+    command = [sys.executable, "-m", "harness", *map(str, arguments)]
     if not environment and arguments[0] in LOOKING:
-        return within([sys.executable, "-m", "harness", *map(str, arguments)])
-    return harness_process(*arguments, timeout=timeout, **environment)
+        return within(command)
+    forked = FORKS.run(command, environment, timeout)
+    return forked or harness_process(*arguments, timeout=timeout, **environment)
 
 
 def harness_process(

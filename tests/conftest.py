@@ -20,7 +20,7 @@ import hypothesis
 import psutil
 import pytest
 import yaml
-from forked import Forks
+from forked import HARNESS, Forks
 from hub_endpoint import Hub, serve
 from workers import (  # noqa: F401 (hooks)
     pytest_collection_modifyitems,
@@ -164,7 +164,7 @@ def make_config(tmp_path: Path) -> Make:
     return make
 
 
-FORKS = Forks()
+FORKS = Forks(*HARNESS)
 LOOKING = ("export", "plan", "status", "explain", "show", "report", "compare")
 """Commands that change nothing: what they take to start is most of what they take."""
 

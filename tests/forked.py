@@ -4,8 +4,8 @@ Importing them is most of what a small command takes. A server imports them once
 which then has its own environment, streams, folder, exit code and end of the interpreter, as a new process
 has. Libraries that read the environment as they are imported are left to the commands.
 
-``python forked.py`` is the server: an order as JSON on each line of its input, the child's process id and its
-exit code on two lines of its output.
+``python forked.py [MODULE ...]`` is the server, which imports these modules too: an order as JSON on each line
+of its input, the child's process id and its exit code on two lines of its output.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ LIBRARIES = (
     "requests",
     "fsspec",
     "dill",
-    "harness.api",
-    "harness.cli",
-    "harness.coordinator.coordinator",
 )
 """Without those of the hub, whose client remembers the environment."""
+HARNESS = ("harness.api", "harness.cli", "harness.coordinator.coordinator")
+"""Unless a command looks elsewhere for packages: what is added to the harness is found as it is imported."""
 READ_AT_START = ("PYTHON", "OMP_", "MKL_", "RAY_", "LD_", "LC_", "LANG", "MALLOC_", "TORCH")
 """Variables that the interpreter or these libraries look at only once."""
 
 
 class Forks:
-    """The server of this process, started with the first command, ended with the process."""
+    """A server of this process, started with the first command, ended with the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
+        """Modules are imported too; without any, commands may have a ``PYTHONPATH`` of their own."""
+        self._modules = modules
         self._server: subprocess.Popen[str] | None = None
         self._busy = threading.Lock()
         self._start: dict[str, str] = {}
@@ -69,7 +70,10 @@ class Forks:
         Raises:
             subprocess.TimeoutExpired: It did not end in time, and was killed.
         """
-        if any(name.startswith(READ_AT_START) for name in environment) or not self._busy.acquire(blocking=False):
+        early = {name for name in environment if name.startswith(READ_AT_START)}
+        if early - (set() if self._modules else {"PYTHONPATH"}):
+            return None
+        if not self._busy.acquire(blocking=False):
             return None
         try:
             return self._ask(command, environment, timeout)
@@ -103,7 +107,7 @@ class Forks:
         seen = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_START)}
         if self._server is None:
             self._server = subprocess.Popen(
-                [sys.executable, str(Path(__file__))],
+                [sys.executable, str(Path(__file__)), *self._modules],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -115,7 +119,7 @@ class Forks:
 
 def serve() -> dict[str, Any]:
     """Fork for each order; returns in a child, with its order."""
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()  # a collection would copy all that is shared
@@ -132,6 +136,12 @@ def serve() -> dict[str, Any]:
 def begin(order: dict[str, Any]) -> None:
     """Become the process that a command starts as."""
     os.chdir(order["cwd"])
+    before, after = (
+        environment.get("PYTHONPATH", "").split(os.pathsep)
+        for environment in (os.environ, order["environment"])
+    )
+    others = [path for path in sys.path if path not in (*before, str(Path(__file__).parent))]
+    sys.path[:] = [order["cwd"], *filter(None, after), *others]
     os.environ.clear()
     os.environ.update(order["environment"])
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import GAUSSIAN, ROOT, TEXT, Make
+from forked import Forks
 
 from harness.components import METRICS
 from harness.errors import LearnerError
@@ -70,10 +71,15 @@ def given(folder: Path, package: str, entry_points: str, module: str = "") -> Pa
     return folder
 
 
+FORKS = Forks()
+
+
 def harness(*arguments: object, path: Any = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, path))}
+    done = FORKS.run(command, environment, 240)
+    assert done is not None
+    return done
 
 
 @pytest.fixture

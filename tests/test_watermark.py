@@ -124,7 +124,6 @@ def test_who_marks_and_filters_trains_on_nothing_of_its_own(
         ),
         ({"filters": [{"kind": "watermark"}]}, "learner.sample.watermark has marked, and that is not set"),
         ({"learner.train.synthetic_weight": 0}, "no training example is real: nothing would be learned"),
-        ({"learner.train.synthetic_weight": "golden"}, "found golden, and in replace with regime"),
         (
             {"learner.train.synthetic_weight": 0, "regime": {"kind": "replace_grown"}},
             "in replace_grown no training example is real",

@@ -11,15 +11,17 @@ SyntheticWeight = Annotated[float, Field(ge=0)] | Literal["golden"]
 
 
 def check_weight(place: str, weight: float | Literal["golden"], regime: Any) -> None:
-    """Refuse a weight that has nothing real to be weighed against.
+    """Refuse that synthetic examples count nothing where there are no others.
+
+    ``golden`` is of two parts; where there is one, all of it counts the same.
 
     Raises:
-        ValueError: No training example of later generations is real, and the weight is 0 or ``golden``.
+        ValueError: The weight is 0 and no training example of later generations is real.
     """
     unreal = regime.kind == "replace_grown" or (regime.kind == "replace" and regime.synthetic_ratio == 1)
-    if unreal and weight in (0, "golden"):
-        result = "nothing would be learned" if weight == 0 else "all would count the same"
+    if unreal and weight == 0:
         ratio = "" if regime.kind == "replace_grown" else " with regime.synthetic_ratio 1"
         raise ValueError(
-            f"{place}: found {weight}, and in {regime.kind}{ratio} no training example is real: {result}"
+            f"{place}: found 0, and in {regime.kind}{ratio} no training example is real: nothing would be "
+            "learned"
         )

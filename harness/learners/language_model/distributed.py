@@ -85,7 +85,7 @@ def join_store(host: str, port: int, world_size: int) -> Any:
 
 
 class TorchRanks:
-    """A torch.distributed process group with DeepSpeed's communication on it."""
+    """A torch.distributed process group; DeepSpeed joins it with the first fit."""
 
     def __init__(self, rank: int, world_size: int, store: Any, threads: int) -> None:
         """Join the group.
@@ -111,9 +111,6 @@ class TorchRanks:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         # Objects travel over gloo, so that a barrier or a broadcast needs no device memory.
         self._objects = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
-        from harness.learners.language_model.imports import start_deepspeed
-
-        start_deepspeed(backend)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

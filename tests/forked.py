@@ -4,8 +4,8 @@ Importing them is most of what a small command takes. A server imports them once
 which then has its own environment, streams, folder, exit code and end of the interpreter, as a new process
 has. Libraries that read the environment as they are imported are left to the commands.
 
-``python forked.py [MODULE ...]`` is the server, which imports these modules too: an order as JSON on each line
-of its input, the child's process id and its exit code on two lines of its output.
+``python forked.py [MODULE ...]`` is the server, which imports these modules too: an order as JSON on each
+line of its input, the child's process id and its exit code on two lines of its output.
 """
 
 from __future__ import annotations

@@ -85,9 +85,9 @@ def join_store(host: str, port: int, world_size: int) -> Any:
 
 
 class TorchRanks:
-    """A torch.distributed process group; DeepSpeed joins it with the first fit."""
+    """A torch.distributed process group, with DeepSpeed's communication on it."""
 
-    def __init__(self, rank: int, world_size: int, store: Any, threads: int) -> None:
+    def __init__(self, rank: int, world_size: int, store: Any, threads: int, fits: bool = True) -> None:
         """Join the group.
 
         Args:
@@ -95,6 +95,7 @@ class TorchRanks:
             world_size: Number of ranks.
             store: The rendezvous: rank 0's own, or a client of it.
             threads: CPU threads of this rank.
+            fits: Models will be fitted: libraries for it are imported, and DeepSpeed joins.
         """
         self.rank, self.world_size = rank, world_size
         os.environ.update(
@@ -111,6 +112,10 @@ class TorchRanks:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         # Objects travel over gloo, so that a barrier or a broadcast needs no device memory.
         self._objects = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
+        if fits:
+            from harness.learners.language_model.imports import start_deepspeed
+
+            start_deepspeed(backend)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

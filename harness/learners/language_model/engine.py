@@ -20,7 +20,7 @@ from harness.learners.language_model.adapter import dropouts
 from harness.learners.language_model.checkpoint import SafeCheckpointEngine
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.filling import hidden
-from harness.learners.language_model.imports import deepspeed, start_deepspeed
+from harness.learners.language_model.imports import deepspeed
 from harness.learners.language_model.kernels import prepare_fit
 from harness.learners.language_model.sizes import MAX_BUCKET
 
@@ -76,7 +76,6 @@ class Scattering:
         micro_batch = train.batch_size // world_size
         self._config = deepspeed_config(train, micro_batch, world_size, 3, MAX_BUCKET)
         self._first: nn.Parameter | None = None
-        start_deepspeed()
 
     def __call__(self, parameter: nn.Parameter) -> None:
         """Scatter a parameter, in the precision of the fit; in its place an empty tensor stays."""
@@ -130,7 +129,6 @@ class Engine:
             {"params": plain, "weight_decay": 0.0},
         ]
         self.zero_stage = zero_stage
-        start_deepspeed()
         prepare_fit(model, device(), attention, recompute)
         # torch's AdamW in one kernel: DeepSpeed's own is compiled at first use (see `imports`).
         optimizer = torch.optim.AdamW(

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from harness.imports import hidden
 
 
@@ -45,12 +43,11 @@ deepspeed = _import_deepspeed()
 """The package."""
 
 
-def start_deepspeed() -> None:
-    """Put DeepSpeed's communication on the process group that exists; again is no more than once."""
+def start_deepspeed(backend: str) -> None:
+    """Put DeepSpeed's communication on the process group that exists."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # The shared-memory all-reduce is compiled at first use: it needs a compiler, and a kill during the build
     # leaves a lock that hangs later builds. gloo does the same work.
     # DeepSpeed asks this table for nothing else; to fill it, it would look for compilers and libraries.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-    backend = torch.distributed.get_backend()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

@@ -22,9 +22,15 @@ from conftest import GAUSSIAN, Make, harness
 from test_wandb import KEY, check, environment
 from wandb_endpoint import PROJECT, Recorder, endpoint
 
-from harness.store import Leases, Owner
+from harness.stop import Stop
+from harness.store import Leases, Owner, Store
+from harness.study import open_study
 from harness.tracking import login, run_id
 from harness.tracking.login import unreachable
+from harness.tracking.runs import ChainView
+from harness.tracking.sync import sync as in_process
+from harness.tracking.tracker import Tracker
+from harness.tracking.views import Mirrored, Views
 
 pytestmark = pytest.mark.slow
 
@@ -245,6 +251,50 @@ def test_watch_follows_jobs_until_all_is_sent(make_config: Make, tmp_path: Path)
         assert process.returncode == 0, err
         assert json.loads(out)["chains_complete"] == 4
         check(recorder, config, root)
+
+
+class Told(Tracker):
+    """Remembers what it was told; once a pass has looked around, somebody else finishes the study."""
+
+    means = True
+
+    def __init__(self, finish: Any) -> None:
+        self.finish, self.known = finish, dict[str, list[str]]()
+
+    def write(self, view: ChainView) -> None:
+        self.known[view.chain] = view.evaluations
+
+    def send(self, view: ChainView) -> int:
+        self.write(view)
+        return len(view.generations)
+
+    def told(self, chain: str) -> list[str]:
+        return self.known.get(chain, [])
+
+    def is_due(self, views: Views, item: Mirrored) -> bool:
+        due = views.committed(item) > len(self.told(item.id))
+        if not self.known:
+            self.finish()
+        return due
+
+    def is_complete(self, views: Views, item: Mirrored) -> bool:
+        return len(self.told(item.id)) > item.generations
+
+
+@pytest.mark.parametrize("every_s", [None, 0.01], ids=["once", "watch"])
+def test_means_are_whole_when_all_chains_are(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_s: float | None
+) -> None:
+    """The study is finished while a pass is under way: what it had seen before is no mean of the end."""
+    config, root = make_config(GAUSSIAN, grid=GRID, **{"tracking.wandb": "offline"}), tmp_path / "root"
+    run_all(config, root, "generations=1")
+    tracker = Told(lambda: run_all(config, root))
+    monkeypatch.setattr("harness.tracking.sync.open_trackers", lambda *_: [tracker])
+    prepared, scratch = open_study(config, (), Store.read(root))
+    with scratch:
+        done = in_process(prepared, root, Stop(), every_s, print)
+    assert sorted(len(told) for told in tracker.known.values()) == [4] * (4 + 2), "four chains, two cells"
+    assert (done.complete, done.means_due) == (4, 0)
 
 
 def test_a_watch_ends_on_a_signal_with_work_left(make_config: Make, tmp_path: Path) -> None:

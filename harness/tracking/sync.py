@@ -37,6 +37,7 @@ class Synced:
             diverged.
         chains_sent: Chains of which something was sent, once for each tracker.
         generations_sent: Generations that were sent, once for each tracker.
+        means_due: Cells of which all chains are complete, and the means not yet sent.
         errors: Chain to why it could not be sent, in the last pass over it.
         stopped: A signal ended it.
         wall_s: Seconds.
@@ -46,6 +47,7 @@ class Synced:
     complete: int = 0
     chains_sent: int = 0
     generations_sent: int = 0
+    means_due: int = 0
     errors: dict[str, str] = field(default_factory=dict)
     busy: list[str] = field(default_factory=list)
     stopped: bool = False
@@ -120,11 +122,8 @@ def _watch(
         if (root / "format").exists():
             _Pass(prepared, root, trackers, stop, say, total).run()
         total.wall_s = round(time.monotonic() - started, 3)
-        if (
-            every_s is None
-            or stop.is_set()
-            or (total.complete == total.chains and not total.errors and not total.busy)
-        ):
+        left = total.complete < total.chains or total.means_due or total.errors or total.busy
+        if every_s is None or stop.is_set() or not left:
             total.stopped = stop.is_set()
             return total
         stop.wait(every_s)
@@ -156,6 +155,7 @@ class _Pass:
             all(tracker.is_complete(self.views, item) for tracker in self.trackers)
             for item in mirrored(self.prepared)
         )
+        self.total.means_due = sum(len(self._due(tracker)) for tracker in self.trackers)
         for chain, reason in self.total.errors.items():
             if before.get(chain) != reason:
                 self.say(f"{chain}: {reason}")
@@ -170,8 +170,10 @@ class _Pass:
             deadline = time.monotonic() + patience_s(leases)
             while busy and not self.gave_up and time.monotonic() < deadline and not self.stop.wait(1.0):
                 busy = self._send(busy, tracker, leases)
-            # after the chains: what has made them whole may have come since this pass began
-            busy += self._send(self._due(tracker), tracker, leases, means=True)
+            due = self._due(tracker)
+            # What has made their chains whole may have come since this pass began.
+            self.views = Views(self.prepared, Store.read(self.store.root))
+            busy += self._send(due, tracker, leases, means=True)
         self.total.busy += [item.id for item in busy]
 
     @contextlib.contextmanager

@@ -29,8 +29,10 @@ from harness.tasks.reference import Reference, normal
 torch = pytest.importorskip("torch")
 pytest.importorskip("deepspeed")
 
+from safetensors.numpy import load_file  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
+from harness.learners.language_model.answers import answers_of  # noqa: E402
 from harness.learners.language_model.filling import hidden  # noqa: E402
 from harness.learners.language_model.model import new_model, read_model  # noqa: E402
 from harness.learners.language_model.sampling import Sampler  # noqa: E402
@@ -691,6 +693,13 @@ def test_a_pretrained_model_is_asked_a_task_as_a_user(
     assert texts.status in ("ok", "degenerate")
 
 
+def logprobs(model: Any, tokens: Any) -> Any:
+    """Of each token but the first, shape [rows, tokens - 1]."""
+    with torch.no_grad():
+        scores = model(input_ids=tokens).logits[:, :-1].log_softmax(dim=-1)
+    return scores.gather(2, tokens[:, 1:, None])[..., 0]
+
+
 @pytest.mark.slow
 def test_what_a_model_forgets_of_other_text_is_measured(
     make_config: Make, tmp_path: Path, pretrained: Path, ranks: Any
@@ -705,6 +714,7 @@ def test_what_a_model_forgets_of_other_text_is_measured(
     (tmp_path / "text.txt").write_text("\n\n".join(lines))
     base = spoken(pretrained)
     base["evaluate"] = {**base["evaluate"], "others": {"lines": str(tmp_path / "text.txt")}}
+    base["evaluate"]["task"] = {"prompts": 4, "completions": 2, "pass_k": [2], "pretrained": True}
     config = make_config(base, **{"learner.train.precision": "fp32", "retention.weights": "all"})
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     data = load_data(prepared.specs[0].data, store)
@@ -715,21 +725,40 @@ def test_what_a_model_forgets_of_other_text_is_measured(
         for token in [*data.tokenizer.encode(text, add_special_tokens=False).ids, data.end]
     ]
     known = {tuple(ids[at : at + OTHER_TOKENS]) for at in range(0, len(ids), OTHER_TOKENS)}
-    nlls = []
+    nlls: list[float] = []
+    began = read_model(pretrained, torch.float32, torch.device("cpu"))
     for node in nodes(prepared):
         [(_, blocks)] = prepared.others
         assert blocks.values.shape == (OTHER_BLOCKS, OTHER_TOKENS)
         assert {tuple(row) for row in blocks.values.tolist()} <= known
         model = read_model(store.path("fits", node.fit), torch.float32, torch.device("cpu"))
         tokens = torch.from_numpy(blocks.values.astype(np.int64))
-        with torch.no_grad():
-            scores = model(input_ids=tokens).logits[:, :-1].log_softmax(dim=-1)
-        nlls.append(-float(scores.gather(2, tokens[:, 1:, None]).mean()))
+        nlls.append(-float(logprobs(model, tokens).mean()))
         record = store.record(node.evaluation).metrics
+        forgotten = nlls[-1] + float(logprobs(began, tokens).mean())
+        assert record["other/lines/forgotten_pretrained"] == pytest.approx(forgotten, abs=2e-4)
+        arrays = load_file(store.path("evaluations", node.evaluation) / "arrays.safetensors")
+        answers = answers_of(data, 4, arrays["answers"])
+        apart, count = float(np.nansum(answers.notes["logprob"].astype(np.float64))), 0
+        for values, length in zip(answers.values, answers.lengths, strict=True):
+            row = torch.from_numpy(values[:length].astype(np.int64))[None]
+            row = row[:, int((row[0] != data.fill).int().argmax()) :]  # what fills prompts up is in front
+            written = int(length) - data.prompt_tokens
+            apart, count = apart - float(logprobs(began, row)[0, -written:].sum()), count + written
+        assert record["task/kl_pretrained"] == pytest.approx(apart / count, abs=1e-4)
         assert record["other/lines/nll"] == pytest.approx(nlls[-1], abs=1e-4)
         assert record["other/lines/forgotten"] == pytest.approx(nlls[-1] - nlls[0], abs=2e-4)
     assert store.record(nodes(prepared)[0].evaluation).metrics["other/lines/forgotten"] == 0
-    assert abs(nlls[1] - nlls[0]) > 1e-3
+    assert abs(nlls[1] - nlls[0]) > 1e-3 and abs(forgotten - (nlls[1] - nlls[0])) > 1e-3
+    first = store.record(nodes(prepared)[0].evaluation).metrics
+    assert first["task/kl"] == 0 and abs(first["task/kl_pretrained"]) > 1e-3
+    fits, measured = [], []
+    for asked in ({}, {"evaluate.task.pretrained": False}):
+        other, scratch = open_study(make_config(base, **asked), (), Store.read(tmp_path / "absent"))
+        scratch.cleanup()
+        fits.append([(node.fit, node.corpus) for node in nodes(other)])
+        measured.append({node.evaluation for node in nodes(other)})
+    assert fits[0] == fits[1] and not measured[0] & measured[1], "it is measured, and changes nothing else"
 
 
 def test_text_that_cannot_be_scored_is_one_message(

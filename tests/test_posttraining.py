@@ -344,6 +344,7 @@ def test_what_a_judge_decides_is_known_before_a_run(make_config: Make, tmp_path:
         ({"filters": [{"kind": "deduplicate"}, *EXACT]}, "judge has to come first"),
         ({"filters": [{**EXACT[0], "of": 2}]}, r"judge looks at 2 completions .*per_prompt writes 3"),
         ({"filters": [{**EXACT[0], "most": 4}]}, r"learner.sample.per_prompt: found 3, and judge: exact"),
+        ({"evaluate.task.pretrained": True}, "compares with the pretrained model that a chain begins with"),
         ({"evaluate.task.pass_k": [5]}, "pass_k: found 5, more than the 4 completions"),
         ({"data.task": {"kind": "bolean"}}, "found 'bolean', allowed: boolean"),
         ({"filters": EXACT, "regime": {"kind": "stream", "synthetic_ratio": 0.5}}, "they arrive shuffled"),

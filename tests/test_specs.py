@@ -570,6 +570,7 @@ EXECUTION = ("Resources", "Retention", "Tracking", "Claim", "Statistic", "Overri
 ELSEWHERE = {
     ("Lora", "generations"): "tests/test_adapter.py: generation 0 has one where its model is pretrained",
     ("JudgeFilter", "of"): "tests/test_posttraining.py: follows from learner.sample.per_prompt",
+    ("TaskMeasure", "pretrained"): "tests/test_chat.py: a pretrained model has to be there",
     ("Model", "pretrained"): "tests/test_models.py and tests/test_hub.py: by content",
     ("Model", "revision"): "the same",
     ("ClassifierFilter", "model"): "tests/test_classifier.py: by content",

@@ -561,6 +561,7 @@ COMPONENT = LearnerPlugin(
         Metric("task/judged_reward", "reward by the cell's judge", "", ""),
         Metric("task/reward_gap", "judged reward less the truth", "", "higher"),
         Metric("task/kl", "KL from generation 0's model, on completions", _NATS, "higher"),
+        Metric("task/kl_pretrained", "KL from the pretrained model, on completions", _NATS, "higher"),
         Metric("task/entropy", "entropy of completions", _NATS, "lower"),
         Metric("task/length", "length of completions", "tokens"),
         Metric("task/unended", "completions that do not end", "", "higher"),
@@ -598,6 +599,13 @@ COMPONENT = LearnerPlugin(
         Metric(
             "other/<name>/forgotten",
             "rise of the NLL from generation 0's, on other real text: <name>",
+            _NATS,
+            "higher",
+            _FORGETTING,
+        ),
+        Metric(
+            "other/<name>/forgotten_pretrained",
+            "rise of the NLL from the pretrained model's, on other real text: <name>",
             _NATS,
             "higher",
             _FORGETTING,

@@ -43,6 +43,7 @@ def check(config: Any, later: Any, context: int | None) -> None:
             "however many examples are read; leave one of the two out"
         )
     _check_judge(config)
+    _check_measured(learner, config.evaluate.task)
     if learner.objective is not None:
         _check_objective(config, later)
     block = data.block_size
@@ -58,6 +59,15 @@ def check(config: Any, later: Any, context: int | None) -> None:
         raise ValueError(
             "evaluate.task.pass_k: counts right completions, and nothing knows which are; data.answer names "
             "the field of the reference answers"
+        )
+
+
+def _check_measured(learner: Any, measured: TaskMeasure) -> None:
+    """A chain is compared with the pretrained model that it has begun with."""
+    if measured.pretrained and (learner.model.pretrained is None or learner.init == "scratch"):
+        raise ValueError(
+            "evaluate.task.pretrained: compares with the pretrained model that a chain begins with; it needs "
+            "learner.model.pretrained, and init: previous or pretrained"
         )
 
 

@@ -267,6 +267,9 @@ class TaskMeasure(Section):
     """Completions of each."""
     pass_k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = since((4, 8))
     """Numbers k of completions for ``task/pass_<k>``, besides 1."""
+    pretrained: bool = since(False)
+    """Completions, and other texts (``evaluate.others``), are scored by the pretrained model too that
+    generation 0 began with: ``task/kl_pretrained`` and ``other/<name>/forgotten_pretrained``."""
 
     @model_validator(mode="after")
     def _possible(self) -> TaskMeasure:

@@ -215,7 +215,8 @@ class Evaluate(Section):
         Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Annotated[Place, Field(min_length=1)]
     ] = since({})
     """Other real texts by name, each a source as in ``data.source``: ``other/<name>/nll`` is the model's on
-    their test side; of prompts, ``other/<name>/forgotten`` is its rise from generation 0's."""
+    their test side; of prompts, ``other/<name>/forgotten`` is its rise from generation 0's (and, with
+    ``task.pretrained``, ``other/<name>/forgotten_pretrained`` from the pretrained model's)."""
     groups: Annotated[str, Field(min_length=1)] | None = since(None)
     """Field or column of the data that names each document's group: ``test/nll/<group>`` is the NLL on the
     test side of each. Of images ``data.label_field``: ``vae/elbo_<class>`` on the test images of each

@@ -47,6 +47,7 @@ from harness.learners.language_model.training import Trainer, plan_steps
 from harness.learners.language_model.verdicts import Questions, verdicts
 from harness.metrics import DRIFT_VERSION, likelihood
 from harness.metrics.lexical import copying_metrics, lexical_metrics
+from harness.metrics.tasks import model_metrics
 from harness.metrics.watermark import GreenLists
 from harness.records import Examples, Status
 from harness.science import CorpusSpec, FitSpec
@@ -61,7 +62,7 @@ class LanguageModelLearner:
         self.data, self.ranks, self.execution = data, ranks, execution
         self.device = device()
         self.prompt, self.fill = data.prompt_tokens, data.fill
-        self._loaded: tuple[Path, PreTrainedModel] | None = None
+        self._loaded: tuple[Path | None, PreTrainedModel] | None = None
         self._base: Path | None = None
         self._adapted = False
 
@@ -248,11 +249,15 @@ class LanguageModelLearner:
             place, vocab_size, model.context or 0, int(meta["bos"]), int(meta["eos"]), seed, keep
         )
 
-    def _model(self, spec: FitSpec, folder: Path) -> PreTrainedModel:
-        """The fitted model in a folder; the last one stays loaded."""
+    def _model(self, spec: FitSpec, folder: Path | None) -> PreTrainedModel:
+        """The fitted model in a folder, the pretrained one where that is None; the last one stays loaded."""
         if self._loaded is None or self._loaded[0] != folder:
             self._loaded = None
-            if adapters.is_adapter(folder):  # merged: sampling and scoring cost what they cost without one
+            if folder is None:
+                dtype = models.DTYPES[fitted(spec).train.precision]
+                found = adapters.base_model(spec, None, self.execution.models, dtype)
+                self._loaded = (folder, models.to_read(found, self.device))
+            elif adapters.is_adapter(folder):  # merged: sampling and scoring cost what they cost without one
                 whole = adapters.whole_model(spec, folder, self._base, self.execution.models)
                 self._loaded = (folder, models.to_read(whole, self.device))
             else:
@@ -332,13 +337,13 @@ class LanguageModelLearner:
     def _score(
         self,
         spec: FitSpec,
-        folder: Path,
+        folder: Path | None,
         examples: Examples,
         control: Control,
         by_token: bool = False,
         text: bool = False,
     ) -> npt.NDArray[np.float64]:
-        """Nats per sequence, or by token, under the model in a folder, the ranks sharing the work.
+        """Nats per sequence, or by token, under the model in a folder (`_model`), the ranks sharing the work.
 
         Other ``text`` has no prompts in front.
         """
@@ -386,7 +391,7 @@ class LanguageModelLearner:
         )
 
         def scores(
-            name: str, model: Callable[[], Path], examples: Examples, text: bool = False
+            name: str, model: Callable[[], Path | None], examples: Examples, text: bool = False
         ) -> npt.NDArray[np.float64]:
             found = task.piece(
                 f"{name}_nll",
@@ -433,6 +438,9 @@ class LanguageModelLearner:
             if self.data.task is not None:
                 before = others.get(f"gen0_other_{name}", nll)
                 metrics[f"other/{name}/forgotten"] = float((nll - before).sum() / predicted.sum())
+            if measured.task.pretrained:
+                before = others[f"pretrained_other_{name}"]
+                metrics[f"other/{name}/forgotten_pretrained"] = float((nll - before).sum() / predicted.sum())
         arrays = {
             "test_nll": test_nll,
             "test_tokens": test_tokens.astype(np.float64),
@@ -445,10 +453,17 @@ class LanguageModelLearner:
         }
         return Evaluation(metrics, arrays, texts)
 
-    def _forgetting(self, task: EvaluateTask) -> list[tuple[str, Callable[[], Path]]]:
-        """Whose scores of other texts are measured: of prompts generation 0's too, whose text is none."""
-        models = [("", task.fit)]
-        return models if self.data.task is None or task.is_first else [*models, ("gen0_", task.generation_0)]
+    def _forgetting(self, task: EvaluateTask) -> list[tuple[str, Callable[[], Path | None]]]:
+        """Whose scores of other texts are measured.
+
+        Of prompts, whose text is none, generation 0's too, and the pretrained model's where it is asked for.
+        """
+        found: list[tuple[str, Callable[[], Path | None]]] = [("", task.fit)]
+        if self.data.task is not None and not task.is_first:
+            found.append(("gen0_", task.generation_0))
+        if task.spec.measured.section.task.pretrained:
+            found.append(("pretrained_", lambda: None))
+        return found
 
     def _drift(self, task: EvaluateTask) -> Mapping[str, npt.NDArray[np.float64]]:
         """What ``evaluate.drift`` asks for, by the name of its array; nothing where it is not asked for."""
@@ -496,6 +511,10 @@ class LanguageModelLearner:
                 lambda: self._score(spec, task.generation_0(), answers, task.control),
             )
         arrays = {"answers": rows, "answers_gen0_nll": under_gen0}
+        if how.pretrained:
+            arrays["answers_pretrained_nll"] = task.piece(
+                "answers_pretrained_nll", len(answers), lambda: self._score(spec, None, answers, task.control)
+            )
         if self._verdict(task.spec.corpus) is not None:
             said = task.piece("answers_verdict", len(answers), lambda: self._asked(task, answers))
             arrays["answers_verdict"] = said
@@ -504,6 +523,11 @@ class LanguageModelLearner:
         if ranks.rank:
             return Evaluation({})
         found = dict(measure(data, prompts, how.pass_k, answers, under_gen0))
+        if how.pretrained:
+            logprob = np.nansum(answers.notes["logprob"].astype(np.float64), axis=1)
+            tokens = answers.lengths.astype(np.int64) - data.prompt_tokens
+            against = model_metrics(logprob, arrays["answers_pretrained_nll"], tokens)
+            found["task/kl_pretrained"] = against["task/kl"]
         judges = task.spec.measured.judges
         found |= judged(data, judges, how.completions, answers, spec.seed, spec.generation, learned)
         if data.has_truth and "task/judged_reward" in found:

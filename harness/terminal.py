@@ -51,10 +51,12 @@ def shown(value: Any) -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` or nothing."""
+    """`` (did you mean 'x'?)`` or nothing: what is spelled nearly so, or is a part of it between ``_``."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    known = list(allowed)
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    close = close or [name for name in known if name and name in word.split("_")]
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -32,7 +32,7 @@ pytest.importorskip("deepspeed")
 from safetensors.numpy import load_file  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
-from harness.learners.language_model.answers import answers_of  # noqa: E402
+from harness.learners.language_model.answers import answers_of, measure  # noqa: E402
 from harness.learners.language_model.filling import hidden  # noqa: E402
 from harness.learners.language_model.model import new_model, read_model  # noqa: E402
 from harness.learners.language_model.sampling import Sampler  # noqa: E402
@@ -531,6 +531,21 @@ def test_an_expression_that_never_ends_is_stopped_and_counted(monkeypatch: pytes
     assert known.verdict(hostile, "").trouble == "timed_out" and known.answer(hostile) is None
 
 
+def test_completions_that_cannot_be_checked_in_time_are_counted(
+    make_config: Make, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in records beside pass@1: they are wrong, and how many there are is said."""
+    monkeypatch.setattr(reference, "LIMIT_S", 0.02)
+    config = make_config(chat(folder, answer="result", extract=r"(?s)(.|.|.)*(?<=§)$"))
+    prepared, store = open_prepared(config, tmp_path / "root")
+    data = load_data(prepared.specs[0].data, store)
+    answers = data.test.take(slice(0, 4)).noted("logprob", np.zeros(data.test.values[:4].shape))
+    assert all(len(text or "") > 10 for text in data.completions(answers)), "3^10 ways to read it"
+    found = measure(data, 2, (2,), answers, np.zeros(4))
+    assert found["task/checker_timed_out"] == 4 and "task/checker_raised" not in found
+    assert found["task/pass_1"] == found["task/pass_2"] == found["task/answer"] == 0
+
+
 # --- chains -----------------------------------------------------------------------------------------------
 
 
@@ -678,8 +693,14 @@ def spoken(pretrained: Path, **data: Any) -> dict[str, Any]:
 def test_a_pretrained_model_is_asked_a_task_as_a_user(
     make_config: Make, tmp_path: Path, pretrained: Path, ranks: Any
 ) -> None:
-    config = make_config(spoken(pretrained), filters=[{"kind": "judge", "judge": "exact"}])
+    """It begins as it is: no solution is learned."""
+    base = spoken(pretrained)
+    del base["learner"]["train"]["epochs"]
+    changes = {"learner.train.max_steps": 0, "learner.later": {"max_steps": 2}}
+    config = make_config(base, filters=[{"kind": "judge", "judge": "self", "choose": "best"}], **changes)
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    steps = [store.json("fits", node.fit, "fit.json")["log"]["steps"] for node in nodes(prepared)]
+    assert steps == [0, 2]
     data = load_data(prepared.specs[0].data, store)
     examples = data.real(0, 24)
     prompts = data.prompts(examples)

@@ -462,6 +462,10 @@ def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp
         ),
         ({"learner.objective.kind": "dop"}, "allowed: sft, dpo, reinforce|'sft', 'dpo', 'reinforce'"),
         (
+            {"learner.objective.kind": "rejection_sft"},
+            r"allowed: sft, dpo, reinforce \(did you mean 'sft'\?\)",
+        ),
+        (
             {
                 "learner.objective": {"kind": "reinforce"},
                 "filters": [{**CHANCE, "choose": "all"}],

@@ -22,9 +22,9 @@ from harness.errors import DataError
 from harness.metrics.tasks import model_metrics, pass_at, task_metrics
 from harness.records import Examples
 from harness.registry import Known, named
-from harness.tasks import Checker, Problem, Verdict
+from harness.tasks import Checker, Problem, Verdict, derivations
 from harness.tasks.checking import answer_of, verdict_of
-from harness.tasks.derivations import check_rewriting, derivation, end_of, rewriting_moves
+from harness.tasks.derivations import MAX_STEPS, check_rewriting, derivation, end_of, rewriting_moves
 from harness.tasks.judges import keep, rewards
 
 SECTIONS = [
@@ -269,6 +269,26 @@ def test_what_a_checker_gives_is_a_verdict_or_an_error() -> None:
     assert answer_of(f"{__name__}:says_answer", None, "T") is None
     with pytest.raises(TypeError, match="an answer is list"):
         answer_of(f"{__name__}:says_answer", ["T"], "T")
+
+
+@pytest.mark.parametrize(
+    ("rule", "least"),
+    [(lambda state: "b" if state == "a" else "a", MAX_STEPS), (lambda state: state + "a", 100)],
+)
+def test_a_check_takes_no_more_steps_than_it_may(rule: Any, least: int) -> None:
+    """The harness's own checkers run without a clock: rules that never end are followed for so many steps,
+    and every state of a completion is compared once."""
+    asked: list[str] = []
+
+    def moves(state: str) -> list[str]:
+        asked.append(state)
+        return [rule(state)]
+
+    assert end_of(moves, "a") is None and least <= len(asked) <= MAX_STEPS
+    for states in ([], ["b", "a"] * 150, ["x"] * 300, list(itertools.accumulate("a" * 40))[1:]):
+        asked.clear()
+        verdict = derivations.judge(moves, ">", "a>", ">".join(states))
+        assert verdict == Verdict(False, False) and len(asked) <= MAX_STEPS + len(states) + 2
 
 
 def test_rules_with_several_ends_make_right_what_derives_one() -> None:

@@ -325,7 +325,9 @@ class LanguageModel(Section):
                 "init: previous"
             )
         for name, train in (("train", self.train), ("later", later_train(self))):
-            if train.max_steps == 0 and self.init != "pretrained":
+            # generation 0 may be a pretrained model as it is, from which later ones go on
+            begins = name == "train" and self.init == "previous" and self.model.pretrained is not None
+            if train.max_steps == 0 and self.init != "pretrained" and not begins:
                 raise ValueError(
                     f"{name}.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained"
                 )

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness.components.language_model import resolve_model
+from harness.components.language_model import later_train, resolve_model
 from harness.config.schema import LanguageModel, Model, Resources
 from harness.data.remembered import Note
 from harness.errors import DataError
@@ -105,7 +105,8 @@ def model_facts(
             f"{FIELD}: {shown(model.pretrained)} cannot be told where a prompt begins (attention_mask and "
             "position_ids), so prompts of several lengths cannot be answered together"
         )
-    if learner.train.precision == "bf16" and learner.train.max_steps != 0 and not found.bf16:
+    trains = learner.train.max_steps != 0 or later_train(learner).max_steps != 0
+    if learner.train.precision == "bf16" and trains and not found.bf16:
         raise DataError(
             f"learner.train.precision: {shown(model.pretrained)} cannot be trained in bf16; set fp32"
         )

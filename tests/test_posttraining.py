@@ -323,6 +323,7 @@ def test_what_a_judge_decides_is_known_before_a_run(make_config: Make, tmp_path:
         "": [
             {"judge": "noisy", "false_accept": 0.5, "false_reject": 0.5},
             {"judge": "self", "at_least": 0.1},
+            {"judge": "noisy", "false_accept": 1.0, "by_lot": True},
         ],
     }
     cells = [(found, {"kind": "judge", **judge}) for found in judges for judge in judges[found]]

@@ -368,7 +368,7 @@ class JudgeFilter(Section):
     @property
     def foreseen(self) -> str:
         """What is wrong with how it decides whatever there is (`DECISIONS`); empty where nothing is."""
-        if self.by_lot:
+        if self.by_lot or self.beside:
             return ""
         errs = (self.false_accept, self.false_reject) if self.judge == "noisy" else None
         if self.choose == "threshold" and (self.least == 0 or errs == (1, 0)):

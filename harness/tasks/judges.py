@@ -164,6 +164,8 @@ def decides(section: JudgeFilter, examples: Examples, index: npt.NDArray[np.int6
     reward, of = examples.notes["reward"].reshape(-1), section.of or 1
     if section.by_lot or not len(reward):
         return ""
+    if section.beside:  # what is judged alike may still be worse than a solution, or another model's better
+        return "" if len(index) or section.solutions else "nothing"
     if section.choose != "threshold":
         groups = reward[: len(reward) // of * of].reshape(-1, of)
         if of > 1 and len(groups) and bool((groups == groups[:, :1]).all()):

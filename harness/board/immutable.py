@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -39,10 +40,16 @@ class Immutable(Section):
         )
         return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Of the content."""
+        """Of the content, which is written out for it: once, for the name is asked for again and again."""
         return hashlib.sha256(self.content).hexdigest()
+
+    def model_copy(self, **changes: Any) -> Self:
+        """As pydantic's, without what is remembered of the content."""
+        made = super().model_copy(**changes)
+        made.__dict__.pop("sha256", None)
+        return made
 
 
 Kind = TypeVar("Kind", bound=Immutable)

@@ -440,12 +440,11 @@ def _verdict(line: Scored) -> str:
 
 def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -> Curve:
     found: list[Aggregate] = []
-    length = max((len(r.metrics.get(name, ())) for r in seeds.values()), default=0)
-    for generation in range(length):
-        there = [r for r in seeds.values() if len(r.metrics.get(name, ())) > generation]
-        ended = sum(r.state == "diverged" for r in seeds.values() if r not in there)
-        values = [plain(r.metrics[name][generation]) for r in there]
-        found.append(aggregate(values, ended, len(seeds) - len(there) - ended))
+    rows = [(result.metrics.get(name, ()), result.state) for result in seeds.values()]
+    for generation in range(max((len(row) for row, _ in rows), default=0)):
+        values = [plain(row[generation]) for row, _ in rows if len(row) > generation]
+        ended = sum(state == "diverged" for row, state in rows if len(row) <= generation)
+        found.append(aggregate(values, ended, len(rows) - len(values) - ended))
     # a chain that has diverged must not leave a mean in silence
     fewest = min((len(a.values) for a in found), default=0)
     whole = (

@@ -11,7 +11,7 @@ from chains import open_prepared, run_all
 from chats import chat
 from conftest import TASK, Make, merged
 
-from harness.components.filters import JudgeFilter
+from harness.components.judging import JudgeFilter
 from harness.errors import ConfigError
 from harness.preparation import load_data
 from harness.records import Examples

@@ -384,7 +384,7 @@ def test_which_solution_is_of_which_prompt() -> None:
 
 def test_what_is_written_stands_beside_solutions_by_its_reward() -> None:
     """Self-play fine-tuning: a solution is better than what is neither it nor judged right."""
-    from harness.components.filters import JudgeFilter
+    from harness.components.judging import JudgeFilter
     from harness.tasks.judges import opposed
 
     section = JudgeFilter(kind="judge", judge="exact", choose="pairs", solutions=1.0, of=2)

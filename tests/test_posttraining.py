@@ -10,7 +10,7 @@ import pytest
 from chains import run_all
 from conftest import TASK, Make
 
-from harness.components.filters import DECISIONS
+from harness.components.judging import DECISIONS
 from harness.coordinator.scheduler import Capacity
 from harness.errors import ConfigError, LearnerError
 from harness.inspection.planner import plan

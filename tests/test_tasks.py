@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.components.filters import JudgeFilter
+from harness.components.judging import JudgeFilter
 from harness.components.tasks import TASKS, Arithmetic, Boolean, Rewriting, TaskData
 from harness.data.base import Kept
 from harness.data.task import TaskCorpus, _check_problem, collect, prepared, side_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.components import FILTERS
-from harness.components.filters import DECISIONS
+from harness.components.judging import DECISIONS
 from harness.config.naming import cell_name
 from harness.errors import DamagedError
 from harness.science import Node

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.components.filters import JudgeFilter
+from harness.components.judging import JudgeFilter
 from harness.records import Examples
 from harness.registry import Known
 from harness.tasks.reward_model import learn

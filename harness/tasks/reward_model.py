@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from harness.components.filters import JudgeFilter
+from harness.components.judging import JudgeFilter
 from harness.ngrams import ngram_counts
 from harness.records import Examples
 from harness.registry import Known

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.components.adapter import Lora, adapts_first
-from harness.components.filters import JudgeFilter
+from harness.components.judging import JudgeFilter
 from harness.components.language_model import LanguageModel, Model, later_train, resolve_model
 from harness.components.objectives import OBJECTIVES
 from harness.components.tasks import Prompted

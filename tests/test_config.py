@@ -248,6 +248,15 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("prompt: bos has no prompt_tokens",),
     ),
     ("init pretrained of nothing", {"learner.init": "pretrained"}, ("init: pretrained needs model",)),
+    (
+        "no steps",
+        {
+            "learner.model": {"pretrained": "lab/small"},
+            "learner.init": "previous",
+            "learner.train": {"max_steps": 0},
+        },
+        ("train.max_steps: 0 steps leave generation 0", "later: {epochs: 1}"),
+    ),
     ("budget and steps", {"learner.train": {"max_steps": 2}, "regime.budget": "tokens"}, ("regime.budget",)),
     ("other text without a source", {"evaluate.others": {"web": ""}}, ("evaluate.others.web",)),
     ("name of another text", {"evaluate.others": {"The Web": "python-docs"}}, ("evaluate.others", "The Web")),

@@ -13,6 +13,7 @@ from conftest import TASK, Make
 from harness.components.judging import DECISIONS
 from harness.coordinator.scheduler import Capacity
 from harness.errors import ConfigError, LearnerError
+from harness.files import seal, write_json
 from harness.inspection.planner import plan
 from harness.inventory.judging import remarks
 from harness.records import Examples
@@ -312,6 +313,10 @@ def test_a_judge_that_decides_nothing_is_recorded(
     assert remarks(prepared, store) == [f"generation 1: {DECISIONS[found]}"]
     record = store.record(second.evaluation)
     assert trained in (None, record.metrics["judge/accepted"]) and (record.status == "ok") == (trained != 0)
+    folder = store.path("fits", second.fit)  # as one whose judge decides, however high its rewards are
+    write_json(folder / "fit.json", {name: value for name, value in fit.items() if name != "judge"})
+    seal(folder)
+    assert remarks(prepared, store) == []
 
 
 def test_what_a_judge_decides_is_known_before_a_run(make_config: Make, tmp_path: Path) -> None:

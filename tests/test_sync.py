@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 from chains import run_all
 from conftest import GAUSSIAN, Make, harness
+from test_inventory import diverged
 from test_wandb import KEY, check, environment
 from wandb_endpoint import PROJECT, Recorder, endpoint
 
@@ -278,7 +280,8 @@ class Told(Tracker):
         return due
 
     def is_complete(self, views: Views, item: Mirrored) -> bool:
-        return len(self.told(item.id)) > item.generations
+        known = len(self.told(item.id))
+        return known > item.generations or views.whole(item) and len(views.view(item).generations) == known
 
 
 @pytest.mark.parametrize("every_s", [None, 0.01], ids=["once", "watch"])
@@ -295,6 +298,27 @@ def test_means_are_whole_when_all_chains_are(
         done = in_process(prepared, root, Stop(), every_s, print)
     assert sorted(len(told) for told in tracker.known.values()) == [4] * (4 + 2), "four chains, two cells"
     assert (done.complete, done.means_due) == (4, 0)
+
+
+def test_a_watch_ends_where_all_seeds_of_a_cell_have_diverged(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, root = make_config(GAUSSIAN, grid=GRID, **{"tracking.wandb": "offline"}), tmp_path / "root"
+    prepared, store = run_all(config, root)
+    for chain in prepared.lineage.chains[:2]:
+        assert chain.cell == 0
+        diverged(store, chain.nodes[1])
+        for key in chain.nodes[2:]:
+            shutil.rmtree(store.path("evaluations", key))
+    tracker = Told(lambda: None)
+    monkeypatch.setattr("harness.tracking.sync.open_trackers", lambda *_: [tracker])
+    prepared, scratch = open_study(config, (), Store.read(root))
+    stop, passes = Stop(), list[float]()
+    monkeypatch.setattr(stop, "wait", lambda s: passes.append(s) or len(passes) > 3 and stop.set())
+    with scratch:
+        done = in_process(prepared, root, stop, 0.01, print)
+    assert (done.complete, done.means_due, done.stopped) == (4, 0, False)
+    assert sorted(len(told) for told in tracker.known.values()) == [2, 2, 2, 4, 4, 4]
 
 
 def test_a_watch_ends_on_a_signal_with_work_left(make_config: Make, tmp_path: Path) -> None:

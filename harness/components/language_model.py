@@ -328,6 +328,11 @@ class LanguageModel(Section):
             # generation 0 may be a pretrained model as it is, from which later ones go on
             begins = name == "train" and self.init == "previous" and self.model.pretrained is not None
             if train.max_steps == 0 and self.init != "pretrained" and not begins:
+                if name == "later" and (self.later is None or "max_steps" not in self.later.model_fields_set):
+                    raise ValueError(
+                        "train.max_steps: 0 steps leave generation 0 as the pretrained model is, and later "
+                        "generations would learn nothing either; give them steps: later: {epochs: 1}, say"
+                    )
                 raise ValueError(
                     f"{name}.max_steps: 0 steps leave new weights as they are; it goes with init: pretrained"
                 )
@@ -439,12 +444,12 @@ def _check_watermark(config: Any) -> None:
     for item in config.filters:
         if item.kind != "watermark":
             continue
-        if mark is None:
+        if mark is None and config.regime.source == "self":
             raise ValueError(
                 "filters: watermark finds what learner.sample.watermark has marked, and that is not set: it "
                 "would drop real and synthetic examples alike"
             )
-        for name in ("gamma", "context"):
+        for name in ("gamma", "context") if mark is not None else ():
             if getattr(item, name) != getattr(mark, name):
                 raise ValueError(
                     f"filters: watermark looks for {name} {getattr(item, name)}, "

@@ -212,8 +212,8 @@ def _check_regime(place: str, chooses: str, regime: Any) -> None:
             "far); solutions are mixed in as pairs, by filters: judge: solutions"
         )
     raise ValueError(
-        f"{place} corrects for how the model before drew its completions, and that drew neither solutions "
-        f"nor what earlier models wrote; it needs regime: {allowed}"
+        f"{place} learns from what the model before has written, and that wrote neither solutions nor what "
+        f"earlier models wrote; it needs regime: {allowed}"
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from harness.components import FILTERS
 from harness.components.judging import DECISIONS
 from harness.config.naming import cell_name
@@ -11,9 +9,6 @@ from harness.errors import DamagedError
 from harness.science import Node
 from harness.store import Store
 from harness.study import Prepared
-
-NEARLY_ALL = 0.99
-"""Mean reward from which fits that do not record it are taken to have learned from all that was written."""
 
 
 def remarks(prepared: Prepared, store: Store) -> list[str]:
@@ -49,16 +44,11 @@ def remarks(prepared: Prepared, store: Store) -> list[str]:
 
 
 def decision(store: Store, node: Node) -> str:
-    """What is wrong with how a fit's examples were judged (`DECISIONS`), as far as it is stored."""
+    """What is wrong with how a fit's examples were judged (`DECISIONS`), as it has recorded it.
+
+    Empty where nothing is, where nothing is stored, and of fits of versions that did not record it.
+    """
     try:
-        fit: dict[str, Any] = store.json("fits", node.fit, "fit.json")
-        if "judge" in fit:
-            return str(fit["judge"])
-        known = store.json("evaluations", node.evaluation, "record.json")["metrics"]
+        return str(store.json("fits", node.fit, "fit.json").get("judge", ""))
     except (DamagedError, OSError):
         return ""
-    # fits of earlier versions do not record it
-    if known.get("judge/accepted") == 0:
-        return "nothing"
-    reward, truth = known.get("judge/reward"), known.get("judge/true_share")
-    return "everything" if None not in (reward, truth) and reward >= NEARLY_ALL > truth else ""

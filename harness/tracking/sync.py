@@ -186,13 +186,19 @@ class _Pass:
             yield leases
 
     def _due(self, tracker: Tracker) -> list[Mirrored]:
-        """Cells of which all chains have been sent as a whole, and the means have not."""
-        return [
-            cell
-            for cell in (aggregates(self.prepared) if tracker.means else ())
-            if len(tracker.told(cell.id)) <= cell.generations
-            and all(tracker.is_complete(self.views, of_chain(chain)) for chain in cell.chains)
-        ]
+        """Cells of which all chains have been sent as a whole, and the means have not.
+
+        Means go to the last generation that any chain has: chains may end early, and all of them.
+        """
+        found = []
+        for cell in aggregates(self.prepared) if tracker.means else ():
+            chains = [of_chain(chain) for chain in cell.chains]
+            known = len(tracker.told(cell.id))
+            if known > cell.generations or known >= max(len(tracker.told(chain.id)) for chain in chains):
+                continue
+            if all(tracker.is_complete(self.views, chain) for chain in chains):
+                found.append(cell)
+        return found
 
     def _send(
         self, items: Sequence[Mirrored], tracker: Tracker, leases: Leases, means: bool = False

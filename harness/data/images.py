@@ -34,6 +34,9 @@ MAX_PIXELS = 1 << 22
 """Of one encoded image: its header says how many there are, before a few bytes are decoded to gigabytes."""
 _NOT_CONTENT = ("source", "kind", "image_field", "label_field", "labels", "revision")
 _DIGITS_MAX = 16.0
+_WHITE_8, _WHITE_16 = 255, 65_535
+_BYTES, _DEEP, _FLOATS = "8 bits", "16 bits", "floats"
+"""Of pictures: what says where their white is."""
 
 
 @dataclass(frozen=True)
@@ -252,15 +255,16 @@ def _digits() -> Images:
     return Images((pixels / _DIGITS_MAX).astype(np.float32), labels.astype(np.int64))
 
 
-def scaled(values: npt.NDArray[Any], where: str) -> Pixels:
+def scaled(values: npt.NDArray[Any], where: str, white: int = _WHITE_8) -> Pixels:
     """Pixels in [0, 1] from values in 0..1 or, where any is above 1, in 0..255.
 
     Args:
         values: Shape [num_images, height, width], numbers.
         where: The source, for messages.
+        white: 65,535 of pictures of 16 bits: where any value is above 255, that is white.
 
     Raises:
-        DataError: It has another shape, or values outside 0..255.
+        DataError: It has another shape, or values outside 0..255 (or up to white).
     """
     if values.ndim != 3 or 0 in values.shape:
         raise DataError(
@@ -270,9 +274,10 @@ def scaled(values: npt.NDArray[Any], where: str) -> Pixels:
     if values.dtype.kind not in "buif":
         raise DataError(f"data.source: {where} holds {values.dtype}, expected numbers in 0..1 or 0..255")
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 255):  # also where one is not a number
+    if not (low >= 0 and high <= white):  # also where one is not a number
         raise DataError(f"data.source: {where} has values from {low:g} to {high:g}, expected 0..1 or 0..255")
-    return (values / (255.0 if high > 1 else 1.0)).astype(np.float32)
+    top = 1 if high <= 1 else _WHITE_8 if high <= _WHITE_8 else white
+    return (values / float(top)).astype(np.float32)
 
 
 def _classes(values: npt.NDArray[Any], count: int, field: str) -> Labels:
@@ -357,43 +362,73 @@ def _columns(config: ImageData, there: Sequence[str], where: str) -> list[str]:
 
 def _from_columns(columns: Mapping[str, Sequence[Any]], config: ImageData, where: str) -> Images:
     budget, pictures = ReadLimit("data.image_field"), []
+    scales: dict[str, int] = {}  # each with the first row that is of it
     for row, value in enumerate(columns[config.image_field]):
-        pictures.append(_picture(value, where, row))
-        budget.take(Path(where), 4 * pictures[-1].size)
+        picture, scale = _picture(value, where, row)
+        pictures.append(picture)
+        scales.setdefault(scale, row)
+        budget.take(Path(where), 4 * picture.size)
     sizes = sorted({picture.shape for picture in pictures})
     if len(sizes) != 1:
         found = " and ".join(str(list(size)) for size in sizes[:2]) or "no image at all"
         raise DataError(f"data.image_field: {where} needs images of one size, found {found}")
-    pixels = scaled(np.stack(pictures), where)
+    values = np.stack(pictures)
+    if len(scales) > 1 and (_FLOATS in scales or values.max() > _WHITE_8):
+        found = " and ".join(f"{scale} (row {row})" for scale, row in scales.items())
+        raise DataError(
+            f"data.image_field: {where} has pictures of several kinds, whose whites differ: {found}; give one"
+        )
+    pixels = scaled(values, where, _WHITE_16 if _DEEP in scales else _WHITE_8)
     if config.label_field is None:
         return Images(pixels, None)
     return Images(pixels, _classes(np.asarray(columns[config.label_field]), len(pixels), "data.label_field"))
 
 
-def _picture(value: Any, where: str, row: int) -> npt.NDArray[Any]:
-    """One image in grey, shape [height, width].
+def _picture(value: Any, where: str, row: int) -> tuple[npt.NDArray[Any], str]:
+    """One image in grey, shape [height, width], and what says where its white is.
 
-    A picture, an encoded one (as bytes, or as the hub stores it), or nested lists.
+    A picture, an encoded one (as bytes, or as the hub stores it), or nested lists. Pillow makes everything
+    of more than 8 bits grey by cutting it off at 255, so such pictures are taken as the numbers that they
+    hold.
     """
     from PIL import Image
 
     if isinstance(value, Mapping):
         value = value.get("bytes")
+    scale = _BYTES
     try:
         if isinstance(value, bytes):
             value = Image.open(io.BytesIO(value))
             if value.width * value.height > MAX_PIXELS:
                 raise ValueError(f"{value.width} x {value.height} pixels, at most {MAX_PIXELS} are allowed")
-        found = np.asarray(value.convert("L") if isinstance(value, Image.Image) else value)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(value, Image.Image):
+            if value.has_transparency_data and value.convert("RGBA").getextrema()[3][0] < _WHITE_8:
+                raise ValueError(
+                    f"its mode is {value.mode} and some of its pixels are transparent, so their grey depends "
+                    "on what lies behind; give it a background"
+                )
+            if value.mode.partition(";")[0] in ("I", "F"):
+                scale = _FLOATS if value.mode == "F" else _DEEP if ";" in value.mode else _BYTES
+                found = np.asarray(value)
+                most = _WHITE_16 if scale == _DEEP else _WHITE_8
+                if not (found.min() >= 0 and found.max() <= most):
+                    raise ValueError(
+                        f"its mode is {value.mode} and its values go from {found.min():g} to "
+                        f"{found.max():g}, where only 0..1 and 0..255 say what is white; give 8 or 16 bits"
+                    )
+                return found, scale
+            value = value.convert("L")
+        found = np.asarray(value)
+    except Exception as error:  # what the library's decoders raise at pictures that are damaged
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"data.image_field: {where}, row {row}, cannot be decoded: {str(error).splitlines()[0]}"
+            f"data.image_field: {where}, row {row}, cannot be decoded: {reason}"
         ) from None
     if found.ndim != 2 or found.dtype.kind not in "buif":
         raise DataError(
             f"data.image_field: {where}, row {row}, is no image: neither a picture nor rows of numbers"
         )
-    return found
+    return found, scale
 
 
 __all__ = ["ImageSet", "ImageSource", "Images", "data_science", "prepare", "read_images", "scaled"]

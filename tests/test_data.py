@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from chains import open_prepared, run_all
 from conftest import GAUSSIAN, TEXT, Make, harness
+from PIL import Image
 
 from harness.config.schema import ArrayData, ImageData, TextData
 from harness.data import reading
@@ -230,6 +231,36 @@ def test_headers_that_claim_more_than_memory_holds(tmp_path: Path) -> None:
             open_it()
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "expected"),
+    [
+        ("<f8", f"({10**200}, {10**200})", "is truncated: .* its header says more than a file can have"),
+        ("<f8", f"({10**400},)", "is truncated"),
+        ("<f8", f"(0, {10**200})", "is no .npy file of numbers"),
+        ("<f8", f"({10**12}, 0)", r"of shape \(1000000000000, 0\), expected numbers"),
+        ("<f8", "(-5, -3)", r"is no .npy file of numbers: its header says float64 of the shape \[-5, -3\]"),
+        ("<f8", "(True,)", "is no .npy file of numbers"),
+        ("|V0", f"({10**15},)", r"is no .npy file of numbers: its header says \|V0"),
+        ("|O", f"({10**13},)", "is no .npy file of numbers: Object arrays"),
+        ("<M8[ns]", "(3,)", "holds datetime64"),
+        ("<f8", "(" * 150, "is no .npy file of numbers"),
+        ("<f8", "-" * 9000 + "1", "is no .npy file of numbers"),
+        ("<f8", f"({'9' * 4500},)", "is no .npy file of numbers"),
+    ],
+    ids=range(12),
+)
+def test_the_header_of_an_array_may_say_anything(
+    tmp_path: Path, kind: str, shape: str, expected: str
+) -> None:
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    (tmp_path / "a.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(99)
+    )
+    with pytest.raises(DataError, match=expected) as caught:
+        make_truth(ArrayData(source="array", path=str(tmp_path / "a.npy")))
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
 def test_an_image_of_gigabytes_is_refused_by_its_header(tmp_path: Path) -> None:
     def png(width: int, height: int) -> bytes:
         def chunk(kind: bytes, data: bytes) -> bytes:
@@ -251,6 +282,60 @@ def test_an_image_of_gigabytes_is_refused_by_its_header(tmp_path: Path) -> None:
             continue
         with pytest.raises(DataError, match=expected):
             read_images(config)
+
+
+GREY = np.array([[0, 1, 100], [200, 254, 255]], np.uint8)
+DEEP = np.array([[0, 1, 255], [256, 32768, 65535]], np.uint16)
+OF_8_BITS = GREY.astype(np.float32) / np.float32(255)
+ALPHA = Image.fromarray(np.array([[0, 255, 255], [255, 255, 255]], np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "kind", "expected"),
+    [
+        ([DEEP], "PNG", DEEP / 65535),
+        ([DEEP], "TIFF", DEEP / 65535),
+        ([DEEP.astype(">u2")], "TIFF", DEEP / 65535),
+        ([GREY.astype(np.uint16)], "PNG", OF_8_BITS),  # 8 bits in files of 16
+        ([GREY.astype(np.int32)], "TIFF", OF_8_BITS),
+        ([GREY.astype(np.float32)], "TIFF", OF_8_BITS),
+        ([(DEEP / 65535).astype(np.float32)], "TIFF", DEEP / 65535),
+        ([GREY], "PNG", OF_8_BITS),
+        ([GREY > 150], "PNG", GREY > 150),
+        ([Image.fromarray(GREY).convert("RGBA")], "PNG", OF_8_BITS),
+        ([Image.fromarray(GREY).convert("LA")], "PNG", OF_8_BITS),
+        ([Image.fromarray(GREY).convert("CMYK")], "TIFF", OF_8_BITS),
+        ([GREY, GREY.astype(np.int32)], "TIFF", OF_8_BITS),
+        ([GREY, GREY.astype(np.uint16)], "PNG", OF_8_BITS),
+        ([DEEP.astype(np.int32)], "TIFF", "row 0, .*its mode is I and its values go from 0 to 65535"),
+        ([GREY - np.float32(300)], "TIFF", "row 0, .*its mode is F and its values go from -300 to -45"),
+        ([np.full((2, 3), np.nan, np.float32)], "TIFF", "row 0, .*its mode is F and its values go from nan"),
+        ([GREY, DEEP], "PNG", r"8 bits \(row 0\) and 16 bits \(row 1\)"),
+        ([GREY, OF_8_BITS], "TIFF", r"8 bits \(row 0\) and floats \(row 1\)"),
+        ([Image.merge("LA", (Image.fromarray(GREY), ALPHA))], "PNG", "row 0, .*its mode is LA .*transparent"),
+        ([Image.fromarray(GREY).convert("P")], "transparent PNG", "row 0, .*its mode is P .*transparent"),
+        ([Image.new("LAB", (3, 2))], "TIFF", "row 0, cannot be decoded: conversion from LAB"),
+    ],
+    ids=range(22),
+)
+def test_white_is_white_whatever_a_picture_is_stored_as(
+    tmp_path: Path, pictures: list[Any], kind: str, expected: Any
+) -> None:
+    """Pillow makes 16 bits grey by cutting them off at 255, which is nearly all white."""
+    encoded = []
+    for picture in pictures:
+        buffer, options = io.BytesIO(), {"transparency": 0} if kind.startswith("transparent") else {}
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        image.save(buffer, kind.split()[-1], **options)
+        encoded.append(buffer.getvalue())
+    pq.write_table(pa.table({"image": encoded}), tmp_path / "a.parquet")
+    config = ImageData(source=str(tmp_path / "a.parquet"), kind="images", label_field=None)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=f"data.image_field: .*a.parquet.*{expected}"):
+            read_images(config)
+        return
+    pixels = read_images(config).train.pixels
+    assert np.array_equal(pixels, [np.asarray(expected, np.float32)] * len(pictures))
 
 
 def test_columns_that_are_no_numbers_are_named(tmp_path: Path) -> None:

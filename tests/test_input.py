@@ -77,6 +77,8 @@ NOT_DATA = [
     ('"a\\0b"', "a character of code 0"),
     ("010", "octal 8"),
     ("-0_17", "octal -15"),
+    ("0x_", "a number without digits"),
+    ("-0b__", "a number without digits"),
     ("1:30", "base 60"),
     ("-1:30.5", "base 60"),
     ("[1", "expected ',' or ']'"),

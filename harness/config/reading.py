@@ -187,9 +187,14 @@ class Reader:
             raise self._error(
                 node, path, f'{octal}; write a number without the leading zero, or text as "{text}"'
             )
-        if kind == "float":
-            return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
-        return int(digits, 0)
+        try:
+            if kind == "float":
+                return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+            return int(digits, 0)
+        except ValueError:  # YAML 1.1 takes 0x_ for a number
+            raise self._error(
+                node, path, f'found {text}, a number without digits; write a number, or text as "{text}"'
+            ) from None
 
     def _text(self, node: yaml.ScalarNode, path: str) -> str:
         """The text of a node.

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 import re
 import zlib
@@ -22,7 +23,7 @@ import psutil
 
 from harness.errors import DataError
 from harness.files import refuse_pointer
-from harness.terminal import shown
+from harness.terminal import cut, shown
 
 BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """Characters that `str.splitlines` takes for newlines, and that are content here."""
@@ -402,18 +403,17 @@ def load_array(path: Path, field: str) -> Any:
                 else np.lib.format.read_array_header_2_0
             )
             shape, _, dtype = read(file)
-            needed, there = (
-                int(np.prod([float(length) for length in shape])) * dtype.itemsize,
-                os.fstat(file.fileno()).st_size,
-            )
-            if not dtype.hasobject and needed + file.tell() > there:
-                raise DataError(
-                    f"{field}: {path} is truncated: {there} bytes, its header says {needed + file.tell()}"
-                )
+            if not dtype.itemsize or min(shape, default=1) < 0:
+                raise ValueError(f"its header says {dtype} of the shape {shown(list(shape))}")
+            needed, there = math.prod(shape) * dtype.itemsize + file.tell(), os.fstat(file.fileno()).st_size
+        if not dtype.hasobject and needed > there:
+            claim = needed if needed < 2**63 else "more than a file can have"
+            raise DataError(f"{field}: {path} is truncated: {there} bytes, its header says {claim}")
         return np.load(path, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{field}: {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        raise DataError(
-            f"{field}: {path} is no .npy file of numbers: {(str(error).splitlines() or [''])[0]}"
-        ) from None
+    except DataError:
+        raise
+    except Exception as error:  # numpy takes the header for Python and raises what its parser does
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{field}: {path} is no .npy file of numbers: {cut(reason)}") from None

@@ -29,10 +29,11 @@ def read_rows(config: ArrayData) -> npt.NDArray[np.float64]:
         raise DataError(f"data.path: {path}: found {path.suffix or 'no suffix'}, allowed: .npy, .parquet")
     if values.ndim == 1:
         values = values[:, None]
-    if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)):
+    numbers = np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)
+    if values.ndim != 2 or 0 in values.shape or not numbers:
         raise DataError(
             f"data.path: {path} holds {values.dtype} of shape {values.shape}, expected numbers of shape "
-            "[rows, columns]"
+            "[rows, columns], neither of them 0"
         )
     values = np.ascontiguousarray(values, dtype=np.float64)
     if not np.isfinite(values).all():

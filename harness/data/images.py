@@ -421,9 +421,7 @@ def _picture(value: Any, where: str, row: int) -> tuple[npt.NDArray[Any], str]:
         found = np.asarray(value)
     except Exception as error:  # what the library's decoders raise at pictures that are damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"data.image_field: {where}, row {row}, cannot be decoded: {reason}"
-        ) from None
+        raise DataError(f"data.image_field: {where}, row {row}, cannot be decoded: {reason}") from None
     if found.ndim != 2 or found.dtype.kind not in "buif":
         raise DataError(
             f"data.image_field: {where}, row {row}, is no image: neither a picture nor rows of numbers"

@@ -402,7 +402,7 @@ def _picture(value: Any, where: str, row: int) -> tuple[npt.NDArray[Any], str]:
             if value.width * value.height > MAX_PIXELS:
                 raise ValueError(f"{value.width} x {value.height} pixels, at most {MAX_PIXELS} are allowed")
         if isinstance(value, Image.Image):
-            if value.has_transparency_data and value.convert("RGBA").getextrema()[3][0] < _WHITE_8:
+            if value.has_transparency_data and np.asarray(value.convert("RGBA"))[..., 3].min() < _WHITE_8:
                 raise ValueError(
                     f"its mode is {value.mode} and some of its pixels are transparent, so their grey depends "
                     "on what lies behind; give it a background"

@@ -27,7 +27,7 @@ class InputError(HarnessError):
 
 
 @dataclass(frozen=True)
-class Problem:
+class InputProblem:
     """One thing that is wrong in a configuration.
 
     Attributes:
@@ -50,7 +50,7 @@ class Problem:
 class ConfigError(InputError):
     """A configuration is wrong; carries every problem that was found."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[InputProblem]) -> None:
         """Keep the problems and join them, one to a line."""
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in problems))

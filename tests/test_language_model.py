@@ -27,7 +27,7 @@ torch = pytest.importorskip("torch")
 from harness.learners.language_model import model as models  # noqa: E402
 from harness.learners.language_model.sampling import Sampler, choose, distribution, draw_batch  # noqa: E402
 from harness.learners.language_model.scoring import score  # noqa: E402
-from harness.learners.language_model.sizes import Work, kept_values, memory_per_rank, num_parameters  # noqa: E402
+from harness.learners.language_model.sizes import PassSizes, kept_values, memory_per_rank, num_parameters  # noqa: E402
 from harness.learners.language_model.training import Schedule, learning_rate, plan_steps  # noqa: E402
 
 
@@ -66,7 +66,7 @@ def test_zero_stages_divide_what_they_shard() -> None:
     model = resolve_model(Model(preset="gpt2-124m"))
     parameters = num_parameters(model, 50257, 1024)
     by_stage = [
-        memory_per_rank(parameters, 12, 768, 50257, kept_values(model), Work(1024, ranks=8, stage=stage))
+        memory_per_rank(parameters, 12, 768, 50257, kept_values(model), PassSizes(1024, ranks=8, stage=stage))
         for stage in range(4)
     ]
     assert (by_stage[0].weights, by_stage[0].gradients, by_stage[0].optimizer) == (

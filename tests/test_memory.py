@@ -27,7 +27,7 @@ from harness.learners.language_model import model as models
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.engine import Engine, Scattering
 from harness.learners.language_model.scoring import sequence_nll
-from harness.learners.language_model.sizes import Work, kept_values, memory_per_rank, num_parameters
+from harness.learners.language_model.sizes import PassSizes, kept_values, memory_per_rank, num_parameters
 
 
 def fit(section, train, rows, stage, recompute):
@@ -53,7 +53,7 @@ def measured(architecture, layers, width, rows, precision, stage, recompute=Fals
         engine, losses = fit(section, train, rows, stage, recompute)
     state = engine.state(True)
     engine.close()
-    work = Work(rows * 64, 1, 64, precision == "bf16", size, stage, recompute, on_gpu=False)
+    work = PassSizes(rows * 64, 1, 64, precision == "bf16", size, stage, recompute, on_gpu=False)
     count, kept = num_parameters(section, 256, 64), kept_values(section)
     return grown.bytes, memory_per_rank(count, layers, width, 256, kept, work).fit, losses, state
 """

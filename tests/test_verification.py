@@ -15,7 +15,7 @@ from harness.board.build import build_site
 from harness.board.checked import Verification, badges, verification
 from harness.board.entry import Entry, write_entry
 from harness.board.immutable import read_immutable, write_beside, write_immutable
-from harness.board.verify import Outcome
+from harness.board.verify import EntryVerdict
 from harness.cli.app import app
 from harness.errors import InputError
 
@@ -83,7 +83,7 @@ def test_a_failed_verification_is_kept_and_shown_too(computed: Any, tmp_path: Pa
 
 def test_a_verification_of_another_content_is_not_shown(computed: Any, tmp_path: Path) -> None:
     entries = computed[2]
-    good = verification(entries["keep"], 3, Outcome(True, "replayed: all digits"))
+    good = verification(entries["keep"], 3, EntryVerdict(True, "replayed: all digits"))
     other = with_data(entries["keep"], lambda data: data.update(experiment="another"))
     write_entry(other, tmp_path)
     write_entry(entries["none"], tmp_path)
@@ -102,7 +102,7 @@ def test_a_verification_of_another_content_is_not_shown(computed: Any, tmp_path:
 def test_a_changed_verification_is_none(computed: Any, tmp_path: Path) -> None:
     entry = computed[2]["keep"]
     write_entry(entry, tmp_path)
-    bad = verification(entry, 3, Outcome(False, "replayed: seed 3 does NOT agree"))
+    bad = verification(entry, 3, EntryVerdict(False, "replayed: seed 3 does NOT agree"))
     place = write_beside(bad, tmp_path / entry.name)
     for content, message in (
         (bad.content.replace(b"false", b"true"), "was changed after it was made: by its content its name is"),
@@ -119,7 +119,7 @@ def test_a_failure_is_taken_back_by_the_same_check_on_the_same_machine_only(comp
     entry = computed[2]["keep"]
 
     def on(day: int, host: str, good: bool, seed: int | None = None) -> Verification:
-        data = json.loads(verification(entry, seed, Outcome(good, "said")).content)
+        data = json.loads(verification(entry, seed, EntryVerdict(good, "said")).content)
         data |= {"host": host, "time": f"2026-11-{day:02}T00:00:00+00:00"}
         return Verification.model_validate_json(json.dumps(data))
 
@@ -155,7 +155,7 @@ def test_what_others_have_written_is_no_markup(computed: Any, tmp_path: Path) ->
     entry = computed[2]["keep"]
     write_entry(entry, tmp_path)
     hostile = "<script>alert(1)</script>\u202e"
-    data = json.loads(verification(entry, None, Outcome(True, hostile, (hostile,))).content)
+    data = json.loads(verification(entry, None, EntryVerdict(True, hostile, (hostile,))).content)
     data |= {"who": hostile, "host": hostile, "device": hostile, "commit": hostile}
     write_immutable(Verification.model_validate_json(json.dumps(data)), tmp_path)
     list(build_site(tmp_path, tmp_path))

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from harness.board.entry import Entry
 from harness.board.immutable import Immutable
-from harness.board.verify import Outcome
+from harness.board.verify import EntryVerdict
 from harness.bundle import provenance
 from harness.coordinator.revision import source_revision
 from harness.terminal import cut
@@ -69,7 +69,7 @@ class Verification(Immutable):
         return self.entry == entry.name and self.entry_sha256 == entry.sha256
 
 
-def verification(entry: Entry, seed: int | None, outcome: Outcome) -> Verification:
+def verification(entry: Entry, seed: int | None, outcome: EntryVerdict) -> Verification:
     """What came of a verification, made here and now.
 
     Args:

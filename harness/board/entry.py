@@ -13,7 +13,7 @@ from harness.board.declared import Declared, claimed, declared_of
 from harness.board.immutable import Immutable, read_immutable, write_immutable
 from harness.board.rules import check_rules, overlap_of
 from harness.board.seeds import listed_chains, with_seeds
-from harness.board.texts import Sample, samples_of
+from harness.board.texts import EntrySample, samples_of
 from harness.components import REGIMES
 from harness.config.grid import find_cells
 from harness.config.mitigations import AXIS, NAME, SECTION
@@ -72,7 +72,7 @@ class Cost(Section):
     """As a multiple of the baseline's."""
 
 
-class Provenance(Section):
+class EntryProvenance(Section):
     """How, where and when; none of it decides a number."""
 
     commits: tuple[str, ...]
@@ -109,7 +109,7 @@ class Entry(Immutable):
     overlap: dict[str, Number]
     """Share of the test set that is also in the training set: as whole examples, and as n-grams of text."""
     cost: Cost
-    provenance: Provenance
+    provenance: EntryProvenance
     experiment: str
     """Of the study that it is from."""
     controls: dict[str, dict[str, SeedResult]] = {}
@@ -117,7 +117,7 @@ class Entry(Immutable):
     where nothing is synthetic."""
     declared: Declared | None = None
     """What that study claims; None where it claims nothing."""
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[EntrySample, ...] = ()
     """What the models of the first seed write; empty for those that write no text, and in older entries."""
 
     @field_validator("configuration")
@@ -371,13 +371,13 @@ def _device_hours(own: Any, store: Store, official: set[str]) -> float:
     return float(seconds.sum()) / 3600
 
 
-def _provenance(own: Any) -> Provenance:
+def _provenance(own: Any) -> EntryProvenance:
     def distinct(name: str) -> tuple[str, ...]:
         return tuple(sorted({str(v) for v in own[name] if v == v})) if name in own.columns else ()
 
     versions = [name for name in own.columns if name.startswith("provenance/versions/")]
     finished = distinct("provenance/finished")
-    return Provenance(
+    return EntryProvenance(
         commits=distinct("provenance/commit"),
         devices=distinct("provenance/device"),
         versions={name.removeprefix("provenance/versions/"): distinct(name) for name in versions},

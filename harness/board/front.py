@@ -19,7 +19,7 @@ SPREAD = 20
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontPoint:
     """An entry of a figure.
 
     Attributes:
@@ -67,7 +67,7 @@ def _figure(
     gains = [line.benefit.mean or 0.0 for line, _ in lines]
     best = pareto(gains, [price for _, price in lines])
     points = [
-        Point(line.entry.mitigation, price, gain, line.benefit.low, line.benefit.high, efficient)
+        FrontPoint(line.entry.mitigation, price, gain, line.benefit.low, line.benefit.high, efficient)
         for (line, price), gain, efficient in zip(lines, gains, best, strict=True)
     ]
     front = sorted(
@@ -105,7 +105,7 @@ def _scale(costs: Sequence[float]) -> tuple[Callable[[float], float], list[float
 
 
 def _drawing(
-    points: Sequence[Point], named: dict[int, int], front: Sequence[int], label: str, benefit: str
+    points: Sequence[FrontPoint], named: dict[int, int], front: Sequence[int], label: str, benefit: str
 ) -> str:
     ends = [v for p in points for v in (p.benefit, p.low, p.high) if v is not None]
     margin = 0.06 * (max(ends) - min(ends)) or 1.0

@@ -16,7 +16,7 @@ PROMPTS, GENERATIONS, LENGTH = 3, 3, 400
 """Prompts, generations (the first, one between, and the last), and characters of each text at most."""
 
 
-class Sample(Section):
+class EntrySample(Section):
     """A prompt, and what generations make of it."""
 
     prompt: Annotated[str, Field(max_length=LENGTH)]
@@ -24,7 +24,7 @@ class Sample(Section):
     """Generation to its continuation."""
 
 
-def samples_of(prepared: Prepared, store: Store, cell: int, seeds: Sequence[int]) -> tuple[Sample, ...]:
+def samples_of(prepared: Prepared, store: Store, cell: int, seeds: Sequence[int]) -> tuple[EntrySample, ...]:
     """The samples of a cell's first seed; none for learners that continue no prompts.
 
     Args:
@@ -50,4 +50,4 @@ def samples_of(prepared: Prepared, store: Store, cell: int, seeds: Sequence[int]
         for place, text in enumerate(written[:PROMPTS]):
             prompt, texts = found.setdefault(place, (text["prompt"], {}))
             texts[str(generation)] = text["continuation"][:LENGTH]
-    return tuple(Sample(prompt=prompt[-LENGTH:], texts=texts) for prompt, texts in found.values())
+    return tuple(EntrySample(prompt=prompt[-LENGTH:], texts=texts) for prompt, texts in found.values())

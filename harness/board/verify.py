@@ -29,7 +29,7 @@ MAX_LINES = 20
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EntryVerdict:
     """What came of a verification.
 
     Attributes:
@@ -51,7 +51,7 @@ def write_study(entry: Entry, folder: Path) -> Path:
     return folder / "study.yaml"
 
 
-def verified(entry: Entry, root: Path) -> Outcome:
+def verified(entry: Entry, root: Path) -> EntryVerdict:
     """Compute an entry again from the artifacts in a store.
 
     Args:
@@ -67,7 +67,7 @@ def verified(entry: Entry, root: Path) -> Outcome:
         damaged = list(_damaged(prepared, store, entry))
         if damaged:
             what = f"{len(damaged)} artifacts that it rests on are damaged or missing"
-            return Outcome(False, f"not verified: {what}", tuple(damaged[:MAX_LINES]))
+            return EntryVerdict(False, f"not verified: {what}", tuple(damaged[:MAX_LINES]))
         said = entry.declared.hash if entry.declared else None
         again = make_entry(prepared, store, entry.mitigation, said)
     mine, theirs = _plain(entry), _plain(again)
@@ -79,9 +79,9 @@ def verified(entry: Entry, root: Path) -> Outcome:
         found.sort(key=lambda line: line.startswith(("baseline.", "seeds.")))
         more = [f"and {len(found) - MAX_LINES} more"] if len(found) > MAX_LINES else []
         verdict = "not verified: the entry does not say what its artifacts say"
-        return Outcome(False, verdict, (*found[:MAX_LINES], *more))
+        return EntryVerdict(False, verdict, (*found[:MAX_LINES], *more))
     count = sum(len(result.keys) for result in (*entry.seeds.values(), *entry.baseline.values()))
-    return Outcome(True, f"verified: all numbers follow from {count} artifacts", _notes(entry, again))
+    return EntryVerdict(True, f"verified: all numbers follow from {count} artifacts", _notes(entry, again))
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _differences(mine: Any, theirs: Any, where: str) -> Iterator[str]:
         yield f"{where}: the entry has {shown(mine)}, the artifacts say {shown(theirs)}"
 
 
-def replayed(entry: Entry, seed: int) -> Outcome:
+def replayed(entry: Entry, seed: int) -> EntryVerdict:
     """Run one seed of an entry and of its baseline again, in a store of its own, and compare the numbers.
 
     Args:
@@ -183,7 +183,7 @@ def replayed(entry: Entry, seed: int) -> Outcome:
     return compared(entry, again, seed)
 
 
-def compared(entry: Entry, again: Entry, seed: int) -> Outcome:
+def compared(entry: Entry, again: Entry, seed: int) -> EntryVerdict:
     """Compare the numbers of one seed with those of the same seed, run again.
 
     Raises:
@@ -191,7 +191,9 @@ def compared(entry: Entry, again: Entry, seed: int) -> Outcome:
     """
     if again.configuration != entry.configuration:
         found = list(_differences(entry.configuration, again.configuration, "configuration"))
-        return Outcome(False, "not replayed: this harness computes something else", tuple(found[:MAX_LINES]))
+        return EntryVerdict(
+            False, "not replayed: this harness computes something else", tuple(found[:MAX_LINES])
+        )
     lines, good, equal = list[str](), True, True
     for name, mine, theirs in (
         (entry.mitigation, entry.seeds, again.seeds),
@@ -209,9 +211,11 @@ def compared(entry: Entry, again: Entry, seed: int) -> Outcome:
         lines.append(line)
         good &= within
     if equal:
-        return Outcome(True, f"replayed: seed {seed} gives the same numbers, digit by digit", tuple(lines))
+        return EntryVerdict(
+            True, f"replayed: seed {seed} gives the same numbers, digit by digit", tuple(lines)
+        )
     verdict = "agrees within the spread of the seeds" if good else "does NOT agree with the entry"
-    return Outcome(good, f"replayed: seed {seed} {verdict}", tuple(lines))
+    return EntryVerdict(good, f"replayed: seed {seed} {verdict}", tuple(lines))
 
 
 def _plain_result(result: SeedResult) -> str:

@@ -19,7 +19,7 @@ from harness.config.reading import join
 from harness.config.schema import Config, data_kind
 from harness.config.source import Source, read_source, split_field
 from harness.config.track import in_track
-from harness.errors import ConfigError, Problem
+from harness.errors import ConfigError, InputProblem
 from harness.registry import Found
 from harness.terminal import cut, nearest, shown
 
@@ -125,7 +125,7 @@ def check_kinds(source: Source) -> None:
 
 def _problems(
     source: Source, data: Mapping[str, Any], places: Mapping[str, str], details: Sequence[ErrorDetails]
-) -> list[Problem]:
+) -> list[InputProblem]:
     messages: dict[str, list[str]] = {}
     paths = [_path(data, detail["loc"], detail["type"]) for detail in details]
     for path, detail in zip(paths, details, strict=True):
@@ -144,7 +144,7 @@ def _problems(
             (place for field, place in places.items() if path == field or path.startswith(field + ".")), None
         )
         at = source.problem(origin or path, "")
-        problems.append(Problem(at.where, at.line, path, "; or ".join(found)))
+        problems.append(InputProblem(at.where, at.line, path, "; or ".join(found)))
     return sorted(problems, key=lambda problem: problem.line or 0)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from harness.errors import ConfigError, Problem
+from harness.errors import ConfigError, InputProblem
 from harness.terminal import shown
 
 MAX_DEPTH = 100
@@ -213,7 +213,7 @@ class Reader:
 
     def _error(self, node: yaml.Node, path: str, message: str) -> ConfigError:
         return ConfigError(
-            [Problem(self.name, node.start_mark.line + 1 if self.in_file else None, path, message)]
+            [InputProblem(self.name, node.start_mark.line + 1 if self.in_file else None, path, message)]
         )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from harness.config.reading import MAX_CHARACTERS, MAX_DEPTH, Reader, compose
-from harness.errors import ConfigError, Problem
+from harness.errors import ConfigError, InputProblem
 from harness.terminal import cut, shown
 
 if TYPE_CHECKING:
@@ -38,18 +38,18 @@ class Source:
     set_paths: frozenset[str] = field(default_factory=frozenset)
     track: Entered | None = None
 
-    def problem(self, path: str, message: str) -> Problem:
+    def problem(self, path: str, message: str) -> InputProblem:
         """A problem at a field: at its line, or at the line of the nearest enclosing section."""
         probe = path
         while probe:
             if probe in self.set_paths:
-                return Problem("--set", None, path, message)
+                return InputProblem("--set", None, path, message)
             if probe in self.lines:
-                return Problem(self.name, self.lines[probe], path, message)
+                return InputProblem(self.name, self.lines[probe], path, message)
             probe = probe.rpartition(".")[0]
         if self.track is not None and path:
             return self.track.source.problem(f"config.{path}", message)
-        return Problem(self.name, None, path, message)
+        return InputProblem(self.name, None, path, message)
 
     def located(self, error: Exception) -> ConfigError:
         """An error whose message begins with a field, at that field's line."""
@@ -87,11 +87,13 @@ def read_source(path: Path, assignments: Sequence[str] = ()) -> Source:
     for assignment in assignments:
         dotted, separator, value = assignment.partition("=")
         if not separator or not all(dotted.split(".")) or dotted.count(".") >= MAX_DEPTH:
-            raise ConfigError([Problem("--set", None, "", f"found {shown(assignment)}, expected a.b=value")])
+            raise ConfigError(
+                [InputProblem("--set", None, "", f"found {shown(assignment)}, expected a.b=value")]
+            )
         try:
             _assign(data, dotted, _value(dotted, value))
         except TypeError as error:
-            raise ConfigError([Problem("--set", None, dotted, str(error))]) from None
+            raise ConfigError([InputProblem("--set", None, dotted, str(error))]) from None
         set_paths.append(dotted)
     return Source(name, data, lines, frozenset(set_paths))
 
@@ -103,12 +105,12 @@ def _text(path: Path) -> str:
             content = file.read(MAX_CHARACTERS + 1)
         if len(content) > MAX_CHARACTERS:
             raise ConfigError(
-                [Problem(str(path), None, "", f"is too large: allowed are {MAX_CHARACTERS:,} bytes")]
+                [InputProblem(str(path), None, "", f"is too large: allowed are {MAX_CHARACTERS:,} bytes")]
             )
         return content.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError([Problem(str(path), None, "", f"cannot be read: {reason}")]) from None
+        raise ConfigError([InputProblem(str(path), None, "", f"cannot be read: {reason}")]) from None
 
 
 def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
@@ -138,14 +140,16 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(
-            [Problem(name, line, "", f"is not valid YAML: {cut(str(error.problem or error.context))}")]
+            [InputProblem(name, line, "", f"is not valid YAML: {cut(str(error.problem or error.context))}")]
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(
-            [Problem(name, None, "", f"is not valid YAML: {cut(str(error).splitlines()[0])}")]
+            [InputProblem(name, None, "", f"is not valid YAML: {cut(str(error).splitlines()[0])}")]
         ) from None
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError([Problem(name, 1, "", "expected a mapping of fields such as 'experiment: NAME'")])
+        raise ConfigError(
+            [InputProblem(name, 1, "", "expected a mapping of fields such as 'experiment: NAME'")]
+        )
     reader = Reader(name)
     return reader.read(node, ""), reader.lines
 
@@ -157,7 +161,7 @@ def _value(dotted: str, text: str) -> Any:
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(
-            [Problem("--set", None, dotted, f"{shown(text)} is not a YAML value: {cut(problem)}")]
+            [InputProblem("--set", None, dotted, f"{shown(text)} is not a YAML value: {cut(problem)}")]
         ) from None
     return None if node is None else Reader("--set", in_file=False).read(node, dotted)
 

@@ -14,7 +14,7 @@ from harness.records import Examples
 from harness.registry import named
 
 
-class Tally:
+class FilterTally:
     """Counts what was judged; of prompts without a known truth only that, of other such data nothing."""
 
     def __init__(self, data: RealData, filters: Sequence[Any] = ()) -> None:

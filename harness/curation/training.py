@@ -13,7 +13,7 @@ import numpy.typing as npt
 from harness.components import FILTERS
 from harness.curation.filters import Judge, first_accepted, is_short, raw_count, rewarded, undetected
 from harness.curation.pool import choose
-from harness.curation.tally import Tally
+from harness.curation.tally import FilterTally
 from harness.data import RealData
 from harness.data.analytic import load_teacher
 from harness.errors import LearnerError
@@ -85,7 +85,7 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen
                 f"filters: the detector drops all training examples of generation {spec.generation}"
             )
         drawn = drawn.take(kept)
-    tally = Tally(data, filters)
+    tally = FilterTally(data, filters)
     opponent, first = _opponent(spec)
     if opponent:
         drawn, found, raw = _beside(spec, data, sources, opponent, first, tally)
@@ -106,7 +106,7 @@ def _opponent(spec: FitSpec) -> tuple[str, bool]:
 
 
 def _beside(
-    spec: FitSpec, data: RealData, sources: Sources, opponent: str, first: bool, tally: Tally
+    spec: FitSpec, data: RealData, sources: Sources, opponent: str, first: bool, tally: FilterTally
 ) -> tuple[Drawn, dict[int, Examples], dict[int, npt.NDArray[np.int64]]]:
     """Pairs of what each generation that is read wrote with what generation 0 did, or with solutions.
 
@@ -206,7 +206,7 @@ def gather(drawn: Drawn, found: Mapping[int, Examples]) -> Examples:
 
 
 def _found(
-    spec: FitSpec, data: RealData, sources: Sources, filters: list[Any], tally: Tally | None = None
+    spec: FitSpec, data: RealData, sources: Sources, filters: list[Any], tally: FilterTally | None = None
 ) -> dict[int, Examples]:
     """For each origin its examples, as far as the recipe reads them."""
     largest: dict[int, Part] = {}  # a rule may read an origin in several parts
@@ -214,12 +214,12 @@ def _found(
         known = largest.setdefault(part.origin, part)
         if part.offset + part.count > known.offset + known.count:
             largest[part.origin] = part
-    tally = tally or Tally(data)
+    tally = tally or FilterTally(data)
     return {origin: _examples(spec, part, data, sources, filters, tally) for origin, part in largest.items()}
 
 
 def _examples(
-    spec: FitSpec, part: Part, data: RealData, sources: Sources, filters: list[Any], tally: Tally
+    spec: FitSpec, part: Part, data: RealData, sources: Sources, filters: list[Any], tally: FilterTally
 ) -> Examples:
     """The examples of one part, filtered."""
     if part.origin == REAL:

@@ -92,7 +92,7 @@ class Told:
     differ: list[str] = field(default_factory=list)
 
 
-class Rows:
+class ExampleRows:
     """The rows of a study, in pieces."""
 
     def __init__(self, prepared: Prepared, store: Store) -> None:

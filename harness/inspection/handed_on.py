@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from harness.errors import InputError
 from harness.files import write_json
 from harness.inspection.croissant import Table, describe
-from harness.inspection.examples import COLUMNS, Rows
+from harness.inspection.examples import COLUMNS, ExampleRows
 from harness.reporting import ledger
 from harness.store import Store
 from harness.study import Prepared
@@ -74,7 +74,7 @@ def hand_on(prepared: Prepared, store: Store, target: Path) -> dict[str, Any]:
     records = ledger.rows(prepared, store).to_arrow()
     if not len(records):
         raise InputError("nothing of the study is committed yet; harness run computes it")
-    rows = Rows(prepared, store)
+    rows = ExampleRows(prepared, store)
     with new_folder(target, "--to") as folder:
         (folder / EXAMPLES).mkdir()
         (folder / RECORDS).mkdir()
@@ -92,7 +92,7 @@ def hand_on(prepared: Prepared, store: Store, target: Path) -> dict[str, Any]:
     return {"path": str(target), "files": len(files), **told}
 
 
-def _write(rows: Rows, folder: Path) -> list[Path]:
+def _write(rows: ExampleRows, folder: Path) -> list[Path]:
     """The rows, file by file: no more than `GROUP_BYTES` of them are in memory."""
     files, writer = list[Path](), None
     try:

@@ -15,7 +15,7 @@ from harness.components.adapter import adapts_first
 from harness.components.language_model import later_train
 from harness.errors import ResourceError
 from harness.learners.base import is_installed
-from harness.learners.language_model.sizes import Memory, Work, memory_per_rank
+from harness.learners.language_model.sizes import Memory, PassSizes, memory_per_rank
 from harness.study import Prepared
 
 COPIES = 2
@@ -118,7 +118,7 @@ def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
     learner, resources = config.learner, config.resources
     length = learner.sample.sequence_length(config.data.block_size)
     each = 1 if learner.objective is None else OBJECTIVES[learner.objective.kind].each
-    work = Work(
+    work = PassSizes(
         tokens=config.micro_batch * each * length,
         rows=resources.sample_batch,
         length=length,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.errors import ConfigError, InputError, Problem
+from harness.errors import ConfigError, InputError, InputProblem
 from harness.terminal import shown
 
 SITE = Path("slurm/site.yaml")
@@ -235,11 +235,11 @@ def read_site(path: Path | None) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
         reason = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
-        raise ConfigError([Problem(str(path), line, "", f"is not YAML: {reason}")]) from None
+        raise ConfigError([InputProblem(str(path), line, "", f"is not YAML: {reason}")]) from None
     found = {} if found is None else found
     if not isinstance(found, dict):
         raise ConfigError(
-            [Problem(str(path), 1, "", "expected a mapping of options, such as partition: gpu")]
+            [InputProblem(str(path), 1, "", "expected a mapping of options, such as partition: gpu")]
         )
     _check(
         {name: value for name, value in found.items() if value is not None},
@@ -283,7 +283,7 @@ def make_options(site: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
 def _check(values: Mapping[str, Any], places: Mapping[str, tuple[str, int | None]]) -> None:
     """Check options, with messages that say where each was given."""
     problems = [
-        Problem(*places.get(name, ("site file", None)), name, f"is unknown{_nearest(name)}")
+        InputProblem(*places.get(name, ("site file", None)), name, f"is unknown{_nearest(name)}")
         for name in map(str, values)
         if name not in Options.model_fields
     ]
@@ -305,7 +305,7 @@ def _check(values: Mapping[str, Any], places: Mapping[str, tuple[str, int | None
                     message = f"found {shown(item['input'])}, allowed: {allowed}"
                 where, line = places.get(name, ("site file", None))
                 problems.append(
-                    Problem(where, line, "" if where.startswith(("--", "SBATCH_")) else name, message)
+                    InputProblem(where, line, "" if where.startswith(("--", "SBATCH_")) else name, message)
                 )
     if problems:
         raise ConfigError(problems)

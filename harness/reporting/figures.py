@@ -83,7 +83,7 @@ def panels(
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenMetrics:
     """Which metrics have a figure of their own.
 
     Attributes:
@@ -99,7 +99,7 @@ class Chosen:
     sentences: Sequence[str]
 
 
-def chosen(rows: Rows) -> Chosen:
+def chosen(rows: Rows) -> ChosenMetrics:
     """Choose the metrics that are drawn: one for each quantity, and none that does not move.
 
     Two are one quantity where the rows have the same order in both (or the opposite one): the perplexity is
@@ -126,7 +126,7 @@ def chosen(rows: Rows) -> Chosen:
         else:
             same[metric] = title
             sentences.append(f"{title} is {own[twin]} on another scale.")
-    return Chosen(own, same, flat, sentences)
+    return ChosenMetrics(own, same, flat, sentences)
 
 
 def _titles(names: Collection[str]) -> dict[str, str]:

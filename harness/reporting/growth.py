@@ -195,7 +195,7 @@ def leads(found: Mapping[Shape, Floats], shape: Shape, against: Shape | None = N
 
 
 @dataclass(frozen=True)
-class Growth:
+class CellGrowth:
     """How a metric goes in one cell.
 
     Attributes:
@@ -234,7 +234,7 @@ class Growth:
 
 def growths(
     rows: Iterable[Mapping[str, Any]], axes: Sequence[str], metric: str, seeds: Iterable[int] = ()
-) -> dict[tuple[Any, ...], Growth]:
+) -> dict[tuple[Any, ...], CellGrowth]:
     """The growth of a metric in every cell, over the chains that have come as far as any of it.
 
     Args:
@@ -268,11 +268,13 @@ def growths(
     return found
 
 
-def _growth(generations: Floats, values: Floats, diverged: int, absent: int) -> Growth:
+def _growth(generations: Floats, values: Floats, diverged: int, absent: int) -> CellGrowth:
     bent, shown = None, {}
     if len(generations) >= 3:
         bent = aggregate(curvatures(generations, values), diverged, absent)
     if len(generations) >= SHAPED:
         found = evidence(generations, values)
         shown = {shape: aggregate(leads(found, shape), diverged, absent) for shape in SHAPES}
-    return Growth(aggregate(slopes(generations, values), diverged, absent), bent, shown, int(generations[-1]))
+    return CellGrowth(
+        aggregate(slopes(generations, values), diverged, absent), bent, shown, int(generations[-1])
+    )

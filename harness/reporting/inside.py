@@ -18,7 +18,7 @@ from harness.errors import DamagedError
 from harness.preparation import load_data
 from harness.reporting.distributions import histogram_figure, histogram_numbers
 from harness.reporting.figures import PANEL_COLUMNS, legend_columns, plain_ticks, thinned
-from harness.reporting.page import Drawing
+from harness.reporting.page import FigureDrawing
 from harness.reporting.samples import chain_title, first_chains
 from harness.science import Chain
 from harness.store import Store
@@ -37,7 +37,7 @@ Key = int | str
 """A generation, or ``real``."""
 
 
-def drawings(prepared: Prepared, store: Store) -> Iterator[Drawing]:
+def drawings(prepared: Prepared, store: Store) -> Iterator[FigureDrawing]:
     """All of them, as far as there is something to draw."""
     yield from _histograms(prepared, store)
     chains = first_chains(prepared, MAX_PANELS)
@@ -73,7 +73,7 @@ def _drawing(
     panels: Mapping[str, Mapping[Key, Line]],
     axes: tuple[str, str],
     log: tuple[bool, bool],
-) -> Drawing:
+) -> FigureDrawing:
     columns = min(len(panels), PANEL_COLUMNS - 1)
     down = -(-len(panels) // columns)
     figure = Figure(figsize=(max(5.0, 4.0 * columns), 3.2 * down + 0.3))
@@ -117,7 +117,7 @@ def _drawing(
         loc="outside upper center",
         ncols=legend_columns(list(named), figure.get_figwidth(), 8),
     )
-    return Drawing(name, label, figure, ["chain", "generation", *axes], numbers)
+    return FigureDrawing(name, label, figure, ["chain", "generation", *axes], numbers)
 
 
 def _generations(chain: Chain, store: Store) -> list[int]:
@@ -136,7 +136,7 @@ def _nll(store: Store, key: str) -> tuple[Floats, Floats] | None:
     return values[np.isfinite(values)].astype(np.float64), real[np.isfinite(real)].astype(np.float64)
 
 
-def _histograms(prepared: Prepared, store: Store) -> Iterator[Drawing]:
+def _histograms(prepared: Prepared, store: Store) -> Iterator[FigureDrawing]:
     for chain in first_chains(prepared, MAX_PANELS):
         by_generation, real = {}, None
         for generation in _generations(chain, store):
@@ -146,7 +146,7 @@ def _histograms(prepared: Prepared, store: Store) -> Iterator[Drawing]:
                 real = found[1] if generation == 0 else real
         if by_generation:
             title = chain_title(prepared, chain)
-            yield Drawing(
+            yield FigureDrawing(
                 f"histogram-{chain.id}",
                 f"synthetic text under generation 0's model: {title}",
                 histogram_figure(title, by_generation, real),

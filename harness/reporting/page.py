@@ -40,7 +40,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FigureDrawing:
     """A figure with the numbers behind it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Page:
         self.folder, self.tell, self._embedded = folder, tell, 0
         (folder / "figures").mkdir(parents=True, exist_ok=True)
 
-    def add(self, drawing: Drawing) -> dict[str, Any]:
+    def add(self, drawing: FigureDrawing) -> dict[str, Any]:
         """Write a figure as PNG, PDF and CSV; what the page shows of it."""
         self.tell(f"figure {drawing.name}")
         name, figure = drawing.name, drawing.figure
@@ -132,7 +132,7 @@ def render(
     for metric, label in chosen.drawn.items():
         drawing = figures.metric_drawing(rows, axes, metric, theory(metric), label, seeds)
         if drawing is not None:
-            found = page.add(Drawing(metric.replace("/", "-"), label, *drawing))
+            found = page.add(FigureDrawing(metric.replace("/", "-"), label, *drawing))
             shown.append(found | {"first": metric == first})
     shown += [page.add(drawing) for drawing in sections.pop("drawings", ())]
     scripts = [_asset("uplot.min.js"), _asset("explorer.js")] if data["metrics"] else []

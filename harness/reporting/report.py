@@ -18,7 +18,7 @@ from harness.reporting.baseline import baselines
 from harness.reporting.costs import costs, lineage
 from harness.reporting.early import early_table
 from harness.reporting.ledger import cell_value
-from harness.reporting.page import Drawing, Page, Tell, render
+from harness.reporting.page import FigureDrawing, Page, Tell, render
 from harness.reporting.populations import population_table
 from harness.reporting.rows import Rows
 from harness.reporting.samples import pictures, samples
@@ -83,12 +83,12 @@ def build(
     )
 
 
-def _drawings(prepared: Prepared, store: Store, rows: Rows) -> Iterator[Drawing]:
+def _drawings(prepared: Prepared, store: Store, rows: Rows) -> Iterator[FigureDrawing]:
     """The figures that are not of one metric by generation."""
     bands = distributions.bands_figure(rows, prepared.study.columns)
     if bands is not None:
         label = "over- and under-represented tokens in the last generation"
-        yield Drawing("frequency-bands", label, *bands)
+        yield FigureDrawing("frequency-bands", label, *bands)
     yield from inside.drawings(prepared, store)
 
 
@@ -136,7 +136,7 @@ def _homogenisation(prepared: Prepared, store: Store, page: Page) -> list[dict[s
             {
                 "title": result.title,
                 "notes": "; ".join(result.notes),
-                "figure": page.add(Drawing(name, label, figure, *homogenisation.numbers(result))),
+                "figure": page.add(FigureDrawing(name, label, figure, *homogenisation.numbers(result))),
                 **homogenisation.table(result),
             }
         )

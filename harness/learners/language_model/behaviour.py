@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 from harness.errors import DataError
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.sampling import TokenReader
-from harness.learners.language_model.weights import FLOATS, Stored, listed
+from harness.learners.language_model.weights import FLOATS, StoredTensor, listed
 from harness.terminal import shown
 
 SMALL = 3_000_000
@@ -73,7 +73,7 @@ def report(info: Mapping[str, Any]) -> str:
     return "; ".join(said)
 
 
-def check_stored(config: PretrainedConfig, stored: Mapping[str, Stored], field: str) -> None:
+def check_stored(config: PretrainedConfig, stored: Mapping[str, StoredTensor], field: str) -> None:
     """Compare stored tensors with what a configuration asks for, as loading does, without reading them.
 
     Args:
@@ -109,7 +109,7 @@ def check_stored(config: PretrainedConfig, stored: Mapping[str, Stored], field: 
         raise DataError(f"{field}: the stored weights do not fit the configuration beside them: {found}")
 
 
-def _size(tensor: Stored) -> int:
+def _size(tensor: StoredTensor) -> int:
     count = 1
     for length in tensor.shape:
         count *= length

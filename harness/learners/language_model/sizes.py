@@ -103,7 +103,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Work:
+class PassSizes:
     """What a rank computes at once.
 
     Attributes:
@@ -134,7 +134,7 @@ class Work:
 
 
 def memory_per_rank(
-    parameters: int, num_layers: int, width: int, vocab_size: int, kept: int, work: Work
+    parameters: int, num_layers: int, width: int, vocab_size: int, kept: int, work: PassSizes
 ) -> Memory:
     """Estimate of the memory of one rank.
 

@@ -21,7 +21,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in a file: its type, as safetensors names it, and its shape."""
 
     dtype: str
@@ -50,7 +50,7 @@ def read_plain(path: Path, field: str) -> Mapping[str, Any]:
     return found
 
 
-def read_header(path: Path, field: str) -> dict[str, Stored]:
+def read_header(path: Path, field: str) -> dict[str, StoredTensor]:
     """Names, types and shapes of the tensors in a safetensors file.
 
     Raises:
@@ -75,7 +75,8 @@ def read_header(path: Path, field: str) -> dict[str, Stored]:
         tensors = json.loads(content[8 : 8 + length])
         tensors.pop("__metadata__", None)
         found = {
-            name: Stored(about["dtype"], tuple(map(int, about["shape"]))) for name, about in tensors.items()
+            name: StoredTensor(about["dtype"], tuple(map(int, about["shape"])))
+            for name, about in tensors.items()
         }
         end = max((int(about["data_offsets"][1]) for about in tensors.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
@@ -86,7 +87,7 @@ def read_header(path: Path, field: str) -> dict[str, Stored]:
     return found
 
 
-def stored_weights(folder: Path, field: str) -> dict[str, Stored]:
+def stored_weights(folder: Path, field: str) -> dict[str, StoredTensor]:
     """All tensors of a model in a folder: of its one file, or of all that its index names.
 
     Raises:
@@ -99,7 +100,7 @@ def stored_weights(folder: Path, field: str) -> dict[str, Stored]:
     places = read_plain(folder / INDEX, field).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise DataError(f"{field}: {folder / INDEX} has no weight_map")
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for shard in sorted(set(places.values())):
         if "/" in shard or not (folder / shard).is_file():
             raise DataError(f"{field}: {folder} lacks {shard}, which {INDEX} names")

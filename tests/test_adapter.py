@@ -184,7 +184,7 @@ def test_targets_are_written_out(architecture: str) -> None:
     assert settled(None)[1] == 2 * 2 * sum(widths)
 
 
-def test_a_new_adapter_is_a_function_of_seed_generation_and_layer() -> None:
+def test_a_new_adapter_follows_from_seed_generation_and_layer() -> None:
     model = small("gpt2")
     section, _ = settle(Lora(kind="lora"), model)
     one = adapters.new_values(model, section, 1, 2)
@@ -200,7 +200,7 @@ def test_a_new_adapter_is_a_function_of_seed_generation_and_layer() -> None:
     assert not any(torch.equal(drawn[0], other) for other in drawn[1:])
 
 
-def test_dropout_keeps_the_mean_and_depends_on_the_example_alone() -> None:
+def test_dropout_keeps_the_mean_and_follows_the_example() -> None:
     dropout = adapters.Dropout(0.25, layer=3).train()
     x = torch.ones(4, 50, 40)
     dropout.place(1, 2, range(8, 12))

@@ -189,7 +189,7 @@ def list_chains(config: Path, root: Path, *assignments: str) -> None:
         Experiment(root, prepared.study.base.experiment).begin(prepared.study.source.data, chains)
 
 
-def test_a_seed_that_was_begun_is_in_the_entry_though_nothing_is_left_of_it(tmp_path: Path) -> None:
+def test_a_seed_that_was_begun_is_in_the_entry_though_gone(tmp_path: Path) -> None:
     config, root = write(tmp_path / "study"), tmp_path / "root"
     run_bundles(config, root, "grid.seed=[0, 1, 2, 3, 4, 5]")
     list_chains(config, root, "grid.seed=[0, 6, 99]")

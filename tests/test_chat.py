@@ -204,7 +204,7 @@ def opened(config: Path, root: Path) -> Any:
     return found.data[0], load_data(found.specs[0].data, store), found.specs[0].data.identity
 
 
-def test_an_example_is_the_template_s_prompt_and_a_completion_that_ends(
+def test_an_example_is_a_prompt_and_a_completion_that_ends(
     make_config: Make, tmp_path: Path, folder: Path
 ) -> None:
     base = chat(folder, system="Add numbers.")
@@ -446,7 +446,7 @@ def test_a_filled_prompt_has_the_scores_of_the_prompt_alone(model: Any) -> None:
     assert abs(found[3] - shown[3]) > 1e-2, "or hiding does nothing here"
 
 
-def test_a_filled_prompt_gives_the_gradients_of_the_prompt_alone(model: Any) -> None:
+def test_a_filled_prompt_has_the_gradients_of_the_prompt(model: Any) -> None:
     lengths = (12, 5)
     examples = rows_of(lengths, np.random.default_rng(1))
 
@@ -837,9 +837,7 @@ def test_tokenizers_are_known_by_content(make_config: Make, tmp_path: Path, pret
     assert keys[0] == keys[1] and not keys[0] & keys[2]
 
 
-def test_a_model_that_cannot_be_told_where_a_prompt_begins_is_refused(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_a_model_must_be_told_where_a_prompt_begins(make_config: Make, tmp_path: Path) -> None:
     """RoBERTa as a decoder counts positions from a token of its own."""
     from transformers import RobertaConfig, RobertaForCausalLM
 

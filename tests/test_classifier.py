@@ -48,7 +48,7 @@ TEXTS = [
 ]
 
 
-def test_scores_are_the_models_own_and_do_not_depend_on_the_others(folder: Path) -> None:
+def test_scores_are_the_models_own_whatever_else_is_there(folder: Path) -> None:
     """Of each text by itself, without padding, through transformers: log p - log (1 - p) of the class."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

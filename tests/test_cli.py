@@ -39,7 +39,7 @@ def test_help_imports_nothing_heavy() -> None:
         assert command in done.stdout
 
 
-def test_a_table_is_made_without_pandas_and_a_frame_of_it_with_pandas() -> None:
+def test_tables_are_made_without_pandas_and_frames_with_it() -> None:
     code = """if True:
         import sys
         import numpy as np, pyarrow as pa

@@ -337,7 +337,7 @@ def fields_of(section: type[Section], at: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, [{"a": 1}], {"kind": {"a": []}}, "?"], ids=repr)
-def test_what_is_said_of_a_wrong_value_names_what_stands_in_the_file(make_config: Make, value: Any) -> None:
+def test_a_message_names_what_stands_in_the_file(make_config: Make, value: Any) -> None:
     """Of every field: pydantic's names for the kinds of values that are allowed are no part of a path."""
     fields = [f for f in fields_of(Config) if f not in ("data", "learner", "grid", "overrides")]
     fields += [f"data.{name}" for name in fields_of(TextData)]

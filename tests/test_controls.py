@@ -114,7 +114,7 @@ def _line(entry: Entry) -> Scored:
     return table_of(entry.track, [entry]).lines[0]
 
 
-def test_a_control_without_all_seeds_has_a_mean_of_fewer_and_says_so(computed: Any) -> None:
+def test_a_control_without_all_seeds_says_of_how_many_it_is(computed: Any) -> None:
     _, _, _, entries = computed
 
     def lose(data: dict[str, Any]) -> None:

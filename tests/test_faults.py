@@ -276,7 +276,7 @@ def test_preemptions_and_failures_have_budgets_of_their_own() -> None:
 # --- nodes, head, driver ------------------------------------------------------------------------------------
 
 
-def test_a_node_that_dies_is_left_and_the_grid_goes_on_elsewhere(
+def test_a_node_that_dies_is_left_and_the_grid_goes_on(
     make_config: Make, pictures: dict[str, Any], clean: Callable[..., Any], tmp_path: Path, tag: str
 ) -> None:
     """A cluster of two nodes with room for one gang each; the second is killed, raylet, workers and all."""

@@ -126,7 +126,7 @@ def test_a_covariance_that_is_none_has_diverged() -> None:
     assert np.isnan(found["covariance"][2]).all()
 
 
-def test_what_is_too_likely_under_the_model_before_is_not_learned_from() -> None:
+def test_what_the_model_before_finds_likely_is_not_learned() -> None:
     """The Gaussian leaves out what its definition says, example by example; a mixture of one component leaves
     out the same; where nothing is left the chain has diverged, and only that one."""
     values = np.random.default_rng(0).normal(size=(3, 40, 2)) * [1.0, 3.0]

@@ -80,7 +80,7 @@ def test_chance_alone_is_rarely_called_a_curve(wanders: bool) -> None:
     assert named / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 
 
-def test_the_growth_of_cells_says_what_is_flat_and_leaves_out_what_is_not_whole() -> None:
+def test_growth_names_what_is_flat_and_omits_the_unfinished() -> None:
     random = np.random.default_rng(6)
     rows = []
     for shape, curve in {**CURVES, "flat": np.full(10, 4.0)}.items():

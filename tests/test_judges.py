@@ -93,7 +93,7 @@ def test_a_verdict_is_the_probability_of_yes_against_no(judged: Any) -> None:
     assert found[0] != pytest.approx(found[1], rel=1e-2), "or it cannot be told who was asked"
 
 
-def test_what_the_judge_says_decides_and_stands_beside_the_truth(judged: Any) -> None:
+def test_the_judge_decides_and_stands_beside_the_truth(judged: Any) -> None:
     from safetensors.numpy import load_file
 
     prepared, store = judged
@@ -282,7 +282,7 @@ def knows(data: Any, examples: Examples, seed: int = 0) -> Known:
     return Known(data, seed, 1, np.zeros(0), learned=examples)
 
 
-def test_a_reward_model_tells_right_from_wrong_on_prompts_that_it_has_not_seen(task: Any) -> None:
+def test_a_reward_model_is_right_about_prompts_it_has_not_seen(task: Any) -> None:
     """``T&F=F`` needs n-grams of five: with them it knows, of single tokens it cannot."""
     learned = labelled(task, 0, 500)
     assert task.right(learned).mean() == pytest.approx(0.5)
@@ -326,7 +326,7 @@ def test_labels_err_by_their_rates_and_the_seed(task: Any) -> None:
 
 
 @pytest.mark.parametrize("which", [slice(0, None, 2), slice(1, None, 2)], ids=["wrong", "right"])
-def test_from_labels_of_one_kind_nothing_is_learned_and_it_says_so(task: Any, which: slice) -> None:
+def test_from_labels_of_one_kind_nothing_is_learned(task: Any, which: slice) -> None:
     learned = labelled(task, 0, 100)
     one = learned.take(np.arange(100)[which])
     model = learn(JudgeFilter(kind="judge", judge="trained", choose="best"), knows(task, one))

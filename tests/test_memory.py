@@ -202,7 +202,7 @@ FLASH = {"resources.attention": "flash_attention_2", "resources.deterministic": 
 
 
 @pytest.mark.slow
-def test_kernels_that_this_machine_lacks_are_refused_before_anything_starts(
+def test_kernels_that_this_machine_lacks_are_refused_early(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(TEXT, **FLASH)

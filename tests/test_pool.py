@@ -124,7 +124,7 @@ def test_rates_are_those_that_the_filter_has() -> None:
 
 
 @pytest.mark.slow
-def test_an_oracle_and_a_clean_stream_resist_where_chance_does_not() -> None:
+def test_oracle_and_clean_stream_resist_and_chance_does_not() -> None:
     """The expected KL divergence of a maximum likelihood fit to n real numbers is 1/n + O(1/n^2)."""
     rows = table({**GAUSS, "generations": 6}, mitigations={
         "none": {"regime.synthetic_ratio": 1.0},
@@ -209,7 +209,7 @@ def test_a_detector_tells_half_a_vocabulary_from_a_whole_one() -> None:
     assert probabilities(with_rows, numbers[1].take(new), told).mean() > 0.75
 
 
-def test_a_detector_s_rates_are_those_of_the_region_that_it_keeps() -> None:
+def test_a_detectors_rates_are_those_of_the_region_it_keeps() -> None:
     """N(0, 1) against N(0, s^2): the likelihoods are equal at x^2 = 2 ln(1/s) / (1/s^2 - 1), so what is
     nearer to 0 is taken for synthetic; rates of new examples against the binomial distribution."""
     s, count, random = 0.5, 20_000, np.random.default_rng(5)
@@ -256,7 +256,7 @@ def test_a_detector_of_characters_sees_what_tokens_hide() -> None:
     assert kept["tokens"][0] == kept["tokens"][1], "they look all alike"
 
 
-def test_likelihood_features_are_those_of_the_bigrams_written_out() -> None:
+def test_likelihood_features_are_those_of_bigrams_by_hand() -> None:
     """All by hand, from the counts alone; and they and the verdicts depend on an example alone."""
     random, size = np.random.default_rng(3), 40
     step = lambda first: np.cumsum(np.r_[first, random.choice([1, 2, 7], 14, p=[0.6, 0.3, 0.1])]) % size  # noqa: E731

@@ -60,7 +60,7 @@ def nodes(prepared: Any) -> list[Any]:
     return sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
 
 
-def test_completions_belong_to_prompts_in_turn_and_have_their_probability(learned: Any) -> None:
+def test_completions_belong_to_prompts_and_have_probabilities(learned: Any) -> None:
     prepared, store = learned
     node, data = nodes(prepared)[0], prepared.data[0].real
     examples = store.corpora.load(node.corpus, 9)
@@ -264,7 +264,7 @@ def test_later_generations_have_their_own_training(make_config: Make, tmp_path: 
     assert found[1][0].spec.fit.learner.section.train.epochs == 2
 
 
-def test_a_judge_that_accepts_nothing_leaves_the_weights_and_says_so(
+def test_a_judge_that_accepts_nothing_leaves_the_weights(
     make_config: Make, tmp_path: Path, ranks: Any
 ) -> None:
     train = {**TASK["learner"]["train"], "max_steps": 1}

@@ -91,7 +91,7 @@ def write_groups(path: Path, names: tuple[str | None, ...] = ("De-AT", "en", Non
     return path
 
 
-def test_groups_of_the_real_text_have_the_scores_of_their_documents(
+def test_groups_of_real_text_have_their_documents_scores(
     ranks: Any, make_config: Make, tmp_path: Path
 ) -> None:
     """The test side of a group is that of a file of its documents alone, which `evaluate.others` reads; and

@@ -102,7 +102,7 @@ def test_cells_look_different_and_stand_out(count: int) -> None:
         assert (luminance(style.dark) + 0.05) / (dark_ground + 0.05) >= 3
 
 
-def test_one_quantity_is_one_figure_and_what_is_flat_is_a_sentence(page: Path) -> None:
+def test_one_quantity_is_one_figure_a_flat_one_a_sentence(page: Path) -> None:
     found = figures.chosen(records())
     assert list(found.drawn) == ["test/perplexity", "text/distinct_2"]
     assert list(found.same) == ["test/nll"] and list(found.flat) == ["text/copy_share"]

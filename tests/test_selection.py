@@ -82,7 +82,7 @@ def test_the_likeliest_of_numbers_pass() -> None:
 
 
 @given(rows, rows)
-def test_a_bigram_model_is_a_distribution_and_is_what_its_formula_says(real: Any, pool: Any) -> None:
+def test_a_bigram_model_is_its_formula_and_a_distribution(real: Any, pool: Any) -> None:
     model, tokens = BigramModel(examples(real)), range(6)
     pairs = [pair for row in real for pair in itertools.pairwise(row)]
     unigrams = [token for row in real for token in row]

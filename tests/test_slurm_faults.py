@@ -110,7 +110,7 @@ def test_a_signal_before_anybody_listens(cluster: Cluster, faults: Study, submit
     cluster.wait_job(job, "RUNNING")
 
 
-def test_a_run_that_hangs_at_the_limit_and_cancel_while_it_waits(
+def test_a_run_that_hangs_at_the_limit_and_a_cancel(
     cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path
 ) -> None:
     job = submit(faults.config, *TWO_NODES, "--signal-s", 12)

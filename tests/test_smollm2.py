@@ -44,7 +44,7 @@ def test_the_folder_is_checked_by_its_content(smollm2: Path, tmp_path: Path) -> 
     assert script["problem"](tmp_path) == "chat_template.jinja is missing"
 
 
-def test_a_chat_model_answers_and_a_chain_learns_from_its_answers(
+def test_a_chat_model_answers_and_learns_from_its_answers(
     smollm2: Path, make_config: Make, tmp_path: Path, ranks: Any, monkeypatch: Any
 ) -> None:
     """Through its own template, with prompts of several lengths: an adapter of generation 0's full fit learns

@@ -115,7 +115,7 @@ def test_a_changed_verification_is_none(computed: Any, tmp_path: Path) -> None:
             list(build_site(tmp_path, tmp_path))
 
 
-def test_a_failure_is_taken_back_by_the_same_check_on_the_same_machine_only(computed: Any) -> None:
+def test_only_the_same_check_on_a_machine_takes_a_failure_back(computed: Any) -> None:
     entry = computed[2]["keep"]
 
     def on(day: int, host: str, good: bool, seed: int | None = None) -> Verification:

@@ -22,9 +22,11 @@ from chains import open_prepared, run_all
 from conftest import GAUSSIAN, TEXT, Make, harness
 from PIL import Image
 
+from harness.components.chat import ChatData
 from harness.config.schema import ArrayData, ImageData, TextData
 from harness.data import reading
 from harness.data.analytic import make_truth
+from harness.data.conversations import read_conversations
 from harness.data.documents import read_documents
 from harness.data.images import read_images
 from harness.data.text import prepare
@@ -119,6 +121,66 @@ def test_empty_texts_are_no_documents_whatever_holds_them(tmp_path: Path) -> Non
     (tmp_path / "none.jsonl").write_text(jsonl(["", None]))
     with pytest.raises(DataError, match=r"holds no text \(1 files, 2 empty texts\)"):
         read(tmp_path / "none.jsonl")
+    pq.write_table(pa.table({"text": pa.nulls(2)}), tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"holds no text \(1 files, 2 empty texts\)"):
+        read(tmp_path / "none.parquet")
+
+
+def latin(texts: list[str]) -> pa.Array:
+    """A column of text whose bytes are Latin-1, which a writer that checks nothing may leave."""
+    kept = pa.array([text.encode("latin-1") for text in texts], pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(texts), kept.buffers())
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "text": lambda path: read_documents(TextData(source=path)).whole,
+    "image": lambda path: read_images(ImageData(source=path, kind="images", label_field=None)),
+    "x": lambda path: make_truth(ArrayData(source="array", path=path, columns=("x",))),
+    "prompt": lambda path: read_conversations(ChatData(kind="chat", source=path, template="none")),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path, name: str) -> None:
+    path, column = str(tmp_path / "a.parquet"), pa.array([1.0] * 20 if name == "x" else ["a"] * 20)
+    names = [name, "completion", name]
+    pq.write_table(pa.Table.from_arrays([column] * 3, names=names), path)
+    with pytest.raises(DataError, match=f"a.parquet has several columns of the name '{name}'; give one"):
+        READERS[name](path)
+    if name == "image":
+        return
+    pq.write_table(pa.Table.from_arrays([column] * 4, names=[name, "completion", "other", "other"]), path)
+    READERS[name](path)  # what is not read may be there twice
+    if name == "prompt":
+        path = str(tmp_path / "a.csv")
+        Path(path).write_text("prompt,completion,prompt\na,b,c\n")
+        with pytest.raises(DataError, match=r"a.csv has several columns of the name 'prompt'; give one"):
+            READERS[name](path)
+
+
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"x"}))
+def test_text_of_a_parquet_file_that_is_not_utf_8_is_named(tmp_path: Path, name: str) -> None:
+    path = str(tmp_path / "a.parquet")
+    column = latin(["a"] * 1030 + ["caf\xe9"])
+    pq.write_table(pa.Table.from_arrays([column] * 2, names=[name, "completion"]), path)
+    with pytest.raises(DataError, match=r"a.parquet holds text that is not UTF-8, in rows 1025 to 1031"):
+        READERS[name](path)
+    pq.write_table(pa.table({name: ["a"]}), path, store_schema=False)
+    Path(path).write_bytes(Path(path).read_bytes().replace(name.encode(), name[:-1].encode() + b"\xe9"))
+    with pytest.raises(DataError, match="a.parquet is not Parquet: 'utf-8' codec"):
+        READERS[name](path)
+
+
+def test_text_of_the_hub_that_is_not_utf_8_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    column = latin(["a", "caf\xe9"])
+    rows = datasets.Dataset(pa.table({name: column for name in ("text", "prompt", "completion")}))
+    for module in ("documents", "conversations"):
+        monkeypatch.setattr(f"harness.data.{module}.load_hub", lambda source, revision: {"train": rows})
+    for name, expected in (("text", "in the column 'text'"), ("prompt", "after row 1")):
+        with pytest.raises(DataError, match=f"hf:x .*holds text that is not UTF-8,? {expected}"):
+            READERS[name]("hf:x")
 
 
 @pytest.mark.parametrize("rows", [[{"a": 1}], [["a", "b"]], [1, 2], [1.5], [True]])

@@ -17,13 +17,13 @@ from harness.data.documents import SPLITS
 from harness.data.hub import load_hub
 from harness.data.reading import (
     OPENERS,
-    ROWS,
     ReadLimit,
-    check_size,
     decoded,
     files_of,
     json_lines,
     open_parquet,
+    parquet_columns,
+    refuse_twice,
 )
 from harness.errors import DataError
 from harness.section import HUB
@@ -114,8 +114,13 @@ def _apart(sides: dict[str, list[Conversation]]) -> tuple[dict[str, list[Convers
 def _hub(config: ChatData, split: str, rows: Any) -> Iterator[Conversation]:
     where = f"{config.source} ({split})"
     _check_columns(config, where, rows.column_names)
-    for number, row in enumerate(rows.select_columns([name for name, _ in _wanted(config)]), start=1):
-        yield _conversation(config, f"{where}, row {number}", row)
+    number = 0
+    try:
+        for row in rows.select_columns([name for name, _ in _wanted(config)]):
+            number += 1
+            yield _conversation(config, f"{where}, row {number}", row)
+    except UnicodeDecodeError:
+        raise DataError(f"{FIELD}: {where} holds text that is not UTF-8, after row {number}") from None
 
 
 def _check_columns(config: ChatData, where: str, there: Sequence[str]) -> None:
@@ -138,7 +143,7 @@ def _file_rows(config: ChatData) -> Iterator[Row]:
     budget = ReadLimit(FIELD)
     readers: Mapping[str, Callable[[Path, str], Iterator[Row]]] = {
         ".jsonl": lambda file, packed: _jsonl(file, decoded(file, packed, FIELD, budget)),
-        ".csv": lambda file, packed: _csv(file, decoded(file, packed, FIELD, budget)),
+        ".csv": lambda file, packed: _csv(config, file, decoded(file, packed, FIELD, budget)),
         ".parquet": lambda file, packed: _parquet(config, file, budget),
     }
     for file, kind, packed in files_of(path, SUFFIXES, FIELD):
@@ -155,10 +160,11 @@ def _jsonl(path: Path, text: str) -> Iterator[Row]:
         yield f"{path}:{number}", row
 
 
-def _csv(path: Path, text: str) -> Iterator[Row]:
+def _csv(config: ChatData, path: Path, text: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)  # of the process: what may be read is limited before
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        refuse_twice(reader.fieldnames or [], [name for name, _ in _wanted(config)], FIELD, str(path))
         for row in reader:
             yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
@@ -167,20 +173,13 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
 
 
 def _parquet(config: ChatData, path: Path, budget: ReadLimit) -> Iterator[Row]:
-    import pyarrow as pa
-
     file, columns = open_parquet(path, FIELD), [name for name, _ in _wanted(config)]
     _check_columns(config, str(path), file.schema_arrow.names)
-    check_size(file, path, FIELD, 8, columns)
     number = 0
-    try:
-        for batch in file.iter_batches(batch_size=ROWS, columns=columns):
-            budget.take(path, batch.nbytes + 8 * batch.num_rows)
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", row
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{FIELD}: {path} is damaged: {str(error).splitlines()[0]}") from None
+    for found in parquet_columns(file, path, FIELD, columns, budget):
+        for values in zip(*found.values(), strict=True):
+            number += 1
+            yield f"{path}, row {number}", dict(zip(found, values, strict=True))
 
 
 def _conversation(config: ChatData, where: str, row: Mapping[str, Any]) -> Conversation:

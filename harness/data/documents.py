@@ -210,7 +210,13 @@ def _check_column(source: str, rows: Any, name: str) -> list[str | None]:
             f"data.source: {source} has no column {shown(name)} (data.text_field); it has "
             f"{', '.join(rows.column_names)}"
         )
-    texts = list(rows[name])
+    try:
+        texts = list(rows[name])
+    except UnicodeDecodeError:
+        raise DataError(
+            f"data.source: {source} holds text that is not UTF-8 in the column {shown(name)} "
+            "(data.text_field)"
+        ) from None
     odd = next((text for text in texts if not isinstance(text, str | None)), None)
     if odd is not None:
         raise DataError(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from harness.components.images import DIGITS, ImageData
 from harness.data.base import ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.hub import load_hub
-from harness.data.reading import ROWS, ReadLimit, check_size, load_array, open_parquet
+from harness.data.reading import ReadLimit, load_array, open_parquet, parquet_columns
 from harness.errors import DataError
 from harness.records import Examples
 from harness.section import science
@@ -305,20 +305,13 @@ def _read_npy(path: Path, config: ImageData) -> Images:
 
 
 def _read_parquet(path: Path, config: ImageData) -> Images:
-    import pyarrow as pa
-
     file = open_parquet(path, "data.source")
     wanted = _columns(config, file.schema_arrow.names, str(path))
-    check_size(file, path, "data.source", 8, wanted)
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     budget = ReadLimit("data.source")
-    try:
-        for batch in file.iter_batches(batch_size=ROWS, columns=wanted):
-            budget.take(path, batch.nbytes)
-            for name in wanted:
-                columns[name] += batch.column(name).to_pylist()
-    except pa.ArrowException as error:
-        raise DataError(f"data.source: {path} is damaged: {str(error).splitlines()[0]}") from None
+    for found in parquet_columns(file, path, "data.source", wanted, budget):
+        for name in wanted:
+            columns[name] += found[name]
     return _from_columns(columns, config, str(path))
 
 

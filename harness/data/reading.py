@@ -311,20 +311,73 @@ def _read_parquet(path: Path, text_field: str, field: str, budget: ReadLimit) ->
         raise DataError(
             f"{field}: {path} has no column {shown(text_field)} (data.text_field); it has {names}"
         )
+    refuse_twice(file.schema_arrow.names, [text_field], field, str(path))
     kind = file.schema_arrow.field(text_field).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    is_text = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_null,  # a column of nulls is of empty texts, as lines of them are
+    )
+    if not any(holds(kind) for holds in is_text):
         raise DataError(
             f"{field}: {path} has {kind} in the column {shown(text_field)} (data.text_field), not text"
         )
-    check_size(file, path, field, 8, [text_field])
+    for found in parquet_columns(file, path, field, [text_field], budget):
+        yield from found[text_field]
+
+
+def parquet_columns(
+    file: Any, path: Path, field: str, columns: Sequence[str], budget: ReadLimit
+) -> Iterator[dict[str, list[Any]]]:
+    """Some columns of a Parquet file as Python's objects, a few rows at once.
+
+    Args:
+        file: See `open_parquet`.
+        path: Its path, for messages.
+        field: The configuration's field that names it, for messages.
+        columns: Which, each of which it has.
+        budget: Counts what is read.
+
+    Raises:
+        DataError: It has two columns of a name, is damaged, holds text that is not UTF-8, or more than memory
+            holds.
+    """
+    import pyarrow as pa
+
+    refuse_twice(file.schema_arrow.names, columns, field, str(path))
+    check_size(file, path, field, 8, columns)
+    row = 1
     try:
-        for batch in file.iter_batches(batch_size=ROWS, columns=[text_field]):
+        for batch in file.iter_batches(batch_size=ROWS, columns=list(columns)):
             budget.take(path, batch.nbytes + 8 * batch.num_rows)
-            yield from batch.column(0).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{field}: {path} is damaged: {str(error).splitlines()[0]}") from None
+            yield {name: batch.column(name).to_pylist() for name in columns}
+            row += batch.num_rows
+    except UnicodeDecodeError:
+        rows = f"rows {row} to {row + batch.num_rows - 1}"
+        raise DataError(f"{field}: {path} holds text that is not UTF-8, in {rows}") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{field}: {path} is damaged: {reason}") from None
+
+
+def refuse_twice(there: Sequence[str], wanted: Sequence[str], field: str, where: str) -> None:
+    """Refuse columns of which a file has two: nothing says which is meant.
+
+    Args:
+        there: The file's columns.
+        wanted: Those that are read.
+        field: The configuration's field that names it, for messages.
+        where: The file, for messages.
+
+    Raises:
+        DataError: It has two.
+    """
+    twice = [name for name in wanted if there.count(name) > 1]
+    if twice:
+        raise DataError(f"{field}: {where} has several columns of the name {shown(twice[0])}; give one")
 
 
 def open_parquet(path: Path, field: str) -> Any:
@@ -347,7 +400,8 @@ def open_parquet(path: Path, field: str) -> Any:
         raise DataError(f"{field}: {path} cannot be read: {error.strerror or error}") from None
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        _ = file.schema_arrow.names  # which need not be text
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{field}: {path} is not Parquet: {(str(error).splitlines() or [''])[0]}") from None
     check_size(file, path, field, 8, ())
     return file

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.truths import ArrayData
-from harness.data.reading import check_size, load_array, open_parquet
+from harness.data.reading import check_size, load_array, open_parquet, refuse_twice
 from harness.errors import DataError
 from harness.terminal import shown
 
@@ -50,6 +50,7 @@ def _read_columns(path: Path, config: ArrayData) -> npt.NDArray[Any]:
     missing = sorted(set(wanted) - set(schema.names))
     if missing:
         raise DataError(f"data.columns: {path} has no column {', '.join(missing)}; it has {schema.names}")
+    refuse_twice(schema.names, wanted, "data.columns", str(path))
     for name in wanted:
         kind = schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):

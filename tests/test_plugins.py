@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import GAUSSIAN, ROOT, TEXT, Make
+from conftest import GAUSSIAN, ROOT, TASK, TEXT, Make
 from forked import Forks
 
 from harness.components import METRICS
+from harness.components.judging import DECISIONS
 from harness.errors import LearnerError
 from harness.metrics.added import added_metrics
 from harness.records import Examples
@@ -480,13 +481,15 @@ from harness.tasks import Checker
 kind, pairs = sys.argv[1], json.loads(sys.argv[2])
 checker = Checker(TASKS[kind].section(kind=kind))
 found = checker([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
-print(json.dumps([[verdict.correct, verdict.trouble] for verdict in found]))
+verdicts = [[verdict.correct, verdict.trouble] for verdict in found]
+answers = [checker.answer(completion) for _, completion in pairs]
 checker.close()
+print(json.dumps([verdicts, answers]))
 """
 
 
-def ask(kind: str, pairs: list[list[str]], path: Any) -> list[Any]:
-    """What a task's checker says of completions."""
+def ask(kind: str, pairs: list[list[str]], path: Any) -> tuple[list[Any], list[Any]]:
+    """What a task's checker says of completions, and the answers that it finds in them."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     done = subprocess.run(
         [sys.executable, "-c", ASK, kind, json.dumps(pairs)],
@@ -497,11 +500,13 @@ def ask(kind: str, pairs: list[list[str]], path: Any) -> list[Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    verdicts, answers = json.loads(done.stdout)
+    return verdicts, answers
 
 
 def test_a_task_of_a_package_is_checked_in_a_process_of_its_own(site: Path, tmp_path: Path) -> None:
-    assert ask("turned", [["abcd<", "dcba"], ["abcd<", "dcb"]], [site]) == [[True, ""], [False, ""]]
+    found = ask("turned", [["abcd<", "dcba"], ["abcd<", "dcb"]], [site])
+    assert found == ([[True, ""], [False, ""]], ["dcba", "dcb"])
     listed = harness("list", "tasks", "--json", path=[site])
     assert "turned" in listed.stdout and "Words, to be written from behind" in listed.stdout
     config = tmp_path / "study.yaml"
@@ -521,7 +526,7 @@ def test_a_task_of_a_package_is_checked_in_a_process_of_its_own(site: Path, tmp_
 
 
 BAD_TASK = """
-import sys, time
+import itertools, sys, time
 from typing import Literal
 from harness.registry import TaskPlugin
 from harness.section import Section
@@ -529,34 +534,50 @@ from harness.section import Section
 class Bad(Section):
     kind: Literal["bad"]
 
+class Bare(Section):
+    kind: Literal["bare"]
+
 def problems(section):
-    return iter(())
+    from harness.tasks import Problem
+
+    for letters in itertools.product("abc", repeat=4):
+        yield Problem("".join(letters), "b" if section.kind == "bad" else None)
 
 def check(section, prompt, completion):
     print("a checker may print")
-    if completion == "raise":
+    if completion == "raise" or prompt[:2] == "aa":
         raise RuntimeError("no")
     if completion == "exit":
         sys.exit(3)
+    while completion == "hang" or prompt == "baaa":
+        time.sleep(1)
+    return completion in ("right", "b")
+
+def answer(section, completion):
+    if completion == "raise":
+        raise RuntimeError("no")
     while completion == "hang":
         time.sleep(1)
-    return completion == "right"
+    return completion[:1]
 
 def alphabet(section):
     return "abc"
 
-task = TaskPlugin(Bad, 1, problems="bad_task:problems", check="bad_task:check", alphabet="bad_task:alphabet",
-                  check_s=0.5)
+places = {name: f"bad_task:{name}" for name in ("problems", "check", "answer", "alphabet")}
+task = TaskPlugin(Bad, 1, **places, check_s=0.5)
+bare = TaskPlugin(Bare, 1, **places, solutions=False)
 """
+BAD_POINTS = "[harness.tasks]\nbad = bad_task:task\nbare = bad_task:bare\n"
 
 
 def test_a_checker_that_raises_or_never_returns_is_counted(tmp_path: Path) -> None:
-    package = given(tmp_path / "bad", "bad_task", "[harness.tasks]\nbad = bad_task:task\n", BAD_TASK)
+    package = given(tmp_path / "bad", "bad_task", BAD_POINTS, BAD_TASK)
     completions = ["right", "raise", "wrong", "hang", "right", "exit", "wrong", "hang"]
-    found = ask("bad", [[f"prompt {n}", text] for n, text in enumerate(completions)], [package])
+    found, answers = ask("bad", [[f"prompt {n}", text] for n, text in enumerate(completions)], [package])
     expected = {"right": [True, ""], "wrong": [False, ""], "raise": [False, "raised"]}
     expected |= {"hang": [False, "timed_out"], "exit": [False, "raised"]}
     assert found == [expected[text] for text in completions]
+    assert answers == [None if text in ("raise", "hang") else text[0] for text in completions]
     # one whose asker is gone does not go on for ever
     lines = [{"kind": "bad", "section": {"kind": "bad"}}, {"prompt": "", "completion": "hang"}]
     alone = subprocess.Popen(
@@ -570,3 +591,131 @@ def test_a_checker_that_raises_or_never_returns_is_counted(tmp_path: Path) -> No
     alone.stdin.flush()
     assert alone.wait(timeout=60) == -signal.SIGALRM
     alone.stdin.close()
+
+
+CHAINS = """
+import json, sys
+from pathlib import Path
+import torch, yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+from chains import run_all
+from chats import write_tokenizer
+from harness.errors import ConfigError
+from harness.inventory.judging import remarks
+from harness.learners.language_model.distributed import TorchRanks, open_store
+from harness.store import Store
+from harness.study import open_study
+
+folder = Path(sys.argv[1])
+pretrained = write_tokenizer(folder / "model")
+torch.manual_seed(0)
+sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+LlamaForCausalLM(LlamaConfig(vocab_size=304, max_position_embeddings=64, **sizes)).save_pretrained(pretrained)
+ranks = TorchRanks(0, 1, open_store(1)[0], threads=1)
+found = []
+for study in json.loads(sys.argv[2]):
+    config = folder / f"{study['experiment']}.yaml"
+    config.write_text(yaml.safe_dump(study))
+    try:
+        prepared, store = run_all(config, folder / "root", ranks=ranks)
+    except ConfigError as error:
+        found.append(str(error))
+        continue
+    data = prepared.data[0].real
+    chain = [prepared.lineage.nodes[key] for key in prepared.lineage.chains[0].nodes]
+    written = store.corpora.load(chain[0].corpus, 40)
+    found.append({
+        "fits": [store.json("fits", node.fit, "fit.json") for node in chain],
+        "records": [store.record(node.evaluation).metrics for node in chain],
+        "written": list(zip(data.prompts(written), data.completions(written))),
+        "remarks": remarks(prepared, store),
+    })
+ranks.close()
+print(json.dumps(found))
+"""
+
+
+def test_a_chain_on_a_task_of_a_package(tmp_path: Path) -> None:
+    """One with solutions, whose checker raises on some prompts and hangs on one; one without, which begins
+    with a pretrained model as it is, and what is refused there."""
+    package = given(tmp_path / "bad", "bad_task", BAD_POINTS, BAD_TASK)
+    base = {
+        **TASK,
+        "data": {"source": "task", "num_examples": 20, "validation": 4, "test": 4, "completion_tokens": 2},
+        "generations": 1,
+        "evaluate": {"prompts": 1, "task": {"prompts": 4, "completions": 2, "pass_k": [2]}},
+    }
+    sample, exact = {"per_prompt": 2}, [{"kind": "judge", "judge": "exact"}]
+    learns = {"epochs": 12, "batch_size": 4, "learning_rate": 1e-2}
+    solved = {
+        **base,
+        "experiment": "solved",
+        "data": {**base["data"], "task": {"kind": "bad"}, "prompt_tokens": 4},
+        "learner": {**TASK["learner"], "train": learns, "sample": sample},
+        "filters": exact,
+    }
+    model = str(tmp_path / "model")
+    tokens = {"tokenizer": {"kind": "pretrained", "name": model}, "prompt_tokens": 32}
+    bare = {
+        **base,
+        "experiment": "bare",
+        "data": {**base["data"], "task": {"kind": "bare"}, **tokens, "completion_tokens": 4},
+        "learner": {
+            "kind": "language_model",
+            "model": {"pretrained": model},
+            "init": "previous",
+            "train": {"max_steps": 0, "batch_size": 4},
+            "later": {"epochs": 1},
+            "sample": sample,
+        },
+        "filters": [{"kind": "judge", "judge": "self", "choose": "best"}],
+    }
+    learner = bare["learner"]
+    pairs = {"kind": "judge", "judge": "self", "choose": "pairs", "solutions": 0.5}
+    refused: list[tuple[dict[str, Any], str]] = [
+        (
+            {"learner": {**learner, "train": {"batch_size": 4}}},
+            "learner.train.max_steps: found None, but gen",
+        ),
+        ({"regime": {"kind": "accumulate"}}, "regime: reads solutions after generation 0"),
+        (
+            {"regime": {"kind": "replace", "synthetic_ratio": 1.0, "refresh": {"at": [1]}}},
+            "regime.refresh: reads solutions after generation 0",
+        ),
+        ({"learner": {**learner, "later": {"epochs": 1, "weights": "best"}}}, "learner.later.weights: best"),
+        (
+            {"filters": [pairs], "learner": {**learner, "objective": {"kind": "dpo"}}},
+            "filters: judge: solutions: found a share",
+        ),
+        ({"evaluate": {"drift": {"examples": 2}}}, "evaluate.drift: is on test solutions"),
+    ]
+    bad = [{**bare, "experiment": f"no-{n}", **changes} for n, (changes, _) in enumerate(refused)]
+    search = [str(package), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", CHAINS, str(tmp_path), json.dumps([solved, bare, *bad])],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two, *messages = json.loads(done.stdout.splitlines()[-1])
+
+    ended = [(prompt, text) for prompt, text in one["written"] if text is not None]
+    raised = sum(prompt[:2] == "aa" for prompt, _ in ended)
+    hung = sum(prompt == "baaa" for prompt, _ in ended)
+    right = {p for p, text in ended if text == "b" and p[:2] != "aa" and p != "baaa"}
+    record = one["records"][1]
+    assert raised and hung and right, "or nothing is shown"
+    assert record["judge/checker_raised"] == raised and record["judge/checker_timed_out"] == hung
+    assert record["judge/accepted"] == len(right) and one["fits"][1]["log"]["steps"] > 0
+    assert one["remarks"] == [f"generation 1: {DECISIONS['troubled']}"] and record["test/nll"] > 0
+
+    assert [fit["log"]["steps"] for fit in two["fits"]] == [0, 5]
+    assert two["fits"][1]["log"]["validation"] == [] and not two["remarks"]
+    for found in two["records"]:
+        assert found["task/pass_1"] is not None and found["text/entropy_2"] > 0
+        assert not {"test/nll", "test/perplexity", "text/band_1", "text/tail_mass"} & set(found)
+    for message, (_, expected) in zip(messages, refused, strict=True):
+        assert expected in message and "task bare has no solutions" in message

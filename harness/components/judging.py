@@ -18,6 +18,9 @@ DECISIONS: Mapping[str, str] = {
     "take choose: best, or another judge",
     "alike": "its judge gives all completions of each prompt one reward, so it has nothing to choose by: "
     "draw more completions of a prompt, or take a judge that tells them apart",
+    "troubled": "its checker raised an error on completions, or did not return in time, and these count as "
+    "wrong (judge/checker_raised, judge/checker_timed_out): mend it or data.extract, or raise check_s of its "
+    "TaskPlugin",
 }
 """How a judge decides that decides nothing, as fits record it, and what to do about it."""
 

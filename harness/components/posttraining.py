@@ -36,6 +36,8 @@ def check(config: Any, later: Any, context: int | None) -> None:
         raise ValueError(f"learner.train.loss: is not used with {what}, where completions alone are learned")
     if learner.sample.watermark is not None:
         raise ValueError(f"learner.sample.watermark: is of text; not used with {what}")
+    if not data.has_solutions:
+        _check_unsolved(config, later)
     _check_tokenizer(config)
     if learner.sample.fresh_prompts and config.regime.growth is not None:
         raise ValueError(
@@ -69,6 +71,31 @@ def _check_measured(learner: Any, measured: TaskMeasure) -> None:
             "evaluate.task.pretrained: compares with the pretrained model that a chain begins with; it needs "
             "learner.model.pretrained, and init: previous or pretrained"
         )
+
+
+def _check_unsolved(config: Any, later: Any) -> None:
+    """Where prompts have no solutions, nothing learns from any, and nothing is measured on any."""
+    learner, regime, none = config.learner, config.regime, f"task {config.data.task.kind} has no solutions"
+    if learner.train.max_steps != 0:
+        raise ValueError(
+            f"learner.train.max_steps: found {learner.train.max_steps}, but generation 0 learns from "
+            f"solutions, and {none}; allowed: 0, with model: {{pretrained: ...}}, init: previous or "
+            "pretrained, and later: {epochs: ...} or {max_steps: ...}"
+        )
+    compared = learner.objective is not None and OBJECTIVES[learner.objective.kind].chooses == "pairs"
+    written = regime.kind == "replace_grown" or (regime.kind == "replace" and regime.synthetic_ratio == 1)
+    if regime.refresh is not None or not (written or (compared and regime.kind == "accumulate")):
+        raise ValueError(
+            f"regime{'' if regime.refresh is None else '.refresh'}: reads solutions after generation 0, and "
+            f"{none}; allowed: {{kind: replace, synthetic_ratio: 1.0}}, replace_grown, and accumulate with "
+            "learner.objective: {kind: dpo}"
+        )
+    if later.weights == "best":
+        raise ValueError(f"learner.later.weights: best is of validation solutions, and {none}; allowed: last")
+    if any(item.kind == "judge" and item.solutions for item in config.filters):
+        raise ValueError(f"filters: judge: solutions: found a share of pairs above 0, and {none}; allowed: 0")
+    if config.evaluate.drift is not None:
+        raise ValueError(f"evaluate.drift: is on test solutions, and {none}; allowed: null")
 
 
 def _check_tokenizer(config: Any) -> None:

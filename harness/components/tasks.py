@@ -163,6 +163,11 @@ class Prompted(DataSection):
         return True
 
     @property
+    def has_solutions(self) -> bool:
+        """Whether its prompts have completions to learn from."""
+        return True
+
+    @property
     def filled(self) -> bool:
         """Whether what fills prompts up is hidden from the model."""
         return True
@@ -246,6 +251,11 @@ class TaskData(Prompted):
     def block_size(self) -> int:
         """Tokens of an example: its prompt, and room for a completion with the token that ends it."""
         return self.prompt_length + (self.completion_tokens or (self._bounds or (0, 0))[1] + 1)
+
+    @property
+    def has_solutions(self) -> bool:
+        """As the task says."""
+        return TASKS[self.task.kind].solutions
 
     @property
     def filled(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class FilterTally:
         self.decisions: list[str] = []
         self.judged = self.accepted = self.right = self.kept_right = 0
         self.knows = False
+        self.troubles: Counter[str] = Counter()
         self.rewarded, self.reward = 0, 0.0
 
     def add(self, raw: Examples, index: npt.NDArray[np.int64]) -> None:
@@ -48,6 +50,7 @@ class FilterTally:
         self.accepted += len(index)
         if right is not None:
             self.knows = True
+            self.troubles.update(self.data.troubles(raw))
             self.right += int(right.sum())
             self.kept_right += int(right[index].sum())
         if "reward" in raw.notes:
@@ -56,7 +59,12 @@ class FilterTally:
 
     @property
     def decision(self) -> str:
-        """What is wrong with how all corpora are judged (`FilterPlugin.decides`); empty where nothing is."""
+        """What is wrong with how all corpora are judged (`FilterPlugin.decides`); empty where nothing is.
+
+        That a checker has failed comes first, as it may be why nothing passes.
+        """
+        if self.troubles and self.judges:
+            return "troubled"
         return self.decisions[0] if len(set(self.decisions)) == 1 else ""
 
     def metrics(self) -> dict[str, float]:
@@ -71,6 +79,8 @@ class FilterTally:
         if self.knows:
             found["judge/true_share"] = self.right / self.judged
             found["judge/precision"] = self.kept_right / self.accepted if self.accepted else float("nan")
+        for trouble, count in sorted(self.troubles.items()):
+            found[f"judge/checker_{trouble}"] = float(count)
         if self.rewarded:
             found["judge/reward"] = self.reward / self.rewarded
         return found

@@ -119,6 +119,10 @@ class RealData(ABC):
         """Which examples are right, where the data know it; None where there is no such truth."""
         return None
 
+    def troubles(self, examples: Examples) -> Mapping[str, int]:
+        """For how many examples what knows the truth has failed, by how (`harness.tasks.Verdict.trouble`)."""
+        return {}
+
     @property
     def metrics(self) -> Mapping[str, int]:
         """Groups of metrics that only these data have, with their versions, for evaluations' keys."""

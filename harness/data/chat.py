@@ -56,7 +56,7 @@ class Item:
     Attributes:
         messages: The prompt.
         prompt: The prompt as one text; what a task's checker is asked about.
-        completion: What is learned.
+        completion: What is learned; None where a task has no solutions.
         answer: The reference answer.
         where: Where it comes from, for messages.
         skill: As of `harness.tasks.Problem`.
@@ -65,7 +65,7 @@ class Item:
 
     messages: Messages
     prompt: str
-    completion: str
+    completion: str | None
     answer: str | None
     where: str
     skill: str = "all"
@@ -102,7 +102,7 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
                 f"data.source: the {side} side is empty, of {sum(map(len, items.values()))} prompts; give "
                 "more different ones, or a larger share (data.split)"
             )
-    texts = [text for item in items["train"] for text in (item.prompt, item.completion)]
+    texts = [text for item in items["train"] for text in (item.prompt, item.completion or "")]
     rendering = make_rendering(config.tokenizer, config.template, config.system, texts)
     rows, dropped = _fit(config, rendering, items, config.too_long)
     rows["train"] = [rows["train"][place] for place in stream(0, 0, "chats").permutation(len(rows["train"]))]
@@ -241,7 +241,7 @@ def _fit(
     found: dict[str, list[Row]] = {}
     for side, part in items.items():
         prompts = rendering.prompts([rendering.text(item.messages, item.where) for item in part])
-        completions = rendering.ids([item.completion for item in part])
+        completions = rendering.ids([item.completion or "" for item in part])
         found[side] = []
         for item, prompt, completion in zip(part, prompts, completions, strict=True):
             if end in completion:
@@ -249,7 +249,7 @@ def _fit(
                 raise DataError(
                     f"data.completion: {item.where} holds {name}, the token that ends a completion"
                 )
-            row = Row(item, prompt, [*completion, end])
+            row = Row(item, prompt, [] if item.completion is None else [*completion, end])
             sizes = {"prompt": len(row.prompt), "completion": len(row.completion)}
             longest = {what: max(longest[what], sizes[what]) for what in longest}
             over = next((what for what in room if sizes[what] > room[what]), None)
@@ -318,7 +318,7 @@ def _write(
             values[place, start : start + len(row.completion)] = row.completion
             lengths[place] = start + len(row.completion)
         arrays |= {side: values, f"{side}_lengths": lengths}
-    written = np.concatenate([row.completion for row in rows["train"]])
+    written = np.concatenate([np.array(row.completion, dtype=np.int64) for row in rows["train"]])
     counts = np.bincount(written, minlength=rendering.vocab_size).astype(np.int64)
     save_file({**arrays, "counts": counts}, folder / "blocks.safetensors")
     rendering.write(folder)
@@ -516,3 +516,8 @@ class ChatCorpus(RenderedCorpus):
     def right(self, examples: Examples) -> npt.NDArray[np.bool_] | None:
         """Which completions have the reference's answer; None where there are no references."""
         return super().right(examples) if self.has_truth else None
+
+    @property
+    def may_fail(self) -> bool:
+        """An expression of the user's finds the answers."""
+        return self.has_truth

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +54,7 @@ def _problems(config: TaskData) -> Iterator[Problem]:
     package = TASKS.loaded[config.task.kind].package
     try:
         for problem in named(TASKS[config.task.kind].problems)(config.task):
-            _check_problem(config.task.kind, problem)
+            _check_problem(config.task.kind, problem, config.has_solutions)
             _check_fits(config, problem)
             yield problem
     except DataError:
@@ -108,7 +109,7 @@ WORD = re.compile(r"[A-Za-z0-9_]{1,40}")
 """What a skill may be called: columns have its name."""
 
 
-def _check_problem(kind: str, problem: Any) -> None:
+def _check_problem(kind: str, problem: Any, solved: bool = True) -> None:
     if not isinstance(problem, Problem):
         raise DataError(f"data.task: {kind} gives {shown(problem)}, expected a harness.tasks.Problem")
     if not isinstance(problem.skill, str) or not WORD.fullmatch(problem.skill):
@@ -117,7 +118,12 @@ def _check_problem(kind: str, problem: Any) -> None:
     if isinstance(problem.difficulty, bool) or not isinstance(problem.difficulty, int):
         found = shown(problem.difficulty)
         raise DataError(f"data.task: {kind} gives the difficulty {found}, expected a whole number")
-    for text in (problem.prompt, problem.solution):
+    if solved != (problem.solution is not None):
+        allowed = "expected a text (a TaskPlugin with solutions=False has none)"
+        if not solved:
+            allowed = "expected none, as its TaskPlugin says solutions=False"
+        raise DataError(f"data.task: {kind} gives the solution {shown(problem.solution)}, {allowed}")
+    for text in (problem.prompt, problem.solution or ""):
         if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
             raise DataError(f"data.task: {kind} gives {shown(text)} as a prompt or solution, expected text")
     if problem.prompt.startswith(" "):
@@ -129,7 +135,7 @@ def _check_problem(kind: str, problem: Any) -> None:
 
 def _check_fits(config: TaskData, problem: Problem) -> None:
     if config.tokenizer is not None:  # which has tokens for every text, and whose lengths are known later
-        if not problem.prompt or not problem.solution:
+        if not problem.prompt or problem.solution == "":
             raise DataError(f"data.task: {config.task.kind} gives a problem with an empty prompt or solution")
         return
     known = set(_alphabet(config))
@@ -137,6 +143,8 @@ def _check_fits(config: TaskData, problem: Problem) -> None:
         ("prompt", problem.prompt, config.prompt_length, "prompt_tokens"),
         ("solution", problem.solution, config.block_size - config.prompt_length - 1, "completion_tokens"),
     ):
+        if text is None:
+            continue
         if not text:
             raise DataError(f"data.task: {config.task.kind} gives a problem with an empty {what}")
         if len(text) > room:
@@ -182,7 +190,7 @@ def prepared(config: TaskData, room: Room) -> PreparedData:
     plugin = TASKS.loaded[config.task.kind]
     sides = collect(config)
     lines = [
-        f"{side}\0{item.prompt}\0{item.solution}\0{item.skill}\0{item.difficulty}"
+        f"{side}\0{item.prompt}\0{item.solution or ''}\0{item.skill}\0{item.difficulty}"
         for side, items in sides.items()
         for item in items
     ]
@@ -226,9 +234,9 @@ def _write(config: TaskData, sides: dict[str, list[Problem]], folder: Path) -> N
         rows = np.zeros((len(items), config.block_size), dtype=np.int32)
         lengths = np.zeros(len(items), dtype=np.int32)
         for row, item in enumerate(items):
-            text = item.prompt.rjust(config.prompt_length) + item.solution
+            text = item.prompt.rjust(config.prompt_length) + (item.solution or "")
             rows[row, : len(text)] = [tokens[letter] for letter in text]
-            lengths[row] = len(text) + 1  # END is 0, as what lies behind it
+            lengths[row] = len(text) + (item.solution is not None)  # END is 0, as what lies behind it
         arrays |= {side: rows, f"{side}_lengths": lengths}
     size = tokenizer.get_vocab_size()
     written = [
@@ -397,6 +405,18 @@ class TaskCorpus(TextCorpus):
     def right(self, examples: Examples) -> npt.NDArray[np.bool_] | None:
         """Which completions are right, every step of them."""
         return np.array([verdict.correct for verdict in self.verdicts(examples)], dtype=bool)
+
+    def troubles(self, examples: Examples) -> Mapping[str, int]:
+        """Of a package's checker, or of ``data.extract``; the harness's own checkers have none."""
+        if not self.may_fail:
+            return {}
+        found = Counter(verdict.trouble for verdict in self.verdicts(examples))
+        return {trouble: count for trouble, count in found.items() if trouble}
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether what says which completions are right is not the harness's own."""
+        return bool(TASKS.loaded[self.config.task.kind].package)
 
     def written(self, examples: Examples) -> Examples:
         """The completions alone."""

@@ -33,6 +33,8 @@ JUDGED = (
     Metric("judge/heldout_accuracy", "held out completions of which a trained judge is right", drawn=False),
     Metric("judge/heldout_baseline", "the same of a judge that always says the same", drawn=False),
     Metric("judge/judged", "completions read for training", drawn=False),
+    Metric("judge/checker_raised", "of these, the checker raised an error on", drawn=False),
+    Metric("judge/checker_timed_out", "of these, the checker did not return in time on", drawn=False),
     Metric("judge/accepted", "completions trained on", drawn=False),
 )
 """What judges let pass: of records whose data have a truth."""

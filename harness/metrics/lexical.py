@@ -120,25 +120,28 @@ def lexical_metrics(examples: Examples, real_counts: Ints) -> Mapping[str, float
         ``text/distinct_2``, ``text/rep_4`` (mean over examples), ``text/entropy_2`` (nats),
         ``text/type_token_ratio``, ``text/vocab_coverage`` (share of the real text's tokens that occur at
         all), ``text/tail_mass`` (share of tokens that belong to the real text's tail), ``text/band_k`` (share
-        of band k over its share in the real text), ``text/tokens`` (tokens read).
+        of band k over its share in the real text), ``text/tokens`` (tokens read). Where there is no real text
+        (a task without solutions), what compares with it is left out.
     """
     read = clip(examples)
     counts = token_counts(read, len(real_counts))
     total = int(counts.sum())
     share = counts / max(total, 1)
-    real_share = real_counts / real_counts.sum()
-    known = real_counts > 0
     repetition = repetition_shares(read, 4)
     metrics = {
         "text/distinct_2": distinct(read, 2),
         "text/rep_4": float(np.nanmean(repetition)) if np.isfinite(repetition).any() else float("nan"),
         "text/entropy_2": entropy(read, 2),
         "text/type_token_ratio": float((counts > 0).sum() / max(total, 1)),
-        "text/vocab_coverage": float((counts[known] > 0).mean()),
+    }
+    if not real_counts.any():
+        return {**metrics, "text/tokens": float(total)}
+    metrics |= {
+        "text/vocab_coverage": float((counts[real_counts > 0] > 0).mean()),
         "text/tail_mass": float(share[tail_tokens(real_counts)].sum()),
         "text/tokens": float(total),
     }
-    band = band_of(real_counts)
+    real_share, band = real_counts / real_counts.sum(), band_of(real_counts)
     for index in range(NUM_BANDS):
         expected = float(real_share[band == index].sum())
         metrics[f"text/band_{index + 1}"] = (

@@ -332,6 +332,8 @@ class TaskPlugin:
             ``data.prompt_tokens`` and ``data.completion_tokens`` have to say it.
         check_s: Seconds that the checker of a package may take for one completion; then it counts as wrong.
             It runs in a process of its own, which is ended. The harness's own always end.
+        solutions: Whether its problems have one. Without them nothing is learned from solutions and nothing
+            is measured on them: a chain begins with a pretrained model as it is.
     """
 
     section: type[Section]
@@ -343,6 +345,7 @@ class TaskPlugin:
     answer: str = ""
     lengths: Callable[[Any], tuple[int, int] | None] = lambda section: None
     check_s: float = 1.0
+    solutions: bool = True
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ def _nll(store: Store, key: str) -> tuple[Floats, Floats] | None:
         return None
     with np.errstate(invalid="ignore", divide="ignore"):
         values = arrays["gen0_nll"] / arrays["tokens"]
-        real = arrays["test_nll"] / arrays["test_tokens"]
+        # a task may have no solutions
+        real = arrays["test_nll"] / arrays["test_tokens"] if "test_nll" in arrays else np.zeros(0)
     return values[np.isfinite(values)].astype(np.float64), real[np.isfinite(real)].astype(np.float64)
 
 
@@ -143,7 +144,7 @@ def _histograms(prepared: Prepared, store: Store) -> Iterator[FigureDrawing]:
             found = _nll(store, chain.nodes[generation])
             if found is not None:
                 by_generation[generation] = found[0]
-                real = found[1] if generation == 0 else real
+                real = found[1] if generation == 0 and len(found[1]) else real
         if by_generation:
             title = chain_title(prepared, chain)
             yield FigureDrawing(

@@ -12,13 +12,14 @@ class Problem:
 
     Attributes:
         prompt: What a model continues.
-        solution: A right completion, which stands for what a person would write.
+        solution: A right completion, which stands for what a person would write. None where the task has none
+            (`harness.registry.TaskPlugin.solutions`).
         skill: What it asks for, in a word of letters, digits and ``_``.
         difficulty: How hard it is, from 1.
     """
 
     prompt: str
-    solution: str
+    solution: str | None = None
     skill: str = "all"
     difficulty: int = 1
 

@@ -382,10 +382,12 @@ class LanguageModelLearner:
         self._begin(spec, task.base)
         copying = self._copying(task)
 
-        done = itertools.count(1)
+        done, test_tokens = itertools.count(1), self._predicted(spec, test)
+        solved = bool(test_tokens.any())  # a task may have no solutions
         pieces = (
             len(task.others) * len(self._forgetting(task))
-            + (2 if task.is_first else 3)
+            + (1 if task.is_first else 2)
+            + solved
             + (task.texts is None)
             + (self.prompt > 0)
         )
@@ -401,7 +403,7 @@ class LanguageModelLearner:
             task.report(next(done), pieces, 0.0)
             return found
 
-        test_nll = scores("test", task.fit, test)
+        test_nll = scores("test", task.fit, test) if solved else np.zeros(0)
         others = {
             f"{when}other_{name}": scores(f"{when}other_{name}", model, task.others[name], text=True)
             for when, model in self._forgetting(task)
@@ -417,11 +419,14 @@ class LanguageModelLearner:
         answered = self._answers(task, self.data.task) if self.data.task else None
         if self.ranks.rank:
             return Evaluation({})
-        test_tokens, tokens = self._predicted(spec, test), self._predicted(spec, corpus)
-        metrics = {
-            **likelihood.test_metrics(
+        tokens = self._predicted(spec, corpus)
+        of_test: Mapping[str, float] = {}
+        if solved:
+            of_test = likelihood.test_metrics(
                 test_nll, test_tokens, self._bytes(spec, test), measured.perplexity_batch
-            ),
+            )
+        metrics = {
+            **of_test,
             **likelihood.gen0_metrics(under_gen0, tokens),
             **likelihood.self_metrics(own, tokens),
             **lexical_metrics(self.data.written(corpus), self.data.counts),
@@ -442,8 +447,7 @@ class LanguageModelLearner:
                 before = others[f"pretrained_other_{name}"]
                 metrics[f"other/{name}/forgotten_pretrained"] = float((nll - before).sum() / predicted.sum())
         arrays = {
-            "test_nll": test_nll,
-            "test_tokens": test_tokens.astype(np.float64),
+            **({"test_nll": test_nll, "test_tokens": test_tokens.astype(np.float64)} if solved else {}),
             "gen0_nll": under_gen0,
             "self_nll": own,
             "tokens": tokens.astype(np.float64),

@@ -257,6 +257,7 @@ class Trainer:
         looks, look_at = _Looks(task.control, task.checkpoint_s, progress.step), progress.step + 1
         cache: dict[int, npt.NDArray[np.int64]] = {}
         weights = origin_weights(self.train, task.training.drawn.origin)
+        validated = bool(self._predicted(validation, self.prompt).any())  # a task may have no solutions
         status = "ok"
         engine.train_mode(True)
         while progress.step < schedule.steps:
@@ -268,7 +269,7 @@ class Trainer:
             if check or progress.step == first:
                 rate = (progress.tokens - before) / (time.monotonic() - started)
                 task.report(progress.step, schedule.steps, rate)
-            if self._ends_epoch(schedule, progress.step):
+            if self._ends_epoch(schedule, progress.step) and validated:
                 self._end_epoch(engine, validation, progress, task.control.tick)
             if progress.step == look_at and progress.step < schedule.steps:
                 look_at = self._look(engine, looks, task, progress)

@@ -523,6 +523,11 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("text", {"learner.train": {"epochs": 1}}, {"learner.train": {"max_steps": 9}}),
     (
         "text",
+        *({"filters": [VERIFIER | {"at_least": 0.1, "score": s}]} for s in ("distinct_2", "uniqueness_4")),
+    ),
+    ("text", *({"regime.source": {"corpus": name}} for name in ("python-docs", "python-stdlib"))),
+    (
+        "text",
         {"learner.sample.repetition_penalty": 1.2},
         {"learner.sample": {"repetition_penalty": 1.2, "penalize_prompt": False}},
     ),
@@ -664,31 +669,35 @@ def _with(config: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
     return {**config, head: _with(inner, rest, value)}
 
 
+def _differences(one: Any, two: Any) -> Iterator[tuple[str, str]]:
+    """Fields, with their sections, in which two sections differ; of sections within them, theirs."""
+    for name in type(one).model_fields:
+        before, after = getattr(one, name), getattr(two, name)
+        if before == after:
+            continue
+        pairs = list(
+            zip(*(list(v) if isinstance(v, list | tuple) else [v] for v in (before, after)), strict=False)
+        )
+        inner = [pair for pair in pairs if isinstance(pair[0], BaseModel) and type(pair[0]) is type(pair[1])]
+        if not inner:
+            yield type(one).__name__, name
+        for pair in inner:
+            yield from _differences(*pair)
+
+
 def test_no_field_is_left_out() -> None:
     """Every field of every section is changed above, is execution, or says where something lies that is known
     by its content."""
     changed: set[tuple[str, str]] = set()
     for base, config in BASES.items():
         whole = Config.model_validate(config)
-        for field in CHANGES.get(base, {}):
+        for field, value in CHANGES.get(base, {}).items():
             *path, name = field.split(".")
-            changed.add((type(reduce(_step, path, whole)).__name__, name))
-    changed |= {
-        ("Train", "max_steps"),
-        ("Sample", "penalize_prompt"),
-        ("Sample", "temperatures"),
-        ("Model", "preset"),
-        ("Refresh", "at"),
-    }
-    changed |= {
-        ("DiscreteData", "probabilities"),
-        ("VerifierFilter", "score"),
-        ("Component", "weight"),
-        ("MixtureData", "components"),
-        ("CorpusSource", "corpus"),
-        ("TaskData", "resample"),
-        ("Sample", "fresh_prompts"),
-    }
+            if value is not None:
+                changed.add((type(reduce(_step, path, whole)).__name__, name))
+    for base, *pair in TOGETHER:
+        one, two = (Config.model_validate(merged(BASES[base], changes)) for changes in pair)
+        changed |= set(_differences(one, two))
     kinds = [DATA_KINDS[name] for name in DATA_KINDS]
     places = {(kind.section.__name__, name) for kind in kinds for name in kind.places}
     missing = []
@@ -729,6 +738,7 @@ def test_no_field_is_left_out() -> None:
         "LanguageModel.adapter",
         "Train.anchor",
         "Sample.mixture",
+        "MixtureData.components",
         "TaskData.task",
         "Evaluate.task",
         "Evaluate.drift",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -155,6 +156,45 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     assert gone.returncode == 2
     assert f"{config}:6: learner: found 'laplace', allowed: language_model, " in gone.stderr
     assert "filters.0: found 'every', allowed: " in gone.stderr
+
+
+@pytest.mark.ray
+def test_a_board_has_columns_of_a_package(site: Path, tmp_path: Path) -> None:
+    """A track of the package's learner, its metrics as the score and beside it, its filter as an entry."""
+    track = {
+        "track": "laplace",
+        "version": 1,
+        "title": "A Laplace distribution",
+        "about": "Fitted to its own samples.",
+        "rules": ["None."],
+        "config": {name: STUDY[name] for name in ("data", "learner", "evaluate")}
+        | {"regime": {"kind": "replace", "synthetic_ratio": 1.0}, "generations": 2},
+        "seeds": [0, 1, 2, 3, 4],
+        "score": {"metric": "laplace/log_scale", "threshold": 0.5, "beside": ["spread/p10_p90"]},
+        "open": ["filters"],
+        "limits": {"regimes": ["replace"]},
+    }
+    (tmp_path / "track.yaml").write_text(yaml.safe_dump(track))
+    study = {
+        "experiment": "board",
+        "track": str(tmp_path / "track.yaml"),
+        "tracking": {"wandb": "disabled"},
+        "mitigations": {"none": {}, "every_third": {"filters": [{"kind": "every", "step": 3}]}},
+    }
+    config, board = tmp_path / "board.yaml", tmp_path / "board"
+    config.write_text(yaml.safe_dump(study))
+    place = (config, "--root", tmp_path / "root")
+    for command in (
+        ("run", *place),
+        ("leaderboard", "add", *place, "--to", board),
+        ("leaderboard", "build", board),
+    ):
+        done = harness(*command, path=[site])
+        assert done.returncode == 0, done.stderr
+    lines = list(csv.DictReader((board / "laplace.csv").open()))
+    assert {line["entry"] for line in lines} == {"none", "every_third"}
+    assert all(float(line["last spread/p10_p90"]) > 0 and float(line["rise"]) for line in lines)
+    assert "10 % to 90 % of the samples" in (board / "laplace.html").read_text()
 
 
 @pytest.mark.ray

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from harness.errors import DamagedError, InputError
 from harness.inspection import handed_on
 from harness.inspection.croissant import CONTEXT, VERSION
-from harness.inspection.examples import CHUNK, COLUMNS, Rows
+from harness.inspection.examples import CHUNK, COLUMNS, ExampleRows
 from harness.inspection.handed_on import hand_on
 from harness.reporting import ledger
 from harness.store import Store
@@ -210,7 +210,7 @@ def test_no_more_than_a_piece_is_in_memory(
 ) -> None:
     prepared, store, folder, told, _ = studies["single"]
     monkeypatch.setattr("harness.inspection.examples.CHUNK", 7)
-    assert max(len(table) for table in Rows(prepared, store)) == 7 < CHUNK
+    assert max(len(table) for table in ExampleRows(prepared, store)) == 7 < CHUNK
     monkeypatch.setattr(handed_on, "GROUP_BYTES", 4000)
     monkeypatch.setattr(handed_on, "SHARD_BYTES", 20_000)
     again = hand_on(prepared, store, tmp_path / "out")

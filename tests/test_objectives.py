@@ -258,7 +258,7 @@ def test_what_generation_0_wrote_is_rejected(make_config: Make, tmp_path: Path, 
     """
     from safetensors.numpy import load_file
 
-    from harness.inspection.examples import Rows
+    from harness.inspection.examples import ExampleRows
     from harness.preparation import load_data
 
     stores = {}
@@ -293,7 +293,7 @@ def test_what_generation_0_wrote_is_rejected(make_config: Make, tmp_path: Path, 
             wanted.append((best, worst))
     origin = load_file(store.path("fits", third.fit) / "training_set.safetensors")["origin"]
     assert origin.tolist() == [1, 0] * len(wanted) and 0 < len(wanted)
-    rows = [row for table in Rows(prepared, store) for row in table.to_pylist()]
+    rows = [row for table in ExampleRows(prepared, store) for row in table.to_pylist()]
     trained = [row for row in rows if row["generation"] == 2 and row["dropped_by"] is None]
     assert [row["example"] for row in trained] == [place for pair in wanted for place in pair]
     record = store.record(third.evaluation).metrics

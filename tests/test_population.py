@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from harness.config.schema import Population, Regime
 from harness.errors import InputError
-from harness.inspection.examples import Rows
+from harness.inspection.examples import ExampleRows
 from harness.population import Exchange, Rule
 from harness.records import writer_of
 from harness.reporting import ledger
@@ -207,7 +207,7 @@ def test_members_fill_in_for_nobody(tmp_path: Path) -> None:
     """What is trained on is what the recipe says: of each corpus its own slice, and everything once."""
     config = {**BASE, "population": {"members": 3}, "resources": {"bundled": False}}
     prepared, store = run_all(written(tmp_path, config), tmp_path / "root")
-    rows = pd.concat(table.to_pandas() for table in Rows(prepared, store))
+    rows = pd.concat(table.to_pandas() for table in ExampleRows(prepared, store))
     written_ones = rows[(rows.origin == "synthetic") & (rows.generation == 1)]
     assert sorted(written_ones.groupby("key").size()) == [20, 20, 20]
     assert (written_ones.writer_generation == 0).all()

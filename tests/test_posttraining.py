@@ -96,10 +96,10 @@ def test_the_judge_chooses_the_likeliest_of_each_prompt(learned: Any) -> None:
 def test_training_examples_are_handed_on_with_their_prompts(learned: Any) -> None:
     import pyarrow as pa
 
-    from harness.inspection.examples import Rows
+    from harness.inspection.examples import ExampleRows
 
     prepared, store = learned
-    rows = pa.concat_tables(list(Rows(prepared, store))).to_pylist()
+    rows = pa.concat_tables(list(ExampleRows(prepared, store))).to_pylist()
     second = [row for row in rows if row["generation"] == 1]
     known = prepared.data[0].real.prompts(prepared.data[0].real.real(0, 120))
     trained = [row for row in second if row["dropped_by"] is None]
@@ -204,7 +204,7 @@ def test_members_judge_what_all_of_them_write(
     from safetensors.numpy import load_file
 
     from harness.curation.filters import Judge, rewarded
-    from harness.inspection.examples import Rows
+    from harness.inspection.examples import ExampleRows
     from harness.tasks.judges import keep
 
     chance = {"kind": "judge", "judge": "noisy", "false_accept": 0.5, "false_reject": 0.5}
@@ -232,7 +232,7 @@ def test_members_judge_what_all_of_them_write(
         assert record["judge/judged"] == 6 * len(prompts) and record["judge/accepted"] == trained < 24
         seen.append(trained)
     assert all(seen)
-    rows = [row for table in Rows(prepared, store) for row in table.to_pylist()]
+    rows = [row for table in ExampleRows(prepared, store) for row in table.to_pylist()]
     trained = [row for row in rows if row["generation"] == 1 and row["dropped_by"] is None]
     assert len(trained) == sum(seen)
 

@@ -20,7 +20,7 @@ from scipy import stats
 from harness.components.filters import DiverseFilter, SelectFilter
 from harness.curation.selection import BigramModel, diverse, entropies, select
 from harness.errors import InputError
-from harness.inspection.examples import Rows
+from harness.inspection.examples import ExampleRows
 from harness.records import Examples
 from harness.registry import Known
 from harness.reporting import ledger
@@ -209,7 +209,7 @@ def test_the_records_rates_are_those_of_the_training_sets(tmp_path: Path) -> Non
     path.write_text(yaml.safe_dump(config))
     prepared, store = run_bundles(path, tmp_path / "root")
     records = {row["generation"]: row for row in ledger.rows(prepared, store)}
-    rows = pd.concat(found.to_pandas() for found in Rows(prepared, store))
+    rows = pd.concat(found.to_pandas() for found in ExampleRows(prepared, store))
     for generation in (1, 2, 3):
         own = rows[rows.generation == generation]
         passed = own[own.dropped_by.isna() | (own.dropped_by != "select")]

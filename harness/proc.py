@@ -6,12 +6,15 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # some that use this module start on every node, and need nothing but the standard library
     import psutil
+
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def start_of(pid: int) -> str | None:
@@ -28,37 +31,59 @@ def start_of(pid: int) -> str | None:
     return None if fields[0] in ("Z", "X") else fields[19]
 
 
-def control_group(*names: str) -> str:
-    """The first of a control group's files that says something; empty where there is none."""
+def _control_groups() -> Iterator[Path]:
+    """The folders of this process's control groups and of all above them, whose limits hold together.
+
+    A container shows its own group as the highest, under the path that it has outside.
+    """
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _MEMBERSHIP.read_text().splitlines()
     except OSError:
-        return ""
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        base = Path("/sys/fs/cgroup") / controllers.split(",")[0] if controllers else Path("/sys/fs/cgroup")
-        for name in names:
-            # A limit may lie on any level above.
-            for folder in (path, *map(str, Path(path).parents)):
-                try:
-                    text = (base / folder.lstrip("/") / name).read_text().strip()
-                except OSError:
-                    continue
-                if not text.startswith("max"):
-                    return text
-    return ""
+        base = _CONTROL_GROUPS / controllers.split(",")[0] if controllers else _CONTROL_GROUPS
+        for folder in (path, *map(str, Path(path).parents)):
+            yield base / folder.lstrip("/")
+
+
+def _said(folder: Path, name: str) -> list[str]:
+    try:
+        return (folder / name).read_text().split()
+    except OSError:
+        return []
 
 
 def cpu_quota() -> float | None:
-    """CPUs that this process's control group may use at once, as a container's limit.
+    """CPUs that this process's control groups let it use at once, as a container's limit: the least of them.
 
-    None where it says nothing.
+    None where they say nothing.
     """
-    quota = control_group("cpu.max").split()
-    if len(quota) == 2 and all(part.isdigit() for part in quota):
-        return int(quota[0]) / int(quota[1])
-    quota = [control_group("cpu.cfs_quota_us"), control_group("cpu.cfs_period_us")]
-    return int(quota[0]) / int(quota[1]) if all(part.isdigit() for part in quota) else None
+    found = []
+    for folder in _control_groups():
+        pairs = (
+            _said(folder, "cpu.max"),
+            _said(folder, "cpu.cfs_quota_us") + _said(folder, "cpu.cfs_period_us"),
+        )
+        found += [int(pair[0]) / int(pair[1]) for pair in pairs if len(pair) == 2 and "".join(pair).isdigit()]
+    return min(found, default=None)
+
+
+def memory_limit() -> int | None:
+    """Bytes that this process's control groups let it use, as a container's limit: the least of them.
+
+    None where they say nothing; the kernel may give a huge number where there is no limit.
+    """
+    names = ("memory.max", "memory.limit_in_bytes")
+    said = [_said(folder, name) for folder in _control_groups() for name in names]
+    return min((int(words[0]) for words in said if words and words[0].isdigit()), default=None)
+
+
+def usable_memory() -> int:
+    """Bytes of memory that this process may use: this machine's, or fewer where its control groups say so."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = memory_limit()
+    return there if limit is None else min(there, limit)
 
 
 def usable_cpus() -> int:

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,57 @@ def test_a_models_states_are_compared_with_the_memory(make_config: Make, tmp_pat
         check_memory(prepared, gpus=False, limit=16 * parameters - 1)
     check_memory(prepared, gpus=True, limit=16 * parameters - 1)
     assert memory_of(prepared, 0, gpus=False).total > 16 * parameters  # type: ignore[union-attr]
+
+
+def test_what_a_closed_form_makes_of_its_examples_is_compared_with_the_memory(
+    make_config: Make, tmp_path: Path
+) -> None:
+    """A covariance of 10,000,000 coordinates takes 800 TB, however few the examples are."""
+    for command in ("plan", "run"):
+        done = harness(command, make_config(GAUSSIAN, **{"data.dim": 10**7}), "--root", tmp_path / "root")
+        assert done.returncode == 2 and not (tmp_path / "root").exists()
+        assert re.search(
+            r"config.yaml:\d+: data.dim: a gaussian learner of .* 10,000,000 numbers", done.stderr
+        )
+        assert f"{4 * 8 * 1e14 / 2**30:,.1f} GiB" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("learner", "source", "numbers"),
+    [
+        ({"kind": "gaussian"}, "gaussian", 4 * 100**2),
+        ({"kind": "mixture", "components": 5}, "gaussian", 5 * (4 * 100**2 + 2 * 50)),
+        ({"kind": "mixture", "components": 5, "covariance": "diag"}, "gaussian", 5 * (2 * 100**2 + 2 * 50)),
+        ({"kind": "kde"}, "gaussian", 2 * 500 * 50),
+        ({"kind": "linear_regression", "ridge": 1.0}, "linear", 4 * 100**2),
+    ],
+)
+def test_each_closed_form_takes_at_least_what_it_holds(
+    make_config: Make, tmp_path: Path, learner: dict[str, Any], source: str, numbers: int
+) -> None:
+    """What numpy has allocated at once, at most, is no less than what is refused as too much."""
+    from harness.inventory.memory import check_memory, rank_bytes
+    from harness.learners.analytic.family import Chains, make_family
+
+    data = {"source": source, "dim": 100, "num_examples": 50}
+    config = make_config(GAUSSIAN, data=data, learner=learner, generations=1)
+    prepared, _ = open_prepared(config, tmp_path / "root")
+    check_memory(prepared, gpus=False, limit=8 * numbers)
+    with pytest.raises(ResourceError, match=rf"data.dim: a {learner['kind']} learner of 50 examples"):
+        check_memory(prepared, gpus=False, limit=8 * numbers - 1)
+    truth: Any = prepared.data[0].real
+    examples = 8 * 50 * truth.width
+    assert rank_bytes(prepared, 0, gpus=False) == 2 * examples + 8 * numbers
+    family, chains = make_family(prepared.specs[0].learner.section, truth), Chains((0,), 0)
+    values, _ = truth.real(0, 50).values[None], truth.test
+    family.evaluate(family.fit(family.summarise(values), chains, None), values)  # imports, caches
+    tracemalloc.start()
+    model = family.fit(family.summarise(values), chains, None)
+    family.evaluate(model, values)
+    family.sample(model, chains, 50, values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 8 * numbers <= peak
 
 
 @pytest.mark.slow

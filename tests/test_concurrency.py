@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from chains import Events, contents, run_all
 from conftest import GAUSSIAN, Make
 
 from harness import proc
 from harness.coordinator.revision import source_revision
-from harness.errors import DamagedError
+from harness.data.reading import ReadLimit
+from harness.errors import DamagedError, DataError
 from harness.files import verify
-from harness.proc import peak_memory, reset_peak_memory, usable_cpus
+from harness.proc import peak_memory, reset_peak_memory, usable_cpus, usable_memory
 from harness.science import key_of
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.store.health import collect, examine, needs
@@ -297,13 +299,52 @@ def test_only_the_sources_repository_names_its_revision(tmp_path: Path) -> None:
     assert source_revision(package).endswith("+dirty")
 
 
+MIB = 2**20
+
+
 @pytest.mark.parametrize(
-    ("quota", "allowed"),
-    [("100000 100000", 1), ("50000 100000", 1), ("350000 100000", 3), ("max 100000", 64)],
+    ("groups", "limits", "cpus", "memory"),
+    [
+        ("0::/", {"cpu.max": "100000 100000"}, 1, None),
+        ("0::/", {"cpu.max": "50000 100000"}, 1, None),
+        ("0::/", {"cpu.max": "350000 100000"}, 3, None),
+        ("0::/", {"cpu.max": "max 100000", "memory.max": "max"}, 64, None),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "400000 100000"}, 4, None),
+        ("0::/a/b", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "200000 100000"}, 2, None),
+        ("0::/a/b", {"a/b/memory.max": f"{8 * MIB}", "a/memory.max": f"{4 * MIB}"}, 64, 4 * MIB),
+        ("0::/a/b", {"a/b/memory.max": f"{2 * MIB}", "a/memory.max": "max"}, 64, 2 * MIB),
+        ("0::/seen/from/outside", {"memory.max": f"{2 * MIB}"}, 64, 2 * MIB),
+        ("4:memory:/a", {"memory/a/memory.limit_in_bytes": f"{MIB}"}, 64, MIB),
+        ("4:memory:/a", {"memory/memory.limit_in_bytes": "9223372036854771712"}, 64, None),
+        (
+            "3:cpu,cpuacct:/a",
+            {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}
+            | {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"},
+            2,
+            None,
+        ),
+    ],
+    ids=range(12),
 )
-def test_a_containers_quota_is_what_a_run_uses(
-    monkeypatch: pytest.MonkeyPatch, quota: str, allowed: int
+def test_a_containers_limits_are_what_a_run_uses(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    groups: str,
+    limits: dict[str, str],
+    cpus: int,
+    memory: int | None,
 ) -> None:
+    """Limits of all levels hold together, so the least is what there is."""
+    for name, text in {"cgroup": groups, **{f"fs/{name}": text for name, text in limits.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(proc, "_MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(proc, "_CONTROL_GROUPS", tmp_path / "fs")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    monkeypatch.setattr(proc, "control_group", lambda *names: quota if names == ("cpu.max",) else "")
-    assert usable_cpus() == allowed
+    assert usable_cpus() == cpus
+    assert usable_memory() == (memory or psutil.virtual_memory().total)
+    if memory is not None:
+        # What would be refused by the machine's memory is refused by the container's.
+        with pytest.raises(DataError, match=f"more than {memory / 4 / 2**30:,.1f} GiB"):
+            ReadLimit("data.source").take(tmp_path, memory // 4 + 1)
+        ReadLimit("data.source").take(tmp_path, memory // 4)

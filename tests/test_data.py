@@ -32,6 +32,7 @@ from harness.data.images import read_images
 from harness.data.text import prepare
 from harness.errors import DamagedError, DataError, InputError
 from harness.preparation import load_data
+from harness.proc import usable_memory
 from harness.reporting import ledger
 from harness.store import Store
 
@@ -225,7 +226,7 @@ def test_a_decompression_bomb_is_stopped_at_a_share_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MEMORY_SHARE", 1 << 14)  # a machine of 24 GiB then gives 1.5 MiB
-    allowed = reading.psutil.virtual_memory().total // reading.MEMORY_SHARE
+    allowed = usable_memory() // reading.MEMORY_SHARE
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * (allowed + 1)))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"a" * (allowed - 1)))
     pq.write_table(

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from harness.components.merging import Merge
 from harness.components.weighing import SyntheticWeight, check_weight
-from harness.registry import NUMBERS, LearnerPlugin, Metric, moments_seconds
+from harness.registry import NUMBERS, LearnerPlugin, Metric, moments_numbers, moments_seconds
 from harness.section import Section, since
 
 
@@ -86,6 +86,7 @@ COMPONENT = LearnerPlugin(
     groups={"gaussian": 2},
     headlines=("gaussian/log_variance",),
     seconds_per_example=moments_seconds,
+    least_numbers=moments_numbers,
     check=_check,
     reads_pools_anew=lambda section: section.truncate is not None,
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.registry import NUMBERS, LearnerPlugin, Metric
+from harness.registry import NUMBERS, FitSize, LearnerPlugin, Metric
 from harness.section import Section, since
 
 
@@ -18,6 +18,11 @@ class Kde(Section):
     bandwidth: Annotated[float, Field(gt=0)] | Literal["scott", "silverman"] = since("scott")
     """Standard deviation of the kernel in every coordinate, or a rule: scott n^(-1/(d+4)), silverman
     (n(d+2)/4)^(-1/(d+4))."""
+
+
+def _numbers(section: Kde, size: FitSize) -> int:
+    """Kernels at the test examples, twice; with a fixed bandwidth those of one corpus at a time."""
+    return 2 * size.test * (size.largest if isinstance(section.bandwidth, str) else size.real)
 
 
 COMPONENT = LearnerPlugin(
@@ -40,6 +45,7 @@ COMPONENT = LearnerPlugin(
     theory="harness.reporting.theory:kde",
     groups={"kde": 1},
     seconds_per_example=6e-6,
+    least_numbers=_numbers,
     reads_pools_anew=lambda section: isinstance(
         section.bandwidth, str
     ),  # a rule's bandwidth changes with the pool

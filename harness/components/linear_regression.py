@@ -55,5 +55,6 @@ COMPONENT = LearnerPlugin(
     headlines=("regression/accuracy", "regression/test_error"),
     evaluates=("examples",),
     seconds_per_example=moments_seconds,
+    least_numbers=lambda section, size: 4 * (size.width - 1) ** 2,
     check=_check,
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.registry import NUMBERS, LearnerPlugin, Metric
+from harness.registry import NUMBERS, FitSize, LearnerPlugin, Metric
 from harness.section import PositiveInt, Section, since
 
 
@@ -43,6 +43,12 @@ def _check(config: Any) -> None:
         )
 
 
+def _numbers(section: Mixture, size: FitSize) -> int:
+    """Covariances of all components, what they come from, and what each answers for of each example."""
+    matrices = 4 if section.covariance == "full" else 2
+    return section.components * (matrices * size.width**2 + 2 * size.largest)
+
+
 COMPONENT = LearnerPlugin(
     section=Mixture,
     version=1,
@@ -56,6 +62,7 @@ COMPONENT = LearnerPlugin(
     ),
     groups={"mixture": 1},
     seconds_per_example=3e-5,
+    least_numbers=_numbers,
     check=_check,
     reads_pools_anew=lambda section: True,
 )

@@ -119,6 +119,11 @@ class Truth(RealData):
         """Write what `load_truth` reads, where something is stored."""
 
     @property
+    def num_test(self) -> int:
+        """Test examples."""
+        return TEST_EXAMPLES
+
+    @property
     @abstractmethod
     def test(self) -> Array:
         """Fresh real examples, the same for every seed: [examples, width]."""
@@ -451,6 +456,11 @@ class ArrayTruth(Truth):
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` rows, the same for every seed unless they are resampled."""
         return Examples.full(self._train[own_examples(self.config, seed, len(self._train), count)])
+
+    @property
+    def num_test(self) -> int:
+        """Rows that are held out."""
+        return len(self._test)
 
     @property
     def test(self) -> Array:

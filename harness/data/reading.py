@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from harness.errors import DataError
 from harness.files import refuse_pointer
+from harness.proc import usable_memory
 from harness.terminal import cut, shown
 
 BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -40,7 +39,7 @@ CHUNK = 1 << 20
 ROWS = 1024
 """Rows of a Parquet file that are read at once: a small file can hold many long ones."""
 MEMORY_SHARE = 4
-"""A source may take this part of the machine's memory; what it is made into takes the rest."""
+"""A source may take this part of the memory that may be used; what it is made into takes the rest."""
 
 
 @dataclass(frozen=True)
@@ -213,20 +212,20 @@ class ReadLimit:
         Args:
             field: The configuration's field, for messages.
         """
-        self.field, self.left = field, psutil.virtual_memory().total // MEMORY_SHARE
+        self.field, self.left = field, usable_memory() // MEMORY_SHARE
         self.limit = self.left
 
     def take(self, path: Path, count: int) -> None:
         """Count bytes.
 
         Raises:
-            DataError: They are more than a part of this machine's memory.
+            DataError: They are more than a part of the memory that may be used.
         """
         self.left -= count
         if self.left < 0:
             raise DataError(
                 f"{self.field}: {path} would bring what is read to more than {self.limit / 2**30:,.1f} GiB, "
-                "a quarter of this machine's memory"
+                "a quarter of the memory that may be used here"
             )
 
 
@@ -408,7 +407,7 @@ def open_parquet(path: Path, field: str) -> Any:
 
 
 def check_size(file: Any, path: Path, field: str, row_bytes: int, columns: Sequence[str]) -> None:
-    """Compare what a Parquet file says of itself with this machine's memory.
+    """Compare what a Parquet file says of itself with the memory that may be used.
 
     A few bytes can stand for any number of rows.
 
@@ -430,11 +429,11 @@ def check_size(file: Any, path: Path, field: str, row_bytes: int, columns: Seque
         chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns
     )
     needed = max(rows * row_bytes, size)
-    limit = psutil.virtual_memory().total // MEMORY_SHARE
+    limit = usable_memory() // MEMORY_SHARE
     if needed > limit:
         raise DataError(
             f"{field}: {path} says that it has {rows} rows, which take at least {needed / 2**30:,.1f} GiB; "
-            f"allowed: {limit / 2**30:,.1f} GiB, a quarter of this machine's memory"
+            f"allowed: {limit / 2**30:,.1f} GiB, a quarter of the memory that may be used here"
         )
 
 

@@ -15,7 +15,7 @@ from harness.errors import DamagedError
 from harness.files import read_json
 from harness.inventory import Inventory
 from harness.inventory.judging import remarks
-from harness.inventory.memory import memory_of
+from harness.inventory.memory import rank_bytes
 from harness.inventory.retention import kept_fits, weights_gone
 from harness.inventory.slices import chain_seconds
 from harness.learners.base import Turn
@@ -164,7 +164,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     hours = bundled_s / 3600 + sum(
         value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items()
     )
-    memories = [memory_of(prepared, cell, gpus) for cell in range(len(prepared.study.cells))]
+    memories = [rank_bytes(prepared, cell, gpus) for cell in range(len(prepared.study.cells))]
     known = {rate.measured for rate in planner.rates}
     return PlanSummary(
         experiment=prepared.study.base.experiment,
@@ -180,7 +180,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         wall_s=round(wall, 1),
         idle_share=round(idle, 3),
         throughput="measured" if known == {True} else "estimated" if known == {False} else "partly measured",
-        memory_per_rank_bytes=max((memory.total for memory in memories if memory), default=0),
+        memory_per_rank_bytes=max(memories, default=0),
         shapes=tuple(
             _shape_row(prepared, shapes_of_cells, shape, gpus) for shape in sorted(set(shapes_of_cells))
         ),
@@ -192,7 +192,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
 
 def _shape_row(prepared: Prepared, shapes: Sequence[Shape], shape: Shape, gpus: bool) -> dict[str, Any]:
     cells = [index for index, found in enumerate(shapes) if found == shape]
-    memories = [memory.total for cell in cells if (memory := memory_of(prepared, cell, gpus))]
+    memories = [rank_bytes(prepared, cell, gpus) for cell in cells]
     return {**asdict(shape), "cells": len(cells), "memory_per_rank_bytes": max(memories, default=0)}
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
-
-from harness.components import OBJECTIVES
+from harness.components import LEARNERS, OBJECTIVES
 from harness.components.adapter import adapts_first
 from harness.components.language_model import later_train
 from harness.errors import ResourceError
 from harness.learners.base import is_installed
 from harness.learners.language_model.sizes import Memory, PassSizes, memory_per_rank
+from harness.proc import memory_limit, usable_memory
+from harness.registry import FitSize
 from harness.study import Prepared
 
 COPIES = 2
@@ -30,26 +30,36 @@ def has_gpus() -> bool:
 def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes: int = 1) -> None:
     """Compare what each cell takes at least with a machine's memory.
 
-    That is its largest training set, and its model's states where they are not on GPUs.
+    That is its largest training set; what its fits make of that, where their learner says; and its model's
+    states where they are not on GPUs.
 
     Args:
         prepared: The study.
         gpus: There are GPUs, whose memory is not known here; models lie on them unless a cell has none.
-        limit: Bytes; this machine's memory when None.
+        limit: Bytes; what this process may use when None.
         nodes: Machines that a gang's ranks are spread over.
 
     Raises:
         ResourceError: A single chain cannot fit.
     """
-    there = psutil.virtual_memory().total if limit is None else limit
-    whose = "this machine" if limit is None else "a node of the job"
+    there = usable_memory() if limit is None else limit
+    whose = "a node of the job" if limit is not None else "this machine"
+    if limit is None and memory_limit() == there:
+        whose = "this machine's control group (a container, or a job)"
     for index, (cell, spec) in enumerate(zip(prepared.study.cells, prepared.specs, strict=True)):
-        last = spec.generations
-        size, each = spec.recipe(last).size, prepared.data[index].real.example_bytes
-        if COPIES * size * each > there:
+        examples, fit = _least(prepared, index)
+        last, each = spec.generations, prepared.data[index].real.example_bytes
+        size = spec.recipe(last).size
+        if examples > there:
             raise ResourceError(
                 f"data.num_examples: generation {last} has {size} training examples of {each} bytes, which "
-                f"take at least {gib(COPIES * size * each)} of memory; {whose} has {gib(there)}"
+                f"take at least {gib(examples)} of memory; {whose} has {gib(there)}"
+            )
+        if fit > there:
+            field = "data.dim" if getattr(cell.config.data, "dim", 1) > 1 else "learner.kind"
+            raise ResourceError(
+                f"{field}: a {cell.config.learner.kind} learner of {size:,} examples of {each // 8:,} "
+                f"numbers holds at least {gib(fit)} of memory beside them; {whose} has {gib(there)}"
             )
         memory, ranks = memory_of(prepared, index, gpus), -(-cell.config.resources.ranks // nodes)
         on_gpu = gpus and cell.config.resources.gpus_per_rank != 0
@@ -87,6 +97,25 @@ def check_attention(prepared: Prepared, gpus: bool) -> None:
             "resources.attention: flash_attention_2 needs the package flash-attn, which is not installed "
             "here; install it for this machine's torch, or set sdpa"
         )
+
+
+def _least(prepared: Prepared, cell: int) -> tuple[int, int]:
+    """The bytes that a cell takes at least: its largest training set, and what its fits make of that."""
+    spec, real, learner = (
+        prepared.specs[cell],
+        prepared.data[cell].real,
+        prepared.study.cells[cell].config.learner,
+    )
+    largest = spec.recipe(spec.generations).size
+    size = FitSize(real.example_bytes // 8, spec.n, largest, getattr(real, "num_test", 0))
+    fit = 8 * LEARNERS[learner.kind].least_numbers(learner, size)
+    return COPIES * largest * real.example_bytes, fit
+
+
+def rank_bytes(prepared: Prepared, cell: int, gpus: bool) -> int:
+    """Bytes of one rank: see `memory_of`; of what is not a language model, what it takes at least."""
+    memory = memory_of(prepared, cell, gpus)
+    return sum(_least(prepared, cell)) if memory is None else memory.total
 
 
 def gib(count: float) -> str:

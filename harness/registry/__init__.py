@@ -20,6 +20,7 @@ from harness.registry.plugins import (
     DataKind,
     DataPlugin,
     FilterPlugin,
+    FitSize,
     Known,
     LearnerPlugin,
     Metric,
@@ -28,6 +29,7 @@ from harness.registry.plugins import (
     RegimePlugin,
     TaskPlugin,
     TrackerPlugin,
+    moments_numbers,
     moments_seconds,
 )
 
@@ -37,6 +39,7 @@ __all__ = [
     "FilterPlugin",
     "Found",
     "Known",
+    "FitSize",
     "LearnerPlugin",
     "Loaded",
     "Metric",
@@ -48,6 +51,7 @@ __all__ = [
     "TrackerPlugin",
     "check_names",
     "gather",
+    "moments_numbers",
     "moments_seconds",
     "named",
     "releases",

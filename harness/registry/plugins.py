@@ -169,9 +169,31 @@ NUMBERS = ("gaussian", "mixture", "shape", "array")
 """Kinds of data that are rows of numbers."""
 
 
+def moments_numbers(section: Any, size: FitSize) -> int:
+    """Numbers that a learner of moments holds: a scatter matrix and three that are made from it."""
+    return 4 * size.width**2
+
+
 def moments_seconds(width: int) -> float:
     """Rough seconds per training example of ``width`` numbers, for a learner that needs moments only."""
     return 1e-7 + 1.2e-8 * width + 1.5e-10 * width**2
+
+
+@dataclass(frozen=True)
+class FitSize:
+    """What a chain's fits are of, in numbers of examples.
+
+    Attributes:
+        width: Numbers in an example.
+        real: Real training examples of generation 0.
+        largest: Those of the largest training set.
+        test: Test examples.
+    """
+
+    width: int
+    real: int
+    largest: int
+    test: int
 
 
 @dataclass(frozen=True)
@@ -203,6 +225,9 @@ class LearnerPlugin:
         modules: Their modules.
         seconds_per_example: Rough seconds of a generation per training example, or a function of the numbers
             in an example.
+        least_numbers: From its section and a `FitSize` to the numbers of 8 bytes that a fit or its evaluation
+            holds at once, at least, beside the examples: a study that no memory holds is refused before it
+            starts.
         turn_seconds: From a `harness.learners.base.Turn` to the seconds of its fit, sampling and evaluation
             on its gang; None where they are no matter.
         reads_pools_anew: Whether a pool that only grows is read as a whole in each generation, by its
@@ -240,6 +265,7 @@ class LearnerPlugin:
     extra: str = ""
     modules: Sequence[str] = ()
     seconds_per_example: float | Callable[[int], float] = 1e-6
+    least_numbers: Callable[[Any, FitSize], int] = lambda section, size: 0
     turn_seconds: Callable[[Any], float] | None = None
     reads_pools_anew: Callable[[Any], bool] = lambda section: False
     theory: str = ""

@@ -37,7 +37,7 @@ from harness.launch.doctor.checks import (
     scratch_prefix,
 )
 from harness.launch.node import OBJECT_STORE_BYTES
-from harness.proc import control_group, cpu_quota
+from harness.proc import cpu_quota, memory_limit
 
 DEVICES_LIMIT_S = 60.0
 DISTRIBUTION = "model-collapse-harness"
@@ -212,12 +212,10 @@ def judge_devices(
 
 def processors() -> list[Check]:
     """CPUs and memory that this process can really use, against SLURM's claim."""
-    ceiling = control_group("memory.max", "memory.limit_in_bytes")
     memory, claim = psutil.virtual_memory(), claim_of(os.environ)
-    limit = int(ceiling) if ceiling.isdigit() else None
     return [
         judge_cpus(claim.cpus, len(os.sched_getaffinity(0)), cpu_quota(), os.getloadavg()[0]),
-        judge_memory(claim.memory, memory.available, memory.total, limit),
+        judge_memory(claim.memory, memory.available, memory.total, memory_limit()),
     ]
 
 

@@ -23,6 +23,10 @@ class MixtureFamily(Family):
     learner: Mixture
     parameters = ("weights", "means", "covariances")
 
+    def numbers_per_chain(self, rows: int, n: int) -> int:
+        """Each component has moments of its own."""
+        return self.learner.components * super().numbers_per_chain(rows, n)
+
     def fit(self, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
         """One fit per chain; k-means starts it, or the previous generation's parameters do.
 

@@ -23,6 +23,7 @@ from harness.errors import DataError
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.sampling import TokenReader
 from harness.learners.language_model.weights import FLOATS, StoredTensor, listed
+from harness.proc import usable_memory
 from harness.terminal import shown
 
 SMALL = 3_000_000
@@ -91,7 +92,7 @@ def check_stored(config: PretrainedConfig, stored: Mapping[str, StoredTensor], f
         raise DataError(
             f"{field}: quantised weights cannot be trained on: {listed(odd)} of type {stored[odd[0]].dtype}"
         )
-    if 2 * sum(map(_size, stored.values())) > psutil.virtual_memory().available:
+    if 2 * sum(map(_size, stored.values())) > min(psutil.virtual_memory().available, usable_memory()):
         return  # some architectures regroup what is stored, which takes memory; what loads it compares again
     # One number that stands for a whole tensor: shapes are right, and no memory is taken.
     state = {name: torch.zeros((), dtype=torch.float32).expand(about.shape) for name, about in stored.items()}

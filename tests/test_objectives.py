@@ -18,6 +18,7 @@ from harness.curation.filters import Judge, rewarded
 from harness.errors import ConfigError
 from harness.records import Examples
 from harness.store import Store
+from harness.streams import stream
 from harness.study import open_study
 
 torch = pytest.importorskip("torch")
@@ -27,7 +28,9 @@ pytest.importorskip("peft")
 from safetensors.torch import load_file as load  # noqa: E402
 
 from harness.learners.language_model import training  # noqa: E402
+from harness.learners.language_model.model import read_model  # noqa: E402
 from harness.learners.language_model.objectives import DpoLoss, ReinforceLoss  # noqa: E402
+from harness.learners.language_model.scoring import score  # noqa: E402
 
 PROMPT, WIDTH = 3, 8
 
@@ -261,11 +264,11 @@ def test_what_generation_0_wrote_is_rejected(make_config: Make, tmp_path: Path, 
     from harness.inspection.examples import ExampleRows
     from harness.preparation import load_data
 
-    stores = {}
+    stores, whole = {}, {"retention.weights": "all", "learner.train.precision": "fp32"}
     for name, base in {"current": DPO, "initial": FIRST}.items():
         judge = {"judge": "proxy", "false_accept": None, "false_reject": None}
         filters = [{k: v for k, v in {**base["filters"][0], **judge}.items() if v is not None}]
-        config = make_config({**base, "filters": filters}, f"{name}.yaml", **{"retention.weights": "all"})
+        config = make_config({**base, "filters": filters}, f"{name}.yaml", **whole)
         stores[name] = run_all(config, tmp_path / name, ranks=ranks)
     chains = {
         name: sorted(prepared.lineage.nodes.values(), key=lambda node: node.generation)
@@ -298,6 +301,21 @@ def test_what_generation_0_wrote_is_rejected(make_config: Make, tmp_path: Path, 
     assert [row["example"] for row in trained] == [place for pair in wanted for place in pair]
     record = store.record(third.evaluation).metrics
     assert record["judge/judged"] == 72 and record["judge/accepted"] == len(wanted)
+
+    # The first loss of generation 2, by its formula: the model that it begins with against generation 0's.
+    pairs = np.array([both[which].values[place] for pair in wanted for which, place in enumerate(pair)])
+    lengths = [both[which].lengths[place] for pair in wanted for which, place in enumerate(pair)]
+    examples, start = Examples(pairs, np.array(lengths, dtype=np.int32)), data.prompt_tokens
+    log_p = [
+        -score(read_model(store.path("fits", node.fit), torch.float32, torch.device("cpu")), examples, None,
+               masked=start)
+        for node in (second, first)
+    ]  # fmt: skip
+    margin = 0.1 * (log_p[0] - log_p[1]).reshape(-1, 2) @ [1.0, -1.0]
+    few = stream(0, 2, "order", 0).permutation(len(wanted))[:4]
+    expected = float(np.log1p(np.exp(-margin[few])).mean())
+    loss = store.json("fits", third.fit, "fit.json")["log"]["train_loss"][0]
+    assert loss == pytest.approx(expected, abs=1e-4) and abs(expected - math.log(2)) > 1e-3
 
 
 @pytest.mark.slow

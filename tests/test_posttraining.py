@@ -147,6 +147,34 @@ def test_fresh_prompts_are_seen_by_no_other_generation(make_config: Make, tmp_pa
     assert asked[1] == [prompt for prompt in known[48:56] for _ in range(3)]
 
 
+def test_judges_spend_equal_tokens(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+    """With ``budget: tokens``, whoever passes much or little: the tokens that a fit has read, prompts
+    included, are generation 0's, to within a step."""
+    from safetensors.numpy import load_file
+
+    often = {"kind": "judge", "judge": "noisy", "false_accept": 0.9, "false_reject": 0.1}
+    seldom = {**often, "false_accept": 0.1, "false_reject": 0.9}
+    config = make_config(
+        TASK,
+        grid={"filters": [[often], [seldom]]},
+        generations=1,
+        **{"regime": {"kind": "replace", "synthetic_ratio": 1.0, "budget": "tokens"}},
+        **{"learner.train": {"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}},
+    )
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    data, sizes, read = prepared.data[0].real, [], []
+    for chain in prepared.lineage.chains:
+        for key in chain.nodes:
+            fit = prepared.lineage.nodes[key].fit
+            found = store.json("fits", fit, "fit.json")
+            sizes.append(len(load_file(store.path("fits", fit) / "training_set.safetensors")["index"]))
+            read.append(found["tokens"] + found["log"]["steps"] * 4 * data.prompt_tokens)
+    assert read[0] == read[2] == 4 * data.real(0, 24).lengths.sum(), "generation 0: four epochs"
+    assert sizes[1] > 2 * sizes[3] > 0, "one judge passes much more than the other"
+    step = 4 * data.config.block_size
+    assert abs(read[1] - read[0]) < step and abs(read[3] - read[0]) < step < read[0] / 10
+
+
 @pytest.mark.parametrize(
     ("kind", "ratio", "real", "judged"),
     [

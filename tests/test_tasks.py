@@ -332,6 +332,9 @@ def test_metrics_of_answers() -> None:
     correct = np.array([[True, True, False], [False, False, True]])
     answer = np.array([[True, True, True], [False, False, True]])
     texts = [["a", "a", "b"], [None, "c", "d"]]
+    found = task_metrics(correct, answer, texts, ["and", "and"], [1, 3], [3])
+    assert (found["task/difficulty_1"], found["task/difficulty_3"]) == pytest.approx((2 / 3, 1 / 3))
+    assert not any(name.startswith("task/skill") for name in found), "there is one"
     found = task_metrics(correct, answer, texts, ["and", "or"], [1, 1], [3])
     assert found == pytest.approx(
         {
@@ -406,6 +409,53 @@ def test_rewards_are_what_each_judge_says(data: TaskCorpus) -> None:
     assert given(judge="proxy", choose="best", prefers="short")[2] == pytest.approx(1 - short)
     assert given(judge="proxy", choose="best", prefers="form", form="T&T=") == [0, 1, 0, 0]
     assert given(judge="proxy", choose="best", prefers="form", form="T")[3] == 0, "it does not end"
+
+
+def test_empty_completions_are_judged_and_compared(data: TaskCorpus) -> None:
+    """One that is ended at once, and one without a single token, beside a solution: the truth gives them 0,
+    none is an answer, and pairs and losses are finite numbers."""
+    torch = pytest.importorskip("torch")
+    from harness.components.objectives import Dpo, Reinforce
+    from harness.learners.language_model.objectives import DpoLoss, ReinforceLoss
+
+    solution = data.completions(data.real(0, 1))[0]
+    assert solution is not None
+    found, start = written(data, 0, ["", None, solution]), data.prompt_tokens
+    found.lengths[1] = start
+    found.values[1, start:] = 0
+    assert data.completions(found) == ["", None, solution]
+    used = np.arange(found.values.shape[1])[None, :] < found.lengths[:, None]
+    used[:, :start] = False
+    logprob = np.where(used, math.log(0.5), np.nan)
+    found = found.noted("logprob", logprob)
+    room = found.values.shape[1] - start
+
+    def given(**fields: Any) -> list[float]:
+        return list(rewards(judge(of=3, **fields), found, known(data, 3)))
+
+    for truth in ({"judge": "exact"}, {"judge": "answer"}, {"judge": "noisy"}):
+        assert given(**truth) == [0, 0, 1]
+    assert given(judge="majority")[1:] == [0, pytest.approx(1 / 3)]
+    assert given(judge="self", choose="best") == pytest.approx([0.5, 0, 0.5])
+    assert given(judge="proxy", choose="best")[:2] == [pytest.approx(1 / room), 0]
+    assert given(judge="proxy", choose="best", prefers="form", form="T")[:2] == [0, 0]
+    for two in ([0, 2], [1, 2]):  # an empty one is the worse of a pair, of any two it is one alone
+        pair = found.take(np.array(two)).noted("reward", np.array([0.0, 1.0]))
+        section = judge(judge="exact", choose="pairs", of=2)
+        assert keep(section, pair, known(data, 2)).all()
+        counts, drawn = torch.from_numpy(used[two]), np.nan_to_num(logprob[two])
+        for objective in (
+            DpoLoss(Dpo(kind="dpo", length_normalised=True)),
+            ReinforceLoss(Reinforce(kind="reinforce", kl=0.1)),
+        ):
+            units = objective.units(pair, start, lambda rows: np.zeros(rows.values.shape))
+            order = [1, 0] if units.each == 2 else [0, 1]
+            numbers = {name: torch.from_numpy(value) for name, value in units.numbers.items()}
+            loss = objective.loss(torch.from_numpy(drawn[order]).float(), counts[order], numbers)
+            assert units.examples.lengths.tolist() == pair.lengths[order].tolist()
+            assert torch.isfinite(loss).all()
+    alike = found.take(np.array([1, 1])).noted("reward", np.array([0.0, 0.0]))
+    assert not keep(judge(judge="exact", choose="pairs", of=2), alike, known(data, 2)).any()
 
 
 def test_a_noisy_judge_errs_as_often_as_it_is_told(data: TaskCorpus) -> None:

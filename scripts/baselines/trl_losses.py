@@ -24,7 +24,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from harness.components.objectives import Dpo, Reinforce
 from harness.learners.language_model.objectives import DpoLoss, ReinforceLoss
-from harness.learners.language_model.scoring import IGNORED, token_nll, with_bos
+from harness.learners.language_model.scoring import IGNORED, batch_loss, sequence_nll, token_nll, with_bos
 from harness.records import Examples
 
 PROMPT, WIDTH, ROWS, VOCABULARY = 4, 12, 8, 19
@@ -139,8 +139,9 @@ def main() -> None:
         processing_class=tokenizer(),
     )
     inputs = tuner.data_collator([tuner.train_dataset[row] for row in range(ROWS)])
-    logprob, used = logprobs(own, examples)  # sft, as a fit has it: the mean over all tokens of completions
-    mine = _gradient(-logprob.sum() / used.sum(), own)
+    predicted, targets = with_bos(examples, None, torch.device("cpu"), PROMPT)
+    nll = sequence_nll(own(input_ids=predicted, use_cache=False).logits, targets)
+    mine = _gradient(batch_loss(nll, int((targets != IGNORED).sum())), own)
     compare("sft", mine, _gradient(tuner.compute_loss(own, inputs), own))
     for loss_type, normalised in (("sigmoid", False), ("sigmoid_norm", True)):
         rows = [{"prompt": "t1", "chosen": "t2", "rejected": "t3"}] * 2

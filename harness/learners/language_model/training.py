@@ -25,7 +25,7 @@ from harness.learners.language_model.cuda import deterministic
 from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.objectives import Objective, Units
-from harness.learners.language_model.scoring import IGNORED, sequence_nll, token_nll, with_bos
+from harness.learners.language_model.scoring import IGNORED, batch_loss, sequence_nll, token_nll, with_bos
 from harness.learners.schedule import Schedule
 from harness.learners.weights import relative_weights
 from harness.records import REAL, Examples, Status
@@ -406,7 +406,7 @@ class Trainer:
             nll = sequence_nll(logits, targets, self.train.truncate, anchor, reference)
             if weights is not None:
                 nll = nll * weights[start : start + self.micro_batch]
-            loss = nll.sum() / max(predicted, 1)
+            loss = batch_loss(nll, predicted)
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
         return total

@@ -404,6 +404,16 @@ BROKEN = [
     ),
     (
         "[harness.learners]\nlaplace = broken:learner\n",
+        "import sys\nsys.exit('this package needs a licence')",
+        "broken cannot be used for it: SystemExit: this package needs a licence",
+    ),
+    (
+        "[harness.data]\nshelf = broken:kind\n",
+        "raise SystemExit",
+        "data.source: found 'shelf'; broken cannot be used for it: SystemExit",
+    ),
+    (
+        "[harness.learners]\nlaplace = broken:learner\n",
         "",
         "broken cannot be used for it: ModuleNotFoundError: No module named 'broken'",
     ),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from bundled import run_bundles
 from chains import run_all
 from conftest import GAUSSIAN, Make, harness, harness_process
 
+from harness.coordinator.session import describe_chains
 from harness.errors import StoreError
 from harness.inspection.status import chain_states
-from harness.inventory.retention import weights_gone
+from harness.inventory.retention import Eviction, weights_gone
 from harness.reporting import ledger
 from harness.store import Experiment, Leases, Store
-from harness.store.health import examine
+from harness.store.health import collect, examine, needs
 from harness.study import open_study
 
 pytestmark = pytest.mark.slow
@@ -94,6 +96,42 @@ def test_the_commands_say_so_and_end_with_1(make_config: Make, tmp_path: Path) -
     assert fingerprint(root) == before
     nothing = harness("export", config, "--root", tmp_path / "typo")
     assert nothing.returncode == 2 and "is not a store" in nothing.stderr and nothing.stdout == ""
+
+
+def text(path: Path) -> None:
+    path.write_text('"fits"')
+
+
+def outside(path: Path) -> None:
+    """The whole folder cannot be entered."""
+    shutil.rmtree(path.parent)
+    path.parent.symlink_to(path.parent.name)
+
+
+@pytest.mark.parametrize("harm", [*HARMS, text, outside])
+def test_what_another_experiment_keeps_is_not_freed_where_that_cannot_be_read(
+    make_config: Make, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    """Both share generation 0, which the first keeps and the second does not."""
+    root, kept, freed = tmp_path / "root", {"retention.weights": "all"}, {"retention.weights": "none"}
+    prepared, store = run_all(make_config(GAUSSIAN, "a.yaml", experiment="a", generations=1, **kept), root)
+    Experiment(root, "a").begin({}, describe_chains(prepared))
+    harm(root / "experiments" / "a" / "keep.json")
+    other = make_config(GAUSSIAN, "b.yaml", experiment="b", generations=3, **freed)
+    prepared, store = run_all(other, root)
+    experiment, lines = Experiment(root, "b"), list[str]()
+    experiment.begin({}, describe_chains(prepared))
+    eviction = Eviction(prepared, store, experiment, (), lines.append)
+    nodes = prepared.lineage.chains[0].nodes
+    for node in nodes:
+        eviction.committed(node)
+    assert all(store.has_weights(prepared.lineage.nodes[node].fit) for node in nodes)
+    assert len(lines) == 1 and "/a" in lines[0] and "`harness gc` frees them" in lines[0]
+    with pytest.raises(StoreError, match="a cannot be read .*what it needs is not known"):
+        needs(store)
+    first = root / "experiments" / "a"
+    first.unlink() if harm is outside else shutil.rmtree(first)
+    assert collect(store, Leases(root, None)).weights == len(nodes)
 
 
 @pytest.mark.parametrize("harm", HARMS)

@@ -103,7 +103,7 @@ class Coordinator:
         self._polled = self._looked = self._shown = time.monotonic()
         self._poll_s = POLL_S
         self.idle_s, self._busy = idle_s, time.monotonic()
-        self.retention = Eviction(prepared, store, experiment, self.inventory.done)
+        self.retention = Eviction(prepared, store, experiment, self.inventory.done, display.line)
 
     # --- the loop -------------------------------------------------------------------------------------------
 

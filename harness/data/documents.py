@@ -152,7 +152,7 @@ def named_documents(source: str, field: str = "data.source") -> tuple[str, ...]:
     """
     try:
         return _named_documents(source)
-    except Exception as error:  # whatever somebody else's code raises
+    except (Exception, SystemExit) as error:  # whatever somebody else's code raises
         package = DATA.loaded[source].package
         if not package:
             raise

@@ -59,7 +59,7 @@ def _problems(config: TaskData) -> Iterator[Problem]:
             yield problem
     except DataError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not package:
             raise
         what = f"{type(error).__name__}: {error}"

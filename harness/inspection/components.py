@@ -126,7 +126,7 @@ def _said_of(place: str) -> str:
     """The first line of a function; a package's module may not even load."""
     try:
         return first_line(named(place))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"cannot be read ({type(error).__name__}: {cut(str(error))})"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
+from harness.errors import StoreError
 from harness.science import Chain
 from harness.store import Experiment, Store
 from harness.study import Prepared
@@ -44,7 +45,12 @@ class Eviction:
     """Evicts weights while a grid runs."""
 
     def __init__(
-        self, prepared: Prepared, store: Store, experiment: Experiment, done: Collection[str]
+        self,
+        prepared: Prepared,
+        store: Store,
+        experiment: Experiment,
+        done: Collection[str],
+        warn: Callable[[str], None],
     ) -> None:
         """Note who may need which fit.
 
@@ -53,7 +59,9 @@ class Eviction:
             store: The store.
             experiment: The experiment.
             done: Nodes that are committed.
+            warn: Says to the user, once, why nothing is freed.
         """
+        self.warn, self._blind = warn, False
         self.store, self.experiment = store, experiment
         self.nodes = prepared.lineage.nodes
         self.kept = kept_fits(prepared)
@@ -77,7 +85,20 @@ class Eviction:
         for fit in self._needs.pop(node, ()):
             users = self._users[fit]
             users.discard(node)
-            if not users and fit not in self.kept and fit not in self.experiment.kept_by_others():
+            if not users and fit not in self.kept and self._only_mine(fit):
                 freed = self.store.evict_weights(fit, f"retention of {self.experiment.name}")
                 if freed:
                     self.experiment.event("weights_evicted", fit=fit, bytes=freed)
+
+    def _only_mine(self, fit: str) -> bool:
+        """Whether no other experiment keeps a fit's weights, as far as all can be read."""
+        try:
+            return fit not in self.experiment.kept_by_others()
+        except StoreError as error:
+            if not self._blind:
+                self.warn(
+                    f"{error}; so which weights that experiment keeps is not known, and none are freed. Once "
+                    "it can be read, or is gone, `harness gc` frees them"
+                )
+            self._blind = True
+            return False

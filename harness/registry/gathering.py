@@ -98,7 +98,7 @@ def gather(
             if point.name in found.loaded:
                 raise ValueError(f"{found.loaded[point.name].package} gives a kind of that name too")
             plugin = _checked(point, expected)
-        except Exception as error:  # whatever somebody else's code raises
+        except (Exception, SystemExit) as error:  # whatever somebody else's code raises, sys.exit too
             reason = (str(error).strip().splitlines() or [""])[0]
             found.broken.setdefault(
                 point.name, f"{package} cannot be used for it: {type(error).__name__}: {reason}"

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DamagedError
+from harness.errors import DamagedError, StoreError
 from harness.files import dump_json, read_json, sync_file, write_atomic, write_json
 from harness.science import key_of
 
@@ -101,12 +101,16 @@ class Experiment:
         return self.path / "logs"
 
     def kept_by_others(self) -> set[str]:
-        """Fits whose weights other experiments on the root keep."""
-        kept: set[str] = set()
-        for other in self.path.parent.glob("*/keep.json"):
-            if other.parent != self.path:
-                kept.update(read_json(other))
-        return kept
+        """Fits whose weights other experiments on the root keep.
+
+        Raises:
+            StoreError: One of them cannot be read: what it keeps is not known, and nothing may be freed.
+        """
+        try:
+            folders = sorted(self.path.parent.iterdir())
+        except OSError as error:
+            raise StoreError(f"{self.path.parent} cannot be read: {error.strerror or error}") from None
+        return {fit for folder in folders if folder != self.path for fit in weights_kept(folder)}
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; a line is written in one call, so writers do not mix."""
@@ -200,6 +204,38 @@ class Experiment:
             with contextlib.suppress(OSError, ValueError):
                 found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+
+def weights_kept(folder: Path) -> set[str]:
+    """Fits whose weights an experiment keeps; none where no run of it has begun.
+
+    Args:
+        folder: The experiment's.
+
+    Raises:
+        StoreError: It cannot be read, or is damaged.
+    """
+    if not (is_there(folder / "keep.json") or is_there(folder / "chains.json")):
+        return set()
+    found = read_json(folder / "keep.json")
+    if not isinstance(found, list) or not all(isinstance(fit, str) for fit in found):
+        raise DamagedError(f"{folder / 'keep.json'} is no list of fits")
+    return set(found)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or anything else of that name.
+
+    Raises:
+        StoreError: Nobody can tell: its folder cannot be entered.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
+    return True
 
 
 def declaration(config: Mapping[str, Any]) -> dict[str, Any] | None:

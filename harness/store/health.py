@@ -14,6 +14,7 @@ from harness.errors import DamagedError, HarnessError, StoreError
 from harness.files import read_json
 from harness.records import Record
 from harness.science import key_of
+from harness.store.experiment import is_there, weights_kept
 from harness.store.leases import Leases
 from harness.store.mixed import mixed_results
 from harness.store.store import WRITABLE_PROBE, ItemKind, Store
@@ -247,17 +248,16 @@ def needs(store: Store) -> Needs:
     unfinished: set[str] = set()
     committed = store.committed("evaluations")
     for folder in sorted((store.root / "experiments").glob("*")):
-        if not (folder / "chains.json").exists():
-            continue
         try:
-            chains, keep = read_json(folder / "chains.json"), read_json(folder / "keep.json")
-            weights.update(keep)
-            for chain in chains:
+            weights.update(weights_kept(folder))
+            if not is_there(folder / "chains.json"):
+                continue
+            for chain in read_json(folder / "chains.json"):
                 missing = [entry for entry in chain["generations"] if entry["evaluation"] not in committed]
                 if missing and not _has_diverged(store, chain["generations"], committed):
                     weights.update(entry["fit"] for entry in chain["generations"])
                     unfinished.update(key for entry in missing for key in entry.values())
-        except (DamagedError, KeyError, TypeError) as error:
+        except (StoreError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{folder} cannot be read ({error}), so what it needs is not known: run it again, or remove "
                 "it"

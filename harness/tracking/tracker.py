@@ -55,7 +55,7 @@ class Tracker(ABC):
         """
         try:
             self.write(view)
-        except Exception as error:  # a tracker must never stop a chain, whatever it raises
+        except (Exception, SystemExit) as error:  # a tracker must never stop a chain, whatever it raises
             return [f"{view.chain}: {self.reason(error)}"]
         return []
 

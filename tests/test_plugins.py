@@ -408,11 +408,6 @@ BROKEN = [
         "broken cannot be used for it: SystemExit: this package needs a licence",
     ),
     (
-        "[harness.data]\nshelf = broken:kind\n",
-        "raise SystemExit",
-        "data.source: found 'shelf'; broken cannot be used for it: SystemExit",
-    ),
-    (
         "[harness.learners]\nlaplace = broken:learner\n",
         "",
         "broken cannot be used for it: ModuleNotFoundError: No module named 'broken'",

@@ -55,8 +55,10 @@ class Tracker(ABC):
         """
         try:
             self.write(view)
-        except (Exception, SystemExit) as error:  # a tracker must never stop a chain, whatever it raises
+        except Exception as error:  # a tracker must never stop a chain, whatever it raises
             return [f"{view.chain}: {self.reason(error)}"]
+        except SystemExit as error:
+            return [f"{view.chain}: SystemExit: {error}"]
         return []
 
     @abstractmethod

@@ -148,6 +148,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             for n, text in enumerate(texts[:count])
         ]
         (chats / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sums, size = root / "datasets" / "openai" / "gsm8k", {"train": 7473, "test": 1319}  # as the real one
+    (sums / "main").mkdir(parents=True)
+    for split, count in size.items():
+        rows = [{"question": f"{split} {n} + 1?", "answer": f"One more. #### {n + 1}"} for n in range(count)]
+        (sums / "main" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [{"split": split, "path": f"main/{split}.jsonl"} for split in size]
+    one = yaml.safe_dump({"configs": [{"config_name": "main", "data_files": files}]})
+    (sums / "README.md").write_text(f"---\n{one}---\n")
     model(name, texts, "gemma2")
     model(root / "models" / "facebook" / "opt-125m", texts, "opt")
     model(root / "models" / "openai-community" / "gpt2", texts, "gpt2")
@@ -189,6 +197,37 @@ def test_what_needs_no_hub_can_be_planned_and_judged(path: Path, tmp_path: Path)
     assert found.generations_stored == 0 < found.generations_unique <= found.generations_requested
 
 
+def planned(path: Path, hub: Hub, cache: Path, folder: Path, *more: str) -> dict[str, Any]:
+    """What ``harness plan`` says of a study that reads the hub."""
+    environment = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    done = harness("plan", path, "--root", folder / "none", "--json", *more, **environment)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+def test_the_planned_track_of_word_problems_can_be_planned(hub: Hub, cache: Path, tmp_path: Path) -> None:
+    """With an entry beside its baseline, and their controls, by as many problems as the real data have."""
+    exact = {"filters": [{"kind": "judge", "judge": "exact"}]}
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        yaml.safe_dump({"experiment": "words", "track": "sft-2b", "mitigations": {"exact": exact}})
+    )
+    found = planned(path, hub, cache, tmp_path, "--gpus-per-node", "8")
+    track = yaml.safe_load((ROOT / "configs" / "tracks" / "sft-2b.yaml").read_text(encoding="utf-8"))
+    assert found["cells"] >= 2 and found["chains"] == found["cells"] * len(track["seeds"])
+    generations = track["config"]["generations"] + 1
+    assert found["generations_requested"] == found["chains"] * generations
+    assert found["fits_unique"] == len(track["seeds"]) * (1 + found["cells"] * (generations - 1))
+    assert any("/datasets/openai/gsm8k/resolve/" in request for request in hub.requests)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in FULL if reads_hub(path)], ids=name)
 def test_what_needs_the_hub_can_be_planned(path: Path, hub: Hub, cache: Path, tmp_path: Path) -> None:
@@ -202,15 +241,7 @@ def test_what_needs_the_hub_can_be_planned(path: Path, hub: Hub, cache: Path, tm
                    for found in settings.get("filters", [])]  # fmt: skip
         smaller += [f"mitigations.{name}.filters={json.dumps(filters)}"] if filters else []
     few = [word for assignment in smaller for word in ("--set", assignment)]
-    environment = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    done = harness("plan", path, "--root", tmp_path / "none", "--json", *few, **environment)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = planned(path, hub, cache, tmp_path, *few)
     assert found["chains"] >= MIN_SEEDS * found["cells"], "fewer decide nothing"
     assert 0 < found["fits_unique"] <= found["generations_unique"] <= found["generations_requested"]
     source = content["data"]["source"].removeprefix("hf:").removesuffix("/wikitext-2-raw-v1")

@@ -385,6 +385,19 @@ def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tm
     ):
         done = harness("plan", config, "--set", field, path=[site])
         assert done.returncode == 2 and message in done.stderr, done.stderr
+    wrong = {
+        **STUDY,
+        "learner": {"kind": "laplace", "shrink": 2},
+        "filters": [{"kind": "every", "stride": 2}],
+    }
+    config.write_text(yaml.safe_dump({**wrong, "grid": {}}, sort_keys=False))
+    lines = config.read_text().splitlines()
+    said = harness("plan", config, path=[site]).stderr
+    for field, line in (
+        ("learner.shrink: found 2", "  shrink: 2"),
+        ("filters.0.stride: unknown", "  stride: 2"),
+    ):
+        assert f"{config}:{lines.index(line) + 1}: {field}" in said, said
 
 
 SECTION = (

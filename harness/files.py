@@ -115,11 +115,22 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        error = _reason(path, error)
         if error.errno == errno.ENOENT:
             raise DamagedError(f"{path} is missing") from None
         if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
             raise DamagedError(f"{path} is no file: {error.strerror}") from None
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _reason(path: Path, error: OSError) -> OSError:
+    """What the system says of a file where a library, as Arrow does, has only its own words for it."""
+    if error.errno is None:
+        try:
+            path.open("rb").close()
+        except OSError as found:
+            return found
+    return error
 
 
 def read_json(path: Path) -> Any:

@@ -102,7 +102,8 @@ class Results:
         Raises:
             harness.errors.InputError: No experiment on the store has it; chains in bundles keep no corpora.
         """
-        for name, generation in self._generations():
+        unread: list[str] = []
+        for name, generation in self._generations(unread):
             if key not in (generation["corpus"], generation["fit"]):
                 continue
             with self._prepared(name, None, ()) as (prepared, store):
@@ -113,7 +114,8 @@ class Results:
                 examples = store.corpora.load(generation["corpus"], count)
                 frame: pd.DataFrame = prepared.data[node.cell].real.table(examples).to_pandas()
                 return frame
-        raise InputError(f"{key}: no experiment on {self.root} has such a corpus")
+        left_out = f"; left out: {'; '.join(unread)}" if unread else ""
+        raise InputError(f"{key}: no experiment on {self.root} has such a corpus{left_out}")
 
     def model(self, key: str) -> Any:
         """A language model as `transformers` loads it, in the precision that it was trained in.
@@ -145,13 +147,25 @@ class Results:
             folder, dtype="auto", local_files_only=True, trust_remote_code=False
         )
 
-    def _generations(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Every generation of every chain that was run by itself, with the experiment's name."""
+    def _generations(self, unread: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Every generation of every chain that was run by itself, with the experiment's name.
+
+        Args:
+            unread: Gets why the chains of an experiment cannot be read.
+        """
+        from harness.errors import StoreError
+        from harness.files import read_json
+
         for name in self.experiments():
             path = self.root / "experiments" / name / "chains.json"
-            for chain in json.loads(path.read_text(encoding="utf-8")):
-                for generation in chain["generations"]:
-                    yield name, generation
+            try:
+                found = [entry for chain in read_json(path) for entry in chain["generations"]]
+            except StoreError as error:
+                unread.append(str(error))
+            except (KeyError, TypeError):
+                unread.append(f"{path} is no list of chains")
+            else:
+                yield from ((name, entry) for entry in found)
 
     @contextmanager
     def _prepared(

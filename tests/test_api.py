@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,15 @@ def test_a_study_is_run_planned_and_read_from_python(
         results.records()
     wrote = results.corpus(frame["key"][0])
     assert len(wrote) == 20 and all(len(row) == 1 for row in wrote["values"])
-    with pytest.raises(InputError, match="no experiment on .* has such a corpus"):
+    with pytest.raises(InputError, match="no experiment on .* has such a corpus$"):
+        results.corpus("0" * 32)
+    # Another experiment that is damaged hides nothing of this one, and is named where it may have it.
+    for name, content in (("a", None), ("b", "torn"), ("c", "[1]"), ("d", "[[]]")):
+        shutil.copytree(root / "experiments" / "normal", root / "experiments" / name)
+        chains = root / "experiments" / name / "chains.json"
+        chains.unlink() if content is None else chains.write_text(content)
+    assert results.corpus(frame["key"][0]).equals(wrote)
+    with pytest.raises(InputError, match="left out: .*/a/.*/b/.*/c/.*/d/"):
         results.corpus("0" * 32)
 
 

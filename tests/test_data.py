@@ -71,12 +71,12 @@ def test_only_newlines_end_a_line(tmp_path: Path, character: str) -> None:
 
 def test_a_folder_is_read_without_what_is_hidden(tmp_path: Path) -> None:
     """Compressed files are read; what is not read has a name; a store inside is not data."""
-    (tmp_path / "a.jsonl").write_text(jsonl(PLAIN[:10]))
+    (tmp_path / "a.JSONL").write_text(jsonl(PLAIN[:10]))  # as some systems write suffixes
     for hidden in (".ipynb_checkpoints/a-checkpoint.jsonl", ".a.jsonl", ".git/x.txt", "sub/.cache/y.jsonl"):
         (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / hidden).write_text(jsonl(["hidden"]))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl(PLAIN[10:20]).encode()))
-    (tmp_path / "c.txt.bz2").write_bytes(bz2.compress("\n\n".join(PLAIN[20:30]).encode()))
+    (tmp_path / "c.TXT.Bz2").write_bytes(bz2.compress("\n\n".join(PLAIN[20:30]).encode()))
     (tmp_path / "sub" / "d.jsonl.xz").write_bytes(lzma.compress(jsonl(PLAIN[30:]).encode("utf-8-sig")))
     for other in ("e.csv", "f.jsonl.zst", "sub/README"):
         (tmp_path / other).write_text("x")

@@ -196,34 +196,49 @@ def test_a_pretrained_model_teaches_one_from_scratch(make_config: Make, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("author", "title"),
+    ("author", "revision", "same"),
     [
-        ("SFconvertbot", "Adding `safetensors` variant of this model"),
-        ("somebody", "Adding `safetensors` variant of this model"),
+        ("SFconvertbot", None, True),
+        ("SFconvertbot", SHA, True),
+        ("SFconvertbot", SHA, False),
+        ("somebody", None, True),
     ],
 )
 def test_weights_that_the_hub_has_converted_are_found(
-    hub: Hub, make_config: Make, tmp_path: Path, author: str, title: str
+    hub: Hub, make_config: Make, tmp_path: Path, author: str, revision: str | None, same: bool
 ) -> None:
     """A model that was published as a pickle, as facebook/opt-125m: its safetensors are in the bot's pull
-    request."""
+    request; for a revision that is named, where it adds to these very files."""
+    title = "Adding `safetensors` variant of this model"
     models = hub.root / "models" / "lab"
     for name in ("pickled", "pickled.pr"):
         shutil.copytree(models / "small", models / name)
     (models / "pickled" / "model.safetensors").rename(models / "pickled" / "pytorch_model.bin")
+    shutil.copy(models / "pickled" / "pytorch_model.bin", models / "pickled.pr")
+    (models / "pickled.pr" / "README.md").write_text("only describes")
+    if not same:
+        (models / "pickled.pr" / "pytorch_model.bin").write_bytes(b"other weights")
     hub.requests_of["lab/pickled"] = {"num": 7, "author": author, "title": title}
     config, cache, root = (
-        make_config(TEXT, **{**CHANGES, "learner.model": {"pretrained": "lab/pickled"}}),
+        make_config(
+            TEXT, **{**CHANGES, "learner.model": {"pretrained": "lab/pickled", "revision": revision}}
+        ),
         tmp_path / "c",
         tmp_path / "r",
     )
     try:
         fetched = harness("fetch", config, "--cache", cache, **environment(hub, tmp_path / "unused"))
-        if author != "SFconvertbot":
+        if author != "SFconvertbot" or not same:
             assert fetched.returncode == 2 and "has no safetensors weights" in fetched.stderr, fetched.stderr
             return
         assert fetched.returncode == 0, fetched.stderr
         offline = environment(hub, cache) | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+        if revision is not None:
+            (commit,) = (cache / "hub" / "models--lab--pickled" / "snapshots").iterdir()
+            assert commit.name == REQUEST and (commit / "model.safetensors").exists()
+            planned = harness("plan", config, "--root", root, **offline)
+            assert planned.returncode == 0, planned.stderr
+            return
         done = harness("run", config, "--root", root, "--json", **offline)
         assert done.returncode == 0, done.stderr
         specs = [

@@ -93,7 +93,7 @@ def read_named(
     except DataError as error:
         raise DataError(str(error).replace("data.source:", f"{field}:", 1)) from None
     path = Path(source)
-    if not path.is_dir() and not source.endswith(tuple(known())):
+    if not path.is_dir() and not source.lower().endswith(tuple(known())):
         allowed = f"{', '.join(DATA)}, hf:NAME, a {', '.join(known())} path, or a folder of such files"
         raise DataError(f"{field}: found {shown(source)}, allowed: {allowed}")
     found = read_files(path, text_field, field)
@@ -115,7 +115,7 @@ def read_groups(config: TextData, group_field: str) -> dict[str, list[tuple[str,
         DataError: There is no such field, or it is no text.
     """
     source = config.source
-    if source in DATA or source.endswith(".txt"):
+    if source in DATA or source.lower().endswith(".txt"):
         raise DataError(
             f"evaluate.groups: found {shown(group_field)}, and {source} is text without fields; allowed: "
             ".jsonl, .parquet or hub data"

@@ -89,7 +89,7 @@ def read_images(config: ImageData) -> ImageSource:
     Raises:
         DataError: There is no such source, or what it holds is not grey images of one size.
     """
-    if config.labels is not None and not config.source.endswith(".npy"):
+    if config.labels is not None and not config.source.lower().endswith(".npy"):
         raise DataError(
             "data.labels: only goes with a .npy source; elsewhere data.label_field names the column of the "
             "classes"
@@ -100,13 +100,13 @@ def read_images(config: ImageData) -> ImageSource:
         return _hub(config)
     path = Path(config.source)
     readers = {".npy": _read_npy, ".parquet": _read_parquet}
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise DataError(
             f"data.source: found {shown(config.source)}, allowed for images: {DIGITS}, hf:NAME, or a .npy or "
             ".parquet path"
         )
     try:
-        return ImageSource(readers[path.suffix](path, config))
+        return ImageSource(readers[path.suffix.lower()](path, config))
     except OSError as error:
         raise DataError(f"data.source: {path} cannot be read: {error.strerror or error}") from None
 

@@ -118,7 +118,7 @@ def read_column(path: Path, name: str, field: str) -> Iterator[str | None]:
     files, _ = _named_files(path, known(), field)
     budget = ReadLimit(field)
     for file in files:
-        if ".txt" in file.suffixes[-2:]:
+        if (_kind(file, known()) or ("",))[0] == ".txt":
             raise DataError(f"{field}: {file} is text without fields, and {shown(name)} is asked for")
         yield from _texts(file, name, field, budget)
 
@@ -173,8 +173,9 @@ def _named(left_out: list[str]) -> str:
 
 def _kind(path: Path, suffixes: Sequence[str]) -> tuple[str, str] | None:
     """A file's kind and compression, by its name; None where it is not among those that are read."""
-    packed = path.suffix if path.suffix in OPENERS else ""
-    kind = Path(path.stem).suffix if packed else path.suffix
+    name = Path(path.name.lower())
+    packed = name.suffix if name.suffix in OPENERS else ""
+    kind = Path(name.stem).suffix if packed else name.suffix
     return (kind, packed) if f"{kind}{packed}" in suffixes else None
 
 

@@ -21,9 +21,9 @@ def read_rows(config: ArrayData) -> npt.NDArray[np.float64]:
         DataError: It cannot be read, or holds something else.
     """
     path = Path(config.path)
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         values = load_array(path, "data.path")
-    elif path.suffix == ".parquet":
+    elif path.suffix.lower() == ".parquet":
         values = _read_columns(path, config)
     else:
         raise DataError(f"data.path: {path}: found {path.suffix or 'no suffix'}, allowed: .npy, .parquet")

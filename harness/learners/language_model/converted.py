@@ -3,12 +3,14 @@
 The hub's own bot has their weights as safetensors, in a pull request of the repository.
 
 transformers looks for that request only where no revision is named. Here every revision is pinned, so it is
-looked for first.
+looked for first. For a revision that the user names, it is taken where it adds safetensors to these very
+files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -34,10 +36,10 @@ def with_safetensors(model: Model, caches: Caches | None = None) -> Model:
         model: A model's section.
         caches: Where the answer is kept for when the hub is offline; the libraries' own place when None.
     """
-    if model.pretrained is None or model.revision is not None or Path(model.pretrained).is_dir():
+    if model.pretrained is None or Path(model.pretrained).is_dir():
         return model
-    revision = _converted(model.pretrained, caches or Caches.default())
-    return model if revision is None else model.model_copy(update={"revision": revision})
+    revision = _converted(model.pretrained, model.revision, caches or Caches.default())
+    return model if revision in (None, model.revision) else model.model_copy(update={"revision": revision})
 
 
 def hub_items(config: Config, field: str, caches: Caches | None) -> list[HubItem]:
@@ -58,22 +60,25 @@ def hub_items(config: Config, field: str, caches: Caches | None) -> list[HubItem
 
 
 @cache
-def _converted(name: str, caches: Caches) -> str | None:
-    """The revision of the request, where the newest one has no safetensors.
+def _converted(name: str, revision: str | None, caches: Caches) -> str | None:
+    """The revision of the request, where the one that is asked for has no safetensors; else that one.
 
-    What was found before where the hub is not there.
+    What was found before where the hub is not there, or where a commit is asked for, which never changes.
     """
-    note = caches.datasets / "converted" / name.replace("/", "--")
-    if not offline():
-        # whatever the transport raises: who loads the model says what is wrong with the hub
-        with contextlib.suppress(Exception):
-            found = _ask(name)
-            if found != _noted(note):
-                with contextlib.suppress(OSError):
-                    note.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomic(note, (found or "").encode())
-            return found
-    return _noted(note)
+    place = "@".join(part.replace("/", "--") for part in (name, revision) if part)
+    note = caches.datasets / "converted" / place
+    known = _noted(note)
+    if offline() or (known and revision and re.fullmatch("[0-9a-f]{40}", revision)):
+        return known
+    # whatever the transport raises: who loads the model says what is wrong with the hub
+    with contextlib.suppress(Exception):
+        found = _ask(name, revision)
+        if found != known:
+            with contextlib.suppress(OSError):
+                note.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(note, (found or "").encode())
+        return found
+    return known
 
 
 def _noted(note: Path) -> str | None:
@@ -83,19 +88,29 @@ def _noted(note: Path) -> str | None:
         return None
 
 
-def _ask(name: str) -> str | None:
+def _ask(name: str, revision: str | None) -> str | None:
     import huggingface_hub
 
     hub = huggingface_hub.HfApi()
 
-    def has_weights(revision: str | None) -> bool:
-        files = {file.rfilename for file in hub.model_info(name, revision=revision).siblings or ()}
-        return bool(files & {WEIGHTS, INDEX})
+    def files(at: str | None) -> dict[str, str]:
+        """Paths to what identifies their content, without those that only describe."""
+        tree = hub.list_repo_tree(name, revision=at, recursive=True)
+        found = {item.path: item.blob_id for item in tree if isinstance(item, huggingface_hub.RepoFile)}
+        return {path: blob for path, blob in found.items() if not path.endswith((".md", ".gitattributes"))}
 
-    if has_weights(None):
-        return None
+    there = files(revision)
+    if there.keys() & {WEIGHTS, INDEX}:
+        return revision
     for request in hub.get_repo_discussions(name, author=BOT, discussion_type="pull_request"):
-        revision = f"refs/pr/{request.num}"
-        if request.author == BOT and request.title == TITLE and has_weights(revision):
-            return revision
+        if request.author != BOT or request.title != TITLE:
+            continue
+        at = f"refs/pr/{request.num}"
+        converted = files(at)
+        if not converted.keys() & {WEIGHTS, INDEX}:
+            continue
+        if revision is None:
+            return at
+        if there.items() <= converted.items():
+            return str(hub.model_info(name, revision=at).sha)  # what is named once stays what it is
     return None

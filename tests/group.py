@@ -37,6 +37,12 @@ found = {}
 """
 END = """
 ranks.barrier()
+import psutil
+import torch
+listening = [c.laddr for c in psutil.Process().net_connections() if c.status == "LISTEN"]
+assert rank or [place.ip for place in listening if place.port == port] == ["127.0.0.1"]
+if torch.distributed.get_backend() == "gloo":
+    assert not {place.ip for place in listening} & {"0.0.0.0", "::"}, "open to every machine"
 ranks.close()
 print(json.dumps(found))
 """
@@ -44,6 +50,9 @@ print(json.dumps(found))
 
 def run_ranks(program: str, size: int, on_gpus: bool = False, **arguments: Any) -> list[dict[str, Any]]:
     """Run a program on all ranks: it has ``ranks`` and ``arguments``, and puts what it found into ``found``.
+
+    No rank listens on more than one address: who reaches the store of the group changes what ranks agree
+    on.
 
     Returns what each found, in the order of ranks.
     """

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -493,8 +494,11 @@ def test_processes_that_every_job_starts_load_little(module: str) -> None:
 
 def test_folders_of_the_dead_are_swept_and_others_are_not(tmp_path: Path) -> None:
     mine, dead, foreign = (tmp_path / name for name in ("h1", "h2", "h3"))
+    before = os.umask(0)
     for path in (mine, dead, foreign):
         make_private(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700, "Ray makes what lies within writable for all"
+    os.umask(before)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child.kill()
     child.wait()

@@ -55,6 +55,8 @@ def test_power_off_of_the_first_node(
     commands = cluster.processes("n1")
     assert any("gcs_server" in line for line in commands)
     assert not any(helper in line for helper in HELPERS for line in commands)
+    modes = cluster.on("n1", "sh", "-c", "stat -c %a /tmp/h*-*").stdout.split()
+    assert modes and set(modes) == {"700"}, "Ray makes what lies within writable for all"
     cluster.poweroff("n1")
     cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 120, "requeued job")
     cluster.now(job)

@@ -51,7 +51,7 @@ class Chosen:
         judged: What was judged and what passed, where there is a truth to compare it with.
         raw: By origin, places in the raw corpus of what the indices point into, where filters alone do not
             say it.
-        decision: What is wrong with how it was judged (`harness.curation.tally.Tally.decision`).
+        decision: What is wrong with how it was judged (`harness.curation.tally.FilterTally.decision`).
     """
 
     drawn: Drawn

@@ -460,6 +460,25 @@ BROKEN = [
 ]
 
 
+def test_a_list_names_what_is_left_out(tmp_path: Path) -> None:
+    """Where a package is registered, not all of the harness can be imported yet."""
+    rest = f"{SECTION.format('every')}f = FilterPlugin(Odd, 1, None)\n"
+    for folder, early, found in (
+        ("good", "from harness.tasks import Checker, Problem, Verdict", True),
+        ("bad", "import harness.learners.base", False),
+    ):
+        path = given(
+            tmp_path / folder, "package", "[harness.filters]\nevery = package:f\n", f"{early}\n{rest}"
+        )
+        done = harness("list", "filters", "--json", path=[path])
+        kinds = {kind for row in json.loads(done.stdout) for kind in row.values()}
+        assert done.returncode == 0 and ("every" in kinds) == found
+        left = (
+            "every is left out: package cannot be used for it: ImportError: it imports what needs all kinds"
+        )
+        assert (left in done.stderr) != found
+
+
 @pytest.mark.parametrize(("entry_points", "module", "message"), BROKEN, ids=range(len(BROKEN)))
 def test_a_package_that_does_not_work_is_named(
     config: Path, tmp_path: Path, entry_points: str, module: str, message: str

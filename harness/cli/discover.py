@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness import terminal
-from harness.cli.app import Assignments, ConfigPath, Json, app, path, print_json, print_rows
+from harness.cli.app import Assignments, ConfigPath, Json, app, path, print_json, print_rows, say
 from harness.errors import InputError
 
 
@@ -28,7 +28,7 @@ def list_(
 
     Example: harness list learners
     """
-    from harness.inspection.components import LISTS
+    from harness.inspection.components import BROKEN, LISTS
 
     if what not in LISTS:
         close = difflib.get_close_matches(what, LISTS, n=1, cutoff=0.5)
@@ -37,8 +37,10 @@ def list_(
     rows = LISTS[what]()
     if json_output:
         print_json(rows)
-        return
-    print_rows(rows[0], (map(str, row.values()) for row in rows))
+    else:
+        print_rows(rows[0], (map(str, row.values()) for row in rows))
+    for kind, reason in BROKEN.get(what, {}).items():
+        say(f"{kind} is left out: {terminal.cut(reason)}")
 
 
 @app.command(rich_help_panel="A study")

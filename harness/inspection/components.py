@@ -153,3 +153,13 @@ LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "tracks": _tracks,
 }
 """What can be listed."""
+BROKEN: Mapping[str, Mapping[str, str]] = {
+    "learners": LEARNERS.broken,
+    "filters": FILTERS.broken,
+    "regimes": REGIMES.broken,
+    "tasks": TASKS.broken,
+    "objectives": OBJECTIVES.broken,
+    "data": DATA.broken,
+    "trackers": TRACKERS.broken,
+}
+"""Kinds of packages that cannot be used, and why."""

@@ -100,6 +100,11 @@ def gather(
             plugin = _checked(point, expected)
         except (Exception, SystemExit) as error:  # whatever somebody else's code raises, sys.exit too
             reason = (str(error).strip().splitlines() or [""])[0]
+            if isinstance(error, ImportError) and "partially initialized module 'harness" in reason:
+                reason = (
+                    "it imports what needs all kinds, which are being gathered; import that in functions, or in "
+                    "the modules that the registration names"
+                )
             found.broken.setdefault(
                 point.name, f"{package} cannot be used for it: {type(error).__name__}: {reason}"
             )

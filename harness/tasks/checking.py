@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness.components import TASKS
 from harness.errors import LearnerError
 from harness.registry import named
 from harness.tasks.base import Verdict
@@ -39,6 +38,8 @@ class Checker:
         Args:
             section: The task's.
         """
+        from harness.components import TASKS  # which packages that import this module add to
+
         self.section, found = section, TASKS.loaded[section.kind]
         self.plugin = found.plugin
         self._apart = _Apart(section, self.plugin.check_s) if found.package else None

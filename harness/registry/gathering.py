@@ -102,8 +102,8 @@ def gather(
             reason = (str(error).strip().splitlines() or [""])[0]
             if isinstance(error, ImportError) and "partially initialized module 'harness" in reason:
                 reason = (
-                    "it imports what needs all kinds, which are being gathered; import that in functions, or in "
-                    "the modules that the registration names"
+                    "it imports what needs all kinds, which are being gathered; import that in functions, or "
+                    "in the modules that the registration names"
                 )
             found.broken.setdefault(
                 point.name, f"{package} cannot be used for it: {type(error).__name__}: {reason}"

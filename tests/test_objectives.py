@@ -481,7 +481,7 @@ def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp
                 "learner.objective": {"kind": "reinforce"},
                 "filters": [{**CHANCE, "choose": "all"}],
             },
-            "that drew neither solutions nor what earlier",
+            "that wrote neither solutions nor what earlier",
         ),
         ({"learner.objective.kind": "dop"}, "allowed: sft, dpo, reinforce|'sft', 'dpo', 'reinforce'"),
         (

@@ -71,7 +71,7 @@ def cell_spec(
         data=data_spec(config.data, data),
         learner=resolved.fit,
         sampling=resolved.sampling,
-        measured=_measured(config, data.real, texts, _filters(config)),
+        measured=_measured(config, data.real, texts, _filters(config), resolved.metrics),
         filters=_filters(config),
         recipe=partial(recipe, config.regime, n, external=external, compared=resolved.compared),
         init=resolved.init,
@@ -158,12 +158,19 @@ def _filters(config: Config) -> tuple[Versioned, ...]:
 
 
 def _measured(
-    config: Config, real: RealData, texts: Mapping[str, ExternalCorpus], filters: Sequence[Versioned]
+    config: Config,
+    real: RealData,
+    texts: Mapping[str, ExternalCorpus],
+    filters: Sequence[Versioned],
+    own: Mapping[str, int],
 ) -> Measured:
-    """What a cell's evaluations measure; of the section only what its learner reads."""
+    """What a cell's evaluations measure; of the section only what its learner reads.
+
+    ``own`` are versions of metrics of its model alone.
+    """
     learner, asked = LEARNERS[config.learner.kind], config.evaluate
     examples = min(real.num_examples, asked.examples)
-    metrics = {**versions(config.learner.kind), **real.metrics}
+    metrics = {**versions(config.learner.kind), **real.metrics, **own}
     if not real.test_is_plain:
         metrics = {**metrics, **BYTES_OF_TOKENS}
     identity: dict[str, Any] = {"metrics": dict(metrics)}

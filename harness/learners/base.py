@@ -61,6 +61,7 @@ class Resolved:
         based: Whether they are stored as what they add to these.
         judge: Whose model is asked about what a generation writes: generation 0's, or that of the one before;
             None for its own, or nobody's.
+        metrics: Versions of metrics that come out otherwise than those of the learner's other cells.
     """
 
     fit: Versioned
@@ -75,6 +76,7 @@ class Resolved:
     compared: bool = False
     based: bool = False
     judge: Literal["initial", "previous"] | None = None
+    metrics: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

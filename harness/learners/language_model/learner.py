@@ -137,6 +137,7 @@ class LanguageModelLearner:
             resources.activation_checkpointing,
             self.prompt,
             self.fill,
+            _tokens(spec),
         )
 
     def _unchanged(self, task: FitTask, model: PreTrainedModel, values: adapters.Values | None) -> FitOutcome:
@@ -213,7 +214,8 @@ class LanguageModelLearner:
         assert folder is not None  # its configuration asks for init: previous
 
         def logprobs(examples: Examples) -> npt.NDArray[np.float64]:
-            return -self._score(task.spec, folder, examples, task.control, by_token=True)
+            tokens = _tokens(task.spec)
+            return -self._score(task.spec, folder, examples, task.control, by_token=True, tokens=tokens)
 
         found = objective.units(task.training.examples, self.prompt, logprobs)
         self._loaded = None
@@ -342,10 +344,11 @@ class LanguageModelLearner:
         control: Control,
         by_token: bool = False,
         text: bool = False,
+        tokens: int | None = None,
     ) -> npt.NDArray[np.float64]:
         """Nats per sequence, or by token, under the model in a folder (`_model`), the ranks sharing the work.
 
-        Other ``text`` has no prompts in front.
+        Other ``text`` has no prompts in front. With ``tokens`` they are among the first so many.
         """
         model, ranks = self._model(spec, folder), self.ranks
         mine = score(
@@ -359,6 +362,7 @@ class LanguageModelLearner:
             by_token,
             None if text else self.fill,
             self.fill is not None,
+            tokens,
         )
         return self._merged(mine)
 
@@ -507,18 +511,24 @@ class LanguageModelLearner:
 
         rows = ranks.broadcast(task.piece("answers", prompts * how.completions, draw))
         answers = answers_of(data, prompts, rows)
+        # among the tokens that they were drawn from; its name says it, as another evaluation may read it
+        among = task.spec.corpus.sampling.section.tokens
+        of = "" if among is None else f"_of_{among}"
+
+        def under(who: str, model: Callable[[], Path | None]) -> npt.NDArray[np.float64]:
+            return task.piece(
+                f"answers_{who}_nll{of}",
+                len(answers),
+                lambda: self._score(spec, model(), answers, task.control, tokens=among),
+            )
+
         under_gen0 = -np.nansum(answers.notes["logprob"].astype(np.float64), axis=1)
         if not task.is_first:
-            under_gen0 = task.piece(
-                "answers_gen0_nll",
-                len(answers),
-                lambda: self._score(spec, task.generation_0(), answers, task.control),
-            )
-        arrays = {"answers": rows, "answers_gen0_nll": under_gen0}
+            under_gen0 = under("gen0", task.generation_0)
+        arrays = {"answers": rows, f"answers_gen0_nll{of}": under_gen0}
         if how.pretrained:
-            arrays["answers_pretrained_nll"] = task.piece(
-                "answers_pretrained_nll", len(answers), lambda: self._score(spec, None, answers, task.control)
-            )
+            under_pretrained = under("pretrained", lambda: None)
+            arrays[f"answers_pretrained_nll{of}"] = under_pretrained
         if self._verdict(task.spec.corpus) is not None:
             said = task.piece("answers_verdict", len(answers), lambda: self._asked(task, answers))
             arrays["answers_verdict"] = said
@@ -530,7 +540,7 @@ class LanguageModelLearner:
         if how.pretrained:
             logprob = np.nansum(answers.notes["logprob"].astype(np.float64), axis=1)
             tokens = answers.lengths.astype(np.int64) - data.prompt_tokens
-            against = model_metrics(logprob, arrays["answers_pretrained_nll"], tokens)
+            against = model_metrics(logprob, under_pretrained, tokens)
             found["task/kl_pretrained"] = against["task/kl"]
         judges = task.spec.measured.judges
         found |= judged(data, judges, how.completions, answers, spec.seed, spec.generation, learned)
@@ -643,6 +653,12 @@ def _adapter_of(spec: FitSpec) -> Lora | None:
     """What a fit trains in the place of weights; None for these."""
     found = fitted(spec).adapter
     return None if found is None else found.section
+
+
+def _tokens(spec: FitSpec) -> int | None:
+    """Among how many tokens a fit's objective takes probabilities; None for all that the model scores."""
+    found = fitted(spec).objective
+    return None if found is None else found.tokens
 
 
 def _separate(adapter: Lora | None) -> TypeGuard[Lora]:

@@ -56,7 +56,9 @@ class Objective(Protocol):
         """The loss of each unit, shape [units].
 
         Args:
-            logprob: Of every token under the model, shape [units * each, width], 0 where none counts.
+            logprob: Of every token under the model, shape [units * each, width], 0 where none counts. Where
+                it learns from all completions, which it may compare with how they were drawn, that is among
+                the tokenizer's tokens, as the note ``logprob`` and the scores of the reference are.
             used: Which tokens count, of the same shape.
             numbers: Of every example.
         """

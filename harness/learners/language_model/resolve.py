@@ -30,6 +30,7 @@ from harness.learners.language_model.specs import (
     TrainSpec,
     VerdictSpec,
 )
+from harness.metrics import KL_OF_TOKENS
 from harness.metrics.watermark import green_count
 from harness.science import Versioned
 from harness.terminal import shown
@@ -83,7 +84,7 @@ def resolve(config: Config, real: TextCorpus, version: int | str) -> Resolved:
     if not isinstance(prompts, int):
         real.check_prompts(prompts)
     marks |= {**real.marks, **({} if verdict is None else {"verdict": verdict})}
-    objective, adapter = _objective(learner), None
+    objective, adapter = _objective(learner, marks.get("tokens")), None
     if learner.adapter is not None:
         adapter, count = _adapter(learner.adapter, learner.model, model, real)
         facts = replace(facts, adapter=count, separate=adapter.section.weights == "separate")
@@ -115,6 +116,7 @@ def resolve(config: Config, real: TextCorpus, version: int | str) -> Resolved:
         facts=facts,
         models={} if learner.model.pretrained is None else _place(learner.model),
         judge=None if verdict is None or verdict.by == "current" else verdict.by,
+        metrics=KL_OF_TOKENS if real.task is not None and "tokens" in marks else {},
     )
 
 
@@ -150,12 +152,17 @@ def _without_anchor(train: Train) -> Train:
     return Train(**train.model_dump(exclude_unset=True, exclude={"anchor"}))
 
 
-def _objective(learner: LanguageModel) -> ObjectiveSpec | None:
-    """The objective of generations after the first; None for the cross-entropy."""
+def _objective(learner: LanguageModel, tokens: int | None) -> ObjectiveSpec | None:
+    """The objective of generations after the first; None for the cross-entropy.
+
+    One that learns from all completions compares with how they were drawn, from so many ``tokens``; one of
+    pairs compares models with each other, over all that they score.
+    """
     if learner.objective is None or not OBJECTIVES[learner.objective.kind].loss:
         return None
-    version = OBJECTIVES.loaded[learner.objective.kind].version
-    return ObjectiveSpec(section=learner.objective, version=version)
+    found = OBJECTIVES.loaded[learner.objective.kind]
+    drawn = {"tokens": tokens} if tokens is not None and found.plugin.chooses == "all" else {}
+    return ObjectiveSpec(section=learner.objective, version=found.version, **drawn)
 
 
 def _adapter(section: Lora, named: Model, model: ModelSpec, real: TextCorpus) -> tuple[AdapterSpec, int]:

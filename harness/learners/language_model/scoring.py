@@ -173,6 +173,7 @@ def score(
     by_token: bool = False,
     fill: int | None = None,
     few: bool = False,
+    tokens: int | None = None,
 ) -> npt.NDArray[np.float64]:
     """Nats per sequence of this rank's share of the examples.
 
@@ -190,14 +191,16 @@ def score(
         by_token: Give them by token.
         fill: Token that fills prompts up; None where nothing is hidden.
         few: Examples are few and the model may be large, as where something is hidden.
+        tokens: Under the distribution over the first so many, which is what is drawn from where a model
+            scores more than its tokenizer knows; over all when None.
 
     Returns:
         Shape [num_examples], or [num_examples, width] by token; NaN where another rank scores.
     """
     device = next(model.parameters()).device
     # Where examples are few and models large, filling a batch up would take most of the time.
-    tokens = BATCH_TOKENS // 4 if few or fill is not None else BATCH_TOKENS
-    size = max(1, tokens // examples.values.shape[1])
+    most = BATCH_TOKENS // 4 if few or fill is not None else BATCH_TOKENS
+    size = max(1, most // examples.values.shape[1])
     width = examples.values.shape[1]
     result = np.full((len(examples), width) if by_token else len(examples), np.nan)
     with inference(device):
@@ -209,7 +212,7 @@ def score(
             padded = Examples(np.pad(part.values, ((0, short), (0, 0))), np.pad(part.lengths, (0, short)))
             inputs, targets = with_bos(padded, bos, device, masked)
             logits = model(input_ids=inputs, use_cache=False, **hidden(inputs, fill)).logits
-            nll = token_nll(logits, targets)
+            nll = token_nll(logits[..., :tokens], targets)
             nll = torch.nn.functional.pad(nll, (width - nll.shape[1], 0)) if by_token else nll.sum(dim=1)
             tick()
             result[start : start + len(part)] = nll[: len(part)].double().cpu().numpy()

@@ -31,6 +31,9 @@ class ObjectiveSpec(Section):
 
     section: Objective
     version: int | str
+    tokens: PositiveInt | None = since(None)
+    """Log-probabilities are under the distribution over the tokenizer's tokens, which completions were drawn
+    from, where the model scores more of them."""
 
 
 class AdapterSpec(Section):

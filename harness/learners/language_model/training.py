@@ -185,6 +185,7 @@ class Trainer:
         recompute: bool = False,
         prompt: int = 0,
         fill: int | None = None,
+        tokens: int | None = None,
     ) -> None:
         """Keep what is the same for all fits of a cell.
 
@@ -202,8 +203,9 @@ class Trainer:
             recompute: ``resources.activation_checkpointing``.
             prompt: Tokens at the start of every example, validation's too, that are a task's prompt.
             fill: Token that fills prompts up; None where nothing is hidden.
+            tokens: An objective's log-probabilities are among the first so many; among all when None.
         """
-        self.prompt, self.fill = prompt, fill
+        self.prompt, self.fill, self.tokens = prompt, fill, tokens
         self.train, self.micro_batch, self.zero_stage, self.masked = train, micro_batch, zero_stage, masked
         self.bos, self.ranks, self.device, self.deterministic = bos, ranks, device, deterministic
         self.attention, self.recompute = attention, recompute
@@ -429,7 +431,8 @@ class Trainer:
                 name: torch.from_numpy(values[rows]).to(self.device)
                 for name, values in self.units.numbers.items()
             }
-            logprob = -token_nll(engine.logits(inputs, self.fill), targets)
+            logits = engine.logits(inputs, self.fill)[..., : self.tokens]
+            logprob = -token_nll(logits, targets)
             loss = self.objective.loss(logprob, targets != IGNORED, numbers).sum() / len(index)
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))

@@ -163,11 +163,18 @@ class Record:
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """The inverse of `to_json`.
 
-        Records of earlier versions also name the fit before, which the chain knows, and some call themselves
-        ok though a metric is not finite.
+        Records of earlier versions also name the fit before, which the chain knows; some call themselves ok
+        though a metric is not finite, and some degenerate for a frequency band without a token in real text,
+        which is no number whatever the model does.
         """
         found = cls(**{name: value for name, value in data.items() if name != "parent"})
-        return dataclasses.replace(found, status=status_of(found.status, found.metrics))
+        metrics = {
+            name: value
+            for name, value in found.metrics.items()
+            if value is not None or not name.startswith("text/band_")
+        }
+        status = found.status if found.status == "diverged" else status_of("ok", metrics)
+        return dataclasses.replace(found, status=status, metrics=metrics)
 
 
 @dataclass(frozen=True)

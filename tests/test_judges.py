@@ -334,6 +334,13 @@ def test_from_labels_of_one_kind_nothing_is_learned(task: Any, which: slice) -> 
     assert np.isnan(model.facts["judge/heldout_auc"]) and model.facts["judge/heldout_baseline"] == 1
 
 
+def test_of_too_few_different_prompts_none_is_held_out(task: Any) -> None:
+    """Rows of data may repeat a prompt; what cannot be measured is left out, and is no collapse."""
+    learned = labelled(task, 0, 4).take(np.repeat(np.arange(4), 10))
+    model = learn(JudgeFilter(kind="judge", judge="trained", choose="best"), knows(task, learned))
+    assert model.classifier is not None and model.facts == {}
+
+
 def test_a_chain_learns_from_what_a_trained_judge_prefers(
     make_config: Make, tmp_path: Path, ranks: Any
 ) -> None:

@@ -21,7 +21,7 @@ from harness.metrics import lexical, likelihood
 from harness.metrics.analytic import gaussian_metrics
 from harness.metrics.bigram import bigram_nll
 from harness.metrics.catalogue import METRICS, about, drawn
-from harness.records import Examples
+from harness.records import Examples, status_of
 
 NOBODY = Judge(make_truth(GaussianData(source="gaussian")), 0, 0)
 rows = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=9), min_size=1, max_size=8)
@@ -71,13 +71,30 @@ def test_tail_bands_and_coverage_on_a_known_text() -> None:
     assert lexical.tail_tokens(real).tolist() == [False, False, False, True, True, True]
     assert lexical.band_of(real, 5).tolist() == [0, 2, 4, 4, 4, 4]
     same = examples([[0] * 50 + [1] * 30 + [2] * 10 + [3] * 6 + [4] * 4])
-    metrics = lexical.lexical_metrics(same, real)
+    metrics = lexical.lexical_metrics(same, real, 100)
     assert metrics["text/tail_mass"] == pytest.approx(0.1)
     assert metrics["text/vocab_coverage"] == 1.0
     assert metrics["text/band_1"] == pytest.approx(1.0) and metrics["text/band_5"] == pytest.approx(1.0)
-    collapsed = lexical.lexical_metrics(examples([[0] * 100]), real)
+    collapsed = lexical.lexical_metrics(examples([[0] * 100]), real, 100)
     assert collapsed["text/tail_mass"] == 0.0 and collapsed["text/vocab_coverage"] == pytest.approx(1 / 5)
     assert collapsed["text/band_1"] == pytest.approx(2.0) and collapsed["text/band_5"] == 0.0
+    few = lexical.lexical_metrics(same, np.array([60, 30, 10, 0, 0]), 100)
+    bands = [name for name in few if name.startswith("text/band_")]
+    assert bands == ["text/band_1", "text/band_4", "text/band_5"], "the first token has three of five bands"
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=6), min_size=1, max_size=8))
+def test_of_the_real_text_itself_all_is_a_number(lists: list[list[int]]) -> None:
+    """What would be none of the data themselves is no sign of collapse, and left out; what has collapsed to
+    nothing has none where the data have one."""
+    real = examples(lists)
+    counts, longest = lexical.token_counts(real, 6), int(real.lengths.max())
+    metrics = lexical.lexical_metrics(real, counts, longest)
+    assert np.isfinite(list(metrics.values())).all()
+    assert ("text/rep_4" in metrics, "text/distinct_2" in metrics) == (longest >= 4, longest >= 2)
+    empty = lexical.lexical_metrics(examples([[0]]), counts, longest)
+    assert empty.keys() == metrics.keys()
+    assert status_of("ok", empty) == ("degenerate" if longest >= 2 else "ok")
 
 
 @given(rows, rows)

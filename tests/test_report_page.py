@@ -23,6 +23,7 @@ from harness.metrics.catalogue import about
 from harness.reporting import figures, ledger
 from harness.reporting.baseline import baselines
 from harness.reporting.costs import costs
+from harness.reporting.distributions import bands_figure
 from harness.reporting.explorer import explorer
 from harness.reporting.inside import _beyond, _by_rank
 from harness.reporting.page import FigureDrawing, Page, render, to_csv
@@ -70,6 +71,17 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render(Page(folder), f"a {HOSTILE}", records(), AXES, range(5), lambda metric: (
         {CELLS[0]: [20.0, 20.0, 20.0]} if metric == "test/perplexity" else {}
     ))  # fmt: skip
+
+
+def test_bands_keep_their_numbers_where_some_are_none() -> None:
+    """Of few different tokens one may have all of several bands."""
+    rows = [{**row, "text/band_1": 1.0, "text/band_4": 0.5, "text/band_5": 0.1} for row in records()]
+    found = bands_figure(rows, AXES)
+    assert found is not None
+    figure, columns, numbers = found
+    assert [row[columns.index("band")] for row in numbers] == [1, 4, 5] * len(CELLS)
+    line, *_ = figure.axes[0].get_lines()
+    assert line.get_xdata().tolist() == [1, 4, 5] and line.get_ydata().tolist() == [1.0, 0.5, 0.1]
 
 
 def test_a_cell_has_one_name() -> None:

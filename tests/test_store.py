@@ -237,6 +237,18 @@ def test_records_round_trip_and_nothing_becomes_zero(store: Store) -> None:
         assert store.record(key) == record
 
 
+def test_a_band_that_real_text_has_not_is_no_collapse(store: Store) -> None:
+    """Earlier versions recorded one without a token as no number, and the record as degenerate."""
+    band = {"text/band_1": 1.1, "text/band_2": None}
+    for key, metrics in {"band": band, "both": {**band, "text/rep_4": None}, "none": {"x": None}}.items():
+        written = Record(0, 0, "diverged" if key == "none" else "degenerate", "f", "c", key, metrics)
+        folder = store.stage(key)
+        write_json(folder / "record.json", written.to_json())
+        store.commit("evaluations", key, folder, {})
+    assert store.record("band").status == "ok" and store.record("band").metrics == {"text/band_1": 1.1}
+    assert store.record("both").status == "degenerate" and store.record("none").status == "diverged"
+
+
 def test_events_of_many_writers_are_whole_lines(tmp_path: Path) -> None:
     experiment = Experiment(tmp_path, "e")
     threads = [

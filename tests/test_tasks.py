@@ -19,8 +19,9 @@ from harness.components.tasks import TASKS, Arithmetic, Boolean, Rewriting, Task
 from harness.data.base import Kept
 from harness.data.task import TaskCorpus, _check_problem, collect, prepared, side_of
 from harness.errors import DataError
+from harness.metrics.lexical import lexical_metrics
 from harness.metrics.tasks import model_metrics, pass_at, task_metrics
-from harness.records import Examples
+from harness.records import Examples, status_of
 from harness.registry import Known, named
 from harness.tasks import Checker, Problem, Verdict, derivations
 from harness.tasks.checking import answer_of, verdict_of
@@ -202,6 +203,27 @@ def test_sides_share_no_prompt_and_more_examples_change_none(
     assert len(set(prompts)) == len(prompts) == train + more + validation + test
     assert all(side_of(problem.prompt) == side for side, items in large.items() for problem in items)
     assert small == {**large, "train": large["train"][:train]}
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [
+        ({"kind": "rewriting"}, {}),
+        ({"kind": "boolean", "difficulty": [2]}, {"completion_tokens": 40}),
+        ({"kind": "arithmetic", "difficulty": [1]}, {}),
+    ],
+    ids=["few letters", "roomy", "short"],
+)
+def test_who_writes_as_the_data_do_has_not_collapsed(tmp_path: Path, task: Any, fields: Any) -> None:
+    """Every metric of the text of solutions is a number, whatever alphabet and length these have."""
+    data = corpus(tmp_path / "data", task, **fields)
+    found = lexical_metrics(data.written(data.real(0, data.num_examples)), data.counts, data.longest)
+    assert status_of("ok", found) == "ok"
+    short = task["kind"] == "arithmetic"  # a digit, and the end
+    solutions = [problem.solution or "" for problem in collect(data.config)["train"]]
+    assert data.longest == 1 + max(map(len, solutions)) and short == (data.longest == 2)
+    assert ("text/rep_4" in found) != short
+    assert data.metrics.get("lexical", 1) == (2 if short else 1), "only keys of such data say so"
 
 
 def test_an_example_is_its_prompt_and_its_solution(tmp_path: Path) -> None:

@@ -362,7 +362,13 @@ class TaskCorpus(TextCorpus):
     @property
     def metrics(self) -> Mapping[str, int]:
         """Those of test prompts' completions."""
-        return {"task": TASK_VERSION}
+        return {"task": TASK_VERSION, **super().metrics}
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest training solution; of the room where there are no solutions."""
+        solved = int(self._blocks["train_lengths"].max()) - self.prompt_tokens
+        return solved if solved > 0 else int(self.config.block_size) - self.prompt_tokens
 
     @cached_property
     def checker(self) -> Checker:

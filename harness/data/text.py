@@ -27,6 +27,8 @@ from harness.data.token_bytes import token_bytes
 from harness.data.tokenizers import TOKENIZER, load_pretrained, pretrained_fingerprint, train_tokenizer
 from harness.errors import DataError
 from harness.files import read_json, write_json
+from harness.metrics import LEXICAL_OF_SHORT
+from harness.metrics.lexical import LONGEST
 from harness.records import Examples
 from harness.science import Prompts
 from harness.streams import stream
@@ -356,6 +358,16 @@ class TextCorpus(RealData):
         Raises:
             DataError: There is not.
         """
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest training example, as far as a model would write it."""
+        return int(self.config.block_size)
+
+    @property
+    def metrics(self) -> Mapping[str, int]:
+        """Of examples with fewer tokens than n-grams have."""
+        return LEXICAL_OF_SHORT if self.longest < LONGEST else {}
 
     def written(self, examples: Examples) -> Examples:
         """What of examples a model has written, or would write: all of a text."""

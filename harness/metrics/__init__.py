@@ -21,6 +21,9 @@ def versions(learner: str) -> Mapping[str, int | str]:
 BYTES_OF_TOKENS = {"likelihood": 3}
 """Versions where the test text is more than ASCII without special tokens: bits per byte counted blocks
 decoded by themselves."""
+LEXICAL_OF_SHORT = {"lexical": 2}
+"""Versions where real examples are shorter than the longest n-grams that are counted: an earlier one counted
+these all the same, and said of a model that writes as the data do that it had collapsed."""
 OTHERS_VERSION = 1
 """Of the metrics on other real texts, which enter the key only where there are such texts."""
 OTHERS_BYTES_OF_TOKENS = 2

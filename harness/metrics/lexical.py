@@ -18,6 +18,9 @@ NUM_BANDS = 5
 """Frequency bands, each with an equal share of the real training text; band 1 holds the most frequent
 tokens."""
 
+LONGEST = 4
+"""Tokens of the longest n-grams that are counted."""
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -109,19 +112,22 @@ def band_of(real: Ints, bands: int = NUM_BANDS) -> npt.NDArray[np.int64]:
     return band
 
 
-def lexical_metrics(examples: Examples, real_counts: Ints) -> Mapping[str, float]:
+def lexical_metrics(examples: Examples, real_counts: Ints, longest: int) -> Mapping[str, float]:
     """All lexical metrics of a corpus.
+
+    What would be no number of the real text itself is left out; where all else is not, a model has collapsed.
 
     Args:
         examples: Token ids.
         real_counts: Occurrences of every token in the real training text, shape [vocab_size].
+        longest: Tokens of the longest example of real text; of n-grams that are longer nothing is said.
 
     Returns:
         ``text/distinct_2``, ``text/rep_4`` (mean over examples), ``text/entropy_2`` (nats),
         ``text/type_token_ratio``, ``text/vocab_coverage`` (share of the real text's tokens that occur at
         all), ``text/tail_mass`` (share of tokens that belong to the real text's tail), ``text/band_k`` (share
-        of band k over its share in the real text), ``text/tokens`` (tokens read). Where there is no real text
-        (a task without solutions), what compares with it is left out.
+        of band k over its share in the real text, where it has one), ``text/tokens`` (tokens read). Where
+        there is no real text (a task without solutions), what compares with it is left out.
     """
     read = clip(examples)
     counts = token_counts(read, len(real_counts))
@@ -132,8 +138,9 @@ def lexical_metrics(examples: Examples, real_counts: Ints) -> Mapping[str, float
         "text/distinct_2": distinct(read, 2),
         "text/rep_4": float(np.nanmean(repetition)) if np.isfinite(repetition).any() else float("nan"),
         "text/entropy_2": entropy(read, 2),
-        "text/type_token_ratio": float((counts > 0).sum() / max(total, 1)),
     }
+    metrics = {name: value for name, value in metrics.items() if int(name[-1]) <= longest}
+    metrics["text/type_token_ratio"] = float((counts > 0).sum() / max(total, 1))
     if not real_counts.any():
         return {**metrics, "text/tokens": float(total)}
     metrics |= {
@@ -144,9 +151,8 @@ def lexical_metrics(examples: Examples, real_counts: Ints) -> Mapping[str, float
     real_share, band = real_counts / real_counts.sum(), band_of(real_counts)
     for index in range(NUM_BANDS):
         expected = float(real_share[band == index].sum())
-        metrics[f"text/band_{index + 1}"] = (
-            float(share[band == index].sum()) / expected if expected else float("nan")
-        )
+        if expected:  # of few tokens one may have all of a band, and more
+            metrics[f"text/band_{index + 1}"] = float(share[band == index].sum()) / expected
     return metrics
 
 

@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from harness.config.naming import cell_names
+from harness.metrics.lexical import NUM_BANDS
 from harness.reporting.explorer import HIDDEN_AXES
 from harness.reporting.figures import MAX_LINES, draw_curve, legend, legend_inches, thinned
 from harness.reporting.palette import styles
@@ -73,6 +74,7 @@ def bands_figure(
     names = sorted(name for name in Rows.of(rows).names if name.startswith("text/band_"))
     if not names:
         return None
+    bands = [int(name.rpartition("_")[2]) for name in names]  # of few different tokens some have none
     shown = [axis for axis in axes if axis not in HIDDEN_AXES]
     curves_of = {name: curves(rows, shown, name) for name in names}
     every = list(curves_of[names[0]])
@@ -83,12 +85,12 @@ def bands_figure(
     for cell in every:
         last = [curves_of[name][cell] for name in names]
         points = [curve[max(curve)] for curve in last]
-        numbers += [[titles[cell], *cell, band, p.mean, len(p.values)] for band, p in enumerate(points, 1)]
+        numbers += [[titles[cell], *cell, band, p.mean, len(p.values)] for band, p in zip(bands, points, strict=True)]
         if cell not in cells:
             continue
         live = f" ({len(points[0].values)} of {points[0].total} live)" if points[0].diverged else ""
         plot.plot(
-            range(1, len(names) + 1),
+            bands,
             [np.nan if p.mean is None else p.mean for p in points],
             marker="o",
             markersize=4,
@@ -98,7 +100,7 @@ def bands_figure(
         )
     plot.axhline(1.0, color="0.5", linewidth=1, linestyle="--")
     plot.set_xticks(
-        range(1, len(names) + 1), ["most\nfrequent", *[str(i) for i in range(2, len(names))], "rarest"]
+        range(1, NUM_BANDS + 1), ["most\nfrequent", *[str(i) for i in range(2, NUM_BANDS)], "rarest"]
     )
     plot.set_xlabel("frequency band, each a fifth of the real text")
     plot.set_ylabel("share in last generation / share in real text", fontsize=9)

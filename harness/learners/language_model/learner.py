@@ -433,7 +433,7 @@ class LanguageModelLearner:
             **of_test,
             **likelihood.gen0_metrics(under_gen0, tokens),
             **likelihood.self_metrics(own, tokens),
-            **lexical_metrics(self.data.written(corpus), self.data.counts),
+            **lexical_metrics(self.data.written(corpus), self.data.counts, self.data.longest),
             **copying,
             **dict(zip(NAMES, next(iter(drifted.values()), ()), strict=False)),
             **(answered.metrics if answered else {}),

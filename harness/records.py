@@ -272,8 +272,8 @@ class Examples:
             row's length it is 0.
         lengths: Shape [num_examples], int32: how much of each row is used.
         notes: What is known of each besides, float32, by name: ``logprob``, shape [num_examples, width], of
-            every token under the model that wrote it, at temperature 1, among the tokenizer's; ``reward``, shape [num_examples],
-            what a judge gives. NaN where it is not known.
+            every token under the model that wrote it, at temperature 1, among the tokenizer's; ``reward``,
+            shape [num_examples], what a judge gives. NaN where it is not known.
     """
 
     values: npt.NDArray[Any]

@@ -33,8 +33,8 @@ POOL_VERSION = 1
 TASK_VERSION = 1
 """Of how test prompts of a task are answered, which enters the key only where there is one."""
 KL_OF_TOKENS = {"kl": 2}
-"""Versions where a model that answers prompts scores more tokens than its tokenizer knows: ``task/kl`` compared
-probabilities among the known ones with probabilities among all."""
+"""Versions where a model that answers prompts scores more tokens than its tokenizer knows: ``task/kl``
+compared probabilities among the known ones with probabilities among all."""
 DRIFT_VERSION = 1
 """Of how far a language model has moved from generation 0's (`drift/...`)."""
 SCORES_VERSION = 1

@@ -85,7 +85,9 @@ def bands_figure(
     for cell in every:
         last = [curves_of[name][cell] for name in names]
         points = [curve[max(curve)] for curve in last]
-        numbers += [[titles[cell], *cell, band, p.mean, len(p.values)] for band, p in zip(bands, points, strict=True)]
+        numbers += [
+            [titles[cell], *cell, band, p.mean, len(p.values)] for band, p in zip(bands, points, strict=True)
+        ]
         if cell not in cells:
             continue
         live = f" ({len(points[0].values)} of {points[0].total} live)" if points[0].diverged else ""

@@ -18,6 +18,7 @@ from harness.records import Examples
 from harness.registry import Known
 from harness.store import Store
 from harness.study import open_study
+from harness.tasks.judges import rewards
 from harness.tasks.reward_model import learn
 
 torch = pytest.importorskip("torch")
@@ -129,6 +130,37 @@ def test_a_verdict_depends_on_its_completion_alone(judged: Any) -> None:
     shares = [verdicts(model, questions, raw, rank, 2) for rank in (0, 1)]
     assert (np.isnan(shares[0]) != np.isnan(shares[1])).all()
     assert np.nan_to_num(shares[0]) + np.nan_to_num(shares[1]) == pytest.approx(whole, abs=0)
+
+
+@torch.no_grad()
+def test_an_empty_completion_is_asked_about_as_such(judged: Any) -> None:
+    """One that is ended at once, and one without a single token: the same question, with nothing in its
+    place; the reward of the second is 0, as it has no end."""
+    prepared, store = judged
+    data, node = load_data(prepared.specs[0].data, store), nodes(prepared)[0]
+    ask = node.spec.corpus.sampling.section.verdict
+    raw = store.corpora.load(node.corpus, 2)
+    values, start = raw.values.copy(), data.prompt_tokens
+    values[:, start:] = 0
+    values[0, start] = data.end
+    empty = Examples(values, np.array([start + 1, start], dtype=np.int32))
+    questions = Questions(ask, data)
+    asked_about = questions.of(empty)
+    tokenizer, [prompt, other] = data.rendering.tokenizer, data.prompts(empty)
+    text = ask.ask.replace("{prompt}", prompt).replace("{completion}", "@completion@")
+    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": text}]
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    parts = [tokenizer(part, add_special_tokens=False).input_ids for part in whole.split("@completion@")]
+    tokens = [*parts[0], *parts[1]]
+    assert prompt == other and asked_about[0, -len(tokens) :].tolist() == tokens
+    assert (asked_about[0] == asked_about[1]).all()
+    said = verdicts(
+        read_model(store.path("fits", node.fit), torch.float32, torch.device("cpu")), questions, empty
+    )
+    assert said[0] == said[1] and 0 < said[0] < 1
+    section = JudgeFilter(kind="judge", judge="verdict", choose="best", of=2)
+    found = rewards(section, empty.noted("verdict", said), Known(data, 0, 0, np.zeros(2)))
+    assert found.tolist() == [pytest.approx(said[0], rel=1e-6), 0]
 
 
 def test_who_is_asked_and_how_is_in_keys(make_config: Make, tmp_path: Path, folder: Path) -> None:
@@ -332,6 +364,35 @@ def test_from_labels_of_one_kind_nothing_is_learned(task: Any, which: slice) -> 
     model = learn(JudgeFilter(kind="judge", judge="trained", choose="best"), knows(task, one))
     assert model.rewards(learned, knows(task, one)).tolist() == [float(which.start or 0)] * 100
     assert np.isnan(model.facts["judge/heldout_auc"]) and model.facts["judge/heldout_baseline"] == 1
+
+
+def emptied(data: Any, examples: Examples, ended: bool) -> Examples:
+    """The same prompts, each with a completion of its end alone, or of no token at all."""
+    values, start = examples.values.copy(), data.prompt_tokens
+    values[:, start:] = 0
+    values[:, start] = data.end if ended else 0
+    return Examples(values, np.full(len(values), start + ended, dtype=np.int32))
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["end", "nothing"])
+def test_a_reward_model_reads_empty_completions(task: Any, ended: bool) -> None:
+    """It learns that they are wrong, as they are; where there is nothing else it has learned nothing."""
+    learned = labelled(task, 0, 300)
+    empty = emptied(task, learned.take(slice(1, None, 2)), ended)
+    both = Examples(
+        np.concatenate([learned.values, empty.values]), np.concatenate([learned.lengths, empty.lengths])
+    )
+    section = JudgeFilter(kind="judge", judge="trained", choose="best", of=2)
+    known = knows(task, both)
+    assert not task.right(empty).any()
+    reward = learn(section, known).rewards(both, known)
+    assert np.isfinite(reward).all() and reward[300:].max() < 0.5 < reward[1:300:2].mean()
+    assert (rewards(section, both, known)[300:] > 0).all() == ended, "what does not end has none"
+    model = learn(section, knows(task, empty))
+    assert model.rewards(both, known).tolist() == [0.0] * len(both) and np.isnan(
+        model.facts["judge/heldout_auc"]
+    )
+    assert model.facts["judge/heldout_accuracy"] == 1
 
 
 def test_of_too_few_different_prompts_none_is_held_out(task: Any) -> None:

@@ -553,13 +553,14 @@ def test_a_package_gives_the_columns_it_declares_alone(monkeypatch: pytest.Monke
 
 ASK = """
 import json, sys
+from dataclasses import astuple
 from harness.components.tasks import TASKS
 from harness.tasks import Checker
 kind, pairs = sys.argv[1], json.loads(sys.argv[2])
 checker = Checker(TASKS[kind].section(kind=kind))
 found = checker([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
 verdicts = [[verdict.correct, verdict.trouble] for verdict in found]
-answers = [checker.answer(completion) for _, completion in pairs]
+answers = [astuple(checker.answer(completion)) for _, completion in pairs]
 checker.close()
 print(json.dumps([verdicts, answers]))
 """
@@ -583,7 +584,7 @@ def ask(kind: str, pairs: list[list[str]], path: Any) -> tuple[list[Any], list[A
 
 def test_a_task_of_a_package_is_checked_in_a_process_of_its_own(site: Path, tmp_path: Path) -> None:
     found = ask("turned", [["abcd<", "dcba"], ["abcd<", "dcb"]], [site])
-    assert found == ([[True, ""], [False, ""]], ["dcba", "dcb"])
+    assert found == ([[True, ""], [False, ""]], [["dcba", ""], ["dcb", ""]])
     listed = harness("list", "tasks", "--json", path=[site])
     assert "turned" in listed.stdout and "Words, to be written from behind" in listed.stdout
     config = tmp_path / "study.yaml"
@@ -631,7 +632,7 @@ def check(section, prompt, completion):
     return completion in ("right", "b")
 
 def answer(section, completion):
-    if completion == "raise":
+    if completion in ("raise", "b"):
         raise RuntimeError("no")
     while completion == "hang":
         time.sleep(1)
@@ -654,7 +655,8 @@ def test_a_checker_that_raises_or_never_returns_is_counted(tmp_path: Path) -> No
     expected = {"right": [True, ""], "wrong": [False, ""], "raise": [False, "raised"]}
     expected |= {"hang": [False, "timed_out"], "exit": [False, "raised"]}
     assert found == [expected[text] for text in completions]
-    assert answers == [None if text in ("raise", "hang") else text[0] for text in completions]
+    none = {"raise": [None, "raised"], "hang": [None, "timed_out"]}
+    assert answers == [none.get(text, [text[0], ""]) for text in completions]
     # one whose asker is gone does not go on for ever
     lines = [{"kind": "bad", "section": {"kind": "bad"}}, {"prompt": "", "completion": "hang"}]
     alone = subprocess.Popen(
@@ -713,8 +715,8 @@ print(json.dumps(found))
 
 
 def test_a_chain_on_a_task_of_a_package(tmp_path: Path) -> None:
-    """One with solutions, whose checker raises on some prompts and hangs on one; one without, which begins
-    with a pretrained model as it is, and what is refused there."""
+    """One with solutions, whose checker raises on some prompts and hangs on one, and finds no answer where it
+    is right; one without, which begins with a pretrained model as it is, and what is refused there."""
     package = given(tmp_path / "bad", "bad_task", BAD_POINTS, BAD_TASK)
     base = {
         **TASK,
@@ -731,6 +733,7 @@ def test_a_chain_on_a_task_of_a_package(tmp_path: Path) -> None:
         "learner": {**TASK["learner"], "train": learns, "sample": sample},
         "filters": exact,
     }
+    voted = {**solved, "experiment": "voted", "filters": [{"kind": "judge", "judge": "majority"}]}
     model = str(tmp_path / "model")
     tokens = {"tokenizer": {"kind": "pretrained", "name": model}, "prompt_tokens": 32}
     bare = {
@@ -769,7 +772,7 @@ def test_a_chain_on_a_task_of_a_package(tmp_path: Path) -> None:
     bad = [{**bare, "experiment": f"no-{n}", **changes} for n, (changes, _) in enumerate(refused)]
     search = [str(package), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-c", CHAINS, str(tmp_path), json.dumps([solved, bare, *bad])],
+        [sys.executable, "-c", CHAINS, str(tmp_path), json.dumps([solved, voted, bare, *bad])],
         capture_output=True,
         text=True,
         timeout=240,
@@ -777,7 +780,7 @@ def test_a_chain_on_a_task_of_a_package(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    one, two, *messages = json.loads(done.stdout.splitlines()[-1])
+    one, votes, two, *messages = json.loads(done.stdout.splitlines()[-1])
 
     ended = [(prompt, text) for prompt, text in one["written"] if text is not None]
     raised = sum(prompt[:2] == "aa" for prompt, _ in ended)
@@ -788,6 +791,18 @@ def test_a_chain_on_a_task_of_a_package(tmp_path: Path) -> None:
     assert record["judge/checker_raised"] == raised and record["judge/checker_timed_out"] == hung
     assert record["judge/accepted"] == len(right) and one["fits"][1]["log"]["steps"] > 0
     assert one["remarks"] == [f"generation 1: {DECISIONS['troubled']}"] and record["test/nll"] > 0
+
+    unanswered = sum(text == "b" and prompt[:2] != "aa" and prompt != "baaa" for prompt, text in ended)
+    assert votes["written"] == one["written"] and unanswered, "of one generation 0"
+    again = votes["records"][1]
+    assert again["judge/checker_raised"] == raised + unanswered, "each completion once"
+    assert (
+        again["judge/checker_timed_out"] == hung and again["judge/true_share"] == record["judge/true_share"]
+    )
+    assert votes["remarks"] == one["remarks"]
+    before, after = (found["records"][0] for found in (one, votes))
+    assert after["task/pass_1"] == before["task/pass_1"]
+    assert after["task/checker_raised"] > before.get("task/checker_raised", 0), "of test prompts too"
 
     assert [fit["log"]["steps"] for fit in two["fits"]] == [0, 5]
     assert two["fits"][1]["log"]["validation"] == []

@@ -19,7 +19,7 @@ from harness.components.tasks import TASKS, Arithmetic, Boolean, Rewriting, Task
 from harness.data.base import Kept
 from harness.data.task import TaskCorpus, _check_problem, collect, prepared, side_of
 from harness.errors import DataError
-from harness.metrics.lexical import lexical_metrics
+from harness.metrics.lexical import NUM_BANDS, band_of, lexical_metrics
 from harness.metrics.tasks import model_metrics, pass_at, task_metrics
 from harness.records import Examples, status_of
 from harness.registry import Known, named
@@ -208,7 +208,7 @@ def test_sides_share_no_prompt_and_more_examples_change_none(
 @pytest.mark.parametrize(
     ("task", "fields"),
     [
-        ({"kind": "rewriting"}, {}),
+        ({"kind": "rewriting", "difficulty": [6, 7, 8]}, {}),
         ({"kind": "boolean", "difficulty": [2]}, {"completion_tokens": 40}),
         ({"kind": "arithmetic", "difficulty": [1]}, {}),
     ],
@@ -223,6 +223,9 @@ def test_who_writes_as_the_data_do_has_not_collapsed(tmp_path: Path, task: Any, 
     solutions = [problem.solution or "" for problem in collect(data.config)["train"]]
     assert data.longest == 1 + max(map(len, solutions)) and short == (data.longest == 2)
     assert ("text/rep_4" in found) != short
+    there = {f"text/band_{band + 1}" for band in band_of(data.counts)[data.counts > 0]}
+    assert {name for name in found if "band" in name} == there
+    assert (len(there) == NUM_BANDS) == (task["kind"] == "boolean"), "the others' letters leave one empty"
     assert data.metrics.get("lexical", 1) == (2 if short else 1), "only keys of such data say so"
 
 

@@ -200,4 +200,5 @@ COMPONENT = FilterPlugin(
     short=True,
     decides="harness.tasks.judges:decides",
     foreseen=lambda section: section.foreseen,
+    votes=lambda section: section.judge == "majority",
 )

@@ -48,9 +48,10 @@ class FilterTally:
         ]
         self.judged += len(raw)
         self.accepted += len(index)
+        votes = any(FILTERS[item.kind].votes(item) for item in self.judges)
+        self.troubles.update(self.data.troubles(raw, votes))
         if right is not None:
             self.knows = True
-            self.troubles.update(self.data.troubles(raw))
             self.right += int(right.sum())
             self.kept_right += int(right[index].sum())
         if "reward" in raw.notes:

@@ -119,8 +119,11 @@ class RealData(ABC):
         """Which examples are right, where the data know it; None where there is no such truth."""
         return None
 
-    def troubles(self, examples: Examples) -> Mapping[str, int]:
-        """For how many examples what knows the truth has failed, by how (`harness.tasks.Verdict.trouble`)."""
+    def troubles(self, examples: Examples, votes: bool = False) -> Mapping[str, int]:
+        """For how many examples what knows the truth has failed, by how (`harness.tasks.base.Trouble`).
+
+        With ``votes`` what finds their final answers counts too.
+        """
         return {}
 
     @property

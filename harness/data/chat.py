@@ -520,4 +520,4 @@ class ChatCorpus(RenderedCorpus):
     @property
     def may_fail(self) -> bool:
         """An expression of the user's finds the answers."""
-        return self.has_truth
+        return self.config.extract is not None

@@ -412,12 +412,18 @@ class TaskCorpus(TextCorpus):
         """Which completions are right, every step of them."""
         return np.array([verdict.correct for verdict in self.verdicts(examples)], dtype=bool)
 
-    def troubles(self, examples: Examples) -> Mapping[str, int]:
+    def troubles(self, examples: Examples, votes: bool = False) -> Mapping[str, int]:
         """Of a package's checker, or of ``data.extract``; the harness's own checkers have none."""
         if not self.may_fail:
             return {}
-        found = Counter(verdict.trouble for verdict in self.verdicts(examples))
-        return {trouble: count for trouble, count in found.items() if trouble}
+        found: list[str] = [verdict.trouble for verdict in self.verdicts(examples)]
+        if votes:
+            texts = self.completions(examples)
+            found = [
+                trouble or ("" if text is None else self.checker.answer(text).trouble)
+                for trouble, text in zip(found, texts, strict=True)
+            ]
+        return {trouble: count for trouble, count in sorted(Counter(found).items()) if trouble}
 
     @property
     def may_fail(self) -> bool:

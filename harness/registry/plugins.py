@@ -110,6 +110,8 @@ class FilterPlugin:
             (positions) and the real data to what is wrong with how it decides, as fits record it
             (`harness.components.filters.DECISIONS`) or empty. Empty where nothing is ever wrong.
         foreseen: The same from its section alone: what it decides whatever there is.
+        votes: From its section to whether it compares final answers of completions, in which what finds these
+            may fail.
         settle: ``module:function`` from the section and a cell's configuration to the section as it is
             executed, where some of it follows from the rest.
         locate: ``module:function`` from the section and its field in the configuration, for messages, to the
@@ -133,6 +135,7 @@ class FilterPlugin:
     short: bool = False
     decides: str = ""
     foreseen: Callable[[Any], str] = lambda section: ""
+    votes: Callable[[Any], bool] = lambda section: False
     settle: str = ""
     locate: str = ""
     hub_items: Callable[[Any, str], list[HubItem]] = lambda section, field: []

@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 
 from harness.components import TASKS
-from harness.tasks.base import Verdict
+from harness.tasks.base import Answer, Verdict
 from harness.tasks.checking import answer_of, verdict_of
 
 GRACE = 4
@@ -38,12 +38,11 @@ def main() -> None:
             if "prompt" in asked:
                 found = asdict(verdict_of(plugin.check, section, asked["prompt"], asked["completion"]))
             else:
-                found = {"answer": answer_of(plugin.answer, section, asked["completion"])}
+                found = asdict(Answer(answer_of(plugin.answer, section, asked["completion"])))
             answer = json.dumps(found)
         except (Exception, SystemExit):
-            answer = json.dumps(
-                asdict(Verdict(False, False, "raised")) if "prompt" in asked else {"answer": None}
-            )
+            failed = Verdict(False, False, "raised") if "prompt" in asked else Answer(None, "raised")
+            answer = json.dumps(asdict(failed))
         signal.setitimer(signal.ITIMER_REAL, 0)
         out.write(answer + "\n")
         out.flush()

@@ -24,6 +24,10 @@ class Problem:
     difficulty: int = 1
 
 
+Trouble = Literal["", "raised", "timed_out"]
+"""A package's code failed on a completion: it ``raised``, or did not return in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a checker says of a completion.
@@ -31,10 +35,22 @@ class Verdict:
     Attributes:
         correct: Whether it is right: every step, and the answer.
         answer: Whether the final answer is the right one, whatever the steps.
-        trouble: The checker itself failed, and the completion counts as wrong: it ``raised``, or did not
-            return in time.
+        trouble: The checker itself failed, and the completion counts as wrong.
     """
 
     correct: bool
     answer: bool
-    trouble: Literal["", "raised", "timed_out"] = ""
+    trouble: Trouble = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The final answer that is found in a completion.
+
+    Attributes:
+        text: None where there is none.
+        trouble: What looks for it failed, and the completion counts as having none.
+    """
+
+    text: str | None
+    trouble: Trouble = ""

@@ -15,16 +15,16 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from harness.errors import LearnerError
 from harness.registry import named
-from harness.tasks.base import Verdict
+from harness.tasks.base import Answer, Trouble, Verdict
 
 KEPT = 200_000
-"""Verdicts that are remembered: models write the same completion many times."""
+"""Verdicts, and answers, that are remembered: models write the same completion many times."""
 START_S = 120.0
 """Seconds that the process of a checker may take until it answers for the first time."""
 
@@ -44,6 +44,7 @@ class Checker:
         self.plugin = found.plugin
         self._apart = _Apart(section, self.plugin.check_s) if found.package else None
         self._known: dict[tuple[str, str], Verdict] = {}
+        self._answers: dict[str, Answer] = {}
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Verdict]:
         """A verdict on each completion of each prompt."""
@@ -60,13 +61,17 @@ class Checker:
                 self._known[key] = verdict_of(self.plugin.check, self.section, prompt, completion)
         return self._known[key]
 
-    def answer(self, completion: str) -> str | None:
-        """The final answer in a completion; None where it has none."""
+    def answer(self, completion: str) -> Answer:
+        """The final answer in a completion."""
         if not self.plugin.answer:
-            return completion
-        if self._apart is not None:
-            return self._apart.answer(completion)
-        return answer_of(self.plugin.answer, self.section, completion)
+            return Answer(completion)
+        if self._apart is None:
+            return Answer(answer_of(self.plugin.answer, self.section, completion))
+        if completion not in self._answers:
+            if len(self._answers) >= KEPT:
+                self._answers.clear()
+            self._answers[completion] = self._apart.answer(completion)
+        return self._answers[completion]
 
     def close(self) -> None:
         """End the process of the checker, where there is one."""
@@ -108,17 +113,15 @@ class _Apart:
             return Verdict(False, False, self._trouble(process))
         return Verdict(**answer)
 
-    def answer(self, completion: str) -> str | None:
+    def answer(self, completion: str) -> Answer:
         with self._lock:
             process = self._process or self._begun()
             answer = self._ask(process, {"completion": completion}, self.limit_s)
         if answer is None:
-            self._trouble(process)
-            return None
-        found: str | None = answer["answer"]
-        return found
+            return Answer(None, self._trouble(process))
+        return Answer(**answer)
 
-    def _trouble(self, process: subprocess.Popen[bytes]) -> Literal["raised", "timed_out"]:
+    def _trouble(self, process: subprocess.Popen[bytes]) -> Trouble:
         """End a process that has not answered; whether it had ended by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.1)

@@ -72,7 +72,7 @@ def _self(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
 def _majority(section: JudgeFilter, examples: Examples, known: Known) -> Rewards:
     """The share of the prompt's completions that come to the same final answer."""
     texts, of = known.real.completions(examples), section.of or 1
-    answers = [None if text is None else known.real.checker.answer(text) for text in texts]
+    answers = [None if text is None else known.real.checker.answer(text).text for text in texts]
     found = np.zeros(len(answers))
     for start in range(0, len(answers), of):
         group = answers[start : start + of]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from harness.tasks.base import Verdict
+from harness.tasks.base import Answer, Verdict
+from harness.tasks.checking import KEPT
 
 LIMIT_S = 1.0
 """Seconds that a regular expression may search in one completion: some take for ever on some texts."""
@@ -24,6 +25,7 @@ class Reference:
         import regex
 
         self._pattern = None if extract is None else regex.compile(extract)
+        self._answers: dict[str, Answer] = {}
 
     def found(self, text: str, limited: bool = True) -> str | None:
         """The final answer in a text, normalised; None where it has none.
@@ -43,12 +45,16 @@ class Reference:
         last = matches[-1]
         return normal(last[1] or "" if self._pattern.groups else last[0])
 
-    def answer(self, text: str) -> str | None:
-        """The final answer in a completion, by which a majority votes; None where there is none in time."""
-        try:
-            return self.found(text)
-        except TimeoutError:
-            return None
+    def answer(self, text: str) -> Answer:
+        """The final answer in a completion; none where it is not found in time."""
+        if text not in self._answers:
+            if len(self._answers) >= KEPT:
+                self._answers.clear()
+            try:
+                self._answers[text] = Answer(self.found(text))
+            except TimeoutError:
+                self._answers[text] = Answer(None, "timed_out")
+        return self._answers[text]
 
     def reference(self, text: str, limited: bool = False) -> str:
         """The final answer of a reference: what the expression finds, or all of it.
@@ -61,11 +67,9 @@ class Reference:
 
     def verdict(self, completion: str, reference: str) -> Verdict:
         """Whether a completion's final answer is the reference's."""
-        try:
-            right = self.found(completion) == reference
-        except TimeoutError:
-            return Verdict(False, False, "timed_out")
-        return Verdict(right, right)
+        found = self.answer(completion)
+        right = found.text == reference
+        return Verdict(right, right, found.trouble)
 
 
 def normal(answer: str) -> str:

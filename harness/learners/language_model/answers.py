@@ -75,7 +75,12 @@ def answers_of(data: TaskCorpus, prompts: int, rows: npt.NDArray[np.float64]) ->
 
 
 def measure(
-    data: TaskCorpus, prompts: int, ks: tuple[int, ...], answers: Examples, gen0_nll: npt.NDArray[np.float64]
+    data: TaskCorpus,
+    prompts: int,
+    ks: tuple[int, ...],
+    answers: Examples,
+    gen0_nll: npt.NDArray[np.float64],
+    judges: Sequence[Versioned],
 ) -> Mapping[str, float]:
     """The metrics of a task.
 
@@ -85,10 +90,14 @@ def measure(
         ks: Values of k.
         answers: From `answers_of`.
         gen0_nll: Of each answer under generation 0's model.
+        judges: Of the cell.
     """
     tokens = answers.lengths.astype(np.int64) - data.prompt_tokens
     logprob = np.nansum(answers.notes["logprob"].astype(np.float64), axis=1)
     found = dict(model_metrics(logprob, gen0_nll, tokens))
+    votes = any(FILTERS[str(item.identity["kind"])].votes(item.section) for item in judges)
+    troubles = data.troubles(answers, votes)
+    found |= {f"task/checker_{trouble}": float(count) for trouble, count in troubles.items()}
     if not data.has_truth:
         unended = [text is None for text in data.completions(answers)]
         return {"task/unended": float(np.mean(unended)), **found}
@@ -99,16 +108,7 @@ def measure(
     texts = data.completions(answers)
     rows = [texts[place : place + shape[1]] for place in range(0, len(texts), shape[1])]
     skills, difficulties = data.about_test(prompts)
-    troubles = [verdict.trouble for verdict in verdicts]
-    return {
-        **task_metrics(correct, answer, rows, skills, difficulties, ks),
-        **found,
-        **{
-            f"task/checker_{trouble}": float(troubles.count(trouble))
-            for trouble in ("raised", "timed_out")
-            if trouble in troubles
-        },
-    }
+    return {**task_metrics(correct, answer, rows, skills, difficulties, ks), **found}
 
 
 def judged(

@@ -536,13 +536,13 @@ class LanguageModelLearner:
         learned = task.learned()
         if ranks.rank:
             return Evaluation({})
-        found = dict(measure(data, prompts, how.pass_k, answers, under_gen0))
+        judges = task.spec.measured.judges
+        found = dict(measure(data, prompts, how.pass_k, answers, under_gen0, judges))
         if how.pretrained:
             logprob = np.nansum(answers.notes["logprob"].astype(np.float64), axis=1)
             tokens = answers.lengths.astype(np.int64) - data.prompt_tokens
             against = model_metrics(logprob, under_pretrained, tokens)
             found["task/kl_pretrained"] = against["task/kl"]
-        judges = task.spec.measured.judges
         found |= judged(data, judges, how.completions, answers, spec.seed, spec.generation, learned)
         if data.has_truth and "task/judged_reward" in found:
             found["task/reward_gap"] = found["task/judged_reward"] - found["task/pass_1"]

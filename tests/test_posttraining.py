@@ -16,6 +16,7 @@ from harness.errors import ConfigError, LearnerError
 from harness.files import seal, write_json
 from harness.inspection.planner import plan
 from harness.inventory.judging import remarks
+from harness.preparation import load_data
 from harness.records import Examples
 from harness.registry import Known
 from harness.store import Store
@@ -145,6 +146,32 @@ def test_fresh_prompts_are_seen_by_no_other_generation(make_config: Make, tmp_pa
     known = data.prompts(data.real(0, 72))
     assert asked[0] == [prompt for prompt in known[24:32] for _ in range(3)]
     assert asked[1] == [prompt for prompt in known[48:56] for _ in range(3)]
+
+
+def test_what_is_accepted_is_what_passes_and_may_be_drawn(
+    make_config: Make, tmp_path: Path, ranks: Any
+) -> None:
+    """The best of three of each of 24 prompts passes, in two corpora: 48 completions, of which a subsample of
+    24, solutions among them, holds some."""
+    from safetensors.numpy import load_file
+
+    best = {"kind": "judge", "judge": "proxy", "choose": "best"}
+    subsampled = {"regime": {"kind": "accumulate_subsample"}, "filters": [best]}
+    prepared, store = run_all(make_config(TASK, **subsampled), tmp_path / "root", ranks=ranks)
+    *written, last = nodes(prepared)
+    data, right = load_data(prepared.specs[0].data, store), []
+    for node in written:
+        raw = store.corpora.load(node.corpus, 72)
+        ended = np.array([text is not None for text in data.completions(raw)])
+        length = np.where(ended, data.written(raw).lengths, 0)
+        rows = length.reshape(-1, 3).argmax(axis=1) + 3 * np.arange(24)
+        right += data.right(raw)[rows].tolist()
+    record = store.record(last.evaluation).metrics
+    assert record["judge/judged"] == 2 * 72 and record["judge/accepted"] == len(right) == 48
+    assert record["judge/accepted_share"] == pytest.approx(1 / 3)
+    assert record["judge/precision"] == pytest.approx(np.mean(right))
+    origin = load_file(store.path("fits", last.fit) / "training_set.safetensors")["origin"]
+    assert len(origin) == 24 and 0 < (origin >= 0).sum() < 24
 
 
 def test_judges_spend_equal_tokens(make_config: Make, tmp_path: Path, ranks: Any) -> None:
@@ -403,3 +430,54 @@ def test_bad_input_is_one_message(
     base = {**TASK, "regime": {"kind": "replace", "synthetic_ratio": 1.0}}
     with pytest.raises(ConfigError, match=message):
         open_study(make_config(base, **changes), (), Store.read(tmp_path / "absent"))
+
+
+SMALL = {
+    "data": {"num_examples": 80, "validation": 8, "test": 8, "task.difficulty": [2]},
+    "learner": {"model.num_layers": 1, "model.width": 32, "train.batch_size": 8, "later.epochs": 1},
+    "evaluate": {"prompts": 1, "task.prompts": 8},
+    "mitigations": {"reinforced.generations": 1, "reinforced_by_itself.generations": 1},
+    "grid": {"seed": [0]},
+}
+"""What the shipped comparison of judges is reduced by, besides what its reward model learns from."""
+
+
+def test_the_shipped_comparison_of_judges_runs(tmp_path: Path, ranks: Any) -> None:
+    """Every cell of configs/posttrain.yaml, two small generations; which one wins they do not say."""
+    import json
+
+    import yaml
+    from conftest import ROOT
+
+    from harness.inspection.examples import ExampleRows
+
+    sets = [
+        f"{section}.{name}={value}" for section, fields in SMALL.items() for name, value in fields.items()
+    ]
+    config = ROOT / "configs" / "posttrain.yaml"
+    [taught] = yaml.safe_load(config.read_text(encoding="utf-8"))["mitigations"]["reward_model"]["filters"]
+    sets += ["generations=1", f"mitigations.reward_model.filters={json.dumps([{**taught, 'examples': 40}])}"]
+    prepared, store = run_all(config, tmp_path / "root", *sets, ranks=ranks)
+    cells = {dict(cell.axes)["mitigation"]: index for index, cell in enumerate(prepared.study.cells)}
+    assert set(cells) >= {"exact", "itself", "nobody"} and len(prepared.lineage.chains) == len(cells) == 7
+    chains = {
+        chain.cell: [prepared.lineage.nodes[key] for key in chain.nodes] for chain in prepared.lineage.chains
+    }
+    for name, cell in cells.items():
+        first, second = (store.record(node.evaluation).metrics for node in chains[cell])
+        for record in (first, second):
+            judged, right = record["task/judged_reward"], record["task/pass_1"]
+            assert 0 <= judged <= 1 and 0 <= right <= record["task/pass_8"] <= 1
+            assert record["task/reward_gap"] == pytest.approx(judged - right, abs=1e-12)
+            assert (name not in ("exact", "reinforced")) or record["task/reward_gap"] == 0
+        reinforced = name.startswith("reinforced")  # by all four answers to a quarter of the prompts
+        assert second["judge/judged"] == (80 if reinforced else 4 * 80)
+        assert second["judge/accepted"] == 80 if reinforced else 0 < second["judge/accepted"] <= 80
+    for shared in ("fit", "corpus"):
+        assert len({getattr(chain[0], shared) for chain in chains.values()}) == 1
+    data, (first, second) = load_data(prepared.specs[0].data, store), chains[cells["exact"]]
+    right = data.right(store.corpora.load(first.corpus, 4 * 80))
+    rows = [row for table in ExampleRows(prepared, store) for row in table.to_pylist()]
+    kept = [row["example"] for row in rows if row["key"] == second.fit and row["dropped_by"] is None]
+    assert right[kept].all() and len(kept) == right.reshape(80, 4).any(axis=1).sum()
+    assert len(kept) == store.record(second.evaluation).metrics["judge/accepted"]

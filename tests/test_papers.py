@@ -28,6 +28,9 @@ PAPERS = ROOT / "configs" / "papers"
 SMALL_FOLDER = PAPERS / "small"
 SMALL = sorted(SMALL_FOLDER.glob("*.yaml"))
 FULL = sorted(PAPERS.glob("*.yaml"))
+TRACKS = sorted((ROOT / "configs" / "tracks").glob("*.yaml"))
+PLANNED = [path for path in TRACKS if not (ROOT / "configs" / "entries" / path.name).exists()]
+"""Tracks that nobody has run here."""
 
 
 def name(path: Path) -> str:
@@ -47,6 +50,8 @@ def model(folder: Path, texts: list[str], kind: str) -> None:
         Gemma2ForCausalLM,
         GPT2Config,
         GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
         OPTConfig,
         OPTForCausalLM,
         PreTrainedTokenizerFast,
@@ -75,6 +80,9 @@ def model(folder: Path, texts: list[str], kind: str) -> None:
             "num_attention_heads": 2,
         }
         OPTForCausalLM(OPTConfig(**size, **shape, max_position_embeddings=2048)).save_pretrained(folder)
+    elif kind == "llama":
+        shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        LlamaForCausalLM(LlamaConfig(**size, **shape, max_position_embeddings=8192)).save_pretrained(folder)
     elif kind == "gemma2":
         shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         shape |= {"num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 8192}
@@ -156,6 +164,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     files = [{"split": split, "path": f"main/{split}.jsonl"} for split in size]
     one = yaml.safe_dump({"configs": [{"config_name": "main", "data_files": files}]})
     (sums / "README.md").write_text(f"---\n{one}---\n")
+    web = {"Skylion007/openwebtext": "plain_text", "HuggingFaceFW/fineweb-edu": "sample-10BT"}
+    for dataset, config in web.items():
+        folder = root / "datasets" / dataset
+        (folder / config).mkdir(parents=True)
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts[:1000])
+        (folder / config / "train.jsonl").write_text(rows)
+        files = [{"split": "train", "path": f"{config}/train.jsonl"}]
+        one = yaml.safe_dump({"configs": [{"config_name": config, "data_files": files}]})
+        (folder / "README.md").write_text(f"---\n{one}---\n")
+    model(root / "models" / "meta-llama" / "Llama-3.2-1B", texts, "llama")
     model(name, texts, "gemma2")
     model(root / "models" / "facebook" / "opt-125m", texts, "opt")
     model(root / "models" / "openai-community" / "gpt2", texts, "gpt2")
@@ -212,20 +230,29 @@ def planned(path: Path, hub: Hub, cache: Path, folder: Path, *more: str) -> dict
 
 
 @pytest.mark.slow
-def test_the_planned_track_of_word_problems_can_be_planned(hub: Hub, cache: Path, tmp_path: Path) -> None:
-    """With an entry beside its baseline, and their controls, by as many problems as the real data have."""
-    exact = {"filters": [{"kind": "judge", "judge": "exact"}]}
-    path = tmp_path / "study.yaml"
-    path.write_text(
-        yaml.safe_dump({"experiment": "words", "track": "sft-2b", "mitigations": {"exact": exact}})
-    )
-    found = planned(path, hub, cache, tmp_path, "--gpus-per-node", "8")
-    track = yaml.safe_load((ROOT / "configs" / "tracks" / "sft-2b.yaml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.stem)
+def test_a_track_that_nobody_has_run_can_be_planned(
+    path: Path, hub: Hub, cache: Path, tmp_path: Path
+) -> None:
+    """With an entry beside its baseline, and the controls of both; of a web there is less than the file asks
+    for, word problems are as many as in the real data."""
+    track = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data, chosen = track["config"]["data"], {"kind": "repetition"}
+    if data.get("kind") == "chat":
+        chosen = {"kind": "judge", "judge": "exact"}
+    else:
+        data["num_examples"] = 8
+        (tmp_path / "track.yaml").write_text(yaml.safe_dump(track))
+    name = path.stem if data.get("kind") == "chat" else "track.yaml"
+    study = {"experiment": "planned", "track": name, "mitigations": {"other": {"filters": [chosen]}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    found = planned(tmp_path / "study.yaml", hub, cache, tmp_path, "--gpus-per-node", "8")
     assert found["cells"] >= 2 and found["chains"] == found["cells"] * len(track["seeds"])
     generations = track["config"]["generations"] + 1
     assert found["generations_requested"] == found["chains"] * generations
     assert found["fits_unique"] == len(track["seeds"]) * (1 + found["cells"] * (generations - 1))
-    assert any("/datasets/openai/gsm8k/resolve/" in request for request in hub.requests)
+    owner, dataset = data["source"].removeprefix("hf:").split("/")[:2]
+    assert any(f"/datasets/{owner}/{dataset}/resolve/" in request for request in hub.requests)
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def _answer(prepared: Prepared, store: Store) -> None:
         terminal.show("harness report says what has come of it")
         return
     arrow_without_pandas()
-    rows = ledger.rows(prepared, store)
+    rows = ledger.rows(prepared, store, keys=False)
     lines = answers(rows, prepared.study.columns, prepared.study.seeds, ANSWER_LINES - 1)
     for line in [*lines, *remarks(prepared, store)]:
         terminal.show(line)

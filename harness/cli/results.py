@@ -33,7 +33,7 @@ from harness.cli.app import (
     tell_damage,
 )
 from harness.errors import InputError
-from harness.imports import arrow_without_pandas
+from harness.imports import arrow_gives_back, arrow_without_pandas
 from harness.stop import Stop
 from harness.terminal import shown
 
@@ -82,6 +82,7 @@ def export(
         prepared, store = prepare(config, assignments, root, scratch)
         part = Path(scratch) / "export"
         arrow_without_pandas()
+        arrow_gives_back()
         ledger.write(ledger.rows(prepared, store, provenance), form, part)
         if out is None and sys.stdout.isatty():  # a person reads; a terminal would obey what names may hold
             terminal.show(part.read_text(encoding="utf-8"), end="")
@@ -156,7 +157,8 @@ def report(
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         existing_store(root, writes=out is None)
         prepared, store = prepare(config, assignments, root, scratch)
-        rows = ledger.rows(prepared, store)
+        arrow_gives_back()
+        rows = ledger.rows(prepared, store, keys=False)
         folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
         try:
             page = build(prepared, store, rows, folder, progress())
@@ -207,6 +209,7 @@ def compare(
     if len(configs) < 2 or len(roots) != len(configs):
         message = f"found {len(configs)} studies and {len(roots)} stores, expected two studies or more, and "
         raise InputError(f"{message}--root once for all or once for each (in the order of the studies)")
+    arrow_gives_back()
     damaged, parts = 0, []
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         for number, (config, store_root) in enumerate(zip(configs, roots, strict=True)):
@@ -214,7 +217,7 @@ def compare(
             place = Path(scratch) / str(number)
             place.mkdir()
             prepared, store = prepare(config, None, store_root, str(place))
-            parts.append((prepared, ledger.rows(prepared, store), store_root))
+            parts.append((prepared, ledger.rows(prepared, store, keys=False), store_root))
             damaged = max(damaged, tell_damage(store))
         found = together(parts)
     width = shutil.get_terminal_size((120, 24)).columns - 10 * len(found.axes)

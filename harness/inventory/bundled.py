@@ -141,14 +141,15 @@ class InBundles(Stored):
         """Their rows."""
         return self.store.bundles.read([self._keys[chain.id] for chain in chains])
 
-    def rows(self, provenance: bool) -> tuple[npt.NDArray[Any], pa.Table]:
+    def rows(self, provenance: bool, keys: bool = True) -> tuple[npt.NDArray[Any], pa.Table]:
         """Columns all the way, for there may be millions."""
 
         def wanted(name: str) -> bool:
-            return name in ("fit", "parent", "status") or ("/" in name and not name.startswith(PARAMETERS))
+            known = ("fit", "parent", "status") if keys else ("status",)
+            return name in known or ("/" in name and not name.startswith(PARAMETERS))
 
-        keys = [chain.key for chain in self.chains]
-        table = self.store.bundles.read(keys, self.look().places, wanted=wanted) if keys else None
+        chains = [chain.key for chain in self.chains]
+        table = self.store.bundles.read(chains, self.look().places, wanted=wanted) if chains else None
         if table is None:
             return np.zeros(0, dtype=np.int64), pa.table({})
         of_row = table[CHAIN].combine_chunks()  # ordered: a run of rows for each chain
@@ -166,7 +167,9 @@ class InBundles(Stored):
         chain_of = np.repeat(owner, size)
         places_of = np.repeat(start_of - (np.cumsum(size) - size), size) + np.arange(size.sum())
         columns = {"generation": table["generation"], "fit": pc.add(table["generation"], 1)}
-        columns |= {"key": table["fit"], "status": table["status"], "parent_key": table["parent"]}
+        columns["status"] = table["status"]
+        if keys:
+            columns |= {"key": table["fit"], "parent_key": table["parent"]}
         metrics = {name: table[name] for name in table.column_names if "/" in name}
         del table
         metrics = taken(metrics, places_of)

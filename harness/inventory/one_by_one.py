@@ -121,7 +121,7 @@ class OneByOne(Stored):
         ]
         return to_table(found) if found else None
 
-    def rows(self, provenance: bool) -> tuple[npt.NDArray[Any], pa.Table]:
+    def rows(self, provenance: bool, keys: bool = True) -> tuple[npt.NDArray[Any], pa.Table]:
         """The records as rows, with the fits before them."""
         found, places = list[dict[str, Any]](), list[int]()
         cache: dict[str, dict[str, Any] | None] = {}
@@ -138,7 +138,10 @@ class OneByOne(Stored):
                 if row["status"] == "diverged":
                     break
                 parent = row["key"]
-        return np.array(places, dtype=np.int64), to_table(found)
+        table = to_table(found)
+        return np.array(places, dtype=np.int64), table if keys or not found else table.drop_columns(
+            ["key", "parent_key"]
+        )
 
     def _row(self, key: str, provenance: bool) -> dict[str, Any] | None:
         record = self.store.record(key)

@@ -82,11 +82,12 @@ class Stored(ABC):
         """
 
     @abstractmethod
-    def rows(self, provenance: bool) -> tuple[npt.NDArray[Any], pa.Table]:
+    def rows(self, provenance: bool, keys: bool = True) -> tuple[npt.NDArray[Any], pa.Table]:
         """The rows of all chains for the ledger, those of a chain in the order of its generations.
 
         Args:
             provenance: Add how, where and when each was computed.
+            keys: With the keys of fits and of those before them.
 
         Returns:
             Whose each row is, by its place among `chains`, and the columns; a value that is not finite is

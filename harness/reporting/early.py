@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from harness.config.naming import cell_name
 from harness.metrics.catalogue import drawn
 from harness.reporting.growth import middle
-from harness.reporting.rows import Rows
+from harness.reporting.rows import Rows, Series
 from harness.reporting.statistics import one_more
 
 MIN_SEEDS = 3
@@ -32,18 +35,34 @@ def first_moves(curves: Mapping[int, Mapping[int, float]], last: int | None = No
         By seed; infinite where it never leaves. Empty with fewer than `MIN_SEEDS` seeds. A seed that has not
         left and has not come to the last generation has none: it may yet.
     """
-    firsts = [curve[0] for curve in curves.values() if 0 in curve]
+    known = [(n, g, v) for n, curve in enumerate(curves.values()) for g, v in curve.items()]
+    number, generation, value = np.array(known, dtype=np.float64).reshape(-1, 3).T
+    when = _when(number.astype(np.int64), generation, value, len(curves), last)
+    return {seed: float(at) for seed, at in zip(curves, when, strict=True) if not math.isnan(at)}
+
+
+def _when(
+    number: npt.NDArray[np.int64],
+    generation: npt.NDArray[Any],
+    value: npt.NDArray[np.float64],
+    seeds: int,
+    last: int | None = None,
+) -> npt.NDArray[np.float64]:
+    """`first_moves` of values of the seeds ``number`` in the generations ``generation``, each [values].
+
+    Returns:
+        Shape [seeds]; NaN where a seed has none.
+    """
+    when = np.full(seeds, np.nan)
+    firsts = value[generation == 0]
     if len(firsts) < MIN_SEEDS:
-        return {}
+        return when
     centre, reach = one_more(firsts)
-    found = {}
-    end = max((g for curve in curves.values() for g in curve), default=0) if last is None else last
-    for seed, curve in curves.items():
-        later = (g for g in sorted(curve) if 0 < g <= end)
-        when = float(next((g for g in later if abs(curve[g] - centre) > reach), math.inf))
-        if math.isfinite(when) or end in curve:
-            found[seed] = when
-    return found
+    end = generation.max() if last is None else last
+    when[number[generation == end]] = math.inf
+    moved = (generation > 0) & (generation <= end) & (np.abs(value - centre) > reach)
+    np.fmin.at(when, number[moved], generation[moved].astype(np.float64))
+    return when
 
 
 def early_table(rows: Rows, axes: Sequence[str]) -> list[dict[str, Any]]:
@@ -53,19 +72,22 @@ def early_table(rows: Rows, axes: Sequence[str]) -> list[dict[str, Any]]:
         Lines with the ``cell`` and its ``moves``: a generation (the median over seeds) and the metrics that
         move there. A metric of which a seed is not finished, or has ended without moving, has none.
     """
-    by_cell: dict[tuple[Any, ...], list[Any]] = {}
+    by_cell: dict[tuple[Any, ...], list[Series]] = {}
     for series in rows.series(axes):
         by_cell.setdefault(series.cell, []).append(series)
-    metrics = drawn(rows.names)
-    values = {metric.name: rows.values(metric.name) for metric in metrics}
+    found: dict[tuple[Any, ...], dict[float, list[str]]] = {cell: {} for cell in by_cell}
+    for metric in drawn(rows.names)[:MAX_METRICS]:
+        values = rows.values(metric.name)
+        for cell, group in by_cell.items():
+            places = np.concatenate([series.places for series in group])
+            number = np.repeat(np.arange(len(group)), [len(series.places) for series in group])
+            known = ~np.isnan(values[places])
+            places, number = places[known], number[known]
+            moves = _when(number, rows.generation[places], values[places], len(group))
+            if not np.isnan(moves).any() and (np.bincount(number) > 1).any():
+                found[cell].setdefault(middle(moves.tolist())[0], []).append(metric.label)
     lines = []
-    for cell, group in by_cell.items():
-        when: dict[float, list[str]] = {}
-        for metric in metrics[:MAX_METRICS]:
-            curves = {series.seed: rows.curve(series, values[metric.name]) for series in group}
-            moves = first_moves(curves)
-            if len(moves) == len(group) and any(len(curve) > 1 for curve in curves.values()):
-                when.setdefault(middle(list(moves.values()))[0], []).append(metric.label)
+    for cell, when in found.items():
         if when:
             shown = [
                 {"generation": "never" if math.isinf(g) else f"{g:g}", "metrics": "; ".join(when[g])}

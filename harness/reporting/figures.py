@@ -107,7 +107,7 @@ def chosen(rows: Rows) -> ChosenMetrics:
     """
     titles = _titles(rows.names)
     own, same, flat = dict[str, str](), dict[str, str](), dict[str, str]()
-    sentences, orders = list[str](), dict[str, npt.NDArray[np.float64]]()
+    sentences, orders = list[str](), dict[str, npt.NDArray[np.int32]]()
     for metric, title in titles.items():
         values = rows.values(metric)
         known = values[~np.isnan(values)]
@@ -141,21 +141,18 @@ def _titles(names: Collection[str]) -> dict[str, str]:
     return titles
 
 
-def _order(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The rank of every value, equal ones alike; NaN where there is none."""
-    found = np.full(len(values), np.nan)
+def _order(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+    """The rank of every value, equal ones alike; -1 where there is none."""
+    found = np.full(len(values), -1, dtype=np.int32)
     known = ~np.isnan(values)
     found[known] = np.unique(values[known], return_inverse=True)[1]
     return found
 
 
-def _same_order(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:
-    if not np.array_equal(np.isnan(one), np.isnan(other)) or np.nanmax(one) < DISTINCT - 1:
+def _same_order(one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> bool:
+    if one.max() < DISTINCT - 1 or not np.array_equal(one < 0, other < 0):
         return False
-    return bool(
-        np.array_equal(one, other, equal_nan=True)
-        or np.array_equal(np.nanmax(one) - one, other, equal_nan=True)
-    )
+    return np.array_equal(one, other) or np.array_equal(np.where(one < 0, -1, one.max() - one), other)
 
 
 def metric_drawing(
@@ -250,7 +247,7 @@ def _scale(plots: Sequence[Any], curves_of: Iterable[Mapping[int, Aggregate]]) -
     spans more than a factor of `WIDE` is on a log scale.
     """
     points = [point for curve in curves_of for point in curve.values() if point.values]
-    values = np.array([value for point in points for value in point.values])
+    values = np.concatenate([point.values for point in points])
     ends = np.array([end for point in points for end in (point.low, point.high) if end is not None])
     low, high = float(values.min()), float(values.max())
     if low > 0 and high > WIDE * low:
@@ -365,8 +362,8 @@ def draw_curve(plot: Any, curve: Mapping[int, Aggregate], colour: Any, name: str
         plot.plot([g for g, _ in dotted], [point.mean for _, point in dotted], linestyle=":", **line)
         for g, point in survivors:
             _count(plot, g, point, colour)
-    points = [(g, value) for g, point in known for value in point.values]
-    if len(points) <= MAX_POINTS:
+    if sum(len(point.values) for _, point in known) <= MAX_POINTS:
+        points = [(g, value) for g, point in known for value in point.values]
         plot.scatter(
             [g for g, _ in points],
             [value for _, value in points],

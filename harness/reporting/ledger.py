@@ -16,13 +16,14 @@ from harness.store import Store
 from harness.study import Prepared
 
 
-def rows(prepared: Prepared, store: Store, provenance: bool = False) -> Rows:
+def rows(prepared: Prepared, store: Store, provenance: bool = False, keys: bool = True) -> Rows:
     """The tidy table of records, in the order of chains and generations.
 
     Args:
         prepared: The study.
         store: The store.
         provenance: Add how, where and when each was computed; the rest is deterministic.
+        keys: With the keys of fits and of those before them, two fifths of what a closed form's rows take.
 
     Returns:
         One row per committed generation: `IDENTITY`, the axes by dotted name, the metrics; a metric that is
@@ -41,7 +42,7 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False) -> Rows:
     place = {chain.id: index for index, chain in enumerate(prepared.chains)}
     parts = []
     for way in StoredChains(prepared, store).ways:
-        of_way, own = way.rows(provenance)
+        of_way, own = way.rows(provenance, keys)
         if len(of_way):
             parts.append((np.array([place[chain.id] for chain in way.chains])[of_way], own))
     if len(parts) < 2:

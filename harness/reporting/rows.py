@@ -55,6 +55,7 @@ class Rows(Iterable[Mapping[str, Any]]):
             own: The other columns, one row a record; a value that is missing or not finite is null.
         """
         self.shared, self.chain, self.own = shared, chain, own
+        self._series: dict[tuple[str, ...], Sequence[Series]] = {}
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> Rows:
@@ -120,8 +121,8 @@ class Rows(Iterable[Mapping[str, Any]]):
         known = series.places[~np.isnan(values[series.places])]
         return dict(zip(self.generation[known].tolist(), values[known].tolist(), strict=True))
 
-    def series(self, axes: Sequence[str]) -> list[Series]:
-        """The rows by cell and seed, in the order in which these come first.
+    def series(self, axes: Sequence[str]) -> Sequence[Series]:
+        """The rows by cell and seed, in the order in which these come first; remembered.
 
         Chains that differ in an axis that is left out share generations, and a seed counts once: of two rows
         of one generation the later one stays.
@@ -129,6 +130,11 @@ class Rows(Iterable[Mapping[str, Any]]):
         Args:
             axes: The axes that tell cells apart.
         """
+        if tuple(axes) not in self._series:
+            self._series[tuple(axes)] = self._by_seed(axes)
+        return self._series[tuple(axes)]
+
+    def _by_seed(self, axes: Sequence[str]) -> Sequence[Series]:
         numbers: dict[tuple[Cell, int], int] = {}
         of_chain = np.zeros(len(self.shared), dtype=np.int64)
         for chain in self._used:

@@ -112,9 +112,10 @@ def aggregate(
         diverged: Seeds that have none any more.
         absent: Seeds that have not come so far.
     """
-    given = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-    there = given[np.isfinite(given)]
-    finite, missing = tuple(there.tolist()), len(given) - len(there)
+    if not isinstance(values, np.ndarray):
+        values = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    there = values[np.isfinite(values)]
+    finite, missing = tuple(there.tolist()), len(values) - len(there)
     if not finite:
         return Aggregate(None, None, None, (), missing, diverged, absent)
     mean = sum(finite) / len(finite)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ class Prepared:
     executions: tuple[Execution, ...]
     others: tuple[tuple[Mapping[str, Any], Examples], ...]
 
-    @property
-    def chains(self) -> list[Chain]:
+    @cached_property
+    def chains(self) -> Sequence[Chain]:
         """All chains, in the order of cells, then seeds."""
         place = {seed: index for index, seed in enumerate(self.study.seeds)}
         return sorted(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from harness.board.declared import Declared, claimed, declared_of
@@ -197,27 +200,21 @@ def make_entries(
                 f"{AXIS} out of grid and --set, and name entries with --mitigation"
             )
     states = {state.chain: state for state in chain_states(prepared, store)}
-    table = ledger.rows(prepared, store, provenance=True).to_pandas()
     # a run was asked for it: that much is known, and is no secret
     states = {
         chain: replace(state, state="begun") if state.state == "waiting" and chain in listed else state
         for chain, state in states.items()
     }
     claims = said or claimed(prepared)
-    return [_entry(prepared, store, name, states, table, claims) for name in mitigations]
+    results = _Results(prepared, store, states)
+    return [_entry(results, name, claims) for name in mitigations]
 
 
-def _entry(
-    prepared: Prepared,
-    store: Store,
-    mitigation: str,
-    states: Mapping[str, ChainState],
-    table: Any,
-    said: Mapping[str, Any] | str | None,
-) -> Entry:
+def _entry(results: _Results, mitigation: str, said: Mapping[str, Any] | str | None) -> Entry:
+    prepared, store = results.prepared, results.store
     track = track_of(prepared)
     (cell,), (none,) = (find_cells(prepared.study, {AXIS: name}) for name in (mitigation, BASELINE))
-    found, baseline = (_seeds(prepared, store, table, states, number) for number in (cell, none))
+    found, baseline = results.seeds(cell), results.seeds(none)
     official = {str(seed) for seed in track.seeds}
     if not any(result.metrics for result in found.values()):
         damage = f" (left out: {next(iter(store.trouble.values()))})" if store.trouble else ""
@@ -238,7 +235,7 @@ def _entry(
         "generations": config.generations,
     }
     settings = dict((prepared.study.source.data[SECTION] or {}).get(mitigation) or {})
-    own = _of_cell(prepared, table, cell)
+    own = results.rows(cell)
     return Entry(
         format=FORMAT,
         # all of it written out: what it leaves to defaults is what they are now
@@ -253,20 +250,21 @@ def _entry(
         baseline={seed: result for seed, result in baseline.items() if seed in official},
         overlap=overlap,
         cost=Cost(
-            device_hours=_device_hours(own, store, official), training_examples=examples, times_baseline=times
+            device_hours=results.device_hours(cell, official),
+            training_examples=examples,
+            times_baseline=times,
         ),
         provenance=_provenance(own),
         experiment=prepared.study.base.experiment,
         declared=declared_of(prepared, store, cell, own, said),
-        controls=_controls(prepared, store, mitigation, states, table),
+        controls=_controls(results, mitigation),
         samples=samples_of(prepared, store, cell, track.seeds),
     )
 
 
-def _controls(
-    prepared: Prepared, store: Store, mitigation: str, states: Mapping[str, ChainState], table: Any
-) -> dict[str, dict[str, SeedResult]]:
+def _controls(results: _Results, mitigation: str) -> dict[str, dict[str, SeedResult]]:
     """What the store has of the controls of a mitigation, by control and seed: the columns of the board."""
+    prepared = results.prepared
     track = track_of(prepared)
     shown = {track.score.metric, *track.score.beside}
     mitigations = prepared.study.source.data[SECTION]
@@ -277,12 +275,11 @@ def _controls(
     official, found = {str(seed) for seed in track.seeds}, dict[str, dict[str, SeedResult]]()
     for control, name in names.items():
         for cell in find_cells(prepared.study, {AXIS: name}):
-            results = _seeds(prepared, store, table, states, cell)
             found[control] = {
                 seed: result.model_copy(
                     update={"metrics": {n: v for n, v in result.metrics.items() if n in shown}}
                 )
-                for seed, result in results.items()
+                for seed, result in results.seeds(cell).items()
                 if seed in official
             }
     return found
@@ -302,33 +299,83 @@ def track_of(prepared: Prepared) -> Track:
     return prepared.study.source.track.track
 
 
-def _seeds(
-    prepared: Prepared, store: Store, table: Any, states: Mapping[str, ChainState], cell: int
-) -> dict[str, SeedResult]:
-    """Every seed of a cell; ``table`` are the rows of the study, with their provenance."""
-    parts = dict(tuple(_of_cell(prepared, table, cell).groupby("chain", sort=False)))
-    keys = {chain.id: chain.key for chain in prepared.bundles if chain.cell == cell}
-    found = {}
-    for chain in prepared.chains:
-        if chain.cell != cell:
-            continue
-        part, state = parts.get(chain.id), states[chain.id]
-        metrics: dict[str, Sequence[float | None]] = {}
-        fits: Sequence[str] = ()
-        if part is not None:
-            names = [name for name in part.columns if "/" in name and not name.startswith("provenance/")]
-            columns = {name: [None if v != v else float(v) for v in part[name]] for name in names}
-            metrics = {name: values for name, values in columns.items() if any(v is not None for v in values)}
-            fits = [keys[chain.id]] if chain.id in keys else [str(key) for key in part["key"]]
-        found[str(chain.seed)] = SeedResult(
-            chain=chain.id,
-            state=state.state,
-            detail=cut(state.detail),
-            keys=tuple(fits),
-            corpora=_corpora(prepared, store, chain, 0 if part is None else len(part)),
-            metrics={name: tuple(values) for name, values in sorted(metrics.items())},
-        )
-    return found
+class _Results:
+    """What the store has of a study, by cell; what several entries ask for is read once."""
+
+    def __init__(self, prepared: Prepared, store: Store, states: Mapping[str, ChainState]) -> None:
+        self.prepared, self.store, self.states = prepared, store, states
+        self._rows = ledger.rows(prepared, store, provenance=True)
+        self._chains = prepared.chains
+        self._cells = np.array([chain.cell for chain in self._chains])[self._rows.chain]
+        self._seeds: dict[int, dict[str, SeedResult]] = {}
+
+    def rows(self, cell: int) -> Any:
+        """The rows of a cell, with their provenance, as a data frame."""
+        return self._rows.where(self._cells == cell).to_pandas()
+
+    def seeds(self, cell: int) -> Mapping[str, SeedResult]:
+        """Every seed of a cell."""
+        if cell not in self._seeds:
+            self._seeds[cell] = self._read(cell)
+        return self._seeds[cell]
+
+    def _read(self, cell: int) -> dict[str, SeedResult]:
+        rows = self.rows(cell)
+        names = [name for name in rows.columns if "/" in name and not name.startswith("provenance/")]
+        values = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
+        places = rows.groupby("chain", sort=False).indices
+        keys = {chain.id: chain.key for chain in self.prepared.bundles if chain.cell == cell}
+        found = {}
+        for chain in self._chains:
+            if chain.cell != cell:
+                continue
+            own, state = places.get(chain.id, ()), self.states[chain.id]
+            metrics = (
+                {
+                    name: tuple(None if v != v else v for v in values[name][own].tolist())
+                    for name in sorted(names)
+                    if not np.isnan(values[name][own]).all()
+                }
+                if len(own)
+                else {}
+            )
+            fits: Sequence[str] = ()
+            if len(own):
+                fits = [keys[chain.id]] if chain.id in keys else rows["key"].iloc[own].tolist()
+            found[str(chain.seed)] = SeedResult(
+                chain=chain.id,
+                state=state.state,
+                detail=cut(state.detail),
+                keys=tuple(fits),
+                corpora=_corpora(self.prepared, self.store, chain, len(own)),
+                metrics=metrics,
+            )
+        return found
+
+    def device_hours(self, cell: int, official: set[str]) -> float:
+        """Hours of devices (GPUs; CPU processes where there are none) that the track's seeds took."""
+        own = self.rows(cell)
+        if not len(own):
+            return 0.0
+        own = own[own["seed"].astype(str).isin(official)]
+        if "provenance/bundle" in own.columns:
+            # The seconds are the whole bundle's: each of its chains has an equal share.
+            chains = own.groupby("chain").first()
+            shares = [
+                seconds / self._sizes[bundle]
+                for seconds, bundle in zip(
+                    chains["provenance/seconds/bundle"], chains["provenance/bundle"], strict=True
+                )
+            ]
+            return float(sum(shares)) / 3600
+        phases = [name for name in own.columns if name.startswith("provenance/seconds/")]
+        seconds = own[phases].sum(axis=1) * own["provenance/world_size"]
+        return float(seconds.sum()) / 3600
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
+        """How many chains each bundle has."""
+        return Counter(place.path.name for place in self.store.bundles.index().values())
 
 
 def _corpora(prepared: Prepared, store: Store, chain: Chain, generations: int) -> tuple[str, ...]:
@@ -342,38 +389,9 @@ def _corpora(prepared: Prepared, store: Store, chain: Chain, generations: int) -
     return tuple(found)
 
 
-def _of_cell(prepared: Prepared, table: Any, cell: int) -> Any:
-    """The rows of a cell."""
-    wanted = {chain.id for chain in prepared.chains if chain.cell == cell}
-    return table[table["chain"].isin(wanted)] if len(table) else table
-
-
-def _device_hours(own: Any, store: Store, official: set[str]) -> float:
-    """Hours of devices (GPUs; CPU processes where there are none) that the track's seeds took."""
-    if not len(own):
-        return 0.0
-    own = own[own["seed"].astype(str).isin(official)]
-    if "provenance/bundle" in own.columns:
-        # The seconds are the whole bundle's: each of its chains has an equal share.
-        sizes: dict[str, int] = {}
-        for place in store.bundles.index().values():
-            sizes[place.path.name] = sizes.get(place.path.name, 0) + 1
-        chains = own.groupby("chain").first()
-        shares = [
-            seconds / sizes[bundle]
-            for seconds, bundle in zip(
-                chains["provenance/seconds/bundle"], chains["provenance/bundle"], strict=True
-            )
-        ]
-        return float(sum(shares)) / 3600
-    phases = [name for name in own.columns if name.startswith("provenance/seconds/")]
-    seconds = own[phases].sum(axis=1) * own["provenance/world_size"]
-    return float(seconds.sum()) / 3600
-
-
 def _provenance(own: Any) -> EntryProvenance:
     def distinct(name: str) -> tuple[str, ...]:
-        return tuple(sorted({str(v) for v in own[name] if v == v})) if name in own.columns else ()
+        return tuple(sorted(map(str, own[name].dropna().unique()))) if name in own.columns else ()
 
     versions = [name for name in own.columns if name.startswith("provenance/versions/")]
     finished = distinct("provenance/finished")

@@ -45,6 +45,12 @@ class Immutable(Section):
         """Of the content, which is written out for it: once, for the name is asked for again and again."""
         return hashlib.sha256(self.content).hexdigest()
 
+    def hashed(self) -> bytes:
+        """The content, and its hash remembered: large ones take long to write out."""
+        content = self.content
+        self.__dict__["sha256"] = hashlib.sha256(content).hexdigest()
+        return content
+
     def model_copy(self, **changes: Any) -> Self:
         """As pydantic's, without what is remembered of the content."""
         made = super().model_copy(**changes)
@@ -84,9 +90,10 @@ def read_immutable(path: Path, kind: type[Kind], what: str) -> Kind:
         raise
     except Exception as error:
         raise InputError(f"{path} is no {what}: {cut(str(error))}") from None
+    own = found.hashed()
     if path.name != Path(found.name).name:
         raise InputError(f"{path} was changed after it was made: by its content its name is {found.name}")
-    if content.replace(b"\r\n", b"\n") != found.content:
+    if content.replace(b"\r\n", b"\n") != own:
         raise InputError(
             f"{path} was changed after it was made: it says more, or otherwise, than what is read"
         )
@@ -99,8 +106,10 @@ def write_immutable(item: Immutable, folder: Path) -> Path:
     Raises:
         OSError: The folder cannot be written.
     """
-    (folder / item.name).parent.mkdir(parents=True, exist_ok=True)
-    return write_beside(item, folder / item.name)
+    content = item.hashed()
+    target = folder / item.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return _write(target, content)
 
 
 def write_beside(item: Immutable, other: Path) -> Path:
@@ -109,7 +118,11 @@ def write_beside(item: Immutable, other: Path) -> Path:
     Raises:
         OSError: The folder cannot be written.
     """
-    target = other.with_name(Path(item.name).name)
+    content = item.hashed()
+    return _write(other.with_name(Path(item.name).name), content)
+
+
+def _write(target: Path, content: bytes) -> Path:
     if not target.exists():
-        write_atomic(target, item.content)
+        write_atomic(target, content)
     return target

@@ -121,6 +121,10 @@ class Rows(Iterable[Mapping[str, Any]]):
         known = series.places[~np.isnan(values[series.places])]
         return dict(zip(self.generation[known].tolist(), values[known].tolist(), strict=True))
 
+    def where(self, wanted: npt.NDArray[np.bool_]) -> Rows:
+        """Some of the rows; ``wanted`` has shape [rows]."""
+        return Rows(self.shared, self.chain[wanted], self.own.filter(pa.array(wanted)))
+
     def series(self, axes: Sequence[str]) -> Sequence[Series]:
         """The rows by cell and seed, in the order in which these come first; remembered.
 

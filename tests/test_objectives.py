@@ -486,7 +486,7 @@ def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp
         ({"learner.objective.kind": "dop"}, "allowed: sft, dpo, reinforce|'sft', 'dpo', 'reinforce'"),
         (
             {"learner.objective.kind": "rejection_sft"},
-            r"allowed: sft, dpo, reinforce \(did you mean 'sft'\?\)",
+            r"which is sft with filters: \[\{kind: judge, judge: exact\}\]; allowed: sft, dpo, reinforce",
         ),
         (
             {

@@ -81,6 +81,12 @@ COMPONENTS: Mapping[str, ObjectivePlugin] = {
         reference=lambda section: section.reference if section.kl else None,
     ),
 }
+ALSO_CALLED: Mapping[str, str] = {
+    **dict.fromkeys(("rejection_sft", "rft", "raft"), "sft with filters: [{kind: judge, judge: exact}]"),
+    "grpo": "reinforce with filters: [{kind: judge, judge: exact, choose: all}]",
+    "spin": "dpo with filters: [{kind: judge, judge: self, choose: pairs, solutions: 1.0}]",
+}
+"""What papers and other programs call that which is said otherwise here (docs/posttraining.md)."""
 OBJECTIVES = gather("objectives", ObjectivePlugin, COMPONENTS)
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES
+from harness.components.objectives import ALSO_CALLED
 from harness.config.reading import join
 from harness.config.schema import Config, data_kind
 from harness.config.source import Source, read_source, split_field
@@ -243,6 +244,8 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
         group = _KINDS.get(path.split(".")[0])
         if group is not None and str(value) in group.broken:
             return f"found {shown(value)}; {cut(group.broken[str(value)])}"
+        if path.startswith("learner.objective") and str(value) in ALSO_CALLED:
+            return f"found {shown(value)}, which is {ALSO_CALLED[str(value)]}; allowed: {', '.join(names)}"
         return f"found {shown(value)}, allowed: {', '.join(names)}{nearest(str(value), names)}"
     if kind == "union_tag_not_found":
         return "needs a kind"

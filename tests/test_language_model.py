@@ -13,7 +13,7 @@ from chains import Events, contents, open_prepared, run_all
 from conftest import TEXT, Make, harness
 
 from harness.components import LEARNERS
-from harness.components.language_model import resolve_model
+from harness.components.model import resolve_model
 from harness.components.presets import preset_names, read_preset
 from harness.config.schema import Model, Sample, Train
 from harness.preparation import load_data

@@ -4,105 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from harness.components import posttraining
 from harness.components.adapter import Lora, adapts_first, check_adapter, check_refresh
 from harness.components.merging import Merge
+from harness.components.model import Model, resolve_model
 from harness.components.objectives import OBJECTIVES, Anchor, Objective
-from harness.components.presets import preset_names, preset_sizes
+from harness.components.presets import preset_sizes
+from harness.components.sampling import Sample, check_watermark
 from harness.components.text import TextData
 from harness.components.weighing import SyntheticWeight, check_weight
 from harness.registry import LearnerPlugin, Metric
-from harness.section import Place, PositiveInt, Section, Share, since
-from harness.terminal import nearest, shown
-
-
-class Model(Section):
-    """A causal language model: a preset, a pretrained model, or an architecture with its sizes."""
-
-    preset: str | None = since(None)
-    pretrained: Place | None = since(None)
-    revision: str | None = since(None)
-    architecture: Literal["gpt2", "llama", "opt"] | None = since(None)
-    num_layers: PositiveInt | None = since(None)
-    width: PositiveInt | None = since(None)
-    num_heads: PositiveInt | None = since(None)
-    num_kv_heads: PositiveInt | None = since(None)
-    mlp_width: PositiveInt | None = since(None)
-    context: PositiveInt | None = since(None)
-    """Longest sequence in tokens; what the prompts and blocks need when null."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = since(0.0)
-    tie_embeddings: bool = since(True)
-
-    @field_validator("preset")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        if name is not None and name not in preset_names():
-            allowed = f"{', '.join(preset_names())}{nearest(name, preset_names())}"
-            raise ValueError(f"found {shown(name)}, allowed: {allowed}")
-        return name
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Model:
-        ways = [name for name in ("preset", "pretrained", "architecture") if getattr(self, name) is not None]
-        if len(ways) != 1:
-            raise ValueError(
-                f"give exactly one of preset, pretrained or architecture; found {', '.join(ways) or 'none'}"
-            )
-        sizes = ("num_layers", "width", "num_heads")
-        given = [name for name in sizes if getattr(self, name) is not None]
-        if ways == ["architecture"]:
-            missing = [name for name in sizes if getattr(self, name) is None]
-            if missing:
-                raise ValueError(f"architecture needs {', '.join(missing)} too")
-            self._check_heads()
-        elif given:
-            raise ValueError(f"{', '.join(given)} only go with architecture, not with {ways[0]}")
-        shape = {"num_kv_heads", "mlp_width", "context", "dropout", "tie_embeddings"} & self.model_fields_set
-        if self.pretrained is not None and shape:
-            raise ValueError(f"{', '.join(sorted(shape))} cannot be changed in a pretrained model")
-        if self.pretrained is None and self.revision is not None:
-            raise ValueError("revision only goes with pretrained")
-        try:
-            resolve_model(self)
-        except ValidationError as error:
-            message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            raise ValueError(f"preset {self.preset}: {message}") from None
-        return self
-
-    def _check_heads(self) -> None:
-        """Check that the heads divide the width, and how llama groups and turns them."""
-        assert self.width is not None and self.num_heads is not None
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
-        if self.architecture != "llama":
-            if self.num_kv_heads is not None:
-                raise ValueError(
-                    f"num_kv_heads: architecture {self.architecture} does not use it; only llama does"
-                )
-            return
-        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
-        if self.width // self.num_heads % 2:
-            raise ValueError(
-                f"width {self.width} / num_heads {self.num_heads} is {self.width // self.num_heads}; llama "
-                "turns coordinates in pairs, so it must be even"
-            )
-
-
-@cache
-def resolve_model(model: Model) -> Model:
-    """The model with its preset replaced by the architecture that it names; other models as they are."""
-    if model.preset is None:
-        return model
-    given = {name: getattr(model, name) for name in model.model_fields_set - {"preset"}}
-    return Model(**{**preset_sizes(model.preset), **given})
+from harness.section import PositiveInt, Section, Share, since
 
 
 class Train(Section):
@@ -149,153 +65,6 @@ class Train(Section):
         if self.weights == "best" and self.max_steps is not None:
             raise ValueError("weights: best compares epochs; give epochs, not max_steps")
         return self
-
-
-class Watermark(Section):
-    """Tokens of a green list, drawn anew behind each token, become likelier (Kirchenbauer et al. 2023)."""
-
-    gamma: Annotated[float, Field(gt=0, lt=1)] = since(0.25)
-    """Share of the vocabulary that is green."""
-    delta: Annotated[float, Field(gt=0)] = since(2.0)
-    """Added to the logits of green tokens."""
-    context: Annotated[int, Field(ge=1, le=8)] = since(1)
-    """How many tokens before decide which are green."""
-
-
-class Drawing(Section):
-    """How a token is drawn."""
-
-    temperature: Annotated[float, Field(gt=0)] = since(1.0)
-    top_k: Annotated[int, Field(ge=0)] = since(0)
-    """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
-    """Keep the smallest set of tokens with this probability."""
-    min_p: Annotated[float, Field(ge=0, lt=1)] = since(0.0)
-    """Keep the tokens that have at least this share of the likeliest one's probability."""
-    typical_p: Annotated[float, Field(gt=0, le=1)] = since(1.0)
-    """Keep the tokens whose surprise is nearest to the expected one, up to this probability."""
-
-
-class Setting(Drawing):
-    """How some of the examples of a corpus are drawn."""
-
-    share: Annotated[float, Field(gt=0, lt=1)]
-    """How likely it is that an example is one of them."""
-
-
-class Sample(Drawing):
-    """How a generation writes its corpus."""
-
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = since(())
-    """In the place of temperature one for each generation, from generation 0 on; the last one stays."""
-    mixture: tuple[Setting, ...] = since(())
-    """Several ways of drawing, each with its share; which one an example is drawn in is drawn too, for every
-    index."""
-    watermark: Watermark | None = since(None)
-    """Mark what is written, with a key of each chain's own; the filter ``watermark`` finds it."""
-    prompt: Literal["bos", "real_prefix", "previous_prefix"] = since("bos")
-    prompt_tokens: PositiveInt | None = since(None)
-    """Length of the prefix, for real_prefix and previous_prefix; half a block when null."""
-    per_prompt: Annotated[int, Field(ge=1, le=100_000)] = since(1)
-    """Examples that continue one prompt, one after another; the next prompt follows."""
-    fresh_prompts: bool = since(False)
-    """data.source: task: each generation answers prompts that no generation has learned from or answered;
-    they are taken from data.reserve."""
-    keep_prompt: bool = since(False)
-    """The prefix is part of the example (which then still has block_size tokens)."""
-    length: Literal["block", "natural"] = since("block")
-    """``natural`` ends an example at the end-of-text token."""
-    min_new_tokens: Annotated[int, Field(ge=0)] = since(0)
-    """With ``length: natural``: the end-of-text token cannot be among the first this many tokens."""
-    forbid_eos: bool = since(False)
-    """With ``length: block``: the end-of-text token is never written; otherwise it is a token like any
-    other."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = since(1.0)
-    """Tokens that have occurred become this much less likely (CTRL's penalty); 1 is none."""
-    penalize_prompt: bool = since(True)
-    """The tokens before the first new one count as occurred."""
-    num_beams: Annotated[int, Field(ge=1, le=256)] = since(1)
-    """Width of a deterministic beam search; 1 draws."""
-
-    @model_validator(mode="after")
-    def _one_temperature(self) -> Sample:
-        if self.temperatures and "temperature" in self.model_fields_set:
-            raise ValueError("temperatures are in the place of temperature; give one of the two")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_mixture(self) -> Sample:
-        if not self.mixture:
-            return self
-        given = [name for name in ("temperatures", *Drawing.model_fields) if name in self.model_fields_set]
-        if given:
-            raise ValueError(f"mixture says how tokens are drawn, so {', '.join(given)} must be in its items")
-        total = sum(item.share for item in self.mixture)
-        if abs(total - 1) > 1e-9:
-            raise ValueError(f"mixture: the shares sum to {total:g}, not to 1")
-        return self
-
-    def at(self, generation: int) -> Sample:
-        """How one generation writes."""
-        if not self.temperatures:
-            return self
-        found = self.temperatures[min(generation, len(self.temperatures) - 1)]
-        return self.model_copy(update={"temperature": found, "temperatures": ()})
-
-    @model_validator(mode="after")
-    def _length_fields(self) -> Sample:
-        if self.min_new_tokens and self.length == "block":
-            raise ValueError(
-                "min_new_tokens needs length: natural; in a block, forbid_eos keeps the end-of-text token out"
-            )
-        if self.forbid_eos and self.length == "natural":
-            raise ValueError("forbid_eos needs length: block; with length: natural use min_new_tokens")
-        if not self.penalize_prompt and self.repetition_penalty == 1:
-            raise ValueError("penalize_prompt is not used where repetition_penalty is 1")
-        return self
-
-    @model_validator(mode="after")
-    def _beam_fields(self) -> Sample:
-        if self.num_beams == 1:
-            return self
-        drawing = (*Drawing.model_fields, "watermark", "temperatures", "mixture")
-        fields = type(self).model_fields
-        used = [name for name in drawing if getattr(self, name) != fields[name].get_default()]
-        if used:
-            raise ValueError(
-                f"num_beams above 1 draws nothing, so {', '.join(used)} must stay at the default"
-            )
-        if self.prompt == "bos":
-            raise ValueError(
-                "num_beams above 1 needs prompt: real_prefix or previous_prefix; beam search is "
-                "deterministic, so all examples behind prompt: bos would be equal"
-            )
-        if self.length == "natural":
-            raise ValueError(
-                "num_beams above 1 needs length: block; beams of different lengths are not compared"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _prompt_fields(self) -> Sample:
-        if self.prompt == "bos" and (self.prompt_tokens is not None or self.keep_prompt):
-            raise ValueError(
-                "prompt: bos has no prompt_tokens or keep_prompt; use real_prefix or previous_prefix"
-            )
-        if self.prompt == "previous_prefix" and self.length == "natural":
-            raise ValueError(
-                "prompt: previous_prefix needs length: block; examples of natural length may be shorter than "
-                "the prefix"
-            )
-        return self
-
-    def prompt_length(self, block_size: int) -> int:
-        """Tokens of the prefix that an example continues; 0 for ``prompt: bos``."""
-        return 0 if self.prompt == "bos" else self.prompt_tokens or block_size // 2
-
-    def sequence_length(self, block_size: int) -> int:
-        """The longest sequence, in tokens, that sampling or training feeds to the model."""
-        return block_size if self.keep_prompt else self.prompt_length(block_size) + block_size
 
 
 class LanguageModel(Section):
@@ -378,7 +147,7 @@ def check(config: Any) -> None:
     else:
         posttraining.check_none(config)
         _check_text(learner, config.data)
-    _check_watermark(config)
+    check_watermark(config)
     own = learner.later is not None and "synthetic_weight" in learner.later.model_fields_set
     section = "later" if own else "train"
     check_weight(f"learner.{section}.synthetic_weight", later_train(learner).synthetic_weight, regime)
@@ -436,25 +205,6 @@ def _check_anchor(learner: LanguageModel, config: Any) -> None:
                 f"{place}.reference: previous needs learner.init: previous, and no regime.refresh; allowed "
                 "without: initial"
             )
-
-
-def _check_watermark(config: Any) -> None:
-    """A mark is looked for where one is made, and as it was made."""
-    mark = config.learner.sample.watermark
-    for item in config.filters:
-        if item.kind != "watermark":
-            continue
-        if mark is None and config.regime.source == "self":
-            raise ValueError(
-                "filters: watermark finds what learner.sample.watermark has marked, and that is not set: it "
-                "would drop real and synthetic examples alike"
-            )
-        for name in ("gamma", "context") if mark is not None else ():
-            if getattr(item, name) != getattr(mark, name):
-                raise ValueError(
-                    f"filters: watermark looks for {name} {getattr(item, name)}, "
-                    f"learner.sample.watermark writes {getattr(mark, name)}"
-                )
 
 
 def _check_text(learner: LanguageModel, data: TextData) -> None:

@@ -12,9 +12,11 @@ from harness.components.filters import DeduplicateFilter, LabelFilter, Repetitio
 from harness.components.gaussian import Gaussian
 from harness.components.images import ImageData, ImageSplit
 from harness.components.kde import Kde
-from harness.components.language_model import LanguageModel, Model, Sample, Train
+from harness.components.language_model import LanguageModel, Train
 from harness.components.linear_regression import LinearRegression
 from harness.components.mixture import Mixture
+from harness.components.model import Model
+from harness.components.sampling import Sample
 from harness.components.text import BpeTokenizer, PretrainedTokenizer, Split, TextData
 from harness.components.truths import (
     AnalyticData,

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from harness.components.language_model import resolve_model
+from harness.components.model import resolve_model
 from harness.config.schema import Config, LanguageModel, Model
 from harness.data.hub import Caches, offline
 from harness.files import write_atomic

@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness.components.language_model import later_train, resolve_model
+from harness.components.language_model import later_train
+from harness.components.model import resolve_model
 from harness.config.schema import LanguageModel, Model, Resources
 from harness.data.remembered import Note
 from harness.errors import DataError

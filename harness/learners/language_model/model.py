@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from harness.components.language_model import resolve_model
+from harness.components.model import resolve_model
 from harness.config.schema import Model
 from harness.errors import DataError, LearnerError
 from harness.files import write_atomic

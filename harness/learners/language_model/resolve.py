@@ -10,7 +10,8 @@ from typing import Any
 
 from harness.components.adapter import Lora, adapts_first
 from harness.components.judging import JudgeFilter
-from harness.components.language_model import LanguageModel, Model, later_train, resolve_model
+from harness.components.language_model import LanguageModel, later_train
+from harness.components.model import Model, resolve_model
 from harness.components.objectives import OBJECTIVES
 from harness.components.tasks import Prompted
 from harness.config.schema import Config, TextData, Train

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from harness.components.language_model import Drawing
+from harness.components.sampling import Drawing
 from harness.config.schema import Sample
 from harness.learners.language_model.cuda import StepReader, can_step, inference
 from harness.learners.language_model.decoding import Adjustment

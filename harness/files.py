@@ -103,6 +103,14 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, dump_json(value))
 
 
+def put(source: Path, target: Path) -> None:
+    """The same file in another place, where it takes no room of its own."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """What a block finds wrong with a file, as an error that says what it means.

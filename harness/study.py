@@ -21,7 +21,7 @@ from harness.config.load import load_file
 from harness.config.naming import cell_name
 from harness.config.schema import Config, data_kind
 from harness.data.base import ExternalCorpus, PreparedData, RealData
-from harness.data.text import corpus_science, other_science, read_other, write_other
+from harness.data.packing import corpus_science, other_science, read_other, write_other
 from harness.errors import DataError, InputError
 from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
 from harness.learners.language_model.facts import ModelFacts

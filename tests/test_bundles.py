@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from processes import start, tagged, wait_for
 
 from harness.config.schema import MixtureData, ShapeData
-from harness.data.analytic import make_truth
+from harness.data.truths import make_truth
 from harness.errors import InputError
 from harness.inspection.explain import Explainer
 from harness.inspection.status import chain_states

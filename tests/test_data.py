@@ -25,11 +25,11 @@ from PIL import Image
 from harness.components.chat import ChatData
 from harness.config.schema import ArrayData, ImageData, TextData
 from harness.data import reading
-from harness.data.analytic import make_truth
 from harness.data.conversations import read_conversations
 from harness.data.documents import read_documents
 from harness.data.images import read_images
-from harness.data.text import prepare
+from harness.data.packing import prepare
+from harness.data.truths import make_truth
 from harness.errors import DamagedError, DataError, InputError
 from harness.preparation import load_data
 from harness.proc import usable_memory

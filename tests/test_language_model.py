@@ -555,7 +555,8 @@ def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path: Path) -> None
 def test_data_are_split_by_document(make_config: Make, tmp_path: Path) -> None:
     from harness.config.schema import Split, TextData
     from harness.data.documents import SPLITS, read_documents
-    from harness.data.text import TextCorpus, split_documents
+    from harness.data.packing import split_documents
+    from harness.data.text import TextCorpus
 
     documents = read_documents(TextData(source="python-docs"))
     sides = split_documents(documents, Split())

@@ -290,8 +290,8 @@ SHELF_ROWS = """
 import numpy as np
 from shelf import VERSION
 from harness.components.truths import ArrayData
-from harness.data.analytic import ROWS, ArrayTruth
 from harness.data.base import PreparedData
+from harness.data.rows import ROWS, ArrayTruth
 def load(config, folder):
     return ArrayTruth(ArrayData(source="array", path=str(folder / ROWS), num_examples=config.num_examples))
 def prepared(config, room):

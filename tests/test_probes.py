@@ -14,7 +14,8 @@ from conftest import ROOT, TEXT, Make, harness
 
 from harness.config.schema import Split, TextData
 from harness.data.documents import read_documents
-from harness.data.text import MAX_OTHER_BLOCKS, TextCorpus, read_other, split_documents
+from harness.data.packing import read_other, split_documents
+from harness.data.text import MAX_OTHER_BLOCKS, TextCorpus
 from harness.errors import ConfigError, LearnerError
 from harness.preparation import load_data
 from harness.store import Store

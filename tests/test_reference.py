@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data.documents import Documents
-from harness.data.text import split_documents
+from harness.data.packing import split_documents
 from harness.errors import InputError
 from harness.inspection.reference import Origin, build, snapshot_of
 from harness.metrics.overlap import NGRAM, overlaps, with_passages

@@ -16,7 +16,7 @@ from harness.chain.context import Context
 from harness.chain.earlier import ARRAYS, Earlier
 from harness.chain.plan import Plan, Site
 from harness.curation import gather, training_examples
-from harness.data.text import corpus_science, other_science, read_other
+from harness.data.packing import corpus_science, other_science, read_other
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
 from harness.learners.base import (

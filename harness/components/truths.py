@@ -135,8 +135,8 @@ AnalyticData = GaussianData | DiscreteData | LinearData | MixtureData | ShapeDat
 def _kind(section: type[DataSection], places: Sequence[str] = (), **example: Any) -> DataKind:
     return DataKind(
         section=section,
-        prepare="harness.data.analytic:prepared",
-        load="harness.data.analytic:load_truth",
+        prepare="harness.data.truths:prepared",
+        load="harness.data.truths:load_truth",
         sources=get_args(section.model_fields["source"].annotation),
         places=places,
         example=example,

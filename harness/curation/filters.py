@@ -25,7 +25,8 @@ from harness.components.filters import (
 )
 from harness.config.schema import Filter
 from harness.data import RealData
-from harness.data.analytic import Density, LinearTruth
+from harness.data.analytic import Density
+from harness.data.distributions import LinearTruth
 from harness.errors import LearnerError
 from harness.metrics.lexical import repetition_shares, row_hashes
 from harness.records import REAL, Examples

@@ -15,7 +15,7 @@ from harness.curation.filters import Judge, first_accepted, is_short, raw_count,
 from harness.curation.pool import choose
 from harness.curation.tally import FilterTally
 from harness.data import RealData
-from harness.data.analytic import load_teacher
+from harness.data.truths import load_teacher
 from harness.errors import LearnerError
 from harness.records import EXTERNAL, REAL, TEACHER, Counts, Examples, Part, Selection
 from harness.regimes import Drawn, draw

@@ -25,10 +25,10 @@ from harness.config.schema import science
 from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples, supply_of
 from harness.data.conversations import Conversation, read_conversations
 from harness.data.documents import Documents, read_named
+from harness.data.packing import pack, shuffled, split_documents
 from harness.data.remembered import recall, remember
 from harness.data.rendering import Messages, Rendering, copy_tokenizer, make_rendering, read_rendering
 from harness.data.task import TaskCorpus, collect
-from harness.data.text import pack, shuffled, split_documents
 from harness.errors import DataError
 from harness.files import write_json
 from harness.records import Examples

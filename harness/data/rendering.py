@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer
-from harness.data.text import put
 from harness.data.tokenizers import END_OF_TEXT, load_pretrained, train_tokenizer
 from harness.errors import DataError
+from harness.files import put
 from harness.terminal import shown
 
 TEMPLATE = "chat_template.jinja"

@@ -1,7 +1,9 @@
-"""Rows of numbers, as they are read from a file."""
+"""Rows of numbers of a file: read, split and shuffled once."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.truths import ArrayData
+from harness.data.analytic import Array, Truth
+from harness.data.base import own_examples, supply_of
 from harness.data.reading import check_size, load_array, open_parquet, refuse_twice
 from harness.errors import DataError
+from harness.records import Examples
+from harness.science import DataSpec
+from harness.streams import stream
 from harness.terminal import shown
+
+ROWS = "rows.npy"
+"""The file of rows that are kept in a folder."""
 
 
 def read_rows(config: ArrayData) -> npt.NDArray[np.float64]:
@@ -66,3 +76,84 @@ def _read_columns(path: Path, config: ArrayData) -> npt.NDArray[Any]:
         raise DataError(
             f"data.path: {path} cannot be read ({(str(error).splitlines() or [''])[0]})"
         ) from None
+
+
+class ArrayTruth(Truth):
+    """Rows of a file: split and shuffled once, the same for every seed."""
+
+    config: ArrayData
+
+    def __init__(self, config: ArrayData, purpose: str = "real") -> None:
+        """Read the file.
+
+        Raises:
+            DataError: It cannot be read, or holds something else than finite numbers.
+        """
+        super().__init__(config, purpose)
+        self.rows = read_rows(config)
+        self.fingerprint = hashlib.sha256(repr(self.rows.shape).encode() + self.rows.tobytes()).hexdigest()[
+            :32
+        ]
+        held_out = max(1, round(config.test * len(self.rows)))
+        shuffled = self.rows[stream(0, 0, "rows").permutation(len(self.rows))]
+        self._test, self._train = shuffled[:held_out], shuffled[held_out:]
+        if len(self._train) < 2:
+            raise DataError(
+                f"data.path: {config.path} has {len(self.rows)} rows, too few to hold {held_out} out"
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What enters keys: the rows by their content, never by their path."""
+        found = super().identity
+        del found["path"]
+        return {**found, "content": self.fingerprint}
+
+    @property
+    def stored(self) -> Mapping[str, Any]:
+        """The rows decide their folder."""
+        return {"kind": "array", "content": self.fingerprint}
+
+    @property
+    def origin(self) -> str:
+        """The file."""
+        return self.config.path
+
+    def write(self, folder: Path) -> None:
+        """Write the rows."""
+        np.save(folder / ROWS, self.rows, allow_pickle=False)
+
+    def teacher(self, changes: Mapping[str, Any]) -> DataSpec:
+        """None: refused."""
+        raise DataError(
+            "regime.source.model: rows of a file have no parameters that a teacher could differ in"
+        )
+
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        """Columns."""
+        return int(self.rows.shape[1])
+
+    @property
+    def num_examples(self) -> int:
+        """Real training examples of generation 0."""
+        return self.config.num_examples or self.supply
+
+    @property
+    def supply(self) -> int:
+        """Rows that are not held out, or those of the segment."""
+        return supply_of(self.config, len(self._train))
+
+    def real(self, seed: int, count: int) -> Examples:
+        """The first ``count`` rows, the same for every seed unless they are resampled."""
+        return Examples.full(self._train[own_examples(self.config, seed, len(self._train), count)])
+
+    @property
+    def num_test(self) -> int:
+        """Rows that are held out."""
+        return len(self._test)
+
+    @property
+    def test(self) -> Array:
+        """The rows that are held out."""
+        return self._test

@@ -19,7 +19,7 @@ from harness.bundle import Again, Lesson
 from harness.curation import accepted, judge_of, training_examples, undetected
 from harness.curation.filters import is_short, raw_count
 from harness.data.base import RealData
-from harness.data.text import corpus_science, read_other
+from harness.data.packing import corpus_science, read_other
 from harness.errors import DamagedError, HarnessError
 from harness.inventory.slices import make_slices
 from harness.records import EXTERNAL, MEMBER, REAL, TEACHER, Examples

@@ -11,7 +11,7 @@ from typing import Any
 from harness.components import LEARNERS
 from harness.components.merging import share_of_way
 from harness.config.schema import Config
-from harness.data.analytic import DiscreteTruth
+from harness.data.distributions import DiscreteTruth
 from harness.registry import named
 
 

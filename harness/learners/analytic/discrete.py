@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.data.analytic import DiscreteTruth, choose
+from harness.data.distributions import DiscreteTruth, choose
 from harness.learners.analytic.family import Array, Chains, Family, Parameters, Summary
 from harness.metrics.analytic import discrete_metrics
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 
 from harness.config.schema import LinearRegression
-from harness.data.analytic import LinearTruth
+from harness.data.distributions import LinearTruth
 from harness.learners.analytic.family import Array, Chains, Family, Parameters, Summary, affine, padding
 from harness.metrics.analytic import regression_metrics
 

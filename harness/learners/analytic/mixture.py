@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config.schema import Mixture
-from harness.data.analytic import choose
+from harness.data.distributions import choose
 from harness.learners.analytic.family import ROWS, Array, Chains, Family, Parameters, Summary, padding
 from harness.learners.analytic.gaussian import factor
 from harness.metrics.analytic import mixture_log_density, moments

@@ -1,0 +1,56 @@
+"""The truth that a section describes: made, prepared, and loaded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.components import DATA_KINDS
+from harness.components.truths import AnalyticData
+from harness.config.schema import data_kind
+from harness.data.analytic import Distribution, Truth
+from harness.data.base import PreparedData, Room
+from harness.data.distributions import DiscreteTruth, GaussianTruth, LinearTruth, MixtureTruth, ShapeTruth
+from harness.data.rows import ROWS, ArrayTruth
+from harness.registry import named
+from harness.science import DataSpec
+
+TRUTHS: dict[str, type[Truth]] = {
+    "gaussian": GaussianTruth,
+    "discrete": DiscreteTruth,
+    "linear": LinearTruth,
+    "mixture": MixtureTruth,
+    "array": ArrayTruth,
+}
+
+
+def make_truth(config: AnalyticData, purpose: str = "real") -> Truth:
+    """The distribution of a section.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    return TRUTHS.get(config.source, ShapeTruth)(config, purpose)
+
+
+def prepared(config: AnalyticData, room: Room) -> PreparedData:
+    """A known distribution, which needs no folder, or rows, which are kept in one.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    truth = make_truth(config)
+    if truth.stored is not None:
+        room.folder(truth.stored, truth.write)
+    return PreparedData(truth.identity, truth, {"source": truth.origin})
+
+
+def load_truth(config: AnalyticData, folder: Path | None) -> Truth:
+    """What a section describes, or the rows in a folder."""
+    return make_truth(config if folder is None else config.model_copy(update={"path": str(folder / ROWS)}))
+
+
+def load_teacher(spec: DataSpec) -> Distribution:
+    """A fixed teacher, from its spec (`Distribution.teacher`): its examples are not the real ones."""
+    teacher: Distribution = named(DATA_KINDS[data_kind(spec.section)].load)(spec.section, None)
+    teacher.purpose = "teacher"
+    return teacher

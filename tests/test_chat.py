@@ -749,9 +749,9 @@ def test_what_a_model_forgets_of_other_text_is_measured(
 ) -> None:
     """Plain text in blocks, without a prompt in front and nothing hidden, under each model and the first."""
     from harness.components.text import Split
-    from harness.data.chat import OTHER_BLOCKS, OTHER_TOKENS
     from harness.data.documents import Documents
     from harness.data.packing import split_documents
+    from harness.data.rendered import OTHER_BLOCKS, OTHER_TOKENS
 
     lines = [f"Line {n} says that {n} times {n} is {n * n}, and <|im_end|> is a word." for n in range(3000)]
     (tmp_path / "text.txt").write_text("\n\n".join(lines))

@@ -1,36 +1,38 @@
-"""Prompts and completions in a pretrained model's tokens: chats from files and the hub, and tasks as chats.
-
-An example is a rendered prompt, filled up in front to one length, and a completion with the token that ends
-it. What fills up is hidden from the model (`harness.learners.language_model.filling`), so a prompt is read as
-if it stood alone.
-"""
+"""Chats from files and the hub, and tasks as chats, in a pretrained model's tokens."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.components.chat import ChatData
 from harness.components.tasks import TASKS, TaskData
-from harness.components.text import BpeTokenizer, Split
+from harness.components.text import BpeTokenizer
 from harness.config.schema import science
-from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples, supply_of
+from harness.data.base import PreparedData, Room, own_examples, supply_of
 from harness.data.conversations import Conversation, read_conversations
-from harness.data.documents import Documents, read_named
-from harness.data.packing import pack, shuffled, split_documents
 from harness.data.remembered import recall, remember
-from harness.data.rendering import Messages, Rendering, copy_tokenizer, make_rendering, read_rendering
-from harness.data.task import TaskCorpus, collect
+from harness.data.rendered import (
+    NOT_STORED,
+    SIDES,
+    Item,
+    RenderedCorpus,
+    Row,
+    check_prompts,
+    content_of,
+    in_tokens,
+    rendered_science,
+    stored,
+    write,
+)
+from harness.data.rendering import make_rendering
+from harness.data.task import collect
 from harness.errors import DataError
-from harness.files import write_json
 from harness.records import Examples
 from harness.section import HUB
 from harness.streams import stream
@@ -41,44 +43,6 @@ from harness.terminal import shown
 VERSION = 1
 """Version of reading, splitting, rendering and filling up, and of how other texts are cut; part of every
 key."""
-PROMPTS = "prompts.parquet"
-SIDES = ("train", "validation", "test")
-OTHER_TOKENS, OTHER_BLOCKS = 128, 32
-"""Of another real text that a model is scored on: tokens of a block, and blocks."""
-NOT_STORED = ("num_examples", "reserve", "resample")
-"""Fields that decide how much of the prepared folder is used, not what is in it."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One example before it is tokens.
-
-    Attributes:
-        messages: The prompt.
-        prompt: The prompt as one text; what a task's checker is asked about.
-        completion: What is learned; None where a task has no solutions.
-        answer: The reference answer.
-        where: Where it comes from, for messages.
-        skill: As of `harness.tasks.Problem`.
-        difficulty: As of `harness.tasks.Problem`.
-    """
-
-    messages: Messages
-    prompt: str
-    completion: str | None
-    answer: str | None
-    where: str
-    skill: str = "all"
-    difficulty: int = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """An example as tokens."""
-
-    item: Item
-    prompt: list[int]
-    completion: list[int]
 
 
 def prepared(config: ChatData, room: Room) -> PreparedData:
@@ -91,7 +55,7 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
     known = None if use is None else recall(config.source, config.revision, use)
     if known is not None:
         spec = _spec(config, known["fingerprint"], known["rendering"])
-        kept = room.known(_stored(spec))
+        kept = room.known(stored(spec))
         if kept is not None:  # so nothing of it has to be read
             return PreparedData(spec, ChatCorpus(config, kept), {"source": config.source, **known["about"]})
     sides, shared = read_conversations(config)
@@ -104,20 +68,20 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
             )
     texts = [text for item in items["train"] for text in (item.prompt, item.completion or "")]
     rendering = make_rendering(config.tokenizer, config.template, config.system, texts)
-    rows, dropped = _fit(config, rendering, items, config.too_long)
+    rows, dropped = in_tokens(config, rendering, items, config.too_long)
     rows["train"] = [rows["train"][place] for place in stream(0, 0, "chats").permutation(len(rows["train"]))]
-    _check_prompts(rows)
+    check_prompts(rows)
     _check_references(config, rows)
     about = {
         "prompts": {side: len(rows[side]) for side in SIDES},
         "too_long": dropped,
         "on_two_sides": shared,
     }
-    found = {"fingerprint": _content(rows), "rendering": rendering.fingerprint(), "about": about}
+    found = {"fingerprint": content_of(rows), "rendering": rendering.fingerprint(), "about": about}
     if use is not None and known is None:
         remember(config.source, config.revision, use, found)
-    spec = _spec(config, _content(rows), rendering.fingerprint())
-    folder = room.folder(_stored(spec), lambda folder: _write(config, rendering, rows, folder))
+    spec = _spec(config, content_of(rows), rendering.fingerprint())
+    folder = room.folder(stored(spec), lambda folder: write(config, rendering, rows, folder))
     return PreparedData(spec, ChatCorpus(config, folder), {"source": config.source, **about})
 
 
@@ -145,17 +109,17 @@ def prepared_task(config: TaskData, room: Room) -> PreparedData:
     assert config.tokenizer is not None
     rendering = make_rendering(config.tokenizer, config.template, config.system, ())
     items = {side: [_of_problem(config, item) for item in found] for side, found in collect(config).items()}
-    rows, _ = _fit(config, rendering, items)
-    _check_prompts(rows)
+    rows, _ = in_tokens(config, rendering, items)
+    check_prompts(rows)
     plugin = TASKS.loaded[config.task.kind]
     task = {"task": {**science(config.task), "version": plugin.version}}
     spec = {
         "kind": "task chat",
         "version": VERSION,
-        **_science(config, _content(rows), rendering.fingerprint()),
+        **rendered_science(config, content_of(rows), rendering.fingerprint()),
         **task,
     }
-    folder = room.folder(_stored(spec), lambda folder: _write(config, rendering, rows, folder))
+    folder = room.folder(stored(spec), lambda folder: write(config, rendering, rows, folder))
     about = {"source": "task", "task": config.task.kind, "prompts": {s: len(rows[s]) for s in SIDES}}
     return PreparedData(spec, RenderedCorpus(config, folder), about)
 
@@ -187,282 +151,8 @@ def _check_references(config: ChatData, rows: Mapping[str, Sequence[Row]]) -> No
             ) from None
 
 
-def _content(rows: Mapping[str, Sequence[Row]]) -> str:
-    """A hash of every token of every example, and of what is known of it."""
-    digest = hashlib.sha256()
-    for side in SIDES:
-        for row in rows[side]:
-            item = row.item
-            what = [side, row.prompt, row.completion, item.prompt, item.answer, item.skill, item.difficulty]
-            digest.update(json.dumps(what).encode() + b"\n")
-    return digest.hexdigest()[:32]
-
-
 def _spec(config: ChatData, content: str, rendering: str) -> dict[str, Any]:
-    return {"kind": "chat", "version": VERSION, **_science(config, content, rendering)}
-
-
-def _science(config: ChatData | TaskData, content: str, rendering: str) -> dict[str, Any]:
-    """What of the data enters keys: every token of them, and how others would be made."""
-    places = ("kind", "source", "revision", "prompt", "completion", "messages", "answer", "template")
-    left_out = {*places, "tokenizer", "system", "too_long", "task"}
-    return {
-        **{name: value for name, value in science(config).items() if name not in left_out},
-        "content": content,
-        "rendering": rendering,
-        "lengths": [config.prompt_length, config.block_size],
-    }
-
-
-def _stored(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in spec.items() if name not in NOT_STORED}
-
-
-def _fit(
-    config: ChatData | TaskData,
-    rendering: Rendering,
-    items: Mapping[str, Sequence[Item]],
-    too_long: Literal["error", "drop"] | None = None,
-) -> tuple[dict[str, list[Row]], int]:
-    """Examples as tokens, and how many were left out because there is no room for them.
-
-    Args:
-        config: The section.
-        rendering: How they become tokens.
-        items: By side.
-        too_long: What becomes of those for which there is no room; None where the section cannot say it.
-
-    Raises:
-        DataError: There is no room for one, or its completion holds the token that ends it.
-    """
-    room = {"prompt": config.prompt_length, "completion": config.block_size - config.prompt_length}
-    end, dropped, first = rendering.end, 0, ""
-    longest = {"prompt": 0, "completion": 0}
-    found: dict[str, list[Row]] = {}
-    for side, part in items.items():
-        prompts = rendering.prompts([rendering.text(item.messages, item.where) for item in part])
-        completions = rendering.ids([item.completion or "" for item in part])
-        found[side] = []
-        for item, prompt, completion in zip(part, prompts, completions, strict=True):
-            if end in completion:
-                name = shown(rendering.tokenizer.convert_ids_to_tokens(end))
-                raise DataError(
-                    f"data.completion: {item.where} holds {name}, the token that ends a completion"
-                )
-            row = Row(item, prompt, [] if item.completion is None else [*completion, end])
-            sizes = {"prompt": len(row.prompt), "completion": len(row.completion)}
-            longest = {what: max(longest[what], sizes[what]) for what in longest}
-            over = next((what for what in room if sizes[what] > room[what]), None)
-            if over is None:
-                found[side].append(row)
-                continue
-            dropped += 1
-            first = first or (
-                f"data.{over}_tokens: the {over} of {item.where} takes {sizes[over]} tokens, there is room "
-                f"for {room[over]}"
-            )
-    if dropped and too_long != "drop":
-        needed = ", ".join(f"{what}_tokens {size}" for what, size in longest.items() if size > room[what])
-        also = ", or too_long: drop, which leaves them out" if too_long else ""
-        raise DataError(f"{first}; {dropped} are too long, allowed: at least {needed}{also}")
-    empty = next((side for side in found if not found[side]), None)
-    if empty is not None:
-        raise DataError(f"{first}; nothing is left of the {empty} side")
-    return found, dropped
-
-
-def _check_prompts(rows: Mapping[str, Sequence[Row]]) -> None:
-    """One prompt, as it is rendered, is on one side and has one answer.
-
-    Raises:
-        DataError: It is not; names the rows.
-    """
-    known: dict[tuple[int, ...], tuple[str, Item]] = {}
-    for side in SIDES:
-        for row in rows[side]:
-            other_side, other = known.setdefault(tuple(row.prompt), (side, row.item))
-            both = f"{other.where} and {row.item.where}"
-            if other_side != side:
-                raise DataError(
-                    f"data.template: {both} are one prompt as it is rendered, and on different sides "
-                    f"({other_side}, {side}); the template leaves out in what they differ"
-                )
-            if other.answer != row.item.answer:
-                raise DataError(
-                    f"data.answer: {both} have the same prompt and different answers, "
-                    f"{shown(other.answer)} and {shown(row.item.answer)}"
-                )
-
-
-def _filler(rows: Mapping[str, Sequence[Row]], end: int) -> int:
-    """The token that fills prompts up: one that none begins with."""
-    begun = {row.prompt[0] for part in rows.values() for row in part}
-    return end if end not in begun else next(token for token in range(len(begun) + 1) if token not in begun)
-
-
-def _write(
-    config: ChatData | TaskData, rendering: Rendering, rows: Mapping[str, Sequence[Row]], folder: Path
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from safetensors.numpy import save_file
-
-    start, width, fill = config.prompt_length, config.block_size, _filler(rows, rendering.end)
-    arrays: dict[str, Any] = {}
-    for side in SIDES:
-        values = np.zeros((len(rows[side]), width), dtype=np.int32)
-        values[:, :start] = fill
-        lengths = np.zeros(len(values), dtype=np.int32)
-        for place, row in enumerate(rows[side]):
-            values[place, start - len(row.prompt) : start] = row.prompt
-            values[place, start : start + len(row.completion)] = row.completion
-            lengths[place] = start + len(row.completion)
-        arrays |= {side: values, f"{side}_lengths": lengths}
-    written = np.concatenate([np.array(row.completion, dtype=np.int64) for row in rows["train"]])
-    counts = np.bincount(written, minlength=rendering.vocab_size).astype(np.int64)
-    save_file({**arrays, "counts": counts}, folder / "blocks.safetensors")
-    rendering.write(folder)
-    table = {
-        "side": [side for side in SIDES for _ in rows[side]],
-        "prompt": [row.item.prompt for side in SIDES for row in rows[side]],
-        "answer": pa.array([row.item.answer for side in SIDES for row in rows[side]], pa.string()),
-    }
-    pq.write_table(pa.table(table), folder / PROMPTS)
-    meta = {
-        "bos": rendering.end
-        if rendering.tokenizer.bos_token_id is None
-        else rendering.tokenizer.bos_token_id,
-        "eos": rendering.end,
-        "fill": fill,
-        "vocab_size": rendering.vocab_size,
-        "prompt_tokens": start,
-        "block_size": width,
-        "skills": {side: [row.item.skill for row in rows[side]] for side in SIDES},
-        "difficulties": {side: [row.item.difficulty for row in rows[side]] for side in SIDES},
-    }
-    write_json(folder / "meta.json", meta)
-
-
-class RenderedCorpus(TaskCorpus):
-    """Prompts and completions in tokens that are no characters; the checker is a task's."""
-
-    other_tokens = OTHER_TOKENS
-
-    def __init__(self, config: TaskData | ChatData, folder: Path) -> None:
-        """Read the examples.
-
-        Args:
-            config: The section.
-            folder: What `prepared` or `prepared_task` wrote.
-        """
-        import pyarrow.parquet as pq
-
-        super().__init__(config, folder)  # type: ignore[arg-type]
-        self.fill = int(self.meta["fill"])
-        table = pq.read_table(folder / PROMPTS).to_pydict()
-        tokens = np.concatenate([self._blocks[side][:, : self.prompt_tokens] for side in SIDES])
-        known = zip(table["prompt"], table["answer"], strict=True)
-        self.about: Mapping[bytes, tuple[str, str | None]] = {
-            row.tobytes(): about for row, about in zip(tokens.astype(np.int32), known, strict=True)
-        }
-        """Prompt and reference answer, by the prompt's tokens."""
-
-    @property
-    def repeated(self) -> int:
-        """Training examples whose prompt another one before them has."""
-        return len(self._blocks["train"]) - len(
-            np.unique(self._blocks["train"][:, : self.prompt_tokens], axis=0)
-        )
-
-    @property
-    def end(self) -> int:
-        """The token that ends a completion."""
-        return int(self.meta["eos"])
-
-    @cached_property
-    def rendering(self) -> Rendering:
-        """How other prompts become tokens."""
-        return read_rendering(self.folder, self.config.system)
-
-    def _about(self, examples: Examples) -> list[tuple[str, str | None]]:
-        prompts = np.ascontiguousarray(examples.values[:, : self.prompt_tokens], dtype=np.int32)
-        return [self.about[row.tobytes()] for row in prompts]
-
-    def prompts(self, examples: Examples) -> list[str]:
-        """The prompts of examples as the data have them, before they are rendered."""
-        return [prompt for prompt, _ in self._about(examples)]
-
-    def _text(self, tokens: npt.NDArray[np.integer[Any]]) -> str:
-        return self.decode(tokens.tolist()).strip()
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a user's message, rendered and filled up.
-
-        Raises:
-            DataError: It is too long, or begins with the token that fills up.
-        """
-        ids = self.rendering.prompts([self.rendering.text([("user", self._asked(text))], shown(text))])[0]
-        if len(ids) > self.prompt_tokens:
-            raise DataError(
-                f"evaluate.prompts: {shown(text)} takes {len(ids)} tokens, there is room for "
-                f"{self.prompt_tokens} (data.prompt_tokens)"
-            )
-        if ids[0] == self.fill:
-            raise DataError(f"evaluate.prompts: {shown(text)} begins with the token that fills prompts up")
-        return [cast("int", self.fill)] * (self.prompt_tokens - len(ids)) + ids
-
-    @property
-    def rendered(self) -> RenderedCorpus:  # type: ignore[override]
-        """They are such."""
-        return self
-
-    def check_prompts(self, texts: Sequence[str]) -> None:
-        """Look whether there is room for the texts that every generation continues.
-
-        Raises:
-            DataError: There is not.
-        """
-        for text in texts:
-            self.encode(text)
-
-    def _asked(self, text: str) -> str:
-        return self.config.instruction.replace("{prompt}", text)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, without what fills up in front."""
-        start = 0
-        while start < len(tokens) and tokens[start] == self.fill:
-            start += 1
-        text: str = self.tokenizer.decode([int(token) for token in tokens[start:]], skip_special_tokens=False)
-        return text
-
-    def other(self, name: str, source: str) -> ExternalCorpus:
-        """The test side of a real text, in blocks of `OTHER_TOKENS`: what a model may forget.
-
-        Args:
-            name: What it is called in ``evaluate.others``.
-            source: As in ``data.source`` of text. It is split as texts are, unless it has splits of its own.
-
-        Returns:
-            At most `OTHER_BLOCKS` blocks, a fixed random sample where there are more. The hash is of all of
-            the test side.
-
-        Raises:
-            DataError: It cannot be read, or its test side does not fill one block.
-        """
-        field, end = f"evaluate.others.{name}", self.rendering.tokenizer.eos_token_id
-        documents = Documents(tuple(split_documents(read_named(source, field=field), Split())["test"]), {})
-        blocks = pack(self.tokenizer, documents.whole, [self.end if end is None else end], OTHER_TOKENS)
-        if not len(blocks):
-            raise DataError(
-                f"{field}: the test side of {source} has fewer than {OTHER_TOKENS} tokens, not one block"
-            )
-        return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(blocks)[:OTHER_BLOCKS]))
-
-    def write_tokenizer(self, folder: Path) -> bool:
-        """Put the tokenizer with its template beside a model."""
-        copy_tokenizer(self.folder, folder)
-        return True
+    return {"kind": "chat", "version": VERSION, **rendered_science(config, content, rendering)}
 
 
 class ChatCorpus(RenderedCorpus):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from harness.config.schema import Sample
-    from harness.data.chat import RenderedCorpus
+    from harness.data.rendered import RenderedCorpus
     from harness.data.task import TaskCorpus
 
 _CONTINUED: Mapping[str, Prompts] = {"bos": "none", "real_prefix": "real", "previous_prefix": "previous"}

@@ -15,7 +15,7 @@ from harness.components.model import Model, resolve_model
 from harness.components.objectives import OBJECTIVES
 from harness.components.tasks import Prompted
 from harness.config.schema import Config, TextData, Train
-from harness.data.chat import RenderedCorpus
+from harness.data.rendered import RenderedCorpus
 from harness.data.text import TextCorpus
 from harness.errors import DataError
 from harness.learners.base import Resolved

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from harness.data.chat import RenderedCorpus
+from harness.data.rendered import RenderedCorpus
 from harness.errors import DataError
 from harness.learners.language_model.cuda import inference
 from harness.learners.language_model.filling import hidden

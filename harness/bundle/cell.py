@@ -1,28 +1,17 @@
-"""The recursive algorithm for cheap learners: many chains at once, each as it would be alone.
-
-The same steps as `harness.chain`: training set, fit, sample, evaluate; the corpora stay in memory and are not
-kept. Chains of one cell go through them together, as the first axis of every array.
-"""
+"""The chains of one cell on their way through the generations."""
 
 from __future__ import annotations
 
-import platform
-import socket
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from threadpoolctl import threadpool_limits
 
-from harness import __version__
-from harness.components import PACKAGES
-from harness.curation import Chosen, Sources, taught, training_examples
-from harness.data.analytic import Truth
+from harness.bundle.job import CellJob, is_drawn
+from harness.curation import Chosen, taught, training_examples
 from harness.errors import LearnerError
 from harness.learners.analytic.family import (
     Array,
@@ -33,184 +22,23 @@ from harness.learners.analytic.family import (
     make_family,
     select,
 )
-from harness.learners.analytic.learner import versions
 from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status, writer_of
-from harness.science import BundledChain, CellSpec, FitSpec, Lineage, Node, build
+from harness.science import BundledChain, FitSpec, Lineage
 from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
 from harness.turn import turn
 
 
-@dataclass(frozen=True)
-class CellJob:
-    """One cell of a bundle: what its chains are, and the data that they share.
-
-    Attributes:
-        spec: What its chains have in common.
-        truth: The real distribution.
-        weights: Whose parameters are kept (``retention.weights``).
-    """
-
-    spec: CellSpec
-    truth: Truth
-    weights: Literal["all", "last", "none"]
-
-    @property
-    def alone(self) -> bool:
-        """Whether a unit holds one chain.
-
-        Filters and other cells' chains may end one chain and not another.
-        """
-        return bool(self.spec.filters) or self.spec.source is not None
-
-    @property
-    def bytes_per_chain(self) -> int:
-        """Rough memory of one chain.
-
-        Its training set, or the whole pool that it is drawn from, its real examples, its model.
-        """
-        recipes = [self.spec.recipe(generation) for generation in (1, self.spec.generations)]
-        pooled = any(
-            recipe.take is not None or (_random(recipe, self.spec.n) and len(recipe.parts) > 2)
-            for recipe in recipes
-        )
-        rows = max(sum(part.count for part in recipe.parts) if pooled else recipe.size for recipe in recipes)
-        real = max(
-            (part.offset + part.count for recipe in recipes for part in recipe.parts if part.origin == REAL),
-            default=0,
-        )
-        family = make_family(self.spec.learner.section, self.truth)
-        return int(8 * ((rows + real) * self.truth.width + family.numbers_per_chain(rows, self.spec.n)))
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Chains that are run together: same-shaped ones of a cell, or those of a population's members.
-
-    Attributes:
-        chains: The chains, for each of their cells one per seed.
-        jobs: By index: their cells' jobs, and those of the cells that write for them.
-    """
-
-    chains: tuple[BundledChain, ...]
-    jobs: Mapping[int, CellJob]
-
-
-def run_unit(unit: Unit) -> pa.Table:
-    """Run the chains of a unit; one row per chain and generation.
-
-    Args:
-        unit: The chains.
-
-    Raises:
-        LearnerError: The filters leave nothing to train on.
-    """
-    with threadpool_limits(limits=1):
-        cells = _cells(unit)
-        for cell, generation in _order(cells):
-            cell.step(generation)
-        return _rows(unit, cells)
-
-
-def _order(cells: Mapping[int, _Cell]) -> Iterator[tuple[_Cell, int]]:
-    """Every generation of every cell, behind what it reads.
-
-    A writer goes all its way first, for a reader may read any generation of it; the members of a population,
-    who read each other, go side by side.
-    """
-    for index, cell in cells.items():
-        group = [cells[member] for member in cell.spec.members or (index,)]
-        if cell is not group[0]:
-            continue
-        for now in range(max(member.spec.arrives + member.spec.generations for member in group) + 1):
-            for member in group:
-                if 0 <= now - member.spec.arrives <= member.spec.generations:
-                    yield member, now - member.spec.arrives
-
-
-def _rows(unit: Unit, cells: Mapping[int, _Cell]) -> pa.Table:
-    """The rows of a unit's chains, cell by cell."""
-    by_cell: dict[int, list[BundledChain]] = {}
-    for chain in unit.chains:
-        by_cell.setdefault(chain.cell, []).append(chain)
-    tables = [cells[index].rows(chains) for index, chains in by_cell.items()]
-    return pa.concat_tables(tables, promote_options="default") if len(tables) > 1 else tables[0]
-
-
-def _cells(unit: Unit) -> dict[int, _Cell]:
-    """The cells of a unit, those that write for others before these."""
-    seeds = tuple(dict.fromkeys(chain.seed for chain in unit.chains))
-    lineage = build(
-        {index: job.spec for index, job in unit.jobs.items()}, lambda index, seed: str(index), seeds
-    )
-    cells: dict[int, _Cell] = {}
-    for index, job in unit.jobs.items():
-        writer = None if job.spec.source is None else cells[job.spec.source]
-        cells[index] = _Cell(index, job, seeds, lineage, writer)
-        if writer is not None:
-            writer.read_by_others |= frozenset(cells[index].last_use)
-            writer.keeps_models |= bool(job.spec.filters)
-    for cell in cells.values():
-        cell.members = [cells[index] for index in cell.spec.members]
-        for recipe in cell.recipes:
-            for part in recipe.parts:
-                place, generation = writer_of(part.origin) if part.origin >= 0 else (None, 0)
-                if place is not None:
-                    cell.members[recipe.writers[place]].read_by_others |= {generation}
-    return cells
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a chain trains on in one generation.
-
-    Attributes:
-        cell: Index of the chain's cell.
-        node: The generation.
-        nodes: By key, those whose corpora it reads.
-        sources: Where its training examples come from.
-    """
-
-    cell: int
-    node: Node
-    nodes: Mapping[str, Node]
-    sources: Sources
-
-
-class Again:
-    """A unit that is run again to look at what its chains train on, which bundles do not keep."""
-
-    def __init__(self, unit: Unit) -> None:
-        """Nothing is computed yet."""
-        self.unit, self.cells = unit, _cells(unit)
-        for cell in self.cells.values():
-            cell.read_by_others = frozenset(range(cell.job.spec.generations + 1))
-
-    def lessons(self) -> Iterator[Lesson]:
-        """Every generation of every chain, when all that it reads is written."""
-        wanted = {chain.cell for chain in self.unit.chains}
-        with threadpool_limits(limits=1):
-            for cell, generation in _order(self.cells):
-                cell.begin(generation)
-                for place in range(len(cell.alive)) if cell.index in wanted else ():
-                    node = cell.nodes[cell.seeds[cell.alive[place]]][generation]
-                    yield Lesson(cell.index, node, cell.all_nodes, _Sources(cell, place))
-                cell.step(generation)
-
-    def rows(self) -> pa.Table:
-        """As `run_unit`; behind the last lesson."""
-        return _rows(self.unit, self.cells)
-
-
-class _Cell:
+class CellRun:
     """The chains of one cell on their way through the generations."""
 
     def __init__(
-        self, index: int, job: CellJob, seeds: tuple[int, ...], lineage: Lineage, writer: _Cell | None
+        self, index: int, job: CellJob, seeds: tuple[int, ...], lineage: Lineage, writer: CellRun | None
     ) -> None:
+        """Nothing is computed yet; ``writer`` is another cell, whose corpora they read."""
         self.index, self.job, self.spec = index, job, job.spec
         self.seeds, self.writer = tuple(job.spec.seed(seed) for seed in seeds), writer or self
-        self.members: list[_Cell] = []
+        self.members: list[CellRun] = []
         """Of its population, itself among them."""
         self.filters: list[Any] = [part.section for part in job.spec.filters]
         self.family = make_family(job.spec.learner.section, job.truth)
@@ -246,7 +74,7 @@ class _Cell:
         self.models: dict[int, Parameters] = {}
         """Generation to its models, where filters may ask for more of its corpus."""
         self.pieces: list[pa.Table] = []
-        self.whole = not self.filters and not any(_random(recipe, job.spec.n) for recipe in self.recipes)
+        self.whole = not self.filters and not any(is_drawn(recipe, job.spec.n) for recipe in self.recipes)
         self.last_use = {origin: g for g, node in enumerate(first) for origin in node.spec.fit.corpora}
 
     # --- the four steps -------------------------------------------------------------------------------------
@@ -261,7 +89,7 @@ class _Cell:
                 if not there.all():
                     self._keep(there)
 
-    def _writer(self, origin: int) -> tuple[_Cell, int]:
+    def _writer(self, origin: int) -> tuple[CellRun, int]:
         """The cell that has written an origin in this generation's training set, and its generation."""
         place, generation = writer_of(origin)
         writers = self.recipes[self.generation].writers
@@ -355,7 +183,7 @@ class _Cell:
 
     def _training(self, recipe: Recipe, chains: Chains) -> Summary:
         self.selected = {}
-        if not _random(recipe, self.spec.n) and not self.filters and self.family.synthetic_weight == 1.0:
+        if not is_drawn(recipe, self.spec.n) and not self.filters and self.family.synthetic_weight == 1.0:
             return self._merged(recipe.parts, chains)
         made = [self._drawn(chains, chain) for chain in range(len(chains))]
         found = [chosen.selection.metrics() for _, chosen in made if chosen.selection is not None]
@@ -399,7 +227,7 @@ class _Cell:
     def _drawn(self, chains: Chains, chain: int) -> tuple[Summary, Chosen]:
         """One chain's training set, where it is drawn at random or filtered."""
         spec = self._spec(chains.generation, chain)
-        chosen = training_examples(spec, self.job.truth, _Sources(self, chain))
+        chosen = training_examples(spec, self.job.truth, Held(self, chain))
         drawn, parts = chosen.drawn, []
         origins = list(dict.fromkeys(drawn.origin.tolist()))
         for origin in origins:
@@ -458,7 +286,7 @@ class _Cell:
         return whole.add_column(1, "seed", pa.array(seeds[place]))
 
 
-def _more(writer: _Cell, seed: int, generation: int, count: int) -> Array:
+def _more(writer: CellRun, seed: int, generation: int, count: int) -> Array:
     """A longer corpus of the chain that wrote it."""
     real = writer.real[:, : writer.spec.n] if writer.family.reads_real else None
     writer.corpora[generation] = writer.family.sample(
@@ -469,49 +297,20 @@ def _more(writer: _Cell, seed: int, generation: int, count: int) -> Array:
 
 
 @dataclass(frozen=True)
-class _Sources:
+class Held:
     """Where the training examples of one chain come from: all in memory."""
 
-    cell: _Cell
+    cell: CellRun
     chain: int
 
     def real(self, count: int) -> Examples:
+        """The first real examples."""
         return Examples.full(self.cell.real[self.cell.alive[self.chain]][:count])
 
     def fixed(self, content: str) -> Examples:
+        """None: refused."""
         raise LearnerError(f"{content}: no fixed corpus has examples of this kind")
 
     def corpus(self, origin: int, count: int) -> Examples:
+        """The first examples of a corpus."""
         return Examples.full(self.cell.corpus(self.chain, origin, count))
-
-
-def _random(recipe: Recipe, n: int) -> bool:
-    """Whether a training set is drawn at random: a subset of the n real examples, or of everything."""
-    return (
-        recipe.subsample is not None
-        or recipe.take is not None
-        or any(part.draw in ("resample", "fixed") and part.count < n for part in recipe.parts)
-    )
-
-
-def provenance(started: float, commit: str) -> dict[str, Any]:
-    """How, where and when a bundle was computed.
-
-    Args:
-        started: By `time.monotonic`.
-        commit: Revision of the source; empty where it is not known.
-    """
-    return {
-        "commit": commit,
-        "host": socket.gethostname(),
-        "device": platform.processor() or platform.machine(),
-        "versions": {
-            "harness": __version__,
-            "python": platform.python_version(),
-            "pyarrow": pa.__version__,
-            **PACKAGES,
-            **versions(),
-        },
-        "seconds": round(time.monotonic() - started, 3),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -13,8 +13,9 @@ import torch
 
 from harness.config.schema import Model, Sample
 from harness.learners.language_model.cuda import StepReader, can_step
+from harness.learners.language_model.drawing import choose
 from harness.learners.language_model.model import new_model
-from harness.learners.language_model.sampling import TokenReader, choose
+from harness.learners.language_model.sampling import TokenReader
 
 ROWS, LENGTH, VOCAB = 3, 24, 61
 MODELS = {"gpt2": {}, "llama": {}, "llama, grouped": {"num_kv_heads": 2}}

@@ -14,10 +14,11 @@ from harness.records import Examples
 
 torch = pytest.importorskip("torch")
 
+from harness.learners.language_model import drawing  # noqa: E402
 from harness.learners.language_model import model as models  # noqa: E402
-from harness.learners.language_model import sampling  # noqa: E402
 from harness.learners.language_model.decoding import Adjustment  # noqa: E402
-from harness.learners.language_model.sampling import Sampler, distribution, draw_batch  # noqa: E402
+from harness.learners.language_model.drawing import distribution  # noqa: E402
+from harness.learners.language_model.sampling import Sampler, draw_batch  # noqa: E402
 from harness.learners.language_model.scoring import sequence_nll, with_bos  # noqa: E402
 
 EOS, VOCAB, WIDTH = 5, 40, 9
@@ -166,13 +167,13 @@ def test_cuts_are_those_of_transformers(model: Any, settings: dict[str, float]) 
 def test_typical_tokens_are_those_of_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     """Token by token in order of distance, of equal ones the first; ties, cut tails and sums that meet the
     mass."""
-    seen, nearest = [], sampling._nearest
+    seen, nearest = [], drawing._nearest
 
     def spy(*asked: Any) -> Any:
         seen.append(nearest(*asked))
         return seen[-1]
 
-    monkeypatch.setattr(sampling, "_nearest", spy)
+    monkeypatch.setattr(drawing, "_nearest", spy)
     noise = torch.randn(12, VOCAB, generator=torch.Generator().manual_seed(3))
     least = noise.topk(9, dim=-1).values[:, -1:]
     for scores in (noise, 9 * noise, noise.round(), 0 * noise, noise.masked_fill(noise < least, -torch.inf)):
@@ -240,7 +241,7 @@ def test_the_loss_towards_a_reference(loss: Any, few: int, monkeypatch: pytest.M
 def test_golden_weights_make_the_error_of_a_mean_least(real: int, synthetic: int) -> None:
     """Statement of He, Xu and Cheng: the error becomes w* s2 / n_r, computed here by their recursion."""
     from harness.config.schema import Train
-    from harness.learners.language_model.training import origin_weights
+    from harness.learners.language_model.schedule import origin_weights
     from harness.records import REAL
 
     origin = np.repeat(np.array([REAL, 0], dtype=np.int32), [real, synthetic])

@@ -204,7 +204,7 @@ class _Stored:
 
 
 @dataclass
-class _Recorder:
+class _Counted:
     """Sources that note how much of each corpus was read."""
 
     sources: Any
@@ -248,7 +248,7 @@ class _Made:
 
     def __init__(self, lesson: Lesson, data: RealData) -> None:
         self.node, self.nodes, self.data = lesson.node, lesson.nodes, data
-        self.spec, self.sources = lesson.node.spec.fit, _Recorder(lesson.sources)
+        self.spec, self.sources = lesson.node.spec.fit, _Counted(lesson.sources)
         self.filters: list[Any] = [part.section for part in self.spec.filters]
         made = training_examples(self.spec, data, self.sources)
         self.drawn, self.found, self.dropped = made.drawn, made.found, made.dropped

@@ -36,8 +36,9 @@ from harness.learners.language_model.evaluating import Evaluator
 from harness.learners.language_model.inference import Inference
 from harness.learners.language_model.objectives import Objective, Units, make_objective
 from harness.learners.language_model.sampling import draw_batch
+from harness.learners.language_model.schedule import plan_steps
 from harness.learners.language_model.specs import fitted, text_of
-from harness.learners.language_model.training import Trainer, plan_steps
+from harness.learners.language_model.training import Trainer
 from harness.learners.language_model.verdicts import Questions, verdicts
 from harness.records import Examples, Status
 from harness.science import CorpusSpec, FitSpec

@@ -41,7 +41,7 @@ def plan_steps(train: VaeTrain, size: int, budget: str, first: int) -> Schedule:
     return Schedule(size, train.batch_size, max(1, train.epochs * counted // train.batch_size))
 
 
-class _Progress:
+class _FitState:
     """How far a fit is: weights, what Adam keeps of them, and the losses of the steps that are done.
 
     `torch.optim.Adam` computes with the function that is called here; the class imports torch's compiler at
@@ -117,7 +117,7 @@ def fit(
         Stopped: It was asked to stop; what it had is in a checkpoint, where the grace period had room for
             one.
     """
-    progress = _Progress(model.train(), train)
+    progress = _FitState(model.train(), train)
     if task.resume is not None:
         try:
             progress.read(task.resume)

@@ -230,7 +230,7 @@ def test_another_library_version_goes_on_and_says_so(
 def test_an_evaluation_goes_on_from_its_pieces(
     make_config: Make, tmp_path: Path, ranks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.learners.language_model import learner as module
+    from harness.learners.language_model import inference as module
 
     config = make_config(TEXT, generations=1)
     prepared, store = run_all(config, tmp_path / "never", ranks=ranks)

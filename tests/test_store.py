@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,6 +248,30 @@ def test_a_band_that_real_text_has_not_is_no_collapse(store: Store) -> None:
         store.commit("evaluations", key, folder, {})
     assert store.record("band").status == "ok" and store.record("band").metrics == {"text/band_1": 1.1}
     assert store.record("both").status == "degenerate" and store.record("none").status == "diverged"
+
+
+def test_no_first_event_overwrites_another(tmp_path: Path) -> None:
+    """Whoever writes first looks whether the last line is whole, while others write."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for number in range(250):
+            Experiment(tmp_path, str(number)).event("begun")
+            experiment, together = Experiment(tmp_path, str(number)), threading.Barrier(4)
+
+            def write(experiment: Experiment = experiment, together: threading.Barrier = together) -> None:
+                together.wait()
+                for _ in range(5):
+                    experiment.event("x", text="y" * 500)
+
+            threads = [threading.Thread(target=write) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(list(experiment.events())) == 21
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_events_of_many_writers_are_whole_lines(tmp_path: Path) -> None:

@@ -167,9 +167,8 @@ class InBundles(Stored):
         chain_of = np.repeat(owner, size)
         places_of = np.repeat(start_of - (np.cumsum(size) - size), size) + np.arange(size.sum())
         columns = {"generation": table["generation"], "fit": pc.add(table["generation"], 1)}
-        columns["status"] = table["status"]
-        if keys:
-            columns |= {"key": table["fit"], "parent_key": table["parent"]}
+        named = {"key": "fit", "status": "status", "parent_key": "parent"} if keys else {"status": "status"}
+        columns |= {name: table[stored] for name, stored in named.items()}
         metrics = {name: table[name] for name in table.column_names if "/" in name}
         del table
         metrics = taken(metrics, places_of)

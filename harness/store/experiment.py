@@ -265,12 +265,13 @@ def _host_of(path: Path) -> str | None:
 
 def _end_torn_line(path: Path) -> None:
     """Begin a new line where the last one was cut short by a crash, so that what comes next can be read."""
-    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         if not file.seek(0, os.SEEK_END):
             return
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
-            file.write(b"\n")
+            with open(path, "ab") as end:  # behind what others have written since: nothing of theirs is lost
+                end.write(b"\n")
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -758,7 +758,8 @@ def test_what_a_model_forgets_of_other_text_is_measured(
     base = spoken(pretrained)
     base["evaluate"] = {**base["evaluate"], "others": {"lines": str(tmp_path / "text.txt")}}
     base["evaluate"]["task"] = {"prompts": 4, "completions": 2, "pass_k": [2], "pretrained": True}
-    config = make_config(base, **{"learner.train.precision": "fp32", "retention.weights": "all"})
+    train = {"learner.train.precision": "fp32", "learner.train.learning_rate": 1e-2}
+    config = make_config(base, **train, **{"retention.weights": "all"})
     prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
     data = load_data(prepared.specs[0].data, store)
     texts = split_documents(Documents(tuple(lines), {}), Split())["test"]
@@ -796,7 +797,7 @@ def test_what_a_model_forgets_of_other_text_is_measured(
     assert store.record(nodes(prepared)[0].evaluation).metrics["other/lines/forgotten"] == 0
     assert abs(nlls[1] - nlls[0]) > 1e-3 and abs(forgotten - (nlls[1] - nlls[0])) > 1e-3
     first = store.record(nodes(prepared)[0].evaluation).metrics
-    assert first["task/kl"] == 0 and abs(first["task/kl_pretrained"]) > 5e-4
+    assert first["task/kl"] == 0 and abs(first["task/kl_pretrained"]) > 1e-3
     fits, measured = [], []
     for asked in ({}, {"evaluate.task.pretrained": False}):
         other, scratch = open_study(make_config(base, **asked), (), Store.read(tmp_path / "absent"))

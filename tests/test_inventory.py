@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from bundled import run_bundles
 from chains import Events, open_prepared, run_all
 from conftest import GAUSSIAN, Make
 
@@ -236,3 +238,29 @@ def other(prepared: Prepared, chain: Chain) -> set[str]:
     """What a chain reads of other chains."""
     read = {key for node in chain.nodes for key in prepared.lineage.nodes[node].corpora.values()}
     return read - set(chain.nodes)
+
+
+def test_rows_are_the_same_columns_however_chains_are_kept(make_config: Make, tmp_path: Path) -> None:
+    """A study of bundles and of single chains is one table, with how each was computed."""
+    single = {"when": {"data.num_examples": 30}, "set": {"resources.bundled": False}}
+    config = make_config(
+        GAUSSIAN,
+        grid={"data.num_examples": [20, 30], "seed": [0, 1]},
+        overrides=[single],
+        generations=1,
+        **{"resources.bundled": True},
+    )
+    run_bundles(config, tmp_path / "root")
+    prepared, store = run_all(config, tmp_path / "root")
+    assert len(prepared.bundles) == len(prepared.lineage.chains) == 2
+    rows = ledger.rows(prepared, store, provenance=True)
+    frame = rows.to_pandas()
+    assert len(frame) == 8
+    assert frame["provenance/host"].nunique(dropna=False) == 1
+    assert sorted(frame.groupby("data.num_examples")["provenance/bundle"].nunique()) == [0, 1]
+    for form, read in (("csv", pd.read_csv), ("json", pd.read_json), ("parquet", pd.read_parquet)):
+        ledger.write(rows, form, tmp_path / form)
+        written = read(tmp_path / form)  # type: ignore[operator]
+        assert written["provenance/host"].tolist() == frame["provenance/host"].tolist()
+    bare, keys = ledger.rows(prepared, store, provenance=True, keys=False).to_pandas(), ["key", "parent_key"]
+    pd.testing.assert_frame_equal(bare.drop(columns=keys), frame.drop(columns=keys))

@@ -250,9 +250,7 @@ def _entry(results: _Results, mitigation: str, said: Mapping[str, Any] | str | N
         baseline={seed: result for seed, result in baseline.items() if seed in official},
         overlap=overlap,
         cost=Cost(
-            device_hours=results.device_hours(cell, official),
-            training_examples=examples,
-            times_baseline=times,
+            device_hours=results.device_hours(own, official), training_examples=examples, times_baseline=times
         ),
         provenance=_provenance(own),
         experiment=prepared.study.base.experiment,
@@ -323,40 +321,34 @@ class _Results:
         rows = self.rows(cell)
         names = [name for name in rows.columns if "/" in name and not name.startswith("provenance/")]
         values = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
-        places = rows.groupby("chain", sort=False).indices
-        keys = {chain.id: chain.key for chain in self.prepared.bundles if chain.cell == cell}
+        places, nowhere = rows.groupby("chain", sort=False).indices, np.zeros(0, dtype=np.int64)
+        bundled = {chain.id: (chain.key,) for chain in self.prepared.bundles}
         found = {}
-        for chain in self._chains:
-            if chain.cell != cell:
-                continue
-            own, state = places.get(chain.id, ()), self.states[chain.id]
-            metrics = (
-                {
-                    name: tuple(None if v != v else v for v in values[name][own].tolist())
-                    for name in sorted(names)
-                    if not np.isnan(values[name][own]).all()
-                }
-                if len(own)
-                else {}
-            )
-            fits: Sequence[str] = ()
-            if len(own):
-                fits = [keys[chain.id]] if chain.id in keys else rows["key"].iloc[own].tolist()
+        for chain in (chain for chain in self._chains if chain.cell == cell):
+            own, state = places.get(chain.id, nowhere), self.states[chain.id]
+            metrics = {
+                name: tuple(None if v != v else v for v in values[name][own].tolist())
+                for name in sorted(names)
+                if not np.isnan(values[name][own]).all()
+            }
+            keys = bundled.get(chain.id) or tuple(rows["key"].iloc[own])
             found[str(chain.seed)] = SeedResult(
                 chain=chain.id,
                 state=state.state,
                 detail=cut(state.detail),
-                keys=tuple(fits),
+                keys=keys if len(own) else (),
                 corpora=_corpora(self.prepared, self.store, chain, len(own)),
                 metrics=metrics,
             )
         return found
 
-    def device_hours(self, cell: int, official: set[str]) -> float:
-        """Hours of devices (GPUs; CPU processes where there are none) that the track's seeds took."""
-        own = self.rows(cell)
-        if not len(own):
-            return 0.0
+    def device_hours(self, own: Any, official: set[str]) -> float:
+        """Hours of devices (GPUs; CPU processes where there are none) that the track's seeds took.
+
+        Args:
+            own: `rows` of a cell that has some.
+            official: The seeds.
+        """
         own = own[own["seed"].astype(str).isin(official)]
         if "provenance/bundle" in own.columns:
             # The seconds are the whole bundle's: each of its chains has an equal share.

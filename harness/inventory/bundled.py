@@ -181,8 +181,6 @@ class InBundles(Stored):
             about = self._provenance()
             for name in dict.fromkeys(name for item in about for name in item):
                 column = to_column(name, [item.get(name) for item in about])
-                if pa.types.is_string(column.type):  # a few texts, a million times
-                    column = column.dictionary_encode()
                 own = own.append_column(name, column.take(pa.array(chain_of)))
         return chain_of, own
 

@@ -15,8 +15,11 @@ def to_column(name: str, values: Sequence[Any]) -> pa.Array:
         values = [None if value is None else float(value) for value in values]
     elif len(kinds) > 1:
         values = [None if value is None else str(value) for value in values]
-    metric = "/" in name and not name.startswith("provenance/")  # a number, also where it is never finite
-    return pa.array(values, type=None if kinds else pa.float64() if metric else pa.string())
+    provenance = name.startswith("provenance/")
+    metric = "/" in name and not provenance  # a number, also where it is never finite
+    column = pa.array(values, type=None if kinds else pa.float64() if metric else pa.string())
+    # the same few texts for each of what may be a million rows
+    return column.dictionary_encode() if provenance and pa.types.is_string(column.type) else column
 
 
 def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -139,9 +139,9 @@ class OneByOne(Stored):
                     break
                 parent = row["key"]
         table = to_table(found)
-        return np.array(places, dtype=np.int64), table if keys or not found else table.drop_columns(
-            ["key", "parent_key"]
-        )
+        if found and not keys:
+            table = table.drop_columns(["key", "parent_key"])
+        return np.array(places, dtype=np.int64), table
 
     def _row(self, key: str, provenance: bool) -> dict[str, Any] | None:
         record = self.store.record(key)

@@ -7,6 +7,7 @@ ended where it does not return in time: its completion counts as wrong, and as t
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import selectors
@@ -44,7 +45,7 @@ class Checker:
         self.plugin = found.plugin
         self._apart = _Apart(section, self.plugin.check_s) if found.package else None
         self._known: dict[tuple[str, str], Verdict] = {}
-        self._answers: dict[str, Answer] = {}
+        self._answer = functools.lru_cache(KEPT)(self._apart.answer) if self._apart else None
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Verdict]:
         """A verdict on each completion of each prompt."""
@@ -65,13 +66,9 @@ class Checker:
         """The final answer in a completion."""
         if not self.plugin.answer:
             return Answer(completion)
-        if self._apart is None:
+        if self._answer is None:
             return Answer(answer_of(self.plugin.answer, self.section, completion))
-        if completion not in self._answers:
-            if len(self._answers) >= KEPT:
-                self._answers.clear()
-            self._answers[completion] = self._apart.answer(completion)
-        return self._answers[completion]
+        return self._answer(completion)
 
     def close(self) -> None:
         """End the process of the checker, where there is one."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import cell_spec, is_bundled, lineage_of, with_populations
-from harness.components import DATA_KINDS, FILTERS, LEARNERS, TRACKERS
+from harness.components import DATA_KINDS, FILTERS, LEARNERS, REGIMES, TRACKERS
 from harness.config.claimed import check_claims
 from harness.config.grid import Cell, Study, expand, find_cells, resolve_sources
 from harness.config.load import load_file
@@ -29,7 +29,7 @@ from harness.metrics.catalogue import about
 from harness.metrics.overlap import overlaps
 from harness.preparation import DataOf, teacher_spec
 from harness.records import Examples, on_a_line
-from harness.regimes import check_supply
+from harness.regimes import check_supply, recipe
 from harness.registry import named
 from harness.science import BundledChain, CellSpec, Chain, DataSpec, Lineage, key_of
 from harness.section import DataSection
@@ -161,6 +161,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
         supply = None if fixed is None else len(fixed.examples)
         _check_labelled(cell.config, real, study.seeds[0])
         check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
+        _check_left(cell.config, real.num_examples)
         texts = {**_others(cell.config, real, scored), **_groups(cell.config, real, grouped)}
         content, teacher = None if fixed is None else fixed.fingerprint, _teacher(cell.config, real)
         found = cell_spec(cell.config, prepared, learner, texts, content, teacher, source)
@@ -251,6 +252,24 @@ def _check_labelled(config: Config, real: RealData, seed: int) -> None:
                     f"filters: {item.kind} learns from {asked} real examples, of which {found:.0%} stand in "
                     f"the test set too; allowed: {MAX_IN_TEST:.0%}. Leave out what data.source holds twice"
                 )
+
+
+def _check_left(config: Config, n: int) -> None:
+    """Check that filters whose sections say how many examples they leave of a pool leave some.
+
+    Raises:
+        DataError: Nothing would ever be left of what arrives in generation 1.
+    """
+    if not REGIMES[config.regime.kind].selects or not config.generations:
+        return
+    arrive = left = recipe(config.regime, n, 1, "").pooled
+    for item in config.filters:
+        left = FILTERS[item.kind].leaves(item, left)
+        if not left:
+            raise DataError(
+                f"filters: nothing of the {arrive} examples that arrive in generation 1 is left behind "
+                f"{item.kind}; let it keep more, or raise regime.pool or data.num_examples"
+            )
 
 
 def _fixed_corpus(

@@ -34,6 +34,7 @@ BASE: dict[str, Any] = {
     "generations": 3,
     "tracking": {"wandb": "disabled"},
 }
+VARIED = {"kind": "curate", "of": 2, "rewards": {"uniqueness_4": 1.0}}
 TOP = {"kind": "select", "score": "likelihood", "keep": 0.1, "reference": 40}
 
 
@@ -136,6 +137,26 @@ def test_errors_are_as_frequent_as_asked() -> None:
         assert abs(passes.mean() - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / len(passes))
 
 
+@pytest.mark.parametrize("choose", ["highest", "lowest"])
+def test_a_threshold_is_of_the_references_density(choose: str) -> None:
+    """Against scipy's log density; of those judged by chance as large a share passes as of the others."""
+    random, sign = np.random.default_rng(4), 1 if choose == "highest" else -1
+    real, pool = random.normal(size=(40, 2)), random.normal(size=(20_000, 2)) * 2
+    off = real.mean(0) + 0.5 * real.std(0)
+    density = stats.multivariate_normal(off, np.cov(real, rowvar=False, bias=True)).logpdf(pool)
+    given = {"keep": None, "at_least": -4.0, "bias": 0.5, "choose": choose}
+    judge = known(real, len(pool))
+    right = select(section(**given), Examples.full(pool), judge)
+    sure = np.abs(density + 4) > 1e-4  # the covariance has a millionth of its mean variance added
+    assert (right == (sign * (density + 4) >= 0))[sure].all() and 0 < right.mean() < 1
+    noisy = select(section(**given, error=0.3), Examples.full(pool), judge)
+    for passes, wanted in ((noisy[~right], 0.3 * right.mean()), (noisy[right], 1 - 0.3 * (1 - right.mean()))):
+        assert abs(passes.mean() - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / len(passes))
+    text = examples([[1], [1, 2, 3], [3, 2, 1]])
+    by_text = section(keep=None, at_least=-99.0, reference=2)
+    assert select(by_text, text, known([[1, 2], [2, 3]], 3)).tolist() == [False, True, True]
+
+
 def test_what_is_far_apart_is_diverse() -> None:
     """Of points in three clusters, three that are kept are of one cluster each; the first is always kept."""
     centres = np.repeat([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]], 10, axis=0)
@@ -165,7 +186,7 @@ def test_the_farthest_is_taken_next(lists: Any, keep: float) -> None:
 
 def test_neutral_settings_change_nothing_and_others_do(tmp_path: Path) -> None:
     """The switch: with keep 1 all pass, so the models are those of the stream without a filter."""
-    found = {}
+    found, reached = {}, {name: value for name, value in TOP.items() if name != "keep"}
     for name, filters in {
         "none": [],
         "all": [{**TOP, "keep": 1.0}],
@@ -173,14 +194,16 @@ def test_neutral_settings_change_nothing_and_others_do(tmp_path: Path) -> None:
         "top": [TOP],
         "surprise": [{**TOP, "choose": "lowest"}],
         "far": [{"kind": "diverse", "keep": 0.5}],
+        "everything": [{**reached, "at_least": -1e9}],
+        "threshold": [{**reached, "at_least": -3.0}],
     }.items():
         frame = table(
             {**BASE, "regime": {**STREAM, "pool": 2.0}, "filters": filters, "grid": {"seed": [0, 1]}}
         )
         found[name] = frame
     means = {name: tuple(at(frame, "gaussian/log_variance", 3)) for name, frame in found.items()}
-    assert means["none"] == means["all"] == means["diverse"]
-    assert len(set(means.values())) == 4
+    assert means["none"] == means["all"] == means["diverse"] == means["everything"]
+    assert len(set(means.values())) == 5
     assert (found["top"]["pool/kept_share"].dropna() == 0.1).all()
     keys = {name: set(frame[frame.generation == 1].key) for name, frame in found.items()}
     assert all(not keys[a] & keys[b] for a, b in itertools.combinations(keys, 2))
@@ -232,6 +255,20 @@ def test_the_records_rates_are_those_of_the_training_sets(tmp_path: Path) -> Non
         ({**BASE, "filters": [{**TOP, "score": "log_density"}]}, "log_density does not use reference"),
         ({**BASE, "filters": [{"kind": "select", "score": "entropy", "keep": 0.1}]}, "entropy reads text"),
         ({**BASE, "filters": [{**TOP, "keep": 0.0}]}, "filters.0.keep: found 0.0"),
+        ({**BASE, "filters": [{**TOP, "at_least": 1.0}]}, "give one of the two"),
+        ({**BASE, "filters": [{**TOP, "keep": None}]}, "give one of the two"),
+        (
+            {**BASE, "filters": [{**TOP, "keep": 0.5}, {**TOP, "keep": 0.002}]},
+            "nothing of the 400 examples that arrive in generation 1 is left behind select",
+        ),
+        (
+            {**BASE, "filters": [{"kind": "curate", "of": 500, "rewards": {"log_density": 1.0}}]},
+            "nothing of the 400 examples that arrive in generation 1 is left behind curate",
+        ),
+        (
+            merged(TEXT, {"data.block_size": 4, "regime": STREAM, "filters": [VARIED]}),
+            "the score uniqueness_4 is the same for all examples of 4 tokens (data.block_size)",
+        ),
         ({**BASE, "regime": {"kind": "accumulate"}, "filters": [TOP]}, "select chooses from what arrives"),
         (
             merged(TEXT, {"regime": STREAM, "filters": [{**TOP, "bias": 1.0}]}),

@@ -508,6 +508,11 @@ TOGETHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"learner.sample": {"mixture": [{"share": 0.4, "top_k": 5}, {"share": 0.6}]}},
     ),
     (
+        "selected",
+        {"filters": [{"kind": "select", "score": "likelihood", "at_least": -2.0, "reference": 10}]},
+        {"filters": [{"kind": "select", "score": "likelihood", "at_least": -1.0, "reference": 10}]},
+    ),
+    (
         "likelihoods",
         {"filters": [{"kind": "detector", "examples": 10}]},
         {"filters": [{"kind": "detector", "examples": 10, "features": "likelihood", "reference": 12}]},

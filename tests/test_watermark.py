@@ -118,6 +118,23 @@ def test_who_marks_and_filters_trains_on_nothing_of_its_own(
     [
         ({"learner.sample.watermark": {"gamma": 1e-4}}, "of 300 tokens is 0; some tokens must be green"),
         ({"learner.sample.watermark": {"gamma": 0}}, "learner.sample.watermark.gamma: found 0"),
+        ({"learner.sample.watermark": {"gamma": 0.999}}, "of 300 tokens is 300; some tokens must be green"),
+        (
+            {"learner.sample.watermark": {"context": 8}, "data.block_size": 8},
+            "learner.sample.watermark.context: found 8, and examples have up to 8 tokens",
+        ),
+        (
+            {
+                "regime": {
+                    "kind": "stream",
+                    "synthetic_ratio": 0.5,
+                    "pool": 1.0,
+                    "source": {"corpus": "python-docs"},
+                },
+                "filters": [{"kind": "watermark", "gamma": 0.001}],
+            },
+            "filters.0.gamma: 0.001 of 300 tokens is 0; some tokens must be green, and some not",
+        ),
         (
             {"learner.sample.watermark": {"gamma": 0.5}, "filters": [{"kind": "watermark"}]},
             "watermark looks for gamma 0.25, learner.sample.watermark writes 0.5",
@@ -127,6 +144,20 @@ def test_who_marks_and_filters_trains_on_nothing_of_its_own(
         (
             {"learner.train.synthetic_weight": 0, "regime": {"kind": "replace_grown"}},
             "in replace_grown no training example is real",
+        ),
+        (
+            {
+                "learner.train.synthetic_weight": 0,
+                "regime": {"kind": "stream", "synthetic_ratio": 1.0},
+            },
+            "in stream with regime.synthetic_ratio 1 no training example is real",
+        ),
+        (
+            {
+                "learner.train.synthetic_weight": 0,
+                "regime": {"kind": "fresh_real", "synthetic_ratio": 1.0},
+            },
+            "in fresh_real with regime.synthetic_ratio 1 no training example is real",
         ),
         ({"learner.later": {"synthetic_weight": 0}}, "learner.later.synthetic_weight: found 0"),
         ({"learner.train.synthetic_weight": -1}, "learner.train.synthetic_weight"),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from harness.components import judging
+from harness.components.regimes import synthetic_count
 from harness.registry import NUMBERS, FilterPlugin
 from harness.section import HubItem, Place, PositiveInt, Section, Share, execution, since
 
@@ -152,10 +153,13 @@ class SelectFilter(Section):
 
     kind: Literal["select"]
     score: Literal["likelihood", "entropy", "log_density", "distinct_2", "uniqueness_4"]
-    """``likelihood``: under a model of ``reference`` real examples (bigrams of text, the normal distribution
-    of numbers); ``entropy``: of an example's tokens; the others as of ``verifier``."""
-    keep: Annotated[float, Field(gt=0, le=1)]
+    """``likelihood``: under a model of ``reference`` real examples (bigrams of text: mean log-probability of
+    tokens; the normal distribution of numbers: log density); ``entropy``: of an example's tokens, nats; the
+    others as of ``verifier``."""
+    keep: Annotated[float, Field(gt=0, le=1)] | None = since(None)
     """The share of what it is given."""
+    at_least: float | None = since(None)
+    """Or the score that an example needs (with ``choose: lowest`` the score that it may have at most)."""
     choose: Literal["highest", "lowest"] = since("highest")
     """``lowest`` likelihood is what surprises the reference."""
     reference: Annotated[int, Field(ge=2)] | None = since(None)
@@ -167,6 +171,8 @@ class SelectFilter(Section):
 
     @model_validator(mode="after")
     def _reference(self) -> SelectFilter:
+        if (self.keep is None) == (self.at_least is None):
+            raise ValueError("select needs keep, a share, or at_least, a score; give one of the two")
         if (self.score == "likelihood") != (self.reference is not None):
             verb = "needs" if self.score == "likelihood" else "does not use"
             raise ValueError(f"select with score: {self.score} {verb} reference, a number of real examples")
@@ -265,6 +271,12 @@ def _check_score(score: str, data: Any, kind: str) -> None:
         raise ValueError(f"filters: the score {score} reads {' or '.join(SCORES[score])} data, not {kind}")
     if score == "agreement" and data.labels != "sign":
         raise ValueError("filters: the score agreement needs data.labels: sign")
+    longest, needed = getattr(data, "block_size", None), {"distinct_2": 3, "uniqueness_4": 5}.get(score, 0)
+    if longest is not None and longest < needed:
+        raise ValueError(
+            f"filters: the score {score} is the same for all examples of {longest} tokens (data.block_size), "
+            f"so nothing is chosen; it needs {needed}"
+        )
 
 
 def _check_select(section: SelectFilter, data: Any, kind: str) -> None:
@@ -299,6 +311,10 @@ def _classifier_items(section: ClassifierFilter, field: str) -> list[HubItem]:
     ]
 
 
+def _left(section: Any, count: int) -> int:
+    return count if section.keep is None else synthetic_count(section.keep, count)
+
+
 _CODE = "harness.curation.filters"
 COMPONENTS: Mapping[str, FilterPlugin] = {
     "deduplicate": FilterPlugin(DeduplicateFilter, 1, f"{_CODE}:deduplicate", reads=("text",)),
@@ -308,7 +324,12 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         SimilarFilter, 1, "harness.curation.similar:near_duplicate", reads=("text",)
     ),
     "curate": FilterPlugin(
-        CurateFilter, 1, f"{_CODE}:curate", check=_check_curate, passing=lambda section: 1 / section.of
+        CurateFilter,
+        1,
+        f"{_CODE}:curate",
+        check=_check_curate,
+        passing=lambda section: 1 / section.of,
+        leaves=lambda section, count: count // section.of,
     ),
     "watermark": FilterPlugin(WatermarkFilter, 1, "harness.curation.watermark:watermark", reads=("text",)),
     "judge": judging.COMPONENT,
@@ -319,6 +340,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         of="pools",
         reference=lambda section: section.reference or 0,
         check=_check_select,
+        leaves=lambda section, count: count if section.error else _left(section, count),
     ),
     "diverse": FilterPlugin(
         DiverseFilter,
@@ -326,6 +348,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         "harness.curation.selection:diverse",
         of="pools",
         reads=("text", "gaussian", "mixture", "shape", "array", "images"),
+        leaves=_left,
     ),
     "random": FilterPlugin(RandomFilter, 1, f"{_CODE}:random", of="pools"),
     "detector": FilterPlugin(

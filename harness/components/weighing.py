@@ -18,9 +18,10 @@ def check_weight(place: str, weight: float | Literal["golden"], regime: Any) -> 
     Raises:
         ValueError: The weight is 0 and no training example of later generations is real.
     """
-    unreal = regime.kind == "replace_grown" or (regime.kind == "replace" and regime.synthetic_ratio == 1)
-    if unreal and weight == 0:
-        ratio = "" if regime.kind == "replace_grown" else " with regime.synthetic_ratio 1"
+    alone = regime.kind in ("replace", "fresh_real", "stream") and regime.synthetic_ratio == 1
+    known = regime.anchor or regime.history == "all"  # of stream: real examples among what is trained on
+    if weight == 0 and (regime.kind == "replace_grown" or (alone and not known)):
+        ratio = " with regime.synthetic_ratio 1" if alone else ""
         raise ValueError(
             f"{place}: found 0, and in {regime.kind}{ratio} no training example is real: nothing would be "
             "learned"

@@ -98,8 +98,9 @@ def curate(section: CurateFilter, examples: Examples, known: Known) -> Mask:
         rewards = rewards - np.log(-np.log(np.maximum(known.uniform, 1e-300)))
     groups = len(examples) // section.of
     mask = np.zeros(len(examples), dtype=bool)
-    best = np.argmax(rewards[: groups * section.of].reshape(groups, section.of), axis=1) if groups else []
-    mask[np.arange(groups) * section.of + best] = True
+    if groups:
+        best = np.argmax(rewards[: groups * section.of].reshape(groups, section.of), axis=1)
+        mask[np.arange(groups) * section.of + best] = True
     return mask
 
 

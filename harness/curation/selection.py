@@ -24,7 +24,8 @@ RANKS = (1, 10, 100, 1000)
 def select(section: SelectFilter, examples: Examples, known: Known) -> npt.NDArray[np.bool_]:
     """The share ``keep`` of the examples that score highest, or lowest; of equal ones those that came first.
 
-    With probability ``error`` an example is judged by chance instead, and passes with probability ``keep``.
+    With ``at_least`` those whose score is at least that, or at most. With probability ``error`` an example is
+    judged by chance instead, and passes with probability ``keep``, or the share that passes otherwise.
 
     Args:
         section: The filter.
@@ -34,19 +35,26 @@ def select(section: SelectFilter, examples: Examples, known: Known) -> npt.NDArr
     Returns:
         Shape [num_examples].
     """
-    scores = _scores(section, examples, known) * (-1 if section.choose == "highest" else 1)
-    order = np.argsort(np.nan_to_num(scores, nan=math.inf), kind="stable")  # what has no score comes last
-    kept = np.zeros(len(examples), dtype=bool)
-    kept[order[: synthetic_count(section.keep, len(examples))]] = True
+    scores, share = _scores(section, examples, known), section.keep
+    if share is None:
+        assert section.at_least is not None
+        away = scores - section.at_least
+        kept = np.asarray(away >= 0 if section.choose == "highest" else away <= 0)  # NaN is neither
+        share = float(kept.mean()) if len(kept) else 0.0
+    else:
+        signed = scores * (-1 if section.choose == "highest" else 1)
+        order = np.argsort(np.nan_to_num(signed, nan=math.inf), kind="stable")  # what has no score comes last
+        kept = np.zeros(len(examples), dtype=bool)
+        kept[order[: synthetic_count(share, len(examples))]] = True
     by_chance = known.uniform < section.error
-    return np.where(by_chance, known.uniform < section.error * section.keep, kept)
+    return np.where(by_chance, known.uniform < section.error * share, kept)
 
 
 def _scores(section: SelectFilter, examples: Examples, known: Known) -> Array:
     if section.score == "likelihood":
         assert section.reference is not None
         reference = known.real.real(known.seed, section.reference)
-        found = _likelihood(reference, section.bias)(examples)
+        found = _likelihood(reference, section.bias, whole=section.keep is None)(examples)
     elif section.score == "entropy":
         found = entropies(examples)
     else:
@@ -54,15 +62,15 @@ def _scores(section: SelectFilter, examples: Examples, known: Known) -> Array:
     return found
 
 
-def _likelihood(reference: Examples, bias: float) -> Callable[[Examples], Array]:
+def _likelihood(reference: Examples, bias: float, whole: bool) -> Callable[[Examples], Array]:
     """What a model of the reference says of examples: mean log-likelihood of a token, or log density."""
     if np.issubdtype(reference.values.dtype, np.integer):
         return BigramModel(reference).mean_log_likelihood
-    return _normal(reference.values, bias)
+    return _normal(reference.values, bias, whole)
 
 
-def _normal(reference: Array, bias: float) -> Callable[[Examples], Array]:
-    """Log density of the normal distribution with the moments of a reference, up to a constant.
+def _normal(reference: Array, bias: float, whole: bool) -> Callable[[Examples], Array]:
+    """Log density of the normal distribution with the moments of a reference; up to a constant, or ``whole``.
 
     Its mean is off by ``bias`` standard deviations in every coordinate; its covariance (maximum likelihood)
     has 1e-6 of its mean variance added, and 1e-12, so that few or equal examples have a density.
@@ -72,10 +80,12 @@ def _normal(reference: Array, bias: float) -> Callable[[Examples], Array]:
     floor = 1e-6 * np.trace(covariance) / len(covariance) + 1e-12
     covariance = covariance + floor * np.eye(len(covariance))
     inverse, centre = np.linalg.inv(covariance), mean + bias * spread
+    peak = -0.5 * (len(covariance) * math.log(2 * math.pi) + np.linalg.slogdet(covariance)[1])
 
     def density(examples: Examples) -> Array:
         away = examples.values - centre
-        return np.asarray(-0.5 * np.einsum("ij,jk,ik->i", away, inverse, away))
+        found = np.asarray(-0.5 * np.einsum("ij,jk,ik->i", away, inverse, away))
+        return found + peak if whole else found
 
     return density
 

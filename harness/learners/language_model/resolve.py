@@ -76,11 +76,7 @@ def resolve(config: Config, real: TextCorpus, version: int | str) -> Resolved:
     facts = model_facts(learner, _refresh_init(config), vocabulary, length, data.filled)
     check_kernels(learner.model, config.resources)
     model, marks = _model(config, learner, facts, vocabulary)
-    if sample.watermark is not None and not 0 < green_count(sample.watermark.gamma, vocabulary) < vocabulary:
-        raise DataError(
-            f"learner.sample.watermark.gamma: {sample.watermark.gamma} of {vocabulary} tokens is "
-            f"{green_count(sample.watermark.gamma, vocabulary)}; some tokens must be green, and some not"
-        )
+    _check_marks(config, vocabulary, data.longest(sample.sequence_length(block)))
     prompts = config.evaluate.prompts
     if not isinstance(prompts, int):
         real.check_prompts(prompts)
@@ -119,6 +115,29 @@ def resolve(config: Config, real: TextCorpus, version: int | str) -> Resolved:
         judge=None if verdict is None or verdict.by == "current" else verdict.by,
         metrics=KL_OF_TOKENS if real.task is not None and "tokens" in marks else {},
     )
+
+
+def _check_marks(config: Config, vocabulary: int, longest: int) -> None:
+    """Check that of what is marked, or looked for, some tokens are green and some not.
+
+    Raises:
+        DataError: They are all one, or no token has so many before it.
+    """
+    mark = _sections(config)[0].sample.watermark
+    marks: dict[str, Any] = {"learner.sample.watermark": mark} if mark else {}
+    marks |= {f"filters.{at}": item for at, item in enumerate(config.filters) if item.kind == "watermark"}
+    for place, item in marks.items():
+        count = green_count(item.gamma, vocabulary)
+        if not 0 < count < vocabulary:
+            raise DataError(
+                f"{place}.gamma: {item.gamma} of {vocabulary} tokens is {count}; some tokens must be green, "
+                "and some not"
+            )
+        if item.context >= longest:
+            raise DataError(
+                f"{place}.context: found {item.context}, and examples have up to {longest} tokens, so none "
+                f"has so many before it; allowed: 1 to {longest - 1}"
+            )
 
 
 def _verdict(config: Config) -> VerdictSpec | None:

@@ -12,11 +12,14 @@ import pandas as pd
 import pytest
 import yaml
 from bundled import at, run_bundles, table
+from chains import run_all
+from classifiers import write_classifier
 from conftest import TEXT, merged
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from harness.components import FILTERS
 from harness.components.filters import DiverseFilter, SelectFilter
 from harness.curation.selection import BigramModel, diverse, entropies, select
 from harness.errors import InputError
@@ -242,6 +245,58 @@ def test_the_records_rates_are_those_of_the_training_sets(tmp_path: Path) -> Non
         assert records[generation]["pool/recall"] == pytest.approx(recall)
         loss = 1 - (passed.origin == "real").sum() / len(real)
         assert records[generation]["pool/false_positive_rate"] == pytest.approx(loss)
+
+
+@pytest.mark.slow
+def test_every_filters_rates_are_those_recounted_from_provenance(ranks: Any, tmp_path: Path) -> None:
+    """Each of what earlier ones have left, by the origin and the fate of every example that arrives."""
+    machine = write_classifier(tmp_path / "classifier")
+    filters: list[dict[str, Any]] = [
+        {"kind": "deduplicate"},
+        {"kind": "repetition", "n": 1, "max_share": 0.5},
+        {"kind": "near_duplicate", "n": 2, "max_similarity": 0.1},
+        {"kind": "verifier", "score": "distinct_2", "at_least": 1.0, "false_accept": 0.5},
+        {"kind": "watermark", "threshold": 2.0},
+        {"kind": "random", "keep": 0.9},
+        {"kind": "select", "score": "likelihood", "keep": 0.8, "reference": 40, "error": 0.1},
+        {"kind": "diverse", "keep": 0.9},
+        {"kind": "label", "recall": 0.2, "false_positive_rate": 0.05},
+        {"kind": "classifier", "model": str(machine), "label": "machine", "threshold": 0.8},
+        {"kind": "curate", "of": 2, "rewards": {"distinct_2": 1.0}},
+        {"kind": "detector", "examples": 40, "use": "weights", "bias": 2.0, "repeats": 2},
+    ]
+    changes = {
+        "learner.sample.watermark": {"delta": 0.5},
+        "regime": {"kind": "stream", "synthetic_ratio": 0.6, "pool": 5.0},
+        "filters": filters,
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(merged(TEXT, changes)))
+    prepared, store = run_all(path, tmp_path / "root", ranks=ranks)
+    records = {row["generation"]: row for row in ledger.rows(prepared, store)}
+    table = pd.concat(found.to_pandas() for found in ExampleRows(prepared, store))
+    assert {item["kind"] for item in filters} >= {kind for kind in FILTERS if kind != "judge"}
+    for generation in (1, 2):
+        record, own = records[generation], table[table.generation == generation]
+        trained = own[own.dropped_by.isna()]
+        assert len(trained) == record["pool/trained"]
+        assert (trained.origin == "real").mean() == pytest.approx(record["pool/trained_real_share"])
+        arrived = left = own.drop_duplicates(["origin", "example"])
+        assert len(arrived) == 480 and (arrived.origin == "real").mean() == record["pool/real_share"]
+        for name in (item["kind"] for item in filters):
+            passed = left[left.dropped_by != name]
+            assert_rates(f"pool/{name}/", left, passed, record)
+            left = passed
+        assert_rates("pool/", arrived, left, record)
+        assert own.dropped_by.nunique() > 9, "most of them have dropped something"
+
+
+def assert_rates(column: str, given: pd.DataFrame, passed: pd.DataFrame, record: dict[str, Any]) -> None:
+    """A record's rates are those of what was given and what of it has passed."""
+    assert record[column + "kept_share"] == pytest.approx(len(passed) / len(given))
+    for kind, name in (("synthetic", "recall"), ("real", "false_positive_rate")):
+        before, after = ((part.origin == kind).sum() for part in (given, passed))
+        assert record.get(column + name) == (pytest.approx(1 - after / before) if before else None)
 
 
 @pytest.mark.parametrize(

@@ -188,12 +188,14 @@ def test_the_farthest_is_taken_next(lists: Any, keep: float) -> None:
 
 
 def test_neutral_settings_change_nothing_and_others_do(tmp_path: Path) -> None:
-    """The switch: with keep 1 all pass, so the models are those of the stream without a filter."""
+    """The switch: where a section lets everything pass, models and keys are those without a filter."""
     found, reached = {}, {name: value for name, value in TOP.items() if name != "keep"}
     for name, filters in {
         "none": [],
         "all": [{**TOP, "keep": 1.0}],
         "diverse": [{"kind": "diverse", "keep": 1.0}],
+        "random": [{"kind": "random", "keep": 1.0}, {"kind": "label", "recall": 0.0}],
+        "deceived": [{"kind": "verifier", "score": "log_density", "at_least": 0.0, "false_accept": 1.0}],
         "top": [TOP],
         "surprise": [{**TOP, "choose": "lowest"}],
         "far": [{"kind": "diverse", "keep": 0.5}],
@@ -205,11 +207,14 @@ def test_neutral_settings_change_nothing_and_others_do(tmp_path: Path) -> None:
         )
         found[name] = frame
     means = {name: tuple(at(frame, "gaussian/log_variance", 3)) for name, frame in found.items()}
-    assert means["none"] == means["all"] == means["diverse"] == means["everything"]
+    neutral = ("none", "all", "diverse", "random", "deceived")
+    assert all(means[name] == means["none"] for name in (*neutral, "everything"))
     assert len(set(means.values())) == 5
     assert (found["top"]["pool/kept_share"].dropna() == 0.1).all()
     keys = {name: set(frame[frame.generation == 1].key) for name, frame in found.items()}
-    assert all(not keys[a] & keys[b] for a, b in itertools.combinations(keys, 2))
+    assert all(keys[name] == keys["none"] for name in neutral)
+    told_apart = [name for name in keys if name not in neutral[1:]]
+    assert all(not keys[a] & keys[b] for a, b in itertools.combinations(told_apart, 2))
 
 
 @pytest.mark.parametrize("choose", ["highest", "lowest"])

@@ -318,8 +318,20 @@ def _left(section: Any, count: int) -> int:
 _CODE = "harness.curation.filters"
 COMPONENTS: Mapping[str, FilterPlugin] = {
     "deduplicate": FilterPlugin(DeduplicateFilter, 1, f"{_CODE}:deduplicate", reads=("text",)),
-    "repetition": FilterPlugin(RepetitionFilter, 1, f"{_CODE}:repetition", reads=("text",)),
-    "verifier": FilterPlugin(VerifierFilter, 1, f"{_CODE}:verifier", check=_check_verifier),
+    "repetition": FilterPlugin(
+        RepetitionFilter,
+        1,
+        f"{_CODE}:repetition",
+        reads=("text",),
+        neutral=lambda section: section.max_share == 1,
+    ),
+    "verifier": FilterPlugin(
+        VerifierFilter,
+        1,
+        f"{_CODE}:verifier",
+        check=_check_verifier,
+        neutral=lambda section: section.false_accept == 1 and section.false_reject == 0,
+    ),
     "near_duplicate": FilterPlugin(
         SimilarFilter, 1, "harness.curation.similar:near_duplicate", reads=("text",)
     ),
@@ -340,6 +352,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         of="pools",
         reference=lambda section: section.reference or 0,
         check=_check_select,
+        neutral=lambda section: section.keep == 1,
         leaves=lambda section, count: count if section.error else _left(section, count),
     ),
     "diverse": FilterPlugin(
@@ -348,9 +361,12 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         "harness.curation.selection:diverse",
         of="pools",
         reads=("text", "gaussian", "mixture", "shape", "array", "images"),
+        neutral=lambda section: section.keep == 1,
         leaves=_left,
     ),
-    "random": FilterPlugin(RandomFilter, 1, f"{_CODE}:random", of="pools"),
+    "random": FilterPlugin(
+        RandomFilter, 1, f"{_CODE}:random", of="pools", neutral=lambda section: section.keep == 1
+    ),
     "detector": FilterPlugin(
         DetectorFilter,
         1,
@@ -369,5 +385,11 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         locate="harness.curation.classifier:locate",
         hub_items=_classifier_items,
     ),
-    "label": FilterPlugin(LabelFilter, 1, f"{_CODE}:label", of="training sets"),
+    "label": FilterPlugin(
+        LabelFilter,
+        1,
+        f"{_CODE}:label",
+        of="training sets",
+        neutral=lambda section: section.recall == section.false_positive_rate == 0,
+    ),
 }

@@ -101,6 +101,7 @@ class FilterPlugin:
         reference: How many of the chain's first real examples it reads (`Known.real`), by its section.
         check: Raises ValueError where the section does not fit a ``data`` section of some kind.
         passing: The share of examples that passes by its section alone, whatever they are.
+        neutral: Whether its section lets everything pass, whatever there is: a cell is as without it then.
         leaves: Of pools: how many of so many examples it leaves at most, by its section alone.
         rewards: ``module:function`` that scores examples (as ``keep`` is called), one number each, before it
             decides: the note ``reward`` of what it decides about, and of what is trained on. Where there is
@@ -132,6 +133,7 @@ class FilterPlugin:
     reference: Callable[[Any], int] = lambda section: 0
     check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
     passing: Callable[[Any], float] = lambda section: 1.0
+    neutral: Callable[[Any], bool] = lambda section: False
     leaves: Callable[[Any, int], int] = lambda section, count: count
     rewards: str = ""
     short: bool = False

@@ -218,6 +218,35 @@ def test_chains_that_write_the_same_are_nearer_than_samples(tmp_path: Path) -> N
     assert lines[0].startswith("data,measure,group") and len(lines) == 1 + 3 * 4
 
 
+def test_members_are_compared_at_one_time(tmp_path: Path) -> None:
+    """Who arrives late has its generation 0 beside the others' generation of that time."""
+    members = {"a": {}, "b": {}, "late": {"arrives": 2}, "gone": {"retires": 1}}
+    changes = {
+        "data.num_examples": 120,
+        "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+        "generations": 3,
+        "population": {"members": members},
+        "resources.bundled": False,
+        "grid": {"seed": [0]},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(merged(GAUSSIAN, changes)))
+    prepared, store = run_all(path, tmp_path / "root")
+    (found,) = compare(prepared, store)
+    [curve] = found.lines["energy"].values()
+    count = found.sizes[0]
+    chains = {prepared.axes(chain)["member"]: chain for chain in prepared.lineage.chains}
+    spans = {"a": range(4), "b": range(4), "late": range(2, 4), "gone": range(2)}
+    for time in range(4):
+        corpora = [
+            store.corpora.load(prepared.lineage.nodes[chains[name].nodes[time - span[0]]].corpus, count)
+            for name, span in spans.items()
+            if time in span
+        ]
+        distances = [energy_distance(a.values, b.values) for a, b in itertools.combinations(corpora, 2)]
+        assert len(distances) == 3 and sorted(curve[time].values) == pytest.approx(sorted(distances))
+
+
 def test_pairs_are_a_fixed_subset_and_the_notes_say_so(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     estimators = ["mle", "unbiased"]

@@ -9,9 +9,12 @@ import pytest
 from conftest import TEXT, Make, merged
 from scipy import stats
 
+from harness.components.filters import WatermarkFilter
+from harness.curation.watermark import watermark
 from harness.errors import DataError
 from harness.metrics.watermark import GreenLists, green_count
 from harness.records import Examples
+from harness.registry import Known
 
 VOCAB = 64
 
@@ -33,6 +36,26 @@ def test_z_scores_of_other_texts_are_those_of_chance(gamma: float, context: int)
     low, high = stats.binom.ppf([1e-4, 1 - 1e-4], len(scores), stats.norm.sf(2))
     # T = 200 - context tokens: the binomial's upper tail at 2 is heavier than the normal's by up to a half
     assert low <= beyond <= 1.5 * high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threshold", [1.0, 2.0, 3.0])
+def test_real_text_is_lost_as_often_as_theory_says(
+    make_config: Make, tmp_path: Any, threshold: float
+) -> None:
+    """Of T distinct pairs in a block of real text each is green with probability gamma, over keys, so the
+    filter drops it with the probability of the binomial distribution's tail; 4 standard errors over keys."""
+    from chains import open_prepared
+
+    prepared, _ = open_prepared(make_config(merged(TEXT, {"data.block_size": 32})), tmp_path / "root")
+    real = prepared.data[0].real
+    blocks, section = real.real(0, 60), WatermarkFilter(kind="watermark", threshold=threshold)
+    pairs = np.array([len(set(zip(row, row[1:], strict=False))) for row in blocks.values.tolist()])
+    assert pairs.min() < 31 == pairs.max(), "some blocks repeat themselves"
+    edge = 0.25 * pairs + threshold * np.sqrt(pairs * 0.25 * 0.75)
+    theory = stats.binom.sf(np.floor(edge + 1e-9), pairs, 0.25).mean()
+    dropped = [1 - watermark(section, blocks, Known(real, key, 1, np.zeros(60))).mean() for key in range(150)]
+    assert abs(np.mean(dropped) - theory) < 4 * np.std(dropped, ddof=1) / np.sqrt(150)
 
 
 def test_a_repeated_context_counts_once() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.population import arrival
 from harness.errors import DamagedError
 from harness.metrics.homogenisation import energy_distance, jaccard, jensen_shannon
 from harness.preparation import load_data
@@ -185,7 +186,7 @@ def _compare(
     baseline: dict[str, dict[int, Aggregate]] = {name: {} for name in measures}
     sizes: dict[int, int] = {}
     of_size: dict[int, dict[str, Aggregate]] = {}
-    generations = max(len(chain.nodes) for chain in used.values())
+    generations = max(_arrives(prepared, chain) + len(chain.nodes) for chain in used.values())
     compared = _thin(generations)
     if len(compared) < generations:
         notes.append(f"{len(compared)} of {generations} generations, evenly spaced")
@@ -219,8 +220,14 @@ def _compare(
     return Homogenisation(title, shown, kept, sizes, totals, notes) if shown else None
 
 
+def _arrives(prepared: Prepared, chain: Chain) -> int:
+    """The generation of a population in which a member has its first; 0 for other chains."""
+    cell = prepared.study.cells[chain.cell]
+    return 0 if cell.member is None else arrival(cell.config, cell.member)
+
+
 def _corpus(prepared: Prepared, chain: Chain, generation: int) -> str:
-    return prepared.lineage.nodes[chain.nodes[generation]].corpus
+    return prepared.lineage.nodes[chain.nodes[generation - _arrives(prepared, chain)]].corpus
 
 
 def _parted(
@@ -238,10 +245,10 @@ def _thin(generations: int) -> list[int]:
 
 
 def _read(prepared: Prepared, store: Store, chains: Any, generation: int, count: int) -> dict[str, Examples]:
-    """What there is of the corpora of a generation, by chain."""
+    """What there is of the corpora of a generation, by chain; of members at one time of their population."""
     found: dict[str, Examples] = {}
     for chain in chains:
-        if generation < len(chain.nodes):
+        if 0 <= generation - _arrives(prepared, chain) < len(chain.nodes):
             key = _corpus(prepared, chain, generation)
             try:
                 if store.corpora.count(key) >= count:

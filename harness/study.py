@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from harness.components import DATA_KINDS, FILTERS, LEARNERS, REGIMES, TRACKERS
 from harness.config.claimed import check_claims
 from harness.config.grid import Cell, Study, expand, find_cells, resolve_sources
 from harness.config.load import load_file
+from harness.config.mitigations import AXIS as MITIGATION
+from harness.config.mitigations import SECTION as MITIGATIONS
 from harness.config.naming import cell_name
 from harness.config.schema import Config, data_kind
 from harness.data.base import ExternalCorpus, PreparedData, RealData
@@ -117,8 +120,7 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     check_claims(study)
     _check_libraries(study)
     try:
-        cells = tuple(replace(cell, config=_settled(cell.config)) for cell in study.cells)
-        study = replace(study, cells=cells)
+        study = replace(study, cells=tuple(_settled(study, cell) for cell in study.cells))
         return _resolve(study, DataOf(store, scratch))
     except DataError as error:
         raise study.source.located(error) from None
@@ -149,28 +151,29 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
     grouped: dict[tuple[str, str], dict[str, ExternalCorpus]] = {}
     others: dict[str, tuple[Mapping[str, Any], Examples]] = {}
     for cell, source in zip(study.cells, resolve_sources(study), strict=True):
-        prepared = data_of.get(cell.config.data)
-        real, learner = prepared.real, resolve(cell.config, prepared.real)
-        fixed = _fixed_corpus(cell.config, prepared, data_of.store, packed)
-        if fixed is not None:
-            spec = corpus_science(prepared.spec, fixed.fingerprint)
-            others[key_of(spec)] = (spec, fixed.examples)
-        if real.num_examples < 1:
-            raise DataError("data.segment: there are fewer training examples than segments")
-        _check_own_examples(cell.config.data, real)
-        supply = None if fixed is None else len(fixed.examples)
-        _check_labelled(cell.config, real, study.seeds[0])
-        check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
-        _check_left(cell.config, real.num_examples)
-        texts = {**_others(cell.config, real, scored), **_groups(cell.config, real, grouped)}
-        content, teacher = None if fixed is None else fixed.fingerprint, _teacher(cell.config, real)
-        found = cell_spec(cell.config, prepared, learner, texts, content, teacher, source)
-        for text in texts.values():
-            spec = other_science(found.data.identity, text.fingerprint)
-            others[key_of(spec)] = (spec, text.examples)
-        data.append(prepared)
-        resolved.append(learner)
-        specs.append(found)
+        with _placed(study, cell):
+            prepared = data_of.get(cell.config.data)
+            real, learner = prepared.real, resolve(cell.config, prepared.real)
+            fixed = _fixed_corpus(cell.config, prepared, data_of.store, packed)
+            if fixed is not None:
+                spec = corpus_science(prepared.spec, fixed.fingerprint)
+                others[key_of(spec)] = (spec, fixed.examples)
+            if real.num_examples < 1:
+                raise DataError("data.segment: there are fewer training examples than segments")
+            _check_own_examples(cell.config.data, real)
+            supply = None if fixed is None else len(fixed.examples)
+            _check_labelled(cell.config, real, study.seeds[0])
+            check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
+            _check_left(cell.config, real.num_examples)
+            texts = {**_others(cell.config, real, scored), **_groups(cell.config, real, grouped)}
+            content, teacher = None if fixed is None else fixed.fingerprint, _teacher(cell.config, real)
+            found = cell_spec(cell.config, prepared, learner, texts, content, teacher, source)
+            for text in texts.values():
+                spec = other_science(found.data.identity, text.fingerprint)
+                others[key_of(spec)] = (spec, text.examples)
+            data.append(prepared)
+            resolved.append(learner)
+            specs.append(found)
     specs = with_populations(study, specs)
     _check_sources(study, specs)
     _check_counts(study, specs)
@@ -285,16 +288,30 @@ def _fixed_corpus(
     return known[name]
 
 
-def _settled(config: Config) -> Config:
-    """The configuration with what its learner names of the hub settled, and what its filters name."""
-    filters = tuple(
-        named(FILTERS[item.kind].locate)(item, f"filters.{place}") if FILTERS[item.kind].locate else item
-        for place, item in enumerate(config.filters)
-    )
-    if filters != tuple(config.filters):
-        config = config.model_copy(update={"filters": filters})
-    settle = LEARNERS[config.learner.kind].settle
-    return named(settle)(config) if settle else config
+def _settled(study: Study, cell: Cell) -> Cell:
+    """A cell with what its learner names of the hub settled, and what its filters name."""
+    config = cell.config
+    with _placed(study, cell):
+        filters = tuple(
+            named(FILTERS[item.kind].locate)(item, f"filters.{place}") if FILTERS[item.kind].locate else item
+            for place, item in enumerate(config.filters)
+        )
+        if filters != tuple(config.filters):
+            config = config.model_copy(update={"filters": filters})
+        settle = LEARNERS[config.learner.kind].settle
+        return replace(cell, config=named(settle)(config) if settle else config)
+
+
+@contextmanager
+def _placed(study: Study, cell: Cell) -> Iterator[None]:
+    """What is wrong with a cell's data stands where its member, its mitigation or an axis has set it."""
+    try:
+        yield
+    except DataError as error:
+        name = cell.axes.get(MITIGATION)
+        within = [f"population.members.{cell.member.name}.set"] if cell.member else []
+        within += [f"{MITIGATIONS}.{name}"] if name else []
+        raise study.source.located(error, [*within, "grid"]) from None
 
 
 def _packed(store: Store, data: Mapping[str, Any], fingerprint: str) -> Examples | None:

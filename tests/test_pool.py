@@ -396,6 +396,27 @@ def test_bad_input(make_config: Make, tmp_path: Path, changes: dict[str, Any], m
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        (
+            {"mitigations": {"none": {}, "many": {"filters": [{"kind": "detector", "examples": 101}]}}},
+            "mitigations.many.filters: detector",
+        ),
+        ({"grid": {"filters": [[], [{"kind": "detector", "examples": 101}]]}}, "grid.filters: detector"),
+    ],
+)
+def test_what_the_data_refuse_is_named_where_it_stands(
+    make_config: Make, tmp_path: Path, changes: dict[str, Any], place: str
+) -> None:
+    path = make_config({**GAUSS, **changes})
+    with pytest.raises(ConfigError) as error:
+        open_prepared(path, tmp_path / "root")
+    [problem] = error.value.problems
+    assert place in str(problem) and problem.line is not None
+    assert "filters:" in path.read_text().splitlines()[problem.line - 1]
+
+
 def test_a_reference_lies_behind_what_is_labelled(make_config: Make, tmp_path: Path) -> None:
     filters = [{"kind": "detector", "examples": 20, "features": "likelihood", "reference": 13}]
     stream = {"regime": STREAM, "filters": filters, "data.num_examples": 32}

@@ -374,6 +374,23 @@ def test_the_theory_of_a_chain_is_not_that_of_a_population(tmp_path: Path, excha
             "config.yaml:18: population.exchange: a.a: found 2, a share is from 0 to 1",
         ),
         (
+            {"population": {"members": {"a": {}, "b": {}}, "exchange": {"a": {"a": "x"}, "b": {"b": 1}}}},
+            "config.yaml:18: population.exchange: a.a: found 'x', a share is from 0 to 1",
+        ),
+        (
+            {"population": {"members": {"a": {}, "b": {}}, "exchange": {"a": 1, "b": {"b": 1}}}},
+            "config.yaml:18: population.exchange: a: found 1, expected the shares of those it reads",
+        ),
+        (
+            {
+                "population": {
+                    "members": {"a": {}, "b": {"set": {"filters": [{"kind": "detector", "examples": 31}]}}}
+                },
+                "regime": {"kind": "stream", "synthetic_ratio": 0.5},
+            },
+            "config.yaml:19: population.members.b.set.filters: detector learns from 31 labelled real",
+        ),
+        (
             {"population": {"members": {"a": {}, "b": {}}, "exchange": {"a": {"a": 1}}}},
             "exchange: has no row for b; every member needs one",
         ),

@@ -51,9 +51,19 @@ class Source:
             return self.track.source.problem(f"config.{path}", message)
         return InputProblem(self.name, None, path, message)
 
-    def located(self, error: Exception) -> ConfigError:
-        """An error whose message begins with a field, at that field's line."""
+    def located(self, error: Exception, within: Sequence[str] = ()) -> ConfigError:
+        """An error whose message begins with a field, at that field's line.
+
+        Args:
+            error: With the message.
+            within: Sections of settings in which the field is looked for first.
+        """
         path, message = split_field(str(error))
+        parts = path.split(".")
+        for section in within:
+            found = (f"{section}.{'.'.join(parts[:length])}" for length in range(1, len(parts) + 1))
+            if path and any(place in self.lines or place in self.set_paths for place in found):
+                return ConfigError([self.problem(f"{section}.{path}", message)])
         return ConfigError([self.problem(path, message)])
 
     def is_set(self, name: str) -> bool:

@@ -64,9 +64,11 @@ class Population(Section):
         """A matrix's numbers, before it is asked what else it could be."""
         if isinstance(value, Mapping) and set(value) != {"teacher"}:
             for name, row in value.items():
-                for writer, share in row.items() if isinstance(row, Mapping) else ():
-                    if isinstance(share, int | float) and not 0 <= share <= 1:
-                        raise ValueError(f"{name}.{writer}: found {share:g}, a share is from 0 to 1")
+                if not isinstance(row, Mapping):
+                    raise ValueError(f"{name}: found {shown(row)}, expected the shares of those it reads")
+                for writer, share in row.items():
+                    if not isinstance(share, int | float) or not 0 <= share <= 1:
+                        raise ValueError(f"{name}.{writer}: found {shown(share)}, a share is from 0 to 1")
         return value
 
     @field_validator("exchange")

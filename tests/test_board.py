@@ -20,7 +20,7 @@ from conftest import harness
 from harness.board.build import site_files, tables_of
 from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.pages import entry_page, track_page
-from harness.board.score import table_of
+from harness.board.score import NO_EFFECT, table_of
 from harness.board.verify import compared, verified
 from harness.errors import InputError
 from harness.store import Store
@@ -400,6 +400,28 @@ def test_who_has_diverged_is_said(computed: Any) -> None:
     (line,) = table_of(theirs.track, [theirs]).lines
     assert line.unranked == "the baseline has diverged with 1 of 8 seeds"
     assert "baseline diverged" in line.badges and "diverged" not in line.badges
+
+
+def test_what_does_nothing_measurable_says_so(computed: Any) -> None:
+    entries = computed[2]
+
+    def idle(data: dict[str, Any]) -> None:
+        """As the baseline in every second seed a little better, and a little worse in the others."""
+        for seed, result in data["seeds"].items():
+            metrics = {name: list(values) for name, values in data["baseline"][seed]["metrics"].items()}
+            metrics[METRIC][-1] += 0.001 * (-1) ** int(seed)
+            result["metrics"] = metrics
+
+    for keep, said in ((entries["keep"], False), (with_data(entries["keep"], idle), True)):
+        lines = table_of(keep.track, [entries["none"], keep]).lines
+        assert {line.entry.mitigation: NO_EFFECT in line.badges for line in lines} == {
+            "none": False,
+            "keep": said,
+        }
+        shown = track_page(table_of(keep.track, [entries["none"], keep]))
+        assert ("cannot be told apart from none" in shown) == said
+    alone = table_of(entries["keep"].track, [entries["keep"]]).lines
+    assert not any(NO_EFFECT in line.badges for line in alone), "there is nothing to tell it apart from"
 
 
 def test_what_worsens_in_no_known_way_ranks_nothing(computed: Any) -> None:

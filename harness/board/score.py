@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.board.checked import Verification, badges
 from harness.board.entry import Entry, SeedResult
-from harness.board.ranking import Rank, pareto, rank
+from harness.board.ranking import Rank, pareto, rank, told_apart
 from harness.board.rules import worse_sign
 from harness.components import FILTERS
 from harness.config.track import BASELINE, Track
@@ -33,6 +33,10 @@ synthetic (what it costs); how much more chance worsens than it; how much more i
 is real, and than the baseline does where nothing is synthetic."""
 TOLERANCE = 1e-9
 """Relative difference of two numbers of one key that is none: what writing and reading a number may do."""
+
+
+NO_EFFECT = f"cannot be told apart from {BASELINE}"
+"""The badge of an entry of which it is not known whether it does anything."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,24 @@ def table_of(
         efficient = pareto(benefits.mean(axis=1), [line.entry.cost.device_hours for line in ranked])
         ranked = [
             replace(line, rank=found, efficient=bool(best))
-            for line, found, best in zip(ranked, rank(benefits), efficient, strict=True)
+            for line, found, best in zip(_marked(ranked, benefits), rank(benefits), efficient, strict=True)
         ]
     ranked.sort(key=_place)
     others = sorted((line for line in lines if line.unranked), key=lambda line: line.entry.mitigation)
     return TrackTable(track, (*ranked, *others), superseded, name or track.track, of_entry)
+
+
+def _marked(lines: Sequence[Scored], benefits: Any) -> list[Scored]:
+    """Lines, with a badge for those that nothing tells apart from the baseline."""
+    place = next((at for at, line in enumerate(lines) if line.entry.mitigation == BASELINE), None)
+    if place is None:
+        return list(lines)
+    apart = told_apart(benefits)
+    apart = apart[place] | apart[:, place]
+    return [
+        line if differs or at == place else replace(line, badges=(*line.badges, NO_EFFECT))
+        for at, (line, differs) in enumerate(zip(lines, apart, strict=True))
+    ]
 
 
 def _by_entry(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +297,7 @@ def test_every_filters_rates_are_those_recounted_from_provenance(ranks: Any, tmp
         assert own.dropped_by.nunique() > 9, "most of them have dropped something"
 
 
-def assert_rates(column: str, given: pd.DataFrame, passed: pd.DataFrame, record: dict[str, Any]) -> None:
+def assert_rates(column: str, given: pd.DataFrame, passed: pd.DataFrame, record: Mapping[str, Any]) -> None:
     """A record's rates are those of what was given and what of it has passed."""
     assert record[column + "kept_share"] == pytest.approx(len(passed) / len(given))
     for kind, name in (("synthetic", "recall"), ("real", "false_positive_rate")):

@@ -125,7 +125,8 @@ def _check_marks(config: Config, vocabulary: int, longest: int) -> None:
     """
     mark = _sections(config)[0].sample.watermark
     marks: dict[str, Any] = {"learner.sample.watermark": mark} if mark else {}
-    marks |= {f"filters.{at}": item for at, item in enumerate(config.filters) if item.kind == "watermark"}
+    filters: Sequence[Any] = config.filters
+    marks |= {f"filters.{at}": item for at, item in enumerate(filters) if item.kind == "watermark"}
     for place, item in marks.items():
         count = green_count(item.gamma, vocabulary)
         if not 0 < count < vocabulary:

@@ -32,6 +32,9 @@ MIXED = {"regime.synthetic_ratio": 0.5}
 GROWN = {"regime": {"kind": "accumulate"}}
 ARRIVING = {"regime": {"kind": "stream", "synthetic_ratio": 0.5, "pool": 2.0}}
 DETECTOR = {"kind": "detector", "examples": 16}
+SIMILAR = {"kind": "near_duplicate", "n": 1, "max_similarity": 0.3}
+CURATED = {"kind": "curate", "of": 2, "rewards": {"distinct_2": 1.0}, "choose": "best"}
+LIKELY = {"kind": "select", "score": "likelihood", "keep": 0.5, "reference": 16}
 OVERFITTED = {
     "data.num_examples": 16,
     "learner.train": {"epochs": 40, "batch_size": 8, "learning_rate": 0.05, "schedule": "constant"},
@@ -118,6 +121,15 @@ SWITCHES: list[tuple[str, dict[str, Any], dict[str, Any], str, int]] = [
     ),
     ("filter: deduplicate", NATURAL, {"filters": [{"kind": "deduplicate"}]}, "weights", 1),
     ("filter: repetition", {}, {"filters": [{"kind": "repetition", "n": 1, "max_share": 0.4}]}, "weights", 1),
+    ("filter: near_duplicate", ARRIVING, {"filters": [SIMILAR]}, "weights", 1),
+    ("filter: curate", ARRIVING, {"filters": [CURATED]}, "weights", 1),
+    ("filter: select", ARRIVING, {"filters": [LIKELY]}, "weights", 1),
+    ("filter: diverse", ARRIVING, {"filters": [{"kind": "diverse", "keep": 0.5}]}, "weights", 1),
+    ("filter: random", ARRIVING, {"filters": [{"kind": "random", "keep": 0.5}]}, "weights", 1),
+    ("filter: label", ARRIVING, {"filters": [{"kind": "label", "recall": 0.9}]}, "weights", 1),
+    ("stream: history", ARRIVING, {"regime.history": "all"}, "weights", 1),
+    ("stream: anchor", ARRIVING, {"regime.anchor": 0.5}, "weights", 1),
+    ("growth", {}, {"regime.growth": {"power": 1.0}}, "weights", 1),
     ("filter: detector", ARRIVING, {"filters": [DETECTOR]}, "weights", 1),
     (
         "filter: detector: features",

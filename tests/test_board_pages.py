@@ -37,7 +37,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
 
 def test_no_table_takes_the_page_of_another(computed: Any) -> None:
     entry = computed[2]["keep"]
-    named = [("index", 1), ("small", 1), ("small", 2), ("small-2", 1), ("small", 3)]
+    named = [("index", 1), ("small", 1), ("small", 2), ("small-version-2", 1), ("small", 3)]
     several = [
         with_data(entry, lambda data, t=name, v=number: data["track"].update(track=t, version=v))
         for name, number in named
@@ -45,16 +45,16 @@ def test_no_table_takes_the_page_of_another(computed: Any) -> None:
     tables = tables_of(several)
     names = [(table.name, table.track.track, table.track.version) for table in tables]
     assert names == [
-        ("index-2", "index", 1),
+        ("index-version-1", "index", 1),
         ("small", "small", 3),
-        ("small-2", "small-2", 1),
-        ("small-3", "small", 2),
-        ("small-4", "small", 1),
+        ("small-version-1", "small", 1),
+        ("small-version-2", "small-version-2", 1),
+        ("small-version-2-2", "small", 2),
     ]
     files = dict(site_files(tables))
     assert "What resists model collapse</h1>" in files["index.html"].decode()
-    old = next(e for e in several if (e.track.track, e.track.version) == ("small", 1))
-    assert 'href="../small-4.html"' in files[file_of(old)].decode(), "an entry's page leads to its own table"
+    old = next(e for e in several if (e.track.track, e.track.version) == ("small", 2))
+    assert 'href="../small-version-2-2.html"' in files[file_of(old)].decode(), "an entry's page leads to its own table"
 
 
 HOSTILE = '</td><script>document.title="owned"</script><img src=x onerror=alert(1)>\u202egnp.exe\x1b[2J'
@@ -184,7 +184,7 @@ def test_versions_of_a_track_are_tables_of_their_own(computed: Any, tmp_path: Pa
     tables = tables_of([*entries.values(), newer])
     assert [(table.name, table.track.version, len(table.lines)) for table in tables] == [
         ("small", 2, 1),
-        ("small-2", 1, 3),
+        ("small-version-1", 1, 3),
     ]
 
 

@@ -232,7 +232,7 @@ def _before(out: Path) -> Mapping[str, Any]:
 
 
 def _pages(board: Mapping[str, Any]) -> set[str]:
-    """The pages of entries on a board that was built before; nothing that lies elsewhere, and no entry.
+    """Pages and tables of a board that was built before; nothing that lies elsewhere, and no entry.
 
     The pages' folder may be one of entries as well, and what is in no other place must not go.
     """
@@ -242,7 +242,9 @@ def _pages(board: Mapping[str, Any]) -> set[str]:
     except (KeyError, TypeError, AttributeError):
         return set()
     own = {name for name in names if re.fullmatch(r"[a-z0-9-]+/[A-Za-z0-9._-]+\.json", name)}
-    return {name.removesuffix(".json") + ".html" for name in own}
+    tables = {name for name in board["tracks"] if re.fullmatch(r"[a-z0-9-]+", name)}
+    pages = {name.removesuffix(".json") + ".html" for name in own}
+    return pages | {f"{name}{form}" for name in tables for form in (".html", ".csv")}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

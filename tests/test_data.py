@@ -152,6 +152,17 @@ def test_a_column_that_is_there_twice_is_named(tmp_path: Path, name: str) -> Non
         return
     pq.write_table(pa.Table.from_arrays([column] * 4, names=[name, "completion", "other", "other"]), path)
     READERS[name](path)  # what is not read may be there twice
+    if name in ("text", "prompt"):
+        path, rest = str(tmp_path / "a.jsonl"), '"completion": "b", "other": 1, "other": 2'
+        Path(path).write_text("".join(f'{{"{name}": "a{n}", {rest}}}\n' for n in range(20)))
+        READERS[name](path)
+        with Path(path).open("a") as file:
+            file.write(f'{{"{name}": "a", {rest}, "{name}": "c"}}\n')
+        with pytest.raises(DataError, match=rf"a.jsonl:21 has the field '{name}' twice; give one"):
+            READERS[name](path)
+        Path(path).write_text('{"m": [{"role": "user", "content": "a", "content": "b"}]}')
+        with pytest.raises(DataError, match=r"a.jsonl:1 has the field 'content' twice; give one"):
+            read_conversations(ChatData(kind="chat", source=path, template="none", messages="m"))
     if name == "prompt":
         path = str(tmp_path / "a.csv")
         Path(path).write_text("prompt,completion,prompt\na,b,c\n")

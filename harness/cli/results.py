@@ -320,8 +320,12 @@ def pull(
         print_json(found)
         return
     if found["model"] is None:
+        whose = f"generation {generation}" if found["adapter"] is None else "what the adapter adds to"
+        kept = ", ".join(map(str, found["generations_with_weights"])) or "none"
         terminal.show(
-            "no model: its weights, or those that it adds to, were freed (retention.weights)", sys.stderr
+            f"no model: the weights of {whose} were freed (retention.weights); this chain has those of "
+            f"generations: {kept}",
+            sys.stderr,
         )
     else:
         terminal.show(f"model    {found['model']}")

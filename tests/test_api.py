@@ -60,13 +60,9 @@ def test_a_study_is_run_planned_and_read_from_python(
     results = harness.load(root)
     assert results.experiments() == ["normal"]
     frame = results.records(experiment="normal")
-    assert (
-        command(
-            "export", config, "--root", root, "--format", "parquet", "--out", tmp_path / "table.parquet"
-        ).returncode
-        == 0
-    )
-    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "table.parquet"))
+    done = command("export", config, "--root", root, "--format", "parquet", "--out", tmp_path / "t.parquet")
+    assert done.returncode == 0 and done.stdout == "" and f"9 records: {tmp_path}" in done.stderr
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "t.parquet"))
     assert results.records(config=config).equals(frame)
     assert "provenance/host" in results.records(experiment="normal", provenance=True)
     assert (

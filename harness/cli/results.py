@@ -83,7 +83,8 @@ def export(
         part = Path(scratch) / "export"
         arrow_without_pandas()
         arrow_gives_back()
-        ledger.write(ledger.rows(prepared, store, provenance), form, part)
+        records = ledger.rows(prepared, store, provenance)
+        ledger.write(records, form, part)
         if out is None and sys.stdout.isatty():  # a person reads; a terminal would obey what names may hold
             terminal.show(part.read_text(encoding="utf-8"), end="")
         elif out is None:
@@ -92,6 +93,7 @@ def export(
             sys.stdout.buffer.flush()
         else:
             _write_out(out, part)
+            terminal.show(f"{len(records):,} records: {out}", sys.stderr)
     raise typer.Exit(tell_damage(store))
 
 

@@ -60,13 +60,9 @@ def test_a_study_is_run_planned_and_read_from_python(
     results = harness.load(root)
     assert results.experiments() == ["normal"]
     frame = results.records(experiment="normal")
-    assert (
-        command(
-            "export", config, "--root", root, "--format", "parquet", "--out", tmp_path / "table.parquet"
-        ).returncode
-        == 0
-    )
-    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "table.parquet"))
+    done = command("export", config, "--root", root, "--format", "parquet", "--out", tmp_path / "t.parquet")
+    assert done.returncode == 0 and done.stdout == "" and f"9 records: {tmp_path}" in done.stderr
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "t.parquet"))
     assert results.records(config=config).equals(frame)
     assert "provenance/host" in results.records(experiment="normal", provenance=True)
     assert (
@@ -161,7 +157,7 @@ def test_a_pull_replaces_nothing_and_says_when_weights_are_gone(text_store: Any,
     from harness.inspection.pull import pull
     from harness.store import Store
 
-    _, root, prepared = text_store
+    config, root, prepared = text_store
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     chain, store = prepared.lineage.chains[0], Store(root)
@@ -175,7 +171,10 @@ def test_a_pull_replaces_nothing_and_says_when_weights_are_gone(text_store: Any,
             '{"bytes": 1, "reason": "test"}'
         )
         found = pull(prepared, store, chain.id, 1, tmp_path / "new")
-        assert found["model"] is None and found["examples"] > 0
+        assert found["model"] is None and found["examples"] > 0 and found["generations_with_weights"] == [0]
+        where = ("--chain", chain.id, "--generation", 1, "--to", tmp_path / "said")
+        done = command("pull", config, "--root", root, *where)
+        assert done.returncode == 0 and "this chain has those of generations: 0" in done.stderr
         with pytest.raises(InputError, match="its weights were freed"):
             harness.load(root).model(node.fit)
     finally:

@@ -22,7 +22,7 @@ from conftest import harness
 from pydantic import ValidationError
 
 from harness.board.build import build_site, read_entries, site_files, tables_of
-from harness.board.entry import Entry, write_entry
+from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.front import fronts
 from harness.board.pages import entry_page, file_of
 from harness.board.verify import verified
@@ -37,7 +37,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
 
 def test_no_table_takes_the_page_of_another(computed: Any) -> None:
     entry = computed[2]["keep"]
-    named = [("index", 1), ("small", 1), ("small", 2), ("small-2", 1), ("small", 3)]
+    named = [("index", 1), ("small", 1), ("small", 2), ("small-version-2", 1), ("small", 3)]
     several = [
         with_data(entry, lambda data, t=name, v=number: data["track"].update(track=t, version=v))
         for name, number in named
@@ -45,16 +45,18 @@ def test_no_table_takes_the_page_of_another(computed: Any) -> None:
     tables = tables_of(several)
     names = [(table.name, table.track.track, table.track.version) for table in tables]
     assert names == [
-        ("index-2", "index", 1),
+        ("index-version-1", "index", 1),
         ("small", "small", 3),
-        ("small-2", "small-2", 1),
-        ("small-3", "small", 2),
-        ("small-4", "small", 1),
+        ("small-version-1", "small", 1),
+        ("small-version-2", "small-version-2", 1),
+        ("small-version-2-2", "small", 2),
     ]
     files = dict(site_files(tables))
     assert "What resists model collapse</h1>" in files["index.html"].decode()
-    old = next(e for e in several if (e.track.track, e.track.version) == ("small", 1))
-    assert 'href="../small-4.html"' in files[file_of(old)].decode(), "an entry's page leads to its own table"
+    old = next(e for e in several if (e.track.track, e.track.version) == ("small", 2))
+    assert 'href="../small-version-2-2.html"' in files[file_of(old)].decode(), (
+        "an entry's page leads to its own table"
+    )
 
 
 HOSTILE = '</td><script>document.title="owned"</script><img src=x onerror=alert(1)>\u202egnp.exe\x1b[2J'
@@ -100,6 +102,16 @@ def test_what_has_changed_is_told(site: Path, tmp_path: Path) -> None:
     left = {path.name for path in (tmp_path / "pages" / "small").iterdir()}
     assert "mine.html" in left and victim.with_suffix(".html").name not in left
     assert victim.name in left, "the pages' folder may be one of entries too, and the only one that has it"
+    (other,) = (tmp_path / "entries" / "small").glob("accumulate-*")
+    newer = with_data(read_entry(other), lambda data: data["track"].update(version=2))
+    for tables in ({"small", "small-version-1"}, {"small"}):  # as it comes, and as it goes again
+        if len(tables) == 2:
+            added = write_entry(newer, tmp_path / "entries")
+        else:
+            added.unlink()
+        list(build_site(tmp_path / "entries", tmp_path / "pages"))
+        for form in ("html", "csv"):
+            assert {path.stem for path in (tmp_path / "pages").glob(f"*.{form}")} - {"index"} == tables
 
 
 def test_nothing_hostile_is_markup(site: Path) -> None:
@@ -184,7 +196,7 @@ def test_versions_of_a_track_are_tables_of_their_own(computed: Any, tmp_path: Pa
     tables = tables_of([*entries.values(), newer])
     assert [(table.name, table.track.version, len(table.lines)) for table in tables] == [
         ("small", 2, 1),
-        ("small-2", 1, 3),
+        ("small-version-1", 1, 3),
     ]
 
 

@@ -152,6 +152,17 @@ def test_a_column_that_is_there_twice_is_named(tmp_path: Path, name: str) -> Non
         return
     pq.write_table(pa.Table.from_arrays([column] * 4, names=[name, "completion", "other", "other"]), path)
     READERS[name](path)  # what is not read may be there twice
+    if name in ("text", "prompt"):
+        path, rest = str(tmp_path / "a.jsonl"), '"completion": "b", "other": 1, "other": 2'
+        Path(path).write_text("".join(f'{{"{name}": "a{n}", {rest}}}\n' for n in range(20)))
+        READERS[name](path)
+        with Path(path).open("a") as file:
+            file.write(f'{{"{name}": "a", {rest}, "{name}": "c"}}\n')
+        with pytest.raises(DataError, match=rf"a.jsonl:21 has the field '{name}' twice; give one"):
+            READERS[name](path)
+        Path(path).write_text('{"m": [{"role": "user", "content": "a", "content": "b"}]}')
+        with pytest.raises(DataError, match=r"a.jsonl:1 has the field 'content' twice; give one"):
+            read_conversations(ChatData(kind="chat", source=path, template="none", messages="m"))
     if name == "prompt":
         path = str(tmp_path / "a.csv")
         Path(path).write_text("prompt,completion,prompt\na,b,c\n")
@@ -378,8 +389,11 @@ ALPHA = Image.fromarray(np.array([[0, 255, 255], [255, 255, 255]], np.uint8))
         ([Image.merge("LA", (Image.fromarray(GREY), ALPHA))], "PNG", "row 0, .*its mode is LA .*transparent"),
         ([Image.fromarray(GREY).convert("P")], "transparent PNG", "row 0, .*its mode is P .*transparent"),
         ([Image.new("LAB", (3, 2))], "TIFF", "row 0, cannot be decoded: conversion from LAB"),
+        ([GREY], "turned PNG", np.rot90(OF_8_BITS, -1)),
+        ([DEEP], "turned TIFF", np.rot90(DEEP / 65535, -1)),
+        ([GREY], "second GIF", "row 0, cannot be decoded: it has 2 frames; give each a row of its own"),
     ],
-    ids=range(22),
+    ids=range(25),
 )
 def test_white_is_white_whatever_a_picture_is_stored_as(
     tmp_path: Path, pictures: list[Any], kind: str, expected: Any
@@ -387,9 +401,16 @@ def test_white_is_white_whatever_a_picture_is_stored_as(
     """Pillow makes 16 bits grey by cutting them off at 255, which is nearly all white."""
     encoded = []
     for picture in pictures:
-        buffer, options = io.BytesIO(), {"transparency": 0} if kind.startswith("transparent") else {}
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        image.save(buffer, kind.split()[-1], **options)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be seen as it was, it is turned to the right
+        special: dict[str, Any] = {
+            "transparent": {"transparency": 0},
+            "turned": {"exif": exif},
+            "second": {"save_all": True, "append_images": [Image.fromarray(255 - GREY)]},
+        }
+        buffer = io.BytesIO()
+        image.save(buffer, kind.split()[-1], **special.get(kind.split()[0], {}))
         encoded.append(buffer.getvalue())
     pq.write_table(pa.table({"image": encoded}), tmp_path / "a.parquet")
     config = ImageData(source=str(tmp_path / "a.parquet"), kind="images", label_field=None)

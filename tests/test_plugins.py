@@ -506,16 +506,18 @@ def test_a_package_cannot_take_a_name_that_exists(site: Path, config: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("keep", "message"),
+    ("keep", "message", "bundled"),
     [
-        ("lambda config, examples, known: [True]", "expected [40] truth values"),
-        ("lambda config, examples, known: 1 / 0", "ZeroDivisionError"),
+        ("lambda config, examples, known: [True]", "expected [40] truth values", True),
+        ("lambda config, examples, known: 1 / 0", "ZeroDivisionError", True),
+        ("lambda config, examples, known: __import__('sys').exit('no licence')", "SystemExit: no lic", True),
+        ("lambda config, examples, known: __import__('sys').exit('no licence')", "SystemExit: no lic", False),
     ],
 )
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_filter_that_fails_says_which(
-    site: Path, config: Path, tmp_path: Path, keep: str, message: str
+    site: Path, config: Path, tmp_path: Path, keep: str, message: str, bundled: bool
 ) -> None:
     module = (
         "from typing import Literal\nfrom harness.registry import FilterPlugin\nfrom harness.section import "
@@ -529,6 +531,8 @@ def test_a_filter_that_fails_says_which(
         "grid={seed: [0]}",
         "--set",
         "resources.max_failures=0",
+        "--set",
+        f"resources.bundled={str(bundled).lower()}",
     )
     done = harness("run", config, "--root", tmp_path / "root", *smaller, path=[site, folder])
     assert done.returncode == 1 and message in done.stdout + done.stderr

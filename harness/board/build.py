@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -141,18 +142,18 @@ def _files(folder: Path) -> list[Path]:
 
 
 def tables_of(entries: Sequence[Entry], checks: Sequence[Verification] = ()) -> list[TrackTable]:
-    """A table for each track, version of it, and data; the newest version of a track has its plain name."""
+    """A table for each track, version of it, and data; the newest version has the track's plain name."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.comparable, []).append(entry)
     ordered = sorted(groups.values(), key=_newest, reverse=True)
     plain, taken, found = {group[0].track.track for group in ordered}, {"index"}, []
     for group in ordered:
-        track, number = group[0].track, 1
-        name = track.track
-        while name in taken or (number > 1 and name in plain):  # a track may be called as another's second
-            number += 1
-            name = f"{track.track}-{number}"
+        track = group[0].track
+        older = f"{track.track}-version-{track.version}"
+        names = chain((track.track, older), (f"{older}-{number}" for number in count(2)))
+        # a track may itself be called as an older version of another is
+        name = next(n for n in names if n not in taken and (n == track.track or n not in plain))
         taken.add(name)
         found.append(table_of(track, group, name, checks))
     return sorted(found, key=lambda table: table.name)
@@ -231,7 +232,7 @@ def _before(out: Path) -> Mapping[str, Any]:
 
 
 def _pages(board: Mapping[str, Any]) -> set[str]:
-    """The pages of entries on a board that was built before; nothing that lies elsewhere, and no entry.
+    """Pages and tables of a board that was built before; nothing that lies elsewhere, and no entry.
 
     The pages' folder may be one of entries as well, and what is in no other place must not go.
     """
@@ -241,7 +242,9 @@ def _pages(board: Mapping[str, Any]) -> set[str]:
     except (KeyError, TypeError, AttributeError):
         return set()
     own = {name for name in names if re.fullmatch(r"[a-z0-9-]+/[A-Za-z0-9._-]+\.json", name)}
-    return {name.removesuffix(".json") + ".html" for name in own}
+    tables = {name for name in board["tracks"] if re.fullmatch(r"[a-z0-9-]+", name)}
+    pages = {name.removesuffix(".json") + ".html" for name in own}
+    return pages | {f"{name}{form}" for name in tables for form in (".html", ".csv")}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -83,7 +83,8 @@ def export(
         part = Path(scratch) / "export"
         arrow_without_pandas()
         arrow_gives_back()
-        ledger.write(ledger.rows(prepared, store, provenance), form, part)
+        records = ledger.rows(prepared, store, provenance)
+        ledger.write(records, form, part)
         if out is None and sys.stdout.isatty():  # a person reads; a terminal would obey what names may hold
             terminal.show(part.read_text(encoding="utf-8"), end="")
         elif out is None:
@@ -92,6 +93,7 @@ def export(
             sys.stdout.buffer.flush()
         else:
             _write_out(out, part)
+            terminal.show(f"{len(records):,} records: {out}", sys.stderr)
     raise typer.Exit(tell_damage(store))
 
 
@@ -320,8 +322,12 @@ def pull(
         print_json(found)
         return
     if found["model"] is None:
+        whose = f"generation {generation}" if found["adapter"] is None else "what the adapter adds to"
+        kept = ", ".join(map(str, found["generations_with_weights"])) or "none"
         terminal.show(
-            "no model: its weights, or those that it adds to, were freed (retention.weights)", sys.stderr
+            f"no model: the weights of {whose} were freed (retention.weights); this chain has those of "
+            f"generations: {kept}",
+            sys.stderr,
         )
     else:
         terminal.show(f"model    {found['model']}")

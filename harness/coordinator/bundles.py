@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from harness.coordinator.failures import classify, store_trouble
+from harness.coordinator.failures import by_ray, classify, store_trouble
 from harness.coordinator.gang import death
 from harness.coordinator.revision import source_revision
 from harness.coordinator.summary import IDLE, Display, RunSummary
@@ -74,9 +74,9 @@ def run_task(task: BundleTask, root: str) -> Done:
         try:
             tables.append(run_unit(unit))
             chains |= {chain.key: chain.generations for chain in unit.chains}
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a package may end its process, as it thinks
             kind, reason = classify(error)
-            if kind in ("store", "memory"):
+            if kind in ("store", "memory") or by_ray(error):
                 raise
             done.failed |= {chain.key: reason for chain in unit.chains}
     if tables:

@@ -48,6 +48,11 @@ def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0]
 
 
+def by_ray(error: BaseException) -> bool:
+    """Whether Ray ends the process with it (at SIGTERM, say), and not what somebody has written."""
+    return hasattr(error, "ray_terminate_msg")
+
+
 def classify(error: BaseException) -> tuple[FailureKind, str]:
     """What an exception on a rank means, with one line for people."""
     for found in _chain(error):

@@ -18,7 +18,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from harness.coordinator.failures import HOST_ADVICE, FailureKind, classify
+from harness.coordinator.failures import HOST_ADVICE, FailureKind, by_ray, classify
 from harness.coordinator.processes import ProcessId, build_folder, clear_stale_locks, reap, this_process
 from harness.coordinator.scheduler import Shape
 
@@ -165,7 +165,9 @@ class _Rank:
         try:
             end = self._run(plan, Path(root), silent)
             outcome = Outcome(end.status, key=end.key)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a package may end its process, as it thinks
+            if by_ray(error):
+                raise
             traceback.print_exc()
             kind, message = classify(error)
             outcome = Outcome("failed", message, kind)

@@ -142,7 +142,7 @@ def _file_rows(config: ChatData) -> Iterator[Row]:
     path = Path(config.source)
     budget = ReadLimit(FIELD)
     readers: Mapping[str, Callable[[Path, str], Iterator[Row]]] = {
-        ".jsonl": lambda file, packed: _jsonl(file, decoded(file, packed, FIELD, budget)),
+        ".jsonl": lambda file, packed: _jsonl(config, file, decoded(file, packed, FIELD, budget)),
         ".csv": lambda file, packed: _csv(config, file, decoded(file, packed, FIELD, budget)),
         ".parquet": lambda file, packed: _parquet(config, file, budget),
     }
@@ -153,8 +153,9 @@ def _file_rows(config: ChatData) -> Iterator[Row]:
             raise DataError(f"{FIELD}: {file} cannot be read: {error.strerror or error}") from None
 
 
-def _jsonl(path: Path, text: str) -> Iterator[Row]:
-    for number, row in json_lines(path, text, FIELD):
+def _jsonl(config: ChatData, path: Path, text: str) -> Iterator[Row]:
+    read = {*(name for name, _ in _wanted(config)), *(sum(NAMES, ()) if config.messages else ())}
+    for number, row in json_lines(path, text, FIELD, read):
         if not isinstance(row, dict):
             raise DataError(f"{FIELD}: {path}:{number} is no object with fields")
         yield f"{path}:{number}", row

@@ -380,44 +380,56 @@ def _from_columns(columns: Mapping[str, Sequence[Any]], config: ImageData, where
 def _picture(value: Any, where: str, row: int) -> tuple[npt.NDArray[Any], str]:
     """One image in grey, shape [height, width], and what says where its white is.
 
-    A picture, an encoded one (as bytes, or as the hub stores it), or nested lists. Pillow makes everything
-    of more than 8 bits grey by cutting it off at 255, so such pictures are taken as the numbers that they
-    hold.
+    A picture, an encoded one (as bytes, or as the hub stores it), or nested lists.
     """
     from PIL import Image
 
     if isinstance(value, Mapping):
         value = value.get("bytes")
-    scale = _BYTES
     try:
         if isinstance(value, bytes):
             value = Image.open(io.BytesIO(value))
             if value.width * value.height > MAX_PIXELS:
                 raise ValueError(f"{value.width} x {value.height} pixels, at most {MAX_PIXELS} are allowed")
-        if isinstance(value, Image.Image):
-            if value.has_transparency_data and np.asarray(value.convert("RGBA"))[..., 3].min() < _WHITE_8:
-                raise ValueError(
-                    f"its mode is {value.mode} and some of its pixels are transparent, so their grey depends "
-                    "on what lies behind; give it a background"
-                )
-            if value.mode.partition(";")[0] in ("I", "F"):
-                scale = _FLOATS if value.mode == "F" else _DEEP if ";" in value.mode else _BYTES
-                found = np.asarray(value)
-                most = _WHITE_16 if scale == _DEEP else _WHITE_8
-                if not (found.min() >= 0 and found.max() <= most):
-                    raise ValueError(
-                        f"its mode is {value.mode} and its values go from {found.min():g} to "
-                        f"{found.max():g}, where only 0..1 and 0..255 say what is white; give 8 or 16 bits"
-                    )
-                return found, scale
-            value = value.convert("L")
-        found = np.asarray(value)
+        found, scale = _grey(value) if isinstance(value, Image.Image) else (np.asarray(value), _BYTES)
     except Exception as error:  # what the library's decoders raise at pictures that are damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"data.image_field: {where}, row {row}, cannot be decoded: {reason}") from None
     if found.ndim != 2 or found.dtype.kind not in "buif":
         raise DataError(
             f"data.image_field: {where}, row {row}, is no image: neither a picture nor rows of numbers"
+        )
+    return found, scale
+
+
+def _grey(picture: Any) -> tuple[npt.NDArray[Any], str]:
+    """A picture's values and scale.
+
+    One that a camera took on its side is turned as it says itself, as the hub's reader does. Pillow makes
+    everything of more than 8 bits grey by cutting it off at 255, so such pictures are taken as the numbers
+    that they hold.
+
+    Raises:
+        ValueError: Nothing says what is white, or what is to be seen.
+    """
+    from PIL import ImageOps
+
+    if (frames := getattr(picture, "n_frames", 1)) > 1:
+        raise ValueError(f"it has {frames} frames; give each a row of its own")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < _WHITE_8:
+        raise ValueError(
+            f"its mode is {picture.mode} and some of its pixels are transparent, so their grey depends "
+            "on what lies behind; give it a background"
+        )
+    if picture.mode.partition(";")[0] not in ("I", "F"):
+        return np.asarray(picture.convert("L")), _BYTES
+    scale = _FLOATS if picture.mode == "F" else _DEEP if ";" in picture.mode else _BYTES
+    found = np.asarray(picture)
+    if not (found.min() >= 0 and found.max() <= (_WHITE_16 if scale == _DEEP else _WHITE_8)):
+        raise ValueError(
+            f"its mode is {picture.mode} and its values go from {found.min():g} to {found.max():g}, where "
+            "only 0..1 and 0..255 say what is white; give 8 or 16 bits"
         )
     return found, scale
 

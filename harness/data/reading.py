@@ -14,7 +14,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -269,29 +269,41 @@ def decoded(file: Path, packed: str, field: str, budget: ReadLimit) -> str:
         raise DataError(f"{field}: {file} {what}") from None
 
 
-def json_lines(path: Path, text: str, field: str) -> Iterator[tuple[int, Any]]:
+def json_lines(path: Path, text: str, field: str, read: Collection[str]) -> Iterator[tuple[int, Any]]:
     """What stands in each line that is not empty, with the line's number.
 
     Args:
         path: Of the file, for messages.
         text: Its text.
         field: Of the configuration, for messages.
+        read: Names of fields, at any depth, that may be there once only.
 
     Raises:
-        DataError: A line is not JSON.
+        DataError: A line is not JSON, or has one of these fields twice.
     """
+    twice = list[str]()
+
+    def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice.extend(name for name in read if names.count(name) > 1)
+        return found
+
     for number, line in enumerate(re.split("\r\n|\n|\r", text), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=fields)
         except (ValueError, RecursionError):
             raise DataError(f"{field}: {path}:{number} is not JSON") from None
+        if twice:
+            raise DataError(f"{field}: {path}:{number} has the field {shown(twice[0])} twice; give one")
         yield number, row
 
 
 def _read_jsonl(path: Path, text: str, text_field: str, field: str) -> Iterator[str | None]:
-    for number, row in json_lines(path, text, field):
+    for number, row in json_lines(path, text, field, (text_field,)):
         if not isinstance(row, dict) or not isinstance(row.get(text_field, 0), str | None):
             raise DataError(
                 f"{field}: {path}:{number} has no text in the field {shown(text_field)} (data.text_field)"

@@ -87,6 +87,11 @@ def pull(prepared: Prepared, store: Store, chain: str, generation: int, target: 
         "base": node.spec.fit.base,
         "corpus": str(target / "corpus"),
         "examples": count,
+        "generations_with_weights": [
+            number
+            for number, key in enumerate(found.nodes)
+            if store.has_weights(prepared.lineage.nodes[key].fit)
+        ],
     }
     write_json(target / "about.json", about)
     return about

@@ -59,6 +59,15 @@ def test_no_table_takes_the_page_of_another(computed: Any) -> None:
     )
 
 
+def test_tracks_without_entries_are_named(computed: Any) -> None:
+    """Those that come with the harness, also those that nobody has run."""
+    entered = with_data(computed[2]["keep"], lambda data: data["track"].update(track="laptop-task"))
+    for tables in (tables_of([entered]), []):
+        text = dict(site_files(tables))["index.html"].decode()
+        assert "(sft-2b). Grade-school mathematics in words" in text
+        assert ("(laptop-task)" in text) == (not tables)
+
+
 HOSTILE = '</td><script>document.title="owned"</script><img src=x onerror=alert(1)>\u202egnp.exe\x1b[2J'
 
 

@@ -21,6 +21,8 @@ from harness.board.entry import Entry, read_entry
 from harness.board.immutable import read_immutable
 from harness.board.pages import entry_page, file_of, index_page, safe, track_page, values_of
 from harness.board.score import TrackTable, table_of
+from harness.config.shipped import tracks
+from harness.config.track import Track, read_track
 from harness.errors import DamagedError, InputError
 from harness.files import dump_json, read_json, write_atomic
 from harness.terminal import visible
@@ -187,9 +189,15 @@ def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, bytes]]:
             yield entry.name, entry.content
         for found in table.checks.values():
             yield from ((item.name, item.content) for item in found)
-    yield "index.html", index_page(tables).encode()
+    yield "index.html", index_page(tables, _waiting(tables)).encode()
     yield "board.json", dump_json(board)
     yield "feed.xml", _feed(everything)
+
+
+def _waiting(tables: Sequence[TrackTable]) -> list[Track]:
+    """The tracks that come with the harness and have no entry here."""
+    there = {table.track.track for table in tables}
+    return [read_track(path).track for name, path in tracks().items() if name not in there]
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -18,7 +18,7 @@ from harness.board.front import fronts
 from harness.board.ranking import smallest_p
 from harness.board.rules import worse_sign
 from harness.board.score import Scored, TrackTable, plain
-from harness.config.track import BASELINE
+from harness.config.track import BASELINE, Track
 from harness.metrics.catalogue import about
 from harness.reporting.statistics import Aggregate, aggregate
 from harness.terminal import visible
@@ -49,8 +49,8 @@ def page(title: str, body: Iterable[str], script: str = "") -> str:
     )
 
 
-def index_page(tables: Sequence[TrackTable]) -> str:
-    """The first page: every track with its answer."""
+def index_page(tables: Sequence[TrackTable], waiting: Sequence[Track] = ()) -> str:
+    """The first page: every track with its answer, and those that have no entry yet."""
     body = ["<header><h1>What resists model collapse</h1>"]
     body.append(
         "<p>A model that is trained on its own output forgets the tails of the real distribution, and then "
@@ -64,7 +64,15 @@ def index_page(tables: Sequence[TrackTable]) -> str:
         ranked = sum(line.rank is not None for line in table.lines)
         body.append(f'<p class="soft">{ranked} ranked entries over {table.seeds} seeds, ')
         body.append(f"{len(table.lines) - ranked} not ranked; version {table.track.version}</p></section>")
-    body.append("</main>" if tables else "<p>There are no entries yet.</p></main>")
+    if not tables:
+        body.append("<p>There are no entries yet.</p>")
+    if waiting:
+        body.append("<section><h2>Without entries</h2>")
+        body.append('<p class="soft">Tracks that come with the harness, planned or entered elsewhere.</p>')
+        for track in waiting:
+            body.append(f"<p><b>{safe(track.title)}</b> ({safe(track.track)}). {safe(track.about)}</p>")
+        body.append("</section>")
+    body.append("</main>")
     return page("What resists model collapse", body)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from harness.metrics.lexical import NUM_BANDS, band_of, lexical_metrics
 from harness.metrics.tasks import model_metrics, pass_at, task_metrics
 from harness.records import Examples, status_of
 from harness.registry import Known, named
-from harness.tasks import Checker, Problem, Verdict, derivations
+from harness.tasks import Checker, Problem, Verdict, checking, derivations
 from harness.tasks.checking import answer_of, verdict_of
 from harness.tasks.derivations import MAX_STEPS, check_rewriting, derivation, end_of, rewriting_moves
 from harness.tasks.judges import keep, rewards
@@ -117,6 +119,18 @@ def test_a_checker_answers_whatever_it_is_given(section: Any, completion: str) -
     verdict = Checker(section)([problem.prompt], [completion])[0]
     assert not verdict.correct or completion == problem.solution or "=" in completion or ">" in completion
     assert not verdict.trouble
+
+
+@pytest.mark.parametrize(
+    ("code", "trouble"),
+    [("signal.setitimer(signal.ITIMER_REAL, 0.01); signal.pause()", "timed_out"), ("exit(3)", "raised")],
+)
+def test_a_checker_that_its_own_clock_has_ended_was_late(code: str, trouble: str) -> None:
+    """Where whoever asks is late himself, so that it has ended when he looks."""
+    process = subprocess.Popen([sys.executable, "-c", f"import signal; {code}"], stdin=-1, stdout=-1)
+    process.wait()
+    with process:
+        assert checking._Apart(Boolean(kind="boolean"), 1.0)._trouble(process) == trouble
 
 
 def test_default_rules_come_to_one_end_in_any_order() -> None:

@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -119,10 +120,10 @@ class _Apart:
         return Answer(**answer)
 
     def _trouble(self, process: subprocess.Popen[bytes]) -> Trouble:
-        """End a process that has not answered; whether it had ended by itself."""
+        """End a process that has not answered; whether it had ended by itself, and not by its own clock."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.1)
-        ended = process.poll() is not None
+        ended = process.poll() not in (None, -signal.SIGALRM)  # `apart.GRACE`
         self.end()
         return "raised" if ended else "timed_out"
 

@@ -99,9 +99,12 @@ def collect(config: TaskData) -> dict[str, list[Problem]]:
             return found
     missing = next(name for name in wanted if len(found[name]) < wanted[name])
     field = "num_examples" if missing == "train" else missing
+    remedy = "ask for fewer, or for harder ones"
+    if not seen:
+        remedy = "it has no problem at all: rules that bring no string to an end have none, say"
     raise DataError(
         f"data.{field}: {wanted[missing]} different prompts of the {missing} side are asked for, task "
-        f"{config.task.kind} gives {len(found[missing])}; ask for fewer, or for harder ones"
+        f"{config.task.kind} gives {len(found[missing])}; {remedy}"
     )
 
 

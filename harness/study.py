@@ -19,10 +19,9 @@ from harness.components import DATA_KINDS, FILTERS, LEARNERS, REGIMES, TRACKERS
 from harness.config.claimed import check_claims
 from harness.config.grid import Cell, Study, expand, find_cells, resolve_sources
 from harness.config.load import load_file
-from harness.config.mitigations import AXIS as MITIGATION
-from harness.config.mitigations import SECTION as MITIGATIONS
 from harness.config.naming import cell_name
 from harness.config.schema import Config, data_kind
+from harness.config.source import Source
 from harness.data.base import ExternalCorpus, PreparedData, RealData
 from harness.data.packing import corpus_science, other_science, read_other, write_other
 from harness.errors import DataError, InputError
@@ -120,7 +119,7 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     check_claims(study)
     _check_libraries(study)
     try:
-        study = replace(study, cells=tuple(_settled(study, cell) for cell in study.cells))
+        study = replace(study, cells=tuple(_settled(study.source, cell) for cell in study.cells))
         return _resolve(study, DataOf(store, scratch))
     except DataError as error:
         raise study.source.located(error) from None
@@ -144,6 +143,15 @@ def _check_libraries(study: Study) -> None:
             raise study.source.error(tracker.field, message)
 
 
+@contextmanager
+def _placed(source: Source, cell: Cell) -> Iterator[None]:
+    """Name the line at which what is wrong with a cell stands: that of its axis or mitigation, say."""
+    try:
+        yield
+    except DataError as error:
+        raise source.located(error, cell.places) from None
+
+
 def _resolve(study: Study, data_of: DataOf) -> Prepared:
     data, specs, resolved = [], [], list[Resolved]()
     packed: dict[tuple[str, str], ExternalCorpus] = {}
@@ -151,7 +159,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
     grouped: dict[tuple[str, str], dict[str, ExternalCorpus]] = {}
     others: dict[str, tuple[Mapping[str, Any], Examples]] = {}
     for cell, source in zip(study.cells, resolve_sources(study), strict=True):
-        with _placed(study, cell):
+        with _placed(study.source, cell):
             prepared = data_of.get(cell.config.data)
             real, learner = prepared.real, resolve(cell.config, prepared.real)
             fixed = _fixed_corpus(cell.config, prepared, data_of.store, packed)
@@ -288,10 +296,10 @@ def _fixed_corpus(
     return known[name]
 
 
-def _settled(study: Study, cell: Cell) -> Cell:
+def _settled(source: Source, cell: Cell) -> Cell:
     """A cell with what its learner names of the hub settled, and what its filters name."""
     config = cell.config
-    with _placed(study, cell):
+    with _placed(source, cell):
         filters = tuple(
             named(FILTERS[item.kind].locate)(item, f"filters.{place}") if FILTERS[item.kind].locate else item
             for place, item in enumerate(config.filters)
@@ -300,18 +308,6 @@ def _settled(study: Study, cell: Cell) -> Cell:
             config = config.model_copy(update={"filters": filters})
         settle = LEARNERS[config.learner.kind].settle
         return replace(cell, config=named(settle)(config) if settle else config)
-
-
-@contextmanager
-def _placed(study: Study, cell: Cell) -> Iterator[None]:
-    """What is wrong with a cell's data stands where its member, its mitigation or an axis has set it."""
-    try:
-        yield
-    except DataError as error:
-        name = cell.axes.get(MITIGATION)
-        within = [f"population.members.{cell.member.name}.set"] if cell.member else []
-        within += [f"{MITIGATIONS}.{name}"] if name else []
-        raise study.source.located(error, [*within, "grid"]) from None
 
 
 def _packed(store: Store, data: Mapping[str, Any], fingerprint: str) -> Examples | None:

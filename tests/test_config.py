@@ -283,6 +283,21 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         {"data": {"source": "task", "task": {"kind": "boolean", "dificulty": [2]}, "num_exampels": 4}},
         (": data.task.dificulty: unknown field", ": data.num_exampels: unknown field"),
     ),
+    (
+        "no difficulty",
+        {"data": {"source": "task", "task": {"kind": "boolean", "difficulty": []}}},
+        (": data.task.difficulty: found [], expected at least 1 value",),
+    ),
+    (
+        "a section that has the name of its kind",
+        {"data": {"source": "task", "task": {"kind": "boolean"}, "template": "none"}},
+        (": data.template: needs tokenizer",),
+    ),
+    (
+        "what a judge does not use",
+        {"filters": [{"kind": "judge", "judge": "exact", "prefers": "long"}]},
+        (": filters.0.judge: exact does not use prefers",),
+    ),
     ("experiment name", {"experiment": "a/b"}, ("experiment", "letters, digits")),
     ("missing section", {"data": None}, ("data", "required")),
     (
@@ -383,6 +398,13 @@ def test_the_line_of_an_axis_value_is_that_of_the_value(make_config: Make) -> No
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if text.strip() == "- 7")
     with pytest.raises(ConfigError, match=f":{line}: regime.synthetic_ratio"):
         study(path)
+
+
+def test_a_wrong_value_in_a_list_is_one_problem(make_config: Make) -> None:
+    task = {"kind": "boolean", "difficulty": [0]}
+    with pytest.raises(ConfigError, match="data.task.difficulty.0: found 0, expected greater") as caught:
+        study(make_config(TEXT, data={"source": "task", "task": task}))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,36 @@ def test_bad_input_is_one_message(
         open_study(make_config(base, **changes), (), Store.read(tmp_path / "absent"))
 
 
+@pytest.mark.parametrize(
+    ("cells", "line", "message"),
+    [
+        (
+            {"mitigations": {"a": {}, "b": {"data.prompt_tokens": 4}}},
+            "prompt_tokens: 4",
+            "data.prompt_tokens",
+        ),
+        (
+            {"grid": {"learner.adapter": [None, {"kind": "lora", "targets": ["c_atn"]}]}},
+            "- kind: lora",
+            "learner.adapter.targets",
+        ),
+        ({"grid": {"learner.objective.kind": ["sft", "dpo"]}}, "- dpo", "learner.objective"),
+    ],
+    ids=["mitigation", "axis", "field of a section"],
+)
+def test_what_a_cell_has_alone_is_named_at_its_line(
+    make_config: Make, tmp_path: Path, cells: dict[str, Any], line: str, message: str
+) -> None:
+    """Also what is found out only when its model and its data are there."""
+    base = {**TASK, "regime": {"kind": "replace", "synthetic_ratio": 1.0}}
+    path = make_config(base, **cells)
+    lines = path.read_text().splitlines()
+    start = next(n for n, text in enumerate(lines) if text.split(":")[0] in cells)
+    number = next(n for n, text in enumerate(lines, 1) if n > start and text.strip().endswith(line))
+    with pytest.raises(ConfigError, match=f"^{path}:{number}: {message}: "):
+        open_study(path, (), Store.read(tmp_path / "absent"))
+
+
 SMALL = {
     "data": {"num_examples": 80, "validation": 8, "test": 8, "task.difficulty": [2]},
     "learner": {"model.num_layers": 1, "model.width": 32, "train.batch_size": 8, "later.epochs": 1},

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -49,6 +49,8 @@ class Cell:
     """Number of its point in the product of the axes; the members of a population share one."""
     member: Membership | None = None
     """Its place in its population; None where it is in none."""
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where a field's value stands when not at its own place, as of `Point`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def expand(source: Source) -> Study:
         config = validate(source, point.raw, point.places)
         named = {AXIS: point.mitigation}
         values = {n: named[n] if n in named else get(point.raw, n) for n in columns}
-        cells += _cells(source, point, config, Cell(config, values, point=number), len(cells))
+        cell = Cell(config, values, point=number, places=point.places)
+        cells += _cells(source, point, config, cell, len(cells))
         applied = {**point.applied, **applied}
     if any(cell.member is not None for cell in cells):
         columns.append(MEMBER)

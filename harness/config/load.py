@@ -18,7 +18,7 @@ from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES
 from harness.components.objectives import ALSO_CALLED
 from harness.config.reading import join
 from harness.config.schema import Config, data_kind
-from harness.config.source import Source, read_source, split_field
+from harness.config.source import Source, has, read_source, split_field
 from harness.config.track import in_track
 from harness.errors import ConfigError, InputProblem
 from harness.registry import Found
@@ -134,19 +134,27 @@ def _problems(
         # another
         if detail["type"] in _WRONG_TYPES and any(other.startswith(f"{path}.") for other in paths):
             continue
+        if detail["type"] == "too_short" and any(other.startswith(f"{path}.") for other in paths):
+            continue  # what is wrong is not counted, and is said by itself
         message = _message(data, path, detail)
         if not path:
             path, message = split_field(message)
+        elif detail["type"] == "value_error":
+            path, message = _narrowed(data, path, message)
         if message not in messages.setdefault(path, []):
             messages[path].append(message)
-    problems = []
-    for path, found in messages.items():
-        origin = next(
-            (place for field, place in places.items() if path == field or path.startswith(field + ".")), None
-        )
-        at = source.problem(origin or path, "")
-        problems.append(InputProblem(at.where, at.line, path, "; or ".join(found)))
+    problems = [source.placed(path, "; or ".join(found), places) for path, found in messages.items()]
     return sorted(problems, key=lambda problem: problem.line or 0)
+
+
+def _narrowed(data: Mapping[str, Any], path: str, message: str) -> tuple[str, str]:
+    """The field that a section's message begins with, where the section has it, and what is said of it."""
+    name, colon, rest = message.partition(": ")
+    section, given = _section_at(data, path), data
+    for part in path.split("."):
+        given = given[int(part) if isinstance(given, list) else part]
+    known = bool(colon) and section is not None and name.split(".")[0] in section.model_fields
+    return (f"{path}.{name}", rest) if known and has(given, name) else (path, message)
 
 
 _WRONG_TYPES = (
@@ -169,7 +177,7 @@ def _path(data: Any, loc: tuple[int | str, ...], kind: str) -> str:
     for position, part in enumerate(loc):
         last = position == len(loc) - 1
         if isinstance(data, Mapping):
-            if not last and data is not tagged and part in (data.get("source"), data.get("kind")):
+            if data is not tagged and part in (data.get("source"), data.get("kind")):
                 tagged = data
                 continue
             if part in data:
@@ -256,11 +264,16 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
             f"found {shown(found)}, allowed: letters, digits, '.', '_' and '-', at most 64, starting with a "
             "letter or digit"
         )
-    text = detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
-    expected = (
-        "a section with fields" if kind in ("model_type", "model_attributes_type", "dict_type") else text
-    )
-    return f"found {'nothing' if found is None else shown(found)}, expected {expected}"
+    return f"found {'nothing' if found is None else shown(found)}, expected {_expected(detail)}"
+
+
+def _expected(detail: ErrorDetails) -> str:
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "a section with fields"
+    if detail["type"] == "too_short":
+        least = detail.get("ctx", {}).get("min_length", 1)
+        return f"at least {least} {'value' if least == 1 else 'values'}"
+    return detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
 
 
 __all__ = ["Source", "join", "load_file", "validate"]

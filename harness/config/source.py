@@ -51,20 +51,24 @@ class Source:
             return self.track.source.problem(f"config.{path}", message)
         return InputProblem(self.name, None, path, message)
 
-    def located(self, error: Exception, within: Sequence[str] = ()) -> ConfigError:
-        """An error whose message begins with a field, at that field's line.
+    def placed(self, path: str, message: str, places: Mapping[str, str]) -> InputProblem:
+        """A problem at a field whose value may come from an axis, an override or a mitigation.
 
         Args:
-            error: With the message.
-            within: Sections of settings in which the field is looked for first.
+            path: The field.
+            message: What is wrong.
+            places: Where values stand that are not at their own place: dotted field to the dotted path in the
+                file.
         """
-        path, message = split_field(str(error))
-        parts = path.split(".")
-        for section in within:
-            found = (f"{section}.{'.'.join(parts[:length])}" for length in range(1, len(parts) + 1))
-            if path and any(place in self.lines or place in self.set_paths for place in found):
-                return ConfigError([self.problem(f"{section}.{path}", message)])
-        return ConfigError([self.problem(path, message)])
+        found = [place for field, place in places.items() if f"{path}.".startswith(f"{field}.")]
+        if path not in self.lines:  # the values of its fields alone may be there
+            found += [place for field, place in places.items() if field.startswith(f"{path}.")]
+        at = self.problem([*found, path][0], message)
+        return InputProblem(at.where, at.line, path, message)
+
+    def located(self, error: Exception, places: Mapping[str, str] | None = None) -> ConfigError:
+        """An error whose message begins with a field, at that field's line (`placed`)."""
+        return ConfigError([self.placed(*split_field(str(error)), places or {})])
 
     def is_set(self, name: str) -> bool:
         """Whether ``--set`` has given a field its value, or an axis its values.

@@ -225,6 +225,8 @@ def _check_own_examples(section: DataSection, real: RealData) -> None:
     if not section.own_examples or real.num_examples < real.supply:
         return
     field, remedy = "data.resample", "set data.num_examples below that"
+    if "reserve" in type(section).model_fields:  # its supply is num_examples and what is set beside them
+        remedy = "set data.reserve, to have further ones to draw from"
     if "resample" not in type(section).model_fields:  # so its kind is a package's, which may be at fault
         package = DATA_KINDS.loaded[data_kind(section)].package
         field = "data.source"

@@ -422,6 +422,7 @@ def test_what_a_judge_decides_is_known_before_a_run(make_config: Make, tmp_path:
         ),
         ({"evaluate.task.completions": 10**6}, "evaluate.task.completions: found 1000000"),
         ({"regime.source": {"corpus": "python-docs"}}, "regime.source: with data.source: task allowed are"),
+        ({"data.resample": True}, "would train on all 24 .* set data.reserve, to have further ones to draw"),
     ],
 )
 def test_bad_input_is_one_message(
@@ -430,6 +431,9 @@ def test_bad_input_is_one_message(
     base = {**TASK, "regime": {"kind": "replace", "synthetic_ratio": 1.0}}
     with pytest.raises(ConfigError, match=message):
         open_study(make_config(base, **changes), (), Store.read(tmp_path / "absent"))
+
+
+NO_LAYER = {"learner.adapter": {"kind": "lora", "targets": ["c_atn"]}}
 
 
 @pytest.mark.parametrize(
@@ -441,13 +445,18 @@ def test_bad_input_is_one_message(
             "data.prompt_tokens",
         ),
         (
-            {"grid": {"learner.adapter": [None, {"kind": "lora", "targets": ["c_atn"]}]}},
+            {"grid": {"learner.adapter": [None, *NO_LAYER.values()]}},
             "- kind: lora",
             "learner.adapter.targets",
         ),
         ({"grid": {"learner.objective.kind": ["sft", "dpo"]}}, "- dpo", "learner.objective"),
+        (
+            {"population": {"members": {"a": {}, "b": {"set": NO_LAYER}}, "segments": "shared"}},
+            "learner.adapter:",
+            "learner.adapter.targets",
+        ),
     ],
-    ids=["mitigation", "axis", "field of a section"],
+    ids=["mitigation", "axis", "field of a section", "member"],
 )
 def test_what_a_cell_has_alone_is_named_at_its_line(
     make_config: Make, tmp_path: Path, cells: dict[str, Any], line: str, message: str

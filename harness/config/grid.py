@@ -125,8 +125,8 @@ def _cells(source: Source, point: Point, config: Config, cell: Cell, start: int)
         raise source.error("population.members", f"asks for more than {MAX_CELLS:,} cells in all")
     numbers = tuple(range(start, start + len(found)))
     return [
-        replace(cell, config=own, member=Membership(name, number, numbers))
-        for number, (name, own) in enumerate(found)
+        replace(cell, config=own, places=places, member=Membership(name, number, numbers))
+        for number, (name, own, places) in enumerate(found)
     ]
 
 

@@ -47,8 +47,8 @@ def members(
     raw: Mapping[str, Any],
     places: Mapping[str, str],
     check_setting: Callable[[str, str], None],
-) -> Iterator[tuple[str, Config]]:
-    """Every member of a point's population with its own configuration.
+) -> Iterator[tuple[str, Config, Mapping[str, str]]]:
+    """Every member of a point's population with its own configuration, and ``places`` of its own.
 
     Args:
         source: The file.
@@ -78,9 +78,10 @@ def members(
             own = with_values(raw, values)
         except TypeError as error:
             raise source.error(f"{at}.set", str(error)) from None
-        found = validate(source, own, {**{field: f"{at}.set.{field}" for field in member.set}, **places})
+        own_places = {**{field: f"{at}.set.{field}" for field in member.set}, **places}
+        found = validate(source, own, own_places)
         _check_reading(source, at, found, population)
-        yield name, found
+        yield name, found, own_places
 
 
 def _check_data(source: Source, place: str, config: Config, population: Population) -> None:

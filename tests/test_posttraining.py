@@ -421,6 +421,10 @@ def test_what_a_judge_decides_is_known_before_a_run(make_config: Make, tmp_path:
             "with learner.sample.fresh_prompts each generation has data.num_examples prompts",
         ),
         ({"evaluate.task.completions": 10**6}, "evaluate.task.completions: found 1000000"),
+        (
+            {"evaluate.task.prompts": 9},
+            r":\d+: evaluate.task.prompts: found 9, and data.test has 8; allowed: 1",
+        ),
         ({"regime.source": {"corpus": "python-docs"}}, "regime.source: with data.source: task allowed are"),
         ({"data.resample": True}, "would train on all 24 .* set data.reserve, to have further ones to draw"),
     ],

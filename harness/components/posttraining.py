@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.components.objectives import OBJECTIVES
 from harness.components.regimes import COMPONENTS as REGIMES
-from harness.components.tasks import TaskMeasure
+from harness.components.tasks import Prompted, TaskData, TaskMeasure
 
 KNOWING = ("exact", "answer", "noisy", "trained")
 """Judges that need something that knows which completions are right."""
@@ -46,6 +46,7 @@ def check(config: Any, later: Any, context: int | None) -> None:
         )
     _check_judge(config)
     _check_measured(learner, config.evaluate.task)
+    _check_prompts(data, config.evaluate.task)
     if learner.objective is not None:
         _check_objective(config, later)
     block = data.block_size
@@ -61,6 +62,16 @@ def check(config: Any, later: Any, context: int | None) -> None:
         raise ValueError(
             "evaluate.task.pass_k: counts right completions, and nothing knows which are; data.answer names "
             "the field of the reference answers"
+        )
+
+
+def _check_prompts(data: Prompted, measured: TaskMeasure) -> None:
+    """As many test prompts as shall be answered, where the data say how many there are."""
+    there = data.test if isinstance(data, TaskData) else measured.prompts
+    if "prompts" in measured.model_fields_set and measured.prompts > there:
+        raise ValueError(
+            f"evaluate.task.prompts: found {measured.prompts}, and data.test has {there}; allowed: 1 to "
+            f"{there}, or a larger data.test"
         )
 
 

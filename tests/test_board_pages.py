@@ -66,6 +66,8 @@ def test_tracks_without_entries_are_named(computed: Any) -> None:
         text = dict(site_files(tables))["index.html"].decode()
         assert "(sft-2b). Grade-school mathematics in words" in text
         assert ("(laptop-task)" in text) == (not tables)
+    others = dict(site_files(tables_of([computed[2]["keep"]])))["index.html"].decode()
+    assert "(sft-2b)" not in others, "a board of other tracks says nothing of these"
 
 
 HOSTILE = '</td><script>document.title="owned"</script><img src=x onerror=alert(1)>\u202egnp.exe\x1b[2J'

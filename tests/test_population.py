@@ -388,7 +388,7 @@ def test_the_theory_of_a_chain_is_not_that_of_a_population(tmp_path: Path, excha
                 },
                 "regime": {"kind": "stream", "synthetic_ratio": 0.5},
             },
-            "config.yaml:19: population.members.b.set.filters: detector learns from 31 labelled real",
+            "config.yaml:19: filters: detector learns from 31 labelled real",
         ),
         (
             {"population": {"members": {"a": {}, "b": {}}, "exchange": {"a": {"a": 1}}}},

@@ -195,9 +195,11 @@ def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, bytes]]:
 
 
 def _waiting(tables: Sequence[TrackTable]) -> list[Track]:
-    """The tracks that come with the harness and have no entry here."""
-    there = {table.track.track for table in tables}
-    return [read_track(path).track for name, path in tracks().items() if name not in there]
+    """The tracks that come with the harness and have no entry here; none on a board of others' tracks."""
+    there, shipped = {table.track.track for table in tables}, tracks()
+    if there and not there & shipped.keys():
+        return []
+    return [read_track(path).track for name, path in shipped.items() if name not in there]
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -27,7 +27,7 @@ from harness.data.packing import corpus_science, other_science, read_other, writ
 from harness.errors import DataError, InputError
 from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
 from harness.learners.language_model.facts import ModelFacts
-from harness.metrics.catalogue import about
+from harness.metrics.catalogue import METRICS, about, is_described
 from harness.metrics.overlap import overlaps
 from harness.preparation import DataOf, teacher_spec
 from harness.records import Examples, on_a_line
@@ -37,7 +37,7 @@ from harness.science import BundledChain, CellSpec, Chain, DataSpec, Lineage, ke
 from harness.section import DataSection
 from harness.store import Store
 from harness.store.shared import Making, commit_once
-from harness.terminal import shown
+from harness.terminal import nearest, shown
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,33 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     """
     study = expand(load_file(path, assignments))
     check_claims(study)
+    _check_columns(study)
     _check_libraries(study)
     try:
         study = replace(study, cells=tuple(_settled(study.source, cell) for cell in study.cells))
         return _resolve(study, DataOf(store, scratch))
     except DataError as error:
         raise study.source.located(error) from None
+
+
+def _check_columns(study: Study) -> None:
+    """Check that claims, and what a track scores, are of columns that records can have."""
+    asked = [
+        (study.source, f"claims.{number}.statistic.{field}", getattr(claim.statistic, field))
+        for number, claim in enumerate(study.base.claims)
+        for field in ("metric", "than")
+    ]
+    if study.source.track is not None:
+        scored, source = study.source.track.track.score, study.source.track.source
+        asked += [(source, f"score.beside.{place}", name) for place, name in enumerate(scored.beside)]
+        asked.append((source, "score.metric", scored.metric))
+    for source, place, name in asked:
+        if name is not None and not is_described(name):
+            hint = nearest(name, (metric.name for metric in METRICS))
+            raise source.error(
+                place,
+                f"no record has the column {shown(name)}{hint}; harness list metrics says which there are",
+            )
 
 
 def _check_libraries(study: Study) -> None:

@@ -105,7 +105,7 @@ def test_few_seeds_and_values_not_finite_decide_nothing(make_config: Make, tmp_p
     config = make_config({**BASE, "grid": {"seed": [0, 1, 2, 3]}, "claims": [COLLAPSE]})
     (few,) = verdicts(config, tmp_path / "few")
     assert few.verdict == "undecided" and "4 seeds, 5 are needed" in few.reason
-    nowhere = {**COLLAPSE, "statistic": {"metric": "no/such_metric"}}
+    nowhere = {**COLLAPSE, "statistic": {"metric": "task/pass_1"}}
     (absent,) = verdicts(make_config({**BASE, "claims": [nowhere]}), tmp_path / "absent")
     assert absent.verdict == "undecided" and absent.value is None
     singular = {"source": "gaussian", "dim": 9, "num_examples": 5}
@@ -202,6 +202,10 @@ def test_a_claim_must_name_one_cell_and_one_range(make_config: Make, tmp_path: P
             ("claims.0.statistic", "50", "0 to 30"),
         ),
         ([{**COLLAPSE, "above": 1.0}], ("exactly one of above, below or between",)),
+        (
+            [where({**COLLAPSE, "statistic": {"metric": "gaussian/log_varance"}}, {"data.num_examples": 10})],
+            ("claims.0.statistic.metric: no record has the column 'gaussian/log_varance'", "log_variance"),
+        ),
     ]
     for claims, words in cases:
         found = harness(

@@ -436,11 +436,11 @@ def test_the_theory_of_a_chain_is_not_that_of_a_population(tmp_path: Path, excha
                         "text": "x",
                         "source": "y",
                         "above": 0,
-                        "statistic": {"metric": "gaussian/unknown", "of": "last", "over": "best"},
+                        "statistic": {"metric": "pool/kept_share", "of": "last", "over": "best"},
                     }
                 ],
             },
-            "found best, and it is not known which way gaussian/unknown worsens; allowed: mean",
+            "found best, and it is not known which way pool/kept_share worsens; allowed: mean",
         ),
         (
             {"population": {"members": 2}, "regime": {**REPLACE, "source": {"model": {"variance": 2.0}}}},

@@ -66,6 +66,11 @@ def about(name: str) -> Metric:
     return Metric(name, name)
 
 
+def is_described(name: str) -> bool:
+    """Whether somebody has described a column of this name."""
+    return name in _PLAIN or about(name) != Metric(name, name)
+
+
 def _around(metric: Metric) -> tuple[str, str, str]:
     """The name of a metric with an open part.
 

@@ -392,8 +392,9 @@ ALPHA = Image.fromarray(np.array([[0, 255, 255], [255, 255, 255]], np.uint8))
         ([GREY], "turned PNG", np.rot90(OF_8_BITS, -1)),
         ([DEEP], "turned TIFF", np.rot90(DEEP / 65535, -1)),
         ([GREY], "second GIF", "row 0, cannot be decoded: it has 2 frames; give each a row of its own"),
+        ([np.full((8, 8), 200, np.uint8)], "second MPO", np.full((8, 8), np.float32(200) / np.float32(255))),
     ],
-    ids=range(25),
+    ids=range(26),
 )
 def test_white_is_white_whatever_a_picture_is_stored_as(
     tmp_path: Path, pictures: list[Any], kind: str, expected: Any

@@ -154,7 +154,7 @@ def _file_rows(config: ChatData) -> Iterator[Row]:
 
 
 def _jsonl(config: ChatData, path: Path, text: str) -> Iterator[Row]:
-    read = {*(name for name, _ in _wanted(config)), *(sum(NAMES, ()) if config.messages else ())}
+    read = [name for name, _ in _wanted(config)] + [*(sum(NAMES, ()) if config.messages else ())]
     for number, row in json_lines(path, text, FIELD, read):
         if not isinstance(row, dict):
             raise DataError(f"{FIELD}: {path}:{number} is no object with fields")

@@ -414,7 +414,8 @@ def _grey(picture: Any) -> tuple[npt.NDArray[Any], str]:
     """
     from PIL import ImageOps
 
-    if (frames := getattr(picture, "n_frames", 1)) > 1:
+    # a telephone's JPEG may hold a preview, or what it has seen besides, behind the picture (MPO)
+    if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
         raise ValueError(f"it has {frames} frames; give each a row of its own")
     picture = ImageOps.exif_transpose(picture)
     if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < _WHITE_8:

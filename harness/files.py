@@ -9,6 +9,8 @@ import io
 import json
 import os
 import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,6 +50,21 @@ def path_of(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise ValueError(f"found {shown(text)}, there is no such home folder") from None
+
+
+def machine_folder() -> Path:
+    """This user's own folder on this machine, made where there is none: libraries keep what they build there.
+
+    Code is loaded from it, and anybody can tell its name. Where another user has made it first, or others can
+    write to it, a new folder with a name that nobody can tell stands for it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"harness-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+        return folder
+    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
 
 
 def remove_tree(folder: Path) -> None:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import importlib.machinery
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness.files import machine_folder, write_atomic
 
 
 @contextlib.contextmanager
@@ -45,3 +54,74 @@ def arrow_gives_back() -> None:
     import pyarrow as pa
 
     pa.set_memory_pool(pa.system_memory_pool())
+
+
+class _Names:
+    """Makes transformers remember which of its modules defines which name.
+
+    Whenever it is imported it reads the source of all its models for that, some 3,300 files: 0.3 s of a
+    processor, and as many questions to a file server where one holds the environment.
+    """
+
+    MODULE = "transformers.utils.import_utils"
+
+    @classmethod
+    def find_spec(cls, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        if name != cls.MODULE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None and spec.origin is not None:
+            execute, origin = spec.loader.exec_module, Path(spec.origin)
+
+            def then_remember(module: Any) -> None:
+                execute(module)
+                module.define_import_structure = _remembered(module.define_import_structure, origin)
+
+            spec.loader.exec_module = then_remember  # type: ignore[method-assign]
+        return spec
+
+
+def _remembered(real: Callable[..., Any], origin: Path) -> Callable[..., Any]:
+    """``define_import_structure``, with what it found for all models in a file of this user's.
+
+    Args:
+        real: transformers' own.
+        origin: The module that it is in.
+    """
+    models = origin.parents[1] / "models"
+
+    @functools.wraps(real)
+    def define(module_path: Any, prefix: str | None = None) -> Any:
+        if Path(module_path) not in (models, models / "__init__.py"):
+            return real(module_path, prefix)
+        # Another installation has other times, and so has a package that was updated in its place.
+        looks = [(str(path), (found := path.stat()).st_mtime_ns, found.st_ino) for path in (origin, models)]
+        note = machine_folder() / f"transformers-{hashlib.sha256(repr(looks).encode()).hexdigest()[:16]}.json"
+        try:
+            known = {frozenset(needs): names for needs, names in json.loads(note.read_bytes())}
+        except (OSError, ValueError):
+            known = real(models)
+            plain = [
+                [sorted(needs), {key: sorted(found) for key, found in names.items()}]
+                for needs, names in known.items()
+            ]
+            with contextlib.suppress(OSError):  # it is found anew each time, then
+                write_atomic(note, json.dumps(plain).encode())
+        before = "" if prefix is None else f"{prefix}."
+        return {
+            needs: {before + key: set(found) for key, found in names.items()}
+            for needs, names in known.items()
+        }
+
+    return define
+
+
+def quick_transformers() -> None:
+    """From now on the import of transformers is quicker (`_Names`); for processes that are the harness's.
+
+    Only of a package that was installed: one that is worked on changes without another version.
+    """
+    found = importlib.machinery.PathFinder.find_spec("transformers")
+    installed = found is not None and {"site-packages", "dist-packages"} & set(Path(str(found.origin)).parts)
+    if installed and _Names not in sys.meta_path and _Names.MODULE not in sys.modules:
+        sys.meta_path.insert(0, _Names)

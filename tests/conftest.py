@@ -340,10 +340,13 @@ def ray_address() -> Iterator[str]:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 3, "include_dashboard": False, "object_store_memory": 10**8},
-    )
+    from harness.coordinator.private import without_helpers
+
+    with without_helpers():
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 3, "include_dashboard": False, "object_store_memory": 10**8},
+        )
     yield cluster.address
     ray.shutdown()
     cluster.shutdown()

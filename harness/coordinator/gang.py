@@ -100,8 +100,10 @@ class _Rank:
 
         gc.disable()  # until everything is imported: it would look at a million objects again and again
         os.environ.update(environment)
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(build_folder())
-        clear_stale_locks(build_folder())
+        builds = build_folder()
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(builds)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(builds.with_name("torch-inductor")))
+        clear_stale_locks(builds)
         # Libraries and C code write to the descriptors, so the descriptors go to the log file.
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (sys.stdout, sys.stderr):

@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from harness.files import machine_folder
 from harness.proc import kill
 
 
@@ -94,11 +94,7 @@ def build_folder() -> Path:
     That is never a shared file system.
     """
     version = f"py{sys.version_info[0]}{sys.version_info[1]}"
-    return (
-        Path(tempfile.gettempdir())
-        / f"harness-{os.getuid()}"
-        / f"torch-extensions-{socket.gethostname()}-{version}"
-    )
+    return machine_folder() / f"torch-extensions-{socket.gethostname()}-{version}"
 
 
 def clear_stale_locks(folder: Path) -> list[Path]:

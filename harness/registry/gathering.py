@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -88,9 +89,8 @@ def gather(
         taken: Other names that a package cannot have.
     """
     found: Found[P] = Found({kind: Loaded(plugin) for kind, plugin in own.items()})
-    for point in sorted(
-        entry_points(group=f"harness.{group}"), key=lambda point: (point.name, _package(point))
-    ):
+    points = _entry_points().select(group=f"harness.{group}")
+    for point in sorted(points, key=lambda point: (point.name, _package(point))):
         package = _package(point)
         try:
             if point.name in (*own, *taken):
@@ -111,6 +111,12 @@ def gather(
             continue
         found.loaded[point.name] = Loaded(plugin, package, point.dist.version if point.dist else "")
     return found
+
+
+@functools.cache
+def _entry_points() -> Any:
+    """What all installed packages offer: each look for one group would read the lists of all of them anew."""
+    return entry_points()
 
 
 def _package(point: EntryPoint) -> str:

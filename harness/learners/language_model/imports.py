@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from harness.imports import hidden
+from harness.imports import hidden, quick_transformers
 
 
 def _plain(**options: Any) -> Callable[..., Any]:
@@ -16,6 +16,7 @@ def _plain(**options: Any) -> Callable[..., Any]:
 
 
 def _import_models() -> None:
+    quick_transformers()
     # Losses of object detection, which all models import, import SciPy's optimizers: 0.3 s. Accelerate, which
     # peft brings, would be imported too, and with peft every folder and hub's model be asked for an adapter.
     with hidden("scipy"), hidden("accelerate"), hidden("peft"):

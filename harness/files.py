@@ -167,10 +167,19 @@ def read_json(path: Path) -> Any:
     """
     with reading(path):
         content = path.read_bytes()
+    return parse_json(content, path)
+
+
+def parse_json(content: bytes, where: Path | str) -> Any:
+    """The value of JSON.
+
+    Raises:
+        DamagedError: It is none; ``where`` says what it should have been.
+    """
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is not JSON: {error}") from None
+        raise DamagedError(f"{where} is not JSON: {error}") from None
 
 
 def is_foreign(root: Path) -> bool:

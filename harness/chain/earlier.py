@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from harness.errors import StoreError
 from harness.metrics import SCORES_VERSION
@@ -83,14 +85,13 @@ class Earlier:
         """The first ``rows`` values of an array; None where nobody has so many."""
         for key, _ in self._found:
             try:
-                with safe_open(self.store.path("evaluations", key) / ARRAYS, "np") as file:
-                    version = int((file.metadata() or {}).get("scores", 1))
-                    if version == SCORES_VERSION and name in file.keys():  # noqa: SIM118 (it is no mapping)
-                        values: npt.NDArray[np.float64] = file.get_tensor(name)
-                        if len(values) >= rows:
-                            return values[:rows]
-            except (OSError, SafetensorError):
+                content = self.store.content("evaluations", key, ARRAYS)
+                version, arrays = _scores_version(content), load(content)
+            except (StoreError, SafetensorError, ValueError):
                 continue
+            if version == SCORES_VERSION and len(arrays.get(name, ())) >= rows:
+                values: npt.NDArray[np.float64] = arrays[name][:rows]
+                return values
         return None
 
     def texts(self) -> Sequence[Mapping[str, str]] | None:
@@ -98,6 +99,12 @@ class Earlier:
         wanted = self.spec["evaluation"].get("prompts")
         key = next((key for key, section in self._found if section.get("prompts") == wanted), None)
         return None if key is None else list(self.store.json("evaluations", key, "continuations.json"))
+
+
+def _scores_version(content: bytes) -> int:
+    """What the header of a safetensors file says (its length in eight bytes, then JSON)."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return int(header.get("__metadata__", {}).get("scores", 1))
 
 
 def _versions(spec: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands about machines and what lies on them: doctor, gc, fetch."""
+"""The commands about machines and what lies on them: doctor, gc, compact, fetch."""
 
 from __future__ import annotations
 
@@ -142,6 +142,26 @@ def gc(
         f"({freed.work_bytes / size:,.1f} MiB), {freed.leases} leases, {freed.damaged} damaged items "
         f"({freed.damaged_bytes / size:,.1f} MiB)"
     )
+
+
+@app.command(rich_help_panel="Machine and store")
+def compact(root: Root = DEFAULT_ROOT, json_output: Json = False) -> None:
+    """Put records that have a folder of six files each into a few large files.
+
+    A run does the same by itself once it has thousands; commands read both. For a file system that is short
+    of files, or slow at opening them.
+
+    Example: harness compact
+    """
+    from harness.store.health import evaluations_by_chain
+
+    store = existing_store(root, writes=True)
+    folders = store.pack(evaluations_by_chain(store))
+    packs = len(store.packs.names())
+    if json_output:
+        print_json({"packed": folders, "packs": packs})
+    else:
+        terminal.show(f"packed the records of {folders:,} generations; {packs} packs in {root / 'packs'}")
 
 
 @app.command(rich_help_panel="On a cluster")

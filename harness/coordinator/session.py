@@ -21,6 +21,7 @@ from harness.config.source import Source
 from harness.coordinator.bundles import BundleRun
 from harness.coordinator.cluster import RayPlace, connected
 from harness.coordinator.coordinator import Coordinator
+from harness.coordinator.packing import Packing
 from harness.coordinator.processes import reap
 from harness.coordinator.scheduler import Capacity
 from harness.coordinator.shapes import check_feasible, shape_of
@@ -155,8 +156,11 @@ def run_study(
             mirror = Mirror(open_trackers(base.tracking, experiment.path), leases)
             views = Views(prepared, store)
 
+            packing = Packing(store)
+
             def on_chain(chain: Chain) -> None:
                 mirror.add(views.view(of_chain(chain)))
+                packing.add(chain.nodes)
 
             workers = max(1, int(sum(machine.cpus for machine in machines)))
             summary = RunSummary(0, 0, 0, 0, 0.0)
@@ -174,6 +178,7 @@ def run_study(
                 if mirror.active:
                     _mirror(mirror, Views(prepared, store), aggregates(prepared), means=True)
             warnings = mirror.close(timeout_s=STOPPED_MIRROR_S if summary.stopped else 120.0)
+            warnings += packing.problems()
     return summary, warnings
 
 

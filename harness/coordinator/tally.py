@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from harness.coordinator.summary import RunSummary
 from harness.errors import DamagedError
-from harness.files import read_json
 from harness.inventory import Inventory
 from harness.records import Record
 from harness.science import Branch, Chain
@@ -53,7 +52,7 @@ class Tally:
 
     def _is_mine(self, node: str) -> bool:
         try:
-            found = read_json(self.inventory.store.path("evaluations", node) / "provenance.json")
+            found = self.inventory.store.json("evaluations", node, "provenance.json")
         except DamagedError:
             return False
         return bool(found.get("coordinator") == self.coordinator)

@@ -11,10 +11,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from harness.errors import DamagedError
-from harness.files import read_json
 from harness.inventory import Inventory, NodeState, StoredChains
 from harness.science import Chain, Node
 from harness.store import Store
+from harness.store.store import AnyKind
 from harness.study import Prepared
 
 Reason = Literal[
@@ -151,7 +151,7 @@ class Explainer:
 
     def _provenance(self, node: Node) -> str:
         try:
-            found = read_json(self.store.path("evaluations", node.evaluation) / "provenance.json")
+            found = self.store.json("evaluations", node.evaluation, "provenance.json")
             return f"at {found['finished']} on {found['host']}"
         except (DamagedError, KeyError):
             return "its provenance cannot be read"
@@ -183,12 +183,12 @@ class Explainer:
         specs = [node.spec for node in self.prepared.lineage.nodes.values()]
         return {part.key: part.to_json() for spec in specs for part in (spec.fit, spec.corpus, spec)}
 
-    def _spec(self, key: str, kind: str) -> Mapping[str, Any] | None:
+    def _spec(self, key: str, kind: AnyKind) -> Mapping[str, Any] | None:
         """A spec by key: of the grid, or of the store."""
         if key in self._wanted:
             return self._wanted[key]
         try:
-            found: Mapping[str, Any] = read_json(self.store.root / kind / key / "spec.json")
+            found: Mapping[str, Any] = self.store.json(kind, key, "spec.json")
             return found
         except DamagedError:
             return None

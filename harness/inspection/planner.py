@@ -12,7 +12,6 @@ from harness.coordinator.scheduler import Capacity, Shape
 from harness.coordinator.shapes import shape_of
 from harness.coordinator.simulate import simulate
 from harness.errors import DamagedError
-from harness.files import read_json
 from harness.inventory import Inventory
 from harness.inventory.judging import remarks
 from harness.inventory.memory import rank_bytes
@@ -93,11 +92,10 @@ class Planner:
         wanted = {_trained(spec.learner.identity) for spec in self.prepared.specs}
         found: dict[str, list[tuple[float, float]]] = {}
         for key in sorted(store.committed("evaluations"))[:MAX_MEASUREMENTS]:
-            folder = store.path("evaluations", key)
             try:
-                rates = read_json(folder / "provenance.json")
-                fit = read_json(folder / "spec.json")["fit"]
-                model = _trained(read_json(store.path("fits", fit) / "spec.json")["learner"])
+                rates = store.json("evaluations", key, "provenance.json")
+                fit = store.json("evaluations", key, "spec.json")["fit"]
+                model = _trained(store.json("fits", fit, "spec.json")["learner"])
             except DamagedError:
                 continue
             on_gpu = rates["device"] != "cpu"

@@ -84,7 +84,7 @@ class OneByOne(Stored):
             {
                 "fit": root / "fits" / node.fit,
                 "corpus": root / "corpora" / node.corpus,
-                "evaluation": root / "evaluations" / node.evaluation,
+                "evaluation": self.store.place("evaluations", node.evaluation),
             }
             for node in nodes[:generations]
         ]

@@ -41,6 +41,7 @@ def costs(prepared: Prepared, store: Store) -> dict[str, Any]:
             if (phase, key) not in counted:  # one fit may have several corpora, and these evaluations
                 counted.add((phase, key))
                 disk[phase] += size_of(store.root / PHASES[phase] / key)
+                disk[phase] += store.packs.bytes_each(key) if phase == "evaluate" else 0
     bundled = _bundles(prepared, store)
     if bundled:
         phases["bundle"] = [(seconds, 1) for seconds, _ in bundled]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from harness.errors import DamagedError
 from harness.preparation import load_data
@@ -127,7 +127,7 @@ def _generations(chain: Chain, store: Store) -> list[int]:
 
 def _nll(store: Store, key: str) -> tuple[Floats, Floats] | None:
     """Nats per token of each sequence under generation 0's model: synthetic ones, and real ones."""
-    arrays = load_file(store.path("evaluations", key) / "arrays.safetensors")
+    arrays = load(store.content("evaluations", key, "arrays.safetensors"))
     if "gen0_nll" not in arrays:
         return None
     with np.errstate(invalid="ignore", divide="ignore"):

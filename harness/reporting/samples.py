@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from harness.config.naming import cell_name
 from harness.files import write_atomic
@@ -87,10 +87,9 @@ def pictures(prepared: Prepared, store: Store, page: Page) -> list[dict[str, Any
     for chain in first_chains(prepared, MAX_CELLS):
         strips = []
         for generation, key in enumerate(chain.nodes):
-            path = store.path("evaluations", key) / "arrays.safetensors"
             if store.record(key) is None:
                 break
-            found = load_file(path).get("pictures")
+            found = load(store.content("evaluations", key, "arrays.safetensors")).get("pictures")
             if found is not None:
                 image = figures.strip(found)
                 name = f"samples-{chain.id}-generation-{generation}"

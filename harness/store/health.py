@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,6 +48,16 @@ def examine(store: Store, leases: Leases, repair: bool = False) -> Iterator[Find
         leases: To tell work that goes on from what was left behind.
         repair: Set damaged items aside, so that the next run computes them again.
     """
+    for name in store.packs.names():  # before what is in them is looked for, which mends them
+        try:
+            store.packs.check(name)
+        except DamagedError as error:
+            if repair:
+                store.unpack(name)
+            remedy = (
+                "set aside; what is undamaged in it has folders again" if repair else "mend it with --repair"
+            )
+            yield Finding("damage", f"packs/{name}", str(error), remedy)
     for kind in CHECKED:
         for key in sorted(store.committed(kind)):
             yield from _item(store, kind, key, repair)
@@ -125,6 +135,8 @@ def _mixed(store: Store, repair: bool) -> Iterator[Finding]:
         return
     for item in found:
         if repair:
+            if item.kind == "evaluations" and (place := store.packs.place(item.key)) is not None:
+                store.unpack(place.pack)
             store.set_aside(store.root / item.kind / item.key)
         yield Finding("damage", f"{item.kind}/{item.key}", item.why, _remedy(repair))
 
@@ -209,6 +221,17 @@ def _size(path: Path) -> int:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
+
+
+def evaluations_by_chain(store: Store) -> Iterable[str]:
+    """The keys of all evaluations, those of a chain one after another where an experiment has it."""
+    found = dict[str, None]()
+    for path in sorted((store.root / "experiments").glob("*/chains.json")):
+        with contextlib.suppress(StoreError, KeyError, TypeError):
+            for chain in read_json(path):
+                found.update({generation["evaluation"]: None for generation in chain["generations"]})
+    there = store.committed("evaluations")
+    return [*(key for key in found if key in there), *sorted(there - found.keys())]
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 from harness.errors import StoreError
 from harness.files import read_json
 from harness.store.experiment import Experiment
-from harness.store.store import ItemKind, Store
+from harness.store.store import AnyKind, ItemKind, Store
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,10 @@ def _reads(spec: Mapping[str, Any]) -> set[str]:
     return {item["corpus"] for item in spec.get("training_set", {}).get("corpora", ())}
 
 
-def _spec(store: Store, kind: str, key: str) -> dict[str, Any]:
+def _spec(store: Store, kind: AnyKind, key: str) -> dict[str, Any]:
     """A spec; empty where it cannot be read, which is told elsewhere."""
     try:
-        found = read_json(store.root / kind / key / "spec.json")
+        found = store.json(kind, key, "spec.json")
     except (StoreError, OSError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,20 +19,29 @@ from harness.files import (
     PROBE,
     TOMBSTONE,
     is_foreign,
+    parse_json,
     read_json,
+    reading,
     remove_tree,
     seal,
     sync_file,
     verify,
+    write_atomic,
     write_json,
 )
 from harness.records import Record
 from harness.science import Node, key_of
 from harness.store.bundles import Bundles
 from harness.store.corpora import Corpora
+from harness.store.packs import Packs, Place
 
-FORMAT = 1
+FORMAT, PACKED = 1, 2
+"""What a root's ``format`` says where there are only folders, and where there are packs, which earlier
+versions of the harness do not find."""
+PACK_ITEMS, PACK_BYTES = 4096, 64 * 2**20
+"""How many evaluations are packed together, and of how many bytes, at most."""
 ItemKind = Literal["data", "fits", "evaluations"]
+AnyKind = ItemKind | Literal["corpora"]
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 """The weights of a fit: whole ones, or what it adds to those of another (the name that peft looks for)."""
 REPLICAS = "replicas.json"
@@ -60,6 +69,7 @@ class Store:
         self.root, self.mends, self.trouble = root, mends, dict[str, str]()
         self.corpora = Corpora(root / "corpora", root / "work", mends, self.trouble)
         self.bundles = Bundles(root / "bundles", mends, self.trouble)
+        self.packs = Packs(root / "packs", self.trouble, self.unpack if mends else None)
         self._verified: dict[ItemKind, set[str]] = {"data": set(), "fits": set(), "evaluations": set()}
 
     @classmethod
@@ -136,24 +146,29 @@ class Store:
                 f"'{{\"format\": {FORMAT}}}' > {root / 'format'}), and look at the rest with harness doctor "
                 "--store"
             )
-        if version > FORMAT:
+        if version > PACKED:
             raise StoreVersionError(
                 f"--root {root} has format {version}, written by harness {found.get('harness')}; this is "
-                f"harness {__version__}, which knows formats up to {FORMAT}: upgrade it"
+                f"harness {__version__}, which knows formats up to {PACKED}: upgrade it"
             )
 
-    def path(self, kind: ItemKind, key: str) -> Path:
+    def path(self, kind: AnyKind, key: str) -> Path:
         """Where a committed item lies."""
         return self.root / kind / key
 
     def has(self, kind: ItemKind, key: str) -> bool:
         """Whether an item is committed; its content is not looked at."""
-        return self.path(kind, key).is_dir()
+        return self.path(kind, key).is_dir() or self._packed(kind, key) is not None
+
+    def _packed(self, kind: AnyKind, key: str) -> Place | None:
+        return self.packs.place(key) if kind == "evaluations" else None
 
     def committed(self, kind: ItemKind) -> set[str]:
         """The keys of all committed items of a kind."""
         folder = self.root / kind
-        return set(os.listdir(folder)) if folder.is_dir() else set()
+        # Folders first: what is packed meanwhile is in a pack before it has no folder.
+        found = set(os.listdir(folder)) if folder.is_dir() else set()
+        return found | self.packs.keys() if kind == "evaluations" else found
 
     def sound(self, kind: ItemKind, key: str) -> bool:
         """Whether an item is committed, matches its checksums and lies under its own key.
@@ -169,14 +184,23 @@ class Store:
         path = self.path(kind, key)
         if key in self._verified[kind]:
             return True
-        if not os.path.lexists(path) or (not self.mends and str(path) in self.trouble):
+        if not self.mends and str(path) in self.trouble:
+            return False
+        packed = None if os.path.lexists(path) else self._packed(kind, key)
+        if packed is None and not os.path.lexists(path):
             return False
         try:
-            self.check(kind, key)
+            if packed is None:
+                self.check(kind, key)
+            elif damage := self.packs.damage(packed.pack):
+                raise DamagedError(damage)
         except StoreError as error:
             if self.mends and not isinstance(error, DamagedError):
                 raise
             self.trouble[str(path)] = str(error)
+            if self.mends and packed is not None:
+                self.unpack(packed.pack)
+                return self.sound(kind, key)
             if self.mends:
                 self.set_aside(path)
             return False
@@ -191,8 +215,13 @@ class Store:
             StoreError: It cannot be read.
         """
         path = self.path(kind, key)
-        verify(path)
-        spec = read_json(path / "spec.json")
+        try:
+            verify(path)
+            spec = read_json(path / "spec.json")
+        except DamagedError:
+            if os.path.lexists(path) or self._packed(kind, key) is None:
+                raise
+            spec = parse_json(self.packs.files(key)["spec.json"], path / "spec.json")
         if not isinstance(spec, dict) or key_of(spec) != key:
             raise DamagedError(f"{path / 'spec.json'} does not belong to this key")
 
@@ -249,19 +278,23 @@ class Store:
         """
         write_json(staged / "spec.json", spec)
         seal(staged)
-        target = self.path(kind, key)
-        try:
-            os.rename(staged, target)
-            sync_file(target.parent)
-            won = True
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise StoreError(f"{target} cannot be committed: {error.strerror}") from error
-            won = False
+        won = self._packed(kind, key) is None and self._put(kind, key, staged)
         self._leave(staged)
         if won:
             self._verified[kind].add(key)
         return won
+
+    def _put(self, kind: ItemKind, key: str, staged: Path) -> bool:
+        """Rename a staged directory to where its key lies; False where there is one already."""
+        target = self.path(kind, key)
+        try:
+            os.rename(staged, target)
+            sync_file(target.parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise StoreError(f"{target} cannot be committed: {error.strerror}") from error
+            return False
+        return True
 
     def _leave(self, staged: Path) -> None:
         """Remove a workplace with its checkpoints.
@@ -272,9 +305,87 @@ class Store:
         with contextlib.suppress(OSError):
             staged.parent.parent.rmdir()
 
-    def json(self, kind: ItemKind, key: str, name: str) -> Any:
+    def content(self, kind: AnyKind, key: str, name: str) -> bytes:
+        """A file of a committed item.
+
+        Raises:
+            DamagedError: It is missing, or the pack that it is in is damaged.
+            StoreError: It cannot be read.
+        """
+        path = self.path(kind, key) / name
+        try:
+            with reading(path):
+                return path.read_bytes()
+        except DamagedError:
+            if os.path.lexists(path.parent) or self._packed(kind, key) is None:
+                raise
+            return self.packs.read(key, name)
+
+    def json(self, kind: AnyKind, key: str, name: str) -> Any:
         """A JSON file of a committed item."""
-        return read_json(self.path(kind, key) / name)
+        return parse_json(self.content(kind, key, name), self.path(kind, key) / name)
+
+    def place(self, kind: ItemKind, key: str) -> Path:
+        """The folder of a committed item, or the pack that it is in."""
+        path = self.path(kind, key)
+        found = None if path.is_dir() else self._packed(kind, key)
+        return path if found is None else self.packs.folder / found.pack
+
+    def pack(self, keys: Iterable[str]) -> int:
+        """Put evaluations that have folders of their own into packs (`harness.store.packs`).
+
+        A folder is removed when its pack is on disk and has been read back, so that at any moment an
+        evaluation is in one of them or in both. What is damaged stays where it is.
+
+        Args:
+            keys: Which; those that are read one after another side by side.
+
+        Returns:
+            How many folders there are less.
+        """
+        folders, items, size = 0, dict[str, dict[str, bytes]](), 0
+        for key in keys:
+            path = self.path("evaluations", key)
+            try:
+                if not path.is_dir():
+                    continue
+                self.check("evaluations", key)
+                files = {found.name: found.read_bytes() for found in path.iterdir()}
+            except (StoreError, OSError):
+                continue
+            items[key] = files
+            size += sum(map(len, files.values()))
+            if len(items) == PACK_ITEMS or size >= PACK_BYTES:
+                folders += self._pack(items)
+                items, size = {}, 0
+        return folders + self._pack(items)
+
+    def _pack(self, items: Mapping[str, Mapping[str, bytes]]) -> int:
+        if not items:
+            return 0
+        about = read_json(self.root / "format")
+        if about["format"] < PACKED:
+            write_json(self.root / "format", {**about, "format": PACKED})
+        name = self.packs.write(items)
+        if dict(self.packs.salvaged(name)) != items:
+            raise StoreError(f"{self.packs.folder / name} does not read back as it was written")
+        gone = self.stage(name.removesuffix(".parquet"))
+        for key in items:
+            with contextlib.suppress(FileNotFoundError):  # another run has packed it too
+                os.rename(self.path("evaluations", key), gone / key)
+        self._leave(gone)
+        return len(items)
+
+    def unpack(self, name: str) -> None:
+        """Give every evaluation of a pack that is undamaged a folder again, and set the pack aside."""
+        for key, files in self.packs.salvaged(name):
+            staged = self.stage(key)
+            for file, content in files.items():
+                write_atomic(staged / file, content)
+            self._put("evaluations", key, staged)
+            self._leave(staged)
+        self.set_aside(self.packs.folder / name)
+        self.packs.forget(name)
 
     def record(self, evaluation: str) -> Record | None:
         """The record of an evaluation, checked.

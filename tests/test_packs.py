@@ -238,6 +238,17 @@ def test_damage_in_a_folder_stays_in_it(copy: tuple[Path, Path]) -> None:
     assert os.listdir(root / "evaluations") == [key]
 
 
+def test_a_folder_with_a_note_of_somebody_stays(copy: tuple[Path, Path]) -> None:
+    root = copy[1]
+    noted, nested = sorted(os.listdir(root / "evaluations"))[3:5]
+    (root / "evaluations" / noted / "NOTE.txt").write_text("look at this one")
+    (root / "evaluations" / nested / "plots").mkdir()
+    store = Store.open(root)
+    assert store.pack(evaluations_by_chain(store)) == 12
+    assert sorted(os.listdir(root / "evaluations")) == [noted, nested]
+    assert (root / "evaluations" / noted / "NOTE.txt").exists()
+
+
 def test_nothing_is_removed_that_does_not_read_back(
     copy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -335,7 +335,7 @@ class Store:
         """Put evaluations that have folders of their own into packs (`harness.store.packs`).
 
         A folder is removed when its pack is on disk and has been read back, so that at any moment an
-        evaluation is in one of them or in both. What is damaged stays where it is.
+        evaluation is in one of them or in both. What is damaged, or has files of others in it, stays.
 
         Args:
             keys: Which; those that are read one after another side by side.
@@ -351,7 +351,10 @@ class Store:
                     continue
                 self.check("evaluations", key)
                 files = {found.name: found.read_bytes() for found in path.iterdir()}
-            except (StoreError, OSError):
+                foreign = files.keys() - {*parse_json(files[CHECKSUMS], path / CHECKSUMS), CHECKSUMS}
+            except (StoreError, OSError, KeyError):
+                continue
+            if foreign:  # somebody's own, which nobody would look for in a pack
                 continue
             items[key] = files
             size += sum(map(len, files.values()))

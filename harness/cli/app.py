@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,11 +165,12 @@ def existing_store(root: Path, writes: bool) -> Any:
 
 def tell_damage(store: Store) -> int:
     """Say what a command that only reads has met and left out; returns its exit code."""
-    for number, reason in enumerate(store.trouble.values()):
+    reasons = Counter(store.trouble.values())  # a pack is the same reason for all that is in it
+    for number, (reason, count) in enumerate(reasons.items()):
         if number == MAX_DAMAGE:
-            terminal.show(f"and {len(store.trouble) - number} more", sys.stderr)
+            terminal.show(f"and {len(reasons) - number} more", sys.stderr)
             break
-        terminal.show(f"left out: {reason}", sys.stderr)
+        terminal.show(f"left out{f' ({count:,} records)' if count > 1 else ''}: {reason}", sys.stderr)
     if store.trouble:
         terminal.show(
             "the next harness run makes what is damaged again; harness doctor --store lists everything",

@@ -148,8 +148,7 @@ def gc(
 def compact(root: Root = DEFAULT_ROOT, json_output: Json = False) -> None:
     """Put records that have a folder of six files each into a few large files.
 
-    A run does the same by itself once it has thousands; commands read both. For a file system that is short
-    of files, or slow at opening them.
+    A run does so by itself with the records of complete chains, once it has 2,048. Every command reads both.
 
     Example: harness compact
     """

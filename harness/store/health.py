@@ -94,6 +94,9 @@ def _remedy(repair: bool) -> str:
 
 def _item(store: Store, kind: ItemKind, key: str, repair: bool) -> Iterator[Finding]:
     path = store.path(kind, key)
+    place = store.place(kind, key)
+    if place != path and store.packs.damage(place.name):
+        return  # told of the pack
     try:
         store.check(kind, key)
     except (HarnessError, OSError) as error:

@@ -239,6 +239,22 @@ def test_damage_in_a_folder_stays_in_it(copy: tuple[Path, Path]) -> None:
     assert os.listdir(root / "evaluations") == [key]
 
 
+def test_a_damaged_folder_beside_its_pack_misleads_nobody(copy: tuple[Path, Path], tmp_path: Path) -> None:
+    """As a crash between the two leaves it, or a file server that still shows what is gone."""
+    root = copy[1]
+    before = contents(Store.read(root))
+    shutil.copytree(root / "evaluations", tmp_path / "evaluations")
+    packed(root)
+    shutil.copytree(tmp_path / "evaluations", root / "evaluations", dirs_exist_ok=True)
+    for path in (root / "evaluations").glob("*/record.json"):
+        path.write_text("{}")
+    for store in (Store.read(root), Store.open(root)):
+        assert all(store.sound("evaluations", key) for key, _ in before)
+        assert contents(store) == before and not store.trouble
+    assert store.pack(evaluations_by_chain(store)) == 14 and len(store.packs.names()) == 1
+    assert contents(Store.read(root)) == before and not os.listdir(root / "evaluations")
+
+
 def test_a_folder_with_a_note_of_somebody_stays(copy: tuple[Path, Path]) -> None:
     root = copy[1]
     noted, nested = sorted(os.listdir(root / "evaluations"))[3:5]

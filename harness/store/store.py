@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,8 +186,10 @@ class Store:
             return True
         if not self.mends and str(path) in self.trouble:
             return False
-        packed = None if os.path.lexists(path) else self._packed(kind, key)
-        if packed is None and not os.path.lexists(path):
+        # In this order: what is packed meanwhile is in a pack before it has no folder.
+        folder = os.path.lexists(path)
+        packed = self._packed(kind, key)
+        if packed is None and not folder:
             return False
         try:
             if packed is None:
@@ -214,13 +216,15 @@ class Store:
             DamagedError: They differ, or something of it is missing.
             StoreError: It cannot be read.
         """
-        path = self.path(kind, key)
-        try:
-            verify(path)
-            spec = read_json(path / "spec.json")
-        except DamagedError:
-            if os.path.lexists(path) or self._packed(kind, key) is None:
-                raise
+        path, spec = self.path(kind, key), None
+        if self._packed(kind, key) is None:
+            try:
+                verify(path)
+                spec = read_json(path / "spec.json")
+            except DamagedError:  # unless somebody has packed it since
+                if self._packed(kind, key) is None:
+                    raise
+        if spec is None:
             spec = parse_json(self.packs.files(key)["spec.json"], path / "spec.json")
         if not isinstance(spec, dict) or key_of(spec) != key:
             raise DamagedError(f"{path / 'spec.json'} does not belong to this key")
@@ -313,13 +317,14 @@ class Store:
             StoreError: It cannot be read.
         """
         path = self.path(kind, key) / name
-        try:
-            with reading(path):
-                return path.read_bytes()
-        except DamagedError:
-            if os.path.lexists(path.parent) or self._packed(kind, key) is None:
-                raise
-            return self.packs.read(key, name)
+        if self._packed(kind, key) is None:
+            try:
+                with reading(path):
+                    return path.read_bytes()
+            except DamagedError:  # unless somebody has packed it since
+                if self._packed(kind, key) is None:
+                    raise
+        return self.packs.read(key, name)
 
     def json(self, kind: AnyKind, key: str, name: str) -> Any:
         """A JSON file of a committed item."""
@@ -327,9 +332,8 @@ class Store:
 
     def place(self, kind: ItemKind, key: str) -> Path:
         """The folder of a committed item, or the pack that it is in."""
-        path = self.path(kind, key)
-        found = None if path.is_dir() else self._packed(kind, key)
-        return path if found is None else self.packs.folder / found.pack
+        found = self._packed(kind, key)
+        return self.path(kind, key) if found is None else self.packs.folder / found.pack
 
     def pack(self, keys: Iterable[str]) -> int:
         """Put evaluations that have folders of their own into packs (`harness.store.packs`).
@@ -348,6 +352,10 @@ class Store:
             path = self.path("evaluations", key)
             try:
                 if not path.is_dir():
+                    continue
+                place = self._packed("evaluations", key)
+                if place is not None:  # a crash has left the folder
+                    folders += 0 if self.packs.damage(place.pack) else self._drop(place.pack, [key])
                     continue
                 self.check("evaluations", key)
                 files = {found.name: found.read_bytes() for found in path.iterdir()}
@@ -372,12 +380,16 @@ class Store:
         name = self.packs.write(items)
         if dict(self.packs.salvaged(name)) != items:
             raise StoreError(f"{self.packs.folder / name} does not read back as it was written")
-        gone = self.stage(name.removesuffix(".parquet"))
-        for key in items:
+        return self._drop(name, items)
+
+    def _drop(self, pack: str, keys: Collection[str]) -> int:
+        """Remove the folders of what is in a pack."""
+        gone = self.stage(pack.removesuffix(".parquet"))
+        for key in keys:
             with contextlib.suppress(FileNotFoundError):  # another run has packed it too
                 os.rename(self.path("evaluations", key), gone / key)
         self._leave(gone)
-        return len(items)
+        return len(keys)
 
     def unpack(self, name: str) -> None:
         """Give every evaluation of a pack that is undamaged a folder again, and set the pack aside."""

@@ -323,6 +323,29 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """Choices of one among several examples.
+
+    Attributes:
+        made: How many.
+        alike: How many of them among examples that all scored alike, so that what was chosen is by lot.
+    """
+
+    made: int = 0
+    alike: int = 0
+
+    def __add__(self, other: Choices) -> Choices:
+        return Choices(self.made + other.made, self.alike + other.alike)
+
+    def to_json(self) -> dict[str, int]:
+        """Plain data for JSON, and the columns of bundles."""
+        return dataclasses.asdict(self)
+
+
+NO_CHOICES = Choices()
+
+
+@dataclass(frozen=True)
 class Selection:
     """What became of a pool. Records know what is real; who decided did not (unless it was the oracle).
 
@@ -331,12 +354,14 @@ class Selection:
         passed: Distinct examples that passed.
         steps: What each filter was given, and what of it passed; by the filter's name.
         trained: What is trained on, with what was known to be real before, and as often as it is there.
+        choices: What filters that keep one of several have chosen.
     """
 
     arrived: Counts
     passed: Counts
     steps: dict[str, tuple[Counts, Counts]]
     trained: Counts
+    choices: Choices = NO_CHOICES
 
     def metrics(self) -> dict[str, float]:
         """The columns of records; of a kind of which nothing has arrived there is no rate."""

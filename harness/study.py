@@ -30,7 +30,7 @@ from harness.learners.language_model.facts import ModelFacts
 from harness.metrics.catalogue import METRICS, about, is_described
 from harness.metrics.overlap import overlaps
 from harness.preparation import DataOf, teacher_spec
-from harness.records import Examples, on_a_line
+from harness.records import REAL, Examples, Part, on_a_line
 from harness.regimes import check_supply, recipe
 from harness.registry import named
 from harness.science import BundledChain, CellSpec, Chain, DataSpec, Lineage, key_of
@@ -289,21 +289,50 @@ def _check_labelled(config: Config, real: RealData, seed: int) -> None:
 
 
 def _check_left(config: Config, n: int) -> None:
-    """Check that filters whose sections say how many examples they leave of a pool leave some.
+    """Check that filters whose sections say how many examples they leave leave some.
 
     Raises:
-        DataError: Nothing would ever be left of what arrives in generation 1.
+        DataError: Nothing would ever be left of what arrives in generation 1, or of a training set.
     """
-    if not REGIMES[config.regime.kind].selects or not config.generations:
+    if REGIMES[config.regime.kind].selects:
+        if config.generations:
+            _check_pool(config, n)
         return
-    arrive = left = recipe(config.regime, n, 1, "").pooled
+    if not any(any(FILTERS[item.kind].drops(item)) for item in config.filters):
+        return
+    for generation in range(1, config.generations + 1):
+        _check_kinds(config, recipe(config.regime, n, generation, "").parts, generation)
+
+
+def _check_pool(config: Config, n: int) -> None:
+    made = recipe(config.regime, n, 1, "")
+    _check_kinds(config, [part for part in made.parts if part.pooled], 1)
+    left = made.pooled
     for item in config.filters:
         left = FILTERS[item.kind].leaves(item, left)
         if not left:
             raise DataError(
-                f"filters: nothing of the {arrive} examples that arrive in generation 1 is left behind "
+                f"filters: nothing of the {made.pooled} examples that arrive in generation 1 is left behind "
                 f"{item.kind}; let it keep more, or raise regime.pool or data.num_examples"
             )
+
+
+def _check_kinds(config: Config, parts: Sequence[Part], generation: int) -> None:
+    """Check that filters that drop all real examples, or all synthetic ones, leave others of these."""
+    there = [sum(part.count for part in parts if (part.origin == REAL) == real) for real in (True, False)]
+    what, whole = "that arrive in" if any(part.pooled for part in parts) else "to train on in", sum(there)
+    for item in config.filters:
+        dropped = FILTERS[item.kind].drops(item)
+        there = [0 if gone else count for gone, count in zip(dropped, there, strict=True)]
+        if whole and not sum(there):
+            raise DataError(
+                f"filters: nothing of the {whole} examples {what} generation {generation} is left behind "
+                f"{item.kind}, which drops every {_dropped(dropped)} one; let it keep some"
+            )
+
+
+def _dropped(kinds: tuple[bool, bool]) -> str:
+    return " and every ".join(name for name, gone in zip(("real", "synthetic"), kinds, strict=True) if gone)
 
 
 def _fixed_corpus(

@@ -24,7 +24,9 @@ from harness.components import FILTERS
 from harness.components.filters import DiverseFilter, SelectFilter
 from harness.curation.selection import BigramModel, diverse, entropies, select
 from harness.errors import InputError
+from harness.files import seal, write_json
 from harness.inspection.examples import ExampleRows
+from harness.inventory import judging
 from harness.records import Examples
 from harness.registry import Known
 from harness.reporting import ledger
@@ -305,9 +307,81 @@ def assert_rates(column: str, given: pd.DataFrame, passed: pd.DataFrame, record:
         assert record.get(column + name) == (pytest.approx(1 - after / before) if before else None)
 
 
+@pytest.mark.parametrize("choose", ["best", "bradley_terry"])
+@pytest.mark.parametrize("regime", ["replace", "stream"])
+def test_choices_among_examples_that_score_alike_are_recorded(
+    tmp_path: Path, regime: str, choose: str
+) -> None:
+    """As corpora say that are there one by one; in bundles as many; and both are said by cell and generation.
+
+    What was stored without them says nothing.
+    """
+    rewards = [0.0, 1.0, 1.0]
+    curator = {"kind": "curate", "of": 2, "outcomes": rewards, "choose": choose}
+    config = {
+        **BASE,
+        "data": {"source": "discrete", "probabilities": [0.6, 0.3, 0.1], "num_examples": 30},
+        "learner": {"kind": "discrete"},
+        "regime": STREAM if regime == "stream" else {"kind": "replace", "synthetic_ratio": 1.0},
+        "grid": {"filters": [[curator], []], "seed": [0, 1]},
+        "generations": 6,
+    }
+    said = []
+    for bundled, run in ((True, run_bundles), (False, run_all)):
+        path = tmp_path / f"{bundled}.yaml"
+        path.write_text(yaml.safe_dump({**config, "resources": {"bundled": bundled}}))
+        prepared, store = run(path, tmp_path / str(bundled))
+        made = list(judging._recorded(prepared, store, {0}))
+        (line,) = judging.remarks(prepared, store)
+        assert ": curate: so many of its choices are among examples that score alike" in line
+        said.append((sorted((then, found.made, found.alike) for _, then, found in made), line))
+    assert said[0] == said[1] and len(said[0][0]) == 12
+    for chain in prepared.lineage.chains:
+        nodes = [prepared.lineage.nodes[key] for key in chain.nodes]
+        for before, node in itertools.pairwise(nodes):
+            recorded = store.json("fits", node.fit, "fit.json").get("choices")
+            if chain.cell:
+                assert recorded is None
+            elif regime == "replace":
+                wrote = store.corpora.load(before.corpus, 60).values[:, 0].astype(int)
+                pairs = np.asarray(rewards)[wrote].reshape(-1, 2)
+                assert recorded == {"made": 30, "alike": int((pairs[:, 0] == pairs[:, 1]).sum())}
+        assert "choices" not in store.json("fits", nodes[0].fit, "fit.json")
+        for node in nodes[1:]:
+            folder = store.path("fits", node.fit)
+            fit = store.json("fits", node.fit, "fit.json")
+            write_json(folder / "fit.json", {name: fit[name] for name in fit if name != "choices"})
+            seal(folder)
+    assert judging.remarks(prepared, store) == [] and len(ledger.rows(prepared, store)) == 28
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (
+            {**BASE, "filters": [{"kind": "label", "recall": 1.0, "false_positive_rate": 1.0}]},
+            "nothing of the 400 examples that arrive in generation 1 is left behind label, which drops every "
+            "real and every synthetic one",
+        ),
+        (
+            {
+                **BASE,
+                "regime": {**STREAM, "synthetic_ratio": 0.5},
+                "filters": [
+                    {"kind": "label", "recall": 1.0},
+                    {"kind": "label", "recall": 0.0, "false_positive_rate": 1.0},
+                ],
+            },
+            "nothing of the 400 examples that arrive in generation 1 is left behind label, which drops every",
+        ),
+        (
+            {
+                **BASE,
+                "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+                "filters": [{"kind": "label", "recall": 1.0}],
+            },
+            "nothing of the 40 examples to train on in generation 1 is left behind label, which drops every",
+        ),
         (
             {**BASE, "filters": [{**TOP, "reference": 41}]},
             "select learns from 41 real examples, there are 40",

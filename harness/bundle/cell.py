@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from harness.learners.analytic.family import (
 from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status, writer_of
 from harness.science import BundledChain, FitSpec, Lineage
-from harness.store.bundles import CHAIN, GENERATION, PARAMETERS
+from harness.store.bundles import CHAIN, CHOICES, GENERATION, PARAMETERS
 from harness.turn import turn
 
 
@@ -70,6 +71,8 @@ class CellRun:
         """Parts and their merged summary, for training sets that begin with them."""
         self.selected: dict[str, Array] = {}
         """What became of the pools of this generation, by column."""
+        self.choices: dict[str, Array] = {}
+        """What filters that keep one of several have chosen in it, by column (`Choices`)."""
         self.model: Parameters = {}
         self.models: dict[int, Parameters] = {}
         """Generation to its models, where filters may ask for more of its corpus."""
@@ -146,7 +149,7 @@ class CellRun:
         metrics |= self.selected
         if measured.section.metrics:
             metrics |= self._added(self.chains, corpora, metrics)
-        self._note(self.alive, metrics, "ok")
+        self._note(self.alive, metrics, "ok", self.choices)
         self._forget(self.generation)
 
     def _added(self, chains: Chains, corpora: Array, there: Collection[str]) -> dict[str, Array]:
@@ -162,7 +165,7 @@ class CellRun:
         """Go on with some of the chains."""
         self.alive = self.alive[sound]
         self.model = select(self.model, sound)
-        self.selected = select(self.selected, sound)
+        self.selected, self.choices = select(self.selected, sound), select(self.choices, sound)
         if not self.members:  # else others may read what those that have ended wrote before
             self.corpora = {then: corpus[sound] for then, corpus in self.corpora.items()}
             self.written = {then: alive[sound] for then, alive in self.written.items()}
@@ -182,13 +185,16 @@ class CellRun:
     # --- the training set -----------------------------------------------------------------------------------
 
     def _training(self, recipe: Recipe, chains: Chains) -> Summary:
-        self.selected = {}
+        self.selected, self.choices = {}, {}
         if not is_drawn(recipe, self.spec.n) and not self.filters and self.family.synthetic_weight == 1.0:
             return self._merged(recipe.parts, chains)
         made = [self._drawn(chains, chain) for chain in range(len(chains))]
         found = [chosen.selection.metrics() for _, chosen in made if chosen.selection is not None]
         if found:  # equally many examples arrive in every chain of a cell, so all have the same columns
             self.selected = {name: np.array([row[name] for row in found]) for name in found[0]}
+        counts = [chosen.choices.to_json() for _, chosen in made]
+        if any(row["made"] for row in counts):
+            self.choices = {CHOICES[name]: np.array([row[name] for row in counts]) for name in CHOICES}
         return {name: np.concatenate([summary[name] for summary, _ in made]) for name in made[0][0]}
 
     def _merged(self, parts: tuple[Part, ...], chains: Chains) -> Summary:
@@ -247,7 +253,13 @@ class CellRun:
 
     # --- records --------------------------------------------------------------------------------------------
 
-    def _note(self, alive: npt.NDArray[np.int64], metrics: Mapping[str, Array], status: Status) -> None:
+    def _note(
+        self,
+        alive: npt.NDArray[np.int64],
+        metrics: Mapping[str, Array],
+        status: Status,
+        beside: Mapping[str, Array] = MappingProxyType({}),
+    ) -> None:
         """One row per chain; the status says where a metric is not finite. Null is what it does not have."""
         generation = self.generation
         finite = np.ones(len(alive), dtype=bool)
@@ -273,6 +285,7 @@ class CellRun:
                 columns[PARAMETERS + name] = pa.FixedSizeListArray.from_arrays(
                     pa.array(flat.reshape(-1)), flat.shape[1]
                 ).cast(pa.list_(pa.float64()))
+        columns |= {name: pa.array(values) for name, values in beside.items()}
         self.pieces.append(pa.table({**identity, **columns}))
 
     def rows(self, chains: Sequence[BundledChain]) -> pa.Table:

@@ -67,7 +67,7 @@ class BranchRun:
         examples = gather(drawn, made.found)
         if made.judged:  # a checker may take too long on one rank, and not on another
             drawn, examples = self.ranks.broadcast((drawn, examples))
-        return TrainingSet(examples, drawn, selection, made.judged, made.decision)
+        return TrainingSet(examples, drawn, selection, made.judged, made.decision, made.choices)
 
     def prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
         """A text that a key names by its content, from the store."""
@@ -182,10 +182,11 @@ class BranchRun:
         )
         found = {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log}
         judge = {"judge": training.decision} if training.decision else {}
-        write_json(staged / "fit.json", {**found, **judge})
+        choices = {"choices": training.choices.to_json()} if training.choices.made else {}
+        write_json(staged / "fit.json", {**found, **judge, **choices})
         write_json(staged / "provenance.json", self.context.provenance().to_json())
         won = self.store.commit("fits", node.fit, staged, node.spec.fit.to_json())
-        self.context.event("fit_committed" if won else "fit_discarded", node, **judge)
+        self.context.event("fit_committed" if won else "fit_discarded", node, **judge, **choices)
 
     def _fit_status(self, node: Node) -> Status:
         status: Status = self.context.on_rank_0(

@@ -342,6 +342,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         check=_check_curate,
         passing=lambda section: 1 / section.of,
         leaves=lambda section, count: count // section.of,
+        chooses=True,
     ),
     "watermark": FilterPlugin(WatermarkFilter, 1, "harness.curation.watermark:watermark", reads=("text",)),
     "judge": judging.COMPONENT,
@@ -391,5 +392,6 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         f"{_CODE}:label",
         of="training sets",
         neutral=lambda section: section.recall == section.false_positive_rate == 0,
+        drops=lambda section: (section.false_positive_rate == 1, section.recall == 1),
     ),
 }

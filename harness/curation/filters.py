@@ -29,7 +29,7 @@ from harness.data.analytic import Density
 from harness.data.distributions import LinearTruth
 from harness.errors import LearnerError
 from harness.metrics.lexical import repetition_shares, row_hashes
-from harness.records import REAL, Examples
+from harness.records import NO_CHOICES, REAL, Choices, Examples
 from harness.registry import Known, named
 from harness.streams import stream
 
@@ -94,9 +94,11 @@ def curate(section: CurateFilter, examples: Examples, known: Known) -> Mask:
     else:
         scores = (section.rewards or {}).items()
         rewards = np.sum([weight * SCORES[name](examples, known.real) for name, weight in scores], axis=0)
+    groups = len(examples) // section.of
+    scored = rewards[: groups * section.of].reshape(groups, section.of)
+    known.told((scored == scored[:, :1]).all(axis=1))
     if section.choose == "bradley_terry":
         rewards = rewards - np.log(-np.log(np.maximum(known.uniform, 1e-300)))
-    groups = len(examples) // section.of
     mask = np.zeros(len(examples), dtype=bool)
     if groups:
         best = np.argmax(rewards[: groups * section.of].reshape(groups, section.of), axis=1)
@@ -207,22 +209,36 @@ def accepted(filters: Sequence[Filter], examples: Examples, judge: Judge) -> npt
 
 def _passed(
     filters: Sequence[Filter], examples: Examples, judge: Judge
-) -> tuple[npt.NDArray[np.int64], Examples]:
-    """As `accepted`, and all examples with what filters have noted of them."""
-    index = np.arange(len(examples))
+) -> tuple[npt.NDArray[np.int64], Examples, list[npt.NDArray[np.int8]]]:
+    """As `accepted`, and all examples with what filters have noted of them.
+
+    And for each filter that keeps one of several 1 for an example that it has chosen among such that scored
+    alike, 0 for one that it has chosen by its score, and -1 for the others.
+    """
+    index, lots = np.arange(len(examples)), []
     for place, section in placed(filters):
         kind = section.kind
         if FILTERS[kind].of != "corpora":
             continue
         uniform = _uniform(kind, place, judge.seed, judge.generation, len(examples))[index]
-        learned = judge.learned(section)
-        known = Known(judge.real, judge.seed, judge.generation, uniform, learned=learned)
+        learned, told = judge.learned(section), list[Mask]()
+        known = Known(judge.real, judge.seed, judge.generation, uniform, learned=learned, told=told.append)
         if FILTERS[kind].rewards:
             reward = np.full(len(examples), np.nan)
             reward[index] = _scored(kind, section, examples.take(index), known)
             examples = examples.noted("reward", reward)
         index = index[_mask(kind, section, examples.take(index), known, len(index))]
-    return index, examples
+        for alike in told:
+            lots.append(np.full(len(examples), -1, dtype=np.int8))
+            lots[-1][index] = alike
+    return index, examples, lots
+
+
+def _choices(lots: list[npt.NDArray[np.int8]], index: npt.NDArray[np.int64]) -> Choices:
+    """The choices of some of the examples (`_passed`)."""
+    return sum(
+        (Choices(int((lot[index] >= 0).sum()), int((lot[index] == 1).sum())) for lot in lots), NO_CHOICES
+    )
 
 
 def _scored(kind: str, section: Any, examples: Examples, known: Known) -> npt.NDArray[np.float64]:
@@ -246,7 +262,7 @@ def judged(
     judge: Judge,
     take: int,
     labelled: Callable[[int], tuple[Examples, Examples]],
-) -> list[npt.NDArray[np.int64]]:
+) -> tuple[list[npt.NDArray[np.int64]], Choices]:
     """What filters let pass of a pool, in which they do not know what is real.
 
     Args:
@@ -259,12 +275,12 @@ def judged(
 
     Returns:
         For each filter the positions in the pool that are left, in order; a position may stand there several
-        times.
+        times. And the choices of those filters that keep one of several.
 
     Raises:
         LearnerError: A filter gives something else than truth values or positions.
     """
-    index, found = np.arange(len(pool)), []
+    index, found, told = np.arange(len(pool)), [], list[Mask]()
     for place, section in placed(filters):
         kind, plugin = section.kind, FILTERS[section.kind]
         uniform = _uniform(kind, place, judge.seed, judge.generation, len(pool))[index]
@@ -273,11 +289,11 @@ def judged(
         else:
             asked = plugin.labelled(section)
             learned = labelled(asked) if asked else None
-            known = Known(judge.real, judge.seed, judge.generation, uniform, take, learned)
+            known = Known(judge.real, judge.seed, judge.generation, uniform, take, learned, told=told.append)
             verdict = _verdict(kind, section, pool.take(index), known, len(index))
         index = index[verdict]
         found.append(index)
-    return found
+    return found, sum((Choices(len(alike), int(alike.sum())) for alike in told), NO_CHOICES)
 
 
 def raw_count(filters: Sequence[Any], count: int) -> int:
@@ -301,7 +317,7 @@ def first_accepted(
     draw: Callable[[int], Examples],
     count: int,
     judge: Judge,
-    tell: Callable[[Examples, npt.NDArray[np.int64]], None] = lambda raw, index: None,
+    tell: Callable[[Examples, npt.NDArray[np.int64], Choices], None] = lambda raw, index, choices: None,
     before: int = 0,
 ) -> Examples:
     """The first examples that pass all filters of corpora; more are drawn where too few do.
@@ -314,7 +330,7 @@ def first_accepted(
         draw: The first so many examples, unfiltered.
         count: How many must pass.
         judge: What a filter may know besides.
-        tell: Told of what was drawn, and of which of it is given back.
+        tell: Told of what was drawn, of which of it is given back, and of the choices among these.
         before: So many others read first of what is drawn as much of as they could need at most: with a
             filter of which fewer may pass, what they read is left out, whether it passes or not.
 
@@ -325,15 +341,15 @@ def first_accepted(
     most = MAX_OVERSAMPLING * raw
     short = is_short(filters)
     while True:
-        index, examples = _passed(filters, draw(raw), judge)
+        index, examples, lots = _passed(filters, draw(raw), judge)
         if short:
             start = raw_count(filters, before)
             index = index[index >= start][: count - before]
-            tell(examples.take(slice(start, None)), index - start)
+            tell(examples.take(slice(start, None)), index - start, _choices(lots, index))
             return examples.take(index)
         if len(index) >= count:
             index = index[:count]
-            tell(examples, index)
+            tell(examples, index, _choices(lots, index))
             return examples.take(index)
         if raw >= most:
             raise LearnerError(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from harness.components import FILTERS
 from harness.data import RealData
-from harness.records import Examples
+from harness.records import NO_CHOICES, Choices, Examples
 from harness.registry import named
 
 
@@ -32,14 +32,17 @@ class FilterTally:
         self.knows = False
         self.troubles: Counter[str] = Counter()
         self.rewarded, self.reward = 0, 0.0
+        self.choices = Choices()
 
-    def add(self, raw: Examples, index: npt.NDArray[np.int64]) -> None:
+    def add(self, raw: Examples, index: npt.NDArray[np.int64], choices: Choices = NO_CHOICES) -> None:
         """Count a corpus.
 
         Args:
             raw: What was drawn, with the note ``reward`` where there is a judge.
             index: Which of it passes.
+            choices: Of what passes, by filters that keep one of several.
         """
+        self.choices += choices
         right = self.data.right(raw)
         if right is None and not ("reward" in raw.notes and self.data.prompted):
             return

@@ -17,7 +17,7 @@ from harness.curation.tally import FilterTally
 from harness.data import RealData
 from harness.data.truths import load_teacher
 from harness.errors import LearnerError
-from harness.records import EXTERNAL, REAL, TEACHER, Counts, Examples, Part, Selection
+from harness.records import EXTERNAL, NO_CHOICES, REAL, TEACHER, Choices, Counts, Examples, Part, Selection
 from harness.regimes import Drawn, draw
 from harness.registry import named
 from harness.science import FitSpec, learned_from
@@ -52,6 +52,7 @@ class Chosen:
         raw: By origin, places in the raw corpus of what the indices point into, where filters alone do not
             say it.
         decision: What is wrong with how it was judged (`harness.curation.tally.FilterTally.decision`).
+        choices: What filters that keep one of several have chosen.
     """
 
     drawn: Drawn
@@ -61,6 +62,7 @@ class Chosen:
     judged: Mapping[str, float] = field(default_factory=dict)
     raw: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
     decision: str = ""
+    choices: Choices = NO_CHOICES
 
 
 def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen:
@@ -96,7 +98,7 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen
             if part.origin >= 0:  # of a slice of a corpus what is found begins with the slice
                 drawn.index[drawn.origin == part.origin] -= part.offset
     there = drawn.take(_there(drawn, found))
-    return Chosen(there, found, judged=tally.metrics(), decision=tally.decision)
+    return Chosen(there, found, judged=tally.metrics(), decision=tally.decision, choices=tally.choices)
 
 
 def _opponent(spec: FitSpec) -> tuple[str, bool]:
@@ -180,7 +182,8 @@ def _from_pool(spec: FitSpec, data: RealData, sources: Sources, drawn: Drawn) ->
         spec, gather(pool, found), pool.origin, Counts.of(drawn.origin[:known]), judge, labelled
     )
     taken = drawn.take(np.concatenate([np.arange(known), known + chosen]))
-    return Chosen(taken, found, selection, tuple((kind, pool.take(index)) for kind, index in dropped))
+    left_out = tuple((kind, pool.take(index)) for kind, index in dropped)
+    return Chosen(taken, found, selection, left_out, choices=selection.choices)
 
 
 def gather(drawn: Drawn, found: Mapping[int, Examples]) -> Examples:
@@ -227,7 +230,7 @@ def _examples(
     if part.origin == EXTERNAL:
         return sources.fixed(spec.recipe.spec["source"]["corpus"])
     if part.origin == TEACHER:
-        return taught(spec, part.count, data, filters)
+        return taught(spec, part.count, data, filters, tally)
     judge = judge_of(spec, data, sources, part.origin)
     draw_raw = partial(sources.corpus, part.origin)
     return first_accepted(filters, draw_raw, part.end, judge, tally.add, part.offset)
@@ -243,7 +246,9 @@ def judge_of(spec: FitSpec, data: RealData, sources: Sources, origin: int) -> Ju
     return Judge(data, spec.seed, origin, learned)
 
 
-def taught(spec: FitSpec, count: int, data: RealData, filters: Sequence[Any] = ()) -> Examples:
+def taught(
+    spec: FitSpec, count: int, data: RealData, filters: Sequence[Any] = (), tally: FilterTally | None = None
+) -> Examples:
     """What a fit's fixed teacher writes for it, filtered.
 
     Args:
@@ -251,8 +256,16 @@ def taught(spec: FitSpec, count: int, data: RealData, filters: Sequence[Any] = (
         count: How many examples.
         data: The real distribution.
         filters: What the examples have to pass.
+        tally: Told of the choices of those that keep one of several.
     """
     assert spec.writer is not None
     teacher = load_teacher(spec.writer)
     judge = Judge(data, spec.seed, spec.generation)
-    return first_accepted(filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge)
+
+    def tell(raw: Examples, index: npt.NDArray[np.int64], choices: Choices) -> None:
+        if tally is not None:
+            tally.choices += choices
+
+    return first_accepted(
+        filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge, tell
+    )

@@ -16,7 +16,7 @@ from harness.components import LEARNERS
 from harness.config.schema import Config, Model, Resources, Section
 from harness.data.base import RealData
 from harness.errors import DataError
-from harness.records import Examples, Recipe, Selection, Status
+from harness.records import NO_CHOICES, Choices, Examples, Recipe, Selection, Status
 from harness.regimes import Drawn
 from harness.registry import named
 from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Prompts, Versioned, blank
@@ -226,13 +226,14 @@ folder and names them."""
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Every training example with its origin, what became of a pool, what was judged, and how (`Chosen`)."""
+    """Every training example with its origin, and what became of a pool, was judged and chosen (`Chosen`)."""
 
     examples: Examples
     drawn: Drawn
     selection: Selection | None = None
     judged: Mapping[str, float] = field(default_factory=dict)
     decision: str = ""
+    choices: Choices = NO_CHOICES
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ class Known:
         labelled: For filters of pools that ask for them: real examples, and some that generation 0 wrote and
             that arrive in no pool.
         learned: For filters of corpora that ask for them: examples that generation 0 wrote for them.
+        told: For filters that keep one of several (`FilterPlugin.chooses`): they tell it once, of each
+            example that they keep, in order, whether all from which it was chosen scored alike.
     """
 
     real: Any
@@ -70,6 +72,7 @@ class Known:
     take: int = 0
     labelled: tuple[Examples, Examples] | None = None
     learned: Examples | None = None
+    told: Callable[[npt.NDArray[np.bool_]], None] = lambda alike: None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,10 @@ class FilterPlugin:
         passing: The share of examples that passes by its section alone, whatever they are.
         neutral: Whether its section lets everything pass, whatever there is: a cell is as without it then.
         leaves: Of pools: how many of so many examples it leaves at most, by its section alone.
+        drops: Of training sets: whether it drops every real example, and every synthetic one, by its section
+            alone.
+        chooses: Whether it keeps one of several examples, and says of how many it could not tell them apart
+            (`Known.told`), which fits and bundles record (`harness.records.Choices`).
         rewards: ``module:function`` that scores examples (as ``keep`` is called), one number each, before it
             decides: the note ``reward`` of what it decides about, and of what is trained on. Where there is
             one, evaluations know it, and measure it.
@@ -135,6 +142,8 @@ class FilterPlugin:
     passing: Callable[[Any], float] = lambda section: 1.0
     neutral: Callable[[Any], bool] = lambda section: False
     leaves: Callable[[Any, int], int] = lambda section, count: count
+    drops: Callable[[Any], tuple[bool, bool]] = lambda section: (False, False)
+    chooses: bool = False
     rewards: str = ""
     short: bool = False
     decides: str = ""

@@ -30,6 +30,8 @@ PROVENANCE = b"harness.provenance"
 CHAIN, GENERATION = "bundle_chain", "generation"
 PARAMETERS = "parameters/"
 """Prefix of the columns that hold fitted parameters."""
+CHOICES = {"made": "choices_made", "alike": "choices_alike"}
+"""Columns of what filters that keep one of several have chosen (`harness.records.Choices`)."""
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,31 @@
 """What each mitigation costs: two generations of a small language model, with and without, in turn.
 
 The model is the smallest preset, whose fit is the cheapest that there is: of larger ones shares are lower.
-Processor seconds are compared, as other work may run on the machine.
+What runs a classifier is compared with that model's own forward pass. Processor seconds are compared, as
+other work may run on the machine.
 """
 
+import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import torch
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from benchmarks.overhead import _NoLeases, _Observer
 from harness.chain import Plan, Site, run_branch
+from harness.components.filters import ClassifierFilter
+from harness.curation.classifier import locate, log_odds
 from harness.learners import Control, make_learner
 from harness.learners.language_model.distributed import TorchRanks, open_store
 from harness.preparation import load_data
@@ -63,7 +76,13 @@ VARIANTS = {
     "min_p": {f"{SAMPLE}min_p": 0.05},
     "typical_p": {f"{SAMPLE}typical_p": 0.9},
     "temperatures": {f"{SAMPLE}temperatures": [1.0, 1.1]},
+    "previous": {"learner.init": "previous"},
     "merge": {"learner.init": "previous", f"{TRAIN}merge": 0.5},
+    "merge uniform": {"learner.init": "previous", f"{TRAIN}merge": "uniform"},
+    "neon": {"learner.init": "previous", f"{TRAIN}merge": -0.25},
+    "detector likelihood": {
+        "filters": [{"kind": "detector", "examples": 100, "features": "likelihood", "reference": 100}]
+    },
     "anchor (runs a model)": {f"{TRAIN}anchor": {"weight": 0.1}},
 }
 
@@ -104,19 +123,71 @@ def _seconds(study, ranks):
         return found
 
 
-def mitigations(rounds, only=()):
+def mitigations(rounds, only=(), preset="micro"):
     """Rounds of each mitigation between two of the plain study: the median of what it takes more."""
     store, _, _ = open_store(1)
     ranks = TorchRanks(0, 1, store, threads=1)
-    _seconds(STUDY, ranks)  # what is loaded and compiled at first
-    plain = _seconds(STUDY, ranks)
+    study = _changed(STUDY, {"learner.model.preset": preset})
+    _seconds(study, ranks)  # what is loaded and compiled at first
+    plain = _seconds(study, ranks)
     print(f"two generations of nothing: {plain:.2f} processor seconds", flush=True)
     for name in only or VARIANTS:
         found = []
         for _ in range(rounds):
-            took = _seconds(_changed(STUDY, VARIANTS[name]), ranks)
-            after = _seconds(STUDY, ranks)
+            took = _seconds(_changed(study, VARIANTS[name]), ranks)
+            after = _seconds(study, ranks)
             found.append(100 * (took / ((plain + after) / 2) - 1))
             plain = after
         spread = f"({min(found):+.1f} to {max(found):+.1f})"
         print(f"{name:24} {statistics.median(found):+6.1f} %  {spread}", flush=True)
+    if not only:
+        classifier(rounds)
+
+
+def classifier(rounds, texts=3000, layers=4, width=192):
+    """The filter ``classifier`` beside its model's own forward pass over the same tokens, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = _write_classifier(folder, layers, width)
+        section = locate(ClassifierFilter(kind="classifier", model=made, label="b"), "filters.0")
+        rng = random.Random(0)
+        read = ["".join(rng.choices("abcdefgh ", k=rng.randint(70, 120))) for _ in range(texts)]
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        found = []
+        for turn in range(rounds + 1):
+            started = time.process_time()
+            log_odds(section, read)
+            between = time.process_time()
+            _forward(model, tokenizer(read)["input_ids"])
+            if turn:  # the first one loads
+                found.append((between - started) / (time.process_time() - between))
+        spread = f"({min(found):.2f} to {max(found):.2f})"
+        print(f"classifier, of its forward pass  {statistics.median(found):.2f} times  {spread}", flush=True)
+
+
+def _forward(model, rows, tokens=4096):
+    """The model alone: rows by length, each batch as long as its longest row."""
+    rows = sorted(rows, key=len)
+    with torch.inference_mode():
+        while rows:
+            size = max(1, tokens // len(rows[min(len(rows), tokens // len(rows[0])) - 1]))
+            batch, rows = rows[:size], rows[size:]
+            longest = len(batch[-1])
+            ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
+            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
+            model(input_ids=ids, attention_mask=mask)
+
+
+def _write_classifier(folder, layers, width):
+    """A BERT with new weights and a tokenizer of bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(["[PAD]", *alphabet])}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    names = ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", model_input_names=names
+    ).save_pretrained(folder)
+    size = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 32}
+    size |= {"intermediate_size": 4 * width, "max_position_embeddings": 256, "vocab_size": len(alphabet) + 1}
+    BertForSequenceClassification(BertConfig(**size, id2label={0: "a", 1: "b"})).save_pretrained(folder)
+    return folder

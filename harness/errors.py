@@ -18,6 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def reason_of(error: object) -> str:
+    """The first line of what an error says, for messages of one line; empty where it says nothing."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 class HarnessError(Exception):
     """Base of every error that the harness raises on purpose."""
 

@@ -20,7 +20,7 @@ from harness.config.grid import Study
 from harness.config.schema import Config, PretrainedTokenizer
 from harness.data.hub import Caches, load_hub, offline, prepared_folder
 from harness.data.tokenizers import pretrained_fingerprint
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.registry import named
 from harness.section import HubItem, hub_data
 from harness.terminal import shown
@@ -309,9 +309,9 @@ def _fetch_files(item: HubItem, caches: Caches) -> None:
     except OSError as error:
         if error.errno is not None and not isinstance(error, ConnectionError):
             raise  # the disk, not the hub
-        raise DataError(f"{where} cannot be fetched ({type(error).__name__}: {_first_line(error)})") from None
+        raise DataError(f"{where} cannot be fetched ({type(error).__name__}: {reason_of(error)})") from None
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
-        raise DataError(f"{where} cannot be fetched ({type(error).__name__}: {_first_line(error)})") from None
+        raise DataError(f"{where} cannot be fetched ({type(error).__name__}: {reason_of(error)})") from None
     if item.kind == "tokenizer":
         pretrained_fingerprint(PretrainedTokenizer(kind="pretrained", name=item.name, revision=item.revision))
     elif item.weights and _missing_of_model(folder, True) == WEIGHTS:
@@ -319,10 +319,6 @@ def _fetch_files(item: HubItem, caches: Caches) -> None:
             f"{where} has no safetensors weights, and pickled ones are never loaded; name a revision that "
             "has them (often refs/pr/N)"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def describe(found: Fetched) -> str:

@@ -29,7 +29,7 @@ from harness.learners.base import Execution, Resolved, check_installed, is_insta
 from harness.learners.language_model.facts import ModelFacts
 from harness.metrics.catalogue import METRICS, about, is_described
 from harness.metrics.overlap import overlaps
-from harness.preparation import DataOf, teacher_spec
+from harness.preparation import DataOf, load_data, teacher_spec
 from harness.records import REAL, Examples, Part, on_a_line
 from harness.regimes import check_supply, recipe
 from harness.registry import named
@@ -64,6 +64,12 @@ class Prepared:
     models: tuple[ModelFacts | None, ...]
     executions: tuple[Execution, ...]
     others: tuple[tuple[Mapping[str, Any], Examples], ...]
+
+    def real(self, cell: int, store: Store) -> RealData:
+        """The real data of a cell: those in the store, where it has them and they are sound."""
+        found = self.data[cell]
+        stored = found.kept is None or store.sound("data", found.kept.key)
+        return load_data(self.specs[cell].data, store) if stored else found.real
 
     @cached_property
     def chains(self) -> Sequence[Chain]:

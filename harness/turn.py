@@ -12,15 +12,12 @@ class Steps(Protocol):
 
     def fit(self) -> Status:
         """Build the training set and fit; ``diverged`` where there is no finite model."""
-        ...
 
     def sample(self) -> None:
         """Write the corpus."""
-        ...
 
     def evaluate(self, status: Status) -> None:
         """Measure, and record; a generation that diverged is recorded without metrics."""
-        ...
 
 
 def turn(steps: Steps) -> Status:

@@ -26,11 +26,12 @@ from harness.reporting.costs import costs
 from harness.reporting.distributions import bands_figure
 from harness.reporting.explorer import explorer
 from harness.reporting.inside import _beyond, _by_rank
-from harness.reporting.page import FigureDrawing, Page, render, to_csv
+from harness.reporting.page import FigureDrawing, Page, render
 from harness.reporting.palette import FEW, styles
 from harness.reporting.report import build as build_report
 from harness.reporting.rows import Rows
 from harness.reporting.samples import marked
+from harness.reporting.tables import to_csv
 from harness.reporting.worth import worth_lines
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- \u202e=cmd()"

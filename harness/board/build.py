@@ -5,8 +5,6 @@ The same entries give the same bytes.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -25,6 +23,7 @@ from harness.config.shipped import tracks
 from harness.config.track import Track, read_track
 from harness.errors import DamagedError, InputError
 from harness.files import dump_json, read_json, write_atomic
+from harness.reporting.tables import to_csv
 from harness.terminal import visible
 
 PAGES = (".html", ".csv", ".xml")
@@ -203,17 +202,8 @@ def _waiting(tables: Sequence[TrackTable]) -> list[Track]:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else ["rank"], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-    return out.getvalue().encode()
-
-
-def _cell(value: Any) -> Any:
-    """A spreadsheet runs what begins so."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+    columns = list(rows[0]) if rows else ["rank"]
+    return to_csv(columns, [[row[name] for name in columns] for row in rows])
 
 
 def _feed(entries: Sequence[Entry]) -> bytes:

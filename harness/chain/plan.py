@@ -68,11 +68,9 @@ class Observer(Protocol):
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something happened that must be provable afterwards."""
-        ...
 
     def progress(self, node: Node, phase: str, done: int, total: int, rate: float) -> None:
         """A phase has come so far."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -260,7 +261,7 @@ def status(
             "experiment": name,
             "chains": chains,
             "remarks": noted,
-            "jobs": slurm_jobs.jobs_json(jobs),
+            "jobs": [asdict(task) for task in jobs],
             "jobs_problem": problem,
         }
         print_json(found)
@@ -273,9 +274,7 @@ def status(
         done = f"{state.committed}/{state.total}"
         rows.append((state.chain, *values, str(state.seed), done, f"{state.state} {state.detail}".strip()))
     print_rows(("chain", *axes, "seed", "generations", "state"), rows)
-    counts: dict[str, int] = {}
-    for state in states:
-        counts[state.state] = counts.get(state.state, 0) + 1
+    counts = Counter(state.state for state in states)
     terminal.show(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     for remark in noted:
         terminal.show(remark)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import terminal
 from harness.cli.app import print_rows
@@ -104,8 +103,3 @@ def print_jobs(found: Sequence[ArrayTask], problem: str) -> None:
         return
     rows = [(task.job, task.state.lower(), str(task.requeues), task.detail) for task in found]
     print_rows(("job", "state", "requeued", ""), rows)
-
-
-def jobs_json(found: Sequence[ArrayTask]) -> list[dict[str, Any]]:
-    """Jobs for machines."""
-    return [asdict(task) for task in found]

@@ -6,8 +6,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +37,9 @@ from harness.errors import InputError
 from harness.imports import arrow_gives_back, arrow_without_pandas
 from harness.stop import Stop
 from harness.terminal import shown
+
+if TYPE_CHECKING:
+    from harness.reporting.rows import Rows
 
 
 @app.command(rich_help_panel="Results")
@@ -150,10 +154,8 @@ def report(
     """
     from harness.inventory.judging import remarks
     from harness.reporting import ledger
-    from harness.reporting.answer import answers
     from harness.reporting.claims import describe, judge
     from harness.reporting.report import build, variance
-    from harness.reporting.tables import summary_table
     from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -167,13 +169,8 @@ def report(
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
-    width = shutil.get_terminal_size((120, 24)).columns - 10 * len(prepared.study.columns)
-    _print_table(
-        summary_table(
-            rows, prepared.study.columns, prepared.study.seeds, max(3, min(11, width // 18)), brief=True
-        )
-    )
-    for line in [*answers(rows, prepared.study.columns, prepared.study.seeds), *remarks(prepared, store)]:
+    _print_answers(rows, prepared.study.columns, prepared.study.seeds)
+    for line in remarks(prepared, store):
         terminal.show(line)
     if len(prepared.study.seeds) > 1:
         terminal.show(variance(prepared))
@@ -202,9 +199,7 @@ def compare(
     Example: harness compare a.yaml b.yaml --out page
     """
     from harness.reporting import ledger
-    from harness.reporting.answer import answers
     from harness.reporting.compare import build, together
-    from harness.reporting.tables import summary_table
 
     roots = root or [path(os.environ.get("HARNESS_ROOT") or DEFAULT_ROOT)]
     roots = roots * len(configs) if len(roots) == 1 else roots
@@ -222,10 +217,7 @@ def compare(
             parts.append((prepared, ledger.rows(prepared, store, keys=False), store_root))
             damaged = max(damaged, tell_damage(store))
         found = together(parts)
-    width = shutil.get_terminal_size((120, 24)).columns - 10 * len(found.axes)
-    _print_table(summary_table(found.rows, found.axes, found.seeds, max(3, min(11, width // 18)), brief=True))
-    for line in answers(found.rows, found.axes, found.seeds):
-        terminal.show(line)
+    _print_answers(found.rows, found.axes, found.seeds)
     if out is not None:
         try:
             terminal.show(f"report: {build(found, out, progress())}")
@@ -272,6 +264,17 @@ def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
         rows.append((verdict, *(item[name] for name in names)))
     if rows:
         print_rows(("verdict", *names), rows, "claims")
+
+
+def _print_answers(rows: Rows, axes: Sequence[str], seeds: Sequence[int]) -> None:
+    """The headline metric by generation, as many as the terminal has room for, and what has come of it."""
+    from harness.reporting.answer import answers
+    from harness.reporting.tables import summary_table
+
+    width = shutil.get_terminal_size((120, 24)).columns - 10 * len(axes)
+    _print_table(summary_table(rows, axes, seeds, max(3, min(11, width // 18)), brief=True))
+    for line in answers(rows, axes, seeds):
+        terminal.show(line)
 
 
 def _print_table(summary: dict[str, Any]) -> None:

@@ -262,10 +262,6 @@ def _check_curate(section: CurateFilter, data: Any, kind: str) -> None:
         _check_score(score, data, kind)
 
 
-def _check_verifier(section: VerifierFilter, data: Any, kind: str) -> None:
-    _check_score(section.score, data, kind)
-
-
 def _check_score(score: str, data: Any, kind: str) -> None:
     if kind not in SCORES[score]:
         raise ValueError(f"filters: the score {score} reads {' or '.join(SCORES[score])} data, not {kind}")
@@ -329,7 +325,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         VerifierFilter,
         1,
         f"{_CODE}:verifier",
-        check=_check_verifier,
+        check=lambda section, data, kind: _check_score(section.score, data, kind),
         neutral=lambda section: section.false_accept == 1 and section.false_reject == 0,
     ),
     "near_duplicate": FilterPlugin(

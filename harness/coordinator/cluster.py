@@ -24,7 +24,7 @@ from ray._private.services import node_ip_address_from_perspective
 from harness.coordinator import guard
 from harness.coordinator.private import environment, without_helpers
 from harness.coordinator.scheduler import Capacity
-from harness.errors import GangError, ResourceError
+from harness.errors import GangError, ResourceError, reason_of
 from harness.proc import kill, usable_cpus
 from harness.ray_access import FOLDER, LOOPBACK, TOKEN, joining_tokens, own_token, write_token
 from harness.stop import Stop
@@ -107,11 +107,6 @@ def _start_guardian(folder: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, module, folder, str(os.getpid())], stdin=subprocess.DEVNULL, start_new_session=True
     )
-
-
-def end_children() -> None:
-    """Kill everything that this process has started."""
-    kill(psutil.Process().children())
 
 
 @dataclass(frozen=True)
@@ -214,7 +209,7 @@ def _joined(place: RayPlace, address: str) -> Iterator[None]:
 
 
 def _unreachable(place: RayPlace, reason: str) -> GangError | ResourceError:
-    first = (reason.splitlines() or [""])[0]
+    first = reason_of(reason)
     if place.nodes:  # it was started for this run, so it is not the user's mistake
         return GangError(
             f"the Ray of this run at {place.address} cannot be joined ({first}); {place.trouble()}"
@@ -275,7 +270,7 @@ def _running(
 
     def lost(reason: str) -> None:
         if folder is not None:
-            end_children()
+            kill(psutil.Process().children())
             shutil.rmtree(folder, ignore_errors=True)
         on_lost(reason)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.config.schema import Resources
-from harness.errors import HarnessError
+from harness.errors import HarnessError, reason_of
 from harness.store.store import WRITABLE_PROBE
 
 FailureKind = Literal["input", "crash", "memory", "device_memory", "hang", "store", "preempted"]
@@ -44,10 +44,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
-
-
 def by_ray(error: BaseException) -> bool:
     """Whether Ray ends the process with it (at SIGTERM, say), and not what somebody has written."""
     return hasattr(error, "ray_terminate_msg")
@@ -57,16 +53,16 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
     """What an exception on a rank means, with one line for people."""
     for found in _chain(error):
         if type(found).__name__ == "OutOfMemoryError" and "torch" in type(found).__module__:
-            return "device_memory", f"{DEVICE_ADVICE} ({_line(found)})"
+            return "device_memory", f"{DEVICE_ADVICE} ({reason_of(found)})"
         if isinstance(found, MemoryError) or (
             not isinstance(found, OSError) and _HOST_MEMORY.search(str(found))
         ):
-            return "memory", f"{HOST_ADVICE} ({_line(found)})"
+            return "memory", f"{HOST_ADVICE} ({reason_of(found)})"
         if isinstance(found, OSError) and found.errno in _DISK_ERRORS or _DISK.search(str(found)):
-            return "store", _line(found)
+            return "store", reason_of(found)
     if isinstance(error, HarnessError):
         return "input", str(error)
-    return "crash", f"{type(error).__name__}: {_line(error)}"
+    return "crash", f"{type(error).__name__}: {reason_of(error)}"
 
 
 def store_trouble(root: Path) -> str | None:

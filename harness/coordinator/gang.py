@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from harness.coordinator.failures import HOST_ADVICE, FailureKind, by_ray, classify
 from harness.coordinator.processes import ProcessId, build_folder, clear_stale_locks, reap, this_process
 from harness.coordinator.scheduler import Shape
+from harness.errors import reason_of
 
 MEMORY_GROWTH_BYTES = 4 * 2**30
 """A gang whose ranks have grown by this much since their first branch retires: ZeRO-3 keeps host memory at
@@ -222,7 +223,7 @@ def death(error: BaseException) -> tuple[FailureKind, str]:
     if isinstance(error, ray.exceptions.RayTaskError):  # raised by what surrounds a branch
         return classify(error.cause if isinstance(error.cause, Exception) else error)
     text = str(error)
-    line = (text.strip().splitlines() or [""])[0]
+    line = reason_of(text)
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory monitor" in text or "low memory" in text:
         return "memory", f"{HOST_ADVICE} (Ray's memory monitor ended a rank)"
     if "node has died" in text or "node was terminated" in text or getattr(error, "preempted", False):

@@ -49,12 +49,9 @@ class Display(Protocol):
 
     def update(self, done: int, total: int, running: Sequence[Mapping[str, Any]]) -> None:
         """Called every tick."""
-        ...
 
     def line(self, text: str) -> None:
         """Something worth a line in a log."""
-        ...
 
     def close(self) -> None:
         """The run is over."""
-        ...

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from harness.components.filters import ClassifierFilter
 from harness.curation.detector import calibrated, chosen
-from harness.errors import DataError, LearnerError
+from harness.errors import DataError, LearnerError, reason_of
 from harness.files import file_sha256
 from harness.records import Examples
 from harness.registry import Known
@@ -143,7 +143,7 @@ def _folder(name: str, revision: str | None, field: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise DataError(
             f"{field}: {shown(name)} is no folder, and the hub cannot give it ({reason})"
         ) from None
@@ -210,7 +210,7 @@ def _open(name: str, revision: str | None, field: str) -> tuple[Any, Any]:
     except DataError:
         raise
     except Exception as error:  # the libraries raise what their parsers raise; the user needs one line
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error) or type(error).__name__
         raise DataError(f"{field}: {name} cannot be loaded ({reason})") from None
     if tokenizer.pad_token_id is None:
         raise DataError(f"{field}: the tokenizer of {name} has no pad_token, to fill texts up with")

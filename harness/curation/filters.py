@@ -25,7 +25,6 @@ from harness.components.filters import (
 )
 from harness.config.schema import Filter
 from harness.data import RealData
-from harness.data.analytic import Density
 from harness.data.distributions import LinearTruth
 from harness.errors import LearnerError
 from harness.metrics.lexical import repetition_shares, row_hashes
@@ -116,17 +115,13 @@ def _agreement(examples: Examples, real: LinearTruth) -> npt.NDArray[np.float64]
     return np.asarray(np.einsum("ij,j->i", x, real.weights) * y >= 0, dtype=np.float64)
 
 
-def _log_density(examples: Examples, real: Density) -> npt.NDArray[np.float64]:
-    return np.asarray(real.log_density(examples.values))
-
-
 def _uniqueness(n: int) -> Callable[[Examples, Any], npt.NDArray[np.float64]]:
     return lambda examples, _: 1 - np.nan_to_num(repetition_shares(examples, n), nan=0.0)
 
 
 SCORES: Mapping[str, Callable[[Examples, Any], npt.NDArray[np.float64]]] = {
     "agreement": _agreement,
-    "log_density": _log_density,
+    "log_density": lambda examples, real: np.asarray(real.log_density(examples.values)),
     "distinct_2": _uniqueness(2),
     "uniqueness_4": _uniqueness(4),
 }

@@ -28,15 +28,12 @@ class Sources(Protocol):
 
     def real(self, count: int) -> Examples:
         """The first real examples of the chain's seed."""
-        ...
 
     def fixed(self, content: str) -> Examples:
         """The fixed corpus with this hash."""
-        ...
 
     def corpus(self, origin: int, count: int) -> Examples:
         """The first examples of an origin's corpus; more of them are sampled where there are too few."""
-        ...
 
 
 @dataclass(frozen=True)

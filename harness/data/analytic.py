@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,7 @@ class Truth(RealData):
         normal: Mean and variance, where it is a normal distribution.
     """
 
+    config: AnalyticData
     width: int
     normal: GaussianData | None = None
 
@@ -150,11 +151,3 @@ class Distribution(Truth):
     def test(self) -> Array:
         """Fresh real examples, the same for every seed: [examples, width]."""
         return self.draw(lambda what: stream(0, 0, "test" + what), TEST_EXAMPLES)
-
-
-class Density(Protocol):
-    """A distribution whose density is known."""
-
-    def log_density(self, values: Array) -> Array:
-        """Log density at rows, [rows]."""
-        ...

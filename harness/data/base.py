@@ -43,6 +43,7 @@ class RealData(ABC):
     """A real distribution: text, images, rows of numbers, or a known one.
 
     Attributes:
+        config: Their section.
         prompted: Whether an example is a prompt and a completion.
         prompt_tokens: Tokens at the beginning of an example that are never learned: its prompt's.
         counted: Whether models that only count tokens are what a chain has to be better than.
@@ -51,11 +52,12 @@ class RealData(ABC):
     prompted: bool = False
     prompt_tokens: int = 0
     counted: bool = False
+    config: Any
 
     @property
-    @abstractmethod
     def num_examples(self) -> int:
         """Real training examples of generation 0."""
+        return int(self.config.num_examples or self.supply)
 
     @property
     @abstractmethod
@@ -166,11 +168,9 @@ class Room(Protocol):
 
     def known(self, stored: Mapping[str, Any]) -> Path | None:
         """The folder of prepared data in the store; None where it has none that is sound."""
-        ...
 
     def folder(self, stored: Mapping[str, Any], prepare: Callable[[Path], None]) -> Path:
         """The folder of prepared data: that in the store, or one of its own, which ``prepare`` fills."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from harness.components.chat import ChatData
 from harness.components.tasks import TASKS, TaskData
 from harness.components.text import BpeTokenizer
 from harness.config.schema import science
-from harness.data.base import PreparedData, Room, own_examples, supply_of
+from harness.data.base import PreparedData, Room
 from harness.data.conversations import Conversation, read_conversations
+from harness.data.documents import SPLITS as SIDES
 from harness.data.remembered import recall, remember
 from harness.data.rendered import (
-    NOT_STORED,
-    SIDES,
     Item,
     RenderedCorpus,
     Row,
@@ -27,11 +26,10 @@ from harness.data.rendered import (
     content_of,
     in_tokens,
     rendered_science,
-    stored,
     write,
 )
 from harness.data.rendering import make_rendering
-from harness.data.task import collect
+from harness.data.task import NOT_STORED, collect, stored
 from harness.errors import DataError
 from harness.records import Examples
 from harness.section import HUB
@@ -159,20 +157,6 @@ class ChatCorpus(RenderedCorpus):
     """Chats; with reference answers something knows which completions are right."""
 
     config: ChatData  # type: ignore[assignment]
-
-    @property
-    def num_examples(self) -> int:
-        """Training examples of generation 0."""
-        return self.config.num_examples or self.supply
-
-    @property
-    def supply(self) -> int:
-        """Examples of the training side."""
-        return supply_of(self.config, len(self._blocks["train"]))
-
-    def real(self, seed: int, count: int) -> Examples:
-        """The first ``count`` training prompts with their completions; see `TextCorpus`."""
-        return self._side("train").take(own_examples(self.config, seed, self.supply, count))
 
     def _asked(self, text: str) -> str:
         return text

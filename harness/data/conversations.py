@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.components.chat import ChatData
-from harness.data.documents import SPLITS
+from harness.data.documents import SPLITS, side_by_hash
 from harness.data.hub import load_hub
 from harness.data.reading import (
     OPENERS,
@@ -92,9 +91,7 @@ def read_conversations(config: ChatData) -> tuple[dict[str, list[Conversation]],
         rows = (_conversation(config, *row) for row in _file_rows(config))
     sides: dict[str, list[Conversation]] = {side: [] for side in SPLITS}
     for found in rows:
-        place = int.from_bytes(hashlib.sha256(found.prompt.encode()).digest()[:8], "big") / 2**64
-        test, validation = config.split.test, config.split.validation
-        side = "test" if place < test else "validation" if place < test + validation else "train"
+        side = side_by_hash(found.prompt.encode(), config.split.test, config.split.validation)
         sides[side].append(found)
     return sides, 0
 

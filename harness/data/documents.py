@@ -17,7 +17,7 @@ from harness.components import DATA
 from harness.config.schema import TextData
 from harness.data.hub import load_hub
 from harness.data.reading import known, paragraphs, read_column, read_files
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.registry import named
 from harness.terminal import cut, shown
 
@@ -58,6 +58,18 @@ class Documents:
         count = len(self.whole) + sum(map(len, self.splits.values()))
         files = {"files": self.files, "not_read": list(self.left_out)} if self.files else {}
         return {**files, "documents": count, "empty": self.empty}
+
+
+def side_by_hash(content: bytes, test: float, validation: float) -> str:
+    """The side of what has some content, by its hash: so nothing is on two.
+
+    Args:
+        content: All that decides it.
+        test: Share of the test side.
+        validation: Share of the validation side.
+    """
+    place = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
+    return "test" if place < test else "validation" if place < test + validation else "train"
 
 
 def read_documents(config: TextData) -> Documents:
@@ -156,7 +168,7 @@ def named_documents(source: str, field: str = "data.source") -> tuple[str, ...]:
         package = DATA.loaded[source].package
         if not package:
             raise
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = reason_of(error)
         raise DataError(
             f"{field}: {shown(source)} of {package} cannot be read ({type(error).__name__}: {cut(reason)})"
         ) from None

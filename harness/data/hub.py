@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import terminal
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.files import write_atomic
 from harness.section import HUB
 from harness.terminal import shown
@@ -179,7 +179,7 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
     try:
         loaded: Mapping[str, Any] = datasets.load_dataset(repo, configuration, revision=revision)
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
-        reason = (str(error).splitlines() or [""])[0]
+        reason = reason_of(error)
         raise DataError(
             f"data.source: {source} cannot be loaded ({type(error).__name__}: {reason})"
         ) from None
@@ -251,7 +251,7 @@ def _cached(source: str, revision: str | None, why: str) -> Mapping[str, Any]:
                 [datasets.Dataset.from_file(file) for file in files]
             )
     except Exception as error:  # a file is gone or damaged; the library raises what its reader raises
-        reason = (str(error).splitlines() or [""])[0]
+        reason = reason_of(error)
         raise DataError(
             f"data.source: {source} in {folder} cannot be read ({type(error).__name__}: {reason})"
         ) from None

@@ -19,7 +19,7 @@ from harness.components.images import DIGITS, ImageData
 from harness.data.base import ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.hub import load_hub
 from harness.data.reading import ReadLimit, load_array, open_parquet, parquet_columns
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.records import Examples
 from harness.section import science
 from harness.streams import stream
@@ -165,6 +165,8 @@ def prepared(config: ImageData, room: Room) -> PreparedData:
 class ImageSet(RealData):
     """Prepared images, read from their folder."""
 
+    config: ImageData
+
     def __init__(self, config: ImageData, folder: Path) -> None:
         """Read the images.
 
@@ -182,11 +184,6 @@ class ImageSet(RealData):
         """Height and width, in pixels."""
         _, height, width = self._arrays["train"].shape
         return height, width
-
-    @property
-    def num_examples(self) -> int:
-        """Real training examples of generation 0."""
-        return self.config.num_examples or self.supply
 
     @property
     def example_bytes(self) -> int:
@@ -327,10 +324,9 @@ def _hub(config: ImageData) -> ImageSource:
         wanted = _columns(config, rows.column_names, config.source)
         try:
             columns = {name: list(rows[name]) for name in wanted}
-        except (
-            Exception
-        ) as error:  # what the library's decoders raise at images that are damaged, or too large to be true
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except Exception as error:
+            # what the library's decoders raise at images that are damaged, or too large to be true
+            reason = reason_of(error) or type(error).__name__
             raise DataError(
                 f"data.image_field: {config.source} ({side}) cannot be decoded: {reason}"
             ) from None
@@ -393,7 +389,7 @@ def _picture(value: Any, where: str, row: int) -> tuple[npt.NDArray[Any], str]:
                 raise ValueError(f"{value.width} x {value.height} pixels, at most {MAX_PIXELS} are allowed")
         found, scale = _grey(value) if isinstance(value, Image.Image) else (np.asarray(value), _BYTES)
     except Exception as error:  # what the library's decoders raise at pictures that are damaged
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error) or type(error).__name__
         raise DataError(f"data.image_field: {where}, row {row}, cannot be decoded: {reason}") from None
     if found.ndim != 2 or found.dtype.kind not in "buif":
         raise DataError(
@@ -433,6 +429,3 @@ def _grey(picture: Any) -> tuple[npt.NDArray[Any], str]:
             "only 0..1 and 0..255 say what is white; give 8 or 16 bits"
         )
     return found, scale
-
-
-__all__ = ["ImageSet", "ImageSource", "Images", "data_science", "prepare", "read_images", "scaled"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config.schema import BpeTokenizer, Split, TextData, science
-from harness.data.documents import SPLITS, Documents
+from harness.data.documents import SPLITS, Documents, side_by_hash
 from harness.data.tokenizers import TOKENIZER, load_pretrained, train_tokenizer
 from harness.errors import DataError
 from harness.files import write_json
@@ -56,16 +55,8 @@ def split_documents(documents: Documents, split: Split) -> dict[str, list[str]]:
         return {name: list(documents.splits[name]) for name in SPLITS}
     sides: dict[str, list[str]] = {name: [] for name in SPLITS}
     for document in documents.whole:
-        digest = hashlib.sha256(document.strip().encode("utf-8", "surrogatepass")).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        side = (
-            "test"
-            if place < split.test
-            else "validation"
-            if place < split.test + split.validation
-            else "train"
-        )
-        sides[side].append(document)
+        content = document.strip().encode("utf-8", "surrogatepass")
+        sides[side_by_hash(content, split.test, split.validation)].append(document)
     return sides
 
 

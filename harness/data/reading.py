@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.files import refuse_pointer
 from harness.proc import usable_memory
 from harness.terminal import cut, shown
@@ -371,7 +371,7 @@ def parquet_columns(
         rows = f"rows {row} to {row + batch.num_rows - 1}"
         raise DataError(f"{field}: {path} holds text that is not UTF-8, in {rows}") from None
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error) or type(error).__name__
         raise DataError(f"{field}: {path} is damaged: {reason}") from None
 
 
@@ -414,7 +414,7 @@ def open_parquet(path: Path, field: str) -> Any:
         file = pq.ParquetFile(path)
         _ = file.schema_arrow.names  # which need not be text
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{field}: {path} is not Parquet: {(str(error).splitlines() or [''])[0]}") from None
+        raise DataError(f"{field}: {path} is not Parquet: {reason_of(error)}") from None
     check_size(file, path, field, 8, ())
     return file
 
@@ -481,5 +481,5 @@ def load_array(path: Path, field: str) -> Any:
     except DataError:
         raise
     except Exception as error:  # numpy takes the header for Python and raises what its parser does
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error) or type(error).__name__
         raise DataError(f"{field}: {path} is no .npy file of numbers: {cut(reason)}") from None

@@ -23,21 +23,19 @@ from harness.components.tasks import TaskData
 from harness.components.text import Split
 from harness.config.schema import science
 from harness.data.base import ExternalCorpus
-from harness.data.documents import Documents, read_named
-from harness.data.packing import pack, shuffled, split_documents
+from harness.data.documents import SPLITS as SIDES
+from harness.data.packing import pack
 from harness.data.rendering import Messages, Rendering, copy_tokenizer, read_rendering
 from harness.data.task import TaskCorpus
+from harness.data.text import TextCorpus
 from harness.errors import DataError
 from harness.files import write_json
 from harness.records import Examples
 from harness.terminal import shown
 
 PROMPTS = "prompts.parquet"
-SIDES = ("train", "validation", "test")
 OTHER_TOKENS, OTHER_BLOCKS = 128, 32
 """Of another real text that a model is scored on: tokens of a block, and blocks."""
-NOT_STORED = ("num_examples", "reserve", "resample")
-"""Fields that decide how much of the prepared folder is used, not what is in it."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,6 @@ def rendered_science(config: ChatData | TaskData, content: str, rendering: str) 
         "rendering": rendering,
         "lengths": [config.prompt_length, config.block_size],
     }
-
-
-def stored(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a spec that decides the prepared folder."""
-    return {name: value for name, value in spec.items() if name not in NOT_STORED}
 
 
 def in_tokens(
@@ -229,7 +222,7 @@ def write(
 class RenderedCorpus(TaskCorpus):
     """Prompts and completions in tokens that are no characters; the checker is a task's."""
 
-    other_tokens = OTHER_TOKENS
+    other_tokens, other_blocks, other_split = OTHER_TOKENS, OTHER_BLOCKS, Split()
 
     def __init__(self, config: TaskData | ChatData, folder: Path) -> None:
         """Read the examples.
@@ -322,25 +315,13 @@ class RenderedCorpus(TaskCorpus):
     def other(self, name: str, source: str) -> ExternalCorpus:
         """The test side of a real text, in blocks of `OTHER_TOKENS`: what a model may forget.
 
-        Args:
-            name: What it is called in ``evaluate.others``.
-            source: As in ``data.source`` of text. It is split as texts are, unless it has splits of its own.
-
-        Returns:
-            At most `OTHER_BLOCKS` blocks, a fixed random sample where there are more. The hash is of all of
-            the test side.
-
-        Raises:
-            DataError: It cannot be read, or its test side does not fill one block.
+        It is split as texts are, unless it has splits of its own.
         """
-        field, end = f"evaluate.others.{name}", self.rendering.tokenizer.eos_token_id
-        documents = Documents(tuple(split_documents(read_named(source, field=field), Split())["test"]), {})
-        blocks = pack(self.tokenizer, documents.whole, [self.end if end is None else end], OTHER_TOKENS)
-        if not len(blocks):
-            raise DataError(
-                f"{field}: the test side of {source} has fewer than {OTHER_TOKENS} tokens, not one block"
-            )
-        return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(blocks)[:OTHER_BLOCKS]))
+        return TextCorpus.other(self, name, source)
+
+    def _pack(self, documents: Sequence[str]) -> npt.NDArray[np.int32]:
+        end = self.rendering.tokenizer.eos_token_id
+        return pack(self.tokenizer, documents, [self.end if end is None else end], OTHER_TOKENS)
 
     def write_tokenizer(self, folder: Path) -> bool:
         """Put the tokenizer with its template beside a model."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer
 from harness.data.tokenizers import END_OF_TEXT, load_pretrained, train_tokenizer
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.files import put
 from harness.terminal import shown
 
@@ -59,7 +59,7 @@ class Rendering:
                 plain, tokenize=False, add_generation_prompt=answers
             )
         except Exception as error:  # templates raise what they like; the user needs one line
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error) or type(error).__name__
             raise DataError(f"data.template: it cannot write {where} ({reason})") from None
         return found
 

@@ -14,7 +14,7 @@ from harness.components.truths import ArrayData
 from harness.data.analytic import Array, Truth
 from harness.data.base import own_examples, supply_of
 from harness.data.reading import check_size, load_array, open_parquet, refuse_twice
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.records import Examples
 from harness.science import DataSpec
 from harness.streams import stream
@@ -73,9 +73,7 @@ def _read_columns(path: Path, config: ArrayData) -> npt.NDArray[Any]:
         found = file.read(columns=wanted)
         return np.column_stack([found[name].to_numpy() for name in found.column_names])
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"data.path: {path} cannot be read ({(str(error).splitlines() or [''])[0]})"
-        ) from None
+        raise DataError(f"data.path: {path} cannot be read ({reason_of(error)})") from None
 
 
 class ArrayTruth(Truth):

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from harness.components.tasks import TASKS, TaskData
 from harness.config.schema import Sample, science
 from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples
+from harness.data.documents import side_by_hash
 from harness.data.text import TextCorpus
-from harness.data.tokenizers import TOKENIZER
+from harness.data.tokenizers import END_OF_TEXT, TOKENIZER
 from harness.errors import DataError
 from harness.files import write_json
 from harness.metrics import TASK_VERSION
@@ -38,9 +39,10 @@ VERSION = 1
 """Version of splitting, filling up and of the tokenizer; part of every key."""
 END, FILL = 0, 1
 """Token that ends a completion, and the space."""
-END_OF_TEXT = "<|endoftext|>"
 SHARES = {"test": 0.2, "validation": 0.1}
 """Of all prompts, the shares that are on these sides; the rest is for training."""
+NOT_STORED = ("num_examples", "reserve", "resample")
+"""Fields that decide how much of the prepared folder is used, not what is in it."""
 MAX_FRUITLESS = 20_000
 """After so many problems in a row that no side needs there are too few different ones."""
 
@@ -68,10 +70,7 @@ def _problems(config: TaskData) -> Iterator[Problem]:
 
 def side_of(prompt: str) -> str:
     """The side of a prompt, a function of its text alone: so no prompt is on two."""
-    place = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64
-    if place < SHARES["test"]:
-        return "test"
-    return "validation" if place < SHARES["test"] + SHARES["validation"] else "train"
+    return side_by_hash(prompt.encode(), SHARES["test"], SHARES["validation"])
 
 
 def collect(config: TaskData) -> dict[str, list[Problem]]:
@@ -206,12 +205,14 @@ def prepared(config: TaskData, room: Room) -> PreparedData:
         "content": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32],
         "lengths": [config.prompt_length, config.block_size],
     }
-    stored = {
-        name: value for name, value in spec.items() if name not in ("num_examples", "reserve", "resample")
-    }
-    folder = room.folder(stored, lambda folder: _write(config, sides, folder))
+    folder = room.folder(stored(spec), lambda folder: _write(config, sides, folder))
     about = {"source": "task", "task": config.task.kind, "prompts": {s: len(sides[s]) for s in sides}}
     return PreparedData(spec, TaskCorpus(config, folder), about)
+
+
+def stored(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a spec that decides the prepared folder."""
+    return {name: value for name, value in spec.items() if name not in NOT_STORED}
 
 
 def load(config: TaskData, folder: Path) -> TaskCorpus:
@@ -231,7 +232,7 @@ def _write(config: TaskData, sides: dict[str, list[Problem]], folder: Path) -> N
 
     alphabet = _alphabet(config)
     tokenizer = make_tokenizer(alphabet)
-    tokens = {name: token for name, token in tokenizer.get_vocab().items()}
+    tokens = tokenizer.get_vocab()
     arrays: dict[str, Any] = {}
     for side, items in sides.items():
         rows = np.zeros((len(items), config.block_size), dtype=np.int32)
@@ -342,11 +343,6 @@ class TaskCorpus(TextCorpus):
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` training prompts with their solutions; see `TextCorpus`."""
         return self._side("train").take(own_examples(self.config, seed, self.supply, count))
-
-    @property
-    def num_examples(self) -> int:
-        """Training examples of generation 0."""
-        return self.config.num_examples
 
     @property
     def validation(self) -> Examples:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components import DATA
-from harness.config.schema import PretrainedTokenizer, TextData
+from harness.config.schema import PretrainedTokenizer, Split, TextData
 from harness.data.base import GROUP, ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.documents import Documents, named_documents, read_documents, read_groups, read_named
 from harness.data.packing import data_science, pack, prepare, prepared_science, shuffled, split_documents
@@ -79,14 +79,19 @@ class TextCorpus(RealData):
         task: These data, where they are prompts with completions.
         rendered: These data, where prompts are a user's messages in a chat template.
         other_tokens: Tokens of a block of other real text; None for as many as of an example.
+        other_blocks: How many of these a model is scored on at most.
+        other_split: How other real text is split; None for as the data are.
         marks: What sampling's keys hold besides the section.
     """
 
+    config: TextData
     counted = True
     fill: int | None = None
     task: TaskCorpus | None = None
     rendered: RenderedCorpus | None = None
     other_tokens: int | None = None
+    other_blocks = MAX_OTHER_BLOCKS
+    other_split: Split | None = None
     marks: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, config: TextData, folder: Path) -> None:
@@ -101,11 +106,6 @@ class TextCorpus(RealData):
         self.config, self.folder = config, folder
         self.meta: Mapping[str, Any] = read_json(folder / "meta.json")
         self._blocks = load_file(folder / "blocks.safetensors")
-
-    @property
-    def num_examples(self) -> int:
-        """Real training examples of generation 0."""
-        return self.config.num_examples or self.supply
 
     @property
     def example_bytes(self) -> int:
@@ -289,15 +289,21 @@ class TextCorpus(RealData):
             DataError: It cannot be read, or its test side does not fill one block.
         """
         field = f"evaluate.others.{name}"
-        sides = split_documents(read_named(source, field=field), self.config.split)
-        documents = Documents(tuple(sides["test"]), {})
-        blocks = self._pack(documents.whole)
+        sides = split_documents(read_named(source, field=field), self.other_split or self.config.split)
+        found = self._test_side(sides["test"])
+        if found is None:
+            size = self.other_tokens or self.meta["block_size"]
+            raise DataError(f"{field}: the test side of {source} has fewer than {size} tokens, not one block")
+        return found
+
+    def _test_side(self, texts: Sequence[str]) -> ExternalCorpus | None:
+        """Texts that models are scored on, with the hash of all of them; None where they fill no block."""
+        blocks = self._pack(texts)
         if not len(blocks):
-            raise DataError(
-                f"{field}: the test side of {source} has fewer than {self.meta['block_size']} tokens, not "
-                "one block"
-            )
-        return ExternalCorpus(documents.fingerprint(), Examples.full(shuffled(blocks)[:MAX_OTHER_BLOCKS]))
+            return None
+        return ExternalCorpus(
+            Documents(texts, {}).fingerprint(), Examples.full(shuffled(blocks)[: self.other_blocks])
+        )
 
     def groups(self, field: str) -> dict[str, ExternalCorpus]:
         """The test side of each group of the real text.
@@ -333,17 +339,14 @@ class TextCorpus(RealData):
             name = GROUP + re.sub("[^a-z0-9]+", "_", group.lower()).strip("_")
             if name in columns or name == GROUP:
                 raise DataError(f"{what} names the group {shown(group)}, and its column would be another's")
-            blocks = self._pack(texts[group])
-            if not len(blocks):
+            part = self._test_side(texts[group])
+            if part is None:
                 raise DataError(
                     f"{what} names the group {shown(group)}, whose test side has fewer than "
                     f"{self.meta['block_size']} tokens, not one block; allowed: a larger data.split.test, or "
                     "smaller blocks"
                 )
-            documents = Documents(tuple(texts[group]), {})
-            columns[name] = ExternalCorpus(
-                documents.fingerprint(), Examples.full(shuffled(blocks)[:MAX_OTHER_BLOCKS])
-            )
+            columns[name] = part
         return columns
 
     def _pack(self, documents: Sequence[str]) -> npt.NDArray[np.int32]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer
 from harness.data.remembered import Note
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.files import file_sha256, refuse_pointer
 from harness.terminal import shown
 
@@ -116,10 +116,9 @@ def load_pretrained(config: PretrainedTokenizer) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             config.name, revision=config.revision, trust_remote_code=False
         )
-    except (
-        Exception
-    ) as error:  # the libraries raise what their parsers and transports raise; the user needs one line
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:
+        # the libraries raise what their parsers and transports raise; the user needs one line
+        reason = reason_of(error) or type(error).__name__
         raise DataError(f"data.tokenizer.name: {shown(config.name)} cannot be loaded ({reason})") from None
     if not tokenizer.is_fast:
         raise DataError(f"data.tokenizer.name: {shown(config.name)} has no fast tokenizer (tokenizer.json)")

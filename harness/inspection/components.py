@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,7 +15,7 @@ from harness.config.described import first_line
 from harness.config.shipped import studies, summary, tracks
 from harness.config.track import read_track
 from harness.metrics.catalogue import METRICS
-from harness.registry import named
+from harness.registry import Found, named
 from harness.terminal import cut
 
 Row = dict[str, Any]
@@ -38,35 +39,11 @@ def _learners() -> list[Row]:
     ]
 
 
-def _filters() -> list[Row]:
-    loaded = FILTERS.loaded.items()
+def _kinds(column: str, group: Found[Any], said_by: str = "section") -> list[Row]:
+    """The components of a group; ``said_by`` is the attribute whose text says what each is."""
     return [
-        {"filter": kind, "version": found.version, "what": first_line(found.plugin.section)}
-        for kind, found in loaded
-    ]
-
-
-def _tasks() -> list[Row]:
-    loaded = TASKS.loaded.items()
-    return [
-        {"task": kind, "version": found.version, "what": first_line(found.plugin.section)}
-        for kind, found in loaded
-    ]
-
-
-def _objectives() -> list[Row]:
-    loaded = OBJECTIVES.loaded.items()
-    return [
-        {"objective": kind, "version": found.version, "what": first_line(found.plugin.section)}
-        for kind, found in loaded
-    ]
-
-
-def _regimes() -> list[Row]:
-    loaded = REGIMES.loaded.items()
-    return [
-        {"regime": kind, "version": found.version, "what": first_line(found.plugin.rule)}
-        for kind, found in loaded
+        {column: kind, "version": found.version, "what": first_line(getattr(found.plugin, said_by))}
+        for kind, found in group.loaded.items()
     ]
 
 
@@ -141,10 +118,10 @@ def _tracks() -> list[Row]:
 
 LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "learners": _learners,
-    "filters": _filters,
-    "regimes": _regimes,
-    "tasks": _tasks,
-    "objectives": _objectives,
+    "filters": partial(_kinds, "filter", FILTERS),
+    "regimes": partial(_kinds, "regime", REGIMES, "rule"),
+    "tasks": partial(_kinds, "task", TASKS),
+    "objectives": partial(_kinds, "objective", OBJECTIVES),
     "metrics": _metrics,
     "presets": _presets,
     "data": _data,

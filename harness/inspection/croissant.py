@@ -5,7 +5,6 @@ https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from harness.errors import HarnessError
+from harness.files import file_sha256
 
 VERSION = "http://mlcommons.org/croissant/1.1"
 PARQUET = "application/x-parquet"
@@ -98,8 +98,6 @@ def describe(
 
 
 def _file(folder: Path, path: Path) -> dict[str, Any]:
-    with open(folder / path, "rb") as content:
-        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     return {
         "@type": "cr:FileObject",
         "@id": path.as_posix(),
@@ -107,7 +105,7 @@ def _file(folder: Path, path: Path) -> dict[str, Any]:
         "contentUrl": path.as_posix(),
         "contentSize": f"{(folder / path).stat().st_size} B",
         "encodingFormat": PARQUET,
-        "sha256": sha256,
+        "sha256": file_sha256(folder / path),
     }
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from harness.bundle import Again, Lesson
 from harness.curation import accepted, judge_of, training_examples, undetected
 from harness.curation.filters import is_short, raw_count
+from harness.curation.training import Sources
 from harness.data.base import RealData
 from harness.data.packing import corpus_science, read_other
 from harness.errors import DamagedError, HarnessError
@@ -207,21 +208,18 @@ class _Stored:
 class _Counted:
     """Sources that note how much of each corpus was read."""
 
-    sources: Any
+    sources: Sources
     read: dict[int, int] = field(default_factory=dict)
 
     def real(self, count: int) -> Examples:
-        found: Examples = self.sources.real(count)
-        return found
+        return self.sources.real(count)
 
     def fixed(self, content: str) -> Examples:
-        found: Examples = self.sources.fixed(content)
-        return found
+        return self.sources.fixed(content)
 
     def corpus(self, generation: int, count: int) -> Examples:
         self.read[generation] = max(count, self.read.get(generation, 0))
-        found: Examples = self.sources.corpus(generation, count)
-        return found
+        return self.sources.corpus(generation, count)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.errors import ConfigError, InputError, InputProblem
+from harness.errors import ConfigError, InputError, InputProblem, reason_of
 from harness.terminal import shown
 
 SITE = Path("slurm/site.yaml")
@@ -234,7 +234,7 @@ def read_site(path: Path | None) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
-        reason = getattr(error, "problem", None) or (str(error).splitlines() or [""])[0]
+        reason = getattr(error, "problem", None) or reason_of(error)
         raise ConfigError([InputProblem(str(path), line, "", f"is not YAML: {reason}")]) from None
     found = {} if found is None else found
     if not isinstance(found, dict):

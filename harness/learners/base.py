@@ -139,19 +139,15 @@ class Ranks(Protocol):
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        ...
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
-        ...
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value in the order of ranks, on every rank."""
-        ...
 
     def close(self) -> None:
         """Leave the process group."""
-        ...
 
 
 class SoloRanks:
@@ -380,23 +376,18 @@ class Learner(Protocol):
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit a model and write it to ``task.out``."""
-        ...
 
     def sample(self, task: SampleTask) -> int:
         """Write examples; returns the number of tokens (or examples) sampled by all ranks."""
-        ...
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Measure a generation; the result is complete on rank 0."""
-        ...
 
     def reset_peak(self) -> None:
         """Measure the peak of device memory anew, where there is a device."""
-        ...
 
     def describe(self) -> Mapping[str, Any]:
         """Device, versions and other provenance of this process."""
-        ...
 
 
 def check_installed(kind: str) -> None:

@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
+from harness.errors import reason_of
 from harness.registry.plugins import DataKind, Group, LearnerPlugin
 from harness.section import DataSection, Section
 from harness.terminal import cut, shown
@@ -99,7 +100,7 @@ def gather(
                 raise ValueError(f"{found.loaded[point.name].package} gives a kind of that name too")
             plugin = _checked(point, expected)
         except (Exception, SystemExit) as error:  # whatever somebody else's code raises, sys.exit too
-            reason = (str(error).strip().splitlines() or [""])[0]
+            reason = reason_of(error)
             if isinstance(error, ImportError) and "partially initialized module 'harness" in reason:
                 reason = (
                     "it imports what needs all kinds, which are being gathered; import that in functions, or "

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.metrics.bigram import bigram_nll, unigram_nll
-from harness.preparation import load_data
 from harness.reporting.explorer import HIDDEN_AXES
 from harness.reporting.ledger import cell_value
 from harness.reporting.rows import Rows
@@ -69,9 +68,7 @@ def baselines(prepared: Prepared, store: Store, rows: Rows) -> list[Baseline]:
     for cells in list(seen.values())[:MAX_DATA]:
         data = prepared.data[cells[0]]
         if data.real.counted:
-            stored = data.kept is None or store.sound("data", data.kept.key)
-            real = load_data(prepared.specs[cells[0]].data, store) if stored else data.real
-            found += _of_text(prepared, real, rows, cells)
+            found += _of_text(prepared, prepared.real(cells[0], store), rows, cells)
         for metric, value in data.real.own_metrics.items():
             if (first := _first(prepared, rows, metric, cells)) is not None:
                 found.append(Baseline(metric, f"{metric} of the truth", value, first))

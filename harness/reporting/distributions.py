@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from harness.config.naming import cell_names
 from harness.metrics.lexical import NUM_BANDS
 from harness.reporting.explorer import HIDDEN_AXES
-from harness.reporting.figures import MAX_LINES, draw_curve, legend, legend_inches, thinned
+from harness.reporting.figures import MAX_LINES, draw_curve, legend, legend_inches
 from harness.reporting.palette import styles
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import Aggregate, curves
+from harness.reporting.statistics import Aggregate, curves, thinned
 
 BASELINE = "two samples of real data"
 

@@ -10,13 +10,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from harness.config.naming import cell_names, words
 from harness.metrics.catalogue import about
 from harness.reporting.palette import styles
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import Aggregate, curves
+from harness.reporting.statistics import Aggregate, curves, thinned
 from harness.terminal import visible
 
 HIDDEN_AXES = ("generations",)
@@ -50,10 +48,10 @@ def explorer(
     shown = [axis for axis in axes if axis not in HIDDEN_AXES]
     cells = list(dict.fromkeys(series.cell for series in rows.series(shown)))
     drawn = styles(cells)
-    steps = _thinned(sorted(set(rows.generation.tolist())), STEPS)
+    steps = thinned(sorted(set(rows.generation.tolist())), STEPS)
     each = len(cells) * len(metrics)
     while len(steps) > 2 and each * len(steps) * 5 > NUMBERS:
-        steps = _thinned(steps, max(2, len(steps) // 2))
+        steps = thinned(steps, max(2, len(steps) // 2))
     count = len(seeds) or len({series.seed for series in rows.series(shown)})
     whole = each * len(steps) * (5 + count) <= NUMBERS
     data: dict[str, Any] = {
@@ -73,7 +71,7 @@ def explorer(
         "metrics": [],
         "every_seed": whole,
     }
-    first = _thinned(list(range(len(cells))), SHOWN)
+    first = thinned(list(range(len(cells))), SHOWN)
     for place, cell in enumerate(data["cells"]):
         cell["on"] = place in first or len(cells) <= SHOWN
     for metric, title in metrics.items():
@@ -91,12 +89,6 @@ def explorer(
             }
         )
     return data
-
-
-def _thinned(items: list[int], most: int) -> list[int]:
-    if len(items) <= most:
-        return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def _curve(

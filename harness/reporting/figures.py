@@ -7,7 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import matplotlib
 
@@ -26,7 +26,7 @@ from harness.reporting.explorer import HIDDEN_AXES
 from harness.reporting.lettering import letter, width_of
 from harness.reporting.palette import Style, styles
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import Aggregate, curves
+from harness.reporting.statistics import Aggregate, curves, thinned
 
 DPI = 130
 MAX_POINTS = 400
@@ -49,7 +49,6 @@ WIDE = 30
 """Largest over smallest value beyond which a figure is on a log scale."""
 DISTINCT = 6
 """Different values that two metrics have to have before their order says that they are one quantity."""
-T = TypeVar("T")
 
 
 def panels(
@@ -320,12 +319,6 @@ def legend(figure: Figure, plots: Sequence[Any]) -> None:
             loc="outside lower center",
             ncols=columns,
         )
-
-
-def thinned(items: Sequence[T], most: int) -> list[T]:
-    """At most so many, evenly chosen from the first to the last."""
-    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
-    return [items[place] for place in places]
 
 
 def _shown(cell: Sequence[Any], axes: Sequence[str], shown: Sequence[str]) -> tuple[Any, ...]:

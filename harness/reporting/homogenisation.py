@@ -17,9 +17,8 @@ import numpy as np
 from harness.config.population import arrival
 from harness.errors import DamagedError
 from harness.metrics.homogenisation import energy_distance, jaccard, jensen_shannon
-from harness.preparation import load_data
 from harness.records import Examples
-from harness.reporting.statistics import Aggregate, aggregate_pairs, spread
+from harness.reporting.statistics import Aggregate, aggregate_pairs, spread, thinned
 from harness.science import Chain, canonical_json
 from harness.store import Store
 from harness.streams import stream, stream_seed
@@ -173,9 +172,7 @@ def _compare(
     ):
         return None
     cell = min(chain.cell for chain in used.values())
-    data = prepared.data[cell]
-    stored = data.kept is None or store.sound("data", data.kept.key)
-    real = load_data(prepared.specs[cell].data, store) if stored else data.real
+    real = prepared.real(cell, store)
     count = min(*(prepared.specs[chain.cell].measured.examples for chain in used.values()), real.supply // 2)
     if count < 2:
         return None
@@ -187,7 +184,7 @@ def _compare(
     sizes: dict[int, int] = {}
     of_size: dict[int, dict[str, Aggregate]] = {}
     generations = max(_arrives(prepared, chain) + len(chain.nodes) for chain in used.values())
-    compared = _thin(generations)
+    compared = thinned(range(generations), MAX_GENERATIONS)
     if len(compared) < generations:
         notes.append(f"{len(compared)} of {generations} generations, evenly spaced")
     for generation in compared:
@@ -236,12 +233,6 @@ def _parted(
     """The pairs with a corpus each, and not the same one."""
     there = [(a, b) for a, b in pairs if a.id in corpora and b.id in corpora]
     return [(a, b) for a, b in there if _corpus(prepared, a, generation) != _corpus(prepared, b, generation)]
-
-
-def _thin(generations: int) -> list[int]:
-    return sorted(
-        {round(g) for g in np.linspace(0, generations - 1, min(generations, MAX_GENERATIONS)).tolist()}
-    )
 
 
 def _read(prepared: Prepared, store: Store, chains: Any, generation: int, count: int) -> dict[str, Examples]:

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from safetensors.numpy import load
 
 from harness.errors import DamagedError
-from harness.preparation import load_data
 from harness.reporting.distributions import histogram_figure, histogram_numbers
-from harness.reporting.figures import PANEL_COLUMNS, legend_columns, plain_ticks, thinned
+from harness.reporting.figures import PANEL_COLUMNS, legend_columns, plain_ticks
 from harness.reporting.page import FigureDrawing
 from harness.reporting.samples import chain_title, first_chains
+from harness.reporting.statistics import thinned
 from harness.science import Chain
 from harness.store import Store
 from harness.study import Prepared
@@ -87,11 +87,10 @@ def _drawing(
     numbers: list[list[Any]] = []
     for plot, (title, lines) in zip(plots, panels.items(), strict=False):
         for key, (x, y) in lines.items():
-            colour = "0.45" if isinstance(key, str) else colours[key]
             real = isinstance(key, str)
             plot.plot(
                 x, y,
-                color=colour,
+                color="0.45" if isinstance(key, str) else colours[key],
                 linestyle="--" if real else "-",
                 linewidth=1.4,
                 label=key if real else f"generation {key}",
@@ -171,14 +170,13 @@ def _tails(store: Store, chain: Chain) -> dict[Key, Line]:
 def _beyond(values: Floats) -> Line:
     ordered = np.sort(values)
     share = 1 - np.arange(len(ordered)) / len(ordered)
-    at = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), MAX_POINTS)).round().astype(int))
+    at = thinned(range(len(ordered)), MAX_POINTS)
     return ordered[at], share[at]
 
 
 def _zipf(prepared: Prepared, store: Store, chain: Chain) -> dict[Key, Line]:
     """The share of the most frequent token, of the second, and so on (Zipf 1935)."""
     lines: dict[Key, Line] = {}
-    cell = prepared.specs[chain.cell]
     for generation in _generations(chain, store):
         key = prepared.lineage.nodes[chain.nodes[generation]].corpus
         try:
@@ -188,9 +186,8 @@ def _zipf(prepared: Prepared, store: Store, chain: Chain) -> dict[Key, Line]:
             continue
         if not np.issubdtype(tokens.dtype, np.integer) or not tokens.size:
             continue
-        if not lines and (data := prepared.data[chain.cell]) is not None:
-            stored = data.kept is None or store.sound("data", data.kept.key)
-            real = load_data(cell.data, store) if stored else data.real
+        if not lines:
+            real = prepared.real(chain.cell, store)
             lines["real"] = _by_rank(real.real(0, min(count, real.num_examples)).values)
         lines[generation] = _by_rank(tokens)
     return lines
@@ -212,12 +209,8 @@ def _losses(prepared: Prepared, store: Store, chain: Chain) -> dict[Key, Line]:
         except (DamagedError, KeyError, AttributeError):
             continue
         losses = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
-        parts = (
-            [part for part in np.array_split(losses, min(len(losses), MAX_POINTS)) if len(part)]
-            if len(losses)
-            else []
-        )
-        if parts:
+        if len(losses):
+            parts = np.array_split(losses, min(len(losses), MAX_POINTS))
             ends = np.cumsum([len(part) for part in parts])
             means = np.array([np.nan if np.isnan(part).all() else np.nanmean(part) for part in parts])
             lines[generation] = ends.astype(np.float64), means

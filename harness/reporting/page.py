@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from harness.reporting import figures
 from harness.reporting.answer import answers
 from harness.reporting.explorer import Theory, explorer
 from harness.reporting.rows import Rows
-from harness.reporting.tables import growth_table, headline, summary_table
+from harness.reporting.tables import growth_table, headline, summary_table, to_csv
 from harness.terminal import visible
 
 WIDE_INCHES = 10.0
@@ -92,16 +90,6 @@ class Page:
         self._embedded += len(content)
         room = self._embedded <= EMBEDDED_BYTES
         return {"image": base64.b64encode(content).decode() if room else ""}
-
-
-def to_csv(columns: Sequence[str], numbers: Sequence[Sequence[Any]]) -> bytes:
-    """Numbers as CSV, for any program that reads it; nothing in it is a formula."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    for row in numbers:
-        writer.writerow([f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t\r") else v for v in row])
-    return out.getvalue().encode()
 
 
 def render(

@@ -14,6 +14,7 @@ from harness.files import write_atomic
 from harness.reporting import figures
 from harness.reporting.ledger import cell_value
 from harness.reporting.page import Page
+from harness.reporting.statistics import thinned
 from harness.science import Chain
 from harness.store import Store
 from harness.study import Prepared
@@ -29,7 +30,7 @@ Parts = list[tuple[bool, str]]
 def first_chains(prepared: Prepared, limit: int) -> list[Chain]:
     """One chain per cell, of its first seed; evenly chosen cells where there are more than ``limit``."""
     found = {chain.cell: chain for chain in reversed(prepared.lineage.chains)}
-    return [found[cell] for cell in figures.thinned(sorted(found), limit)]
+    return [found[cell] for cell in thinned(sorted(found), limit)]
 
 
 def chain_title(prepared: Prepared, chain: Chain) -> str:

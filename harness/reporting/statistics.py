@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,15 @@ BOOTSTRAP_DRAWS = 2000
 
 MIN_BOOTSTRAP = 5
 """Nothing is bootstrapped over fewer seeds, or chains: too few distinct samples can be drawn from them."""
+T = TypeVar("T")
 FEW = 3
 """An interval over so few seeds says so: Student's t is right for them, and very wide."""
+
+
+def thinned(items: Sequence[T], most: int) -> list[T]:
+    """At most so many, evenly chosen from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[place] for place in places]
 
 
 def short(value: float, digits: int) -> str:
@@ -121,13 +128,13 @@ def aggregate(
     mean = sum(finite) / len(finite)
     low = high = None
     if len(finite) > 1 and not diverged:
-        half = _student(len(finite) - 1) * float(np.std(there, ddof=1)) / math.sqrt(len(finite))
+        half = student(len(finite) - 1) * float(np.std(there, ddof=1)) / math.sqrt(len(finite))
         low, high = mean - half, mean + half
     return Aggregate(mean, low, high, finite, missing, diverged, absent)
 
 
 @functools.cache
-def _student(freedom: int) -> float:
+def student(freedom: int) -> float:
     """Half the width of Student's interval, in standard errors."""
     from scipy.special import stdtrit  # 0.2 s of every run, and many have one seed; scipy.stats takes more
 
@@ -144,7 +151,7 @@ def one_more(values: Sequence[float]) -> tuple[float, float]:
     """
     count = len(values)
     spread = float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / count)
-    return float(np.mean(values)), _student(count - 1) * spread
+    return float(np.mean(values)), student(count - 1) * spread
 
 
 def aggregate_pairs(values: Mapping[tuple[str, str], float], random: np.random.Generator) -> Aggregate:

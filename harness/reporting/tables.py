@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from harness.metrics.catalogue import HEADLINES, METRICS, about
 from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.growth import growths
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import SURVIVORS, curves
+from harness.reporting.statistics import SURVIVORS, curves, thinned
+
+
+def to_csv(columns: Sequence[str], numbers: Sequence[Sequence[Any]]) -> bytes:
+    """Numbers as CSV, for any program that reads it; nothing in it is a formula."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in numbers:
+        writer.writerow([f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@\t\r") else v for v in row])
+    return out.getvalue().encode()
 
 
 def _text(value: Any) -> str:
@@ -107,15 +117,13 @@ def summary_table(
     if metric is None:
         return {"metric": None, "axes": list(axes), "generations": [], "lines": [], "note": ""}
     found = curves(rows, axes, metric, seeds)
-    generations = sorted({g for curve in found.values() for g in curve})
-    if len(generations) > most:
-        generations = [generations[i] for i in np.linspace(0, len(generations) - 1, most).round().astype(int)]
+    generations = thinned(sorted({g for curve in found.values() for g in curve}), most)
     lines = []
     for cell, curve in found.items():
         points = [
             curve[g].text(about(metric).worse == "lower", brief) if g in curve else "" for g in generations
         ]
-        lines.append({"cell": ["" if value is None else str(value) for value in cell], "points": points})
+        lines.append({"cell": [_text(value) for value in cell], "points": points})
     points = [point for line in lines for point in line["points"]]
     notes = [SURVIVORS] if any("*" in point for point in points) else []
     if brief and any("(" in point for point in points):

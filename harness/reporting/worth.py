@@ -21,7 +21,7 @@ from harness.records import on_a_line
 from harness.reporting.analysis import RATIO
 from harness.reporting.ledger import cell_value
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import LEVEL
+from harness.reporting.statistics import student
 from harness.study import Prepared
 
 Floats = npt.NDArray[np.float64]
@@ -65,9 +65,7 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Ratio:
     value = a / b if b else None
     if count < 2 or value is None:
         return Ratio(value, None, None, count)
-    from scipy.special import stdtrit
-
-    t = float(stdtrit(count - 1, (1 + LEVEL) / 2))
+    t = student(count - 1)
     (var_a, both), (_, var_b) = t * t * np.cov(one, other, ddof=1) / count
     # (a - q b)^2 <= t^2 (var_a - 2 q both + q^2 var_b): an interval where b is told apart from 0
     square, linear, free = b * b - var_b, a * b - both, a * a - var_a

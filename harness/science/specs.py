@@ -334,7 +334,9 @@ class CellSpec:
         if recipe.take is None:
             rows = learned_from([item.section for item in self.used_filters(recipe)], self.n)
             return 0 if rows is None else rows.stop
-        asked = max((_labelled(item) for item in self.filters), default=0)
+        asked = max(
+            (FILTERS[str(item.identity["kind"])].labelled(item.section) for item in self.filters), default=0
+        )
         return recipe.arriving + asked if asked else 0
 
     def drawn(self, recipe: Recipe, count: int) -> int:
@@ -369,7 +371,3 @@ def learned_from(sections: Sequence[Any], n: int) -> slice | None:
         if count:
             return slice(n * before, n * before + count)
     return None
-
-
-def _labelled(item: Versioned) -> int:
-    return FILTERS[str(item.identity["kind"])].labelled(item.section)

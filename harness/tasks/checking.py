@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,20 +104,19 @@ class _Apart:
         self._lock = threading.Lock()
 
     def check(self, prompt: str, completion: str) -> Verdict:
-        with self._lock:
-            process = self._process or self._begun()
-            answer = self._ask(process, {"prompt": prompt, "completion": completion}, self.limit_s)
-        if answer is None:
-            return Verdict(False, False, self._trouble(process))
-        return Verdict(**answer)
+        found = self._found({"prompt": prompt, "completion": completion})
+        return Verdict(False, False, found) if isinstance(found, str) else Verdict(**found)
 
     def answer(self, completion: str) -> Answer:
+        found = self._found({"completion": completion})
+        return Answer(None, found) if isinstance(found, str) else Answer(**found)
+
+    def _found(self, question: Mapping[str, str]) -> Mapping[str, Any] | Trouble:
+        """What the process answers; how it has failed, where it does not."""
         with self._lock:
             process = self._process or self._begun()
-            answer = self._ask(process, {"completion": completion}, self.limit_s)
-        if answer is None:
-            return Answer(None, self._trouble(process))
-        return Answer(**answer)
+            answer: Mapping[str, Any] | None = self._ask(process, question, self.limit_s)
+        return self._trouble(process) if answer is None else answer
 
     def _trouble(self, process: subprocess.Popen[bytes]) -> Trouble:
         """End a process that has not answered; whether it had ended by itself, and not by its own clock."""

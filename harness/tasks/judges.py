@@ -133,9 +133,7 @@ def keep(section: JudgeFilter, examples: Examples, known: Known) -> npt.NDArray[
     """
     of, reward = section.of or 1, examples.notes["reward"]
     mask = np.zeros(len(examples), dtype=bool)
-    rows = [
-        values[:length].tobytes() for values, length in zip(examples.values, examples.lengths, strict=True)
-    ]
+    rows = [row.tobytes() for row in examples.rows()]
     for start in range(0, len(examples) - of + 1, of):
         group = np.arange(start, start + of)
         if section.choose == "all":

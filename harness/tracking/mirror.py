@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from harness.errors import reason_of
 from harness.store import Lease, Leases
 from harness.tracking.runs import ChainView, run_id
 from harness.tracking.tracker import Tracker
@@ -107,7 +108,7 @@ class Mirror:
                         if tracker.means or not means:
                             self.errors += tracker.tell(view)
             except BaseException as error:  # a tracker must never stop a chain, whatever it raises
-                reason = (str(error).splitlines() or [""])[0]
+                reason = reason_of(error)
                 self.errors.append(f"{view.chain}: {type(error).__name__}: {reason}")
             self._mirrored += 1
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from harness.components import TRACKERS
 from harness.config.schema import Tracking
+from harness.errors import reason_of
 from harness.registry import named
 from harness.tracking.runs import ChainView
 
@@ -83,7 +84,7 @@ class Tracker(ABC):
 
     def reason(self, error: Exception) -> str:
         """What went wrong, in a line without secrets."""
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return f"{type(error).__name__}: {reason_of(error)}"
 
 
 def open_trackers(tracking: Tracking, experiment: Path) -> list[Tracker]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import psutil
 
+from harness.errors import reason_of
 from harness.proc import kill
 
 Severity = Literal["ok", "warning", "failure"]
@@ -205,5 +206,5 @@ def said_by(limit_s: float, module: str, *arguments: object, **environment: str)
 
 def text_of(error: BaseException) -> str:
     """An error in one line."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = reason_of(error)
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

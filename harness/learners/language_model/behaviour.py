@@ -10,6 +10,7 @@ configuration alone.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.sampling import TokenReader
 from harness.learners.language_model.weights import FLOATS, StoredTensor, listed
@@ -92,7 +93,9 @@ def check_stored(config: PretrainedConfig, stored: Mapping[str, StoredTensor], f
         raise DataError(
             f"{field}: quantised weights cannot be trained on: {listed(odd)} of type {stored[odd[0]].dtype}"
         )
-    if 2 * sum(map(_size, stored.values())) > min(psutil.virtual_memory().available, usable_memory()):
+    if 2 * sum(math.prod(tensor.shape) for tensor in stored.values()) > min(
+        psutil.virtual_memory().available, usable_memory()
+    ):
         return  # some architectures regroup what is stored, which takes memory; what loads it compares again
     # One number that stands for a whole tensor: shapes are right, and no memory is taken.
     state = {name: torch.zeros((), dtype=torch.float32).expand(about.shape) for name, about in stored.items()}
@@ -108,13 +111,6 @@ def check_stored(config: PretrainedConfig, stored: Mapping[str, StoredTensor], f
     found = report(info)
     if found:
         raise DataError(f"{field}: the stored weights do not fit the configuration beside them: {found}")
-
-
-def _size(tensor: StoredTensor) -> int:
-    count = 1
-    for length in tensor.shape:
-        count *= length
-    return count
 
 
 _answers: dict[str, Behaviour] = {}
@@ -142,7 +138,7 @@ def _of_copies(config: PretrainedConfig) -> Behaviour:
                 torch.manual_seed(0)
                 found = _ask(AutoModelForCausalLM.from_config(copied, dtype=torch.float32).eval())
         except Exception as error:  # whatever a library's model raises on sizes that it was not made for
-            problem = problem or f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            problem = problem or f"{type(error).__name__}: {reason_of(error)}"
             continue
         if found.causal and found.cached:
             break
@@ -222,9 +218,7 @@ def _hides(model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor, ca
     filled, first = torch.nn.functional.pad(tokens, (shift, 0), value=fill), TOKENS - CACHED + shift
     try:
         logits = model(input_ids=filled, use_cache=False, **hidden(filled, fill)).logits
-        reader = TokenReader(model, cached, TOKENS + shift, fill)
-        parts = [filled[:, :first], *torch.split(filled[:, first:], 1, dim=1)]
-        scores = torch.stack([reader(part) for part in parts], dim=1)
+        scores = _by_steps(TokenReader(model, cached, TOKENS + shift, fill), filled, first)
     except Exception:  # models without these arguments fail in ways of their own
         return False
     return _alike(logits[:, shift:], whole, whole) and _alike(scores, whole[:, first - shift - 1 :], whole)
@@ -247,12 +241,16 @@ def _trains_in_bf16(model: PreTrainedModel, tokens: torch.Tensor) -> bool:
 def _reads_on(model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor) -> bool:
     first = TOKENS - CACHED
     try:
-        reader = TokenReader(model, cached=True, length=TOKENS)
-        parts = [tokens[:, :first], *torch.split(tokens[:, first:], 1, dim=1)]
-        scores = torch.stack([reader(part) for part in parts], dim=1)
+        scores = _by_steps(TokenReader(model, cached=True, length=TOKENS), tokens, first)
     except Exception:  # models without a cache fail in ways of their own where they are given one
         return False
     return _alike(scores, whole[:, first - 1 :], whole)
+
+
+def _by_steps(reader: TokenReader, tokens: torch.Tensor, first: int) -> torch.Tensor:
+    """Scores behind the first tokens, read at once, and behind each that follows, read one by one."""
+    parts = [tokens[:, :first], *torch.split(tokens[:, first:], 1, dim=1)]
+    return torch.stack([reader(part) for part in parts], dim=1)
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor, scores: torch.Tensor) -> bool:

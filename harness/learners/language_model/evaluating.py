@@ -121,13 +121,16 @@ class Evaluator:
 
         Without a beginning-of-text token an example's first one is not; ``text`` has no prompts in front.
         """
-        first = max(0 if text_of(self.spec).prepend_bos else 1, 0 if text else self.prompt)
+        first = self._first(text)
         place = np.arange(examples.values.shape[1])[None, :]
         return self.data.bytes(examples.values[(place >= first) & (place < examples.lengths[:, None])])
 
     def _predicted(self, examples: Examples, text: bool = False) -> npt.NDArray[np.int64]:
-        first = max(0 if text else self.prompt, 0 if text_of(self.spec).prepend_bos else 1)
-        return np.maximum(examples.lengths.astype(np.int64) - first, 0)
+        return np.maximum(examples.lengths.astype(np.int64) - self._first(text), 0)
+
+    def _first(self, text: bool) -> int:
+        """The first token of an example that is predicted: behind the prompt, and behind another one."""
+        return max(0 if text else self.prompt, 0 if text_of(self.spec).prepend_bos else 1)
 
     def _forgetting(self) -> list[tuple[str, Callable[[], Path | None]]]:
         """Whose scores of other texts are measured.

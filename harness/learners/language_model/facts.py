@@ -16,7 +16,7 @@ from harness.components.language_model import later_train
 from harness.components.model import resolve_model
 from harness.config.schema import LanguageModel, Model, Resources
 from harness.data.remembered import Note
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.learners.language_model.identity import FIELD, pretrained_identity, stored_folder
 from harness.learners.language_model.sizes import kept_values, num_parameters
 from harness.learners.language_model.weights import stored_weights
@@ -215,7 +215,7 @@ def _examined(model: Model, found: Mapping[str, Any], folder: Path | None) -> _P
     try:
         skeleton = on_meta(config)
     except Exception as error:  # what the library's models raise on sizes that do not fit each other
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error) or type(error).__name__
         raise DataError(
             f"{FIELD}: {name} has a configuration that no model can be built from ({reason})"
         ) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.schema import Model
-from harness.errors import DataError
+from harness.errors import DataError, reason_of
 from harness.files import file_sha256
 from harness.learners.language_model.weights import CONFIG, INDEX, WEIGHTS, read_plain
 from harness.terminal import shown
@@ -59,7 +59,7 @@ def pretrained_identity(model: Model) -> Pretrained:
     try:
         path = Path(huggingface_hub.hf_hub_download(name, CONFIG, revision=model.revision))
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = reason_of(error)
         message = (
             f"{FIELD}: {shown(name)} is no folder, and the hub cannot give it ({type(error).__name__}: "
             f"{reason})"

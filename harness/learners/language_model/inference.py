@@ -56,16 +56,15 @@ class Inference:
         """The fitted model in a folder, the pretrained one where that is None; the last one stays loaded."""
         if self._loaded is None or self._loaded[0] != folder:
             self._loaded = None
+            dtype, places = models.DTYPES[fitted(spec).train.precision], self.execution.models
             if folder is None:
-                dtype = models.DTYPES[fitted(spec).train.precision]
-                found = adapters.base_model(spec, None, self.execution.models, dtype)
-                self._loaded = (folder, models.to_read(found, self.device))
+                found = models.to_read(adapters.base_model(spec, None, places, dtype), self.device)
             elif adapters.is_adapter(folder):  # merged: sampling and scoring cost what they cost without one
-                whole = adapters.whole_model(spec, folder, self._base, self.execution.models)
-                self._loaded = (folder, models.to_read(whole, self.device))
+                whole = adapters.whole_model(spec, folder, self._base, places)
+                found = models.to_read(whole, self.device)
             else:
-                dtype = models.DTYPES[fitted(spec).train.precision]
-                self._loaded = (folder, models.read_model(folder, dtype, self.device))
+                found = models.read_model(folder, dtype, self.device)
+            self._loaded = (folder, found)
         return self._loaded[1]
 
     def sampler(self, spec: CorpusSpec, model: PreTrainedModel, control: Control) -> Sampler:

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from harness.components.model import resolve_model
 from harness.config.schema import Model
-from harness.errors import DataError, LearnerError
+from harness.errors import DataError, LearnerError, reason_of
 from harness.files import write_atomic
 from harness.learners.language_model.behaviour import report
 from harness.learners.language_model.cuda import align_head
@@ -111,9 +111,8 @@ def pretrained_config(model: Model) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             place, revision=_revision(model), trust_remote_code=False
         )
-    except (
-        Exception
-    ) as error:  # unknown kinds, fields of the wrong type, what a transport raises: the user needs one line
+    except Exception as error:
+        # unknown kinds, fields of the wrong type, what a transport raises: the user needs one line
         raise DataError(_unloadable(model, error)) from None
     return config
 
@@ -144,7 +143,7 @@ def _revision(model: Model) -> str | None:
 
 
 def _unloadable(model: Model, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = reason_of(error) or type(error).__name__
     return f"learner.model.pretrained: {shown(model.pretrained)} cannot be loaded ({reason})"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,6 @@ class Objective(Protocol):
             prompt: Tokens of every prompt.
             score: Under the reference.
         """
-        ...
 
     def loss(
         self, logprob: torch.Tensor, used: torch.Tensor, numbers: Mapping[str, torch.Tensor]
@@ -62,9 +61,9 @@ class Objective(Protocol):
             used: Which tokens count, of the same shape.
             numbers: Of every example.
         """
-        ...
 
 
+@dataclass(frozen=True)
 class DpoLoss:
     """Rafailov et al. 2023, arXiv 2305.18290, equation 7; a unit is a pair, the better one first.
 
@@ -72,9 +71,7 @@ class DpoLoss:
     gains nothing by its length (as in Meng et al. 2024, arXiv 2405.14734, with a reference).
     """
 
-    def __init__(self, section: Dpo) -> None:
-        """Keep the section."""
-        self.section = section
+    section: Dpo
 
     def units(self, examples: Examples, prompt: int, score: Score) -> Units:
         """Pairs as the judge has left them, the better one first; equal pairs are none."""
@@ -108,6 +105,7 @@ class DpoLoss:
         return -torch.nn.functional.logsigmoid(self.section.beta * (margin[:, 0] - margin[:, 1]))
 
 
+@dataclass(frozen=True)
 class ReinforceLoss:
     """The clipped surrogate of Schulman et al. 2017 (arXiv 1707.06347, equation 7), by completion.
 
@@ -117,12 +115,9 @@ class ReinforceLoss:
     (Schulman 2020), and added with its weight.
     """
 
-    SMALL = 1e-4
+    section: Reinforce
+    SMALL: ClassVar[float] = 1e-4
     """Added to standard deviations."""
-
-    def __init__(self, section: Reinforce) -> None:
-        """Keep the section."""
-        self.section = section
 
     def units(self, examples: Examples, prompt: int, score: Score) -> Units:
         """Completions with their advantages; of prompts whose completions have one reward none is left."""

@@ -98,11 +98,16 @@ def resolve(config: Config, real: TextCorpus, version: int | str) -> Resolved:
 
     later = later_train(learner)
     plain = later == train and later.anchor is None and objective is None and (adapter is None or on_first)
-    against = _reference(objective) if objective is not None else later.anchor and later.anchor.reference
+    if objective is not None:
+        against = OBJECTIVES[objective.section.kind].reference(objective.section)
+    else:
+        against = later.anchor.reference if later.anchor else None
     first = "pretrained" if learner.model.pretrained else "scratch"
+    # generation 0 has nothing before it that an anchor could be
+    alone = Train(**train.model_dump(exclude_unset=True, exclude={"anchor"}))
     return Resolved(
         fit=fitted_as(later, objective=objective, adapter=adapter),
-        first=None if plain else fitted_as(_without_anchor(train), adapter=adapter if on_first else None),
+        first=None if plain else fitted_as(alone, adapter=adapter if on_first else None),
         anchored=against == "initial",
         compared=learner.objective is not None and OBJECTIVES[learner.objective.kind].chooses == "pairs",
         based=facts.separate and learner.init == "previous" and not on_first,
@@ -168,11 +173,6 @@ def _asked(learner: LanguageModel, verdict: VerdictSpec, real: RenderedCorpus) -
     return length
 
 
-def _without_anchor(train: Train) -> Train:
-    """How generation 0 is fitted, which has nothing before it."""
-    return Train(**train.model_dump(exclude_unset=True, exclude={"anchor"}))
-
-
 def _objective(learner: LanguageModel, tokens: int | None) -> ObjectiveSpec | None:
     """The objective of generations after the first; None for the cross-entropy.
 
@@ -216,10 +216,6 @@ def _layers(model: Model, vocabulary: int, bos: int, eos: int) -> Sequence[Any]:
     else:
         config = transformers_config(model, vocabulary, model.context or 0, bos, eos)
     return list(linear_layers(on_meta(config)))
-
-
-def _reference(objective: ObjectiveSpec) -> str | None:
-    return OBJECTIVES[objective.section.kind].reference(objective.section)
 
 
 def _sections(config: Any) -> tuple[LanguageModel, TextData | Prompted]:

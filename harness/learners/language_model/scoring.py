@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from harness.components.objectives import Anchor
@@ -72,16 +73,6 @@ def sequence_nll(
     return nll.sum(dim=1)
 
 
-def batch_loss(nll: torch.Tensor, predicted: int) -> torch.Tensor:
-    """What a fit minimises, as far as it is these sequences': the mean over all tokens of their batch.
-
-    Args:
-        nll: Of some of a batch's sequences, from `sequence_nll`.
-        predicted: Tokens that all of the batch's sequences predict.
-    """
-    return nll.sum() / max(predicted, 1)
-
-
 def token_nll(
     logits: torch.Tensor,
     targets: torch.Tensor,
@@ -136,7 +127,7 @@ def _loss(
       uniform distribution (Szegedy et al. 2016, arXiv 1512.00567, section 7);
     - ``kl``: -log p(t) + w sum_v p(v) log (p(v) / q(v)).
     """
-    nll = _nll(logits, targets)
+    nll = cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
     if anchor is None or reference is None:
         return nll
     own, other = logits.float().log_softmax(dim=-1), reference.float().log_softmax(dim=-1)
@@ -150,10 +141,6 @@ def _loss(
 
 def _part(values: torch.Tensor | None, part: slice) -> torch.Tensor | None:
     return None if values is None else values[part]
-
-
-def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
 
 
 def _parts(logits: torch.Tensor) -> list[slice]:

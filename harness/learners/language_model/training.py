@@ -19,6 +19,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from harness.config.schema import Train
+from harness.errors import reason_of
 from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, Stopped
 from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.cuda import deterministic
@@ -26,7 +27,7 @@ from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.objectives import Objective, Units
 from harness.learners.language_model.schedule import learning_rate, origin_weights
-from harness.learners.language_model.scoring import IGNORED, batch_loss, sequence_nll, token_nll, with_bos
+from harness.learners.language_model.scoring import IGNORED, sequence_nll, token_nll, with_bos
 from harness.learners.schedule import Schedule
 from harness.records import Examples, Status
 from harness.streams import stream_seed
@@ -113,50 +114,43 @@ class _Looks:
         self.saved, self.save_s = time.monotonic(), seconds
 
 
+@dataclass
 class Trainer:
-    """Runs one fit on all ranks."""
+    """Runs one fit on all ranks; what it is made with is the same for all fits of a cell.
 
-    def __init__(
-        self,
-        train: Train,
-        micro_batch: int,
-        zero_stage: int,
-        bos: int | None,
-        ranks: Ranks,
-        device: torch.device,
-        masked: int = 0,
-        deterministic: bool = True,
-        attention: str | None = None,
-        recompute: bool = False,
-        prompt: int = 0,
-        fill: int | None = None,
-        tokens: int | None = None,
-    ) -> None:
-        """Keep what is the same for all fits of a cell.
+    Attributes:
+        train: The training section.
+        micro_batch: Examples per forward pass and rank.
+        zero_stage: DeepSpeed's ZeRO stage.
+        bos: Token before every example; None for none.
+        ranks: The ranks.
+        device: This rank's device.
+        masked: Tokens at the start of every training example that are read but not learned. Validation is
+            on all tokens.
+        deterministic: Only kernels whose sums have one order, on a GPU.
+        attention: ``resources.attention``.
+        recompute: ``resources.activation_checkpointing``.
+        prompt: Tokens at the start of every example, validation's too, that are a task's prompt.
+        fill: Token that fills prompts up; None where nothing is hidden.
+        tokens: An objective's log-probabilities are among the first so many; among all when None.
+    """
 
-        Args:
-            train: The training section.
-            micro_batch: Examples per forward pass and rank.
-            zero_stage: DeepSpeed's ZeRO stage.
-            bos: Token before every example; None for none.
-            ranks: The ranks.
-            device: This rank's device.
-            masked: Tokens at the start of every training example that are read but not learned. Validation is
-                on all tokens.
-            deterministic: Only kernels whose sums have one order, on a GPU.
-            attention: ``resources.attention``.
-            recompute: ``resources.activation_checkpointing``.
-            prompt: Tokens at the start of every example, validation's too, that are a task's prompt.
-            fill: Token that fills prompts up; None where nothing is hidden.
-            tokens: An objective's log-probabilities are among the first so many; among all when None.
-        """
-        self.prompt, self.fill, self.tokens = prompt, fill, tokens
-        self.train, self.micro_batch, self.zero_stage, self.masked = train, micro_batch, zero_stage, masked
-        self.bos, self.ranks, self.device, self.deterministic = bos, ranks, device, deterministic
-        self.attention, self.recompute = attention, recompute
-        self.units: Units | None = None
-        self.objective: Objective | None = None
-        self.reference: Callable[..., Any] | None = None
+    train: Train
+    micro_batch: int
+    zero_stage: int
+    bos: int | None
+    ranks: Ranks
+    device: torch.device
+    masked: int = 0
+    deterministic: bool = True
+    attention: str | None = None
+    recompute: bool = False
+    prompt: int = 0
+    fill: int | None = None
+    tokens: int | None = None
+    units: Units | None = field(default=None, init=False)
+    objective: Objective | None = field(default=None, init=False)
+    reference: Callable[..., Any] | None = field(default=None, init=False)
 
     def run(
         self,
@@ -243,7 +237,7 @@ class Trainer:
             engine.load(folder)
             progress = _Progress.read(self._progress_file(folder), self.device)
         except Exception as error:
-            problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            problem = f"{type(error).__name__}: {reason_of(error)}"
         problems = [found for found in self.ranks.gather(problem) if found]
         if problems:
             raise CheckpointUnusable(problems[0])
@@ -259,24 +253,20 @@ class Trainer:
         weights: npt.NDArray[np.float64] | None,
     ) -> None:
         """One optimizer step."""
-        step = progress.step
+        step, seed, generation = progress.step, task.spec.seed, task.spec.generation
         engine.set_learning_rate(learning_rate(self.train, step, schedule.steps))
-        index = schedule.order(task.spec.seed, task.spec.generation, step, cache)
+        index = schedule.order(seed, generation, step, cache)
         if self.units is not None:
-            progress.losses.append(
-                self._objective_step(engine, index, task.spec.seed, task.spec.generation, step)
-            )
-            rows = _rows(index, self.units.each)
-            progress.tokens += int(self._predicted(self.units.examples.take(rows), self.masked).sum())
-            progress.step += 1
-            task.control.tick()
-            return
-        batch = task.training.examples.take(index)
-        mine = None if weights is None else torch.from_numpy(weights[index]).float().to(self.device)
+            batch = self.units.examples.take(_rows(index, self.units.each))
+        else:
+            batch = task.training.examples.take(index)
         predicted = int(self._predicted(batch, self.masked).sum())
-        progress.losses.append(
-            self._step(engine, batch, predicted, task.spec.seed, task.spec.generation, step, mine)
-        )
+        if self.units is not None:
+            loss = self._objective_step(engine, index, seed, generation, step)
+        else:
+            mine = None if weights is None else torch.from_numpy(weights[index]).float().to(self.device)
+            loss = self._step(engine, batch, predicted, seed, generation, step, mine)
+        progress.losses.append(loss)
         progress.tokens += predicted
         progress.step += 1
         task.control.tick()
@@ -353,7 +343,7 @@ class Trainer:
             nll = sequence_nll(logits, targets, self.train.truncate, anchor, reference)
             if weights is not None:
                 nll = nll * weights[start : start + self.micro_batch]
-            loss = batch_loss(nll, predicted)
+            loss = nll.sum() / max(predicted, 1)
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
         return total

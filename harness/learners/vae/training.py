@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from harness.config.schema import VaeTrain
+from harness.errors import reason_of
 from harness.learners.base import CheckpointUnusable, FitOutcome, FitTask, Stopped
 from harness.learners.schedule import Schedule
 from harness.learners.vae.model import ConvVae
@@ -122,9 +123,7 @@ def fit(
         try:
             progress.read(task.resume)
         except Exception as error:
-            raise CheckpointUnusable(
-                f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            ) from error
+            raise CheckpointUnusable(f"{type(error).__name__}: {reason_of(error)}") from error
     before, started = progress.step, time.monotonic()
     saved, save_s = started, 0.0
     cache: dict[int, npt.NDArray[np.int64]] = {}

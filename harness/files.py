@@ -110,6 +110,15 @@ def write_atomic(path: Path, content: bytes | BinaryIO) -> None:
     sync_file(path.parent)
 
 
+def link_once(temporary: Path, target: Path) -> None:
+    """Put a complete file in its place, unless somebody was first; both names are on the disk then."""
+    sync_file(temporary)
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, target)
+    temporary.unlink()
+    sync_file(target.parent)
+
+
 def dump_json(value: Any) -> bytes:
     """Readable JSON; refuses NaN and infinity."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

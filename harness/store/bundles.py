@@ -7,7 +7,6 @@ that is in two files is the same in both.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import uuid
@@ -23,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.errors import DamagedError, StoreError
-from harness.files import reading, sync_file
+from harness.files import file_sha256, link_once, reading
 
 CHAINS = b"harness.chains"
 PROVENANCE = b"harness.provenance"
@@ -72,12 +71,9 @@ class Bundles:
                 rows.replace_schema_metadata(extra), temporary, compression="zstd", compression_level=1
             )
             target = self.folder / f"{_hash(temporary)}.parquet"
-            sync_file(temporary)
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, target)
+            link_once(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_file(self.folder)
         return target
 
     def names(self) -> list[str]:
@@ -197,5 +193,4 @@ def taken(columns: dict[str, pa.ChunkedArray], places: npt.NDArray[np.integer[An
 
 
 def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return file_sha256(path)[:32]

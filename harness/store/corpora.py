@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import DamagedError
-from harness.files import reading, sync_file, write_json
+from harness.files import link_once, reading, write_json
 from harness.records import Examples
 
 NOTE = "note:"
@@ -82,11 +82,7 @@ class Corpora:
         pq.write_table(
             table.replace_schema_metadata({"sha256": digest(examples), "width": str(width)}), temporary
         )
-        sync_file(temporary)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, self.root / key / name)
-        temporary.unlink()
-        sync_file(self.root / key)
+        link_once(temporary, self.root / key / name)
 
     def load(self, key: str, count: int, shards: Sequence[tuple[int, int]] | None = None) -> Examples:
         """The first ``count`` examples.

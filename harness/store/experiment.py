@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DamagedError, StoreError
-from harness.files import dump_json, read_json, sync_file, write_atomic, write_json
+from harness.files import dump_json, link_once, read_json, sync_file, write_atomic, write_json
 from harness.science import key_of
 
 NOT_DECLARED = ("experiment", "claims", "tracking", "resources", "retention", "grid")
@@ -71,11 +71,7 @@ class Experiment:
         folder.mkdir(exist_ok=True)
         temporary = folder / f".{uuid.uuid4().hex}"
         temporary.write_bytes(dump_json({"time": time.time(), "declaration": said}))
-        sync_file(temporary)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, folder / f"{key}.json")
-        temporary.unlink()
-        sync_file(folder)
+        link_once(temporary, folder / f"{key}.json")
 
     def _parts(self) -> list[Path]:
         """What runs under this name were about, the latest last."""

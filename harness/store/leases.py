@@ -337,11 +337,15 @@ class Leases:
         if not finished:
             self._create(lease.key, lease.epoch + 1, None, {})
         elif not self.lost(lease):
-            for epoch in self._epochs(lease.key):
-                with contextlib.suppress(OSError):
-                    (self.folder / lease.key / f"{epoch:08d}").unlink()
+            self._remove(lease.key, self._epochs(lease.key))
+
+    def _remove(self, key: str, epochs: Collection[int]) -> None:
+        """Remove these epochs of a key, and its folder where nothing else is in it."""
+        for epoch in epochs:
             with contextlib.suppress(OSError):
-                (self.folder / lease.key).rmdir()
+                (self.folder / key / f"{epoch:08d}").unlink()
+        with contextlib.suppress(OSError):
+            (self.folder / key).rmdir()
 
     def _create(self, key: str, epoch: int, owner: str | None, about: Mapping[str, Any]) -> bool:
         assert self.owner is not None
@@ -381,11 +385,7 @@ class Leases:
         dead = [(key, view.epoch) for key, view in self.keys() if not self.held(view)]
         if not dry_run:
             for key, seen in dead:
-                for epoch in (epoch for epoch in self._epochs(key) if epoch <= seen):
-                    with contextlib.suppress(OSError):
-                        (self.folder / key / f"{epoch:08d}").unlink()
-                with contextlib.suppress(OSError):
-                    (self.folder / key).rmdir()
+                self._remove(key, [epoch for epoch in self._epochs(key) if epoch <= seen])
             known = {
                 path.stem
                 for path in self.watch.folder.glob("*.*")

@@ -18,7 +18,7 @@ from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, members
 from harness.config.replaced import check_replaced
 from harness.config.schema import Config, LanguageModel, Override
 from harness.config.size import MAX_CELLS, MAX_CHAINS, check_axes, check_generations
-from harness.config.source import Source, get, put, with_values
+from harness.config.source import Source, get, with_values
 from harness.errors import ConfigError
 from harness.terminal import nearest, shown
 
@@ -453,6 +453,3 @@ def _find_cell(study: Study, cell: Cell, wanted: Mapping[str, Any]) -> int:
     if not matches:
         raise study.source.error("regime.source", f"no cell of the grid has {target}")
     return matches[0]
-
-
-__all__ = ["Cell", "Study", "expand", "find_cells", "put", "resolve_sources"]

@@ -16,7 +16,6 @@ from pydantic_core import ErrorDetails
 
 from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, REGIMES
 from harness.components.objectives import ALSO_CALLED
-from harness.config.reading import join
 from harness.config.schema import Config, data_kind
 from harness.config.source import Source, has, read_source, split_field
 from harness.config.track import in_track
@@ -274,6 +273,3 @@ def _expected(detail: ErrorDetails) -> str:
         least = detail.get("ctx", {}).get("min_length", 1)
         return f"at least {least} {'value' if least == 1 else 'values'}"
     return detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
-
-
-__all__ = ["Source", "join", "load_file", "validate"]

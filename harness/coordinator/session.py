@@ -208,6 +208,3 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundles)
     return RunSummary(len(prepared.chains), 0, 0, reused, 0.0), warnings
-
-
-__all__ = ["run_study"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from pydantic import BaseModel
@@ -39,10 +40,10 @@ def _learners() -> list[Row]:
     ]
 
 
-def _kinds(column: str, group: Found[Any], said_by: str = "section") -> list[Row]:
-    """The components of a group; ``said_by`` is the attribute whose text says what each is."""
+def _kinds(column: str, group: Found[Any], what: Callable[[Any], Any] = attrgetter("section")) -> list[Row]:
+    """The components of a group; ``what`` is of each the thing whose text says what it is."""
     return [
-        {column: kind, "version": found.version, "what": first_line(getattr(found.plugin, said_by))}
+        {column: kind, "version": found.version, "what": first_line(what(found.plugin))}
         for kind, found in group.loaded.items()
     ]
 
@@ -119,7 +120,7 @@ def _tracks() -> list[Row]:
 LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "learners": _learners,
     "filters": partial(_kinds, "filter", FILTERS),
-    "regimes": partial(_kinds, "regime", REGIMES, "rule"),
+    "regimes": partial(_kinds, "regime", REGIMES, attrgetter("rule")),
     "tasks": partial(_kinds, "task", TASKS),
     "objectives": partial(_kinds, "objective", OBJECTIVES),
     "metrics": _metrics,

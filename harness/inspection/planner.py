@@ -104,8 +104,7 @@ class Planner:
                 found.setdefault(model, []).append(
                     (speed["fit"] / rates["world_size"], speed["sample"] / rates["world_size"])
                 )
-        middle = {model: sorted(pairs)[len(pairs) // 2] for model, pairs in found.items()}
-        return middle
+        return {model: sorted(pairs)[len(pairs) // 2] for model, pairs in found.items()}
 
     def _rates(self, cell: int) -> _Rates:
         spec, config = self.prepared.specs[cell], self.prepared.study.cells[cell].config

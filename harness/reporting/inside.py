@@ -81,16 +81,15 @@ def _drawing(
     for plot in plots[len(panels) :]:
         plot.set_visible(False)
     generations = sorted({key for lines in panels.values() for key in lines if isinstance(key, int)})
-    colours = dict(
-        zip(generations, colormaps["viridis"](np.linspace(0, 0.85, len(generations))), strict=True)
-    )
+    shades = colormaps["viridis"](np.linspace(0, 0.85, len(generations)))
+    colours: dict[Key, Any] = dict(zip(generations, shades, strict=True))
     numbers: list[list[Any]] = []
     for plot, (title, lines) in zip(plots, panels.items(), strict=False):
         for key, (x, y) in lines.items():
-            real = isinstance(key, str)
+            real = key not in colours
             plot.plot(
                 x, y,
-                color="0.45" if isinstance(key, str) else colours[key],
+                color=colours.get(key, "0.45"),
                 linestyle="--" if real else "-",
                 linewidth=1.4,
                 label=key if real else f"generation {key}",

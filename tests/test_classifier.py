@@ -14,6 +14,7 @@ from classifiers import write_classifier
 from conftest import TEXT, Make
 
 from harness.components.filters import ClassifierFilter
+from harness.curation import classifier as classifiers
 from harness.curation.classifier import _identity, classifier, locate, log_odds
 from harness.curation.detector import calibrated
 from harness.errors import ConfigError, DataError, LearnerError
@@ -188,3 +189,12 @@ def test_a_class_that_the_model_has_not_is_one_message(
     filters = [{"kind": "classifier", "model": str(one), "label": "score"}]
     with pytest.raises(ConfigError, match="has 1 classes, expected two or more"):
         open_study(make_config(TEXT, regime=STREAM, filters=filters), (), Store.read(tmp_path / "absent"))
+
+
+def test_little_is_filled_up() -> None:
+    """A quarter at most behind the shortest texts, in few shapes."""
+    filled = [classifiers._filled(length) for length in range(1, 1025)]
+    assert filled == sorted(filled) and filled[:16] == [16] * 16
+    for length, width in enumerate(filled, 1):
+        assert length <= width and (length <= 16 or width < 1.25 * length)
+    assert len(set(filled)) == 1 + 4 * 6

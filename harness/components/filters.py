@@ -375,7 +375,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
     ),
     "classifier": FilterPlugin(
         ClassifierFilter,
-        1,
+        2,
         "harness.curation.classifier:classifier",
         of="pools",
         reads=("text",),

@@ -36,8 +36,8 @@ FILES = (
 TOKENS = 4096
 """Tokens of a batch, padding included."""
 SHORTEST = 16
-"""Texts are filled up to this many tokens, or this times a power of 2, so that the shape of a text's batch
-follows from the text alone."""
+"""Texts are filled up to this many tokens, or to the next quarter of the way from one power of 2 to the next,
+so that the shape of a text's batch follows from the text alone and there are few of them."""
 
 
 def locate(section: ClassifierFilter, field: str) -> ClassifierFilter:
@@ -117,14 +117,19 @@ def _batches(lengths: Sequence[int], longest: int) -> Iterator[tuple[list[int], 
     """Places of texts that are read together, and to what length they are filled up."""
     widths: dict[int, list[int]] = {}
     for place, length in enumerate(lengths):
-        width = SHORTEST
-        while width < length:
-            width *= 2
-        widths.setdefault(min(width, longest), []).append(place)
+        widths.setdefault(min(_filled(length), longest), []).append(place)
     for width, places in sorted(widths.items()):
         size = max(1, TOKENS // width)
         for start in range(0, len(places), size):
             yield places[start : start + size], width
+
+
+def _filled(length: int) -> int:
+    """To how many tokens a text of so many is filled up: 16, 20, 24, 28, 32, 40, 48, 56, 64, 80 and so on."""
+    if length <= SHORTEST:
+        return SHORTEST
+    quarter = 2 ** ((length - 1).bit_length() - 3)
+    return -(-length // quarter) * quarter
 
 
 def _folder(name: str, revision: str | None, field: str) -> Path:

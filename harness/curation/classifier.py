@@ -128,7 +128,7 @@ def _filled(length: int) -> int:
     """To how many tokens a text of so many is filled up: 16, 20, 24, 28, 32, 40, 48, 56, 64, 80 and so on."""
     if length <= SHORTEST:
         return SHORTEST
-    quarter = 2 ** ((length - 1).bit_length() - 3)
+    quarter = 1 << ((length - 1).bit_length() - 3)
     return -(-length // quarter) * quarter
 
 

@@ -230,6 +230,47 @@ def test_what_is_undamaged_gets_its_folder_back(
     assert contents(store) == kept and not os.listdir(root / "packs")
 
 
+def test_a_byte_may_be_damaged_anywhere(copy: tuple[Path, Path]) -> None:
+    """Whatever it hits, what is read afterwards is what was written."""
+    root = copy[1]
+    before = contents(Store.read(root))
+    packed(root)
+    (path,) = (root / "packs").glob("*.parquet")
+    content, lost = path.read_bytes(), 0
+    places = [*range(0, len(content), len(content) // 40), len(content) - 1, len(content) - 6]
+    for place in places:
+        for folder in ("packs", "evaluations", "damaged"):
+            shutil.rmtree(root / folder, ignore_errors=True)
+            (root / folder).mkdir()
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :])
+        told = Store.read(root)
+        assert not any(told.sound("evaluations", key) for key in told.committed("evaluations"))
+        assert told.trouble
+        store = Store.open(root)
+        kept = [key for key in store.committed("evaluations") if store.sound("evaluations", key)]
+        found = contents(Store.open(root)) if kept else {}
+        assert found.items() <= before.items() and len(found) == 5 * len(kept)
+        lost += len(kept) < 14
+    assert lost < len(places), "sometimes all of it is there"
+
+
+@pytest.mark.parametrize("wrong", ["e\0a", "../../outside", "", "\ud7ff" * 40])
+def test_keys_that_are_damaged_are_found_again(copy: tuple[Path, Path], wrong: str) -> None:
+    """What a row is follows from its spec, and no folder is made by another name."""
+    root = copy[1]
+    before, store = contents(Store.read(root)), Store.open(root)
+    keys = sorted(store.committed("evaluations"))
+    names = os.listdir(root / "evaluations" / keys[0])
+    items = {key: {name: store.content("evaluations", key, name) for name in names} for key in keys}
+    store.pack(keys)
+    remove_tree(root / "packs")
+    store = Store.open(root)
+    store.unpack(store.packs.write({wrong if key == keys[3] else key: items[key] for key in keys}))
+    assert sorted(os.listdir(root / "evaluations")) == keys
+    assert contents(Store.open(root)) == before
+    assert not (root.parent / "outside").exists() and not os.listdir(root / "work")
+
+
 def test_damage_in_a_folder_stays_in_it(copy: tuple[Path, Path]) -> None:
     root = copy[1]
     key = sorted(os.listdir(root / "evaluations"))[3]

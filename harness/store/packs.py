@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from harness.errors import DamagedError
 from harness.files import CHECKSUMS, parse_json, reading, sync_file
+from harness.science import key_of
 
 KEY = "key"
 GROUP = 256
@@ -32,6 +33,8 @@ GROUP = 256
 REMEMBERED = 16
 """Groups of one column that are kept in memory."""
 
+_UNREADABLE = (OSError, pa.ArrowException, KeyError, ValueError)
+"""What reading a damaged pack may raise."""
 Files = Mapping[str, bytes]
 """The files of an evaluation: name to content."""
 
@@ -92,7 +95,7 @@ class Packs:
                 self._known.add(name)
                 try:
                     found = self._keys_of(name)
-                except (OSError, pa.ArrowException, KeyError) as error:
+                except _UNREADABLE as error:
                     self.trouble[str(self.folder / name)] = f"{self.folder / name} cannot be read: {error}"
                     damaged = not isinstance(error, OSError) or error.errno is None
                 else:
@@ -223,22 +226,24 @@ class Packs:
     def salvaged(self, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Key and files of every evaluation of a pack that match their checksums, if it is damaged too."""
         path = self.folder / name
-        with contextlib.suppress(pa.ArrowException, OSError), pq.ParquetFile(path) as file:
+        with contextlib.suppress(*_UNREADABLE), pq.ParquetFile(path) as file:
+            names = [name for name in file.schema_arrow.names if name != KEY]
             for group in range(file.num_row_groups):
-                with contextlib.suppress(pa.ArrowException, OSError):
-                    yield from _good(file.read_row_group(group).to_pylist())
+                with contextlib.suppress(*_UNREADABLE):
+                    yield from _good(file.read_row_group(group, columns=names).to_pylist())
 
 
-def _good(rows: Sequence[dict[str, bytes | str | None]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _good(rows: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, dict[str, bytes]]]:
     for row in rows:
         files = {name: content for name, content in row.items() if isinstance(content, bytes)}
         try:
             sums = json.loads(files[CHECKSUMS])
             whole = sums.keys() == files.keys() - {CHECKSUMS} and not _wrong(files, sums)
+            key = key_of(json.loads(files["spec.json"]))  # the column may be what is damaged
         except (KeyError, ValueError, AttributeError, TypeError):
             continue
         if whole:
-            yield str(row[KEY]), files
+            yield key, files
 
 
 def _wrong(files: Files, sums: Mapping[str, Mapping[str, object]]) -> str | None:

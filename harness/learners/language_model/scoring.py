@@ -73,6 +73,16 @@ def sequence_nll(
     return nll.sum(dim=1)
 
 
+def batch_loss(nll: torch.Tensor, predicted: int) -> torch.Tensor:
+    """What a fit minimises, as far as it is these sequences': the mean over all tokens of their batch.
+
+    Args:
+        nll: Of some of a batch's sequences, from `sequence_nll`.
+        predicted: Tokens that all of the batch's sequences predict.
+    """
+    return nll.sum() / max(predicted, 1)
+
+
 def token_nll(
     logits: torch.Tensor,
     targets: torch.Tensor,

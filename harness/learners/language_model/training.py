@@ -27,7 +27,7 @@ from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.objectives import Objective, Units
 from harness.learners.language_model.schedule import learning_rate, origin_weights
-from harness.learners.language_model.scoring import IGNORED, sequence_nll, token_nll, with_bos
+from harness.learners.language_model.scoring import IGNORED, batch_loss, sequence_nll, token_nll, with_bos
 from harness.learners.schedule import Schedule
 from harness.records import Examples, Status
 from harness.streams import stream_seed
@@ -343,7 +343,7 @@ class Trainer:
             nll = sequence_nll(logits, targets, self.train.truncate, anchor, reference)
             if weights is not None:
                 nll = nll * weights[start : start + self.micro_batch]
-            loss = nll.sum() / max(predicted, 1)
+            loss = batch_loss(nll, predicted)
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
         return total

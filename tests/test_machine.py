@@ -70,6 +70,7 @@ def names(kind: str, place: Path) -> object:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_transformers_has_the_same_names_when_they_are_remembered(tmp_path: Path) -> None:
     expected = names("plain", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -78,6 +78,7 @@ def test_each_file_is_the_same_to_the_byte(copy: tuple[Path, Path]) -> None:
     assert store.pack(evaluations_by_chain(store)) == 0
 
 
+@pytest.mark.slow
 def test_commands_say_the_same(copy: tuple[Path, Path], tmp_path: Path) -> None:
     config, root = copy
 
@@ -185,6 +186,7 @@ def _damage(root: Path, at: float) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0.02, 0.3, 0.6, 0.9, 1 - 1e-9])
 def test_a_damaged_pack_is_told_and_made_good(copy: tuple[Path, Path], at: float) -> None:
     config, root = copy

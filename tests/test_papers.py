@@ -192,6 +192,7 @@ def check_text(path: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in [*FULL, *SMALL] if not reads_hub(path)], ids=name)
 def test_what_needs_no_hub_can_be_planned_and_judged(path: Path, tmp_path: Path) -> None:
     check_text(path)

@@ -55,15 +55,21 @@ def path_of(text: str) -> Path:
 def machine_folder() -> Path:
     """This user's own folder on this machine, made where there is none: libraries keep what they build there.
 
-    Code is loaded from it, and anybody can tell its name. Where another user has made it first, or others can
-    write to it, a new folder with a name that nobody can tell stands for it.
+    Code is loaded from it, and anybody can tell its name. One of this user's that others can write to is moved
+    out of the way; where another user has made it first, a new folder with a name that nobody can tell stands
+    for it.
     """
     folder = Path(tempfile.gettempdir()) / f"harness-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
-        return folder
+    for _ in range(3):  # others of this user's processes may be at it too
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                break
+            if not found.st_mode & 0o022:
+                return folder
+            os.rename(folder, f"{folder}-{uuid.uuid4().hex}")
     return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
 
 

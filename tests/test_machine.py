@@ -53,8 +53,11 @@ def test_nothing_is_loaded_from_where_others_write(machine: Path, tmp_path: Path
         case _:
             machine.mkdir()
             machine.chmod(0o770 if whose == "open to a group" else 0o777)
+            (machine / "planted.so").write_text("")
     found = machine_folder()
-    assert found != machine and found.parent == tmp_path
+    assert found.parent == tmp_path and not list(found.iterdir())
+    assert (found == machine) == whose.startswith("open"), "this user's own is made anew, once"
+    assert machine_folder() == found or found != machine
     assert found.stat().st_uid == os.getuid() and stat.S_IMODE(found.stat().st_mode) == 0o700
 
 

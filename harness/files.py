@@ -55,9 +55,9 @@ def path_of(text: str) -> Path:
 def machine_folder() -> Path:
     """This user's own folder on this machine, made where there is none: libraries keep what they build there.
 
-    Code is loaded from it, and anybody can tell its name. One of this user's that others can write to is moved
-    out of the way; where another user has made it first, a new folder with a name that nobody can tell stands
-    for it.
+    Code is loaded from it, and anybody can tell its name. One of this user's that others can write to is
+    moved out of the way; where another user has made it first, a new folder with a name that nobody can tell
+    stands for it.
     """
     folder = Path(tempfile.gettempdir()) / f"harness-{os.getuid()}"
     for _ in range(3):  # others of this user's processes may be at it too

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import DamagedError
-from harness.files import CHECKSUMS, parse_json, reading, sync_file
+from harness.files import CHECKSUMS, file_sha256, link_once, parse_json, reading
 from harness.science import key_of
 
 KEY = "key"
@@ -120,8 +120,8 @@ class Packs:
             DamagedError: They differ, or there is no file.
             StoreError: It cannot be read.
         """
-        with reading(self.folder / name), open(self.folder / name, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        with reading(self.folder / name):
+            found = file_sha256(self.folder / name)[:32]
         if found != name.removesuffix(".parquet"):
             raise DamagedError(f"{self.folder / name} does not match the hash that is its name")
 
@@ -148,11 +148,12 @@ class Packs:
             StoreError: It cannot be read now.
         """
         place = self.place(key)
-        where = f"{self.folder.name}/{key}/{name}" if place is None else f"{name} of {key} in {place.pack}"
-        found = None if place is None else self._column(place.pack, place.group, name)
-        content = None if found is None or place is None else found[place.row].as_py()
+        if place is None:
+            raise DamagedError(f"evaluation {key} is in no pack of {self.folder}")
+        column = self._column(place.pack, place.group, name)
+        content = None if column is None else column[place.row].as_py()
         if content is None:
-            raise DamagedError(f"{where} is missing")
+            raise DamagedError(f"{self.folder / place.pack} has no {name} of {key}")
         return bytes(content)
 
     def _read_column(self, pack: str, group: int, name: str) -> pa.ChunkedArray | None:
@@ -172,12 +173,12 @@ class Packs:
             DamagedError: One is missing or differs.
             StoreError: The pack cannot be read.
         """
-        sums = parse_json(self.read(key, CHECKSUMS), f"{CHECKSUMS} of {key}")
-        found = {name: self.read(key, name) for name in sums}
-        wrong = _wrong(found, sums)
-        if wrong:
+        found = {CHECKSUMS: self.read(key, CHECKSUMS)}
+        sums = parse_json(found[CHECKSUMS], f"{CHECKSUMS} of {key}")
+        found |= {name: self.read(key, name) for name in sums}
+        if wrong := _wrong(found, sums):
             raise DamagedError(f"{wrong} of {key} does not match its checksum")
-        return {**found, CHECKSUMS: self.read(key, CHECKSUMS)}
+        return found
 
     def bytes_each(self, key: str) -> int:
         """An evaluation's part of its pack, in bytes; 0 where it is in none."""
@@ -208,14 +209,10 @@ class Packs:
                 write_statistics=False,
                 write_page_checksum=True,
             )
-            with open(temporary, "rb") as file:
-                target = self.folder / f"{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}.parquet"
-            sync_file(temporary)
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, target)
+            target = self.folder / f"{file_sha256(temporary)[:32]}.parquet"
+            link_once(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_file(self.folder)
         return target.name
 
     def forget(self, name: str) -> None:

@@ -248,11 +248,11 @@ def plan(config: StudyLike, root: str | Path = "runs", assignments: Sequence[str
     """
     from harness.coordinator.scheduler import Capacity
     from harness.inspection.planner import plan as make_plan
-    from harness.proc import usable_cpus
+    from harness.proc import usable_cpus, usable_memory
     from harness.store import Store
 
     with _opened(config, assignments, Store.read(Path(root))) as (prepared, store):
-        return asdict(make_plan(prepared, store, [Capacity(usable_cpus(), 0)]))
+        return asdict(make_plan(prepared, store, [Capacity(usable_cpus(), 0, usable_memory())]))
 
 
 @contextmanager

@@ -315,6 +315,33 @@ def test_a_models_states_are_compared_with_the_memory(make_config: Make, tmp_pat
     assert memory_of(prepared, 0, gpus=False).total > 16 * parameters  # type: ignore[union-attr]
 
 
+def test_gangs_that_are_alike_take_what_the_largest_takes(make_config: Make, tmp_path: Path) -> None:
+    """Of two sizes of models; no more than a machine has, so that one always has room."""
+    from harness.coordinator.scheduler import Capacity
+    from harness.coordinator.shapes import held_back, shapes_of
+    from harness.inventory.memory import rank_bytes
+
+    two = [{"when": {"learner.model.width": width}, "set": {"resources.ranks": 2}} for width in (32, 128)]
+    config = make_config(TEXT, grid={"learner.model.width": [16, 256, 32, 128]}, overrides=two)
+    prepared, _ = open_prepared(config, tmp_path / "root")
+    most = {
+        ranks: max(
+            rank_bytes(prepared, index, False)
+            for index, cell in enumerate(prepared.study.cells)
+            if cell.config.resources.ranks == ranks
+        )
+        for ranks in (1, 2)
+    }
+    for memory, fewer in ((10 * most[1], 0), (2 * most[1], 1), (most[1] // 2, 1)):
+        machines = [Capacity(3, 0, memory)]
+        shapes = shapes_of(prepared, machines)
+        assert {shape.ranks: shape.memory for shape in shapes} == {
+            ranks: min(size, memory // ranks) for ranks, size in most.items()
+        }
+        assert len(set(shapes)) == 2 and len(held_back(shapes, machines)) == fewer
+    assert {shape.memory for shape in shapes_of(prepared, [Capacity(4, 2)])} == {0}, "a GPU's own memory"
+
+
 def test_what_a_closed_form_makes_of_its_examples_is_compared_with_the_memory(
     make_config: Make, tmp_path: Path
 ) -> None:

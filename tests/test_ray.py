@@ -230,6 +230,27 @@ def test_cheap_learners_run_without_a_process_group(
     assert (summary.chains_complete, summary.generations_computed) == (5, 20)
 
 
+def test_chains_that_memory_cannot_hold_together_wait(
+    run_study: Callable[..., Any], make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processors are free, and each chain takes more than half of the memory: one after the other."""
+    import ray
+
+    found = {}
+    for name, share in (("held", 0.6), ("free", 0.0)):
+
+        def each(*_: Any, share: float = share) -> int:
+            return int(share * ray.nodes()[0]["Resources"]["memory"])
+
+        monkeypatch.setattr("harness.coordinator.shapes.rank_bytes", each)
+        config = make_config(GAUSSIAN, f"{name}.yaml", experiment=name, grid={"seed": [0, 1, 2]})
+        summary, _, lines = run_study(config, tmp_path / name)
+        assert summary.chains_complete == 3
+        gangs = {event["gang"] for event in events(tmp_path / name, name, "branch_started")}
+        found[name] = (len(gangs), [line for line in lines if "gangs at a time: 1, where" in line])
+    assert found == {"held": (1, found["held"][1]), "free": (3, [])} and len(found["held"][1]) == 1
+
+
 def test_a_gang_retires_when_its_memory_has_grown_too_far() -> None:
     from harness.coordinator.gang import MEMORY_GROWTH_BYTES, GangHandle, Outcome
 

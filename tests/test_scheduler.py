@@ -17,6 +17,7 @@ from harness.coordinator.scheduler import (
     Retire,
     Shape,
     Start,
+    at_once,
     decide,
     feasible,
     place,
@@ -24,7 +25,14 @@ from harness.coordinator.scheduler import (
 from harness.coordinator.simulate import simulate
 from harness.science import Branch
 
-SHAPES = [Shape(1, 1, 0), Shape(2, 1, 0), Shape(4, 1, 0), Shape(1, 2, 1), Shape(2, 1, 1)]
+SHAPES = [
+    Shape(1, 1, 0),
+    Shape(2, 1, 0),
+    Shape(4, 1, 0),
+    Shape(1, 2, 1),
+    Shape(2, 1, 1),
+    Shape(1, 1, 0, True, 5),
+]
 
 
 @st.composite
@@ -40,7 +48,8 @@ def grids(draw: st.DrawFn) -> tuple[list[Branch], dict[str, Shape], list[Capacit
         branches.append(Branch(str(number), nodes, needs, float(draw(st.integers(1, 9)))))
     shapes = {branch.id: draw(st.sampled_from(SHAPES)) for branch in branches}
     machines = [
-        Capacity(draw(st.integers(4, 8)), draw(st.integers(2, 4))) for _ in range(draw(st.integers(1, 3)))
+        Capacity(draw(st.integers(4, 8)), draw(st.integers(2, 4)), draw(st.integers(5, 20)))
+        for _ in range(draw(st.integers(1, 3)))
     ]
     return branches, shapes, machines
 
@@ -50,20 +59,26 @@ def find_places(gangs: dict[int, Gang], machines: list[Capacity], random: Any) -
     twice."""
     cpus = [machine.cpus for machine in machines]
     gpus = [machine.gpus for machine in machines]
+    memory = [machine.memory for machine in machines]
 
     def take(index: int, shape: Shape, times: int) -> None:
         cpus[index] -= times * shape.cpus
         gpus[index] -= times * shape.gpus
+        memory[index] -= times * shape.memory
 
     for gang in gangs.values():
         for index in gang.machines:
             take(index, gang.shape, 1)
-    assert min(cpus + gpus) >= 0
+    assert min(cpus + gpus + memory) >= 0
     for number, gang in gangs.items():
         chosen: list[int] = []
         while not gang.machines and len(chosen) < gang.shape.ranks:
             fits = [
-                i for i in range(len(machines)) if cpus[i] >= gang.shape.cpus and gpus[i] >= gang.shape.gpus
+                i
+                for i in range(len(machines))
+                if cpus[i] >= gang.shape.cpus
+                and gpus[i] >= gang.shape.gpus
+                and memory[i] >= gang.shape.memory
             ]
             if not fits:
                 break
@@ -160,6 +175,14 @@ def test_a_gang_may_span_machines_but_not_exceed_them() -> None:
     assert place(Shape(2, 1, 1), machines) == [Capacity(1, 0), Capacity(1, 0)]
     assert not feasible(Shape(3, 1, 1), machines)
     assert not feasible(Shape(1, 3, 0), machines)
+    assert feasible(Shape(1, 1, 0, memory=5), [Capacity(1, 0, 5)])
+    assert not feasible(Shape(1, 1, 0, memory=6), [Capacity(1, 0, 5)])
+
+
+def test_memory_bounds_how_many_work_at_once() -> None:
+    machines = [Capacity(4, 0, 10), Capacity(4, 0, 3)]
+    assert [at_once(Shape(1, 1, 0, memory=each), machines) for each in (0, 3, 4, 11)] == [8, 4, 2, 0]
+    assert at_once(Shape(2, 1, 0, memory=3), machines) == 2, "both ranks on one machine, or one on each"
 
 
 def test_two_machines_take_half_the_time_of_one() -> None:

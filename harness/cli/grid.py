@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from collections import Counter
@@ -170,7 +171,7 @@ def plan(
     from harness.coordinator.shapes import check_feasible, shape_of
     from harness.inspection.planner import plan as make_plan
     from harness.inventory.memory import check_attention, check_memory, has_gpus
-    from harness.proc import usable_cpus
+    from harness.proc import usable_cpus, usable_memory
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)
@@ -178,7 +179,7 @@ def plan(
         # asks for.
         threads = max(cell.config.resources.threads for cell in prepared.study.cells)
         cpus = gpus_per_node * threads if gpus_per_node else usable_cpus()
-        machines = [Capacity(cpus, gpus_per_node)] * nodes
+        machines = [Capacity(cpus, gpus_per_node, math.inf if gpus_per_node else usable_memory())] * nodes
         try:
             check_feasible(
                 {shape_of(cell.config, gpus_per_node > 0) for cell in prepared.study.cells}, machines
@@ -206,8 +207,10 @@ def plan(
         device = f"{shape['gpus']} GPU" if shape["gpus"] else f"{shape['cpus']} CPU"
         terminal.show(
             f"gang            {shape['ranks']} rank(s) x {device}, {shape['cells']} cells, about "
-            f"{shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of memory a rank"
+            f"{shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of memory a rank, {shape['at_once']} at once"
         )
+    for line in found.held_back:
+        terminal.show(f"memory          {line}")
     terminal.show(f"device-hours    {found.device_hours:.2f} ({found.throughput} throughput)")
     terminal.show(f"disk            {found.disk_bytes / 2**20:.1f} MiB when complete")
     for remark in found.remarks:

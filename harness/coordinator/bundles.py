@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import ray
 from harness.coordinator.failures import by_ray, classify, store_trouble
 from harness.coordinator.gang import death
 from harness.coordinator.revision import source_revision
+from harness.coordinator.scheduler import Capacity, Shape, at_once
+from harness.coordinator.shapes import held_back
 from harness.coordinator.summary import IDLE, Display, RunSummary
 from harness.errors import StoreError
 from harness.inventory.slices import MAX_CHAINS, Slice, make_slices, missing
@@ -135,16 +138,21 @@ class BundleRun:
         self._waits_for: set[str] = set()
         self._polled = self._busy = time.monotonic()
 
-    def run(self, workers: int) -> RunSummary:
+    def run(self, machines: Sequence[Capacity]) -> RunSummary:
         """Compute the chains that the store has not, and wait for those that others compute.
 
         Args:
-            workers: Tasks that run at once.
+            machines: A task runs on each of their CPUs, or on as many as their memory holds.
 
         Raises:
             StoreError: The store cannot be written any more.
         """
         started, total, reason = time.monotonic(), len(self.prepared.bundles), ""
+        most = max((part.bytes for part in self.ready), default=0)
+        place = Shape(1, 1, 0, True, most)
+        workers = max(1, at_once(place, machines))
+        for line in held_back([place], machines, "bundles"):
+            self.display.line(line)
         target = min(
             max(sum(part.seconds for part in self.ready) / (workers * TASKS_PER_WORKER), TASK_S[0]), TASK_S[1]
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -362,8 +363,10 @@ def machines(lost: Collection[str] = ()) -> dict[str, Capacity]:
     """
     nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
     return {
-        str(node["NodeID"]): Capacity(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in nodes
+        str(node["NodeID"]): Capacity(
+            there.get("CPU", 0.0), there.get("GPU", 0.0), there.get("memory", math.inf)
+        )
+        for node, there in ((node, node["Resources"]) for node in nodes)
         if str(node["NodeID"]) not in lost
     }
 

@@ -18,7 +18,7 @@ from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.plans import plan_of
 from harness.coordinator.revision import source_revision
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible
-from harness.coordinator.shapes import shape_of
+from harness.coordinator.shapes import held_back, shapes_of
 from harness.coordinator.summary import IDLE, Display, RunSummary
 from harness.coordinator.tally import Tally
 from harness.errors import StoreError
@@ -85,10 +85,11 @@ class Coordinator:
         self.id = leases.owner.id
         self.lineage, self.resources = prepared.lineage, prepared.study.base.resources
         self.budget = Budget()
-        gpus = any(machine.gpus for machine in found)
-        cells = prepared.study.cells
+        shapes = shapes_of(prepared, found)
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
-        self.shapes = {b.id: shape_of(cells[self._cell_of(b)].config, gpus) for b in self.branches.values()}
+        self.shapes = {branch.id: shapes[self._cell_of(branch)] for branch in self.branches.values()}
+        for line in held_back(self.shapes.values(), found):
+            display.line(line)
         self.tally = Tally(self.inventory, self.id)
         self._sharers = Counter(node for chain in self.lineage.chains for node in chain.nodes)
         self.failed: dict[str, str] = {}

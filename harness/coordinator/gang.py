@@ -246,7 +246,9 @@ class GangHandle:
         """
         self.number, self.shape, self.owner, self.lease_s = number, shape, owner, lease_s
         self.first_rss: list[int] | None = None
-        bundle = {"CPU": float(shape.cpus), **({"GPU": float(shape.gpus)} if shape.gpus else {})}
+        bundle = {"CPU": float(shape.cpus)}
+        bundle |= {"GPU": float(shape.gpus)} if shape.gpus else {}
+        bundle |= {"memory": float(shape.memory)} if shape.memory else {}
         self._group: PlacementGroup = placement_group([bundle] * shape.ranks, strategy="PACK")
         stamp = time.strftime("%Y%m%d-%H%M%S")
         self.logs = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,20 +19,31 @@ class Shape:
         cpus: CPUs per rank.
         gpus: GPUs per rank.
         solo: The learner needs no process group.
+        memory: Bytes of its machine's memory that a rank takes; 0 where nothing is known.
     """
 
     ranks: int
     cpus: int
     gpus: int
     solo: bool = False
+    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Free CPUs and GPUs of one machine."""
+    """Free CPUs and GPUs of one machine, and bytes of its memory."""
 
     cpus: float
     gpus: float
+    memory: float = math.inf
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether there is room for a rank."""
+        return self.cpus >= shape.cpus and self.gpus >= shape.gpus and self.memory >= shape.memory
+
+    def without(self, shape: Shape) -> Capacity:
+        """What is left beside a rank."""
+        return Capacity(self.cpus - shape.cpus, self.gpus - shape.gpus, self.memory - shape.memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +96,11 @@ def place(shape: Shape, free: Sequence[Capacity]) -> list[Capacity] | None:
     """
     left = list(free)
     for _ in range(shape.ranks):
-        fits = [
-            i for i, machine in enumerate(left) if machine.cpus >= shape.cpus and machine.gpus >= shape.gpus
-        ]
+        fits = [i for i, machine in enumerate(left) if machine.holds(shape)]
         if not fits:
             return None
         chosen = min(fits, key=lambda i: (left[i].gpus, left[i].cpus, i))
-        left[chosen] = Capacity(left[chosen].cpus - shape.cpus, left[chosen].gpus - shape.gpus)
+        left[chosen] = left[chosen].without(shape)
     return left
 
 
@@ -158,8 +168,7 @@ def _free(gangs: Sequence[Gang], machines: Sequence[Capacity]) -> tuple[list[Cap
     free, waits = list(machines), False
     for gang in gangs:
         for index in gang.machines:
-            left = free[index]
-            free[index] = Capacity(left.cpus - gang.shape.cpus, left.gpus - gang.shape.gpus)
+            free[index] = free[index].without(gang.shape)
     for gang in gangs:
         if not gang.machines:
             left_over = place(gang.shape, free)
@@ -204,6 +213,14 @@ def decide(
         free = placed
         actions.append(Start(shape, branch.id))
     return actions
+
+
+def at_once(shape: Shape, machines: Sequence[Capacity]) -> int:
+    """How many gangs of a shape the machines hold when they are empty."""
+    count, left = 0, place(shape, machines)
+    while left is not None:
+        count, left = count + 1, place(shape, left)
+    return count
 
 
 def feasible(shape: Shape, machines: Sequence[Capacity]) -> bool:

@@ -162,10 +162,9 @@ def run_study(
                 mirror.add(views.view(of_chain(chain)))
                 packing.add(chain.nodes)
 
-            workers = max(1, int(sum(machine.cpus for machine in machines)))
             summary = RunSummary(0, 0, 0, 0, 0.0)
             if prepared.bundles:
-                summary = BundleRun(prepared, store, experiment, leases, display, stop, idle_s).run(workers)
+                summary = BundleRun(prepared, store, experiment, leases, display, stop, idle_s).run(machines)
                 if mirror.active:
                     _mirror(mirror, Views(prepared, store), of_bundles(prepared))
             if prepared.lineage.chains:

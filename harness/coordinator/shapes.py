@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from harness.components import LEARNERS
 from harness.config.schema import Config
-from harness.coordinator.scheduler import Capacity, Shape, feasible
+from harness.coordinator.scheduler import Capacity, Shape, at_once, feasible, place
 from harness.errors import ResourceError
+from harness.inventory.memory import gib, rank_bytes
+from harness.study import Prepared
 
 
 def shape_of(config: Config, gpus: bool) -> Shape:
@@ -15,6 +18,42 @@ def shape_of(config: Config, gpus: bool) -> Shape:
     resources, solo = config.resources, not LEARNERS[config.learner.kind].many_ranks
     per_rank = (1 if gpus else 0) if resources.gpus_per_rank is None else resources.gpus_per_rank
     return Shape(resources.ranks, resources.threads, 0 if solo else per_rank, solo)
+
+
+def shapes_of(prepared: Prepared, machines: Sequence[Capacity]) -> list[Shape]:
+    """What a gang of each cell occupies on some machines, with their memory.
+
+    Gangs that are alike but for their memory are alike in that too, by the cell that takes most: else every
+    cell would need gangs of its own. GPUs have memory of their own, and Ray counts GPUs. One gang always has
+    room: what cannot fit at all is refused before (`check_memory`), and an estimate may be too high.
+    """
+    gpus, most = any(machine.gpus for machine in machines), dict[Shape, int]()
+    shapes = [shape_of(cell.config, gpus) for cell in prepared.study.cells]
+    for index, shape in enumerate(shapes):
+        if not shape.gpus:
+            most[shape] = max(most.get(shape, 0), rank_bytes(prepared, index, gpus))
+    for shape in most:
+        left = place(shape, machines) or []
+        ranks = [
+            round((there.cpus - free.cpus) / shape.cpus) for there, free in zip(machines, left, strict=True)
+        ]
+        room = min((there.memory / n for there, n in zip(machines, ranks, strict=True) if n), default=0.0)
+        most[shape] = int(min(most[shape], room))
+    return [replace(shape, memory=most.get(shape, 0)) for shape in shapes]
+
+
+def held_back(shapes: Iterable[Shape], machines: Sequence[Capacity], what: str = "gangs") -> list[str]:
+    """A sentence for every shape of which memory lets fewer work at once than processors do."""
+    said = []
+    for shape in sorted(set(shapes)):
+        fit, could = max(1, at_once(shape, machines)), at_once(replace(shape, memory=0), machines)
+        if fit < could:
+            each, there = shape.ranks * shape.memory, sum(machine.memory for machine in machines)
+            said.append(
+                f"{what} at a time: {fit}, where there are processors for {could}, for each takes about "
+                f"{gib(each)} of {gib(there)} of memory"
+            )
+    return said
 
 
 def check_feasible(shapes: Collection[Shape], found: Collection[Capacity]) -> None:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from harness.components import LEARNERS
-from harness.coordinator.scheduler import Capacity, Shape
-from harness.coordinator.shapes import shape_of
+from harness.coordinator.scheduler import Capacity, Shape, at_once
+from harness.coordinator.shapes import held_back, shapes_of
 from harness.coordinator.simulate import simulate
 from harness.errors import DamagedError
 from harness.inventory import Inventory
@@ -61,6 +61,7 @@ class PlanSummary:
     data: tuple[Mapping[str, Any], ...]
     weights_gone: int
     remarks: tuple[str, ...]
+    held_back: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     inventory = Inventory(prepared, store)
     stored = lineage.nodes.keys() - inventory.left
     seconds = {key: planner.seconds(node) for key, node in lineage.nodes.items() if key not in stored}
-    shapes_of_cells = [shape_of(cell.config, gpus) for cell in prepared.study.cells]
+    shapes_of_cells = shapes_of(prepared, machines)
     branches = [branch for branch in cut(lineage) if any(node in seconds for node in branch.nodes)]
     shapes = {branch.id: shapes_of_cells[lineage.nodes[branch.nodes[0]].cell] for branch in branches}
     wall, idle = simulate(branches, shapes, seconds, machines)
@@ -179,18 +180,24 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         throughput="measured" if known == {True} else "estimated" if known == {False} else "partly measured",
         memory_per_rank_bytes=max(memories, default=0),
         shapes=tuple(
-            _shape_row(prepared, shapes_of_cells, shape, gpus) for shape in sorted(set(shapes_of_cells))
+            _shape_row(prepared, shapes_of_cells, shape, machines) for shape in sorted(set(shapes_of_cells))
         ),
         data=tuple({json.dumps(item.about): item.about for item in prepared.data}.values()),
         weights_gone=weights_gone(prepared, store),
         remarks=tuple(remarks(prepared, store)),
+        held_back=tuple(held_back(shapes.values(), machines)),
     )
 
 
-def _shape_row(prepared: Prepared, shapes: Sequence[Shape], shape: Shape, gpus: bool) -> dict[str, Any]:
+def _shape_row(
+    prepared: Prepared, shapes: Sequence[Shape], shape: Shape, machines: Sequence[Capacity]
+) -> dict[str, Any]:
     cells = [index for index, found in enumerate(shapes) if found == shape]
-    memories = [rank_bytes(prepared, cell, gpus) for cell in cells]
-    return {**asdict(shape), "cells": len(cells), "memory_per_rank_bytes": max(memories, default=0)}
+    memories = [rank_bytes(prepared, cell, any(machine.gpus for machine in machines)) for cell in cells]
+    row = {**asdict(shape), "cells": len(cells), "at_once": at_once(shape, machines)}
+    row["memory_per_rank_bytes"] = max(memories, default=0)
+    del row["memory"]  # the same, for all cells, but no more than there is
+    return row
 
 
 def disk_bytes(prepared: Prepared) -> int:

@@ -43,11 +43,13 @@ class Slice:
         key: Of its lease; the hash of its chains' keys.
         units: The units.
         seconds: Estimate.
+        bytes: Rough memory of the largest unit.
     """
 
     key: str
     units: tuple[Unit, ...]
     seconds: float
+    bytes: int
 
     @property
     def chains(self) -> list[BundledChain]:
@@ -85,7 +87,7 @@ def make_slices(prepared: Prepared, store: Store) -> list[Slice]:
     cost = {cell: chain_seconds(prepared, cell) for cell in by_cell}
     total = sum(cost[cell] * len(group) for cell, group in by_cell.items())
     target = min(max(total / SLICES, SLICE_S[0]), SLICE_S[1])
-    units: list[tuple[float, Unit]] = []
+    units: list[tuple[float, Unit, int]] = []
     for cell, group in by_cell.items():
         made, members = jobs(cell), prepared.specs[cell].members
         if members and cell != members[0]:  # with the first of its population
@@ -103,25 +105,25 @@ def make_slices(prepared: Prepared, store: Store) -> list[Slice]:
             if len(members) > 1:
                 seeds = {chain.seed for chain in part}
                 part = tuple(c for member in members for c in by_cell.get(member, ()) if c.seed in seeds)
-            units.append((sum(cost[chain.cell] for chain in part), Unit(part, made)))
+            units.append((sum(cost[chain.cell] for chain in part), Unit(part, made), held * size))
     units.sort(key=lambda item: -item[0])
     slices: list[Slice] = []
     gathered: list[Unit] = []
-    seconds = 0.0
-    for each, unit in units:
+    seconds, most = 0.0, 0
+    for each, unit, size in units:
         if gathered and (
             seconds + each > target or sum(len(u.chains) for u in gathered) + len(unit.chains) > MAX_CHAINS
         ):
-            slices.append(_slice(gathered, seconds))
-            gathered, seconds = [], 0.0
+            slices.append(_slice(gathered, seconds, most))
+            gathered, seconds, most = [], 0.0, 0
         gathered.append(unit)
-        seconds += each
-    return [*slices, _slice(gathered, seconds)] if gathered else slices
+        seconds, most = seconds + each, max(most, size)
+    return [*slices, _slice(gathered, seconds, most)] if gathered else slices
 
 
-def _slice(units: list[Unit], seconds: float) -> Slice:
+def _slice(units: list[Unit], seconds: float, most: int) -> Slice:
     keys = sorted(chain.key for unit in units for chain in unit.chains)
-    return Slice(hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32], tuple(units), seconds)
+    return Slice(hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32], tuple(units), seconds, most)
 
 
 def _jobs(prepared: Prepared, store: Store) -> Callable[[int], dict[int, CellJob]]:

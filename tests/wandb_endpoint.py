@@ -14,6 +14,10 @@ from typing import Any
 PROJECT = "model-collapse"
 
 
+class Refused(Exception):
+    """What a server answers in the place of data."""
+
+
 class Recorder:
     """What has been received: history lines, summaries and configurations, by run id; what a server knows of
     a run, it tells.
@@ -25,6 +29,10 @@ class Recorder:
         on_stream: Called with a run's id after lines of its history have been stored, before it is answered.
         refuse: Answer nobody but with 401.
         broken: The status with which histories are refused; 0 for none.
+        views: Saved views by their id: entity, project, name, type, displayName and spec.
+        saved: What views were saved with, in order.
+        no_views: What is answered to who asks for views or saves one, in the place of an answer; empty to
+            answer.
     """
 
     def __init__(self) -> None:
@@ -40,6 +48,9 @@ class Recorder:
         self.on_stream: Callable[[str], None] | None = None
         self.refuse = False
         self.broken = 0
+        self.views: dict[str, dict[str, Any]] = {}
+        self.saved: list[dict[str, Any]] = []
+        self.no_views = ""
         self.url = ""
 
     def history(self, run: str, project: str = PROJECT) -> list[dict[str, Any]]:
@@ -93,8 +104,36 @@ class Recorder:
             }
         return {"model": project}
 
+    def find_views(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """`View`: those of a project that have a name; no project before it has a run."""
+        if not self.names(asked["name"]):
+            return {"project": None}
+        wanted = (asked["entityName"], asked["name"], asked["viewType"], asked["viewName"])
+        found = [
+            {"node": {"id": name, "displayName": view["displayName"], "spec": view["spec"]}}
+            for name, view in self.views.items()
+            if (view["entityName"], view["projectName"], view["type"], view["name"]) == wanted
+        ]
+        return {"project": {"allViews": {"edges": found}}}
+
+    def save_view(self, view: dict[str, Any]) -> dict[str, Any]:
+        """`UpsertView2`: the one of this id, or a new one."""
+        if not self.names(view["projectName"]):
+            raise Refused("project not found")
+        name, inserted = view.get("id"), "id" not in view
+        if not inserted and name not in self.views:
+            raise Refused("view not found")
+        name = name or f"view{len(self.saved)}"
+        self.saved.append(view)
+        self.views[name] = view
+        return {"upsertView": {"view": {"id": name, "name": view["name"]}, "inserted": inserted}}
+
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         self.asked.append(query.split("(")[0].split("{")[0].strip())
+        if "allViews(" in query or "upsertView(" in query:
+            if self.no_views:
+                raise Refused(self.no_views)
+            return self.find_views(variables) if "allViews(" in query else self.save_view(variables)
         if "query RunResumeStatus" in query:
             return self.resume(variables)
         if "project(name" in query and "run(name" in query:  # the public client: what there is of a run
@@ -243,7 +282,10 @@ def _handler(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
                 self.end_headers()
             elif self.path == "/graphql":
                 asked = json.loads(body)
-                self.answer({"data": recorder.graphql(asked["query"], asked.get("variables") or {})})
+                try:
+                    self.answer({"data": recorder.graphql(asked["query"], asked.get("variables") or {})})
+                except Refused as error:
+                    self.answer({"data": None, "errors": [{"message": str(error)}]})
             elif self.path.endswith("/file_stream"):
                 recorder.stream(*self.path.split("/")[-3:-1], json.loads(body))
                 self.answer({})

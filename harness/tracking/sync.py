@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError
+from harness.errors import HarnessError, InputError
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
@@ -39,6 +39,9 @@ class Synced:
         generations_sent: Generations that were sent, once for each tracker.
         means_due: Cells of which all chains are complete, and the means not yet sent.
         errors: Chain to why it could not be sent, in the last pass over it.
+        busy: Chains that another process is sending.
+        view: Address at which a tracker shows the study as a whole.
+        view_missing: Why there is none, where one was asked for; changes nothing of the exit code.
         stopped: A signal ended it.
         wall_s: Seconds.
     """
@@ -50,6 +53,8 @@ class Synced:
     means_due: int = 0
     errors: dict[str, str] = field(default_factory=dict)
     busy: list[str] = field(default_factory=list)
+    view: str = ""
+    view_missing: str = ""
     stopped: bool = False
     wall_s: float = 0.0
 
@@ -145,12 +150,15 @@ class _Pass:
         self.prepared, self.store, self.trackers = prepared, store, trackers
         self.stop, self.say, self.total = stop, say, total
         self.views = Views(prepared, store)
-        self.gave_up = False
+        self.gave_up = self.sent = False
 
     def run(self) -> None:
         before, self.total.errors, self.total.busy = self.total.errors, {}, []
         for tracker in self.trackers:
             self._tell(tracker)
+            new = self.sent or not self.total.view
+            if tracker.shows and new and not (self.gave_up or self.stop.is_set()):
+                self._show(tracker)
         self.total.complete = sum(
             all(tracker.is_complete(self.views, item) for tracker in self.trackers)
             for item in mirrored(self.prepared)
@@ -161,7 +169,7 @@ class _Pass:
                 self.say(f"{chain}: {reason}")
 
     def _tell(self, tracker: Tracker) -> None:
-        self.gave_up = False
+        self.gave_up = self.sent = False
         todo = [item for item in mirrored(self.prepared) if tracker.is_due(self.views, item)]
         if not (todo or self._due(tracker)):
             return
@@ -175,6 +183,19 @@ class _Pass:
             self.views = Views(self.prepared, Store.read(self.store.root))
             busy += self._send(due, tracker, leases, means=True)
         self.total.busy += [item.id for item in busy]
+
+    def _show(self, tracker: Tracker) -> None:
+        """Let the tracker show the study as a whole; a failure is one line, and no failure of the sync."""
+        told, self.total.view_missing = self.total.view_missing, ""
+        try:
+            with self._leases() as leases, held(leases, self.prepared.study.base.experiment, "view"):
+                self.total.view = tracker.show(self.views) or self.total.view
+        except BusyError:  # whoever holds it makes the same
+            return
+        except Exception as error:
+            self.total.view_missing = str(error) if isinstance(error, HarnessError) else tracker.reason(error)
+            if self.total.view_missing != told:
+                self.say(self.total.view_missing)
 
     @contextlib.contextmanager
     def _leases(self) -> Iterator[Leases]:
@@ -227,7 +248,7 @@ class _Pass:
                     self.say(f"{failures} chains in a row could not be sent; the rest is left for later")
                     self.gave_up = True
                 continue
-            failures, done = 0, done + 1
+            failures, done, self.sent = 0, done + 1, True
             if not means:
                 self.total.chains_sent += generations > 0
                 self.total.generations_sent += generations
@@ -237,7 +258,7 @@ class _Pass:
 
 
 def describe(done: Synced) -> str:
-    """What a sync has done, in one line."""
+    """What a sync has done, in one line; in another the address of the saved view, where there is one."""
     text = (
         f"{done.generations_sent} generations of {done.chains_sent} chains sent, {done.complete} of "
         f"{done.chains} chains complete"
@@ -246,4 +267,5 @@ def describe(done: Synced) -> str:
         text += f", {len(done.errors)} could not be sent"
     if done.busy:
         text += f", {len(done.busy)} are being sent by another process: run the command again"
-    return text + ("; stopped early" if done.stopped else "")
+    text += "; stopped early" if done.stopped else ""
+    return text + (f"\nsaved view: {done.view}" if done.view else "")

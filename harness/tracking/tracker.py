@@ -22,9 +22,11 @@ class Tracker(ABC):
 
     Attributes:
         means: Whether it is told, besides chains that have runs of their own, of the means over them.
+        shows: Whether it can show a study as a whole (`show`).
     """
 
     means: ClassVar[bool] = False
+    shows: ClassVar[bool] = False
 
     def __init__(self, name: str, tracking: Tracking, experiment: Path) -> None:
         """Touch nothing yet.
@@ -81,6 +83,17 @@ class Tracker(ABC):
     @abstractmethod
     def is_complete(self, views: Views, item: Mirrored) -> bool:
         """Whether nothing of an item is left to send, now or later."""
+
+    def show(self, views: Views) -> str:
+        """Show a study in one place, as far as the tracker has been told of it.
+
+        Returns:
+            Its address; empty where it has been told nothing.
+
+        Raises:
+            HarnessError: It could not be made, which changes nothing of what was told.
+        """
+        return ""
 
     def reason(self, error: Exception) -> str:
         """What went wrong, in a line without secrets."""

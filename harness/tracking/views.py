@@ -16,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harness.config.naming import cell_name
+from harness.config.naming import cell_name, cell_names
 from harness.inventory import StoredChains
 from harness.records import Record, Status
 from harness.science import Chain
 from harness.store import Store
 from harness.study import Prepared
+from harness.terminal import visible
 from harness.tracking import ChainView, GenerationView
+from harness.tracking.workspace import CELL
 
 LEVEL = 0.95
 
@@ -105,6 +107,8 @@ class Views:
             store: Its store.
         """
         self.prepared, self.stored = prepared, StoredChains(prepared, store)
+        columns, cells = prepared.study.columns, prepared.study.cells
+        self._names = cell_names([[cell.axes.get(name) for name in columns] for cell in cells], columns)
 
     def committed(self, item: Mirrored) -> int:
         """How many generations are committed; cheap, no record is read.
@@ -117,11 +121,16 @@ class Views:
         """Whether all generations that there will ever be are committed."""
         return all(self.stored.of(chain).is_complete(chain) for chain in item.chains)
 
+    def metrics(self, chain: Chain) -> set[str]:
+        """Names of the metrics that records of a chain have."""
+        records = (generation.record for generation in self.stored.of(chain).generations(chain))
+        return {name for record in records for name, value in record.metrics.items() if value is not None}
+
     def view(self, item: Mirrored) -> ChainView:
         """What a run shows: the cell as configuration, every generation that is committed."""
         cell, chain = self.prepared.study.cells[item.cell], item.chains[0]
         tracking, stored = cell.config.tracking, self.stored.of(chain)
-        name = cell_name(list(cell.axes.values()), list(cell.axes))
+        name = visible(cell_name(list(cell.axes.values()), list(cell.axes)), lines=False)
         about: dict[str, Any]
         places: Sequence[Mapping[str, Path]] = ()
         if item.kind == "cell":
@@ -139,6 +148,7 @@ class Views:
             config={
                 **cell.config.model_dump(mode="json"),
                 "axes": dict(cell.axes),
+                CELL: visible(self._names[item.cell], lines=False) or "the only cell",
                 **about,
                 item.kind: item.id,
             },

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.config.schema import Tracking
 from harness.tracking.runs import ChainView, Sent, Server, connect, send_chain, write_chain
 from harness.tracking.staging import staged
 from harness.tracking.tracker import Tracker
+from harness.tracking.views import Mirrored, Views, aggregates, mirrored
+from harness.tracking.workspace import content, save
 
-if TYPE_CHECKING:
-    from harness.tracking.views import Mirrored, Views
+VIEW = "view.json"
+"""Beside the notes of what was sent."""
 
 
 class Wandb(Tracker):
     """Weights & Biases: tracking.wandb is offline, online or disabled."""
 
-    means = True
+    means = shows = True
 
     def __init__(self, name: str, tracking: Tracking, experiment: Path) -> None:
         """Nobody is asked yet.
@@ -98,3 +99,16 @@ class Wandb(Tracker):
         if known > item.generations:
             return True
         return known > 0 and views.whole(item) and len(views.view(item).generations) == known
+
+    def show(self, views: Views) -> str:
+        """Save a view of the study in its project, with what has been sent of it."""
+        prepared, tracking = views.prepared, self.tracking
+        there = [item for item in (*mirrored(prepared), *aggregates(prepared)) if self.told(item.id)]
+        if not there:
+            return ""
+        chains = {item.cell: item.chains[0] for item in there}
+        names = set().union(*map(views.metrics, chains.values()))
+        means = any(item.kind == "cell" and len(item.chains) > 1 for item in there)
+        sent = Sent(self.folder, self._connected, tracking.entity, tracking.project)
+        wanted = content(names, means, len(chains))
+        return save(prepared.study.base.experiment, sent.target, wanted, sent.folder / VIEW)

@@ -95,6 +95,7 @@ def test_every_chain_once_and_twice_run_is_once_sent(study: tuple[Path, Path]) -
         first = sync(config, root, recorder)
         assert (first["chains_sent"], first["generations_sent"], first["chains_complete"]) == (4, 16, 4)
         check(recorder, config, root)
+        assert first["view"].startswith(f"{recorder.url}/e/{PROJECT}?nw=") and not first["view_missing"]
         before = (recorder.streams, len(recorder.upserts))
         again = sync(config, root, recorder)
         assert (again["chains_sent"], again["generations_sent"], again["chains_complete"]) == (0, 0, 4)

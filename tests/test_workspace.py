@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from chains import run_all
-from conftest import GAUSSIAN, Make, harness
+from conftest import GAUSSIAN, Make
 from test_wandb import KEY, environment
 from wandb_endpoint import PROJECT, Recorder, endpoint
 
-from harness.errors import HarnessError
 from harness.metrics.catalogue import HEADLINES, drawn
 from harness.stop import Stop
 from harness.store import Store
@@ -114,22 +113,36 @@ def test_one_view_for_a_study_that_later_syncs_keep_up_to_date(
 
 
 @pytest.mark.slow
-def test_a_server_that_refuses_views_takes_runs_all_the_same(make_config: Make, tmp_path: Path) -> None:
-    config = make_config(GAUSSIAN, generations=1, **{"tracking.wandb": "offline"})
-    run_all(config, tmp_path / "root")
-    with endpoint() as recorder:
-        recorder.no_views = f"permission denied\nTraceback {KEY}"
-        done = harness(
-            "sync", config, "--root", tmp_path / "root", "--json", **environment(recorder, tmp_path)
-        )
-        assert done.returncode == 0, done.stderr
-        assert len(recorder.names()) == 1 and not recorder.views
-    found = json.loads(done.stdout)
-    assert (found["chains_sent"], found["chains_complete"], found["view"]) == (1, 1, "")
-    (line,) = [line for line in done.stderr.splitlines() if "view" in line]
-    assert "permission denied" in line and "its runs are there all the same" in line, line
-    assert found["view_missing"] == line
-    assert KEY not in done.stdout + done.stderr and "Traceback" not in done.stderr
+def test_runs_are_sent_whatever_becomes_of_their_view(
+    recorder: Recorder, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that refuses, and no library: a line that says what to do, and nothing else changes."""
+    config, root = make_config(GAUSSIAN, generations=1, **{"tracking.wandb": "offline"}), tmp_path / "root"
+    run_all(config, root)
+    monkeypatch.setattr("harness.tracking.sync.PROGRESS_CHAINS", 1)
+
+    def sync(project: str) -> str:
+        """Returns the line."""
+        lines = list[str]()
+        prepared, scratch = open_study(config, (f"tracking.project={project}",), Store.read(root))
+        with scratch:
+            done = in_process(prepared, root, Stop(), None, lines.append)
+        assert (done.exit_code, done.chains_sent, done.complete) == (0, 1, 1)
+        assert len(recorder.names(project)) == 1 and not recorder.views
+        assert done.view == "" and "view" not in describe(done)
+        progress, line = lines
+        assert progress == "sent 1 of 1 chains" and line == done.view_missing and "\n" not in line
+        return line
+
+    recorder.no_views = f"permission denied\nTraceback {KEY}"
+    line = sync("refused")
+    assert "permission denied" in line and "the next sync tries again" in line
+    assert KEY not in line and "Traceback" not in line
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    assert sync("bare") == (
+        "W&B: no saved view of the study (wandb-workspaces is not installed; pip install "
+        "'model-collapse-harness[workspaces]'); its runs are there all the same, the next sync tries again"
+    )
 
 
 TARGET = {"entity": "lab", "project": "a;b (2)"}
@@ -149,19 +162,6 @@ def test_a_view_that_is_gone_is_made_again(recorder: Recorder, tmp_path: Path) -
         assert save("normal", TARGET, wanted, note) == address
         assert len(recorder.saved) == 3 and len(recorder.views) == 1
         assert save("other", TARGET, wanted, tmp_path / "other.json") != address and len(recorder.views) == 2
-
-
-def test_without_its_library_one_line_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
-    with pytest.raises(HarnessError) as caught:
-        save("normal", TARGET, content({"test/nll"}, False, 1), tmp_path / "view.json")
-    assert str(caught.value) == (
-        "W&B: no saved view of the study (wandb-workspaces is not installed; pip install "
-        "'model-collapse-harness[workspaces]'); its runs are there all the same"
-    )
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_view_shows_comes_from_the_registry() -> None:

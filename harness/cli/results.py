@@ -241,6 +241,8 @@ def sync(
 ) -> None:
     """Mirror what is committed to W&B, one run per chain, and to the other trackers of the study.
 
+    In W&B a saved view shows all of it; its address is printed.
+
     Run it as often as you like, while jobs run or afterwards.
 
     Example: harness sync study.yaml --watch 60

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,8 +108,12 @@ class Views:
             store: Its store.
         """
         self.prepared, self.stored = prepared, StoredChains(prepared, store)
-        columns, cells = prepared.study.columns, prepared.study.cells
-        self._names = cell_names([[cell.axes.get(name) for name in columns] for cell in cells], columns)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """What the cells are called, every one another."""
+        columns, cells = self.prepared.study.columns, self.prepared.study.cells
+        return cell_names([[cell.axes.get(name) for name in columns] for cell in cells], columns)
 
     def committed(self, item: Mirrored) -> int:
         """How many generations are committed; cheap, no record is read.

@@ -28,6 +28,8 @@ LINES = 10, 100
 """Cells that a panel shows at least, if there are as many, and at most."""
 TOKEN = 11
 """Characters of a view's name, as W&B's own have."""
+LATE = "did not respond in time"
+"""What W&B's SDK says of its own service when a server has refused until its time was over."""
 
 Content = dict[str, Any]
 """What a view shows, as JSON: its ``sections``, each with a title, whether it is open, and of each panel the
@@ -149,7 +151,10 @@ def _noted(note: Path) -> Any:
 
 def _failed(why: object) -> HarnessError:
     reason = cut(_public(reason_of(why))) or type(why).__name__
-    return HarnessError(f"W&B: no saved view of the study ({reason}); its runs are there all the same")
+    if LATE in reason:
+        reason = "its server refuses, or does not answer in time"
+    after = "its runs are there all the same, the next sync tries again"
+    return HarnessError(f"W&B: no saved view of the study ({reason}); {after}")
 
 
 def _public(text: str) -> str:

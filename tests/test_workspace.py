@@ -138,9 +138,12 @@ def test_runs_are_sent_whatever_becomes_of_their_view(
     line = sync("refused")
     assert "permission denied" in line and "the next sync tries again" in line
     assert KEY not in line and "Traceback" not in line
+    monkeypatch.setattr("wandb.Api._HTTP_TIMEOUT", 1)
+    recorder.no_views = 503
+    assert "(its server refuses, or does not answer in time)" in sync("broken")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     assert sync("bare") == (
-        "W&B: no saved view of the study (wandb-workspaces is not installed; pip install "
+        "W&B: the study's view was not saved (wandb-workspaces is not installed; pip install "
         "'model-collapse-harness[workspaces]'); its runs are there all the same, the next sync tries again"
     )
 

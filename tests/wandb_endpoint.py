@@ -31,8 +31,7 @@ class Recorder:
         broken: The status with which histories are refused; 0 for none.
         views: Saved views by their id: entity, project, name, type, displayName and spec.
         saved: What views were saved with, in order.
-        no_views: What is answered to who asks for views or saves one, in the place of an answer; empty to
-            answer.
+        no_views: The error with which views are refused, or the status; empty for none.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class Recorder:
         self.broken = 0
         self.views: dict[str, dict[str, Any]] = {}
         self.saved: list[dict[str, Any]] = []
-        self.no_views = ""
+        self.no_views: str | int = ""
         self.url = ""
 
     def history(self, run: str, project: str = PROJECT) -> list[dict[str, Any]]:
@@ -285,6 +284,9 @@ def _handler(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
                 try:
                     self.answer({"data": recorder.graphql(asked["query"], asked.get("variables") or {})})
                 except Refused as error:
+                    if isinstance(error.args[0], int):
+                        self.send_error(error.args[0])
+                        return
                     self.answer({"data": None, "errors": [{"message": str(error)}]})
             elif self.path.endswith("/file_stream"):
                 recorder.stream(*self.path.split("/")[-3:-1], json.loads(body))

@@ -154,7 +154,7 @@ def _failed(why: object) -> HarnessError:
     if LATE in reason:
         reason = "its server refuses, or does not answer in time"
     after = "its runs are there all the same, the next sync tries again"
-    return HarnessError(f"W&B: no saved view of the study ({reason}); {after}")
+    return HarnessError(f"W&B: the study's view was not saved ({reason}); {after}")
 
 
 def _public(text: str) -> str:

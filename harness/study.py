@@ -27,6 +27,7 @@ from harness.data.packing import corpus_science, other_science, read_other, writ
 from harness.errors import DataError, InputError
 from harness.learners.base import Execution, Resolved, check_installed, is_installed, resolve
 from harness.learners.language_model.facts import ModelFacts
+from harness.learners.language_model.needs import batches
 from harness.metrics.catalogue import METRICS, about, is_described
 from harness.metrics.overlap import overlaps
 from harness.preparation import DataOf, load_data, teacher_spec
@@ -450,8 +451,10 @@ def _distribution(item: CellSpec) -> dict[str, Any]:
 
 def _execution(config: Config, resolved: Resolved) -> Execution:
     """How a cell's work is done."""
-    resources = config.resources.model_copy(update={"micro_batch": config.micro_batch})
-    return Execution(config.experiment, resources, resolved.models)
+    most = {"micro_batch": config.micro_batch, "sample_batch": config.sample_batch}
+    resources = config.resources.model_copy(update=most)
+    sizes = {} if resolved.facts is None else batches(config, resolved.facts)
+    return Execution(config.experiment, resources, resolved.models, sizes)
 
 
 def open_study(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,14 @@ import torch
 from chains import open_prepared
 from conftest import TEXT, Make, harness
 from group import run_ranks
+from processes import events, result
 
 from harness.config.load import load_file
 from harness.config.schema import Model
 from harness.errors import ConfigError, LearnerError, ResourceError
 from harness.inventory import memory as checks
 from harness.learners.language_model import model as models
+from harness.learners.language_model.sizes import LIBRARIES
 
 FITS = """
 import numpy as np
@@ -252,3 +257,43 @@ def test_kernels_that_an_architecture_lacks_are_refused(tmp_path: Path) -> None:
     check_kernels(section, Resources(activation_checkpointing=True))
     with pytest.raises(DataError, match="has no sdpa; allowed: eager"):
         check_kernels(section, Resources(attention="sdpa"))
+
+
+def test_batches_are_the_largest_that_memory_holds(make_config: Make, tmp_path: Path) -> None:
+    """Where the configuration leaves them open; a smaller batch takes less of the same estimate."""
+    prepared, _ = open_prepared(make_config(TEXT, **{"resources.sample_batch": None}), tmp_path / "root")
+    execution, whole = prepared.executions[0], checks.memory_of(prepared, 0, gpus=False)
+    assert whole is not None
+    micro, together = (execution.batches[name] for name in ("micro_batch", "sample_batch"))
+    assert [size for size, _ in micro] == [8, 4, 2, 1]  # of a batch of 8
+    assert [size for size, _ in together] == [128, 64, 32, 16, 8, 4, 2, 1]
+    assert micro[0][1] == whole.fit and together[0][1] == whole.sampling
+    for sizes in (micro, together):
+        assert all(more > less for (_, more), (_, less) in pairwise(sizes))
+        for size, needed in sizes:
+            name = "micro_batch" if sizes is micro else "sample_batch"
+            assert getattr(execution.within(needed).resources, name) == size
+            assert getattr(execution.within(needed - 1).resources, name) == max(1, size // 2)
+    assert execution.within(math.inf).resources == execution.resources
+    given = {"resources.sample_batch": 100, "resources.micro_batch": 2}
+    said, _ = open_prepared(make_config(TEXT, "said.yaml", **given), tmp_path / "root")
+    assert said.executions[0].batches == {} and said.executions[0].within(0).resources.sample_batch == 100
+
+
+def test_a_rank_lowers_its_batches_and_says_so(
+    run_study: Callable[..., Any], make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with room for samples in batches of 32: the bytes of a run that was asked for these."""
+    config = make_config(TEXT, generations=1, **{"resources.sample_batch": None})
+    prepared, _ = open_prepared(config, tmp_path / "root")
+    needed = dict(prepared.executions[0].batches["sample_batch"])[32]
+    micro = prepared.executions[0].within(needed).resources.micro_batch
+    assert micro is not None and micro < 8
+    monkeypatch.setattr("harness.coordinator.shapes.rank_bytes", lambda *_: LIBRARIES + needed)
+    _, _, lines = run_study(config, tmp_path / "root")
+    (said,) = events(tmp_path / "root", "text", "batches_lowered")
+    assert said["batches"] == f"micro_batch {micro} in place of 8, sample_batch 32 in place of 128"
+    assert any(said["batches"] in line for line in lines)
+    asked = make_config(TEXT, "asked.yaml", generations=1, **{"resources.micro_batch": micro})
+    run_study(asked, tmp_path / "asked")
+    assert result(config, tmp_path / "root") == result(asked, tmp_path / "asked")

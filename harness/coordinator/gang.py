@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import socket
 import sys
@@ -27,6 +28,8 @@ MEMORY_GROWTH_BYTES = 4 * 2**30
 """A gang whose ranks have grown by this much since their first branch retires: ZeRO-3 keeps host memory at
 every fit."""
 PROGRESS_EVERY_S = 0.5
+GPU_SHARE = 0.9
+"""Of what is free of a GPU's memory, for models and batches: kernels and gaps need some too."""
 BEAT_EVERY_S = 1.0
 """Seconds between the coordinator's looks at a gang's counters."""
 REAP_REMOTE_S = 10.0
@@ -117,6 +120,7 @@ class _Rank:
         self._data: dict[str, Any] = {}
         self._owner, self._lease_s = owner, lease_s
         self._leases: Any = None
+        self._room: float | None = None
         self._control = Control()
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
@@ -202,6 +206,7 @@ class _Rank:
         name = key_of(spec.data.identity)
         if name not in self._data:
             self._data = {name: load_data(spec.data, store)}
+        plan = self._sized(plan, observer)
         learner = make_learner(spec.learner.section.kind, self._data[name], self._ranks, plan.execution)
         if not gc.get_freeze_count():
             # What the imports have made stays: 400,000 objects less to look at for every collection,
@@ -216,6 +221,33 @@ class _Rank:
             )
         finally:
             observer.experiment.clear_progress(plan.branch)
+
+    def _sized(self, plan: Any, observer: _Observer) -> Any:
+        """A branch with batches that every rank's memory holds.
+
+        What is free is looked at once: later, what is taken is this rank's own.
+        """
+        if not plan.execution.batches:
+            return plan
+        if self._room is None:
+            from harness.learners.language_model.sizes import LIBRARIES
+
+            self._room = self.shape.memory - LIBRARIES if self.shape.memory else math.inf
+            if self.shape.gpus:
+                import torch
+
+                self._room = GPU_SHARE * torch.cuda.mem_get_info()[0]
+        execution = plan.execution.within(min(self._ranks.gather(self._room)))
+        pairs = {
+            name: (getattr(execution.resources, name), getattr(plan.execution.resources, name))
+            for name in plan.execution.batches
+        }
+        lowered = [
+            f"{name} {held} in place of {most}" for name, (held, most) in pairs.items() if held != most
+        ]
+        if self.rank == 0 and lowered:
+            observer.event("batches_lowered", branch=plan.branch, batches=", ".join(lowered))
+        return replace(plan, execution=execution)
 
 
 def death(error: BaseException) -> tuple[FailureKind, str]:

@@ -6,14 +6,13 @@ What cannot fit, or cannot be computed, is refused before anything starts.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from harness.components import LEARNERS, OBJECTIVES
-from harness.components.adapter import adapts_first
-from harness.components.language_model import later_train
+from harness.components import LEARNERS
 from harness.errors import ResourceError
 from harness.learners.base import is_installed
-from harness.learners.language_model.sizes import Memory, PassSizes, memory_per_rank
+from harness.learners.language_model.needs import memory_needed
+from harness.learners.language_model.sizes import Memory
 from harness.proc import memory_limit, usable_memory
 from harness.registry import FitSize
 from harness.study import Prepared
@@ -123,16 +122,6 @@ def gib(count: float) -> str:
     return f"{count / 2**30:,.1f} GiB"
 
 
-def _has_reference(learner: Any, zero_stage: int) -> bool:
-    """Whether a fit holds a second model for ``train.anchor``: not the first one without its adapter."""
-    anchor = later_train(learner).anchor
-    if anchor is None or learner.adapter is None or zero_stage == 3:
-        return anchor is not None
-    if learner.adapter.weights == "merged":
-        return anchor.reference != "previous"
-    return anchor.reference != "initial" or adapts_first(learner)
-
-
 def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
     """Bytes per rank; None for what is not a language model.
 
@@ -141,30 +130,10 @@ def memory_of(prepared: Prepared, cell: int, gpus: bool) -> Memory | None:
         cell: Its number.
         gpus: Whether ranks run on GPUs, unless the cell has none.
     """
-    facts, config = prepared.models[cell], cast("Any", prepared.study.cells[cell].config)
-    if facts is None:
-        return None
-    learner, resources = config.learner, config.resources
-    length = learner.sample.sequence_length(config.data.block_size)
-    each = 1 if learner.objective is None else OBJECTIVES[learner.objective.kind].each
-    work = PassSizes(
-        tokens=config.micro_batch * each * length,
-        rows=resources.sample_batch,
-        length=length,
-        bf16=learner.train.precision == "bf16",
-        ranks=resources.ranks,
-        stage=resources.zero_stage,
-        recompute=resources.activation_checkpointing,
-        on_gpu=gpus and resources.gpus_per_rank != 0,
-        trained=facts.trained,
-        reference=_has_reference(learner, resources.zero_stage),
-        drift=config.evaluate.drift is not None or prepared.specs[cell].judge is not None,
-    )
-    return memory_per_rank(
-        facts.parameters + (facts.adapter or 0),
-        facts.num_layers,
-        facts.width,
-        facts.vocab_size,
-        facts.kept,
-        work,
+    facts, config = prepared.models[cell], prepared.study.cells[cell].config
+    on_gpu = gpus and config.resources.gpus_per_rank != 0
+    return (
+        None
+        if facts is None
+        else memory_needed(config, facts, on_gpu, prepared.specs[cell].judge is not None)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -34,13 +34,24 @@ class Execution:
 
     Attributes:
         experiment: The name that events and leases carry.
-        resources: What a gang uses; ``micro_batch`` is a number.
+        resources: What a gang uses; ``micro_batch`` and ``sample_batch`` are numbers.
         models: Content of a pretrained model to where it lies: the name and revision, or the folder.
+        batches: For these two, where the configuration leaves them open, the sizes that may be used, the
+            largest first, each with the bytes that a rank then holds besides the libraries.
     """
 
     experiment: str
     resources: Resources
     models: Mapping[str, Model] = field(default_factory=dict)
+    batches: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+
+    def within(self, room: float) -> Execution:
+        """The same with the largest batches that so many bytes hold, or the smallest ones."""
+        chosen = {
+            name: next((size for size, needed in sizes if needed <= room), sizes[-1][0])
+            for name, sizes in self.batches.items()
+        }
+        return replace(self, resources=self.resources.model_copy(update=chosen), batches={})
 
 
 @dataclass(frozen=True)

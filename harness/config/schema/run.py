@@ -19,15 +19,21 @@ NOT_IN_PROJECTS = "/\\#?%:"
 """Characters that W&B refuses in a project's name (wandb.Settings)."""
 
 
+SAMPLE_BATCH = 128
+"""Examples that are sampled together, where nothing is said and memory holds them."""
+
+
 class Resources(Section):
     """What one gang uses."""
 
     ranks: PositiveInt = 1
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     micro_batch: PositiveInt | None = None
-    """Examples per forward pass and rank; batch_size / ranks when null, up to 64."""
-    sample_batch: PositiveInt = 128
-    """Examples sampled together; examples are computed in whole batches of this size."""
+    """Examples per forward pass and rank; batch_size / ranks when null, up to 64, or as many as memory
+    holds."""
+    sample_batch: PositiveInt | None = None
+    """Examples sampled together; examples are computed in whole batches of this size. 128 when null, or as
+    many as memory holds."""
     threads: PositiveInt = 1
     """CPU threads per rank (and CPUs reserved for it)."""
     gpus_per_rank: Annotated[int, Field(ge=0, le=1)] | None = None
@@ -328,6 +334,11 @@ class Config(Section):
             raise ValueError(
                 f"regime.refresh.init: learner {kind} has no pretrained weights; allowed: scratch, previous"
             )
+
+    @property
+    def sample_batch(self) -> int:
+        """Examples that are sampled together, at most."""
+        return self.resources.sample_batch or SAMPLE_BATCH
 
     @property
     def micro_batch(self) -> int:

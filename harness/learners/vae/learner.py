@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from scipy.special import expit, ndtri
 
-from harness.config.schema import Vae, VaeSample
+from harness.config.schema import SAMPLE_BATCH, Vae, VaeSample
 from harness.data.images import ImageSet
 from harness.learners.base import (
     EvaluateTask,
@@ -77,7 +77,7 @@ class VaeLearner:
     def sample(self, task: SampleTask) -> int:
         """Whole batches; each is committed as a shard when it is done."""
         size, model, started = (
-            self.resources.sample_batch,
+            self.resources.sample_batch or SAMPLE_BATCH,
             self._model(task.spec.fit, task.fit),
             time.monotonic(),
         )

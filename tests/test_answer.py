@@ -48,6 +48,13 @@ def test_the_change_is_of_the_same_seed_and_has_its_interval() -> None:
     assert line.endswith("(by 0.5 ± 0 (3 of 4 seeds))"), "a seed that is not there is counted"
 
 
+def test_nobody_misses_the_seeds_of_another_cell() -> None:
+    rows = [*chain("a", 0, 3.0, 4.0), *(row for seed in range(5) for row in chain("b", seed, 3.0, 3.5))]
+    lines = answers(rows, AXES, ())
+    assert not any(" of " in line for line in lines), lines
+    assert "(1 of 5 seeds)" in answers(rows, AXES, range(5))[0]
+
+
 def test_nothing_rises_from_a_number_to_the_same() -> None:
     (line,) = answers(chain(None, 0, 0.0, 0.0), (), [0])
     assert line == "NLL on real test text stays at 0 nats/token"

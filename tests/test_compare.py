@@ -44,6 +44,30 @@ def test_experiments_stay_apart(make_config: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_learners_that_measure_other_things_have_tables_of_their_own(
+    make_config: Make, tmp_path: Path
+) -> None:
+    """What a learner does not measure is not called not finite; nobody misses another study's seeds."""
+    root, bundled = tmp_path / "root", {"resources.bundled": True}
+    one = make_config(GAUSSIAN, "a.yaml", experiment="a", **bundled, grid={"seed": [0, 1, 2, 3, 4]})
+    discrete = {
+        "data": {"source": "discrete", "num_examples": 50, "outcomes": 10},
+        "learner": {"kind": "discrete"},
+    }
+    two = make_config({**GAUSSIAN, **discrete}, "b.yaml", experiment="b", **bundled, grid={"seed": [0, 1]})
+    parts = [(*run_bundles(config, root), root) for config in (one, two)]
+    found = together([(prepared, ledger.rows(prepared, store), root) for prepared, store, root in parts])
+    assert [part.to_pandas()["experiment"].unique().tolist() for part, _ in found.tables] == [["a"], ["b"]]
+    done = harness("compare", one, two, "--root", root, "--out", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page" / "report.html").read_text()
+    for text in (done.stdout, page):
+        assert "not finite" not in text and "of 5 seeds" not in text
+    assert "gaussian/log_variance by generation" in done.stdout and page.count("By generation: ") == 2
+    assert "7 chains, 2 to 5 seeds a cell" in page
+
+
+@pytest.mark.slow
 def test_one_study_of_two_stores(make_config: Make, tmp_path: Path) -> None:
     config = make_config(GAUSSIAN, experiment="a", **{"resources.bundled": True, "generations": 1})
     run_bundles(config, tmp_path / "one")

@@ -26,7 +26,7 @@ from harness.reporting.costs import costs
 from harness.reporting.distributions import bands_figure
 from harness.reporting.explorer import explorer
 from harness.reporting.inside import _beyond, _by_rank
-from harness.reporting.page import FigureDrawing, Page, render
+from harness.reporting.page import FigureDrawing, Page, _summary, render
 from harness.reporting.palette import FEW, styles
 from harness.reporting.report import build as build_report
 from harness.reporting.rows import Rows
@@ -126,6 +126,46 @@ def test_one_quantity_is_one_figure_a_flat_one_a_sentence(page: Path) -> None:
     assert names == {
         f"{name}.{form}" for name in ("test-perplexity", "text-distinct_2") for form in ("png", "pdf", "csv")
     }
+
+
+def test_a_common_order_alone_makes_no_quantity_of_two() -> None:
+    """Twelve rows in which diversity and likelihood fall together are two quantities, and both are drawn."""
+    rows = []
+    for place in range(12):
+        identity = {"chain": "a", "seed": 0, "generation": place, "status": "ok"}
+        nll = 3.0 + 0.1 * place
+        others = {
+            "text/distinct_2": 0.2 + 0.01 * place + 0.003 * (place % 3),
+            "test/perplexity": math.exp(nll),
+        }
+        rows.append({**identity, "test/nll": nll, "test/bits_per_byte": nll / 1.7, **others})
+    found = figures.chosen(Rows.of(rows))
+    assert list(found.same) == ["test/nll", "test/bits_per_byte"]
+    assert list(found.drawn) == ["test/perplexity", "text/distinct_2"]
+
+
+def test_the_answer_the_figure_the_contents_come_in_this_order(page: Path) -> None:
+    text = page.read_text()
+    places = [
+        text.index(part) for part in ("What happens</h2>", 'class="headline"', "<nav", 'id="generations"')
+    ]
+    assert places == sorted(places)
+
+
+def test_a_table_has_the_last_generation_in_sight() -> None:
+    """As many generations as there is room for, the first and the last among them."""
+    rows = [
+        {"chain": f"{s}", "seed": s, "generation": g, "status": "ok", "test/nll": -1.23456 - s * 0.0123 * g}
+        for s in range(3)
+        for g in range(13)
+    ]
+    found = _summary(Rows.of(rows), (), (0, 1, 2))
+    assert found["generations"][0] == 0 and found["generations"][-1] == 12
+    assert 4 <= len(found["generations"]) < 11
+    width = sum(15 + 8 * len(point) for point in found["lines"][0]["points"])
+    assert width <= 1216
+    short = [row for row in rows if row["generation"] < 4]
+    assert _summary(Rows.of(short), (), (0, 1, 2))["generations"] == [0, 1, 2, 3]
 
 
 def data_of(page: Path) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def compare(
             parts.append((prepared, ledger.rows(prepared, store, keys=False), store_root))
             damaged = max(damaged, tell_damage(store))
         found = together(parts)
-    _print_answers(found.rows, found.axes, found.seeds)
+    _print_answers(found.rows, found.axes, found.seeds, found.tables)
     if out is not None:
         try:
             terminal.show(f"report: {build(found, out, progress())}")
@@ -268,13 +268,16 @@ def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
         print_rows(("verdict", *names), rows, "claims")
 
 
-def _print_answers(rows: Rows, axes: Sequence[str], seeds: Sequence[int]) -> None:
+def _print_answers(
+    rows: Rows, axes: Sequence[str], seeds: Sequence[int], tables: Sequence[tuple[Rows, Sequence[str]]] = ()
+) -> None:
     """The headline metric by generation, as many as the terminal has room for, and what has come of it."""
     from harness.reporting.answer import answers
     from harness.reporting.tables import summary_table
 
-    width = shutil.get_terminal_size((120, 24)).columns - 10 * len(axes)
-    _print_table(summary_table(rows, axes, seeds, max(3, min(11, width // 18)), brief=True))
+    for part, own in tables or ((rows, axes),):
+        width = shutil.get_terminal_size((120, 24)).columns - 10 * len(own)
+        _print_table(summary_table(part, own, seeds, max(3, min(11, width // 18)), brief=True))
     for line in answers(rows, axes, seeds):
         terminal.show(line)
 

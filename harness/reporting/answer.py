@@ -50,7 +50,7 @@ def answers(
     Args:
         rows: From `ledger.rows`.
         axes: The grid's axes.
-        seeds: Those that every cell is run with.
+        seeds: Those that every cell is run with; each its own when empty.
         most: Cells that have a sentence; how many more there are is one more line.
     """
     table = Rows.of(rows)
@@ -116,10 +116,15 @@ def _changes(
         ):
             for name, column in values.items():
                 pairs[part.cell][name].append((float(column[first]), float(column[last])))
-    count = len(set(seeds) | {part.seed for part in series})
+    # where nobody says with which seeds, those of another cell say nothing of this one
+    everyone, own = set(seeds) | {part.seed for part in series}, dict[tuple[Any, ...], set[int]]()
+    for part in series:
+        own.setdefault(part.cell, set()).add(part.seed)
     found = {
         cell: {
-            name: _change(np.array(numbers).reshape(-1, 2), ended[cell], count)
+            name: _change(
+                np.array(numbers).reshape(-1, 2), ended[cell], len(everyone if seeds else own[cell])
+            )
             for name, numbers in of_cell.items()
         }
         for cell, of_cell in pairs.items()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.config.naming import cell_name
 from harness.metrics.bigram import bigram_nll, unigram_nll
 from harness.reporting.explorer import HIDDEN_AXES
 from harness.reporting.ledger import cell_value
@@ -36,6 +37,7 @@ class Baseline:
         value: What it has.
         found: What generation 0 has, the best and the worst of the cells.
         warning: What is wrong; empty where generation 0 has learned something.
+        where: Which data, by the axes that tell them apart; empty where there is one set.
     """
 
     metric: str
@@ -43,13 +45,15 @@ class Baseline:
     value: float
     found: tuple[float, float]
     warning: str = ""
+    where: str = ""
 
     @property
     def text(self) -> str:
         """For people."""
         best, worst = self.found
         own = f"{best:.4g}" if f"{best:.4g}" == f"{worst:.4g}" else f"{best:.4g} to {worst:.4g}"
-        return f"{self.name} has {self.value:.4g}; generation 0 has {own}{self.warning}"
+        before = f"{self.where}: " if self.where else ""
+        return f"{before}{self.name} has {self.value:.4g}; generation 0 has {own}{self.warning}"
 
 
 def baselines(prepared: Prepared, store: Store, rows: Rows) -> list[Baseline]:
@@ -66,13 +70,21 @@ def baselines(prepared: Prepared, store: Store, rows: Rows) -> list[Baseline]:
         if not cell.teacher:
             seen.setdefault(canonical_json(prepared.specs[index].data.identity), []).append(index)
     for cells in list(seen.values())[:MAX_DATA]:
-        data = prepared.data[cells[0]]
+        data, own = prepared.data[cells[0]], list[Baseline]()
         if data.real.counted:
-            found += _of_text(prepared, prepared.real(cells[0], store), rows, cells)
+            own += _of_text(prepared, prepared.real(cells[0], store), rows, cells)
         for metric, value in data.real.own_metrics.items():
             if (first := _first(prepared, rows, metric, cells)) is not None:
-                found.append(Baseline(metric, f"{metric} of the truth", value, first))
+                own.append(Baseline(metric, "the truth", value, first))
+        where = _where(prepared, cells[0]) if len(seen) > 1 else ""
+        found += [replace(item, where=where) for item in own]
     return found
+
+
+def _where(prepared: Prepared, cell: int) -> str:
+    """A cell by the axes that are of its data."""
+    axes = {a: v for a, v in prepared.study.cells[cell].axes.items() if a.partition(".")[0] == "data"}
+    return cell_name([cell_value(value) for value in axes.values()], list(axes))
 
 
 def _of_text(prepared: Prepared, real: Any, rows: Rows, cells: Sequence[int]) -> list[Baseline]:

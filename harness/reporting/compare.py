@@ -15,6 +15,7 @@ import pyarrow as pa
 from harness.errors import InputError
 from harness.reporting.page import Page, Tell, render
 from harness.reporting.rows import Rows
+from harness.reporting.tables import headline
 from harness.study import Prepared
 
 AXIS = "experiment"
@@ -30,12 +31,15 @@ class Compared:
         axes: `AXIS`, and all axes of any of them.
         rows: Of all of them; an axis that one does not have is null there.
         seeds: Those of all, where they are the same in all; else none, and cells tell their own.
+        tables: The same rows apart, with their axes, for experiments that have not the same headline metric:
+            what a learner does not measure is not there, which is not the same as not finite.
     """
 
     names: tuple[str, ...]
     axes: tuple[str, ...]
     rows: Rows
     seeds: tuple[int, ...]
+    tables: tuple[tuple[Rows, tuple[str, ...]], ...] = ()
 
 
 def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
@@ -56,10 +60,23 @@ def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise InputError(f"{twice} is given twice; name two experiments, or --root once for each")
-    columns = [prepared.study.columns for prepared, _, _ in parts]
-    axes = (AXIS, *dict.fromkeys(name for found in columns for name in found))
+    axes = _axes(parts)
     seeds = {prepared.study.seeds for prepared, _, _ in parts}
-    return Compared(tuple(names), axes, _rows(names, axes, parts), seeds.pop() if len(seeds) == 1 else ())
+    groups: dict[str | None, list[int]] = {}
+    for place, (_, rows, _) in enumerate(parts):
+        groups.setdefault(headline(rows) if len(rows) else None, []).append(place)
+    tables = []
+    for metric, places in groups.items():
+        some = [parts[place] for place in places]
+        if metric is not None:
+            own = _axes(some)
+            tables.append((_rows([names[place] for place in places], own, some), own))
+    whole = _rows(names, axes, parts)
+    return Compared(tuple(names), axes, whole, seeds.pop() if len(seeds) == 1 else (), tuple(tables))
+
+
+def _axes(parts: Sequence[tuple[Prepared, Rows, Path]]) -> tuple[str, ...]:
+    return (AXIS, *dict.fromkeys(name for prepared, _, _ in parts for name in prepared.study.columns))
 
 
 def _rows(names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepared, Rows, Path]]) -> Rows:
@@ -86,4 +103,5 @@ def build(compared: Compared, folder: Path, tell: Tell = lambda line: None) -> P
         tell: Is told what is being made.
     """
     page = Page(folder, tell)
-    return render(page, " and ".join(compared.names), compared.rows, compared.axes, compared.seeds)
+    title = " and ".join(compared.names)
+    return render(page, title, compared.rows, compared.axes, compared.seeds, tables=compared.tables)

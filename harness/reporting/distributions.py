@@ -14,6 +14,7 @@ from harness.config.naming import cell_names
 from harness.metrics.lexical import NUM_BANDS
 from harness.reporting.explorer import HIDDEN_AXES
 from harness.reporting.figures import MAX_LINES, draw_curve, legend, legend_inches
+from harness.reporting.homogenisation import spoken_group
 from harness.reporting.palette import styles
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, curves, thinned
@@ -127,16 +128,15 @@ def homogenisation_figure(
         labels: Measure to its name with its unit.
     """
     groups = list(dict.fromkeys(group for found in lines.values() for group in found))
-    width, named = max(6.0, 4.4 * len(lines)), [*groups, BASELINE]
+    width, named = max(6.0, 4.4 * len(lines)), [*map(spoken_group, groups), BASELINE]
     below = legend_inches(named, width, len(lines))
     figure = Figure(figsize=(width, 3.4 + below))
     plots = figure.subplots(1, len(lines), squeeze=False)[0]
     looks = styles(groups)
     for plot, (measure, found) in zip(plots, lines.items(), strict=True):
         for group, curve in found.items():
-            draw_curve(
-                plot, curve, looks[group].light, group, "-" if group.startswith("other seed") else "-."
-            )
+            line = "-" if group.startswith("other seed") else "-."
+            draw_curve(plot, curve, looks[group].light, spoken_group(group), line)
         known = [(g, point) for g, point in baseline[measure].items() if point.mean is not None]
         at = [g for g, _ in known]
         plot.plot(at, [point.mean for _, point in known], color="0.4", linestyle="--", label=BASELINE)

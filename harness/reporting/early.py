@@ -76,6 +76,8 @@ def early_table(rows: Rows, axes: Sequence[str]) -> list[dict[str, Any]]:
     for series in rows.series(axes):
         by_cell.setdefault(series.cell, []).append(series)
     found: dict[tuple[Any, ...], dict[float, list[str]]] = {cell: {} for cell in by_cell}
+    # closed forms score examples, which are no text
+    labels = {} if "test/perplexity" in rows.names else {"test/nll": "NLL on real examples"}
     for metric in drawn(rows.names)[:MAX_METRICS]:
         values = rows.values(metric.name)
         for cell, group in by_cell.items():
@@ -85,7 +87,9 @@ def early_table(rows: Rows, axes: Sequence[str]) -> list[dict[str, Any]]:
             places, number = places[known], number[known]
             moves = _when(number, rows.generation[places], values[places], len(group))
             if not np.isnan(moves).any() and (np.bincount(number) > 1).any():
-                found[cell].setdefault(middle(moves.tolist())[0], []).append(metric.label)
+                found[cell].setdefault(middle(moves.tolist())[0], []).append(
+                    labels.get(metric.name, metric.label)
+                )
     lines = []
     for cell, when in found.items():
         if when:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ FLAT = 0.005
 """A metric that moves by a smaller share of itself is flat."""
 WIDE = 30
 """Largest over smallest value beyond which a figure is on a log scale."""
+ON_A_LINE = 1e-4
+"""How far two scales of one quantity may be from a straight line, as a share of the range: rounding."""
 DISTINCT = 6
 """Different values that two metrics have to have before their order says that they are one quantity."""
 
@@ -101,12 +103,13 @@ class ChosenMetrics:
 def chosen(rows: Rows) -> ChosenMetrics:
     """Choose the metrics that are drawn: one for each quantity, and none that does not move.
 
-    Two are one quantity where the rows have the same order in both (or the opposite one): the perplexity is
-    the exponential of the NLL.
+    Two are one quantity where one is a straight line of the other, or of its logarithm, exponential or
+    inverse: the perplexity is the exponential of the NLL. That few rows have the same order in both makes no
+    quantity of two.
     """
     titles = _titles(rows.names)
     own, same, flat = dict[str, str](), dict[str, str](), dict[str, str]()
-    sentences, orders = list[str](), dict[str, npt.NDArray[np.int32]]()
+    sentences, known_as = list[str](), dict[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]]()
     for metric, title in titles.items():
         values = rows.values(metric)
         known = values[~np.isnan(values)]
@@ -119,9 +122,16 @@ def chosen(rows: Rows) -> ChosenMetrics:
             sentences.append(f"{title} is flat: {at} everywhere.")
             continue
         order = _order(values)
-        twin = next((name for name, other in orders.items() if _same_order(order, other)), None)
+        twin = next(
+            (
+                name
+                for name, (other, numbers) in known_as.items()
+                if _same_order(order, other) and _one_quantity(values, numbers)
+            ),
+            None,
+        )
         if twin is None:
-            own[metric], orders[metric] = title, order
+            own[metric], known_as[metric] = title, (order, values)
         else:
             same[metric] = title
             sentences.append(f"{title} is {own[twin]} on another scale.")
@@ -152,6 +162,26 @@ def _same_order(one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> boo
     if one.max() < DISTINCT - 1 or not np.array_equal(one < 0, other < 0):
         return False
     return np.array_equal(one, other) or np.array_equal(np.where(one < 0, -1, one.max() - one), other)
+
+
+def _one_quantity(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:
+    """Whether two metrics of the same rows are one number on two scales; NaN where there is no value."""
+    known = ~np.isnan(one)
+    scales = [list(_scales(values[known])) for values in (one, other)]
+    return any(_on_a_line(x, y) for x in scales[0] for y in scales[1])
+
+
+def _scales(values: npt.NDArray[np.float64]) -> Iterator[npt.NDArray[np.float64]]:
+    yield values
+    if (values > 0).all():
+        yield np.log(values)
+        yield 1 / values
+
+
+def _on_a_line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> bool:
+    x, y = ((v - v.mean()) / (np.ptp(v) or 1.0) for v in (x, y))
+    slope = float(x @ y) / (float(x @ x) or 1.0)
+    return float(np.abs(y - slope * x).max()) <= ON_A_LINE
 
 
 def metric_drawing(

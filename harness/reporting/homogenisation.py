@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -162,6 +163,14 @@ def _group(prepared: Prepared, a: Chain, b: Chain) -> str:
     return f"other {', '.join(differing) or 'seed'}" + (f": {', '.join(common)}" if common else "")
 
 
+_FIELD = re.compile(r"\b[a-z0-9_]+(?:\.[a-z0-9_]+)+(?=,|:|$)|(?<=[:,] )[a-z0-9_]+(?= )")
+
+
+def spoken_group(group: str) -> str:
+    """A group of pairs for people: fields by their last part, in words; the CSV has them in full."""
+    return _FIELD.sub(lambda found: found[0].rpartition(".")[2].replace("_", " "), group)
+
+
 def _compare(
     prepared: Prepared, store: Store, chains: Sequence[Chain], titled: bool
 ) -> Homogenisation | None:
@@ -282,7 +291,12 @@ def table(result: Homogenisation) -> dict[str, Any]:
             most = max((len(point.values) for point in curve.values()), default=0)
             points = [_text(curve[g], most) if g in curve else "" for g in generations]
             lines.append(
-                {"measure": LABELS[measure], "group": group, "pairs": f"{most} of {total}", "points": points}
+                {
+                    "measure": LABELS[measure],
+                    "group": spoken_group(group),
+                    "pairs": f"{most} of {total}",
+                    "points": points,
+                }
             )
     return {"generations": generations, "sizes": [result.sizes[g] for g in generations], "lines": lines}
 

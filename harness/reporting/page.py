@@ -25,6 +25,10 @@ from harness.reporting.rows import Rows
 from harness.reporting.tables import growth_table, headline, summary_table, to_csv
 from harness.terminal import visible
 
+ROOM_PX, LETTER_PX, GAP_PX = 1216, 8, 15
+"""Width of a page's text on a wide screen, of a digit, and of what is between two columns."""
+LEAST = 4
+"""Generations that a table shows, room or not."""
 WIDE_INCHES = 10.0
 """A figure that is wider has a row of its own."""
 EMBEDDED_BYTES = 3_000_000
@@ -99,6 +103,7 @@ def render(
     axes: Sequence[str],
     seeds: Sequence[int],
     theory: Callable[[str], Theory] = lambda metric: {},
+    tables: Sequence[tuple[Rows, Sequence[str]]] = (),
     **sections: Any,
 ) -> Path:
     """Write ``report.html`` and its figures; returns the page.
@@ -110,6 +115,7 @@ def render(
         axes: The axes that tell cells apart.
         seeds: Those that every cell is run with; those with rows when empty.
         theory: What theory says of a metric, by cell.
+        tables: The rows, and their axes, that have a table of their own by generation; one of all when empty.
         sections: What else the page has (``report.html.jinja``); ``drawings`` are more figures,
             ``remarks`` more lines of the answer.
     """
@@ -125,6 +131,10 @@ def render(
     shown += [page.add(drawing) for drawing in sections.pop("drawings", ())]
     scripts = [_asset("uplot.min.js"), _asset("explorer.js")] if data["metrics"] else []
     lines = [*answers(rows, axes, seeds), *sections.pop("remarks", ())]
+    apart = tables or ((rows, axes),)
+    summaries = [_summary(part, of, seeds) for part, of in apart]
+    growing = [growth_table(part, of, seeds) for part, of in apart]
+    counts = _seed_counts(rows, axes, seeds)
     known: dict[str, Any] = dict.fromkeys(SECTIONS, ())
     chains = len({(chain.cell, chain.seed) for chain in rows.series(axes)})
     known |= {
@@ -144,9 +154,11 @@ def render(
         figures=shown,
         chosen=chosen,
         answers=[visible(line, lines=False) for line in lines],
-        summary=summary_table(rows, axes, seeds),
-        growth=growth_table(rows, axes, seeds),
-        seeds=len(seeds) or len({chain.seed for chain in rows.series(axes)}),
+        summary=summaries[0],
+        summaries=summaries,
+        growths=[table for table in growing if table["lines"]],
+        seeds=max(counts, default=0),
+        each=str(counts[0]) if counts[:1] == counts[-1:] else f"{counts[0]} to {counts[-1]}",
         rows=len(rows),
         diverged=int(rows.diverged.sum()),
         **{**known, **sections},
@@ -154,6 +166,28 @@ def render(
     write_atomic(page.folder / "report.html", content.encode())
     page.tell("")
     return page.folder / "report.html"
+
+
+def _summary(rows: Rows, axes: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """The table by generation with as many columns as there is room for: the last one matters most."""
+    found = summary_table(rows, axes, seeds)
+    # a heading is broken between its words
+    heads = [max(name.split() or [""], key=len) for name in words(found["axes"])]
+    cells = [[*line["cell"], *line["points"]] for line in found["lines"]]
+    cells.append([*heads, *map(str, found["generations"])])
+    widths = [GAP_PX + LETTER_PX * max(map(len, column)) for column in zip(*cells, strict=True)]
+    before, each = sum(widths[: len(found["axes"])]), max(widths[len(found["axes"]) :], default=0)
+    most = (ROOM_PX - before) // each if each else LEAST
+    fits = len(found["generations"]) <= most
+    return found if fits else summary_table(rows, axes, seeds, max(LEAST, most))
+
+
+def _seed_counts(rows: Rows, axes: Sequence[str], seeds: Sequence[int]) -> list[int]:
+    """How many seeds cells have, from the fewest: all the same where it is said with which they are run."""
+    own: dict[tuple[Any, ...], set[int]] = {}
+    for chain in rows.series(axes):
+        own.setdefault(chain.cell, set()).add(chain.seed)
+    return [len(seeds)] if seeds else sorted(len(found) for found in own.values()) or [0]
 
 
 def _template() -> jinja2.Template:

@@ -17,11 +17,14 @@ from bundled import assert_mean, run_bundles
 from chains import run_all
 from conftest import harness
 
-from harness.board.build import site_files, tables_of
+from harness.board.build import build_site, site_files, tables_of
 from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.pages import entry_page, track_page
+from harness.board.rules import other_rules
 from harness.board.score import NO_EFFECT, table_of
 from harness.board.verify import compared, verified
+from harness.config.shipped import tracks
+from harness.config.track import read_track
 from harness.errors import InputError
 from harness.store import Store
 from harness.store.experiment import Experiment
@@ -77,6 +80,41 @@ def test_an_honest_entry_is_verified_and_a_changed_one_is_not(computed: Any, tmp
     seeds = changed(lambda data: data["track"].update(seeds=[0, 1, 2, 3, 4]))
     assert "seeds.5: is not in the artifacts" in seeds
     assert "configuration" in changed(lambda data: data["configuration"].update(generations=5))
+
+
+def test_a_track_with_other_rules_under_its_name_is_found(computed: Any, tmp_path: Path) -> None:
+    """The rules of a track that comes with the harness are known: an entry with its own says so."""
+    _, root, entries = computed
+    entry = entries["keep"]
+    shipped = read_track(tracks()["closed-form-discrete"]).track
+    own = with_data(entry, lambda data: data.update(track=shipped.model_dump(mode="json")))
+    assert not other_rules(entry.track) and not other_rules(own.track)
+
+    def relaxed(data: dict[str, Any]) -> None:
+        data["track"]["limits"]["real_share"] = 0.9
+        data["track"]["seeds"] = data["track"]["seeds"][:5]
+
+    forged = with_data(own, relaxed)
+    outcome = verified(forged, root)
+    assert not outcome.good and "is not the one of this name and version" in outcome.verdict
+    assert outcome.lines == (
+        "track.limits.real_share: is not what the track says",
+        "track.seeds: is not what the track says",
+    )
+    several = [with_data(forged, lambda data, n=n: data.update(experiment=f"e{n}")) for n in range(3)]
+    tables = tables_of([own, *several])
+    assert [(table.name, len(table.superseded)) for table in tables] == [
+        ("closed-form-discrete", 0),
+        ("closed-form-discrete-version-1", 2),
+    ], "the one with other rules never has the track's page, however many there are"
+    (line,) = tables[1].lines
+    assert "other rules than the track's: limits.real_share, seeds" in line.badges
+    assert any(badge.startswith("stale: other rules") for badge in line.badges)
+    newer = with_data(own, lambda data: data["track"].update(version=shipped.version + 1))
+    assert not other_rules(newer.track), "what another version says is not known here"
+    write_entry(forged, tmp_path)
+    (said, *_) = [line for line in build_site(tmp_path, tmp_path) if line.startswith("other rules")]
+    assert "limits.real_share, seeds" in said and forged.name in said
 
 
 def test_a_changed_file_is_no_entry(computed: Any, tmp_path: Path) -> None:

@@ -22,12 +22,16 @@ from conftest import harness
 from pydantic import ValidationError
 
 from harness.board.build import build_site, read_entries, site_files, tables_of
+from harness.board.checked import verification
 from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.front import fronts
+from harness.board.immutable import write_beside
 from harness.board.pages import entry_page, file_of
 from harness.board.verify import verified
 from harness.errors import InputError
 from harness.reporting.statistics import aggregate
+from harness.store import Store
+from harness.study import open_study
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,16 @@ def test_what_has_changed_is_told(site: Path, tmp_path: Path) -> None:
             assert {path.stem for path in (tmp_path / "pages").glob(f"*.{form}")} - {"index"} == tables
 
 
+def test_a_new_mark_is_told(computed: Any, tmp_path: Path) -> None:
+    _, root, entries = computed
+    place = [write_entry(entry, tmp_path) for entry in entries.values()][-1]
+    found = read_entry(place)
+    assert list(build_site(tmp_path, tmp_path)) == list(build_site(tmp_path, tmp_path)) == []
+    write_beside(verification(found, None, verified(found, root)), place)
+    (line,) = build_site(tmp_path, tmp_path)
+    assert line.startswith(f"marked: small {found.mitigation}, ") and "verified 20" in line
+
+
 def test_nothing_hostile_is_markup(site: Path) -> None:
     for path in site.rglob("*.html"):
         text = path.read_text()
@@ -209,6 +223,61 @@ def test_versions_of_a_track_are_tables_of_their_own(computed: Any, tmp_path: Pa
         ("small", 2, 1),
         ("small-version-1", 1, 3),
     ]
+
+
+def test_an_earlier_version_says_so_and_leads_to_the_newest(computed: Any) -> None:
+    entries = list(computed[2].values())
+    newer = with_data(entries[0], lambda data: data["track"].update(version=2))
+    files = {name: content.decode() for name, content in site_files(tables_of([*entries, newer]))}
+    old, new = files["small-version-1.html"], files["small.html"]
+    assert '<a href="small.html">the newest table</a>' in old and "the newest table" not in new
+    assert old.count("stale: version 1 of the track; the newest is 2</span>") == len(entries)
+    assert "stale" not in new
+    index = files["index.html"]
+    assert index.index('href="small.html"') < index.index('href="small-version-1.html"')
+    assert "Stale: version 1 of the track; the newest is 2." in index
+
+
+def test_an_entry_says_how_to_run_it_again(computed: Any, tmp_path: Path) -> None:
+    """The study on its page has the entry's own chains."""
+    config, _, entries = computed
+    entry = entries["keep"]
+    (table,) = tables_of(list(entries.values()))
+    line = next(line for line in table.lines if line.entry is entry)
+    body = html.unescape(entry_page(line, entry, table.name))
+    (study,) = re.findall(r"cat > study.yaml <<'EOF'\n(.*?)\nEOF\nharness run study.yaml\n", body, re.S)
+    assert "harness leaderboard add study.yaml --mitigation keep --to board" in body
+    (tmp_path / "small.yaml").write_text((config.parent / "small.yaml").read_text())
+    (tmp_path / "study.yaml").write_text(study)
+    prepared, scratch = open_study(tmp_path / "study.yaml", (), Store.read(computed[1]))
+    with scratch:
+        found = {chain.id for chain in prepared.chains}
+    assert {result.chain for result in entry.seeds.values()} <= found
+
+
+def test_what_generation_0_does_not_have_loses_no_seed(computed: Any) -> None:
+    def pool(data: dict[str, Any]) -> None:
+        data["track"]["score"]["beside"] = ["pool/kept_share"]
+        for result in (*data["seeds"].values(), *data["baseline"].values()):
+            result["metrics"]["pool/kept_share"] = [None, *[0.5] * 6]
+        data["seeds"]["0"]["metrics"]["pool/kept_share"][3] = None
+
+    entry = with_data(computed[2]["keep"], pool)
+    body = entry_page(None, entry, "small")
+    assert "none (baseline), 8 seeds" in body and "keep, 7 to 8 seeds" in body and "0 to 8" not in body
+
+
+def test_labels_of_a_front_are_within_it(computed: Any) -> None:
+    """Also where all cost the same, and no two numbers lie on one another."""
+    (table,) = tables_of(list(computed[2].values()))
+    lines = tuple(
+        replace(line, entry=with_data(line.entry, lambda data: data["cost"].update(device_hours=7.7e-5)))
+        for line in table.lines
+    )
+    (figure,) = fronts(replace(table, lines=lines), lambda line: "page.html")
+    for at, label in re.findall(r'x="([-\d.]+)" y="276" text-anchor="middle">([^<]*)<', figure):
+        half = 13 * len(label) / 2  # of a letter on a phone, in the figure's pixels
+        assert half <= float(at) <= 640 - half, label
 
 
 def test_a_board_is_served_to_this_machine(site: Path, tmp_path: Path) -> None:
@@ -306,5 +375,7 @@ def test_the_address_sorts_and_filters_in_a_browser(site: Path) -> None:
     assert names == [row["entry"] for row in sorted(rows, key=lambda row: -float(row["rise"]))]
     dom, said = browser(f"{page}#filter=keep")
     assert not said and f"1 of {len(rows)} entries" in dom
+    dom, said = browser(f"{page}#filter=%E0%A4%A&sort=rise")
+    assert not said and 'aria-sort="ascending"' in dom, "what is no address's code is read as it is"
     dom, said = browser((site / "small" / _page(site, "hostile")).as_uri())
     assert not said and "<title>hostile: A &lt;b&gt;small&lt;/b&gt; track</title>" in dom

@@ -3,7 +3,7 @@
  var body=table.tBodies[0],heads=table.tHead.rows[0].cells,rows=[].slice.call(body.rows),
  box=document.getElementById('filter'),count=document.getElementById('count'),first=rows.slice();
  function state(){var s={};location.hash.slice(1).split('&').forEach(function(p){var i=p.indexOf('=');
-  if(i>0)s[p.slice(0,i)]=decodeURIComponent(p.slice(i+1));});return s;}
+  if(i>0)try{s[p.slice(0,i)]=decodeURIComponent(p.slice(i+1));}catch(e){s[p.slice(0,i)]=p.slice(i+1);}});return s;}
  function keep(s){var parts=[];for(var k in s)if(s[k])parts.push(k+'='+encodeURIComponent(s[k]));
   history.replaceState(null,'',parts.length?'#'+parts.join('&'):location.pathname+location.search);}
  function show(){

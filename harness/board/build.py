@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from itertools import chain, count
 from pathlib import Path
@@ -18,7 +19,9 @@ from harness.board.checked import SUFFIX, Verification
 from harness.board.entry import Entry, read_entry
 from harness.board.immutable import read_immutable
 from harness.board.pages import entry_page, file_of, index_page, safe, track_page, values_of
+from harness.board.rules import other_rules
 from harness.board.score import TrackTable, table_of
+from harness.config.schema import science
 from harness.config.shipped import tracks
 from harness.config.track import Track, read_track
 from harness.errors import DamagedError, InputError
@@ -69,7 +72,19 @@ def build_site(folder: Path, out: Path) -> Iterator[str]:
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
     yield from _changes(before, json.loads(files["board.json"]))
+    yield from _otherwise(tables)
     yield from _left_out(foreign, checks, tables)
+
+
+def _otherwise(tables: Iterable[TrackTable]) -> Iterator[str]:
+    """Tables whose entries say of their track what it does not say."""
+    for table in tables:
+        if changed := other_rules(table.track):
+            names = ", ".join(visible(line.entry.name) for line in table.lines[:MAX_FOREIGN])
+            yield (
+                f"other rules than the track {table.track.track} of version {table.track.version} has "
+                f"({', '.join(changed)}): {names}"
+            )
 
 
 def _left_out(
@@ -156,12 +171,30 @@ def tables_of(entries: Sequence[Entry], checks: Sequence[Verification] = ()) -> 
         # a track may itself be called as an older version of another is
         name = next(n for n in names if n not in taken and (n == track.track or n not in plain))
         taken.add(name)
-        found.append(table_of(track, group, name, checks))
+        table = table_of(track, group, name, checks)
+        newest = next(group[0] for group in ordered if group[0].track.track == track.track)
+        found.append(table if newest is group[0] else _stale(table, group[0], newest))
     return sorted(found, key=lambda table: table.name)
 
 
-def _newest(group: Sequence[Entry]) -> tuple[int, int, str]:
-    return group[0].track.version, len(group), max(entry.provenance.finished for entry in group)
+def _stale(table: TrackTable, entry: Entry, newest: Entry) -> TrackTable:
+    """A table that is not the newest of its track, whose entries say so."""
+    if entry.track.version != newest.track.version:
+        why = f"version {entry.track.version} of the track; the newest is {newest.track.version}"
+    elif science(entry.track) != science(newest.track):
+        why = "other rules under the same name and version of the track"
+    elif entry.data != newest.data:
+        why = "other data than the newest entries'"
+    else:
+        why = "another version of a metric or a learner than the newest entries'"
+    lines = tuple(replace(line, badges=(*line.badges, f"stale: {why}")) for line in table.lines)
+    return replace(table, lines=lines, newer=newest.track.track, stale=why)
+
+
+def _newest(group: Sequence[Entry]) -> tuple[bool, int, int, str]:
+    """Of tables of one track the one that comes last has the track's page: never one with other rules."""
+    own = not other_rules(group[0].track)
+    return own, group[0].track.version, len(group), max(entry.provenance.finished for entry in group)
 
 
 def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, bytes]]:
@@ -259,12 +292,21 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
     for name in sorted(old.keys() & new.keys()):
         if old[name] != new[name]:
             yield f"changed: {visible(name)}, rank {old[name] or 'none'} to {new[name] or 'none'}"
+    marked, marks = (_by_name(board, "notes") for board in (before, now))
+    for name in sorted(marked.keys() & marks.keys()):
+        if marked[name] != marks[name]:
+            yield f"marked: {visible(name)}, {visible(str(marks[name] or 'nothing any more'))}"
 
 
 def _ranks(board: Mapping[str, Any]) -> dict[str, Any]:
+    return _by_name(board, "rank")
+
+
+def _by_name(board: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """A column of all entries, by track and name; nothing of a board of another form."""
     try:
         return {
-            f"{track} {row['entry']}": row["rank"]
+            f"{track} {row['entry']}": row[column]
             for track, found in board["tracks"].items()
             for row in found["entries"]
         }

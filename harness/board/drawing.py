@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 300
-LEFT, BOTTOM = 64, 40
+LEFT, BOTTOM, TOP = 64, 40, 18
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def curves(lines: Sequence[Curve], title: str, unit: str) -> str:
     margin = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
     last = max(len(line.means) for line in lines) - 1
     x = Scale(0, max(last, 1), LEFT, WIDTH - 12)
-    y = Scale(low - margin, high + margin, HEIGHT - BOTTOM, 12)
+    y = Scale(low - margin, high + margin, HEIGHT - BOTTOM, TOP)
     parts = [f"<title>{escape(title)}</title>"]
     for tick in ticks(y.low, y.high):
         at = f"{y(tick):.1f}"

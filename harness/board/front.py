@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
-from harness.board.drawing import BOTTOM, HEIGHT, LEFT, WIDTH, Scale, text, ticks
+from harness.board.drawing import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Scale, text, ticks
 from harness.board.ranking import pareto
 from harness.board.score import Scored, TrackTable
 from harness.terminal import visible
 
 MAX_NAMED = 20
 """Entries of a front that have a number in the figure and a name below it."""
+LETTER = 13
+"""Width of a letter on a phone, in a figure's own pixels."""
 SPREAD = 20
 """Largest over smallest cost beyond which costs are on a log scale."""
 
@@ -39,6 +41,9 @@ class FrontPoint:
     best: bool
 
 
+CLEAN = "Clean cost: how much more it worsens than the baseline where nothing is synthetic."
+
+
 def fronts(table: TrackTable, link: Callable[[Scored], str]) -> Iterator[str]:
     """A figure for every cost that the ranked entries of a track have.
 
@@ -53,7 +58,7 @@ def fronts(table: TrackTable, link: Callable[[Scored], str]) -> Iterator[str]:
     )
     figures = [("device-hours of all seeds", hours)]
     if "clean" in table.controls:
-        figures.append((f"clean cost: how much more it worsens where nothing is synthetic{unit}", clean))
+        figures.append((f"clean cost{unit}", clean))
     for label, cost in figures:
         known = [(line, cost(line)) for line in table.lines if line.rank is not None]
         whole = [(line, price) for line, price in known if price is not None]
@@ -84,7 +89,7 @@ def _figure(
     caption = (
         f"What an entry gains against its {escape(label)}, with the 95 % interval of what it gains. On the "
         "line: no other ranked entry gains as much for less; the means decide, whether or not they can be "
-        "told apart."
+        "told apart." + (f" {CLEAN}" if label.startswith("clean cost") else "")
     )
     return (
         f"<figure>{_drawing(points, named, front, label, benefit)}<figcaption>{caption}"
@@ -104,12 +109,18 @@ def _scale(costs: Sequence[float]) -> tuple[Callable[[float], float], list[float
     return plain, ticks(plain.low, plain.high)
 
 
+def _within(at: float, label: str) -> float:
+    """The middle of a label, moved to where all of it is within the figure, on a phone too."""
+    half = LETTER * len(label) / 2
+    return min(max(at, half), WIDTH - half)
+
+
 def _drawing(
     points: Sequence[FrontPoint], named: dict[int, int], front: Sequence[int], label: str, benefit: str
 ) -> str:
     ends = [v for p in points for v in (p.benefit, p.low, p.high) if v is not None]
     margin = 0.06 * (max(ends) - min(ends)) or 1.0
-    y = Scale(min(ends) - margin, max(ends) + margin, HEIGHT - BOTTOM, 12)
+    y = Scale(min(ends) - margin, max(ends) + margin, HEIGHT - BOTTOM, TOP)
     x, marks = _scale([point.cost for point in points])
     parts = [f"<title>{escape(benefit)} against {escape(label)}</title>"]
     for mark in ticks(y.low, y.high):
@@ -119,8 +130,8 @@ def _drawing(
             f'<text class="tick" x="{LEFT - 6}" y="{at}" dy="4" text-anchor="end">{text(mark)}</text>'
         )
     parts += [
-        f'<text class="tick" x="{x(mark):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
-        f"{text(mark)}</text>"
+        f'<text class="tick" x="{_within(x(mark), text(mark)):.1f}" y="{HEIGHT - BOTTOM + 16}" '
+        f'text-anchor="middle">{text(mark)}</text>'
         for mark in marks
     ]
     middle = (LEFT + WIDTH - 12) / 2
@@ -133,6 +144,7 @@ def _drawing(
             steps.append(f"{x(points[place].cost):.1f},{y(points[before].benefit):.1f}")
         steps.append(f"{x(points[place].cost):.1f},{y(points[place].benefit):.1f}")
     parts.append(f'<polyline class="curve one" points="{" ".join(steps)}"/>')
+    written = list[tuple[float, float]]()
     for place, point in enumerate(points):
         at = f"{x(point.cost):.1f}"
         if point.low is not None and point.high is not None:
@@ -141,8 +153,9 @@ def _drawing(
         style = "mean" if point.best else "other"
         parts.append(f'<circle class="{style}" cx="{at}" cy="{y(point.benefit):.1f}" r="4"/>')
         if place in named:
-            parts.append(
-                f'<text class="number" x="{x(point.cost) + 7:.1f}" y="{y(point.benefit) - 6:.1f}">'
-                f"{named[place]}</text>"
-            )
+            right, above = x(point.cost) + 7, y(point.benefit) - 6
+            while any(abs(right - a) < 2 * LETTER and abs(above - b) < 18 for a, b in written):
+                above += 18
+            written.append((right, above))
+            parts.append(f'<text class="number" x="{right:.1f}" y="{above:.1f}">{named[place]}</text>')
     return f'<svg class="figure" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'

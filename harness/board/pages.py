@@ -16,8 +16,9 @@ from harness.board.drawing import Curve, Scale, curves, interval, text
 from harness.board.entry import Entry, SeedResult
 from harness.board.front import fronts
 from harness.board.ranking import smallest_p
-from harness.board.rules import worse_sign
+from harness.board.rules import other_rules, worse_sign
 from harness.board.score import Scored, TrackTable, plain
+from harness.config.shipped import tracks
 from harness.config.track import BASELINE, Track
 from harness.metrics.catalogue import about
 from harness.reporting.statistics import Aggregate, aggregate
@@ -57,13 +58,16 @@ def index_page(tables: Sequence[TrackTable], waiting: Sequence[Track] = ()) -> s
         "the rest. Each track below is an environment with fixed data, budgets and seeds; each entry is a "
         "recipe that is meant to resist, computed from a store.</p></header><main>"
     )
-    for table in tables:
+    for table in sorted(tables, key=lambda table: bool(table.stale)):  # earlier ones behind all others
         link = f"{table.name}.html"
         body.append(f'<section><h2><a href="{link}">{safe(table.track.title)}</a></h2>')
         body.append(f'<p class="answer">{answer(table)}</p>')
         ranked = sum(line.rank is not None for line in table.lines)
         body.append(f'<p class="soft">{ranked} ranked entries over {table.seeds} seeds, ')
-        body.append(f"{len(table.lines) - ranked} not ranked; version {table.track.version}</p></section>")
+        body.append(f"{len(table.lines) - ranked} not ranked; version {table.track.version}</p>")
+        body.append(
+            f'<p class="soft">Stale: {safe(table.stale)}.</p></section>' if table.stale else "</section>"
+        )
     if not tables:
         body.append("<p>There are no entries yet.</p>")
     if waiting:
@@ -169,6 +173,7 @@ def _columns(table: TrackTable) -> list[Column]:
         Column("benefit", f"resists{unit}", less, lambda line: mean(line.benefit)),
         Column("figure", "interval", "of the column before", figure),
         Column("rise", f"worsens by{unit}", worse, lambda line: mean(line.rise)),
+        Column("notes", "notes", "", _notes_cell, "words"),
         Column(
             "first",
             "best in",
@@ -196,7 +201,6 @@ def _columns(table: TrackTable) -> list[Column]:
         Column(
             "hours", "device-hours", "of all seeds", lambda line: _number_cell(line.entry.cost.device_hours)
         ),
-        Column("notes", "notes", "", _notes_cell, "words"),
     ]
 
 
@@ -242,7 +246,11 @@ def track_page(table: TrackTable) -> str:
     """The table of a track."""
     track, score = table.track, table.track.score
     body = [f'<header><nav><a href="index.html">all tracks</a></nav><h1>{safe(track.title)}</h1>']
-    body.append(f'<p class="answer">{answer(table)}</p></header><main>')
+    body.append(f'<p class="answer">{answer(table)}</p>')
+    if table.stale:
+        newest = f'<a href="{safe(table.newer)}.html">the newest table</a>'
+        body.append(f"<p><b>Stale</b>: {safe(table.stale)}. Not to be compared with {newest}.</p>")
+    body.append("</header><main>")
     body.append('<p><label>Filter <input id="filter" type="search" autocomplete="off"></label> ')
     body.append('<span id="count" class="soft" role="status"></span></p>')
     body.append('<div class="scroll" tabindex="0" role="region" aria-label="Entries"><table data-sort>')
@@ -403,13 +411,41 @@ def entry_page(line: Scored | None, entry: Entry, table: str, checks: Sequence[V
     facts.append(("versions", ", ".join(f"{n} {' or '.join(v)}" for n, v in sorted(versions.items()))))
     body += [f"<dt>{safe(name)}</dt><dd>{safe(value)}</dd>" for name, value in facts]
     file = entry.name.rpartition("/")[2]
-    body.append('</dl><h2>Check it</h2><pre tabindex="0">')
+    body.append("</dl><h2>Run it again</h2><p>A study that makes this entry, with its baseline and the ")
+    body.append("seeds of its track:</p>")
+    body.append(f'<pre tabindex="0">{_study(entry)}</pre>')
+    body.append('<h2>Check it</h2><pre tabindex="0">')
     body.append(safe(f"harness leaderboard verify {file} --root STORE\n").replace("\\u000a", "\n"))
     body.append(safe(f"harness leaderboard verify {file} --replay {track.seeds[0]}"))
     body.append(f'</pre><p><a href="{safe(file)}">The entry\u2019s file</a></p>')
     body += [f"<p>{safe(_check(item))}</p>" for item in reversed(checks)]
     body.append("</main>")
     return page(f"{entry.mitigation}: {track.title}", body)
+
+
+def _study(entry: Entry) -> str:
+    """The commands that compute an entry anew, as HTML: a file that is written, run and added."""
+    own = entry.track.track
+    shipped = own in tracks() and not other_rules(entry.track)
+    file = {"experiment": own, "track": own if shipped else f"{own}.yaml"}
+    lines = [f"{name}: {json.dumps(value)}" for name, value in file.items()]
+    # YAML reads what JSON writes
+    settings = json.dumps(entry.settings, ensure_ascii=False, sort_keys=True)
+    lines += ["mitigations:", f"  {entry.mitigation}: {settings}", "tracking: {wandb: disabled}"]
+    before = (
+        []
+        if shipped
+        else [f"# {own}.yaml: version {entry.track.version} of the track, as in the entry's file"]
+    )
+    commands = [
+        *before,
+        "cat > study.yaml <<'EOF'",
+        *lines,
+        "EOF",
+        "harness run study.yaml",
+        f"harness leaderboard add study.yaml --mitigation {entry.mitigation} --to board",
+    ]
+    return "\n".join(safe(line) for line in commands)
 
 
 def _samples(entry: Entry) -> list[str]:
@@ -454,7 +490,9 @@ def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -
         ended = sum(state == "diverged" for row, state in rows if len(row) <= generation)
         found.append(aggregate(values, ended, len(rows) - len(values) - ended))
     # a chain that has diverged must not leave a mean in silence
-    fewest = min((len(a.values) for a in found), default=0)
+    # generation 0 has no pool, and has lost no seed where nobody measures it there
+    measured = found[1:] if found and found[0].missing == len(rows) else found
+    fewest = min((len(a.values) for a in measured), default=0)
     whole = (
         f"{label}, {len(seeds)} seeds" if fewest == len(seeds) else f"{label}, {fewest} to {len(seeds)} seeds"
     )

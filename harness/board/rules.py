@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 
 from harness.config.mitigations import AXIS, SECTION
-from harness.config.track import Track
+from harness.config.schema import science
+from harness.config.shipped import tracks
+from harness.config.track import Track, read_track
 from harness.data.base import PreparedData
 from harness.errors import InputError
 from harness.metrics.catalogue import about
@@ -80,6 +84,32 @@ def worse_sign(metric: str) -> float:
             "can be ranked by it; harness list metrics says it of others"
         )
     return -1.0 if worse == "lower" else 1.0
+
+
+def other_rules(track: Track) -> list[str]:
+    """What a track says otherwise than the one of its name and version that comes with the harness, by field.
+
+    Nothing for tracks of others, and of other versions: whose rules they are nobody here knows.
+    """
+    path = tracks().get(track.track)
+    known = None if path is None else _shipped(path)
+    if known is None or known.version != track.version:
+        return []
+    mine, theirs = science(track), science(known)
+    found = []
+    for name in sorted(mine.keys() | theirs.keys()):
+        one, other = mine.get(name), theirs.get(name)
+        if one != other and isinstance(one, dict) and isinstance(other, dict):
+            fields = sorted(f for f in one.keys() | other.keys() if one.get(f) != other.get(f))
+            found += [f"{name}.{field}" for field in fields]
+        elif one != other:
+            found.append(name)
+    return found
+
+
+@cache
+def _shipped(path: Path) -> Track:
+    return read_track(path).track
 
 
 def _real_examples(recipe: Recipe) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from harness.board.checked import Verification, badges
 from harness.board.entry import Entry, SeedResult
 from harness.board.ranking import Rank, pareto, rank, told_apart
-from harness.board.rules import worse_sign
+from harness.board.rules import other_rules, worse_sign
 from harness.components import FILTERS
 from harness.config.track import BASELINE, Track
 from harness.errors import InputError
@@ -79,6 +79,8 @@ class TrackTable:
         superseded: Entries of a configuration of which there is a later or fuller one.
         name: Of its page: the track's, with a number where the board has several versions or data of it.
         checks: Verifications by their entries' names, the earliest first.
+        newer: The table of the newest version of the track, where this is another one.
+        stale: Why this one is not compared with that; empty where there is none.
     """
 
     track: Track
@@ -86,6 +88,8 @@ class TrackTable:
     superseded: tuple[Entry, ...]
     name: str
     checks: Mapping[str, tuple[Verification, ...]] = field(default_factory=dict)
+    newer: str = ""
+    stale: str = ""
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -277,6 +281,8 @@ def _badges(
     """
     found = ["baseline"] if entry.mitigation == BASELINE else []
     found += [unranked] if unranked else []
+    if changed := other_rules(entry.track):
+        found.append(f"other rules than the track's: {', '.join(changed)}")
     if entry.provenance.dirty:
         found.append("source tree not clean")
     failed = sum(result.state == "failed" for result in entry.seeds.values())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness.board.entry import Entry, SeedResult, make_entry
-from harness.board.rules import worse_sign
+from harness.board.rules import other_rules, worse_sign
 from harness.config.mitigations import AXIS, SECTION
 from harness.errors import HarnessError, InputError, StoreError
 from harness.files import write_json
@@ -61,6 +61,12 @@ def verified(entry: Entry, root: Path) -> EntryVerdict:
     Raises:
         InputError: The store has nothing of it.
     """
+    if changed := other_rules(entry.track):
+        return EntryVerdict(
+            False,
+            "not verified: its track is not the one of this name and version that comes with the harness",
+            tuple(f"track.{name}: is not what the track says" for name in changed[:MAX_LINES]),
+        )
     with tempfile.TemporaryDirectory(prefix="harness-") as folder:
         study, store = write_study(entry, Path(folder)), Store.read(root)
         prepared = prepare_study(study, (), store, Path(folder))

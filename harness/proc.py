@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import resource
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # some that use this module start on every node, and need nothing but the standard library
     import psutil
 
+_PROCESSORS = Path("/proc/cpuinfo")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
@@ -52,6 +55,21 @@ def _said(folder: Path, name: str) -> list[str]:
         return (folder / name).read_text().split()
     except OSError:
         return []
+
+
+@cache
+def cpu_device() -> str:
+    """The CPU as a device: ``cpu, AMD EPYC 9B14``; the architecture where the kernel knows no model.
+
+    Processors of different models add up in different orders, and give different digits.
+    """
+    try:
+        lines = _PROCESSORS.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2] for line in lines if line.startswith(("model name", "Processor\t")))
+    found = next((" ".join(name.split()) for name in names if name.strip()), "")
+    return f"cpu, {found or platform.processor() or platform.machine()}"
 
 
 def cpu_quota() -> float | None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boards import MITIGATIONS, TRACK, compute, entries_of, one_by_one, with_data, write
+from boards import METRIC, MITIGATIONS, TRACK, compute, entries_of, one_by_one, with_data, write
 from bundled import run_bundles
 from chains import run_all
 from conftest import harness
 
+from harness import proc
 from harness.board.build import read_entries, read_verifications, tables_of
 from harness.board.entry import Entry, write_entry
 from harness.board.score import table_of
@@ -63,6 +64,34 @@ def test_records_of_another_track(computed: Any, tmp_path: Path) -> None:
     outcome = verified(claimed, computed[1])
     assert not outcome.good and any(line.startswith("configuration.data") for line in outcome.lines)
     assert [len(table.lines) for table in tables_of([entries["keep"], claimed])] == [1, 1]
+
+
+def test_processors_of_two_models_may_round_otherwise(
+    computed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry names the model of its processor; only where that is the same do two contradict each other."""
+    entry, names = computed[2]["keep"], []
+    cpu = entry.provenance.devices
+    assert cpu == (proc.cpu_device(),) and cpu[0].startswith("cpu, ")
+    for model in ("AMD  EPYC 9B14", "Intel(R) Xeon(R) Platinum 8581C", ""):
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: {model}\n" * 2)
+        monkeypatch.setattr(proc, "_PROCESSORS", tmp_path / "cpuinfo")
+        proc.cpu_device.cache_clear()
+        names.append(proc.cpu_device())
+    proc.cpu_device.cache_clear()
+    assert names[:2] == ["cpu, AMD EPYC 9B14", "cpu, Intel(R) Xeon(R) Platinum 8581C"]
+    assert len(names[2]) > len("cpu, ")
+
+    def on(name: str, digit: float) -> Entry:
+        def change(data: dict[str, Any]) -> None:
+            data["provenance"]["devices"] = [name]
+            data["seeds"]["3"]["metrics"][METRIC][-1] += digit
+
+        return with_data(entry, change)
+
+    table_of(entry.track, [on(names[0], 0.0), on(names[1], 1e-6)])
+    with pytest.raises(InputError, match="different numbers under one key"):
+        table_of(entry.track, [on(names[0], 0.0), on(names[0], 1e-6)])
 
 
 @pytest.mark.parametrize("commits", [(), ("",), ("0123456789ab", "0123456789ab+dirty")])

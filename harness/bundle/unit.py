@@ -19,6 +19,7 @@ from harness.bundle.job import CellJob
 from harness.components import PACKAGES
 from harness.curation import Sources
 from harness.learners.analytic.learner import versions
+from harness.proc import cpu_device
 from harness.records import writer_of
 from harness.science import BundledChain, Node, build
 
@@ -152,7 +153,7 @@ def provenance(started: float, commit: str) -> dict[str, Any]:
     return {
         "commit": commit,
         "host": socket.gethostname(),
-        "device": platform.processor() or platform.machine(),
+        "device": cpu_device(),
         "versions": {
             "harness": __version__,
             "python": platform.python_version(),

@@ -99,7 +99,7 @@ class Planner:
                 model = _trained(store.json("fits", fit, "spec.json")["learner"])
             except DamagedError:
                 continue
-            on_gpu = rates["device"] != "cpu"
+            on_gpu = not rates["device"].startswith("cpu")  # "cpu", of earlier versions, or with its model
             speed = rates["tokens_per_s"]
             if model in wanted and on_gpu == self.gpus and speed.get("fit") and speed.get("sample"):
                 found.setdefault(model, []).append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from harness.data.analytic import Truth
 from harness.learners.analytic.family import Chains, Family, Parameters, fold_origins, make_family
 from harness.learners.base import EvaluateTask, Evaluation, Execution, FitOutcome, FitTask, Ranks, SampleTask
+from harness.proc import cpu_device
 from harness.records import Examples
 from harness.science import FitSpec
 
@@ -73,11 +73,7 @@ class AnalyticLearner:
 
     def describe(self) -> Mapping[str, Any]:
         """Processor and versions."""
-        return {
-            "device": platform.processor() or platform.machine(),
-            "zero_stage": None,
-            "versions": versions(),
-        }
+        return {"device": cpu_device(), "zero_stage": None, "versions": versions()}
 
 
 def _load(folder: Path) -> Parameters:

@@ -41,6 +41,7 @@ from harness.learners.language_model.schedule import plan_steps
 from harness.learners.language_model.specs import fitted, text_of
 from harness.learners.language_model.training import Trainer
 from harness.learners.language_model.verdicts import Questions, verdicts
+from harness.proc import cpu_device
 from harness.records import Examples, Status
 from harness.science import CorpusSpec, FitSpec
 from harness.streams import stream_seed
@@ -287,7 +288,7 @@ class LanguageModelLearner:
             versions["peft"] = metadata.version("peft")
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
         return {
-            "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
+            "device": torch.cuda.get_device_name(0) if on_gpu else cpu_device(),
             "zero_stage": self.execution.resources.zero_stage,
             "attention": self.execution.resources.attention,
             "activation_checkpointing": self.execution.resources.activation_checkpointing,

@@ -30,6 +30,7 @@ from harness.learners.threads import compute_with
 from harness.learners.vae.model import ConvVae, decoded, encoded, new_model, read_model, write_model
 from harness.learners.vae.training import fit, plan_steps
 from harness.metrics import vae as metrics
+from harness.proc import cpu_device
 from harness.records import Examples
 from harness.science import CorpusSpec, FitSpec
 from harness.streams import stream, uniforms
@@ -168,7 +169,7 @@ class VaeLearner:
             "scikit-learn": version("scikit-learn"),
             "numpy": np.__version__,
         }
-        return {"device": "cpu", "zero_stage": None, "versions": versions}
+        return {"device": cpu_device(), "zero_stage": None, "versions": versions}
 
 
 def _section(spec: FitSpec) -> Vae:

@@ -189,6 +189,23 @@ def test_what_breaks_a_rule_is_no_entry(tmp_path: Path, settings: dict[str, Any]
         entries_of(config, tmp_path / "root")
 
 
+@pytest.mark.slow
+def test_a_broken_rule_is_said_before_anything_runs(tmp_path: Path) -> None:
+    config = write(
+        tmp_path, {"keep": {"regime.synthetic_ratio": 0.5}, "more": {"regime.synthetic_ratio": 0.2}}
+    )
+    for command in ("plan", "run"):
+        done = harness(command, config, "--root", tmp_path / "root")
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+        assert "study.yaml:" in line and "mitigations.more.regime: 80.0% of generation 1 are real" in line
+        assert line.endswith("harness leaderboard add will refuse it")
+    refused = harness("leaderboard", "add", config, "--root", tmp_path / "root", "--to", tmp_path / "board")
+    assert refused.returncode == 2 and "mitigations.more.regime: 80.0%" in refused.stderr
+    part = harness("plan", config, "--root", tmp_path / "root", "--set", "mitigation=more")
+    assert part.returncode == 0 and "warning" not in part.stderr, "without the baseline nothing is compared"
+
+
 def test_more_training_than_allowed(tmp_path: Path) -> None:
     config = write(tmp_path / "study", MITIGATIONS, limits={"examples": 3.9})
     run_bundles(config, tmp_path / "root")

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from harness.config.grid import find_cells
 from harness.config.mitigations import AXIS, SECTION
 from harness.config.schema import science
 from harness.config.shipped import tracks
-from harness.config.track import Track, read_track
+from harness.config.track import BASELINE, Track, read_track
 from harness.data.base import PreparedData
 from harness.errors import InputError
 from harness.metrics.catalogue import about
@@ -69,6 +70,27 @@ def check_rules(
             message = f"{found:.1%} of the test set ({what}) are in the training set, allowed are "
             raise refuse("data", f"{message}{limits.overlap:.1%}")
     return total, times
+
+
+def broken_rules(prepared: Prepared) -> list[str]:
+    """What of a study of a track can be no entry, a line each: known before anything of it runs.
+
+    Nothing of other studies, and of a part of one that leaves out the baseline.
+    """
+    if prepared.study.source.track is None:
+        return []
+    track, found = prepared.study.source.track.track, []
+    nothing = next(iter(find_cells(prepared.study, {AXIS: BASELINE})), None)
+    for index, cell in enumerate(prepared.study.cells):
+        name = str(cell.axes.get(AXIS))
+        if nothing is None or cell.teacher or track.controlled(name) is not None:
+            continue
+        try:
+            # what is in the data is the same for all of the track, and takes long to look at
+            check_rules(prepared, track, index, nothing, {})
+        except InputError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
 
 
 def worse_sign(metric: str) -> float:

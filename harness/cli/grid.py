@@ -78,6 +78,7 @@ def run(
     listen()
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, _ = prepare(config, assignments, root, scratch)
+        _tell_rules(prepared)
         check_ray()
         if address is None and not slurm:
             from harness.coordinator.session import check_this_machine
@@ -117,6 +118,16 @@ def run(
         _answer(prepared, Store.read(root))
     _tell(summary, warnings, json_output)
     raise typer.Exit(summary.exit_code)
+
+
+def _tell_rules(prepared: Prepared) -> None:
+    """Which mitigations of a track's study can be no entry, before they have cost anything."""
+    if prepared.study.source.track is None:
+        return
+    from harness.board.rules import broken_rules
+
+    for line in broken_rules(prepared):
+        terminal.show(f"warning: {line}; harness leaderboard add will refuse it", sys.stderr)
 
 
 def _answer(prepared: Prepared, store: Store) -> None:
@@ -175,6 +186,7 @@ def plan(
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)
+        _tell_rules(prepared)
         # On GPU machines the GPUs are what runs out; a CPU is taken to be there for every thread that a rank
         # asks for.
         threads = max(cell.config.resources.threads for cell in prepared.study.cells)

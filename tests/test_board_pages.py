@@ -26,7 +26,7 @@ from harness.board.checked import verification
 from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.front import fronts
 from harness.board.immutable import write_beside
-from harness.board.pages import entry_page, file_of
+from harness.board.pages import answer, entry_page, file_of
 from harness.board.verify import verified
 from harness.errors import InputError
 from harness.reporting.statistics import aggregate
@@ -253,6 +253,25 @@ def test_an_entry_says_how_to_run_it_again(computed: Any, tmp_path: Path) -> Non
     with scratch:
         found = {chain.id for chain in prepared.chains}
     assert {result.chain for result in entry.seeds.values()} <= found
+
+
+def test_a_baseline_that_improves_does_not_rise_by_less_than_nothing(computed: Any) -> None:
+    (table,) = tables_of(list(computed[2].values()))
+    assert " falls by 0." in answer(table)
+    better = tuple(replace(line, rise=aggregate([-(line.rise.mean or 0.0)] * 5)) for line in table.lines)
+    said = answer(replace(table, lines=better))
+    assert " rises by 0." in said and "\u2212" not in said and "-0" not in said
+
+
+def test_an_entry_says_how_many_tokens(computed: Any) -> None:
+    def text(data: dict[str, Any]) -> None:
+        data["track"]["config"]["data"]["block_size"] = 32
+
+    entry = with_data(computed[2]["keep"], text)
+    count = entry.cost.training_examples
+    page = entry_page(None, entry, "small")
+    assert f"<dt>tokens in them</dt><dd>{count * 32:,}</dd>" in page
+    assert "tokens" not in entry_page(None, computed[2]["keep"], "small")
 
 
 def test_what_generation_0_does_not_have_loses_no_seed(computed: Any) -> None:

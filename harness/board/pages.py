@@ -96,11 +96,9 @@ def answer(table: TrackTable) -> str:
     metric, unit = about(table.track.score.metric).label, safe(table.track.score.unit)
     rise = ""
     if baseline is not None and baseline.rise.mean is not None:
-        verb = "falls" if worse_sign(table.track.score.metric) < 0 else "rises"
-        rise = (
-            f" Without a mitigation, {safe(metric)} {verb} by {text(baseline.rise.mean)} {unit}".rstrip()
-            + "."
-        )
+        change = worse_sign(table.track.score.metric) * baseline.rise.mean
+        verb = "falls" if change < 0 else "rises"
+        rise = f" Without a mitigation, {safe(metric)} {verb} by {text(abs(change))} {unit}".rstrip() + "."
     if not sure:
         return f"No entry is better than the baseline beyond doubt.{rise}"
     verb = "resist" if len(sure) > 1 else "resists"
@@ -394,6 +392,7 @@ def entry_page(line: Scored | None, entry: Entry, table: str, checks: Sequence[V
     body.append("<h2>Cost and origin</h2><dl>")
     facts: list[tuple[str, str]] = [
         ("training examples of a seed", f"{entry.cost.training_examples:,}"),
+        *_tokens(entry),
         ("times the baseline's", text(entry.cost.times_baseline)),
         ("device-hours of all seeds", text(entry.cost.device_hours)),
         ("devices", ", ".join(entry.provenance.devices) or "not known"),
@@ -421,6 +420,13 @@ def entry_page(line: Scored | None, entry: Entry, table: str, checks: Sequence[V
     body += [f"<p>{safe(_check(item))}</p>" for item in reversed(checks)]
     body.append("</main>")
     return page(f"{entry.mitigation}: {track.title}", body)
+
+
+def _tokens(entry: Entry) -> list[tuple[str, str]]:
+    """Of text in blocks, which are full: the tokens of the training sets. Answers to prompts have any length."""
+    data = entry.track.config.get("data")
+    size = data.get("block_size") if isinstance(data, Mapping) and not entry.track.answers else None
+    return [("tokens in them", f"{entry.cost.training_examples * size:,}")] if type(size) is int else []
 
 
 def _study(entry: Entry) -> str:

@@ -11,9 +11,12 @@ import pytest
 import yaml
 from boards import entries_of, with_data, write
 from bundled import run_bundles
+from classifiers import write_classifier
+from conftest import TEXT
 
 from harness.board.entry import Entry
 from harness.board.pages import track_page, values_of
+from harness.board.rules import broken_rules
 from harness.board.score import Scored, table_of
 from harness.board.verify import verified
 from harness.config.grid import expand
@@ -196,6 +199,33 @@ def test_bad_input(tmp_path: Path, changes: Any, mitigations: Any, message: str)
     with pytest.raises(ConfigError) as error:
         load_file(config, ())
     assert message in str(error.value)
+
+
+def test_what_has_learned_elsewhere_is_no_entry_where_the_track_does_not_say_so(tmp_path: Path) -> None:
+    model = write_classifier(tmp_path / "model")
+    outside = {"filters": [{"kind": "classifier", "model": str(model), "label": "machine"}]}
+    environment = {name: TEXT[name] for name in ("data", "learner", "evaluate")}
+    environment |= {"regime": {"kind": "stream", "synthetic_ratio": 0.5}, "generations": 1}
+    track = {**STREAM, "config": environment, "score": {"metric": "test/nll"}, "controls": []}
+    for allowed in (False, True):
+        limits = {"regimes": ["stream"], **({"classifiers": True} if allowed else {})}
+        config = write(tmp_path / "study", {"outside": outside}, **{**track, "limits": limits})
+        found = broken_rules(prepare_study(config, (), Store.read(tmp_path / "root"), tmp_path))
+        if allowed:
+            assert not found
+        else:
+            (line,) = found
+            assert "mitigations.outside.filters" in line and "classifier has learned elsewhere" in line
+
+
+def test_who_knows_the_truth_says_so(computed: Any) -> None:
+    entry = computed[3]["label"]
+    (plain,) = table_of(entry.track, [entry]).lines
+    by_truth = [{"kind": "verifier", "score": "log_density"}]
+    told = with_data(entry, lambda data: data["configuration"].update(filters=by_truth))
+    (line,) = table_of(told.track, [told]).lines
+    knows = "its filter knows the truth, which nobody has of real data"
+    assert knows in line.badges and knows not in plain.badges
 
 
 def test_nobody_has_real_examples_that_others_have_not(tmp_path: Path) -> None:

@@ -423,7 +423,7 @@ def entry_page(line: Scored | None, entry: Entry, table: str, checks: Sequence[V
 
 
 def _tokens(entry: Entry) -> list[tuple[str, str]]:
-    """Of text in blocks, which are full: the tokens of the training sets. Answers to prompts have any length."""
+    """Of text in blocks, which are full: tokens of the training sets. Answers to prompts have any length."""
     data = entry.track.config.get("data")
     size = data.get("block_size") if isinstance(data, Mapping) and not entry.track.answers else None
     return [("tokens in them", f"{entry.cost.training_examples * size:,}")] if type(size) is int else []

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from harness.config.grid import find_cells
 from harness.config.mitigations import AXIS, SECTION
-from harness.config.schema import science
+from harness.config.schema import Config, science
 from harness.config.shipped import tracks
-from harness.config.track import BASELINE, Track, read_track
+from harness.config.track import BASELINE, Limits, Track, read_track
 from harness.data.base import PreparedData
 from harness.errors import InputError
 from harness.metrics.catalogue import about
@@ -46,11 +46,8 @@ def check_rules(
         place = f"{SECTION}.{name}.{field}"
         return InputError(str(prepared.study.source.problem(place, f"{message} (track {track.track})")))
 
-    if limits.regimes is not None and config.regime.kind not in limits.regimes:
-        allowed = ", ".join(limits.regimes)
-        raise refuse("regime.kind", f"found {config.regime.kind!r}, allowed: {allowed}")
-    if config.regime.writer != prepared.study.cells[baseline].config.regime.writer:
-        raise refuse("regime.source", "reads what no chain of its own has written")
+    if (broken := _broken_kind(config, prepared.study.cells[baseline].config, limits)) is not None:
+        raise refuse(*broken)
     recipes = [spec.recipe(generation) for generation in range(config.generations + 1)]
     for generation, recipe in enumerate(recipes[1:], start=1):
         if _real_examples(recipe) > _real_examples(prepared.specs[baseline].recipe(generation)):
@@ -70,6 +67,19 @@ def check_rules(
             message = f"{found:.1%} of the test set ({what}) are in the training set, allowed are "
             raise refuse("data", f"{message}{limits.overlap:.1%}")
     return total, times
+
+
+def _broken_kind(config: Config, baseline: Config, limits: Limits) -> tuple[str, str] | None:
+    """The field that says what its track does not allow, and why; None where all is of an allowed kind."""
+    if limits.regimes is not None and config.regime.kind not in limits.regimes:
+        return "regime.kind", f"found {config.regime.kind!r}, allowed: {', '.join(limits.regimes)}"
+    if config.regime.writer != baseline.regime.writer:
+        return "regime.source", "reads what no chain of its own has written"
+    for number, section in enumerate(config.filters):
+        if getattr(section, "model", None) is not None and not limits.classifiers:
+            why = f"{section.kind} has learned elsewhere, which limits.classifiers does not allow"
+            return f"filters.{number}", why
+    return None
 
 
 def broken_rules(prepared: Prepared) -> list[str]:

@@ -20,6 +20,8 @@ from harness.reporting.growth import until
 from harness.reporting.statistics import Aggregate, aggregate
 from harness.terminal import shown
 
+TRUE_SCORES = ("agreement", "log_density")
+"""Scores of filters that are computed from the truth of closed forms."""
 HUGE = 1e150
 """The square of a number beyond is none, so that nothing can be said of its scatter."""
 CONTRASTS = {
@@ -294,8 +296,7 @@ def _badges(
         high = contrasts[name].high if name in contrasts else None
         if high is not None and high < 0:
             found.append(f"too good: better than {what}")
-    if any(_is_told(item) for item in entry.configuration.get("filters", ())):
-        found.append("a simulated detector: it is told what is real, and errs at given rates")
+    found += _of_filters(entry.configuration.get("filters", ()))
     if any(_start(entry.seeds[s], entry) != _start(entry.baseline[s], entry) for s in _both(entry)):
         found.append("begins elsewhere: generation 0 is not the baseline's")
     if entry.other_seeds:
@@ -303,10 +304,25 @@ def _badges(
     return tuple(found)
 
 
+def _of_filters(sections: Sequence[Any]) -> list[str]:
+    """What filters know that nobody has."""
+    found = []
+    if any(map(_is_told, sections)):
+        found.append("a simulated detector: it is told what is real, and errs at given rates")
+    if any(map(_knows, sections)):
+        found.append("its filter knows the truth, which nobody has of real data")
+    return found
+
+
 def _is_told(section: Any) -> bool:
     """Whether a filter, as an entry has it, is told what is real."""
     kind = section.get("kind") if isinstance(section, Mapping) else None
     return isinstance(kind, str) and kind in FILTERS and FILTERS[kind].of == "training sets"
+
+
+def _knows(section: Any) -> bool:
+    """Whether a filter, as an entry has it, scores examples by the true distribution."""
+    return isinstance(section, Mapping) and section.get("score") in TRUE_SCORES
 
 
 def _both(entry: Entry) -> list[str]:

@@ -98,6 +98,9 @@ class Limits(Section):
     """Real examples of a generation, behind generation 0, as a share of its training set; any where null."""
     examples: Annotated[float, Field(ge=1)] | None = None
     """Training examples of all generations together, times those of `BASELINE`; any number where null."""
+    classifiers: bool = since(False)
+    """Whether filters may be models that have learned elsewhere (`classifier`): nobody here knows from what,
+    the test set maybe."""
     overlap: Share = 0.01
     """Share of the test set that may also be in what is trained on (whole examples, and 13-grams of text)."""
 

@@ -31,7 +31,7 @@ from harness.reporting.palette import FEW, styles
 from harness.reporting.report import build as build_report
 from harness.reporting.rows import Rows
 from harness.reporting.samples import marked
-from harness.reporting.tables import to_csv
+from harness.reporting.tables import summary_table, to_csv
 from harness.reporting.worth import worth_lines
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- \u202e=cmd()"
@@ -166,6 +166,18 @@ def test_a_table_has_the_last_generation_in_sight() -> None:
     assert width <= 1216
     short = [row for row in rows if row["generation"] < 4]
     assert _summary(Rows.of(short), (), (0, 1, 2))["generations"] == [0, 1, 2, 3]
+
+
+def test_the_last_generation_of_a_shorter_cell_is_a_column() -> None:
+    rows = [
+        {"chain": cell, "a.cell": cell, "seed": 0, "generation": g, "status": "ok", "test/nll": float(g)}
+        for cell, last in (("long", 20), ("short", 12), ("new", 0))
+        for g in range(last + 1)
+    ]
+    found = summary_table(Rows.of(rows), ("a.cell",), (0,), 5)
+    assert found["generations"] == [0, 5, 12, 15, 20]
+    assert [line["points"][2] for line in found["lines"]] == ["12", "12", ""]
+    assert summary_table(Rows.of(rows), ("a.cell",), (0,), 2)["generations"] == [0, 20]
 
 
 def data_of(page: Path) -> dict[str, Any]:

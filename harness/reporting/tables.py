@@ -106,7 +106,8 @@ def summary_table(
         rows: From `ledger.rows`.
         axes: The grid's axes.
         seeds: Those that every cell is run with.
-        most: Generations that are shown at most, evenly spread from the first to the last.
+        most: Generations that are shown at most, evenly spread from the first to the last, but for the last
+            ones of cells that have fewer.
         brief: For a terminal: numbers without words, which the note explains.
 
     Returns:
@@ -117,7 +118,7 @@ def summary_table(
     if metric is None:
         return {"metric": None, "axes": list(axes), "generations": [], "lines": [], "note": ""}
     found = curves(rows, axes, metric, seeds)
-    generations = thinned(sorted({g for curve in found.values() for g in curve}), most)
+    generations = _columns(found.values(), most)
     lines = []
     for cell, curve in found.items():
         points = [
@@ -132,6 +133,19 @@ def summary_table(
         )
     note = "\n".join(notes)
     return {"metric": metric, "axes": list(axes), "generations": generations, "lines": lines, "note": note}
+
+
+def _columns(curves_of: Iterable[Mapping[int, Any]], most: int) -> list[int]:
+    """Generations of a table, evenly spread; the last one of a shorter cell takes its neighbour's place."""
+    curves_of = [curve for curve in curves_of if curve]
+    found = thinned(sorted({g for curve in curves_of for g in curve}), most)
+    lasts = {max(curve) for curve in curves_of}
+    for last in sorted(lasts - set(found)):
+        inner = [g for g in found[1:] if g not in lasts]
+        if inner:
+            found[found.index(min(inner, key=lambda g: abs(g - last)))] = last
+            found.sort()
+    return found
 
 
 def loss_lines(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from processes import start, tagged, wait_for
 
 from harness.config.schema import MixtureData, ShapeData
+from harness.coordinator.bundles import BundleTask, run_task
 from harness.data.truths import make_truth
 from harness.errors import InputError
 from harness.inspection.explain import Explainer
@@ -120,6 +121,32 @@ def test_chains_that_left_no_generation_have_no_rows(make_config: Make, tmp_path
         ledger.write(rows, "csv", tmp_path / "table.csv")
         assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + len(kept)
         assert len(curves(rows, [], "test/nll").get((), {})) == len(kept)
+
+
+def test_each_chain_has_the_time_that_it_took(make_config: Make, tmp_path: Path) -> None:
+    """In one bundle with chains of 1,000 times as many examples; one of an earlier version says nothing."""
+    grid = {"data.num_examples": [20, 20_000], "seed": [0, 1, 2]}
+    config = make_config({**BASE, **CASES["gaussian"], "generations": 20, "grid": grid})
+    prepared, _ = open_study(config, (), Store.read(tmp_path / "root"))
+    store = Store.open(tmp_path / "root")
+    commit_data(prepared, store)
+    run_task(BundleTask(tuple(make_slices(prepared, store))), str(store.root))
+    frame = (
+        pd.DataFrame(ledger.rows(prepared, store, provenance=True))
+        .groupby(["data.num_examples", "seed"])
+        .first()
+    )
+    (whole,) = frame["provenance/seconds/bundle"].unique()
+    each = frame["provenance/seconds/chain"]
+    assert 0 < each.sum() <= whole + 0.001 and each[20].nunique() == each[20_000].nunique() == 1
+    assert each[20_000].max() > 5 * each[20].max()
+    (name,) = store.bundles.names()
+    about = store.bundles.provenance(name)
+    del about["chain_seconds"]
+    earlier = Store.open(tmp_path / "earlier")
+    chains = {chain.key: chain.generations for chain in prepared.bundles}
+    earlier.bundles.commit(pq.read_table(store.bundles.folder / name), chains, about)
+    assert "provenance/seconds/chain" not in pd.DataFrame(ledger.rows(prepared, earlier, provenance=True))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -351,15 +351,12 @@ class _Results:
         """
         own = own[own["seed"].astype(str).isin(official)]
         if "provenance/bundle" in own.columns:
-            # The seconds are the whole bundle's: each of its chains has an equal share.
             chains = own.groupby("chain").first()
-            shares = [
-                seconds / self._sizes[bundle]
-                for seconds, bundle in zip(
-                    chains["provenance/seconds/bundle"], chains["provenance/bundle"], strict=True
-                )
-            ]
-            return float(sum(shares)) / 3600
+            # Of a bundle of an earlier version, which did not say it, each chain has an equal share.
+            shares = chains["provenance/seconds/bundle"] / chains["provenance/bundle"].map(self._sizes)
+            if "provenance/seconds/chain" in chains.columns:
+                shares = chains["provenance/seconds/chain"].fillna(shares)
+            return float(shares.sum()) / 3600
         phases = [name for name in own.columns if name.startswith("provenance/seconds/")]
         seconds = own[phases].sum(axis=1) * own["provenance/world_size"]
         return float(seconds.sum()) / 3600

@@ -73,19 +73,23 @@ def run_task(task: BundleTask, root: str) -> Done:
     from harness.store.bundles import Bundles
 
     started, done, tables, chains = time.monotonic(), Done(), [], dict[str, int]()
+    each: dict[str, float] = {}
     for unit in (unit for part in task.slices for unit in part.units):
+        began = time.monotonic()
         try:
             tables.append(run_unit(unit))
             chains |= {chain.key: chain.generations for chain in unit.chains}
+            share = round((time.monotonic() - began) / len(unit.chains), 6)
+            each |= {chain.key: share for chain in unit.chains}
         except (Exception, SystemExit) as error:  # a package may end its process, as it thinks
             kind, reason = classify(error)
             if kind in ("store", "memory") or by_ray(error):
                 raise
             done.failed |= {chain.key: reason for chain in unit.chains}
     if tables:
-        Bundles(Path(root) / "bundles").commit(
-            pa.concat_tables(tables, promote_options="default"), chains, provenance(started, task.commit)
-        )
+        rows = pa.concat_tables(tables, promote_options="default")
+        how = provenance(started, task.commit) | {"chain_seconds": each}
+        Bundles(Path(root) / "bundles").commit(rows, chains, how)
     return done
 
 

@@ -187,9 +187,10 @@ class InBundles(Stored):
     def _provenance(self) -> list[Mapping[str, Any]]:
         """How, where and when the bundle of each chain was computed.
 
-        The seconds are the whole bundle's.
+        The seconds are the whole bundle's and, unless an earlier version computed it, the chain's own.
         """
         places, read = self.look().places, dict[str, dict[str, Any]]()
+        own: dict[str, float] = {}
         found: list[Mapping[str, Any]] = []
         for chain in self.chains:
             if chain.key not in places:
@@ -201,8 +202,10 @@ class InBundles(Stored):
                 known = ("host", "device", "commit", "finished")  # of earlier versions without the commit
                 flat = {f"provenance/{field}": about[field] for field in known if field in about}
                 flat |= {"provenance/bundle": name, "provenance/seconds/bundle": about["seconds"]}
+                own |= about.get("chain_seconds", {})
                 read[name] = flat | {
                     f"provenance/versions/{field}": value for field, value in about["versions"].items()
                 }
-            found.append(read[name])
+            seconds = own.get(chain.key)
+            found.append(read[name] | ({} if seconds is None else {"provenance/seconds/chain": seconds}))
         return found

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked_worker
 import hypothesis
 import psutil
 import pytest
@@ -165,6 +166,7 @@ def make_config(tmp_path: Path) -> Make:
 
 
 FORKS = Forks(*HARNESS)
+WORKERS = pytest.StashKey[Any]()
 LOOKING = ("export", "plan", "status", "explain", "show", "report", "compare")
 """Commands that change nothing: what they take to start is most of what they take."""
 
@@ -342,6 +344,7 @@ def ray_address() -> Iterator[str]:
 
     from harness.coordinator.private import without_helpers
 
+    forked_worker.take_workers()
     with without_helpers():
         cluster = Cluster(
             initialize_head=True,
@@ -428,6 +431,11 @@ def run_study(ray_address: str, tmp_path: Path) -> Callable[..., Any]:
         return summary, warnings, display.lines
 
     return run
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """One process from which ranks are forked, for all processes that run tests."""
+    session.config.stash[WORKERS] = forked_worker.start()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from forked_worker import take_workers
+
 LIBRARIES = (
     "torch",
     "torch.utils.data",
@@ -155,6 +157,7 @@ def begin(order: dict[str, Any]) -> None:
         for descriptor, mode in enumerate(("r", "w", "w"))
     )
     sys.argv = ["harness", *order["arguments"]]
+    take_workers()
 
 
 if __name__ == "__main__":

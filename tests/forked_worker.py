@@ -181,7 +181,8 @@ def _read(connection: socket.socket) -> dict[str, Any] | None:
 
 def _alike(mine: dict[str, str], theirs: dict[str, str]) -> bool:
     """Whether libraries would find the same in both environments as they are imported."""
-    names = [name for name in {*mine, *theirs} - AS_A_RANK.keys() if name.startswith(READ_AT_START)]
+    others = {*mine, *theirs} - AS_A_RANK.keys() - {"PYTHONPATH"}
+    names = [name for name in others if name.startswith(READ_AT_START)]
     return all(mine.get(name) == theirs.get(name) for name in names)
 
 
@@ -201,6 +202,7 @@ def begin(order: dict[str, Any]) -> None:
     gc.enable()
     os.setpgid(0, 0)  # when a worker has ended, Ray ends the group that it was in
     os.chdir(order["cwd"])
+    _look_in(order["environment"].get("PYTHONPATH", ""))
     os.environ.clear()
     os.environ.update(order["environment"])
     tempfile.tempdir = None
@@ -213,6 +215,18 @@ def begin(order: dict[str, Any]) -> None:
     )
     sys.argv = order["arguments"]
     sys.path[0] = str(Path(sys.argv[0]).parent)
+
+
+def _look_in(places: str) -> None:
+    """Find modules where another process would; the harness reads what packages add as it is imported."""
+    before = os.environ.get("PYTHONPATH", "")
+    if places == before:
+        return
+    others = [path for path in sys.path[1:] if path not in before.split(os.pathsep)]
+    sys.path[1:] = [*filter(None, places.split(os.pathsep)), *others]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "harness"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
 
 
 if __name__ == "__main__":

@@ -75,9 +75,10 @@ def _ask(arguments: list[str]) -> int | None:
     streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
     server.sendmsg([line[:1]], streams)
     server.sendall(line[1:])
-    told = server.makefile().readline().strip()
-    # without a word the server is gone, and its children with it
-    return None if told == "no" else int(told or 1)
+    said = server.makefile()
+    if said.readline() != "forked\n":
+        return None
+    return int(said.readline() or 1)  # without a word the server has ended, and its children with it
 
 
 def start() -> Any:
@@ -86,7 +87,7 @@ def start() -> Any:
     None where another process has started one, or where workers may find a GPU: a process that was forked
     cannot begin to use one if whoever forked it has looked for it.
     """
-    if SOCKET in os.environ or Path("/dev/nvidiactl").exists():
+    if SOCKET in os.environ or Path("/dev/nvidiactl").exists() or not hasattr(os, "pidfd_open"):
         return None
     address = str(Path(tempfile.mkdtemp(prefix="hw-", dir="/tmp"), "s"))
     command = [sys.executable, __file__, "--serve", address]
@@ -141,8 +142,9 @@ class Server:
         connection, _ = self._listener.accept()
         order = _read(connection)
         if order is None or not _alike(self._environment, order["environment"]):
-            with contextlib.suppress(OSError), connection:
-                connection.sendall(b"no\n")
+            for stream in order["streams"] if order else ():
+                os.close(stream)
+            connection.close()
             return None
         if not self._imported:
             _import_all(self._environment)
@@ -157,6 +159,8 @@ class Server:
         for stream in order["streams"]:
             os.close(stream)
         self._children[os.pidfd_open(child)] = child, connection
+        with contextlib.suppress(OSError):  # whoever has asked is gone: it is seen at the next look
+            connection.sendall(b"forked\n")
         return None
 
     def _end(self, process: int) -> None:

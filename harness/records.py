@@ -240,6 +240,9 @@ class Provenance:
         coordinator: Who scheduled it: one `harness run`.
         attention: What computed attention in the fit; None for what the library takes by itself, or none.
         activation_checkpointing: Whether the fit computed activations twice; None where it has none.
+        micro_batch: Examples per forward pass and rank of the fit, where it has such; of a resumed fit the
+            last ones.
+        sample_batch: Examples that were sampled together, where they are; of a resumed corpus the last ones.
     """
 
     host: str
@@ -257,6 +260,8 @@ class Provenance:
     coordinator: str = ""
     attention: str | None = None
     activation_checkpointing: bool | None = None
+    micro_batch: int | None = None
+    sample_batch: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""

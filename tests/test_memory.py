@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from chains import open_prepared
@@ -18,9 +20,12 @@ from processes import events, result
 from harness.config.load import load_file
 from harness.config.schema import Model
 from harness.errors import ConfigError, LearnerError, ResourceError
+from harness.files import seal
 from harness.inventory import memory as checks
 from harness.learners.language_model import model as models
 from harness.learners.language_model.sizes import LIBRARIES
+from harness.reporting import ledger
+from harness.store import Store
 
 FITS = """
 import numpy as np
@@ -293,7 +298,17 @@ def test_a_rank_lowers_its_batches_and_says_so(
     _, _, lines = run_study(config, tmp_path / "root")
     (said,) = events(tmp_path / "root", "text", "batches_lowered")
     assert said["batches"] == f"micro_batch {micro} in place of 8, sample_batch 32 in place of 128"
-    assert any(said["batches"] in line for line in lines)
+    assert any(f"{said['batches']}: the same results but for their last bits" in line for line in lines)
+    store, names = Store(tmp_path / "root"), ("provenance/micro_batch", "provenance/sample_batch")
+    rows = pd.DataFrame(ledger.rows(prepared, store, provenance=True))
+    assert rows[list(names)].drop_duplicates().to_numpy().tolist() == [[micro, 32]]
+    for path in (tmp_path / "root" / "evaluations").glob("*/provenance.json"):  # as they were written before
+        about = json.loads(path.read_text())
+        assert (about.pop("micro_batch"), about.pop("sample_batch")) == (micro, 32)
+        path.write_text(json.dumps(about))
+        seal(path.parent)
+    earlier = pd.DataFrame(ledger.rows(prepared, Store(tmp_path / "root"), provenance=True))
+    assert len(earlier) == len(rows) > 0 and earlier[list(names)].isna().all(axis=None)
     asked = make_config(TEXT, "asked.yaml", generations=1, **{"resources.micro_batch": micro})
     run_study(asked, tmp_path / "asked")
     assert result(config, tmp_path / "root") == result(asked, tmp_path / "asked")

@@ -308,6 +308,27 @@ def test_a_sampling_computes_only_the_shards_that_are_missing(
     assert contents(Store(root), prepared) == contents(store, prepared)
 
 
+@pytest.mark.parametrize(("before", "after"), [(16, 4), (4, 64), (24, 16)])
+def test_a_sampling_goes_on_in_batches_of_another_size(
+    make_config: Make, tmp_path: Path, ranks: Any, before: int, after: int
+) -> None:
+    """As where less memory is free than before: shards may overlap, and what they say is the same."""
+    config = make_config(TEXT, generations=0)
+    size = "resources.sample_batch"
+    prepared, store = run_all(config, tmp_path / "never", f"{size}={after}", ranks=ranks)
+    (node,) = prepared.lineage.nodes.values()
+    root = tmp_path / "root"
+    with pytest.raises(Crash):
+        run_all(config, root, f"{size}={before}", ranks=ranks, observer=crash_at("progress sample", 2))
+    corpus = root / "corpora" / node.corpus
+    next(path for path in corpus.glob("0000000000*.parquet")).unlink()
+    run_all(config, root, f"{size}={after}", ranks=ranks)
+    assert {path.name for path in corpus.glob("*.parquet")} > {f"{0:010d}-{after:010d}.parquet"}
+    both = [place.corpora.load(node.corpus, 64) for place in (Store(root), store)]
+    assert np.array_equal(both[0].values, both[1].values)
+    assert np.array_equal(both[0].lengths, both[1].lengths)
+
+
 def test_what_is_missing_of_a_complete_generation_is_made_again(
     make_config: Make, tmp_path: Path, ranks: Any
 ) -> None:

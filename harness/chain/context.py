@@ -137,6 +137,8 @@ class Context:
             threads=self.plan.execution.resources.threads,
             attention=found.get("attention"),
             activation_checkpointing=found.get("activation_checkpointing"),
+            micro_batch=found.get("micro_batch"),
+            sample_batch=found.get("sample_batch"),
             attempt=self.plan.attempt,
             commit=self.plan.commit,
             coordinator=self.plan.coordinator,

@@ -26,7 +26,7 @@ HEARTBEAT_S = 60.0
 """Seconds between plain lines when nothing is committed."""
 
 NEWS = {
-    "batches_lowered": "for want of memory {batches}: the same results to the last bits, more slowly",
+    "batches_lowered": "for want of memory {batches}: the same results but for their last bits, more slowly",
     "resumed": "generation {generation} seed {seed} goes on from step {step}",
     "checkpoint_refused": (
         "generation {generation} seed {seed} cannot go on from {reason}; again from step {again_from_step}"

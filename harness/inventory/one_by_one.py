@@ -28,6 +28,8 @@ _PROVENANCE = (
     "peak_memory_bytes",
     "attention",
     "activation_checkpointing",
+    "micro_batch",
+    "sample_batch",
 )
 
 
@@ -161,7 +163,7 @@ class OneByOne(Stored):
 
 
 def _flat_provenance(found: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {f"provenance/{name}": found.get(name) for name in _PROVENANCE}  # older ones lack the last two
+    flat = {f"provenance/{name}": found.get(name) for name in _PROVENANCE}  # older ones lack the last four
     for group in ("seconds", "tokens_per_s", "versions"):
         flat |= {f"provenance/{group}/{name}": value for name, value in found[group].items()}
     return flat

@@ -273,7 +273,7 @@ class LanguageModelLearner:
             torch.cuda.reset_peak_memory_stats()
 
     def describe(self) -> Mapping[str, Any]:
-        """Device, ZeRO stage and versions."""
+        """Device, ZeRO stage, kernels, batches and versions."""
         import transformers
 
         from harness.learners.language_model.imports import deepspeed
@@ -292,6 +292,8 @@ class LanguageModelLearner:
             "zero_stage": self.execution.resources.zero_stage,
             "attention": self.execution.resources.attention,
             "activation_checkpointing": self.execution.resources.activation_checkpointing,
+            "micro_batch": self.execution.resources.micro_batch or 1,
+            "sample_batch": self.execution.resources.sample_batch or SAMPLE_BATCH,
             "versions": versions,
             "peak_memory_bytes": peak,
         }

@@ -163,13 +163,18 @@ class VaeLearner:
         """On the CPU there is only the process's own memory."""
 
     def describe(self) -> Mapping[str, Any]:
-        """Device and versions."""
+        """Device, batch and versions."""
         versions = {
             "torch": torch.__version__,
             "scikit-learn": version("scikit-learn"),
             "numpy": np.__version__,
         }
-        return {"device": cpu_device(), "zero_stage": None, "versions": versions}
+        return {
+            "device": cpu_device(),
+            "zero_stage": None,
+            "sample_batch": self.resources.sample_batch or SAMPLE_BATCH,
+            "versions": versions,
+        }
 
 
 def _section(spec: FitSpec) -> Vae:

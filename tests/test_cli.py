@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -340,6 +341,35 @@ def test_gangs_that_are_alike_take_what_the_largest_takes(make_config: Make, tmp
         }
         assert len(set(shapes)) == 2 and len(held_back(shapes, machines)) == fewer
     assert {shape.memory for shape in shapes_of(prepared, [Capacity(4, 2)])} == {0}, "a GPU's own memory"
+
+
+def test_a_small_machine_makes_no_rank_small_that_another_holds(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank of 10 bytes on machines of which the one with fewest processors has 3: it asks for all 10, and
+    so never lies there; where no machine has as much, for as much as a gang of so many ranks can have."""
+    from harness.coordinator.scheduler import Capacity, at_once
+    from harness.coordinator.shapes import held_back, shapes_of
+
+    monkeypatch.setattr("harness.coordinator.shapes.rank_bytes", lambda *_: 10)
+    small, large = Capacity(2, 0, 3), Capacity(8, 0, 25)
+    for ranks, machines, each, together in (
+        (1, [small, large], 10, 2),
+        (2, [small, large], 10, 1),
+        (3, [small, large], 8, 1),  # 25 / 3
+        (8, [small, large], 3, 1),  # one on the small machine, seven of 25 / 7
+        (10, [small, large], 1, 1),  # all processors: 3 / 2
+        (1, [small, small], 3, 2),
+        (3, [small, Capacity(8, 0, math.inf)], 10, 2),
+        (11, [small, large], 0, 0),  # refused by the count of processors
+    ):
+        resources = {"resources.ranks": ranks, "resources.threads": 1, "learner.train.batch_size": 8 * ranks}
+        config = make_config(TEXT, f"{ranks}.yaml", **resources)
+        prepared, _ = open_prepared(config, tmp_path / "root")
+        (shape,) = shapes_of(prepared, machines)
+        assert (shape.memory, at_once(shape, machines)) == (each, together), ranks
+    (shape,) = shapes_of(prepared, [])
+    assert shape.memory == 0 and held_back([shape], [small, large]) == []
 
 
 def test_what_a_closed_form_makes_of_its_examples_is_compared_with_the_memory(

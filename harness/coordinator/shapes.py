@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
@@ -25,7 +26,8 @@ def shapes_of(prepared: Prepared, machines: Sequence[Capacity]) -> list[Shape]:
 
     Gangs that are alike but for their memory are alike in that too, by the cell that takes most: else every
     cell would need gangs of its own. GPUs have memory of their own, and Ray counts GPUs. One gang always has
-    room: what cannot fit at all is refused before (`check_memory`), and an estimate may be too high.
+    room, on the machines that have most: what cannot fit at all is refused before (`check_memory`), and an
+    estimate may be too high.
     """
     gpus, most = any(machine.gpus for machine in machines), dict[Shape, int]()
     shapes = [shape_of(cell.config, gpus) for cell in prepared.study.cells]
@@ -33,13 +35,23 @@ def shapes_of(prepared: Prepared, machines: Sequence[Capacity]) -> list[Shape]:
         if not shape.gpus:
             most[shape] = max(most.get(shape, 0), rank_bytes(prepared, index, gpus))
     for shape in most:
-        left = place(shape, machines) or []
-        ranks = [
-            round((there.cpus - free.cpus) / shape.cpus) for there, free in zip(machines, left, strict=True)
-        ]
-        room = min((there.memory / n for there, n in zip(machines, ranks, strict=True) if n), default=0.0)
-        most[shape] = int(min(most[shape], room))
+        most[shape] = _with_room(shape, most[shape], machines)
     return [replace(shape, memory=most.get(shape, 0)) for shape in shapes]
+
+
+def _with_room(shape: Shape, most: int, machines: Sequence[Capacity]) -> int:
+    """The most bytes of a rank, up to `most`, with which a gang has room on machines that are empty."""
+    if place(replace(shape, memory=most), machines) is not None:
+        return most
+    shares = {
+        int(machine.memory / ranks)
+        for machine in machines
+        if machine.memory < shape.ranks * most
+        for ranks in range(1, shape.ranks + 1)
+    }
+    sizes = sorted(share for share in shares if share < most)
+    fit = bisect.bisect(sizes, False, key=lambda size: place(replace(shape, memory=size), machines) is None)
+    return sizes[fit - 1] if fit else 0
 
 
 def held_back(shapes: Iterable[Shape], machines: Sequence[Capacity], what: str = "gangs") -> list[str]:

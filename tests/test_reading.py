@@ -18,7 +18,7 @@ from chains import run_all
 from conftest import GAUSSIAN, Make, harness, harness_process
 
 from harness.coordinator.session import describe_chains
-from harness.errors import StoreError
+from harness.errors import InputError, StoreError
 from harness.inspection.status import chain_states
 from harness.inventory.retention import Eviction, weights_gone
 from harness.reporting import ledger
@@ -99,6 +99,54 @@ def test_the_commands_say_so_and_end_with_1(make_config: Make, tmp_path: Path) -
     assert fingerprint(root) == before
     nothing = harness("export", config, "--root", tmp_path / "typo")
     assert nothing.returncode == 2 and "is not a store" in nothing.stderr and nothing.stdout == ""
+
+
+def in_the_way(path: Path) -> None:
+    path.write_text("a file")
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("lay", [in_the_way, loop])
+def test_a_root_that_is_no_folder_is_one_message(
+    make_config: Make, tmp_path: Path, lay: Callable[[Path], None]
+) -> None:
+    config, root = make_config(GAUSSIAN), tmp_path / "root"
+    lay(root)
+    for command in (("plan",), ("status",), ("run",), ("explain", "--chain", "0")):
+        for place in (root, root / "below"):
+            done = harness(command[0], config, *command[1:], "--root", place)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), (command, done.stderr)
+            assert f"--root {place} cannot be " in done.stderr
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    assert harness("status", config, "--root", link).returncode == 0, "nothing is there yet"
+
+
+@pytest.mark.parametrize("lay", [in_the_way, loop])
+@pytest.mark.parametrize("name", ["packs", "bundles", "evaluations", "corpora"])
+def test_what_lies_in_a_folders_place_is_named(
+    make_config: Make, tmp_path: Path, name: str, lay: Callable[[Path], None]
+) -> None:
+    """Rows in it are missing, and a store of which a part cannot be had is not written to."""
+    config, root = make_config(GAUSSIAN), tmp_path / "root"
+    run_all(config, root)
+    if (root / name).exists():
+        (root / name).rename(tmp_path / "kept")
+    lay(root / name)
+    before = fingerprint(root)
+    prepared, store = opened(config, root)
+    assert len(ledger.rows(prepared, store)) == (0 if name == "evaluations" else 4)
+    assert store.trouble[str(root / name)] == f"{root / name} is no folder, and no link to one"
+    chain_states(prepared, store)
+    with pytest.raises(InputError, match=f"cannot be written: .*{name} is no folder"):
+        Store.open(root)
+    unasked = Store(root)  # a rank's: what was there when the run began may go
+    assert unasked.committed("evaluations") == store.committed("evaluations")
+    assert list(unasked.trouble) == ([str(root / "packs")] if name == "packs" else [])
+    assert fingerprint(root) == before
 
 
 def text(path: Path) -> None:

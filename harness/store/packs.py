@@ -74,6 +74,9 @@ class Packs:
             return sorted(name for name in os.listdir(self.folder) if name.endswith(".parquet"))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            self.trouble.setdefault(str(self.folder), f"{self.folder} cannot be read: {error.strerror}")
+            return []
 
     def keys(self) -> KeysView[str]:
         """The evaluations in all packs."""

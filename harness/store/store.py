@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Mapping
@@ -48,6 +49,18 @@ REPLICAS = "replicas.json"
 """Beside the weights of a fit: which of them are a refit of another execution class."""
 WRITABLE_PROBE = ".probe-"
 """How files begin that try whether ``work/`` can be written."""
+MADE = ("data", "fits", "corpora", "evaluations", "work", "experiments")
+LATER = ("bundles", "packs", "leases")
+"""Folders of a root: those that are made with it, and those that come with what they hold."""
+
+
+def _no_folders(root: Path) -> dict[str, str]:
+    """What lies where a folder of a root should be, path to reason."""
+    found = {}
+    for path in (root / name for name in (*MADE, *LATER)):
+        if os.path.lexists(path) and not path.is_dir():
+            found[str(path)] = f"{path} is no folder, and no link to one"
+    return found
 
 
 class Store:
@@ -95,7 +108,9 @@ class Store:
             if not (root / "format").exists():
                 write_json(root / "format", {"format": FORMAT, "harness": __version__})
             cls._check_format(root)
-            for name in ("data", "fits", "corpora", "evaluations", "work", "experiments"):
+            if wrong := _no_folders(root):
+                raise InputError(f"--root {root} cannot be written: {next(iter(wrong.values()))}")
+            for name in MADE:
                 (root / name).mkdir(exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=root / "work", prefix=WRITABLE_PROBE):
                 pass
@@ -126,12 +141,22 @@ class Store:
         """Open a root for reading, which changes nothing; one that does not exist yet reads as empty.
 
         Raises:
+            InputError: The root is no folder, or cannot be looked at.
             StoreVersionError: A newer version wrote it.
         """
         root = root.absolute()
+        try:
+            if not stat.S_ISDIR(root.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise InputError(f"--root {root} cannot be read: {error.strerror}") from None
         if (root / "format").exists():
             cls._check_format(root)
-        return cls(root, mends=False)
+        store = cls(root, mends=False)
+        store.trouble |= _no_folders(root)
+        return store
 
     @staticmethod
     def _check_format(root: Path) -> None:

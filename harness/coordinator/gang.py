@@ -232,7 +232,8 @@ class _Rank:
         if self._room is None:
             from harness.learners.language_model.sizes import LIBRARIES
 
-            self._room = self.shape.memory - LIBRARIES if self.shape.memory else math.inf
+            # A limit that the libraries alone have passed by now is none: SLURM counts it and does not keep it.
+            self._room = self.shape.memory - LIBRARIES if self.shape.memory > LIBRARIES else math.inf
             if self.shape.gpus:
                 import torch
 

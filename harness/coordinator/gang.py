@@ -232,7 +232,7 @@ class _Rank:
         if self._room is None:
             from harness.learners.language_model.sizes import LIBRARIES
 
-            # A limit that the libraries alone have passed by now is none: SLURM counts it and does not keep it.
+            # A limit that the libraries alone have passed by now is none: SLURM may count and not enforce it.
             self._room = self.shape.memory - LIBRARIES if self.shape.memory > LIBRARIES else math.inf
             if self.shape.gpus:
                 import torch

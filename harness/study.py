@@ -451,7 +451,7 @@ def _distribution(item: CellSpec) -> dict[str, Any]:
 
 def _execution(config: Config, resolved: Resolved) -> Execution:
     """How a cell's work is done."""
-    most = {"micro_batch": config.micro_batch, "sample_batch": config.sample_batch}
+    most = {"micro_batch": config.micro_batch, "sample_batch": config.resources.sampled_together}
     resources = config.resources.model_copy(update=most)
     sizes = {} if resolved.facts is None else batches(config, resolved.facts)
     return Execution(config.experiment, resources, resolved.models, sizes)

@@ -101,10 +101,8 @@ def take_workers() -> None:
     """From now on every Ray that this process starts takes its workers from the server."""
     from ray._private import parameter
 
-    every = parameter.RayParams
-    if SOCKET in os.environ and every.__name__ == "RayParams":
-        mine = functools.partial(every, setup_worker_path=__file__)
-        parameter.RayParams = functools.wraps(every)(lambda *given, **named: mine(*given, **named))
+    if SOCKET in os.environ:
+        parameter.RayParams = functools.partial(parameter.RayParams, setup_worker_path=__file__)
 
 
 class Server:

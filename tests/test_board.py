@@ -19,7 +19,8 @@ from conftest import harness
 
 from harness.board.build import build_site, site_files, tables_of
 from harness.board.entry import Entry, read_entry, write_entry
-from harness.board.pages import entry_page, track_page
+from harness.board.entry_page import entry_page
+from harness.board.pages import track_page
 from harness.board.rules import other_rules
 from harness.board.score import NO_EFFECT, table_of
 from harness.board.verify import compared, verified

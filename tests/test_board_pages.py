@@ -24,9 +24,10 @@ from pydantic import ValidationError
 from harness.board.build import build_site, read_entries, site_files, tables_of
 from harness.board.checked import verification
 from harness.board.entry import Entry, read_entry, write_entry
+from harness.board.entry_page import entry_page
 from harness.board.front import fronts
 from harness.board.immutable import write_beside
-from harness.board.pages import answer, entry_page, file_of
+from harness.board.pages import answer, file_of
 from harness.board.verify import verified
 from harness.errors import InputError
 from harness.reporting.statistics import aggregate

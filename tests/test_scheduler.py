@@ -179,6 +179,16 @@ def test_a_gang_may_span_machines_but_not_exceed_them() -> None:
     assert not feasible(Shape(1, 1, 0, memory=6), [Capacity(1, 0, 5)])
 
 
+@given(grids())
+def test_gangs_of_one_rank_are_counted_as_they_are_placed(grid: Any) -> None:
+    _, _, machines = grid
+    for shape in (shape for shape in SHAPES if shape.ranks == 1):
+        left, count = place(shape, machines), 0
+        while left is not None:
+            left, count = place(shape, left), count + 1
+        assert at_once(shape, machines) == count
+
+
 def test_memory_bounds_how_many_work_at_once() -> None:
     machines = [Capacity(4, 0, 10), Capacity(4, 0, 3)]
     assert [at_once(Shape(1, 1, 0, memory=each), machines) for each in (0, 3, 4, 11)] == [8, 4, 2, 0]

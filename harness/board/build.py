@@ -17,8 +17,9 @@ from typing import Any
 
 from harness.board.checked import SUFFIX, Verification
 from harness.board.entry import Entry, read_entry
+from harness.board.entry_page import entry_page
 from harness.board.immutable import read_immutable
-from harness.board.pages import entry_page, file_of, index_page, safe, track_page, values_of
+from harness.board.pages import file_of, index_page, safe, track_page, values_of
 from harness.board.rules import other_rules
 from harness.board.score import TrackTable, table_of
 from harness.config.schema import science

@@ -41,6 +41,11 @@ class Capacity:
         """Whether there is room for a rank."""
         return self.cpus >= shape.cpus and self.gpus >= shape.gpus and self.memory >= shape.memory
 
+    def times(self, shape: Shape) -> int:
+        """For how many ranks there is room."""
+        pairs = ((self.cpus, shape.cpus), (self.gpus, shape.gpus), (self.memory, shape.memory))
+        return int(min(there // each for there, each in pairs if each and there != math.inf))
+
     def without(self, shape: Shape) -> Capacity:
         """What is left beside a rank."""
         return Capacity(self.cpus - shape.cpus, self.gpus - shape.gpus, self.memory - shape.memory)
@@ -217,6 +222,8 @@ def decide(
 
 def at_once(shape: Shape, machines: Sequence[Capacity]) -> int:
     """How many gangs of a shape the machines hold when they are empty."""
+    if shape.ranks == 1:
+        return sum(machine.times(shape) for machine in machines)
     count, left = 0, place(shape, machines)
     while left is not None:
         count, left = count + 1, place(shape, left)

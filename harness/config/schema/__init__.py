@@ -43,20 +43,10 @@ from harness.config.schema.regimes import (
     Regime,
     RegimeKind,
 )
-from harness.config.schema.run import (
-    SAMPLE_BATCH,
-    Claim,
-    Config,
-    Override,
-    Resources,
-    Retention,
-    Statistic,
-    Tracking,
-)
+from harness.config.schema.run import Claim, Config, Override, Resources, Retention, Statistic, Tracking
 from harness.section import PositiveInt, Seconds, Section, Share, execution, science, since
 
 __all__ = [
-    "SAMPLE_BATCH",
     "AnalyticData",
     "ArrayData",
     "BpeTokenizer",

@@ -19,10 +19,6 @@ NOT_IN_PROJECTS = "/\\#?%:"
 """Characters that W&B refuses in a project's name (wandb.Settings)."""
 
 
-SAMPLE_BATCH = 128
-"""Examples that are sampled together, where nothing is said and memory holds them."""
-
-
 class Resources(Section):
     """What one gang uses."""
 
@@ -63,6 +59,11 @@ class Resources(Section):
     """Others on the store take over what a process held once it has shown no life for this many seconds."""
     grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     """Seconds that a run takes at most to save its work and end after SIGTERM, SIGINT or SIGUSR1."""
+
+    @property
+    def sampled_together(self) -> int:
+        """`sample_batch`, or the most that it is when null."""
+        return self.sample_batch or 128
 
     @model_validator(mode="after")
     def _reproducible(self) -> Resources:
@@ -334,11 +335,6 @@ class Config(Section):
             raise ValueError(
                 f"regime.refresh.init: learner {kind} has no pretrained weights; allowed: scratch, previous"
             )
-
-    @property
-    def sample_batch(self) -> int:
-        """Examples that are sampled together, at most."""
-        return self.resources.sample_batch or SAMPLE_BATCH
 
     @property
     def micro_batch(self) -> int:

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from harness.components.adapter import Lora
 from harness.components.merging import share_of_way
-from harness.config.schema import SAMPLE_BATCH
 from harness.data.text import TextCorpus
 from harness.errors import LearnerError
 from harness.learners.base import (
@@ -227,7 +226,7 @@ class LanguageModelLearner:
         """Whole batches, dealt out over the ranks; each is committed as a shard when it is done."""
         spec, control = task.spec.fit, task.control
         self.inference.begin(spec, task.base)
-        size, width = self.execution.resources.sample_batch or SAMPLE_BATCH, text_of(spec).block_size
+        size, width = self.execution.resources.sampled_together, text_of(spec).block_size
         sampler = self.inference.sampler(task.spec, self.inference.model(spec, task.fit), control)
         prompt = sampler.config.prompt_length(width)
         judging = self._judging(task.spec, sampler.model, task.judge)
@@ -293,7 +292,7 @@ class LanguageModelLearner:
             "attention": self.execution.resources.attention,
             "activation_checkpointing": self.execution.resources.activation_checkpointing,
             "micro_batch": self.execution.resources.micro_batch or 1,
-            "sample_batch": self.execution.resources.sample_batch or SAMPLE_BATCH,
+            "sample_batch": self.execution.resources.sampled_together,
             "versions": versions,
             "peak_memory_bytes": peak,
         }

@@ -36,7 +36,7 @@ def memory_needed(
     each = 1 if learner.objective is None else OBJECTIVES[learner.objective.kind].each
     work = PassSizes(
         tokens=(micro_batch or config.micro_batch) * each * length,
-        rows=sample_batch or config.sample_batch,
+        rows=sample_batch or resources.sampled_together,
         length=length,
         bf16=learner.train.precision == "bf16",
         ranks=resources.ranks,
@@ -70,7 +70,9 @@ def batches(config: Config, facts: ModelFacts) -> dict[str, list[tuple[int, int]
             (size, memory_needed(config, facts, False, micro_batch=size).fit) for size in sizes
         ]
     if resources.sample_batch is None:
-        sizes = [config.sample_batch >> bits for bits in range(config.sample_batch.bit_length())]
+        sizes = [
+            resources.sampled_together >> bits for bits in range(resources.sampled_together.bit_length())
+        ]
         found["sample_batch"] = [
             (size, memory_needed(config, facts, False, sample_batch=size).sampling) for size in sizes
         ]

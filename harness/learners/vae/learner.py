@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from scipy.special import expit, ndtri
 
-from harness.config.schema import SAMPLE_BATCH, Vae, VaeSample
+from harness.config.schema import Vae, VaeSample
 from harness.data.images import ImageSet
 from harness.learners.base import (
     EvaluateTask,
@@ -78,7 +78,7 @@ class VaeLearner:
     def sample(self, task: SampleTask) -> int:
         """Whole batches; each is committed as a shard when it is done."""
         size, model, started = (
-            self.resources.sample_batch or SAMPLE_BATCH,
+            self.resources.sampled_together,
             self._model(task.spec.fit, task.fit),
             time.monotonic(),
         )
@@ -172,7 +172,7 @@ class VaeLearner:
         return {
             "device": cpu_device(),
             "zero_stage": None,
-            "sample_batch": self.resources.sample_batch or SAMPLE_BATCH,
+            "sample_batch": self.resources.sampled_together,
             "versions": versions,
         }
 

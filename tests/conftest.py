@@ -25,6 +25,7 @@ from forked import HARNESS, Forks
 from hub_endpoint import Hub, serve
 from workers import (  # noqa: F401 (hooks)
     pytest_collection_modifyitems,
+    pytest_configure,
     pytest_make_parametrize_id,
     pytest_runtest_protocol,
     pytest_xdist_auto_num_workers,

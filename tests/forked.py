@@ -52,6 +52,8 @@ HARNESS = ("harness.api", "harness.cli", "harness.coordinator.coordinator")
 """Unless a command looks elsewhere for packages: what is added to the harness is found as it is imported."""
 READ_AT_START = ("PYTHON", "OMP_", "MKL_", "RAY_", "LD_", "LC_", "LANG", "MALLOC_", "TORCH")
 """Variables that the interpreter or these libraries look at only once."""
+LEFT_BY_RAY = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT")
+"""What Ray leaves in the environment of a process that has joined it; no command is to inherit that."""
 
 
 class Forks:
@@ -91,7 +93,8 @@ class Forks:
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             streams = {"out": str(out), "err": str(err)}
-            order = {"arguments": list(command[3:]), "environment": {**os.environ, **environment}, **streams}
+            given = {name: value for name, value in os.environ.items() if name not in LEFT_BY_RAY}
+            order = {"arguments": list(command[3:]), "environment": {**given, **environment}, **streams}
             assert server.stdin is not None and server.stdout is not None
             server.stdin.write(json.dumps(order | {"cwd": os.getcwd()}) + "\n")
             server.stdin.flush()
@@ -106,7 +109,11 @@ class Forks:
         return subprocess.CompletedProcess(command, code, *told)
 
     def _ready(self) -> subprocess.Popen[str] | None:
-        seen = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_START)}
+        seen = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(READ_AT_START) and name not in LEFT_BY_RAY
+        }
         if self._server is None:
             self._server = subprocess.Popen(
                 [sys.executable, str(Path(__file__)), *self._modules],

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,15 @@ AS_A_RANK = {
 }
 """What a rank on one processor sets before it imports anything."""
 READ_AT_START = tuple(
-    "PYTHON OMP_ MKL_ OPENBLAS_ LD_ LC_ LANG MALLOC_ TORCH HOME HF_ HUGGINGFACE_ TRANSFORMERS_ XDG_ DS_ "
-    "DEEPSPEED_ CUDA_ NUMBA_".split()
+    "PYTHON OMP_ MKL_ OPENBLAS_ LD_ LC_ LANG MALLOC_ TORCH HOME HUGGINGFACE_ XDG_ DS_ DEEPSPEED_ CUDA_ "
+    "NUMBA_".split()
 )
 """How names of variables begin that libraries look at once."""
+READ_LATER = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
+READ_AGAIN = ("huggingface_hub.constants", "datasets.config")
+"""Modules that have looked at ``HF_...`` and ``TRANSFORMERS_...``, and look again where these say something
+else."""
+COPIED_BY = ("huggingface_hub", "datasets", "transformers", "peft", "harness")
 
 
 def main() -> None:
@@ -183,7 +189,7 @@ def _read(connection: socket.socket) -> dict[str, Any] | None:
 
 def _alike(mine: dict[str, str], theirs: dict[str, str]) -> bool:
     """Whether libraries would find the same in both environments as they are imported."""
-    others = {*mine, *theirs} - AS_A_RANK.keys() - {"PYTHONPATH"}
+    others = {*mine, *theirs} - AS_A_RANK.keys() - set(READ_LATER)
     names = [name for name in others if name.startswith(READ_AT_START)]
     return all(mine.get(name) == theirs.get(name) for name in names)
 
@@ -205,9 +211,12 @@ def begin(order: dict[str, Any]) -> None:
     os.setpgid(0, 0)  # when a worker has ended, Ray ends the group that it was in
     os.chdir(order["cwd"])
     _look_in(order["environment"].get("PYTHONPATH", ""))
+    elsewhere = _of_the_hub(os.environ) != _of_the_hub(order["environment"])
     os.environ.clear()
     os.environ.update(order["environment"])
     tempfile.tempdir = None
+    if elsewhere:
+        _look_again()
     for descriptor, given in enumerate(order["streams"]):
         os.dup2(given, descriptor)
         os.close(given)
@@ -217,6 +226,24 @@ def begin(order: dict[str, Any]) -> None:
     )
     sys.argv = order["arguments"]
     sys.path[0] = str(Path(sys.argv[0]).parent)
+
+
+def _of_the_hub(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(("HF_", "TRANSFORMERS_"))}
+
+
+def _look_again() -> None:
+    """Let the hub's libraries read the environment anew; what others have copied from them is replaced."""
+    for module in [sys.modules[name] for name in READ_AGAIN if name in sys.modules]:
+        before = dict(vars(module))
+        importlib.reload(module)
+        changed = {name for name in before if name[:2] != "__" and before[name] != vars(module)[name]}
+        for other in [other for name, other in sys.modules.items() if name.startswith(COPIED_BY)]:
+            for name in changed & vars(other).keys():
+                if vars(other)[name] is before[name]:
+                    setattr(other, name, vars(module)[name])
+    if found := sys.modules.get("transformers.utils.logging"):
+        found.set_verbosity(found._get_default_logging_level())
 
 
 def _look_in(places: str) -> None:

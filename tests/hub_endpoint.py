@@ -79,7 +79,7 @@ class Hub:
         return {"discussions": found, "count": len(found), "start": 0}
 
     def info(self, kind: str, repo: str) -> dict[str, Any]:
-        names = [self.entry(kind, repo, path)["path"] for path in self.files(kind, repo)]
+        entries = [self.entry(kind, repo, path) for path in self.files(kind, repo)]
         return {
             "_id": "0",
             "id": repo,
@@ -91,7 +91,7 @@ class Hub:
             "tags": [],
             "downloads": 0,
             "likes": 0,
-            "siblings": [{"rfilename": name} for name in names],
+            "siblings": [{"rfilename": each["path"], "blobId": each["oid"]} for each in entries],
             "lastModified": "2026-01-01T00:00:00.000Z",
             "createdAt": "2026-01-01T00:00:00.000Z",
         }

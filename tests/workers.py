@@ -2,13 +2,15 @@
 
 Most tests on Ray and SLURM wait for something most of the time, so others compute meanwhile. What a test
 starts is its own, or its process's: a Ray, a SLURM (one for all tests that need it), folders. A test that is
-judged by a clock is marked ``alone``.
+judged by a clock is marked ``alone``. One more process gives way to the others, and computes while they wait.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,18 +36,53 @@ SLURM = {"test_slurm.py", "test_doctor_slurm.py"}
 """One process runs all of these, on one SLURM; another one has one for tests/test_slurm_faults.py."""
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process a core: with more of them nothing waits any more, everything takes longer, and limits of
-    time are reached."""
+SPARE_NICE = 5
+"""How far the spare process gives way: it has a fourth of what another one has on the same core."""
+
+
+def _most() -> int:
+    """One process a core: with more of them everything takes longer, and limits of time are reached."""
     return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().total // TEST_BYTES))
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return _most() + 1
+
+
+def _is_spare(worker: str) -> bool:
+    """Whether it is the process that computes while the others wait."""
+    return worker == f"gw{_most()}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") and _is_spare(config.workerinput["workerid"]):
+        os.nice(SPARE_NICE)
+
+
+@functools.cache
+def _patient(scope: str) -> bool:
+    """Whether a file's tests only compute: none starts a Ray or a SLURM, or looks at a clock."""
+    path, others = Path(__file__).parent / scope, r"^import time$|mark\.(ray|slurm)\b"
+    return path.exists() and not re.search(others, path.read_text(), re.MULTILINE)
+
+
 class Shares(LoadScopeScheduling):  # type: ignore[misc]
-    """What a process takes as a whole."""
+    """What a process takes as a whole, and which of it."""
 
     def _split_scope(self, nodeid: str) -> str:
         name = Path(nodeid.partition("::")[0]).name
         return nodeid if name in APART else "slurm" if name in SLURM else name
+
+    def _reschedule(self, node: Any) -> None:
+        if _is_spare(node.gateway.id) and not any(map(_patient, self.workqueue)) and not node.shutting_down:
+            node.shutdown()  # when it has done what it has
+        super()._reschedule(node)
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if _is_spare(node.gateway.id):  # the others come to these last
+            found = next(filter(_patient, reversed(self.workqueue)), next(iter(self.workqueue)))
+            self.workqueue.move_to_end(found, last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
@@ -71,7 +108,7 @@ def _turn(item: pytest.Item) -> int:
         return 3
     if item.get_closest_marker("slurm") or item.path.name == "test_quickstart.py":
         return 0
-    return 1 if item.get_closest_marker("ray") else 2
+    return 1 if item.get_closest_marker("ray") or not _patient(item.path.name) else 2
 
 
 class _Rooms:

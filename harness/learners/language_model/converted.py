@@ -25,6 +25,8 @@ from harness.section import HubItem
 
 BOT, TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 """Who makes the request, and what it is called; one by anybody else is not taken."""
+ANSWER_S = 10.0
+"""How long the hub may take for an answer."""
 
 
 def with_safetensors(model: Model, caches: Caches | None = None) -> Model:
@@ -93,24 +95,30 @@ def _ask(name: str, revision: str | None) -> str | None:
 
     hub = huggingface_hub.HfApi()
 
-    def files(at: str | None) -> dict[str, str]:
-        """Paths to what identifies their content, without those that only describe."""
-        tree = hub.list_repo_tree(name, revision=at, recursive=True)
-        found = {item.path: item.blob_id for item in tree if isinstance(item, huggingface_hub.RepoFile)}
-        return {path: blob for path, blob in found.items() if not path.endswith((".md", ".gitattributes"))}
+    def files(at: str | None) -> tuple[str | None, dict[str, str | None]]:
+        """The commit, and paths to what identifies their content, without those that only describe.
 
-    there = files(revision)
+        It is asked once: the call that lists a tree asks again for 23 s where the hub cannot be reached.
+        """
+        about = hub.model_info(name, revision=at, files_metadata=True, timeout=ANSWER_S)
+        found = {each.rfilename: each.blob_id for each in about.siblings or ()}
+        described = {
+            path: blob for path, blob in found.items() if not path.endswith((".md", ".gitattributes"))
+        }
+        return about.sha, described
+
+    _, there = files(revision)
     if there.keys() & {WEIGHTS, INDEX}:
         return revision
     for request in hub.get_repo_discussions(name, author=BOT, discussion_type="pull_request"):
         if request.author != BOT or request.title != TITLE:
             continue
         at = f"refs/pr/{request.num}"
-        converted = files(at)
+        commit, converted = files(at)
         if not converted.keys() & {WEIGHTS, INDEX}:
             continue
         if revision is None:
             return at
         if there.items() <= converted.items():
-            return str(hub.model_info(name, revision=at).sha)  # what is named once stays what it is
+            return commit  # what is named once stays what it is
     return None

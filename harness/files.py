@@ -197,6 +197,11 @@ def parse_json(content: bytes, where: Path | str) -> Any:
         raise DamagedError(f"{where} is not JSON: {error}") from None
 
 
+def no_folder(path: Path) -> str:
+    """What is wrong with a path that should be a folder and is none."""
+    return f"{path} is no folder" if os.path.lexists(path) else f"there is no folder {path}"
+
+
 def is_foreign(root: Path) -> bool:
     """Whether a folder that is there holds things, and none of them says that it is a store.
 

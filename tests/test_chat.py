@@ -374,8 +374,12 @@ def test_fresh_prompts_are_asked_once(make_config: Make, tmp_path: Path, folder:
 
 
 def test_rows_without_room_are_left_out_and_counted(make_config: Make, tmp_path: Path, folder: Path) -> None:
-    config = make_config(chat(folder, prompt_tokens=27, too_long="drop", num_examples=None))
-    data, _, _ = opened(config, tmp_path / "root")
+    base = chat(folder, prompt_tokens=27, too_long="drop", num_examples=None)
+    with pytest.raises(
+        ConfigError, match=r":\d+: evaluate.task.prompts: found 8, and 7 test prompts are there"
+    ):
+        opened(make_config(base), tmp_path / "root")
+    data, _, _ = opened(make_config(base, **{"evaluate.task.prompts": 7}), tmp_path / "root")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     texts = [
         tokenizer.apply_chat_template([{"role": "user", "content": row["question"]}], tokenize=False,

@@ -162,6 +162,7 @@ BAD: dict[str, tuple[Any, str]] = {
         r"model: .* cannot be loaded",
     ),
     "no folder": (shutil.rmtree, r"model: there is no folder /"),
+    "a file": (lambda folder: (shutil.rmtree(folder), folder.touch()), r"model: /.* is no folder"),
 }
 
 

@@ -272,7 +272,7 @@ class TaskMeasure(Section):
     """How completions of test prompts are measured."""
 
     prompts: PositiveInt = since(100)
-    """Test prompts that are answered: the first so many; of conversations, all where there are fewer."""
+    """Test prompts that are answered: the first so many. Left open, all where there are fewer."""
     completions: Annotated[int, Field(ge=1, le=10_000)] = since(8)
     """Completions of each."""
     pass_k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = since((4, 8))

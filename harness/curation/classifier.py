@@ -18,7 +18,7 @@ import numpy.typing as npt
 from harness.components.filters import ClassifierFilter
 from harness.curation.detector import calibrated, chosen
 from harness.errors import DataError, LearnerError, reason_of
-from harness.files import file_sha256
+from harness.files import file_sha256, no_folder
 from harness.records import Examples
 from harness.registry import Known
 from harness.terminal import shown
@@ -142,7 +142,7 @@ def _folder(name: str, revision: str | None, field: str) -> Path:
     if folder.is_dir() and revision is None:
         return folder
     if folder.is_absolute():
-        raise DataError(f"{field}: there is no folder {name}")
+        raise DataError(f"{field}: {no_folder(folder)}")
     import huggingface_hub
 
     try:

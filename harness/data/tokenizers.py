@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer
 from harness.data.remembered import Note
 from harness.errors import DataError, reason_of
-from harness.files import file_sha256, refuse_pointer
+from harness.files import file_sha256, no_folder, refuse_pointer
 from harness.terminal import shown
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def load_pretrained(config: PretrainedTokenizer) -> Any:
 
     folder = Path(config.name)
     if folder.is_absolute() and not folder.is_dir():
-        raise DataError(f"data.tokenizer.name: there is no folder {config.name}")
+        raise DataError(f"data.tokenizer.name: {no_folder(folder)}")
     if folder.is_dir():
         if config.revision is not None:
             raise DataError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.config.schema import Model
 from harness.errors import DataError, reason_of
-from harness.files import file_sha256
+from harness.files import file_sha256, no_folder
 from harness.learners.language_model.weights import CONFIG, INDEX, WEIGHTS, read_plain
 from harness.terminal import shown
 
@@ -53,7 +53,7 @@ def pretrained_identity(model: Model) -> Pretrained:
             raise DataError(f"{FIELD}: {error.filename} cannot be read ({error.strerror})") from None
         return Pretrained(hashlib.sha256(text.encode()).hexdigest()[:32], read_plain(folder / CONFIG, FIELD))
     if folder.is_absolute():
-        raise DataError(f"{FIELD}: there is no folder {name}")
+        raise DataError(f"{FIELD}: {no_folder(folder)}")
     import huggingface_hub
 
     try:

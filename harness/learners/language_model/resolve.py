@@ -80,6 +80,12 @@ def resolve(config: Config, real: TextCorpus, version: int | str) -> Resolved:
     prompts = config.evaluate.prompts
     if not isinstance(prompts, int):
         real.check_prompts(prompts)
+    measured, there = config.evaluate.task, len(real.test)
+    if "prompts" in measured.model_fields_set and measured.prompts > there:
+        raise DataError(
+            f"evaluate.task.prompts: found {measured.prompts}, and {there} test prompts are there; allowed: "
+            f"1 to {there}, or more data"
+        )
     marks |= {**real.marks, **({} if verdict is None else {"verdict": verdict})}
     objective, adapter = _objective(learner, marks.get("tokens")), None
     if learner.adapter is not None:

@@ -84,6 +84,16 @@ def join_store(host: str, port: int, world_size: int) -> Any:
     return TCPStore(host, port, world_size, is_master=False, timeout=TIMEOUT)
 
 
+def seed_dropout(device: torch.device, seed: int) -> None:
+    """Seed what a model's dropout draws from next.
+
+    ``torch.manual_seed`` takes a stack trace for each kind of device that is not there, in every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class TorchRanks:
     """A torch.distributed process group, with DeepSpeed's communication on it."""
 
@@ -123,6 +133,8 @@ class TorchRanks:
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
         holder: list[Any] = [value]
         dist.broadcast_object_list(holder, src=0, group=self._objects)
         result: T = holder[0]
@@ -130,6 +142,8 @@ class TorchRanks:
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, on every rank."""
+        if self.world_size == 1:
+            return [value]
         holder: list[Any] = [None] * self.world_size
         dist.all_gather_object(holder, value, group=self._objects)
         return holder

@@ -23,6 +23,7 @@ from harness.errors import reason_of
 from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, Stopped
 from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.cuda import deterministic
+from harness.learners.language_model.distributed import seed_dropout
 from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.objectives import Objective, Units
@@ -330,7 +331,7 @@ class Trainer:
             # Dropout is indexed by the position in the stream of examples, not by what this process drew
             # before.
             first_row = step * len(batch) + start
-            torch.manual_seed(stream_seed(seed, generation, "dropout", first_row))
+            seed_dropout(self.device, stream_seed(seed, generation, "dropout", first_row))
             engine.place(seed, generation, range(first_row, first_row + len(part)))
             inputs, targets = with_bos(part, self.bos, self.device, self.masked)
             reference = None
@@ -358,7 +359,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for start in range(first, first + per_rank, self.micro_batch):
             rows = _rows(index[start : start + self.micro_batch], each)
-            torch.manual_seed(stream_seed(seed, generation, "dropout", step * len(index) + start))
+            seed_dropout(self.device, stream_seed(seed, generation, "dropout", step * len(index) + start))
             first_row = (step * len(index) + start) * each
             engine.place(seed, generation, range(first_row, first_row + len(rows)))
             inputs, targets = with_bos(self.units.examples.take(rows), self.bos, self.device, self.masked)

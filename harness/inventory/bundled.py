@@ -149,11 +149,12 @@ class InBundles(Stored):
             return name in known or ("/" in name and not name.startswith(PARAMETERS))
 
         chains = [chain.key for chain in self.chains]
-        table = self.store.bundles.read(chains, self.look().places, wanted=wanted) if chains else None
+        table = self.store.bundles.unordered(chains, self.look().places, wanted) if chains else None
         if table is None:
             return np.zeros(0, dtype=np.int64), pa.table({})
-        of_row = table[CHAIN].combine_chunks()  # ordered: a run of rows for each chain
-        codes = of_row.indices.to_numpy()
+        of_row = table[CHAIN].combine_chunks()
+        order = np.lexsort((table["generation"].to_numpy(), of_row.indices.to_numpy()))
+        codes = of_row.indices.to_numpy()[order]  # a run of rows for each chain
         begins = np.flatnonzero(np.diff(codes, prepend=-1))
         counts = np.diff(begins, append=len(codes))
         names = of_row.dictionary.take(codes[begins]).to_pylist()
@@ -165,17 +166,19 @@ class InBundles(Stored):
         ]
         owner, start_of, size = np.array(found, dtype=np.int64).reshape(-1, 3).T
         chain_of = np.repeat(owner, size)
-        places_of = np.repeat(start_of - (np.cumsum(size) - size), size) + np.arange(size.sum())
+        places_of = order[np.repeat(start_of - (np.cumsum(size) - size), size) + np.arange(size.sum())]
         columns = {"generation": table["generation"], "fit": pc.add(table["generation"], 1)}
         named = {"key": "fit", "status": "status", "parent_key": "parent"} if keys else {"status": "status"}
         columns |= {name: table[stored] for name, stored in named.items()}
         metrics = {name: table[name] for name in table.column_names if "/" in name}
-        del table
+        del table, of_row, codes, order
         metrics = taken(metrics, places_of)
         columns = taken(columns, places_of)
         seen = {name: pc.index(column.is_valid(), True).as_py() for name, column in metrics.items()}
         for name in sorted((name for name in metrics if seen[name] >= 0), key=lambda name: int(seen[name])):
-            columns[name] = pc.if_else(pc.is_finite(metrics[name]), metrics.pop(name), None)
+            column = metrics.pop(name)
+            finite = pc.is_finite(column)
+            columns[name] = column if pc.all(finite).as_py() else pc.if_else(finite, column, None)
         own = pa.table(columns)
         if provenance:
             about = self._provenance()

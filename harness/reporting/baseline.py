@@ -65,6 +65,7 @@ def baselines(prepared: Prepared, store: Store, rows: Rows) -> list[Baseline]:
         rows: From `ledger.rows`.
     """
     found: list[Baseline] = []
+    rows = rows.where(rows.generation == 0)
     seen: dict[str, list[int]] = {}
     for index, cell in enumerate(prepared.study.cells):
         if not cell.teacher:

@@ -109,7 +109,7 @@ def chosen(rows: Rows) -> ChosenMetrics:
     """
     titles = _titles(rows.names)
     own, same, flat = dict[str, str](), dict[str, str](), dict[str, str]()
-    sentences, known_as = list[str](), dict[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]]()
+    sentences, ends = list[str](), dict[str, list[int]]()
     for metric, title in titles.items():
         values = rows.values(metric)
         known = values[~np.isnan(values)]
@@ -121,17 +121,16 @@ def chosen(rows: Rows) -> ChosenMetrics:
             at = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
             sentences.append(f"{title} is flat: {at} everywhere.")
             continue
-        order = _order(values)
         twin = next(
             (
                 name
-                for name, (other, numbers) in known_as.items()
-                if _same_order(order, other) and _one_quantity(values, numbers)
+                for name, places in ends.items()  # most pairs differ there already, and are not sorted
+                if set(values[places].tolist()) == {low, high} and _one_quantity(values, rows.values(name))
             ),
             None,
         )
         if twin is None:
-            own[metric], known_as[metric] = title, (order, values)
+            own[metric], ends[metric] = title, [int(np.nanargmin(values)), int(np.nanargmax(values))]
         else:
             same[metric] = title
             sentences.append(f"{title} is {own[twin]} on another scale.")
@@ -150,25 +149,31 @@ def _titles(names: Collection[str]) -> dict[str, str]:
     return titles
 
 
-def _order(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
-    """The rank of every value, equal ones alike; -1 where there is none."""
-    found = np.full(len(values), -1, dtype=np.int32)
-    known = ~np.isnan(values)
-    found[known] = np.unique(values[known], return_inverse=True)[1]
-    return found
-
-
-def _same_order(one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> bool:
-    if one.max() < DISTINCT - 1 or not np.array_equal(one < 0, other < 0):
-        return False
-    return np.array_equal(one, other) or np.array_equal(np.where(one < 0, -1, one.max() - one), other)
-
-
 def _one_quantity(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:
     """Whether two metrics of the same rows are one number on two scales; NaN where there is no value."""
     known = ~np.isnan(one)
-    scales = [list(_scales(values[known])) for values in (one, other)]
+    if not np.array_equal(known, ~np.isnan(other)):
+        return False
+    one, other = one[known], other[known]
+    if not _same_order(one, other):
+        return False
+    scales = [list(_scales(values)) for values in (one, other)]
     return any(_on_a_line(x, y) for x in scales[0] for y in scales[1])
+
+
+def _same_order(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:
+    """Whether one rises, or falls, or stays wherever the other does, and both have values enough to tell."""
+    order = np.argsort(one)
+    rises, others = (_rises(values[order]) for values in (one, other))
+    if np.count_nonzero(rises) < DISTINCT - 1:
+        return False
+    return np.array_equal(rises, others) or np.array_equal(rises, -others)
+
+
+def _rises(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
+    """From each to the next: 1 up, -1 down, 0 where they are equal."""
+    found: npt.NDArray[np.int8] = (values[1:] > values[:-1]).astype(np.int8) - (values[1:] < values[:-1])
+    return found
 
 
 def _scales(values: npt.NDArray[np.float64]) -> Iterator[npt.NDArray[np.float64]]:

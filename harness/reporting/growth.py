@@ -27,7 +27,7 @@ LEAST_BEND, FASTEST = 0.05, 3.0
 """Rates that are tried: from one that bends a whole chain by 5 % to e cubed in one generation."""
 RATES, FINER, ROUNDS = 41, 9, 5
 """Rates of the first search and of each finer one between the neighbours of the best."""
-TOGETHER = 256
+TOGETHER = 64
 """Chains whose rates are searched together: it takes a number for each chain, rate and generation."""
 EXACT = 1e-12
 """What is left over, relative to the largest value, below which numbers are equal but for rounding."""
@@ -165,7 +165,8 @@ def _left_over(values: Floats, bases: Floats) -> Floats:
     column /= np.linalg.norm(column, axis=2, keepdims=True)
     along = np.einsum("ctg,cg->ct", np.broadcast_to(column, (len(values), *column.shape[1:])), centred)
     # not by Pythagoras, which loses what is left over of an almost perfect fit
-    rest = centred[:, None] - along[:, :, None] * column
+    rest = along[:, :, None] * column
+    np.subtract(centred[:, None], rest, out=rest)
     found: Floats = np.einsum("ctg,ctg->ct", rest, rest)
     return found
 

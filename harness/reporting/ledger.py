@@ -76,7 +76,7 @@ def write(records: Rows, form: str, out: Path) -> None:
     connection = duckdb.connect()
     try:
         connection.execute("SET threads = 1")
-        table = records.to_arrow()
+        table = records.parts()
         connection.register("ledger", table)
         columns = []
         for field in table.schema:

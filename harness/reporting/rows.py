@@ -37,6 +37,19 @@ class Series:
     ended: int | None
 
 
+@dataclass(frozen=True)
+class Step:
+    """The seeds of one cell in one generation.
+
+    Attributes:
+        places: Rows of the seeds that have a model, in the order of the seeds; shape [seeds].
+        diverged: Seeds that have none any more.
+    """
+
+    places: npt.NDArray[np.int64]
+    diverged: int
+
+
 class Rows(Iterable[Mapping[str, Any]]):
     """A table of records, in the order of chains and generations.
 
@@ -56,6 +69,7 @@ class Rows(Iterable[Mapping[str, Any]]):
         """
         self.shared, self.chain, self.own = shared, chain, own
         self._series: dict[tuple[str, ...], Sequence[Series]] = {}
+        self._steps: dict[tuple[str, ...], Mapping[Cell, Mapping[int, Step]]] = {}
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> Rows:
@@ -93,7 +107,7 @@ class Rows(Iterable[Mapping[str, Any]]):
         """Of each row; shape [rows]."""
         if not len(self):
             return np.zeros(0, dtype=np.int64)
-        found: npt.NDArray[np.int64] = self.own["generation"].to_numpy().astype(np.int64)
+        found: npt.NDArray[np.int64] = self.own["generation"].to_numpy().astype(np.int64, copy=False)
         return found
 
     @cached_property
@@ -113,7 +127,8 @@ class Rows(Iterable[Mapping[str, Any]]):
         else:
             of_chain = [chain.get(name) for chain in self.shared]
             column = np.array([np.nan if v is None else float(v) for v in of_chain])[self.chain]
-        found: npt.NDArray[np.float64] = np.where(np.isfinite(column), column, np.nan)
+        infinite = np.isinf(column)
+        found: npt.NDArray[np.float64] = np.where(infinite, np.nan, column) if infinite.any() else column
         return found
 
     def curve(self, series: Series, values: npt.NDArray[np.float64]) -> dict[int, float]:
@@ -159,6 +174,37 @@ class Rows(Iterable[Mapping[str, Any]]):
             found.append(Series(cell, seed, places, int(ended[0]) if len(ended) else None))
         return found
 
+    def steps(self, axes: Sequence[str]) -> Mapping[Cell, Mapping[int, Step]]:
+        """The rows by cell and generation, these in ascending order; remembered, as `series` is.
+
+        Args:
+            axes: The axes that tell cells apart.
+        """
+        if tuple(axes) not in self._steps:
+            cells: dict[Cell, list[Series]] = {}
+            for series in self.series(axes):
+                cells.setdefault(series.cell, []).append(series)
+            self._steps[tuple(axes)] = {cell: self._by_step(parts) for cell, parts in cells.items()}
+        return self._steps[tuple(axes)]
+
+    def _by_step(self, parts: Sequence[Series]) -> Mapping[int, Step]:
+        """The seeds of one cell."""
+        ends = np.sort([part.ended for part in parts if part.ended is not None])
+        places = np.concatenate([part.places for part in parts])
+        end = np.repeat(
+            [np.inf if part.ended is None else part.ended for part in parts],
+            [len(part.places) for part in parts],
+        )
+        order = np.argsort(self.generation[places], kind="stable")  # the seeds stay in their order
+        places, end = places[order], end[order]
+        known, starts = np.unique(self.generation[places], return_index=True)
+        return {
+            at: Step(there[at < ends_there], int(np.searchsorted(ends, at, side="right")))
+            for at, there, ends_there in zip(
+                known.tolist(), np.split(places, starts[1:]), np.split(end, starts[1:]), strict=True
+            )
+        }
+
     def to_pandas(self) -> Any:
         """As a data frame."""
         table = self.to_arrow()
@@ -170,19 +216,30 @@ class Rows(Iterable[Mapping[str, Any]]):
 
         Text that all rows of a chain share is a dictionary.
         """
-        used, columns = self._used, {}
+        return self._parts(len(self) or 1).read_all()
+
+    def parts(self) -> pa.RecordBatchReader:
+        """As `to_arrow`, some rows at a time: what chains share is not there for all rows at once."""
+        return self._parts(BATCH_ROWS)
+
+    def _parts(self, size: int) -> pa.RecordBatchReader:
+        used = self._used
         place = np.zeros(len(self.shared), dtype=np.int64)
         place[used] = np.arange(len(used))
-        rows = pa.array(place[self.chain] if len(self) else self.chain)
+        of_chains = {}
         for name in self.names:
-            if name in self.own.column_names:
-                columns[name] = self.own[name]
-                continue
-            short = to_column(name, [self.shared[chain].get(name) for chain in used])
-            if pa.types.is_string(short.type):
-                short = short.dictionary_encode()
-            columns[name] = short.take(rows)
-        return pa.table(columns)
+            if name not in self.own.column_names:
+                column = to_column(name, [self.shared[chain].get(name) for chain in used])
+                text = pa.types.is_string(column.type)
+                of_chains[name] = column.dictionary_encode() if text else column
+
+        def part(start: int, size: int) -> pa.Table:
+            own = self.own.slice(start, size)
+            chains = pa.array(place[self.chain[start : start + size]])
+            return pa.table({n: of_chains[n].take(chains) if n in of_chains else own[n] for n in self.names})
+
+        batches = (batch for at in range(0, len(self), size) for batch in part(at, size).to_batches())
+        return pa.RecordBatchReader.from_batches(part(0, 0).schema, batches)
 
 
 def _is_own(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from harness.reporting.rows import Rows, Series
+from harness.reporting.rows import Rows
 
 LEVEL = 0.95
 BOOTSTRAP_DRAWS = 2000
@@ -54,7 +55,7 @@ class Aggregate:
     mean: float | None
     low: float | None
     high: float | None
-    values: tuple[float, ...]
+    values: Sequence[float]
     missing: int
     diverged: int = 0
     absent: int = 0
@@ -122,15 +123,15 @@ def aggregate(
     if not isinstance(values, np.ndarray):
         values = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
     there = values[np.isfinite(values)]
-    finite, missing = tuple(there.tolist()), len(values) - len(there)
-    if not finite:
+    count, missing = len(there), len(values) - len(there)
+    if not count:
         return Aggregate(None, None, None, (), missing, diverged, absent)
-    mean = sum(finite) / len(finite)
+    mean = (float(np.add.accumulate(there)[-1]) + 0.0) / count  # in their order; + 0.0: a sum of -0.0 is 0
     low = high = None
-    if len(finite) > 1 and not diverged:
-        half = student(len(finite) - 1) * float(np.std(there, ddof=1)) / math.sqrt(len(finite))
+    if count > 1 and not diverged:
+        half = student(count - 1) * float(np.std(there, ddof=1)) / math.sqrt(count)
         low, high = mean - half, mean + half
-    return Aggregate(mean, low, high, finite, missing, diverged, absent)
+    return Aggregate(mean, low, high, array("d", there.tobytes()), missing, diverged, absent)
 
 
 @functools.cache
@@ -215,32 +216,14 @@ def curves(
             when empty.
     """
     found = Rows.of(rows)
-    cells: dict[tuple[Any, ...], list[Series]] = {}
+    values, known = found.values(metric), dict[tuple[Any, ...], set[int]]()
     for series in found.series(axes):
-        cells.setdefault(series.cell, []).append(series)
-    generation, values = found.generation, found.values(metric)
-    return {cell: _curve(parts, generation, values, seeds) for cell, parts in cells.items()}
-
-
-def _curve(
-    parts: Sequence[Series],
-    generation: npt.NDArray[np.int64],
-    values: npt.NDArray[np.float64],
-    seeds: Collection[int],
-) -> dict[int, Aggregate]:
-    """The seeds of one cell."""
-    total = len(set(seeds) | {part.seed for part in parts})
-    ends = np.sort([part.ended for part in parts if part.ended is not None])
-    places = np.concatenate([part.places for part in parts])
-    end = np.repeat(
-        [np.inf if part.ended is None else part.ended for part in parts], [len(part.places) for part in parts]
-    )
-    order = np.argsort(generation[places], kind="stable")  # the seeds of a generation stay in their order
-    places, alive = places[order], (generation[places] < end)[order]
-    known, starts = np.unique(generation[places], return_index=True)
-    curve = {}
-    for at, start, stop in zip(known.tolist(), starts, [*starts[1:], len(places)], strict=True):
-        there = values[places[start:stop][alive[start:stop]]]
-        diverged = int(np.searchsorted(ends, at, side="right"))
-        curve[at] = aggregate(there, diverged, total - diverged - len(there))
-    return curve
+        known.setdefault(series.cell, set()).add(series.seed)
+    return {
+        cell: {
+            at: aggregate(values[step.places], step.diverged, total - step.diverged - len(step.places))
+            for at, step in steps.items()
+        }
+        for cell, steps in found.steps(axes).items()
+        for total in [len(known[cell].union(seeds))]
+    }

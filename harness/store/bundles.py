@@ -151,6 +151,26 @@ class Bundles:
     ) -> pa.Table | None:
         """The rows of some chains, ordered by chain key and generation; None where there are none.
 
+        Args: as `unordered`.
+        """
+        whole = self.unordered(chains, places, wanted)
+        if whole is None:
+            return None
+        keys = whole[CHAIN].combine_chunks()
+        rank = np.argsort(np.argsort(np.array(keys.dictionary.to_pylist())))[keys.indices.to_numpy()]
+        order = np.lexsort((whole[GENERATION].to_numpy(), rank))
+        columns = {name: whole[name] for name in whole.column_names}
+        del whole, keys
+        return pa.table(taken(columns, order))
+
+    def unordered(
+        self,
+        chains: Collection[str],
+        places: Mapping[str, InBundle] | None = None,
+        wanted: Callable[[str], bool] = lambda name: not name.startswith(PARAMETERS),
+    ) -> pa.Table | None:
+        """The rows of some chains, as they lie in the files; None where there are none.
+
         Args:
             chains: Their keys.
             places: From `index`, where it is known.
@@ -168,20 +188,16 @@ class Bundles:
                 name for name in pq.read_schema(path).names if name in (CHAIN, GENERATION) or wanted(name)
             ]
             with pq.ParquetFile(path, read_dictionary=[CHAIN]) as file:
-                table = file.read(columns=names)
+                table = file.read(
+                    columns=names, use_threads=False
+                )  # each thread would keep memory of its own
             there = pc.is_in(table[CHAIN], pa.array(keys))
             tables.append(table if pc.all(there).as_py() else table.filter(there))
         if not tables:
             return None
-        whole = pa.concat_tables(
+        return pa.concat_tables(
             [table.replace_schema_metadata(None) for table in tables], promote_options="default"
         ).unify_dictionaries()
-        keys = whole[CHAIN].combine_chunks()
-        rank = np.argsort(np.argsort(np.array(keys.dictionary.to_pylist())))[keys.indices.to_numpy()]
-        order = np.lexsort((whole[GENERATION].to_numpy(), rank))
-        columns = {name: whole[name] for name in whole.column_names}
-        del tables, whole, keys
-        return pa.table(taken(columns, order))
 
 
 def taken(columns: dict[str, pa.ChunkedArray], places: npt.NDArray[np.integer[Any]]) -> dict[str, pa.Array]:

@@ -243,6 +243,7 @@ class Provenance:
         micro_batch: Examples per forward pass and rank of the fit, where it has such; of a resumed fit the
             last ones.
         sample_batch: Examples that were sampled together, where they are; of a resumed corpus the last ones.
+        compiled: Whether the fit was compiled; None where it cannot be.
     """
 
     host: str
@@ -262,6 +263,7 @@ class Provenance:
     activation_checkpointing: bool | None = None
     micro_batch: int | None = None
     sample_batch: int | None = None
+    compiled: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""

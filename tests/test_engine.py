@@ -3,7 +3,10 @@ with the plain ones."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,15 @@ import pytest
 import torch
 from torch import nn
 
+from harness.components.adapter import Lora
+from harness.components.objectives import Anchor
 from harness.config.schema import Model, Sample, Train
-from harness.learners.language_model import scoring
+from harness.learners.language_model import adapter as adapters
+from harness.learners.language_model import compiled, scoring
+from harness.learners.language_model.compiled import Loss, compile_fit, forget, loss_of, programs
 from harness.learners.language_model.cuda import StepReader, align_head, can_step
+from harness.learners.language_model.filling import hidden
+from harness.learners.language_model.kernels import IN_FP32, prepare_fit
 from harness.learners.language_model.model import new_model
 from harness.learners.language_model.sampling import Sampler, TokenReader, draw_batch
 from harness.learners.language_model.scoring import IGNORED, sequence_nll
@@ -21,18 +30,27 @@ from harness.learners.language_model.scoring import IGNORED, sequence_nll
 WHERE = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 
 
-def small(architecture: str = "llama", vocab_size: int = 61, kv_heads: int | None = None) -> Any:
+def small(
+    architecture: str = "llama",
+    vocab_size: int = 61,
+    kv_heads: int | None = None,
+    seed: int = 1,
+    dropout: float = 0.0,
+) -> Any:
     sizes = {"num_layers": 2, "width": 32, "num_heads": 2, "num_kv_heads": kv_heads, "context": 48}
-    section = Model(architecture=architecture, **sizes)  # type: ignore[arg-type]
-    return new_model(section, vocab_size, 48, 0, 0, seed=1).eval()
+    section = Model(architecture=architecture, dropout=dropout, **sizes)  # type: ignore[arg-type]
+    return new_model(section, vocab_size, 48, 0, 0, seed=seed).eval()
 
 
 def held() -> int:
     """Bytes of all tensors that Python knows; those that a compiler traces with have none."""
     gc.collect()
-    real = (torch.Tensor, nn.Parameter)
-    storages = (found.untyped_storage() for found in gc.get_objects() if type(found) in real)
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    real, sizes = (torch.Tensor, nn.Parameter), dict[int, int]()
+    for found in gc.get_objects():
+        if type(found) in real:
+            with contextlib.suppress(RuntimeError):  # a tracer's, which says that it has no memory
+                sizes[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
+    return sum(sizes.values())
 
 
 @pytest.mark.slow
@@ -73,6 +91,101 @@ def test_a_gradient_that_is_not_finite_is_never_passed_over(ranks: Any, stage: i
     weights = engine.state(True).values()
     assert engine.skipped or not all(bool(torch.isfinite(weight).all()) for weight in weights)
     engine.close()
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs are traced as ever, forward and backward, and then computed with torch's own kernels: building
+    the others takes most of a minute (tests/test_faults.py does)."""
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compiled, "OPTIONS", None)
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would keep it all
+    forget()
+    yield
+    forget()
+
+
+def losses(compiled: bool, precision: str, seed: int = 1) -> tuple[list[float], torch.Tensor]:
+    """Of three steps of a model with dropout; and its logits at the end, as validation asks for them."""
+    from harness.learners.language_model.distributed import device
+    from harness.learners.language_model.engine import Engine
+
+    train = Train(batch_size=4, precision=precision, learning_rate=1e-3)  # type: ignore[arg-type]
+    engine = Engine(small(seed=seed, dropout=0.2), train, 4, 1, 2, compiled=compiled)
+    made = torch.Generator().manual_seed(seed)
+    tokens, targets = (torch.randint(0, 61, (4, 16), generator=made).to(device()) for _ in range(2))
+    targets[:, :3] = IGNORED
+    engine.train_mode(True)
+    found = []
+    for step in range(3):
+        torch.manual_seed(step)
+        nll = engine.token_nll(tokens, Loss(targets))
+        engine.backward(nll.sum() / 52)
+        found.append(float(nll.detach().sum()) / 52)
+    engine.train_mode(False)
+    with torch.no_grad():
+        logits = engine.logits(tokens)
+        plain = type(engine.module).forward(engine.module, input_ids=tokens, use_cache=False).logits
+        assert torch.equal(logits, plain), "it is not compiled"
+    engine.close()
+    return found, logits
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_fit_is_the_plain_one_up_to_rounding(ranks: Any, traced: None, precision: str) -> None:
+    """Dropout draws the same numbers. The program is made once and leaves no memory behind."""
+    near = {"fp32": 1e-5, "bf16": 1e-3}[precision]
+    before, made = held(), programs()
+    for seed in (1, 2):
+        (plain, logits), (found, other) = (losses(compiled, precision, seed) for compiled in (False, True))
+        assert found == pytest.approx(plain, rel=near) and found[-1] < found[0]
+        assert losses(True, precision, seed)[0] == found
+        del logits, other
+    assert held() - before < 20_000
+    assert programs() == made + 1
+
+
+SECTION = Lora(kind="lora", rank=2, targets=("attn.c_proj",))
+
+
+@pytest.mark.parametrize(
+    "case", ["llama", "anchor", "among", "filled", "recomputed", "adapted", "odd vocabulary", "bf16"]
+)
+def test_what_a_fit_is_asked_for_can_be_compiled(case: str, traced: None) -> None:
+    """As one program without breaks, with the gradients of the plain one."""
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(1, 50, (3, 20)))
+    tokens[:, :4] = 0
+    fill = 0 if case == "filled" else None
+    reference = torch.randn((3, 20, 61)) if case == "anchor" else None
+    anchor = Anchor(loss="kl", weight=0.5) if case == "anchor" else None
+    loss = Loss(tokens.roll(-1, dims=1), 50 if case == "among" else None, anchor, reference)
+    found = []
+    for is_compiled in (False, True):
+        model = small("llama" if case == "llama" else "gpt2", dropout=0.1).train()
+        if case == "adapted":
+            values = adapters.new_values(model, SECTION, 0, 0)
+            adapters.attach(model, SECTION, {name: value + 0.1 for name, value in values.items()})
+        if case == "odd vocabulary":
+            align_head(model)
+        model = model.bfloat16() if case == "bf16" else model
+        prepare_fit(model, torch.device("cpu"), None, case == "recomputed")
+        inputs = {"input_ids": tokens, **hidden(tokens, fill)}
+        torch.manual_seed(3)
+        if is_compiled:
+            compile_fit(model, case)
+            nll = model(loss=loss, **inputs)
+        else:
+            nll = loss_of(model(use_cache=False, **inputs).logits, loss)
+        nll.sum().backward()
+        grads = [
+            p.grad.flatten().float() for p in model.parameters() if p.requires_grad and p.grad is not None
+        ]
+        found.append((nll.detach(), torch.cat(grads)))
+    near = 1e-5 if case != "bf16" else 2e-2
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=near, atol=near)
+    assert float((found[1][1] - found[0][1]).norm() / found[0][1].norm()) < near
 
 
 @pytest.mark.parametrize("device", WHERE)
@@ -226,8 +339,6 @@ def test_what_cannot_be_reproduced_is_refused(ranks: Any) -> None:
 def test_kernels_of_a_fit_give_the_librarys_gradients(architecture: str, precision: torch.dtype) -> None:
     """The library's own model in fp32 is the truth; that in bf16 says how much rounding moves a gradient."""
     from transformers import AutoModelForCausalLM
-
-    from harness.learners.language_model.kernels import IN_FP32, prepare_fit
 
     heads = {"num_kv_heads": 2} if architecture == "llama" else {}
     section = Model(architecture=architecture, num_layers=2, width=32, num_heads=4, context=48, **heads)  # type: ignore[arg-type]

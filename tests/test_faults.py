@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ import yaml
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 from processes import events, gone, once, ranks_of, result, start, tagged, wait_for
 
+from harness.compiler import PLACE, UNFINISHED
 from harness.coordinator.failures import Budget, classify, store_trouble
 from harness.coordinator.processes import clear_stale_locks, reap, this_process
 from harness.errors import StoreError
@@ -46,7 +48,7 @@ def clean(
     def run(config: Path) -> dict[str, bytes]:
         cell = yaml.safe_load(config.read_text())
         # the rest of the resources changes no bits, and studies that agree in these share a store
-        names = {"ranks", "zero_stage", "micro_batch", "sample_batch", "threads"}
+        names = {"ranks", "zero_stage", "micro_batch", "sample_batch", "threads", "compile"}
         same = {name: value for name, value in cell.pop("resources", {}).items() if name in names}
         place, study = (shared_folder / f"clean-{_digest(part)}" for part in (same, [same, cell]))
         with once(study) as first:
@@ -79,10 +81,18 @@ def meanwhile(
 # --- ranks --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("compiled", "generations"), [(False, 1), (True, 0)], ids=["plain", "compiled"])
 def test_a_killed_rank_goes_on_from_the_last_checkpoint(
-    make_config: Make, run_study: Callable[..., Any], clean: Callable[..., Any], tmp_path: Path
+    make_config: Make,
+    run_study: Callable[..., Any],
+    clean: Callable[..., Any],
+    tmp_path: Path,
+    compiled: bool,
+    generations: int,
 ) -> None:
-    config, root = make_config(TEXT, **PAIR | {"generations": 1}), tmp_path / "root"
+    """Compiled, each rank makes its program from code that one of them has built."""
+    changes = {"generations": generations, "resources.compile": compiled}
+    config, root = make_config(TEXT, **PAIR | changes), tmp_path / "root"
     expected = clean(config)
     thread = meanwhile(root, "checkpointed", lambda _: ranks_of(root)[-1].kill())
     summary, _, lines = run_study(config, root)
@@ -92,7 +102,10 @@ def test_a_killed_rank_goes_on_from_the_last_checkpoint(
     saved = [e["step"] for e in events(root, "text", "checkpointed") if e["time"] < resumed["time"]]
     assert resumed["step"] == saved[-1] > 0
     assert result(config, root) == expected
-    assert len(events(root, "text", "fit_committed")) == 2 and not list((root / "work").iterdir())
+    records = [json.loads(path.read_text()) for path in root.glob("evaluations/*/provenance.json")]
+    fits = generations + 1
+    assert [record["compiled"] for record in records] == [compiled] * fits
+    assert len(events(root, "text", "fit_committed")) == fits and not list((root / "work").iterdir())
 
 
 def test_an_exception_on_one_rank_ends_its_gang_at_once(
@@ -605,6 +618,85 @@ def test_the_lock_of_a_killed_build_alone_is_removed(tmp_path: Path) -> None:
     builds[1].kill()
     builds[1].wait()
     assert clear_stale_locks(tmp_path) == [held] and clear_stale_locks(tmp_path) == []
+
+
+COMPILER = """#!/bin/sh
+{real} "$@" || exit
+test -e {place}/whole && exit
+for last; do test "$before" = -o && target=$last; before=$last; done
+case $target in *.main.so) ;; *) exit;; esac
+head -c 100 "$target" > {place}/part; cp {place}/part "$target"; touch {place}/half; sleep 600
+"""
+BUILD = """
+import typing
+from harness.compiler import use_code_folder
+use_code_folder()  # as a rank begins
+import torch
+from harness.learners.language_model.compiled import Loss, program
+
+class Output(typing.NamedTuple):
+    logits: torch.Tensor
+
+class Table(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.arange(12.0).view(3, 4))
+
+    def forward(self, use_cache, input_ids):
+        return Output(self.weight[input_ids])
+
+tokens = torch.tensor([[0, 1, 2]])
+print(float(program("table")(Table(), {"input_ids": tokens}, Loss(tokens)).sum()))
+"""
+
+
+@pytest.mark.slow
+def test_a_build_that_was_killed_is_made_again(tmp_path: Path) -> None:
+    """The compiler has written half of a library when all of it is killed; what comes next loads none such.
+    Nothing is written but into the folder for code, which is its owner's alone."""
+    real, compiler, code, temporary = (
+        shutil.which("g++"),
+        *(tmp_path / name for name in ("g++", "code", "tmp")),
+    )
+    compiler.write_text(COMPILER.format(real=real, place=tmp_path))
+    compiler.chmod(0o700)
+    temporary.mkdir()
+    given = {"CXX": str(compiler), PLACE: str(code), "TMPDIR": str(temporary)}
+    # two steps that would take longer than all others
+    given |= {"TORCHINDUCTOR_VEC_ISA_OK": "1", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}
+    command = [sys.executable, "-c", BUILD]
+    build = subprocess.Popen(command, env={**os.environ, **given}, start_new_session=True)
+    wait_for(lambda: (tmp_path / "half").exists() or build.poll() is not None)
+    assert build.poll() is None
+    os.killpg(build.pid, signal.SIGKILL)
+    build.wait()
+    halves = [path for path in code.rglob("*.so") if path.stat().st_size == 100]
+    assert len(halves) == 1 and len(list(code.rglob("*" + UNFINISHED))) == 1
+    (tmp_path / "whole").touch()
+    again = subprocess.run(
+        command, env={**os.environ, **given}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert again.returncode == 0, again.stderr[-4000:]
+    nll = [math.log(sum(math.exp(j) for j in range(4))) - i for i in range(3)]
+    assert float(again.stdout) == pytest.approx(sum(nll), rel=1e-5)
+    assert not list(code.rglob("*" + UNFINISHED)) and halves[0].stat().st_size > 100
+    assert code.stat().st_mode & 0o777 == 0o700
+    assert not [path for path in temporary.rglob("*") if "torchinductor" in path.name]
+
+
+def test_a_compilation_ticks_as_long_as_it_computes() -> None:
+    """Itself or in a program that it has started; one that waits does not."""
+    code = (
+        "import subprocess, sys, time\n"
+        "from harness.compiler import ticking\n"
+        "for what in (lambda: [n for n in range(120) if sum(range(10**6))], lambda: time.sleep(1.2), "
+        "lambda: subprocess.run([sys.executable, '-c', 'sum(range(10**8))'])):\n"
+        "    ticks = []\n"
+        "    with ticking(lambda: ticks.append(1), 0.5): what()\n"
+        "    print(bool(ticks))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "True"]
 
 
 def test_it_works_where_there_is_no_compiler(make_config: Make, tmp_path: Path) -> None:

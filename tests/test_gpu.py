@@ -12,6 +12,7 @@ from chains import Events, contents, run_all
 from conftest import TEXT, Make
 from group import run_ranks
 
+from harness.compiler import missing
 from harness.records import Examples
 
 
@@ -26,6 +27,22 @@ def test_a_chain_on_one_device_is_reproducible(
     )
     first, store = run_all(config, tmp_path / "a", ranks=ranks)
     expected = contents(store, first)
+    again, store = run_all(config, tmp_path / "b", ranks=ranks)
+    assert contents(store, again) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(missing(gpu=True) is not None, reason="needs triton and a C compiler")
+def test_a_compiled_chain_on_one_device_is_reproducible(
+    ranks: Any, make_config: Make, tmp_path: Path
+) -> None:
+    """The second run's programs are made anew, from the folder for code."""
+    from harness.learners.language_model.compiled import forget
+
+    config = make_config(TEXT, **{"resources.compile": True, "generations": 1})
+    first, store = run_all(config, tmp_path / "a", ranks=ranks)
+    expected = contents(store, first)
+    forget()
     again, store = run_all(config, tmp_path / "b", ranks=ranks)
     assert contents(store, again) == expected
 

@@ -17,13 +17,14 @@ from conftest import TEXT, Make, harness
 from group import run_ranks
 from processes import events, result
 
+from harness.compiler import missing
 from harness.config.load import load_file
 from harness.config.schema import Model
 from harness.errors import ConfigError, LearnerError, ResourceError
 from harness.files import seal
 from harness.inventory import memory as checks
 from harness.learners.language_model import model as models
-from harness.learners.language_model.sizes import LIBRARIES
+from harness.learners.language_model.sizes import COMPILER, LIBRARIES
 from harness.reporting import ledger
 from harness.store import Store
 
@@ -197,6 +198,18 @@ def test_activations_computed_anew_are_the_same_in_less_memory(measured: list[di
             },
             "needs a GPU, and gpus_per_rank is 0",
         ),
+        (
+            {"resources.compile": True, "resources.zero_stage": 3},
+            "compile: true needs whole weights on every rank, and zero_stage is 3; allowed: zero_stage: 0",
+        ),
+        (
+            {
+                "resources.compile": True,
+                "learner.init": "previous",
+                "learner.adapter": {"kind": "lora", "dropout": 0.1},
+            },
+            "learner.adapter.dropout is 0.1; allowed: compile: false, or dropout: 0",
+        ),
     ],
 )
 def test_kernels_that_cannot_be_are_refused(make_config: Make, changes: dict[str, Any], message: str) -> None:
@@ -229,7 +242,45 @@ def test_kernels_that_this_machine_lacks_are_refused_early(
     checks.check_attention(prepared, gpus=True)
 
 
-def test_a_rank_without_the_kernel_says_so() -> None:
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_machine_without_a_compiler_is_told_early(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    config = make_config(TEXT, **{"resources.compile": True, "resources.gpus_per_rank": 0})
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    done = harness(
+        command,
+        config,
+        "--root",
+        tmp_path / "root",
+        **({} if command == "plan" else {"CXX": "no-such-compiler"}),
+    )
+    assert done.returncode == 2 and not (tmp_path / "root").exists()
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and "config.yaml:" in lines[0]
+    assert "resources.compile: true needs a C++ compiler (no-such-compiler; " in lines[0]
+    assert lines[0].endswith("install it, or set false")
+
+
+def test_what_compiling_needs_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gcc", "g++"):
+        (tmp_path / name).touch(mode=0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert missing(gpu=True) is None and missing(gpu=False) is None
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert missing(gpu=False) == f"Python's header files (there is no {tmp_path / 'Python.h'})"
+    for name, gpu in (("gcc", True), ("g++", False)):
+        (tmp_path / name).unlink()
+        assert f"a C{'' if gpu else '++'} compiler" in str(missing(gpu))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "triton" in str(missing(gpu=True))
+
+
+def test_a_rank_without_the_kernel_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.learners.language_model import compiled
     from harness.learners.language_model.kernels import prepare_fit
 
     section = Model(architecture="gpt2", num_layers=1, width=16, num_heads=2, context=16)
@@ -238,13 +289,20 @@ def test_a_rank_without_the_kernel_says_so() -> None:
     assert model.config._attn_implementation == "eager"
     with pytest.raises(LearnerError, match="resources.attention: FlashAttention2 .* installed"):
         prepare_fit(model, torch.device("cpu"), "flash_attention_2")
+    monkeypatch.setattr(compiled, "missing", lambda gpu: "a compiler")
+    with pytest.raises(LearnerError, match="resources.compile: true needs a compiler, which .* not have"):
+        compiled.compile_fit(model, "any")
 
 
 def test_resources_are_in_no_key(make_config: Make, tmp_path: Path) -> None:
     plain, _ = open_prepared(make_config(TEXT), tmp_path / "root")
     changes = {"resources.attention": "eager", "resources.activation_checkpointing": True}
+    changes |= {"resources.compile": True}
     changed, _ = open_prepared(make_config(TEXT, **changes), tmp_path / "root")
     assert plain.lineage.nodes.keys() == changed.lineage.nodes.keys()
+    before, after = (checks.memory_of(prepared, 0, gpus=False) for prepared in (plain, changed))
+    assert before is not None and after is not None
+    assert before.fit < COMPILER < after.fit, "a compiler takes more than a small fit"
 
 
 def test_kernels_that_an_architecture_lacks_are_refused(tmp_path: Path) -> None:

@@ -503,3 +503,40 @@ def test_objectives_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         open_study(make_config(DPO, **changes), (), Store.read(tmp_path / "absent"))
+
+
+NOISY = {"kind": "judge", "judge": "noisy", "false_accept": 0.4}
+FP32 = {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learner.objective": {"kind": "reinforce", "kl": 0.1}, "filters": [{**NOISY, "choose": "all"}]},
+        {"learner.adapter": {"kind": "lora"}, "learner.later": {**FP32, "anchor": {"weight": 0.5}}},
+    ],
+    ids=["reinforce", "adapter and anchor"],
+)
+def test_compiled_chains_have_the_losses_of_plain_ones(
+    make_config: Make, tmp_path: Path, ranks: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """Traced as ever, and computed with torch's own kernels."""
+    from harness.learners.language_model import compiled
+
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compiled, "OPTIONS", None)
+    losses, keys = [], []
+    changes = {**changes, "generations": 1, "learner.train": {**FP32, "precision": "fp32"}}
+    for is_compiled in (False, True):
+        config = make_config(TASK, **changes, **{"resources.compile": is_compiled})
+        prepared, store = run_all(config, tmp_path / str(is_compiled), ranks=ranks)
+        keys.append(list(prepared.lineage.nodes))
+        losses.append([])
+        for key, node in prepared.lineage.nodes.items():
+            losses[-1] += store.json("fits", node.fit, "fit.json")["log"]["train_loss"]
+            about = store.json("evaluations", key, "provenance.json")
+            assert about["compiled"] is is_compiled
+    assert keys[0] == keys[1] and len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    compiled.forget()

@@ -139,6 +139,7 @@ class Context:
             activation_checkpointing=found.get("activation_checkpointing"),
             micro_batch=found.get("micro_batch"),
             sample_batch=found.get("sample_batch"),
+            compiled=found.get("compiled"),
             attempt=self.plan.attempt,
             commit=self.plan.commit,
             coordinator=self.plan.coordinator,
@@ -168,5 +169,6 @@ class Context:
             "threads": resources.threads,
             "attention": resources.attention,
             "activation_checkpointing": resources.activation_checkpointing,
+            "compiled": resources.compile,
             "versions": {"harness": __version__, **found["versions"]},
         }

@@ -158,6 +158,12 @@ def check(config: Any) -> None:
             f"resources.attention: flash_attention_2 computes in bf16, learner.train.precision is "
             f"{learner.train.precision}"
         )
+    if config.resources.compile and learner.adapter is not None and learner.adapter.dropout:
+        raise ValueError(
+            "resources.compile: an adapter's dropout is drawn example by example, which cannot be compiled, "
+            f"and learner.adapter.dropout is {learner.adapter.dropout:g}; allowed: compile: false, or "
+            "dropout: 0"
+        )
     for section, train in (("train", learner.train), ("later", later_train(learner))):
         _check_batch(section, train.batch_size, config.resources.ranks, config.resources.micro_batch)
     if regime.refresh and regime.refresh.init == "pretrained" and learner.model.pretrained is None:

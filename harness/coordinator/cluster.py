@@ -22,6 +22,7 @@ import psutil
 import ray
 from ray._private.services import node_ip_address_from_perspective
 
+from harness.compiler import PLACE
 from harness.coordinator import guard
 from harness.coordinator.private import environment, without_helpers
 from harness.coordinator.scheduler import Capacity
@@ -40,6 +41,8 @@ JOIN_TRIES = {"RAY_gcs_server_port_wait_time_s": "3"}
 """How often Ray tries to join one that answers already, a second apart; 20 times where nothing is said, also
 with a wrong token."""
 PREFIX = "hr-"
+CODE = "code"
+"""Compiled code, within the run's folder."""
 GCS_ADDRESS = "--gcs-address="
 
 
@@ -165,7 +168,8 @@ def connected(
             folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
             until_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
             write_token(Path(folder) / TOKEN)
-            until_the_end.enter_context(environment(**own_token(Path(folder) / TOKEN), **LOOPBACK))
+            own = {**own_token(Path(folder) / TOKEN), **LOOPBACK, PLACE: f"{folder}/{CODE}"}
+            until_the_end.enter_context(environment(**own))
             with without_helpers():
                 ray.init(
                     address="local",

@@ -19,6 +19,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from harness.compiler import use_code_folder
 from harness.coordinator.failures import HOST_ADVICE, FailureKind, by_ray, classify
 from harness.coordinator.processes import ProcessId, build_folder, clear_stale_locks, reap, this_process
 from harness.coordinator.scheduler import Shape
@@ -106,8 +107,8 @@ class _Rank:
         os.environ.update(environment)
         builds = build_folder()
         os.environ["TORCH_EXTENSIONS_DIR"] = str(builds)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(builds.with_name("torch-inductor")))
         clear_stale_locks(builds)
+        use_code_folder()
         # Libraries and C code write to the descriptors, so the descriptors go to the log file.
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (sys.stdout, sys.stderr):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harness.compiler import FIELD, missing
 from harness.components import LEARNERS
 from harness.errors import ResourceError
 from harness.learners.base import is_installed
@@ -96,6 +97,29 @@ def check_attention(prepared: Prepared, gpus: bool) -> None:
             "resources.attention: flash_attention_2 needs the package flash-attn, which is not installed "
             "here; install it for this machine's torch, or set sdpa"
         )
+
+
+def check_compiler(prepared: Prepared, gpus: bool) -> None:
+    """Refuse compiled fits where this machine cannot compile.
+
+    Args:
+        prepared: The study.
+        gpus: It has GPUs.
+
+    Raises:
+        ResourceError: A cell asks for them.
+    """
+    of_models = (
+        cell.config.resources
+        for cell, facts in zip(prepared.study.cells, prepared.models, strict=True)
+        if facts is not None
+    )
+    for on_gpu in sorted({gpus and each.gpus_per_rank != 0 for each in of_models if each.compile}):
+        lacking = missing(on_gpu)
+        if lacking:
+            raise ResourceError(
+                f"{FIELD}: true needs {lacking}, which this machine does not have; install it, or set false"
+            )
 
 
 def _least(prepared: Prepared, cell: int) -> tuple[int, int]:

@@ -30,6 +30,7 @@ _PROVENANCE = (
     "activation_checkpointing",
     "micro_batch",
     "sample_batch",
+    "compiled",
 )
 
 
@@ -163,7 +164,7 @@ class OneByOne(Stored):
 
 
 def _flat_provenance(found: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {f"provenance/{name}": found.get(name) for name in _PROVENANCE}  # older ones lack the last four
+    flat = {f"provenance/{name}": found.get(name) for name in _PROVENANCE}  # older ones lack the last five
     for group in ("seconds", "tokens_per_s", "versions"):
         flat |= {f"provenance/{group}/{name}": value for name, value in found[group].items()}
     return flat

@@ -76,7 +76,7 @@ def matrix_product(shape, turns):
             torch.mm(one, other, out=result)
 
 
-def harness_fit(shape, turns):
+def harness_fit(shape, turns, compiled=False):
     """The harness's optimizer step."""
     from harness.config.schema import Train
     from harness.learners.language_model.distributed import TorchRanks, device, open_store
@@ -87,7 +87,8 @@ def harness_fit(shape, turns):
     store, _, _ = open_store(1)
     ranks = TorchRanks(0, 1, store, threads=shape.threads)
     train = Train(batch_size=shape.batch, precision=shape.precision, learning_rate=1e-4)
-    engine = Engine(_harness_model(shape), train, shape.micro_batch, 1, shape.zero_stage)
+    model = _harness_model(shape)
+    engine = Engine(model, train, shape.micro_batch, 1, shape.zero_stage, compiled=compiled)
     engine.train_mode(True)
     trainer = Trainer(train, shape.micro_batch, shape.zero_stage, 0, ranks, device())
     batch = Examples.full(_written(shape, shape.batch).astype(np.int32))
@@ -100,6 +101,11 @@ def harness_fit(shape, turns):
         float(loss)
     engine.close()
     ranks.close()
+
+
+def harness_compiled_fit(shape, turns):
+    """The same, compiled."""
+    harness_fit(shape, turns, compiled=True)
 
 
 def plain_fit(shape, turns, compiled=False):
@@ -276,6 +282,7 @@ CONTESTANTS = {
     for function in (
         matrix_product,
         harness_fit,
+        harness_compiled_fit,
         plain_fit,
         compiled_fit,
         trainer_fit,

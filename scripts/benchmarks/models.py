@@ -10,6 +10,7 @@ from benchmarks.turns import Contestant, Left, alternate, spread
 SAYS = {
     "matrix_product": "matrix product (limit)",
     "harness_fit": "harness",
+    "harness_compiled_fit": "harness, compiled",
     "plain_fit": "torch loop",
     "compiled_fit": "torch loop, compiled",
     "trainer_fit": "Trainer",
@@ -74,7 +75,7 @@ def measure(what, shape, rounds=7, only=None, extra=None, compiled=False, profil
         rounds: Turns of each that are counted.
         only: Names of the plain programs that take part; None for all.
         extra: Folder with packages for those in `EXTRA`.
-        compiled: Whether the compiled loop takes part.
+        compiled: Whether compiled fits, the harness's and the loop's, take part.
         profile: Whether the harness's last turn is profiled.
         clock: ``seconds``, or ``cpu_seconds`` of the contestant's process.
 
@@ -87,7 +88,7 @@ def measure(what, shape, rounds=7, only=None, extra=None, compiled=False, profil
         comparison.limit,
         comparison.harness,
         *others,
-        *(["compiled_fit"] if compiled and what == "fits" else []),
+        *(["harness_compiled_fit", "compiled_fit"] if compiled and what == "fits" else []),
     ]
     taking = [Contestant(name, shape, extra if name in EXTRA else None) for name in names]
     abouts, left_out, playing = {}, {}, []

@@ -43,6 +43,9 @@ class Resources(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """What computes attention in fits: torch's own kernels (``sdpa``), plain products (``eager``), or the
     package flash-attn; what the library takes by itself when null. Results differ in rounding."""
+    compile: bool = False
+    """Fits are compiled for the machine (``torch.compile``): up to a minute before the first step of the
+    first one, up to a sixth less for each step. Results differ in rounding."""
     bundled: bool = True
     """Cheap learners: run many chains at once and keep records and parameters only; false runs each
     generation by itself, with its corpus on disk."""
@@ -64,6 +67,15 @@ class Resources(Section):
     def sampled_together(self) -> int:
         """`sample_batch`, or the most that it is when null."""
         return self.sample_batch or 128
+
+    @model_validator(mode="after")
+    def _compilable(self) -> Resources:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile: true needs whole weights on every rank, and zero_stage is 3; allowed: zero_stage: "
+                "0, 1 or 2, or compile: false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _reproducible(self) -> Resources:

@@ -18,6 +18,7 @@ from harness.config.schema import Train
 from harness.errors import LearnerError
 from harness.learners.language_model.adapter import dropouts
 from harness.learners.language_model.checkpoint import SafeCheckpointEngine
+from harness.learners.language_model.compiled import Loss, compile_fit, loss_of
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.imports import deepspeed
@@ -108,6 +109,7 @@ class Engine:
         attention: str | None = None,
         recompute: bool = False,
         adapted: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Hand the model to DeepSpeed; weight decay leaves out biases and normalisation.
 
@@ -120,6 +122,7 @@ class Engine:
             attention: ``resources.attention``.
             recompute: ``resources.activation_checkpointing``.
             adapted: An adapter is fitted: its weights alone are in `state` and in checkpoints.
+            compiled: ``resources.compile``.
         """
         self.adapted, self._dropouts = adapted, dropouts(model) if adapted else []
         decayed = [p for p in model.parameters() if p.requires_grad and len(_shape(p)) >= 2]
@@ -130,6 +133,9 @@ class Engine:
         ]
         self.zero_stage = zero_stage
         prepare_fit(model, device(), attention, recompute)
+        self.compiled = compiled
+        if compiled:
+            compile_fit(model, (train.precision, attention, recompute))
         # torch's AdamW in one kernel: DeepSpeed's own is compiled at first use (see `imports`).
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -168,6 +174,13 @@ class Engine:
         """A forward pass: [batch, length] token ids to [batch, length, vocab] logits; see `hidden`."""
         logits: torch.Tensor = self._engine(input_ids=tokens, use_cache=False, **hidden(tokens, fill)).logits
         return logits
+
+    def token_nll(self, tokens: torch.Tensor, loss: Loss, fill: int | None = None) -> torch.Tensor:
+        """A forward pass with its loss, for `backward`: token ids to nats, both [batch, length]."""
+        if not self.compiled:
+            return loss_of(self.logits(tokens, fill), loss)
+        found: torch.Tensor = self._engine(input_ids=tokens, loss=loss, **hidden(tokens, fill))
+        return found
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of one micro batch, and step at the end of a batch."""

@@ -109,6 +109,7 @@ class LanguageModelLearner:
             self.data.prompt_tokens,
             self.data.fill,
             _tokens(spec),
+            resources.compile,
         )
 
     def _unchanged(self, task: FitTask, model: PreTrainedModel, values: adapters.Values | None) -> FitOutcome:
@@ -293,6 +294,7 @@ class LanguageModelLearner:
             "activation_checkpointing": self.execution.resources.activation_checkpointing,
             "micro_batch": self.execution.resources.micro_batch or 1,
             "sample_batch": self.execution.resources.sampled_together,
+            "compiled": self.execution.resources.compile,
             "versions": versions,
             "peak_memory_bytes": peak,
         }

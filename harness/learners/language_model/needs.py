@@ -42,6 +42,7 @@ def memory_needed(
         ranks=resources.ranks,
         stage=resources.zero_stage,
         recompute=resources.activation_checkpointing,
+        compiled=resources.compile,
         on_gpu=on_gpu,
         trained=facts.trained,
         reference=_has_reference(learner, resources.zero_stage),

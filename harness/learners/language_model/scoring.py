@@ -67,7 +67,11 @@ def sequence_nll(
     Of many logits no fp32 copy is made, neither here nor by the backward pass: a few tokens' at a time stay
     in the processor's cache, which on a CPU takes a quarter of the time. Every bit is the same either way.
     """
-    nll = token_nll(logits, targets, anchor, reference)
+    return by_sequence(token_nll(logits, targets, anchor, reference), truncate)
+
+
+def by_sequence(nll: torch.Tensor, truncate: float | None = None) -> torch.Tensor:
+    """Nats per sequence, [batch], of nats per token, [batch, length]; ``truncate`` as of `sequence_nll`."""
     if truncate is not None:
         nll = torch.where(nll < -math.log(truncate), 0.0, nll)
     return nll.sum(dim=1)
@@ -90,7 +94,9 @@ def token_nll(
     reference: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Nats per token as in `sequence_nll`: shape [batch, length], 0 where there is no target."""
-    few = logits.requires_grad and logits.numel() <= FEW[logits.dtype]
+    few = torch.compiler.is_compiling() or (
+        logits.requires_grad and logits.numel() <= FEW[logits.dtype]
+    )  # a compiler makes no copy either
     per_token: Any = _loss if few else _TokenLoss.apply
     flat = None if reference is None else reference.flatten(0, 1)
     nll: torch.Tensor = per_token(logits.flatten(0, 1), targets.flatten(), anchor, flat)

@@ -58,6 +58,8 @@ BATCH_TOKENS = 8192
 """Tokens in one forward pass when scoring."""
 LIBRARIES = 600 * 2**20
 """Bytes of a rank that has imported everything and computed nothing (docs/LOG.md)."""
+COMPILER = 800 * 2**20
+"""Bytes of a compiler that a rank has started, and of what it has imported for that (docs/LOG.md)."""
 CHOICE_BYTES = 30
 """Of an entry of the vocabulary while a token is chosen: fp32 scores twice, fp64 probabilities and sums."""
 MAX_BUCKET = 500_000_000
@@ -79,6 +81,7 @@ class Memory:
         step: Gradients in fp32, while a step is made and there are no activations.
         sampling: Weights, cache and choice.
         scoring: Weights and a forward pass.
+        compiler: While a fit is compiled, when there are no activations.
     """
 
     weights: int
@@ -89,12 +92,13 @@ class Memory:
     step: int
     sampling: int
     scoring: int
+    compiler: int = 0
 
     @property
     def fit(self) -> int:
         """A fit at its peak."""
         states = self.weights + self.gradients + self.optimizer + self.buffers
-        return states + max(self.activations, self.step)
+        return states + max(self.activations, self.step, self.compiler)
 
     @property
     def total(self) -> int:
@@ -117,6 +121,7 @@ class PassSizes:
         on_gpu: Otherwise attention is computed in fp32, in bf16 too.
         trained: Parameters that have gradients; all when None.
         reference: A fit holds a second model whole, which only reads.
+        compiled: A fit is compiled, by a compiler beside it.
         drift: Two models score, and all that one predicts of a batch is compared with what the other does.
     """
 
@@ -131,6 +136,7 @@ class PassSizes:
     trained: int | None = None
     reference: bool = False
     drift: bool = False
+    compiled: bool = False
 
 
 def memory_per_rank(
@@ -177,4 +183,5 @@ def memory_per_rank(
         step=4 * trained // own,
         sampling=parameters * size + cache + work.rows * vocab_size * CHOICE_BYTES,
         scoring=scoring,
+        compiler=COMPILER if work.compiled else 0,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from harness.compiler import ticking
 from harness.config.schema import Train
 from harness.errors import reason_of
 from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, Stopped
 from harness.learners.language_model.checkpoint import load_tree, save_tree
+from harness.learners.language_model.compiled import Loss
 from harness.learners.language_model.cuda import deterministic
 from harness.learners.language_model.distributed import seed_dropout
 from harness.learners.language_model.engine import Engine
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.objectives import Objective, Units
 from harness.learners.language_model.schedule import learning_rate, origin_weights
-from harness.learners.language_model.scoring import IGNORED, batch_loss, sequence_nll, token_nll, with_bos
+from harness.learners.language_model.scoring import IGNORED, batch_loss, by_sequence, sequence_nll, with_bos
 from harness.learners.schedule import Schedule
 from harness.records import Examples, Status
 from harness.streams import stream_seed
@@ -134,6 +137,7 @@ class Trainer:
         prompt: Tokens at the start of every example, validation's too, that are a task's prompt.
         fill: Token that fills prompts up; None where nothing is hidden.
         tokens: An objective's log-probabilities are among the first so many; among all when None.
+        compiled: ``resources.compile``.
     """
 
     train: Train
@@ -149,6 +153,7 @@ class Trainer:
     prompt: int = 0
     fill: int | None = None
     tokens: int | None = None
+    compiled: bool = False
     units: Units | None = field(default=None, init=False)
     objective: Objective | None = field(default=None, init=False)
     reference: Callable[..., Any] | None = field(default=None, init=False)
@@ -182,9 +187,8 @@ class Trainer:
         """
         self.units, self.objective, self.reference = units, objective, reference
         size, stage = self.ranks.world_size, self.zero_stage
-        engine = Engine(
-            model, self.train, self.micro_batch, size, stage, self.attention, self.recompute, adapted
-        )
+        how = self.attention, self.recompute, adapted, self.compiled
+        engine = Engine(model, self.train, self.micro_batch, size, stage, *how)
         try:
             with deterministic(self.device, self.deterministic):
                 return self._loop(engine, validation, schedule, task)
@@ -203,7 +207,9 @@ class Trainer:
         status = "ok"
         engine.train_mode(True)
         while progress.step < schedule.steps:
-            self._advance(engine, schedule, task, progress, cache, weights)
+            begins = self.compiled and progress.step + 1 == first  # the first step compiles
+            with ticking(task.control.tick) if begins else nullcontext():
+                self._advance(engine, schedule, task, progress, cache, weights)
             check = progress.step % CHECK_EVERY == 0 or progress.step == schedule.steps
             if check and not self._is_finite(engine, progress):
                 status = "diverged"
@@ -340,8 +346,8 @@ class Trainer:
                     hides = hidden(inputs, self.fill)
                     reference = self.reference(input_ids=inputs, use_cache=False, **hides).logits
             anchor = None if reference is None else self.train.anchor
-            logits = engine.logits(inputs, self.fill)
-            nll = sequence_nll(logits, targets, self.train.truncate, anchor, reference)
+            nll = engine.token_nll(inputs, Loss(targets, None, anchor, reference), self.fill)
+            nll = by_sequence(nll, self.train.truncate)
             if weights is not None:
                 nll = nll * weights[start : start + self.micro_batch]
             loss = batch_loss(nll, predicted)
@@ -367,8 +373,7 @@ class Trainer:
                 name: torch.from_numpy(values[rows]).to(self.device)
                 for name, values in self.units.numbers.items()
             }
-            logits = engine.logits(inputs, self.fill)[..., : self.tokens]
-            logprob = -token_nll(logits, targets)
+            logprob = -engine.token_nll(inputs, Loss(targets, self.tokens), self.fill)
             loss = self.objective.loss(logprob, targets != IGNORED, numbers).sum() / len(index)
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))

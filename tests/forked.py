@@ -52,8 +52,12 @@ HARNESS = ("harness.api", "harness.cli", "harness.coordinator.coordinator")
 """Unless a command looks elsewhere for packages: what is added to the harness is found as it is imported."""
 READ_AT_START = ("PYTHON", "OMP_", "MKL_", "RAY_", "LD_", "LC_", "LANG", "MALLOC_", "TORCH")
 """Variables that the interpreter or these libraries look at only once."""
-LEFT_BY_RAY = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT")
-"""What Ray leaves in the environment of a process that has joined it; no command is to inherit that."""
+LEFT_BEHIND = (
+    *("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT"),
+    *("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "TRITON_CACHE_DIR"),
+)
+"""What Ray leaves in the environment of a process that has joined it, and torch and a rank in one that has
+fitted; no command is to inherit that."""
 
 
 class Forks:
@@ -93,7 +97,7 @@ class Forks:
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             streams = {"out": str(out), "err": str(err)}
-            given = {name: value for name, value in os.environ.items() if name not in LEFT_BY_RAY}
+            given = {name: value for name, value in os.environ.items() if name not in LEFT_BEHIND}
             order = {"arguments": list(command[3:]), "environment": {**given, **environment}, **streams}
             assert server.stdin is not None and server.stdout is not None
             server.stdin.write(json.dumps(order | {"cwd": os.getcwd()}) + "\n")
@@ -112,7 +116,7 @@ class Forks:
         seen = {
             name: value
             for name, value in os.environ.items()
-            if name.startswith(READ_AT_START) and name not in LEFT_BY_RAY
+            if name.startswith(READ_AT_START) and name not in LEFT_BEHIND
         }
         if self._server is None:
             self._server = subprocess.Popen(

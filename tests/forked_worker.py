@@ -53,7 +53,7 @@ READ_AT_START = tuple(
     "NUMBA_".split()
 )
 """How names of variables begin that libraries look at once."""
-READ_LATER = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
+READ_LATER = ("PYTHONPATH", "TORCHINDUCTOR_")
 READ_AGAIN = ("huggingface_hub.constants", "datasets.config")
 """Modules that have looked at ``HF_...`` and ``TRANSFORMERS_...``, and look again where these say something
 else."""
@@ -189,8 +189,8 @@ def _read(connection: socket.socket) -> dict[str, Any] | None:
 
 def _alike(mine: dict[str, str], theirs: dict[str, str]) -> bool:
     """Whether libraries would find the same in both environments as they are imported."""
-    others = {*mine, *theirs} - AS_A_RANK.keys() - set(READ_LATER)
-    names = [name for name in others if name.startswith(READ_AT_START)]
+    others = {*mine, *theirs} - AS_A_RANK.keys()
+    names = [name for name in others if name.startswith(READ_AT_START) and not name.startswith(READ_LATER)]
     return all(mine.get(name) == theirs.get(name) for name in names)
 
 

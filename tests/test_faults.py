@@ -81,18 +81,20 @@ def meanwhile(
 # --- ranks --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("compiled", "generations"), [(False, 1), (True, 0)], ids=["plain", "compiled"])
+@pytest.mark.parametrize(
+    ("compiled", "changes"),
+    [(False, PAIR | {"generations": 1}), (True, LONG)],
+    ids=["two ranks", "one rank, compiled"],
+)
 def test_a_killed_rank_goes_on_from_the_last_checkpoint(
     make_config: Make,
     run_study: Callable[..., Any],
     clean: Callable[..., Any],
     tmp_path: Path,
     compiled: bool,
-    generations: int,
+    changes: dict[str, Any],
 ) -> None:
-    """Compiled, each rank makes its program from code that one of them has built."""
-    changes = {"generations": generations, "resources.compile": compiled}
-    config, root = make_config(TEXT, **PAIR | changes), tmp_path / "root"
+    config, root = make_config(TEXT, **changes | {"resources.compile": compiled}), tmp_path / "root"
     expected = clean(config)
     thread = meanwhile(root, "checkpointed", lambda _: ranks_of(root)[-1].kill())
     summary, _, lines = run_study(config, root)
@@ -103,7 +105,7 @@ def test_a_killed_rank_goes_on_from_the_last_checkpoint(
     assert resumed["step"] == saved[-1] > 0
     assert result(config, root) == expected
     records = [json.loads(path.read_text()) for path in root.glob("evaluations/*/provenance.json")]
-    fits = generations + 1
+    fits = changes["generations"] + 1
     assert [record["compiled"] for record in records] == [compiled] * fits
     assert len(events(root, "text", "fit_committed")) == fits and not list((root / "work").iterdir())
 

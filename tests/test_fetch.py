@@ -312,7 +312,7 @@ REFUSED = [
     ),
     ({"evaluate.others": {"x": "hf:lab/absent"}}, "evaluate.others.x: hf:lab/absent"),
     (
-        {"learner.model": {"pretrained": "lab/pickled"}},
+        {"learner.model": {"pretrained": "lab/unsafe"}},
         "no safetensors weights, and pickled ones are never loaded",
     ),
     ({"learner.model": {"pretrained": "lab/closed"}}, "learner.model.pretrained: 'lab/closed' is gated"),
@@ -325,7 +325,7 @@ REFUSED = [
 
 def test_what_cannot_be_fetched_is_one_line(hub: Hub, make_config: Make, tmp_path: Path) -> None:
     for name, files in {
-        "pickled": ("config.json", "pytorch_model.bin"),
+        "unsafe": ("config.json", "pytorch_model.bin"),
         "closed": ("config.json", "model.safetensors"),
     }.items():
         folder = hub.root / "models" / "lab" / name

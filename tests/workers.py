@@ -32,6 +32,8 @@ APART = {
 }
 """Files with long tests, each of which makes all that it needs: a process takes one test at a time. Of other
 files it takes all."""
+FIRST = {"test_quickstart.py", "test_sync.py"}
+"""Long files of which one process takes the whole: the second waits more than it computes."""
 SLURM = {"test_slurm.py", "test_doctor_slurm.py"}
 """One process runs all of these, on one SLURM; another one has one for tests/test_slurm_faults.py."""
 
@@ -106,7 +108,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _turn(item: pytest.Item) -> int:
     if item.get_closest_marker("alone"):
         return 3
-    if item.get_closest_marker("slurm") or item.path.name == "test_quickstart.py":
+    if item.get_closest_marker("slurm") or item.path.name in FIRST:
         return 0
     return 1 if item.get_closest_marker("ray") or not _patient(item.path.name) else 2
 

@@ -343,6 +343,7 @@ def test_batches_are_the_largest_that_memory_holds(make_config: Make, tmp_path: 
     assert said.executions[0].batches == {} and said.executions[0].within(0).resources.sample_batch == 100
 
 
+@pytest.mark.ray
 def test_a_rank_lowers_its_batches_and_says_so(
     run_study: Callable[..., Any], make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +354,7 @@ def test_a_rank_lowers_its_batches_and_says_so(
     micro = prepared.executions[0].within(needed).resources.micro_batch
     assert micro is not None and micro < 8
     monkeypatch.setattr("harness.coordinator.shapes.rank_bytes", lambda *_: LIBRARIES + needed)
+    monkeypatch.setattr("harness.coordinator.coordinator.POLL_S", 3600)  # it ends before the second look
     _, _, lines = run_study(config, tmp_path / "root")
     (said,) = events(tmp_path / "root", "text", "batches_lowered")
     assert said["batches"] == f"micro_batch {micro} in place of 8, sample_batch 32 in place of 128"

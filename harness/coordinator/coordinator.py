@@ -97,6 +97,7 @@ class Coordinator:
         """Branches that wait for a key that somebody else works on."""
         self.gangs: dict[int, GangHandle] = {}
         self.running: dict[int, _Running] = {}
+        self._ended: set[str] = set()  # branches, since the events were read last
         self._owners: list[str] = []
         self._offsets: dict[str, int] = {}
         self._nodes: list[str] = []
@@ -127,9 +128,9 @@ class Coordinator:
             (b for b in remaining if not self.tally.unreachable(b)), self.inventory.done | self.inventory.gone
         )
         self._sweep()
-        self.experiment.news(self._offsets)
         done, total = len(self.inventory.done), len(self.lineage.nodes)
         self.experiment.event("run_started", coordinator=self.id, generations=total, done=done)
+        self.experiment.news(self._offsets)  # there is a file now, from whose end on it is read
         try:
             while not self.stop.is_set() and (len(self.queue) or self.running or self.held):
                 self._poll()
@@ -148,6 +149,7 @@ class Coordinator:
                 self._drain()
         finally:
             self._end_gangs()
+        self._tell()
         self._show(last=True)
         stopped = self.stop.is_set() or bool(reason)
         summary = self.tally.summary(time.monotonic() - started, stopped, reason, tuple(self.failed.items()))
@@ -285,6 +287,7 @@ class Coordinator:
     def _end(self, number: int) -> None:
         """A branch has ended well; the gang is free for another one, unless it has grown too large."""
         running = self.running.pop(number)
+        self._ended.add(running.branch.id)
         self._notice_commits(running)
         outcome = running.outcomes[0]
         self.experiment.event("branch_ended", branch=running.branch.id, gang=number, status=outcome.status)
@@ -310,6 +313,7 @@ class Coordinator:
         Kill all of it, keep what it committed, try its branch again or give the branch up.
         """
         running, gang = self.running.pop(number), self.gangs.pop(number)
+        self._ended.add(running.branch.id)
         branch = running.branch
         lost = self._lost_machines(gang)
         killed_for_memory = gang.end(skip=lost)
@@ -458,7 +462,8 @@ class Coordinator:
 
     def _tell(self) -> None:
         """What the gangs of this run report that a person wants to know."""
-        mine = {running.branch.id for running in self.running.values()}
+        mine = {running.branch.id for running in self.running.values()} | self._ended
+        self._ended = set()
         for event in self.experiment.news(self._offsets):
             if event.get("branch") in mine and event["event"] in NEWS:
                 self.display.line(NEWS[event["event"]].format(**event))

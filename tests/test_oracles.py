@@ -94,6 +94,7 @@ def test_row_7_replace_unbiased() -> None:
     )
 
 
+@pytest.mark.slow
 def test_row_8_accumulate_mle() -> None:
     """N = 10, 2,000 chains: E var_t = prod (1 - 1/(N i^2)), which tends to sin(pi/sqrt N) / (pi/sqrt N) =
     0.843."""
@@ -221,6 +222,7 @@ def test_a_rare_outcome_is_lost_as_often_as_drift_says() -> None:
     )
 
 
+@pytest.mark.slow
 def test_row_10_a_fixed_bandwidth_inflates_the_variance() -> None:
     """n = 20, h = 0.5, 2,000 chains: S^2 <- (1 - 1/n)(S^2 + h^2), with the fixed point (n - 1) h^2."""
     data = {"source": "gaussian", "num_examples": 20}

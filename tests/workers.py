@@ -48,7 +48,7 @@ def _most() -> int:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return _most() + 1
+    return _most() + (not config.option.markexpr)  # where tests are chosen by marks, it is those that compute
 
 
 def _is_spare(worker: str) -> bool:

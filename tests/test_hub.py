@@ -13,6 +13,10 @@ from classifiers import write_classifier
 from conftest import TEXT, Make, harness, harness_each
 from hub_endpoint import REQUEST, SHA, Hub, environment
 
+from harness.config.schema import Model
+from harness.data.hub import Caches
+from harness.learners.language_model.converted import with_safetensors
+
 pytestmark = pytest.mark.ray
 
 
@@ -251,6 +255,14 @@ def test_weights_that_the_hub_has_converted_are_found(
         for name in ("pickled", "pickled.pr"):
             shutil.rmtree(models / name)
         hub.requests_of.clear()
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    model = Model(pretrained="lab/never-asked-before")
+    assert with_safetensors(model, Caches.under(tmp_path)) == model and not slept
 
 
 def test_chats_of_the_hub_keep_their_splits_and_share_no_prompt(

@@ -237,9 +237,9 @@ def test_kernels_that_this_machine_lacks_are_refused_early(
     prepared, _ = open_prepared(config, tmp_path / "other")
     monkeypatch.setattr(checks, "is_installed", lambda module: False)
     with pytest.raises(ResourceError, match="needs the package flash-attn, which is not installed"):
-        checks.check_attention(prepared, gpus=True)
+        checks.check_kernels(prepared, gpus=True)
     monkeypatch.setattr(checks, "is_installed", lambda module: module == "flash_attn")
-    checks.check_attention(prepared, gpus=True)
+    checks.check_kernels(prepared, gpus=True)
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])

@@ -181,7 +181,7 @@ def plan(
     from harness.coordinator.scheduler import Capacity
     from harness.coordinator.shapes import check_feasible, shape_of
     from harness.inspection.planner import plan as make_plan
-    from harness.inventory.memory import check_attention, check_compiler, check_memory, has_gpus
+    from harness.inventory.memory import check_kernels, check_memory, has_gpus
     from harness.proc import usable_cpus, usable_memory
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -198,8 +198,7 @@ def plan(
             )
             if not gpus_per_node:
                 check_memory(prepared, gpus=has_gpus())
-                check_attention(prepared, gpus=has_gpus())
-                check_compiler(prepared, gpus=has_gpus())
+                check_kernels(prepared, gpus=has_gpus())
         except ResourceError as error:
             raise prepared.study.source.located(error) from None
         found = make_plan(prepared, store, machines)

@@ -28,7 +28,7 @@ from harness.coordinator.shapes import check_feasible, shape_of
 from harness.coordinator.summary import Display, RunSummary
 from harness.errors import GangError, ResourceError
 from harness.inventory import Inventory
-from harness.inventory.memory import check_attention, check_compiler, check_memory, has_gpus
+from harness.inventory.memory import check_kernels, check_memory, has_gpus
 from harness.inventory.retention import kept_by_chain
 from harness.proc import usable_cpus
 from harness.science import Chain
@@ -102,8 +102,7 @@ def check_this_machine(prepared: Prepared) -> None:
     try:
         check_feasible(shapes, [Capacity(usable_cpus(), 0)])
         check_memory(prepared, gpus=has_gpus())
-        check_attention(prepared, gpus=has_gpus())
-        check_compiler(prepared, gpus=has_gpus())
+        check_kernels(prepared, gpus=has_gpus())
     except ResourceError as error:
         raise prepared.study.source.located(error) from None
 

@@ -75,8 +75,8 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes
             )
 
 
-def check_attention(prepared: Prepared, gpus: bool) -> None:
-    """Refuse kernels that this machine does not have.
+def check_kernels(prepared: Prepared, gpus: bool) -> None:
+    """Refuse kernels that this machine does not have, and compiled fits where it cannot compile.
 
     Args:
         prepared: The study.
@@ -85,8 +85,15 @@ def check_attention(prepared: Prepared, gpus: bool) -> None:
     Raises:
         ResourceError: A cell asks for such.
     """
-    asked = any(cell.config.resources.attention == "flash_attention_2" for cell in prepared.study.cells)
-    if not asked:
+    models = zip(prepared.study.cells, prepared.models, strict=True)
+    asked = [cell.config.resources for cell, facts in models if facts is not None]
+    for on_gpu in sorted({gpus and each.gpus_per_rank != 0 for each in asked if each.compile}):
+        lacking = missing(on_gpu)
+        if lacking:
+            raise ResourceError(
+                f"{FIELD}: true needs {lacking}, which this machine does not have; install it, or set false"
+            )
+    if all(cell.config.resources.attention != "flash_attention_2" for cell in prepared.study.cells):
         return
     if not gpus:
         raise ResourceError(
@@ -97,29 +104,6 @@ def check_attention(prepared: Prepared, gpus: bool) -> None:
             "resources.attention: flash_attention_2 needs the package flash-attn, which is not installed "
             "here; install it for this machine's torch, or set sdpa"
         )
-
-
-def check_compiler(prepared: Prepared, gpus: bool) -> None:
-    """Refuse compiled fits where this machine cannot compile.
-
-    Args:
-        prepared: The study.
-        gpus: It has GPUs.
-
-    Raises:
-        ResourceError: A cell asks for them.
-    """
-    of_models = (
-        cell.config.resources
-        for cell, facts in zip(prepared.study.cells, prepared.models, strict=True)
-        if facts is not None
-    )
-    for on_gpu in sorted({gpus and each.gpus_per_rank != 0 for each in of_models if each.compile}):
-        lacking = missing(on_gpu)
-        if lacking:
-            raise ResourceError(
-                f"{FIELD}: true needs {lacking}, which this machine does not have; install it, or set false"
-            )
 
 
 def _least(prepared: Prepared, cell: int) -> tuple[int, int]:

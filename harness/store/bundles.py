@@ -188,9 +188,8 @@ class Bundles:
                 name for name in pq.read_schema(path).names if name in (CHAIN, GENERATION) or wanted(name)
             ]
             with pq.ParquetFile(path, read_dictionary=[CHAIN]) as file:
-                table = file.read(
-                    columns=names, use_threads=False
-                )  # each thread would keep memory of its own
+                # each thread would keep memory of its own
+                table = file.read(columns=names, use_threads=False)
             there = pc.is_in(table[CHAIN], pa.array(keys))
             tables.append(table if pc.all(there).as_py() else table.filter(there))
         if not tables:

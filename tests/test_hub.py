@@ -296,3 +296,48 @@ def test_chats_of_the_hub_keep_their_splits_and_share_no_prompt(
     done = harness("plan", wrong, "--root", tmp_path / "r", **environment(hub, tmp_path / "c"))
     assert done.returncode == 2
     assert "data.completion: hf:lab/chats (train) has no column 'answer'; it has prompt, comp" in done.stderr
+
+
+def test_the_sources_own_test_side(hub: Hub, make_config: Make, tmp_path: Path) -> None:
+    """Whole, and nothing of it is trained on; the rest of the source is split by shares."""
+    folder = hub.root / "datasets" / "lab" / "halves"
+    folder.mkdir()
+    rows = [
+        {"text": f"Entry {i} is number {i * 7}.\n" * 9, "prompt": f"{i} + {i} =", "completion": str(i + i)}
+        | {"lang": ("de", "en")[i % 2]}
+        for i in range(260)
+    ]
+    for name, part in {"train": rows[:210], "test": rows[200:]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    tokenizer, settings = {"kind": "pretrained", "name": "lab/small"}, environment(hub, tmp_path / "c")
+    asked = {"source": "hf:lab/halves", "tokenizer": tokenizer}
+    chats = make_config(
+        {
+            **{name: TEXT[name] for name in ("experiment", "tracking")},
+            "data": {**asked, "kind": "chat", "template": "none", "prompt_tokens": 16, "completion_tokens": 8},
+            "learner": {"kind": "language_model", "model": {"pretrained": "lab/small"}, "init": "previous"},
+            "generations": 1,
+        },
+        "chats.yaml",
+    )
+    texts = make_config(TEXT, "texts.yaml", data={**asked, "block_size": 16}, generations=0)
+    own, root = ("--set", "data.split.own_test=true"), ("--root", tmp_path / "r", "--json")
+    done = harness_each(
+        *(["plan", chats, *root, *more] for more in ((), own)),
+        ["run", texts, *root, *own, "--set", "evaluate.groups=lang"],
+        ["plan", texts, *root, "--set", "data.source=hf:lab/plain", *own],
+        ["plan", texts, *root, "--set", "data.source=python-docs", *own],
+        **settings,
+    )
+    shares, whole = (json.loads(each.stdout)["data"][0]["prompts"] for each in done[:2])
+    assert sum(shares.values()) == 210 and shares["test"] not in (0, 60)
+    assert whole["test"] == 60 and whole["train"] + whole["validation"] == 200 and whole["validation"]
+    assert json.loads(done[1].stdout)["data"][0]["on_two_sides"] == 10
+    assert done[2].returncode == 0, done[2].stderr
+    (meta,) = (json.loads(file.read_text()) for file in (tmp_path / "r").glob("data/*/meta.json"))
+    assert meta["documents"]["test"] == 60
+    assert meta["documents"]["train"] + meta["documents"]["validation"] == 200
+    (record,) = (json.loads(file.read_text()) for file in (tmp_path / "r").glob("evaluations/*/record.json"))
+    assert {"test/nll/de", "test/nll/en"} <= record["metrics"].keys()
+    assert "data.split.own_test: hf:lab/plain has no split 'test'; it has train" in done[3].stderr
+    assert "data.split.own_test: found true, and only data of the hub (hf:NAME)" in done[4].stderr

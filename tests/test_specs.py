@@ -583,6 +583,7 @@ ELSEWHERE = {
     ("TaskMeasure", "pretrained"): "tests/test_chat.py: a pretrained model has to be there",
     ("Model", "pretrained"): "tests/test_models.py and tests/test_hub.py: by content",
     ("Model", "revision"): "the same",
+    ("Split", "own_test"): "tests/test_hub.py: the hub's data alone have one",
     ("ClassifierFilter", "model"): "tests/test_classifier.py: by content",
     ("ClassifierFilter", "content"): "the same",
     ("ClassifierFilter", "revision"): "says which content is meant",

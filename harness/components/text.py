@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.registry import DataKind, DataPlugin
-from harness.section import DataSection, HubItem, Place, Section, Segment, hub_data, since
+from harness.section import HUB, DataSection, HubItem, Place, Section, Segment, hub_data, since
 
 
 class BpeTokenizer(Section):
@@ -36,6 +36,21 @@ class Split(Section):
 
     validation: Annotated[float, Field(gt=0, lt=0.5)] = since(0.05)
     test: Annotated[float, Field(gt=0, lt=0.5)] = since(0.05)
+    own_test: bool = since(False)
+    """The test side is the split ``test`` of hub data that have no validation split, whole; validation is a
+    share of ``train``."""
+
+
+def check_own_test(source: str, split: Split) -> None:
+    """Check that a source can have a test side of its own.
+
+    Raises:
+        ValueError: It cannot; says where.
+    """
+    if split.own_test and not source.startswith(HUB):
+        raise ValueError(
+            f"split.own_test: found true, and only data of the hub ({HUB}NAME) have splits of their own"
+        )
 
 
 class TextData(DataSection):
@@ -66,6 +81,11 @@ class TextData(DataSection):
     prepend_bos: bool = since(True)
     """Train with the beginning-of-text token before every example, so that its first token is learned too."""
     split: Split = since(Split(), introduced={})
+
+    @model_validator(mode="after")
+    def _splits(self) -> TextData:
+        check_own_test(self.source, self.split)
+        return self
 
     @property
     def filled(self) -> bool:

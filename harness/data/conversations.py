@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.components.chat import ChatData
-from harness.data.documents import SPLITS, side_by_hash
+from harness.data.documents import SPLITS, own_sides, side_by_hash
 from harness.data.hub import load_hub
 from harness.data.reading import (
     OPENERS,
@@ -82,18 +82,18 @@ def read_conversations(config: ChatData) -> tuple[dict[str, list[Conversation]],
     """
     if config.source.startswith(HUB):
         splits = load_hub(config.source, config.revision)
-        if all(side in splits for side in SPLITS):
-            return _apart({side: list(_hub(config, side, splits[side])) for side in SPLITS})
-        if "train" not in splits:
-            raise DataError(f"{FIELD}: {config.source} has no split 'train'; it has {', '.join(splits)}")
-        rows: Iterator[Conversation] = _hub(config, "train", splits["train"])
+        there = own_sides(config.source, splits, config.split.own_test)
+        found = {side: list(_hub(config, side, splits[side])) for side in there}
     else:
-        rows = (_conversation(config, *row) for row in _file_rows(config))
-    sides: dict[str, list[Conversation]] = {side: [] for side in SPLITS}
-    for found in rows:
-        side = side_by_hash(found.prompt.encode(), config.split.test, config.split.validation)
-        sides[side].append(found)
-    return sides, 0
+        found = {"train": [_conversation(config, *row) for row in _file_rows(config)]}
+    sides: dict[str, list[Conversation]] = {side: found.get(side, []) for side in SPLITS}
+    own_test = "test" in found
+    if "validation" not in found:
+        sides["train"] = []
+        test, validation = 0 if own_test else config.split.test, config.split.validation
+        for item in found["train"]:
+            sides[side_by_hash(item.prompt.encode(), test, validation)].append(item)
+    return _apart(sides) if own_test else (sides, 0)
 
 
 def _apart(sides: dict[str, list[Conversation]]) -> tuple[dict[str, list[Conversation]], int]:

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import sysconfig
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +31,7 @@ class Documents:
 
     Attributes:
         whole: Documents that are still to be split; empty where the source has splits of its own.
-        splits: The source's own splits, by name; empty where there are none.
+        splits: The source's own splits, by name; empty where there are none. Beside ``whole`` the test side.
         files: Files that were read; 0 where the source is not files.
         empty: Texts that are "" or null, which are no documents.
         left_out: Files of a folder that were not read.
@@ -78,11 +78,15 @@ def read_documents(config: TextData) -> Documents:
     Raises:
         DataError: There is no such source, or it cannot be read.
     """
-    return read_named(config.source, config.text_field, config.revision)
+    return read_named(config.source, config.text_field, config.revision, own_test=config.split.own_test)
 
 
 def read_named(
-    source: str, text_field: str = "text", revision: str | None = None, field: str = "data.source"
+    source: str,
+    text_field: str = "text",
+    revision: str | None = None,
+    field: str = "data.source",
+    own_test: bool = False,
 ) -> Documents:
     """Read the documents of a source.
 
@@ -91,6 +95,7 @@ def read_named(
         text_field: Field or column that holds the text.
         revision: Revision of hub data; None for the newest.
         field: The configuration's field that names the source, for messages.
+        own_test: See `Split.own_test`.
 
     Raises:
         DataError: There is no such source, or it cannot be read.
@@ -101,7 +106,7 @@ def read_named(
         raise DataError(f"{field}: found {shown(source)}; {cut(DATA.broken[source])}")
     try:
         if source.startswith("hf:"):
-            return _hub(source, text_field, revision)
+            return _hub(source, text_field, revision, own_test)
     except DataError as error:
         raise DataError(str(error).replace("data.source:", f"{field}:", 1)) from None
     path = Path(source)
@@ -149,7 +154,8 @@ def read_groups(config: TextData, group_field: str) -> dict[str, list[tuple[str,
         raise DataError(
             str(error).replace("(data.text_field)", "(data.text_field, evaluate.groups)")
         ) from None
-    return found if all(split in found for split in SPLITS) else {"": found["train"]}
+    sides = own_sides(source, found, config.split.own_test)
+    return {"" if side == "train" and "validation" not in sides else side: found[side] for side in sides}
 
 
 def _pairs(texts: Sequence[str | None], groups: Sequence[str | None]) -> list[tuple[str, str]]:
@@ -238,7 +244,21 @@ def _check_column(source: str, rows: Any, name: str) -> list[str | None]:
     return texts
 
 
-def _hub(source: str, text_field: str, revision: str | None) -> Documents:
+def own_sides(source: str, splits: Collection[str], own_test: bool) -> tuple[str, ...]:
+    """Which of the splits of hub data are sides; with all three `SPLITS` nothing is left to be split.
+
+    Raises:
+        DataError: There is no split ``train``, or no split ``test`` where that is to be the test side.
+    """
+    sides = SPLITS if all(side in splits for side in SPLITS) else ("train", "test")[: 1 + own_test]
+    for side in sides:
+        if side not in splits:
+            field = "data.split.own_test" if side == "test" else "data.source"
+            raise DataError(f"{field}: {source} has no split {side!r}; it has {', '.join(splits)}")
+    return sides
+
+
+def _hub(source: str, text_field: str, revision: str | None, own_test: bool) -> Documents:
     loaded = load_hub(source, revision)
     splits: dict[str, tuple[str, ...]] = {}
     empty = 0
@@ -246,8 +266,6 @@ def _hub(source: str, text_field: str, revision: str | None) -> Documents:
         texts = _check_column(source, rows, text_field)
         splits[str(split)] = tuple(text for text in texts if text)
         empty += len(texts) - len(splits[str(split)])
-    if all(split in splits for split in SPLITS):
-        return Documents((), {split: splits[split] for split in SPLITS}, empty=empty)
-    if "train" not in splits:
-        raise DataError(f"data.source: {source} has no split 'train'; it has {', '.join(splits)}")
-    return Documents(splits["train"], {}, empty=empty)
+    found = {side: splits[side] for side in own_sides(source, splits, own_test)}
+    whole = () if "validation" in found else found.pop("train")
+    return Documents(whole, found, empty=empty)

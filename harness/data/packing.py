@@ -51,12 +51,14 @@ def prepared_science(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def split_documents(documents: Documents, split: Split) -> dict[str, list[str]]:
     """Documents by side; a document's side is a function of its text, so no document is on two sides."""
-    if documents.splits:
-        return {name: list(documents.splits[name]) for name in SPLITS}
-    sides: dict[str, list[str]] = {name: [] for name in SPLITS}
+    sides: dict[str, list[str]] = {name: list(documents.splits.get(name, ())) for name in SPLITS}
+    known = {document.strip() for document in sides["test"]}
+    test = 0 if "test" in documents.splits else split.test
     for document in documents.whole:
         content = document.strip().encode("utf-8", "surrogatepass")
-        sides[side_by_hash(content, split.test, split.validation)].append(document)
+        side = side_by_hash(content, test, split.validation)
+        if document.strip() not in known:
+            sides[side].append(document)
     return sides
 
 

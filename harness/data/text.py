@@ -53,7 +53,7 @@ def prepared(config: TextData, room: Room) -> PreparedData:
     """
     tokenizer = config.tokenizer
     pretrained = pretrained_fingerprint(tokenizer) if isinstance(tokenizer, PretrainedTokenizer) else None
-    use = f"text {config.text_field}"
+    use = f"text {config.text_field}" + (", own test side" if config.split.own_test else "")
     known = recall(config.source, config.revision, use)
     if known is not None:
         spec = data_science(config, known["fingerprint"], pretrained)
@@ -321,7 +321,7 @@ class TextCorpus(RealData):
         if self.task is not None or self.rendered is not None:
             return super().groups(field)
         found = read_groups(self.config, field)
-        if "" in found:
+        if "test" not in found:
             whole = Documents([text for text, _ in found[""]], {})
             side = frozenset(split_documents(whole, self.config.split)["test"])
             test = [pair for pair in found[""] if pair[0] in side]

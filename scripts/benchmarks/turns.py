@@ -82,10 +82,14 @@ class Contestant:
         Args:
             name: A function of `benchmarks.contestants`.
             shape: The `Shape`.
-            extra: Folder with packages that the harness's environment does not have.
+            extra: Folder with packages that the harness's environment does not have, or, under the
+                contestant's name, with an environment of its own.
         """
         self.name = name
-        path = [SCRIPTS, SCRIPTS / "baselines", SCRIPTS.parent, *([extra] if extra else [])]
+        path = [SCRIPTS, SCRIPTS / "baselines", SCRIPTS.parent]
+        own = extra / name / "bin" / "python" if extra else None  # an environment of its own
+        python = str(own) if own and own.exists() else sys.executable
+        path += [extra] if extra and python == sys.executable else []
         given = os.environ.get("PYTHONPATH")
         env = {
             **os.environ,
@@ -94,7 +98,7 @@ class Contestant:
         }
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.contestants", name, json.dumps(shape.as_dict())],
+            [python, "-m", "benchmarks.contestants", name, json.dumps(shape.as_dict())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -314,7 +314,13 @@ def test_the_sources_own_test_side(hub: Hub, make_config: Make, tmp_path: Path) 
     chats = make_config(
         {
             **{name: TEXT[name] for name in ("experiment", "tracking")},
-            "data": {**asked, "kind": "chat", "template": "none", "prompt_tokens": 16, "completion_tokens": 8},
+            "data": {
+                **asked,
+                "kind": "chat",
+                "template": "none",
+                "prompt_tokens": 16,
+                "completion_tokens": 8,
+            },
             "learner": {"kind": "language_model", "model": {"pretrained": "lab/small"}, "init": "previous"},
             "generations": 1,
         },

@@ -247,7 +247,7 @@ def ctranslate2(shape, turns):
 
 
 def vllm(shape, turns):
-    """vLLM's engine, its model compiled, sampling from the whole distribution."""
+    """The engine of vLLM, its model compiled, sampling from the whole distribution."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, whose processor seconds are counted
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -45,7 +45,9 @@ class Comparison:
 
 COMPARISONS = {
     "fits": Comparison("matrix_product", "harness_fit", ("plain_fit", "trainer_fit")),
-    "samples": Comparison("forward_steps", "harness_sample", ("forward_blocks", "generate", "ctranslate2", "vllm")),
+    "samples": Comparison(
+        "forward_steps", "harness_sample", ("forward_blocks", "generate", "ctranslate2", "vllm")
+    ),
     "scores": Comparison("forward_scores", "harness_score", ("plain_score",)),
 }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from chains import open_prepared
@@ -372,3 +374,22 @@ def test_a_rank_lowers_its_batches_and_says_so(
     asked = make_config(TEXT, "asked.yaml", generations=1, **{"resources.micro_batch": micro})
     run_study(asked, tmp_path / "asked")
     assert result(config, tmp_path / "root") == result(asked, tmp_path / "asked")
+
+
+def test_freed_memory_is_used_again_and_given_back_in_the_end() -> None:
+    """By pages that the kernel had to fill, and by what the process holds."""
+    from harness.learners.threads import compute_with, give_back
+
+    def fill(times: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(times):
+            torch.ones(size // 4)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    size, page = 200 * 2**20, resource.getpagesize()
+    compute_with(1)
+    fill(3)
+    assert fill(20) < size // page
+    held = psutil.Process().memory_info().rss
+    give_back()
+    assert held - psutil.Process().memory_info().rss > 0.9 * size

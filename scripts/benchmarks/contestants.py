@@ -166,7 +166,9 @@ def harness_sample(shape, turns):
     """The harness's sampler: one batch."""
     from harness.config.schema import Sample
     from harness.learners.language_model.sampling import Sampler, draw_batch
+    from harness.learners.threads import compute_with
 
+    compute_with(shape.threads)  # as every rank does
     model = _harness_model(shape).to(_device(), DTYPES[shape.precision]).eval()
     sampler = Sampler(model, Sample(), 0, 0, vocab_size=shape.vocab)
     turns.ready(shape.rows * shape.new)
@@ -279,8 +281,10 @@ def vllm(shape, turns):
 def harness_score(shape, turns):
     """The harness's negative log-likelihoods of a corpus."""
     from harness.learners.language_model.scoring import score
+    from harness.learners.threads import compute_with
     from harness.records import Examples
 
+    compute_with(shape.threads)
     model = _harness_model(shape).to(_device(), DTYPES[shape.precision]).eval()
     examples = Examples.full(_written(shape, shape.scored).astype(np.int32))
     turns.ready(examples.values.size)

@@ -5,7 +5,6 @@ Its configuration is derived here, and differences between ZeRO stages end here.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.imports import deepspeed
 from harness.learners.language_model.kernels import prepare_fit
 from harness.learners.language_model.sizes import MAX_BUCKET
+from harness.learners.threads import give_back
 
 
 def deepspeed_config(
@@ -263,4 +263,4 @@ class Engine:
             for holder in (optimizer.parameter_offload, optimizer.optimizer, optimizer):
                 vars(holder).clear()
         del module, optimizer
-        gc.collect()
+        give_back()

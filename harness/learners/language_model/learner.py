@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -40,6 +39,7 @@ from harness.learners.language_model.schedule import plan_steps
 from harness.learners.language_model.specs import fitted, text_of
 from harness.learners.language_model.training import Trainer
 from harness.learners.language_model.verdicts import Questions, verdicts
+from harness.learners.threads import give_back
 from harness.proc import cpu_device
 from harness.records import Examples, Status
 from harness.science import CorpusSpec, FitSpec
@@ -58,7 +58,7 @@ class LanguageModelLearner:
         """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
         self.inference.release()
         # models and their caches refer to themselves: what was loaded before would stay beside this fit
-        gc.collect()
+        give_back()
         spec, train, resources = task.spec, fitted(task.spec).train, self.execution.resources
         self.inference.begin(spec, task.base)
         adapter = _adapter_of(spec)
@@ -191,7 +191,7 @@ class LanguageModelLearner:
 
         found = objective.units(task.training.examples, self.data.prompt_tokens, logprobs)
         self.inference.release()
-        gc.collect()
+        give_back()
         return found
 
     def _reference(self, task: FitTask, model: PreTrainedModel) -> Callable[..., Any] | None:

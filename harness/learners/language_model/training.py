@@ -263,16 +263,15 @@ class Trainer:
         step, seed, generation = progress.step, task.spec.seed, task.spec.generation
         engine.set_learning_rate(learning_rate(self.train, step, schedule.steps))
         index = schedule.order(seed, generation, step, cache)
+        rows, source, weight, numbers = index, task.training.examples, None, dict[str, npt.NDArray[Any]]()
         if self.units is not None:
-            batch = self.units.examples.take(_rows(index, self.units.each))
-        else:
-            batch = task.training.examples.take(index)
+            rows, source = _rows(index, self.units.each), self.units.examples
+            numbers = {name: values[rows] for name, values in self.units.numbers.items()}
+        elif weights is not None:
+            weight = torch.from_numpy(weights[index]).float().to(self.device)
+        batch = source.take(rows)
         predicted = int(self._predicted(batch, self.masked).sum())
-        if self.units is not None:
-            loss = self._objective_step(engine, index, seed, generation, step)
-        else:
-            mine = None if weights is None else torch.from_numpy(weights[index]).float().to(self.device)
-            loss = self._step(engine, batch, predicted, seed, generation, step, mine)
+        loss = self._step(engine, batch, predicted, seed, generation, step, weight, numbers)
         progress.losses.append(loss)
         progress.tokens += predicted
         progress.step += 1
@@ -323,61 +322,55 @@ class Trainer:
         generation: int,
         step: int,
         weights: torch.Tensor | None = None,
+        numbers: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> torch.Tensor:
         """One optimizer step; returns this rank's share of the mean loss.
 
-        The loss is the mean over the tokens of the global batch, whatever the ranks and micro batches:
-        DeepSpeed averages over ranks and accumulation steps, which is undone here.
+        The loss is the mean over the tokens of the global batch, or with an objective over its units,
+        whatever the ranks and micro batches: DeepSpeed averages over ranks and accumulation steps, which is
+        undone here.
         """
-        per_rank = len(batch) // self.ranks.world_size
+        each = 1 if self.units is None else self.units.each
+        size = len(batch) // each
+        per_rank = size // self.ranks.world_size
         first = self.ranks.rank * per_rank
         total = torch.zeros((), device=self.device)
         for start in range(first, first + per_rank, self.micro_batch):
-            part = batch.take(slice(start, start + self.micro_batch))
+            rows = slice(start * each, (start + self.micro_batch) * each)
+            part = batch.take(rows)
             # Dropout is indexed by the position in the stream of examples, not by what this process drew
             # before.
-            first_row = step * len(batch) + start
-            seed_dropout(self.device, stream_seed(seed, generation, "dropout", first_row))
-            engine.place(seed, generation, range(first_row, first_row + len(part)))
+            place = step * size + start
+            seed_dropout(self.device, stream_seed(seed, generation, "dropout", place))
+            engine.place(seed, generation, range(place * each, place * each + len(part)))
             inputs, targets = with_bos(part, self.bos, self.device, self.masked)
-            reference = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    hides = hidden(inputs, self.fill)
-                    reference = self.reference(input_ids=inputs, use_cache=False, **hides).logits
-            anchor = None if reference is None else self.train.anchor
-            nll = engine.token_nll(inputs, Loss(targets, None, anchor, reference), self.fill)
-            nll = by_sequence(nll, self.train.truncate)
-            if weights is not None:
-                nll = nll * weights[start : start + self.micro_batch]
-            loss = batch_loss(nll, predicted)
+            if self.objective is None:
+                mine = None if weights is None else weights[rows]
+                loss = batch_loss(self._nll(engine, inputs, targets, mine), predicted)
+            else:
+                known = {
+                    name: torch.from_numpy(values[rows]).to(self.device)
+                    for name, values in (numbers or {}).items()
+                }
+                logprob = -engine.token_nll(inputs, Loss(targets, self.tokens), self.fill)
+                loss = self.objective.loss(logprob, targets != IGNORED, known).sum() / size
             total += loss.detach()
             engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
         return total
 
-    def _objective_step(
-        self, engine: Engine, index: npt.NDArray[np.int64], seed: int, generation: int, step: int
+    def _nll(
+        self, engine: Engine, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
     ) -> torch.Tensor:
-        """One optimizer step of an objective; returns this rank's share of the mean over units."""
-        assert self.units is not None and self.objective is not None
-        each, per_rank = self.units.each, len(index) // self.ranks.world_size
-        first = self.ranks.rank * per_rank
-        total = torch.zeros((), device=self.device)
-        for start in range(first, first + per_rank, self.micro_batch):
-            rows = _rows(index[start : start + self.micro_batch], each)
-            seed_dropout(self.device, stream_seed(seed, generation, "dropout", step * len(index) + start))
-            first_row = (step * len(index) + start) * each
-            engine.place(seed, generation, range(first_row, first_row + len(rows)))
-            inputs, targets = with_bos(self.units.examples.take(rows), self.bos, self.device, self.masked)
-            numbers = {
-                name: torch.from_numpy(values[rows]).to(self.device)
-                for name, values in self.units.numbers.items()
-            }
-            logprob = -engine.token_nll(inputs, Loss(targets, self.tokens), self.fill)
-            loss = self.objective.loss(logprob, targets != IGNORED, numbers).sum() / len(index)
-            total += loss.detach()
-            engine.backward(loss * self.ranks.world_size * (per_rank // self.micro_batch))
-        return total
+        """What each sequence adds to the loss, times its weight."""
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                hides = hidden(inputs, self.fill)
+                reference = self.reference(input_ids=inputs, use_cache=False, **hides).logits
+        anchor = None if reference is None else self.train.anchor
+        nll = engine.token_nll(inputs, Loss(targets, None, anchor, reference), self.fill)
+        nll = by_sequence(nll, self.train.truncate)
+        return nll if weights is None else nll * weights
 
     def _is_finite(self, engine: Engine, progress: _Progress) -> bool:
         """Whether the last losses and gradients are finite, on all ranks; collective."""

@@ -33,7 +33,7 @@ from harness.learners.language_model.objectives import Objective, Units
 from harness.learners.language_model.schedule import learning_rate, origin_weights
 from harness.learners.language_model.scoring import IGNORED, batch_loss, by_sequence, sequence_nll, with_bos
 from harness.learners.schedule import Schedule
-from harness.records import Examples, Status
+from harness.records import Examples, Status, finite_or_none
 from harness.streams import stream_seed
 
 CHECK_EVERY = 10
@@ -227,8 +227,10 @@ class Trainer:
         status = status if finite else "diverged"
         log = {
             "steps": schedule.steps,
-            "train_loss": [_number(value) for value in self._reduced(progress.losses)],
-            "validation": [{"step": point["step"], "nll": _number(point["nll"])} for point in progress.curve],
+            "train_loss": [finite_or_none(value) for value in self._reduced(progress.losses)],
+            "validation": [
+                {"step": point["step"], "nll": finite_or_none(point["nll"])} for point in progress.curve
+            ],
         }
         return Fitted(
             "diverged" if status == "diverged" else "ok",
@@ -411,7 +413,3 @@ class Trainer:
 def _rows(index: npt.NDArray[np.int64], each: int) -> npt.NDArray[np.int64]:
     """The examples of some units, shape [units * each]."""
     return (index[:, None] * each + np.arange(each)).reshape(-1)
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

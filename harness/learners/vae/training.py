@@ -22,6 +22,7 @@ from harness.errors import reason_of
 from harness.learners.base import CheckpointUnusable, FitOutcome, FitTask, Stopped
 from harness.learners.schedule import Schedule
 from harness.learners.vae.model import ConvVae
+from harness.records import finite_or_none
 from harness.streams import stream
 
 CHECKPOINT = "progress.safetensors"
@@ -152,10 +153,7 @@ def fit(
     finite = math.isfinite(progress.losses[-1]) and all(
         bool(torch.isfinite(p).all()) for p in model.parameters()
     )
-    log = {
-        "steps": schedule.steps,
-        "train_loss": [value if math.isfinite(value) else None for value in progress.losses],
-    }
+    log = {"steps": schedule.steps, "train_loss": [finite_or_none(value) for value in progress.losses]}
     seen = train.batch_size
     return FitOutcome(
         "ok" if finite else "diverged", log, progress.step * seen, (progress.step - before) * seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 MAX_SHOWN = 200
@@ -48,6 +48,17 @@ def shown(value: Any) -> str:
         return cut(visible(repr(value), lines=False))
     except ValueError:  # an integer of more digits than are ever printed
         return "a very large number"
+
+
+def first_some(parts: Sequence[str], most: int) -> list[str]:
+    """The first of many, and how many there are besides."""
+    return [*parts[:most], *([f"and {len(parts) - most} more"] if len(parts) > most else [])]
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Some names for a message: the first few, and how many there are."""
+    some = ", ".join(names[:most])
+    return some if len(names) <= most else f"{some} and {len(names) - most} more"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

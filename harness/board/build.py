@@ -28,7 +28,7 @@ from harness.config.track import Track, read_track
 from harness.errors import DamagedError, InputError
 from harness.files import dump_json, read_json, write_atomic
 from harness.reporting.tables import to_csv
-from harness.terminal import visible
+from harness.terminal import listed, visible
 
 PAGES = (".html", ".csv", ".xml")
 """What a board has beside entries, where its pages are in the same folder."""
@@ -93,8 +93,7 @@ def _left_out(
 ) -> Iterator[str]:
     """Files of the folder that the board does not show."""
     if foreign:
-        more = f" and {len(foreign) - MAX_FOREIGN} more" if len(foreign) > MAX_FOREIGN else ""
-        yield f"left out, for they are no entries: {', '.join(map(str, foreign[:MAX_FOREIGN]))}{more}"
+        yield f"left out, for they are no entries: {listed([*map(str, foreign)], MAX_FOREIGN)}"
     used = {item.name for table in tables for found in table.checks.values() for item in found}
     for item in checks:
         if item.name not in used:

@@ -18,7 +18,7 @@ from harness.board.score import Scored, TrackTable
 from harness.config.track import BASELINE, Track
 from harness.metrics.catalogue import about
 from harness.reporting.statistics import Aggregate, aggregate
-from harness.terminal import visible
+from harness.terminal import listed, visible
 
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "board.css").read_text(encoding="utf-8")
@@ -85,8 +85,7 @@ def answer(table: TrackTable) -> str:
     best = [line for line in ranked if line.rank is not None and line.rank.rank == 1]
     sure = [line for line in best if line.benefit.low is not None and line.benefit.low > 0]
     doubtful = len(best) - len(sure)
-    names = ", ".join(f"<b>{safe(line.entry.mitigation)}</b>" for line in sure[:5])
-    more = f" and {len(sure) - 5} more" if len(sure) > 5 else ""
+    names = listed([f"<b>{safe(line.entry.mitigation)}</b>" for line in sure], 5)
     tied = " (they cannot be told apart)" if len(sure) > 1 else ""
     baseline = next((line for line in ranked if line.entry.mitigation == BASELINE), None)
     metric, unit = about(table.track.score.metric).label, safe(table.track.score.unit)
@@ -102,7 +101,7 @@ def answer(table: TrackTable) -> str:
     if doubtful:
         what = f"{doubtful} other{'s' if doubtful > 1 else ''} of rank 1"
         others_say = f" Of {what} it is not even sure that they are better than the baseline."
-    return f"{names}{more} {verb} most{tied}.{others_say}{rise}"
+    return f"{names} {verb} most{tied}.{others_say}{rise}"
 
 
 @dataclass(frozen=True)

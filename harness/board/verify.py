@@ -22,7 +22,7 @@ from harness.files import write_json
 from harness.inventory import StoredChains
 from harness.store import Store
 from harness.study import Prepared, prepare_study
-from harness.terminal import shown
+from harness.terminal import first_some, shown
 
 MAX_LINES = 20
 """Differences that are named one by one."""
@@ -83,9 +83,8 @@ def verified(entry: Entry, root: Path) -> EntryVerdict:
     if found:
         # what was computed comes before the numbers that follow from it
         found.sort(key=lambda line: line.startswith(("baseline.", "seeds.")))
-        more = [f"and {len(found) - MAX_LINES} more"] if len(found) > MAX_LINES else []
         verdict = "not verified: the entry does not say what its artifacts say"
-        return EntryVerdict(False, verdict, (*found[:MAX_LINES], *more))
+        return EntryVerdict(False, verdict, tuple(first_some(found, MAX_LINES)))
     count = sum(len(result.keys) for result in (*entry.seeds.values(), *entry.baseline.values()))
     return EntryVerdict(True, f"verified: all numbers follow from {count} artifacts", _notes(entry, again))
 

@@ -20,7 +20,7 @@ from harness.launch.options import Options
 from harness.launch.render import Job, render
 from harness.launch.slurm import LIVE, NO_ANSWER, WAITING, Slurm, SlurmError
 from harness.launch.validate import Work, cpus_per_node, signal_s
-from harness.terminal import shown
+from harness.terminal import listed, shown
 
 LOOK_S = 15
 """Seconds that the look at a compute node may wait for one."""
@@ -83,10 +83,9 @@ def check_alone(experiment: Path, slurm: Slurm, join: bool) -> None:
     """
     live = [task for task in jobs.tasks(experiment, slurm) if task.state in LIVE]
     if live and not join:
-        some = ", ".join(f"{task.job} ({task.state.lower()})" for task in live[:5])
-        more = f" and {len(live) - 5} more" if len(live) > 5 else ""
+        some = listed([f"{task.job} ({task.state.lower()})" for task in live], 5)
         raise InputError(
-            f"experiment {experiment.name} has jobs already: {some}{more}; they continue by themselves. "
+            f"experiment {experiment.name} has jobs already: {some}; they continue by themselves. "
             "--join adds more that share its work with them (best as --array N), harness cancel ends them"
         )
 

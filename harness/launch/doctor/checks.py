@@ -110,11 +110,6 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def first_some(parts: Sequence[str], most: int) -> list[str]:
-    """The first of many, and how many there are besides."""
-    return [*parts[:most], *([f"and {len(parts) - most} more"] if len(parts) > most else [])]
-
-
 def above(path: Path) -> Path:
     """A path, or the nearest folder above it that there is."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

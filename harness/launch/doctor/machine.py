@@ -26,19 +26,10 @@ from packaging.specifiers import SpecifierSet
 import harness
 from harness.compiler import FIELD, missing
 from harness.launch.allocation import LONGEST_TMP, TMP, TMP_VARIABLE
-from harness.launch.doctor.checks import (
-    Check,
-    ChildError,
-    above,
-    first_some,
-    gib,
-    graded,
-    run,
-    said_by,
-    scratch_prefix,
-)
+from harness.launch.doctor.checks import Check, ChildError, above, gib, graded, run, said_by, scratch_prefix
 from harness.launch.node import OBJECT_STORE_BYTES
 from harness.proc import cpu_quota, memory_limit
+from harness.terminal import first_some
 
 DEVICES_LIMIT_S = 60.0
 DISTRIBUTION = "model-collapse-harness"

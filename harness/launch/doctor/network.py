@@ -12,18 +12,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from harness.launch.doctor.checks import (
-    Check,
-    ChildError,
-    finish,
-    first_some,
-    graded,
-    last_json,
-    python,
-    start,
-)
+from harness.launch.doctor.checks import Check, ChildError, finish, graded, last_json, python, start
 from harness.launch.node import address_towards
 from harness.ray_access import LOOPBACK_ADDRESS
+from harness.terminal import first_some
 
 CONNECT_S = 5.0
 REDUCE_LIMIT_S = 120.0

@@ -23,9 +23,9 @@ from transformers.initialization import no_init_weights
 from harness.errors import DataError, reason_of
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.sampling import TokenReader
-from harness.learners.language_model.weights import FLOATS, StoredTensor, listed
+from harness.learners.language_model.weights import FLOATS, StoredTensor
 from harness.proc import usable_memory
-from harness.terminal import shown
+from harness.terminal import listed, shown
 
 SMALL = 3_000_000
 """Parameters up to which no smaller copy is made."""

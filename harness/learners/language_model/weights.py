@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.errors import DataError
 from harness.files import refuse_pointer
+from harness.terminal import listed
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER = 100_000_000
@@ -109,9 +110,3 @@ def stored_weights(folder: Path, field: str) -> dict[str, StoredTensor]:
     if missing:
         raise DataError(f"{field}: {folder}: {listed(missing)} in {INDEX}, but in no file")
     return found
-
-
-def listed(names: list[str], most: int = 3) -> str:
-    """Some names for a message: the first few, and how many there are."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.proc import start_of
@@ -193,15 +193,11 @@ def _namespace() -> str:
     return ""
 
 
-def sweep(
-    pattern: str,
-    parent: Path,
-    remove: Callable[[Path], None] = lambda path: shutil.rmtree(path, ignore_errors=True),
-) -> None:
+def sweep(pattern: str, parent: Path) -> None:
     """Remove folders of `make_private` whose process is gone: its machine, or SLURM, left it no time to."""
     for path in parent.glob(pattern):
         with contextlib.suppress(OSError, ValueError):
             pid, started, namespace = (path / OWNER).read_text().split(" ")
             mine = path.stat().st_uid == os.getuid() and namespace == _namespace()
             if mine and start_of(int(pid)) != started:
-                remove(path)
+                shutil.rmtree(path, ignore_errors=True)

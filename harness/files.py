@@ -125,6 +125,21 @@ def link_once(temporary: Path, target: Path) -> None:
     sync_file(target.parent)
 
 
+def move_aside(path: Path, root: Path) -> Path:
+    """Move what is damaged below a root to ``damaged/``, where it does no harm and can be looked at.
+
+    Somebody else, who has found the damage too, may be first.
+
+    Raises:
+        OSError: It cannot be moved.
+    """
+    target = root / "damaged" / f"{'-'.join(path.relative_to(root).parts)}-{uuid.uuid4().hex[:8]}"
+    with contextlib.suppress(FileNotFoundError):
+        target.parent.mkdir(exist_ok=True)
+        os.rename(path, target)
+    return target
+
+
 def dump_json(value: Any) -> bytes:
     """Readable JSON; refuses NaN and infinity."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

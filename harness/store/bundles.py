@@ -6,9 +6,7 @@ that is in two files is the same in both.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.errors import DamagedError, StoreError
-from harness.files import file_sha256, link_once, reading
+from harness.files import file_sha256, link_once, move_aside, reading
 
 CHAINS = b"harness.chains"
 PROVENANCE = b"harness.provenance"
@@ -112,7 +110,7 @@ class Bundles:
                 # needs to stop for it.
                 self.trouble[str(self.folder / name)] = str(error)
                 if self.mends and isinstance(error, DamagedError):
-                    self.set_aside(name)
+                    move_aside(self.folder / name, self.folder.parent)  # its chains are computed again
                 return {}
         return self._metadata[name]
 
@@ -130,13 +128,6 @@ class Bundles:
         if found != name.removesuffix(".parquet"):
             raise DamagedError(f"bundles/{name} does not match the hash that is its name")
         self._sound.add(name)
-
-    def set_aside(self, name: str) -> None:
-        """Move a damaged bundle to ``damaged/``; its chains are computed again."""
-        aside = self.folder.parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.folder / name, aside / f"bundles-{name}-{uuid.uuid4().hex[:8]}")
 
     def provenance(self, name: str) -> dict[str, Any]:
         """How, where and when a bundle was computed."""

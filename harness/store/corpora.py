@@ -8,7 +8,6 @@ function of the corpus key and i, so shards that two processes wrote are equal w
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import DamagedError
-from harness.files import link_once, reading, write_json
+from harness.files import link_once, move_aside, reading, write_json
 from harness.records import Examples
 
 NOTE = "note:"
@@ -145,14 +144,11 @@ class Corpora:
             raise MemoryError(str(error)) from None
         except (DamagedError, KeyError, ValueError, AttributeError, pa.ArrowException):
             good = False
-        if not good and not (self.mends if set_aside is None else set_aside):
-            self.trouble[str(path)] = f"{path} does not match its checksum"
-            raise DamagedError(f"{path} does not match its checksum")
         if not good:
-            damaged = self.root.parent / "damaged"
-            damaged.mkdir(exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # somebody else may have found the damage too
-                os.replace(path, damaged / f"corpora-{key}-{path.name}-{uuid.uuid4().hex[:8]}")
+            if self.mends if set_aside is None else set_aside:
+                move_aside(path, self.root.parent)
+            else:
+                self.trouble[str(path)] = f"{path} does not match its checksum"
             raise DamagedError(f"{path} does not match its checksum")
         return examples
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.errors import DamagedError, HarnessError, StoreError
-from harness.files import read_json
+from harness.files import move_aside, read_json
 from harness.records import Record
 from harness.science import key_of
 from harness.store.experiment import is_there, weights_kept
@@ -68,7 +68,7 @@ def examine(store: Store, leases: Leases, repair: bool = False) -> Iterator[Find
             store.bundles.check(name)
         except DamagedError as error:
             if repair:
-                store.bundles.set_aside(name)
+                move_aside(store.bundles.folder / name, store.root)
             yield Finding("damage", f"bundles/{name}", str(error), _remedy(repair))
     yield from _mixed(store, repair)
     yield from _references(store)

@@ -20,6 +20,7 @@ from harness.files import (
     PROBE,
     TOMBSTONE,
     is_foreign,
+    move_aside,
     parse_json,
     read_json,
     reading,
@@ -266,16 +267,10 @@ class Store:
 
     def set_aside(self, path: Path) -> Path:
         """Move a damaged item to ``damaged/``, where it does no harm and can be looked at."""
-        folder = self.root / "damaged"
-        target = folder / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
         try:
-            folder.mkdir(exist_ok=True)
-            os.rename(path, target)
-        except FileNotFoundError:
-            pass  # somebody else, who has found the damage too, was first
+            return move_aside(path, self.root)
         except OSError as error:
             raise DamagedError(f"{path} is damaged and cannot be set aside: {error.strerror}") from None
-        return target
 
     def stage(self, key: str) -> Path:
         """A new empty directory to build an item in: ``item/`` of a new workplace."""

@@ -227,6 +227,28 @@ def is_foreign(root: Path) -> bool:
     return any(not name.startswith(PASSING) for name in found) and not (root / "format").exists()
 
 
+def refuse_special(path: Path, field: str) -> None:
+    """Refuse what is no regular file: a pipe may never answer, a device never end, and both are read once.
+
+    What cannot be looked at is left to who opens it.
+
+    Args:
+        path: The file.
+        field: The configuration's field that names it, for the message.
+
+    Raises:
+        DataError: It is a pipe, a device or a socket.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise DataError(
+            f"{field}: {path} is no regular file, but a pipe, a device or a socket; copy it to one"
+        )
+
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the text begins that Git LFS leaves in the place of a file whose content has not been fetched."""
 

@@ -19,6 +19,7 @@ from group import run_ranks
 from harness.components.chat import ChatData
 from harness.components.judging import JudgeFilter
 from harness.curation.tally import FilterTally
+from harness.data import rendering
 from harness.data.conversations import read_conversations
 from harness.errors import ConfigError, DataError
 from harness.preparation import load_data
@@ -288,6 +289,9 @@ def test_keys_know_data_by_content(make_config: Make, tmp_path: Path, folder: Pa
         ({"completion": "question", "answer": "solution", "source": "TWICE"},
          "have the same prompt and different answers"),
         ({"source": "ENDS"}, r"data.completion: .*:\d+ holds '<\|im_end\|>', the token that ends a"),
+        ({"template": "ENDLESS"}, "data.template: it comes to no end for a question and an answer"),
+        ({"template": "SOMETIMES"}, r"data.template: it comes to no end for .*sums.jsonl:\d+"),
+        ({"template": "/dev/zero"}, "data.template: /dev/zero is no regular file"),
         ({"template": "DEAF"}, "are one prompt as it is rendered, and on different sides"),
         ({"answer": "solution", "extract": "(a|a)*$", "source": "LONG", "completion_tokens": 64},
          r"data.extract: has not found the final answer of .*long.jsonl:\d+ in time"),
@@ -308,9 +312,17 @@ def test_what_cannot_be_rendered_is_named(
     )
     deaf = tmp_path / "deaf.jinja"
     deaf.write_text("{% if messages[-1].role == 'user' %}Hm?{% else %}{{ messages[-1].content }}{% endif %}")
+    loops = "{% for i in range(9999) %}" * 4 + "{% endfor %}" * 4
+    endless = tmp_path / "endless.jinja"
+    endless.write_text(loops)
+    sometimes = tmp_path / "sometimes.jinja"
+    sometimes.write_text(f"{{% if 'plus 9' in messages[0].content %}}{loops}{{% endif %}}{TEMPLATE}")
+    monkeypatch.setattr(rendering, "LIMIT_S", 0.3)
     rows = sums(60)
     places = {
         "DEAF": deaf,
+        "ENDLESS": endless,
+        "SOMETIMES": sometimes,
         "BROKEN": broken,
         "PLAIN": write_tokenizer(tmp_path / "plain", None),
         "TWICE": write_rows(tmp_path / "twice.jsonl", [*rows, {**rows[0], "solution": "It is 9."}]),
@@ -328,6 +340,24 @@ def test_what_cannot_be_rendered_is_named(
 
     with pytest.raises(ConfigError, match=message):
         open_study(make_config(chat(folder, **at(data))), (), Store.read(tmp_path / "absent"))
+
+
+def test_the_field_is_named_that_the_completion_is_in(
+    make_config: Make, tmp_path: Path, folder: Path
+) -> None:
+    said = [
+        {
+            "messages": [
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": "a<|im_end|>b"},
+            ]
+        }
+        for row in sums(60)
+    ]
+    config = chat(folder, source=str(write_rows(tmp_path / "said.jsonl", said)), messages="messages")
+    del config["data"]["prompt"], config["data"]["completion"]
+    with pytest.raises(ConfigError, match=r"data.messages: .*:\d+ holds '<\|im_end\|>', the token"):
+        open_study(make_config(config), (), Store.read(tmp_path / "absent"))
 
 
 @pytest.mark.parametrize(

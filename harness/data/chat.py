@@ -94,7 +94,7 @@ def _use(config: ChatData) -> str | None:
     rendering = make_rendering(config.tokenizer, config.template, config.system, ())
     left_out = {"source", "revision", "tokenizer", *NOT_STORED}
     section = {name: value for name, value in config.model_dump(mode="json").items() if name not in left_out}
-    written = rendering.text([("user", "a message")], "a message")
+    written = rendering.texts([([("user", "a message")], "a message")])[0]
     return json.dumps(["chat", VERSION, section, rendering.fingerprint(), written], sort_keys=True)
 
 

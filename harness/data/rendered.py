@@ -115,15 +115,14 @@ def in_tokens(
     longest = {"prompt": 0, "completion": 0}
     found: dict[str, list[Row]] = {}
     for side, part in items.items():
-        prompts = rendering.prompts([rendering.text(item.messages, item.where) for item in part])
+        prompts = rendering.prompts(rendering.texts((item.messages, item.where) for item in part))
         completions = rendering.ids([item.completion or "" for item in part])
         found[side] = []
         for item, prompt, completion in zip(part, prompts, completions, strict=True):
             if end in completion:
                 name = shown(rendering.tokenizer.convert_ids_to_tokens(end))
-                raise DataError(
-                    f"data.completion: {item.where} holds {name}, the token that ends a completion"
-                )
+                field = "messages" if getattr(config, "messages", None) else "completion"
+                raise DataError(f"data.{field}: {item.where} holds {name}, the token that ends a completion")
             row = Row(item, prompt, [] if item.completion is None else [*completion, end])
             sizes = {"prompt": len(row.prompt), "completion": len(row.completion)}
             longest = {what: max(longest[what], sizes[what]) for what in longest}
@@ -277,7 +276,7 @@ class RenderedCorpus(TaskCorpus):
         Raises:
             DataError: It is too long, or begins with the token that fills up.
         """
-        ids = self.rendering.prompts([self.rendering.text([("user", self._asked(text))], shown(text))])[0]
+        ids = self.rendering.prompts(self.rendering.texts([([("user", self._asked(text))], shown(text))]))[0]
         if len(ids) > self.prompt_tokens:
             raise DataError(
                 f"evaluate.prompts: {shown(text)} takes {len(ids)} tokens, there is room for "

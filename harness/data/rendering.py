@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer
 from harness.data.tokenizers import END_OF_TEXT, load_pretrained, train_tokenizer
 from harness.errors import DataError, reason_of
-from harness.files import put
+from harness.files import put, refuse_special
 from harness.terminal import shown
 
 TEMPLATE = "chat_template.jinja"
@@ -21,6 +24,44 @@ MARK = "0answer0"
 """Stands for an answer where a template is asked what it puts behind one."""
 Messages = Sequence[tuple[str, str]]
 """Roles and contents."""
+LIMIT_S, ROW_S = 10.0, 0.01
+"""Seconds that a template may take, and how many more for each prompt: some 200 times what it needs."""
+
+
+class TooLong(DataError):
+    """A template goes on and on."""
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("data.template: it comes to no end")
+
+
+@contextlib.contextmanager
+def limited(rows: int = 1) -> Iterator[None]:
+    """Interrupt this thread where it has not come to an end in time, in Python's code, as loops are.
+
+    Args:
+        rows: How many prompts are written.
+
+    Raises:
+        TooLong: It has not.
+    """
+    thread, lock, over = threading.get_ident(), threading.Lock(), False
+
+    def interrupt() -> None:
+        with lock:
+            if not over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TooLong))
+
+    timer = threading.Timer(LIMIT_S + ROW_S * rows, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            over = True
+        timer.cancel()
 
 
 @dataclass(frozen=True)
@@ -52,12 +93,24 @@ class Rendering:
             return messages[0][1]
         return self._apply(messages, True, where)
 
+    def texts(self, prompts: Iterable[tuple[Messages, str]]) -> list[str]:
+        """Many prompts with where each of them stands, as `text`.
+
+        Raises:
+            DataError: As there, or the template comes to no end.
+        """
+        found = list(prompts)
+        with limited(len(found)):
+            return [self.text(*prompt) for prompt in found]
+
     def _apply(self, messages: Messages, answers: bool, where: str) -> str:
         plain = [{"role": role, "content": content} for role, content in messages]
         try:
             found: str = self.tokenizer.apply_chat_template(
                 plain, tokenize=False, add_generation_prompt=answers
             )
+        except TooLong:
+            raise DataError(f"data.template: it comes to no end for {where}") from None
         except Exception as error:  # templates raise what they like; the user needs one line
             reason = reason_of(error) or type(error).__name__
             raise DataError(f"data.template: it cannot write {where} ({reason})") from None
@@ -86,7 +139,8 @@ class Rendering:
             DataError: There is neither.
         """
         if self.tokenizer.chat_template is not None:
-            asked = self._apply([("user", "a"), ("assistant", MARK)], False, "a question and an answer")
+            with limited():
+                asked = self._apply([("user", "a"), ("assistant", MARK)], False, "a question and an answer")
             behind = self.ids([asked.rpartition(MARK)[2]])[0] if MARK in asked else []
             special = self.tokenizer.added_tokens_decoder
             if behind and behind[0] in special and special[behind[0]].special:
@@ -170,6 +224,7 @@ def make_rendering(
 
 
 def _file(template: str) -> str:
+    refuse_special(Path(template), "data.template")
     try:
         text = Path(template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -15,7 +15,7 @@ from conftest import harness
 
 from harness import proc
 from harness.board.build import read_entries, read_verifications, tables_of
-from harness.board.entry import Entry, write_entry
+from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.score import table_of
 from harness.board.verify import verified
 from harness.errors import InputError
@@ -126,3 +126,12 @@ def test_odd_files_among_verifications(computed: Any, tmp_path: Path) -> None:
     _, foreign = read_entries(tmp_path)
     names = ["c.verification.json", "small/a.verification.json", "small/b.verification.json"]
     assert sorted(map(str, foreign)) == names and read_verifications(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_an_entry_is_a_regular_file(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "pipe.json" if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(place)
+    with pytest.raises(InputError, match=f"{place} is no entry: it is no regular file"):
+        read_entry(place)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
 import shutil
 import struct
 import zlib
@@ -231,6 +233,74 @@ def test_what_cannot_be_decompressed_is_named(tmp_path: Path, name: str, content
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name} (cannot be (decompressed|read)|holds no text)"):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt.bz2", "a.txt.xz", "a.txt.gz"])
+def test_no_part_of_a_compressed_file_is_lost(tmp_path: Path, name: str) -> None:
+    """Programs that compress on several processors write many streams: one that is damaged is no end."""
+    pack = {"bz2": bz2.compress, "xz": lzma.compress, "gz": gzip.compress}[name.rpartition(".")[2]]
+    first, second = pack(b"one\n\n"), pack(b"two\n" * 9999)
+    for content, expected in (
+        (first + second, ["one", "two\n" * 9998 + "two"]),
+        (first + pack(b"") + second + bytes(12), ["one", "two\n" * 9998 + "two"]),
+        (first + b"?" + second[1:], None),
+        (first + b"and more", None),
+        (first + second[:-9], None),
+    ):
+        (tmp_path / name).write_bytes(content)
+        if expected is not None:
+            assert list(read(tmp_path / name).whole) == expected
+            continue
+        with pytest.raises(DataError, match=f"{name} cannot be (decompressed|read)"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.jsonl.gz", "folder"])
+def test_nobody_waits_for_a_pipe(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "x.txt" if name == "folder" else tmp_path / name)
+    with pytest.raises(DataError, match="data.source: .* is no regular file, but a pipe, a device or a"):
+        read(tmp_path / name)
+
+
+def test_no_rows_of_a_pipe(tmp_path: Path) -> None:
+    for name in ("a.npy", "a.parquet", "a.csv"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="data.path: .* is no regular file"):
+        make_truth(ArrayData(source="array", path=str(tmp_path / "a.npy")))
+    with pytest.raises(DataError, match="data.path: .* is no regular file"):
+        make_truth(ArrayData(source="array", path=str(tmp_path / "a.parquet")))
+    with pytest.raises(DataError, match="data.source: .* is no regular file"):
+        read_images(ImageData(source=str(tmp_path / "a.npy"), kind="images"))
+    with pytest.raises(DataError, match="data.source: .* is no regular file"):
+        read_conversations(
+            ChatData(kind="chat", source=str(tmp_path / "a.csv"), prompt="p", completion="c", template="none")
+        )
+
+
+def test_documents_of_a_folder_are_never_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that leads nowhere, as git-annex leaves one, is an error; a linked folder is named."""
+    folder = tmp_path / "texts"
+    (folder / "inside").mkdir(parents=True)
+    (folder / "a.jsonl").write_text(jsonl(PLAIN))
+    (folder / "more").symlink_to(tmp_path)
+    (folder / "notes").symlink_to("nowhere")
+    assert read(folder).left_out == ("more/", "notes")
+    for target in ("nowhere", "b.jsonl"):
+        (folder / "b.jsonl").symlink_to(target)
+        with pytest.raises(DataError, match=r"data.source: .*b.jsonl cannot be read"):
+            read(folder)
+        (folder / "b.jsonl").unlink()
+    there = os.scandir
+
+    def closed(path: Any) -> Any:
+        if Path(path).name == "inside":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return there(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match=r"data.source: .*inside cannot be read: Permission denied"):
+        read(folder)
 
 
 def test_a_decompression_bomb_is_stopped_at_a_share_of_memory(
@@ -504,6 +574,15 @@ def test_an_archive_is_no_array(tmp_path: Path) -> None:
     for name in ("a.npy", "o.npy", "p.npy"):
         with pytest.raises(DataError, match=f"data.path: .*{name} is no .npy file of numbers"):
             make_truth(ArrayData(source="array", path=str(tmp_path / name)))
+
+
+def test_lengths_of_time_are_no_numbers(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((9, 2), dtype="timedelta64[s]"))
+    with pytest.raises(DataError, match=r"data.path: .*a.npy holds timedelta64\[s\] of shape"):
+        make_truth(ArrayData(source="array", path=str(tmp_path / "a.npy")))
+    pq.write_table(pa.table({}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"data.path: .*a.parquet has no columns"):
+        make_truth(ArrayData(source="array", path=str(tmp_path / "a.parquet")))
 
 
 # --- every seed its own examples ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -73,7 +74,10 @@ def read_immutable(path: Path, kind: type[Kind], what: str) -> Kind:
         InputError: It cannot be read, is none, or is not what its name says.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        there = path.stat()
+        if not stat.S_ISREG(there.st_mode):
+            raise InputError(f"{path} is no {what}: it is no regular file")
+        if there.st_size > MAX_BYTES:
             raise InputError(f"{path} is no {what}: it has more than {MAX_BYTES:,} bytes")
         content = path.read_bytes()
         found = kind.model_validate_json(content)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import DataError, reason_of
-from harness.files import refuse_pointer
+from harness.files import refuse_pointer, refuse_special
 from harness.proc import usable_memory
 from harness.terminal import cut, shown
 
@@ -29,13 +29,58 @@ BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 BLANKS = "".join(
     character for character in map(chr, range(0x3001)) if character.isspace() and character not in BREAKS
 )
-OPENERS: Mapping[str, Callable[[IO[bytes]], IO[bytes]]] = {
-    ".gz": lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item, return-value]
-    ".bz2": lambda file: bz2.BZ2File(file),
-    ".xz": lambda file: lzma.LZMAFile(file),
+CHUNK = 1 << 20
+
+
+class _Streams:
+    """What a file of one compressed stream or several, one behind the other, holds.
+
+    Python's own readers of bz2 and xz take a stream whose beginning is damaged for no part of the file, and
+    so lose it and all behind it without a word.
+    """
+
+    def __init__(self, file: IO[bytes], begin: Callable[[], Any]) -> None:
+        self._file, self._begin = file, begin
+        self._stream: Any = None
+        self._empty = True
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end.
+
+        Raises:
+            EOFError: The file ends inside a stream, or has none.
+            OSError, lzma.LZMAError: It holds something else.
+        """
+        while True:
+            if self._stream is None or self._stream.eof:
+                rest = self._stream.unused_data if self._stream else b""
+                rest = rest or self._file.read(CHUNK)
+                if not self._empty:
+                    rest = self._without_padding(rest)
+                if not rest and not self._empty:
+                    return b""
+                self._stream, self._empty = self._begin(), False
+            else:
+                rest = self._file.read(CHUNK) if self._stream.needs_input else b""
+            if not rest and self._stream.needs_input:
+                raise EOFError("it ends before the end of what was compressed")
+            found: bytes = self._stream.decompress(rest, size)
+            if found:
+                return found
+
+    def _without_padding(self, rest: bytes) -> bytes:
+        """What stands behind zeros, with which both formats may be filled up."""
+        while rest and not (kept := rest.lstrip(b"\0")):
+            rest = self._file.read(CHUNK)
+        return kept if rest else b""
+
+
+OPENERS: Mapping[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".bz2": lambda file: _Streams(file, bz2.BZ2Decompressor),
+    ".xz": lambda file: _Streams(file, lzma.LZMADecompressor),
 }
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError)
-CHUNK = 1 << 20
 ROWS = 1024
 """Rows of a Parquet file that are read at once: a small file can hold many long ones."""
 MEMORY_SHARE = 4
@@ -149,7 +194,7 @@ def _named_files(path: Path, suffixes: Sequence[str], field: str) -> tuple[list[
         )
     if _is_store(path):
         raise DataError(f"{field}: {path} is a store of the harness, which holds what models wrote")
-    files, left_out = _files(path, suffixes)
+    files, left_out = _files(path, suffixes, field)
     if not files:
         plain = [suffix for suffix in suffixes if suffix.count(".") == 1]
         kinds = f"{', '.join(plain[:-1])} or {plain[-1]}"
@@ -187,15 +232,29 @@ def _is_store(folder: Path) -> bool:
     return isinstance(found, dict) and {"format", "harness"} <= found.keys()
 
 
-def _files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files of a folder that are read, and the names of those that are not."""
+def _files(folder: Path, suffixes: Sequence[str], field: str) -> tuple[list[Path], list[str]]:
+    """The files of a folder that are read, and the names of those that are not.
+
+    A link to a folder is not followed. What is called as a file that is read, and is none (a link that leads
+    nowhere, a pipe), is among those that are read: who opens it says what it is.
+
+    Raises:
+        DataError: A folder in it cannot be looked into, which would hide documents.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{field}: {error.filename} cannot be read: {error.strerror}") from None
+
     files, left_out = [], []
-    for where, folders, names in os.walk(folder):
+    for where, folders, names in os.walk(folder, onerror=refuse):
         here = Path(where)
         folders[:] = [name for name in folders if not name.startswith(".") and not _is_store(here / name)]
+        left_out += [
+            f"{(here / name).relative_to(folder)}/" for name in folders if (here / name).is_symlink()
+        ]
         for name in names:
             path = here / name
-            if name.startswith(".") or not path.is_file():
+            if name.startswith("."):
                 continue
             if _kind(path, suffixes) is None:
                 left_out.append(str(path.relative_to(folder)))
@@ -251,6 +310,7 @@ def decoded(file: Path, packed: str, field: str, budget: ReadLimit) -> str:
         DataError: It is no such text, or more than memory holds.
     """
     content = io.BytesIO()
+    refuse_special(file, field)
     with open(file, "rb") as raw:
         refuse_pointer(file, raw.read(200), field)
         raw.seek(0)
@@ -405,6 +465,7 @@ def open_parquet(path: Path, field: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    refuse_special(path, field)
     try:
         with open(path, "rb") as raw:
             refuse_pointer(path, raw.read(200), field)
@@ -458,6 +519,7 @@ def load_array(path: Path, field: str) -> Any:
     """
     import numpy as np
 
+    refuse_special(path, field)
     try:
         with open(path, "rb") as file:
             refuse_pointer(path, file.read(200), field)

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 
 from harness.config.schema import Claim, Statistic
+from harness.errors import ConfigError
 from harness.metrics.catalogue import HEADLINES
 from harness.reporting import ledger
 from harness.reporting.analysis import critical_ratios, losses
 from harness.reporting.claims import _of, compare, judge
 from harness.reporting.tables import critical_table
 from harness.reporting.theory import expected
-from harness.study import Prepared
+from harness.store import Store
+from harness.study import Prepared, open_study
 
 COLLAPSE = {
     "text": "the variance collapses",
@@ -213,6 +215,30 @@ def test_a_claim_must_name_one_cell_and_one_range(make_config: Make, tmp_path: P
         )
         assert found.returncode == 2, found.stdout
         assert all(word in found.stderr for word in words), found.stderr
+
+
+@pytest.mark.parametrize(
+    ("statistic", "message"),
+    [
+        ({"where": {"seed": 0, "data.num_examples": 10}}, "seed is the same in all cells"),
+        ({"minus": {"data.num_examples": 10}}, "the cell of where: their difference is always 0"),
+        ({"of": "change", "generation": 0}, "of: change compares generation 0 with itself"),
+        ({"of": "ratio", "generation": 3, "baseline": 3}, "of: ratio compares generation 3 with itself"),
+        ({"of": "change", "baseline": 30}, "of: change compares generation 30 with itself"),
+    ],
+)
+def test_a_claim_that_can_only_come_out_one_way(
+    make_config: Make, tmp_path: Path, statistic: dict[str, Any], message: str
+) -> None:
+    """It would be about all seeds where it names one, or be 0 whatever is measured."""
+    claim = {
+        **COLLAPSE,
+        "statistic": {**COLLAPSE["statistic"], "where": {"data.num_examples": 10}, **statistic},  # type: ignore[dict-item]
+    }
+    grid = {"data.num_examples": [10, 20], "seed": [0, 1]}
+    config = make_config({**BASE, "grid": grid, "claims": [claim]})
+    with pytest.raises(ConfigError, match=message):
+        open_study(config, (), Store.read(tmp_path / "absent"))
 
 
 def test_claims_change_no_key(make_config: Make, tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.config.grid import SHAPED, Study, check_name, find_cells
+from harness.config.grid import SHAPED, SHARED_SECTIONS, Study, check_name, find_cells
 from harness.config.mitigations import AXIS
 from harness.config.population import MEMBER, arrival
 from harness.config.schema import Statistic
+
+COMPARED = ("change", "ratio", "log_ratio", "undone")
+"""Statistics of two generations."""
 
 
 def check_claims(study: Study) -> None:
@@ -23,6 +26,11 @@ def check_claims(study: Study) -> None:
             for field in wanted:
                 if field not in (AXIS, MEMBER) or field not in study.columns:
                     check_name(study.source, place, field)
+                if field.split(".")[0] in SHARED_SECTIONS:
+                    message = (
+                        f"{name} {dict(wanted)}: {field} is the same in all cells; a claim is about all seeds"
+                    )
+                    raise study.source.error(place, message)
             found = find_cells(study, wanted)
             if not found and any(map(study.source.is_set, wanted)):
                 continue
@@ -30,6 +38,10 @@ def check_claims(study: Study) -> None:
                 last = _last_of_population(study, found, f"{place}.over", name, wanted)
             else:
                 last = _last_of_cell(study, found, place, name, wanted)
+            if name == "minus" and found == find_cells(study, claim.statistic.where):
+                raise study.source.error(
+                    f"{place}.minus", f"{dict(wanted)} is the cell of where: their difference is always 0"
+                )
             if not study.source.is_set("generations"):
                 _check_generations(study, claim.statistic, place, last)
 
@@ -45,6 +57,12 @@ def _check_generations(study: Study, statistic: Statistic, place: str, last: int
             raise study.source.error(
                 f"{place}.{field}", f"found {asked}, the cell has generations 0 to {last}"
             )
+    asked = last if statistic.generation is None else statistic.generation
+    if statistic.of in COMPARED and asked == statistic.baseline:
+        raise study.source.error(
+            f"{place}.{'baseline' if statistic.baseline else 'generation'}",
+            f"of: {statistic.of} compares generation {asked} with itself; allowed: two generations",
+        )
 
 
 def _last_of_cell(

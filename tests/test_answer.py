@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.metrics import catalogue
 from harness.reporting.answer import SHOWN, answers
 
 AXES = ("learner.sample.temperature",)
@@ -36,6 +37,17 @@ def test_what_worsens_most_comes_first() -> None:
         "(distinct-2 1 to 1.1)",
         "temperature 0.9: NLL on real test text falls from 3 to 2.9 nats/token",
     ]
+
+
+def test_numbers_are_no_text() -> None:
+    """Kernel densities have no other headline than their likelihood, of examples that have no tokens."""
+    rows = chain(None, 0, 3.0, 4.0)
+    for row in rows:
+        row["kde/variance"] = 1.0
+    assert answers(rows, (), [0]) == ["NLL on real examples rises from 3 to 4 nats"]
+    for row in rows:
+        row["test/perplexity"] = 20.0  # beside language models it is theirs
+    assert catalogue.among("test/nll", set(rows[0])).unit == "nats/token"
 
 
 def test_the_change_is_of_the_same_seed_and_has_its_interval() -> None:

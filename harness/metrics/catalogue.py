@@ -66,6 +66,19 @@ def about(name: str) -> Metric:
     return Metric(name, name)
 
 
+def among(name: str, names: Collection[str]) -> Metric:
+    """What is known of a column beside others: closed forms score examples, which are no text of tokens.
+
+    Args:
+        name: The column.
+        names: All columns of the records.
+    """
+    forms = {other.partition("/")[0] for other in names} & set(LEARNERS)
+    if name == "test/nll" and forms and "test/perplexity" not in names:
+        return replace(about(name), label="NLL on real examples", unit="nats")
+    return about(name)
+
+
 def is_described(name: str) -> bool:
     """Whether somebody has described a column of this name."""
     return name in _PLAIN or about(name) != Metric(name, name)

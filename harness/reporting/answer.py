@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config.naming import cell_name
-from harness.metrics.catalogue import HEADLINES, about
+from harness.metrics.catalogue import HEADLINES, about, among
+from harness.registry import Metric
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, aggregate, short
 
@@ -76,7 +77,8 @@ def answers(
     for cell in order[: most - len(lines)]:
         # cells that are not equally far are not compared in silence
         last = lasts[cell] if len({lasts[c] for c in known}) > 1 else None
-        lines.append(f"{_where(cell, axes, last)}{_sentence(found[cell], known[cell])}")
+        metric = among(known[cell], table.names)
+        lines.append(f"{_where(cell, axes, last)}{_sentence(found[cell], known[cell], metric)}")
     left = len(gone) + len(order) - len(lines)
     one, many = ("worsens", "worsen") if len(set(known.values())) == 1 else ("is", "are")
     what = "less" if one == "worsens" else "in the tables"
@@ -148,8 +150,8 @@ def _where(cell: tuple[Any, ...], axes: Sequence[str], last: int | None = None) 
     return f"{', '.join(known)}: " if known else ""
 
 
-def _sentence(changes: Mapping[str, Change], headline: str) -> str:
-    change, metric, sign = changes[headline], about(headline), _sign(headline)
+def _sentence(changes: Mapping[str, Change], headline: str, metric: Metric) -> str:
+    change, sign = changes[headline], _sign(headline)
     if change.by.mean is None:
         return f"{metric.label} is {_mean(change.first)} in generation 0, and not finite in the last one"
     unit = f" {metric.unit}" if metric.unit else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from harness.config.naming import words
 from harness.files import write_atomic
-from harness.metrics.catalogue import about
+from harness.metrics.catalogue import among
 from harness.reporting import figures
 from harness.reporting.answer import answers
 from harness.reporting.explorer import Theory, explorer
@@ -145,7 +145,7 @@ def render(
         "chains": chains,
         "total": len(rows),
     }
-    content = _template().render(
+    content = _template(rows.names).render(
         experiment=visible(title, lines=False),
         style=_asset("report.css") + (_asset("uplot.min.css") if scripts else ""),
         scripts=scripts,
@@ -190,7 +190,7 @@ def _seed_counts(rows: Rows, axes: Sequence[str], seeds: Sequence[int]) -> list[
     return [len(seeds)] if seeds else sorted(len(found) for found in own.values()) or [0]
 
 
-def _template() -> jinja2.Template:
+def _template(names: Collection[str]) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
@@ -198,7 +198,7 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         finalize=_plain,
     )
-    environment.filters |= {"words": words, "label": _label}
+    environment.filters |= {"words": words, "label": lambda metric: among(str(metric), names).title}
     text = (files("harness.reporting") / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(text)
 
@@ -206,11 +206,6 @@ def _template() -> jinja2.Template:
 def _plain(value: Any) -> Any:
     """Text without what a browser would obey: controls, and what turns the direction of text."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _label(metric: str) -> str:
-    """A metric for people, with its unit."""
-    return about(metric).title
 
 
 def _asset(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,19 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "divisible|no model can be built|cannot be run",
     ),
     "a size that is no number": (lambda f: configure(f, n_layer="two"), "cannot be loaded"),
+    "a vocabulary without end": (
+        lambda f: configure(f, vocab_size=10**9),
+        "do not fit the configuration beside them",
+    ),
+    "more than all is dropped": (lambda f: configure(f, attn_pdrop=5), "has attn_pdrop 5, allowed: 0 to 1"),
+    "the configuration is a folder": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+        "data.tokenizer.name: .*config.json cannot be read: Is a directory",
+    ),
+    "the tokenizer is a pipe": (
+        lambda f: ((f / "tokenizer.json").unlink(), os.mkfifo(f / "tokenizer.json")),
+        "data.tokenizer.name: .*tokenizer.json is no regular file",
+    ),
     "layers without end": (lambda f: configure(f, n_layer=10**9), "has 1000000000 layers, allowed: 1 to"),
     "a tokenizer of a later version": (
         lambda f: (f / "tokenizer.json").write_text(
@@ -208,6 +222,14 @@ def test_a_folder_that_is_not_its_model_is_refused_at_once(
     with pytest.raises(InputError, match=expected):
         prepare(make_study(moved), tmp_path / "root")
     assert not (tmp_path / "root").exists()
+
+
+def test_a_model_may_end_in_several_ways(
+    folder: Path, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As published ones do that answer in a chat."""
+    configure(folder, eos_token_id=[0, 1])
+    prepare(make_study(folder), tmp_path / "root")
 
 
 SIZES: dict[str, Any] = {

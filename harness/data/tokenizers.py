@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer
 from harness.data.remembered import Note
 from harness.errors import DataError, reason_of
-from harness.files import file_sha256, no_folder, refuse_pointer
+from harness.files import file_sha256, no_folder, refuse_pointer, refuse_special
 from harness.terminal import shown
 
 if TYPE_CHECKING:
@@ -110,8 +110,12 @@ def load_pretrained(config: PretrainedTokenizer) -> Any:
                 "revisions"
             )
         for path in folder.glob("*.json"):
-            with open(path, "rb") as file:
-                refuse_pointer(path, file.read(200), "data.tokenizer.name")
+            refuse_special(path, "data.tokenizer.name")
+            try:
+                with open(path, "rb") as file:
+                    refuse_pointer(path, file.read(200), "data.tokenizer.name")
+            except OSError as error:
+                raise DataError(f"data.tokenizer.name: {path} cannot be read: {error.strerror}") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             config.name, revision=config.revision, trust_remote_code=False

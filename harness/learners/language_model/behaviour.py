@@ -93,9 +93,15 @@ def check_stored(config: PretrainedConfig, stored: Mapping[str, StoredTensor], f
         raise DataError(
             f"{field}: quantised weights cannot be trained on: {listed(odd)} of type {stored[odd[0]].dtype}"
         )
-    if 2 * sum(math.prod(tensor.shape) for tensor in stored.values()) > min(
-        psutil.virtual_memory().available, usable_memory()
-    ):
+    room = min(psutil.virtual_memory().available, usable_memory())
+    there = sum(math.prod(tensor.shape) for tensor in stored.values())
+    asked = sum(parameter.numel() for parameter in skeleton.parameters())
+    if 4 * asked > room and asked > 2 * there:  # what is missing would be made, and take memory
+        raise DataError(
+            f"{field}: the stored weights do not fit the configuration beside them: it has {asked:,} "
+            f"parameters, {there:,} are stored"
+        )
+    if 2 * there > room:
         return  # some architectures regroup what is stored, which takes memory; what loads it compares again
     # One number that stands for a whole tensor: shapes are right, and no memory is taken.
     state = {name: torch.zeros((), dtype=torch.float32).expand(about.shape) for name, about in stored.items()}
@@ -198,7 +204,9 @@ def _ask(model: PreTrainedModel) -> Behaviour:
     for parameter in model.parameters():  # no weight is 0 or 1, so that everything that is attended to counts
         parameter.add_(0.05 * torch.randn_like(parameter))
     config = model.config.get_text_config()
-    special = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
+    special = set[Any]()
+    for token in (config.pad_token_id, config.bos_token_id, config.eos_token_id):
+        special |= set(token if isinstance(token, list | tuple) else [token])  # some end in several ways
     usual = torch.tensor(
         [token for token in range(min(VOCABULARY, config.vocab_size)) if token not in special]
     )

@@ -177,7 +177,12 @@ def _published(model: Model, weights: bool, vocab_size: int, length: int, filled
     folder = stored_folder(model) if weights else None
     said = [field.name for kind in (_Published, ModelFacts) for field in fields(kind)]
     note = Note(
-        "model", identity.content, folder is not None, version("torch"), version("transformers"), said
+        "examined model",
+        identity.content,
+        folder is not None,
+        version("torch"),
+        version("transformers"),
+        said,
     )
     kept = note.read(*(field.name for field in fields(_Published)))
     if kept is None:
@@ -212,6 +217,10 @@ def _examined(model: Model, found: Mapping[str, Any], folder: Path | None) -> _P
         raise DataError(f"{FIELD}: {name} is quantised, and such weights cannot be trained on")
     if not 0 < text.num_hidden_layers <= MAX_LAYERS:
         raise DataError(f"{FIELD}: {name} has {text.num_hidden_layers} layers, allowed: 1 to {MAX_LAYERS}")
+    for dropped, share in sorted(text.to_dict().items()):
+        is_share = "drop" in dropped and isinstance(share, int | float) and not isinstance(share, bool)
+        if is_share and not 0 <= share <= 1:  # the first step of a fit would say so
+            raise DataError(f"{FIELD}: {name} has {dropped} {share}, allowed: 0 to 1")
     try:
         skeleton = on_meta(config)
     except Exception as error:  # what the library's models raise on sizes that do not fit each other

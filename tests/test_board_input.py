@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,10 +16,13 @@ from conftest import harness
 
 from harness import proc
 from harness.board.build import read_entries, read_verifications, tables_of
+from harness.board.declared import _declaration
 from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.score import table_of
+from harness.board.seeds import listed_chains
 from harness.board.verify import verified
 from harness.errors import InputError
+from harness.science import key_of
 from harness.store import Store
 
 
@@ -135,3 +139,23 @@ def test_an_entry_is_a_regular_file(tmp_path: Path, kind: str) -> None:
         os.mkfifo(place)
     with pytest.raises(InputError, match=f"{place} is no entry: it is no regular file"):
         read_entry(place)
+
+
+@pytest.mark.parametrize("time", [1e300, -1e300, 1e12, float("nan"), float("inf"), "x", None])
+def test_a_declaration_of_no_time(tmp_path: Path, time: Any) -> None:
+    """What says when a study claimed something, and says nothing that a calendar has, is damaged."""
+    said = {"claims": []}
+    place = tmp_path / "experiments" / "x" / "declared" / f"{key_of(said)}.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"declaration": said, "time": time}))
+    with pytest.raises(InputError, match=f"{place.name} is damaged"):
+        _declaration(Store.read(tmp_path), key_of(said))
+
+
+@pytest.mark.parametrize("content", ["{}", "5", '"x"', '[{"chain": "a", "seed": 1e999}]', "[[]]"])
+def test_a_list_of_chains_that_is_none(tmp_path: Path, content: str) -> None:
+    place = tmp_path / "experiments" / "x" / "chains.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(content)
+    with pytest.raises(InputError, match="chains.json is damaged, so it is not known which seeds were run"):
+        listed_chains(Store.read(tmp_path))

@@ -76,9 +76,11 @@ def _declaration(store: Store, key: str) -> tuple[float | None, list[Any]]:
             found = read_json(path)
             if key_of(found["declaration"]) != key:
                 raise ValueError
-            times.append(float(found["time"]))
+            time = float(found["time"])
+            _utc(time)  # a time that no calendar has is none
+            times.append(time)
             claims = list(found["declaration"]["claims"])
-        except (DamagedError, KeyError, TypeError, ValueError):
+        except (DamagedError, KeyError, TypeError, ValueError, OverflowError, OSError):
             raise InputError(f"{path} is damaged: it is not the declaration that its name says") from None
     return min(times, default=None), claims
 

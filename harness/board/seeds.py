@@ -22,9 +22,12 @@ def listed_chains(store: Store) -> Mapping[str, int]:
     found = dict[str, int]()
     for path in sorted((store.root / "experiments").glob("*/chains.json")):
         try:
-            for chain in read_json(path):
+            chains = read_json(path)
+            if not isinstance(chains, list):
+                raise TypeError
+            for chain in chains:
                 found[str(chain["chain"])] = int(chain["seed"])
-        except (DamagedError, KeyError, TypeError, ValueError):
+        except (DamagedError, KeyError, TypeError, ValueError, OverflowError):
             raise InputError(
                 f"{path} is damaged, so it is not known which seeds were run; run the experiment "
                 f"{shown(path.parent.name)} again, which writes it anew"

@@ -99,12 +99,17 @@ def test_what_the_library_would_rename_is_left_to_it(tmp_path: Path) -> None:
     config = config_of("gpt2")
     model = construct(config)
     state = dict(model.named_parameters())
-    bare = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    bare, shared = {n.removeprefix("transformer."): t for n, t in state.items()}, model.lm_head.weight
     cases = {
         "published without a head": (bare, True),
         "a weight too many": ({**state, "score.weight": torch.zeros(3)}, False),
         "a weight too few": (dict(list(state.items())[:-1]), False),
         "another shape": ({**state, "transformer.ln_f.bias": torch.zeros(3)}, False),
+        "a shared weight twice": ({**state, "lm_head.weight": shared}, True),
+        "a shared weight of two values, which is not shared then": (
+            {**state, "lm_head.weight": 2 * shared},
+            False,
+        ),
     }
     for number, (says, (weights, fits)) in enumerate(cases.items()):
         folder = tmp_path / str(number)

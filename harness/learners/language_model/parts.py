@@ -88,7 +88,8 @@ def _tied(config: PretrainedConfig) -> PreTrainedModel:
 def _values(folder: Path, model: PreTrainedModel) -> Mapping[str, Callable[[], torch.Tensor]] | None:
     """How to read parameters and buffers by name.
 
-    None where the files hold others than the model has, or of other shapes.
+    None where the files hold others than the model has, or of other shapes, or several values of what the
+    configuration says is shared: the library does not share it then.
     """
     stored, state = stored_weights(folder, str(folder)), model.state_dict()
     prefix = f"{model.base_model_prefix}."
@@ -101,10 +102,15 @@ def _values(folder: Path, model: PreTrainedModel) -> Mapping[str, Callable[[], t
     for name, parameter in model.named_parameters(remove_duplicate=False):
         parameters.setdefault(id(parameter), set()).add(name)
     buffers = {name for name, _ in model.named_buffers() if name in state}
-    if not fits or not buffers <= names.keys() or not all(one & names.keys() for one in parameters.values()):
+    given = [sorted(one & names.keys()) for one in parameters.values()]
+    if not fits or not buffers <= names.keys() or not all(given):
         return None
     places = _places(folder)
-    return {name: partial(_read, places[there], there) for name, there in names.items()}
+    read = {name: partial(_read, places[there], there) for name, there in names.items()}
+    for first, *others in given:
+        if not all(torch.equal(read[first](), read[other]()) for other in others):
+            return None
+    return read
 
 
 def _places(folder: Path) -> Mapping[str, Path]:

@@ -57,6 +57,59 @@ def _work(prepared: Prepared, store: Store, options: Options) -> Work:
 
 
 Text = str | None
+PartitionOption = Annotated[Text, typer.Option("--partition", "-p", help="Partition.")]
+AccountOption = Annotated[Text, typer.Option("--account", "-A", help="Account.")]
+QosOption = Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")]
+NodesOption = Annotated[int | None, typer.Option("--nodes", "-N", help="Nodes of each job.")]
+GpusPerNodeOption = Annotated[Text, typer.Option(metavar="[TYPE:]N", help="GPUs of each node.")]
+CpusPerNodeOption = Annotated[
+    int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")
+]
+MemOption = Annotated[Text, typer.Option(help="Memory of each node, as 64G.")]
+TimeOption = Annotated[Text, typer.Option("--time", "-t", help="Time limit, as 4:00:00 or 1-12.")]
+ConstraintOption = Annotated[Text, typer.Option("--constraint", "-C", help="Features of the nodes.")]
+ExclusiveOption = Annotated[bool | None, typer.Option("--exclusive", help="Share no node with other jobs.")]
+ArrayOption = Annotated[
+    Text,
+    typer.Option(
+        "--array", "-a", metavar="N[%M]", help="N allocations that share the work, M at once at most."
+    ),
+]
+DependencyOption = Annotated[Text, typer.Option("--dependency", "-d", help="As for sbatch.")]
+MailUserOption = Annotated[Text, typer.Option(help="Whom SLURM tells of the end.")]
+ReservationOption = Annotated[Text, typer.Option(help="A reservation.")]
+SetupOption = Annotated[
+    list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")
+]
+PythonOption = Annotated[
+    Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")
+]
+ExtraOption = Annotated[
+    list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills.")
+]
+SignalSOption = Annotated[
+    int | None, typer.Option(help="Seconds before the time limit at which work is saved.")
+]
+MaxRequeuesOption = Annotated[int | None, typer.Option(help="How often a job requeues itself at most.")]
+SiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path,
+        metavar="PATH",
+        help="The lab's defaults; slurm/site.yaml when absent.",
+        show_default=False,
+    ),
+]
+JoinOption = Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")]
+LookOption = Annotated[
+    bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")
+]
 
 
 @app.command(rich_help_panel="On a cluster")
@@ -64,62 +117,30 @@ def submit(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    partition: Annotated[Text, typer.Option("--partition", "-p", help="Partition.")] = None,
-    account: Annotated[Text, typer.Option("--account", "-A", help="Account.")] = None,
-    qos: Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")] = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", "-N", help="Nodes of each job.")] = None,
-    gpus_per_node: Annotated[Text, typer.Option(metavar="[TYPE:]N", help="GPUs of each node.")] = None,
-    cpus_per_node: Annotated[
-        int | None, typer.Option(help="CPUs of each node; what its gangs need when absent.")
-    ] = None,
-    mem: Annotated[Text, typer.Option(help="Memory of each node, as 64G.")] = None,
-    time: Annotated[Text, typer.Option("--time", "-t", help="Time limit, as 4:00:00 or 1-12.")] = None,
-    constraint: Annotated[Text, typer.Option("--constraint", "-C", help="Features of the nodes.")] = None,
-    exclusive: Annotated[
-        bool | None, typer.Option("--exclusive", help="Share no node with other jobs.")
-    ] = None,
-    array: Annotated[
-        Text,
-        typer.Option(
-            "--array", "-a", metavar="N[%M]", help="N allocations that share the work, M at once at most."
-        ),
-    ] = None,
-    dependency: Annotated[Text, typer.Option("--dependency", "-d", help="As for sbatch.")] = None,
-    mail_user: Annotated[Text, typer.Option(help="Whom SLURM tells of the end.")] = None,
-    reservation: Annotated[Text, typer.Option(help="A reservation.")] = None,
-    setup: Annotated[
-        list[str] | None, typer.Option(help="A line of shell that makes the environment; repeatable.")
-    ] = None,
-    python: Annotated[
-        Text, typer.Option(help="The interpreter that has the harness, as compute nodes see it.")
-    ] = None,
-    extra: Annotated[
-        list[str] | None, typer.Option("--sbatch", metavar="--NAME=VALUE", help="Another option; repeatable.")
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(parser=path, metavar="PATH", help="The hub's cache that harness fetch fills."),
-    ] = None,
-    signal_s: Annotated[
-        int | None, typer.Option(help="Seconds before the time limit at which work is saved.")
-    ] = None,
-    max_requeues: Annotated[int | None, typer.Option(help="How often a job requeues itself at most.")] = None,
-    site: Annotated[
-        Path | None,
-        typer.Option(
-            parser=path,
-            metavar="PATH",
-            help="The lab's defaults; slurm/site.yaml when absent.",
-            show_default=False,
-        ),
-    ] = None,
-    join: Annotated[bool, typer.Option("--join", help="Add to the jobs that the experiment has.")] = False,
-    look: Annotated[
-        bool, typer.Option("--look/--no-look", help="Have a compute node look for the store first.")
-    ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the job script; queue and write nothing.")
-    ] = False,
+    partition: PartitionOption = None,
+    account: AccountOption = None,
+    qos: QosOption = None,
+    nodes: NodesOption = None,
+    gpus_per_node: GpusPerNodeOption = None,
+    cpus_per_node: CpusPerNodeOption = None,
+    mem: MemOption = None,
+    time: TimeOption = None,
+    constraint: ConstraintOption = None,
+    exclusive: ExclusiveOption = None,
+    array: ArrayOption = None,
+    dependency: DependencyOption = None,
+    mail_user: MailUserOption = None,
+    reservation: ReservationOption = None,
+    setup: SetupOption = None,
+    python: PythonOption = None,
+    extra: ExtraOption = None,
+    cache: CacheOption = None,
+    signal_s: SignalSOption = None,
+    max_requeues: MaxRequeuesOption = None,
+    site: SiteOption = None,
+    join: JoinOption = False,
+    look: LookOption = True,
+    dry_run: DryRunOption = False,
     json_output: Json = False,
 ) -> None:
     """Run the grid on a SLURM cluster: one allocation, or an array of allocations that share the work.

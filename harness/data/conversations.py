@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.components.chat import ChatData
+from harness.data.compressed import OPENERS
 from harness.data.documents import SPLITS, own_sides, side_by_hash
 from harness.data.hub import load_hub
 from harness.data.reading import (
-    OPENERS,
     ReadLimit,
     decoded,
     files_of,

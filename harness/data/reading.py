@@ -5,20 +5,17 @@ Which of a folder are read, how each kind is read, and what is refused before it
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import json
-import lzma
 import math
 import os
 import re
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from harness.data.compressed import CHUNK, DAMAGED, OPENERS
 from harness.errors import DataError, reason_of
 from harness.files import refuse_pointer, refuse_special
 from harness.proc import usable_memory
@@ -29,58 +26,6 @@ BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 BLANKS = "".join(
     character for character in map(chr, range(0x3001)) if character.isspace() and character not in BREAKS
 )
-CHUNK = 1 << 20
-
-
-class _Streams:
-    """What a file of one compressed stream or several, one behind the other, holds.
-
-    Python's own readers of bz2 and xz take a stream whose beginning is damaged for no part of the file, and
-    so lose it and all behind it without a word.
-    """
-
-    def __init__(self, file: IO[bytes], begin: Callable[[], Any]) -> None:
-        self._file, self._begin = file, begin
-        self._stream: Any = None
-        self._empty = True
-
-    def read(self, size: int) -> bytes:
-        """At most so many bytes; none at the end.
-
-        Raises:
-            EOFError: The file ends inside a stream, or has none.
-            OSError, lzma.LZMAError: It holds something else.
-        """
-        while True:
-            if self._stream is None or self._stream.eof:
-                rest = self._stream.unused_data if self._stream else b""
-                rest = rest or self._file.read(CHUNK)
-                if not self._empty:
-                    rest = self._without_padding(rest)
-                if not rest and not self._empty:
-                    return b""
-                self._stream, self._empty = self._begin(), False
-            else:
-                rest = self._file.read(CHUNK) if self._stream.needs_input else b""
-            if not rest and self._stream.needs_input:
-                raise EOFError("it ends before the end of what was compressed")
-            found: bytes = self._stream.decompress(rest, size)
-            if found:
-                return found
-
-    def _without_padding(self, rest: bytes) -> bytes:
-        """What stands behind zeros, with which both formats may be filled up."""
-        while rest and not (kept := rest.lstrip(b"\0")):
-            rest = self._file.read(CHUNK)
-        return kept if rest else b""
-
-
-OPENERS: Mapping[str, Callable[[IO[bytes]], Any]] = {
-    ".gz": lambda file: gzip.GzipFile(fileobj=file),
-    ".bz2": lambda file: _Streams(file, bz2.BZ2Decompressor),
-    ".xz": lambda file: _Streams(file, lzma.LZMADecompressor),
-}
-DAMAGED = (EOFError, zlib.error, lzma.LZMAError)
 ROWS = 1024
 """Rows of a Parquet file that are read at once: a small file can hold many long ones."""
 MEMORY_SHARE = 4
@@ -319,7 +264,7 @@ def decoded(file: Path, packed: str, field: str, budget: ReadLimit) -> str:
             while part := source.read(CHUNK):
                 budget.take(file, len(part))
                 content.write(part)
-        except (*DAMAGED, gzip.BadGzipFile) as error:
+        except DAMAGED as error:
             raise DataError(f"{field}: {file} cannot be decompressed: {error}") from None
     try:
         return content.getvalue().decode("utf-8-sig")

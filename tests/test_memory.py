@@ -383,7 +383,8 @@ import resource
 import psutil
 import torch
 
-from harness.learners.threads import compute_with, give_back
+from harness.learners.threads import compute_with
+from harness.proc import give_back
 
 SIZE = 200 * 2**20
 

@@ -23,7 +23,7 @@ from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.imports import deepspeed
 from harness.learners.language_model.kernels import prepare_fit
 from harness.learners.language_model.sizes import MAX_BUCKET
-from harness.learners.threads import give_back
+from harness.proc import give_back
 
 
 def deepspeed_config(

@@ -39,8 +39,7 @@ from harness.learners.language_model.schedule import plan_steps
 from harness.learners.language_model.specs import fitted, text_of
 from harness.learners.language_model.training import Trainer
 from harness.learners.language_model.verdicts import Questions, verdicts
-from harness.learners.threads import give_back
-from harness.proc import cpu_device
+from harness.proc import cpu_device, give_back
 from harness.records import Examples, Status
 from harness.science import CorpusSpec, FitSpec
 from harness.streams import stream_seed

@@ -3,7 +3,7 @@
 Ray's daemon starts this file for every worker (`take_workers`). It asks a `Server`, which has imported what
 ranks of language models import, to fork; the child becomes the worker that the daemon wanted, with its
 environment, streams and folder, and this process waits for its end. Where what libraries read as they are
-imported is not as it is for the server, the worker starts as ever.
+imported is not as it is for the server, the worker starts as ever. Tests ask for ranks without Ray (`fork`).
 """
 
 from __future__ import annotations
@@ -74,17 +74,56 @@ def _ask(arguments: list[str]) -> int | None:
     """The exit code of a forked worker; None where there is none."""
     if any(each.startswith("--serialized-runtime-env-context") for each in arguments):
         return None
-    server = socket.socket(socket.AF_UNIX)
-    server.connect(os.environ[SOCKET])
-    order = {"arguments": arguments, "environment": dict(os.environ), "cwd": os.getcwd()}
+    child = fork(arguments, dict(os.environ), [0, 1, 2])
+    return None if child is None else child.wait()
+
+
+class Forked:
+    """A process that the server has forked; it ends at the latest when whoever has asked for it ends."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Its exit code comes over the connection."""
+        self._connection = connection
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code.
+
+        Raises:
+            TimeoutError: It has not ended in so many seconds.
+        """
+        self._connection.settimeout(timeout)
+        # without a word the server has ended, and its children with it
+        return int(self._connection.makefile().readline() or 1)
+
+    def kill(self) -> None:
+        """End it."""
+        self._connection.close()
+
+
+def fork(arguments: list[str], environment: dict[str, str], streams: list[int]) -> Forked | None:
+    """Let the server run a file of Python with its arguments; None where a new process is needed.
+
+    Args:
+        arguments: The file, and what it finds in ``sys.argv`` behind its name.
+        environment: Of the process.
+        streams: Descriptors of its standard input, output and error.
+
+    Raises:
+        OSError: There is no server.
+    """
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ[SOCKET])
+    order = {"arguments": arguments, "environment": environment, "cwd": os.getcwd()}
     line = json.dumps(order).encode() + b"\n"
-    streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
-    server.sendmsg([line[:1]], streams)
-    server.sendall(line[1:])
-    said = server.makefile()
-    if said.readline() != "forked\n":
-        return None
-    return int(said.readline() or 1)  # without a word the server has ended, and its children with it
+    connection.sendmsg([line[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))])
+    connection.sendall(line[1:])
+    said = b""
+    while said[-1:] != b"\n" and (part := connection.recv(1)):  # and no more: the exit code comes behind it
+        said += part
+    if said == b"forked\n":
+        return Forked(connection)
+    connection.close()
+    return None
 
 
 def start() -> Any:

@@ -150,7 +150,8 @@ found["built"]["size"] = sum(parameter.nbytes for parameter in model.parameters(
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two ranks found, over gloo."""
-    return run_ranks(FITS + MEASURED + SCATTERED, 2, folder=str(tmp_path_factory.mktemp("checkpoints")))
+    folder = str(tmp_path_factory.mktemp("checkpoints"))
+    return run_ranks(FITS + MEASURED + SCATTERED, 2, own_pages=True, folder=folder)
 
 
 @pytest.mark.slow

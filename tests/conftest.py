@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import importlib.util
 import io
 import json
 import os
@@ -109,6 +110,13 @@ GAUSSIAN: dict[str, Any] = {
     "tracking": {"wandb": "disabled"},
 }
 """A chain of milliseconds that goes through the store generation by generation, as large models do."""
+
+
+def installed(*modules: str) -> None:
+    """Skip a file where a library is missing; found without an import, which may take seconds."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"needs {module}", allow_module_level=True)
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from chains import Events, contents, run_all
-from conftest import TASK, TEXT, Make, merged
+from conftest import TASK, TEXT, Make, installed, merged
 from hub_endpoint import Hub
 
 from harness.api import Results
@@ -29,11 +29,8 @@ from harness.store import Store
 from harness.study import Prepared, open_study
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("deepspeed")
-pytest.importorskip("peft")
-from peft import PeftModel  # noqa: E402
+installed("deepspeed", "peft")
 from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
 
 from harness.learners.language_model import adapter as adapters  # noqa: E402
 from harness.learners.language_model import model as models  # noqa: E402
@@ -278,6 +275,9 @@ def _seen(prepared: Prepared, store: Store) -> list[list[Any]]:
 
 
 def test_peft_opens_what_is_stored(both: Any, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     prepared, store = both["separate"]
     chain = prepared.lineage.chains[0].id
     first, last = (pull(prepared, store, chain, g, tmp_path / str(g)) for g in (0, 2))
@@ -557,6 +557,8 @@ def test_a_plan_knows_what_is_trained(published: Any, tmp_path: Path) -> None:
 
 
 def small_pretrained(place: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
     return AutoModelForCausalLM.from_pretrained(place)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from chains import open_prepared, run_all
 from chats import TEMPLATE, chat, sums, write_rows, write_tokenizer
-from conftest import TASK, Make
+from conftest import TASK, Make, installed
 from group import run_ranks
 
 from harness.components.chat import ChatData
@@ -31,7 +31,7 @@ from harness.tasks.base import Answer
 from harness.tasks.reference import Reference, normal
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("deepspeed")
+installed("deepspeed")
 
 from safetensors.numpy import load_file  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from chains import open_prepared, run_all
 from chats import chat
-from conftest import TASK, Make, merged
+from conftest import TASK, Make, installed, merged
 
 from harness.components.judging import JudgeFilter
 from harness.errors import ConfigError
@@ -22,7 +22,7 @@ from harness.tasks.judges import rewards
 from harness.tasks.reward_model import learn
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("deepspeed")
+installed("deepspeed")
 
 from harness.learners.language_model.model import read_model  # noqa: E402
 from harness.learners.language_model.verdicts import Questions, verdicts  # noqa: E402

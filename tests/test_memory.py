@@ -72,6 +72,7 @@ def measured(architecture, layers, width, rows, precision, stage, recompute=Fals
     return grown.bytes, memory_per_rank(count, layers, width, 256, kept, work).fit, losses, state
 """
 MEASURED = """
+gc.freeze()
 measured("llama", 1, 64, 2, "fp32", 2)  # what is made once
 found["states"] = {
     f"{precision} {stage}": measured("llama", 2, 512, 2, precision, stage)[:2]

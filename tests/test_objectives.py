@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chains import Events, contents, run_all
-from conftest import TASK, Make, merged
+from conftest import TASK, Make, installed, merged
 from group import run_ranks
 
 from harness.components.objectives import Dpo, Reinforce
@@ -22,9 +22,8 @@ from harness.streams import stream
 from harness.study import open_study
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("deepspeed")
+installed("deepspeed", "peft")
 
-pytest.importorskip("peft")
 from safetensors.torch import load_file as load  # noqa: E402
 
 from harness.learners.language_model import training  # noqa: E402

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chains import run_all
-from conftest import TASK, Make
+from conftest import TASK, Make, installed
 
 from harness.components.judging import DECISIONS
 from harness.coordinator.scheduler import Capacity
@@ -22,7 +22,7 @@ from harness.registry import Known
 from harness.store import Store
 from harness.study import open_study
 
-pytest.importorskip("deepspeed")
+installed("deepspeed")
 
 import torch  # noqa: E402
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from chains import Events, contents, run_all
 from chats import chat
-from conftest import TEXT, Make
+from conftest import TEXT, Make, installed
 
 from harness.learners.base import Control
 from harness.store import Experiment, Store, Workplace
 
-pytest.importorskip("deepspeed")
+installed("deepspeed")
 
 from harness.learners.language_model import training  # noqa: E402
 from harness.learners.language_model.checkpoint import load_tree, save_tree  # noqa: E402

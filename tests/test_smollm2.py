@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from chains import run_all
-from conftest import ROOT, Make
+from conftest import ROOT, Make, installed
 
 from harness.preparation import load_data
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("deepspeed")
+installed("deepspeed")
 
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from chains import run_all
 from chats import chat
-from conftest import Make, merged
+from conftest import Make, installed, merged
 
 from harness.preparation import load_data
 
-pytest.importorskip("deepspeed")
+installed("deepspeed")
 
 import torch  # noqa: E402
 

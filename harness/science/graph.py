@@ -130,6 +130,8 @@ class _Step:
     Attributes:
         recipe: The training set.
         reads: Origin to the number of first examples that are needed of its corpus.
+        longer: Those of which no earlier generation needs as many; a chain that accumulates reads each corpus
+            in every generation behind it.
         init: Where its fit starts from.
         filters: Those that its training set goes through.
         writer: The fixed teacher, where it reads one.
@@ -137,12 +139,19 @@ class _Step:
 
     recipe: Recipe
     reads: Mapping[int, int]
+    longer: Mapping[int, int]
     init: str | None
     filters: tuple[Versioned, ...]
     writer: DataSpec | None
 
 
-def _step(cell: CellSpec, generation: int) -> _Step:
+def _steps(cell: CellSpec) -> list[_Step]:
+    known: dict[tuple[int | None, int], int] = {}
+    return [_step(cell, generation, known) for generation in range(cell.generations + 1)]
+
+
+def _step(cell: CellSpec, generation: int, known: dict[tuple[int | None, int], int]) -> _Step:
+    """``known``: by member that writes (None for a chain of its own) and generation, what was read so far."""
     recipe = cell.recipe(generation)
     reads: dict[int, int] = {}
     for part in recipe.parts:
@@ -153,9 +162,16 @@ def _step(cell: CellSpec, generation: int) -> _Step:
     for asked in (cell.labelled(recipe), cell.opposed(recipe)):
         if asked:
             reads[0] = max(reads.get(0, 0), asked)
+    longer: dict[int, int] = {}
+    for origin, count in reads.items():
+        place, then = writer_of(origin)
+        corpus = (None if place is None else recipe.writers[place], then)
+        if count > known.get(corpus, -1):
+            known[corpus] = longer[origin] = count
     return _Step(
         recipe=recipe,
         reads=reads,
+        longer=longer,
         init=recipe.init or ("previous" if cell.init_previous else cell.init),
         filters=cell.used_filters(recipe) if generation else (),
         writer=cell.teacher if any(part.origin == TEACHER for part in recipe.parts) else None,
@@ -186,19 +202,26 @@ class _Builder:
         members, who read each other.
         """
         paths: dict[int, list[Node]] = {index: [] for index in cells}
+        source = None if written is None else [self.nodes[key] for key in written]
 
-        def read(index: int, recipe: Recipe, origin: int) -> Node:
-            place, generation = writer_of(origin)
-            if place is not None:
-                return paths[cells[index].members[recipe.writers[place]]][generation]
-            return paths[index][generation] if written is None else self.nodes[written[generation]]
+        def read(index: int, step: _Step) -> dict[int, Node]:
+            own = source or paths[index]
+            if not step.recipe.writers:
+                return {origin: own[origin] for origin in step.reads}
+            found = {}
+            for origin in step.reads:
+                place, then = writer_of(origin)
+                writer = own if place is None else paths[cells[index].members[step.recipe.writers[place]]]
+                found[origin] = writer[then]
+            return found
 
         for time in range(max(cell.arrives + cell.generations for cell in cells.values()) + 1):
             for index, cell in cells.items():
                 if 0 <= time - cell.arrives <= cell.generations:
                     step = steps[index][time - cell.arrives]
-                    writers = {origin: read(index, step.recipe, origin) for origin in step.reads}
-                    paths[index].append(self.node(index, cell, seed, step, paths[index], writers))
+                    paths[index].append(
+                        self.node(index, cell, seed, step, paths[index], read(index, step))
+                    )
         return {index: tuple(node.evaluation for node in path) for index, path in paths.items()}
 
     def node(
@@ -220,7 +243,7 @@ class _Builder:
             seed=cell.seed(grid_seed),
             generation=len(path),
             recipe=step.recipe,
-            corpora={origin: writers[origin].corpus for origin in step.reads},
+            corpora={origin: writer.spec.corpus.key for origin, writer in writers.items()},
             filters=step.filters,
             writer=step.writer,
             parent=previous.fit if previous and init == "previous" else None,
@@ -243,7 +266,7 @@ class _Builder:
             self.read(learned, cell.learned)
         if continued is not None:
             self.read(continued.corpus, cell.n)
-        for origin, count in step.reads.items():
+        for origin, count in step.longer.items():
             self.read(writers[origin].corpus, count)
         self.read(corpus.key, cell.measured.examples)
         if (known := self.nodes.get(spec.key)) is not None:
@@ -256,7 +279,7 @@ class _Builder:
             spec=spec,
             cell=index,
             grid_seed=grid_seed,
-            corpora={origin: writers[origin].evaluation for origin in step.reads},
+            corpora={origin: writer.spec.key for origin, writer in writers.items()},
             previous=previous.evaluation if previous else None,
             first=first.evaluation if first else spec.key,
             init_from=previous.evaluation if previous and fit.parent is not None else None,
@@ -313,7 +336,7 @@ def build(
         if cells[index].members and index != cells[index].members[0]:  # with the first of its population
             continue
         group = {member: cells[member] for member in cells[index].members or (index,)}
-        steps = {i: [_step(cell, g) for g in range(cell.generations + 1)] for i, cell in group.items()}
+        steps = {i: _steps(cell) for i, cell in group.items()}
         source = cells[index].source
         for seed in seeds:
             written = None if source is None else chains[source, seed].nodes

@@ -219,9 +219,7 @@ class _Builder:
             for index, cell in cells.items():
                 if 0 <= time - cell.arrives <= cell.generations:
                     step = steps[index][time - cell.arrives]
-                    paths[index].append(
-                        self.node(index, cell, seed, step, paths[index], read(index, step))
-                    )
+                    paths[index].append(self.node(index, cell, seed, step, paths[index], read(index, step)))
         return {index: tuple(node.evaluation for node in path) for index, path in paths.items()}
 
     def node(

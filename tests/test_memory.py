@@ -32,6 +32,8 @@ from harness.reporting import ledger
 from harness.store import Store
 
 FITS = """
+import gc
+
 import numpy as np
 import torch
 
@@ -72,7 +74,7 @@ def measured(architecture, layers, width, rows, precision, stage, recompute=Fals
     return grown.bytes, memory_per_rank(count, layers, width, 256, kept, work).fit, losses, state
 """
 MEASURED = """
-gc.freeze()
+gc.freeze()  # what was imported is not looked through again by each of the fits
 measured("llama", 1, 64, 2, "fp32", 2)  # what is made once
 found["states"] = {
     f"{precision} {stage}": measured("llama", 2, 512, 2, precision, stage)[:2]

@@ -18,15 +18,18 @@ import pytest
 from conftest import GAUSSIAN, Make, harness
 from processes import wait_for
 
-from harness.coordinator import cluster
+from harness.coordinator import agent, cluster
 
 PRIVATE = """
-import json, sys
+import json, os, sys
 from harness.coordinator.cluster import RayPlace, connected
 import ray
 with connected(RayPlace(), lambda reason: None):
     print(json.dumps({"address": ray.get_runtime_context().gcs_address}), flush=True)
-    sys.stdin.readline()
+    if sys.stdin.readline():
+        inside = ray.remote(os.getenv).options(runtime_env={"env_vars": {"GIVEN": "yes"}})
+        print(ray.get(inside.remote("GIVEN"), timeout=60), flush=True)
+        sys.stdin.readline()
 """
 
 
@@ -75,6 +78,24 @@ def test_nobody_else_reaches_a_private_ray(private: Any, make_config: Make, tmp_
         "there is no Ray that can be joined (it wants another token: set RAY_AUTH_TOKEN_PATH" in done.stderr
     )
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.ray
+def test_rays_agent_for_environments_comes_with_the_first_who_wants_one(private: Any) -> None:
+    """As under ``uv run``; until then, and in place of the dashboard's, a process without Ray is there."""
+    process, _ = private
+
+    def agents() -> set[str]:
+        found = [p.cmdline() for p in psutil.Process(process.pid).children(recursive=True)]
+        small = {line[-1] for line in found if agent.__file__ in line[:4]}
+        assert not any("DashboardAgent" in line[0] for line in found if line)
+        return {line[0] for line in found if line and "RuntimeEnvAgent" in line[0]} | {str(len(small))}
+
+    assert agents() == {"2"}
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "yes\n"
+    assert agents() == {"ray::RuntimeEnvAgent", "1"}
 
 
 @pytest.mark.ray

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 from ray._private import parameter, ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from harness.coordinator import agent
 from harness.ray_access import LOOPBACK
 
 
@@ -44,18 +48,36 @@ def without_helpers() -> Iterator[None]:
 
     Nobody scales a run's own Ray, its workers' logs are read where they lie, nobody joins it as a client, and
     a Ray without a dashboard starts a smaller one: each of the four is a Python process with Ray in it. So is
-    each of the workers that wait for tasks, one for every core: ranks are actors, which have their own.
-    ``ray start`` has options for the first two, ``ray.init`` has none.
+    each of the workers that wait for tasks, one for every core: ranks are actors, which have their own. Two
+    more, which the daemon cannot do without, are small (`harness.coordinator.agent`). ``ray start`` has
+    options for the first two, ``ray.init`` has none.
     """
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # read by the daemons that start here
-    every, dashboard = parameter.RayParams, services.start_api_server
+    every, dashboard, process = parameter.RayParams, services.start_api_server, services.start_ray_process
     fewer = {"include_log_monitor": False, "no_monitor": True, "ray_client_server_port": None}
     parameter.RayParams = lambda *values, **named: every(*values, **named | fewer)
     services.start_api_server = lambda *arguments, **named: ("", None)  # its address, and its process
+    services.start_ray_process = lambda command, *values, **named: process(
+        [_small(word) for word in command], *values, **named
+    )
     try:
         yield
     finally:
         parameter.RayParams, services.start_api_server = every, dashboard
+        services.start_ray_process = process
+
+
+AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+"""Options of Ray's daemon."""
+
+
+def _small(word: Any) -> Any:
+    """An option of a daemon; where it is the command of an agent, with what runs in its place."""
+    for option in AGENTS:
+        if str(word).startswith(option):
+            small = subprocess.list2cmdline([sys.executable, "-I", "-S", str(agent.__file__)])
+            return f"{option}{small} {word.removeprefix(option)}"
+    return word
 
 
 if __name__ == "__main__":  # `ray start` on a node

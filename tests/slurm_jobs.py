@@ -202,3 +202,8 @@ def checkpoints(root: Path) -> list[Path]:
 def resumed(root: Path) -> set[str]:
     """Fits that went on from a checkpoint."""
     return {event["fit"] for event in events(root, "resumed")}
+
+
+def going_on(root: Path) -> set[str]:
+    """Fits that have gone on from a checkpoint, and are not finished."""
+    return resumed(root) & stopped(root)

@@ -20,6 +20,7 @@ from slurm_jobs import (
     events,
     export,
     first_node,
+    going_on,
     logs,
     mid_run,
     resumed,
@@ -183,22 +184,11 @@ def test_the_time_limit(cluster: Cluster, faults: Study, submit: Any, root: Path
     assert export(faults.config, root) == faults.expected
 
 
-def test_scancel_and_submit_again(
+def test_cancelled_and_submitted_again(
     cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path
 ) -> None:
-    first = submit(faults.config, *TWO_NODES)
-    mid_run(cluster, root)
-    cluster.login("scancel", first)
-    cluster.wait_job(first, "CANCELLED", timeout=60)
-    # another job: it must learn that the first is over, or wait for leases of 300 s
-    second = submit(faults.config, *TWO_NODES)
-    cluster.wait_job(second, "COMPLETED", timeout=200)
-    assert export(faults.config, root) == faults.expected
-
-
-def test_cancel_saves_and_does_not_requeue(
-    cluster: Cluster, faults: Study, submit: Any, root: Path, begun: Path
-) -> None:
+    """By `harness cancel`, which has the job save and not requeue; then by scancel alone. The next job must
+    learn each time that the one before is over, or wait for leases of 300 s."""
     first = submit(faults.config, *TWO_NODES)
     lost = mid_run(cluster, root)
     done = cluster.harness("cancel", faults.config, "--root", root, "--json")
@@ -207,7 +197,11 @@ def test_cancel_saves_and_does_not_requeue(
     assert "cancelled, so it is not requeued" in logs(root, first)
     unfinished, done = stopped(root), {path.name for path in root.glob("fits/*")}
     second = submit(faults.config, *TWO_NODES)
-    cluster.wait_job(second, "COMPLETED", timeout=240)
+    cluster.wait(lambda: going_on(root), 90, "fit that goes on")
+    cluster.login("scancel", second)
+    cluster.wait_job(second, "CANCELLED", timeout=60)
+    third = submit(faults.config, *TWO_NODES)
+    cluster.wait_job(third, "COMPLETED", timeout=200)
     assert export(faults.config, root) == faults.expected
     assert (lost - done) | unfinished <= resumed(root) and lost - done
     assert "no jobs that wait or run" in cluster.harness("cancel", faults.config, "--root", root).stdout

@@ -129,16 +129,6 @@ def test_gpus_that_nobody_can_use_a_private_root_a_long_folder(
     assert where(checks, "communication", "ok") == ["n1, n2"], "what is sound is said to be"
 
 
-def test_a_root_that_only_some_machines_have(cluster: Cluster, leaves_nothing: None) -> None:
-    before = "mkdir -p /tmp/some/root"  # on the first machine, which runs the script
-    batch(
-        cluster, "some", "-N2", root=Path("/tmp/some/root"), before=before + '; trap "rm -r /tmp/some" EXIT'
-    )
-    _, checks = outcome(cluster, "some")
-    (shared,) = [check for check in checks if check["name"] == "shared root"]
-    assert shared["severity"] == "failure" and "/tmp/some/root is not there on n2" in shared["found"]
-
-
 def test_a_machine_that_hangs_and_an_unwritable_root(cluster: Cluster, leaves_nothing: None) -> None:
     batch(cluster, "hang", "-N2", root=Path("/proc/nowhere"))
     stopped = cluster.wait(lambda: probes(cluster, "n2"), 60, "probe on n2")
@@ -174,8 +164,14 @@ def probes(cluster: Cluster, name: str) -> list[psutil.Process]:
 POWER = """
 import json, sys, time
 from pathlib import Path
-from harness.launch.doctor import nodes
+from harness.launch.doctor import examination, nodes
 found = nodes.allocated(["n1", "n2"])
+some = Path("/tmp/some/root")
+some.mkdir(parents=True)
+for check in examination.Examination(found, some).checks("store root"):
+    print("root", json.dumps([check.name, check.severity, check.found]), flush=True)
+some.rmdir()
+some.parent.rmdir()
 print(sorted(found.ask("clock", 10)), flush=True)
 Path(sys.argv[1]).touch()
 while not Path(sys.argv[2]).exists():
@@ -189,7 +185,10 @@ Path(sys.argv[3]).touch()
 """
 
 
-def test_a_machine_that_loses_power_is_named(cluster: Cluster, leaves_nothing: None) -> None:
+def test_a_root_that_only_some_machines_have_and_a_machine_that_loses_power(
+    cluster: Cluster, leaves_nothing: None
+) -> None:
+    """One after the other, in one allocation."""
     folder = cluster.base / "power"
     folder.mkdir()
     (folder / "ask.py").write_text(POWER)
@@ -217,6 +216,9 @@ def test_a_machine_that_loses_power_is_named(cluster: Cluster, leaves_nothing: N
         if "n2" not in cluster_machines(cluster):
             cluster.boot("n2")
     lines = (folder / "log").read_text()
+    told = [json.loads(line.removeprefix("root ")) for line in lines.splitlines() if line.startswith("root ")]
+    (shared,) = [(severity, found) for name, severity, found in told if name == "shared root"]
+    assert shared[0] == "failure" and "/tmp/some/root is not there on n2" in shared[1]
     assert "['n1', 'n2']\n['n1'] ['n1'] {'n2': " in lines and "True\n[('node', 'failure', 'n2')]" in lines, (
         lines
     )

@@ -104,8 +104,12 @@ class Examination:
         self.nodes, self.root = found, root
         self._facts: dict[str, dict[str, Any]] = {}
 
-    def checks(self) -> Iterator[Check]:
-        """All checks, and after each part what has gone wrong with asking."""
+    def checks(self, *only: str) -> Iterator[Check]:
+        """All checks, and after each part what has gone wrong with asking.
+
+        Args:
+            only: Names of parts; all if there are none.
+        """
         parts = {
             "machine": self._machines,
             "store root": self._root,
@@ -114,6 +118,8 @@ class Examination:
             "services": self._services,
         }
         for name, part in parts.items():
+            if only and name not in only:
+                continue
             if self.nodes.alive:
                 yield from _guarded(name, part)
             yield from self._troubles()

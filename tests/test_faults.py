@@ -297,18 +297,24 @@ def test_a_node_that_dies_is_left_and_the_grid_goes_on(
     """A cluster of two nodes with room for one gang each; the second is killed, raylet, workers and all."""
     config, root = (
         make_config(
-            pictures, **LONG_IMAGES | {"generations": 1, "resources.max_failures": 0}, grid={"seed": [0, 1]}
+            pictures,
+            **LONG_IMAGES | {"learner.train.epochs": 120, "generations": 1, "resources.max_failures": 0},
+            grid={"seed": [0, 1]},
         ),
         tmp_path / "root",
     )
     expected = clean(config)
-    environment = {**os.environ, "HARNESS_TEST_TAG": tag, "RAY_USAGE_STATS_ENABLED": "0"}
     code = (
-        "import sys, time; from ray.cluster_utils import Cluster;c = Cluster(initialize_head=True, "
-        "head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=10**8));n = "
-        "c.add_node(num_cpus=1, object_store_memory=10**8); c.wait_for_nodes(); print(c.address, "
-        "flush=True);sys.stdin.readline(); c.remove_node(n, allow_graceful=False); sys.stdin.readline()"
+        "import sys; from ray.cluster_utils import Cluster\n"
+        "from harness.coordinator.private import without_helpers\n"
+        "with without_helpers():\n"
+        "    c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False, "
+        "object_store_memory=10**8))\n"
+        "    n = c.add_node(num_cpus=1, object_store_memory=10**8)\n"
+        "c.wait_for_nodes(); print(c.address, flush=True)\n"
+        "sys.stdin.readline(); c.remove_node(n, allow_graceful=False); sys.stdin.readline()"
     )
+    environment = {**os.environ, "HARNESS_TEST_TAG": tag, "RAY_USAGE_STATS_ENABLED": "0"}
     cluster = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,

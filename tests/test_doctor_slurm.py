@@ -168,7 +168,7 @@ from harness.launch.doctor import examination, nodes
 found = nodes.allocated(["n1", "n2"])
 some = Path("/tmp/some/root")
 some.mkdir(parents=True)
-for check in examination.Examination(found, some).checks("store root"):
+for check in examination.Examination(found, some)._root():
     print("root", json.dumps([check.name, check.severity, check.found]), flush=True)
 some.rmdir()
 some.parent.rmdir()

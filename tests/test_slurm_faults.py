@@ -200,6 +200,7 @@ def test_cancelled_and_submitted_again(
     cluster.wait(lambda: going_on(root), 90, "fit that goes on")
     cluster.login("scancel", second)
     cluster.wait_job(second, "CANCELLED", timeout=60)
+    assert stopped(root), "it was cut"
     third = submit(faults.config, *TWO_NODES)
     cluster.wait_job(third, "COMPLETED", timeout=200)
     assert export(faults.config, root) == faults.expected

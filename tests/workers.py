@@ -32,8 +32,8 @@ APART = {
 }
 """Files with long tests, each of which makes all that it needs: a process takes one test at a time. Of other
 files it takes all."""
-FIRST = {"test_plugins.py", "test_quickstart.py", "test_sync.py"}
-"""Long files of which one process takes the whole: the second waits more than it computes."""
+FIRST = {"test_adapter.py", "test_plugins.py", "test_quickstart.py", "test_sync.py"}
+"""Long files of which one process takes the whole, which would work alone in the end."""
 SLURM = {"test_slurm.py", "test_doctor_slurm.py"}
 """One process runs all of these, on one SLURM; another one has one for tests/test_slurm_faults.py."""
 

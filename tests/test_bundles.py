@@ -157,7 +157,13 @@ def test_each_chain_has_the_time_that_it_took(
     assert "provenance/seconds/chain" not in pd.DataFrame(ledger.rows(prepared, earlier, provenance=True))
 
 
-@pytest.mark.parametrize("name", CASES)
+BRIEF = ("gaussian", "discrete", "kde")
+"""What a quick look takes of `CASES`."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in BRIEF else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_a_chain_alone_beside_others_and_step_by_step_is_equal(
     make_config: Make, tmp_path: Path, name: str
 ) -> None:

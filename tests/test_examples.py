@@ -165,6 +165,7 @@ def test_other_tools_open_it(studies: Any, tmp_path: Path) -> None:
     assert set(found.column_names) == set(COLUMNS) - {"text", "tokens"}
 
 
+@pytest.mark.slow
 def test_the_description_is_croissant(studies: Any) -> None:
     """By MLCommons' own reader; it reads the records too."""
     import mlcroissant

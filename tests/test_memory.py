@@ -401,13 +401,15 @@ def fill(times: int) -> int:
 
 
 compute_with(1)
-filled = fill(40) * resource.getpagesize() / SIZE
+fill(20)  # where they lie is by chance, and the first few find no place yet
+filled = fill(20) * resource.getpagesize() / SIZE
 held = psutil.Process().memory_info().rss
 give_back()
 print(filled, (held - psutil.Process().memory_info().rss) / SIZE)
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_is_used_again_and_given_back_in_the_end() -> None:
     """By pages that the kernel had to fill, and by what the process holds.
 
@@ -420,5 +422,5 @@ def test_freed_memory_is_used_again_and_given_back_in_the_end() -> None:
     )
     assert done.returncode == 0, done.stderr
     filled, returned = map(float, done.stdout.split())
-    assert filled < 5, "of 40 times; the first few find no place yet"
+    assert filled < 0.1, "of 20 times"
     assert returned > 0.9

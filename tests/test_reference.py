@@ -118,6 +118,7 @@ def test_its_hash_is_in_keys(study: Any, tmp_path: Path, make_config: Make) -> N
     assert keys[0] == keys[2] != keys[4] and keys[1] == keys[3], "the licence is in no key, the text is"
 
 
+@pytest.mark.slow
 def test_other_tools_read_it(tmp_path: Path) -> None:
     import mlcroissant
 

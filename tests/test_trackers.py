@@ -80,6 +80,7 @@ def test_a_chain_that_was_cut_short_or_grew_is_there_once(make_config: Make, tmp
     assert all(max(p.step for p in points) == 4 for _, h in runs(folder).values() for points in h.values())
 
 
+@pytest.mark.slow
 def test_sync_tells_trackers_of_chains_that_are_whole(make_config: Make, tmp_path: Path) -> None:
     """W&B is disabled here, so nobody has to be logged in; what was told before is not told again."""
     config, root = make_config(GAUSSIAN, **GRID), tmp_path / "root"

@@ -71,7 +71,7 @@ def run_ranks(
 
     Returns what each found, in the order of ranks.
     """
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as ending:
         file = Path(folder, "program.py")
         search = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         file.write_text(search + BEGINNING + program + END)

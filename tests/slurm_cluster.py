@@ -25,6 +25,15 @@ LOGIN = ("PATH", "HOME", "LANG", "CI")
 own in it."""
 NEEDED = ("slurmctld", "slurmd", "munged", "unshare", "nsenter", "ip")
 
+WORKERS = "/tmp/workers"
+"""Where each machine has the server from which ranks are forked (`forked_worker`)."""
+SERVE = [sys.executable, str(ROOT / "tests" / "forked_worker.py"), "--serve"]
+RANKS = {
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "forked_ranks"), str(ROOT)]),
+    "HARNESS_TEST_WORKERS": f"{WORKERS}/s",
+}
+"""What makes a job take its ranks from there."""
+
 PATIENCE = 4
 """Waits are given for a machine that does nothing else; other tests run beside these, and are as slow."""
 
@@ -56,6 +65,9 @@ if [ "$name" = login ]; then
         --log-file="$base/log/munged.log"
     slurmctld -D >>"$base/log/slurmctld.out" 2>&1 &
 else
+    mkdir "$workers"
+    mkfifo "$workers/alive"
+    env TMPDIR="$workers" $libraries $serve "$workers/s" <>"$workers/alive" >>"$base/log/$name.workers" 2>&1
     slurmd -D -N "$name" >>"$base/log/$name.out" 2>&1 &
 fi
 trap 'exit 0' TERM
@@ -190,10 +202,15 @@ class Cluster:
             *map(str, self.shared),
         ]
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        settings = {key: os.environ[key] for key in LOGIN if key in os.environ}
+        settings["PYTHONPATH"] = RANKS["PYTHONPATH"]
         environment = {
             "PATH": path,
             "SLURM_CONF": str(self.base / "etc" / "slurm.conf"),
             "HOME": os.environ.get("HOME", "/"),
+            "workers": WORKERS,
+            "serve": " ".join(SERVE),
+            "libraries": " ".join(f"{key}={value}" for key, value in settings.items()),
         }
         with open(self.base / "log" / f"{name}.init", "ab") as log:
             outer = subprocess.Popen(
@@ -299,8 +316,7 @@ class Cluster:
         self, *arguments: object, check: bool = False, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run the harness on the login node."""
-        options.setdefault("PYTHONPATH", str(ROOT))
-        return self.login(sys.executable, "-m", "harness", *arguments, check=check, **options)
+        return self.login(sys.executable, "-m", "harness", *arguments, check=check, **RANKS | options)
 
     def idle(self) -> int:
         """How many machines are idle."""
@@ -323,11 +339,15 @@ class Cluster:
         """Wait until something holds, ``patience`` times the seconds at most; returns its value."""
         timeout *= patience
         deadline = time.monotonic() + timeout
-        while not (value := condition()):
-            if time.monotonic() > deadline:
+        while True:
+            asked = time.monotonic()
+            if value := condition():
+                return value
+            answered = time.monotonic()
+            if answered > deadline:
                 raise TimeoutError(f"no {what} within {timeout:.0f} s; logs are in {self.base}/log")
-            time.sleep(0.1)
-        return value
+            # What asks SLURM starts processes, which others wait for: a fifth of the time is enough for that.
+            time.sleep(min(max(0.1, 4 * (answered - asked)), 1.0))
 
     def wait_job(self, job: str, *states: str, timeout: float = 120) -> str:
         """Wait for a state of a job; a job that ends in another one is an error."""
@@ -374,6 +394,7 @@ class Cluster:
     def processes(self, name: str) -> list[str]:
         """Command lines on a machine, less those of the machine itself."""
         lines = self.on(name, "ps", "-eo", "args", "--no-headers").stdout.splitlines()
+        lines.remove(" ".join([*SERVE, f"{WORKERS}/s"]))  # the server, and not what it has forked
         own = ("bash -c", "slurmd", "slurmctld", "munged", "sleep 3600", "ps -eo", "/usr/sbin/slurm")
         return [
             line
@@ -383,7 +404,7 @@ class Cluster:
 
     def leftovers(self, name: str) -> list[str]:
         """What jobs have left on a machine: processes, shared memory, temporary files."""
-        shared = {str(path).removeprefix("/tmp/").split("/")[0] for path in self.shared}
+        shared = {str(path).removeprefix("/tmp/").split("/")[0] for path in (*self.shared, WORKERS)}
         found = [f"process {line}" for line in self.processes(name)]
         for folder in ("/dev/shm", "/tmp"):
             names = self.on(name, "ls", "-A", folder).stdout.split()

@@ -8,11 +8,13 @@ import gc
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # some that use this module start on every node, and need nothing but the standard library
     import psutil
@@ -120,6 +122,32 @@ def usable_cpus() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+@cache
+def installed_version(distribution: str) -> str:
+    """Of a distribution; reading it takes milliseconds, and some are named in every record.
+
+    Raises:
+        PackageNotFoundError: It is not installed.
+    """
+    return metadata.version(distribution)
+
+
+def one_thread() -> contextlib.AbstractContextManager[object]:
+    """Products of matrices inside use one thread: those of several round by their number.
+
+    To find the libraries takes 10 ms, more than a small fit; so only after something has been imported.
+    """
+    limited: contextlib.AbstractContextManager[object] = _libraries(len(sys.modules)).limit(limits=1)
+    return limited
+
+
+@lru_cache(maxsize=1)
+def _libraries(modules: int) -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def keep_freed() -> None:

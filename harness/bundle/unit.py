@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-from threadpoolctl import threadpool_limits
 
 from harness import __version__
 from harness.bundle.cell import CellRun, Held
@@ -19,7 +18,7 @@ from harness.bundle.job import CellJob
 from harness.components import PACKAGES
 from harness.curation import Sources
 from harness.learners.analytic.learner import versions
-from harness.proc import cpu_device
+from harness.proc import cpu_device, one_thread
 from harness.records import writer_of
 from harness.science import BundledChain, Node, build
 
@@ -46,7 +45,7 @@ def run_unit(unit: Unit) -> pa.Table:
     Raises:
         LearnerError: The filters leave nothing to train on.
     """
-    with threadpool_limits(limits=1):
+    with one_thread():
         cells = _cells(unit)
         for cell, generation in _order(cells):
             cell.step(generation)
@@ -130,7 +129,7 @@ class Again:
     def lessons(self) -> Iterator[Lesson]:
         """Every generation of every chain, when all that it reads is written."""
         wanted = {chain.cell for chain in self.unit.chains}
-        with threadpool_limits(limits=1):
+        with one_thread():
             for cell, generation in _order(self.cells):
                 cell.begin(generation)
                 for place in range(len(cell.alive)) if cell.index in wanted else ():

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from harness.components.filters import DetectorFilter
 from harness.curation.selection import BigramModel
 from harness.ngrams import character_counts, ngram_counts
+from harness.proc import one_thread
 from harness.records import Examples
 from harness.registry import Known
 from harness.streams import stream
@@ -107,7 +107,7 @@ def _learned(train: Any, sizes: tuple[int, int], regularisation: float) -> Any:
         while len(_fitted) >= KNOWN:
             del _fitted[next(iter(_fitted))]
         # Products of several threads round by their number; and they take longer for this, by much.
-        with threadpool_limits(limits=1):
+        with one_thread():
             _fitted[name] = model.fit(train, np.repeat([0, 1], sizes))
     return _fitted[name]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from harness.config.schema import BpeTokenizer, PretrainedTokenizer
 from harness.data.remembered import Note
 from harness.errors import DataError, reason_of
 from harness.files import file_sha256, no_folder, refuse_pointer, refuse_special
+from harness.proc import installed_version
 from harness.terminal import shown
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def pretrained_fingerprint(config: PretrainedTokenizer) -> str:
     It is remembered by the files that it comes from: to open one takes all of transformers, which is seconds.
     """
     files = _tokenizer_files(config)
-    note = files and Note("tokenizer", files, version("transformers"), version("tokenizers"))
+    note = files and Note(
+        "tokenizer", files, installed_version("transformers"), installed_version("tokenizers")
+    )
     known = note.read("fingerprint") if note else None
     if known is not None:
         return str(known["fingerprint"])

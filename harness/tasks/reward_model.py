@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from harness.components.judging import JudgeFilter
 from harness.ngrams import ngram_counts
+from harness.proc import one_thread
 from harness.records import Examples
 from harness.registry import Known
 from harness.streams import stream
@@ -76,7 +76,7 @@ def learn(section: JudgeFilter, known: Known) -> RewardModel:
         counts = _counts(section, examples.take(~held), known)
         columns = np.unique(counts.indices)
         classifier = LogisticRegression(C=1 / section.regularisation, max_iter=1000)
-        with threadpool_limits(limits=1):  # products of several threads round by their number
+        with one_thread():  # products of several threads round by their number
             classifier.fit(counts[:, columns], labels[~held])
     model = RewardModel(section, classifier, columns, label, {})
     reward = model.rewards(examples.take(held), known)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from threadpoolctl import threadpool_limits
 
 from harness.data.analytic import Truth
 from harness.learners.analytic.family import Chains, Family, Parameters, fold_origins, make_family
 from harness.learners.base import EvaluateTask, Evaluation, Execution, FitOutcome, FitTask, Ranks, SampleTask
-from harness.proc import cpu_device
+from harness.proc import cpu_device, installed_version, one_thread
 from harness.records import Examples
 from harness.science import FitSpec
 
 
 def versions() -> dict[str, str]:
     """Of what computes."""
-    return {
-        name: version(name) for name in ("numpy", "scipy", "scikit-learn")
-    }  # importing them takes a second
+    names = ("numpy", "scipy", "scikit-learn")
+    return {name: installed_version(name) for name in names}  # importing them takes a second
 
 
 class AnalyticLearner:
@@ -40,7 +37,7 @@ class AnalyticLearner:
         """Fit to the parts of the training set, one per origin, in order."""
         drawn, values, family = task.training.drawn, task.training.examples.values, self._family(task.spec)
         origins = list(dict.fromkeys(drawn.origin.tolist()))
-        with threadpool_limits(limits=1):
+        with one_thread():
             parts = [family.summarise(values[None, drawn.origin == origin]) for origin in origins]
             parent = None if task.init_from is None else _load(task.init_from)
             sizes = [int((drawn.origin == origin).sum()) for origin in origins]
@@ -56,7 +53,7 @@ class AnalyticLearner:
         """The examples that are missing; a longer corpus begins with a shorter one."""
         fit, family = task.spec.fit, self._family(task.spec.fit)
         real = self.data.real(fit.seed, self.data.num_examples).values[None] if family.reads_real else None
-        with threadpool_limits(limits=1):
+        with one_thread():
             found = family.sample(_load(task.fit), _chain(fit), task.stop, real)[0]
         task.append(task.start, Examples.full(found[task.start :]))
         return task.stop - task.start
@@ -64,7 +61,7 @@ class AnalyticLearner:
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Distance of the fit from the truth."""
         family, ranges = self._family(task.spec.fit), task.spec.measured.section.ranges
-        with threadpool_limits(limits=1):
+        with one_thread():
             found = family.measure(_load(task.fit()), task.corpus.values[None], ranges)
         return Evaluation({name: float(value[0]) for name, value in found.items()})
 

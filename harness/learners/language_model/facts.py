@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from harness.errors import DataError, reason_of
 from harness.learners.language_model.identity import FIELD, pretrained_identity, stored_folder
 from harness.learners.language_model.sizes import kept_values, num_parameters
 from harness.learners.language_model.weights import stored_weights
+from harness.proc import installed_version
 from harness.terminal import shown
 
 MAX_LAYERS = 10_000
@@ -180,8 +180,8 @@ def _published(model: Model, weights: bool, vocab_size: int, length: int, filled
         "examined model",
         identity.content,
         folder is not None,
-        version("torch"),
-        version("transformers"),
+        installed_version("torch"),
+        installed_version("transformers"),
         said,
     )
     kept = note.read(*(field.name for field in fields(_Published)))

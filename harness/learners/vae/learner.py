@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from harness.learners.threads import compute_with
 from harness.learners.vae.model import ConvVae, decoded, encoded, new_model, read_model, write_model
 from harness.learners.vae.training import fit, plan_steps
 from harness.metrics import vae as metrics
-from harness.proc import cpu_device
+from harness.proc import cpu_device, installed_version
 from harness.records import Examples
 from harness.science import CorpusSpec, FitSpec
 from harness.streams import stream, uniforms
@@ -166,7 +165,7 @@ class VaeLearner:
         """Device, batch and versions."""
         versions = {
             "torch": torch.__version__,
-            "scikit-learn": version("scikit-learn"),
+            "scikit-learn": installed_version("scikit-learn"),
             "numpy": np.__version__,
         }
         return {

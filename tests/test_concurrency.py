@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from chains import Events, contents, run_all
-from conftest import GAUSSIAN, Make
+from conftest import GAUSSIAN, ROOT, Make
 
 from harness import proc
 from harness.coordinator.revision import source_revision
@@ -374,3 +374,27 @@ def test_a_containers_limits_are_what_a_run_uses(
         with pytest.raises(DataError, match=f"more than {memory / 4 / 2**30:,.1f} GiB"):
             ReadLimit("data.source").take(tmp_path, memory // 4 + 1)
         ReadLimit("data.source").take(tmp_path, memory // 4)
+
+
+def test_one_thread_is_one_of_every_library() -> None:
+    """Of libraries too that are loaded later, and each has its own number again afterwards."""
+    code = """
+import numpy
+from threadpoolctl import threadpool_info
+from harness.proc import one_thread
+
+def numbers():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+with one_thread():
+    one = numbers()
+import scipy.linalg
+with one_thread():
+    two = numbers()
+print(one, two, numbers())
+"""
+    settings = {"OPENBLAS_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | settings, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[1] [1, 1] [2, 2]\n"

@@ -58,9 +58,27 @@ def test_a_grid_computes_what_the_plan_says_and_never_twice(
 
 
 STAGES = """
+import chains
 from chains import open_prepared, run_all
 from harness.store import Leases, Owner
 
+listed = found["listed"] = []
+run_branch, running = chains.run_branch, False
+
+def note(event, arguments):
+    if running and event in ("os.listdir", "os.scandir"):
+        listed.append(str(arguments[0]))
+
+def watched(*arguments):
+    global running
+    running = True
+    try:
+        return run_branch(*arguments)
+    finally:
+        running = False
+
+sys.addaudithook(note)
+chains.run_branch = watched
 for config in map(Path, arguments["configs"]):
     root = config.with_suffix("")
     if rank == 0:
@@ -78,7 +96,10 @@ def test_zero_stages_agree_and_a_rerun_is_equal_to_the_bit(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Stages sum the same gradients in other orders and buckets: in fp32 the losses of 12 steps agree to
-    1e-4, not to the bit. The rerun is on Ray, in ranks that have done nothing before."""
+    1e-4, not to the bit. The rerun is on Ray, in ranks that have done nothing before.
+
+    Which files there are is rank 0's to say: on a file server another machine's list may be older.
+    """
     configs = []
     for stage in (0, 1, 2, 3):
         changes = {
@@ -87,14 +108,21 @@ def test_zero_stages_agree_and_a_rerun_is_equal_to_the_bit(
             "generations": 1,
         }
         configs.append(make_config(TEXT, f"{stage}.yaml", **changes))
-    run_ranks(STAGES, 2, configs=[str(config) for config in configs])
+    first, second = run_ranks(STAGES, 2, configs=[str(config) for config in configs])
+    stores = tuple(str(config.with_suffix("")) for config in configs)
+    seen, seen_by_another = (
+        [path for path in rank["listed"] if path.startswith(stores)] for rank in (first, second)
+    )
+    assert any("/corpora/" in path for path in seen)
+    # transformers looks into the folder of a fit for files of a kind that we do not write
+    assert not [path for path in seen_by_another if "/fits/" not in path]
     curves = {}
     for stage, config in enumerate(configs):
         root = tmp_path / str(stage)
         prepared, scratch = open_study(config, (), Store.read(root))
         scratch.cleanup()
-        first = next(iter(prepared.lineage.nodes.values()))
-        curves[stage] = Store.read(root).json("fits", first.fit, "fit.json")["log"]["train_loss"]
+        fit = next(iter(prepared.lineage.nodes.values())).fit
+        curves[stage] = Store.read(root).json("fits", fit, "fit.json")["log"]["train_loss"]
     for stage in (1, 2, 3):
         assert curves[stage] == pytest.approx(curves[0], rel=1e-4)
     rerun = tmp_path / "rerun"

@@ -236,7 +236,7 @@ class BranchRun:
         if self.ranks.rank == 0:
             self.store.clear_work(node.corpus)
         self.context.rates["sample"] = tokens / max(self.context.seconds["sample"], 1e-9)
-        self.context.event("sample_committed", node, examples=self.store.corpora.count(node.corpus))
+        self.context.event("sample_committed", node, examples=self._count(node))
 
     def _prompts(self, node: Node) -> Examples | None:
         if node.spec.corpus.prompts == "none":

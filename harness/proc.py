@@ -8,13 +8,12 @@ import gc
 import os
 import platform
 import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from functools import cache, lru_cache
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # some that use this module start on every node, and need nothing but the standard library
     import psutil
@@ -139,15 +138,10 @@ def one_thread() -> contextlib.AbstractContextManager[object]:
 
     To find the libraries takes 10 ms, more than a small fit; so only after something has been imported.
     """
-    limited: contextlib.AbstractContextManager[object] = _libraries(len(sys.modules)).limit(limits=1)
+    from threadpoolctl import get_cached_controller
+
+    limited: contextlib.AbstractContextManager[object] = get_cached_controller().limit(limits=1)
     return limited
-
-
-@lru_cache(maxsize=1)
-def _libraries(modules: int) -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
 
 
 def keep_freed() -> None:

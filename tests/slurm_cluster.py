@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked_worker
+
 ROOT = Path(__file__).parents[1]
 NET = "10.78.0"
 LOGIN = ("PATH", "HOME", "LANG", "CI")
@@ -27,10 +29,10 @@ NEEDED = ("slurmctld", "slurmd", "munged", "unshare", "nsenter", "ip")
 
 WORKERS = "/tmp/workers"
 """Where each machine has the server from which ranks are forked (`forked_worker`)."""
-SERVE = [sys.executable, str(ROOT / "tests" / "forked_worker.py"), "--serve"]
+SERVE = " ".join([sys.executable, forked_worker.__file__, "--serve", f"{WORKERS}/s"])
 RANKS = {
     "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "forked_ranks"), str(ROOT)]),
-    "HARNESS_TEST_WORKERS": f"{WORKERS}/s",
+    forked_worker.SOCKET: f"{WORKERS}/s",
 }
 """What makes a job take its ranks from there."""
 
@@ -67,7 +69,7 @@ if [ "$name" = login ]; then
 else
     mkdir "$workers"
     mkfifo "$workers/alive"
-    env TMPDIR="$workers" $libraries $serve "$workers/s" <>"$workers/alive" >>"$base/log/$name.workers" 2>&1
+    env TMPDIR="$workers" $libraries $serve <>"$workers/alive" >>"$base/log/$name.workers" 2>&1
     slurmd -D -N "$name" >>"$base/log/$name.out" 2>&1 &
 fi
 trap 'exit 0' TERM
@@ -125,6 +127,11 @@ def missing_programs() -> list[str]:
     """What this machine lacks for a cluster."""
     lacking = [name for name in NEEDED if shutil.which(name) is None]
     return lacking if os.geteuid() == 0 else [*lacking, "root"]
+
+
+def login_environment() -> dict[str, str]:
+    """What `LOGIN` names."""
+    return {key: os.environ[key] for key in LOGIN if key in os.environ}
 
 
 @dataclass
@@ -202,14 +209,13 @@ class Cluster:
             *map(str, self.shared),
         ]
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        settings = {key: os.environ[key] for key in LOGIN if key in os.environ}
-        settings["PYTHONPATH"] = RANKS["PYTHONPATH"]
+        settings = login_environment() | {"PYTHONPATH": RANKS["PYTHONPATH"]}
         environment = {
             "PATH": path,
             "SLURM_CONF": str(self.base / "etc" / "slurm.conf"),
             "HOME": os.environ.get("HOME", "/"),
             "workers": WORKERS,
-            "serve": " ".join(SERVE),
+            "serve": SERVE,
             "libraries": " ".join(f"{key}={value}" for key, value in settings.items()),
         }
         with open(self.base / "log" / f"{name}.init", "ab") as log:
@@ -293,8 +299,7 @@ class Cluster:
             f"-w{cwd or self.base}",
             "--",
         ]
-        inherited = {key: os.environ[key] for key in LOGIN if key in os.environ}
-        settings = {**inherited, "SLURM_CONF": str(self.base / "etc" / "slurm.conf"), **environment}
+        settings = {**login_environment(), "SLURM_CONF": str(self.base / "etc" / "slurm.conf"), **environment}
         done = subprocess.run(
             [*enter, *map(str, command)],
             capture_output=True,
@@ -394,7 +399,7 @@ class Cluster:
     def processes(self, name: str) -> list[str]:
         """Command lines on a machine, less those of the machine itself."""
         lines = self.on(name, "ps", "-eo", "args", "--no-headers").stdout.splitlines()
-        lines.remove(" ".join([*SERVE, f"{WORKERS}/s"]))  # the server, and not what it has forked
+        lines.remove(SERVE)  # the server, and not what it has forked
         own = ("bash -c", "slurmd", "slurmctld", "munged", "sleep 3600", "ps -eo", "/usr/sbin/slurm")
         return [
             line

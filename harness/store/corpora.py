@@ -126,9 +126,8 @@ class Corpora:
         """
         path = self.root / key / f"{start:010d}-{stop:010d}.parquet"
         try:
-            with reading(path):
-                with pq.ParquetFile(path) as file:  # `read_table` takes twice as long for a small one
-                    table = file.read()
+            with reading(path), pq.ParquetFile(path) as file:  # `read_table` takes twice as long
+                table = file.read()
             width = int((table.schema.metadata or {})[b"width"])
             flat = table["values"].combine_chunks().flatten().to_numpy()
             notes = {

@@ -22,8 +22,9 @@ from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 
 from harness.board.texts import samples_of
 from harness.cli.app import signals
-from harness.errors import ResourceError
+from harness.errors import InputError, ResourceError
 from harness.files import seal, write_json
+from harness.reporting import ledger
 from harness.reporting.statistics import aggregate, curves
 from harness.stop import Stop
 from harness.store import Store
@@ -170,6 +171,31 @@ def test_export_in_every_format(make_config: Make, tmp_path: Path) -> None:
     wrong = harness("export", config, "--root", root, "--format", "xml")
     assert wrong.returncode == 2 and "allowed: csv, json, parquet" in wrong.stderr
     assert harness("export", config, "--root", root, "--out", tmp_path / "no" / "where.csv").returncode == 2
+
+
+def test_a_table_is_asked_in_sql(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN, grid={"seed": [0, 1, 2]}), tmp_path / "root"
+    prepared, store = run_all(config, root)
+    rows, frame = ledger.rows(prepared, store), ledger.rows(prepared, store).to_pandas()
+    # the table is read twice, and a semicolon and a remark end it
+    query = """SELECT generation, avg("gaussian/log_variance") AS mean FROM ledger
+        WHERE seed IN (SELECT max(seed) FROM ledger UNION SELECT 0) GROUP BY ALL ORDER BY 1; -- of two"""
+    assert ledger.write(rows, "parquet", tmp_path / "t", query) == 4
+    wanted = frame[frame["seed"] != 1].groupby("generation")["gaussian/log_variance"].mean()
+    assert pd.read_parquet(tmp_path / "t")["mean"].tolist() == pytest.approx(wanted.tolist())
+    done = harness("export", config, "--root", root, "--sql", "FROM ledger SELECT count(*) AS rows")
+    assert (done.returncode, done.stdout) == (0, "rows\n12\n")
+    for query, said in (
+        ("SELECT nothing FROM ledger", 'column "nothing" not found'),
+        ("SELEC 1", "syntax error"),
+        ("", "allowed: one SELECT"),
+        ("SELECT 1; SELECT 2", "allowed: one SELECT"),
+        ("COPY ledger TO 'x'", "allowed: one SELECT"),
+        ("SELECT 1 FROM 'https://example.org/t.parquet'", "httpfs"),
+    ):
+        with pytest.raises(InputError, match=f"^--sql: .*{said}"):
+            ledger.write(rows, "csv", tmp_path / "none", query)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

@@ -52,6 +52,10 @@ def export(
         Path | None, typer.Option(parser=path, metavar="PATH", help="The file; standard output when absent.")
     ] = None,
     provenance: Annotated[bool, typer.Option(help="Add how, where and when.")] = False,
+    sql: Annotated[
+        str | None,
+        typer.Option(metavar="SELECT", help="What DuckDB answers to it; the records are the table ledger."),
+    ] = None,
     examples: Annotated[
         bool, typer.Option("--examples", help="Every training example with its origin, in place of records.")
     ] = False,
@@ -65,12 +69,16 @@ def export(
     Parquet files with a Croissant description.
 
     Example: harness export study.yaml --format parquet --out table.parquet
+
+    Example: harness export study.yaml --sql 'SELECT generation, avg("test/nll") FROM ledger GROUP BY ALL'
     """
     from harness.reporting import ledger
 
     if examples or to is not None:
-        if not examples or to is None or out is not None or provenance or form != "csv":
-            raise InputError("--examples and --to DIR belong together, without --format, --out, --provenance")
+        if not examples or to is None or out is not None or provenance or form != "csv" or sql is not None:
+            raise InputError(
+                "--examples and --to DIR belong together, without --format, --out, --provenance, --sql"
+            )
         _export_examples(config, assignments, root, to)
         return
     if form not in ledger.FORMATS:
@@ -88,7 +96,7 @@ def export(
         arrow_without_pandas()
         arrow_gives_back()
         records = ledger.rows(prepared, store, provenance)
-        ledger.write(records, form, part)
+        written = ledger.write(records, form, part, sql)
         if out is None and sys.stdout.isatty():  # a person reads; a terminal would obey what names may hold
             terminal.show(part.read_text(encoding="utf-8"), end="")
         elif out is None:
@@ -97,7 +105,7 @@ def export(
             sys.stdout.buffer.flush()
         else:
             _write_out(out, part)
-            terminal.show(f"{len(records):,} records: {out}", sys.stderr)
+            terminal.show(f"{written:,} {'records' if sql is None else 'rows'}: {out}", sys.stderr)
     raise typer.Exit(tell_damage(store))
 
 

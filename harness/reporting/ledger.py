@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from harness.config.naming import spoken
+from harness.errors import InputError
 from harness.inventory import StoredChains
 from harness.reporting.rows import Rows
 from harness.store import Store
 from harness.study import Prepared
+from harness.terminal import shown
 
 
 def rows(prepared: Prepared, store: Store, provenance: bool = False, keys: bool = True) -> Rows:
@@ -63,27 +65,62 @@ def cell_value(value: Any) -> Any:
 FORMATS = {"csv": "(FORMAT csv, HEADER)", "json": "(FORMAT json, ARRAY true)", "parquet": "(FORMAT parquet)"}
 
 
-def write(records: Rows, form: str, out: Path) -> None:
-    """Write rows to a file.
+TABLE = "ledger"
+"""What a query calls the rows."""
+
+
+def write(records: Rows, form: str, out: Path, own: str | None = None) -> int:
+    """Write rows, or what a query makes of them, to a file; returns how many.
 
     Args:
         records: From `rows`.
         form: ``csv``, ``json`` or ``parquet``.
         out: The file.
+        own: A SELECT of DuckDB's SQL, in which the rows are the table `TABLE`; all rows when None.
+
+    Raises:
+        InputError: The query cannot be answered.
     """
     import duckdb  # a run reads rows, and writes none
 
-    connection = duckdb.connect()
+    connection = duckdb.connect(config={"autoinstall_known_extensions": False})
     try:
         connection.execute("SET threads = 1")
-        table = records.parts()
-        connection.register("ledger", table)
-        columns = []
-        for field in table.schema:
-            name = '"' + field.name.replace('"', '""') + '"'
-            shared = pa.types.is_dictionary(field.type)
-            columns.append(f"CAST({name} AS VARCHAR) AS {name}" if shared else name)
+        if own is None:
+            table = records.parts()
+            connection.register(TABLE, table)
+            columns = []
+            for field in table.schema:
+                name = '"' + field.name.replace('"', '""') + '"'
+                shared = pa.types.is_dictionary(field.type)
+                columns.append(f"CAST({name} AS VARCHAR) AS {name}" if shared else name)
+            query = f"SELECT {', '.join(columns)} FROM {TABLE}"
+        else:
+            connection.register(TABLE, records.to_arrow())  # a query may go over it more than once
+            connection.execute(f"CREATE TEMP TABLE answer AS\n{_selecting(own)}")
+            query = "FROM answer"
         target = str(out).replace("'", "''")
-        connection.execute(f"COPY (SELECT {', '.join(columns)} FROM ledger) TO '{target}' {FORMATS[form]}")
+        written = connection.execute(f"COPY ({query}) TO '{target}' {FORMATS[form]}").fetchone()
+        assert written is not None
+        return int(written[0])
+    except duckdb.Error as error:
+        if own is None:
+            raise
+        raise InputError(f"--sql: {error}") from None
     finally:
         connection.close()
+
+
+def _selecting(query: str) -> str:
+    """A query as the one statement that it is.
+
+    Raises:
+        InputError: It is not one SELECT.
+        duckdb.Error: It is no SQL.
+    """
+    import duckdb
+
+    found = duckdb.extract_statements(query)
+    if len(found) != 1 or found[0].type != duckdb.StatementType.SELECT:
+        raise InputError(f"--sql: found {shown(query)}, allowed: one SELECT, in which the table is {TABLE}")
+    return str(found[0].query)

@@ -216,7 +216,7 @@ def test_the_loss_towards_a_reference(loss: Any, few: int, monkeypatch: pytest.M
     from harness.components.objectives import Anchor
     from harness.learners.language_model import scoring
 
-    monkeypatch.setattr(scoring, "FEW", dict.fromkeys(scoring.FEW, few))
+    monkeypatch.setattr(scoring, "FEW", few)
     monkeypatch.setattr(scoring, "ENTRIES", dict.fromkeys(scoring.ENTRIES, 5 * 7))
     made = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 6, 7, generator=made).requires_grad_()

@@ -22,7 +22,7 @@ from harness.learners.language_model import compiled, scoring
 from harness.learners.language_model.compiled import Loss, compile_fit, forget, loss_of, programs
 from harness.learners.language_model.cuda import StepReader, align_head, can_step
 from harness.learners.language_model.filling import hidden
-from harness.learners.language_model.kernels import IN_FP32, prepare_fit
+from harness.learners.language_model.kernels import IN_FP32, _Gelu, fuse_layers, prepare_fit
 from harness.learners.language_model.model import new_model
 from harness.learners.language_model.sampling import Sampler, TokenReader, draw_batch
 from harness.learners.language_model.scoring import IGNORED, sequence_nll
@@ -252,6 +252,29 @@ def test_attention_of_one_token_in_bf16_loses_nothing() -> None:
     assert (steps - wanted).square().mean() < 1.5 * (whole - wanted).square().mean()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_reading_models_layers_are_those_of_torch(architecture: str, dtype: torch.dtype) -> None:
+    model = small(architecture).to(dtype)
+    tokens = torch.randint(0, 61, (3, 40), generator=torch.Generator().manual_seed(0))
+    plain = model(tokens).logits.float()
+    with torch.inference_mode():
+        found = fuse_layers(model)(tokens).logits.float()
+    layers = sum(type(part).__name__ == "_LinearGelu" for part in model.modules())
+    has_it = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert layers == (2 if architecture == "gpt2" and has_it else 0)
+    assert torch.allclose(found, plain, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
+    assert torch.equal(found, plain) == (layers == 0)
+
+
+def test_a_compiled_gelu_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.linspace(-30, 30, 6001)
+    wanted = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.allclose(_Gelu()(x).double(), wanted, rtol=1e-5, atol=1e-7)
+    assert torch.equal(_Gelu()(x.bfloat16()), _Gelu()(x.bfloat16().float()).bfloat16())
+
+
 def test_drift_is_what_its_formulas_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against all tokens at once, in fp64; representations that are turned and shifted are the same."""
     from harness.learners.language_model import drift
@@ -291,7 +314,7 @@ def test_losses_of_some_tokens_at_a_time_keep_every_bit(
     weights = torch.rand(3, device=device)
     found = []
     for few, entries in ((10**9, 1), (0, 10**9), (0, 7 * 61), (0, 1)):
-        monkeypatch.setattr(scoring, "FEW", dict.fromkeys(scoring.FEW, few))
+        monkeypatch.setattr(scoring, "FEW", few)
         monkeypatch.setattr(scoring, "ENTRIES", dict.fromkeys(scoring.ENTRIES, entries))
         own = logits.detach().requires_grad_()
         nll = sequence_nll(own, targets)
@@ -301,6 +324,13 @@ def test_losses_of_some_tokens_at_a_time_keep_every_bit(
         found.append((nll.detach(), own.grad))
     for nll, gradient in found:
         assert torch.equal(nll, found[0][0]) and torch.equal(gradient, found[0][1])
+    exact = logits.detach().double().requires_grad_()
+    wide = torch.nn.functional.cross_entropy(exact.transpose(1, 2), targets, reduction="none").sum(dim=1)
+    (wide * weights).sum().backward()
+    assert exact.grad is not None
+    assert torch.allclose(found[0][0].double(), wide, rtol=1e-5)
+    near = {"rtol": torch.finfo(dtype).eps, "atol": 1e-6}  # rounded once
+    assert torch.allclose(found[0][1].double(), exact.grad, **near)
     assert sequence_nll(logits[:, :0], targets[:, :0]).tolist() == [0.0] * 3
 
 

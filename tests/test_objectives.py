@@ -537,5 +537,6 @@ def test_compiled_chains_have_the_losses_of_plain_ones(
             about = store.json("evaluations", key, "provenance.json")
             assert about["compiled"] is is_compiled
     assert keys[0] == keys[1] and len(losses[0]) == 12
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    # the first loss of reinforce is 0, for advantages add up to nothing: what is left is rounding
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=torch.finfo(torch.float32).eps)
     compiled.forget()

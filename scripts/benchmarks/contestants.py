@@ -165,11 +165,12 @@ def trainer_fit(shape, turns):
 def harness_sample(shape, turns):
     """The harness's sampler: one batch."""
     from harness.config.schema import Sample
+    from harness.learners.language_model.kernels import fuse_layers
     from harness.learners.language_model.sampling import Sampler, draw_batch
     from harness.learners.threads import compute_with
 
     compute_with(shape.threads)  # as every rank does
-    model = _harness_model(shape).to(_device(), DTYPES[shape.precision]).eval()
+    model = fuse_layers(_harness_model(shape).to(_device(), DTYPES[shape.precision]).eval())
     sampler = Sampler(model, Sample(), 0, 0, vocab_size=shape.vocab)
     turns.ready(shape.rows * shape.new)
     for _ in turns:
@@ -280,12 +281,13 @@ def vllm(shape, turns):
 
 def harness_score(shape, turns):
     """The harness's negative log-likelihoods of a corpus."""
+    from harness.learners.language_model.kernels import fuse_layers
     from harness.learners.language_model.scoring import score
     from harness.learners.threads import compute_with
     from harness.records import Examples
 
     compute_with(shape.threads)
-    model = _harness_model(shape).to(_device(), DTYPES[shape.precision]).eval()
+    model = fuse_layers(_harness_model(shape).to(_device(), DTYPES[shape.precision]).eval())
     examples = Examples.full(_written(shape, shape.scored).astype(np.int32))
     turns.ready(examples.values.size)
     for _ in turns:

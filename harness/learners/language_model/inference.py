@@ -13,6 +13,7 @@ from harness.learners.base import Control, Execution, Ranks
 from harness.learners.language_model import adapter as adapters
 from harness.learners.language_model import model as models
 from harness.learners.language_model.distributed import device
+from harness.learners.language_model.kernels import fuse_layers
 from harness.learners.language_model.sampling import Sampler
 from harness.learners.language_model.scoring import score
 from harness.learners.language_model.specs import SampleSpec, fitted, text_of
@@ -64,7 +65,7 @@ class Inference:
                 found = models.to_read(whole, self.device)
             else:
                 found = models.read_model(folder, dtype, self.device)
-            self._loaded = (folder, found)
+            self._loaded = (folder, fuse_layers(found))
         return self._loaded[1]
 
     def sampler(self, spec: CorpusSpec, model: PreTrainedModel, control: Control) -> Sampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.pytorch_utils import Conv1D
 
 from harness.errors import LearnerError
 from harness.learners.language_model.cuda import align_head
@@ -80,12 +82,58 @@ def read_by_steps(model: PreTrainedModel) -> torch.dtype:
     return torch.float32 if model.config._attn_implementation == BY_STEPS else model.dtype
 
 
+class _Gelu(nn.Module):
+    """GELU with a hyperbolic tangent (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
+
+    0.5 x (1 + tanh u) is x sigmoid(2 u): a compiler's exponential takes a third of the time of its tanh.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling():
+            return torch.nn.functional.gelu(x, approximate="tanh")
+        wide = x.float()
+        twice = math.sqrt(8 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+        return (wide * torch.sigmoid(twice)).to(x.dtype)
+
+
 def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
     """Compute GPT-2's GELU in one kernel instead of eight, in place; returns the model."""
     for module in list(model.modules()):
         for name, part in module.named_children():
-            if isinstance(part, NewGELUActivation):
-                setattr(module, name, GELUTanh())
+            if isinstance(part, NewGELUActivation | GELUTanh):
+                setattr(module, name, _Gelu())
+    return model
+
+
+class _LinearGelu(nn.Module):
+    """A linear layer of GPT-2 and the GELU behind it, for reading only: oneDNN computes both in one kernel.
+
+    Its GELU takes a quarter to a half of the time of torch's, which is most of such a layer (docs/LOG.md).
+    """
+
+    def __init__(self, layer: Conv1D) -> None:
+        """Take the weights of a layer, turned to [out, in]."""
+        super().__init__()
+        self.weight = nn.Parameter(layer.weight.detach().t().contiguous(), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias, "gelu", [], "tanh"
+        )
+        return found
+
+
+def fuse_layers(model: PreTrainedModel) -> PreTrainedModel:
+    """Let oneDNN compute a CPU's linear layers with their GELU, in place, in a model that will only read."""
+    onednn: Any = torch.backends.mkldnn
+    known = {torch.float32: True, torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
+    if model.device.type != "cpu" or not onednn.is_available() or not known.get(model.dtype):
+        return model
+    for module in list(model.modules()):
+        match type(module).__name__, dict(module.named_children()):
+            case "GPT2MLP", {"c_fc": Conv1D() as layer, "act": _Gelu()}:
+                module.c_fc, module.act = _LinearGelu(layer), nn.Identity()
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import nll_loss
 from transformers import PreTrainedModel
 
 from harness.components.objectives import Anchor
@@ -19,8 +19,8 @@ from harness.learners.language_model.sizes import BATCH_TOKENS
 from harness.records import Examples
 
 IGNORED = -100
-FEW = {torch.bfloat16: 2**21, torch.float32: 2**23}
-"""Logits up to which it is faster to keep what the backward pass needs."""
+FEW = 2**23
+"""Logits up to which what the backward pass needs is kept, 32 MiB; of more it is computed again."""
 ENTRIES = {"cpu": 2**18, "cuda": 2**28}
 """Logits that are made fp32 together: they stay in a CPU's cache; on a GPU launches should be few."""
 
@@ -94,17 +94,22 @@ def token_nll(
     reference: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Nats per token as in `sequence_nll`: shape [batch, length], 0 where there is no target."""
-    few = torch.compiler.is_compiling() or (
-        logits.requires_grad and logits.numel() <= FEW[logits.dtype]
-    )  # a compiler makes no copy either
-    per_token: Any = _loss if few else _TokenLoss.apply
-    flat = None if reference is None else reference.flatten(0, 1)
-    nll: torch.Tensor = per_token(logits.flatten(0, 1), targets.flatten(), anchor, flat)
-    return nll.view(targets.shape)
+    few = logits.requires_grad and logits.numel() <= FEW
+    flat, wanted = logits.flatten(0, 1), targets.flatten()
+    towards = None if reference is None else reference.flatten(0, 1)
+    if torch.compiler.is_compiling() or (few and towards is not None):
+        return _loss(flat, wanted, anchor, towards).view(targets.shape)  # a compiler makes no copy either
+    apply: Any = _TokenLoss.apply
+    found: torch.Tensor = apply(flat, wanted, anchor, towards, few)
+    return found.view(targets.shape)
 
 
 class _TokenLoss(torch.autograd.Function):
-    """Nats per token, [tokens, vocab] logits and [tokens] targets to [tokens], some tokens at a time."""
+    """Nats per token, [tokens, vocab] logits and [tokens] targets to [tokens], some tokens at a time.
+
+    Where they are ``few``, all at once, and their log-probabilities are kept. The gradient of -log p(t) is
+    p - 1 at t and p elsewhere, in three passes over the vocabulary; torch's own takes five.
+    """
 
     @staticmethod
     def forward(
@@ -113,23 +118,56 @@ class _TokenLoss(torch.autograd.Function):
         targets: torch.Tensor,
         anchor: Anchor | None,
         reference: torch.Tensor | None,
+        few: bool,
     ) -> torch.Tensor:
-        ctx.save_for_backward(logits, targets, reference)
+        kept = torch.empty_like(logits, dtype=torch.float32) if few else None
+        found = []
+        for part in _parts(logits):
+            if kept is None:
+                nll = _loss(logits[part], targets[part], anchor, _part(reference, part))
+            else:
+                nll = _nll(torch.log_softmax(logits[part].float(), dim=-1, out=kept[part]), targets[part])
+            found.append(nll)
         ctx.anchor = anchor
-        return torch.cat(
-            [_loss(logits[part], targets[part], anchor, _part(reference, part)) for part in _parts(logits)]
-        )
+        ctx.save_for_backward(logits, targets, reference, kept)
+        return torch.cat(found)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        logits, targets, reference = ctx.saved_tensors
-        found = torch.empty_like(logits)
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        logits, targets, reference, kept = ctx.saved_tensors
+        in_place = kept is not None and kept.dtype == logits.dtype
+        found = kept if in_place else torch.empty_like(logits)
         for part in _parts(logits):
+            if reference is None:
+                logprobs = logits[part].float().log_softmax(dim=-1) if kept is None else kept[part]
+                own = _gradient(logprobs, targets[part], gradient[part])
+                if not in_place:
+                    found[part] = own
+                continue
             with torch.enable_grad():  # the forward pass once more: it is cheaper than to keep what it makes
                 own = logits[part].detach().requires_grad_()
                 loss = _loss(own, targets[part], ctx.anchor, _part(reference, part))
                 (found[part],) = torch.autograd.grad(loss, own, gradient[part])
-        return found, None, None, None
+        return found, None, None, None, None
+
+
+def _nll(logprobs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nll_loss(logprobs, targets, ignore_index=IGNORED, reduction="none")
+
+
+def _gradient(logprobs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """What `_nll` sends back to logits, [tokens, vocab], in the place of their log-probabilities.
+
+    Args:
+        logprobs: Shape [tokens, vocab], overwritten.
+        targets: Shape [tokens].
+        gradient: Of each token's nats, shape [tokens].
+    """
+    none = targets == IGNORED
+    at = targets.masked_fill(none, 0)[:, None]
+    found = logprobs.exp_()
+    found.scatter_(1, at, found.gather(1, at) - 1)
+    return found.mul_(gradient.masked_fill(none, 0)[:, None])
 
 
 def _loss(
@@ -143,10 +181,11 @@ def _loss(
       uniform distribution (Szegedy et al. 2016, arXiv 1512.00567, section 7);
     - ``kl``: -log p(t) + w sum_v p(v) log (p(v) / q(v)).
     """
-    nll = cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+    own = logits.float().log_softmax(dim=-1)
+    nll = _nll(own, targets)
     if anchor is None or reference is None:
         return nll
-    own, other = logits.float().log_softmax(dim=-1), reference.float().log_softmax(dim=-1)
+    other = reference.float().log_softmax(dim=-1)
     if anchor.loss == "smoothing":
         nll = (1 - anchor.weight) * nll
         added = -(other.exp() * own).sum(dim=-1)

@@ -13,9 +13,9 @@ from harness.components import FILTERS, LEARNERS, REGIMES
 from harness.config.grid import Cell, Study
 from harness.config.population import arrival
 from harness.config.schema import Config, Evaluate, science
-from harness.data.base import ExternalCorpus, PreparedData, RealData
+from harness.data.real import ExternalCorpus, PreparedData, RealData
 from harness.errors import ConfigError
-from harness.learners.base import Resolved
+from harness.learners.protocol import Resolved
 from harness.metrics import (
     BYTES_OF_TOKENS,
     DRIFT_VERSION,

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from harness.components import DATA_KINDS
 from harness.config.schema import Data, data_kind
-from harness.data.base import Kept, PreparedData, RealData
+from harness.data.real import Kept, PreparedData, RealData
 from harness.errors import DamagedError
 from harness.registry import named
 from harness.science import DataSpec, blank, key_of
@@ -52,7 +52,7 @@ class DataOf:
 
 @dataclass
 class _Room:
-    """The `harness.data.base.Room` of one section; ``mark`` is what every folder's key says of its kind."""
+    """The `harness.data.real.Room` of one section; ``mark`` is what every folder's key says of its kind."""
 
     store: Store
     scratch: Path

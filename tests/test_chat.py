@@ -27,7 +27,7 @@ from harness.records import Examples
 from harness.store import Store
 from harness.study import open_study
 from harness.tasks import reference
-from harness.tasks.base import Answer
+from harness.tasks.problem import Answer
 from harness.tasks.reference import Reference, normal
 
 torch = pytest.importorskip("torch")
@@ -585,7 +585,7 @@ def test_completions_that_cannot_be_checked_in_time_are_counted(
     assert found["task/pass_1"] == found["task/pass_2"] == found["task/answer"] == 0
 
 
-def test_votes_that_cannot_be_counted_in_time_are_counted_without_a_truth(
+def test_votes_not_counted_in_time_count_without_a_truth(
     make_config: Make, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A majority looks for final answers where nothing says which are right; other judges look for none."""

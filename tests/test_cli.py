@@ -398,9 +398,7 @@ def test_a_small_machine_makes_no_rank_small_that_another_holds(
     assert shape.memory == 0 and held_back([shape], [small, large]) == []
 
 
-def test_what_a_closed_form_makes_of_its_examples_is_compared_with_the_memory(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_what_a_closed_form_makes_must_fit_into_memory(make_config: Make, tmp_path: Path) -> None:
     """A covariance of 10,000,000 coordinates takes 800 TB, however few the examples are."""
     for command in ("plan", "run"):
         done = harness(command, make_config(GAUSSIAN, **{"data.dim": 10**7}), "--root", tmp_path / "root")

@@ -44,9 +44,7 @@ def test_experiments_stay_apart(make_config: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_learners_that_measure_other_things_have_tables_of_their_own(
-    make_config: Make, tmp_path: Path
-) -> None:
+def test_learners_that_measure_otherwise_have_own_tables(make_config: Make, tmp_path: Path) -> None:
     """What a learner does not measure is not called not finite; nobody misses another study's seeds."""
     root, bundled = tmp_path / "root", {"resources.bundled": True}
     one = make_config(GAUSSIAN, "a.yaml", experiment="a", **bundled, grid={"seed": [0, 1, 2, 3, 4]})

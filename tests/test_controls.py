@@ -201,7 +201,7 @@ def test_bad_input(tmp_path: Path, changes: Any, mitigations: Any, message: str)
     assert message in str(error.value)
 
 
-def test_what_has_learned_elsewhere_is_no_entry_where_the_track_does_not_say_so(tmp_path: Path) -> None:
+def test_what_has_learned_elsewhere_needs_the_tracks_word(tmp_path: Path) -> None:
     model = write_classifier(tmp_path / "model")
     outside = {"filters": [{"kind": "classifier", "model": str(model), "label": "machine"}]}
     environment = {name: TEXT[name] for name in ("data", "learner", "evaluate")}

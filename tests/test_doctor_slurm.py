@@ -185,9 +185,7 @@ Path(sys.argv[3]).touch()
 """
 
 
-def test_a_root_that_only_some_machines_have_and_a_machine_that_loses_power(
-    cluster: Cluster, leaves_nothing: None
-) -> None:
+def test_a_root_of_some_machines_and_one_that_loses_power(cluster: Cluster, leaves_nothing: None) -> None:
     """One after the other, in one allocation."""
     folder = cluster.base / "power"
     folder.mkdir()

@@ -295,7 +295,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def prepared_task(folder: Path, changes: dict[str, Any]) -> Any:
     from harness.components.tasks import TaskData
-    from harness.data.base import Kept
+    from harness.data.real import Kept
     from harness.data.task import prepared
 
     class Room:

@@ -74,7 +74,7 @@ def names(kind: str, place: Path) -> object:
 
 
 @pytest.mark.slow
-def test_transformers_has_the_same_names_when_they_are_remembered(tmp_path: Path) -> None:
+def test_transformers_names_are_the_same_when_remembered(tmp_path: Path) -> None:
     expected = names("plain", tmp_path)
     assert not list(tmp_path.iterdir())
     assert names("quick", tmp_path) == expected  # looked for, and noted

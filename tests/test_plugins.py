@@ -290,7 +290,7 @@ SHELF_ROWS = """
 import numpy as np
 from shelf import VERSION
 from harness.components.truths import ArrayData
-from harness.data.base import PreparedData
+from harness.data.real import PreparedData
 from harness.data.rows import ROWS, ArrayTruth
 def load(config, folder):
     return ArrayTruth(ArrayData(source="array", path=str(folder / ROWS), num_examples=config.num_examples))
@@ -465,7 +465,7 @@ def test_a_list_names_what_is_left_out(tmp_path: Path) -> None:
     rest = f"{SECTION.format('every')}f = FilterPlugin(Odd, 1, None)\n"
     for folder, early, found in (
         ("good", "from harness.tasks import Checker, Problem, Verdict", True),
-        ("bad", "import harness.learners.base", False),
+        ("bad", "import harness.learners.protocol", False),
     ):
         path = given(
             tmp_path / folder, "package", "[harness.filters]\nevery = package:f\n", f"{early}\n{rest}"

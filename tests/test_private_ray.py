@@ -81,7 +81,7 @@ def test_nobody_else_reaches_a_private_ray(private: Any, make_config: Make, tmp_
 
 
 @pytest.mark.ray
-def test_rays_agent_for_environments_comes_with_the_first_who_wants_one(private: Any) -> None:
+def test_rays_agent_for_environments_comes_when_wanted(private: Any) -> None:
     """As under ``uv run``; until then, and in place of the dashboard's, a process without Ray is there."""
     process, _ = private
 

@@ -160,7 +160,7 @@ def outside(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [*HARMS, text, outside])
-def test_what_another_experiment_keeps_is_not_freed_where_that_cannot_be_read(
+def test_an_experiment_that_cannot_be_read_frees_nothing(
     make_config: Make, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     """Both share generation 0, which the first keeps and the second does not."""

@@ -13,7 +13,7 @@ from chains import Events, contents, run_all
 from chats import chat
 from conftest import TEXT, Make, installed
 
-from harness.learners.base import Control
+from harness.learners.protocol import Control
 from harness.store import Experiment, Store, Workplace
 
 installed("deepspeed")

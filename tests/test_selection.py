@@ -256,7 +256,7 @@ def test_the_records_rates_are_those_of_the_training_sets(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_every_filters_rates_are_those_recounted_from_provenance(ranks: Any, tmp_path: Path) -> None:
+def test_every_filters_rates_are_recounted_from_origins(ranks: Any, tmp_path: Path) -> None:
     """Each of what earlier ones have left, by the origin and the fate of every example that arrives."""
     machine = write_classifier(tmp_path / "classifier")
     filters: list[dict[str, Any]] = [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from harness.components.judging import JudgeFilter
 from harness.components.tasks import TASKS, Arithmetic, Boolean, Rewriting, TaskData
-from harness.data.base import Kept
+from harness.data.real import Kept
 from harness.data.task import TaskCorpus, _check_problem, collect, prepared, side_of
 from harness.errors import DataError
 from harness.metrics.lexical import NUM_BANDS, band_of, lexical_metrics

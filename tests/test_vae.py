@@ -21,7 +21,7 @@ from harness.config.schema import Vae
 from harness.data.images import ImageSet
 from harness.errors import InputError
 from harness.learners import Control, SoloRanks, make_learner
-from harness.learners.base import EvaluateTask, SampleTask, TrainingSet
+from harness.learners.protocol import EvaluateTask, SampleTask, TrainingSet
 from harness.learners.schedule import Schedule
 from harness.learners.vae.learner import LATENT_SAMPLES, VaeLearner
 from harness.learners.vae.model import ConvVae, decoded, new_model, write_model

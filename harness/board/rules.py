@@ -11,7 +11,7 @@ from harness.config.mitigations import AXIS, SECTION
 from harness.config.schema import Config, science
 from harness.config.shipped import tracks
 from harness.config.track import BASELINE, Limits, Track, read_track
-from harness.data.base import PreparedData
+from harness.data.real import PreparedData
 from harness.errors import InputError
 from harness.metrics.catalogue import about
 from harness.metrics.overlap import overlaps

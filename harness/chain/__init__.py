@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from harness.chain.branch import BranchRun
 from harness.chain.plan import Busy, End, Observer, Plan, Site
-from harness.learners.base import Stopped
+from harness.learners.protocol import Stopped
 from harness.records import Status
 from harness.science import Node
 from harness.turn import turn

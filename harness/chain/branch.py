@@ -19,7 +19,7 @@ from harness.curation import gather, training_examples
 from harness.data.packing import corpus_science, other_science, read_other
 from harness.errors import DamagedError, LearnerError
 from harness.files import write_json
-from harness.learners.base import (
+from harness.learners.protocol import (
     CheckpointUnusable,
     EvaluateTask,
     FitOutcome,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from harness import __version__
 from harness.chain.plan import Busy, Plan, Site
 from harness.components import PACKAGES
-from harness.learners.base import Stopped
+from harness.learners.protocol import Stopped
 from harness.proc import peak_memory, reset_peak_memory
 from harness.records import Provenance
 from harness.science import Node

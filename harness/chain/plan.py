@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from harness.data.base import RealData
-from harness.learners.base import Control, Execution, Learner, Ranks
+from harness.data.real import RealData
+from harness.learners.protocol import Control, Execution, Learner, Ranks
 from harness.science import Node
 from harness.store import Leases, Store
 

@@ -276,7 +276,7 @@ def micro_batch(config: Any) -> int:
 
 
 def turn_seconds(turn: Any) -> float:
-    """Seconds of one generation (`harness.learners.base.Turn`), from the tokens that it reads and writes.
+    """Seconds of one generation (`harness.learners.protocol.Turn`), from the tokens that it reads and writes.
 
     Two models score the corpus, each three times as fast as it is trained: forward only.
     """

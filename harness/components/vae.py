@@ -65,7 +65,7 @@ def check(config: Any) -> None:
 
 
 def turn_seconds(turn: Any) -> float:
-    """Seconds of one generation (`harness.learners.base.Turn`): 1 us a pixel and epoch (docs/LOG.md)."""
+    """Seconds of one generation (`harness.learners.protocol.Turn`): 1 us a pixel and epoch (docs/LOG.md)."""
     pixels: int = turn.real.example_bytes // 4
     return float(1e-6 * turn.config.learner.train.epochs * turn.recipe.size * pixels)
 

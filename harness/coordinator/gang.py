@@ -101,7 +101,7 @@ class _Rank:
     def __init__(
         self, rank: int, shape: Shape, log: str, environment: Mapping[str, str], owner: str, lease_s: float
     ) -> None:
-        from harness.learners.base import Control
+        from harness.learners.protocol import Control
 
         gc.disable()  # until everything is imported: it would look at a million objects again and again
         os.environ.update(environment)
@@ -146,7 +146,7 @@ class _Rank:
 
     def join(self, place: tuple[str, int] | None) -> None:
         """Join the process group at rank 0's rendezvous; a solo gang has none."""
-        from harness.learners.base import SoloRanks
+        from harness.learners.protocol import SoloRanks
 
         if place is None:
             self._ranks = SoloRanks()

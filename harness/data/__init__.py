@@ -4,8 +4,8 @@ Of text it is documents, their split, the tokenizer and the packed blocks.
 """
 
 from harness.data.analytic import Truth
-from harness.data.base import RealData
 from harness.data.images import ImageSet
+from harness.data.real import RealData
 from harness.data.text import TextCorpus
 from harness.data.truths import make_truth
 

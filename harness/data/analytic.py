@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from harness.components.truths import AnalyticData, GaussianData
-from harness.data.base import RealData
+from harness.data.real import RealData
 from harness.errors import DataError
 from harness.records import Examples
 from harness.science import DataSpec

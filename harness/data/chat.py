@@ -14,9 +14,9 @@ from harness.components.chat import ChatData
 from harness.components.tasks import TASKS, TaskData
 from harness.components.text import BpeTokenizer
 from harness.config.schema import science
-from harness.data.base import PreparedData, Room
 from harness.data.conversations import Conversation, read_conversations
 from harness.data.documents import SPLITS as SIDES
+from harness.data.real import PreparedData, Room
 from harness.data.remembered import recall, remember
 from harness.data.rendered import (
     Item,

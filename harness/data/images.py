@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components.images import DIGITS, ImageData
-from harness.data.base import ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.hub import load_hub
 from harness.data.reading import ReadLimit, load_array, open_parquet, parquet_columns
+from harness.data.real import ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.errors import DataError, reason_of
 from harness.records import Examples
 from harness.section import science

@@ -22,9 +22,9 @@ from harness.components.chat import ChatData
 from harness.components.tasks import TaskData
 from harness.components.text import Split
 from harness.config.schema import science
-from harness.data.base import ExternalCorpus
 from harness.data.documents import SPLITS as SIDES
 from harness.data.packing import pack
+from harness.data.real import ExternalCorpus
 from harness.data.rendering import Messages, Rendering, copy_tokenizer, read_rendering
 from harness.data.task import TaskCorpus
 from harness.data.text import TextCorpus

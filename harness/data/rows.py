@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from harness.components.truths import ArrayData
 from harness.data.analytic import Array, Truth
-from harness.data.base import own_examples, supply_of
 from harness.data.reading import check_size, load_array, open_parquet, refuse_twice
+from harness.data.real import own_examples, supply_of
 from harness.errors import DataError, reason_of
 from harness.records import Examples
 from harness.science import DataSpec

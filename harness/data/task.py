@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from harness.components.tasks import TASKS, TaskData
 from harness.config.schema import Sample, science
-from harness.data.base import ExternalCorpus, PreparedData, Room, own_examples
 from harness.data.documents import side_by_hash
+from harness.data.real import ExternalCorpus, PreparedData, Room, own_examples
 from harness.data.text import TextCorpus
 from harness.data.tokenizers import END_OF_TEXT, TOKENIZER
 from harness.errors import DataError

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from harness.components import DATA
 from harness.config.schema import PretrainedTokenizer, Split, TextData
-from harness.data.base import GROUP, ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.documents import Documents, named_documents, read_documents, read_groups, read_named
 from harness.data.packing import data_science, pack, prepare, prepared_science, shuffled, split_documents
+from harness.data.real import GROUP, ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.remembered import recall, remember
 from harness.data.token_bytes import token_bytes
 from harness.data.tokenizers import TOKENIZER, pretrained_fingerprint

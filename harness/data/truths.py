@@ -8,8 +8,8 @@ from harness.components import DATA_KINDS
 from harness.components.truths import AnalyticData
 from harness.config.schema import data_kind
 from harness.data.analytic import Distribution, Truth
-from harness.data.base import PreparedData, Room
 from harness.data.distributions import DiscreteTruth, GaussianTruth, LinearTruth, MixtureTruth, ShapeTruth
+from harness.data.real import PreparedData, Room
 from harness.data.rows import ROWS, ArrayTruth
 from harness.registry import named
 from harness.science import DataSpec

@@ -19,8 +19,8 @@ from harness.bundle import Again, Lesson
 from harness.curation import accepted, judge_of, training_examples, undetected
 from harness.curation.filters import is_short, raw_count
 from harness.curation.training import Sources
-from harness.data.base import RealData
 from harness.data.packing import corpus_science, read_other
+from harness.data.real import RealData
 from harness.errors import DamagedError, HarnessError
 from harness.inventory.slices import make_slices
 from harness.records import EXTERNAL, MEMBER, REAL, TEACHER, Examples
@@ -126,7 +126,7 @@ class ExampleRows:
             real = self.prepared.data[node.cell].real
             sources = _Stored(self.prepared, self.store, node, real)
             lesson = Lesson(node.cell, node, self.prepared.lineage.nodes, sources)
-            made = _Made(lesson, real)
+            made = _Remade(lesson, real)
             self._check(node, made.drawn)
             yield from self._tables(made)
         if self.prepared.bundles:
@@ -150,7 +150,7 @@ class ExampleRows:
                 for lesson in again.lessons():
                     if lesson.node.fit not in seen:
                         seen.add(lesson.node.fit)
-                        yield from self._tables(_Made(lesson, self.prepared.data[lesson.cell].real))
+                        yield from self._tables(_Remade(lesson, self.prepared.data[lesson.cell].real))
                 self._compare(again.rows(), [chain.key for chain in unit.chains])
 
     def _compare(self, again: pa.Table, keys: Sequence[str]) -> None:
@@ -170,7 +170,7 @@ class ExampleRows:
         for chain in dict.fromkeys(np.array(mine[CHAIN].to_pylist())[~same].tolist()):
             self.told.differ.append(chain)
 
-    def _tables(self, made: _Made) -> Iterator[pa.Table]:
+    def _tables(self, made: _Remade) -> Iterator[pa.Table]:
         self.told.trained += len(made.drawn)
         self.told.real += int((made.drawn.origin == REAL).sum())
         for piece in made.pieces():
@@ -241,7 +241,7 @@ class _Piece:
     dropped_by: str = ""
 
 
-class _Made:
+class _Remade:
     """A training set, made again."""
 
     def __init__(self, lesson: Lesson, data: RealData) -> None:

@@ -17,7 +17,7 @@ from harness.inventory.judging import remarks
 from harness.inventory.memory import rank_bytes
 from harness.inventory.retention import kept_fits, weights_gone
 from harness.inventory.slices import chain_seconds
-from harness.learners.base import Turn
+from harness.learners.protocol import Turn
 from harness.science import Node, cut
 from harness.store import Store
 from harness.study import Prepared

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from harness.components import LEARNERS
-from harness.data.base import RealData
+from harness.data.real import RealData
 from harness.errors import InputError
 from harness.files import CHECKSUMS, write_json
 from harness.registry import named

@@ -221,10 +221,10 @@ class LearnerPlugin:
         version: Part of every key; raise it when it fits or samples otherwise.
         reads: Kinds of data that it can be fitted to.
         family: ``module:Class`` of the family; empty for what is not one.
-        learner: ``module:Class`` of the learner (`harness.learners.base.Learner`).
+        learner: ``module:Class`` of the learner (`harness.learners.protocol.Learner`).
         settle: ``module:function`` from a configuration to one in which what it names of the hub is settled.
-        resolve: ``module:function`` that gives `harness.learners.base.Resolved`, where its specs hold more
-            than its section.
+        resolve: ``module:function`` that gives `harness.learners.protocol.Resolved`, where its specs hold
+            more than its section.
         hub_items: ``module:function`` from a configuration, the field that names its model and the caches of
             the hub (`harness.data.hub.Caches`, or None) to what it needs of it (`harness.section.HubItem`).
         metrics: What it measures.
@@ -244,8 +244,8 @@ class LearnerPlugin:
         least_numbers: From its section and a `FitSize` to the numbers of 8 bytes that a fit or its evaluation
             holds at once, at least, beside the examples: a study that no memory holds is refused before it
             starts.
-        turn_seconds: From a `harness.learners.base.Turn` to the seconds of its fit, sampling and evaluation
-            on its gang; None where they are no matter.
+        turn_seconds: From a `harness.learners.protocol.Turn` to the seconds of its fit, sampling and
+            evaluation on its gang; None where they are no matter.
         reads_pools_anew: Whether a pool that only grows is read as a whole in each generation, by its
             section.
         theory: ``module:function`` from a cell's configuration and a metric to its expectation over chains in
@@ -316,8 +316,8 @@ class DataKind:
 
     Attributes:
         section: Its section; the docstring is its line in ``harness list data``.
-        prepare: ``module:function`` that reads the data: from the section and a `harness.data.base.Room` to
-            `harness.data.base.PreparedData`.
+        prepare: ``module:function`` that reads the data: from the section and a `harness.data.real.Room` to
+            `harness.data.real.PreparedData`.
         load: ``module:attribute`` that gives them (`harness.data.RealData`): from the section and the folder
             that they were prepared in; None where they have none.
         sources: Values of ``data.source`` that mean this kind.

@@ -21,7 +21,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostShare:
     """When one share of one cell is lost.
 
     Attributes:
@@ -52,7 +52,7 @@ class Loss:
         )
 
 
-def losses(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]:
+def losses(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[LostShare]:
     """For every ``share/...`` and the seeds in which it is there in generation 0: when it is lost first."""
     table = Rows.of(rows)
     found: dict[tuple[tuple[Any, ...], str], dict[int, int | None]] = {}
@@ -63,7 +63,7 @@ def losses(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[Loss]
             if len(known) and table.generation[known[0]] == 0 and values[known[0]] > 0:
                 gone = _from_then_on(table.generation[known], values[known])
                 found.setdefault((series.cell, name), {})[series.seed] = gone
-    return [Loss(cell, name.removeprefix("share/"), lost) for (cell, name), lost in found.items()]
+    return [LostShare(cell, name.removeprefix("share/"), lost) for (cell, name), lost in found.items()]
 
 
 def _from_then_on(generations: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> int | None:

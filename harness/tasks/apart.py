@@ -14,8 +14,8 @@ import sys
 from dataclasses import asdict
 
 from harness.components import TASKS
-from harness.tasks.base import Answer, Verdict
 from harness.tasks.checking import answer_of, verdict_of
+from harness.tasks.problem import Answer, Verdict
 
 GRACE = 4
 """Times the limit of an answer after which nobody can be waiting any more."""

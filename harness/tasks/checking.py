@@ -23,7 +23,7 @@ import numpy as np
 
 from harness.errors import LearnerError
 from harness.registry import named
-from harness.tasks.base import Answer, Trouble, Verdict
+from harness.tasks.problem import Answer, Trouble, Verdict
 
 KEPT = 200_000
 """Verdicts, and answers, that are remembered: models write the same completion many times."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.components.tasks import Arithmetic, Boolean, Rewriting
 from harness.streams import stream
-from harness.tasks.base import Problem, Verdict
+from harness.tasks.problem import Problem, Verdict
 
 MAX_STEPS = 200
 """A string that rules have not brought to an end by then is not asked about."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from harness.tasks.base import Answer, Verdict
 from harness.tasks.checking import KEPT
+from harness.tasks.problem import Answer, Verdict
 
 LIMIT_S = 1.0
 """Seconds that a regular expression may search in one completion: some take for ever on some texts."""

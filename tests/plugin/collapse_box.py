@@ -9,7 +9,7 @@ import numpy as np
 from collapse_plugin import Box
 
 from harness.data.analytic import Array, Distribution, Draw
-from harness.data.base import PreparedData, Room
+from harness.data.real import PreparedData, Room
 
 
 class BoxTruth(Distribution):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from harness.learners.base import EvaluateTask, Evaluation, FitOutcome, FitTask, SampleTask
+from harness.learners.protocol import EvaluateTask, Evaluation, FitOutcome, FitTask, SampleTask
 from harness.records import Examples
 from harness.streams import uniforms
 

@@ -11,7 +11,15 @@ from safetensors.numpy import load_file, save_file
 
 from harness.data.analytic import Truth
 from harness.learners.analytic.family import Chains, Family, Parameters, fold_origins, make_family
-from harness.learners.base import EvaluateTask, Evaluation, Execution, FitOutcome, FitTask, Ranks, SampleTask
+from harness.learners.protocol import (
+    EvaluateTask,
+    Evaluation,
+    Execution,
+    FitOutcome,
+    FitTask,
+    Ranks,
+    SampleTask,
+)
 from harness.proc import cpu_device, installed_version, one_thread
 from harness.records import Examples
 from harness.science import FitSpec

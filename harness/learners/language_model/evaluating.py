@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from harness.data.base import GROUP
+from harness.data.real import GROUP
 from harness.data.task import TaskCorpus
 from harness.errors import LearnerError
-from harness.learners.base import EvaluateTask, Evaluation
 from harness.learners.language_model.answers import answers_of, draw_answers, judged, measure
 from harness.learners.language_model.drift import NAMES, drift
 from harness.learners.language_model.inference import Inference
 from harness.learners.language_model.specs import text_of
 from harness.learners.language_model.verdicts import Questions, verdicts
+from harness.learners.protocol import EvaluateTask, Evaluation
 from harness.metrics import DRIFT_VERSION, likelihood
 from harness.metrics.lexical import copying_metrics, lexical_metrics
 from harness.metrics.tasks import model_metrics

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from harness.data.text import TextCorpus
-from harness.learners.base import Control, Execution, Ranks
 from harness.learners.language_model import adapter as adapters
 from harness.learners.language_model import model as models
 from harness.learners.language_model.distributed import device
@@ -18,6 +17,7 @@ from harness.learners.language_model.sampling import Sampler
 from harness.learners.language_model.scoring import score
 from harness.learners.language_model.specs import SampleSpec, fitted, text_of
 from harness.learners.language_model.verdicts import Questions
+from harness.learners.protocol import Control, Execution, Ranks
 from harness.metrics.watermark import GreenLists
 from harness.records import Examples
 from harness.science import CorpusSpec, FitSpec

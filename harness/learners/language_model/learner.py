@@ -17,16 +17,6 @@ from harness.components.adapter import Lora
 from harness.components.merging import share_of_way
 from harness.data.text import TextCorpus
 from harness.errors import LearnerError
-from harness.learners.base import (
-    EvaluateTask,
-    Evaluation,
-    Execution,
-    FitOutcome,
-    FitTask,
-    Ranks,
-    SampleTask,
-    Stopped,
-)
 from harness.learners.language_model import adapter as adapters
 from harness.learners.language_model import model as models
 from harness.learners.language_model.deferred import Keep
@@ -39,6 +29,16 @@ from harness.learners.language_model.schedule import plan_steps
 from harness.learners.language_model.specs import fitted, text_of
 from harness.learners.language_model.training import Trainer
 from harness.learners.language_model.verdicts import Questions, verdicts
+from harness.learners.protocol import (
+    EvaluateTask,
+    Evaluation,
+    Execution,
+    FitOutcome,
+    FitTask,
+    Ranks,
+    SampleTask,
+    Stopped,
+)
 from harness.proc import cpu_device, give_back
 from harness.records import Examples, Status
 from harness.science import CorpusSpec, FitSpec

@@ -18,7 +18,6 @@ from harness.config.schema import Config, TextData, Train
 from harness.data.rendered import RenderedCorpus
 from harness.data.text import TextCorpus
 from harness.errors import DataError
-from harness.learners.base import Resolved
 from harness.learners.language_model.converted import with_safetensors
 from harness.learners.language_model.facts import ModelFacts, check_kernels, model_facts, needs_weights
 from harness.learners.language_model.identity import pretrained_identity
@@ -31,6 +30,7 @@ from harness.learners.language_model.specs import (
     TrainSpec,
     VerdictSpec,
 )
+from harness.learners.protocol import Resolved
 from harness.metrics import KL_OF_TOKENS
 from harness.metrics.watermark import green_count
 from harness.science import Versioned

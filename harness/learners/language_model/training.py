@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 from harness.compiler import ticking
 from harness.config.schema import Train
 from harness.errors import reason_of
-from harness.learners.base import CheckpointUnusable, Control, FitTask, Ranks, Stopped
 from harness.learners.language_model.checkpoint import load_tree, save_tree
 from harness.learners.language_model.compiled import Loss
 from harness.learners.language_model.cuda import deterministic
@@ -32,6 +31,7 @@ from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.objectives import Objective, Units
 from harness.learners.language_model.schedule import learning_rate, origin_weights
 from harness.learners.language_model.scoring import IGNORED, batch_loss, by_sequence, sequence_nll, with_bos
+from harness.learners.protocol import CheckpointUnusable, Control, FitTask, Ranks, Stopped
 from harness.learners.schedule import Schedule
 from harness.records import Examples, Status, finite_or_none
 from harness.streams import stream_seed

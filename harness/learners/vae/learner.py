@@ -15,7 +15,7 @@ from scipy.special import expit, ndtri
 
 from harness.config.schema import Vae, VaeSample
 from harness.data.images import ImageSet
-from harness.learners.base import (
+from harness.learners.protocol import (
     EvaluateTask,
     Evaluation,
     Execution,

@@ -19,7 +19,7 @@ from torch.optim.adam import adam
 
 from harness.config.schema import VaeTrain
 from harness.errors import reason_of
-from harness.learners.base import CheckpointUnusable, FitOutcome, FitTask, Stopped
+from harness.learners.protocol import CheckpointUnusable, FitOutcome, FitTask, Stopped
 from harness.learners.schedule import Schedule
 from harness.learners.vae.model import ConvVae
 from harness.records import finite_or_none

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from harness.components import LEARNERS
 from harness.config.schema import Config, Model, Resources, Section
-from harness.data.base import RealData
+from harness.data.real import RealData
 from harness.errors import DataError
 from harness.records import NO_CHOICES, Choices, Examples, Recipe, Selection, Status
 from harness.regimes import Drawn

@@ -122,7 +122,7 @@ class RealData(ABC):
         return None
 
     def troubles(self, examples: Examples, votes: bool = False) -> Mapping[str, int]:
-        """For how many examples what knows the truth has failed, by how (`harness.tasks.base.Trouble`).
+        """For how many examples what knows the truth has failed, by how (`harness.tasks.problem.Trouble`).
 
         With ``votes`` what finds their final answers counts too.
         """

@@ -127,8 +127,10 @@ class _LinearGelu(nn.Module):
 def fuse_layers(model: PreTrainedModel) -> PreTrainedModel:
     """Let oneDNN compute a CPU's linear layers with their GELU, in place, in a model that will only read."""
     onednn: Any = torch.backends.mkldnn
+    if model.device.type != "cpu" or not onednn.is_available():
+        return model
     known = {torch.float32: True, torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
-    if model.device.type != "cpu" or not onednn.is_available() or not known.get(model.dtype):
+    if not known.get(model.dtype):
         return model
     for module in list(model.modules()):
         match type(module).__name__, dict(module.named_children()):

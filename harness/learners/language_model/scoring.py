@@ -64,8 +64,8 @@ def sequence_nll(
     With ``truncate``, tokens that have more than this probability count nothing. With ``anchor``, it is the
     loss towards a reference with these logits, [batch, length, vocab].
 
-    Of many logits no fp32 copy is made, neither here nor by the backward pass: a few tokens' at a time stay
-    in the processor's cache, which on a CPU takes a quarter of the time. Every bit is the same either way.
+    Of more than `FEW` logits no fp32 copy is made, neither here nor by the backward pass: a few tokens' at a
+    time stay in the processor's cache. Every bit is the same either way.
     """
     return by_sequence(token_nll(logits, targets, anchor, reference), truncate)
 
@@ -107,8 +107,8 @@ def token_nll(
 class _TokenLoss(torch.autograd.Function):
     """Nats per token, [tokens, vocab] logits and [tokens] targets to [tokens], some tokens at a time.
 
-    Where they are ``few``, all at once, and their log-probabilities are kept. The gradient of -log p(t) is
-    p - 1 at t and p elsewhere, in three passes over the vocabulary; torch's own takes five.
+    Of ``few`` the log-probabilities are kept. The gradient of -log p(t) is p - 1 at t and p elsewhere, made
+    in the place of log p, which takes fewer passes over the vocabulary than torch's own.
     """
 
     @staticmethod
@@ -140,9 +140,9 @@ class _TokenLoss(torch.autograd.Function):
         for part in _parts(logits):
             if reference is None:
                 logprobs = logits[part].float().log_softmax(dim=-1) if kept is None else kept[part]
-                own = _gradient(logprobs, targets[part], gradient[part])
+                made = _gradient(logprobs, targets[part], gradient[part])
                 if not in_place:
-                    found[part] = own
+                    found[part] = made
                 continue
             with torch.enable_grad():  # the forward pass once more: it is cheaper than to keep what it makes
                 own = logits[part].detach().requires_grad_()

@@ -7,6 +7,8 @@ import contextlib
 import gc
 import logging
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -265,6 +267,20 @@ def test_a_reading_models_layers_are_those_of_torch(architecture: str, dtype: to
     assert layers == (2 if architecture == "gpt2" and has_it else 0)
     assert torch.allclose(found, plain, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
     assert torch.equal(found, plain) == (layers == 0)
+
+
+def test_only_what_reads_has_layers_of_onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that will be fitted keeps the library's layers, which have gradients and a file's names."""
+    from harness.learners.language_model import inference, model
+
+    made = small("gpt2")
+    model.write_model(tmp_path, made.config, model.weights_of(made))
+    section = SimpleNamespace(train=Train(precision="fp32"))
+    monkeypatch.setattr(inference, "fitted", lambda spec: section)
+    reads = inference.Inference(*[SimpleNamespace(models=None)] * 3)  # type: ignore[arg-type]
+    reads.device = torch.device("cpu")
+    for found, layers in ((reads.model(None, tmp_path), 2), (model.model_to_fit(tmp_path, None), 0)):  # type: ignore[arg-type]
+        assert sum(type(part).__name__ == "_LinearGelu" for part in found.modules()) == layers
 
 
 def test_a_compiled_gelu_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -451,8 +451,12 @@ def _distribution(item: CellSpec) -> dict[str, Any]:
 
 def _execution(config: Config, resolved: Resolved) -> Execution:
     """How a cell's work is done."""
-    most = {"micro_batch": config.micro_batch, "sample_batch": config.resources.sampled_together}
-    resources = config.resources.model_copy(update=most)
+    settled = {
+        "micro_batch": config.micro_batch,
+        "sample_batch": config.resources.sampled_together,
+        "zero_stage": config.zero_stage,
+    }
+    resources = config.resources.model_copy(update=settled)
     sizes = {} if resolved.facts is None else batches(config, resolved.facts)
     return Execution(config.experiment, resources, resolved.models, sizes)
 

@@ -329,6 +329,23 @@ def test_kernels_that_an_architecture_lacks_are_refused(tmp_path: Path) -> None:
         check_kernels(section, Resources(attention="sdpa"))
 
 
+@pytest.mark.parametrize(
+    ("ranks", "precision", "given", "used"),
+    [(1, "fp32", None, 0), (1, "bf16", None, 2), (2, "fp32", None, 2), (1, "fp32", 2, 2), (2, "bf16", 0, 0)],
+)
+def test_one_rank_in_fp32_has_no_zero_stage_unless_given(
+    make_config: Make, tmp_path: Path, ranks: int, precision: str, given: int | None, used: int
+) -> None:
+    """Nothing is divided there; what is used is what memory is planned for and what gangs are told."""
+    changes = {"resources.ranks": ranks, "learner.train.precision": precision, "resources.zero_stage": given}
+    prepared, _ = open_prepared(make_config(TEXT, **changes), tmp_path / "root")
+    assert prepared.executions[0].resources.zero_stage == used
+    written_out = {**changes, "resources.zero_stage": used}
+    same, _ = open_prepared(make_config(TEXT, "same.yaml", **written_out), tmp_path / "root")
+    assert checks.memory_of(prepared, 0, gpus=False) == checks.memory_of(same, 0, gpus=False)
+    assert list(prepared.lineage.nodes) == list(same.lineage.nodes)
+
+
 def test_batches_are_the_largest_that_memory_holds(make_config: Make, tmp_path: Path) -> None:
     """Where the configuration leaves them open; a smaller batch takes less of the same estimate."""
     prepared, _ = open_prepared(make_config(TEXT, **{"resources.sample_batch": None}), tmp_path / "root")

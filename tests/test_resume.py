@@ -174,7 +174,9 @@ def test_a_stop_without_time_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"resources.zero_stage": 3}, "flip", "no manifest"])
+@pytest.mark.parametrize(
+    "change", [{"resources.zero_stage": 0}, {"resources.zero_stage": 3}, "flip", "no manifest"]
+)
 def test_a_checkpoint_that_cannot_be_used_starts_a_fit_anew(
     make_config: Make, tmp_path: Path, ranks: Any, eager: None, change: Any
 ) -> None:

@@ -237,6 +237,7 @@ class LearnerPlugin:
         many_ranks: Whether it runs on more than one rank; then it is a `learner` of its own, whose chains run
             one by one.
         micro_batch: Examples per forward pass and rank, from a cell's configuration.
+        zero_stage: DeepSpeed's ZeRO stage, in the same way; None where it does not apply.
         extra: The extra of the harness's package that brings its libraries.
         modules: Their modules.
         seconds_per_example: Rough seconds of a generation per training example, or a function of the numbers
@@ -278,6 +279,7 @@ class LearnerPlugin:
     batchable: bool = True
     many_ranks: bool = False
     micro_batch: Callable[[Any], int] = lambda config: config.resources.micro_batch or 1
+    zero_stage: Callable[[Any], int | None] = lambda config: config.resources.zero_stage
     extra: str = ""
     modules: Sequence[str] = ()
     seconds_per_example: float | Callable[[int], float] = 1e-6

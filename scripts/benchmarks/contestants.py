@@ -79,6 +79,7 @@ def matrix_product(shape, turns):
 
 def harness_fit(shape, turns, compiled=False):
     """The harness's optimizer step."""
+    from harness.components.language_model import usual_stage
     from harness.config.schema import Train
     from harness.learners.language_model.distributed import TorchRanks, device, open_store
     from harness.learners.language_model.engine import Engine
@@ -89,9 +90,10 @@ def harness_fit(shape, turns, compiled=False):
     ranks = TorchRanks(0, 1, store, threads=shape.threads)
     train = Train(batch_size=shape.batch, precision=shape.precision, learning_rate=1e-4)
     model = _harness_model(shape)
-    engine = Engine(model, train, shape.micro_batch, 1, shape.zero_stage, compiled=compiled)
+    stage = usual_stage(1, shape.precision) if shape.zero_stage is None else shape.zero_stage
+    engine = Engine(model, train, shape.micro_batch, 1, stage, compiled=compiled)
     engine.train_mode(True)
-    trainer = Trainer(train, shape.micro_batch, shape.zero_stage, 0, ranks, device())
+    trainer = Trainer(train, shape.micro_batch, stage, 0, ranks, device())
     batch = Examples.full(_written(shape, shape.batch).astype(np.int32))
     turns.ready(shape.steps * batch.values.size)
     step = 0

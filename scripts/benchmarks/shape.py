@@ -18,7 +18,7 @@ class Shape:
         rows: Texts that are sampled at once.
         new: Tokens of a sampled text.
         scored: Examples that a turn scores.
-        zero_stage: DeepSpeed's ZeRO stage.
+        zero_stage: DeepSpeed's ZeRO stage; the harness's own choice when None.
         threads: Threads that compute.
     """
 
@@ -32,7 +32,7 @@ class Shape:
     rows: int = 128
     new: int = 64
     scored: int = 512
-    zero_stage: int = 2
+    zero_stage: int | None = None
     threads: int = 1
 
     @property

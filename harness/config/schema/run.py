@@ -23,7 +23,9 @@ class Resources(Section):
     """What one gang uses."""
 
     ranks: PositiveInt = 1
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """DeepSpeed's ZeRO stage; 2 when null, but 0 for one rank in fp32, where it divides nothing and takes
+    longer."""
     micro_batch: PositiveInt | None = None
     """Examples per forward pass and rank; batch_size / ranks when null, up to 64, or as many as memory
     holds."""
@@ -352,3 +354,8 @@ class Config(Section):
     def micro_batch(self) -> int:
         """Examples per forward pass and rank."""
         return LEARNERS[self.learner.kind].micro_batch(self)
+
+    @property
+    def zero_stage(self) -> int | None:
+        """ZeRO stage; None where it is left open and does not apply."""
+        return LEARNERS[self.learner.kind].zero_stage(self)

@@ -97,7 +97,7 @@ class LanguageModelLearner:
         return Trainer(
             train,
             resources.micro_batch or 1,
-            resources.zero_stage,
+            resources.zero_stage or 0,
             self.inference.bos(spec),
             self.ranks,
             self.inference.device,
@@ -202,7 +202,7 @@ class LanguageModelLearner:
         folder = task.reference or task.init_from
         if fitted(task.spec).train.anchor is None or folder is None:
             return None
-        if self.inference.adapted and folder == _before(task) and self.execution.resources.zero_stage < 3:
+        if self.inference.adapted and folder == _before(task) and self.execution.resources.zero_stage != 3:
             return adapters.Without(model)
         found: Callable[..., Any] = self.inference.model(task.spec, folder)
         self.inference.release()

@@ -40,12 +40,12 @@ def memory_needed(
         length=length,
         bf16=learner.train.precision == "bf16",
         ranks=resources.ranks,
-        stage=resources.zero_stage,
+        stage=config.zero_stage or 0,
         recompute=resources.activation_checkpointing,
         compiled=resources.compile,
         on_gpu=on_gpu,
         trained=facts.trained,
-        reference=_has_reference(learner, resources.zero_stage),
+        reference=_has_reference(learner, config.zero_stage),
         drift=config.evaluate.drift is not None or judged,
     )
     return memory_per_rank(
@@ -80,7 +80,7 @@ def batches(config: Config, facts: ModelFacts) -> dict[str, list[tuple[int, int]
     return found
 
 
-def _has_reference(learner: Any, zero_stage: int) -> bool:
+def _has_reference(learner: Any, zero_stage: int | None) -> bool:
     """Whether a fit holds a second model for ``train.anchor``: not the first one without its adapter."""
     anchor = later_train(learner).anchor
     if anchor is None or learner.adapter is None or zero_stage == 3:

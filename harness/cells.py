@@ -31,8 +31,8 @@ from harness.regimes import recipe
 from harness.registry import named
 from harness.science import (
     KEY_FORMAT,
-    BundledChain,
     CellSpec,
+    Chain,
     DataSpec,
     Lineage,
     Measured,
@@ -244,7 +244,7 @@ def chain_namer(study: Study, specs: Sequence[CellSpec]) -> Callable[[int, int],
     return name
 
 
-def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[BundledChain, ...]]:
+def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Chain, ...]]:
     """The graph of all generations that are run one by one, and the chains that are run in bundles.
 
     Args:
@@ -270,7 +270,7 @@ def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Bund
     for index in identities:
         identities[index] |= _population(study.cells[index], specs, alone)
     chains = tuple(
-        BundledChain(
+        Chain(
             name(index, seed),
             index,
             seed,

@@ -34,7 +34,7 @@ from harness.preparation import DataOf, load_data, teacher_spec
 from harness.records import REAL, Examples, Part, on_a_line
 from harness.regimes import check_supply, recipe
 from harness.registry import named
-from harness.science import BundledChain, CellSpec, Chain, DataSpec, Lineage, key_of
+from harness.science import CellSpec, Chain, DataSpec, Lineage, key_of
 from harness.section import DataSection
 from harness.store import Store
 from harness.store.shared import Making, commit_once
@@ -61,7 +61,7 @@ class Prepared:
     data: tuple[PreparedData, ...]
     specs: tuple[CellSpec, ...]
     lineage: Lineage
-    bundles: tuple[BundledChain, ...]
+    bundles: tuple[Chain, ...]
     models: tuple[ModelFacts | None, ...]
     executions: tuple[Execution, ...]
     others: tuple[tuple[Mapping[str, Any], Examples], ...]

@@ -25,7 +25,7 @@ from harness.learners.analytic.family import (
 )
 from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status, writer_of
-from harness.science import BundledChain, FitSpec, Lineage
+from harness.science import Chain, FitSpec, Lineage
 from harness.store.bundles import CHAIN, CHOICES, GENERATION, PARAMETERS
 from harness.turn import turn
 
@@ -288,7 +288,7 @@ class CellRun:
         columns |= {name: pa.array(values) for name, values in beside.items()}
         self.pieces.append(pa.table({**identity, **columns}))
 
-    def rows(self, chains: Sequence[BundledChain]) -> pa.Table:
+    def rows(self, chains: Sequence[Chain]) -> pa.Table:
         """All rows, with the chains' keys and seeds."""
         whole = pa.concat_tables(self.pieces, promote_options="default")
         place = whole["place"].to_numpy()

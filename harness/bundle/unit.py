@@ -20,7 +20,7 @@ from harness.curation import Sources
 from harness.learners.analytic.learner import versions
 from harness.proc import cpu_device, one_thread
 from harness.records import writer_of
-from harness.science import BundledChain, Node, build
+from harness.science import Chain, Node, build
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Unit:
         jobs: By index: their cells' jobs, and those of the cells that write for them.
     """
 
-    chains: tuple[BundledChain, ...]
+    chains: tuple[Chain, ...]
     jobs: Mapping[int, CellJob]
 
 
@@ -70,7 +70,7 @@ def _order(cells: Mapping[int, CellRun]) -> Iterator[tuple[CellRun, int]]:
 
 def _rows(unit: Unit, cells: Mapping[int, CellRun]) -> pa.Table:
     """The rows of a unit's chains, cell by cell."""
-    by_cell: dict[int, list[BundledChain]] = {}
+    by_cell: dict[int, list[Chain]] = {}
     for chain in unit.chains:
         by_cell.setdefault(chain.cell, []).append(chain)
     tables = [cells[index].rows(chains) for index, chains in by_cell.items()]

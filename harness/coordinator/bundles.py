@@ -24,7 +24,7 @@ from harness.coordinator.shapes import held_back
 from harness.coordinator.summary import IDLE, Display, RunSummary
 from harness.errors import StoreError
 from harness.inventory.slices import MAX_CHAINS, Slice, make_slices, missing
-from harness.science import BundledChain, key_of
+from harness.science import Chain, key_of
 from harness.stop import Stop
 from harness.store import Experiment, Lease, Leases, Store
 from harness.study import Prepared
@@ -53,7 +53,7 @@ class BundleTask:
     commit: str = ""
 
     @property
-    def chains(self) -> list[BundledChain]:
+    def chains(self) -> list[Chain]:
         """Of all slices."""
         return [chain for part in self.slices for chain in part.chains]
 

@@ -18,7 +18,7 @@ from harness.inventory.slices import make_slices
 from harness.inventory.states import WRITER_ENDED, NodeState, lease_holder
 from harness.inventory.stored import Stored
 from harness.records import GenerationView, bundled_record
-from harness.science import BundledChain, Chain
+from harness.science import Chain
 from harness.store import Experiment
 from harness.store.bundles import CHAIN, PARAMETERS, InBundle, taken
 
@@ -27,16 +27,12 @@ class InBundles(Stored):
     """What a store has of bundled chains."""
 
     @property
-    def chains(self) -> Sequence[BundledChain]:
+    def chains(self) -> Sequence[Chain]:
         """Those of the bundles."""
         return self.prepared.bundles
 
-    @cached_property
-    def _keys(self) -> Mapping[str, str]:
-        return {chain.id: chain.key for chain in self.chains}
-
     def _place(self, chain: Chain) -> InBundle | None:
-        return self.look().places.get(self._keys[chain.id])
+        return self.look().places.get(chain.key)
 
     @cached_property
     def _ends(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
@@ -83,7 +79,7 @@ class InBundles(Stored):
 
     def progress(self, chain: Chain) -> tuple[int, NodeState]:
         """All of it, up to where it has ended; or nothing, as a chain that is too short is run anew."""
-        key = self._keys[chain.id]
+        key = chain.key
         if not self.is_complete(chain):
             if key in self._holders:
                 return 0, NodeState("running", self._holders[key])
@@ -100,7 +96,7 @@ class InBundles(Stored):
         place = self._place(chain)
         if place is None or not self.is_complete(chain):
             found = (
-                f", in a bundle: none in the store has its key {self._keys[chain.id]}"
+                f", in a bundle: none in the store has its key {chain.key}"
                 if place is None
                 else f": {place.path.name} has it up to generation {place.generations}"
             )
@@ -135,11 +131,11 @@ class InBundles(Stored):
 
     def generations(self, chain: Chain) -> list[GenerationView]:
         """Its rows as records."""
-        return list(self._views.get(self._keys[chain.id], ())[: chain.generations + 1])
+        return list(self._views.get(chain.key, ())[: chain.generations + 1])
 
     def outcomes(self, chains: Sequence[Chain]) -> pa.Table | None:
         """Their rows."""
-        return self.store.bundles.read([self._keys[chain.id] for chain in chains])
+        return self.store.bundles.read([chain.key for chain in chains])
 
     def rows(self, provenance: bool, keys: bool = True) -> tuple[npt.NDArray[Any], pa.Table]:
         """Columns all the way, for there may be millions."""

@@ -13,7 +13,7 @@ from harness.bundle import CellJob, Unit
 from harness.components import LEARNERS
 from harness.data.analytic import Truth
 from harness.preparation import load_data
-from harness.science import BundledChain
+from harness.science import Chain
 from harness.store import Store
 from harness.store.bundles import InBundle
 from harness.study import Prepared
@@ -52,7 +52,7 @@ class Slice:
     bytes: int
 
     @property
-    def chains(self) -> list[BundledChain]:
+    def chains(self) -> list[Chain]:
         """Of all units."""
         return [chain for unit in self.units for chain in unit.chains]
 
@@ -67,7 +67,7 @@ class Slice:
         return replace(self, units=tuple(units), seconds=self.seconds * share) if units else None
 
 
-def missing(prepared: Prepared, places: Mapping[str, InBundle]) -> list[BundledChain]:
+def missing(prepared: Prepared, places: Mapping[str, InBundle]) -> list[Chain]:
     """The bundled chains that the store has not, or not to their whole length."""
     return [c for c in prepared.bundles if c.key not in places or places[c.key].generations < c.generations]
 
@@ -79,7 +79,7 @@ def make_slices(prepared: Prepared, store: Store) -> list[Slice]:
         prepared: The study.
         store: The store, with the study's data.
     """
-    jobs, by_cell = _jobs(prepared, store), dict[int, list[BundledChain]]()
+    jobs, by_cell = _jobs(prepared, store), dict[int, list[Chain]]()
     # A shorter chain is the beginning of a longer one with its key.
     longest = {chain.key: chain for chain in sorted(prepared.bundles, key=lambda chain: chain.generations)}
     for chain in longest.values():

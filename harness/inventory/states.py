@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from harness.inventory.slices import missing
 from harness.records import Record
-from harness.science import BundledChain, Chain, Node, chain_nodes, cut, ends, reachable
+from harness.science import Chain, Node, chain_nodes, cut, ends, reachable
 from harness.store import Experiment, Leases, Store
 from harness.store.bundles import InBundle
 from harness.study import Prepared
@@ -146,7 +146,7 @@ class Inventory:
         return self.lineage.nodes.keys() - self.exists
 
     @property
-    def missing(self) -> list[BundledChain]:
+    def missing(self) -> list[Chain]:
         """Bundled chains that are not there, or not to their whole length."""
         return missing(self.prepared, self.places)
 

@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 from harness.science.branches import Branch, cut
-from harness.science.graph import (
-    BundledChain,
-    Chain,
-    Lineage,
-    Node,
-    build,
-    chain_nodes,
-    ends,
-    in_order,
-    reachable,
-)
+from harness.science.graph import Chain, Lineage, Node, build, chain_nodes, ends, in_order, reachable
 from harness.science.keys import KEY_FORMAT, canonical_json, chain_id, key_of
 from harness.science.specs import (
     CellSpec,
@@ -30,7 +20,6 @@ from harness.science.specs import (
 
 __all__ = [
     "Branch",
-    "BundledChain",
     "CellSpec",
     "Chain",
     "CorpusSpec",

@@ -87,7 +87,8 @@ class Chain:
         cell: Index of its cell.
         seed: Its seed.
         generations: Index of the last generation.
-        nodes: Of its generations, in order; none where these are not run, kept and found one by one.
+        nodes: Of its generations, in order, where these are run, kept and found one by one.
+        key: Of its science without its length, where it is run, kept and found as a whole: in a bundle.
     """
 
     id: str
@@ -95,17 +96,7 @@ class Chain:
     seed: int
     generations: int
     nodes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundledChain(Chain):
-    """A chain of a cheap learner: run, committed and found as a whole, beside others of its shape.
-
-    Attributes:
-        key: Of its science without its length: what the store knows it by.
-    """
-
-    key: str
+    key: str = ""
 
 
 @dataclass(frozen=True)

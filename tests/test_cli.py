@@ -196,6 +196,9 @@ def test_a_table_is_asked_in_sql(make_config: Make, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"^--sql: .*{said}"):
             ledger.write(rows, "csv", tmp_path / "none", query)
     assert not (tmp_path / "none").exists()
+    for own in (None, "FROM ledger"):  # the disk is full, whoever asks
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            ledger.write(rows, "csv", Path("/dev/full"), own)
 
 
 @pytest.mark.slow

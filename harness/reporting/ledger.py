@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,7 @@ def write(records: Rows, form: str, out: Path, own: str | None = None) -> int:
 
     Raises:
         InputError: The query cannot be answered.
+        OSError: The file cannot be written.
     """
     import duckdb  # a run reads rows, and writes none
 
@@ -97,16 +100,20 @@ def write(records: Rows, form: str, out: Path, own: str | None = None) -> int:
             query = f"SELECT {', '.join(columns)} FROM {TABLE}"
         else:
             connection.register(TABLE, records.to_arrow())  # a query may go over it more than once
-            connection.execute(f"CREATE TEMP TABLE answer AS\n{_selecting(own)}")
+            try:
+                connection.execute(f"CREATE TEMP TABLE answer AS\n{_selecting(own)}")
+            except duckdb.Error as error:
+                raise InputError(f"--sql: {error}") from None
             query = "FROM answer"
         target = str(out).replace("'", "''")
         written = connection.execute(f"COPY ({query}) TO '{target}' {FORMATS[form]}").fetchone()
         assert written is not None
         return int(written[0])
-    except duckdb.Error as error:
-        if own is None:
+    except duckdb.IOException as error:  # a full disk, as everything else says it
+        number = re.search(r'"errno":"(\d+)"', str(error))
+        if number is None:
             raise
-        raise InputError(f"--sql: {error}") from None
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(out)) from None
     finally:
         connection.close()
 

@@ -289,6 +289,21 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         (": data.task.difficulty: found [], expected at least 1 value",),
     ),
     (
+        "what a rule may be",
+        {"data": {"source": "task", "task": {"kind": "rewriting", "rules": [["aa", "B"]]}}},
+        (": data.task.rules.0.1: found 'B', allowed: at most four lower-case letters",),
+    ),
+    (
+        "three parts of a rule",
+        {"data": {"source": "task", "task": {"kind": "rewriting", "rules": [["aa", "b", "c"]]}}},
+        (": data.task.rules.0: found ['aa', 'b', 'c'], expected at most 2 values",),
+    ),
+    (
+        "a field that has the name of its section's kind",
+        {"data": {"kind": "task", "task": {"kind": "boolean"}, "source": "pydoc"}},
+        (": data.task: unknown field; allowed: source", ": data.kind: unknown field"),
+    ),
+    (
         "a section that has the name of its kind",
         {"data": {"source": "task", "task": {"kind": "boolean"}, "template": "none"}},
         (": data.template: needs tokenizer",),

@@ -182,6 +182,7 @@ def _path(data: Any, loc: tuple[int | str, ...], kind: str) -> str:
             if part in data:
                 data = data[str(part)]
             elif not last or kind != "missing":
+                tagged = data  # what is not there is the tag of a section that was taken for it
                 continue
             else:
                 data = None
@@ -229,6 +230,18 @@ def _section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
     return section
 
 
+_OF_NAMES = "letters, digits, '.', '_' and '-', at most {}, starting with a letter or digit"
+_OF_PATTERN: Mapping[str, str] = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": _OF_NAMES.format(64),
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$": _OF_NAMES.format(40),
+    r"^[a-z][a-z0-9_]*$": "lower-case letters, digits and '_', starting with a letter",
+    r"^[a-z]{1,4}$": "one to four lower-case letters",
+    r"^[a-z]{0,4}$": "at most four lower-case letters",
+    r"^[-+*]{1,3}$": "one to three of '-', '+' and '*'",
+}
+"""What a field's pattern says, in words; a pattern without any is shown itself."""
+
+
 def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
     kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
@@ -259,10 +272,8 @@ def _message(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
     if kind == "finite_number":
         return f"found {shown(found)}, must be a finite number"
     if kind == "string_pattern_mismatch":
-        return (
-            f"found {shown(found)}, allowed: letters, digits, '.', '_' and '-', at most 64, starting with a "
-            "letter or digit"
-        )
+        pattern = context["pattern"]
+        return f"found {shown(found)}, allowed: {_OF_PATTERN.get(pattern, f'what has the form {pattern}')}"
     return f"found {'nothing' if found is None else shown(found)}, expected {_expected(detail)}"
 
 
@@ -272,4 +283,6 @@ def _expected(detail: ErrorDetails) -> str:
     if detail["type"] == "too_short":
         least = detail.get("ctx", {}).get("min_length", 1)
         return f"at least {least} {'value' if least == 1 else 'values'}"
+    if detail["type"] == "too_long":
+        return f"at most {detail.get('ctx', {})['max_length']} values"
     return detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")

@@ -381,6 +381,7 @@ def test_what_a_judge_decides_is_known_before_a_run(make_config: Make, tmp_path:
         "nothing": [{"judge": "noisy", "false_reject": 1.0}],
         "alike": [{"judge": "noisy", "false_accept": 1.0, "choose": "best"}],
         "": [
+            {"judge": "self", "choose": "best"},
             {"judge": "noisy", "false_accept": 0.5, "false_reject": 0.5},
             {"judge": "self", "at_least": 0.1},
             {"judge": "noisy", "false_accept": 1.0, "by_lot": True},
@@ -393,6 +394,12 @@ def test_what_a_judge_decides_is_known_before_a_run(make_config: Make, tmp_path:
         said = plan(prepared, Store.read(tmp_path / "absent"), [Capacity(2, 0)]).remarks
     wrong = [DECISIONS[found] for found, _ in cells if found]
     assert all(line.endswith(f": {end}") for line, end in zip(said, wrong, strict=True))
+    best = {"filters": [{"kind": "judge", "judge": "self", "choose": "best"}]}
+    config = make_config(TASK, "one.yaml", **best, **{"learner.sample.per_prompt": 1}, generations=1)
+    prepared, scratch = open_study(config, (), Store.read(tmp_path / "absent"))
+    with scratch:
+        said = plan(prepared, Store.read(tmp_path / "absent"), [Capacity(2, 0)]).remarks
+    assert said == (DECISIONS["alike"],), "the best of one"
 
 
 @pytest.mark.parametrize(

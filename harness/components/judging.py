@@ -156,7 +156,8 @@ class JudgeFilter(Section):
             return "everything"
         if (self.choose == "threshold" and errs == (0, 1)) or (self.choose == "pairs" and self.at_least == 0):
             return "nothing"
-        return "alike" if errs in ((1, 0), (0, 1)) else ""
+        of_one = self.choose == "best" and self.of == 1 and self.least == 0
+        return "alike" if of_one or errs in ((1, 0), (0, 1)) else ""
 
     def check_of(self, of: int, field: str) -> None:
         """Check how many completions of a prompt there are.

@@ -289,6 +289,17 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         (": data.task.difficulty: found [], expected at least 1 value",),
     ),
     (
+        "an override of a wrong form",
+        {"overrides": [{"when": True}]},
+        (": overrides.0.when: found True, expected a section with fields",),
+    ),
+    (
+        "an override that sets nothing",
+        {"overrides": [{"when": {"seed": 0}}]},
+        (": overrides.0.set: is required",),
+    ),
+    ("neither true nor false", {"resources.compile": "x"}, ("found 'x', expected true or false",)),
+    (
         "what a rule may be",
         {"data": {"source": "task", "task": {"kind": "rewriting", "rules": [["aa", "B"]]}}},
         (": data.task.rules.0.1: found 'B', allowed: at most four lower-case letters",),
@@ -355,7 +366,7 @@ def test_bad_input_is_one_message(
 
 def fields_of(section: type[Section], at: str = "") -> list[str]:
     """Dotted fields of a section, and of those within it that are no choice of several."""
-    from harness.config.load import section_classes
+    from harness.config.messages import section_classes
 
     found = []
     for name, info in section.model_fields.items():
@@ -521,7 +532,7 @@ def test_an_override_matches_a_default_that_is_not_spelled_out(make_config: Make
 
 
 def sections(section: type[Section]) -> set[type[Section]]:
-    from harness.config.load import section_classes
+    from harness.config.messages import section_classes
 
     inner = [found for info in section.model_fields.values() for found in section_classes(info.annotation)]
     return {section}.union(*(sections(found) for found in inner if issubclass(found, Section)))

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from harness.config.load import section_classes
+from harness.config.messages import section_classes
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from harness.config.load import check_kinds, section_classes, validate
+from harness.config.load import check_kinds, validate
+from harness.config.messages import message_in, section_classes
 from harness.config.mitigations import AXIS, SECTION, Mitigations, take_axis, take_mitigations
 from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, members
 from harness.config.replaced import check_replaced
@@ -236,7 +237,7 @@ def _overrides(source: Source, items: Any) -> list[Override]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(["overrides", str(index), *(str(part) for part in first["loc"])])
-            raise source.error(where, str(first["msg"]).removeprefix("Value error, ")) from None
+            raise source.error(where, message_in(Override, first)) from None
         for name in (*found[-1].when, *found[-1].set):
             check_name(source, f"overrides.{index}", name)
             if name.split(".")[0] in SHARED_SECTIONS:

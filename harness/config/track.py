@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from harness.components import REGIMES
+from harness.config.messages import message_in
 from harness.config.mitigations import AXIS, SECTION
 from harness.config.schema import Filter, science
 from harness.config.shipped import tracks
@@ -266,14 +267,7 @@ def read_track(path: Path) -> Entered:
         problems = []
         for detail in error.errors():
             field = ".".join(str(part) for part in detail["loc"])
-            message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-            if detail["type"] == "extra_forbidden":
-                message = f"unknown field{nearest(field, Track.model_fields)}"
-            elif detail["type"] == "missing":
-                message = "is required"
-            else:
-                message = f"found {shown(detail['input'])}, expected {message}"
-            problems.append(source.problem(field, message))
+            problems.append(source.problem(field, message_in(Track, detail)))
         raise ConfigError(problems) from None
 
 

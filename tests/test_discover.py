@@ -39,6 +39,12 @@ def test_list_prints_what_there_is_and_refuses_the_rest() -> None:
     assert {row["learner"] for row in found} == set(learners())
     done = harness("list", "lerners")
     assert done.returncode == 2 and "did you mean learners?" in done.stderr
+    offered = " ".join(harness("list", "--help").stdout.replace("│", " ").split())
+    assert all(name in offered for name in LISTS)
+    for name, said in (("quickstrat", "did you mean 'quickstart'?"), ("nothing", "no study of")):
+        done = harness("plan", name)
+        assert done.returncode == 2 and f"found '{name}', which is no file" in done.stderr, done.stderr
+        assert said in done.stderr
     table = harness("list", "metrics").stdout
     assert "test/perplexity" in table and "nats/token" in table and "Shumailov" in table
 
@@ -89,6 +95,8 @@ def test_init_leaves_what_is_there_and_refuses_what_cannot_be(tmp_path: Path) ->
     out = tmp_path / "mine.yaml"
     assert harness("init", "mine", "--learner", "gaussian", "--out", out).returncode == 0
     before = out.read_bytes()
+    done = harness("init", "mine.yaml", "--out", tmp_path / "same.yaml", "--learner", "gaussian")
+    assert done.returncode == 0 and (tmp_path / "same.yaml").read_bytes() == before, "the file's name will do"
     done = harness("init", "mine", "--out", out)
     assert done.returncode == 2 and "is left as it is" in done.stderr and out.read_bytes() == before
     with pytest.raises(InputError, match="--learner: found 'gauss', allowed: language_model, "):

@@ -26,6 +26,7 @@ from harness.reporting.homogenisation import (
     _baseline,
     choose,
     compare,
+    spoken_group,
     table,
     to_csv,
 )
@@ -317,3 +318,13 @@ def test_chains_over_other_real_data_are_not_compared(tmp_path: Path) -> None:
     found = compare(prepared, store)
     assert [result.title for result in found] == ["data.variance 1.0", "data.variance 4.0"]
     assert all(len(result.pairs) == 1 for result in found)
+
+
+def test_groups_are_spoken_of_with_their_values_whole() -> None:
+    """A value may look like a field: 0.5 has a point, and so has the name of a file."""
+    spoken = {
+        "other seed": "other seed",
+        "other learner.sample.temperature: synthetic_ratio 0.5": "other temperature: synthetic ratio 0.5",
+        "other a.b_c, d.e: source my_own.text.txt": "other b c, e: source my_own.text.txt",
+    }
+    assert {group: spoken_group(group) for group in spoken} == spoken

@@ -250,7 +250,7 @@ def track_page(table: TrackTable) -> str:
     columns, heads = _columns(table), []
     for column in columns:
         title = f' title="{safe(column.what)}"' if column.what else ""
-        label, left = safe(column.heading), ' class="left"' if column.style else ""
+        label, left = safe(column.heading), f' class="left {column.style}"' if column.style else ""
         button = f'<button type="button">{label}</button>'
         heads.append(f'<th scope="col" data-key="{safe(column.key)}"{title}{left}>{button}</th>')
     body.append(f"<thead><tr>{''.join(heads)}</tr></thead><tbody>")

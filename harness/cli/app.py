@@ -56,7 +56,13 @@ def config_path(text: str | Path) -> Path:
         return found
     from harness.config.shipped import studies  # not before: it reads the schema
 
-    return studies().get(str(text), found)
+    known = studies()
+    if str(text) not in known and not found.suffix and len(found.parts) == 1:
+        raise InputError(
+            f"CONFIG: found {terminal.shown(str(text))}, which is no file, and no study of `harness list "
+            f"studies`{terminal.nearest(str(text), known)}"
+        )
+    return known.get(str(text), found)
 
 
 ConfigPath = Annotated[

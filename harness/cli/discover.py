@@ -19,7 +19,8 @@ def list_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="learners, filters, regimes, metrics, presets, data, trackers, studies or tracks.",
+            help="learners, objectives, filters, regimes, metrics, presets, data, tasks, trackers, "
+            "studies or tracks.",
         ),
     ],
     json_output: Json = False,
@@ -103,6 +104,7 @@ def init(
     from harness.files import write_atomic
     from harness.inspection.starter import starter
 
+    name = name.removesuffix(".yaml")
     text = starter(name, learner)
     place = Path(f"{name}.yaml") if out is None else out
     if place.exists():

@@ -161,7 +161,9 @@ def report(
     Example: harness report study.yaml --out page
     """
     from harness.inventory.judging import remarks
+    from harness.metrics.catalogue import about
     from harness.reporting import ledger
+    from harness.reporting.baseline import baselines
     from harness.reporting.claims import describe, judge
     from harness.reporting.report import build, variance
     from harness.store import Experiment
@@ -173,12 +175,16 @@ def report(
         rows = ledger.rows(prepared, store, keys=False)
         folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
         try:
-            page = build(prepared, store, rows, folder, progress())
+            known = baselines(prepared, store, rows)
+            page = build(prepared, store, rows, folder, progress(), known)
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
     _print_answers(rows, prepared.study.columns, prepared.study.seeds)
-    for line in remarks(prepared, store):
+    for line in (
+        *(f"{about(found.metric).label}: {found.text}" for found in known if found.warning),
+        *remarks(prepared, store),
+    ):
         terminal.show(line)
     if len(prepared.study.seeds) > 1:
         terminal.show(variance(prepared))

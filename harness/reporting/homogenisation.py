@@ -163,12 +163,14 @@ def _group(prepared: Prepared, a: Chain, b: Chain) -> str:
     return f"other {', '.join(differing) or 'seed'}" + (f": {', '.join(common)}" if common else "")
 
 
-_FIELD = re.compile(r"\b[a-z0-9_]+(?:\.[a-z0-9_]+)+(?=,|:|$)|(?<=[:,] )[a-z0-9_]+(?= )")
+_NAME = re.compile(r"(?:^|(?<=, ))[a-z0-9_]+(?= )")
 
 
 def spoken_group(group: str) -> str:
     """A group of pairs for people: fields by their last part, in words; the CSV has them in full."""
-    return _FIELD.sub(lambda found: found[0].rpartition(".")[2].replace("_", " "), group)
+    differing, colon, common = group.removeprefix("other ").partition(": ")
+    fields = (field.rpartition(".")[2].replace("_", " ") for field in differing.split(", "))
+    return f"other {', '.join(fields)}{colon}" + _NAME.sub(lambda name: name[0].replace("_", " "), common)
 
 
 def _compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from harness.files import write_atomic
 from harness.inventory.judging import remarks
 from harness.inventory.states import failures
 from harness.reporting import claims, distributions, homogenisation, inside
-from harness.reporting.baseline import baselines
+from harness.reporting.baseline import Baseline, baselines
 from harness.reporting.costs import costs, lineage
 from harness.reporting.early import early_table
 from harness.reporting.ledger import cell_value
@@ -39,6 +39,7 @@ def build(
     rows: Iterable[Mapping[str, Any]],
     folder: Path,
     tell: Tell = lambda line: None,
+    baseline: Sequence[Baseline] | None = None,
 ) -> Path:
     """Write the report of an experiment.
 
@@ -48,6 +49,7 @@ def build(
         rows: From `ledger.rows`.
         folder: Where ``report.html`` and ``figures/`` go.
         tell: Is told what is being made.
+        baseline: From `baselines`, where they are known.
 
     Returns:
         The page.
@@ -69,7 +71,7 @@ def build(
         critical=critical_table(rows, axes, seeds),
         samples=samples(prepared, store),
         pictures=pictures(prepared, store, page),
-        baseline=baselines(prepared, store, rows),
+        baseline=baselines(prepared, store, rows) if baseline is None else baseline,
         costs=costs(prepared, store),
         lineage=lineage(prepared),
         worth=worth_lines(prepared, rows),

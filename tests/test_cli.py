@@ -249,6 +249,7 @@ def test_the_report_escapes_what_models_wrote(ranks: Any, make_config: Make, tmp
     assert "test/perplexity by generation" in done.stdout
     untaught = "has learned less than that, and has little to lose"
     assert untaught in page and re.search(f"(?m)^perplexity on real test text: .*{untaught}$", done.stdout)
+    assert ("Text narrows where" in page) == ("its text" in done.stdout)
     # Both chains share generation 0 and have parted in generation 1.
     assert (
         "How alike the corpora are" in page

@@ -395,3 +395,4 @@ def test_the_sections_of_a_grid_in_closed_form(make_config: Make, tmp_path: Path
     page = build_report(prepared, store, rows, tmp_path / "report").read_text()
     for title in ("What a real example is worth", "Has generation 0 learned anything?", "What it has cost"):
         assert title in page
+    assert "What happens" in page and "Text narrows" not in page, "there is no text"

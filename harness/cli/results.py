@@ -174,8 +174,8 @@ def report(
         arrow_gives_back()
         rows = ledger.rows(prepared, store, keys=False)
         folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
+        known = baselines(prepared, store, rows)
         try:
-            known = baselines(prepared, store, rows)
             page = build(prepared, store, rows, folder, progress(), known)
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -58,7 +58,7 @@ def section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
 
 
 _OF_NAMES = "letters, digits, '.', '_' and '-', at most {}, starting with a letter or digit"
-_OF_PATTERN: Mapping[str, str] = {
+OF_PATTERN: Mapping[str, str] = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": _OF_NAMES.format(64),
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$": _OF_NAMES.format(40),
     r"^[a-z][a-z0-9_]*$": "lower-case letters, digits and '_', starting with a letter",
@@ -76,8 +76,11 @@ def message_in(section: type[BaseModel], detail: ErrorDetails) -> str:
     for part in detail["loc"][:-1]:
         info = section.model_fields.get(str(part))
         section = next(iter(section_classes(info.annotation)), section) if info else section
-    allowed = list(section.model_fields)
-    return f"unknown field{nearest(str(detail['loc'][-1]), allowed)}; allowed: {', '.join(allowed)}"
+    return _unknown(str(detail["loc"][-1]), section.model_fields)
+
+
+def _unknown(name: str, allowed: Iterable[str]) -> str:
+    return f"unknown field{nearest(name, allowed)}; allowed: {', '.join(allowed)}"
 
 
 def message_at(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
@@ -86,8 +89,9 @@ def message_at(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
     if kind == "extra_forbidden":
         parent, _, name = path.rpartition(".")
         section = section_at(data, parent)
-        allowed = [*section.model_fields, *(TOP_LEVEL_EXTRA if not parent else ())] if section else []
-        return f"unknown field{nearest(name, allowed)}; allowed: {', '.join(allowed)}"
+        return _unknown(
+            name, [*section.model_fields, *(() if parent else TOP_LEVEL_EXTRA)] if section else []
+        )
     if kind == "missing":
         return (
             f"found {shown(found)}, expected more values"
@@ -112,7 +116,7 @@ def message_at(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
         return f"found {shown(found)}, must be a finite number"
     if kind == "string_pattern_mismatch":
         pattern = context["pattern"]
-        return f"found {shown(found)}, allowed: {_OF_PATTERN.get(pattern, f'what has the form {pattern}')}"
+        return f"found {shown(found)}, allowed: {OF_PATTERN.get(pattern, f'what has the form {pattern}')}"
     return f"found {'nothing' if found is None else shown(found)}, expected {_expected(detail)}"
 
 

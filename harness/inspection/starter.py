@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from harness.components import DATA_KINDS, LEARNERS, REGIMES
 from harness.config.described import Described, fields, first_line
+from harness.config.messages import OF_PATTERN
 from harness.config.schema import Config, Evaluate, Regime, Resources, Retention, Tracking
 from harness.errors import InputError
 from harness.inspection.components import learners
@@ -44,10 +45,7 @@ def starter(name: str, learner: str) -> str:
         part.pattern for part in Config.model_fields["experiment"].metadata if hasattr(part, "pattern")
     )
     if not re.match(pattern, name):
-        raise InputError(
-            f"NAME: found {shown(name)}, allowed: letters, digits, '.', '_' and '-', at most 64, starting "
-            "with a letter or digit"
-        )
+        raise InputError(f"NAME: found {shown(name)}, allowed: {OF_PATTERN[pattern]}")
     section, component = kinds[learner], LEARNERS[learner]
     of_others = {name for kind in REGIMES for name in REGIMES[kind].uses} - {*REGIMES["replace"].uses}
     data = DATA_KINDS[component.reads[0]]

@@ -37,8 +37,9 @@ class Execution:
         resources: What a gang uses; ``micro_batch``, ``sample_batch`` and, where it applies, ``zero_stage``
             are numbers.
         models: Content of a pretrained model to where it lies: the name and revision, or the folder.
-        batches: For these two, where the configuration leaves them open, the sizes that may be used, the
-            largest first, each with the bytes that a rank then holds besides the libraries.
+        batches: For ``micro_batch`` and ``sample_batch``, where the configuration leaves them open, the sizes
+            that may be used, the largest first, each with the bytes that a rank then holds besides the
+            libraries.
     """
 
     experiment: str

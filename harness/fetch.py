@@ -18,7 +18,8 @@ from typing import Any
 from harness.components import FILTERS, LEARNERS
 from harness.config.grid import Study
 from harness.config.schema import Config, PretrainedTokenizer
-from harness.data.hub import Caches, load_hub, offline, prepared_folder
+from harness.data.hub import Caches, load_hub, prepared_folder
+from harness.data.reach import offline, unreached
 from harness.data.tokenizers import pretrained_fingerprint
 from harness.errors import DataError, reason_of
 from harness.registry import named
@@ -244,6 +245,8 @@ def fetch(study: Study, cache: Path | None, say: Callable[[str], None]) -> list[
             "fetch needs the hub, but HF_HUB_OFFLINE, HF_DATASETS_OFFLINE or TRANSFORMERS_OFFLINE is set; "
             "unset it"
         )
+    if items and (why := unreached()):
+        raise DataError(f"fetch needs the hub, which cannot be reached ({why})")
     found = []
     for item in items:
         before = _place(item, caches)

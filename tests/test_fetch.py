@@ -356,6 +356,7 @@ def test_a_hub_that_cannot_be_reached(hub: Hub, make_config: Make, tmp_path: Pat
     settings = environment(hub, tmp_path / "cache") | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     done = harness("fetch", config, **settings)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "fetch needs the hub, which cannot be reached (ConnectError: " in done.stderr
     done = harness("fetch", config, **settings, HF_HUB_OFFLINE="1")
     assert done.returncode == 2 and "HF_HUB_OFFLINE" in done.stderr and "unset it" in done.stderr
     done = harness("fetch", make_config(TEXT, "local.yaml"), **settings)

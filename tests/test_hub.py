@@ -8,14 +8,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from classifiers import write_classifier
 from conftest import TEXT, Make, harness, harness_each
 from hub_endpoint import REQUEST, SHA, Hub, environment
+from huggingface_hub import constants
 
-from harness.config.schema import Model
-from harness.data.hub import Caches
+from harness.config.schema import Model, PretrainedTokenizer
+from harness.data import reach
+from harness.data.hub import Caches, load_hub
+from harness.data.tokenizers import load_pretrained
+from harness.errors import DataError
 from harness.learners.language_model.converted import with_safetensors
+from harness.learners.language_model.identity import pretrained_identity
 
 pytestmark = pytest.mark.ray
 
@@ -263,6 +269,41 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     model = Model(pretrained="lab/never-asked-before")
     assert with_safetensors(model, Caches.under(tmp_path)) == model and not slept
+
+
+def test_one_question_for_all_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Models, tokenizers and data: no library asks by itself, and each message says what to do."""
+    asked: list[str] = []
+
+    def refuse(self: httpx2.HTTPTransport, request: httpx2.Request) -> httpx2.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        raise httpx2.ConnectError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr(httpx2.HTTPTransport, "handle_request", refuse)
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    reach._asked.cache_clear()
+    reach.tell_unreached.cache_clear()
+    told = (
+        "cannot be reached (ConnectError: [Errno 111] Connection refused), and the cache has it not: run "
+        "`harness fetch CONFIG` where there is a network"
+    )
+    model = Model(pretrained="lab/nowhere")
+    with pytest.raises(
+        DataError, match=re.escape(f"'lab/nowhere' is no folder, and no model (the hub {told}")
+    ):
+        pretrained_identity(model)
+    with pytest.raises(DataError, match=re.escape(told)):
+        load_pretrained(PretrainedTokenizer(kind="pretrained", name="lab/nowhere"))
+    with pytest.raises(DataError, match="hf:lab/nowhere is not in .* run `harness fetch CONFIG` first"):
+        load_hub("hf:lab/nowhere", None)
+    assert with_safetensors(model, Caches.under(tmp_path)) == model
+    assert asked == ["HEAD /"] and not slept
+    assert capsys.readouterr().err.count("looking into its cache") == 1
+    assert not constants.HF_HUB_OFFLINE, "what else this process asks of the hub is not ours to stop"
+    reach._asked.cache_clear()
 
 
 def test_chats_of_the_hub_keep_their_splits_and_share_no_prompt(

@@ -343,6 +343,7 @@ class TestHub:
         about = huggingface_hub.DatasetInfo(
             id="lab/pictures", sha="0" * 40, siblings=[], tags=[], downloads=0, likes=0, private=False
         )
+        monkeypatch.setattr("harness.data.hub.unreached", lambda: "")
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: about)
         monkeypatch.setattr(datasets, "load_dataset", load)
         yield pixels

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from harness.components.filters import ClassifierFilter
 from harness.curation.detector import calibrated, chosen
+from harness.data.reach import asking, hub_error
 from harness.errors import DataError, LearnerError, reason_of
 from harness.files import file_sha256, no_folder
 from harness.records import Examples
@@ -146,12 +147,11 @@ def _folder(name: str, revision: str | None, field: str) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        with asking(name):
+            found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES))
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
-        reason = f"{type(error).__name__}: {reason_of(error)}"
-        raise DataError(
-            f"{field}: {shown(name)} is no folder, and the hub cannot give it ({reason})"
-        ) from None
+        raise DataError(f"{field}: {shown(name)} is no folder, and no model ({hub_error(error)})") from None
+    return Path(found)
 
 
 @cache

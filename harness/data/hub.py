@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import terminal
+from harness.data.reach import hub_error, offline, tell_unreached, unreached
 from harness.errors import DataError, reason_of
 from harness.files import write_atomic
 from harness.section import HUB
@@ -84,15 +83,6 @@ class Caches:
             )
         except OSError:
             return None
-
-
-def offline() -> bool:
-    """Whether the hub must not be asked.
-
-    ``HF_HUB_OFFLINE``, ``HF_DATASETS_OFFLINE`` or ``TRANSFORMERS_OFFLINE``.
-    """
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
 def hub_names(source: str) -> list[tuple[str, str | None]]:
@@ -168,9 +158,7 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
         return _cached(source, revision, "the hub is offline")
     found = _ask(source, revision)
     if isinstance(found, str):
-        terminal.show(
-            f"the hub cannot be asked about {source} ({found}); looking for it in the cache", sys.stderr
-        )
+        tell_unreached(found)
         return _cached(source, revision, f"the hub cannot be asked ({found})")
     repo, configuration, commit = found
     import datasets
@@ -179,10 +167,7 @@ def load_hub(source: str, revision: str | None) -> Mapping[str, Any]:
     try:
         loaded: Mapping[str, Any] = datasets.load_dataset(repo, configuration, revision=revision)
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
-        reason = reason_of(error)
-        raise DataError(
-            f"data.source: {source} cannot be loaded ({type(error).__name__}: {reason})"
-        ) from None
+        raise DataError(f"data.source: {source} cannot be loaded ({hub_error(error)})") from None
     places = {Path(file["filename"]).parent.name for rows in loaded.values() for file in rows.cache_files}
     # the library takes what it has in its cache where the hub fails in the middle of it
     if places - {commit}:
@@ -211,7 +196,10 @@ def _ask(source: str, revision: str | None) -> tuple[str, str | None, str] | str
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-    for repo, configuration in hub_names(source):
+    names = hub_names(source)
+    if why := unreached():
+        return why
+    for repo, configuration in names:
         try:
             about = huggingface_hub.HfApi().dataset_info(repo, revision=revision)
             Caches.default().note_name(repo, about.id)

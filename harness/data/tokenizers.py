@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import BpeTokenizer, PretrainedTokenizer
+from harness.data.reach import asking, hub_error
 from harness.data.remembered import Note
-from harness.errors import DataError, reason_of
+from harness.errors import DataError
 from harness.files import file_sha256, no_folder, refuse_pointer, refuse_special
 from harness.proc import installed_version
 from harness.terminal import shown
@@ -81,7 +82,8 @@ def _tokenizer_files(config: PretrainedTokenizer) -> str | dict[str, str] | None
         import huggingface_hub
 
         try:
-            path = huggingface_hub.hf_hub_download(config.name, TOKENIZER, revision=config.revision)
+            with asking(config.name):
+                path = huggingface_hub.hf_hub_download(config.name, TOKENIZER, revision=config.revision)
         except Exception:  # whatever it is, who opens the tokenizer will say it
             return None
         return f"{config.name}@{Path(path).parent.name}"
@@ -119,13 +121,14 @@ def load_pretrained(config: PretrainedTokenizer) -> Any:
             except OSError as error:
                 raise DataError(f"data.tokenizer.name: {path} cannot be read: {error.strerror}") from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.name, revision=config.revision, trust_remote_code=False
-        )
+        with asking(config.name):
+            tokenizer = AutoTokenizer.from_pretrained(
+                config.name, revision=config.revision, trust_remote_code=False
+            )
     except Exception as error:
         # the libraries raise what their parsers and transports raise; the user needs one line
-        reason = reason_of(error) or type(error).__name__
-        raise DataError(f"data.tokenizer.name: {shown(config.name)} cannot be loaded ({reason})") from None
+        why = hub_error(error)
+        raise DataError(f"data.tokenizer.name: {shown(config.name)} cannot be loaded ({why})") from None
     if not tokenizer.is_fast:
         raise DataError(f"data.tokenizer.name: {shown(config.name)} has no fast tokenizer (tokenizer.json)")
     return tokenizer

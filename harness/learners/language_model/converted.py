@@ -17,7 +17,8 @@ from typing import cast
 
 from harness.components.model import resolve_model
 from harness.config.schema import Config, LanguageModel, Model
-from harness.data.hub import Caches, offline
+from harness.data.hub import Caches
+from harness.data.reach import offline, unreached
 from harness.files import write_atomic
 from harness.learners.language_model.facts import needs_weights
 from harness.learners.language_model.weights import INDEX, WEIGHTS
@@ -70,7 +71,8 @@ def _converted(name: str, revision: str | None, caches: Caches) -> str | None:
     place = "@".join(part.replace("/", "--") for part in (name, revision) if part)
     note = caches.datasets / "converted" / place
     known = _noted(note)
-    if offline() or (known and revision and re.fullmatch("[0-9a-f]{40}", revision)):
+    settled = known and revision and re.fullmatch("[0-9a-f]{40}", revision)
+    if offline() or settled or unreached():
         return known
     # whatever the transport raises: who loads the model says what is wrong with the hub
     with contextlib.suppress(Exception):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.schema import Model
-from harness.errors import DataError, reason_of
+from harness.data.reach import asking, hub_error
+from harness.errors import DataError
 from harness.files import file_sha256, no_folder
 from harness.learners.language_model.weights import CONFIG, INDEX, WEIGHTS, read_plain
 from harness.terminal import shown
@@ -57,14 +58,10 @@ def pretrained_identity(model: Model) -> Pretrained:
     import huggingface_hub
 
     try:
-        path = Path(huggingface_hub.hf_hub_download(name, CONFIG, revision=model.revision))
+        with asking(name):
+            path = Path(huggingface_hub.hf_hub_download(name, CONFIG, revision=model.revision))
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
-        reason = reason_of(error)
-        message = (
-            f"{FIELD}: {shown(name)} is no folder, and the hub cannot give it ({type(error).__name__}: "
-            f"{reason})"
-        )
-        raise DataError(message) from None
+        raise DataError(f"{FIELD}: {shown(name)} is no folder, and no model ({hub_error(error)})") from None
     return Pretrained(f"hub:{name}@{path.parent.name}", read_plain(path, FIELD), path.parent.name)
 
 

@@ -25,7 +25,8 @@ from transformers.utils import logging
 
 from harness.components.model import resolve_model
 from harness.config.schema import Model
-from harness.errors import DataError, LearnerError, reason_of
+from harness.data.reach import asking, hub_error
+from harness.errors import DataError, LearnerError
 from harness.files import write_atomic
 from harness.learners.language_model.behaviour import report
 from harness.learners.language_model.cuda import align_head
@@ -108,9 +109,10 @@ def pretrained_config(model: Model) -> PretrainedConfig:
     """
     place = _place(model)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            place, revision=_revision(model), trust_remote_code=False
-        )
+        with asking(place):
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                place, revision=_revision(model), trust_remote_code=False
+            )
     except Exception as error:
         # unknown kinds, fields of the wrong type, what a transport raises: the user needs one line
         raise DataError(_unloadable(model, error)) from None
@@ -143,8 +145,7 @@ def _revision(model: Model) -> str | None:
 
 
 def _unloadable(model: Model, error: Exception) -> str:
-    reason = reason_of(error) or type(error).__name__
-    return f"learner.model.pretrained: {shown(model.pretrained)} cannot be loaded ({reason})"
+    return f"learner.model.pretrained: {shown(model.pretrained)} cannot be loaded ({hub_error(error)})"
 
 
 def new_model(
@@ -197,15 +198,16 @@ def pretrained_model(model: Model, vocab_size: int, keep: Keep | None = None) ->
         if found is not None:
             return fuse_activations(found)
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            place,
-            revision=_revision(model),
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with asking(place):
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                place,
+                revision=_revision(model),
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except Exception as error:  # what the library, safetensors or a transport raises: the user needs one line
         raise DataError(_unloadable(model, error)) from None
     wrong = report(info)

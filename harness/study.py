@@ -89,7 +89,7 @@ class Prepared:
         return dict(self.cell(chain).axes)
 
     def find_chain(self, name: str) -> Chain:
-        """The chain with an id, or the only one whose id begins so.
+        """The chain with an id, or the only one whose id begins so; of a study of one chain that one.
 
         Raises:
             InputError: There is none, or more than one.
@@ -102,8 +102,10 @@ class Prepared:
             return found[0]
         known = [f"{chain.id} ({self._label(chain)})" for chain in (found or chains)[:12]]
         more = ", ..." if len(found or chains) > 12 else ""
-        what = "several chains begin with" if found else "there is no chain"
-        raise InputError(f"--chain: {what} {shown(name)}; allowed: {', '.join(known)}{more}")
+        what = f"several chains begin with {shown(name)}" if found else f"there is no chain {shown(name)}"
+        if not name:
+            what = "there are several chains, and none is named (`harness status` lists them)"
+        raise InputError(f"--chain: {what}; allowed: {', '.join(known)}{more}")
 
     def _label(self, chain: Chain) -> str:
         axes = self.axes(chain)

@@ -61,6 +61,11 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return some if len(names) <= most else f"{some} and {len(names) - most} more"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, in words: one has no s."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` or nothing: what is spelled nearly so, or is a part of it between ``_``."""
     from difflib import get_close_matches

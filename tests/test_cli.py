@@ -108,6 +108,15 @@ def test_the_root_comes_from_the_environment_too(make_config: Make, tmp_path: Pa
     assert json.loads(done.stdout)["generations_stored"] == 4
 
 
+def test_a_plan_in_words(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN, resources={"ranks": 1}), tmp_path / "root"
+    words = harness("plan", config, "--root", root).stdout
+    assert "1 cell, 1 chain\n" in words and " 1 rank x 1 CPU, 1 cell, " in words, words
+    assert "less than a second on 1 machine, and some seconds to start and end\n" in words, words
+    run_all(config, root)
+    assert "wall time       none: the store has all of it\n" in harness("plan", config, "--root", root).stdout
+
+
 def test_plan_json_has_the_names_that_scripts_rely_on(make_config: Make, tmp_path: Path) -> None:
     done = harness("plan", make_config(TEXT), "--root", tmp_path / "absent", "--json")
     found = json.loads(done.stdout)

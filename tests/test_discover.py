@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from conftest import ROOT, TEXT, Make, harness
 
+from harness.cli.app import config_names
 from harness.components import LEARNERS
 from harness.config import expand, load_file
 from harness.config.shipped import studies, summary
@@ -103,6 +105,20 @@ def test_init_leaves_what_is_there_and_refuses_what_cannot_be(tmp_path: Path) ->
         starter("mine", "gauss")
     with pytest.raises(InputError, match="NAME: found '../mine'"):
         starter("../mine", "gaussian")
+
+
+def test_shells_complete_studies_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "quick.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert config_names("quick") == ["quick.yaml", "quickstart"]
+    assert config_names("papers/small/kazdan_g") == ["papers/small/kazdan_gaussian"]
+    assert config_names("quick.") == [], "then the shell completes files itself, in any folder"
+    words = {"_HARNESS_COMPLETE": "complete_bash", "COMP_WORDS": "harness plan papers/dohmatob_r"}
+    script = shutil.which("harness") or "harness"
+    told = subprocess.run(
+        [script], env={**os.environ, **words, "COMP_CWORD": "2"}, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["papers/dohmatob_regression"]
 
 
 def test_shipped_studies_say_what_they_are() -> None:

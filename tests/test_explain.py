@@ -127,6 +127,9 @@ def test_a_chain_is_named_by_how_its_id_begins(make_config: Make, tmp_path: Path
         prepared.find_chain("zz")
     with pytest.raises(InputError, match="several chains"):
         prepared.find_chain("")
+    alone, scratch = open_study(config, ("grid.seed=[1]",), Store.read(tmp_path / "none"))
+    scratch.cleanup()
+    assert alone.find_chain("") == second, "of one chain no name is needed"
 
 
 @pytest.mark.slow

@@ -65,11 +65,24 @@ def config_path(text: str | Path) -> Path:
     return known.get(str(text), found)
 
 
+def config_names(incomplete: str) -> list[str]:
+    """How a shell may go on with a study: shipped ones, and files of this folder.
+
+    Empty where no shipped study is called so: then shells complete all files by themselves.
+    """
+    from harness.config.shipped import studies
+
+    known = [name for name in studies() if name.startswith(incomplete)]
+    files = [path.name for path in Path().glob("*.yaml") if path.name.startswith(incomplete)]
+    return known and sorted(files) + known
+
+
 ConfigPath = Annotated[
     Path,
     typer.Argument(
         metavar="CONFIG",
         parser=config_path,
+        autocompletion=config_names,
         help="The study's YAML file, or its name in harness list studies.",
         show_default=False,
     ),
@@ -80,6 +93,15 @@ Assignments = Annotated[
 ]
 Root = Annotated[
     Path, typer.Option("--root", envvar="HARNESS_ROOT", metavar="PATH", parser=path, help="The store.")
+]
+ChainName = Annotated[
+    str,
+    typer.Option(
+        "--chain",
+        metavar="ID",
+        help="A chain's id, or how it begins (`harness status CONFIG` lists them); of one chain not needed.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 DEFAULT_ROOT = Path("runs")

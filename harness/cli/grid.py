@@ -20,6 +20,7 @@ from harness.cli.app import (
     DEFAULT_ROOT,
     EXIT_STOPPED,
     Assignments,
+    ChainName,
     ConfigPath,
     Json,
     Root,
@@ -34,9 +35,11 @@ from harness.errors import GangError, InputError, ResourceError
 from harness.imports import arrow_without_pandas
 from harness.ray_access import check_ray
 from harness.stop import Stop
+from harness.terminal import counted
 
 if TYPE_CHECKING:
     from harness.coordinator.summary import RunSummary
+    from harness.inspection.planner import PlanSummary
     from harness.store import Store
     from harness.study import Prepared
 
@@ -205,9 +208,7 @@ def plan(
     if json_output:
         print_json(asdict(found))
         return
-    from harness.coordinator.display import duration
-
-    terminal.show(f"{found.experiment}: {found.cells} cells, {found.chains} chains")
+    terminal.show(f"{found.experiment}: {counted(found.cells, 'cell')}, {counted(found.chains, 'chain')}")
     terminal.show(
         f"generations     {found.generations_requested} asked for, {found.generations_unique} after sharing "
         f"({found.fits_unique} fits), {found.generations_stored} in the store, "
@@ -217,9 +218,11 @@ def plan(
         terminal.show(f"data            {_read(data)}")
     for shape in found.shapes:
         device = f"{shape['gpus']} GPU" if shape["gpus"] else f"{shape['cpus']} CPU"
+        memory = shape["memory_per_rank_bytes"] / 2**30
+        about = f", about {memory:.2f} GiB of memory a rank" if memory >= 0.01 else ""
         terminal.show(
-            f"gang            {shape['ranks']} rank(s) x {device}, {shape['cells']} cells, about "
-            f"{shape['memory_per_rank_bytes'] / 2**30:.2f} GiB of memory a rank, {shape['at_once']} at once"
+            f"gang            {counted(shape['ranks'], 'rank')} x {device}, {counted(shape['cells'], 'cell')}"
+            f"{about}, {shape['at_once']} at once"
         )
     for line in found.held_back:
         terminal.show(f"memory          {line}")
@@ -229,10 +232,18 @@ def plan(
         terminal.show(f"judge           {remark}")
     if found.weights_gone:
         terminal.show(f"weights         {_gone(found.weights_gone)}")
-    terminal.show(
-        f"wall time       {duration(found.wall_s)} on {nodes} machine(s), gangs idle or starting "
-        f"{100 * found.idle_share:.0f} % of it"
-    )
+    terminal.show(f"wall time       {_wall(found, nodes)}")
+
+
+def _wall(found: PlanSummary, nodes: int) -> str:
+    """How long the run would take, in one line."""
+    from harness.coordinator.display import duration
+
+    if found.generations_stored == found.generations_unique:
+        return "none: the store has all of it"
+    gangs = f"; gangs idle or starting {100 * found.idle_share:.0f} % of it" if found.branches else ""
+    took = duration(found.wall_s) if found.wall_s >= 1 else "less than a second"
+    return f"{took} on {counted(nodes, 'machine')}, and some seconds to start and end{gangs}"
 
 
 def _gone(fits: int) -> str:
@@ -300,9 +311,7 @@ def status(
 @app.command(rich_help_panel="A study")
 def explain(
     config: ConfigPath,
-    chain: Annotated[
-        str, typer.Option(help="A chain's id, or how it begins (see status).", show_default=False)
-    ],
+    chain: ChainName = "",
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     json_output: Json = False,

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from harness import terminal
-from harness.cli.app import DEFAULT_ROOT, Json, Root, app, config_path, path, prepare, print_json
+from harness.cli.app import (
+    DEFAULT_ROOT,
+    Json,
+    Root,
+    app,
+    config_names,
+    config_path,
+    path,
+    prepare,
+    print_json,
+)
 
 reference = typer.Typer(help="Curated real text that studies and tracks can name.", no_args_is_help=True)
 app.add_typer(reference, name="reference", rich_help_panel="A study")
@@ -30,6 +40,7 @@ def build(
         typer.Option(
             metavar="CONFIG",
             parser=config_path,
+            autocompletion=config_names,
             help="A study with whose training text it is compared; repeatable.",
         ),
     ] = None,

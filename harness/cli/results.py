@@ -16,11 +16,13 @@ from harness import terminal
 from harness.cli.app import (
     DEFAULT_ROOT,
     Assignments,
+    ChainName,
     ConfigPath,
     Json,
     Root,
     app,
     cell,
+    config_names,
     config_path,
     existing_store,
     path,
@@ -196,7 +198,10 @@ def report(
 @app.command(rich_help_panel="Results")
 def compare(
     configs: Annotated[
-        list[Path], typer.Argument(metavar="CONFIG...", parser=config_path, help="Two studies or more.")
+        list[Path],
+        typer.Argument(
+            metavar="CONFIG...", parser=config_path, autocompletion=config_names, help="Two studies or more."
+        ),
     ],
     root: Annotated[
         list[Path] | None,
@@ -319,9 +324,9 @@ def _print_table(summary: dict[str, Any]) -> None:
 @app.command(rich_help_panel="Results")
 def pull(
     config: ConfigPath,
-    chain: Annotated[str, typer.Option(help="The chain's id, or how it begins (harness status lists them).")],
     generation: Annotated[int, typer.Option(min=0, help="Which generation.")],
     to: Annotated[Path, typer.Option(parser=path, metavar="DIR", help="A new folder.")],
+    chain: ChainName = "",
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     json_output: Json = False,

@@ -213,8 +213,8 @@ def _check_memory(prepared: Prepared, options: Options, partitions: Mapping[str,
 def _tell(job: str, options: Options, work: Work, folder: Path) -> None:
     shape = f"array of {options.tasks} allocations" if options.array else "one allocation"
     terminal.show(
-        f"job {job}: {shape}, {options.nodes} node(s) each, {work.left} generations to compute (files: "
-        f"{folder})"
+        f"job {job}: {shape}, {terminal.counted(options.nodes, 'node')} each, {work.left} generations to "
+        f"compute (files: {folder})"
     )
 
 

@@ -431,7 +431,7 @@ COMPONENT = LearnerPlugin(
     names_examples=True,
     example={
         "model": {"preset": "micro"},
-        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 4e-3, "warmup_ratio": 0.2},
+        "train": {"epochs": 4, "batch_size": 16, "learning_rate": 4e-3, "warmup_ratio": 0.2},
     },
     seeds=1,
 )

@@ -118,7 +118,7 @@ KIND = DataKind(
         "source": "python-docs",
         "tokenizer": {"kind": "bpe", "vocab_size": 512},
         "block_size": 64,
-        "num_examples": 400,
+        "num_examples": 1600,
     },
 )
 NAMED: Mapping[str, DataPlugin] = {

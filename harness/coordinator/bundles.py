@@ -28,6 +28,7 @@ from harness.science import Chain, key_of
 from harness.stop import Stop
 from harness.store import Experiment, Lease, Leases, Store
 from harness.study import Prepared
+from harness.terminal import counted
 
 TASK_S = (1.0, 20.0)
 """Least and most estimated seconds of a task: what a kill costs, and what a commit costs."""
@@ -319,7 +320,9 @@ class BundleRun:
             self.left -= {chain.key for chain in task.chains} - set(found.failed)
             cells = len({chain.cell for chain in task.chains})
             done, total = len(self.prepared.bundles) - len(self.left), len(self.prepared.bundles)
-            self.display.line(f"[{done}/{total} chains] {len(task.chains)} in bundles of {cells} cell(s)")
+            self.display.line(
+                f"[{done}/{total} chains] {len(task.chains)} in bundles of {counted(cells, 'cell')}"
+            )
         for part in task.slices:
             self._close(part.key)
 

@@ -30,6 +30,7 @@ from harness.errors import GangError, ResourceError, reason_of
 from harness.proc import kill, usable_cpus
 from harness.ray_access import FOLDER, LOOPBACK, TOKEN, joining_tokens, own_token, write_token
 from harness.stop import Stop
+from harness.terminal import counted
 
 WATCH_S = 1.0
 """Seconds between looks at Ray's own processes."""
@@ -311,8 +312,8 @@ def _await_machines(place: RayPlace, stop: Stop | None) -> None:
             raise GangError("stopped before all machines of this run had joined")
         if time.monotonic() > deadline:
             raise GangError(
-                f"after {place.wait_s:.0f} s Ray has {len(found)} machine(s) with {cpus:g} CPUs and {gpus:g} "
-                f"GPUs; there should be {place.nodes} with {place.cpus:g} and {place.gpus:g}"
+                f"after {place.wait_s:.0f} s Ray has {counted(len(found), 'machine')} with {cpus:g} CPUs and "
+                f"{gpus:g} GPUs; there should be {place.nodes} with {place.cpus:g} and {place.gpus:g}"
             )
         time.sleep(JOIN_LOOK_S)
 

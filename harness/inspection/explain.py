@@ -16,6 +16,7 @@ from harness.science import Chain, Node
 from harness.store import Store
 from harness.store.store import AnyKind
 from harness.study import Prepared
+from harness.terminal import counted
 
 Reason = Literal[
     "committed",
@@ -205,7 +206,7 @@ class Explainer:
         same_kind.sort(key=lambda item: (len(_leaves(wanted).items() ^ _leaves(item[1]).items()), item[0]))
         options = [(key, self._fit_differences(spec, wanted, DEPTH)) for key, spec in same_kind[:NEAREST]]
         best = min(options, key=lambda option: (len(option[1]), option[0]))
-        detail = f"will run: the nearest stored generation differs in {len(best[1])} field(s)"
+        detail = f"will run: the nearest stored generation differs in {counted(len(best[1]), 'field')}"
         return Explanation(node.generation, "changed", detail, best[0], tuple(best[1]))
 
     def _fit_differences(

@@ -49,6 +49,7 @@ def starter(name: str, learner: str) -> str:
     section, component = kinds[learner], LEARNERS[learner]
     of_others = {name for kind in REGIMES for name in REGIMES[kind].uses} - {*REGIMES["replace"].uses}
     data = DATA_KINDS[component.reads[0]]
+    last = 20 if component.batchable else 3  # what is fitted in closed form costs next to nothing
     lines = [
         f"# Study {name}: {first_line(section)}",
         f"# `harness plan {name}.yaml` says what it costs, `harness run {name}.yaml` runs it, or what is "
@@ -62,12 +63,12 @@ def starter(name: str, learner: str) -> str:
         *_block(section, {"kind": learner, **component.example}, "  "),
         "regime:",
         *_block(Regime, {"kind": "replace", "synthetic_ratio": 1.0}, "  ", left_out=of_others),
-        "generations: 3  # the last one: generations 0 to 3 are fitted",
+        f"generations: {last}  # the last one: generations 0 to {last} are fitted",
         "grid:  # every combination is run; any field can be an axis",
         "  regime.synthetic_ratio: [0.5, 1.0]",
         f"  seed: {{from: 0, count: {component.seeds}}}",
         "# overrides:  # what a part of the grid needs",
-        "#   - {when: {regime.synthetic_ratio: 1.0}, set: {generations: 5}}",
+        "#   - {when: {regime.synthetic_ratio: 1.0}, set: {generations: 30}}",
         "# filters: []  # what drops examples before they are trained on",
     ]
     for title, rest in REST.items():

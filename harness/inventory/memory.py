@@ -17,6 +17,7 @@ from harness.learners.protocol import is_installed
 from harness.proc import memory_limit, usable_memory
 from harness.registry import FitSize
 from harness.study import Prepared
+from harness.terminal import counted
 
 COPIES = 2
 """Of a training set: its examples as they are drawn, and as they are fitted to."""
@@ -70,8 +71,8 @@ def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes
         states = memory.weights + (memory.gradients + memory.optimizer if trains else 0)
         if ranks * states > there:
             raise ResourceError(
-                f"learner.model: weights{', gradients and optimizer' if trains else ''} take {gib(states)} "
-                f"on each of {ranks} rank(s); {whose} has {gib(there)}"
+                f"learner.model: weights{', gradients and optimizer' if trains else ''} take {gib(states)} a "
+                f"rank, for {counted(ranks, 'rank')} at once; {whose} has {gib(there)}"
             )
 
 

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from harness.errors import InputError
 from harness.launch.options import Options, parse_memory
 from harness.launch.slurm import Partition
-from harness.terminal import shown
+from harness.terminal import counted, shown
 
 START_S = 60
 """What a job needs before it computes: Python, Ray, models."""
@@ -139,9 +139,10 @@ def problems_of_gangs(work: Work, options: Options) -> list[str]:
         has = options.gpus if what == "GPU" else cpus
         shape = "each task of the array" if options.array else "the job"
         problems.append(
-            f"--nodes: a gang has {gang.ranks} ranks with {wanted} {what}(s) each; {shape} has "
-            f"{options.nodes} node(s) with {has} {what}(s), room for {there * options.nodes} ranks; give "
-            f"more --nodes or --{what.lower()}s-per-node, or lower resources.ranks"
+            f"--nodes: a gang has {gang.ranks} ranks with {counted(wanted, what)} each; {shape} has "
+            f"{counted(options.nodes, 'node')} with {counted(has, what)}, room for "
+            f"{there * options.nodes} ranks; give more --nodes or "
+            f"--{what.lower()}s-per-node, or lower resources.ranks"
         )
     return problems
 

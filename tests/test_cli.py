@@ -113,6 +113,7 @@ def test_a_plan_in_words(make_config: Make, tmp_path: Path) -> None:
     words = harness("plan", config, "--root", root).stdout
     assert "1 cell, 1 chain\n" in words and " 1 rank x 1 CPU, 1 cell, " in words, words
     assert "less than a second on 1 machine, and some seconds to start and end\n" in words, words
+    config = make_config(GAUSSIAN, "one_by_one.yaml")
     run_all(config, root)
     assert "wall time       none: the store has all of it\n" in harness("plan", config, "--root", root).stdout
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.errors import DamagedError, DataError, StoreError
+from harness.errors import DamagedError, DataError, StoreError, reason_of
 from harness.terminal import shown
 
 MAX_NAME, MAX_PATH = 255, 4095
@@ -163,7 +163,8 @@ def reading(path: Path) -> Iterator[None]:
     """What a block finds wrong with a file, as an error that says what it means.
 
     Raises:
-        DamagedError: There is no file: it is missing, a folder, or a link that leads nowhere.
+        DamagedError: There is no file: it is missing, a folder, or a link that leads nowhere. Or a library,
+            as Arrow does, calls it unreadable, and the system reads it from end to end.
         StoreError: There may be a good one, but this process cannot read it: it may not, or the disk or the
             network fails.
     """
@@ -175,14 +176,19 @@ def reading(path: Path) -> Iterator[None]:
             raise DamagedError(f"{path} is missing") from None
         if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
             raise DamagedError(f"{path} is no file: {error.strerror}") from None
+        if error.errno is None:  # all of it can be read, and the library makes nothing of it
+            raise DamagedError(f"{path} is damaged: {reason_of(error)}") from None
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _reason(path: Path, error: OSError) -> OSError:
-    """What the system says of a file where a library, as Arrow does, has only its own words for it."""
+    """What the system says of a file where a library, as Arrow does, has only its own words for it.
+
+    Without a number where the system has nothing against it.
+    """
     if error.errno is None:
         try:
-            path.open("rb").close()
+            file_sha256(path)  # which reads all of it
         except OSError as found:
             return found
     return error

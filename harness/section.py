@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from harness.files import path_of
+from harness.terminal import shown
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -59,6 +60,18 @@ class HubItem:
 def hub_data(field: str, source: str, revision: str | None = None) -> list[HubItem]:
     """The data that a source names, where they are on the hub."""
     return [HubItem("data", field, source, revision)] if source.startswith(HUB) else []
+
+
+def check_revision(source: str, revision: str | None) -> None:
+    """Check that what a revision is given of can have one.
+
+    Raises:
+        ValueError: It is not of the hub, so the revision would say nothing.
+    """
+    if revision is not None and not source.startswith(HUB):
+        raise ValueError(
+            f"revision: found {shown(revision)}, and only data of the hub ({HUB}NAME) have revisions"
+        )
 
 
 class DataSection(Section):

@@ -167,6 +167,16 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("revision only goes with pretrained",),
     ),
     (
+        "revision of a file",
+        {"data.source": "python-docs", "data.revision": "main"},
+        ("data.revision: found 'main', and only data of the hub (hf:NAME) have revisions",),
+    ),
+    (
+        "revision of images in a file",
+        {"data": {"kind": "images", "source": "x.npy", "revision": "main"}, "learner": {"kind": "vae"}},
+        ("data.revision: found 'main', and only data of the hub",),
+    ),
+    (
         "filters on a fixed corpus",
         {"filters": [{"kind": "deduplicate"}], "regime.source": {"corpus": "x"}},
         ("filters", "itself"),

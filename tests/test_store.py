@@ -24,6 +24,7 @@ from harness.metrics import SCORES_VERSION
 from harness.records import Examples, Record
 from harness.science import key_of
 from harness.store import Experiment, Store
+from harness.store.corpora import digest
 from harness.store.store import REPLICAS
 
 SPEC = {"a": 1}
@@ -209,6 +210,24 @@ def test_a_damaged_shard_is_set_aside(store: Store) -> None:
     with pytest.raises(DamagedError, match="does not match"):
         store.corpora.load("c", 4)
     assert store.corpora.count("c") == 0
+
+
+def test_a_shard_is_whole_or_damaged_wherever_a_byte_is_wrong(store: Store) -> None:
+    """Arrow calls some of it unreadable, others not Parquet; none of it is taken for a disk that fails."""
+    store.corpora.create("c", {})
+    whole = tokens(4)
+    store.corpora.append("c", 0, whole)
+    path = next((store.root / "corpora" / "c").glob("*.parquet"))
+    content, damaged = path.read_bytes(), 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :])
+        try:
+            found = store.corpora.check("c", 0, 4, set_aside=False)
+        except DamagedError:
+            damaged += 1
+        else:
+            assert digest(found) == digest(whole), place
+    assert len(content) / 4 < damaged < len(content)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

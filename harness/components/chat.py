@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from harness.components.tasks import Prompted
 from harness.components.text import BpeTokenizer, PretrainedTokenizer, Split, check_own_test, tokenizer_items
 from harness.registry import DataKind
-from harness.section import HubItem, Place, PositiveInt, hub_data, since
+from harness.section import HubItem, Place, PositiveInt, check_revision, hub_data, since
 
 
 class ChatData(Prompted):
@@ -73,6 +73,7 @@ class ChatData(Prompted):
     @model_validator(mode="after")
     def _rendered(self) -> ChatData:
         check_own_test(self.source, self.split)
+        check_revision(self.source, self.revision)
         given = [name for name in ("prompt", "completion") if name in self.model_fields_set]
         if self.messages is not None and given:
             raise ValueError(f"{given[0]}: is not used with messages, which hold prompt and completion")

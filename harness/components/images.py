@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.registry import DataKind
-from harness.section import DataSection, HubItem, Place, PositiveInt, Section, Segment, hub_data, since
+from harness.section import (
+    DataSection,
+    HubItem,
+    Place,
+    PositiveInt,
+    Section,
+    Segment,
+    check_revision,
+    hub_data,
+    since,
+)
 
 DIGITS = "digits"
 """The handwritten digits that scikit-learn carries."""
@@ -43,6 +53,11 @@ class ImageData(DataSection):
     """Only this part of the training split, none of which other segments have (as populations give each
     member one)."""
     split: ImageSplit = since(ImageSplit(), introduced={})
+
+    @model_validator(mode="after")
+    def _of_the_hub(self) -> ImageData:
+        check_revision(self.source, self.revision)
+        return self
 
     @property
     def hub_items(self) -> list[HubItem]:

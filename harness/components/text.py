@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from harness.registry import DataKind, DataPlugin
-from harness.section import HUB, DataSection, HubItem, Place, Section, Segment, hub_data, since
+from harness.section import (
+    HUB,
+    DataSection,
+    HubItem,
+    Place,
+    Section,
+    Segment,
+    check_revision,
+    hub_data,
+    since,
+)
 
 
 class BpeTokenizer(Section):
@@ -83,8 +93,9 @@ class TextData(DataSection):
     split: Split = since(Split(), introduced={})
 
     @model_validator(mode="after")
-    def _splits(self) -> TextData:
+    def _of_the_hub(self) -> TextData:
         check_own_test(self.source, self.split)
+        check_revision(self.source, self.revision)
         return self
 
     @property

@@ -321,7 +321,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ),
     (
         "a field that has the name of its section's kind",
-        {"data": {"kind": "task", "task": {"kind": "boolean"}, "source": "pydoc"}},
+        {"data": {"kind": "task", "task": {"kind": "boolean"}, "source": "python-docs"}},
         (": data.task: unknown field; allowed: source", ": data.kind: unknown field"),
     ),
     (

@@ -506,10 +506,67 @@ def test_a_package_cannot_take_a_name_that_exists(site: Path, config: Path, tmp_
 
 
 @pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("1 / 0", "the package odd (odd.py, line 4): ZeroDivisionError: division by zero (details: "),
+        ("7", "regime.kind: the rule of odd (odd) gives 7 for generation 1, expected a tuple of parts"),
+        (
+            "((3,), None)",
+            "the rule of odd (odd) gives ((3,), None) for generation 1, expected a tuple of parts",
+        ),
+    ],
+)
+def test_a_regime_that_fails_is_named(tmp_path: Path, rule: str, message: str) -> None:
+    """A package's fault is not called the harness's."""
+    code = (
+        "from harness.registry import RegimePlugin\n\ndef rule(regime, n, generation):\n"
+        f"    return {rule}\n\nodd = RegimePlugin(rule, 1)\n"
+    )
+    folder = given(tmp_path / "site", "odd", "[harness.regimes]\nodd = odd:odd\n", code)
+    path = tmp_path / "odd.yaml"
+    path.write_text(yaml.safe_dump({**GAUSSIAN, "regime": {"kind": "odd"}}))
+    done = harness("plan", path, "--root", tmp_path / "root", path=[folder])
+    assert done.returncode != 0 and message in done.stderr and "defect" not in done.stderr, done.stderr
+
+
+def test_a_package_cannot_have_the_harness_columns(tmp_path: Path) -> None:
+    """What a column means does not depend on what is installed."""
+    module = (
+        "from harness.registry import Metric, MetricPlugin\n"
+        "def loaded(name):\n"
+        "    return MetricPlugin((Metric(name, 'mine'),), 1, lambda corpus, known: {name: 0.0})\n"
+        "whole, part, own = map(loaded, ('test/nll', 'pool/mine/recall', 'mine/recall'))\n"
+    )
+    points = "".join(f"{name} = odd:{name}\n" for name in ("whole", "part", "own"))
+    folder = given(tmp_path / "site", "odd", f"[harness.metrics]\n{points}", module)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**GAUSSIAN, "evaluate": {"metrics": ["whole", "part"]}}))
+    done = harness("plan", path, path=[folder])
+    assert done.returncode == 2, done.stderr
+    assert "odd cannot be used for it: ValueError: the harness has a column test/nll" in done.stderr
+    done = harness("plan", path, "--set", "evaluate.metrics=[part]", path=[folder])
+    assert "a column pool/<filter>/recall, and pool/mine/recall would be one of it" in done.stderr
+    done = harness("plan", path, "--set", "evaluate.metrics=[own]", path=[folder])
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_of_nothing_here(config: Path, tmp_path: Path) -> None:
+    """What a package would add, where it is not installed, and a slip of the pen."""
+    for setting, message in {
+        "learner.kind=laplace": "linear_regression, vae; those of a package need it installed",
+        "learner.kind=gausian": "vae (did you mean 'gaussian'?)\n",
+        "data.source=box": "data.source: found 'box', allowed: python-docs, ",
+        "data.source=gausian": "(did you mean 'gaussian'?); hf:NAME, or a path; names of a package need it",
+    }.items():
+        done = harness("plan", config, "--set", setting)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
     ("keep", "message", "bundled"),
     [
         ("lambda config, examples, known: [True]", "expected [40] truth values", True),
-        ("lambda config, examples, known: 1 / 0", "ZeroDivisionError", True),
+        ("lambda config, examples, known: 1 / 0", "the package odd (odd.py, line 6): ZeroDivision", True),
         ("lambda config, examples, known: __import__('sys').exit('no licence')", "SystemExit: no lic", True),
         ("lambda config, examples, known: __import__('sys').exit('no licence')", "SystemExit: no lic", False),
     ],

@@ -52,15 +52,16 @@ def main() -> None:
 
 
 def _defect(error: Exception) -> NoReturn:
-    """Something that should not happen: the details go to a file."""
+    """Something that should not happen, by the harness or by a package; the details go to a file."""
     path = Path(
         tempfile.mkstemp(prefix="harness-error-", suffix=".log", dir=os.environ.get("HARNESS_ERRORS"))[1]
     )
     path.write_text(traceback.format_exc(), encoding="utf-8")
-    terminal.show(
-        f"error: this is a defect of the harness: {type(error).__name__}: {error} (details: {path})",
-        sys.stderr,
-    )
+    from harness.registry.blame import blamed
+
+    said, plain = blamed(error), f"{type(error).__name__}: {error}"
+    whose = said if said.startswith("the package ") else f"this is a defect of the harness: {plain}"
+    terminal.show(f"error: {whose} (details: {path})", sys.stderr)
     raise SystemExit(EXIT_FAILED) from None
 
 

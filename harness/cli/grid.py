@@ -114,7 +114,7 @@ def run(
             raise typer.Exit(EXIT_STOPPED) from None
         if job:
             job.ended(summary)
-    warnings = [line if line.startswith("tracker ") else f"W&B: {line}" for line in mirrored]
+    warnings = list(mirrored)
     if gone := weights_gone(prepared, Store.read(root)):
         warnings.append(_gone(gone))
     if not json_output:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 
 from harness.components import (
     chat,
+    columns,
     discrete,
     filters,
     gaussian,
@@ -76,7 +77,21 @@ DATA = _DATA.of(DataPlugin)
 DATA_KINDS: Found[DataKind] = Found(
     {**{name: Loaded(kind) for name, kind in _KINDS.items()}, **_DATA.of(DataKind).loaded}
 )
-METRICS = gather("metrics", MetricPlugin, {"survival": survival.COMPONENT})
+METRICS = gather(
+    "metrics",
+    MetricPlugin,
+    {"survival": survival.COMPONENT},
+    columns=[
+        metric.name
+        for metrics in (
+            columns.POOL,
+            columns.JUDGED,
+            survival.COMPONENT.metrics,
+            *(item.plugin.metrics for item in LEARNERS.loaded.values() if not item.package),
+        )
+        for metric in metrics
+    ],
+)
 TRACKERS = gather(
     "trackers",
     TrackerPlugin,

@@ -6,6 +6,7 @@ Every error names the file, the line, the field, what was found and what is allo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.components import DATA
-from harness.config.messages import KINDS, message_at, section_at
-from harness.config.schema import Config, data_kind
+from harness.config.messages import KINDS, allowed_kinds, message_at, section_at
+from harness.config.schema import Config, data_kind, unknown_source
 from harness.config.source import Source, has, read_source, split_field
 from harness.config.track import in_track
 from harness.errors import ConfigError, InputProblem
-from harness.terminal import cut, nearest, shown
+from harness.terminal import cut, shown
 
 
 def load_file(path: Path, assignments: tuple[str, ...] = ()) -> Source:
@@ -106,12 +107,14 @@ def check_kinds(source: Source) -> None:
             path = f"{section}.{index}" if isinstance(items, list) else section
             path = "regime.kind" if section == "regime" else path  # as the schema names them
             broken = kinds.broken.get(kind)
-            reason = f"; {cut(broken)}" if broken else f", allowed: {', '.join(kinds)}{nearest(kind, kinds)}"
+            reason = f"; {cut(broken)}" if broken else f", {allowed_kinds(kind, kinds)}"
             problems.append(source.problem(path, f"found {shown(kind)}{reason}"))
     data = source.data.get("data")
     name = data.get("source") if isinstance(data, Mapping) and data_kind(data) == "text" else None
     if isinstance(name, str) and name in DATA.broken and name not in DATA.loaded:
         problems.append(source.problem("data.source", f"found {shown(name)}; {cut(DATA.broken[name])}"))
+    elif (wrong := unknown_source(name)) and not os.path.exists(str(name)):
+        problems.append(source.problem("data.source", wrong))
     if problems:
         raise ConfigError(problems)
 

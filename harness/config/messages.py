@@ -79,6 +79,17 @@ def message_in(section: type[BaseModel], detail: ErrorDetails) -> str:
     return _unknown(str(detail["loc"][-1]), section.model_fields)
 
 
+def _allowed(value: Any, names: Sequence[str]) -> str:
+    return f"allowed: {', '.join(names)}{nearest(str(value), names)}"
+
+
+def allowed_kinds(value: Any, kinds: Iterable[str]) -> str:
+    """What a kind may be that is none, with the one it is most like; else packages may add more."""
+    kinds = list(kinds)
+    more = "" if nearest(str(value), kinds) else "; those of a package need it installed"
+    return _allowed(value, kinds) + more
+
+
 def _unknown(name: str, allowed: Iterable[str]) -> str:
     return f"unknown field{nearest(name, allowed)}; allowed: {', '.join(allowed)}"
 
@@ -89,9 +100,8 @@ def message_at(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
     if kind == "extra_forbidden":
         parent, _, name = path.rpartition(".")
         section = section_at(data, parent)
-        return _unknown(
-            name, [*section.model_fields, *(() if parent else TOP_LEVEL_EXTRA)] if section else []
-        )
+        allowed = [*section.model_fields, *(() if parent else TOP_LEVEL_EXTRA)] if section else []
+        return _unknown(name, allowed)
     if kind == "missing":
         return (
             f"found {shown(found)}, expected more values"
@@ -109,7 +119,8 @@ def message_at(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
             return f"found {shown(value)}; {cut(group.broken[str(value)])}"
         if path.startswith("learner.objective") and str(value) in ALSO_CALLED:
             return f"found {shown(value)}, which is {ALSO_CALLED[str(value)]}; allowed: {', '.join(names)}"
-        return f"found {shown(value)}, allowed: {', '.join(names)}{nearest(str(value), names)}"
+        kinds = group is not None and set(names) == set(group)
+        return f"found {shown(value)}, {allowed_kinds(value, names) if kinds else _allowed(value, names)}"
     if kind == "union_tag_not_found":
         return "needs a kind"
     if kind == "finite_number":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import re
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from harness.errors import reason_of
+from harness.registry.blame import note_modules
 from harness.registry.plugins import DataKind, Group, LearnerPlugin
 from harness.section import DataSection, Section
 from harness.terminal import cut, shown
@@ -79,7 +82,11 @@ class Found(Generic[P]):
 
 
 def gather(
-    group: Group, expected: type[P] | tuple[type[P], ...], own: Mapping[str, P], taken: Collection[str] = ()
+    group: Group,
+    expected: type[P] | tuple[type[P], ...],
+    own: Mapping[str, P],
+    taken: Collection[str] = (),
+    columns: Collection[str] = (),
 ) -> Found[P]:
     """The components of a group: the harness's own, and those that packages add.
 
@@ -88,6 +95,7 @@ def gather(
         expected: What a package's object has to be, or one of several.
         own: The harness's own by kind.
         taken: Other names that a package cannot have.
+        columns: Metrics that a package cannot declare, with their open parts (``<group>``).
     """
     found: Found[P] = Found({kind: Loaded(plugin) for kind, plugin in own.items()})
     points = _entry_points().select(group=f"harness.{group}")
@@ -99,6 +107,7 @@ def gather(
             if point.name in found.loaded:
                 raise ValueError(f"{found.loaded[point.name].package} gives a kind of that name too")
             plugin = _checked(point, expected)
+            _check_columns(plugin, columns)
         except (Exception, SystemExit) as error:  # whatever somebody else's code raises, sys.exit too
             reason = reason_of(error)
             if isinstance(error, ImportError) and "partially initialized module 'harness" in reason:
@@ -110,6 +119,7 @@ def gather(
                 point.name, f"{package} cannot be used for it: {type(error).__name__}: {reason}"
             )
             continue
+        note_modules(package, point.module)
         found.loaded[point.name] = Loaded(plugin, package, point.dist.version if point.dist else "")
     return found
 
@@ -149,6 +159,14 @@ def _checked(point: EntryPoint, expected: type[Any] | tuple[type[Any], ...]) -> 
     if getattr(plugin, "of", "corpora") not in ("corpora", "training sets", "pools"):
         raise ValueError(f"{point.value} is of {plugin.of!r}, allowed: 'corpora', 'training sets', 'pools'")
     return plugin
+
+
+def _check_columns(plugin: Any, columns: Collection[str]) -> None:
+    """A column means one thing, whoever is installed."""
+    for metric in getattr(plugin, "metrics", ()) if columns else ():
+        for column in columns:
+            if fnmatchcase(metric.name, re.sub("<[^>]*>", "*", column)):
+                raise ValueError(f"the harness has a column {column}, and {metric.name} would be one of it")
 
 
 def _check_learner(place: str, plugin: LearnerPlugin) -> None:

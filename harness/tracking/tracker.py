@@ -61,7 +61,7 @@ class Tracker(ABC):
         except Exception as error:  # a tracker must never stop a chain, whatever it raises
             return [f"{view.chain}: {self.reason(error)}"]
         except SystemExit as error:
-            return [f"{view.chain}: SystemExit: {error}"]
+            return [f"{view.chain}: tracker {self.name}: SystemExit: {error}"]
         return []
 
     @abstractmethod

@@ -59,8 +59,9 @@ class Wandb(Tracker):
                 self.connect()
             except Exception as error:
                 self._unreachable = True
-                return [f"nothing was sent: {error}; the records are safe, `harness sync` sends them later"]
-        return super().tell(view)
+                later = "the records are safe, `harness sync` sends them later"
+                return [f"W&B: nothing was sent: {error}; {later}"]
+        return [f"W&B: {line}" for line in super().tell(view)]
 
     def write(self, view: ChainView) -> None:
         """Send it, or write its own files."""

@@ -29,7 +29,7 @@ from harness.components.truths import (
     ShapeData,
 )
 from harness.components.vae import Vae, VaeSample, VaeTrain
-from harness.config.schema.data import Data, data_kind
+from harness.config.schema.data import Data, data_kind, unknown_source
 from harness.config.schema.learners import Learner
 from harness.config.schema.population import Member, Population
 from harness.config.schema.regimes import (
@@ -103,6 +103,7 @@ __all__ = [
     "VerifierFilter",
     "execution",
     "data_kind",
+    "unknown_source",
     "science",
     "since",
 ]

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Discriminator, Tag
 
-from harness.components import DATA_KINDS
+from harness.components import DATA, DATA_KINDS
 from harness.components.images import ImageData
 from harness.components.text import TextData
 from harness.components.truths import AnalyticData
+from harness.section import HUB
+from harness.terminal import nearest, shown
 
 
 def data_kind(value: Any) -> str:
@@ -27,6 +29,20 @@ def data_kind(value: Any) -> str:
         if source in found.sources or (kind == name and "kind" in found.section.model_fields):
             return name
     return "text"
+
+
+def unknown_source(source: Any) -> str:
+    """What is wrong with a source that is taken for text as no kind has that name; empty where it may be.
+
+    A path has a stroke or a dot, and a folder of this name would do too.
+    """
+    names = [*DATA, *(name for kind in DATA_KINDS for name in DATA_KINDS[kind].sources)]
+    if not isinstance(source, str) or source in names or any(mark in source for mark in (HUB, "/", ".")):
+        return ""
+    return (
+        f"found {shown(source)}, allowed: {', '.join(names)}{nearest(source, names)}; {HUB}NAME, or a path; "
+        "names of a package need it installed"
+    )
 
 
 if TYPE_CHECKING:

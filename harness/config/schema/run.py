@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.components import FILTERS, LEARNERS, METRICS, REGIMES, TRACKERS, readable
-from harness.config.schema.data import Data, data_kind
+from harness.config.schema.data import Data, data_kind, unknown_source
 from harness.config.schema.learners import Learner
 from harness.config.schema.population import Population
 from harness.config.schema.regimes import Evaluate, Filter, Regime
@@ -270,10 +270,10 @@ class Config(Section):
         learner = LEARNERS[kind]
         if not readable(found, learner.reads):
             hint = "; hub data and files are images with kind: images" if "images" in learner.reads else ""
-            reads = ", ".join(learner.reads)
-            raise ValueError(
-                f"data.source: learner {kind} reads {reads} data, {self.data.source!r} is {found}{hint}"
-            )
+            reads, source = ", ".join(learner.reads), self.data.source
+            unknown = unknown_source(source)
+            what = f"learner {kind} reads {reads} data, {source!r} is {found}{hint}"
+            raise ValueError(f"data.source: {unknown or what}")
         self._check_evaluation(kind, found)
         if self.resources.ranks != 1 and not learner.many_ranks:
             raise ValueError(

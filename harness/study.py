@@ -88,6 +88,14 @@ class Prepared:
         """The values of a chain's axes, by column."""
         return dict(self.cell(chain).axes)
 
+    @cached_property
+    def bundled(self) -> Mapping[str, int]:
+        """Bundled chains by key, with the last generation that any of those with that key has."""
+        found: dict[str, int] = {}
+        for chain in self.bundles:
+            found[chain.key] = max(found.get(chain.key, 0), chain.generations)
+        return found
+
     def find_chain(self, name: str) -> Chain:
         """The chain with an id, or the only one whose id begins so; of a study of one chain that one.
 

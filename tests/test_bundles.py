@@ -763,6 +763,11 @@ def test_the_commands_on_a_bundled_grid(make_config: Make, tmp_path: Path) -> No
     assert harness("gc", "--root", root).returncode == 0
     runs = list((root / "experiments" / "bundles" / "wandb" / "wandb").glob("offline-run-*"))
     assert len(runs) == 8, "one for each cell"
+    # Chains that are the beginning of others are rows of theirs, and counted once.
+    beginnings = ("--set", "grid.generations=[2, 4]", "--root", root, "--json")
+    plan = json.loads(harness("plan", config, *beginnings).stdout)
+    assert (plan["chains"], plan["generations_unique"], plan["generations_stored"]) == (32, 80, 80)
+    assert json.loads(harness("run", config, *beginnings).stdout)["generations_reused"] == 80
 
 
 @pytest.mark.ray

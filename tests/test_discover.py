@@ -214,6 +214,12 @@ def test_closed_forms_run_without_torch(installed: Path, tmp_path: Path) -> None
         and "needs torch, deepspeed, transformers, tokenizers, datasets, which are not" in done.stderr
     )
     assert "pip install 'model-collapse-harness[text]'" in done.stderr
+    done = run("fetch", "quickstart")
+    assert done.returncode == 2 and "pip install 'model-collapse-harness[text]'" in done.stderr, done.stderr
+    # What is written to start from runs as it is.
+    assert run("init", "mine", "--learner", "gaussian").returncode == 0
+    done = run("plan", "mine.yaml")
+    assert done.returncode == 0 and "wandb: disabled" in (tmp_path / "mine.yaml").read_text(), done.stderr
     done = run("plan", "vae")
     assert (
         done.returncode == 2

@@ -14,6 +14,7 @@ from chains import Events, open_prepared, run_all
 from conftest import GAUSSIAN, Make
 
 from harness.coordinator.scheduler import Capacity
+from harness.coordinator.session import describe_chains
 from harness.files import read_json, seal, write_json
 from harness.inspection.explain import Explainer
 from harness.inspection.planner import plan
@@ -21,7 +22,8 @@ from harness.inspection.status import chain_states
 from harness.inventory import Inventory
 from harness.reporting import ledger
 from harness.science import Chain, Node
-from harness.store import Store
+from harness.store import Experiment, Store
+from harness.store.health import needs
 from harness.store.store import ItemKind
 from harness.study import Prepared, open_study
 from harness.tracking.views import Views, of_chain
@@ -100,7 +102,13 @@ def agree(config: Path, root: Path, expected: set[str]) -> None:
     total = len(prepared.lineage.nodes)
     found = Inventory(prepared, store)
     assert found.left == expected
-    assert plan(prepared, store, [Capacity(2, 0)]).generations_stored == total - len(expected)
+    planned = plan(prepared, store, [Capacity(2, 0)])
+    assert planned.generations_stored == total - len(expected)
+    there = {key for key in expected & store.committed("evaluations") if store.record(key) is not None}
+    assert planned.generations_begun == len(there)
+    Experiment(root, prepared.study.base.experiment).begin({}, describe_chains(prepared))
+    damaged = expected & store.committed("evaluations") - there  # whose fits and corpora are whole
+    assert expected - damaged <= needs(store).unfinished, "gc leaves alone what a run goes on with"
     states = {state.chain: state for state in chain_states(prepared, store)}
     for chain in prepared.lineage.chains:
         first = next((place for place, key in enumerate(chain.nodes) if key in expected), len(chain.nodes))
@@ -114,6 +122,7 @@ def agree(config: Path, root: Path, expected: set[str]) -> None:
     prepared, store = open_prepared(config, root)
     done = Inventory(prepared, store)
     assert not done.left and plan(prepared, store, [Capacity(2, 0)]).generations_stored == total
+    assert not needs(store).unfinished
     assert {state.state for state in chain_states(prepared, store)} == {"complete"}
     views = Views(prepared, store)
     assert all(views.whole(of_chain(chain)) for chain in prepared.lineage.chains)

@@ -593,6 +593,10 @@ def test_a_filter_that_fails_says_which(
     )
     done = harness("run", config, "--root", tmp_path / "root", *smaller, path=[site, folder])
     assert done.returncode == 1 and message in done.stdout + done.stderr
+    said = harness("explain", config, "--root", tmp_path / "root", *smaller, path=[site, folder])
+    assert f"generation {0 if bundled else 1}: failed: will " in said.stdout and message in said.stdout, (
+        said.stdout + said.stderr
+    )
 
 
 def test_a_package_gives_the_columns_it_declares_alone(monkeypatch: pytest.MonkeyPatch) -> None:

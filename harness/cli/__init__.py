@@ -6,9 +6,13 @@ Nothing heavy is imported before a command runs, so ``--help`` is quick and need
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import traceback
+from collections import Counter
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,8 +51,30 @@ def main() -> None:
     except KeyboardInterrupt:
         terminal.show("interrupted; nothing committed is lost, run the same command again", sys.stderr)
         raise SystemExit(EXIT_STOPPED) from None
+    except ModuleNotFoundError as error:
+        if not (extra := _extra_with(error.name or "")):
+            _defect(error)
+        remedy = f"pip install 'model-collapse-harness[{extra}]'"
+        terminal.show(f"error: this needs {error.name}, which is not installed; {remedy}", sys.stderr)
+        raise SystemExit(EXIT_INPUT) from None
     except Exception as error:
         _defect(error)
+
+
+def _extra_with(module: str) -> str:
+    """The smallest part of the distribution that comes with a module; empty where none does."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    name, sizes, having = canonicalize_name(module.partition(".")[0]), Counter[str](), set[str]()
+    lines: list[str] = []
+    with suppress(PackageNotFoundError):  # a checkout that is not installed
+        lines = requires("model-collapse-harness") or []
+    for item in map(Requirement, lines):
+        if found := re.search(r"extra == ['\"](\w+)['\"]", str(item.marker or "")):
+            sizes[found[1]] += 1
+            having |= {found[1]} if canonicalize_name(item.name) == name else set()
+    return min(having, key=sizes.__getitem__, default="")
 
 
 def _defect(error: Exception) -> NoReturn:

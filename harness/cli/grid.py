@@ -212,7 +212,8 @@ def plan(
     terminal.show(
         f"generations     {found.generations_requested} asked for, {found.generations_unique} after sharing "
         f"({found.fits_unique} fits), {found.generations_stored} in the store, "
-        f"{found.generations_unique - found.generations_stored} to compute"
+        + (f"{found.generations_begun} of which a part is to be made, " if found.generations_begun else "")
+        + f"{found.generations_unique - found.generations_stored - found.generations_begun} to compute"
     )
     for data in found.data:
         terminal.show(f"data            {_read(data)}")

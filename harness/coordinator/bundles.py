@@ -124,9 +124,7 @@ class BundleRun:
         self.failed: dict[str, str] = {}
         self.computed = 0
         self._revision = source_revision()
-        self._wanted = {
-            c.key: c.generations for c in sorted(prepared.bundles, key=lambda chain: chain.generations)
-        }
+        self._wanted = prepared.bundled
         self.left = {chain.key for chain in missing(prepared, store.bundles.index())}
         slices = make_slices(prepared, store) if self.left else []
         self.ready = deque(part for whole in slices if (part := whole.only(self.left)))
@@ -329,7 +327,7 @@ class BundleRun:
     def _summary(self, wall_s: float, reason: str) -> RunSummary:
         left = {chain.key for chain in missing(self.prepared, self.store.bundles.index())}
         complete = [chain for chain in self.prepared.bundles if chain.key not in left]
-        total = sum(chain.generations + 1 for chain in complete)
+        total = sum(last + 1 for key, last in self._wanted.items() if key not in left)
         stopped = bool(left) and (self.stop.is_set() or bool(reason))
         names = {chain.key: chain.id for chain in self.prepared.bundles}
         failures = tuple((f"chain {names[key]}", reason) for key, reason in self.failed.items())

@@ -73,7 +73,13 @@ def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
             "axes": prepared.axes(chain),
             "seed": chain.seed,
             "generations": [
-                {"fit": nodes[n].fit, "corpus": nodes[n].corpus, "evaluation": n} for n in chain.nodes
+                {
+                    "fit": nodes[n].fit,
+                    "corpus": nodes[n].corpus,
+                    "evaluation": n,
+                    "examples": prepared.lineage.examples[nodes[n].corpus],
+                }
+                for n in chain.nodes
             ],
             "keep": sorted(kept_by_chain(prepared, chain)),
         }
@@ -205,5 +211,5 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
             _mirror(mirror, views, aggregates(prepared), means=True)
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
-    reused += sum(chain.generations + 1 for chain in prepared.bundles)
+    reused += sum(last + 1 for last in prepared.bundled.values())
     return RunSummary(len(prepared.chains), 0, 0, reused, 0.0), warnings

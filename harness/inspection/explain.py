@@ -109,6 +109,8 @@ class Explainer:
                 return Explanation(
                     generation, "diverged", "is committed; it diverged, so there are no later generations"
                 )
+            case "failed" | "waiting" if not self.chain.nodes:
+                return Explanation(generation, found.state, f"will be tried again: {found.detail}")
             case "running":
                 return Explanation(generation, "running", f"is being computed: {found.detail}")
         return None

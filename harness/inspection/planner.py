@@ -49,6 +49,7 @@ class PlanSummary:
     generations_requested: int
     generations_unique: int
     generations_stored: int
+    generations_begun: int
     fits_unique: int
     branches: int
     device_hours: float
@@ -154,11 +155,12 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     branches = [branch for branch in cut(lineage) if any(node in seconds for node in branch.nodes)]
     shapes = {branch.id: shapes_of_cells[lineage.nodes[branch.nodes[0]].cell] for branch in branches}
     wall, idle = simulate(branches, shapes, seconds, machines)
-    todo = inventory.missing
+    todo = {chain.key: chain for chain in sorted(inventory.missing, key=lambda c: c.generations)}.values()
     each = {cell: chain_seconds(prepared, cell) for cell in {chain.cell for chain in todo}}
     bundled_s = sum(each[chain.cell] for chain in todo)
     wall += bundled_s / max(1, sum(machine.cpus for machine in machines))
-    bundled = sum(chain.generations + 1 for chain in prepared.bundles)
+    bundled = sum(last + 1 for last in prepared.bundled.values())
+    begun = sum(store.record(key) is not None for key in seconds.keys() & store.committed("evaluations"))
     hours = bundled_s / 3600 + sum(
         value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items()
     )
@@ -171,6 +173,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         generations_requested=sum(chain.generations + 1 for chain in prepared.chains),
         generations_unique=len(lineage.nodes) + bundled,
         generations_stored=len(stored) + bundled - sum(chain.generations + 1 for chain in todo),
+        generations_begun=begun,
         fits_unique=len({node.fit for node in lineage.nodes.values()}) + bundled,
         branches=len(branches),
         device_hours=round(hours, 4),

@@ -16,6 +16,7 @@ from harness.config.messages import OF_PATTERN
 from harness.config.schema import Config, Evaluate, Regime, Resources, Retention, Tracking
 from harness.errors import InputError
 from harness.inspection.components import learners
+from harness.learners.protocol import is_installed
 from harness.terminal import shown
 
 WIDTH = 110
@@ -73,7 +74,10 @@ def starter(name: str, learner: str) -> str:
     ]
     for title, rest in REST.items():
         left_out = set(Evaluate.model_fields) - {"metrics", *component.evaluates} if rest is Evaluate else ()
-        lines += [f"# {title}:", *(_block(rest, {}, "# ", "  ", left_out))]
+        if rest is Tracking and not is_installed("wandb"):  # which is what tracks unless it is told not to
+            lines += [f"{title}:", *_block(rest, {"wandb": "disabled"}, "  ")]
+        else:
+            lines += [f"# {title}:", *(_block(rest, {}, "# ", "  ", left_out))]
     return "\n".join(lines) + "\n"
 
 

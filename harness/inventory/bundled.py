@@ -94,6 +94,10 @@ class InBundles(Stored):
     def states(self, chain: Chain) -> Iterator[NodeState]:
         """All new, or in which bundle they are."""
         place = self._place(chain)
+        if not self.is_complete(chain) and chain.key in self._failed:
+            yield NodeState("failed", self._failed[chain.key])
+            yield from [NodeState("waiting", "with the whole chain")] * chain.generations
+            return
         if place is None or not self.is_complete(chain):
             found = (
                 f", in a bundle: none in the store has its key {chain.key}"

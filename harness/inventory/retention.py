@@ -37,7 +37,7 @@ def weights_gone(prepared: Prepared, store: Store) -> int:
 
     An earlier retention, or gc, has freed them.
     """
-    freed = (fit for fit in kept_fits(prepared) if store.has("fits", fit) and not store.has_weights(fit))
+    freed = (fit for fit in kept_fits(prepared) if store.has("fits", fit) and store.weights_freed(fit))
     return sum(store.json("fits", fit, "fit.json")["status"] != "diverged" for fit in freed)
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.errors import DamagedError, HarnessError, StoreError
 from harness.files import move_aside, read_json
@@ -272,17 +272,25 @@ def needs(store: Store) -> Needs:
     """
     weights: set[str] = set()
     unfinished: set[str] = set()
-    committed = store.committed("evaluations")
+    committed, fitted = store.committed("evaluations"), store.committed("fits")
     for folder in sorted((store.root / "experiments").glob("*")):
         try:
             weights.update(weights_kept(folder))
             if not is_there(folder / "chains.json"):
                 continue
             for chain in read_json(folder / "chains.json"):
-                missing = [entry for entry in chain["generations"] if entry["evaluation"] not in committed]
+                missing = [
+                    entry
+                    for entry in chain["generations"]
+                    if entry["evaluation"] not in committed
+                    or entry["fit"] not in fitted
+                    or store.corpora.count(entry["corpus"]) < entry.get("examples", 0)  # none of old
+                ]
                 if missing and not _has_diverged(store, chain["generations"], committed):
                     weights.update(entry["fit"] for entry in chain["generations"])
-                    unfinished.update(key for entry in missing for key in entry.values())
+                    unfinished.update(
+                        entry[name] for entry in missing for name in ("fit", "corpus", "evaluation")
+                    )
         except (StoreError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{folder} cannot be read ({error}), so what it needs is not known: run it again, or remove "
@@ -291,7 +299,7 @@ def needs(store: Store) -> Needs:
     return Needs(frozenset(weights), frozenset(unfinished))
 
 
-def _has_diverged(store: Store, generations: Collection[dict[str, str]], committed: Collection[str]) -> bool:
+def _has_diverged(store: Store, generations: Collection[dict[str, Any]], committed: Collection[str]) -> bool:
     last = [entry["evaluation"] for entry in generations if entry["evaluation"] in committed]
     return bool(last) and store.json("evaluations", last[-1], "record.json")["status"] == "diverged"
 

@@ -435,6 +435,11 @@ class Store:
         """Whether a committed fit still has its weights."""
         return any((self.path("fits", fit) / name).exists() for name in (WEIGHTS, ADAPTER))
 
+    def weights_freed(self, fit: str) -> bool:
+        """Whether a fit's weights were freed, as a tombstone says; those that are missing are damage."""
+        path = self.weights_file(fit)
+        return not path.exists() and path.with_name(path.name + TOMBSTONE).exists()
+
     def weights_file(self, fit: str) -> Path:
         """The weights of a fit, there or freed: `ADAPTER` where it has such, else `WEIGHTS`."""
         folder = self.path("fits", fit)

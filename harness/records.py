@@ -325,7 +325,7 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """All."""
+        """The number of all examples."""
         return self.real + self.synthetic
 
 

@@ -17,15 +17,15 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        """Nobody wishes it."""
+        """A wish to stop that nobody has yet."""
         self.at_once = self._set = False
 
     def set(self) -> None:
-        """Wish it."""
+        """Ask for the stop."""
         self._set = True
 
     def is_set(self) -> bool:
-        """Whether somebody wishes it."""
+        """Whether somebody has asked for the stop."""
         return self._set
 
     def wait(self, timeout: float) -> bool:

@@ -529,6 +529,22 @@ def test_a_regime_that_fails_is_named(tmp_path: Path, rule: str, message: str) -
     assert done.returncode != 0 and message in done.stderr and "defect" not in done.stderr, done.stderr
 
 
+def test_what_a_regime_reads_is_asked_of_its_rule(tmp_path: Path) -> None:
+    """A package's regime that reads no real example is refused what `replace_grown` is refused."""
+    code = (
+        "from harness.records import Part\nfrom harness.registry import RegimePlugin\n"
+        "def rule(regime, n, generation): return (Part(generation - 1, n),), None\n"
+        "odd = RegimePlugin(rule, 1)\n"
+    )
+    folder = given(tmp_path / "site", "odd", "[harness.regimes]\nodd = odd:odd\n", code)
+    path = tmp_path / "odd.yaml"
+    path.write_text(yaml.safe_dump({**GAUSSIAN, "regime": {"kind": "odd"}}))
+    assert harness("plan", path, path=[folder]).returncode == 0
+    done = harness("plan", path, "--set", "learner.synthetic_weight=0", path=[folder])
+    message = "learner.synthetic_weight: found 0, and in odd no training example is real"
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
 def test_a_package_cannot_have_the_harness_columns(tmp_path: Path) -> None:
     """What a column means does not depend on what is installed."""
     module = (

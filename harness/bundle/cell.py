@@ -321,7 +321,7 @@ class Held:
         return Examples.full(self.cell.real[self.cell.alive[self.chain]][:count])
 
     def fixed(self, content: str) -> Examples:
-        """None: refused."""
+        """Fixed corpora are refused for bundled chains, so there are none."""
         raise LearnerError(f"{content}: no fixed corpus has examples of this kind")
 
     def corpus(self, origin: int, count: int) -> Examples:

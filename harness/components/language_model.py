@@ -14,9 +14,11 @@ from harness.components.merging import Merge
 from harness.components.model import Model, resolve_model
 from harness.components.objectives import OBJECTIVES, Anchor, Objective
 from harness.components.presets import preset_sizes
+from harness.components.regimes import USUAL, usual_parts
 from harness.components.sampling import Sample, check_watermark
 from harness.components.text import TextData
 from harness.components.weighing import SyntheticWeight, check_weight
+from harness.records import REAL
 from harness.registry import LearnerPlugin, Metric
 from harness.section import PositiveInt, Section, Share, since
 
@@ -171,15 +173,23 @@ def check(config: Any) -> None:
     steps = learner.train.max_steps is not None or later_train(learner).max_steps is not None
     if steps and regime.budget != "examples":
         raise ValueError("regime.budget equalises epochs; with learner.train.max_steps it is not used")
-    # Beam search writes one example a prompt, and there are as many prompts as real examples.
-    ratio = regime.synthetic_ratio or 0.0
-    grows = regime.kind == "replace_grown" or (regime.kind == "augment" and ratio > 0.5)
-    grows = grows or regime.growth is not None or learner.sample.per_prompt > 1
-    # Members may read more of one corpus than there are prompts.
-    grows = grows or (config.population is not None and config.population.mixes)
-    learns = any(item.kind == "detector" for item in config.filters)  # from what lies behind those
-    grows = grows or (regime.kind == "stream" and (ratio * regime.pool > 1 or learns))
-    if learner.sample.num_beams > 1 and grows and regime.source == "self":
+    if learner.sample.num_beams > 1 and regime.source == "self":
+        _check_beams(config)
+
+
+def _check_beams(config: Any) -> None:
+    """Beam search writes one example a prompt, and there are as many prompts as real examples."""
+    regime, parts = config.regime, usual_parts(config.regime)
+    # A detector learns from what lies behind the examples of a pool.
+    detects = any(item.kind == "detector" for item in config.filters) and any(part.pooled for part in parts)
+    if (
+        regime.growth is not None
+        or config.learner.sample.per_prompt > 1
+        # Members may read more of one corpus than there are prompts.
+        or (config.population is not None and config.population.mixes)
+        or any(part.origin != REAL and part.count > USUAL for part in parts)
+        or detects
+    ):
         raise ValueError(
             f"learner.sample.num_beams: above 1 writes one example a prompt, but {regime.kind} here reads "
             "more examples than there are prompts (the real examples); allowed: num_beams: 1, another "

@@ -14,6 +14,9 @@ from typing import Any
 from harness.records import REAL, Part
 from harness.registry import RegimePlugin
 
+USUAL = 1_000_000
+"""Real examples where only their proportion to others is asked for (`usual_parts`)."""
+
 
 def synthetic_count(ratio: float, n: int) -> int:
     """Ratio * n rounded to the nearest example, halves up; exact in decimal, so 0.15 of 10 is 2."""
@@ -87,6 +90,17 @@ def _stream(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int
         parts.append(Part(REAL, real, "unseen", offset=n + (then - 1) * real, pooled=True))
         parts.append(Part(then - 1, synthetic, pooled=True))
     return tuple(parts), n - anchored
+
+
+def usual_parts(regime: Any) -> list[Part]:
+    """What the generations 1 to 3 read where there are a million real examples.
+
+    So what a regime reads is asked of its rule, whatever it is called and whoever adds it.
+    """
+    from harness.components import REGIMES
+
+    rule = REGIMES[regime.kind].rule
+    return [part for generation in (1, 2, 3) for part in rule(regime, USUAL, generation)[0] if part.count]
 
 
 COMPONENTS: Mapping[str, RegimePlugin] = {

@@ -254,7 +254,7 @@ class TaskData(Prompted):
 
     @property
     def has_solutions(self) -> bool:
-        """As the task says."""
+        """Whether the task writes solutions beside its problems."""
         return TASKS[self.task.kind].solutions
 
     @property

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness.components.regimes import usual_parts
+from harness.records import REAL
+
 SyntheticWeight = Annotated[float, Field(ge=0)] | Literal["golden"]
 """Where a real example has 1."""
 
@@ -18,10 +21,8 @@ def check_weight(place: str, weight: float | Literal["golden"], regime: Any) -> 
     Raises:
         ValueError: The weight is 0 and no training example of later generations is real.
     """
-    alone = regime.kind in ("replace", "fresh_real", "stream") and regime.synthetic_ratio == 1
-    known = regime.anchor or regime.history == "all"  # of stream: real examples among what is trained on
-    if weight == 0 and (regime.kind == "replace_grown" or (alone and not known)):
-        ratio = " with regime.synthetic_ratio 1" if alone else ""
+    if weight == 0 and not any(part.origin == REAL for part in usual_parts(regime)):
+        ratio = " with regime.synthetic_ratio 1" if regime.synthetic_ratio == 1 else ""
         raise ValueError(
             f"{place}: found 0, and in {regime.kind}{ratio} no training example is real: nothing would be "
             "learned"

@@ -55,7 +55,7 @@ class BundleTask:
 
     @property
     def chains(self) -> list[Chain]:
-        """Of all slices."""
+        """The chains of all slices."""
         return [chain for part in self.slices for chain in part.chains]
 
 

@@ -58,7 +58,7 @@ class PlainDisplay:
     """Lines with the time; for logs, pipes and ``--json`` (then on standard error)."""
 
     def __init__(self, stream: TextIO) -> None:
-        """Write to a stream."""
+        """A display that writes lines to a stream."""
         self.stream, self._last = stream, time.monotonic()
 
     def update(self, done: int, total: int, running: Sequence[Mapping[str, Any]]) -> None:
@@ -76,20 +76,20 @@ class PlainDisplay:
         terminal.show(f"{time.strftime('%H:%M:%S')} {text}", self.stream)
 
     def close(self) -> None:
-        """Nothing to tidy."""
+        """Close the display; lines need nothing for it."""
 
 
 class SilentDisplay:
     """Says nothing: for who asks for a result and not for its story."""
 
     def update(self, done: int, total: int, running: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def line(self, text: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def close(self) -> None:
-        """Nothing to tidy."""
+        """Close the display, which showed nothing."""
 
 
 class LiveDisplay:

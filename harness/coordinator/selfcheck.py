@@ -12,7 +12,7 @@ from harness.coordinator.cluster import PREFIX, RayPlace, connected
 
 
 def total(count: int) -> int:
-    """The task."""
+    """The sum of a range of numbers, computed by a task of Ray."""
     return sum(range(count))
 
 

@@ -56,7 +56,7 @@ class _Clock:
         return bool(actions)
 
     def advance(self) -> None:
-        """The next commit."""
+        """Set the clock to the next commit."""
         self.now, gang, node, ends = heapq.heappop(self.events)
         self.queue.complete(node)
         if ends:

@@ -65,7 +65,7 @@ class Truth(RealData):
 
     @property
     def supply(self) -> int:
-        """Without limit."""
+        """Number of real examples that there are: no limit."""
         return sys.maxsize
 
     @property

@@ -28,12 +28,12 @@ class GaussianTruth(Distribution):
 
     @property
     def normal(self) -> GaussianData:  # type: ignore[override]
-        """It is one."""
+        """Its section, as it is a normal distribution."""
         return self.config
 
     @property
     def own_metrics(self) -> Mapping[str, float]:
-        """Its variance."""
+        """Its own metrics: the true variance, and its logarithm."""
         return {"gaussian/log_variance": math.log(self.config.variance), "kde/variance": self.config.variance}
 
     @property
@@ -47,7 +47,7 @@ class GaussianTruth(Distribution):
         return np.asarray(self.config.mean + self.config.variance**0.5 * normals)
 
     def log_density(self, values: Array) -> Array:
-        """Of the normal distribution."""
+        """Log density of the normal distribution."""
         return density_of_normal(
             values, np.full(self.config.dim, self.config.mean), self.config.variance**0.5
         )
@@ -174,7 +174,7 @@ class MixtureTruth(Distribution):
         )
 
     def log_density(self, values: Array) -> Array:
-        """Of the mixture."""
+        """Log density of the mixture."""
         logs = [
             np.log(part.weight) + density_of_normal(values, np.asarray(part.mean), part.std)
             for part in self.config.components

@@ -288,7 +288,7 @@ class RenderedCorpus(TaskCorpus):
 
     @property
     def rendered(self) -> RenderedCorpus:  # type: ignore[override]
-        """They are such."""
+        """These data, which are rendered prompts."""
         return self
 
     def check_prompts(self, texts: Sequence[str]) -> None:

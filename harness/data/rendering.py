@@ -29,10 +29,10 @@ LIMIT_S, ROW_S = 10.0, 0.01
 
 
 class TooLong(DataError):
-    """A template goes on and on."""
+    """A template that has not ended within its time."""
 
     def __init__(self) -> None:
-        """Say so."""
+        """An error with a message that says so."""
         super().__init__("data.template: it comes to no end")
 
 

@@ -116,7 +116,7 @@ class ArrayTruth(Truth):
 
     @property
     def origin(self) -> str:
-        """The file."""
+        """The file that the rows come from."""
         return self.config.path
 
     def write(self, folder: Path) -> None:
@@ -124,7 +124,7 @@ class ArrayTruth(Truth):
         np.save(folder / ROWS, self.rows, allow_pickle=False)
 
     def teacher(self, changes: Mapping[str, Any]) -> DataSpec:
-        """None: refused."""
+        """Fixed teachers are refused for rows of numbers, so there is none."""
         raise DataError(
             "regime.source.model: rows of a file have no parameters that a teacher could differ in"
         )

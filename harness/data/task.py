@@ -291,7 +291,7 @@ class TaskCorpus(TextCorpus):
 
     @property
     def task(self) -> TaskCorpus:  # type: ignore[override]
-        """They are such."""
+        """These data, which are those of a task."""
         return self
 
     @property

@@ -28,7 +28,7 @@ class InBundles(Stored):
 
     @property
     def chains(self) -> Sequence[Chain]:
-        """Those of the bundles."""
+        """The chains that are run in bundles."""
         return self.prepared.bundles
 
     def _place(self, chain: Chain) -> InBundle | None:
@@ -121,7 +121,7 @@ class InBundles(Stored):
             raise DamagedError(f"in no bundle; {next(iter(self.store.trouble.values()))}")
 
     def places(self, chain: Chain, generations: int) -> list[Mapping[str, Path]]:
-        """Its bundle, once."""
+        """The one file that has all generations of a chain."""
         place = self._place(chain)
         return [] if place is None else [{"bundle": place.path}]
 
@@ -134,11 +134,11 @@ class InBundles(Stored):
         return found
 
     def generations(self, chain: Chain) -> list[GenerationView]:
-        """Its rows as records."""
+        """The rows of a chain as records."""
         return list(self._views.get(chain.key, ())[: chain.generations + 1])
 
     def outcomes(self, chains: Sequence[Chain]) -> pa.Table | None:
-        """Their rows."""
+        """The rows of some chains, as a table."""
         return self.store.bundles.read([chain.key for chain in chains])
 
     def rows(self, provenance: bool, keys: bool = True) -> tuple[npt.NDArray[Any], pa.Table]:

@@ -39,7 +39,7 @@ class OneByOne(Stored):
 
     @property
     def chains(self) -> Sequence[Chain]:
-        """Those of the lineage."""
+        """The chains that are run one by one."""
         return self.prepared.lineage.chains
 
     def _nodes(self, chain: Chain) -> Iterator[Node]:
@@ -66,7 +66,7 @@ class OneByOne(Stored):
         return done, NodeState("committed")
 
     def states(self, chain: Chain) -> Iterator[NodeState]:
-        """As the inventory has them."""
+        """The state of each generation of a chain, as the inventory has it."""
         for key in chain.nodes:
             yield self.look().state(key)
 

@@ -53,7 +53,7 @@ class Slice:
 
     @property
     def chains(self) -> list[Chain]:
-        """Of all units."""
+        """The chains of all units."""
         return [chain for unit in self.units for chain in unit.chains]
 
     def only(self, keys: Collection[str]) -> Slice | None:

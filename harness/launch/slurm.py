@@ -45,7 +45,7 @@ class SlurmError(HarnessError):
     """
 
     def __init__(self, message: str, output: str = "") -> None:
-        """Keep both."""
+        """Keep the message, and what the command printed besides."""
         super().__init__(message)
         self.output = output
 

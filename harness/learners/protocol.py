@@ -170,18 +170,18 @@ class SoloRanks:
     world_size = 1
 
     def barrier(self) -> None:
-        """Nothing to wait for."""
+        """Return at once: there is one rank."""
 
     def broadcast(self, value: T) -> T:
-        """The value itself."""
+        """The value itself: there is one rank."""
         return value
 
     def gather(self, value: T) -> list[T]:
-        """The value alone."""
+        """The value in a list of one."""
         return [value]
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """Do nothing: there is no process group."""
 
 
 class Stopped(Exception):
@@ -205,7 +205,7 @@ class Control:
     """
 
     def __init__(self) -> None:
-        """Nobody has asked."""
+        """A control that nobody has asked to stop."""
         self.ticks = 0
         self._deadline: float | None = None
 

@@ -63,7 +63,7 @@ class Found(Generic[P]):
         return self.loaded[kind].plugin
 
     def __iter__(self) -> Iterator[str]:
-        """The kinds."""
+        """Iterate over the names of the kinds."""
         return iter(self.loaded)
 
     def of(self, kind: type[Q]) -> Found[Q]:

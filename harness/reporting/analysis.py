@@ -36,7 +36,7 @@ class LostShare:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """What was found, in a sentence."""
         when = sorted(generation for generation in self.lost.values() if generation is not None)
         if not when:
             return f"in none of {len(self.lost)}"

@@ -49,7 +49,7 @@ class Baseline:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """What was found, in a sentence."""
         best, worst = self.found
         own = f"{best:.4g}" if f"{best:.4g}" == f"{worst:.4g}" else f"{best:.4g} to {worst:.4g}"
         before = f"{self.where}: " if self.where else ""

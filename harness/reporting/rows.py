@@ -104,7 +104,7 @@ class Rows(Iterable[Mapping[str, Any]]):
 
     @cached_property
     def generation(self) -> npt.NDArray[np.int64]:
-        """Of each row; shape [rows]."""
+        """The generation of each row; shape [rows]."""
         if not len(self):
             return np.zeros(0, dtype=np.int64)
         found: npt.NDArray[np.int64] = self.own["generation"].to_numpy().astype(np.int64, copy=False)

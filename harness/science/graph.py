@@ -241,7 +241,7 @@ class _Builder:
         )
         prompts = "real" if cell.prompts == "previous" and previous is None else cell.prompts
         continued = previous if prompts == "previous" else None
-        judge = None if cell.judge is None else {"initial": first, "previous": previous}[cell.judge]
+        judge = first if cell.judge == "initial" else previous if cell.judge == "previous" else None
         corpus = CorpusSpec(
             fit,
             cell.sampled(len(path)),

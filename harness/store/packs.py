@@ -219,7 +219,7 @@ class Packs:
         return target.name
 
     def forget(self, name: str) -> None:
-        """A pack is gone."""
+        """Forget what was read of a pack that is gone."""
         self._known.discard(name)
         self._places = {key: place for key, place in self._places.items() if place.pack != name}
 

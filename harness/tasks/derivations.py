@@ -145,7 +145,17 @@ def _expression_moves(operators: str, apply: Callable[[str, Sequence[str]], str]
 
 def _logic(operator: str, inner: Sequence[str]) -> str:
     left, right = inner[0] == "T", inner[-1] == "T"
-    value = {"~": not left, "&": left and right, "|": left or right, "^": left != right}[operator]
+    match operator:
+        case "~":
+            value = not left
+        case "&":
+            value = left and right
+        case "|":
+            value = left or right
+        case "^":
+            value = left != right
+        case _:
+            raise ValueError(f"no operator {operator!r}")
     return "T" if value else "F"
 
 
@@ -157,7 +167,15 @@ def arithmetic_moves(modulus: int | None) -> Moves:
 
     def apply(operator: str, inner: Sequence[str]) -> str:
         left, right = map(int, inner)
-        value = {"+": left + right, "-": left - right, "*": left * right}[operator]
+        match operator:
+            case "+":
+                value = left + right
+            case "-":
+                value = left - right
+            case "*":
+                value = left * right
+            case _:
+                raise ValueError(f"no operator {operator!r}")
         return str(value if modulus is None else value % modulus)
 
     return _expression_moves("+-*", apply)

@@ -21,7 +21,7 @@ class _Here(urllib.request.HTTPRedirectHandler):
     """Goes nowhere else: a server that points to another one has answered."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Do not."""
+        """Follow no redirection: that a server answers is all that is asked."""
 
 
 def unreachable(settings: Any) -> str:

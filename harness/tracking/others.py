@@ -39,7 +39,7 @@ class WholeChains(Tracker):
         write_json(note, said if where is None else {"where": where, "evaluations": said})
 
     def send(self, view: ChainView) -> int:
-        """As in a run."""
+        """Write a chain, as a run does."""
         self.write(view)
         return len(view.generations)
 

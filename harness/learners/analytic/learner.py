@@ -26,7 +26,7 @@ from harness.science import FitSpec
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Versions of the libraries that compute."""
     names = ("numpy", "scipy", "scikit-learn")
     return {name: installed_version(name) for name in names}  # importing them takes a second
 

@@ -188,7 +188,7 @@ def _shorten(config: Any) -> None:
 
 
 def _narrow(config: Any) -> None:
-    """Also eight coordinates a head."""
+    """Make a configuration as small as it goes: few layers (`_shorten`), and eight coordinates a head."""
     _shorten(config)
     config.hidden_size = 8 * config.num_attention_heads
     for name, value in {

@@ -104,7 +104,7 @@ class SafeCheckpointEngine(_engines.CheckpointEngine):  # type: ignore[misc, nam
         self._derived, self._left_out = derived, left_out
 
     def create(self, info: Any) -> None:
-        """A checkpoint begins."""
+        """Begin a checkpoint."""
         self.written = []
 
     def save(self, state_dict: Any, path: str) -> None:

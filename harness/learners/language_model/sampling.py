@@ -109,7 +109,7 @@ class TokenReader:
         return logits
 
     def repeat(self, times: int) -> None:
-        """Every row becomes so many."""
+        """Repeat every row of the cache so many times."""
         if self._cache is not None:
             self._cache.batch_repeat_interleave(times)
         if self._read is not None:

@@ -12,15 +12,17 @@ results.records(experiment="quickstart").groupby("generation")["test/perplexity"
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.shipped import studies
-from harness.errors import InputError
+from harness.config.shipped import study_file
+from harness.errors import ConfigError, InputError
+from harness.files import path_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,16 +34,27 @@ StudyLike = str | Path | Mapping[str, Any]
 """A study: the path of its file, the name of one that comes with the harness, or its content."""
 
 
-def load(root: str | Path = "runs") -> Results:
+def load(root: str | Path | None = None) -> Results:
     """The results in a store.
 
     Args:
-        root: The store's folder.
+        root: The store's folder; when None that of ``HARNESS_ROOT``, or ``runs``, as for the commands.
 
     Raises:
         harness.errors.InputError: There is no store.
     """
-    return Results(Path(root))
+    return Results(_root(root))
+
+
+def _root(root: str | Path | None) -> Path:
+    return _path(root or os.environ.get("HARNESS_ROOT") or "runs")
+
+
+def _path(text: str | Path) -> Path:
+    try:
+        return path_of(str(text))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 class Results:
@@ -114,6 +127,7 @@ class Results:
                 examples = store.corpora.load(generation["corpus"], count)
                 frame: pd.DataFrame = prepared.data[node.cell].real.table(examples).to_pandas()
                 return frame
+        self._refuse_bundled(key)
         left_out = f"; left out: {'; '.join(unread)}" if unread else ""
         raise InputError(f"{key}: no experiment on {self.root} has such a corpus{left_out}")
 
@@ -132,6 +146,7 @@ class Results:
         store = Store.read(self.root)
         folder = store.path("fits", key)
         if not store.has("fits", key):
+            self._refuse_bundled(key)
             raise InputError(f"{key}: {self.root} has no such fit")
         if (folder / "adapter_config.json").exists():
             raise InputError(
@@ -146,6 +161,20 @@ class Results:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, trust_remote_code=False
         )
+
+    def _refuse_bundled(self, key: str) -> None:
+        """Say of a fit of a bundled chain what there is of it."""
+        import pyarrow.compute as pc
+
+        from harness.store import Store
+
+        bundles = Store.read(self.root).bundles
+        rows = bundles.unordered(list(bundles.index()), wanted=lambda name: name == "fit")
+        if rows is not None and pc.any(pc.equal(rows["fit"], key)).as_py():
+            raise InputError(
+                f"{key}: was run in a bundle, which keeps records and parameters only; with "
+                "resources.bundled: false every generation has its corpus and its fit"
+            )
 
     def _generations(self, unread: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Every generation of every chain that was run by itself, with the experiment's name.
@@ -188,13 +217,16 @@ class Results:
 
 
 def run(
-    config: StudyLike, root: str | Path = "runs", assignments: Sequence[str] = (), address: str | None = None
+    config: StudyLike,
+    root: str | Path | None = None,
+    assignments: Sequence[str] = (),
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Run a study, or what is left of it, and wait for its end.
 
     Args:
         config: The study.
-        root: The store; made where there is none.
+        root: The store, as for `load`; made where there is none.
         assignments: As for ``--set``: ``["generations=5"]``.
         address: A running Ray to join; without it one is started, and ended.
 
@@ -215,7 +247,7 @@ def run(
     from harness.stop import Stop
     from harness.store import Store
 
-    place = Path(root)
+    place = _root(root)
     with _opened(config, assignments, Store.read(place)) as (prepared, _):
         if address is None:
             check_this_machine(prepared)
@@ -236,14 +268,16 @@ def run(
     }
 
 
-def plan(config: StudyLike, root: str | Path = "runs", assignments: Sequence[str] = ()) -> dict[str, Any]:
+def plan(
+    config: StudyLike, root: str | Path | None = None, assignments: Sequence[str] = ()
+) -> dict[str, Any]:
     """What a study is, what the store has of it, and what the rest costs on this machine.
 
     What ``harness plan --json`` prints.
 
     Args:
         config: The study.
-        root: The store; it need not be there.
+        root: The store, as for `load`; it need not be there.
         assignments: As for ``--set``: ``["generations=5"]``.
     """
     from harness.coordinator.scheduler import Capacity
@@ -251,7 +285,7 @@ def plan(config: StudyLike, root: str | Path = "runs", assignments: Sequence[str
     from harness.proc import usable_cpus, usable_memory
     from harness.store import Store
 
-    with _opened(config, assignments, Store.read(Path(root))) as (prepared, store):
+    with _opened(config, assignments, Store.read(_root(root))) as (prepared, store):
         return asdict(make_plan(prepared, store, [Capacity(usable_cpus(), 0, usable_memory())]))
 
 
@@ -269,9 +303,18 @@ def _opened(config: StudyLike, assignments: Sequence[str], store: Store) -> Iter
                 content["track"] = str(Path(content["track"]).absolute())
             path.write_text(json.dumps(content), encoding="utf-8")
         else:
-            path = Path(config)
-            path = path if path.exists() else studies().get(str(config), path)
-        yield prepare_study(path, tuple(assignments), store, Path(scratch)), store
+            path = study_file(str(_path(config)), "config")
+        try:
+            yield prepare_study(path, tuple(assignments), store, Path(scratch)), store
+        except ConfigError as error:
+            if not isinstance(config, Mapping):
+                raise
+            # whoever gave no file is told of none
+            own = [
+                replace(problem, where="config", line=None) if problem.where == str(path) else problem
+                for problem in error.problems
+            ]
+            raise ConfigError(own) from None
 
 
 __all__ = ["Results", "load", "plan", "run"]

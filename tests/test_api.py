@@ -15,13 +15,14 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from bundled import run_bundles
 from chains import run_all
 from conftest import GAUSSIAN, ROOT, TEXT, Make
 from conftest import harness as command
 from scipy import special
 
 import harness
-from harness.errors import InputError
+from harness.errors import ConfigError, InputError
 
 KEEP = {"retention": {"weights": "all"}, "generations": 1}
 
@@ -89,6 +90,27 @@ def test_a_study_is_run_planned_and_read_from_python(
     assert results.corpus(frame["key"][0]).equals(wrote)
     with pytest.raises(InputError, match="left out: .*/a/.*/b/.*/c/.*/d/"):
         results.corpus("0" * 32)
+
+
+def test_python_is_told_what_the_commands_tell(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip in a name, a study that is no file, the usual store, and what a bundle keeps."""
+    with pytest.raises(InputError, match="config: found 'quickstar', .* .did you mean 'quickstart'"):
+        harness.plan("quickstar")
+    wrong = {**GAUSSIAN, "generations": -1}
+    with pytest.raises(ConfigError) as caught:
+        harness.plan(wrong, tmp_path / "none")
+    assert str(caught.value) == "config: generations: found -1, expected greater than or equal to 0"
+    prepared, store = run_bundles(make_config(GAUSSIAN, resources={"ranks": 1}), tmp_path / "root")
+    monkeypatch.setenv("HARNESS_ROOT", str(tmp_path / "root"))
+    results = harness.load()
+    assert harness.plan(make_config(GAUSSIAN, resources={"ranks": 1}))["generations_stored"] == 4
+    key = results.records(config=make_config(GAUSSIAN, resources={"ranks": 1}))["key"][2]
+    for read in (results.corpus, results.model):
+        with pytest.raises(InputError, match="was run in a bundle, which keeps records and parameters only"):
+            read(key)
+    assert store.root == results.root and len(prepared.bundles) == 1
 
 
 def test_what_is_no_store(tmp_path: Path) -> None:

@@ -54,15 +54,9 @@ def config_path(text: str | Path) -> Path:
     found = path(text)
     if found.exists():
         return found
-    from harness.config.shipped import studies  # not before: it reads the schema
+    from harness.config.shipped import study_file  # not before: it reads the schema
 
-    known = studies()
-    if str(text) not in known and not found.suffix and len(found.parts) == 1:
-        raise InputError(
-            f"CONFIG: found {terminal.shown(str(text))}, which is no file, and no study of `harness list "
-            f"studies`{terminal.nearest(str(text), known)}"
-        )
-    return known.get(str(text), found)
+    return study_file(str(found), "CONFIG")
 
 
 def config_names(incomplete: str) -> list[str]:

@@ -6,6 +6,9 @@ import re
 from functools import cache
 from pathlib import Path
 
+from harness.errors import InputError
+from harness.terminal import nearest, shown
+
 _SENTENCE = re.compile(r"(?<!\bal)\. (?=[A-Z])")
 _PLACES = (Path(__file__).parent / "studies", Path(__file__).parents[2] / "configs")
 """In an installed package, and in a checkout."""
@@ -28,6 +31,27 @@ def studies() -> dict[str, Path]:
     ``quickstart``, ``papers/small/kazdan_gaussian``.
     """
     return {name: path for name, path in _files().items() if not name.startswith(("models/", "tracks/"))}
+
+
+def study_file(name: str, field: str) -> Path:
+    """A study's file, or the one that comes with the harness where no file has that name.
+
+    Args:
+        name: A path, or a name of `studies`.
+        field: What gave it, for messages.
+
+    Raises:
+        InputError: It can be no path, and there is no such study.
+    """
+    found, known = Path(name), studies()
+    if found.exists():
+        return found
+    if name not in known and not found.suffix and len(found.parts) == 1:
+        raise InputError(
+            f"{field}: found {shown(name)}, which is no file, and no study of `harness list studies`"
+            f"{nearest(name, known)}"
+        )
+    return known.get(name, found)
 
 
 def tracks() -> dict[str, Path]:

@@ -17,7 +17,7 @@ from harness.inventory.columns import to_column, to_table
 IDENTITY = ("experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status")
 BATCH_ROWS = 65_536
 """Rows that are made into mappings at a time."""
-Cell = tuple[Any, ...]
+AxisValues = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Series:
         ended: The generation in which it has diverged; None where it has not.
     """
 
-    cell: Cell
+    cell: AxisValues
     seed: int
     places: npt.NDArray[np.int64]
     ended: int | None
@@ -69,7 +69,7 @@ class Rows(Iterable[Mapping[str, Any]]):
         """
         self.shared, self.chain, self.own = shared, chain, own
         self._series: dict[tuple[str, ...], Sequence[Series]] = {}
-        self._steps: dict[tuple[str, ...], Mapping[Cell, Mapping[int, Step]]] = {}
+        self._steps: dict[tuple[str, ...], Mapping[AxisValues, Mapping[int, Step]]] = {}
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> Rows:
@@ -154,7 +154,7 @@ class Rows(Iterable[Mapping[str, Any]]):
         return self._series[tuple(axes)]
 
     def _by_seed(self, axes: Sequence[str]) -> Sequence[Series]:
-        numbers: dict[tuple[Cell, int], int] = {}
+        numbers: dict[tuple[AxisValues, int], int] = {}
         of_chain = np.zeros(len(self.shared), dtype=np.int64)
         for chain in self._used:
             about = self.shared[chain]
@@ -174,14 +174,14 @@ class Rows(Iterable[Mapping[str, Any]]):
             found.append(Series(cell, seed, places, int(ended[0]) if len(ended) else None))
         return found
 
-    def steps(self, axes: Sequence[str]) -> Mapping[Cell, Mapping[int, Step]]:
+    def steps(self, axes: Sequence[str]) -> Mapping[AxisValues, Mapping[int, Step]]:
         """The rows by cell and generation, these in ascending order; remembered, as `series` is.
 
         Args:
             axes: The axes that tell cells apart.
         """
         if tuple(axes) not in self._steps:
-            cells: dict[Cell, list[Series]] = {}
+            cells: dict[AxisValues, list[Series]] = {}
             for series in self.series(axes):
                 cells.setdefault(series.cell, []).append(series)
             self._steps[tuple(axes)] = {cell: self._by_step(parts) for cell, parts in cells.items()}

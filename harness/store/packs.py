@@ -39,7 +39,7 @@ Files = Mapping[str, bytes]
 """The files of an evaluation: name to content."""
 
 
-class Place(NamedTuple):
+class InPack(NamedTuple):
     """Where an evaluation is: name of the pack, group of rows, row in it."""
 
     pack: str
@@ -61,7 +61,7 @@ class Packs:
             on_damage: Called with the name of such a pack, where it is not the system that does not give it.
         """
         self.folder, self.trouble, self._on_damage = folder, trouble, on_damage
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, InPack] = {}
         self._rows: dict[str, int] = {}
         self._known: set[str] = set()
         self._checked: dict[str, str] = {}
@@ -83,7 +83,7 @@ class Packs:
         self._look()
         return self._places.keys()
 
-    def place(self, key: str) -> Place | None:
+    def place(self, key: str) -> InPack | None:
         """Where an evaluation is; None where it is in no pack."""
         if key not in self._places:
             self._look()
@@ -108,10 +108,10 @@ class Packs:
             if damaged and self._on_damage is not None:
                 self._on_damage(name)
 
-    def _keys_of(self, name: str) -> dict[str, Place]:
+    def _keys_of(self, name: str) -> dict[str, InPack]:
         with pq.ParquetFile(self.folder / name, page_checksum_verification=True) as file:
             return {
-                key: Place(name, group, row)
+                key: InPack(name, group, row)
                 for group in range(file.num_row_groups)
                 for row, key in enumerate(file.read_row_group(group, columns=[KEY])[KEY].to_pylist())
             }

@@ -35,7 +35,7 @@ from harness.records import Record
 from harness.science import Node, key_of
 from harness.store.bundles import Bundles
 from harness.store.corpora import Corpora
-from harness.store.packs import Packs, Place
+from harness.store.packs import InPack, Packs
 
 FORMAT, PACKED = 1, 2
 """What a root's ``format`` says where there are only folders, and where there are packs, which earlier
@@ -186,7 +186,7 @@ class Store:
         """Whether an item is committed; its content is not looked at."""
         return self.path(kind, key).is_dir() or self._packed(kind, key) is not None
 
-    def _packed(self, kind: AnyKind, key: str) -> Place | None:
+    def _packed(self, kind: AnyKind, key: str) -> InPack | None:
         return self.packs.place(key) if kind == "evaluations" else None
 
     def committed(self, kind: ItemKind) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from bundled import run_bundles
 from chains import Events, open_prepared, run_all
-from conftest import merged
+from conftest import TEXT, merged
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -70,7 +70,13 @@ CELLS = st.fixed_dictionaries(
         "data.num_examples": st.sampled_from([10, 12]),
         "data.variance": st.sampled_from([1.0, 2.0]),
         "learner": st.sampled_from(
-            [{"kind": "gaussian", "estimator": "unbiased"}, {"kind": "kde", "bandwidth": 0.5}]
+            [
+                {"kind": "gaussian", "estimator": "unbiased"},
+                {"kind": "gaussian", "init": "previous", "merge": -0.2},
+                {"kind": "gaussian", "synthetic_weight": 0.5},
+                {"kind": "kde", "bandwidth": 0.5},
+                {"kind": "mixture", "components": 2, "covariance": "diag"},
+            ]
         ),
         "retention.weights": st.sampled_from(["all", "none"]),
         "generations": st.sampled_from([2, 4]),
@@ -78,7 +84,7 @@ CELLS = st.fixed_dictionaries(
 )
 
 
-def grid_of(cells: list[Cell], seeds: list[int]) -> dict[str, Any]:
+def grid_of(cells: list[Cell], seeds: list[int], base: dict[str, Any] = BASE) -> dict[str, Any]:
     """A grid of exactly these cells: the axis is the regime, and overrides give each the rest."""
     rest = [
         ({"regime": cell["regime"]}, {name: cell[name] for name in cell if name != "regime"})
@@ -86,7 +92,7 @@ def grid_of(cells: list[Cell], seeds: list[int]) -> dict[str, Any]:
     ]
     overrides = [{"when": when, "set": changes} for when, changes in rest if changes]
     return {
-        **BASE,
+        **base,
         "grid": {"regime": [cell["regime"] for cell in cells], "seed": seeds},
         "overrides": overrides,
     }
@@ -219,6 +225,37 @@ def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[Cell], seeds: list[int
             mine = export(own, own_store)
             same = rows[rows.chain == chain.id].reset_index(drop=True)[mine.columns]
             pd.testing.assert_frame_equal(mine, same, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_language_models_cell_alone_is_the_cell_in_the_grid(ranks: Any, tmp_path: Path) -> None:
+    """Of cells that differ in how they sample, evaluate, filter and go on, and in who writes for them."""
+    (tmp_path / "web.txt").write_text(
+        "\n\n".join(f"Entry {i} says {i * 7} and then {i}." for i in range(900))
+    )
+    fixed = {"corpus": str(tmp_path / "web.txt")}
+    cells: list[Cell] = [
+        {"regime": {"kind": "replace", "synthetic_ratio": 1.0}, "evaluate.examples": 24},
+        {"regime": {"kind": "replace", "synthetic_ratio": 0.5}, "learner.sample.temperature": 0.7},
+        {"regime": {"kind": "replace", "synthetic_ratio": 1.0, "source": fixed}, "evaluate.prompts": 1},
+        {"regime": {"kind": "augment", "synthetic_ratio": 0.5}, "learner.later": {"synthetic_weight": 0.5}},
+        {"regime": {"kind": "accumulate"}, "filters": [{"kind": "deduplicate"}]},
+        {"regime": {"kind": "replace_grown"}, "learner.init": "previous", "retention.weights": "all"},
+    ]
+    base = {**merged(TEXT, {"generations": 1, "data.num_examples": 48}), "regime": {"kind": "accumulate"}}
+    config = tmp_path / "grid.yaml"
+    config.write_text(yaml.safe_dump(grid_of(cells, [3, 1], base)))
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    rows = export(prepared, store)
+    for number, cell in enumerate(cells):
+        config = tmp_path / f"{number}.yaml"
+        config.write_text(yaml.safe_dump(merged(base, {**cell, "seed": (3, 1)[number % 2]})))
+        own, own_store = run_all(config, tmp_path / f"own{number}", ranks=ranks)
+        assert_equal_where_both(store, prepared, own_store, own)
+        [chain] = own.lineage.chains
+        mine = export(own, own_store)
+        same = rows[rows.chain == chain.id].reset_index(drop=True)[mine.columns]
+        pd.testing.assert_frame_equal(mine, same, check_exact=True)
 
 
 def test_what_a_branch_of_another_cell_computed_is_set_aside(tmp_path: Path) -> None:

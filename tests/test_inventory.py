@@ -19,7 +19,7 @@ from harness.files import read_json, seal, write_json
 from harness.inspection.explain import Explainer
 from harness.inspection.planner import plan
 from harness.inspection.status import chain_states
-from harness.inventory import Inventory
+from harness.inventory import Inventory, NodeState
 from harness.reporting import ledger
 from harness.science import Chain, Node
 from harness.store import Experiment, Store
@@ -173,10 +173,15 @@ def test_a_writer_that_ended_at_last_ends_its_reader(make_config: Make, tmp_path
     ]
     config = make_config(GAUSSIAN, grid=grid, overrides=overrides)
     root = tmp_path / "root"
-    prepared, store = run_all(config, root)
+    prepared, store = looked_at(config, root)
     chains = {(chain.cell, len(chain.nodes)): chain for chain in prepared.lineage.chains}
     reader = next(c for c in chains.values() if len(c.nodes) == 4 and other(prepared, c))
     writer = next(c for c in chains.values() if c.nodes[-1] in other(prepared, reader))
+    before = Inventory(prepared, store)
+    writers = [chain.id for chain in prepared.lineage.chains if writer.nodes[1] in chain.nodes]
+    assert before.state(reader.nodes[2]) == NodeState("waiting", f"for generation 1 of chain {writers[0]}")
+    assert before.state(writer.nodes[2]) == NodeState("waiting")
+    prepared, store = run_all(config, root)
     diverged(store, writer.nodes[-1])
     evaluation(store, prepared.lineage.nodes[reader.nodes[-1]])
     prepared, store = looked_at(config, root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -527,6 +528,28 @@ def test_a_regime_that_fails_is_named(tmp_path: Path, rule: str, message: str) -
     path.write_text(yaml.safe_dump({**GAUSSIAN, "regime": {"kind": "odd"}}))
     done = harness("plan", path, "--root", tmp_path / "root", path=[folder])
     assert done.returncode != 0 and message in done.stderr and "defect" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Laplace", "LaplaceFamily", "learner"),
+        ("Every", "keep", "filter_"),
+        ("two_latest", "regime"),
+        ("spread", "metric"),
+        ("write", "tracker"),
+    ],
+)
+def test_a_component_is_at_most_40_lines(names: tuple[str, ...]) -> None:
+    """Its section, what it does and its registration, without blank lines: as the package here shows it."""
+    found = 0
+    for path in (ROOT / "tests" / "plugin").glob("*.py"):
+        text = path.read_text()
+        for node in ast.parse(text).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node
+            if getattr(target, "id", getattr(target, "name", "")) in names:
+                found += sum(map(bool, map(str.strip, text.splitlines()[node.lineno - 1 : node.end_lineno])))
+    assert 0 < found <= 40
 
 
 def test_what_a_regime_reads_is_asked_of_its_rule(tmp_path: Path) -> None:

@@ -335,3 +335,10 @@ def test_weights_that_retention_would_keep_are_counted(make_config: Make, tmp_pa
     assert answer in harness("report", config, "--root", root).stdout.splitlines(), "whole, in a pipe too"
     store.evict_weights(first.fit, "retention")
     assert weights_gone(prepared, store) == 1
+    explained = harness("explain", config, "--root", root).stdout.splitlines()
+    freed = [line.endswith("; its weights were freed (retention.weights)") for line in explained[1:]]
+    assert freed == [True, True, False, False]
+    store.weights_file(
+        prepared.lineage.chains[0].nodes and list(prepared.lineage.nodes.values())[3].fit
+    ).unlink()
+    assert weights_gone(prepared, store) == 1, "what is missing was not freed"

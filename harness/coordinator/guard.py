@@ -45,6 +45,7 @@ def main(folder: str, pid: int) -> None:
             with contextlib.suppress(psutil.TimeoutExpired):
                 driver.wait(WATCH_S)
                 break
+    # Not `harness.proc.kill`: this file is run by its path, where the package may not be found.
     for process in [*known.values(), *members(folder)]:
         with contextlib.suppress(psutil.Error):
             if process.is_running() and process.pid != os.getpid():

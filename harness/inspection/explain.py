@@ -155,7 +155,10 @@ class Explainer:
     def _provenance(self, node: Node) -> str:
         try:
             found = self.store.json("evaluations", node.evaluation, "provenance.json")
-            return f"at {found['finished']} on {found['host']}"
+            freed = (
+                "; its weights were freed (retention.weights)" if self.store.weights_freed(node.fit) else ""
+            )
+            return f"at {found['finished']} on {found['host']}{freed}"
         except (DamagedError, KeyError):
             return "its provenance cannot be read"
 

@@ -47,7 +47,7 @@ class NodeState:
     its whole chain, which is not there); ``short`` (its corpus has fewer examples than the grid reads) or
     ``unfitted`` (its record is there, its fit is gone); ``damaged``; ``running``; ``failed`` (tried, and the
     next run tries again); ``interrupted`` (there is unfinished work to go on from, and nobody is at it);
-    ``waiting``; ``unreachable`` (a chain that writes for it has diverged).
+    ``waiting``, for what of another chain; ``unreachable`` (a chain that writes for it has diverged).
 
     Attributes:
         state: In a word.
@@ -230,7 +230,7 @@ class Inventory:
                 "interrupted", f"in generation {node.generation}; run the command again to go on"
             )
         if self.store.record(key) is None:
-            return NodeState("waiting")
+            return NodeState("waiting", self._waits_for(node))
         if not self.store.has("fits", node.fit):
             return NodeState(
                 "unfitted", f"generation {node.generation}: its fit is gone; the next run makes the rest"
@@ -243,6 +243,24 @@ class Inventory:
             f"generation {node.generation}: {have} of {needed} examples are there; the next run makes the "
             "rest",
         )
+
+    @cached_property
+    def _chains_of(self) -> Mapping[str, list[str]]:
+        """Node to the chains that it is a generation of."""
+        found: dict[str, list[str]] = {}
+        for chain in self.lineage.chains:
+            for key in chain.nodes:
+                found.setdefault(key, []).append(chain.id)
+        return found
+
+    def _waits_for(self, node: Node) -> str:
+        """What of another chain a generation needs that is not there yet; empty where it needs none."""
+        mine = set(self._chains_of[node.evaluation])
+        for key in node.dependencies:
+            others = self._chains_of[key]
+            if key not in self.done and mine.isdisjoint(others):
+                return f"for generation {self.lineage.nodes[key].generation} of chain {others[0]}"
+        return ""
 
     def _share(self, branch: str, key: str) -> str:
         progress = self._progress.get(branch, {})

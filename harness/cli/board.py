@@ -26,7 +26,11 @@ from harness.cli.app import (
 )
 from harness.errors import InputError
 
-board = typer.Typer(help="Entries of tracks, and the board that ranks them.", no_args_is_help=True)
+board = typer.Typer(
+    help="Entries of tracks, and the board that ranks them.\n\n"
+    "Example: harness leaderboard add entry.yaml --to board, then harness leaderboard build board",
+    no_args_is_help=True,
+)
 app.add_typer(board, name="leaderboard", rich_help_panel="Results")
 
 

@@ -13,7 +13,7 @@ from harness.cli.app import Assignments, ConfigPath, Json, app, path, print_json
 from harness.errors import InputError
 
 
-@app.command("list", rich_help_panel="What there is")
+@app.command("list", rich_help_panel="A study")
 def list_(
     what: Annotated[
         str,

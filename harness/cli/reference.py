@@ -21,7 +21,11 @@ from harness.cli.app import (
     print_json,
 )
 
-reference = typer.Typer(help="Curated real text that studies and tracks can name.", no_args_is_help=True)
+reference = typer.Typer(
+    help="Curated real text that studies and tracks can name.\n\n"
+    "Example: harness reference build new.jsonl --to reference --licence CC-BY-4.0",
+    no_args_is_help=True,
+)
 app.add_typer(reference, name="reference", rich_help_panel="A study")
 
 

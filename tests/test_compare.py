@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from bundled import run_bundles
 from conftest import GAUSSIAN, Make, harness
 
 from harness.errors import InputError
 from harness.reporting import ledger
+from harness.reporting.answer import answers
 from harness.reporting.compare import build, together
 from harness.reporting.rows import Rows
+from harness.reporting.tables import headline
 
 
 @pytest.mark.slow
@@ -63,6 +66,23 @@ def test_learners_that_measure_otherwise_have_own_tables(make_config: Make, tmp_
         assert "not finite" not in text and "of 5 seeds" not in text
     assert "gaussian/log_variance by generation" in done.stdout and page.count("By generation: ") == 2
     assert "7 chains, 2 to 5 seeds a cell" in page
+
+
+@pytest.mark.slow
+def test_a_tracks_study_begins_with_what_its_track_ranks_by(make_config: Make, tmp_path: Path) -> None:
+    """Beside a study of no track, both begin with what the learner loses first."""
+    root, path = tmp_path / "root", tmp_path / "entrant.yaml"
+    entrant = {"experiment": "entrant", "track": "closed-form-gaussian", "tracking": {"wandb": "disabled"}}
+    path.write_text(yaml.safe_dump(entrant))
+    plain = make_config(GAUSSIAN, **{"resources.bundled": True})
+    parts = [(*run_bundles(config, root), root) for config in (path, plain)]
+    entered, own = both = [(prepared, ledger.rows(prepared, store), root) for prepared, store, root in parts]
+    assert [headline(rows) for _, rows, _ in both] == ["gaussian/kl", "gaussian/log_variance"]
+    (said,) = answers(entered[1], entered[0].study.columns, entered[0].study.seeds)
+    assert "KL(fit || truth) rises from" in said
+    ((table, _),) = together(both).tables
+    assert headline(table) == "gaussian/log_variance"
+    assert headline(together([entered, (*entered[:2], tmp_path)]).rows) == "gaussian/kl"
 
 
 @pytest.mark.slow

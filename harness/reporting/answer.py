@@ -55,7 +55,7 @@ def answers(
         most: Cells that have a sentence; how many more there are is one more line.
     """
     table = Rows.of(rows)
-    headlines = [name for name in HEADLINES if name in table.names]
+    headlines = [name for name in dict.fromkeys((*table.leads, *HEADLINES)) if name in table.names]
     if not headlines:
         return []
     passes = [name for name in table.names if name.startswith("task/pass_")]

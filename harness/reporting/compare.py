@@ -64,7 +64,7 @@ def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
     seeds = {prepared.study.seeds for prepared, _, _ in parts}
     groups: dict[str | None, list[int]] = {}
     for place, (_, rows, _) in enumerate(parts):
-        groups.setdefault(headline(rows) if len(rows) else None, []).append(place)
+        groups.setdefault(headline(rows, led=False) if len(rows) else None, []).append(place)
     tables = []
     for metric, places in groups.items():
         some = [parts[place] for place in places]
@@ -91,7 +91,9 @@ def _rows(names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepa
         places.append(rows.chain + before)
         before = len(shared)
     own = [rows.own for _, rows, _ in parts if len(rows)] or [pa.table({})]
-    return Rows(shared, np.concatenate(places), pa.concat_tables(own, promote_options="permissive"))
+    leads = {tuple(rows.leads) for _, rows, _ in parts}  # of one track, or none
+    table = pa.concat_tables(own, promote_options="permissive")
+    return Rows(shared, np.concatenate(places), table, leads.pop() if len(leads) == 1 else ())
 
 
 def build(compared: Compared, folder: Path, tell: Tell = lambda line: None) -> Path:

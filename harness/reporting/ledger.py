@@ -43,6 +43,8 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False, keys: bool 
         }
         for chain in prepared.chains
     ]
+    entered = prepared.study.source.track
+    leads = [] if entered is None else [entered.track.score.metric]
     place = {chain.id: index for index, chain in enumerate(prepared.chains)}
     parts = []
     for way in StoredChains(prepared, store).ways:
@@ -50,11 +52,12 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False, keys: bool 
         if len(of_way):
             parts.append((np.array([place[chain.id] for chain in way.chains])[of_way], own))
     if len(parts) < 2:
-        return Rows(shared, *(parts[0] if parts else (np.zeros(0, dtype=np.int64), pa.table({}))))
+        chain, own = parts[0] if parts else (np.zeros(0, dtype=np.int64), pa.table({}))
+        return Rows(shared, chain, own, leads)
     chain = np.concatenate([owner for owner, _ in parts])
     order = np.argsort(chain, kind="stable")
     own = pa.concat_tables([own for _, own in parts], promote_options="permissive")
-    return Rows(shared, chain[order], own.take(order))
+    return Rows(shared, chain[order], own.take(order), leads)
 
 
 def cell_value(value: Any) -> Any:

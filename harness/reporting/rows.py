@@ -58,7 +58,11 @@ class Rows(Iterable[Mapping[str, Any]]):
     """
 
     def __init__(
-        self, shared: Sequence[Mapping[str, Any]], chain: npt.NDArray[np.int64], own: pa.Table
+        self,
+        shared: Sequence[Mapping[str, Any]],
+        chain: npt.NDArray[np.int64],
+        own: pa.Table,
+        leads: Sequence[str] = (),
     ) -> None:
         """Keep the columns.
 
@@ -66,8 +70,9 @@ class Rows(Iterable[Mapping[str, Any]]):
             shared: What the rows of each chain have in common.
             chain: Which of them each row belongs to; shape [rows].
             own: The other columns, one row a record; a value that is missing or not finite is null.
+            leads: Metrics that a report begins with before all others: what a track ranks by.
         """
-        self.shared, self.chain, self.own = shared, chain, own
+        self.shared, self.chain, self.own, self.leads = shared, chain, own, leads
         self._series: dict[tuple[str, ...], Sequence[Series]] = {}
         self._steps: dict[tuple[str, ...], Mapping[AxisValues, Mapping[int, Step]]] = {}
 
@@ -138,7 +143,7 @@ class Rows(Iterable[Mapping[str, Any]]):
 
     def where(self, wanted: npt.NDArray[np.bool_]) -> Rows:
         """Some of the rows; ``wanted`` has shape [rows]."""
-        return Rows(self.shared, self.chain[wanted], self.own.filter(pa.array(wanted)))
+        return Rows(self.shared, self.chain[wanted], self.own.filter(pa.array(wanted)), self.leads)
 
     def series(self, axes: Sequence[str]) -> Sequence[Series]:
         """The rows by cell and seed, in the order in which these come first; remembered.

@@ -85,12 +85,20 @@ def growth_table(
     return {"metric": metric, "axes": list(axes), "lines": lines}
 
 
-def headline(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """The metric that the table shows: perplexity for text, and what each other learner loses first."""
-    names = Rows.of(rows).names
+def headline(rows: Iterable[Mapping[str, Any]], led: bool = True) -> str | None:
+    """The metric that the table shows.
+
+    What a study's track ranks by; else perplexity for text, and what each other learner loses first.
+
+    Args:
+        rows: From `ledger.rows`.
+        led: Whether what a track ranks by comes first.
+    """
+    table = Rows.of(rows)
     # What a package's learner measures is in no list here: then it is the first metric of those that it
     # describes.
-    return next((name for name in (*HEADLINES, *(metric.name for metric in METRICS)) if name in names), None)
+    known = (*(table.leads if led else ()), *HEADLINES, *(metric.name for metric in METRICS))
+    return next((name for name in known if name in table.names), None)
 
 
 def summary_table(

@@ -131,7 +131,7 @@ def worth_lines(prepared: Prepared, rows: Rows) -> list[dict[str, str]]:
         unless both axes are there, with five seeds or more.
     """
     axes = prepared.study.columns
-    metric = next((name for name in HEADLINES if name in rows.names), None)
+    metric = next((name for name in (*rows.leads, *HEADLINES) if name in rows.names), None)
     if metric is None or not {RATIO, SIZE} <= set(axes) or len(prepared.study.seeds) < MIN_SEEDS:
         return []
     last = _last_values(rows, axes, metric)

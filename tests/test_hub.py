@@ -55,6 +55,9 @@ def test_a_chain_of_a_pretrained_model_on_hub_data(hub: Hub, make_config: Make, 
     again = harness("run", config, "--root", root, "--json", **offline)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["generations_reused"] == 2, "the cache has all, and the keys are the same"
+    away = harness("plan", config, "--root", root, "--json", **{**offline, "HF_HUB_OFFLINE": ""})
+    assert json.loads(away.stdout)["generations_stored"] == 2, "and where the hub cannot be reached"
+    assert away.stderr.count("the hub cannot be reached (ConnectError: ") == 1, away.stderr
 
 
 def test_groups_of_hub_data_and_a_classifier_of_the_hub(hub: Hub, make_config: Make, tmp_path: Path) -> None:

@@ -7,19 +7,17 @@ recipe into the origin and index of every training example. Neither looks at the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.components import REGIMES
+from harness.components.regimes import ruled
 from harness.config.schema import Regime, science
 from harness.errors import DataError
 from harness.records import EXTERNAL, REAL, TEACHER, Part, Recipe
-from harness.registry import Loaded, RegimePlugin
 from harness.streams import stream
-from harness.terminal import shown
 
 
 def is_refresh(regime: Regime, generation: int) -> bool:
@@ -59,7 +57,7 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None, compar
             spec["examples"] = count
         return Recipe(spec, (Part(REAL, count),), budget=budget, init=init)
     component = REGIMES.loaded[regime.kind]
-    parts, some = _ruled(component, regime, n, generation)
+    parts, some = ruled(regime, n, generation)
     origin = _fixed_origin(regime, external)
     if origin is not None:
         parts = tuple(_fixed(part, origin) for part in parts)
@@ -68,26 +66,6 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None, compar
     if component.plugin.selects:
         return Recipe(spec, parts, take=some, select=regime.select, budget=budget)
     return Recipe(spec, parts, some, budget=budget)
-
-
-def _ruled(
-    component: Loaded[RegimePlugin], regime: Regime, n: int, generation: int
-) -> tuple[tuple[Part, ...], int | None]:
-    """What a regime's rule says, if it says what a rule can say.
-
-    Raises:
-        DataError: A package's rule gives something else.
-    """
-    found = component.plugin.rule(regime, n, generation)
-    if not component.package:
-        return found
-    match found:
-        case (tuple() as parts, Integral() | None) if all(isinstance(part, Part) for part in parts):
-            return found
-    raise DataError(
-        f"regime.kind: the rule of {regime.kind} ({component.package}) gives {shown(found)} for generation "
-        f"{generation}, expected a tuple of parts, and a number of examples or None"
-    )
 
 
 def _fixed(part: Part, origin: int) -> Part:

@@ -89,12 +89,9 @@ class Prepared:
         return dict(self.cell(chain).axes)
 
     @cached_property
-    def bundled(self) -> Mapping[str, int]:
-        """Bundled chains by key, with the last generation that any of those with that key has."""
-        found: dict[str, int] = {}
-        for chain in self.bundles:
-            found[chain.key] = max(found.get(chain.key, 0), chain.generations)
-        return found
+    def bundled(self) -> Mapping[str, Chain]:
+        """Bundled chains by key, of those with one key the longest: the others are its beginning."""
+        return {chain.key: chain for chain in sorted(self.bundles, key=lambda chain: chain.generations)}
 
     def find_chain(self, name: str) -> Chain:
         """The chain with an id, or the only one whose id begins so; of a study of one chain that one.

@@ -542,14 +542,15 @@ def test_a_regime_that_fails_is_named(tmp_path: Path, rule: str, message: str) -
 )
 def test_a_component_is_at_most_40_lines(names: tuple[str, ...]) -> None:
     """Its section, what it does and its registration, without blank lines: as the package here shows it."""
-    found = 0
+    found, seen = 0, set[str]()
     for path in (ROOT / "tests" / "plugin").glob("*.py"):
         text = path.read_text()
         for node in ast.parse(text).body:
             target = node.targets[0] if isinstance(node, ast.Assign) else node
-            if getattr(target, "id", getattr(target, "name", "")) in names:
+            if (name := getattr(target, "id", getattr(target, "name", ""))) in names:
+                seen.add(name)
                 found += sum(map(bool, map(str.strip, text.splitlines()[node.lineno - 1 : node.end_lineno])))
-    assert 0 < found <= 40
+    assert seen == set(names) and found <= 40
 
 
 def test_what_a_regime_reads_is_asked_of_its_rule(tmp_path: Path) -> None:
@@ -566,6 +567,9 @@ def test_what_a_regime_reads_is_asked_of_its_rule(tmp_path: Path) -> None:
     done = harness("plan", path, "--set", "learner.synthetic_weight=0", path=[folder])
     message = "learner.synthetic_weight: found 0, and in odd no training example is real"
     assert done.returncode == 2 and message in done.stderr, done.stderr
+    (folder / "odd.py").write_text(code.replace("(Part(generation - 1, n),), None", "7"))
+    done = harness("plan", path, "--set", "learner.synthetic_weight=0", path=[folder])
+    assert done.returncode == 2 and "the rule of odd (odd) gives 7" in done.stderr, done.stderr
 
 
 def test_a_package_cannot_have_the_harness_columns(tmp_path: Path) -> None:

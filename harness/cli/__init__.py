@@ -6,13 +6,10 @@ Nothing heavy is imported before a command runs, so ``--help`` is quick and need
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 import traceback
-from collections import Counter
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,15 +63,17 @@ def _extra_with(module: str) -> str:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    name, sizes, having = canonicalize_name(module.partition(".")[0]), Counter[str](), set[str]()
-    lines: list[str] = []
-    with suppress(PackageNotFoundError):  # a checkout that is not installed
-        lines = requires("model-collapse-harness") or []
-    for item in map(Requirement, lines):
-        if found := re.search(r"extra == ['\"](\w+)['\"]", str(item.marker or "")):
-            sizes[found[1]] += 1
-            having |= {found[1]} if canonicalize_name(item.name) == name else set()
-    return min(having, key=sizes.__getitem__, default="")
+    name = canonicalize_name(module.partition(".")[0])
+    try:
+        about = metadata("model-collapse-harness")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return ""
+    items = [Requirement(line) for line in about.get_all("Requires-Dist") or ()]
+    parts = {
+        extra: {canonicalize_name(i.name) for i in items if i.marker and i.marker.evaluate({"extra": extra})}
+        for extra in about.get_all("Provides-Extra") or ()
+    }
+    return min((extra for extra in parts if name in parts[extra]), key=lambda e: len(parts[e]), default="")
 
 
 def _defect(error: Exception) -> NoReturn:
@@ -83,11 +82,10 @@ def _defect(error: Exception) -> NoReturn:
         tempfile.mkstemp(prefix="harness-error-", suffix=".log", dir=os.environ.get("HARNESS_ERRORS"))[1]
     )
     path.write_text(traceback.format_exc(), encoding="utf-8")
-    from harness.registry.blame import blamed
+    from harness.registry.blame import culprit
 
-    said, plain = blamed(error), f"{type(error).__name__}: {error}"
-    whose = said if said.startswith("the package ") else f"this is a defect of the harness: {plain}"
-    terminal.show(f"error: {whose} (details: {path})", sys.stderr)
+    whose = culprit(error) or "this is a defect of the harness"
+    terminal.show(f"error: {whose}: {type(error).__name__}: {error} (details: {path})", sys.stderr)
     raise SystemExit(EXIT_FAILED) from None
 
 

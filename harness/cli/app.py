@@ -51,12 +51,9 @@ def path(text: str | Path) -> Path:
 
 def config_path(text: str | Path) -> Path:
     """A study's file, or the name of one that comes with the harness where no file has it."""
-    found = path(text)
-    if found.exists():
-        return found
     from harness.config.shipped import study_file  # not before: it reads the schema
 
-    return study_file(str(found), "CONFIG")
+    return study_file(str(path(text)), "CONFIG")
 
 
 def config_names(incomplete: str) -> list[str]:

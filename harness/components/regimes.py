@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
+from harness.errors import DataError
 from harness.records import REAL, Part
 from harness.registry import RegimePlugin
+from harness.terminal import shown
 
 USUAL = 1_000_000
 """Real examples where only their proportion to others is asked for (`usual_parts`)."""
@@ -92,15 +95,33 @@ def _stream(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int
     return tuple(parts), n - anchored
 
 
+def ruled(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int | None]:
+    """What a regime's rule says, if it says what a rule can say.
+
+    Raises:
+        DataError: A package's rule gives something else.
+    """
+    from harness.components import REGIMES
+
+    component = REGIMES.loaded[regime.kind]
+    found = component.plugin.rule(regime, n, generation)
+    if not component.package:
+        return found
+    match found:
+        case (tuple() as parts, Integral() | None) if all(isinstance(part, Part) for part in parts):
+            return found
+    raise DataError(
+        f"regime.kind: the rule of {regime.kind} ({component.package}) gives {shown(found)} for generation "
+        f"{generation}, expected a tuple of parts, and a number of examples or None"
+    )
+
+
 def usual_parts(regime: Any) -> list[Part]:
     """What the generations 1 to 3 read where there are a million real examples.
 
     So what a regime reads is asked of its rule, whatever it is called and whoever adds it.
     """
-    from harness.components import REGIMES
-
-    rule = REGIMES[regime.kind].rule
-    return [part for generation in (1, 2, 3) for part in rule(regime, USUAL, generation)[0] if part.count]
+    return [part for generation in (1, 2, 3) for part in ruled(regime, USUAL, generation)[0] if part.count]
 
 
 COMPONENTS: Mapping[str, RegimePlugin] = {

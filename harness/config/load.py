@@ -111,10 +111,11 @@ def check_kinds(source: Source) -> None:
             problems.append(source.problem(path, f"found {shown(kind)}{reason}"))
     data = source.data.get("data")
     name = data.get("source") if isinstance(data, Mapping) and data_kind(data) == "text" else None
-    if isinstance(name, str) and name in DATA.broken and name not in DATA.loaded:
-        problems.append(source.problem("data.source", f"found {shown(name)}; {cut(DATA.broken[name])}"))
-    elif (wrong := unknown_source(name)) and not os.path.exists(str(name)):
-        problems.append(source.problem("data.source", wrong))
+    if isinstance(name, str):
+        if name in DATA.broken and name not in DATA.loaded:
+            problems.append(source.problem("data.source", f"found {shown(name)}; {cut(DATA.broken[name])}"))
+        elif (wrong := unknown_source(name)) and not os.path.exists(name):
+            problems.append(source.problem("data.source", wrong))
     if problems:
         raise ConfigError(problems)
 

@@ -43,9 +43,10 @@ def study_file(name: str, field: str) -> Path:
     Raises:
         InputError: It can be no path, and there is no such study.
     """
-    found, known = Path(name), studies()
+    found = Path(name)
     if found.exists():
         return found
+    known = studies()
     if name not in known and not found.suffix and len(found.parts) == 1:
         raise InputError(
             f"{field}: found {shown(name)}, which is no file, and no study of `harness list studies`"

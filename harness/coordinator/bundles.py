@@ -124,7 +124,7 @@ class BundleRun:
         self.failed: dict[str, str] = {}
         self.computed = 0
         self._revision = source_revision()
-        self._wanted = prepared.bundled
+        self._wanted = {key: chain.generations for key, chain in prepared.bundled.items()}
         self.left = {chain.key for chain in missing(prepared, store.bundles.index())}
         slices = make_slices(prepared, store) if self.left else []
         self.ready = deque(part for whole in slices if (part := whole.only(self.left)))
@@ -331,7 +331,7 @@ class BundleRun:
         stopped = bool(left) and (self.stop.is_set() or bool(reason))
         names = {chain.key: chain.id for chain in self.prepared.bundles}
         failures = tuple((f"chain {names[key]}", reason) for key, reason in self.failed.items())
-        failed = 0 if stopped else len(left)
+        failed = 0 if stopped else len(self.prepared.bundles) - len(complete)
         return RunSummary(
             len(complete),
             failed,

@@ -13,7 +13,7 @@ from typing import Literal
 
 from harness.config.schema import Resources
 from harness.errors import HarnessError, reason_of
-from harness.registry.blame import blamed
+from harness.registry.blame import culprit
 from harness.store.store import WRITABLE_PROBE
 
 FailureKind = Literal["input", "crash", "memory", "device_memory", "hang", "store", "preempted"]
@@ -63,7 +63,8 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
             return "store", reason_of(found)
     if isinstance(error, HarnessError):
         return "input", str(error)
-    return "crash", blamed(error)
+    said, whose = f"{type(error).__name__}: {reason_of(error)}", culprit(error)
+    return "crash", f"{whose}: {said}" if whose else said
 
 
 def store_trouble(root: Path) -> str | None:

@@ -211,5 +211,5 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
             _mirror(mirror, views, aggregates(prepared), means=True)
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
-    reused += sum(last + 1 for last in prepared.bundled.values())
+    reused += sum(chain.generations + 1 for chain in prepared.bundled.values())
     return RunSummary(len(prepared.chains), 0, 0, reused, 0.0), warnings

@@ -155,11 +155,11 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     branches = [branch for branch in cut(lineage) if any(node in seconds for node in branch.nodes)]
     shapes = {branch.id: shapes_of_cells[lineage.nodes[branch.nodes[0]].cell] for branch in branches}
     wall, idle = simulate(branches, shapes, seconds, machines)
-    todo = {chain.key: chain for chain in sorted(inventory.missing, key=lambda c: c.generations)}.values()
+    todo = inventory.missing
     each = {cell: chain_seconds(prepared, cell) for cell in {chain.cell for chain in todo}}
     bundled_s = sum(each[chain.cell] for chain in todo)
     wall += bundled_s / max(1, sum(machine.cpus for machine in machines))
-    bundled = sum(last + 1 for last in prepared.bundled.values())
+    bundled = sum(chain.generations + 1 for chain in prepared.bundled.values())
     begun = sum(store.record(key) is not None for key in seconds.keys() & store.committed("evaluations"))
     hours = bundled_s / 3600 + sum(
         value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items()

@@ -68,8 +68,9 @@ class Slice:
 
 
 def missing(prepared: Prepared, places: Mapping[str, InBundle]) -> list[Chain]:
-    """The bundled chains that the store has not, or not to their whole length."""
-    return [c for c in prepared.bundles if c.key not in places or places[c.key].generations < c.generations]
+    """The bundled chains that the store has not, or not to their whole length; one for each key."""
+    chains = prepared.bundled.values()
+    return [c for c in chains if c.key not in places or places[c.key].generations < c.generations]
 
 
 def make_slices(prepared: Prepared, store: Store) -> list[Slice]:

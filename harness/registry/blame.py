@@ -6,8 +6,6 @@ import traceback
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-from harness.errors import reason_of
-
 _MODULES: dict[str, str] = {}
 """Module to the package that names it in its metadata, without what stands behind a dot."""
 
@@ -17,18 +15,16 @@ def note_modules(package: str, module: str) -> None:
     _MODULES[module.partition(".")[0]] = package
 
 
-def blamed(error: BaseException) -> str:
-    """An error in one line; where the code of a package raised it, or called what did, with package and line.
+def culprit(error: BaseException) -> str:
+    """The package whose code raised an error, or called what did, with file and line; empty where none did.
 
     Args:
         error: As it was caught, with its traceback.
     """
-    said = f"{type(error).__name__}: {reason_of(error)}"
     adding, others = set(_MODULES.values()), packages_distributions() if _MODULES else {}
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         found = [_MODULES[module]] if module in _MODULES else adding.intersection(others.get(module, ()))
         for package in found:
-            place = Path(frame.f_code.co_filename).name
-            return f"the package {package} ({place}, line {line}): {said}"
-    return said
+            return f"the package {package} ({Path(frame.f_code.co_filename).name}, line {line})"
+    return ""

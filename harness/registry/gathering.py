@@ -163,7 +163,7 @@ def _checked(point: EntryPoint, expected: type[Any] | tuple[type[Any], ...]) -> 
 
 def _check_columns(plugin: Any, columns: Collection[str]) -> None:
     """A column means one thing, whoever is installed."""
-    for metric in getattr(plugin, "metrics", ()) if columns else ():
+    for metric in plugin.metrics if columns else ():
         for column in columns:
             if fnmatchcase(metric.name, re.sub("<[^>]*>", "*", column)):
                 raise ValueError(f"the harness has a column {column}, and {metric.name} would be one of it")

@@ -31,13 +31,13 @@ def data_kind(value: Any) -> str:
     return "text"
 
 
-def unknown_source(source: Any) -> str:
+def unknown_source(source: str) -> str:
     """What is wrong with a source that is taken for text as no kind has that name; empty where it may be.
 
     A path has a stroke or a dot, and a folder of this name would do too.
     """
     names = [*DATA, *(name for kind in DATA_KINDS for name in DATA_KINDS[kind].sources)]
-    if not isinstance(source, str) or source in names or any(mark in source for mark in (HUB, "/", ".")):
+    if source in names or any(mark in source for mark in (HUB, "/", ".")):
         return ""
     return (
         f"found {shown(source)}, allowed: {', '.join(names)}{nearest(source, names)}; {HUB}NAME, or a path; "

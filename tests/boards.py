@@ -76,6 +76,18 @@ def with_data(entry: Entry, change: Callable[[dict[str, Any]], Any]) -> Entry:
     return Entry.model_validate_json(json.dumps(data))
 
 
+def with_value(entry: Entry, field: str, value: Any) -> Entry:
+    """An entry with another value at a field; the dotted name of one in a section names the section too."""
+
+    def change(data: dict[str, Any]) -> None:
+        *sections, name = field.split(".")
+        for section in sections:
+            data = data[section]
+        data[name] = value
+
+    return with_data(entry, change)
+
+
 def compute(folder: Path) -> tuple[Path, Path, dict[str, Entry]]:
     """The study in a folder that has been run: its file, its store, and its entries by mitigation."""
     config, root = write(folder), folder / "root"

@@ -37,6 +37,16 @@ class Events:
             self.on(f"progress {phase}", {"done": done, "total": total, "generation": node.generation})
 
 
+def stopping(control: Control, kind: str, **wanted: Any) -> Events:
+    """An observer that asks for an end at an event: the first of its kind that has the wanted fields."""
+
+    def on(found: str, fields: dict[str, Any]) -> None:
+        if found == kind and fields.items() >= wanted.items():
+            control.stop(30)
+
+    return Events(on)
+
+
 def open_prepared(config: Path, root: Path, *assignments: str) -> tuple[Prepared, Store]:
     """The study, its data committed to the store."""
     prepared, scratch = open_study(config, assignments, Store.read(root))

@@ -82,6 +82,11 @@ def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
         time.sleep(0.05)
 
 
+def await_event(root: Path, experiment: str, kind: str, known: int, seconds: float = 90) -> None:
+    """Wait until more events of a kind are there than are known."""
+    wait_for(lambda: len(events(root, experiment, kind)) > known, seconds)
+
+
 @contextmanager
 def once(path: Path) -> Iterator[bool]:
     """Whether this process is to make something that all tests share; the others wait until it is there, or

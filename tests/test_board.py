@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from boards import METRIC, MITIGATIONS, compute, entries_of, one_by_one, with_data, write
+from boards import METRIC, MITIGATIONS, compute, entries_of, one_by_one, with_data, with_value, write
 from bundled import assert_mean, run_bundles
 from chains import run_all
 from conftest import harness
@@ -55,7 +55,7 @@ def test_scores_are_what_theory_says(computed: Any) -> None:
     assert not any(line.unranked for line in table.lines) and table.seeds == 8
     first = lines["none"].until[0]
     values = entries["none"].seeds["0"].metrics["discrete/heterozygosity"]
-    fallen = [g for g, v in enumerate(values) if v is not None and values[0] - v >= 0.05]  # type: ignore[operator]
+    fallen = [g for g, v in enumerate(values) if v is not None and values[0] - v >= 0.05]
     assert first == (fallen[0] if fallen else np.inf)
 
 
@@ -102,7 +102,7 @@ def test_a_track_with_other_rules_under_its_name_is_found(computed: Any, tmp_pat
         "track.limits.real_share: is not what the track says",
         "track.seeds: is not what the track says",
     )
-    several = [with_data(forged, lambda data, n=n: data.update(experiment=f"e{n}")) for n in range(3)]
+    several = [with_value(forged, "experiment", f"e{n}") for n in range(3)]
     tables = tables_of([own, *several])
     assert [(table.name, len(table.superseded)) for table in tables] == [
         ("closed-form-discrete", 0),
@@ -318,7 +318,7 @@ def test_an_entry_says_what_was_claimed_before_the_first_fit(tmp_path: Path, sin
     assert after.declared is not None and after.declared.time and not after.declared.before
     assert after.declared.hash != entry.declared.hash and verified(after, root).good
     for field, value in (("before", True), ("time", entry.declared.time), ("claims", [])):
-        changed = with_data(after, lambda data, f=field, v=value: data["declared"].update({f: v}))
+        changed = with_value(after, f"declared.{field}", value)
         outcome = verified(changed, root)
         assert not outcome.good and outcome.lines[0].startswith(f"declared.{field}"), field
     place.write_text(place.read_text().replace("0.6", "0.7"))
@@ -440,14 +440,12 @@ def test_who_has_diverged_is_said(computed: Any) -> None:
     """A diverged seed counts as collapsed when it ended, and stays in no mean in silence."""
     entries = computed[2]
 
-    def diverge(data: dict[str, Any], where: str) -> None:
-        result = data[where]["3"]
-        result |= {"state": "diverged", "metrics": {n: v[:1] for n, v in result["metrics"].items()}}
+    def diverged(where: str) -> Entry:
+        result = json.loads(entries["keep"].content)[where]["3"]
+        short = {name: values[:1] for name, values in result["metrics"].items()}
+        return with_value(entries["keep"], f"{where}.3", {**result, "state": "diverged", "metrics": short})
 
-    mine, theirs = (
-        with_data(entries["keep"], lambda data, where=where: diverge(data, where))
-        for where in ("seeds", "baseline")
-    )
+    mine, theirs = diverged("seeds"), diverged("baseline")
     (line,) = table_of(mine.track, [mine]).lines
     assert line.unranked == "1 of 8 seeds have diverged" and "diverged" in line.badges
     assert len(line.until) == 8 and line.until[3] == 1
@@ -482,7 +480,7 @@ def test_what_does_nothing_measurable_says_so(computed: Any) -> None:
 
 def test_what_worsens_in_no_known_way_ranks_nothing(computed: Any) -> None:
     for metric in ("nobody/knows", "text/mean_length"):
-        odd = with_data(computed[2]["keep"], lambda data, m=metric: data["track"]["score"].update(metric=m))
+        odd = with_value(computed[2]["keep"], "track.score.metric", metric)
         with pytest.raises(
             InputError, match=f"score.metric: found '{metric}', and it is not known which way"
         ):
@@ -505,22 +503,21 @@ def test_the_baseline_of_an_entry_is_the_entry_none(computed: Any) -> None:
 def test_versions_of_what_a_track_fixes_are_not_mixed(computed: Any) -> None:
     entries = list(computed[2].values())
     for name in ("learner", "sampling"):
-        newer = [with_data(e, lambda d, n=name: d["configuration"][n].update(version=2)) for e in entries[:2]]
+        newer = [with_value(entry, f"configuration.{name}.version", 2) for entry in entries[:2]]
         assert sorted(len(table.lines) for table in tables_of([*entries, *newer])) == [2, 3]
 
 
 def test_costs_and_other_seeds_are_verified_too(computed: Any) -> None:
     _, root, entries = computed
 
-    def outcome(change: Callable[[dict[str, Any]], Any]) -> Any:
-        return verified(with_data(entries["keep"], change), root)
-
     for field, value in (("training_examples", 1), ("times_baseline", 0.5), ("device_hours", 1e-9)):
-        found = outcome(lambda data, f=field, v=value: data["cost"].update({f: v}))
+        found = verified(with_value(entries["keep"], f"cost.{field}", value), root)
         assert not found.good and f"cost.{field}: the entry has" in found.lines[0], field
-    found = outcome(lambda data: data["other_seeds"].update({"99": data["seeds"]["0"]}))
+    seed = json.loads(entries["keep"].content)["seeds"]["0"]
+    found = verified(with_value(entries["keep"], "other_seeds.99", seed), root)
     assert not found.good and found.lines == ("other_seeds.99: is not in the artifacts",)
-    found = outcome(lambda data: data["provenance"].update(commits=["a" * 12], finished="2001"))
+    of_another_day = with_value(entries["keep"], "provenance.commits", ["a" * 12])
+    found = verified(with_value(of_another_day, "provenance.finished", "2001"), root)
     assert found.good and "device-hours, claims, source and machine are not those" in found.lines[0]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boards import compute, with_data
+from boards import compute, with_data, with_value
 from conftest import harness
 from pydantic import ValidationError
 
@@ -44,8 +44,7 @@ def test_no_table_takes_the_page_of_another(computed: Any) -> None:
     entry = computed[2]["keep"]
     named = [("index", 1), ("small", 1), ("small", 2), ("small-version-2", 1), ("small", 3)]
     several = [
-        with_data(entry, lambda data, t=name, v=number: data["track"].update(track=t, version=v))
-        for name, number in named
+        with_value(with_value(entry, "track.track", name), "track.version", number) for name, number in named
     ]
     tables = tables_of(several)
     names = [(table.name, table.track.track, table.track.version) for table in tables]

@@ -702,7 +702,7 @@ def test_shapes_have_the_geometry_of_scikit_learn() -> None:
         "blobs": lambda: datasets.make_blobs(count, centers=[[-6, -4], [0, 6], [6, -4]], random_state=0)[0],
     }
     for name, make in makers.items():
-        ours, theirs = make_truth(ShapeData(source=name, num_examples=10)).real(0, count).values, make()  # type: ignore[arg-type]
+        ours, theirs = make_truth(ShapeData(source=name, num_examples=10)).real(0, count).values, make()
         for power in (1, 2, 4):
             a, b = ours**power, theirs**power
             error = np.hypot(a.std(axis=0), b.std(axis=0)) / np.sqrt(count)

@@ -60,7 +60,7 @@ def test_what_collapses_is_reproduced_and_what_does_not_is_not(make_config: Make
     grid = {"regime.synthetic_ratio": [0.0, 1.0], "seed": {"from": 0, "count": 40}}
     cells = [{"regime.synthetic_ratio": 1.0}, {"regime.synthetic_ratio": 0.0}]
     claims = [where(COLLAPSE, cell) for cell in cells]
-    claims.append({**COLLAPSE, "statistic": {**COLLAPSE["statistic"], "where": cells[0], "minus": cells[1]}})  # type: ignore[dict-item]
+    claims.append({**COLLAPSE, "statistic": {**COLLAPSE["statistic"], "where": cells[0], "minus": cells[1]}})
     config = make_config(
         {**BASE, "regime": {"kind": "replace", "synthetic_ratio": 1.0}, "grid": grid, "claims": claims}
     )
@@ -233,7 +233,7 @@ def test_a_claim_that_can_only_come_out_one_way(
     """It would be about all seeds where it names one, or be 0 whatever is measured."""
     claim = {
         **COLLAPSE,
-        "statistic": {**COLLAPSE["statistic"], "where": {"data.num_examples": 10}, **statistic},  # type: ignore[dict-item]
+        "statistic": {**COLLAPSE["statistic"], "where": {"data.num_examples": 10}, **statistic},
     }
     grid = {"data.num_examples": [10, 20], "seed": [0, 1]}
     config = make_config({**BASE, "grid": grid, "claims": [claim]})

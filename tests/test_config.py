@@ -567,9 +567,9 @@ def with_default(section: type[Section], path: str, value: Any) -> type[Section]
     info = section.model_fields[name]
     marks = cast(dict[str, Any], info.json_schema_extra)
     if not rest:
-        return create_model("Copy", __base__=section, **{name: (info.annotation, since(value, **marks))})  # type: ignore[call-overload,no-any-return]
+        return create_model("Copy", __base__=section, **{name: (info.annotation, since(value, **marks))})
     inner = with_default(type(info.default), rest, value)
-    return create_model("Copy", __base__=section, **{name: (inner, since(inner(), **marks))})  # type: ignore[call-overload,no-any-return]
+    return create_model("Copy", __base__=section, **{name: (inner, since(inner(), **marks))})
 
 
 @pytest.mark.parametrize(

@@ -678,7 +678,7 @@ def test_the_classifier_of_images_reads_each_with_its_own_class(make_config: Mak
         bytes((image / 16).astype(np.float32)): label
         for image, label in zip(digits.images, digits.target, strict=True)
     }
-    assert [known[bytes(row)] for row in images.training] == images.labels.tolist()  # type: ignore[attr-defined]
+    assert [known[bytes(row)] for row in images.training] == images.labels.tolist()
 
 
 def test_the_report_says_what_its_intervals_hold(make_config: Make, tmp_path: Path) -> None:

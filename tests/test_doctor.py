@@ -297,10 +297,11 @@ def test_what_ray_leaves_behind_is_found_by_its_mark() -> None:
 
 def race(folders: dict[str, Path]) -> dict[str, list[bool]]:
     wins: dict[str, list[bool]] = {}
-    racers = [
-        threading.Thread(target=lambda n=n, f=f: wins.update({n: storage.race(str(f), n, 40)}))
-        for n, f in folders.items()
-    ]  # type: ignore[misc]
+
+    def take_part(name: str, folder: Path) -> None:
+        wins[name] = storage.race(str(folder), name, 40)
+
+    racers = [threading.Thread(target=take_part, args=item) for item in folders.items()]
     for racer in racers:
         racer.start()
     for racer in racers:

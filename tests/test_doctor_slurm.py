@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,13 @@ def where(checks: list[dict[str, Any]], name: str, severity: str) -> list[str]:
 def leaves_nothing(cluster: Cluster) -> Iterator[None]:
     before = {name: set(cluster.leftovers(name)) for name in ("n1", "n2", "n3")}
     yield
-    for name, known in before.items():
+
+    def clean(name: str) -> bool:
+        return set(cluster.leftovers(name)) <= before[name]
+
+    for name in before:
         if name in cluster_machines(cluster):
-            cluster.wait(
-                lambda n=name, k=known: set(cluster.leftovers(n)) <= k,
-                20,
-                f"machine {name} without what the doctor left",
-                patience=1,
-            )
+            cluster.wait(partial(clean, name), 20, f"machine {name} without what the doctor left", patience=1)
 
 
 def cluster_machines(cluster: Cluster) -> list[str]:

@@ -65,7 +65,7 @@ def test_a_fit_leaves_no_memory_behind(ranks: Any, stage: int, precision: str) -
 
     before = held()
     for _ in range(2):
-        engine = Engine(small(), Train(batch_size=4, precision=precision), 4, 1, stage)  # type: ignore[arg-type]
+        engine = Engine(small(), Train(batch_size=4, precision=precision), 4, 1, stage)
         parameters = sum(p.ds_numel if stage == 3 else p.numel() for p in engine.module.parameters())
         loss = (
             engine.logits(torch.zeros((4, 16), dtype=torch.long, device=device())).float().logsumexp(-1).sum()
@@ -279,7 +279,7 @@ def test_only_what_reads_has_layers_of_onednn(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(inference, "fitted", lambda spec: section)
     reads = inference.Inference(*[SimpleNamespace(models=None)] * 3)  # type: ignore[arg-type]
     reads.device = torch.device("cpu")
-    for found, layers in ((reads.model(None, tmp_path), 2), (model.model_to_fit(tmp_path, None), 0)):  # type: ignore[arg-type]
+    for found, layers in ((reads.model(None, tmp_path), 2), (model.model_to_fit(tmp_path, None), 0)):
         assert sum(type(part).__name__ == "_LinearGelu" for part in found.modules()) == layers
 
 
@@ -387,7 +387,7 @@ def test_kernels_of_a_fit_give_the_librarys_gradients(architecture: str, precisi
     from transformers import AutoModelForCausalLM
 
     heads = {"num_kv_heads": 2} if architecture == "llama" else {}
-    section = Model(architecture=architecture, num_layers=2, width=32, num_heads=4, context=48, **heads)  # type: ignore[arg-type]
+    section = Model(architecture=architecture, num_layers=2, width=32, num_heads=4, context=48, **heads)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 33)))
 
     def gradients(model: Any) -> torch.Tensor:

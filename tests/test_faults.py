@@ -21,7 +21,7 @@ import psutil
 import pytest
 import yaml
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
-from processes import events, gone, once, ranks_of, result, start, tagged, wait_for
+from processes import await_event, events, gone, once, ranks_of, result, start, tagged, wait_for
 
 from harness.compiler import PLACE, UNFINISHED
 from harness.coordinator.failures import Budget, classify, store_trouble
@@ -241,12 +241,13 @@ def memory_group() -> Iterator[Path]:
         with contextlib.suppress(OSError):
             group.mkdir()
             if (group / "memory.limit_in_bytes").exists() or (group / "memory.max").exists():
-                yield group
-                wait_for(lambda group=group: not (group / "cgroup.procs").read_text().strip(), 10)
-                group.rmdir()
-                return
+                break
             group.rmdir()
-    pytest.skip("no control group can be made here")
+    else:
+        pytest.skip("no control group can be made here")
+    yield group
+    wait_for(lambda: not (group / "cgroup.procs").read_text().strip(), 10)
+    group.rmdir()
 
 
 def test_errors_are_classified_by_what_a_person_can_do() -> None:
@@ -345,7 +346,7 @@ def test_without_ray_or_its_driver_a_run_ends_at_once(
     expected, saved = clean(config), 0
     for victim in ("gcs_server", "raylet", "driver"):
         run = start(tag, "run", config, "--root", root)
-        wait_for(lambda saved=saved: len(events(root, "vae", "checkpointed")) > saved)
+        await_event(root, "vae", "checkpointed", saved)
         family = psutil.Process(run.pid).children(recursive=True)
         for process in family if victim != "driver" else []:
             with contextlib.suppress(psutil.NoSuchProcess):  # what Ray runs for a moment only
@@ -395,7 +396,7 @@ def test_signals_save_and_end_with_75_within_the_grace_period(
     name = base["experiment"]
     for count, number in enumerate(signals):
         run = start(tag, "run", config, "--root", root)
-        wait_for(lambda count=count: len(events(root, name, "fit_started")) > count)
+        await_event(root, name, "fit_started", count)
         time.sleep(0.7)
         run.send_signal(number)
         at = time.monotonic()
@@ -466,7 +467,7 @@ def test_a_disk_that_fails_ends_the_run_with_one_message(
     for harm, told in ((fill, "No space left"), (forbid, "Read-only file system")):
         before = len(events(root, "vae", "checkpointed"))
         run = start(tag, "run", config, "--root", root)
-        wait_for(lambda before=before: len(events(root, "vae", "checkpointed")) > before)
+        await_event(root, "vae", "checkpointed", before)
         harm()
         _, err = run.communicate(timeout=90)
         assert run.returncode == 1 and told in err and "defect" not in err and "Traceback" not in err, err

@@ -117,7 +117,7 @@ def test_prepared_twice_is_prepared_once(make_config: Make, tmp_path: Path) -> N
 
 def test_a_covariance_that_is_none_has_diverged() -> None:
     """Far beyond the fit lies no normal distribution; what is singular is one."""
-    family = GaussianFamily(Gaussian(kind="gaussian", init="previous", merge=-1.0), None)  # type: ignore[arg-type]
+    family = GaussianFamily(Gaussian(kind="gaussian", init="previous", merge=-1.0), None)
     parent = {"mean": np.zeros((3, 2)), "covariance": np.stack([np.eye(2)] * 3)}
     fitted = np.stack([np.diag([1.5, 1.0]), np.diag([2.0, 1.0]), np.diag([2.5, 1.0])])
     summary = {"count": np.full(3, 10.0), "mean": np.zeros((3, 2)), "scatter": 10 * fitted}

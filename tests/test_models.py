@@ -424,12 +424,12 @@ def test_tokens_unknown_to_the_tokenizer_are_never_drawn(
     settings = {"prompt": "real_prefix", "prompt_tokens": 3}
     prompts = np.zeros((4000, 3), dtype=np.int64)
     uniform = (np.arange(4000)[:, None] + 0.5) / 4000  # an even comb instead of chance
-    drawn = Sampler(made.eval(), Sample(**settings), None, 0, vocab_size=KNOWN).draw(prompts, 1, uniform)  # type: ignore[arg-type]
+    drawn = Sampler(made.eval(), Sample(**settings), None, 0, vocab_size=KNOWN).draw(prompts, 1, uniform)
     with torch.inference_mode():
         logits = made(input_ids=torch.zeros((1, 3), dtype=torch.int64)).logits[0, -1].double()
     expected = torch.softmax(logits[:KNOWN], 0).numpy() * 4000
     assert np.abs(np.bincount(drawn.values[:, 0], minlength=KNOWN) - expected).max() <= 1.0
-    beams = Sampler(made, Sample(num_beams=4, **settings), None, 0, vocab_size=KNOWN)  # type: ignore[arg-type]
+    beams = Sampler(made, Sample(num_beams=4, **settings), None, 0, vocab_size=KNOWN)
     assert beams.draw(prompts[:3], 5, np.zeros((3, 5))).values.max() < KNOWN
 
 

@@ -259,8 +259,11 @@ def test_a_detector_of_characters_sees_what_tokens_hide() -> None:
 def test_likelihood_features_are_those_of_bigrams_by_hand() -> None:
     """All by hand, from the counts alone; and they and the verdicts depend on an example alone."""
     random, size = np.random.default_rng(3), 40
-    step = lambda first: np.cumsum(np.r_[first, random.choice([1, 2, 7], 14, p=[0.6, 0.3, 0.1])]) % size  # noqa: E731
-    whole = np.array([step(first) for first in random.integers(0, size, 400)], dtype=np.int32)
+
+    def walk(first: int) -> Any:
+        return np.cumsum(np.r_[first, random.choice([1, 2, 7], 14, p=[0.6, 0.3, 0.1])]) % size
+
+    whole = np.array([walk(first) for first in random.integers(0, size, 400)], dtype=np.int32)
     noise = random.integers(0, size, (130, 15)).astype(np.int32)
     real = SimpleNamespace(
         real=lambda seed, count: Examples.full(whole[:count]), counts=np.bincount(whole.reshape(-1))

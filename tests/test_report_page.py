@@ -255,7 +255,7 @@ def test_static_figures_beyond_the_room_are_links(tmp_path: Path, monkeypatch: p
     told: list[str] = []
     page = Page(tmp_path, told.append)
     figure, *numbers = figures.metric_drawing(records(), AXES, "test/nll") or pytest.fail("nothing drawn")
-    found = [page.add(FigureDrawing(f"f{n}", "x", figure, *numbers)) for n in range(3)]  # type: ignore[arg-type]
+    found = [page.add(FigureDrawing(f"f{n}", "x", figure, *numbers)) for n in range(3)]
     assert found[0]["image"] and not found[2]["image"] and (tmp_path / "figures" / "f2.png").exists()
     assert told == ["figure f0", "figure f1", "figure f2"]
 

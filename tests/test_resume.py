@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,7 @@ def test_a_damaged_piece_is_not_believed(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "root")
     place = Workplace(store.stage("k"))
     place.write_piece("a", np.arange(5.0))
-    assert (place.read_piece("a") == np.arange(5.0)).all() and place.read_piece("b") is None  # type: ignore[union-attr]
+    assert (place.read_piece("a") == np.arange(5.0)).all() and place.read_piece("b") is None
     path = place.folder / "piece-a.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -353,7 +354,7 @@ def test_events_of_several_hosts_are_read_in_the_order_of_time(
     import socket
 
     for number, host in enumerate(["n1", "n2", "n1", "n3"]):
-        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        monkeypatch.setattr(socket, "gethostname", partial(str, host))
         Experiment(tmp_path, "e").event("x", number=number)
     names = sorted(path.name for path in (tmp_path / "experiments" / "e").iterdir())
     assert names == ["events-n2.jsonl", "events-n3.jsonl", "events.jsonl"]

@@ -35,7 +35,7 @@ LIBRARYS = ("mistral", "qwen2", "gpt_neox", "mamba", "gemma2", "mixtral")
 
 def config_of(name: str, **changes: Any) -> PretrainedConfig:
     if name in OURS:
-        section = Model(architecture=name, num_layers=2, width=32, num_heads=4, dropout=0.1, **changes)  # type: ignore[arg-type]
+        section = Model(architecture=name, num_layers=2, width=32, num_heads=4, dropout=0.1, **changes)
         return models.transformers_config(section, 61, 40, 0, 0)
     return AutoConfig.for_model(name, **SMALL)
 

@@ -813,7 +813,7 @@ def test_a_fit_does_not_see_how_is_sampled(make_config: Make, tmp_path: Path) ->
     prepared, scratch = open_study(make_config(config), (), Store.read(tmp_path / "absent"))
     scratch.cleanup()
     spec = prepared.specs[0]
-    assert spec.learner.section.sample == VaeSample() and spec.learner.section.init == "scratch"  # type: ignore[attr-defined]
+    assert spec.learner.section.sample == VaeSample() and spec.learner.section.init == "scratch"
     assert spec.sampling.section.binary  # type: ignore[attr-defined]
 
 

@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_said(fields: dict[str, Any], message: str) -> None
     [
         (Problem(" T=", "T"), "must not begin with a space"),
         (Problem("T=", "T", skill="a/b"), "gives the skill 'a/b', expected letters"),
-        (Problem("T=", "T", difficulty="hard"), "gives the difficulty 'hard', expected a whole number"),  # type: ignore[arg-type]
+        (Problem("T=", "T", difficulty="hard"), "gives the difficulty 'hard', expected a whole number"),
         (Problem("T\ud800=", "T"), "as a prompt or solution, expected text"),
         (Problem(1, "T"), "as a prompt or solution, expected text"),  # type: ignore[arg-type]
         (("T=", "T"), "expected a harness.tasks.Problem"),
@@ -301,7 +301,7 @@ def says_answer(section: Any, completion: str) -> Any:
 
 def test_what_a_checker_gives_is_a_verdict_or_an_error() -> None:
     place, prompt = f"{__name__}:says", "T="
-    assert verdict_of(place, Verdict(np.bool_(True), np.bool_(False)), prompt, "T") == Verdict(True, False)  # type: ignore[arg-type]
+    assert verdict_of(place, Verdict(np.bool_(True), np.bool_(False)), prompt, "T") == Verdict(True, False)
     assert json.dumps(asdict(verdict_of(place, np.bool_(True), prompt, "T")))
     for odd in ({"a": 1}, None, "yes"):
         with pytest.raises(TypeError, match="a checker gives"):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import Events, contents, open_prepared, run_all
+from chains import Events, contents, open_prepared, run_all, stopping
 from conftest import IMAGES, Make, harness
 from PIL import Image
 
@@ -552,8 +552,7 @@ def test_a_chain_stopped_in_every_phase_has_the_same_bits(make_config: Make, tmp
     prepared, store = run_all(config, tmp_path / "never")
     for kind in ("progress fit", "progress sample", "progress evaluate", "claimed"):
         control = Control()
-        on = lambda found, fields, kind=kind, control=control: control.stop(30) if found == kind else None  # noqa: E731
-        run_all(config, root, observer=Events(on), control=control)
+        run_all(config, root, observer=stopping(control, kind), control=control)
         assert control.stopping, f"{kind} was never reached"
     last = Events()
     run_all(config, root, observer=last)
@@ -563,8 +562,7 @@ def test_a_chain_stopped_in_every_phase_has_the_same_bits(make_config: Make, tmp
 
 def test_a_stop_in_a_fit_saves_where_it_is(make_config: Make, tmp_path: Path) -> None:
     config, root, control = make_config(IMAGES, generations=0), tmp_path / "root", Control()
-    on = lambda found, fields: control.stop(30) if found == "progress fit" and fields["done"] == 10 else None  # noqa: E731
-    run_all(config, root, observer=Events(on), control=control)
+    run_all(config, root, observer=stopping(control, "progress fit", done=10), control=control)
     events = Events()
     run_all(config, root, observer=events)
     assert [fields["step"] for kind, fields in events.seen if kind == "resumed"] == [10]

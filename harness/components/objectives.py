@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from harness.registry import ObjectivePlugin, gather
 from harness.section import Section, since
 
-Reference = Literal["initial", "previous"]
+ReferenceModel = Literal["initial", "previous"]
 
 
 class Anchor(Section):
@@ -21,7 +21,7 @@ class Anchor(Section):
     ``kl``: the KL divergence of the model from the reference is added."""
     weight: Annotated[float, Field(gt=0)]
     """The reference's share of the target, at most 1; or the factor of the KL divergence."""
-    reference: Reference = since("initial")
+    reference: ReferenceModel = since("initial")
     """Generation 0's model, or that of the generation before."""
 
     @model_validator(mode="after")
@@ -45,7 +45,7 @@ class Dpo(Section):
     kind: Literal["dpo"]
     beta: Annotated[float, Field(gt=0)] = since(0.1)
     """How much a difference of log-probabilities, beyond the reference's, counts."""
-    reference: Reference = since("initial")
+    reference: ReferenceModel = since("initial")
     """The model that log-probabilities are compared with: generation 0's, or that of the generation
     before."""
     length_normalised: bool = since(False)
@@ -61,7 +61,7 @@ class Reinforce(Section):
     from."""
     kl: Annotated[float, Field(ge=0)] = since(0.0)
     """Weight of the KL divergence from the reference."""
-    reference: Reference = since("initial")
+    reference: ReferenceModel = since("initial")
     """The model that the KL divergence is from: generation 0's, or that of the generation before."""
     scaled: bool = since(True)
     """Rewards are divided by the standard deviation of the prompt's rewards."""

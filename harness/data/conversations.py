@@ -43,7 +43,7 @@ NAMES = (("role", "content"), ("from", "value"))
 FIELD = "data.source"
 MAX_FIELD = 2**31 - 1
 """Characters of a field of a .csv file: as many as there are."""
-Row = tuple[str, Mapping[str, Any]]
+FileRow = tuple[str, Mapping[str, Any]]
 """Where it stands, for messages, and its fields."""
 
 
@@ -135,10 +135,10 @@ def _wanted(config: ChatData) -> list[tuple[str, str]]:
     return found + ([] if config.answer is None else [(config.answer, "data.answer")])
 
 
-def _file_rows(config: ChatData) -> Iterator[Row]:
+def _file_rows(config: ChatData) -> Iterator[FileRow]:
     path = Path(config.source)
     budget = ReadLimit(FIELD)
-    readers: Mapping[str, Callable[[Path, str], Iterator[Row]]] = {
+    readers: Mapping[str, Callable[[Path, str], Iterator[FileRow]]] = {
         ".jsonl": lambda file, packed: _jsonl(config, file, decoded(file, packed, FIELD, budget)),
         ".csv": lambda file, packed: _csv(config, file, decoded(file, packed, FIELD, budget)),
         ".parquet": lambda file, packed: _parquet(config, file, budget),
@@ -150,7 +150,7 @@ def _file_rows(config: ChatData) -> Iterator[Row]:
             raise DataError(f"{FIELD}: {file} cannot be read: {error.strerror or error}") from None
 
 
-def _jsonl(config: ChatData, path: Path, text: str) -> Iterator[Row]:
+def _jsonl(config: ChatData, path: Path, text: str) -> Iterator[FileRow]:
     read = [name for name, _ in _wanted(config)] + [*(sum(NAMES, ()) if config.messages else ())]
     for number, row in json_lines(path, text, FIELD, read):
         if not isinstance(row, dict):
@@ -158,7 +158,7 @@ def _jsonl(config: ChatData, path: Path, text: str) -> Iterator[Row]:
         yield f"{path}:{number}", row
 
 
-def _csv(config: ChatData, path: Path, text: str) -> Iterator[Row]:
+def _csv(config: ChatData, path: Path, text: str) -> Iterator[FileRow]:
     csv.field_size_limit(MAX_FIELD)  # of the process: what may be read is limited before
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -170,7 +170,7 @@ def _csv(config: ChatData, path: Path, text: str) -> Iterator[Row]:
         raise DataError(f"{FIELD}: {path}:{reader.line_num + 1} is not CSV: {error}") from None
 
 
-def _parquet(config: ChatData, path: Path, budget: ReadLimit) -> Iterator[Row]:
+def _parquet(config: ChatData, path: Path, budget: ReadLimit) -> Iterator[FileRow]:
     file, columns = open_parquet(path, FIELD), [name for name, _ in _wanted(config)]
     _check_columns(config, str(path), file.schema_arrow.names)
     number = 0

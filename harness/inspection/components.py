@@ -19,7 +19,7 @@ from harness.metrics.catalogue import METRICS
 from harness.registry import Found, named
 from harness.terminal import cut
 
-Row = dict[str, Any]
+Listed = dict[str, Any]
 
 
 def learners() -> dict[str, type[BaseModel]]:
@@ -27,7 +27,7 @@ def learners() -> dict[str, type[BaseModel]]:
     return {kind: LEARNERS[kind].section for kind in LEARNERS}
 
 
-def _learners() -> list[Row]:
+def _learners() -> list[Listed]:
     return [
         {
             "learner": kind,
@@ -40,7 +40,9 @@ def _learners() -> list[Row]:
     ]
 
 
-def _kinds(column: str, group: Found[Any], what: Callable[[Any], Any] = attrgetter("section")) -> list[Row]:
+def _kinds(
+    column: str, group: Found[Any], what: Callable[[Any], Any] = attrgetter("section")
+) -> list[Listed]:
     """The components of a group; ``what`` is of each the thing whose text says what it is."""
     return [
         {column: kind, "version": found.version, "what": first_line(what(found.plugin))}
@@ -48,7 +50,7 @@ def _kinds(column: str, group: Found[Any], what: Callable[[Any], Any] = attrgett
     ]
 
 
-def _metrics() -> list[Row]:
+def _metrics() -> list[Listed]:
     return [
         {
             "metric": found["name"],
@@ -59,7 +61,7 @@ def _metrics() -> list[Row]:
     ]
 
 
-def _presets() -> list[Row]:
+def _presets() -> list[Listed]:
     rows = []
     for name in preset_names():
         found = read_preset(name)
@@ -75,7 +77,7 @@ def _presets() -> list[Row]:
     return rows
 
 
-def _data() -> list[Row]:
+def _data() -> list[Listed]:
     rows = [{"source": name, "what": f"text: {_said_of(DATA[name].read)}"} for name in DATA]
     rows += [
         {
@@ -95,7 +97,7 @@ def _data() -> list[Row]:
     ]
 
 
-def _trackers() -> list[Row]:
+def _trackers() -> list[Listed]:
     trackers = [(name, TRACKERS[name]) for name in TRACKERS]
     return [{"tracker": name, "what": _said_of(item.write or item.tracker)} for name, item in trackers]
 
@@ -108,16 +110,16 @@ def _said_of(place: str) -> str:
         return f"cannot be read ({type(error).__name__}: {cut(str(error))})"
 
 
-def _studies() -> list[Row]:
+def _studies() -> list[Listed]:
     return [{"study": name, "what": summary(path)} for name, path in studies().items()]
 
 
-def _tracks() -> list[Row]:
+def _tracks() -> list[Listed]:
     found = [read_track(path).track for path in tracks().values()]
     return [{"track": t.track, "version": t.version, "seeds": len(t.seeds), "what": t.title} for t in found]
 
 
-LISTS: Mapping[str, Callable[[], list[Row]]] = {
+LISTS: Mapping[str, Callable[[], list[Listed]]] = {
     "learners": _learners,
     "filters": partial(_kinds, "filter", FILTERS),
     "regimes": partial(_kinds, "regime", REGIMES, attrgetter("rule")),

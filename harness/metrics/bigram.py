@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int32]
+TokenIds = npt.NDArray[np.int32]
 
 
-def bigram_nll(train: Ints, validation: Ints, test: Ints, bos: int, vocab_size: int) -> float:
+def bigram_nll(train: TokenIds, validation: TokenIds, test: TokenIds, bos: int, vocab_size: int) -> float:
     """Test NLL of an interpolated bigram model.
 
     p(b | a) = l2 c(a, b) / c(a) + l1 c(b) / N + l0 / V, with the weights l fitted by expectation maximisation
@@ -34,7 +34,7 @@ def bigram_nll(train: Ints, validation: Ints, test: Ints, bos: int, vocab_size: 
     followed = np.maximum(np.bincount(context, minlength=vocab_size), 1)
     unigram = np.bincount(token, minlength=vocab_size) / len(token)
 
-    def parts(blocks: Ints) -> npt.NDArray[np.float64]:
+    def parts(blocks: TokenIds) -> npt.NDArray[np.float64]:
         context, token = _pairs(blocks, bos)
         wanted = context * vocab_size + token
         place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
@@ -49,7 +49,7 @@ def bigram_nll(train: Ints, validation: Ints, test: Ints, bos: int, vocab_size: 
     return float(-np.log(weights @ parts(test)).mean())
 
 
-def unigram_nll(train: Ints, test: Ints, vocab_size: int) -> float:
+def unigram_nll(train: TokenIds, test: TokenIds, vocab_size: int) -> float:
     """Test NLL of a model that knows how often each token occurs, and nothing else; each counted once more.
 
     Args:
@@ -64,6 +64,6 @@ def unigram_nll(train: Ints, test: Ints, vocab_size: int) -> float:
     return float(-np.log(counts / counts.sum())[test.reshape(-1)].mean())
 
 
-def _pairs(blocks: Ints, bos: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _pairs(blocks: TokenIds, bos: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     before = np.concatenate([np.full((len(blocks), 1), bos, dtype=blocks.dtype), blocks[:, :-1]], axis=1)
     return before.reshape(-1).astype(np.int64), blocks.reshape(-1).astype(np.int64)

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from harness.errors import reason_of
 from harness.registry.blame import note_modules
-from harness.registry.plugins import DataKind, Group, LearnerPlugin
+from harness.registry.plugins import DataKind, EntryPointGroup, LearnerPlugin
 from harness.section import DataSection, Section
 from harness.terminal import cut, shown
 
@@ -82,7 +82,7 @@ class Found(Generic[P]):
 
 
 def gather(
-    group: Group,
+    group: EntryPointGroup,
     expected: type[P] | tuple[type[P], ...],
     own: Mapping[str, P],
     taken: Collection[str] = (),

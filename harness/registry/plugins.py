@@ -12,7 +12,9 @@ import numpy.typing as npt
 from harness.records import Examples, Part
 from harness.section import DataSection, HubItem, Section
 
-Group = Literal["learners", "filters", "regimes", "data", "metrics", "objectives", "tasks", "trackers"]
+EntryPointGroup = Literal[
+    "learners", "filters", "regimes", "data", "metrics", "objectives", "tasks", "trackers"
+]
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,19 @@ from harness.config.grid import SHAPED, find_cells
 from harness.config.schema import Claim, Statistic
 from harness.reporting.early import first_moves
 from harness.reporting.growth import curvatures, evidence, leads, middle, slopes, until
-from harness.reporting.populations import Group, as_one, whole
+from harness.reporting.populations import Curve, Group, as_one, whole
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import LEVEL, aggregate, one_more
 from harness.reporting.worth import exchange, undoing
 from harness.study import Prepared
 
-Verdict = Literal["reproduced", "contradicted", "undecided"]
+ClaimVerdict = Literal["reproduced", "contradicted", "undecided"]
 SHARES = ("exceeds_first", "lost")
 """Statistics that are 0 or 1 for a seed; their mean is a share, with Wilson's interval."""
 MIN_SEEDS = 5
 """With fewer seeds nothing is decided."""
 MEDIAN_SEEDS = 6
 """Fewer give the median of an ``until`` no interval."""
-Series = dict[int, float]
-"""Generation to value, for one seed; without values that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Judgement:
     """
 
     claim: Claim
-    verdict: Verdict
+    verdict: ClaimVerdict
     value: float | None
     low: float | None
     high: float | None
@@ -66,7 +64,7 @@ class _Known:
     """
 
     prepared: Prepared
-    series: dict[tuple[int, str], dict[int, Series]]
+    series: dict[tuple[int, str], dict[int, Curve]]
     ended: dict[tuple[int, int], int]
     populations: dict[int, Group] = field(default_factory=dict)
 
@@ -108,7 +106,7 @@ def judge(prepared: Prepared, rows: Iterable[Mapping[str, Any]]) -> list[Judgeme
         rows: From `ledger.rows`.
     """
     cells = {chain.id: chain.cell for chain in prepared.chains}
-    series: dict[tuple[int, str], dict[int, Series]] = {}
+    series: dict[tuple[int, str], dict[int, Curve]] = {}
     metrics = {claim.statistic.metric for claim in prepared.study.base.claims}
     metrics |= {claim.statistic.than for claim in prepared.study.base.claims if claim.statistic.than}
     table = Rows.of(rows)
@@ -153,7 +151,7 @@ def _judge(known: _Known, claim: Claim) -> Judgement:
         low = high = None
     elif not reason and low is None and statistic.beside:
         reason = "the metric may not change at all with the examples that it is divided by"
-    verdict: Verdict = "undecided"
+    verdict: ClaimVerdict = "undecided"
     if not reason and low is not None and high is not None:
         verdict = compare(claim, low, high)
     return Judgement(claim, verdict, value, low, high, len(of_seeds), reason)
@@ -209,7 +207,7 @@ def _triples(
     return triples
 
 
-def compare(claim: Claim, low: float, high: float) -> Verdict:
+def compare(claim: Claim, low: float, high: float) -> ClaimVerdict:
     """Where an interval lies, seen from the range of a claim."""
     least = claim.above if claim.above is not None else claim.between[0] if claim.between else -math.inf
     most = claim.below if claim.below is not None else claim.between[1] if claim.between else math.inf
@@ -240,7 +238,7 @@ def _values(known: _Known, statistic: Statistic, cell: int) -> dict[int, float]:
 
 
 def _untils(
-    known: _Known, statistic: Statistic, cell: int, found: Mapping[int, Series], last: int
+    known: _Known, statistic: Statistic, cell: int, found: Mapping[int, Curve], last: int
 ) -> dict[int, float]:
     """Generations until the threshold, of every seed that has reached it, diverged, or come to its end."""
     values = {}
@@ -264,7 +262,7 @@ def _leads(known: _Known, statistic: Statistic, cell: int, last: int) -> dict[in
     return {seed: b - a for seed, (a, b) in both.items() if not (math.isinf(a) and math.isinf(b))}
 
 
-def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | None:
+def _of(item: Curve, statistic: Statistic, last: int, limit: float) -> float | None:
     known = {g: value for g, value in item.items() if g <= last}
     first, final = item.get(statistic.baseline), known.get(last)
     if statistic.of == "first":
@@ -291,7 +289,7 @@ def _of(item: Series, statistic: Statistic, last: int, limit: float) -> float | 
     return math.log(ratio) if ratio > 0 else None
 
 
-def _growth(curve: Series, statistic: Statistic) -> float | None:
+def _growth(curve: Curve, statistic: Statistic) -> float | None:
     generations = np.array(sorted(curve), dtype=np.float64)
     values = np.array([[curve[int(g)] for g in generations]])
     if len(generations) < {"slope": 2, "curvature": 3}.get(statistic.of, SHAPED):

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config.grid import SHAPED
-from harness.config.schema.run import Shape
+from harness.config.schema.run import GrowthShape
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import LEVEL, Aggregate, aggregate
 
-SHAPES: tuple[Shape, ...] = get_args(Shape)
+SHAPES: tuple[GrowthShape, ...] = get_args(GrowthShape)
 FREE = {"linear": 3, "exponential": 4, "saturating": 4}
 """Parameters of each shape, the variance of what is left over among them."""
 LEAST_BEND, FASTEST = 0.05, 3.0
@@ -118,7 +118,7 @@ def _behind(count: int) -> int:
     return found
 
 
-def evidence(generations: Floats, values: Floats) -> dict[Shape, Floats]:
+def evidence(generations: Floats, values: Floats) -> dict[GrowthShape, Floats]:
     """AICc of every shape, for every chain; lower fits better.
 
     ``linear``: a + b g; ``exponential``: a + b exp(r g), ever faster; ``saturating``: a - b exp(-r g),
@@ -188,7 +188,9 @@ def _best_rate(generations: Floats, values: Floats, sign: float, span: float) ->
     return best
 
 
-def leads(found: Mapping[Shape, Floats], shape: Shape, against: Shape | None = None) -> Floats:
+def leads(
+    found: Mapping[GrowthShape, Floats], shape: GrowthShape, against: GrowthShape | None = None
+) -> Floats:
     """By how much lower the AICc of a shape is than of another one, or than of the best of the others."""
     others = [found[name] for name in SHAPES if name != shape and against in (None, name)]
     lead: Floats = np.minimum.reduce(others) - found[shape]
@@ -209,7 +211,7 @@ class CellGrowth:
 
     slope: Aggregate
     curvature: Aggregate | None
-    leads: Mapping[Shape, Aggregate]
+    leads: Mapping[GrowthShape, Aggregate]
     generations: int
 
     @property
@@ -227,7 +229,7 @@ class CellGrowth:
             faster = (bent.low > 0) == (self.slope.mean > 0)
             if sure and not self.leads:
                 return "ever faster" if faster else "ever slower"
-            name: Shape = "exponential" if faster else "saturating"
+            name: GrowthShape = "exponential" if faster else "saturating"
             if sure and self.leads and (self.leads[name].mean or 0.0) > 0:
                 return name
         return "flat" if self.slope.low <= 0 <= self.slope.high else "linear"

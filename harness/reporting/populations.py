@@ -24,8 +24,8 @@ from harness.store import Store
 from harness.study import Prepared
 
 Over = Literal["mean", "best", "worst"]
-Curve = Mapping[int, float]
-"""Generation to value, for one seed."""
+Curve = dict[int, float]
+"""Generation to value, for one seed; without values that are not finite."""
 MAX_SEEDS = 5
 """Chains whose corpora are read for how different the members are: those of the first seeds."""
 

@@ -23,7 +23,7 @@ from harness.terminal import visible
 MAX_CELLS = 12
 MAX_WORDS = 400
 """Words of a text that are compared; what comes behind is not marked."""
-Parts = list[tuple[bool, str]]
+MarkedParts = list[tuple[bool, str]]
 """A text in parts: whether each is new, and the part."""
 
 
@@ -59,19 +59,19 @@ def samples(prepared: Prepared, store: Store) -> list[dict[str, Any]]:
     return shown
 
 
-def marked(texts: Sequence[str]) -> list[Parts]:
+def marked(texts: Sequence[str]) -> list[MarkedParts]:
     """Texts in parts; a part is new where the text before it has no such words there."""
-    found: list[Parts] = [[(False, text)] for text in texts[:1]]
+    found: list[MarkedParts] = [[(False, text)] for text in texts[:1]]
     for before, text in zip(texts, texts[1:], strict=False):
         found.append(_parts(before, text))
     return found
 
 
-def _parts(before: str, text: str) -> Parts:
+def _parts(before: str, text: str) -> MarkedParts:
     one, other = (re.findall(r"\s+|\w+|[^\w\s]", words) for words in (before, text))
     rest = "".join(other[MAX_WORDS:])
     one, other = one[:MAX_WORDS], other[:MAX_WORDS]
-    parts: Parts = []
+    parts: MarkedParts = []
     for kind, _, _, start, stop in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
         part = "".join(other[start:stop])
         if part:

@@ -137,7 +137,7 @@ class Tracking(Section):
     """Chains in bundles: one run for each cell, with means over its chains, or one for each chain."""
 
 
-Shape = Literal["linear", "exponential", "saturating"]
+GrowthShape = Literal["linear", "exponential", "saturating"]
 
 
 class Statistic(Section):
@@ -165,9 +165,9 @@ class Statistic(Section):
     """Of ``until``: a rise since the first one, or a fall where it is negative."""
     than: str | None = None
     """Of ``lead``: the other metric."""
-    shape: Shape | None = None
+    shape: GrowthShape | None = None
     """Of ``growth``: the shape that is claimed."""
-    against: Shape | None = None
+    against: GrowthShape | None = None
     """Of ``growth``: the shape that it is compared with; the best of the others when null."""
     where: dict[str, Any] = {}
     """Axes and their values, which name one cell."""

@@ -20,7 +20,7 @@ from harness.records import Examples
 from harness.registry import named
 
 Numbers = Mapping[str, npt.NDArray[np.float32]]
-Score = Callable[[Examples], npt.NDArray[np.float64]]
+ScoreExamples = Callable[[Examples], npt.NDArray[np.float64]]
 """Log-probabilities of every token under the reference, shape [num_examples, width]; 0 where none counts."""
 
 
@@ -40,7 +40,7 @@ class Units:
 class Objective(Protocol):
     """An objective of one section."""
 
-    def units(self, examples: Examples, prompt: int, score: Score) -> Units:
+    def units(self, examples: Examples, prompt: int, score: ScoreExamples) -> Units:
         """Arrange training examples.
 
         Args:
@@ -73,7 +73,7 @@ class DpoLoss:
 
     section: Dpo
 
-    def units(self, examples: Examples, prompt: int, score: Score) -> Units:
+    def units(self, examples: Examples, prompt: int, score: ScoreExamples) -> Units:
         """Pairs as the judge has left them, the better one first; equal pairs are none."""
         reward = examples.notes.get("reward", np.zeros(len(examples), np.float32))
         same = (examples.values[:-1, :prompt] == examples.values[1:, :prompt]).all(axis=1)
@@ -119,7 +119,7 @@ class ReinforceLoss:
     SMALL: ClassVar[float] = 1e-4
     """Added to standard deviations."""
 
-    def units(self, examples: Examples, prompt: int, score: Score) -> Units:
+    def units(self, examples: Examples, prompt: int, score: ScoreExamples) -> Units:
         """Completions with their advantages; of prompts whose completions have one reward none is left."""
         reward = examples.notes["reward"].astype(np.float64)
         starts = np.flatnonzero(

@@ -19,7 +19,7 @@ from harness.learners.language_model.deferred import Deferred, Keep, NotDeferrab
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.weights import INDEX, WEIGHTS, read_header, read_plain, stored_weights
 
-Check = Callable[[PreTrainedModel], None]
+ModelCheck = Callable[[PreTrainedModel], None]
 
 
 def construct(config: PretrainedConfig) -> PreTrainedModel:
@@ -28,7 +28,9 @@ def construct(config: PretrainedConfig) -> PreTrainedModel:
     return built
 
 
-def new_in_parts(config: PretrainedConfig, seed: int, check: Check, keep: Keep) -> PreTrainedModel | None:
+def new_in_parts(
+    config: PretrainedConfig, seed: int, check: ModelCheck, keep: Keep
+) -> PreTrainedModel | None:
     """A model with new weights, each of the bits that `construct` gives it behind the same seed.
 
     Args:
@@ -51,7 +53,7 @@ def new_in_parts(config: PretrainedConfig, seed: int, check: Check, keep: Keep) 
 
 
 def stored_in_parts(
-    folder: Path, config: PretrainedConfig, check: Check, keep: Keep
+    folder: Path, config: PretrainedConfig, check: ModelCheck, keep: Keep
 ) -> PreTrainedModel | None:
     """A stored model in fp32, read tensor by tensor.
 

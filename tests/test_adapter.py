@@ -30,13 +30,13 @@ from harness.study import Prepared, open_study
 
 torch = pytest.importorskip("torch")
 installed("deepspeed", "peft")
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
-from harness.learners.language_model import adapter as adapters  # noqa: E402
-from harness.learners.language_model import model as models  # noqa: E402
-from harness.learners.language_model import training  # noqa: E402
-from harness.learners.language_model.behaviour import on_meta  # noqa: E402
-from harness.learners.language_model.checkpoint import load_tree  # noqa: E402
+from harness.learners.language_model import adapter as adapters
+from harness.learners.language_model import model as models
+from harness.learners.language_model import training
+from harness.learners.language_model.behaviour import on_meta
+from harness.learners.language_model.checkpoint import load_tree
 
 RANK = 2
 BASE = merged(

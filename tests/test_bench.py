@@ -11,10 +11,10 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from benchmarks import commands, models, table  # noqa: E402
-from benchmarks.shape import Shape, matrix_flop  # noqa: E402
-from benchmarks.table import Figure  # noqa: E402
-from benchmarks.turns import Contestant, Left  # noqa: E402
+from benchmarks import commands, models, table
+from benchmarks.shape import Shape, matrix_flop
+from benchmarks.table import Figure
+from benchmarks.turns import Contestant, Left
 
 MACHINE = "A processor, 1 thread"
 

@@ -33,16 +33,16 @@ from harness.tasks.reference import Reference, normal
 torch = pytest.importorskip("torch")
 installed("deepspeed")
 
-from safetensors.numpy import load_file  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
+from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
-from harness.learners.language_model.answers import answers_of, measure  # noqa: E402
-from harness.learners.language_model.filling import hidden  # noqa: E402
-from harness.learners.language_model.model import new_model, read_model  # noqa: E402
-from harness.learners.language_model.sampling import Sampler  # noqa: E402
-from harness.learners.language_model.scoring import IGNORED, score, token_nll, with_bos  # noqa: E402
-from harness.learners.language_model.specs import SampleSpec  # noqa: E402
-from harness.streams import uniforms  # noqa: E402
+from harness.learners.language_model.answers import answers_of, measure
+from harness.learners.language_model.filling import hidden
+from harness.learners.language_model.model import new_model, read_model
+from harness.learners.language_model.sampling import Sampler
+from harness.learners.language_model.scoring import IGNORED, score, token_nll, with_bos
+from harness.learners.language_model.specs import SampleSpec
+from harness.streams import uniforms
 
 
 def section(path: Path, **fields: Any) -> ChatData:

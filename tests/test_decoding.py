@@ -14,12 +14,12 @@ from harness.records import Examples
 
 torch = pytest.importorskip("torch")
 
-from harness.learners.language_model import drawing  # noqa: E402
-from harness.learners.language_model import model as models  # noqa: E402
-from harness.learners.language_model.decoding import Adjustment  # noqa: E402
-from harness.learners.language_model.drawing import distribution  # noqa: E402
-from harness.learners.language_model.sampling import Sampler, draw_batch  # noqa: E402
-from harness.learners.language_model.scoring import sequence_nll, with_bos  # noqa: E402
+from harness.learners.language_model import drawing
+from harness.learners.language_model import model as models
+from harness.learners.language_model.decoding import Adjustment
+from harness.learners.language_model.drawing import distribution
+from harness.learners.language_model.sampling import Sampler, draw_batch
+from harness.learners.language_model.scoring import sequence_nll, with_bos
 
 EOS, VOCAB, WIDTH = 5, 40, 9
 

@@ -24,8 +24,8 @@ from harness.tasks.reward_model import learn
 torch = pytest.importorskip("torch")
 installed("deepspeed")
 
-from harness.learners.language_model.model import read_model  # noqa: E402
-from harness.learners.language_model.verdicts import Questions, verdicts  # noqa: E402
+from harness.learners.language_model.model import read_model
+from harness.learners.language_model.verdicts import Questions, verdicts
 
 pytestmark = pytest.mark.slow
 REPLACE = {"kind": "replace", "synthetic_ratio": 1.0}

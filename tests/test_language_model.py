@@ -24,12 +24,12 @@ from harness.store.store import WEIGHTS
 
 torch = pytest.importorskip("torch")
 
-from harness.learners.language_model import model as models  # noqa: E402
-from harness.learners.language_model.drawing import choose, distribution  # noqa: E402
-from harness.learners.language_model.sampling import Sampler, draw_batch  # noqa: E402
-from harness.learners.language_model.schedule import Schedule, learning_rate, plan_steps  # noqa: E402
-from harness.learners.language_model.scoring import score  # noqa: E402
-from harness.learners.language_model.sizes import PassSizes, kept_values, memory_per_rank, num_parameters  # noqa: E402
+from harness.learners.language_model import model as models
+from harness.learners.language_model.drawing import choose, distribution
+from harness.learners.language_model.sampling import Sampler, draw_batch
+from harness.learners.language_model.schedule import Schedule, learning_rate, plan_steps
+from harness.learners.language_model.scoring import score
+from harness.learners.language_model.sizes import PassSizes, kept_values, memory_per_rank, num_parameters
 
 
 @pytest.fixture(scope="module")

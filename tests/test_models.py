@@ -23,13 +23,13 @@ from harness.store import Store
 from harness.study import Prepared, open_study
 
 torch = pytest.importorskip("torch")
-import transformers as tf  # noqa: E402
-from safetensors.torch import load_file as load_weights  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import transformers as tf
+from safetensors.torch import load_file as load_weights
+from safetensors.torch import save_file
 
-from harness.learners.language_model import model as models  # noqa: E402
-from harness.learners.language_model.behaviour import behaviour  # noqa: E402
-from harness.learners.language_model.sampling import Sampler  # noqa: E402
+from harness.learners.language_model import model as models
+from harness.learners.language_model.behaviour import behaviour
+from harness.learners.language_model.sampling import Sampler
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234\n"
 KNOWN = 270

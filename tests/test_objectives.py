@@ -24,12 +24,12 @@ from harness.study import open_study
 torch = pytest.importorskip("torch")
 installed("deepspeed", "peft")
 
-from safetensors.torch import load_file as load  # noqa: E402
+from safetensors.torch import load_file as load
 
-from harness.learners.language_model import training  # noqa: E402
-from harness.learners.language_model.model import read_model  # noqa: E402
-from harness.learners.language_model.objectives import DpoLoss, ReinforceLoss  # noqa: E402
-from harness.learners.language_model.scoring import score  # noqa: E402
+from harness.learners.language_model import training
+from harness.learners.language_model.model import read_model
+from harness.learners.language_model.objectives import DpoLoss, ReinforceLoss
+from harness.learners.language_model.scoring import score
 
 PROMPT, WIDTH = 3, 8
 

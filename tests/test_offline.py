@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from offline import pack, parts  # noqa: E402
-from offline.parts import Part  # noqa: E402
+from offline import pack, parts
+from offline.parts import Part
 
 
 def wheel(folder: Path, name: str, version: str) -> Path:

@@ -24,10 +24,10 @@ from harness.study import open_study
 
 installed("deepspeed")
 
-import torch  # noqa: E402
+import torch
 
-from harness.learners.language_model.model import read_model  # noqa: E402
-from harness.learners.language_model.scoring import score  # noqa: E402
+from harness.learners.language_model.model import read_model
+from harness.learners.language_model.scoring import score
 
 pytestmark = pytest.mark.slow
 EXACT = [{"kind": "judge", "judge": "exact"}]

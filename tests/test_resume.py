@@ -19,8 +19,8 @@ from harness.store import Experiment, Store, Workplace
 
 installed("deepspeed")
 
-from harness.learners.language_model import training  # noqa: E402
-from harness.learners.language_model.checkpoint import load_tree, save_tree  # noqa: E402
+from harness.learners.language_model import training
+from harness.learners.language_model.checkpoint import load_tree, save_tree
 
 pytestmark = pytest.mark.slow
 

@@ -17,13 +17,13 @@ from harness.preparation import load_data
 torch = pytest.importorskip("torch")
 installed("deepspeed")
 
-from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
-from harness.learners.language_model import scoring  # noqa: E402
-from harness.learners.language_model.model import read_model  # noqa: E402
-from harness.learners.language_model.sampling import Sampler  # noqa: E402
-from harness.learners.language_model.specs import SampleSpec  # noqa: E402
+from harness.learners.language_model import scoring
+from harness.learners.language_model.model import read_model
+from harness.learners.language_model.sampling import Sampler
+from harness.learners.language_model.specs import SampleSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.smollm2]
 

@@ -16,10 +16,10 @@ from harness.preparation import load_data
 
 installed("deepspeed")
 
-import torch  # noqa: E402
+import torch
 
-from harness.learners.language_model.model import read_model  # noqa: E402
-from harness.learners.language_model.scoring import score  # noqa: E402
+from harness.learners.language_model.model import read_model
+from harness.learners.language_model.scoring import score
 
 pytestmark = pytest.mark.slow
 SCORED = 512

@@ -31,6 +31,7 @@ from harness.regimes import recipe
 from harness.registry import named
 from harness.science import (
     KEY_FORMAT,
+    Called,
     CellSpec,
     Chain,
     DataSpec,
@@ -67,11 +68,13 @@ def cell_spec(
     """
     n = data.real.num_examples
     external = fixed if teacher is None else teacher.identity
+    measured = _measured(config, data.real, texts, _filters(config), resolved.metrics)
     return CellSpec(
+        called=_called(config, measured, fixed, teacher),
         data=data_spec(config.data, data),
         learner=resolved.fit,
         sampling=resolved.sampling,
-        measured=_measured(config, data.real, texts, _filters(config), resolved.metrics),
+        measured=measured,
         filters=_filters(config),
         recipe=partial(recipe, config.regime, n, external=external, compared=resolved.compared),
         init=resolved.init,
@@ -88,6 +91,20 @@ def cell_spec(
         compared=resolved.compared,
         based=resolved.based,
         judge=resolved.judge,
+    )
+
+
+def _called(config: Config, measured: Measured, fixed: str | None, teacher: DataSpec | None) -> Called:
+    """A fixed corpus is called by its content, never by where it lies; a fixed teacher by what it is."""
+    writer: str | dict[str, Any] = "self" if fixed is None else {"corpus": fixed}
+    texts = {"others": measured.identity["others"]} if measured.others else {}
+    return Called(
+        regime=Versioned(config.regime, REGIMES.loaded[config.regime.kind].version),
+        init=getattr(config.learner, "init", None),
+        writer=writer if teacher is None else {"model": teacher.identity},
+        generation=config.regime.writer.generation,
+        evaluation={**science(config.evaluate), **texts},
+        filters=[science(found) for found in config.filters],
     )
 
 
@@ -112,10 +129,14 @@ def with_populations(study: Study, specs: Sequence[CellSpec]) -> list[CellSpec]:
             )
         if wrong := unread(population, rules):
             raise study.source.error("population.exchange", wrong)
-        exchange = Exchange(population, rules)
+        exchange, names = Exchange(population, rules), list(population.named)
+        said: Any = population.exchange
+        if not isinstance(said, str):
+            said = [[population.share(reader, writer) for writer in names] for reader in names]
         for number, index in enumerate(member.cells):
             found[index] = replace(
                 specs[index],
+                called=replace(specs[index].called, exchange=said),
                 recipe=partial(exchange.recipe, number),
                 members=member.cells,
                 number=number,
@@ -202,44 +223,34 @@ def _measured(
     return Measured(blank(section, "others"), identity, examples, contents, judges)
 
 
-def chain_namer(study: Study, specs: Sequence[CellSpec]) -> Callable[[int, int], str]:
+def chain_namer(specs: Sequence[CellSpec], with_length: bool) -> Callable[[int, int], str]:
     """The ids of chains: from the index of a cell and any seed.
 
     Args:
-        study: The cells.
-        specs: What the chains of each have in common.
+        specs: What the chains of each cell have in common.
+        with_length: Whether cells differ in their generations, of which the rest of an id says nothing.
     """
-    names: list[dict[str, Any]] = []
-    for cell, item in zip(study.cells, specs, strict=True):
-        regime = science(cell.config.regime) | {"source": _source_name(item)}
-        names.append(
-            {
-                "data": item.data.identity,
-                "learner": {
-                    **item.learner.identity,
-                    "init": getattr(cell.config.learner, "init", None),
-                    "version": None,
-                },
-                **({"first": {**item.first.identity, "version": None}} if item.first else {}),
-                "sampling": {**item.sampling.identity, "version": None},
-                "evaluation": {**science(cell.config.evaluate), **_texts(item)},
-                "filters": [science(found) for found in cell.config.filters],
-                "regime": regime,
-            }
-        )
+    names: list[dict[str, Any]] = [
+        {
+            "data": item.data.identity,
+            "learner": {**item.learner.identity, "init": item.called.init, "version": None},
+            **({"first": {**item.first.identity, "version": None}} if item.first else {}),
+            "sampling": {**item.sampling.identity, "version": None},
+            "evaluation": item.called.evaluation,
+            "filters": item.called.filters,
+            "regime": science(item.called.regime.section) | {"source": item.called.writer},
+        }
+        for item in specs
+    ]
     alone = [key_of({"cell": name}) for name in names]
     for index in in_order(dict(enumerate(specs))):
         source = specs[index].source
         if source is not None:
-            names[index]["regime"]["source"] = {
-                "cell": key_of({"cell": names[source]}),
-                **_fixed(study.cells[index].config),
-            }
-        names[index] |= _population(study.cells[index], specs, alone)
+            names[index]["regime"]["source"] = _writing_cell(specs[index], {"cell": names[source]})
+        names[index] |= _population(specs, index, alone)
 
     def name(index: int, seed: int) -> str:
-        suffix = f"-G{study.cells[index].config.generations}" if study.generations_is_axis else ""
-        return chain_id(names[index], seed, suffix)
+        return chain_id(names[index], seed, f"-G{specs[index].generations}" if with_length else "")
 
     return name
 
@@ -254,7 +265,7 @@ def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Chai
     Raises:
         ConfigError: Two cells are the same science.
     """
-    name, order = chain_namer(study, specs), in_order(dict(enumerate(specs)))
+    name, order = chain_namer(specs, study.generations_is_axis), in_order(dict(enumerate(specs)))
     first: dict[str, int] = {}
     for index, cell in enumerate(study.cells):
         other = first.setdefault(name(index, study.seeds[0]), index)
@@ -265,10 +276,10 @@ def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Chai
     identities: dict[int, dict[str, Any]] = {}
     for index in order:
         if index in bundled:
-            identities[index] = _bundle_identity(study.cells[index].config, specs[index], identities)
+            identities[index] = _bundle_identity(specs[index], identities)
     alone = {index: key_of(identity) for index, identity in identities.items()}
     for index in identities:
-        identities[index] |= _population(study.cells[index], specs, alone)
+        identities[index] |= _population(specs, index, alone)
     chains = tuple(
         Chain(
             name(index, seed),
@@ -285,60 +296,34 @@ def lineage_of(study: Study, specs: list[CellSpec]) -> tuple[Lineage, tuple[Chai
 
 
 def _population(
-    cell: Cell, specs: Sequence[CellSpec], alone: Mapping[int, str] | Sequence[str]
+    specs: Sequence[CellSpec], index: int, alone: Mapping[int, str] | Sequence[str]
 ) -> dict[str, Any]:
     """What the chains of a member are known by besides: who else is there, when, and who reads whom."""
-    member, population = cell.member, cell.config.population
-    if member is None or population is None or len(member.cells) == 1:
+    item = specs[index]
+    if len(item.members) < 2:
         return {}
-    there = [[alone[i], specs[i].arrives, specs[i].arrives + specs[i].generations] for i in member.cells]
-    names = list(population.named)
-    shares = [[population.share(reader, writer) for writer in names] for reader in names]
-    exchange = population.exchange if isinstance(population.exchange, str) else shares
-    return {"population": {"members": there, "exchange": exchange, "member": member.number}}
+    there = [[alone[i], specs[i].arrives, specs[i].arrives + specs[i].generations] for i in item.members]
+    return {"population": {"members": there, "exchange": item.called.exchange, "member": item.number}}
 
 
-def _texts(item: CellSpec) -> dict[str, Any]:
-    """The other real texts of an evaluation, by content, in the place of where they lie."""
-    return {"others": item.measured.identity["others"]} if item.measured.others else {}
+def _writing_cell(item: CellSpec, known_by: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose chain writes for a cell, and which generation of it, where every one reads the same."""
+    one = {} if item.called.generation is None else {"generation": item.called.generation}
+    return {"cell": key_of(known_by), **one}
 
 
-def _fixed(config: Config) -> dict[str, int]:
-    """The generation of a source cell that every generation reads, where there is one."""
-    generation = config.regime.writer.generation
-    return {} if generation is None else {"generation": generation}
-
-
-def _bundle_identity(
-    config: Config, item: CellSpec, others: Mapping[int, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _bundle_identity(item: CellSpec, others: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """What the chains of a cell are known by in bundles: all of its science but seed and length."""
-    source = (
-        _source_name(item) if item.source is None else {"cell": key_of(others[item.source]), **_fixed(config)}
-    )
+    writer = item.called.writer if item.source is None else _writing_cell(item, others[item.source])
     return {
         "format": KEY_FORMAT,
         "data": item.data.identity,
-        "learner": {
-            **item.learner.identity,
-            **({"init": init} if (init := getattr(config.learner, "init", None)) else {}),
-        },
+        "learner": {**item.learner.identity, **({"init": item.called.init} if item.called.init else {})},
         "sampling": item.sampling.identity,
         "evaluation": item.measured.identity,
         "filters": [part.identity for part in item.filters],
-        "regime": {
-            **science(config.regime),
-            "source": source,
-            "version": REGIMES.loaded[config.regime.kind].version,
-        },
+        "regime": {**item.called.regime.identity, "source": writer},
     }
-
-
-def _source_name(item: CellSpec) -> Any:
-    """The source of synthetic examples: a fixed corpus by content, never by path; a teacher by what it is."""
-    if item.teacher is not None:
-        return {"model": item.teacher.identity}
-    return "self" if item.fixed is None else {"corpus": item.fixed}
 
 
 def is_bundled(config: Config) -> bool:

@@ -45,7 +45,7 @@ def with_seeds(prepared: Prepared, official: Collection[int], listed: Mapping[st
         official: The track's seeds.
         listed: From `listed_chains`.
     """
-    name, cells = chain_namer(prepared.study, prepared.specs), range(len(prepared.specs))
+    name, cells = chain_namer(prepared.specs, prepared.study.generations_is_axis), range(len(prepared.specs))
     others = set(listed.values()) - set(official)
     known = sorted(seed for seed in others if any(name(cell, seed) in listed for cell in cells))
     study = replace(prepared.study, seeds=(*official, *known))

@@ -6,6 +6,7 @@ from harness.science.branches import Branch, cut
 from harness.science.graph import Chain, Lineage, Node, build, chain_nodes, ends, in_order, reachable
 from harness.science.keys import KEY_FORMAT, canonical_json, chain_id, key_of
 from harness.science.specs import (
+    Called,
     CellSpec,
     CorpusSpec,
     DataSpec,
@@ -20,6 +21,7 @@ from harness.science.specs import (
 
 __all__ = [
     "Branch",
+    "Called",
     "CellSpec",
     "Chain",
     "CorpusSpec",

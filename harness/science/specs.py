@@ -252,10 +252,34 @@ class EvaluationSpec:
 
 
 @dataclass(frozen=True)
+class Called:
+    """What ids of chains, and keys of bundled ones, hold of a cell besides the parts of its specs.
+
+    Attributes:
+        regime: The regime.
+        init: Where its fits start, as it is written; None where its learner has no such field.
+        writer: Who writes for it, where that is not the chain of another cell.
+        generation: The one generation of another cell that it reads; None for all others.
+        evaluation: What its evaluations are asked for, with other texts by content.
+        filters: The filters, those too that let everything pass.
+        exchange: Who reads whom in its population.
+    """
+
+    regime: Versioned
+    init: str | None
+    writer: str | Mapping[str, Any]
+    generation: int | None
+    evaluation: Mapping[str, Any]
+    filters: Sequence[Mapping[str, Any]]
+    exchange: str | Sequence[Sequence[float]] = ""
+
+
+@dataclass(frozen=True)
 class CellSpec:
     """What the chains of a cell have in common: the parts of their specs.
 
     Attributes:
+        called: What else of it is in the ids of its chains.
         data: The real data.
         learner: The learner, without what concerns sampling.
         sampling: How its models write.
@@ -283,6 +307,7 @@ class CellSpec:
         judge: Whose model is asked about what generations write, where it is not the one that writes.
     """
 
+    called: Called
     data: DataSpec
     learner: Versioned
     sampling: Versioned

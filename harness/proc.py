@@ -8,15 +8,10 @@ import gc
 import os
 import platform
 import resource
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # some that use this module start on every node, and need nothing but the standard library
-    import psutil
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
@@ -186,31 +181,3 @@ def peak_memory() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def kill(processes: Iterable[psutil.Process]) -> None:
-    """Kill processes with all that they have started, and wait until they are gone."""
-    import psutil
-
-    members: dict[psutil.Process, None] = {}
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            members |= dict.fromkeys([*process.children(recursive=True), process])
-    for member in members:
-        with contextlib.suppress(psutil.Error):
-            member.kill()
-    wait_gone(members, 5.0)
-
-
-def wait_gone(processes: Iterable[psutil.Process], timeout_s: float) -> bool:
-    """Wait until processes have ended; a zombie has, whoever is to take note of it.
-
-    Returns:
-        Whether all have.
-    """
-    deadline, left = time.monotonic() + timeout_s, list(processes)
-    while left := [process for process in left if process.is_running() and start_of(process.pid) is not None]:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True

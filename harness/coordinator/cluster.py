@@ -26,8 +26,9 @@ from harness.compiler import PLACE
 from harness.coordinator import guard
 from harness.coordinator.private import environment, without_helpers
 from harness.coordinator.scheduler import Capacity
+from harness.ending import clear_abandoned, kill
 from harness.errors import GangError, ResourceError, reason_of
-from harness.proc import kill, usable_cpus
+from harness.proc import usable_cpus
 from harness.ray_access import FOLDER, LOOPBACK, TOKEN, joining_tokens, own_token, write_token
 from harness.stop import Stop
 from harness.terminal import counted
@@ -94,23 +95,17 @@ class _HeadWatch:
         self._end.set()
 
 
-def _clear_leftovers() -> None:
-    """Remove the folders of local Rays whose driver was killed."""
-    for path in Path("/tmp").glob(f"{PREFIX}*-*"):
-        owner = path.name.removeprefix(PREFIX).split("-")[0]
-        with contextlib.suppress(OSError):
-            if owner.isdigit() and path.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner)):
-                shutil.rmtree(path, ignore_errors=True)
-
-
 def _start_guardian(folder: str) -> subprocess.Popen[bytes]:
     """A process that outlives this one for a moment.
 
     Where this one is killed, it ends the Ray that was started here.
     """
-    assert (module := guard.__file__) is not None
+    paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     return subprocess.Popen(
-        [sys.executable, module, folder, str(os.getpid())], stdin=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-P", "-m", guard.__name__, folder, str(os.getpid())],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
@@ -165,7 +160,7 @@ def connected(
         if place.address is None:
             # A short folder: socket paths must stay under 107 bytes. Ray's own lies inside, for it makes that
             # one everybody's.
-            _clear_leftovers()
+            clear_abandoned(Path("/tmp"), PREFIX)
             folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
             until_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
             write_token(Path(folder) / TOKEN)

@@ -14,42 +14,22 @@ import sys
 
 import psutil
 
+from harness.ending import kill, that_name
+
 WATCH_S = 0.5
-
-
-def members(folder: str) -> list[psutil.Process]:
-    """Processes of the Ray whose files lie in a folder.
-
-    Those that name it, and all that they have started.
-    """
-    found: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and any(folder in part for part in process.cmdline()):
-                for member in (process, *process.children(recursive=True)):
-                    found[member.pid] = member
-    return list(found.values())
 
 
 def main(folder: str, pid: int) -> None:
     """Wait for the end of the driver; where it is gone already, only what names the folder is ended."""
-    known: dict[int, psutil.Process] = {}
+    known: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
         driver = psutil.Process(pid)
         while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE and os.getppid() == driver.pid:
-            known = {
-                process.pid: process
-                for process in driver.children(recursive=True)
-                if process.pid != os.getpid()
-            }
+            known = driver.children(recursive=True)
             with contextlib.suppress(psutil.TimeoutExpired):
                 driver.wait(WATCH_S)
                 break
-    # Not `harness.proc.kill`: this file is run by its path, where the package may not be found.
-    for process in [*known.values(), *members(folder)]:
-        with contextlib.suppress(psutil.Error):
-            if process.is_running() and process.pid != os.getpid():
-                process.kill()
+    kill([*known, *that_name(folder)])
     shutil.rmtree(folder, ignore_errors=True)
 
 

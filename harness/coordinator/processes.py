@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from harness.ending import kill
 from harness.files import machine_folder
-from harness.proc import kill
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Process trees and temporary folders of a job on one node.
 
-The standard library only, since every node pays for its imports.
+Imports little, since every node pays for it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
+from harness.ending import end_below, kill, that_name
 from harness.proc import start_of
 
 OWNER = "owner"
@@ -41,23 +43,6 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes below one, parents before children."""
-    found, todo = list[int](), [pid]
-    while todo:
-        for task in _listed(f"/proc/{todo.pop()}/task"):
-            with contextlib.suppress(OSError):
-                children = [int(child) for child in (task / "children").read_text().split()]
-                found += children
-                todo += children
-    return found
-
-
-def _listed(folder: str) -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        yield from Path(folder).iterdir()
-
-
 def _shared_memory(pid: int) -> set[Path]:
     """Files of shared memory that a process has mapped."""
     with contextlib.suppress(OSError):
@@ -76,39 +61,12 @@ def end_tree(patience_s: float) -> None:
     Args:
         patience_s: How long they may take to end by themselves.
     """
-    victims = descendants(os.getpid())
-    shared = set[Path]().union(*map(_shared_memory, victims))
-    for pid in victims:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGTERM)
-    _reap(patience_s)
-    deadline = time.monotonic() + 5.0
-    while (left := descendants(os.getpid())) and time.monotonic() < deadline:
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        _reap(0.1)
-    if shared:
-        others = set[Path]().union(
-            *(_shared_memory(int(entry.name)) for entry in _listed("/proc") if entry.name.isdigit())
-        )
-        for path in shared - others:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _reap(patience_s: float) -> None:
-    """Take note of children that have ended, until there is none left."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            if time.monotonic() >= deadline:
-                return
-            time.sleep(0.02)
+    victims = psutil.Process().children(recursive=True)
+    shared = set[Path]().union(*(_shared_memory(victim.pid) for victim in victims))
+    end_below(patience_s)
+    for path in shared - set[Path]().union(*map(_shared_memory, psutil.pids()) if shared else ()):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def leave_janitor(tmp: Path) -> None:
@@ -145,20 +103,11 @@ def _remove_traces(tmp: Path) -> None:
     # More than once: a process names nothing while `exec` gives it a new image, and starts others until it is
     # dead.
     while quiet < QUIET_LOOKS and time.monotonic() < deadline:
-        quiet = 0 if _kill_all_that_name(f"{tmp}/") else quiet + 1
+        found = that_name(f"{tmp}/")
+        kill(found)
+        quiet = 0 if found else quiet + 1
         time.sleep(LOOK_S)
     shutil.rmtree(tmp, ignore_errors=True)
-
-
-def _kill_all_that_name(path: str) -> bool:
-    """Kill the processes with a path in their command; whether there was any."""
-    found = False
-    for entry in _listed("/proc"):
-        with contextlib.suppress(OSError, ValueError):
-            if int(entry.name) != os.getpid() and path.encode() in (entry / "cmdline").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
-                found = True
-    return found
 
 
 def make_private(path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.proc import kill
+from harness.ending import clear_abandoned, kill
 
 VARIABLES = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR")
 """Where the SDK puts what nobody has asked for; settings and keys are read from where the user has them."""
@@ -39,7 +39,7 @@ def staged(folder: Path | None) -> Iterator[Path]:
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        _clear(folder)
+        clear_abandoned(folder, f"{_PREFIX}{socket.gethostname()}-")
     place = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=folder))
     before = {name: os.environ.get(name) for name in VARIABLES}
     os.environ |= dict.fromkeys(VARIABLES, str(place))
@@ -89,12 +89,3 @@ def media_in(place: Path) -> None:
         media = place / "media"
         media.mkdir(exist_ok=True)
         MEDIA_TMP.name = str(media)
-
-
-def _clear(folder: Path) -> None:
-    """Remove what processes of this machine have left that were killed."""
-    mine = f"{_PREFIX}{socket.gethostname()}-"
-    for path in folder.glob(f"{mine}*"):
-        number = path.name.removeprefix(mine).partition("-")[0]
-        if number.isdigit() and int(number) != os.getpid() and not psutil.pid_exists(int(number)):
-            shutil.rmtree(path, ignore_errors=True)

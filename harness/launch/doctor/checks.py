@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,8 @@ from typing import Any, Literal
 
 import psutil
 
+from harness.ending import clear_abandoned, kill
 from harness.errors import reason_of
-from harness.proc import kill
 
 Severity = Literal["ok", "warning", "failure"]
 REMEDIES: Mapping[str, str] = {
@@ -122,11 +121,7 @@ def scratch_prefix() -> str:
 
 def clear_scratch() -> None:
     """Remove the temporary folders of processes that were killed."""
-    for path in Path(tempfile.gettempdir()).glob("hd-*-*"):
-        owner = path.name.split("-")[1]
-        with contextlib.suppress(OSError):
-            if owner.isdigit() and path.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner)):
-                shutil.rmtree(path, ignore_errors=True)
+    clear_abandoned(Path(tempfile.gettempdir()), "hd-")
 
 
 class ChildError(Exception):

@@ -23,9 +23,9 @@ from typing import Any
 
 import psutil
 
+from harness.ending import kill
 from harness.launch.doctor import machine, network, services, storage
 from harness.launch.doctor.checks import ChildError, clear_scratch, scratch_prefix, text_of
-from harness.proc import kill
 
 MARK = "@harness-doctor"
 END = "end"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from harness.ending import kill
 from harness.launch.doctor.checks import Check, ChildError, above, gib, graded, said_by, scratch_prefix
-from harness.proc import kill
 
 DEEPSPEED_LIMIT_S = 120.0
 RAY_LIMIT_S = 120.0

@@ -1,4 +1,4 @@
-"""Libraries without what they import and nobody here uses."""
+"""Which libraries are installed, and these without what they import and nobody here uses."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ import importlib.machinery
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from harness.files import machine_folder, write_atomic
+
+
+def is_installed(module: str) -> bool:
+    """Whether a top-level module can be imported."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

@@ -25,9 +25,10 @@ from harness.config.source import Source
 from harness.data.packing import corpus_science, other_science, read_other, write_other
 from harness.data.real import ExternalCorpus, PreparedData, RealData
 from harness.errors import DataError, InputError
+from harness.imports import is_installed
 from harness.learners.language_model.facts import ModelFacts
 from harness.learners.language_model.needs import batches
-from harness.learners.protocol import Execution, Resolved, check_installed, is_installed, resolve
+from harness.learners.protocol import Execution, Resolved, check_installed, resolve
 from harness.metrics.catalogue import METRICS, about, is_described
 from harness.metrics.overlap import overlaps
 from harness.preparation import DataOf, load_data, teacher_spec

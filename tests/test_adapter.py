@@ -23,7 +23,6 @@ from harness.inspection.planner import disk_bytes
 from harness.inspection.pull import pull
 from harness.inventory.memory import memory_of
 from harness.inventory.retention import kept_fits
-from harness.learners import protocol
 from harness.science import Node
 from harness.store import Store
 from harness.study import Prepared, open_study
@@ -608,7 +607,7 @@ def test_adapters_that_do_not_fit_are_refused(
 
 
 def test_without_peft_one_line_says_so(make_config: Make, tmp_path: Path, monkeypatch: Any) -> None:
-    there = protocol.is_installed
+    there = adapters.is_installed
     monkeypatch.setattr(adapters, "is_installed", lambda name: name != "peft" and there(name))
     with pytest.raises(InputError, match=r"learner.adapter: needs peft, which is not installed; pip install"):
         prepare(make_config(BASE), tmp_path / "absent")

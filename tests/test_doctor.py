@@ -20,7 +20,7 @@ from conftest import harness
 from processes import tagged
 from wandb_endpoint import endpoint
 
-from harness.launch.doctor import machine, network, nodes, probe, services, slurm, storage
+from harness.launch.doctor import checks, machine, network, nodes, probe, services, slurm, storage
 from harness.launch.doctor.checks import Check, ChildError, clear_scratch, run, scratch_prefix
 from harness.launch.doctor.examination import Examination, merged
 from harness.launch.doctor.machine import judge_alike
@@ -239,6 +239,28 @@ def test_libraries_against_what_the_package_asks_for(tmp_path: Path) -> None:
     alike = judge_alike({"n1": versions, "n2": check.facts["versions"]})
     assert alike.severity == "failure" and alike.found == f"wandb: {versions['wandb']} on n1, 0.1.0 on n2"
     assert judge_alike({"n1": versions, "n2": versions}).severity == "ok"
+
+
+def test_what_only_some_studies_need_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed forms take the base alone; half of what language models take is a failure all the same."""
+    text, there = {"datasets", "deepspeed", "huggingface_hub", "tokenizers", "transformers"}, machine._installed
+
+    def without(*names: str) -> Check:
+        monkeypatch.setattr(machine, "_installed", lambda name: "" if name in names else there(name))
+        return only(machine.libraries(), "libraries")
+
+    base = without(*text, "torch", "wandb")
+    assert base.severity == "warning" and base.found.startswith("no language models, VAEs, W&B here; Python")
+    assert base.remedy.endswith("pip install 'model-collapse-harness[text,images,wandb]'")
+    images = without(*text)
+    assert images.severity == "warning" and images.found.startswith("no language models here; ")
+    for names in (("torch",), ("deepspeed", "datasets"), ("scipy", "wandb")):
+        half = without(*names)
+        assert half.severity == "failure" and f"{names[0]} is missing, " in half.found, names
+    monkeypatch.setattr(checks, "is_installed", lambda module: module not in {"torch", "huggingface_hub"})
+    for check in (machine.devices, services.deepspeed, services.hub):
+        (found,) = check()
+        assert found.severity == "ok" and found.found.startswith("not looked at: "), found
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from harness.config.described import Described, fields, first_line
 from harness.config.messages import OF_PATTERN
 from harness.config.schema import Config, Evaluate, Regime, Resources, Retention, Tracking
 from harness.errors import InputError
+from harness.imports import is_installed
 from harness.inspection.components import learners
-from harness.learners.protocol import is_installed
 from harness.terminal import shown
 
 WIDTH = 110

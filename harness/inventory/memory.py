@@ -11,9 +11,9 @@ from typing import Any
 from harness.compiler import FIELD, missing
 from harness.components import LEARNERS
 from harness.errors import ResourceError
+from harness.imports import is_installed
 from harness.learners.language_model.needs import memory_needed
 from harness.learners.language_model.sizes import Memory
-from harness.learners.protocol import is_installed
 from harness.proc import memory_limit, usable_memory
 from harness.registry import FitSize
 from harness.study import Prepared

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -16,6 +15,7 @@ from harness.components import LEARNERS
 from harness.config.schema import Config, Model, Resources, Section
 from harness.data.real import RealData
 from harness.errors import DataError
+from harness.imports import is_installed
 from harness.records import NO_CHOICES, Choices, Examples, Recipe, Selection, Status
 from harness.regimes import Drawn
 from harness.registry import named
@@ -417,14 +417,6 @@ def check_installed(kind: str) -> None:
             f"learner.kind: {kind} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
             f"not installed; pip install 'model-collapse-harness[{found.extra or 'text'}]'"
         )
-
-
-def is_installed(module: str) -> bool:
-    """Whether a top-level module can be imported."""
-    try:
-        return find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def make_learner(kind: str, data: RealData, ranks: Ranks, execution: Execution) -> Learner:

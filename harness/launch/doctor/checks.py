@@ -17,6 +17,7 @@ import psutil
 
 from harness.ending import clear_abandoned, kill
 from harness.errors import reason_of
+from harness.imports import is_installed
 
 Severity = Literal["ok", "warning", "failure"]
 REMEDIES: Mapping[str, str] = {
@@ -102,6 +103,15 @@ def graded(
     said = "; ".join(filter(None, dict.fromkeys([*failures, *warnings, found])))
     remedy = remedy or REMEDIES.get(name, "see docs/doctor.md")
     return Check(name, severity, said, "" if severity == "ok" else remedy)
+
+
+def passed_over(name: str, *modules: str) -> list[Check]:
+    """A check that takes libraries, where they are not installed; empty where they are.
+
+    Not every study needs them. Whether they are missed is what `machine.libraries` says.
+    """
+    lacks = [module for module in modules if not is_installed(module)]
+    return [graded(name, f"not looked at: {', '.join(lacks)} not installed")] if lacks else []
 
 
 def gib(size: float) -> str:

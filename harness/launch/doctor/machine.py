@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,15 +27,25 @@ from packaging.specifiers import SpecifierSet
 import harness
 from harness.compiler import FIELD, missing
 from harness.launch.allocation import LONGEST_TMP, TMP, TMP_VARIABLE
-from harness.launch.doctor.checks import Check, ChildError, above, gib, graded, run, said_by, scratch_prefix
+from harness.launch.doctor.checks import (
+    Check,
+    ChildError,
+    above,
+    gib,
+    graded,
+    passed_over,
+    run,
+    said_by,
+    scratch_prefix,
+)
 from harness.launch.node import OBJECT_STORE_BYTES
 from harness.proc import cpu_quota, memory_limit
 from harness.terminal import first_some
 
 DEVICES_LIMIT_S = 60.0
 DISTRIBUTION = "model-collapse-harness"
-EXTRAS = ("text", "images", "wandb")
-"""What the package asks for in parts: a machine that runs everything has all of it."""
+EXTRAS = {"text": "language models", "images": "VAEs", "wandb": "W&B"}
+"""What the package asks for in parts, and what for: a machine that runs everything has all of it."""
 SHOWN = ("torch", "deepspeed", "ray", "transformers")
 SOCKET_BYTES = 107
 """The longest name of a socket that Linux takes."""
@@ -49,8 +60,10 @@ FILES, FEWEST_FILES = 4096, 512
 
 def libraries() -> list[Check]:
     """The versions that are installed, against what the package asks for; whether fits can be compiled."""
-    asked = _asked_for()
-    there = {name: _installed(name) for name in asked}
+    parts = _asked_for()
+    there = {name: _installed(name) for asked in parts.values() for name in asked}
+    absent = _left_out(parts, there)
+    asked = {name: found for part in parts if part not in absent for name, found in parts[part].items()}
     wrong = [
         f"{name} is {there[name] or 'missing'}, {specifier} is asked for"
         for name, specifier in asked.items()
@@ -62,27 +75,38 @@ def libraries() -> list[Check]:
     lacks = missing(gpu=shutil.which("nvidia-smi") is not None)
     found += f"; {FIELD} {'would lack ' + lacks if lacks else 'has what it needs'}"
     versions |= {"harness": harness.__version__, "its code": _code()}
-    return [replace(graded("libraries", found, wrong), facts={"versions": versions})]
+    without = [f"no {', '.join(EXTRAS[part] for part in absent)} here"] if absent else []
+    wanted = f"where they are wanted, pip install '{DISTRIBUTION}[{','.join(absent)}]'"
+    check = graded("libraries", found, wrong, without, "" if wrong else wanted)
+    return [replace(check, facts={"versions": versions})]
 
 
-def _asked_for() -> dict[str, SpecifierSet]:
-    """The versions of Python and of libraries that the code that runs asks for.
+def _left_out(parts: Mapping[str, Mapping[str, SpecifierSet]], there: Mapping[str, str]) -> list[str]:
+    """The parts of which nothing is installed; of libraries that another part needs too it is not asked."""
+    needed = Counter(name for asked in parts.values() for name in asked)
+    own = {part: [name for name in parts[part] if needed[name] == 1] or list(parts[part]) for part in parts}
+    return [part for part, names in own.items() if part and not any(there[name] for name in names)]
 
-    In a checkout the installed package may be of another day.
+
+def _asked_for() -> dict[str, dict[str, SpecifierSet]]:
+    """The versions of Python and of libraries that the code that runs asks for, by the part that needs them.
+
+    ``""`` is what everything needs. In a checkout the installed package may be of another day.
     """
     path = Path(harness.__file__).parents[1] / "pyproject.toml"
     project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}) if path.exists() else {}
     if project.get("name") == DISTRIBUTION:
         python, extras = project["requires-python"], project["optional-dependencies"]
-        lines = [*project["dependencies"], *(line for name in EXTRAS for line in extras[name])]
+        lines = [*project["dependencies"]]
+        lines += [f'{line}; extra == "{name}"' for name in EXTRAS for line in extras[name]]
     else:
         python = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
         lines = importlib.metadata.requires(DISTRIBUTION) or []
-    asked = {"Python": SpecifierSet(python)}
+    asked: dict[str, dict[str, SpecifierSet]] = {"": {"Python": SpecifierSet(python)}}
     for item in map(Requirement, lines):
-        marker, parts = item.marker, ("", *EXTRAS)
-        if item.name != DISTRIBUTION and (not marker or any(marker.evaluate({"extra": p}) for p in parts)):
-            asked[item.name] = item.specifier
+        for part in ("", *EXTRAS):
+            if item.marker.evaluate({"extra": part}) if item.marker else not part:
+                asked.setdefault(part, {})[item.name] = item.specifier
     return asked
 
 
@@ -156,6 +180,8 @@ def claim_of(environment: Mapping[str, str]) -> DeviceClaim:
 
 def devices() -> list[Check]:
     """GPUs as torch, the driver and SLURM see them."""
+    if lacks := passed_over("devices", "torch"):
+        return lacks
     seen = said_by(DEVICES_LIMIT_S - 15, "harness.launch.doctor.children", "devices")
     drivers: list[str] = []
     if shutil.which("nvidia-smi"):

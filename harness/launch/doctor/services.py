@@ -13,7 +13,16 @@ from pathlib import Path
 import psutil
 
 from harness.ending import kill
-from harness.launch.doctor.checks import Check, ChildError, above, gib, graded, said_by, scratch_prefix
+from harness.launch.doctor.checks import (
+    Check,
+    ChildError,
+    above,
+    gib,
+    graded,
+    passed_over,
+    said_by,
+    scratch_prefix,
+)
 
 DEEPSPEED_LIMIT_S = 120.0
 RAY_LIMIT_S = 120.0
@@ -32,6 +41,8 @@ def _name(process: psutil.Process) -> str:
 
 def deepspeed() -> list[Check]:
     """One step of a small model on one rank, in a child that refuses to compile."""
+    if lacks := passed_over("deepspeed", "torch", "deepspeed"):
+        return lacks
     with tempfile.TemporaryDirectory(prefix=scratch_prefix()) as builds:
         limit_s, module = DEEPSPEED_LIMIT_S - 10, "harness.launch.doctor.children"
         found = said_by(limit_s, module, "step", TORCH_EXTENSIONS_DIR=builds)
@@ -87,6 +98,8 @@ def tagged(tag: str) -> list[psutil.Process]:
 
 def wandb() -> list[Check]:
     """Whether W&B has a key, and its server answers; a study runs without both."""
+    if lacks := passed_over("wandb", "wandb"):
+        return lacks
     try:
         found = said_by(WANDB_LIMIT_S - 5, "harness.tracking.login")
     except ChildError as error:
@@ -99,6 +112,8 @@ def wandb() -> list[Check]:
 
 def hub() -> list[Check]:
     """Where models and data of the hub are kept, and whether they may be fetched."""
+    if lacks := passed_over("hub", "huggingface_hub"):
+        return lacks
     from huggingface_hub import constants
 
     folder, offline = Path(constants.HF_HUB_CACHE), constants.HF_HUB_OFFLINE

@@ -21,9 +21,9 @@ from harness.components.adapter import Lora
 from harness.config.schema import Model
 from harness.errors import DataError
 from harness.files import write_json
+from harness.imports import is_installed
 from harness.learners.language_model import model as models
 from harness.learners.language_model.specs import fitted
-from harness.learners.protocol import is_installed
 from harness.science import FitSpec
 from harness.store.store import ADAPTER
 from harness.streams import stream, stream_seed

@@ -243,7 +243,8 @@ def test_libraries_against_what_the_package_asks_for(tmp_path: Path) -> None:
 
 def test_what_only_some_studies_need_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed forms take the base alone; half of what language models take is a failure all the same."""
-    text, there = {"datasets", "deepspeed", "huggingface_hub", "tokenizers", "transformers"}, machine._installed
+    there = machine._installed
+    text = {"datasets", "deepspeed", "huggingface_hub", "tokenizers", "transformers"}
 
     def without(*names: str) -> Check:
         monkeypatch.setattr(machine, "_installed", lambda name: "" if name in names else there(name))

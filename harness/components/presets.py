@@ -12,8 +12,11 @@ from typing import Any
 
 import yaml
 
-_PLACES = (Path(__file__).parent / "models", Path(__file__).parents[2] / "configs" / "models")
-"""In an installed package, and in a checkout."""
+_PLACES = (
+    Path(__file__).parents[1] / "config" / "studies" / "models",
+    Path(__file__).parents[2] / "configs" / "models",
+)
+"""In an installed package, where they come with the studies, and in a checkout."""
 _ABOUT = ("published_parameters", "vocab_size", "source")
 """What a preset file says besides the model: parameter count and vocabulary of the published model, and where
 it was published."""

@@ -105,8 +105,9 @@ def write(records: Rows, form: str, out: Path, own: str | None = None) -> int:
             connection.register(TABLE, records.to_arrow())  # a query may go over it more than once
             try:
                 connection.execute(f"CREATE TEMP TABLE answer AS\n{_selecting(own)}")
-            except duckdb.Error as error:
-                raise InputError(f"--sql: {error}") from None
+            except duckdb.Error as error:  # it counts a line above the query's own
+                said = re.sub(r"^LINE (\d+):", lambda at: f"LINE {int(at[1]) - 1}:", str(error), flags=re.M)
+                raise InputError(f"--sql: {said}") from None
             query = "FROM answer"
         target = str(out).replace("'", "''")
         written = connection.execute(f"COPY ({query}) TO '{target}' {FORMATS[form]}").fetchone()

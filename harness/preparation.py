@@ -5,15 +5,20 @@ Read, fingerprinted and prepared once, put into the store, and read from there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from harness.components import DATA_KINDS
-from harness.config.schema import Data, data_kind
-from harness.data.real import Kept, PreparedData, RealData
+from harness.config.schema import Config, Data, data_kind, science
+from harness.data.noted import Notes
+from harness.data.packing import corpus_science, other_science, read_other
+from harness.data.real import ExternalCorpus, Kept, PreparedData, RealData
 from harness.errors import DamagedError
+from harness.records import Examples
 from harness.registry import named
 from harness.science import DataSpec, blank, key_of
 from harness.store import Store
@@ -22,14 +27,15 @@ from harness.store import Store
 class DataOf:
     """Prepares each distinct ``data`` section once."""
 
-    def __init__(self, store: Store, scratch: Path) -> None:
+    def __init__(self, store: Store, scratch: Path, notes: Notes) -> None:
         """Nothing is read.
 
         Args:
             store: Looked into for prepared data; not written to.
             scratch: A folder for data that the store has not.
+            notes: Of the study's files.
         """
-        self.store, self.scratch = store, scratch
+        self.store, self.scratch, self.notes = store, scratch, notes
         self.found: dict[str, PreparedData] = {}
 
     def get(self, config: Data) -> PreparedData:
@@ -45,7 +51,7 @@ class DataOf:
 
     def _prepared(self, config: Data) -> PreparedData:
         mark = _mark(config)
-        room = _Room(self.store, self.scratch, mark)
+        room = _Room(self.store, self.scratch, self.notes, mark)
         found: PreparedData = named(DATA_KINDS[data_kind(config)].prepare)(config, room)
         return replace(found, spec={**found.spec, **mark}, kept=room.kept)
 
@@ -56,8 +62,17 @@ class _Room:
 
     store: Store
     scratch: Path
+    notes: Notes
     mark: Mapping[str, Any]
     kept: Kept | None = None
+
+    def recall(self, source: str, use: str) -> dict[str, Any] | None:
+        """See `Notes.recall`."""
+        return self.notes.recall(source, use)
+
+    def remember(self, source: str, use: str, found: dict[str, Any]) -> None:
+        """See `Notes.remember`."""
+        self.notes.remember(source, use, found)
 
     def known(self, stored: Mapping[str, Any]) -> Path | None:
         """The folder of prepared data in the store; None where it has none that is sound."""
@@ -91,6 +106,84 @@ def _mark(config: Data) -> dict[str, Any]:
     """What keys say of a package's kind of data: they are nobody else's, whatever it says of them itself."""
     kind = DATA_KINDS.loaded[data_kind(config)]
     return {"added": kind.version} if kind.package else {}
+
+
+class TextsOf:
+    """Reads each distinct fixed corpus, and each other real text that models are scored on, once."""
+
+    def __init__(self, store: Store, notes: Notes) -> None:
+        """Nothing is read.
+
+        Args:
+            store: Looked into for texts that have been packed; not written to.
+            notes: Of the study's files.
+        """
+        self.store, self.notes = store, notes
+        self.found: dict[str, dict[str, ExternalCorpus]] = {}
+
+    def fixed(self, config: Config, data: PreparedData) -> ExternalCorpus | None:
+        """The fixed corpus of a cell, where its regime reads one.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        source = config.regime.writer.corpus
+        if source is None:
+            return None
+
+        def packed(fingerprint: str) -> Examples | None:
+            return self._packed(corpus_science(data.spec, fingerprint))
+
+        def read() -> dict[str, ExternalCorpus]:
+            return {"": data.real.external(source, packed)}
+
+        return self._once("corpus", source, source, config, partial(corpus_science, data.spec), read)[""]
+
+    def scored(self, config: Config, data: PreparedData) -> dict[str, ExternalCorpus]:
+        """What a cell's models are scored on, by name: other real texts, and groups of the real text.
+
+        Raises:
+            DataError: One cannot be read.
+        """
+        spec, real, found = partial(other_science, data.spec), data.real, dict[str, ExternalCorpus]()
+        for name, source in config.evaluate.others.items():
+            read = partial(_other, real, name, source)
+            found[name] = self._once("other", source, source, config, spec, read)[""]
+        field, source = config.evaluate.groups, getattr(config.data, "source", "")
+        if field is not None:
+            found |= self._once("groups", field, source, config, spec, partial(real.groups, field))
+        return found
+
+    def _once(
+        self,
+        what: str,
+        name: str,
+        source: str,
+        config: Config,
+        spec: Callable[[str], Mapping[str, Any]],
+        read: Callable[[], dict[str, ExternalCorpus]],
+    ) -> dict[str, ExternalCorpus]:
+        """Texts by name, of one source: as noted where that is gone, or read."""
+        which = json.dumps([what, name, science(config.data)], sort_keys=True)
+        if which not in self.found:
+            noted = self.notes.recall(source, which) or {}
+            known = {text: (hash, self._packed(spec(hash))) for text, hash in noted.items()}
+            found = {text: ExternalCorpus(hash, it) for text, (hash, it) in known.items() if it is not None}
+            if not found or len(found) < len(noted):
+                found = read()
+                hashes = {text: item.fingerprint for text, item in found.items()}
+                self.notes.remember(source, which, hashes)
+            self.found[which] = found
+        return self.found[which]
+
+    def _packed(self, spec: Mapping[str, Any]) -> Examples | None:
+        """The blocks of a text, where the store has them."""
+        key = key_of(spec)
+        return read_other(self.store.path("data", key)) if self.store.sound("data", key) else None
+
+
+def _other(real: RealData, name: str, source: str) -> dict[str, ExternalCorpus]:
+    return {"": real.other(name, source)}
 
 
 def teacher_spec(config: Data, real: RealData, changes: Mapping[str, Any]) -> DataSpec:

@@ -22,8 +22,9 @@ from harness.config.load import load_file
 from harness.config.naming import cell_name
 from harness.config.schema import Config, data_kind
 from harness.config.source import Source
-from harness.data.packing import corpus_science, other_science, read_other, write_other
-from harness.data.real import ExternalCorpus, PreparedData, RealData
+from harness.data.noted import Notes
+from harness.data.packing import corpus_science, other_science, write_other
+from harness.data.real import PreparedData, RealData
 from harness.errors import DataError, InputError
 from harness.imports import is_installed
 from harness.learners.language_model.facts import ModelFacts
@@ -31,13 +32,13 @@ from harness.learners.language_model.needs import batches
 from harness.learners.protocol import Execution, Resolved, check_installed, resolve
 from harness.metrics.catalogue import METRICS, about, is_described
 from harness.metrics.overlap import overlaps
-from harness.preparation import DataOf, load_data, teacher_spec
+from harness.preparation import DataOf, TextsOf, load_data, teacher_spec
 from harness.records import REAL, Examples, Part, on_a_line
 from harness.regimes import check_supply, recipe
 from harness.registry import named
 from harness.science import CellSpec, Chain, DataSpec, Lineage, key_of
 from harness.section import DataSection
-from harness.store import Store
+from harness.store import Experiment, Store
 from harness.store.shared import Making, commit_once
 from harness.terminal import nearest, shown
 
@@ -56,6 +57,7 @@ class Prepared:
         executions: How the work of each cell is done.
         others: Fixed corpora, and other real texts that models are scored on, by the spec of their folder in
             the store.
+        notes: What is to be known of the study's files when they are gone.
     """
 
     study: Study
@@ -66,6 +68,7 @@ class Prepared:
     models: tuple[ModelFacts | None, ...]
     executions: tuple[Execution, ...]
     others: tuple[tuple[Mapping[str, Any], Examples], ...]
+    notes: Notes
 
     def real(self, cell: int, store: Store) -> RealData:
         """The real data of a cell: those in the store, where it has them and they are sound."""
@@ -136,7 +139,10 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     _check_libraries(study)
     try:
         study = replace(study, cells=tuple(_settled(study.source, cell) for cell in study.cells))
-        return _resolve(study, DataOf(store, scratch))
+        notes = Notes(Experiment(store.root, study.base.experiment).path / "sources")
+        prepared = _resolve(study, DataOf(store, scratch, notes), TextsOf(store, notes))
+        notes.tell()
+        return prepared
     except DataError as error:
         raise study.source.located(error) from None
 
@@ -188,17 +194,14 @@ def _placed(source: Source, cell: Cell) -> Iterator[None]:
         raise source.located(error, cell.places) from None
 
 
-def _resolve(study: Study, data_of: DataOf) -> Prepared:
+def _resolve(study: Study, data_of: DataOf, texts_of: TextsOf) -> Prepared:
     data, specs, resolved = [], [], list[Resolved]()
-    packed: dict[tuple[str, str], ExternalCorpus] = {}
-    scored: dict[tuple[str, str], ExternalCorpus] = {}
-    grouped: dict[tuple[str, str], dict[str, ExternalCorpus]] = {}
     others: dict[str, tuple[Mapping[str, Any], Examples]] = {}
     for cell, source in zip(study.cells, resolve_sources(study), strict=True):
         with _placed(study.source, cell):
             prepared = data_of.get(cell.config.data)
             real, learner = prepared.real, resolve(cell.config, prepared.real)
-            fixed = _fixed_corpus(cell.config, prepared, data_of.store, packed)
+            fixed = texts_of.fixed(cell.config, prepared)
             if fixed is not None:
                 spec = corpus_science(prepared.spec, fixed.fingerprint)
                 others[key_of(spec)] = (spec, fixed.examples)
@@ -209,7 +212,7 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
             _check_labelled(cell.config, real, study.seeds[0])
             check_supply(cell.config.regime, real.num_examples, cell.config.generations, real.supply, supply)
             _check_left(cell.config, real.num_examples)
-            texts = {**_others(cell.config, real, scored), **_groups(cell.config, real, grouped)}
+            texts = texts_of.scored(cell.config, prepared)
             content, teacher = None if fixed is None else fixed.fingerprint, _teacher(cell.config, real)
             found = cell_spec(cell.config, prepared, learner, texts, content, teacher, source)
             for text in texts.values():
@@ -227,7 +230,15 @@ def _resolve(study: Study, data_of: DataOf) -> Prepared:
     )
     models = tuple(found.facts for found in resolved)
     return Prepared(
-        study, tuple(data), tuple(specs), lineage, bundles, models, executions, tuple(others.values())
+        study,
+        tuple(data),
+        tuple(specs),
+        lineage,
+        bundles,
+        models,
+        executions,
+        tuple(others.values()),
+        data_of.notes,
     )
 
 
@@ -350,19 +361,6 @@ def _dropped(kinds: tuple[bool, bool]) -> str:
     return " and every ".join(name for name, gone in zip(("real", "synthetic"), kinds, strict=True) if gone)
 
 
-def _fixed_corpus(
-    config: Config, data: PreparedData, store: Store, known: dict[tuple[str, str], ExternalCorpus]
-) -> ExternalCorpus | None:
-    """The fixed corpus of a cell, where its regime reads one; each is read once."""
-    corpus = config.regime.writer.corpus
-    if corpus is None:
-        return None
-    name = (corpus, config.data.model_dump_json())
-    if name not in known:
-        known[name] = data.real.external(corpus, partial(_packed, store, data.spec))
-    return known[name]
-
-
 def _settled(source: Source, cell: Cell) -> Cell:
     """A cell with what its learner names of the hub settled, and what its filters name."""
     config = cell.config
@@ -375,34 +373,6 @@ def _settled(source: Source, cell: Cell) -> Cell:
             config = config.model_copy(update={"filters": filters})
         settle = LEARNERS[config.learner.kind].settle
         return replace(cell, config=named(settle)(config) if settle else config)
-
-
-def _packed(store: Store, data: Mapping[str, Any], fingerprint: str) -> Examples | None:
-    """The blocks of a fixed corpus, where the store has them."""
-    key = key_of(corpus_science(data, fingerprint))
-    return read_other(store.path("data", key)) if store.sound("data", key) else None
-
-
-def _others(
-    config: Config, real: RealData, known: dict[tuple[str, str], ExternalCorpus]
-) -> dict[str, ExternalCorpus]:
-    """The other real texts of a cell, by name; each is read once."""
-    found = {}
-    for name, source in config.evaluate.others.items():
-        which = (source, config.data.model_dump_json())
-        found[name] = known.setdefault(which, known.get(which) or real.other(name, source))
-    return found
-
-
-def _groups(
-    config: Config, real: RealData, known: dict[tuple[str, str], dict[str, ExternalCorpus]]
-) -> dict[str, ExternalCorpus]:
-    """The groups of a cell's real text, by name; each is read once."""
-    field = config.evaluate.groups
-    if field is None:
-        return {}
-    which = (field, config.data.model_dump_json())
-    return known.setdefault(which, known.get(which) or real.groups(field))
 
 
 def _teacher(config: Config, real: RealData) -> DataSpec | None:
@@ -491,6 +461,9 @@ def commit_data(prepared: Prepared, store: Store, stopped: Callable[[], bool] = 
         if not store.sound("data", key_of(other)):
             items[key_of(other)] = partial(write_other, blocks=blocks), other
     base = prepared.study.base
-    return commit_once(
+    there = commit_once(
         store, "data", items, {"experiment": base.experiment, "data": True}, base.resources.lease_s, stopped
     )
+    if there:
+        prepared.notes.write()
+    return there

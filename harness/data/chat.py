@@ -32,7 +32,6 @@ from harness.data.rendering import make_rendering
 from harness.data.task import NOT_STORED, collect, stored
 from harness.errors import DataError
 from harness.records import Examples
-from harness.section import HUB
 from harness.streams import stream
 from harness.tasks import Problem, Verdict
 from harness.tasks.reference import Reference
@@ -50,7 +49,8 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
         DataError: They cannot be read or rendered, or there is no room for one.
     """
     use = _use(config)
-    known = None if use is None else recall(config.source, config.revision, use)
+    noted = None if use is None else recall(config.source, config.revision, use)
+    known = noted or (None if use is None else room.recall(config.source, use))
     if known is not None:
         spec = _spec(config, known["fingerprint"], known["rendering"])
         kept = room.known(stored(spec))
@@ -76,7 +76,9 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
         "on_two_sides": shared,
     }
     found = {"fingerprint": content_of(rows), "rendering": rendering.fingerprint(), "about": about}
-    if use is not None and known is None:
+    if use is not None:
+        room.remember(config.source, use, found)
+    if use is not None and noted is None:
         remember(config.source, config.revision, use, found)
     spec = _spec(config, content_of(rows), rendering.fingerprint())
     folder = room.folder(stored(spec), lambda folder: write(config, rendering, rows, folder))
@@ -84,16 +86,17 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
 
 
 def _use(config: ChatData) -> str | None:
-    """All that decides the tokens of a source's revision; None where only reading it says that.
+    """All that decides the tokens of a source's content; None where only reading it says that.
 
-    A tokenizer that is trained on the data is not known before. A template may write what is no part of its
-    text, as today's date, so what it makes of a message is part of it.
+    A template may write what is no part of its text, as today's date, so what it makes of a message is part
+    of it; so a template with a tokenizer that is trained on the data is not known before.
     """
-    if not config.source.startswith(HUB) or isinstance(config.tokenizer, BpeTokenizer):
-        return None
-    rendering = make_rendering(config.tokenizer, config.template, config.system, ())
-    left_out = {"source", "revision", "tokenizer", *NOT_STORED}
+    left_out = {"source", "revision", *NOT_STORED}
     section = {name: value for name, value in config.model_dump(mode="json").items() if name not in left_out}
+    if isinstance(config.tokenizer, BpeTokenizer):
+        return json.dumps(["chat", VERSION, section], sort_keys=True) if config.template == "none" else None
+    del section["tokenizer"]
+    rendering = make_rendering(config.tokenizer, config.template, config.system, ())
     written = rendering.texts([([("user", "a message")], "a message")])[0]
     return json.dumps(["chat", VERSION, section, rendering.fingerprint(), written], sort_keys=True)
 

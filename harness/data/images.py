@@ -154,12 +154,25 @@ def prepared(config: ImageData, room: Room) -> PreparedData:
     Raises:
         DataError: They cannot be read, or are too few.
     """
+    about = {"source": config.source}
+    use = f"images {config.image_field} {config.label_field} {config.labels}"
+    known = room.recall(config.source, use)
+    if known is not None:
+        spec = data_science(config, known["fingerprint"])
+        there = room.known(_stored(spec))
+        if there is not None:
+            return PreparedData(spec, ImageSet(config, there), about)
     source = read_images(config)
     spec = data_science(config, source.fingerprint())
+    room.remember(config.source, use, {"fingerprint": spec["content"]})
+    folder = room.folder(_stored(spec), lambda folder: prepare(config, source, folder))
+    return PreparedData(spec, ImageSet(config, folder), about)
+
+
+def _stored(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `data_science` that decides the prepared folder."""
     apart = ("num_examples", "resample", "segment")
-    stored = {name: value for name, value in spec.items() if name not in apart}
-    folder = room.folder(stored, lambda folder: prepare(config, source, folder))
-    return PreparedData(spec, ImageSet(config, folder), {"source": config.source})
+    return {name: value for name, value in spec.items() if name not in apart}
 
 
 class ImageSet(RealData):

@@ -172,6 +172,17 @@ class Room(Protocol):
     def folder(self, stored: Mapping[str, Any], prepare: Callable[[Path], None]) -> Path:
         """The folder of prepared data: that in the store, or one of its own, which ``prepare`` fills."""
 
+    def recall(self, source: str, use: str) -> dict[str, Any] | None:
+        """What `remember` was given when the study last ran; None where the file or folder is there.
+
+        Args:
+            source: Its path.
+            use: All else of the section that decides what is read of it.
+        """
+
+    def remember(self, source: str, use: str, found: dict[str, Any]) -> None:
+        """Keep the hash of what a file or folder held, and what else is to be known without reading it."""
+
 
 @dataclass(frozen=True)
 class Kept:

@@ -54,7 +54,8 @@ def prepared(config: TextData, room: Room) -> PreparedData:
     tokenizer = config.tokenizer
     pretrained = pretrained_fingerprint(tokenizer) if isinstance(tokenizer, PretrainedTokenizer) else None
     use = f"text {config.text_field}" + (", own test side" if config.split.own_test else "")
-    known = recall(config.source, config.revision, use)
+    noted = recall(config.source, config.revision, use)
+    known = noted or room.recall(config.source, use)
     if known is not None:
         spec = data_science(config, known["fingerprint"], pretrained)
         folder = room.known(prepared_science(spec))
@@ -63,8 +64,9 @@ def prepared(config: TextData, room: Room) -> PreparedData:
             return PreparedData(spec, TextCorpus(config, folder), about)
     documents = read_documents(config)
     spec = data_science(config, documents.fingerprint(), pretrained)
-    if known is None:
-        found = {"fingerprint": spec["content"], "about": documents.about()}
+    found = {"fingerprint": spec["content"], "about": documents.about()}
+    room.remember(config.source, use, found)
+    if noted is None:
         remember(config.source, config.revision, use, found)
     folder = room.folder(prepared_science(spec), lambda folder: prepare(config, documents, folder))
     return PreparedData(spec, TextCorpus(config, folder), {"source": config.source, **documents.about()})

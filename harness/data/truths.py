@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.components import DATA_KINDS
-from harness.components.truths import AnalyticData
+from harness.components.truths import AnalyticData, ArrayData
 from harness.config.schema import data_kind
 from harness.data.analytic import Distribution, Truth
 from harness.data.distributions import DiscreteTruth, GaussianTruth, LinearTruth, MixtureTruth, ShapeTruth
@@ -38,10 +38,19 @@ def prepared(config: AnalyticData, room: Room) -> PreparedData:
     Raises:
         DataError: A file cannot be read.
     """
+    about = {"source": config.path if isinstance(config, ArrayData) else config.source}
+    use = f"rows {config.columns}" if isinstance(config, ArrayData) else ""
+    known = room.recall(config.path, use) if isinstance(config, ArrayData) else None
+    if known is not None:
+        folder = room.known(known["stored"])
+        if folder is not None:
+            truth = load_truth(config, folder)
+            return PreparedData(truth.identity, truth, about)
     truth = make_truth(config)
     if truth.stored is not None:
         room.folder(truth.stored, truth.write)
-    return PreparedData(truth.identity, truth, {"source": truth.origin})
+        room.remember(truth.origin, use, {"stored": truth.stored})
+    return PreparedData(truth.identity, truth, about)
 
 
 def load_truth(config: AnalyticData, folder: Path | None) -> Truth:

@@ -167,8 +167,10 @@ class TextsOf:
         which = json.dumps([what, name, science(config.data)], sort_keys=True)
         if which not in self.found:
             noted = self.notes.recall(source, which) or {}
-            known = {text: (hash, self._packed(spec(hash))) for text, hash in noted.items()}
-            found = {text: ExternalCorpus(hash, it) for text, (hash, it) in known.items() if it is not None}
+            found = {}
+            for text, content in noted.items():
+                if (examples := self._packed(spec(content))) is not None:
+                    found[text] = ExternalCorpus(content, examples)
             if not found or len(found) < len(noted):
                 found = read()
                 hashes = {text: item.fingerprint for text, item in found.items()}

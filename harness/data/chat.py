@@ -16,6 +16,7 @@ from harness.components.text import BpeTokenizer
 from harness.config.schema import science
 from harness.data.conversations import Conversation, read_conversations
 from harness.data.documents import SPLITS as SIDES
+from harness.data.noted import is_there
 from harness.data.real import PreparedData, Room
 from harness.data.remembered import recall, remember
 from harness.data.rendered import (
@@ -28,7 +29,7 @@ from harness.data.rendered import (
     rendered_science,
     write,
 )
-from harness.data.rendering import make_rendering
+from harness.data.rendering import Rendering, make_rendering
 from harness.data.task import NOT_STORED, collect, stored
 from harness.errors import DataError
 from harness.records import Examples
@@ -48,7 +49,8 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
     Raises:
         DataError: They cannot be read or rendered, or there is no room for one.
     """
-    use = _use(config)
+    # What is wrong with a template is told of the row that it cannot write, so files are read first.
+    use = None if is_there(config.source) else _use(config, None)
     noted = None if use is None else recall(config.source, config.revision, use)
     known = noted or (None if use is None else room.recall(config.source, use))
     if known is not None:
@@ -76,16 +78,16 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
         "on_two_sides": shared,
     }
     found = {"fingerprint": content_of(rows), "rendering": rendering.fingerprint(), "about": about}
-    if use is not None:
+    if (use := use or _use(config, rendering)) is not None:
         room.remember(config.source, use, found)
-    if use is not None and noted is None:
-        remember(config.source, config.revision, use, found)
+        if noted is None:
+            remember(config.source, config.revision, use, found)
     spec = _spec(config, content_of(rows), rendering.fingerprint())
     folder = room.folder(stored(spec), lambda folder: write(config, rendering, rows, folder))
     return PreparedData(spec, ChatCorpus(config, folder), {"source": config.source, **about})
 
 
-def _use(config: ChatData) -> str | None:
+def _use(config: ChatData, rendering: Rendering | None) -> str | None:
     """All that decides the tokens of a source's content; None where only reading it says that.
 
     A template may write what is no part of its text, as today's date, so what it makes of a message is part
@@ -96,7 +98,7 @@ def _use(config: ChatData) -> str | None:
     if isinstance(config.tokenizer, BpeTokenizer):
         return json.dumps(["chat", VERSION, section], sort_keys=True) if config.template == "none" else None
     del section["tokenizer"]
-    rendering = make_rendering(config.tokenizer, config.template, config.system, ())
+    rendering = rendering or make_rendering(config.tokenizer, config.template, config.system, ())
     written = rendering.texts([([("user", "a message")], "a message")])[0]
     return json.dumps(["chat", VERSION, section, rendering.fingerprint(), written], sort_keys=True)
 

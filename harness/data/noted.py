@@ -37,7 +37,7 @@ class Notes:
     def recall(self, source: str, use: str) -> dict[str, Any] | None:
         """What `remember` was given; None where it is no path, is there, or nothing sound was noted."""
         place = self._place(source, use)
-        if _is_name(source) or _is_there(source) or not place.exists():
+        if _is_name(source) or is_there(source) or not place.exists():
             return None
         with contextlib.suppress(DamagedError, KeyError, TypeError, ValueError):
             found = dict(read_json(place)["found"])
@@ -73,7 +73,7 @@ def _is_name(source: str) -> bool:
     return source.startswith(HUB) or source in DATA.loaded or source in named
 
 
-def _is_there(path: str) -> bool:
+def is_there(path: str) -> bool:
     """Whether there is a file or folder, readable or not."""
     try:
         os.stat(path)

@@ -11,20 +11,26 @@ from pathlib import Path
 
 import psutil
 
-from harness.proc import start_of
 
+def kill(processes: Iterable[psutil.Process]) -> bool:
+    """Kill processes with all that they have started, and wait until they are gone; never the caller.
 
-def kill(processes: Iterable[psutil.Process]) -> None:
-    """Kill processes with all that they have started, and wait until they are gone; never the caller."""
+    Returns:
+        Whether there was any that this process may end.
+    """
     members: dict[psutil.Process, None] = {}
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            members |= dict.fromkeys([*process.children(recursive=True), process])
+            if process not in members:  # whose children are looked up with those of what has started it
+                members |= dict.fromkeys([*process.children(recursive=True), process])
     members.pop(psutil.Process(), None)
+    killed = []
     for member in members:
         with contextlib.suppress(psutil.Error):
             member.kill()
-    wait_gone(members, 5.0)
+            killed.append(member)
+    wait_gone(killed, 5.0)
+    return bool(killed)
 
 
 def wait_gone(processes: Iterable[psutil.Process], timeout_s: float) -> bool:
@@ -34,11 +40,17 @@ def wait_gone(processes: Iterable[psutil.Process], timeout_s: float) -> bool:
         Whether all have.
     """
     deadline, left = time.monotonic() + timeout_s, list(processes)
-    while left := [process for process in left if process.is_running() and start_of(process.pid) is not None]:
+    while left := list(filter(_works, left)):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
     return True
+
+
+def _works(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def that_name(path: str) -> list[psutil.Process]:
@@ -88,6 +100,6 @@ def clear_abandoned(parent: Path, prefix: str) -> None:
     """Remove this user's folders ``{prefix}{process id}-...`` whose process is gone."""
     for path in parent.glob(f"{prefix}*-*"):
         owner = path.name.removeprefix(prefix).partition("-")[0]
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, OverflowError):
             if owner.isdigit() and path.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner)):
                 shutil.rmtree(path, ignore_errors=True)

@@ -6,14 +6,14 @@ Read, fingerprinted and prepared once, put into the store, and read from there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from harness.components import DATA_KINDS
-from harness.config.schema import Config, Data, data_kind, science
+from harness.config.schema import Config, Data, data_kind
 from harness.data.noted import Notes
 from harness.data.packing import corpus_science, other_science, read_other
 from harness.data.real import ExternalCorpus, Kept, PreparedData, RealData
@@ -51,7 +51,7 @@ class DataOf:
 
     def _prepared(self, config: Data) -> PreparedData:
         mark = _mark(config)
-        room = _Room(self.store, self.scratch, self.notes, mark)
+        room = _Room(self.store, self.scratch, self.notes, f"{data_kind(config)} {mark}", mark)
         found: PreparedData = named(DATA_KINDS[data_kind(config)].prepare)(config, room)
         return replace(found, spec={**found.spec, **mark}, kept=room.kept)
 
@@ -63,16 +63,21 @@ class _Room:
     store: Store
     scratch: Path
     notes: Notes
+    kind: str
     mark: Mapping[str, Any]
     kept: Kept | None = None
 
-    def recall(self, source: str, use: str) -> dict[str, Any] | None:
-        """See `Notes.recall`."""
-        return self.notes.recall(source, use)
+    def gone(self, *paths: str) -> bool:
+        """See `Notes.gone`."""
+        return self.notes.gone(*paths)
 
-    def remember(self, source: str, use: str, found: dict[str, Any]) -> None:
+    def recall(self, paths: Sequence[str], use: str, names: Sequence[str]) -> dict[str, Any] | None:
+        """See `Notes.recall`; kinds and packages have notes of their own."""
+        return self.notes.recall(paths, f"{self.kind} {use}", names)
+
+    def remember(self, paths: Sequence[str], use: str, found: dict[str, Any]) -> None:
         """See `Notes.remember`."""
-        self.notes.remember(source, use, found)
+        self.notes.remember(paths, f"{self.kind} {use}", found)
 
     def known(self, stored: Mapping[str, Any]) -> Path | None:
         """The folder of prepared data in the store; None where it has none that is sound."""
@@ -137,7 +142,7 @@ class TextsOf:
         def read() -> dict[str, ExternalCorpus]:
             return {"": data.real.external(source, packed)}
 
-        return self._once("corpus", source, source, config, partial(corpus_science, data.spec), read)[""]
+        return self._once("corpus", source, source, partial(corpus_science, data.spec), read)[""]
 
     def scored(self, config: Config, data: PreparedData) -> dict[str, ExternalCorpus]:
         """What a cell's models are scored on, by name: other real texts, and groups of the real text.
@@ -148,10 +153,10 @@ class TextsOf:
         spec, real, found = partial(other_science, data.spec), data.real, dict[str, ExternalCorpus]()
         for name, source in config.evaluate.others.items():
             read = partial(_other, real, name, source)
-            found[name] = self._once("other", source, source, config, spec, read)[""]
+            found[name] = self._once("other", source, source, spec, read)[""]
         field, source = config.evaluate.groups, getattr(config.data, "source", "")
         if field is not None:
-            found |= self._once("groups", field, source, config, spec, partial(real.groups, field))
+            found |= self._once("groups", field, source, spec, partial(real.groups, field))
         return found
 
     def _once(
@@ -159,14 +164,13 @@ class TextsOf:
         what: str,
         name: str,
         source: str,
-        config: Config,
         spec: Callable[[str], Mapping[str, Any]],
         read: Callable[[], dict[str, ExternalCorpus]],
     ) -> dict[str, ExternalCorpus]:
         """Texts by name, of one source: as noted where that is gone, or read."""
-        which = json.dumps([what, name, science(config.data)], sort_keys=True)
+        which = json.dumps([what, name, spec("")], sort_keys=True)
         if which not in self.found:
-            noted = self.notes.recall(source, which) or {}
+            noted = self.notes.recall([source], which, ()) or {}
             found = {}
             for text, content in noted.items():
                 if (examples := self._packed(spec(content))) is not None:
@@ -174,7 +178,7 @@ class TextsOf:
             if not found or len(found) < len(noted):
                 found = read()
                 hashes = {text: item.fingerprint for text, item in found.items()}
-                self.notes.remember(source, which, hashes)
+                self.notes.remember([source], which, hashes)
             self.found[which] = found
         return self.found[which]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from chains import open_prepared
 from conftest import GAUSSIAN, IMAGES, TEXT, Make, harness
 
 from harness.errors import InputError
-from harness.study import Prepared
+from harness.store import Store
+from harness.study import Prepared, open_study
 
 pytest.importorskip("torch")
 LINES = [
@@ -82,7 +84,8 @@ def test_a_study_is_the_same_without_its_files(
     shutil.move(folder, tmp_path / "away")
     after, _ = open_prepared(config, root)
     said = capsys.readouterr().err
-    assert said.count("is not there: its content is taken from the store") == count and str(folder) in said
+    assert said.count("is not there: taken from the store, as this study read it on 20") == count
+    assert said.count(str(folder)) == count and " at " not in said
     assert known_by(after) == known_by(before)
     for one, two in zip(before.data, after.data, strict=True):
         assert one.spec == two.spec and one.about == two.about
@@ -91,20 +94,88 @@ def test_a_study_is_the_same_without_its_files(
         assert np.array_equal(mine.values, theirs.values)
     with pytest.raises(InputError, match=str(folder)):
         open_prepared(config, tmp_path / "another root")
-    for note in root.glob("experiments/*/sources/*.json"):  # no note, or none that is sound
-        note.write_text(note.read_text()[:-9])
+    # a file that is there is read, whatever is noted
+    shutil.copytree(tmp_path / "away", folder)
+    path = max(folder.iterdir())
+    content = path.read_bytes()
+    path.write_bytes(
+        content[:-4] + bytes(4) if path.suffix == ".npy" else content.replace(b"things", b"stones")
+    )
+    capsys.readouterr()
+    prepared, scratch = open_study(config, (), Store.read(root))
+    with scratch:
+        assert capsys.readouterr().err == "" and known_by(prepared) != known_by(before)
+    shutil.rmtree(folder)
+    for note in root.glob("experiments/*/sources/*/*.json"):
+        whole = json.loads(note.read_text())
+        for wrong in ({**whole, "found": {}}, {**whole, "version": 0}, [], {**whole, "use": ""}):
+            note.write_text(json.dumps(wrong))
+            if whole["use"].startswith("[") and wrong == {**whole, "found": {}}:
+                continue  # texts that are none
+            with pytest.raises(InputError, match=str(folder)):
+                open_prepared(config, root)
+        note.write_text(json.dumps(whole)[:-9])
     with pytest.raises(InputError, match=str(folder)):
         open_prepared(config, root)
-    # a file that is there is read, whatever is noted
+
+
+def test_another_file_of_the_same_name_is_not_taken_for_it(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A relative path means a file in each folder; where they differ, only its own folder's is certain."""
+    config, root = make_config(GAUSSIAN, data={"source": "array", "path": "rows.npy"}), tmp_path / "root"
+    keys = {}
+    for place, scale in (("a", 1.0), ("b", 50.0), ("c", 1.0)):
+        (tmp_path / place).mkdir()
+        np.save(tmp_path / place / "rows.npy", np.random.default_rng(0).normal(size=60) * scale)
+        if place != "c":
+            monkeypatch.chdir(tmp_path / place)
+            keys[place] = known_by(open_prepared(config, root)[0])
+        (tmp_path / place / "rows.npy").rename(tmp_path / place / "kept.npy")
+        if place == "a":
+            monkeypatch.chdir(tmp_path)
+            capsys.readouterr()
+            assert known_by(open_prepared(config, root)[0]) == keys["a"], "it was only ever this one"
+            assert f" at '{tmp_path / 'a' / 'rows.npy'}' on {socket.gethostname()}" in capsys.readouterr().err
+    assert keys["a"] != keys["b"]
+    for place in keys:
+        monkeypatch.chdir(tmp_path / place)
+        capsys.readouterr()
+        assert known_by(open_prepared(config, root)[0]) == keys[place]
+        said = capsys.readouterr().err
+        assert "'rows.npy' is not there" in said and " at " not in said
+    monkeypatch.chdir(tmp_path / "c")
+    with pytest.raises(InputError, match=r"data\.path: rows\.npy"):
+        open_prepared(config, root)
+
+
+def test_files_that_are_read_together_are_gone_together(make_config: Make, tmp_path: Path) -> None:
+    pixels, classes = tmp_path / "images.npy", tmp_path / "classes.npy"
+    random = np.random.default_rng(0)
+    np.save(pixels, random.random((200, 8, 8), dtype=np.float32))
+    np.save(classes, random.integers(0, 3, 200))
+    data = {"kind": "images", "source": str(pixels), "labels": str(classes), "num_examples": 96}
+    config, root = make_config(IMAGES, data=data), tmp_path / "root"
+    before = known_by(open_prepared(config, root)[0])
+    for gone in (pixels, classes):
+        away = gone.rename(tmp_path / "away")
+        with pytest.raises(InputError, match=gone.name):
+            open_prepared(config, root)
+        away.rename(gone)
+    pixels.unlink()
+    classes.unlink()
+    assert known_by(open_prepared(config, root)[0]) == before
+
+
+def test_other_texts_are_known_of_as_many_examples_as_one_likes(make_config: Make, tmp_path: Path) -> None:
+    folder, root = tmp_path / "files", tmp_path / "root"
     folder.mkdir()
-    changed = make_config(base, **make(folder))
-    for path in sorted((tmp_path / "away").iterdir())[-1:]:
-        content = path.read_bytes()
-        altered = content[:-4] + bytes(4) if path.suffix == ".npy" else content.replace(b"things", b"stones")
-        (folder / path.name).write_bytes(altered)
-    capsys.readouterr()
-    other, _ = open_prepared(changed, root)
-    assert capsys.readouterr().err == "" and known_by(other) != known_by(before)
+    config = make_config(TEXT, **_texts(folder))
+    open_prepared(config, root)
+    shutil.rmtree(folder)
+    prepared, scratch = open_study(config, ("data.num_examples=64",), Store.read(root))
+    with scratch:
+        assert set(prepared.specs[0].measured.others) == {"back", "group.a", "group.b"}
 
 
 def test_results_are_read_without_the_files(make_config: Make, tmp_path: Path) -> None:
@@ -117,7 +188,7 @@ def test_results_are_read_without_the_files(make_config: Make, tmp_path: Path) -
     shutil.rmtree(folder)
     for command in (("export",), ("status",), ("report", "--out", tmp_path / "page.html"), ("plan",)):
         done = harness(*command, config, "--root", root)
-        assert done.returncode == 0 and "is not there: its content is taken" in done.stderr, command
+        assert done.returncode == 0 and "is not there: taken from the store" in done.stderr, command
         assert command != ("export",) or done.stdout == wanted
     longer = harness("run", config, "--root", root, "--set", "generations=4")
     assert longer.returncode == 0 and "is not there" in longer.stderr

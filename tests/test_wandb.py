@@ -171,7 +171,8 @@ def test_what_a_killed_process_has_staged_is_removed(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as gone:
         gone.wait()
     host = socket.gethostname()
-    names = [f"stage-{host}-{gone.pid}-x", f"stage-{host}-{os.getppid()}-x", "stage-elsewhere-1-x", "sent"]
+    mine, other = f"stage-{host}@", f"stage-{host}-1@1-x"  # a host whose name begins as this one's
+    names = [f"{mine}{gone.pid}-x", f"{mine}{os.getppid()}-x", other, f"{mine}{10**20}-x", "sent"]
     for name in names:
         (tmp_path / name / "inner").mkdir(parents=True)
     before = os.environ.get("WANDB_DATA_DIR")

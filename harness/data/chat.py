@@ -16,7 +16,6 @@ from harness.components.text import BpeTokenizer
 from harness.config.schema import science
 from harness.data.conversations import Conversation, read_conversations
 from harness.data.documents import SPLITS as SIDES
-from harness.data.noted import is_there
 from harness.data.real import PreparedData, Room
 from harness.data.remembered import recall, remember
 from harness.data.rendered import (
@@ -33,6 +32,7 @@ from harness.data.rendering import Rendering, make_rendering
 from harness.data.task import NOT_STORED, collect, stored
 from harness.errors import DataError
 from harness.records import Examples
+from harness.section import HUB
 from harness.streams import stream
 from harness.tasks import Problem, Verdict
 from harness.tasks.reference import Reference
@@ -50,9 +50,11 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
         DataError: They cannot be read or rendered, or there is no room for one.
     """
     # What is wrong with a template is told of the row that it cannot write, so files are read first.
-    use = None if is_there(config.source) else _use(config, None)
+    apart = config.source.startswith(HUB) or room.gone(config.source)
+    use = _use(config, None) if apart else None
     noted = None if use is None else recall(config.source, config.revision, use)
-    known = noted or (None if use is None else room.recall(config.source, use))
+    needed = ["fingerprint", "rendering", "about"]
+    known = noted or (None if use is None else room.recall([config.source], use, needed))
     if known is not None:
         spec = _spec(config, known["fingerprint"], known["rendering"])
         kept = room.known(stored(spec))
@@ -79,7 +81,7 @@ def prepared(config: ChatData, room: Room) -> PreparedData:
     }
     found = {"fingerprint": content_of(rows), "rendering": rendering.fingerprint(), "about": about}
     if (use := use or _use(config, rendering)) is not None:
-        room.remember(config.source, use, found)
+        room.remember([config.source], use, found)
         if noted is None:
             remember(config.source, config.revision, use, found)
     spec = _spec(config, content_of(rows), rendering.fingerprint())

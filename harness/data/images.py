@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -155,8 +156,9 @@ def prepared(config: ImageData, room: Room) -> PreparedData:
         DataError: They cannot be read, or are too few.
     """
     about = {"source": config.source}
-    use = f"images {config.image_field} {config.label_field} {config.labels}"
-    known = room.recall(config.source, use)
+    use = json.dumps([config.image_field, config.label_field])
+    paths = [config.source, *filter(None, [config.labels])]
+    known = room.recall(paths, use, ["fingerprint"])
     if known is not None:
         spec = data_science(config, known["fingerprint"])
         there = room.known(_stored(spec))
@@ -164,7 +166,7 @@ def prepared(config: ImageData, room: Room) -> PreparedData:
             return PreparedData(spec, ImageSet(config, there), about)
     source = read_images(config)
     spec = data_science(config, source.fingerprint())
-    room.remember(config.source, use, {"fingerprint": spec["content"]})
+    room.remember(paths, use, {"fingerprint": spec["content"]})
     folder = room.folder(_stored(spec), lambda folder: prepare(config, source, folder))
     return PreparedData(spec, ImageSet(config, folder), about)
 

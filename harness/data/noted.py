@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,19 @@ from harness.files import read_json, write_json
 from harness.science import key_of
 from harness.section import HUB
 from harness.terminal import shown
+
+VERSION = 1
+"""Of what notes hold; others are none."""
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What files held: their paths then, on which host and when, and what was found."""
+
+    paths: list[str]
+    host: str
+    time: float
+    found: dict[str, Any]
 
 
 class Notes:
@@ -31,24 +48,44 @@ class Notes:
             folder: Of the experiment's notes.
         """
         self.folder = folder
-        self.recalled: dict[str, None] = {}
+        self._recalled: dict[tuple[str, ...], _Note] = {}
         self._new: dict[Path, dict[str, Any]] = {}
 
-    def recall(self, source: str, use: str) -> dict[str, Any] | None:
-        """What `remember` was given; None where it is no path, is there, or nothing sound was noted."""
-        place = self._place(source, use)
-        if _is_name(source) or is_there(source) or not place.exists():
-            return None
-        with contextlib.suppress(DamagedError, KeyError, TypeError, ValueError):
-            found = dict(read_json(place)["found"])
-            self.recalled[source] = None
-            return found
-        return None
+    def gone(self, *paths: str) -> bool:
+        """Whether none of some files and folders is there, and something has been noted of them together."""
+        if any(map(_is_name, paths)) or any(map(_is_there, paths)):
+            return False
+        return self._place(paths).is_dir()
 
-    def remember(self, source: str, use: str, found: dict[str, Any]) -> None:
-        """Keep what is known of a file or folder; nothing of what is no path."""
-        if not _is_name(source):
-            self._new[self._place(source, use)] = {"source": source, "use": use, "found": found}
+    def recall(self, paths: Sequence[str], use: str, names: Sequence[str]) -> dict[str, Any] | None:
+        """What `remember` was given; None where a file is there, or what they held is not certain.
+
+        What was found in the same place counts; where they have only been elsewhere (on another machine, in
+        another folder), what was found there, if it was everywhere the same.
+
+        Args:
+            paths: Files and folders that are read together.
+            use: All else that decides what is read of them.
+            names: What has to be known.
+        """
+        if not self.gone(*paths):
+            return None
+        every = list(self._notes(paths, use, names))
+        here = [note for note in every if note.paths == list(map(os.path.abspath, paths))] or every
+        if not here or any(note.found != here[0].found for note in here):
+            return None
+        found = max(here, key=lambda note: note.time)
+        self._recalled[tuple(paths)] = found
+        return found.found
+
+    def remember(self, paths: Sequence[str], use: str, found: dict[str, Any]) -> None:
+        """Keep what is known of files and folders; nothing of what is no path."""
+        if any(map(_is_name, paths)):
+            return
+        where = {"paths": list(map(os.path.abspath, paths)), "host": socket.gethostname()}
+        name = key_of({"use": use, **where})
+        said = {"version": VERSION, "use": use, **where, "time": time.time(), "found": found}
+        self._new[self._place(paths) / f"{name}.json"] = said
 
     def write(self) -> None:
         """Write down what has been found, for the next time."""
@@ -58,13 +95,23 @@ class Notes:
 
     def tell(self) -> None:
         """Say what is not there, and was taken from the store."""
-        for source in self.recalled:
-            what = "its content is taken from the store, as it was when this study last ran"
-            terminal.show(f"{shown(source)} is not there: {what}", sys.stderr)
-        self.recalled.clear()
+        for paths, note in self._recalled.items():
+            what, where = (" and ".join(map(shown, names)) for names in (paths, note.paths))
+            here = note.paths == list(map(os.path.abspath, paths)) and note.host == socket.gethostname()
+            read = time.strftime("as this study read it on %Y-%m-%d %H:%M", time.localtime(note.time))
+            read += "" if here else f" at {where} on {note.host}"
+            terminal.show(f"{what} is not there: taken from the store, {read}", sys.stderr)
+        self._recalled.clear()
 
-    def _place(self, source: str, use: str) -> Path:
-        return self.folder / f"{key_of({'source': source, 'use': use})}.json"
+    def _place(self, paths: Sequence[str]) -> Path:
+        return self.folder / key_of({"paths": list(map(os.path.normpath, paths))})
+
+    def _notes(self, paths: Sequence[str], use: str, names: Sequence[str]) -> Iterator[_Note]:
+        for path in self._place(paths).glob("*.json"):
+            with contextlib.suppress(DamagedError, KeyError, TypeError):
+                said = read_json(path)
+                if said["version"] == VERSION and said["use"] == use and said["found"].keys() >= set(names):
+                    yield _Note(said["paths"], said["host"], said["time"], said["found"])
 
 
 def _is_name(source: str) -> bool:
@@ -73,7 +120,7 @@ def _is_name(source: str) -> bool:
     return source.startswith(HUB) or source in DATA.loaded or source in named
 
 
-def is_there(path: str) -> bool:
+def _is_there(path: str) -> bool:
     """Whether there is a file or folder, readable or not."""
     try:
         os.stat(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -172,16 +172,20 @@ class Room(Protocol):
     def folder(self, stored: Mapping[str, Any], prepare: Callable[[Path], None]) -> Path:
         """The folder of prepared data: that in the store, or one of its own, which ``prepare`` fills."""
 
-    def recall(self, source: str, use: str) -> dict[str, Any] | None:
-        """What `remember` was given when the study last ran; None where the file or folder is there.
+    def gone(self, *paths: str) -> bool:
+        """Whether none of some files and folders is there, and something has been noted of them together."""
+
+    def recall(self, paths: Sequence[str], use: str, names: Sequence[str]) -> dict[str, Any] | None:
+        """What `remember` was given when the study last ran; None where a file or folder is there.
 
         Args:
-            source: Its path.
-            use: All else of the section that decides what is read of it.
+            paths: All that the section names.
+            use: All else of the section that decides what is read of them.
+            names: What has to be known.
         """
 
-    def remember(self, source: str, use: str, found: dict[str, Any]) -> None:
-        """Keep the hash of what a file or folder held, and what else is to be known without reading it."""
+    def remember(self, paths: Sequence[str], use: str, found: dict[str, Any]) -> None:
+        """Keep the hash of what files or folders held, and what else is to be known without reading them."""
 
 
 @dataclass(frozen=True)

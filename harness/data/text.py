@@ -55,7 +55,7 @@ def prepared(config: TextData, room: Room) -> PreparedData:
     pretrained = pretrained_fingerprint(tokenizer) if isinstance(tokenizer, PretrainedTokenizer) else None
     use = f"text {config.text_field}" + (", own test side" if config.split.own_test else "")
     noted = recall(config.source, config.revision, use)
-    known = noted or room.recall(config.source, use)
+    known = noted or room.recall([config.source], use, ["fingerprint", "about"])
     if known is not None:
         spec = data_science(config, known["fingerprint"], pretrained)
         folder = room.known(prepared_science(spec))
@@ -65,7 +65,7 @@ def prepared(config: TextData, room: Room) -> PreparedData:
     documents = read_documents(config)
     spec = data_science(config, documents.fingerprint(), pretrained)
     found = {"fingerprint": spec["content"], "about": documents.about()}
-    room.remember(config.source, use, found)
+    room.remember([config.source], use, found)
     if noted is None:
         remember(config.source, config.revision, use, found)
     folder = room.folder(prepared_science(spec), lambda folder: prepare(config, documents, folder))

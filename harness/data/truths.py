@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from harness.components import DATA_KINDS
@@ -38,19 +39,19 @@ def prepared(config: AnalyticData, room: Room) -> PreparedData:
     Raises:
         DataError: A file cannot be read.
     """
-    about = {"source": config.path if isinstance(config, ArrayData) else config.source}
-    use = f"rows {config.columns}" if isinstance(config, ArrayData) else ""
-    known = room.recall(config.path, use) if isinstance(config, ArrayData) else None
-    if known is not None:
-        folder = room.known(known["stored"])
-        if folder is not None:
-            truth = load_truth(config, folder)
-            return PreparedData(truth.identity, truth, about)
-    truth = make_truth(config)
-    if truth.stored is not None:
-        room.folder(truth.stored, truth.write)
-        room.remember(truth.origin, use, {"stored": truth.stored})
-    return PreparedData(truth.identity, truth, about)
+    if not isinstance(config, ArrayData):
+        truth = make_truth(config)
+        return PreparedData(truth.identity, truth, {"source": config.source})
+    use = json.dumps(config.columns)
+    known = room.recall([config.path], use, ["stored"])
+    folder = room.known(known["stored"]) if known is not None else None
+    if folder is None:
+        rows = ArrayTruth(config)
+        room.folder(rows.stored, rows.write)
+        room.remember([config.path], use, {"stored": rows.stored})
+    else:
+        rows = ArrayTruth(config.model_copy(update={"path": str(folder / ROWS)}))
+    return PreparedData(rows.identity, rows, {"source": config.path})
 
 
 def load_truth(config: AnalyticData, folder: Path | None) -> Truth:

@@ -103,9 +103,7 @@ def _remove_traces(tmp: Path) -> None:
     # More than once: a process names nothing while `exec` gives it a new image, and starts others until it is
     # dead.
     while quiet < QUIET_LOOKS and time.monotonic() < deadline:
-        found = that_name(f"{tmp}/")
-        kill(found)
-        quiet = 0 if found else quiet + 1
+        quiet = 0 if kill(that_name(f"{tmp}/")) else quiet + 1
         time.sleep(LOOK_S)
     shutil.rmtree(tmp, ignore_errors=True)
 

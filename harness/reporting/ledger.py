@@ -70,6 +70,8 @@ def cell_value(value: Any) -> Any:
 FORMATS = {"csv": "(FORMAT csv, HEADER)", "json": "(FORMAT json, ARRAY true)", "parquet": "(FORMAT parquet)"}
 
 
+_WHERE = re.compile(r"^LINE (\d+):(?=.*\n *\^+\s*\Z)", re.MULTILINE)
+"""Where DuckDB says what is wrong: at the end, above a mark."""
 TABLE = "ledger"
 """What a query calls the rows."""
 
@@ -104,10 +106,14 @@ def write(records: Rows, form: str, out: Path, own: str | None = None) -> int:
         else:
             connection.register(TABLE, records.to_arrow())  # a query may go over it more than once
             try:
-                connection.execute(f"CREATE TEMP TABLE answer AS\n{_selecting(own)}")
-            except duckdb.Error as error:  # it counts a line above the query's own
-                said = re.sub(r"^LINE (\d+):", lambda at: f"LINE {int(at[1]) - 1}:", str(error), flags=re.M)
-                raise InputError(f"--sql: {said}") from None
+                asked = _selecting(own)
+                try:
+                    connection.execute(f"CREATE TEMP TABLE answer AS\n{asked}")
+                except duckdb.Error as error:  # it counts a line above the query's own
+                    said = _WHERE.sub(lambda at: f"LINE {int(at[1]) - 1}:", str(error))
+                    raise InputError(f"--sql: {said}") from None
+            except duckdb.Error as error:
+                raise InputError(f"--sql: {error}") from None
             query = "FROM answer"
         target = str(out).replace("'", "''")
         written = connection.execute(f"COPY ({query}) TO '{target}' {FORMATS[form]}").fetchone()

@@ -39,8 +39,8 @@ def staged(folder: Path | None) -> Iterator[Path]:
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        clear_abandoned(folder, f"{_PREFIX}{socket.gethostname()}-")
-    place = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-", dir=folder))
+        clear_abandoned(folder, f"{_PREFIX}{socket.gethostname()}@")
+    place = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{socket.gethostname()}@{os.getpid()}-", dir=folder))
     before = {name: os.environ.get(name) for name in VARIABLES}
     os.environ |= dict.fromkeys(VARIABLES, str(place))
     try:

@@ -21,6 +21,8 @@ from harness.metrics.catalogue import HEADLINES
 from harness.reporting import ledger
 from harness.reporting.analysis import critical_ratios, losses
 from harness.reporting.claims import _of, compare, judge
+from harness.reporting.figures import metric_drawing
+from harness.reporting.report import theory_lines
 from harness.reporting.tables import critical_table
 from harness.reporting.theory import expected
 from harness.store import Store
@@ -422,9 +424,13 @@ def test_the_report_shows_verdicts_theory_and_losses(make_config: Make, tmp_path
             "claims": [claim],
         }
     )
-    run_bundles(config, tmp_path / "root")
+    prepared, store = run_bundles(config, tmp_path / "root")
     done = harness("report", config, "--root", tmp_path / "root")
     assert done.returncode == 0, done.stderr
+    rows, metric = ledger.rows(prepared, store), "discrete/heterozygosity"
+    for lines in (theory_lines(prepared, metric), None):
+        drawing = metric_drawing(rows, [], metric, lines)
+        assert drawing is not None and ("dashed lines: theory" in drawing[0].get_suptitle()) == bool(lines)
     assert "reproduced" in done.stdout
     page = next((tmp_path / "root").glob("experiments/*/report/report.html")).read_text()
     assert "reproduced" in page and "&lt;b&gt;blue" in page and "<b>blue" not in page

@@ -264,7 +264,11 @@ def _grid_figure(
     counts = {len(p.values) for _, cells in parts for cell in cells for p in found[cell].values() if p.values}
     least, most = min(counts), max(counts)
     many = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
-    figure.suptitle("; ".join([*notes, f"{many} at every point"]), fontsize=8)
+    notes.append(f"{many} at every point")
+    notes += (
+        ["thin dashed lines: theory"] if any(cell in expected for _, cells in parts for cell in cells) else []
+    )
+    figure.suptitle("; ".join(notes), fontsize=8)
     return figure
 
 

@@ -6,9 +6,11 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.coordinator import scheduler
 from harness.coordinator.scheduler import (
     Assign,
     Capacity,
@@ -20,6 +22,7 @@ from harness.coordinator.scheduler import (
     at_once,
     decide,
     feasible,
+    part,
     place,
 )
 from harness.coordinator.simulate import simulate
@@ -138,6 +141,43 @@ def test_the_virtual_clock_ends_between_the_two_bounds(grid: Any) -> None:
     longest = max(10.0 * len(branch.nodes) for branch in branches)
     assert longest < wall <= sum(seconds.values()) + len(branches)
     assert 0 <= idle < 1
+
+
+def test_gangs_end_together_where_chains_can_wait_for_each_other() -> None:
+    """Two gangs, a model that takes three times as long as another, two ratios of each from one generation 0:
+    whole chains end after 430 s, as a long one waits for a short one; in parts after 405, half of all."""
+
+    def chains(name: str, each: float) -> list[Branch]:
+        ranks = tuple(each * left for left in (4, 3, 2, 1))
+        first = Branch(f"{name}a", tuple(f"{name}a{g}" for g in range(4)), frozenset(), ranks[0], ranks)
+        needs = frozenset({f"{name}a0"})
+        other = Branch(f"{name}b", tuple(f"{name}b{g}" for g in (1, 2, 3)), needs, ranks[1], ranks[1:])
+        return [first, other]
+
+    branches = [*chains("long", 85.0), *chains("short", 30.0)]
+    seconds = {node: 85.0 if "long" in node else 30.0 for branch in branches for node in branch.nodes}
+    shapes, machines = {branch.id: SHAPES[0] for branch in branches}, [Capacity(2, 0)]
+    wall, idle = simulate(branches, shapes, seconds, machines, start_s=0.0)
+    assert (wall, idle) == (405.0, 1 - sum(seconds.values()) / (2 * 405.0))
+    quick = {node: value / 100 for node, value in seconds.items()}  # not worth to be taken up again
+    assert simulate(branches, shapes, quick, machines, start_s=0.0)[0] == pytest.approx(4.3)
+
+
+@given(grids(), st.floats(0.1, 30.0))
+def test_parts_are_the_branch_in_order(grid: Any, each: float) -> None:
+    for branch in grid[0]:
+        ranked = replace(branch, ranks=tuple(float(len(branch.nodes) - g) for g in range(len(branch.nodes))))
+        seconds, left, done = dict.fromkeys(branch.nodes, each), ranked, list[str]()
+        while True:
+            now = part(left, seconds)
+            assert now == left.nodes[: len(now)] and now
+            assert sum(seconds[node] for node in now[:-1]) < scheduler.TURN_S
+            done += now
+            if len(now) == len(left.nodes):
+                break
+            left = left.rest(left.nodes[len(now)])
+            assert left.id == branch.id and left.rank == len(branch.nodes) - len(done)
+        assert tuple(done) == branch.nodes
 
 
 def test_the_longest_remaining_path_goes_first() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -17,12 +17,13 @@ from harness.coordinator.failures import HOST_ADVICE, Budget, FailureKind, store
 from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.plans import plan_of
 from harness.coordinator.revision import source_revision
-from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible
+from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible, part
 from harness.coordinator.shapes import held_back, shapes_of
 from harness.coordinator.summary import IDLE, Display, RunSummary
-from harness.coordinator.tally import Tally
+from harness.coordinator.tally import Tally, clear_committed
 from harness.errors import StoreError
 from harness.inventory import Inventory
+from harness.inventory.estimates import Estimates
 from harness.inventory.retention import Eviction
 from harness.science import Branch, Chain, cut
 from harness.stop import Stop
@@ -42,9 +43,10 @@ TEARDOWN_SHARE = 0.3
 
 @dataclass
 class _Running:
-    """A branch on a gang."""
+    """A branch on a gang, which has been given a part of it."""
 
     branch: Branch
+    given: tuple[str, ...]
     pending: list[Any]
     outcomes: list[Outcome] = field(default_factory=list)
     next_node: int = 0
@@ -87,6 +89,7 @@ class Coordinator:
         self.budget = Budget()
         shapes = shapes_of(prepared, found)
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
+        self.seconds = Estimates(prepared, store, any(machine.gpus for machine in found)).of(inventory.left)
         self.shapes = {branch.id: shapes[self._cell_of(branch)] for branch in self.branches.values()}
         for line in held_back(self.shapes.values(), found):
             display.line(line)
@@ -127,7 +130,7 @@ class Coordinator:
         self.queue = Queue(
             (b for b in remaining if not self.tally.unreachable(b)), self.inventory.done | self.inventory.gone
         )
-        self._sweep()
+        clear_committed(self.lineage, self.store, self.leases)
         done, total = len(self.inventory.done), len(self.lineage.nodes)
         self.experiment.event("run_started", coordinator=self.id, generations=total, done=done)
         self.experiment.news(self._offsets)  # there is a file now, from whose end on it is read
@@ -167,21 +170,6 @@ class Coordinator:
         if self.running or len(self.queue) or self.queue.waiting:
             self._busy = time.monotonic()
         return self.idle_s is not None and time.monotonic() - self._busy >= self.idle_s
-
-    def _sweep(self) -> None:
-        """Remove what killed processes have left of work that is committed by now."""
-        work = self.store.root / "work"
-        keys = {
-            key for node in self.lineage.nodes.values() for key in (node.fit, node.corpus, node.evaluation)
-        }
-        for key in keys & {path.name for path in work.iterdir()}:
-            committed = (
-                self.store.has("evaluations", key)
-                or self.store.has("fits", key)
-                or self.store.corpora.count(key) > 0
-            )
-            if committed and not self.leases.held(self.leases.look(key)):
-                self.store.clear_work(key)
 
     def _act(self) -> None:
         """Do what the scheduler says."""
@@ -241,9 +229,10 @@ class Coordinator:
         return number
 
     def _begin(self, number: int, branch: Branch) -> None:
-        plan = plan_of(self.prepared, branch, self.budget.attempt(branch.id), self._revision, self.id)
+        given, attempt = part(branch, self.seconds), self.budget.attempt(branch.id)
+        plan = plan_of(self.prepared, replace(branch, nodes=given), attempt, self._revision, self.id)
         cell, silent = self._cell_of(branch), self.leases.watch.silent()
-        self.running[number] = _Running(branch, self.gangs[number].run(plan, self.store.root, silent))
+        self.running[number] = _Running(branch, given, self.gangs[number].run(plan, self.store.root, silent))
         about = {
             "attempt": plan.attempt,
             "generations": len(plan.order),
@@ -285,7 +274,7 @@ class Coordinator:
             self._end(number)
 
     def _end(self, number: int) -> None:
-        """A branch has ended well; the gang is free for another one, unless it has grown too large."""
+        """What a gang was given has ended well; it is free for more, unless it has grown too large."""
         running = self.running.pop(number)
         self._ended.add(running.branch.id)
         self._notice_commits(running)
@@ -294,6 +283,8 @@ class Coordinator:
         missing = self.tally.next_of(running.branch)
         if outcome.status == "busy" and outcome.key is not None:
             self._hold(running.branch, outcome.key)
+        elif outcome.status == "ok" and missing is not None and missing not in running.given:
+            self.queue.push(running.branch.rest(missing))
         elif outcome.status == "ok" and missing is not None:
             # Committed on another machine, and this one's view of a shared file system is not that fresh yet.
             self.held[running.branch.id] = (running.branch, missing)

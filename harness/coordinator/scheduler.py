@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 from harness.science import Branch
 
+TURN_S = 10.0
+"""Estimated seconds of the generations that a gang is given at once, at least: to take up a branch again
+takes it a tenth of a second (docs/LOG.md)."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:
@@ -92,6 +96,24 @@ class Retire:
 
 
 Action = Assign | Start | Retire
+
+
+def part(branch: Branch, seconds: Mapping[str, float]) -> tuple[str, ...]:
+    """The generations of a branch that a gang is given at once: as few as take it `TURN_S`.
+
+    After them the branch waits in the queue again, by what is left of it. So a long chain does not wait until
+    a short one has ended, and gangs are left without work only where fewer chains are left than gangs.
+
+    Args:
+        branch: What is left of a branch.
+        seconds: What each generation takes; those without an entry are there.
+    """
+    took = 0.0
+    for count, node in enumerate(branch.nodes, 1):
+        took += seconds.get(node, 0.0)
+        if took >= TURN_S:
+            return branch.nodes[:count]
+    return branch.nodes
 
 
 def place(shape: Shape, free: Sequence[Capacity]) -> list[Capacity] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 
-from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide
+from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, part
 from harness.science import Branch
 
 GANG_START_S = 5.0
@@ -22,34 +22,34 @@ class _Clock:
         seconds: Mapping[str, float],
         start_s: float,
     ) -> None:
-        self.branches = {branch.id: branch for branch in branches}
         self.shapes, self.seconds, self.start_s = shapes, seconds, start_s
         self.queue = Queue(branches, {node for branch in branches for node in branch.needs} - set(seconds))
         self.gangs: dict[int, Gang] = {}
         self.born: dict[int, float] = {}
         self.now = self.busy = self.alive = 0.0
         self.events: list[tuple[float, int, str, bool]] = []
+        self.running: dict[int, Branch] = {}
 
-    def begin(self, gang: int, branch: Branch, delay: float) -> None:
-        """A gang takes a branch: its commits and its end are events to come."""
-        self.gangs[gang] = Gang(gang, self.shapes[branch.id], branch.id)
-        self.queue.take(branch.id)
-        at = self.now + delay
-        for node in branch.nodes:
+    def begin(self, gang: int, name: str, delay: float) -> None:
+        """A gang takes a branch, or a part of it: its commits and its end are events to come."""
+        branch = self.running[gang] = self.queue.take(name)
+        self.gangs[gang] = Gang(gang, self.shapes[name], name)
+        at, given = self.now + delay, part(branch, self.seconds)
+        for node in given:
             at += self.seconds.get(node, 0.0)
             self.busy += self.seconds.get(node, 0.0)
-            heapq.heappush(self.events, (at, gang, node, node == branch.nodes[-1]))
+            heapq.heappush(self.events, (at, gang, node, node == given[-1]))
 
     def act(self, machines: Sequence[Capacity]) -> bool:
         """Do what the scheduler says; False where there was nothing to do."""
         actions = decide(self.queue.ready, self.shapes, list(self.gangs.values()), machines)
         for action in actions:
             if isinstance(action, Assign):
-                self.begin(action.gang, self.branches[action.branch], 0.0)
+                self.begin(action.gang, action.branch, 0.0)
             elif isinstance(action, Start):
                 number = len(self.born)
                 self.born[number] = self.now
-                self.begin(number, self.branches[action.branch], self.start_s)
+                self.begin(number, action.branch, self.start_s)
             elif isinstance(action, Retire):
                 self.alive += self.now - self.born[action.gang]
                 del self.gangs[action.gang]
@@ -61,6 +61,9 @@ class _Clock:
         self.queue.complete(node)
         if ends:
             self.gangs[gang] = Gang(gang, self.gangs[gang].shape, None)
+            branch = self.running.pop(gang)
+            if node != branch.nodes[-1]:
+                self.queue.push(branch.rest(branch.nodes[branch.nodes.index(node) + 1]))
 
 
 def simulate(

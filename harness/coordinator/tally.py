@@ -6,7 +6,8 @@ from harness.coordinator.summary import RunSummary
 from harness.errors import DamagedError
 from harness.inventory import Inventory
 from harness.records import Record
-from harness.science import Branch, Chain
+from harness.science import Branch, Chain, Lineage
+from harness.store import Leases, Store
 
 
 class Tally:
@@ -93,3 +94,13 @@ class Tally:
         return RunSummary(
             complete, failed, len(self.mine), reused, round(wall_s, 3), stopped, reason, failures
         )
+
+
+def clear_committed(lineage: Lineage, store: Store, leases: Leases) -> None:
+    """Remove what killed processes have left of work that is committed by now."""
+    nodes = lineage.nodes.values()
+    keys = {key for node in nodes for key in (node.fit, node.corpus, node.evaluation)}
+    for key in keys & {path.name for path in (store.root / "work").iterdir()}:
+        committed = store.has("evaluations", key) or store.has("fits", key) or store.corpora.count(key) > 0
+        if committed and not leases.held(leases.look(key)):
+            store.clear_work(key)

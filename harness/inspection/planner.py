@@ -7,36 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from harness.components import LEARNERS
 from harness.coordinator.scheduler import Capacity, Shape, at_once
 from harness.coordinator.shapes import held_back, shapes_of
 from harness.coordinator.simulate import simulate
-from harness.errors import DamagedError
 from harness.inventory import Inventory
+from harness.inventory.estimates import Estimates
 from harness.inventory.judging import remarks
 from harness.inventory.memory import rank_bytes
 from harness.inventory.retention import kept_fits, weights_gone
 from harness.inventory.slices import chain_seconds
-from harness.learners.protocol import Turn
-from harness.science import Node, cut
+from harness.science import cut
 from harness.store import Store
 from harness.study import Prepared
 
-CPU_FLOPS = 8e10
-"""FLOP/s of one CPU thread in training (docs/LOG.md); used until the store holds a measurement."""
-GPU_FLOPS = 1.5e14
-"""FLOP/s of one GPU in training: two fifths of a current device's bf16 peak. An assumption, until the store
-holds a measurement."""
-SAMPLING_SHARE = 0.4
-"""FLOP/s of sampling over FLOP/s of training."""
-SECONDS_PER_TURN = 2.0
-"""What a generation costs besides arithmetic: engine, files, evaluation's text."""
-CHEAP_SECONDS = 0.02
-"""One generation of a learner in closed form."""
 BYTES_PER_EVALUATION = 60_000
 BYTES_PER_ROW = 350
 """Of a bundle, compressed; parameters come on top."""
-MAX_MEASUREMENTS = 500
 
 
 @dataclass(frozen=True)
@@ -65,78 +51,6 @@ class PlanSummary:
     held_back: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Rates:
-    """Tokens per second of one rank."""
-
-    fit: float
-    sample: float
-    measured: bool
-
-
-class Planner:
-    """Estimates the cost of nodes."""
-
-    def __init__(self, prepared: Prepared, store: Store, gpus: bool) -> None:
-        """Read what the store has measured.
-
-        Args:
-            prepared: The study.
-            store: The store.
-            gpus: Whether ranks run on GPUs.
-        """
-        self.prepared, self.gpus = prepared, gpus
-        self.measured = self._measurements(store)
-        self.rates = [self._rates(index) for index in range(len(prepared.study.cells))]
-
-    def _measurements(self, store: Store) -> dict[str, tuple[float, float]]:
-        """Model to tokens per second and rank, (fit, sample), from the provenance of what is stored."""
-        wanted = {_trained(spec.learner.identity) for spec in self.prepared.specs}
-        found: dict[str, list[tuple[float, float]]] = {}
-        for key in sorted(store.committed("evaluations"))[:MAX_MEASUREMENTS]:
-            try:
-                rates = store.json("evaluations", key, "provenance.json")
-                fit = store.json("evaluations", key, "spec.json")["fit"]
-                model = _trained(store.json("fits", fit, "spec.json")["learner"])
-            except DamagedError:
-                continue
-            on_gpu = not rates["device"].startswith("cpu")  # "cpu", of earlier versions, or with its model
-            speed = rates["tokens_per_s"]
-            if model in wanted and on_gpu == self.gpus and speed.get("fit") and speed.get("sample"):
-                found.setdefault(model, []).append(
-                    (speed["fit"] / rates["world_size"], speed["sample"] / rates["world_size"])
-                )
-        return {model: sorted(pairs)[len(pairs) // 2] for model, pairs in found.items()}
-
-    def _rates(self, cell: int) -> _Rates:
-        spec, config = self.prepared.specs[cell], self.prepared.study.cells[cell].config
-        measured = self.measured.get(_trained(spec.learner.identity))
-        if measured:
-            return _Rates(*measured, measured=True)
-        flops = GPU_FLOPS if self.gpus else CPU_FLOPS * config.resources.threads
-        facts = self.prepared.models[cell]
-        parameters = facts.parameters if facts else 1e8
-        trained = facts.training_flops if facts else 6 * parameters
-        return _Rates(flops / trained, SAMPLING_SHARE * flops / (2 * parameters), measured=False)
-
-    def seconds(self, node: Node) -> float:
-        """Estimated seconds of one generation on its gang."""
-        config, lineage = self.prepared.study.cells[node.cell].config, self.prepared.lineage
-        component = LEARNERS[config.learner.kind]
-        if component.turn_seconds is None:
-            return CHEAP_SECONDS
-        rates, n = self.rates[node.cell], self.prepared.specs[node.cell].n
-        sampled, scored = lineage.examples[node.corpus], node.spec.measured.examples
-        real = self.prepared.data[node.cell].real
-        turn = Turn(config, real, node.recipe, n, sampled, scored, rates.fit, rates.sample)
-        return SECONDS_PER_TURN + component.turn_seconds(turn)
-
-
-def _trained(learner: Mapping[str, Any]) -> str:
-    """What says how fast a fit is: its model, and the adapter where that is trained."""
-    return json.dumps([learner.get("model"), learner.get("adapter")], sort_keys=True)
-
-
 def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> PlanSummary:
     """The plan of a grid on some machines; reads the store, writes nothing.
 
@@ -146,11 +60,11 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         machines: The machines of the simulated run.
     """
     gpus = any(machine.gpus for machine in machines)
-    planner = Planner(prepared, store, gpus)
+    estimates = Estimates(prepared, store, gpus)
     lineage = prepared.lineage
     inventory = Inventory(prepared, store)
-    stored = lineage.nodes.keys() - inventory.left
-    seconds = {key: planner.seconds(node) for key, node in lineage.nodes.items() if key not in stored}
+    left = inventory.left
+    seconds = estimates.of(key for key in lineage.nodes if key in left)
     shapes_of_cells = shapes_of(prepared, machines)
     branches = [branch for branch in cut(lineage) if any(node in seconds for node in branch.nodes)]
     shapes = {branch.id: shapes_of_cells[lineage.nodes[branch.nodes[0]].cell] for branch in branches}
@@ -165,14 +79,17 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         value * shapes_of_cells[lineage.nodes[key].cell].ranks / 3600 for key, value in seconds.items()
     )
     memories = [rank_bytes(prepared, cell, gpus) for cell in range(len(prepared.study.cells))]
-    known = {rate.measured for rate in planner.rates}
+    known = {rate.measured for rate in estimates.rates}
     return PlanSummary(
         experiment=prepared.study.base.experiment,
         cells=len(prepared.study.cells),
         chains=len(prepared.chains),
         generations_requested=sum(chain.generations + 1 for chain in prepared.chains),
         generations_unique=len(lineage.nodes) + bundled,
-        generations_stored=len(stored) + bundled - sum(chain.generations + 1 for chain in todo),
+        generations_stored=len(lineage.nodes)
+        - len(seconds)
+        + bundled
+        - sum(chain.generations + 1 for chain in todo),
         generations_begun=begun,
         fits_unique=len({node.fit for node in lineage.nodes.values()}) + bundled,
         branches=len(branches),

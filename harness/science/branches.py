@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.science.graph import Lineage
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A path of the lineage that one gang runs from a fork to a leaf; all its nodes are of one cell.
+    """A path of the lineage from a fork to a leaf, which gangs run; all its nodes are of one cell.
 
     Attributes:
         id: Short name, from its first node.
         nodes: Evaluation keys in order.
         needs: Nodes outside the branch that must be committed before it starts.
         rank: Cost of the longest path from its first node to a leaf: the scheduler's priority.
+        ranks: The same of each of its nodes; empty where nothing is known but ``rank``.
     """
 
     id: str
     nodes: tuple[str, ...]
     needs: frozenset[str]
     rank: float
+    ranks: tuple[float, ...] = ()
+
+    def rest(self, node: str) -> Branch:
+        """What is left of it from one of its nodes on, under the same id and by its own priority."""
+        place = self.nodes.index(node)
+        ranks = self.ranks[place:]
+        return replace(self, nodes=self.nodes[place:], ranks=ranks, rank=ranks[0] if ranks else self.rank)
 
 
 def cut(lineage: Lineage) -> tuple[Branch, ...]:
@@ -57,5 +65,6 @@ def cut(lineage: Lineage) -> tuple[Branch, ...]:
         path = [key]
         while path[-1] in heirs:
             path.append(heirs[path[-1]])
-        branches.append(Branch(key[:12], tuple(path), frozenset(node.dependencies), height[key]))
+        ranks = tuple(height[each] for each in path)
+        branches.append(Branch(key[:12], tuple(path), frozenset(node.dependencies), ranks[0], ranks))
     return tuple(branches)

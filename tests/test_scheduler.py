@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from chains import open_prepared
+from conftest import TEXT, Make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,8 +28,9 @@ from harness.coordinator.scheduler import (
     part,
     place,
 )
+from harness.coordinator.shapes import turns_of
 from harness.coordinator.simulate import simulate
-from harness.science import Branch
+from harness.science import Branch, cut
 
 SHAPES = [
     Shape(1, 1, 0),
@@ -169,7 +173,7 @@ def test_parts_are_the_branch_in_order(grid: Any, each: float) -> None:
         ranked = replace(branch, ranks=tuple(float(len(branch.nodes) - g) for g in range(len(branch.nodes))))
         seconds, left, done = dict.fromkeys(branch.nodes, each), ranked, list[str]()
         while True:
-            now = part(left, seconds)
+            now = part(left, seconds, scheduler.TURN_S)
             assert now == left.nodes[: len(now)] and now
             assert sum(seconds[node] for node in now[:-1]) < scheduler.TURN_S
             done += now
@@ -178,6 +182,15 @@ def test_parts_are_the_branch_in_order(grid: Any, each: float) -> None:
             left = left.rest(left.nodes[len(now)])
             assert left.id == branch.id and left.rank == len(branch.nodes) - len(done)
         assert tuple(done) == branch.nodes
+
+
+def test_compiled_fits_are_taken_up_again_less_often(make_config: Make, tmp_path: Path) -> None:
+    """Fits of another kind, as other gangs' cells have, make a gang forget the program."""
+    compiled = {"when": {"learner.model.width": 32}, "set": {"resources.compile": True}}
+    config = make_config(TEXT, grid={"learner.model.width": [16, 32]}, overrides=[compiled])
+    prepared, _ = open_prepared(config, tmp_path / "root")
+    turns = turns_of(prepared, cut(prepared.lineage))
+    assert sorted(turns.values()) == [scheduler.TURN_S, scheduler.COMPILED_TURN_S]
 
 
 def test_the_longest_remaining_path_goes_first() -> None:

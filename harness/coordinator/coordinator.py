@@ -18,7 +18,7 @@ from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.plans import plan_of
 from harness.coordinator.revision import source_revision
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible, part
-from harness.coordinator.shapes import held_back, shapes_of
+from harness.coordinator.shapes import held_back, shapes_of, turns_of
 from harness.coordinator.summary import IDLE, Display, RunSummary
 from harness.coordinator.tally import Tally, clear_committed
 from harness.errors import StoreError
@@ -91,6 +91,7 @@ class Coordinator:
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
         self.seconds = Estimates(prepared, store, any(machine.gpus for machine in found)).of(inventory.left)
         self.shapes = {branch.id: shapes[self._cell_of(branch)] for branch in self.branches.values()}
+        self.turns = turns_of(prepared, self.branches.values())
         for line in held_back(self.shapes.values(), found):
             display.line(line)
         self.tally = Tally(self.inventory, self.id)
@@ -229,7 +230,8 @@ class Coordinator:
         return number
 
     def _begin(self, number: int, branch: Branch) -> None:
-        given, attempt = part(branch, self.seconds), self.budget.attempt(branch.id)
+        given = part(branch, self.seconds, self.turns[branch.id])
+        attempt = self.budget.attempt(branch.id)
         plan = plan_of(self.prepared, replace(branch, nodes=given), attempt, self._revision, self.id)
         cell, silent = self._cell_of(branch), self.leases.watch.silent()
         self.running[number] = _Running(branch, given, self.gangs[number].run(plan, self.store.root, silent))

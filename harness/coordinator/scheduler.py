@@ -12,6 +12,9 @@ from harness.science import Branch
 TURN_S = 10.0
 """Estimated seconds of the generations that a gang is given at once, at least: to take up a branch again
 takes it a tenth of a second (docs/LOG.md)."""
+COMPILED_TURN_S = 100.0
+"""The same of compiled fits: a gang that has computed fits of another kind meanwhile takes 4 s to find its
+program again."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,8 +101,8 @@ class Retire:
 Action = Assign | Start | Retire
 
 
-def part(branch: Branch, seconds: Mapping[str, float]) -> tuple[str, ...]:
-    """The generations of a branch that a gang is given at once: as few as take it `TURN_S`.
+def part(branch: Branch, seconds: Mapping[str, float], least: float) -> tuple[str, ...]:
+    """The generations of a branch that a gang is given at once: as few as take it so long.
 
     After them the branch waits in the queue again, by what is left of it. So a long chain does not wait until
     a short one has ended, and gangs are left without work only where fewer chains are left than gangs.
@@ -107,11 +110,12 @@ def part(branch: Branch, seconds: Mapping[str, float]) -> tuple[str, ...]:
     Args:
         branch: What is left of a branch.
         seconds: What each generation takes; those without an entry are there.
+        least: Seconds.
     """
     took = 0.0
     for count, node in enumerate(branch.nodes, 1):
         took += seconds.get(node, 0.0)
-        if took >= TURN_S:
+        if took >= least:
             return branch.nodes[:count]
     return branch.nodes
 

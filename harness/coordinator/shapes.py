@@ -8,9 +8,11 @@ from dataclasses import replace
 
 from harness.components import LEARNERS
 from harness.config.schema import Config
+from harness.coordinator import scheduler
 from harness.coordinator.scheduler import Capacity, Shape, at_once, feasible, place
 from harness.errors import ResourceError
 from harness.inventory.memory import gib, rank_bytes
+from harness.science import Branch
 from harness.study import Prepared
 
 
@@ -37,6 +39,17 @@ def shapes_of(prepared: Prepared, machines: Sequence[Capacity]) -> list[Shape]:
     for shape in most:
         most[shape] = _with_room(shape, most[shape], machines)
     return [replace(shape, memory=most.get(shape, 0)) for shape in shapes]
+
+
+def turns_of(prepared: Prepared, branches: Iterable[Branch]) -> dict[str, float]:
+    """For how many estimated seconds at least a gang is given each branch, by its id."""
+
+    def turn(branch: Branch) -> float:
+        cell = prepared.lineage.nodes[branch.nodes[0]].cell
+        compiled = prepared.study.cells[cell].config.resources.compile
+        return scheduler.COMPILED_TURN_S if compiled else scheduler.TURN_S
+
+    return {branch.id: turn(branch) for branch in branches}
 
 
 def _with_room(shape: Shape, most: int, machines: Sequence[Capacity]) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
+from harness.coordinator import scheduler
 from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, part
 from harness.science import Branch
 
@@ -21,7 +23,9 @@ class _Clock:
         shapes: Mapping[str, Shape],
         seconds: Mapping[str, float],
         start_s: float,
+        turns: Mapping[str, float],
     ) -> None:
+        self.turns = turns
         self.shapes, self.seconds, self.start_s = shapes, seconds, start_s
         self.queue = Queue(branches, {node for branch in branches for node in branch.needs} - set(seconds))
         self.gangs: dict[int, Gang] = {}
@@ -34,7 +38,7 @@ class _Clock:
         """A gang takes a branch, or a part of it: its commits and its end are events to come."""
         branch = self.running[gang] = self.queue.take(name)
         self.gangs[gang] = Gang(gang, self.shapes[name], name)
-        at, given = self.now + delay, part(branch, self.seconds)
+        at, given = self.now + delay, part(branch, self.seconds, self.turns.get(name, scheduler.TURN_S))
         for node in given:
             at += self.seconds.get(node, 0.0)
             self.busy += self.seconds.get(node, 0.0)
@@ -72,6 +76,7 @@ def simulate(
     seconds: Mapping[str, float],
     machines: Sequence[Capacity],
     start_s: float = GANG_START_S,
+    turns: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[float, float]:
     """Run a schedule on a virtual clock.
 
@@ -81,12 +86,13 @@ def simulate(
         seconds: How long each node takes, by evaluation key; nodes without an entry are done.
         machines: The machines; every shape fits them.
         start_s: Seconds to start a gang.
+        turns: For how many seconds at least a gang is given a branch, by its id; `TURN_S` of others.
 
     Returns:
         Seconds until the last branch ends, and the share of the gangs' time in which they are idle or
         starting.
     """
-    clock = _Clock(branches, shapes, seconds, start_s)
+    clock = _Clock(branches, shapes, seconds, start_s, turns)
     while len(clock.queue) or clock.events:
         if not clock.act(machines):
             clock.advance()

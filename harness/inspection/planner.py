@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from harness.coordinator.scheduler import Capacity, Shape, at_once
-from harness.coordinator.shapes import held_back, shapes_of
+from harness.coordinator.shapes import held_back, shapes_of, turns_of
 from harness.coordinator.simulate import simulate
 from harness.inventory import Inventory
 from harness.inventory.estimates import Estimates
@@ -68,7 +68,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
     shapes_of_cells = shapes_of(prepared, machines)
     branches = [branch for branch in cut(lineage) if any(node in seconds for node in branch.nodes)]
     shapes = {branch.id: shapes_of_cells[lineage.nodes[branch.nodes[0]].cell] for branch in branches}
-    wall, idle = simulate(branches, shapes, seconds, machines)
+    wall, idle = simulate(branches, shapes, seconds, machines, turns=turns_of(prepared, branches))
     todo = inventory.missing
     each = {cell: chain_seconds(prepared, cell) for cell in {chain.cell for chain in todo}}
     bundled_s = sum(each[chain.cell] for chain in todo)

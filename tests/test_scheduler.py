@@ -102,25 +102,28 @@ def find_places(gangs: dict[int, Gang], machines: list[Capacity], random: Any) -
 @given(grids(), st.randoms(use_true_random=False))
 def test_branches_run_once_and_machines_are_never_overbooked(grid: Any, random: Any) -> None:
     branches, shapes, machines = grid
-    by_id = {branch.id: branch for branch in branches}
-    queue, done, gangs, ran, number = Queue(branches, set()), set(), {}, [], 0
+    queue, done, gangs, number = Queue(branches, set()), list[str](), {}, 0
+    running: dict[int, Branch] = {}
     while True:
         actions = decide(queue.ready, shapes, list(gangs.values()), machines)
         for action in actions:
             if isinstance(action, Retire):
                 assert gangs.pop(action.gang).branch is None
                 continue
-            branch = by_id[action.branch]
-            assert branch.needs <= done
-            queue.take(branch.id)
+            branch = queue.take(action.branch)
+            assert branch.needs <= set(done)
             if isinstance(action, Start):
                 assert action.shape == shapes[branch.id]
                 number += 1
                 gangs[number] = Gang(number, action.shape, branch.id)
+                running[number] = branch
             else:
                 assert isinstance(action, Assign)
                 assert gangs[action.gang].branch is None and gangs[action.gang].shape == shapes[branch.id]
-                gangs[action.gang] = replace(gangs[action.gang], branch=branch.id)
+                gangs[action.gang] = replace(gangs[action.gang], branch=branch.id, amid=False)
+                running[action.gang] = branch
+        amid = [gang for gang in gangs.values() if gang.branch is None and gang.amid]
+        assert not any(shapes[branch.id] == gang.shape for branch in queue.ready for gang in amid)
         find_places(gangs, machines, random)
         busy = [gang for gang in gangs.values() if gang.branch is not None and gang.machines]
         if actions:
@@ -128,12 +131,16 @@ def test_branches_run_once_and_machines_are_never_overbooked(grid: Any, random: 
         if not busy:
             break
         ended = random.choice(busy)
-        gangs[ended.id] = replace(ended, branch=None)
-        ran.append(ended.branch)
-        for node in by_id[str(ended.branch)].nodes:
-            done.add(node)
+        branch = running.pop(ended.id)
+        given = random.randint(1, len(branch.nodes))  # all of it, or a part
+        gangs[ended.id] = replace(ended, branch=None, amid=given < len(branch.nodes))
+        for node in branch.nodes[:given]:
+            done.append(node)
             queue.complete(node)
-    assert sorted(ran) == sorted(by_id)
+        if given < len(branch.nodes):
+            queue.push(branch.rest(branch.nodes[given]))
+    assert number <= len(branches), "gangs start where a branch has ended, and not amid one"
+    assert sorted(done) == sorted(node for branch in branches for node in branch.nodes)
 
 
 @settings(max_examples=100, deadline=None)

@@ -102,6 +102,7 @@ class Coordinator:
         self.gangs: dict[int, GangHandle] = {}
         self.running: dict[int, _Running] = {}
         self._ended: set[str] = set()  # branches, since the events were read last
+        self._amid: set[int] = set()  # gangs that have ended a part of a branch, and have got no other yet
         self._owners: list[str] = []
         self._offsets: dict[str, int] = {}
         self._nodes: list[str] = []
@@ -193,7 +194,7 @@ class Coordinator:
         """A gang as the scheduler sees it: on machines that are there, or in search of some."""
         gang, running = self.gangs[number], self.running.get(number)
         places = tuple(self._nodes.index(rank.node) for rank in gang.processes if rank.node in self._nodes)
-        return Gang(number, gang.shape, running.branch.id if running else None, places)
+        return Gang(number, gang.shape, running.branch.id if running else None, places, number in self._amid)
 
     def _held_elsewhere(self, branch: Branch) -> bool:
         """Put a branch aside whose next generation is not this run's to compute.
@@ -230,6 +231,7 @@ class Coordinator:
         return number
 
     def _begin(self, number: int, branch: Branch) -> None:
+        self._amid.discard(number)
         given = part(branch, self.seconds, self.turns[branch.id])
         attempt = self.budget.attempt(branch.id)
         plan = plan_of(self.prepared, replace(branch, nodes=given), attempt, self._revision, self.id)
@@ -287,6 +289,7 @@ class Coordinator:
             self._hold(running.branch, outcome.key)
         elif outcome.status == "ok" and missing is not None and missing not in running.given:
             self.queue.push(running.branch.rest(missing))
+            self._amid.add(number)
         elif outcome.status == "ok" and missing is not None:
             # Committed on another machine, and this one's view of a shared file system is not that fresh yet.
             self.held[running.branch.id] = (running.branch, missing)

@@ -67,12 +67,14 @@ class Gang:
         shape: What it occupies.
         branch: What it runs; None while it is idle.
         machines: The machine of each rank, by its index; empty while nobody knows, or it has none yet.
+        amid: It is idle since it has ended a part of a branch, and not all of it.
     """
 
     id: int
     shape: Shape
     branch: str | None
     machines: tuple[int, ...] = ()
+    amid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,16 +222,19 @@ def decide(
 
     Returns:
         Actions, in the order in which they are to be done; a gang gets one branch at most. Gangs of one shape
-        are reused. A branch that has no place gets the next that is freed: idle gangs of other shapes retire
-        for it, and nothing less urgent starts before it, so a large gang cannot starve behind small ones. The
-        same holds for a gang that was started where the machines, as they turned out to be filled, have no
-        room for it.
+        are reused; one that is amid a branch takes the most urgent of its shape before all others, so that
+        gangs end, and others start, only where a branch has ended. A branch that has no place gets the next
+        that is freed: idle gangs of other shapes retire for it, and nothing less urgent starts before it, so
+        that a large gang cannot starve behind small ones. The same holds for a gang that was started where
+        the machines, as they turned out to be filled, have no room for it.
     """
     free, waits = _free(gangs, machines)
     idle = [gang for gang in gangs if gang.branch is None]
     actions: list[Action] = []
+    if any(gang.amid for gang in idle):
+        ready = _go_on(list(ready), shapes, idle, actions)
     if waits and idle:
-        return [Retire(gang.id) for gang in idle]
+        return [*actions, *(Retire(gang.id) for gang in idle)]
     for branch in ready:
         shape = shapes[branch.id]
         match = next((gang for gang in idle if gang.shape == shape), None)
@@ -244,6 +249,19 @@ def decide(
         free = placed
         actions.append(Start(shape, branch.id))
     return actions
+
+
+def _go_on(
+    ready: list[Branch], shapes: Mapping[str, Shape], idle: list[Gang], actions: list[Action]
+) -> list[Branch]:
+    """Give gangs that are amid a branch the most urgent ones of their shapes; returns what is left."""
+    for gang in [gang for gang in idle if gang.amid]:
+        first = next((branch for branch in ready if shapes[branch.id] == gang.shape), None)
+        if first is not None:
+            ready.remove(first)
+            idle.remove(gang)
+            actions.append(Assign(gang.id, first.id))
+    return ready
 
 
 def at_once(shape: Shape, machines: Sequence[Capacity]) -> int:

@@ -64,9 +64,10 @@ class _Clock:
         self.now, gang, node, ends = heapq.heappop(self.events)
         self.queue.complete(node)
         if ends:
-            self.gangs[gang] = Gang(gang, self.gangs[gang].shape, None)
             branch = self.running.pop(gang)
-            if node != branch.nodes[-1]:
+            amid = node != branch.nodes[-1]
+            self.gangs[gang] = Gang(gang, self.gangs[gang].shape, None, amid=amid)
+            if amid:
                 self.queue.push(branch.rest(branch.nodes[branch.nodes.index(node) + 1]))
 
 

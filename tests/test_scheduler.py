@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from chains import open_prepared
@@ -13,7 +14,7 @@ from conftest import TEXT, Make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.coordinator import scheduler
+from harness.coordinator import shares
 from harness.coordinator.scheduler import (
     Assign,
     Capacity,
@@ -25,12 +26,14 @@ from harness.coordinator.scheduler import (
     at_once,
     decide,
     feasible,
-    part,
     place,
 )
 from harness.coordinator.shapes import turns_of
+from harness.coordinator.shares import Shares, part
 from harness.coordinator.simulate import simulate
+from harness.inventory.estimates import Estimates, scheduled_seconds
 from harness.science import Branch, cut
+from harness.store import Store
 
 SHAPES = [
     Shape(1, 1, 0),
@@ -180,9 +183,9 @@ def test_parts_are_the_branch_in_order(grid: Any, each: float) -> None:
         ranked = replace(branch, ranks=tuple(float(len(branch.nodes) - g) for g in range(len(branch.nodes))))
         seconds, left, done = dict.fromkeys(branch.nodes, each), ranked, list[str]()
         while True:
-            now = part(left, seconds, scheduler.TURN_S)
+            now = part(left, seconds, shares.TURN_S)
             assert now == left.nodes[: len(now)] and now
-            assert sum(seconds[node] for node in now[:-1]) < scheduler.TURN_S
+            assert sum(seconds[node] for node in now[:-1]) < shares.TURN_S
             done += now
             if len(now) == len(left.nodes):
                 break
@@ -191,13 +194,50 @@ def test_parts_are_the_branch_in_order(grid: Any, each: float) -> None:
         assert tuple(done) == branch.nodes
 
 
+def test_what_is_urgent_waits_no_longer_than_for_a_branch() -> None:
+    """Fifty chains of 100 s on four gangs move forward together, so that none ends before all do; a long one
+    of another shape, ready after 10 s, still has its place once a gang has done what it was started for."""
+    branches = [
+        Branch(f"a{i:02}", tuple(f"{i}.{g}" for g in range(10)), frozenset(), 10.0, tuple(range(10, 0, -1)))
+        for i in range(50)
+    ]
+    nodes = tuple(f"long.{g}" for g in range(150))
+    branches.append(Branch("b", nodes, frozenset({"0.0"}), 150.0, tuple(range(150, 0, -1))))
+    seconds = {node: 10.0 for branch in branches for node in branch.nodes}
+    shapes = {branch.id: SHAPES[5] if branch.id == "b" else SHAPES[0] for branch in branches}
+    wall, _ = simulate(branches, shapes, seconds, [Capacity(4, 0, 5)], start_s=0.0)
+    assert 1600 <= wall <= 1600 + 60, "100 s for a branch, and the long one; the others end meanwhile"
+
+
+def test_what_a_gang_has_done_costs_nothing_where_it_is_not_seen_yet() -> None:
+    given = Shares(dict.fromkeys("abcde", shares.TURN_S), {})
+    branch = Branch("x", tuple("abcde"), frozenset(), 5.0)
+    assert given.give(1, branch) == ("a",) and not given.amid(1)
+    given.end(1, ("a",))
+    assert given.amid(1) and given.give(1, branch) == ("a", "b"), "a is there, if not for this machine"
+    assert not given.amid(1) and given.give(2, branch) == ("a", "b")
+
+
+def test_a_run_needs_no_estimates(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody else has left in the store, or a package's code, ends no run."""
+    prepared, store = open_prepared(make_config(TEXT), tmp_path / "root")
+    nodes = prepared.lineage.nodes
+    monkeypatch.setattr(Store, "committed", lambda self, kind: {"x"})
+    for wrong in ({}, [], {"device": 1, "tokens_per_s": {}, "world_size": 0, "fit": "x", "learner": {}}):
+        monkeypatch.setattr(Store, "json", Mock(return_value=wrong))
+        found = scheduled_seconds(prepared, store, False, nodes)
+        assert found.keys() == nodes.keys() and min(found.values()) > 0
+    monkeypatch.setattr(Estimates, "seconds", lambda self, node: 1 / 0)
+    assert scheduled_seconds(prepared, store, False, nodes) == {}
+
+
 def test_compiled_fits_are_taken_up_again_less_often(make_config: Make, tmp_path: Path) -> None:
     """Fits of another kind, as other gangs' cells have, make a gang forget the program."""
     compiled = {"when": {"learner.model.width": 32}, "set": {"resources.compile": True}}
     config = make_config(TEXT, grid={"learner.model.width": [16, 32]}, overrides=[compiled])
     prepared, _ = open_prepared(config, tmp_path / "root")
     turns = turns_of(prepared, cut(prepared.lineage))
-    assert sorted(turns.values()) == [scheduler.TURN_S, scheduler.COMPILED_TURN_S]
+    assert sorted(turns.values()) == [shares.TURN_S, shares.COMPILED_TURN_S]
 
 
 def test_the_longest_remaining_path_goes_first() -> None:

@@ -17,13 +17,14 @@ from harness.coordinator.failures import HOST_ADVICE, Budget, FailureKind, store
 from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.plans import plan_of
 from harness.coordinator.revision import source_revision
-from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible, part
+from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Start, decide, feasible
 from harness.coordinator.shapes import held_back, shapes_of, turns_of
+from harness.coordinator.shares import Shares
 from harness.coordinator.summary import IDLE, Display, RunSummary
 from harness.coordinator.tally import Tally, clear_committed
 from harness.errors import StoreError
 from harness.inventory import Inventory
-from harness.inventory.estimates import Estimates
+from harness.inventory.estimates import scheduled_seconds
 from harness.inventory.retention import Eviction
 from harness.science import Branch, Chain, cut
 from harness.stop import Stop
@@ -89,9 +90,9 @@ class Coordinator:
         self.budget = Budget()
         shapes = shapes_of(prepared, found)
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
-        self.seconds = Estimates(prepared, store, any(machine.gpus for machine in found)).of(inventory.left)
         self.shapes = {branch.id: shapes[self._cell_of(branch)] for branch in self.branches.values()}
-        self.turns = turns_of(prepared, self.branches.values())
+        seconds = scheduled_seconds(prepared, store, any(one.gpus for one in found), inventory.left)
+        self.parts = Shares(seconds, turns_of(prepared, self.branches.values()))
         for line in held_back(self.shapes.values(), found):
             display.line(line)
         self.tally = Tally(self.inventory, self.id)
@@ -102,7 +103,6 @@ class Coordinator:
         self.gangs: dict[int, GangHandle] = {}
         self.running: dict[int, _Running] = {}
         self._ended: set[str] = set()  # branches, since the events were read last
-        self._amid: set[int] = set()  # gangs that have ended a part of a branch, and have got no other yet
         self._owners: list[str] = []
         self._offsets: dict[str, int] = {}
         self._nodes: list[str] = []
@@ -194,7 +194,8 @@ class Coordinator:
         """A gang as the scheduler sees it: on machines that are there, or in search of some."""
         gang, running = self.gangs[number], self.running.get(number)
         places = tuple(self._nodes.index(rank.node) for rank in gang.processes if rank.node in self._nodes)
-        return Gang(number, gang.shape, running.branch.id if running else None, places, number in self._amid)
+        branch = running.branch.id if running else None
+        return Gang(number, gang.shape, branch, places, self.parts.amid(number))
 
     def _held_elsewhere(self, branch: Branch) -> bool:
         """Put a branch aside whose next generation is not this run's to compute.
@@ -231,8 +232,8 @@ class Coordinator:
         return number
 
     def _begin(self, number: int, branch: Branch) -> None:
-        self._amid.discard(number)
-        given = part(branch, self.seconds, self.turns[branch.id])
+        branch = branch.rest(self.tally.next_of(branch) or branch.nodes[0])
+        given = self.parts.give(number, branch)
         attempt = self.budget.attempt(branch.id)
         plan = plan_of(self.prepared, replace(branch, nodes=given), attempt, self._revision, self.id)
         cell, silent = self._cell_of(branch), self.leases.watch.silent()
@@ -287,12 +288,14 @@ class Coordinator:
         missing = self.tally.next_of(running.branch)
         if outcome.status == "busy" and outcome.key is not None:
             self._hold(running.branch, outcome.key)
-        elif outcome.status == "ok" and missing is not None and missing not in running.given:
-            self.queue.push(running.branch.rest(missing))
-            self._amid.add(number)
         elif outcome.status == "ok" and missing is not None:
-            # Committed on another machine, and this one's view of a shared file system is not that fresh yet.
-            self.held[running.branch.id] = (running.branch, missing)
+            # What is there may have been committed on another machine, and this one's view of a shared file
+            # system is not that fresh yet: the gang passes over it, and goes on behind it.
+            if running.given[-1] == running.branch.nodes[-1]:
+                self.held[running.branch.id] = (running.branch, missing)
+            else:
+                self.parts.end(number, running.given)
+                self.queue.push(running.branch.rest(missing))
         if self.gangs[number].outgrown(running.outcomes):
             self._retire(number)
 

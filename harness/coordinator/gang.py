@@ -119,6 +119,8 @@ class _Rank:
         self._rendezvous: Any = None
         self._ranks: Any = None
         self._data: dict[str, Any] = {}
+        self._store: Any = None
+        self._said: set[tuple[str, str]] = set()
         self._owner, self._lease_s = owner, lease_s
         self._leases: Any = None
         self._room: float | None = None
@@ -192,7 +194,9 @@ class _Rank:
         from harness.science import key_of
         from harness.store import Leases, Owner, Store
 
-        store, experiment = Store(root), plan.execution.experiment
+        if self._store is None:  # one, which remembers what it has checked
+            self._store = Store(root)
+        store, experiment = self._store, plan.execution.experiment
         if self._leases is None:
             owner = None
             if self.rank == 0:
@@ -206,7 +210,8 @@ class _Rank:
         spec = plan.nodes[plan.order[0]].spec.fit
         name = key_of(spec.data.identity)
         if name not in self._data:
-            self._data = {name: load_data(spec.data, store)}
+            last = dict(list(self._data.items())[-1:])  # cells of two data sets may take turns
+            self._data = {**last, name: load_data(spec.data, store)}
         plan = self._sized(plan, observer)
         learner = make_learner(spec.learner.section.kind, self._data[name], self._ranks, plan.execution)
         if not gc.get_freeze_count():
@@ -247,8 +252,10 @@ class _Rank:
         lowered = [
             f"{name} {held} in place of {most}" for name, (held, most) in pairs.items() if held != most
         ]
-        if self.rank == 0 and lowered:
-            observer.event("batches_lowered", branch=plan.branch, batches=", ".join(lowered))
+        said = (plan.branch, ", ".join(lowered))
+        if self.rank == 0 and lowered and said not in self._said:
+            self._said.add(said)
+            observer.event("batches_lowered", branch=plan.branch, batches=said[1])
         return replace(plan, execution=execution)
 
 

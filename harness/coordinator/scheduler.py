@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.science import Branch
-
-TURN_S = 10.0
-"""Estimated seconds of the generations that a gang is given at once, at least: to take up a branch again
-takes it a tenth of a second (docs/LOG.md)."""
-COMPILED_TURN_S = 100.0
-"""The same of compiled fits: a gang that has computed fits of another kind meanwhile takes 4 s to find its
-program again."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,7 +61,8 @@ class Gang:
         shape: What it occupies.
         branch: What it runs; None while it is idle.
         machines: The machine of each rank, by its index; empty while nobody knows, or it has none yet.
-        amid: It is idle since it has ended a part of a branch, and not all of it.
+        amid: It is idle since it has ended a part of a branch, and what it was started or chosen for would
+            take it longer (`shares.Shares`).
     """
 
     id: int
@@ -101,25 +96,6 @@ class Retire:
 
 
 Action = Assign | Start | Retire
-
-
-def part(branch: Branch, seconds: Mapping[str, float], least: float) -> tuple[str, ...]:
-    """The generations of a branch that a gang is given at once: as few as take it so long.
-
-    After them the branch waits in the queue again, by what is left of it. So a long chain does not wait until
-    a short one has ended, and gangs are left without work only where fewer chains are left than gangs.
-
-    Args:
-        branch: What is left of a branch.
-        seconds: What each generation takes; those without an entry are there.
-        least: Seconds.
-    """
-    took = 0.0
-    for count, node in enumerate(branch.nodes, 1):
-        took += seconds.get(node, 0.0)
-        if took >= least:
-            return branch.nodes[:count]
-    return branch.nodes
 
 
 def place(shape: Shape, free: Sequence[Capacity]) -> list[Capacity] | None:
@@ -223,7 +199,7 @@ def decide(
     Returns:
         Actions, in the order in which they are to be done; a gang gets one branch at most. Gangs of one shape
         are reused; one that is amid a branch takes the most urgent of its shape before all others, so that
-        gangs end, and others start, only where a branch has ended. A branch that has no place gets the next
+        gangs of two shapes do not take turns with every part. A branch that has no place gets the next
         that is freed: idle gangs of other shapes retire for it, and nothing less urgent starts before it, so
         that a large gang cannot starve behind small ones. The same holds for a gang that was started where
         the machines, as they turned out to be filled, have no room for it.
@@ -232,7 +208,7 @@ def decide(
     idle = [gang for gang in gangs if gang.branch is None]
     actions: list[Action] = []
     if any(gang.amid for gang in idle):
-        ready = _go_on(list(ready), shapes, idle, actions)
+        ready = _go_on(iter(ready), shapes, idle, actions)
     if waits and idle:
         return [*actions, *(Retire(gang.id) for gang in idle)]
     for branch in ready:
@@ -252,16 +228,19 @@ def decide(
 
 
 def _go_on(
-    ready: list[Branch], shapes: Mapping[str, Shape], idle: list[Gang], actions: list[Action]
-) -> list[Branch]:
+    ready: Iterator[Branch], shapes: Mapping[str, Shape], idle: list[Gang], actions: list[Action]
+) -> Iterator[Branch]:
     """Give gangs that are amid a branch the most urgent ones of their shapes; returns what is left."""
-    for gang in [gang for gang in idle if gang.amid]:
-        first = next((branch for branch in ready if shapes[branch.id] == gang.shape), None)
-        if first is not None:
-            ready.remove(first)
-            idle.remove(gang)
-            actions.append(Assign(gang.id, first.id))
-    return ready
+    amid, passed = [gang for gang in idle if gang.amid], list[Branch]()
+    while amid and (branch := next(ready, None)) is not None:
+        gang = next((gang for gang in amid if gang.shape == shapes[branch.id]), None)
+        if gang is None:
+            passed.append(branch)
+            continue
+        amid.remove(gang)
+        idle.remove(gang)
+        actions.append(Assign(gang.id, branch.id))
+    return itertools.chain(passed, ready)
 
 
 def at_once(shape: Shape, machines: Sequence[Capacity]) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from harness.components import LEARNERS
 from harness.config.schema import Config
-from harness.coordinator import scheduler
+from harness.coordinator import shares
 from harness.coordinator.scheduler import Capacity, Shape, at_once, feasible, place
 from harness.errors import ResourceError
 from harness.inventory.memory import gib, rank_bytes
@@ -45,9 +46,10 @@ def turns_of(prepared: Prepared, branches: Iterable[Branch]) -> dict[str, float]
     """For how many estimated seconds at least a gang is given each branch, by its id."""
 
     def turn(branch: Branch) -> float:
-        cell = prepared.lineage.nodes[branch.nodes[0]].cell
-        compiled = prepared.study.cells[cell].config.resources.compile
-        return scheduler.COMPILED_TURN_S if compiled else scheduler.TURN_S
+        config = prepared.study.cells[prepared.lineage.nodes[branch.nodes[0]].cell].config
+        if LEARNERS[config.learner.kind].turn_seconds is None:  # no matter, and chains may be very long
+            return math.inf
+        return shares.COMPILED_TURN_S if config.resources.compile else shares.TURN_S
 
     return {branch.id: turn(branch) for branch in branches}
 

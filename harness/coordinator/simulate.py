@@ -6,8 +6,8 @@ import heapq
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from harness.coordinator import scheduler
-from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide, part
+from harness.coordinator.scheduler import Assign, Capacity, Gang, Queue, Retire, Shape, Start, decide
+from harness.coordinator.shares import Shares
 from harness.science import Branch
 
 GANG_START_S = 5.0
@@ -25,7 +25,6 @@ class _Clock:
         start_s: float,
         turns: Mapping[str, float],
     ) -> None:
-        self.turns = turns
         self.shapes, self.seconds, self.start_s = shapes, seconds, start_s
         self.queue = Queue(branches, {node for branch in branches for node in branch.needs} - set(seconds))
         self.gangs: dict[int, Gang] = {}
@@ -33,12 +32,13 @@ class _Clock:
         self.now = self.busy = self.alive = 0.0
         self.events: list[tuple[float, int, str, bool]] = []
         self.running: dict[int, Branch] = {}
+        self.parts = Shares(seconds, turns)
 
     def begin(self, gang: int, name: str, delay: float) -> None:
         """A gang takes a branch, or a part of it: its commits and its end are events to come."""
         branch = self.running[gang] = self.queue.take(name)
         self.gangs[gang] = Gang(gang, self.shapes[name], name)
-        at, given = self.now + delay, part(branch, self.seconds, self.turns.get(name, scheduler.TURN_S))
+        at, given = self.now + delay, self.parts.give(gang, branch)
         for node in given:
             at += self.seconds.get(node, 0.0)
             self.busy += self.seconds.get(node, 0.0)
@@ -65,10 +65,11 @@ class _Clock:
         self.queue.complete(node)
         if ends:
             branch = self.running.pop(gang)
-            amid = node != branch.nodes[-1]
-            self.gangs[gang] = Gang(gang, self.gangs[gang].shape, None, amid=amid)
-            if amid:
-                self.queue.push(branch.rest(branch.nodes[branch.nodes.index(node) + 1]))
+            if node != branch.nodes[-1]:
+                place = branch.nodes.index(node) + 1
+                self.parts.end(gang, branch.nodes[:place])
+                self.queue.push(branch.rest(branch.nodes[place]))
+            self.gangs[gang] = Gang(gang, self.gangs[gang].shape, None, amid=self.parts.amid(gang))
 
 
 def simulate(

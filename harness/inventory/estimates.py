@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.components import LEARNERS
-from harness.errors import DamagedError
+from harness.errors import StoreError
 from harness.learners.protocol import Turn
 from harness.science import Node
 from harness.store import Store
@@ -61,14 +61,13 @@ class Estimates:
                 rates = store.json("evaluations", key, "provenance.json")
                 fit = store.json("evaluations", key, "spec.json")["fit"]
                 model = _trained(store.json("fits", fit, "spec.json")["learner"])
-            except DamagedError:
-                continue
-            on_gpu = not rates["device"].startswith("cpu")  # "cpu", of earlier versions, or with its model
-            speed = rates["tokens_per_s"]
-            if model in wanted and on_gpu == self.gpus and speed.get("fit") and speed.get("sample"):
-                found.setdefault(model, []).append(
-                    (speed["fit"] / rates["world_size"], speed["sample"] / rates["world_size"])
-                )
+                # "cpu", of earlier versions, or with its model
+                on_gpu = not rates["device"].startswith("cpu")
+                speed, ranks = rates["tokens_per_s"], rates["world_size"]
+                if model in wanted and on_gpu == self.gpus and speed.get("fit") and speed.get("sample"):
+                    found.setdefault(model, []).append((speed["fit"] / ranks, speed["sample"] / ranks))
+            except (StoreError, AttributeError, KeyError, TypeError, ZeroDivisionError):
+                continue  # somebody else's, who knows how; there are others
         return {model: sorted(pairs)[len(pairs) // 2] for model, pairs in found.items()}
 
     def _rates(self, cell: int) -> _Rates:
@@ -102,3 +101,14 @@ class Estimates:
 def _trained(learner: Mapping[str, Any]) -> str:
     """What says how fast a fit is: its model, and the adapter where that is trained."""
     return json.dumps([learner.get("model"), learner.get("adapter")], sort_keys=True)
+
+
+def scheduled_seconds(prepared: Prepared, store: Store, gpus: bool, keys: Iterable[str]) -> dict[str, float]:
+    """Node to its estimated seconds, for a run; empty where a package's estimate fails.
+
+    A run needs none: it then gives whole branches to its gangs. `harness plan` names the package.
+    """
+    try:
+        return Estimates(prepared, store, gpus).of(keys)
+    except Exception:
+        return {}

@@ -29,7 +29,10 @@ def run_figures(root: Path) -> None:
         json.loads(line)
         for line in (root / "experiments" / "quickstart" / "events.jsonl").read_text().splitlines()
     ]
-    started = {e["branch"]: e for e in events if e["event"] == "branch_started"}
+    started = {}
+    for event in events:
+        if event["event"] == "branch_started":  # which is given to gangs in parts
+            started.setdefault(event["branch"], event)
     ended = {e["branch"]: e for e in events if e["event"] == "branch_ended"}
     first_fit = {}
     for event in events:

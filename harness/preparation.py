@@ -156,13 +156,15 @@ class TextsOf:
             found[name] = self._once("other", source, source, spec, read)[""]
         field, source = config.evaluate.groups, getattr(config.data, "source", "")
         if field is not None:
-            found |= self._once("groups", field, source, spec, partial(real.groups, field))
+            # Files of one content may say other groups, so what is read of which file is part of the name.
+            where = [getattr(config.data, place, None) for place in ("source", "revision", "text_field")]
+            found |= self._once("groups", [field, *where], source, spec, partial(real.groups, field))
         return found
 
     def _once(
         self,
         what: str,
-        name: str,
+        name: str | Sequence[str | None],
         source: str,
         spec: Callable[[str], Mapping[str, Any]],
         read: Callable[[], dict[str, ExternalCorpus]],

@@ -178,6 +178,22 @@ def test_other_texts_are_known_of_as_many_examples_as_one_likes(make_config: Mak
         assert set(prepared.specs[0].measured.others) == {"back", "group.a", "group.b"}
 
 
+def test_groups_are_those_of_the_cell_s_own_file(make_config: Make, tmp_path: Path) -> None:
+    """Two files of the same texts, whose rows have other groups."""
+    paths = []
+    for place, groups in enumerate(("ab", "ba")):
+        rows = [{"text": line, "lang": groups[n % 3 == 0]} for n, line in enumerate(LINES)]
+        paths.append(tmp_path / f"{place}.jsonl")
+        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(TEXT, **{"evaluate.groups": "lang"}, grid={"data.source": list(map(str, paths))})
+    alone = [make_config(TEXT, f"{n}.yaml", **{"evaluate.groups": "lang", "data.source": str(path)})
+             for n, path in enumerate(paths)]  # fmt: skip
+    found = [open_prepared(each, tmp_path / each.stem)[0].specs[0].measured.others for each in alone]
+    together = open_prepared(config, tmp_path / "root")[0]
+    assert together.data[0].spec == together.data[1].spec and found[0] != found[1]
+    assert [spec.measured.others for spec in together.specs] == found
+
+
 def test_results_are_read_without_the_files(make_config: Make, tmp_path: Path) -> None:
     """Commands that read, a run that goes on, and one that would have to read what nobody has."""
     folder, root = tmp_path / "files", tmp_path / "root"

@@ -265,9 +265,8 @@ def _grid_figure(
     least, most = min(counts), max(counts)
     many = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
     notes.append(f"{many} at every point")
-    notes += (
-        ["thin dashed lines: theory"] if any(cell in expected for _, cells in parts for cell in cells) else []
-    )
+    if any(cell in expected for _, cells in parts for cell in cells):
+        notes.append("thin dashed lines: theory")
     figure.suptitle("; ".join(notes), fontsize=8)
     return figure
 

@@ -71,6 +71,14 @@ def test_scores_are_the_models_own_whatever_else_is_there(folder: Path) -> None:
     assert short[2] != found[2] and short[0] == found[0], "what is longer is cut"
 
 
+def test_texts_are_cut_to_the_models_own_positions(tmp_path: Path) -> None:
+    """RoBERTa counts positions from behind the padding's index: of 34 rows 32 are tokens' (padding 1)."""
+    shape = {"max_position_embeddings": 34, "pad_token_id": 1}
+    folder = write_classifier(tmp_path / "model", kind="Roberta", **shape)
+    found = log_odds(section(folder), ["x" * 31, "x" * 32, "x" * 33, "x" * 200])
+    assert found[0] != found[1] == found[2] == found[3]
+
+
 def test_a_temperature_divides_log_odds() -> None:
     odds = np.array([-900.0, -2.0, 0.0, 3.0, 900.0])
     for temperature in (0.5, 1.0, 4.0):

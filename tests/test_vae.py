@@ -262,15 +262,17 @@ def test_images_that_cannot_be_read_are_one_message(
 
 def test_labels_must_be_whole_numbers_one_for_each_image(make_config: Make, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.random.default_rng(0).random((20, 4, 4)))
-    for name, labels in {"short": np.zeros(19, int), "real": np.zeros(20), "below": np.full(20, -1)}.items():
+    odd = {"below": np.full(20, -1), "above": np.full(20, 2**64 - 1, np.uint64)}
+    for name, labels in {"short": np.zeros(19, int), "real": np.zeros(20), **odd}.items():
         np.save(tmp_path / f"{name}.npy", labels)
         data = {
             "source": str(tmp_path / "images.npy"),
             "kind": "images",
             "labels": str(tmp_path / f"{name}.npy"),
         }
-        with pytest.raises(InputError, match="data.labels: expected 20 whole numbers from 0"):
+        with pytest.raises(InputError, match="data.labels: expected 20 whole numbers from 0") as caught:
             open_prepared(make_config(IMAGES, data=data), tmp_path / "root")
+        assert name not in odd or f"found {odd[name][0]} (20 such)" in str(caught.value)
     with pytest.raises(InputError, match="data.labels: only goes with a .npy source"):
         open_prepared(make_config(IMAGES, **{"data.labels": "x.npy"}), tmp_path / "root")
 
@@ -710,6 +712,23 @@ def test_the_classifier_knows_real_digits_and_nothing_else(make_config: Make, tm
     )
     right = learner.classifier.probabilities(data.real(0, data.supply).values).argmax(axis=1) == data.labels
     assert right.mean() > 0.95
+
+
+def test_a_class_behind_what_the_classifier_reads(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two classes the part that the classifier is trained on may have one: there is nothing to tell."""
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((40, 8, 8)))
+    np.save(tmp_path / "labels.npy", np.arange(40) == 0)
+    data = {"source": "images.npy", "kind": "images", "labels": "labels.npy"}
+    data = {**data, **{name: str(tmp_path / data[name]) for name in ("source", "labels")}}
+    opened = open_learner(make_config(IMAGES, data=data), tmp_path / "root")
+    assert opened.data.labels is not None and len(np.unique(opened.data.labels)) == 2
+    place = int(np.flatnonzero(opened.data.labels)[0])
+    for count, told in ((place, False), (place + 1, True)):
+        monkeypatch.setattr(metrics, "CLASSIFIER_EXAMPLES", count)
+        opened.learner.__dict__.pop("classifier", None)
+        assert (opened.learner.classifier is not None) == told
 
 
 def test_the_spread_over_classes_has_closed_forms() -> None:

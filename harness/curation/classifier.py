@@ -87,8 +87,7 @@ def log_odds(section: ClassifierFilter, texts: Sequence[str]) -> npt.NDArray[np.
 
     model, tokenizer = _loaded(section)
     label = next(number for number, name in model.config.id2label.items() if name == section.label)
-    positions = getattr(model.config, "max_position_embeddings", None) or section.max_tokens
-    longest = min(section.max_tokens, positions, tokenizer.model_max_length)
+    longest = min(section.max_tokens, _positions(model) or section.max_tokens, tokenizer.model_max_length)
     rows = [ids[:longest] for ids in _encoded(tokenizer, texts, longest)]
     found = np.empty(len(texts))
     with torch.inference_mode():
@@ -105,6 +104,18 @@ def log_odds(section: ClassifierFilter, texts: Sequence[str]) -> npt.NDArray[np.
             others = torch.cat([logits[:, :label], logits[:, label + 1 :]], dim=1).logsumexp(dim=1)
             found[places] = (logits[:, label] - others)[: len(places)].numpy()
     return found
+
+
+def _positions(model: Any) -> int | None:
+    """For how many tokens a model has positions; None where it does not say.
+
+    RoBERTa and its kin count from behind the padding's index, so 514 rows are positions of 512 tokens.
+    """
+    count: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings) - int(module.padding_idx) - 1
+    return count
 
 
 def _encoded(tokenizer: Any, texts: Sequence[str], longest: int) -> list[list[int]]:

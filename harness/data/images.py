@@ -31,6 +31,7 @@ Labels = npt.NDArray[np.int64]
 VERSION = 1
 """Version of scaling and splitting; part of every key."""
 MAX_CLASSES = 1000
+MAX_CLASS = (1 << 63) - 1
 MAX_PIXELS = 1 << 22
 """Of one encoded image: its header says how many there are, before a few bytes are decoded to gigabytes."""
 _NOT_CONTENT = ("source", "kind", "image_field", "label_field", "labels", "revision")
@@ -293,10 +294,13 @@ def scaled(values: npt.NDArray[Any], where: str, white: int = _WHITE_8) -> Pixel
 
 
 def _classes(values: npt.NDArray[Any], count: int, field: str) -> Labels:
-    if values.shape != (count,) or values.dtype.kind not in "bui" or (count and int(values.min()) < 0):
+    expected = f"{field}: expected {count} whole numbers from 0, found"
+    if values.shape != (count,) or values.dtype.kind not in "bui":
+        raise DataError(f"{expected} {values.dtype} of the shape {list(values.shape)}")
+    if count and not (0 <= int(values.min()) and int(values.max()) <= MAX_CLASS):
+        odd = values[(values < 0) | (values > MAX_CLASS)]
         raise DataError(
-            f"{field}: expected {count} whole numbers from 0, found {values.dtype} of the shape "
-            f"{list(values.shape)}"
+            f"{expected} {odd[0]} ({len(odd)} such); images whose class is not known have none: give null"
         )
     labels = values.astype(np.int64)
     if len(np.unique(labels)) > MAX_CLASSES:

@@ -110,11 +110,10 @@ class VaeLearner:
 
     @cached_property
     def classifier(self) -> metrics.Classifier | None:
-        """Trained on the real training split alone; None where the images have no classes, or one."""
-        labels = self.data.labels
-        if labels is None or len(np.unique(labels)) < 2:
+        """Trained on the real training split alone; None where what it reads has no classes, or one."""
+        count, labels = metrics.CLASSIFIER_EXAMPLES, self.data.labels
+        if labels is None or len(np.unique(labels[:count])) < 2:
             return None
-        count = min(len(labels), metrics.CLASSIFIER_EXAMPLES)
         return metrics.Classifier(self.data.training[:count], labels[:count])
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:

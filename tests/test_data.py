@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import bz2
 import errno
 import gzip
+import inspect
 import io
 import json
 import lzma
@@ -28,7 +30,7 @@ from harness.components.chat import ChatData
 from harness.config.schema import ArrayData, ImageData, TextData
 from harness.data import reading
 from harness.data.conversations import read_conversations
-from harness.data.documents import read_documents
+from harness.data.documents import _statements, read_documents
 from harness.data.images import read_images
 from harness.data.packing import prepare
 from harness.data.truths import make_truth
@@ -735,3 +737,44 @@ def test_a_note_that_is_not_whole_is_none(tmp_path: Path, monkeypatch: pytest.Mo
     for torn in ("[]", '{"finger', "{}"):
         next((tmp_path / "fingerprints").iterdir()).write_text(torn)
         assert note.read("fingerprint") is None
+
+
+def test_docstrings_in_the_order_of_a_whole_walk() -> None:
+    """Keys of the standard library's docstrings hold their order, which was that of `ast.walk`."""
+    source = """
+class A:
+    "1"
+    def f(self):
+        "2"
+        with x, (lambda: 0)():
+            async def g(): "3"
+        for _ in [f for f in y]:
+            class B: "4"
+        else:
+            def h(): "5"
+try:
+    def i(): "6"
+except E:
+    def j():
+        "7"
+        while 1:
+            def k(): "8"
+else:
+    match x:
+        case [1, *_] if z:
+            def l(): "9"
+        case _:
+            class C:
+                "10"
+finally:
+    if x:
+        @d(lambda: 1)
+        def m(a=(b := 1)): "11"
+    elif y:
+        def n(): "12"
+"""
+    holders = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for text in (source, Path(inspect.getfile(inspect)).read_text(encoding="utf-8")):
+        tree = ast.parse(text)
+        found = [node for node in _statements(tree) if isinstance(node, holders)]
+        assert found == [node for node in ast.walk(tree) if isinstance(node, holders)] and len(found) > 11

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import os
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +25,7 @@ from harness.terminal import cut, shown
 
 SPLITS = ("train", "validation", "test")
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "lib2to3"}
+_HOLDS_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 @dataclass(frozen=True)
@@ -200,21 +203,34 @@ def python_docs() -> Iterator[str]:
 
 def python_stdlib() -> Iterator[str]:
     """The docstrings of Python's standard library (1.6 MB)."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        if _NOT_LIBRARY.intersection(path.relative_to(root).parts):
-            continue
+    files = list[Path]()
+    for folder, inside, names in os.walk(sysconfig.get_paths()["stdlib"]):
+        inside[:] = set(inside) - _NOT_LIBRARY  # packages that are installed there may be many
+        files += (Path(folder, name) for name in names if name.endswith(".py"))
+    for path in sorted(files):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, ValueError):
             continue
-        for node in ast.walk(tree):
+        for node in _statements(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node, clean=False)
                 if text and inspect.cleandoc(text):
                     yield inspect.cleandoc(text)
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of `ast.walk`, in its order, but for expressions: they are most, and have no docstrings."""
+    found = deque[ast.AST]([tree])
+    while found:
+        node = found.popleft()
+        yield node
+        for name in node._fields:
+            inside = getattr(node, name)
+            if isinstance(inside, list) and inside and isinstance(inside[0], _HOLDS_STATEMENTS):
+                found.extend(inside)
 
 
 def _check_column(source: str, rows: Any, name: str) -> list[str | None]:

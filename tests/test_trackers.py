@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,30 @@ def test_sync_tells_trackers_of_chains_that_are_whole(make_config: Make, tmp_pat
     plain, scratch = open_study(config, ("tracking.trackers=[]",), store)
     with scratch, pytest.raises(InputError, match="tracking.wandb: found disabled"):
         sync(plain, root, Stop(), None, print)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_damaged_fit_keeps_no_other_chain_back(
+    run_study: Callable[..., Any], make_config: Make, tmp_path: Path
+) -> None:
+    """A complete chain whose fit is damaged is set aside and made again; the others run on and are told."""
+    config, root = make_config(GAUSSIAN, **GRID), tmp_path / "root"
+    prepared, store = run_all(config, root)
+    first, other = prepared.lineage.chains
+    fit = prepared.lineage.nodes[first.nodes[-1]].fit
+    (root / "fits" / fit / "fit.json").unlink()
+    (store.path("evaluations", other.nodes[-1]) / "record.json").write_text("{}")
+    done = sync(prepared, root, Stop(), None, print)
+    assert done.errors.keys() == {first.id} and "fit.json is missing" in done.errors[first.id]
+    summary, warnings, _ = run_study(config, root)
+    assert summary.generations_computed == 1 and summary.chains_failed == 0
+    assert [line.partition(": ")[0] for line in warnings] == [first.id] and "is missing; set" in warnings[0]
+    assert runs(Experiment(root, "normal").path).keys() == {other.id}
+    assert fit in "".join(path.name for path in (root / "damaged").iterdir())
+    _, warnings, _ = run_study(config, root)
+    assert warnings == [] and (root / "fits" / fit / "fit.json").exists()
+    assert runs(Experiment(root, "normal").path).keys() == {first.id, other.id}
 
 
 def test_a_server_that_does_not_answer_is_a_warning(

@@ -26,7 +26,7 @@ from harness.coordinator.processes import reap
 from harness.coordinator.scheduler import Capacity
 from harness.coordinator.shapes import check_feasible, shape_of
 from harness.coordinator.summary import Display, RunSummary
-from harness.errors import GangError, ResourceError
+from harness.errors import DamagedError, GangError, ResourceError
 from harness.inventory import Inventory
 from harness.inventory.memory import check_kernels, check_memory, has_gpus
 from harness.inventory.retention import kept_by_chain
@@ -165,7 +165,7 @@ def run_study(
             packing = Packing(store)
 
             def on_chain(chain: Chain) -> None:
-                mirror.add(views.view(of_chain(chain)))
+                _tell(mirror, views, of_chain(chain))
                 packing.add(chain.nodes)
 
             summary = RunSummary(0, 0, 0, 0, 0.0)
@@ -191,7 +191,20 @@ def _mirror(mirror: Mirror, views: Views, items: Iterable[Mirrored], means: bool
     """Queue what is committed to its end; `Mirror.add`."""
     for item in items:
         if views.whole(item):
-            mirror.add(views.view(item), means)
+            _tell(mirror, views, item, means)
+
+
+def _tell(mirror: Mirror, views: Views, item: Mirrored, means: bool = False) -> None:
+    """Queue a chain or a cell, unless nobody is told, or something of it turns out to be damaged.
+
+    That is set aside by now, and the next run makes it again; what this run computes is not concerned.
+    """
+    if not mirror.active:
+        return
+    try:
+        mirror.add(views.view(item), means)
+    except DamagedError as error:
+        mirror.errors.append(f"{item.id}: {error}; set aside: run the command again to make and send it")
 
 
 def _leases(store: Store, config: Config) -> AbstractContextManager[Leases]:

@@ -8,7 +8,6 @@ from typing import Any
 from harness.components import FILTERS
 from harness.components.judging import DECISIONS
 from harness.config.naming import cell_name
-from harness.errors import DamagedError
 from harness.records import Choices
 from harness.science import Node
 from harness.store import Store
@@ -104,7 +103,7 @@ def decision(store: Store, node: Node) -> str:
 
     Empty where nothing is, where nothing is stored, and of fits of versions that did not record it.
     """
-    return str(_fit(store, node).get("judge", ""))
+    return str(store.fit_facts(node.fit).get("judge", ""))
 
 
 def choices(store: Store, node: Node) -> Choices:
@@ -112,12 +111,4 @@ def choices(store: Store, node: Node) -> Choices:
 
     None are made where nothing is stored, and by fits of versions that did not record it.
     """
-    return Choices(**_fit(store, node).get("choices", {}))
-
-
-def _fit(store: Store, node: Node) -> Mapping[str, Any]:
-    try:
-        found: Mapping[str, Any] = store.json("fits", node.fit, "fit.json")
-        return found
-    except (DamagedError, OSError):
-        return {}
+    return Choices(**store.fit_facts(node.fit).get("choices", {}))

@@ -38,7 +38,7 @@ def weights_gone(prepared: Prepared, store: Store) -> int:
     An earlier retention, or gc, has freed them.
     """
     freed = (fit for fit in kept_fits(prepared) if store.has("fits", fit) and store.weights_freed(fit))
-    return sum(store.json("fits", fit, "fit.json")["status"] != "diverged" for fit in freed)
+    return sum(store.fit_facts(fit).get("status", "diverged") != "diverged" for fit in freed)
 
 
 class Eviction:

@@ -203,10 +203,7 @@ def _losses(prepared: Prepared, store: Store, chain: Chain) -> dict[Key, Line]:
     lines: dict[Key, Line] = {}
     for generation in _generations(chain, store):
         fit = prepared.lineage.nodes[chain.nodes[generation]].fit
-        try:
-            found = store.json("fits", fit, "fit.json")["log"].get("train_loss") or []
-        except (DamagedError, KeyError, AttributeError):
-            continue
+        found = store.fit_facts(fit).get("log", {}).get("train_loss") or []
         losses = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
         if len(losses):
             parts = np.array_split(losses, min(len(losses), MAX_POINTS))

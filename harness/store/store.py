@@ -347,8 +347,27 @@ class Store:
         return self.packs.read(key, name)
 
     def json(self, kind: AnyKind, key: str, name: str) -> Any:
-        """A JSON file of a committed item."""
-        return parse_json(self.content(kind, key, name), self.path(kind, key) / name)
+        """A JSON file of a committed item.
+
+        Raises:
+            DamagedError: It is missing, or no JSON; a store that mends has set the item aside.
+            StoreError: It cannot be read.
+        """
+        try:
+            return parse_json(self.content(kind, key, name), self.path(kind, key) / name)
+        except DamagedError:
+            if self.mends and kind in self._verified:
+                self._verified[kind].discard(key)  # it was whole once
+                self.sound(kind, key)
+            raise
+
+    def fit_facts(self, fit: str) -> Mapping[str, Any]:
+        """What a fit has recorded of itself; empty where it is not there, or damaged."""
+        try:
+            found: Mapping[str, Any] = self.json("fits", fit, "fit.json")
+        except (DamagedError, OSError):
+            return {}
+        return found
 
     def place(self, kind: ItemKind, key: str) -> Path:
         """The folder of a committed item, or the pack that it is in."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, InputError
+from harness.errors import DamagedError, HarnessError, InputError
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
@@ -160,7 +160,7 @@ class _Pass:
             if tracker.shows and new and not (self.gave_up or self.stop.is_set()):
                 self._show(tracker)
         self.total.complete = sum(
-            all(tracker.is_complete(self.views, item) for tracker in self.trackers)
+            all(self._asked(tracker.is_complete, item) for tracker in self.trackers)
             for item in mirrored(self.prepared)
         )
         self.total.means_due = sum(len(self._due(tracker)) for tracker in self.trackers)
@@ -170,7 +170,7 @@ class _Pass:
 
     def _tell(self, tracker: Tracker) -> None:
         self.gave_up = self.sent = False
-        todo = [item for item in mirrored(self.prepared) if tracker.is_due(self.views, item)]
+        todo = [item for item in mirrored(self.prepared) if self._asked(tracker.is_due, item)]
         if not (todo or self._due(tracker)):
             return
         with self._leases() as leases:
@@ -183,6 +183,14 @@ class _Pass:
             self.views = Views(self.prepared, Store.read(self.store.root))
             busy += self._send(due, tracker, leases, means=True)
         self.total.busy += [item.id for item in busy]
+
+    def _asked(self, question: Callable[[Views, Mirrored], bool], item: Mirrored) -> bool:
+        """What a tracker says of a chain; of one that is damaged, no, and the others are not kept back."""
+        try:
+            return question(self.views, item)
+        except DamagedError as error:
+            self.total.errors[item.id] = str(error)
+            return False
 
     def _show(self, tracker: Tracker) -> None:
         """Let the tracker show the study as a whole; a failure is one line, and no failure of the sync."""
@@ -217,7 +225,7 @@ class _Pass:
             known = len(tracker.told(cell.id))
             if known > cell.generations or known >= max(len(tracker.told(chain.id)) for chain in chains):
                 continue
-            if all(tracker.is_complete(self.views, chain) for chain in chains):
+            if all(self._asked(tracker.is_complete, chain) for chain in chains):
                 found.append(cell)
         return found
 

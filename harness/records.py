@@ -43,6 +43,10 @@ Status = Literal["ok", "degenerate", "diverged"]
 model, the chain ends."""
 
 
+Draw = Literal["first", "resample", "fixed", "unseen"]
+"""Which examples of a source a training set has; see `Part`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One source of a training set.
@@ -59,7 +63,7 @@ class Part:
 
     origin: int
     count: int
-    draw: Literal["first", "resample", "fixed", "unseen"] = "first"
+    draw: Draw = "first"
     offset: int = 0
     pooled: bool = False
 

@@ -52,7 +52,7 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None, compar
     if is_refresh(regime, generation):
         assert regime.refresh is not None
         init, count = regime.refresh.init, regime.refresh.examples or n
-        spec = {"kind": "refresh", "version": 1, **({"init": init} if init else {}), **extra}
+        spec: dict[str, Any] = {"kind": "refresh", "version": 1, **({"init": init} if init else {}), **extra}
         if count != n:
             spec["examples"] = count
         return Recipe(spec, (Part(REAL, count),), budget=budget, init=init)
@@ -63,6 +63,9 @@ def recipe(regime: Regime, n: int, generation: int, external: Any = None, compar
         parts = tuple(_fixed(part, origin) for part in parts)
     parts = tuple(part for part in parts if part.count and not (compared and part.origin == REAL))
     spec = _spec(regime, n, component.version, parts, external)
+    if component.package:  # which of the regime's fields its rule reads is known to nobody else
+        spec["parts"] = [[p.origin, p.count, p.draw, p.offset, p.pooled] for p in parts]
+        spec["some"] = some
     if component.plugin.selects:
         return Recipe(spec, parts, take=some, select=regime.select, budget=budget)
     return Recipe(spec, parts, some, budget=budget)
@@ -133,7 +136,8 @@ def check_supply(regime: Regime, n: int, generations: int, real: int, external: 
         )
     if regime.growth is not None:
         _check_growth(regime, n, generations)
-    if not REGIMES.loaded[regime.kind].plugin.unseen and external is None:
+    component = REGIMES.loaded[regime.kind]
+    if not (component.plugin.unseen or component.package) and external is None:
         return  # no more than the n real examples, however many generations
     for generation in range(1, generations + 1):
         for part in recipe(regime, n, generation, "").parts:

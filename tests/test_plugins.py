@@ -530,6 +530,26 @@ def test_a_regime_that_fails_is_named(tmp_path: Path, rule: str, message: str) -
     assert done.returncode != 0 and message in done.stderr and "defect" not in done.stderr, done.stderr
 
 
+@pytest.mark.ray
+def test_a_field_that_a_packages_rule_reads_is_in_keys(tmp_path: Path) -> None:
+    """Two values of one field, after each other on one store: the second run computes its own chain."""
+    code = (
+        "from harness.records import REAL, Part\nfrom harness.registry import RegimePlugin\n"
+        "def rule(regime, n, generation):\n"
+        "    return (Part(REAL, int(n * regime.anchor)), Part(generation - 1, n)), None\n"
+        "odd = RegimePlugin(rule, 1, uses=('anchor',))\n"
+    )
+    folder = given(tmp_path / "site", "odd", "[harness.regimes]\nodd = odd:odd\n", code)
+    path = tmp_path / "odd.yaml"
+    path.write_text(yaml.safe_dump({**GAUSSIAN, "regime": {"kind": "odd", "anchor": 0.5}}))
+    for anchor, reused in ((0.5, 0), (0.25, 1)):
+        options = ("--set", f"regime.anchor={anchor}", "--set", "resources.bundled=false")
+        done = harness("run", path, "--root", tmp_path / "root", "--json", *options, path=[folder])
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["generations_reused"] == reused, "generation 0 alone is shared"
+
+
 @pytest.mark.parametrize(
     "names",
     [

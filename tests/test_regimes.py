@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,8 +14,9 @@ from harness.components import REGIMES
 from harness.components.regimes import augment_count, synthetic_count
 from harness.config.schema import Regime
 from harness.errors import DataError
-from harness.records import EXTERNAL, REAL
+from harness.records import EXTERNAL, REAL, Part
 from harness.regimes import check_supply, draw, is_refresh, recipe
+from harness.registry import Loaded, RegimePlugin
 
 sizes = st.integers(2, 200)
 generations = st.integers(0, 8)
@@ -218,3 +222,66 @@ def test_a_fixed_teacher_writes_one_generation_for_all() -> None:
         assert [part.origin for part in recipe(regime, 10, generation).parts] == [REAL, 0]
     with pytest.raises(ValueError, match="fixed source"):
         Regime(kind="accumulate", source={"cell": {"a.b": 1}, "generation": 0})
+
+
+def package_regime(monkeypatch: pytest.MonkeyPatch, rule: Any, **about: Any) -> None:
+    """`replace` is a package's from here on, whose rule reads `anchor`."""
+    plugin = RegimePlugin(rule, 1, uses_ratio=True, pools=False, uses=("anchor",), **about)
+    monkeypatch.setitem(REGIMES.loaded, "replace", Loaded(plugin, "lab", "1.0"))
+
+
+def test_what_a_package_trains_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its rule reads and gives: numbers of parts, which examples, and how many are drawn."""
+    ways: list[Any] = [
+        lambda r, n, g: ((Part(REAL, synthetic_count(r.anchor, n)), Part(g - 1, n)), None),
+        lambda r, n, g: ((Part(REAL, n, "resample"), Part(g - 1, n)), None),
+        lambda r, n, g: ((Part(REAL, n, offset=n), Part(g - 1, n)), None),
+        lambda r, n, g: ((Part(REAL, n), Part(g - 1, n)), None),
+        lambda r, n, g: ((Part(REAL, n), Part(g - 1, n)), n),
+        lambda r, n, g: ((Part(REAL, np.int64(n)), Part(g - 1, n)), np.int64(n - 1)),  # type: ignore[arg-type],
+    ]
+    regime = Regime(kind="replace", synthetic_ratio=1.0)
+    specs = []
+    for anchor, way in [(0.25, ways[0]), *((0.5, way) for way in ways)]:
+        package_regime(monkeypatch, way)
+        found = recipe(regime.model_copy(update={"anchor": anchor}), 20, 2)
+        assert found.spec["version"] == "lab/1"
+        specs.append(json.dumps(found.spec))
+    assert len(set(specs)) == len(specs)
+
+
+@pytest.mark.parametrize(
+    ("parts", "some", "selects", "expected"),
+    [
+        ((Part(1, -5),), None, False, "no count or offset below 0"),
+        ((Part(REAL, 5, offset=-1),), None, False, "no count or offset below 0"),
+        ((Part(1, 5.0),), None, False, "whole numbers as origin, count and offset"),  # type: ignore[arg-type]
+        ((Part(2, 5),), None, False, "origins of REAL or a generation from 0 to 1"),
+        ((Part(EXTERNAL, 5),), None, False, "origins of REAL or a generation from 0 to 1"),
+        ((Part(1, 5, "last"),), None, False, "a draw of first, resample, fixed, unseen"),  # type: ignore[arg-type]
+        ((Part(1, 5), Part(1, 5, offset=5)), None, False, "each corpus in one part"),
+        ((Part(1, 5, pooled=True),), None, False, "pooled parts only where the regime has selects=True"),
+        ((Part(1, 5, pooled=True),), None, True, "how many of the pool to take"),
+        ((Part(1, 0),), None, False, "at least one example"),
+        ((), None, False, "at least one example"),
+        ((Part(REAL, 5), Part(1, 5)), 11, False, "to draw from 0 to 10 examples"),
+        ((Part(REAL, 5),), -1, False, "to draw from 0 to 5 examples"),
+        ([Part(REAL, 5)], None, False, "a tuple of parts, and a number of examples or None"),
+        ((Part(REAL, 5),), 2.5, False, "a tuple of parts, and a number of examples or None"),
+    ],
+)
+def test_what_no_package_can_train_on(
+    monkeypatch: pytest.MonkeyPatch, parts: Any, some: Any, selects: bool, expected: str
+) -> None:
+    package_regime(monkeypatch, lambda regime, n, generation: (parts, some), selects=selects)
+    with pytest.raises(DataError, match="regime.kind: the rule of replace .lab. gives") as caught:
+        recipe(Regime(kind="replace", synthetic_ratio=1.0), 20, 2)
+    assert f"for generation 2, expected {expected}" in str(caught.value)
+
+
+def test_a_package_reads_no_more_real_examples_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    package_regime(monkeypatch, lambda regime, n, g: ((Part(REAL, g * n), Part(g - 1, n)), None))
+    regime = Regime(kind="replace", synthetic_ratio=1.0)
+    check_supply(regime, 20, 2, 40, None)
+    with pytest.raises(DataError, match="generation 3 needs 60 real examples in all, the training split has"):
+        check_supply(regime, 20, 3, 59, None)

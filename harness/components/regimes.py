@@ -6,14 +6,15 @@ the parts of its training set and, where only some of them are drawn, how many.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 from harness.errors import DataError
-from harness.records import REAL, Part
+from harness.records import REAL, Draw, Part
 from harness.registry import RegimePlugin
 from harness.terminal import shown
 
@@ -107,13 +108,44 @@ def ruled(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int |
     found = component.plugin.rule(regime, n, generation)
     if not component.package:
         return found
+    expected = "a tuple of parts, and a number of examples or None"
     match found:
-        case (tuple() as parts, Integral() | None) if all(isinstance(part, Part) for part in parts):
-            return found
+        case (tuple() as parts, Integral() | None as some) if all(isinstance(part, Part) for part in parts):
+            expected = _expected(parts, some, generation, component.plugin.selects)
+            if not expected:
+                # numbers of other libraries are equal to Python's, and cannot be written into a key
+                plain = [
+                    replace(p, origin=int(p.origin), count=int(p.count), offset=int(p.offset)) for p in parts
+                ]
+                return tuple(plain), None if some is None else int(some)
     raise DataError(
         f"regime.kind: the rule of {regime.kind} ({component.package}) gives {shown(found)} for generation "
-        f"{generation}, expected a tuple of parts, and a number of examples or None"
+        f"{generation}, expected {expected}"
     )
+
+
+def _expected(parts: Sequence[Part], some: Any, generation: int, selects: bool) -> str:
+    """What a package's parts should have been; empty where nothing is wrong with them."""
+    if not all(isinstance(number, Integral) for p in parts for number in (p.origin, p.count, p.offset)):
+        return "whole numbers as origin, count and offset of a part"
+    corpora, total = [p.origin for p in parts if p.origin != REAL], sum(p.count for p in parts)
+    rules = (
+        (
+            all(0 <= g < generation for g in corpora),
+            f"origins of REAL or a generation from 0 to {generation - 1}",
+        ),
+        (len(set(corpora)) == len(corpora), "each corpus in one part"),
+        (all(p.count >= 0 and p.offset >= 0 for p in parts), "no count or offset below 0"),
+        (total > 0, "at least one example"),
+        (all(p.draw in get_args(Draw) for p in parts), f"a draw of {', '.join(get_args(Draw))}"),
+        (selects or not any(p.pooled for p in parts), "pooled parts only where the regime has selects=True"),
+        (not selects or some is not None, "how many of the pool to take, as the regime has selects=True"),
+        (
+            some is None or (0 <= some and (selects or some <= total)),
+            f"to draw from 0 to {total} examples, as many as the parts have",
+        ),
+    )
+    return next((expected for kept, expected in rules if not kept), "")
 
 
 def usual_parts(regime: Any) -> list[Part]:

@@ -21,7 +21,7 @@ from harness.data.documents import Documents
 from harness.data.packing import split_documents
 from harness.errors import InputError
 from harness.inspection.reference import Origin, build, snapshot_of
-from harness.metrics.overlap import NGRAM, overlaps, with_passages
+from harness.metrics.overlap import NGRAM, overlaps, passages_in
 from harness.store import Store
 from harness.study import Prepared, open_study
 
@@ -74,9 +74,9 @@ def test_overlap_is_what_sets_say(held: list[list[int]], others: list[list[int]]
     found = overlaps(a, b)
     assert found["13-grams"] == pytest.approx(sum(w in known for w in mine) / len(mine))
     assert found["whole examples"] == pytest.approx(sum(row in others for row in held) / len(held))
-    assert with_passages([*held, [1, 2]], b).tolist() == [
-        any(w in known for w in windows(r)) for r in held
-    ] + [False]
+    documents, share = passages_in([*held, [1, 2]], [*b, b[0, :5]])
+    assert documents.tolist() == [any(w in known for w in windows(r)) for r in held] + [False]
+    assert share == pytest.approx(found["13-grams"])
 
 
 def test_what_is_trained_on_is_left_out(study: Any, tmp_path: Path) -> None:
@@ -89,10 +89,28 @@ def test_what_is_trained_on_is_left_out(study: Any, tmp_path: Path) -> None:
     assert with_all["documents"] == 90 and with_all["documents_with_passages_of_training_text"] == 30
     assert without["documents"] == 60 and without["dropped"]["with passages of training text"] == 30
     (all_,), (none,) = with_all["overlap"], without["overlap"]
-    # a third of the text is the other's; across the edges of blocks and documents no passage is looked for
-    assert 0.2 < all_["13-grams"] < 1 / 3 and none["13-grams"] == 0 == none["whole examples"]
+    # all of its passages but those that packing has left behind the last block
+    code = prepared.data[0].real.tokenizer
+    passages = [max(0, len(code.encode(text).ids) - NGRAM + 1) for text in [*NEW, *train[:30]]]
+    assert all_["13-grams"] == pytest.approx(sum(passages[60:]) / sum(passages))
+    assert none["13-grams"] == 0 == none["whole examples"]
     assert all_["data"] == prepared.data[0].spec["content"]
     assert pq.read_table(tmp_path / "without" / "text").column("text").to_pylist() == NEW
+
+
+@pytest.mark.parametrize("block_size", [12, 16])
+def test_blocks_that_cut_documents_hide_nothing(
+    study: Any, make_config: Make, tmp_path: Path, block_size: int
+) -> None:
+    """Across the border of two blocks lies training text too; blocks may be shorter than a passage."""
+    config, _, train = study
+    source = yaml.safe_load(config.read_text())["data"]["source"]
+    changes = {"data.source": source, "data.num_examples": None, "data.block_size": block_size}
+    prepared, scratch = open_study(make_config(TEXT, **changes), (), Store.read(tmp_path / "root"))
+    origin = Origin(str(jsonl(tmp_path / "new.jsonl", [*NEW, *train[:30]])), "MIT", snapshot_of(None))
+    with scratch:
+        without = build(origin, [prepared], True, tmp_path / "without")
+    assert without["documents"] == 60 and without["dropped"]["with passages of training text"] == 30
 
 
 def test_its_hash_is_in_keys(study: Any, tmp_path: Path, make_config: Make) -> None:

@@ -146,6 +146,13 @@ def shuffled(blocks: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return blocks[stream(0, 0, "blocks").permutation(len(blocks))]
 
 
+def unshuffled(blocks: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Blocks as they were before `shuffled`, in which the text runs on from one to the next."""
+    found = np.empty_like(blocks)
+    found[stream(0, 0, "blocks").permutation(len(blocks))] = blocks
+    return found
+
+
 def other_science(data: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
     """What decides the prepared folder of another real text.
 

@@ -78,6 +78,11 @@ class RealData(ABC):
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` real training examples; where the truth is analytic, drawn for this seed."""
 
+    @property
+    def running_text(self) -> list[npt.NDArray[Any]]:
+        """The real training text as it runs on, token ids, each of shape [tokens]: an example by itself."""
+        return list(self.real(0, self.supply).rows())
+
     def external(
         self, source: str, packed: Callable[[str], Examples | None] = lambda _: None
     ) -> ExternalCorpus:

@@ -340,6 +340,11 @@ class TaskCorpus(TextCorpus):
     def _side(self, side: str) -> Examples:
         return Examples(self._blocks[side], self._blocks[f"{side}_lengths"])
 
+    @property
+    def running_text(self) -> list[npt.NDArray[np.int32]]:
+        """Every training prompt with its solution, by itself."""
+        return list(self._side("train").rows())
+
     def real(self, seed: int, count: int) -> Examples:
         """The first ``count`` training prompts with their solutions; see `TextCorpus`."""
         return self._side("train").take(own_examples(self.config, seed, self.supply, count))

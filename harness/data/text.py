@@ -18,7 +18,15 @@ import numpy.typing as npt
 from harness.components import DATA
 from harness.config.schema import PretrainedTokenizer, Split, TextData
 from harness.data.documents import Documents, named_documents, read_documents, read_groups, read_named
-from harness.data.packing import data_science, pack, prepare, prepared_science, shuffled, split_documents
+from harness.data.packing import (
+    data_science,
+    pack,
+    prepare,
+    prepared_science,
+    shuffled,
+    split_documents,
+    unshuffled,
+)
 from harness.data.real import GROUP, ExternalCorpus, PreparedData, RealData, Room, own_examples, supply_of
 from harness.data.remembered import recall, remember
 from harness.data.token_bytes import token_bytes
@@ -131,6 +139,14 @@ class TextCorpus(RealData):
         """
         chosen = own_examples(self.config, seed, len(self._blocks["train"]), count)
         return Examples.full(self._blocks["train"][chosen])
+
+    @property
+    def running_text(self) -> list[npt.NDArray[np.int32]]:
+        """All of the training split as it runs on, token ids, each of shape [tokens].
+
+        Blocks cut documents, and may be shorter than a passage that is looked for.
+        """
+        return [unshuffled(self._blocks["train"]).reshape(-1)]
 
     @property
     def validation(self) -> Examples:

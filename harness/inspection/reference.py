@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,7 +26,7 @@ from harness.errors import DataError, InputError
 from harness.files import write_json
 from harness.inspection.croissant import Table, describe
 from harness.inspection.handed_on import new_folder
-from harness.metrics.overlap import overlaps, with_passages
+from harness.metrics.overlap import NGRAM, overlaps, passages_in
 from harness.study import Prepared
 from harness.terminal import shown
 
@@ -103,8 +104,7 @@ def build(origin: Origin, against: Sequence[Prepared], drop: bool, target: Path)
     kept = [text for content, text in first.items() if content]
     shared = np.zeros(len(kept), dtype=np.bool_)
     for real in texts:
-        tokens = [item.ids for item in real.tokenizer.encode_batch_fast(kept, add_special_tokens=False)]
-        shared |= with_passages(tokens, real.real(0, real.supply).values)
+        shared |= _passages(real, kept)[0]
     dropped = {"equal or empty": len(documents) - len(kept), "with passages of training text": 0}
     if drop:
         kept = [text for text, there in zip(kept, shared.tolist(), strict=True) if not there]
@@ -126,7 +126,7 @@ def build(origin: Origin, against: Sequence[Prepared], drop: bool, target: Path)
             "characters": sum(map(len, kept)),
             "dropped": dropped,
             "documents_with_passages_of_training_text": 0 if drop else int(shared.sum()),
-            "overlap": [_overlap(p, real, folder) for p, real in zip(against, texts, strict=True)],
+            "overlap": [_overlap(p, real, kept, folder) for p, real in zip(against, texts, strict=True)],
             "harness": __version__,
         }
         write_json(folder / "reference.json", about)
@@ -151,17 +151,24 @@ def _text_of(prepared: Prepared) -> Any:
     return real
 
 
-def _overlap(prepared: Prepared, real: Any, folder: Path) -> dict[str, Any]:
+def _passages(real: Any, texts: Sequence[str]) -> tuple[npt.NDArray[np.bool_], float]:
+    """Which texts have a passage of a study's training text, and the share of their passages that are."""
+    tokens = [item.ids for item in real.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return passages_in(tokens, real.running_text)
+
+
+def _overlap(prepared: Prepared, real: Any, kept: Sequence[str], folder: Path) -> dict[str, Any]:
     """How much of what is kept is in the training text of a study, in its tokens and blocks."""
     blocks = real.external(str(folder / FILE.parent)).examples.values
-    train = real.real(0, real.supply).values
+    whole = overlaps(blocks, real.real(0, real.supply).values)["whole examples"] if len(blocks) else None
     return {
         "study": prepared.study.base.experiment,
         "data": prepared.data[0].spec["content"],
         "source": prepared.data[0].about.get("source"),
         "block_size": int(real.meta["block_size"]),
         "blocks": len(blocks),
-        **(overlaps(blocks, train) if len(blocks) else {}),
+        **({} if whole is None else {"whole examples": whole}),
+        f"{NGRAM}-grams": _passages(real, kept)[1],
     }
 
 

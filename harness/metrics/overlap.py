@@ -28,26 +28,32 @@ def overlaps(held: npt.NDArray[Any], others: npt.NDArray[Any]) -> dict[str, floa
     return found
 
 
-def with_passages(documents: Sequence[Sequence[int]], others: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which documents have a passage that is in some examples too.
+def passages_in(
+    documents: Sequence[Sequence[int]], others: Sequence[npt.NDArray[Any]]
+) -> tuple[npt.NDArray[np.bool_], float]:
+    """Which documents have a passage that is in other text too, and the share of all their passages.
 
     Args:
         documents: Token ids of each.
-        others: Token ids, shape [examples, width].
+        others: Other text as it runs on, token ids, each of shape [tokens].
 
     Returns:
-        Shape [documents]; a document of fewer than 13 tokens has no passage.
+        Shape [documents], and a share; a document of fewer than 13 tokens has no passage.
     """
-    rows = [np.asarray(document, dtype=others.dtype) for document in documents]
-    long = [place for place, row in enumerate(rows) if len(row) >= NGRAM]
+    rows = [np.asarray(document, dtype=np.int64) for document in documents]
+    windows, owner = _all_windows(rows)
+    there = _is_in(windows, _all_windows(others)[0])
     found = np.zeros(len(rows), dtype=np.bool_)
-    if not long or others.shape[1] < NGRAM:
-        return found
-    windows = [np.lib.stride_tricks.sliding_window_view(rows[place], NGRAM) for place in long]
-    owner = np.repeat(long, [len(part) for part in windows])
-    there = _is_in(np.concatenate(windows), _windows(others))
-    found[np.unique(owner[there])] = True
-    return found
+    found[owner[there]] = True
+    return found, float(there.mean()) if len(there) else 0.0
+
+
+def _all_windows(texts: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Every passage of some texts, shape [passages, 13], and the text that it is of."""
+    long = [place for place, text in enumerate(texts) if len(text) >= NGRAM]
+    found = [_windows(texts[place][None]) for place in long]
+    owner = np.repeat(np.array(long, dtype=np.int64), [len(part) for part in found])
+    return np.concatenate([np.zeros((0, NGRAM), np.int64), *found]), owner
 
 
 def _windows(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:

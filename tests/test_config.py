@@ -720,3 +720,20 @@ def test_the_home_folder_is_expanded_wherever_a_path_is(
         ConfigError, match="data.source: found '~nobody-has-this-name/x', there is no such home folder"
     ):
         study(make_config(TEXT, **{"data.source": "~nobody-has-this-name/x"}))
+
+
+def test_a_field_of_the_regime_alone_is_about_replace(make_config: Make) -> None:
+    """As an assignment and as an axis, with the chains of a study that names it."""
+    without = {name: value for name, value in GAUSSIAN.items() if name != "regime"}
+
+    def cells(config: Path, *assignments: str) -> list[Any]:
+        return [science(cell.config.regime) for cell in study(config, *assignments).cells]
+
+    path = make_config(without)
+    assert cells(path) == [{"kind": "replace", "synthetic_ratio": 1.0}]
+    half = {"kind": "replace", "synthetic_ratio": 0.5}
+    assert cells(path, "regime.synthetic_ratio=0.5") == [half]
+    grid = make_config(without, "grid.yaml", grid={"regime.synthetic_ratio": [0.5, 1.0]})
+    assert cells(grid) == [half, {"kind": "replace", "synthetic_ratio": 1.0}]
+    with pytest.raises(ConfigError, match="replace does not use pool; only stream does"):
+        study(path, "regime.synthetic_ratio=0.5", "regime.pool=2.0")

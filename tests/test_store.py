@@ -372,3 +372,16 @@ def test_what_an_earlier_evaluation_leaves_for_another(
     node: Any = SimpleNamespace(evaluation=key_of(spec(**change)), fit=KEY)
     found = Earlier(store, node, node, spec(**change)).array("answers", 2)
     assert (found is not None and found.tolist() == [0.0, 1.0]) == taken
+
+
+def test_another_study_of_the_same_name_is_told(tmp_path: Path) -> None:
+    """Not so where a grid grows, is run in parts, or goes further."""
+    experiment = Experiment(tmp_path, "one")
+
+    def others(chain: str, kind: str = "gaussian", **more: Any) -> int:
+        config = {"experiment": "one", "learner": {"kind": kind}, **more}
+        return experiment.begin(config, [{"chain": chain, "keep": []}])
+
+    assert others("a") == 0 == others("b", grid={"seed": [1]}) == others("c", seed=3, generations=9)
+    assert others("a", "kde") == 0, "a chain of it is there"
+    assert others("d", "linear") == 3 and others("d", "linear") == 0

@@ -47,6 +47,9 @@ def validate(source: Source, data: Mapping[str, Any], places: Mapping[str, str] 
 
 
 def _config(source: Source, data: Mapping[str, Any]) -> Config:
+    regime = data.get("regime")
+    if isinstance(regime, Mapping):  # a field or an axis of it alone is about the kind that is usual
+        data = {**data, "regime": {"kind": "replace", **regime}}
     try:
         text = json.dumps(data, default=str)
         return Config.model_validate_json(text, strict=True)

@@ -113,6 +113,12 @@ def check_this_machine(prepared: Prepared) -> None:
         raise prepared.study.source.located(error) from None
 
 
+_OTHERS = (
+    "experiment {0} has {1} chains of another study on this store: they stay, but its report is written "
+    "anew, and W&B and harness.load have both by one name; give one of them another `experiment`"
+)
+
+
 def run_study(
     prepared: Prepared,
     root: Path,
@@ -157,8 +163,10 @@ def run_study(
         experiment = Experiment(store.root, base.experiment)
         if not commit_data(prepared, store, stop.is_set):
             raise GangError("stopped while another run wrote the data of this study")
-        experiment.begin(source.data, describe_chains(prepared))
+        others = experiment.begin(source.data, describe_chains(prepared))
         with _leases(store, base) as leases, contextlib.closing(make_display()) as display:
+            if others:
+                display.line(_OTHERS.format(experiment.name, others))
             mirror = Mirror(open_trackers(base.tracking, experiment.path), leases)
             views = Views(prepared, store)
 

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Experiment:
         self.name = name
         self._own_events: Path | None = None
 
-    def begin(self, config: Mapping[str, Any], chains: Sequence[Mapping[str, Any]]) -> None:
+    def begin(self, config: Mapping[str, Any], chains: Sequence[Mapping[str, Any]]) -> int:
         """Make the folder and write down what the experiment is.
 
         Chains of earlier runs under this name stay in the list: a part of a grid may be run by itself, and
@@ -48,7 +48,11 @@ class Experiment:
             config: The resolved configuration.
             chains: One entry per chain: id, axes, seed, keys, and the fits whose weights this experiment
                 keeps (``keep``).
+
+        Returns:
+            How many chains another study has run under this name; 0 where this one goes on with it.
         """
+        others = self._others(config, {entry["chain"] for entry in chains})
         for name in ("logs", "progress", "parts"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         write_json(self.path / "config.json", config)
@@ -61,6 +65,17 @@ class Experiment:
         ) != merged:  # whoever merges last has seen every part: a later one is merged by its writer
             self._merge(parts)
             merged = parts
+        return others
+
+    def _others(self, config: Mapping[str, Any], chains: Collection[str]) -> int:
+        """How many chains there are, if none of them and nothing but the grid is of this study."""
+        try:
+            before, known = read_json(self.path / "config.json"), read_json(self.path / "chains.json")
+            there = {entry["chain"] for entry in known}
+            same = _about(before) == _about(config)
+        except (DamagedError, KeyError, TypeError, AttributeError):
+            return 0
+        return 0 if same or there.intersection(chains) else len(there)
 
     def _declare(self, config: Mapping[str, Any]) -> None:
         """Write down what a study claims before anything of it runs: once, so the first time stays."""
@@ -200,6 +215,12 @@ class Experiment:
             with contextlib.suppress(OSError, ValueError):
                 found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+
+def _about(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study's chains have in common: all but its grid, how it is run, and how far."""
+    apart = (*NOT_DECLARED, "seed", "generations")
+    return {name: value for name, value in config.items() if name not in apart}
 
 
 def weights_kept(folder: Path) -> set[str]:

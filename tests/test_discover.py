@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TEXT, Make, harness
+from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 
 from harness.cli.app import config_names
 from harness.components import LEARNERS
@@ -71,6 +71,25 @@ def test_show_tells_where_every_value_comes_from(make_config: Make) -> None:
     # What is printed is YAML that says the same.
     printed = yaml.safe_load(as_text(list(found.values())))
     assert all(get(printed, value.path) == value.value for value in found.values() if not value.is_section)
+
+
+def test_show_credits_what_says_a_value(make_config: Make) -> None:
+    """Of a section that an axis sets what it names alone; the grid's seeds; lines of a track."""
+    regimes = [{"kind": "accumulate"}, {"kind": "replace", "synthetic_ratio": 0.5}]
+    path = make_config(GAUSSIAN, grid={"regime": regimes, "seed": {"from": 5, "count": 3}})
+    found = {value.path: value for value in resolved(expand(load_file(path)), 1)}
+    assert found["regime.synthetic_ratio"].origin.startswith("grid, value 2 of 2 (line ")
+    assert found["regime.pool"].origin == found["regime.growth"].origin == "default"
+    assert "seed" not in found and found["grid.seed"].value == [5, 6, 7]
+    assert re.fullmatch(r"a chain for each \(line \d+\)", found["grid.seed"].origin)
+    again = yaml.safe_load(as_text(list(found.values())))
+    assert again["grid"] == {"seed": [5, 6, 7]} and "seed" not in again
+    entry = ROOT / "configs" / "entries" / "closed-form-gaussian.yaml"
+    found = {value.path: value for value in resolved(expand(load_file(entry)), 0)}
+    own, of_track = found["experiment"].origin, found["data.dim"].origin
+    lines = (ROOT / "configs" / "tracks" / "closed-form-gaussian.yaml").read_text().splitlines()
+    assert re.fullmatch(r"line \d+", own) and of_track.endswith(" of the track")
+    assert "dim" in lines[int(of_track.split()[1]) - 1]
 
 
 def test_show_of_a_cell_that_is_not_there(make_config: Make) -> None:

@@ -12,7 +12,7 @@ from harness.components import LEARNERS
 from harness.config.grid import Point, Study, point_of
 from harness.config.mitigations import SECTION
 from harness.config.population import SECTION as POPULATION
-from harness.config.source import has, put
+from harness.config.source import get, has, put
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Value:
     Attributes:
         path: Dotted name.
         value: Plain data; None of a section that has fields of its own.
-        origin: ``line 7``, ``--set``, ``grid, value 2 of 3 (line 20)``, ``override (line 25)``,
-            ``mitigation none (line 9)``, ``preset small``, ``default``.
+        origin: ``line 7``, ``line 7 of the track``, ``--set``, ``grid, value 2 of 3 (line 20)``,
+            ``override (line 25)``, ``mitigation none (line 9)``, ``preset small``, ``default``.
         is_section: Its fields follow.
     """
 
@@ -52,15 +52,27 @@ def resolved(study: Study, number: int) -> list[Value]:
     if cell.member is not None and cell.config.population is not None:
         name = cell.member.name
         for field in ("data.num_examples", "data.segment", "generations"):
-            origins[field] = f"population{_line(study, place)}"
+            if not has(point.raw, field) or get(point.raw, field) != get(data, field):
+                origins[field] = f"population ({_line(study, place)})"
         for field in cell.config.population.named[name].set:
-            origins[field] = f"member {name}{_line(study, f'{place}.members.{name}.set.{field}')}"
-    return list(_walk(study, point, data, "", origins))
+            origins[field] = f"member {name} ({_line(study, f'{place}.members.{name}.set.{field}')})"
+    found = list(_walk(study, point, data, "", origins))
+    return _with_seeds(study, found) if has(study.source.data, "grid.seed") else found
+
+
+def _with_seeds(study: Study, values: list[Value]) -> list[Value]:
+    """The seeds of the grid in the place of the one that a cell without would have."""
+    seeds = Value("grid.seed", list(study.seeds), f"a chain for each ({_line(study, 'grid.seed')})", False)
+    return [*(item for item in values if item.path != "seed"), Value("grid", None, "", True), seeds]
 
 
 def _line(study: Study, place: str) -> str:
+    """The line of the study's file or of its track, or that it is an assignment."""
     at = study.source.problem(place, "")
-    return f" (line {at.line})" if at.line else " (--set)"
+    if at.where == "--set":
+        return at.where
+    line = f"line {at.line}" if at.line else "seeds"
+    return line if at.where == study.source.name else f"{line} of the track"
 
 
 def _walk(
@@ -80,19 +92,18 @@ def _origin(study: Study, point: Point, path: str, origins: Mapping[str, str]) -
     member = next((found for field, found in origins.items() if f"{path}.".startswith(f"{field}.")), "")
     if member.startswith(("member ", "population ")):  # over what the file says of all
         return member
+    if not has(point.raw, path):  # of a section that is given, the fields that it does not name
+        return origins.get(path, "default")
     place = next((place for field, place in point.places.items() if f"{path}.".startswith(f"{field}.")), None)
     if place is not None:
-        where = _line(study, place)
+        where = f" ({_line(study, place)})"
         if place.startswith("overrides."):
             return f"override{where}"
         if place.startswith(f"{SECTION}."):
             return f"mitigation {point.mitigation}{where}"
         axis, _, index = place.removeprefix("grid.").rpartition(".")
         return f"grid, value {int(index) + 1} of {len(source.data['grid'][axis])}{where}"
-    if has(point.raw, path):
-        at = source.problem(path, "")
-        return f"line {at.line}" if at.line else "--set"
-    return origins.get(path, "default")
+    return _line(study, path)
 
 
 def as_text(values: list[Value]) -> str:

@@ -282,6 +282,11 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("learner.synthetic_weight", "found 0", "no training example is real"),
     ),
     ("unknown learner", {"learner.kind": "lstm"}, ("learner", "'lstm'", "language_model", "gaussian")),
+    (
+        "a part of a list is no axis",
+        {"filters": [{"kind": "deduplicate"}], "grid": {"filters.0.n": [3, 4]}},
+        ("grid.filters.0.n", "'filters.0.n' is a part of a list, which is given as a whole; name the list"),
+    ),
     ("unknown filter", {"filters": [{"kind": "dedup"}]}, ("filters.0", "did you mean 'deduplicate'")),
     (
         "unknown task",

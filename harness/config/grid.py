@@ -256,6 +256,9 @@ def check_name(source: Source, place: str, name: str) -> None:
     sections: list[type[BaseModel]] = [Config]
     for part in name.split("."):
         allowed = sorted({field for section in sections for field in section.model_fields})
+        if part.isdigit() and sections:
+            message = f"{shown(name)} is a part of a list, which is given as a whole; name the list"
+            raise source.error(place, message)
         if part not in allowed:
             raise source.error(
                 place, f"unknown field {shown(name)}{nearest(part, allowed)}; allowed: {', '.join(allowed)}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.shipped import study_file
 from harness.errors import ConfigError, InputError
 from harness.files import path_of
+from harness.terminal import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +57,11 @@ def _path(text: str | Path) -> Path:
         return path_of(str(text))
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def _check_key(key: str) -> None:
+    if not (isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key)):
+        raise InputError(f"key: found {shown(key)}, expected 32 hexadecimal digits (`key` of records)")
 
 
 class Results:
@@ -115,6 +122,7 @@ class Results:
         Raises:
             harness.errors.InputError: No experiment on the store has it; chains in bundles keep no corpora.
         """
+        _check_key(key)
         unread: list[str] = []
         for name, generation in self._generations(unread):
             if key not in (generation["corpus"], generation["fit"]):
@@ -143,6 +151,7 @@ class Results:
         """
         from harness.store import Store
 
+        _check_key(key)
         store = Store.read(self.root)
         folder = store.path("fits", key)
         if not store.has("fits", key):

@@ -160,6 +160,10 @@ def test_a_stored_fit_opens_as_it_lies(text_store: Any) -> None:
     assert list(frame["generation"]) == [0, 1] and np.isfinite(frame["test/perplexity"]).all()
     with pytest.raises(InputError, match="has no such fit"):
         results.model("0" * 32)
+    for odd in ("", "../..", "0" * 31, None):
+        for ask in (results.model, results.corpus):
+            with pytest.raises(InputError, match="key: found .*, expected 32 hexadecimal digits"):
+                ask(odd)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ def pull(
 ) -> None:
     """Copy a generation as an ordinary Hugging Face model folder and data set.
 
-    The model has its tokenizer, the data set is the corpus.
+    The model has its tokenizer, the data set is the corpus. Other learners' models are their parameters.
 
     Example: harness pull quickstart --chain 1a2b --generation 2 --to g2, then
         AutoModelForCausalLM.from_pretrained("g2/model") and
@@ -357,7 +357,8 @@ def pull(
             sys.stderr,
         )
     else:
-        terminal.show(f"model    {found['model']}")
+        other = "" if Path(found["model"], "config.json").exists() else " (parameters; no language model)"
+        terminal.show(f"model    {found['model']}{other}")
     if found["adapter"] is not None:
         terminal.show(f"adapter  {found['adapter']}")
     terminal.show(f"corpus   {found['corpus']} ({found['examples']:,} examples)")

@@ -157,7 +157,7 @@ def test_the_virtual_clock_ends_between_the_two_bounds(grid: Any) -> None:
     assert 0 <= idle < 1
 
 
-def test_gangs_end_together_where_chains_can_wait_for_each_other() -> None:
+def test_gangs_end_together_where_chains_can_wait() -> None:
     """Two gangs, a model that takes three times as long as another, two ratios of each from one generation 0:
     whole chains end after 430 s, as a long one waits for a short one; in parts after 405, half of all."""
 
@@ -209,7 +209,7 @@ def test_what_is_urgent_waits_no_longer_than_for_a_branch() -> None:
     assert 1600 <= wall <= 1600 + 60, "100 s for a branch, and the long one; the others end meanwhile"
 
 
-def test_what_a_gang_has_done_costs_nothing_where_it_is_not_seen_yet() -> None:
+def test_what_a_gang_has_done_costs_nothing_unseen() -> None:
     given = Shares(dict.fromkeys("abcde", shares.TURN_S), {})
     branch = Branch("x", tuple("abcde"), frozenset(), 5.0)
     assert given.give(1, branch) == ("a",) and not given.amid(1)

@@ -181,7 +181,12 @@ class JudgeFilter(Section):
     def passing(self) -> float:
         """The share of completions that may pass."""
         each = self.of or 1
-        return {"pairs": 2 / each, "all": 1.0}.get(self.choose, self.most / each)
+        match self.choose:
+            case "all":
+                return 1.0
+            case "pairs":
+                return 2 / each
+        return self.most / each
 
 
 COMPONENT = FilterPlugin(

@@ -225,6 +225,38 @@ def test_a_cell_alone_is_the_cell_in_the_grid(cells: list[Cell], seeds: list[int
             mine = export(own, own_store)
             same = rows[rows.chain == chain.id].reset_index(drop=True)[mine.columns]
             pd.testing.assert_frame_equal(mine, same, check_exact=True)
+            single = written(folder, f"single{number}", alone(cell, seed), True)
+            in_bundle = export(*run_bundles(single, folder / f"single{number}"))
+            pd.testing.assert_frame_equal(in_bundle[mine.columns], mine, check_exact=True)
+
+
+@pytest.mark.slow
+@settings(max_examples=5, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(
+    st.lists(CELLS, min_size=4, max_size=4, unique_by=lambda cell: str(cell["regime"])),
+    st.sampled_from([{}, {"generation": 0}, {"generation": 2}]),
+    st.booleans(),
+)
+def test_a_reader_with_its_writer_alone(cells: list[Cell], which: dict[str, int], bundled: bool) -> None:
+    """What a cell reads of another one depends on these two, whatever else is in the grid, and where."""
+    alike = ("data.num_examples", "data.variance", "generations", "retention.weights")
+    writer, reader, *others = [{name: cell[name] for name in cell if name not in alike} for cell in cells]
+    source = {"cell": {"mitigation": "writer"}, **which}
+    reader["regime"] = {"kind": "replace", "synthetic_ratio": 0.5, "source": source}
+    pair = {"writer": writer, "reader": reader}
+    all_cells = {"one": others[0], "reader": reader, "other": others[1], "writer": writer}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        two = {**BASE, "mitigations": pair, "grid": {"seed": [3, 1]}}
+        four = {**BASE, "mitigations": all_cells, "grid": {"seed": [1, 3]}}
+        [mine, all_] = [
+            sorted_rows(export(*run(written(folder, name, grid, bundled), folder / f"{name}s")))
+            for run in [run_bundles if bundled else run_all]
+            for name, grid in (("two", two), ("four", four))
+        ]
+        same = all_[all_.chain.isin(mine.chain)].reset_index(drop=True)[mine.columns]
+        assert len(mine.chain.unique()) == 4
+        pd.testing.assert_frame_equal(mine, same, check_exact=True)
 
 
 @pytest.mark.slow

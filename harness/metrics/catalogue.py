@@ -5,13 +5,13 @@ Figures, tables, claims and ``harness list metrics`` read it here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from harness.components import LEARNERS
 from harness.components import METRICS as METRIC_PLUGINS
 from harness.components.columns import JUDGED, POOL
-from harness.registry import Metric
+from harness.registry import LearnerPlugin, Metric
 
 METRICS: tuple[Metric, ...] = (
     *(metric for kind in LEARNERS for metric in LEARNERS[kind].metrics),
@@ -20,7 +20,14 @@ METRICS: tuple[Metric, ...] = (
     *(metric for kind in METRIC_PLUGINS for metric in METRIC_PLUGINS[kind].metrics),
 )
 """All of them, those of packages last."""
-HEADLINES = (*(name for kind in LEARNERS for name in LEARNERS[kind].headlines), "test/nll")
+
+
+def _headlines(learner: LearnerPlugin) -> Sequence[str]:
+    """What a learner says; else what a run shows of it that collapse moves one way."""
+    return learner.headlines or [m.name for m in learner.metrics if m.shown and m.worse]
+
+
+HEADLINES = (*(name for kind in LEARNERS for name in _headlines(LEARNERS[kind])), "test/nll")
 """What a report begins with: the first of these that its records have."""
 SHOWN = tuple(metric.name for metric in METRICS if metric.shown)
 """On a run's lines, where a record has them."""

@@ -232,7 +232,8 @@ class LearnerPlugin:
         metrics: What it measures.
         metrics_version: Part of every evaluation's key; raise it when a metric changes.
         groups: Several groups of metrics with their versions, in the place of one.
-        headlines: What a report begins with: the first of these metrics that its records have.
+        headlines: What a report begins with, and its sentences are about: the first of these metrics that its
+            records have; when empty, of those that a run shows and that collapse moves one way.
         evaluates: Fields of ``evaluate`` that it reads; what else is given is an error.
         names_examples: Whether an evaluation's key always says how many examples are read.
         batchable: Whether many of its chains may be run in one call.

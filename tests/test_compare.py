@@ -99,3 +99,17 @@ def test_one_study_of_two_stores(make_config: Make, tmp_path: Path) -> None:
     for arguments in ((config,), (config, config, config, *roots)):
         wrong = harness("compare", *arguments, *(() if len(arguments) > 1 else roots[:2]))
         assert wrong.returncode == 2 and "expected two studies or more, and --root once" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_what_is_not_there_yet_is_counted(make_config: Make, tmp_path: Path) -> None:
+    """One cell at one of four generations, a seed of it without any, beside a whole one."""
+    root, bundled = tmp_path / "root", {"resources.bundled": True}
+    one = make_config(GAUSSIAN, "a.yaml", experiment="a", **bundled, grid={"seed": [0, 1]})
+    two = make_config(GAUSSIAN, "b.yaml", experiment="b", **bundled, **{"regime.synthetic_ratio": 0.5})
+    run_bundles(one, root, "seed=0", "generations=0")
+    run_bundles(two, root)
+    done = harness("compare", one, two, "--root", root, "--out", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "3 chains, " in page and "5 of 12 generations are committed" in page

@@ -31,6 +31,8 @@ class Compared:
         axes: `AXIS`, and all axes of any of them.
         rows: Of all of them; an axis that one does not have is null there.
         seeds: Those of all, where they are the same in all; else none, and cells tell their own.
+        chains: Of all of them, with records or without.
+        total: Generations that these will have.
         tables: The same rows apart, with their axes, for experiments that have not the same headline metric:
             what a learner does not measure is not there, which is not the same as not finite.
     """
@@ -39,6 +41,8 @@ class Compared:
     axes: tuple[str, ...]
     rows: Rows
     seeds: tuple[int, ...]
+    chains: int
+    total: int
     tables: tuple[tuple[Rows, tuple[str, ...]], ...] = ()
 
 
@@ -72,7 +76,16 @@ def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
             own = _axes(some)
             tables.append((_rows([names[place] for place in places], own, some), own))
     whole = _rows(names, axes, parts)
-    return Compared(tuple(names), axes, whole, seeds.pop() if len(seeds) == 1 else (), tuple(tables))
+    chains = [chain for prepared, _, _ in parts for chain in prepared.chains]
+    return Compared(
+        tuple(names),
+        axes,
+        whole,
+        seeds.pop() if len(seeds) == 1 else (),
+        chains=len(chains),
+        total=sum(chain.generations + 1 for chain in chains),
+        tables=tuple(tables),
+    )
 
 
 def _axes(parts: Sequence[tuple[Prepared, Rows, Path]]) -> tuple[str, ...]:
@@ -106,4 +119,13 @@ def build(compared: Compared, folder: Path, tell: Tell = lambda line: None) -> P
     """
     page = Page(folder, tell)
     title = " and ".join(compared.names)
-    return render(page, title, compared.rows, compared.axes, compared.seeds, tables=compared.tables)
+    return render(
+        page,
+        title,
+        compared.rows,
+        compared.axes,
+        compared.seeds,
+        tables=compared.tables,
+        chains=compared.chains,
+        total=compared.total,
+    )

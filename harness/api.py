@@ -75,7 +75,9 @@ class Results:
 
     def experiments(self) -> list[str]:
         """The names of the experiments that were run on the store."""
-        return sorted(path.parent.name for path in (self.root / "experiments").glob("*/config.json"))
+        from harness.store.experiment import experiments
+
+        return experiments(self.root)
 
     def records(
         self,

@@ -17,6 +17,7 @@ from harness.reporting.answer import answers
 from harness.reporting.compare import build, together
 from harness.reporting.rows import Rows
 from harness.reporting.tables import headline
+from harness.store import Experiment, Store
 
 
 @pytest.mark.slow
@@ -113,3 +114,27 @@ def test_what_is_not_there_yet_is_counted(make_config: Make, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page" / "report.html").read_text()
     assert "3 chains, " in page and "5 of 12 generations are committed" in page
+
+
+@pytest.mark.slow
+def test_a_study_that_a_store_does_not_have_is_named(make_config: Make, tmp_path: Path) -> None:
+    """On the terminal and on the page; where none has anything the input is wrong."""
+    root, bundled = tmp_path / "root", {"resources.bundled": True}
+    one = make_config(GAUSSIAN, "a.yaml", experiment="a", **bundled, generations=1)
+    two = make_config(GAUSSIAN, "b.yaml", experiment="b", **bundled, **{"regime.synthetic_ratio": 0.5})
+    run_bundles(one, root)
+    done = harness("compare", one, two, "--root", root, "--out", tmp_path / "page")
+    assert done.returncode == 0, done.stderr
+    said = f"nothing of b is in {root}, where no experiment has begun"
+    assert said in done.stdout.splitlines()
+    assert f"<li>{said}</li>" in (tmp_path / "page" / "report.html").read_text()
+    Store.open(tmp_path / "empty")
+    Experiment(tmp_path / "empty", "c").begin({}, [])
+    done = harness("compare", one, two, "--root", tmp_path / "empty", "--out", tmp_path / "none")
+    assert done.returncode == 2 and not (tmp_path / "none").exists()
+    assert (
+        done.stderr
+        == "error: "
+        + "; ".join(f"nothing of {name} is in {tmp_path / 'empty'}, which has c" for name in "ab")
+        + "\n"
+    )

@@ -236,7 +236,11 @@ def compare(
             parts.append((prepared, ledger.rows(prepared, store, keys=False), store_root))
             damaged = max(damaged, tell_damage(store))
         found = together(parts)
+    if not len(found.rows) and not damaged:
+        raise InputError("; ".join(found.absent))
     _print_answers(found.rows, found.axes, found.seeds, found.tables)
+    for line in found.absent:
+        terminal.show(line)
     if out is not None:
         try:
             terminal.show(f"report: {build(found, out, progress())}")

@@ -16,6 +16,7 @@ from harness.errors import InputError
 from harness.reporting.page import Page, Tell, render
 from harness.reporting.rows import Rows
 from harness.reporting.tables import headline
+from harness.store.experiment import nothing_of
 from harness.study import Prepared
 
 AXIS = "experiment"
@@ -33,6 +34,7 @@ class Compared:
         seeds: Those of all, where they are the same in all; else none, and cells tell their own.
         chains: Of all of them, with records or without.
         total: Generations that these will have.
+        absent: Of which experiments nothing is there, a line each.
         tables: The same rows apart, with their axes, for experiments that have not the same headline metric:
             what a learner does not measure is not there, which is not the same as not finite.
     """
@@ -43,6 +45,7 @@ class Compared:
     seeds: tuple[int, ...]
     chains: int
     total: int
+    absent: tuple[str, ...]
     tables: tuple[tuple[Rows, tuple[str, ...]], ...] = ()
 
 
@@ -84,6 +87,11 @@ def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
         seeds.pop() if len(seeds) == 1 else (),
         chains=len(chains),
         total=sum(chain.generations + 1 for chain in chains),
+        absent=tuple(
+            nothing_of(root, name)
+            for name, (_, rows, root) in zip(plain, parts, strict=True)
+            if not len(rows)
+        ),
         tables=tuple(tables),
     )
 
@@ -128,4 +136,5 @@ def build(compared: Compared, folder: Path, tell: Tell = lambda line: None) -> P
         tables=compared.tables,
         chains=compared.chains,
         total=compared.total,
+        remarks=compared.absent,
     )

@@ -20,6 +20,7 @@ from typing import Any
 from harness.errors import DamagedError, StoreError
 from harness.files import dump_json, link_once, read_json, sync_file, write_atomic, write_json
 from harness.science import key_of
+from harness.terminal import listed, visible
 
 NOT_DECLARED = ("experiment", "claims", "tracking", "resources", "retention", "grid")
 """Fields of a study that no claim is about, or that a declaration has in a place of their own."""
@@ -221,6 +222,28 @@ def _about(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a study's chains have in common: all but its grid, how it is run, and how far."""
     apart = (*NOT_DECLARED, "seed", "generations")
     return {name: value for name, value in config.items() if name not in apart}
+
+
+def experiments(root: Path) -> list[str]:
+    """The names of the experiments that were run on a store, sorted."""
+    return sorted(path.parent.name for path in (root / "experiments").glob("*/config.json"))
+
+
+def nothing_of(root: Path, name: str) -> str:
+    """What is said where a store has no record of a study.
+
+    Args:
+        root: The store.
+        name: Of the experiment.
+    """
+    known = [visible(found, lines=False) for found in experiments(root)]
+    if name in known:
+        return (
+            f"nothing of this study is committed in {root}: {name} has begun there, with these values or "
+            "with others (harness status and harness explain say more)"
+        )
+    others = f"which has {listed(known, 10)}" if known else "where no experiment has begun"
+    return f"nothing of {name} is in {root}, {others}"
 
 
 def weights_kept(folder: Path) -> set[str]:

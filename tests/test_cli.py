@@ -286,14 +286,12 @@ def test_chains_that_share_generations_count_a_seed_once() -> None:
 def test_a_report_of_nothing_says_so(make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(GAUSSIAN), tmp_path / "root"
     done = harness("report", config, "--root", root)
-    assert (
-        done.returncode == 2
-        and f"--root {root} is not a store of the harness" in done.stderr
-        and not root.exists()
-    )
+    assert done.returncode == 2 and not root.exists()
+    assert f"--root {root} is not a store of the harness" in done.stderr
     Store.open(root)
     done = harness("report", config, "--root", root)
-    assert done.returncode == 0 and "nothing has been committed yet" in done.stdout
+    assert done.returncode == 0 and done.stdout == "nothing has been committed yet\n"
+    assert not any((root / "experiments").iterdir())
 
 
 def test_status_of_a_study_that_has_not_begun(make_config: Make, tmp_path: Path) -> None:

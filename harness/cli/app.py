@@ -182,6 +182,17 @@ def existing_store(root: Path, writes: bool) -> Any:
     return Store.open(root) if writes else Store.read(root)
 
 
+def tell_absence(prepared: Prepared, store: Store) -> None:
+    """Say that a store has no record of a study, and what else it has: it may be the wrong one.
+
+    Nothing is said where records were left out as damaged, which `tell_damage` names.
+    """
+    from harness.store.experiment import nothing_of
+
+    if not store.trouble:
+        say(nothing_of(store.root, prepared.study.base.experiment))
+
+
 def tell_damage(store: Store) -> int:
     """Say what a command that only reads has met and left out; returns its exit code."""
     reasons = Counter(store.trouble.values())  # a pack is the same reason for all that is in it

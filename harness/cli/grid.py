@@ -29,6 +29,7 @@ from harness.cli.app import (
     print_json,
     print_rows,
     signals,
+    tell_absence,
     tell_damage,
 )
 from harness.errors import GangError, InputError, ResourceError
@@ -281,7 +282,8 @@ def status(
         prepared, store = prepare(config, assignments, root, scratch)
         states, noted = chain_states(prepared, store), remarks(prepared, store)
         name = prepared.study.base.experiment
-        jobs, problem = slurm_jobs.find_jobs(Experiment(store.root, name).path)
+        experiment = Experiment(store.root, name)
+        jobs, problem = slurm_jobs.find_jobs(experiment.path)
     if json_output:
         chains = [asdict(state) for state in states]
         found = {
@@ -295,6 +297,8 @@ def status(
         raise typer.Exit(tell_damage(store))
     if not (root / "format").exists():
         terminal.show(f"note: there is no store at --root {root} yet", sys.stderr)
+    elif not any(state.committed for state in states) and not (experiment.path / "config.json").exists():
+        tell_absence(prepared, store)
     axes, rows = prepared.study.columns, []
     for state in states:
         values = (spoken(state.axes.get(name, "")) for name in axes)

@@ -33,6 +33,7 @@ from harness.cli.app import (
     progress,
     say,
     signals,
+    tell_absence,
     tell_damage,
 )
 from harness.errors import InputError
@@ -42,6 +43,10 @@ from harness.terminal import shown
 
 if TYPE_CHECKING:
     from harness.reporting.rows import Rows
+
+
+NOTHING = "nothing has been committed yet"
+"""What stands in the place of a table without rows."""
 
 
 @app.command(rich_help_panel="Results")
@@ -98,6 +103,8 @@ def export(
         arrow_without_pandas()
         arrow_gives_back()
         records = ledger.rows(prepared, store, provenance)
+        if not len(records):
+            tell_absence(prepared, store)
         written = ledger.write(records, form, part, sql)
         if out is None and sys.stdout.isatty():  # a person reads; a terminal would obey what names may hold
             terminal.show(part.read_text(encoding="utf-8"), end="")
@@ -167,24 +174,34 @@ def report(
     from harness.reporting import ledger
     from harness.reporting.baseline import baselines
     from harness.reporting.claims import describe, judge
-    from harness.reporting.report import build, variance
+    from harness.reporting.report import build, failed_chains, failed_line, variance
     from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
-        existing_store(root, writes=out is None)
+        existing_store(root, writes=False)
         prepared, store = prepare(config, assignments, root, scratch)
         arrow_gives_back()
         rows = ledger.rows(prepared, store, keys=False)
-        folder = out or Experiment(store.root, prepared.study.base.experiment).path / "report"
+        own = Experiment(store.root, prepared.study.base.experiment).path
+        if not len(rows):
+            tell_absence(prepared, store)
+        if out is None and not len(rows) and not (own / "config.json").exists():
+            terminal.show(NOTHING)  # and no page of it: its folder would look as if the study had been run
+            raise typer.Exit(tell_damage(store))
+        if out is None:
+            existing_store(root, writes=True)
+        folder = out or own / "report"
         known = baselines(prepared, store, rows)
         try:
             page = build(prepared, store, rows, folder, progress(), known)
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
+        failed = failed_line(prepared, failed_chains(prepared, store))
     _print_answers(rows, prepared.study.columns, prepared.study.seeds)
     for line in (
         *(f"{about(found.metric).label}: {found.text}" for found in known if found.warning),
+        *failed,
         *remarks(prepared, store),
     ):
         terminal.show(line)
@@ -309,7 +326,7 @@ def _print_table(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     if summary["metric"] is None:
-        terminal.show("nothing has been committed yet")
+        terminal.show(NOTHING)
         return
     # apart from the table, which would break it into lines of its own width
     terminal.show(f"{summary['metric']} by generation")

@@ -11,8 +11,8 @@ import yaml
 
 from harness.components import LEARNERS
 from harness.files import write_atomic
+from harness.inventory import Inventory, StoredChains
 from harness.inventory.judging import remarks
-from harness.inventory.states import failures
 from harness.reporting import claims, distributions, homogenisation, inside
 from harness.reporting.baseline import Baseline, baselines
 from harness.reporting.costs import costs, lineage
@@ -27,7 +27,7 @@ from harness.reporting.theory import expected
 from harness.reporting.worth import worth_lines
 from harness.store import Experiment, Store
 from harness.study import Prepared
-from harness.terminal import visible
+from harness.terminal import counted, visible
 
 MAX_REASONS = 20
 """Different reasons of failures that are shown."""
@@ -56,6 +56,7 @@ def build(
     """
     page = Page(folder, tell)
     axes, seeds, rows = prepared.study.columns, prepared.study.seeds, Rows.of(rows)
+    failed = failed_chains(prepared, store)
     return render(
         page,
         prepared.study.base.experiment,
@@ -64,7 +65,7 @@ def build(
         seeds,
         lambda metric: theory_lines(prepared, metric),
         drawings=_drawings(prepared, store, rows),
-        remarks=remarks(prepared, store),
+        remarks=[*failed_line(prepared, failed), *remarks(prepared, store)],
         homogenisation=_homogenisation(prepared, store, page),
         verdicts=[claims.describe(found) for found in claims.judge(prepared, rows)],
         losses=loss_lines(rows, axes),
@@ -80,7 +81,7 @@ def build(
         chains=len(prepared.chains),
         variance=variance(prepared),
         total=sum(chain.generations + 1 for chain in prepared.chains),
-        failed=_failed(prepared, store),
+        failed=_reasons(failed),
         study=visible(yaml.safe_dump(prepared.study.source.data, sort_keys=False, allow_unicode=True)),
     )
 
@@ -94,11 +95,31 @@ def _drawings(prepared: Prepared, store: Store, rows: Rows) -> Iterator[FigureDr
     yield from inside.drawings(prepared, store)
 
 
-def _failed(prepared: Prepared, store: Store) -> list[str]:
-    """Why what is not there has failed, each reason once with how often."""
-    reasons = failures(Experiment(store.root, prepared.study.base.experiment)).values()
+def failed_chains(prepared: Prepared, store: Store) -> list[str]:
+    """Why chains have failed: a reason for each that has."""
+    experiment = Experiment(store.root, prepared.study.base.experiment)
+    if not any(event["event"] in ("branch_failed", "chain_failed") for event in experiment.events()):
+        return []
+    stored = StoredChains(prepared, store, Inventory(prepared, store))
+    states = (stored.of(chain).progress(chain)[1] for chain in prepared.chains)
+    return [state.detail for state in states if state.state == "failed"]
+
+
+def failed_line(prepared: Prepared, reasons: Sequence[str]) -> list[str]:
+    """How many chains have failed, in a line; none where none has.
+
+    Args:
+        prepared: The study.
+        reasons: From `failed_chains`.
+    """
+    whole = counted(len(prepared.chains), "chain")
+    return [f"{len(reasons)} of {whole} failed; harness status says why"] if reasons else []
+
+
+def _reasons(reasons: Sequence[str]) -> list[str]:
+    """Each reason once, with how many chains have it."""
     return [
-        f"{visible(reason, lines=False)}{f' ({count} times)' if count > 1 else ''}"
+        f"{visible(reason, lines=False)}{f' ({count} chains)' if count > 1 else ''}"
         for reason, count in Counter(reasons).most_common(MAX_REASONS)
     ]
 

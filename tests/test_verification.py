@@ -81,6 +81,24 @@ def test_a_failed_verification_is_kept_and_shown_too(computed: Any, tmp_path: Pa
     assert "seeds.1.metrics.discrete/outcomes.6" in place.with_suffix(".html").read_text()
 
 
+def test_a_pattern_of_entries_is_verified_again(computed: Any, tmp_path: Path) -> None:
+    """What the first time has left beside them is no entry; one that is bad fails the command."""
+    _, root, entries = computed
+    places = [write_entry(entries[name], tmp_path) for name in ("keep", "none")]
+    for times in (1, 2):
+        done = command("leaderboard", "verify", *sorted(places[0].parent.iterdir()), "--root", root)
+        assert done.exit_code == 0, done.output
+        said = [line for line in done.output.splitlines() if ": verified: all numbers follow" in line]
+        assert [line.partition(":")[0] for line in said] == sorted(place.name for place in places)
+        assert len(records(tmp_path)) >= 2 and done.output.count("kept in ") == 2, times
+    left = sorted(tmp_path.rglob("*.verification.json"))
+    none = command("leaderboard", "verify", *left, "--root", root)
+    assert isinstance(none.exception, InputError) and "found only verifications" in str(none.exception)
+    places[0].write_bytes(places[0].read_bytes() + b" ")
+    done = command("leaderboard", "verify", *places, "--root", root)
+    assert isinstance(done.exception, InputError) and done.output == "", "nothing was verified before"
+
+
 def test_a_verification_of_another_content_is_not_shown(computed: Any, tmp_path: Path) -> None:
     entries = computed[2]
     good = verification(entries["keep"], 3, EntryVerdict(True, "replayed: all digits"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from harness.cli.app import (
     tell_damage,
 )
 from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.board.entry import Entry
 
 board = typer.Typer(
     help="Entries of tracks, and the board that ranks them.\n\n"
@@ -78,38 +81,55 @@ def add(
 
 @board.command()
 def verify(
-    entry: Annotated[Path, typer.Argument(parser=path, metavar="ENTRY", help="An entry's file.")],
+    entries: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=path,
+            metavar="ENTRY...",
+            help="Files of entries; verifications that lie beside them are passed over.",
+        ),
+    ],
     root: Root = DEFAULT_ROOT,
     replay: Annotated[
         int | None,
         typer.Option(metavar="SEED", help="Run this seed again, in a store of its own, and compare."),
     ] = None,
 ) -> None:
-    """Compute every number of an entry again from the artifacts in a store, or by running a seed again.
+    """Compute every number of entries again from the artifacts in a store, or by running a seed again.
 
-    What came of it, who did it, where and with which versions, is kept in a file beside the entry.
+    What came of it, who did it, where and with which versions, is kept in a file beside each entry.
 
     Example: harness leaderboard verify board/digits/none-0a1b2c3d-0123456789ab.json --replay 0
     """
-    from harness.board.checked import verification
+    from harness.board.checked import SUFFIX
     from harness.board.entry import read_entry
+
+    # a pattern of a shell matches what an earlier verification has left beside an entry, too
+    places = [place for place in entries if not place.name.endswith(SUFFIX)]
+    if not places:
+        raise InputError(f"ENTRY: found only verifications ({terminal.listed(list(map(str, entries)))})")
+    known = [(place, read_entry(place)) for place in places]  # all, before a seed of any is run
+    if replay is None:
+        existing_store(root, writes=False)
+    good = [_verify(found, place, root, replay) for place, found in known]
+    raise typer.Exit(0 if all(good) else EXIT_FAILED)
+
+
+def _verify(found: Entry, place: Path, root: Path, replay: int | None) -> bool:
+    """Verify one entry, say what came of it and keep it; whether it is good."""
+    from harness.board.checked import verification
     from harness.board.immutable import write_beside
     from harness.board.verify import replayed, verified
 
-    found = read_entry(entry)
-    if replay is None:
-        existing_store(root, writes=False)
-        outcome = verified(found, root)
-    else:
-        outcome = replayed(found, replay)
+    outcome = verified(found, root) if replay is None else replayed(found, replay)
     for line in outcome.lines:
         terminal.show(line)
-    terminal.show(f"{entry.name}: {outcome.verdict}")
+    terminal.show(f"{place.name}: {outcome.verdict}")
     try:
-        terminal.show(f"kept in {write_beside(verification(found, replay, outcome), entry)}")
+        terminal.show(f"kept in {write_beside(verification(found, replay, outcome), place)}")
     except OSError as error:  # of somebody else's board the answer is worth having all the same
-        terminal.show(f"not kept: {entry.parent} cannot be written: {error.strerror}", sys.stderr)
-    raise typer.Exit(0 if outcome.good else EXIT_FAILED)
+        terminal.show(f"not kept: {place.parent} cannot be written: {error.strerror}", sys.stderr)
+    return outcome.good
 
 
 @board.command()

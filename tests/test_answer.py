@@ -94,16 +94,36 @@ def test_many_cells_are_counted_and_nothing_is_said_of_nothing() -> None:
     rows = [row for cell in range(SHOWN + 3) for row in chain(cell, 0, 1.0, 1.0 + cell)]
     lines = answers(rows, AXES, [0])
     assert len(lines) == SHOWN + 1 and lines[0].startswith(f"temperature {SHOWN + 2}: ")
-    assert lines[-1] == "3 more cells worsen less"
-    assert answers(rows, AXES, [0], 4) == [*lines[:4], f"{SHOWN - 1} more cells worsen less"]
+    assert lines[-1] == "3 more cells: 2 worsen less, 1 does not change beyond doubt"
+    more = f"{SHOWN - 1} more cells: {SHOWN - 2} worsen less, 1 does not change beyond doubt"
+    assert answers(rows, AXES, [0], 4) == [*lines[:4], more]
+    assert answers([row for row in rows if row[AXES[0]]], AXES, [0])[-1] == "2 more cells worsen less"
     rows = [row for cell in range(SHOWN + 1) for row in chain(cell, 0, 1.0, 1.0 + cell)]
-    assert answers(rows, AXES, [0])[-1] == "1 more cell worsens less"
+    assert answers(rows, AXES, [0])[-1] == "1 more cell does not change beyond doubt"
+    assert answers([row for row in rows if row[AXES[0]]] + chain(0.5, 0, 1.0, 1.1), AXES, [0])[-1] == (
+        "1 more cell worsens less"
+    )
     assert answers([], AXES, [0]) == [] and answers(chain(1.0, 0, 3.0), AXES, [0]) == []
     gaussian = [
         {"chain": "a", "seed": 0, "generation": g, "status": "ok", "gaussian/log_variance": -g}
         for g in (0, 1)
     ]
     assert answers(gaussian, (), [0]) == ["log variance falls from 0 to -1"]
+
+
+def test_cells_without_a_sentence_are_counted_by_their_way() -> None:
+    """Those that improve or do not change do not worsen less; neither do those that have ended."""
+    lasts = {"a": (4, 4.01), "b": (3.2, 3.21), "c": (2.9, 3.2), "d": (2, 2.01), "e": (2.5, 2.51)}
+    rows = [row for cell, of in lasts.items() for s, v in enumerate(of) for row in chain(cell, s, 3.0, v)]
+    assert answers(rows, AXES, [0, 1], 1)[1:] == [
+        "4 more cells: 1 worsens less, 1 does not change beyond doubt, 2 improve"
+    ]
+    assert answers(rows, AXES, [0, 1], 3)[3:] == ["2 more cells improve"]
+    gone = [row for cell in "xyz" for row in chain(cell, 0, 3.0, None, status="diverged")]
+    gone += chain("w", 0, 3.0, float("inf"))
+    assert answers([*gone, *chain("a", 0, 3.0, 2.0)], AXES, [0], 1)[1:] == [
+        "4 more cells: 2 have diverged, 1 is not finite any more, 1 improves"
+    ]
 
 
 def test_what_is_not_known_says_no_kind() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from harness.metrics.catalogue import HEADLINES, about, among
 from harness.registry import Metric
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, aggregate, short
+from harness.terminal import counted
 
 SHOWN = 8
 """Cells that have a sentence of their own, those that worsen most."""
@@ -26,6 +28,12 @@ TAILS = ("text/tail_mass", "text/vocab_coverage")
 """Shown beside them."""
 REWARD = "task/judged_reward"
 """Of tasks, what the judge sees, beside which the truth is shown in the place of the text."""
+
+GONE, LOST = ("has diverged", "have diverged"), ("is not finite any more", "are not finite any more")
+WORSE, SAME = ("worsens less", "worsen less"), ("does not change beyond doubt", "do not change beyond doubt")
+BETTER = ("improves", "improve")
+WAYS = (GONE, LOST, WORSE, SAME, BETTER)
+"""What becomes of cells that have no sentence, of one and of several, in this order."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ def answers(
         rows: From `ledger.rows`.
         axes: The grid's axes.
         seeds: Those that every cell is run with; each its own when empty.
-        most: Cells that have a sentence; how many more there are is one more line.
+        most: Cells that have a sentence; how many more there are, and what becomes of them, is one more line.
     """
     table = Rows.of(rows)
     headlines = [name for name in dict.fromkeys((*table.leads, *HEADLINES)) if name in table.names]
@@ -79,11 +87,34 @@ def answers(
         last = lasts[cell] if len({lasts[c] for c in known}) > 1 else None
         metric = among(known[cell], table.names)
         lines.append(f"{_where(cell, axes, last)}{_sentence(found[cell], known[cell], metric)}")
-    left = len(gone) + len(order) - len(lines)
-    one, many = ("worsens", "worsen") if len(set(known.values())) == 1 else ("is", "are")
-    what = "less" if one == "worsens" else "in the tables"
-    more = f"1 more cell {one} {what}" if left == 1 else f"{left} more cells {many} {what}"
-    return [*lines, *([more] if left else [])]
+    left = [*gone, *order][len(lines) :]
+    if not left:
+        return lines
+    if len(set(known.values())) > 1:  # what changes less by one metric is not told from another's change
+        return [
+            *lines,
+            f"{counted(len(left), 'more cell')} {'is' if len(left) == 1 else 'are'} in the tables",
+        ]
+    ways = Counter(_way(found[cell][known[cell]].by, known[cell]) if cell in known else GONE for cell in left)
+    return [*lines, _more(ways)]
+
+
+def _way(by: Aggregate, headline: str) -> tuple[str, str]:
+    """What becomes of a cell, of one and of several: `WAYS`."""
+    if by.mean is None:
+        return LOST
+    if by.mean == 0 or _in_doubt(by):
+        return SAME
+    return WORSE if _sign(headline) * by.mean > 0 else BETTER
+
+
+def _more(ways: Mapping[tuple[str, str], int]) -> str:
+    """How many more cells there are, and what becomes of each kind of them."""
+    whole = counted(sum(ways.values()), "more cell")
+    parts = [(ways[way], way[ways[way] > 1]) for way in WAYS if way in ways]
+    if len(parts) == 1:
+        return f"{whole} {parts[0][1]}"
+    return f"{whole}: {', '.join(f'{count} {what}' for count, what in parts)}"
 
 
 def _sign(headline: str) -> float:
@@ -155,8 +186,7 @@ def _sentence(changes: Mapping[str, Change], headline: str, metric: Metric) -> s
     if change.by.mean is None:
         return f"{metric.label} is {_mean(change.first)} in generation 0, and not finite in the last one"
     unit = f" {metric.unit}" if metric.unit else ""
-    low, high = change.by.low, change.by.high
-    if low is not None and high is not None and low <= 0 <= high:
+    if _in_doubt(change.by):
         both = f"{_mean(change.first)} and {_mean(change.last)}{unit}"
         text = f"{metric.label} does not change beyond doubt, {both}"
     elif change.by.mean == 0:
@@ -168,6 +198,11 @@ def _sentence(changes: Mapping[str, Change], headline: str, metric: Metric) -> s
         text += f" (by {change.by.text(sign < 0)})"
     kind = _judged(changes) if headline.startswith("task/") else _kind(changes)
     return f"{text}; {kind}" if kind else text
+
+
+def _in_doubt(by: Aggregate) -> bool:
+    """Whether a change may be none, by its interval."""
+    return by.low is not None and by.high is not None and by.low <= 0 <= by.high
 
 
 def _judged(changes: Mapping[str, Change]) -> str:

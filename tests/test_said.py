@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bundled import run_bundles
 from conftest import GAUSSIAN, Make, harness
+from rich.cells import cell_len
 
+from harness.cli.results import _print_answers
+from harness.cli.tables import print_rows
+from harness.reporting import ledger
 from harness.science import cut
 from harness.store import Experiment, Store
 from harness.study import open_study
@@ -56,3 +64,66 @@ def test_a_report_says_how_many_chains_failed(make_config: Make, tmp_path: Path)
     page = (root / "experiments" / "normal" / "report" / "report.html").read_text()
     assert "<li>3 of 4 chains failed; harness status says why</li>" in page
     assert "it ends &lt;b&gt;here&lt;/b&gt; (2 chains)" in page and "a rank died" in page
+
+
+class Screen(io.StringIO):
+    """Standard output that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_screen(monkeypatch: pytest.MonkeyPatch, columns: int, draw: Callable[[], None]) -> list[str]:
+    """The lines that are drawn on a terminal of a width, without colours."""
+    screen = Screen()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", screen)
+        patch.setenv("COLUMNS", str(columns))
+        patch.setenv("NO_COLOR", "1")
+        draw()
+    return re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 200])
+def test_no_terminal_breaks_a_word(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Ids, names and paths are copied; sentences are broken between words, as the width wants it."""
+    path = "/a/very/long/path/to/experiments/quickstart/logs/gang-0-rank-0.log"
+    said = f"failed a rank has died\nand left a log: {path} 漢字"
+    rows = [("0a1b2c3d4e5f", "learner_of_a_package", "0.5", said), ("9f8e", "gaussian", "", "complete")]
+    names = ("chain", "kind", "synthetic ratio", "state")
+    lines = on_screen(monkeypatch, columns, lambda: print_rows(names, rows))
+    words = " ".join(lines).split()
+    assert {*said.split(), "0a1b2c3d4e5f", "learner_of_a_package", "synthetic", "ratio", "0.5"} <= {*words}
+    assert lines == [line.rstrip() for line in lines]
+    assert (lines[0] == "chain         kind                  synthetic ratio  state") == (columns >= 80)
+    if columns >= 60:
+        others = [line for line in lines if path not in line]
+        assert max(map(cell_len, others)) <= max(columns, 14 + 22 + 11 + 24)
+
+
+def test_numbers_of_a_table_end_at_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("a", "1"), ("b", "12.5")]
+    drawn = on_screen(monkeypatch, 80, lambda: print_rows(("axis", "generation"), rows, "title", right=[1]))
+    assert drawn == ["title", "axis  generation", "a              1", "b           12.5"]
+
+
+@pytest.mark.slow
+def test_a_narrow_terminal_shows_what_it_has_room_for(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`report`: all generations that fit, and the last one; `status`: axes by their short names."""
+    regimes = [{"kind": "replace", "synthetic_ratio": 0.5}, {"kind": "accumulate"}]
+    config = make_config(GAUSSIAN, regime=None, grid={"regime": regimes}, **{"resources.bundled": True})
+    root = tmp_path / "root"
+    prepared, store = run_bundles(config, root)
+    rows = ledger.rows(prepared, store)
+    wide = on_screen(monkeypatch, 80, lambda: _print_answers(rows, prepared.study.columns, [0]))
+    assert wide[1].split() == ["kind", "synthetic_ratio", "0", "1", "2", "3"]
+    slim = on_screen(monkeypatch, 60, lambda: _print_answers(rows, prepared.study.columns, [0]))
+    assert slim[1].split() == ["kind", "synthetic_ratio", "0", "2", "3"]
+    head, *lines = harness("status", config, "--root", root).stdout.splitlines()
+    assert head.split() == ["chain", "kind", "synthetic_ratio", "seed", "generations", "state"]
+    assert [line.split()[1:] for line in lines[:2]] == [
+        ["replace", "0.5", "0", "4/4", "complete"],
+        ["accumulate", "0", "4/4", "complete"],
+    ]

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +19,6 @@ from harness.files import path_of
 from harness.stop import Stop
 
 if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
-
     from harness.store import Store
     from harness.study import Prepared
 
@@ -96,8 +93,6 @@ ChainName = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 DEFAULT_ROOT = Path("runs")
-WIDEST = 100_000
-"""Characters of a table's line where no terminal shows it."""
 
 
 def prepare(config: Path, assignments: list[str] | None, root: Path, scratch: str) -> tuple[Prepared, Store]:
@@ -124,35 +119,6 @@ def options_of(root: Path, assignments: list[str] | None) -> list[str]:
 def print_json(value: Any) -> None:
     """One object on standard output."""
     terminal.show(json.dumps(value, ensure_ascii=not terminal.has_unicode(sys.stdout), allow_nan=False))
-
-
-def cell(text: str) -> Text:
-    """What stands in a table: no markup, no control characters."""
-    from rich.text import Text
-
-    return Text(terminal.visible(text))
-
-
-def print_table(table: Table) -> None:
-    """A table on standard output; lines are broken on a terminal only."""
-    from rich.console import Console
-
-    console = Console() if sys.stdout.isatty() else Console(width=WIDEST)
-    with console.capture() as drawn:
-        console.print(table)
-    terminal.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
-
-
-def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | Text]], title: str | None = None) -> None:
-    """A table of columns with names, on standard output; what is too long for a terminal is folded."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in names:
-        table.add_column(cell(name), overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(item) if isinstance(item, str) else item for item in row))
-    print_table(table)
 
 
 def say(line: str) -> None:

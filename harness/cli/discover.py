@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from harness import terminal
-from harness.cli.app import Assignments, ConfigPath, Json, app, path, print_json, print_rows, say
+from harness.cli.app import Assignments, ConfigPath, Json, app, path, print_json, say
+from harness.cli.tables import print_rows
 from harness.errors import InputError
 
 

@@ -27,11 +27,11 @@ from harness.cli.app import (
     app,
     prepare,
     print_json,
-    print_rows,
     signals,
     tell_absence,
     tell_damage,
 )
+from harness.cli.tables import print_rows
 from harness.errors import GangError, InputError, ResourceError
 from harness.imports import arrow_without_pandas
 from harness.ray_access import check_ray
@@ -273,7 +273,7 @@ def status(
 
     Example: harness status study.yaml
     """
-    from harness.config.naming import spoken
+    from harness.config.naming import short_names, spoken
     from harness.inspection.status import chain_states
     from harness.inventory.judging import remarks
     from harness.store import Experiment
@@ -301,10 +301,11 @@ def status(
         tell_absence(prepared, store)
     axes, rows = prepared.study.columns, []
     for state in states:
-        values = (spoken(state.axes.get(name, "")) for name in axes)
+        known = (state.axes.get(name) for name in axes)
+        values = ("" if value is None else spoken(value) for value in known)
         done = f"{state.committed}/{state.total}"
         rows.append((state.chain, *values, str(state.seed), done, f"{state.state} {state.detail}".strip()))
-    print_rows(("chain", *axes, "seed", "generations", "state"), rows)
+    print_rows(("chain", *short_names(axes), "seed", "generations", "state"), rows)
     counts = Counter(state.state for state in states)
     terminal.show(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     for remark in noted:

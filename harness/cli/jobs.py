@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import terminal
-from harness.cli.app import print_rows
+from harness.cli.tables import print_rows
 
 if TYPE_CHECKING:
     from harness.coordinator.cluster import RayPlace

@@ -18,13 +18,12 @@ from harness.cli.app import (
     Json,
     Root,
     app,
-    cell,
     existing_store,
     path,
     print_json,
-    print_rows,
     say,
 )
+from harness.cli.tables import cell, print_rows
 from harness.errors import InputError
 
 if TYPE_CHECKING:

@@ -21,21 +21,19 @@ from harness.cli.app import (
     Json,
     Root,
     app,
-    cell,
     config_names,
     config_path,
     existing_store,
     path,
     prepare,
     print_json,
-    print_rows,
-    print_table,
     progress,
     say,
     signals,
     tell_absence,
     tell_damage,
 )
+from harness.cli.tables import GAP, least_widths, print_rows, screen_width
 from harness.errors import InputError
 from harness.imports import arrow_gives_back, arrow_without_pandas
 from harness.stop import Stop
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from harness.reporting.rows import Rows
 
 
+LEAST, MOST = 3, 11
+"""Generations that a table on the terminal shows, by the room that there is."""
 NOTHING = "nothing has been committed yet"
 """What stands in the place of a table without rows."""
 
@@ -313,33 +313,37 @@ def _print_answers(
 ) -> None:
     """The headline metric by generation, as many as the terminal has room for, and what has come of it."""
     from harness.reporting.answer import answers
-    from harness.reporting.tables import summary_table
 
     for part, own in tables or ((rows, axes),):
-        width = shutil.get_terminal_size((120, 24)).columns - 10 * len(own)
-        _print_table(summary_table(part, own, seeds, max(3, min(11, width // 18)), brief=True))
+        _print_table(part, own, seeds)
     for line in answers(rows, axes, seeds):
         terminal.show(line)
 
 
-def _print_table(summary: dict[str, Any]) -> None:
-    from rich.table import Table
+def _print_table(rows: Rows, axes: Sequence[str], seeds: Sequence[int]) -> None:
+    from harness.config.naming import short_names
+    from harness.reporting.tables import summary_table
 
+    summary = summary_table(rows, axes, seeds, MOST, brief=True)
     if summary["metric"] is None:
         terminal.show(NOTHING)
         return
+    heads = short_names(axes)
+    least = least_widths([[*heads, *map(str, summary["generations"])], *_cells(summary)])
+    room = screen_width() + GAP - sum(width + GAP for width in least[: len(heads)])
+    columns = [width + GAP for width in least[len(heads) :]]
+    if sum(columns) > room:
+        summary = summary_table(rows, axes, seeds, max(LEAST, room // max(columns)), brief=True)
+    names = [*heads, *map(str, summary["generations"])]
     # apart from the table, which would break it into lines of its own width
     terminal.show(f"{summary['metric']} by generation")
-    table = Table(box=None, pad_edge=False)
-    for axis in summary["axes"]:
-        table.add_column(cell(axis.rpartition(".")[2]), min_width=min(8, len(axis)), overflow="fold")
-    for generation in summary["generations"]:
-        table.add_column(str(generation), justify="right", no_wrap=True)
-    for line in summary["lines"]:
-        table.add_row(*map(cell, (*line["cell"], *line["points"])))
-    print_table(table)
+    print_rows(names, _cells(summary), right=range(len(heads), len(names)))
     if summary["note"]:
         terminal.show(summary["note"])
+
+
+def _cells(summary: dict[str, Any]) -> list[list[str]]:
+    return [[*line["cell"], *line["points"]] for line in summary["lines"]]
 
 
 @app.command(rich_help_panel="Results")

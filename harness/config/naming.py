@@ -13,13 +13,15 @@ MAX_NAME = 120
 """Characters of a value in a name; the middle of what is longer is left out."""
 
 
+def short_names(axes: Sequence[str]) -> list[str]:
+    """Axes by their last part, or all of it where two have the same."""
+    short = [axis.rpartition(".")[2] for axis in axes]
+    return [word if short.count(word) == 1 else axis for word, axis in zip(short, axes, strict=True)]
+
+
 def words(axes: Sequence[str]) -> list[str]:
-    """Axes for people: their last part, or all of it where two have the same."""
-    short = [axis.rpartition(".")[2].replace("_", " ") for axis in axes]
-    return [
-        word if short.count(word) == 1 else axis.replace("_", " ")
-        for word, axis in zip(short, axes, strict=True)
-    ]
+    """Axes for people: `short_names`, in words."""
+    return [name.replace("_", " ") for name in short_names(axes)]
 
 
 def cell_name(cell: Sequence[Any], axes: Sequence[str], seed: int | None = None) -> str:

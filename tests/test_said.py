@@ -127,3 +127,23 @@ def test_a_narrow_terminal_shows_what_it_has_room_for(
         ["replace", "0.5", "0", "4/4", "complete"],
         ["accumulate", "0", "4/4", "complete"],
     ]
+
+
+@pytest.mark.slow
+def test_a_files_name_says_the_format(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN, **{"resources.bundled": True}), tmp_path / "root"
+    run_bundles(config, root)
+    begins = {"t.parquet": b"PAR1", "T.JSON": b"[\n", "t.csv": b"experiment,", "t.txt": b"experiment,"}
+    for name, begin in begins.items():
+        done = harness("export", config, "--root", root, "--out", tmp_path / name)
+        assert done.returncode == 0 and (tmp_path / name).read_bytes().startswith(begin), name
+    done = harness("export", config, "--root", root, "--format", "json", "--out", tmp_path / "u.txt")
+    assert done.returncode == 0 and (tmp_path / "u.txt").read_bytes().startswith(b"[\n")
+    wrong = harness("export", config, "--root", root, "--format", "csv", "--out", tmp_path / "v.parquet")
+    assert wrong.returncode == 2 and not (tmp_path / "v.parquet").exists()
+    place = tmp_path / "v.parquet"
+    assert wrong.stderr == (
+        f"error: --format: found csv, but --out {place} has the name of parquet; leave out one of them\n"
+    )
+    wrong = harness("export", config, "--root", root, "--format", "parkuet")
+    assert "allowed: csv, json, parquet (did you mean 'parquet'?)" in wrong.stderr

@@ -54,7 +54,15 @@ def export(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    form: Annotated[str, typer.Option("--format", help="csv, json or parquet.")] = "csv",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORM",
+            help="csv, json or parquet; that of --out's suffix when absent, or csv.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(parser=path, metavar="PATH", help="The file; standard output when absent.")
     ] = None,
@@ -75,21 +83,20 @@ def export(
     With --examples: every training example of every generation, who wrote it and which filters it met, as
     Parquet files with a Croissant description.
 
-    Example: harness export study.yaml --format parquet --out table.parquet
+    Example: harness export study.yaml --out table.parquet
 
     Example: harness export study.yaml --sql 'SELECT generation, avg("test/nll") FROM ledger GROUP BY ALL'
     """
     from harness.reporting import ledger
 
     if examples or to is not None:
-        if not examples or to is None or out is not None or provenance or form != "csv" or sql is not None:
+        if not examples or to is None or out is not None or provenance or form is not None or sql is not None:
             raise InputError(
                 "--examples and --to DIR belong together, without --format, --out, --provenance, --sql"
             )
         _export_examples(config, assignments, root, to)
         return
-    if form not in ledger.FORMATS:
-        raise InputError(f"--format: found {shown(form)}, allowed: {', '.join(ledger.FORMATS)}")
+    form = _form(form, out)
     if form == "parquet" and out is None and sys.stdout.isatty():
         raise InputError(
             "--format: parquet is not for reading; name a file with --out, or send it on through a pipe"
@@ -116,6 +123,22 @@ def export(
             _write_out(out, part)
             terminal.show(f"{written:,} {'records' if sql is None else 'rows'}: {out}", sys.stderr)
     raise typer.Exit(tell_damage(store))
+
+
+def _form(form: str | None, out: Path | None) -> str:
+    """The format that is asked for, or that a file's name says."""
+    from harness.reporting import ledger
+
+    if form is not None and form not in ledger.FORMATS:
+        allowed = f"allowed: {', '.join(ledger.FORMATS)}{terminal.nearest(form, ledger.FORMATS)}"
+        raise InputError(f"--format: found {shown(form)}, {allowed}")
+    suffix = "" if out is None else out.suffix[1:].lower()
+    named = suffix if suffix in ledger.FORMATS else None
+    if form and named and form != named:
+        raise InputError(
+            f"--format: found {form}, but --out {out} has the name of {named}; leave out one of them"
+        )
+    return form or named or "csv"
 
 
 def _export_examples(config: Path, assignments: list[str] | None, root: Path, to: Path) -> None:

@@ -28,9 +28,10 @@ from harness.coordinator.scheduler import (
     feasible,
     place,
 )
-from harness.coordinator.shapes import turns_of
+from harness.coordinator.shapes import check_feasible, turns_of
 from harness.coordinator.shares import Shares, part
 from harness.coordinator.simulate import simulate
+from harness.errors import ResourceError
 from harness.inventory.estimates import Estimates, scheduled_seconds
 from harness.science import Branch, cut
 from harness.store import Store
@@ -268,6 +269,47 @@ def test_idle_gangs_make_room_where_they_really_are() -> None:
     # Started before it was known where the small one went: it waits for room, though nothing else is ready.
     assert decide([], shapes, [Gang(1, small, None, (1,)), Gang(2, large, "large")], machines) == [Retire(1)]
     assert decide([], shapes, [Gang(1, small, "busy", (1,)), Gang(2, large, "large")], machines) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "machines", "said"),
+    [
+        (
+            Shape(1, 1, 1),
+            [Capacity(2, 0)],
+            "resources.gpus_per_rank: this grid asks for 1 GPU a gang (1 rank x 1); the machine has 0; "
+            "leave resources.gpus_per_rank out, or set it to 0",
+        ),
+        (
+            Shape(2, 1, 4),
+            [Capacity(8, 2), Capacity(8, 2)],
+            "resources.gpus_per_rank: this grid asks for 8 GPUs a gang (2 ranks x 4); the largest machine "
+            "has 2, all 2 together 4; lower resources.gpus_per_rank to 2 or less",
+        ),
+        (
+            Shape(1, 8, 0),
+            [Capacity(2, 0)],
+            "resources.threads: this grid asks for 8 CPUs a gang (1 rank x 8); the machine has 2; lower "
+            "resources.threads to 2 or less",
+        ),
+        (
+            Shape(8, 1, 0),
+            [Capacity(2, 0)],
+            "resources.ranks: this grid asks for 8 CPUs a gang (8 ranks x 1); the machine has 2; lower "
+            "resources.ranks to 2 or less",
+        ),
+        (
+            Shape(8, 2, 1),  # there are GPUs enough
+            [Capacity(5, 8), Capacity(4, 8)],
+            "resources.ranks: this grid asks for 16 CPUs a gang (8 ranks x 2); the largest machine has 5, "
+            "all 2 together 9; lower resources.ranks to 4 or less, or resources.threads",
+        ),
+    ],
+)
+def test_the_field_that_asks_for_too_much_is_named(shape: Shape, machines: list[Capacity], said: str) -> None:
+    with pytest.raises(ResourceError) as error:
+        check_feasible({SHAPES[0], shape}, machines)
+    assert str(error.value) == said
 
 
 def test_a_gang_may_span_machines_but_not_exceed_them() -> None:

@@ -15,6 +15,7 @@ from harness.errors import ResourceError
 from harness.inventory.memory import gib, rank_bytes
 from harness.science import Branch
 from harness.study import Prepared
+from harness.terminal import counted
 
 
 def shape_of(config: Config, gpus: bool) -> Shape:
@@ -92,11 +93,32 @@ def check_feasible(shapes: Collection[Shape], found: Collection[Capacity]) -> No
     for shape in sorted(set(shapes)):
         if feasible(shape, list(found)):
             continue
-        kind = "GPU" if shape.gpus else "CPU"
-        asked = shape.ranks * (shape.gpus or shape.cpus)
-        sizes = [machine.gpus if shape.gpus else machine.cpus for machine in found]
-        raise ResourceError(
-            f"resources.ranks: this grid asks for {asked} {kind}s a gang ({shape.ranks} ranks x "
-            f"{shape.gpus or shape.cpus}); the largest machine has {max(sizes, default=0):g}, all "
-            f"{len(sizes)} together {sum(sizes):g}; lower resources.ranks or resources.threads"
-        )
+        gpus = bool(shape.gpus) and not feasible(replace(shape, cpus=0), list(found))
+        sizes = [machine.gpus if gpus else machine.cpus for machine in found]
+        raise ResourceError(_too_much(shape, gpus, sizes))
+
+
+def _too_much(shape: Shape, gpus: bool, sizes: Sequence[float]) -> str:
+    """Which field asks for more than there is, how much that is, and what would help.
+
+    Args:
+        shape: The gang's.
+        gpus: Whether it is GPUs that are short, and not CPUs.
+        sizes: How many of them each machine has.
+    """
+    each, kind = (shape.gpus, "GPU") if gpus else (shape.cpus, "CPU")
+    of_rank = "resources.gpus_per_rank" if gpus else "resources.threads"
+    most = int(max(sizes, default=0))
+    if each <= most:
+        field, least = "resources.ranks", sum(int(size // each) for size in sizes)
+        help_ = f"lower resources.ranks to {least} or less{f', or {of_rank}' if each > 1 else ''}"
+    else:  # not one rank has room
+        field = of_rank
+        help_ = f"lower {of_rank} to {most} or less" if most else f"leave {of_rank} out, or set it to 0"
+    there = f"the largest machine has {most}, all {len(sizes)} together {sum(sizes):g}"
+    if len(sizes) < 2:
+        there = f"the machine has {most}"
+    return (
+        f"{field}: this grid asks for {counted(shape.ranks * each, kind)} a gang "
+        f"({counted(shape.ranks, 'rank')} x {each}); {there}; {help_}"
+    )

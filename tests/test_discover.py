@@ -17,12 +17,14 @@ import yaml
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 
 from harness.cli.app import config_names
+from harness.cli.discover import learner_names, list_kinds
+from harness.cli.results import formats
 from harness.components import LEARNERS
 from harness.config import expand, load_file
 from harness.config.shipped import studies, summary
 from harness.config.source import get
 from harness.errors import InputError
-from harness.inspection.components import LISTS, learners
+from harness.inspection.components import KINDS, LISTS, learners
 from harness.inspection.resolved import as_text, resolved
 from harness.inspection.starter import starter
 
@@ -47,6 +49,10 @@ def test_list_prints_what_there_is_and_refuses_the_rest() -> None:
         done = harness("plan", name)
         assert done.returncode == 2 and f"found '{name}', which is no file" in done.stderr, done.stderr
         assert said in done.stderr
+    head, *lines = harness("list").stdout.splitlines()
+    assert head.split() == ["kind", "what"] and [line.split()[0] for line in lines] == list(LISTS)
+    told = harness("list", "--json")
+    assert told.returncode == 0 and {row["kind"]: row["what"] for row in json.loads(told.stdout)} == KINDS
     table = harness("list", "metrics").stdout
     assert "test/perplexity" in table and "nats/token" in table and "Shumailov" in table
 
@@ -120,7 +126,9 @@ def test_init_leaves_what_is_there_and_refuses_what_cannot_be(tmp_path: Path) ->
     assert done.returncode == 0 and (tmp_path / "same.yaml").read_bytes() == before, "the file's name will do"
     done = harness("init", "mine", "--out", out)
     assert done.returncode == 2 and "is left as it is" in done.stderr and out.read_bytes() == before
-    with pytest.raises(InputError, match="--learner: found 'gauss', allowed: language_model, "):
+    with pytest.raises(
+        InputError, match="--learner: found 'gauss', allowed: language_model, .*mean 'gaussian'"
+    ):
         starter("mine", "gauss")
     with pytest.raises(InputError, match="NAME: found '../mine'"):
         starter("../mine", "gaussian")
@@ -132,12 +140,21 @@ def test_shells_complete_studies_and_files(tmp_path: Path, monkeypatch: pytest.M
     assert config_names("quick") == ["quick.yaml", "quickstart"]
     assert config_names("papers/small/kazdan_g") == ["papers/small/kazdan_gaussian"]
     assert config_names("quick.") == [], "then the shell completes files itself, in any folder"
-    words = {"_HARNESS_COMPLETE": "complete_bash", "COMP_WORDS": "harness plan papers/dohmatob_r"}
+    assert list_kinds("t") == ["tasks", "trackers", "tracks"] and list_kinds("x") == []
+    assert learner_names("gauss") == ["gaussian"] and formats("") == ["csv", "json", "parquet"]
     script = shutil.which("harness") or "harness"
-    told = subprocess.run(
-        [script], env={**os.environ, **words, "COMP_CWORD": "2"}, capture_output=True, text=True, check=True
-    )
-    assert told.stdout.split() == ["papers/dohmatob_regression"]
+    for words, offered in {
+        "harness plan papers/dohmatob_r": "papers/dohmatob_regression",
+        "harness list obj": "objectives",
+        "harness init mine --learner gauss": "gaussian",
+        "harness export quickstart --format p": "parquet",
+    }.items():
+        asked = {"_HARNESS_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        count = {"COMP_CWORD": str(len(words.split()) - 1)}
+        told = subprocess.run(
+            [script], env={**os.environ, **asked, **count}, capture_output=True, text=True, check=True
+        )
+        assert told.stdout.split() == [offered], words
 
 
 def test_shipped_studies_say_what_they_are() -> None:

@@ -14,24 +14,44 @@ from harness.cli.tables import print_rows
 from harness.errors import InputError
 
 
+def list_kinds(incomplete: str) -> list[str]:
+    """How a shell may go on with a kind of list."""
+    from harness.inspection.components import LISTS
+
+    return [name for name in LISTS if name.startswith(incomplete)]
+
+
+def learner_names(incomplete: str) -> list[str]:
+    """How a shell may go on with a learner."""
+    from harness.inspection.components import learners
+
+    return [name for name in learners() if name.startswith(incomplete)]
+
+
 @app.command("list", rich_help_panel="A study")
 def list_(
     what: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="KIND",
+            autocompletion=list_kinds,
             help="learners, objectives, filters, regimes, metrics, presets, data, tasks, trackers, "
-            "studies or tracks.",
+            "studies or tracks; says what each is when absent.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """List what a configuration can name, with a line each.
 
     Example: harness list learners
     """
-    from harness.inspection.components import BROKEN, LISTS
+    from harness.inspection.components import BROKEN, KINDS, LISTS
 
+    if what is None:
+        kinds = [{"kind": name, "what": line} for name, line in KINDS.items()]
+        print_json(kinds) if json_output else print_rows(kinds[0], (row.values() for row in kinds))
+        return
     if what not in LISTS:
         close = difflib.get_close_matches(what, LISTS, n=1, cutoff=0.5)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -89,7 +109,8 @@ def show(
 def init(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the study, and of its file NAME.yaml.")],
     learner: Annotated[
-        str, typer.Option(help="Whose chains it is about (harness list learners).")
+        str,
+        typer.Option(autocompletion=learner_names, help="Whose chains it is about (harness list learners)."),
     ] = "language_model",
     out: Annotated[
         Path | None,

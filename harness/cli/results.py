@@ -49,6 +49,13 @@ NOTHING = "nothing has been committed yet"
 """What stands in the place of a table without rows."""
 
 
+def formats(incomplete: str) -> list[str]:
+    """How a shell may go on with a format."""
+    from harness.reporting import ledger
+
+    return [name for name in ledger.FORMATS if name.startswith(incomplete)]
+
+
 @app.command(rich_help_panel="Results")
 def export(
     config: ConfigPath,
@@ -59,6 +66,7 @@ def export(
         typer.Option(
             "--format",
             metavar="FORM",
+            autocompletion=formats,
             help="csv, json or parquet; that of --out's suffix when absent, or csv.",
             show_default=False,
         ),

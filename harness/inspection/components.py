@@ -133,6 +133,20 @@ LISTS: Mapping[str, Callable[[], list[Listed]]] = {
     "tracks": _tracks,
 }
 """What can be listed."""
+KINDS: Mapping[str, str] = {
+    "learners": "models that chains are fitted with (learner.kind)",
+    "filters": "what chooses among synthetic examples (filters)",
+    "regimes": "what each generation is trained on (regime.kind)",
+    "tasks": "prompts with right answers (data.task)",
+    "objectives": "what later generations of a language model are trained towards (learner.objective)",
+    "metrics": "columns of an export, and what claims are about",
+    "presets": "sizes of language models (learner.model.preset)",
+    "data": "where real examples come from (data.source)",
+    "trackers": "where results are mirrored to (tracking.trackers)",
+    "studies": "studies that come with the harness, each a CONFIG",
+    "tracks": "tracks of the leaderboard (track)",
+}
+"""What each of `LISTS` is of."""
 BROKEN: Mapping[str, Mapping[str, str]] = {
     "learners": LEARNERS.broken,
     "filters": FILTERS.broken,

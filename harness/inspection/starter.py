@@ -17,7 +17,7 @@ from harness.config.schema import Config, Evaluate, Regime, Resources, Retention
 from harness.errors import InputError
 from harness.imports import is_installed
 from harness.inspection.components import learners
-from harness.terminal import shown
+from harness.terminal import nearest, shown
 
 WIDTH = 110
 REST: Mapping[str, type[BaseModel]] = {
@@ -41,7 +41,9 @@ def starter(name: str, learner: str) -> str:
     """
     kinds = learners()
     if learner not in kinds:
-        raise InputError(f"--learner: found {shown(learner)}, allowed: {', '.join(kinds)}")
+        raise InputError(
+            f"--learner: found {shown(learner)}, allowed: {', '.join(kinds)}{nearest(learner, kinds)}"
+        )
     pattern = next(
         part.pattern for part in Config.model_fields["experiment"].metadata if hasattr(part, "pattern")
     )

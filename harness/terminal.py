@@ -61,9 +61,20 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return some if len(names) <= most else f"{some} and {len(names) - most} more"
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things, in words: one has no s."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things, in words: one has no s.
+
+    Args:
+        number: How many.
+        one: What one of them is called.
+        many: What several are called, where that is not with an s.
+    """
+    return f"{number} {noun(number, one, many)}"
+
+
+def noun(number: int, one: str, many: str = "") -> str:
+    """What so many things are called, as `counted`: for numbers that are written in a form of their own."""
+    return one if number == 1 else many or f"{one}s"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

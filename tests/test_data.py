@@ -109,7 +109,7 @@ def test_plan_says_what_it_has_read(make_config: Make, tmp_path: Path) -> None:
     done = harness("plan", config, "--root", tmp_path / "root")
     assert done.returncode == 0, done.stderr
     assert (
-        f"{tmp_path / 'texts'}: 1 files, 1000 documents, 2 empty texts left out, not read: b.csv"
+        f"{tmp_path / 'texts'}: 1 file, 1000 documents, 2 empty texts left out, not read: b.csv"
         in done.stdout
     )
 
@@ -124,10 +124,10 @@ def test_empty_texts_are_no_documents_whatever_holds_them(tmp_path: Path) -> Non
     assert [each.empty for each in found] == [3, 3, 3]
     assert len({each.fingerprint() for each in found}) == 1
     (tmp_path / "none.jsonl").write_text(jsonl(["", None]))
-    with pytest.raises(DataError, match=r"holds no text \(1 files, 2 empty texts\)"):
+    with pytest.raises(DataError, match=r"holds no text \(1 file, 2 empty texts\)"):
         read(tmp_path / "none.jsonl")
     pq.write_table(pa.table({"text": pa.nulls(2)}), tmp_path / "none.parquet")
-    with pytest.raises(DataError, match=r"holds no text \(1 files, 2 empty texts\)"):
+    with pytest.raises(DataError, match=r"holds no text \(1 file, 2 empty texts\)"):
         read(tmp_path / "none.parquet")
 
 

@@ -329,7 +329,7 @@ def test_weights_that_retention_would_keep_are_counted(make_config: Make, tmp_pa
         json.loads(harness("plan", config, "--root", root, "--json", *everything).stdout)["weights_gone"] == 1
     )
     done = harness("run", config, "--root", root, *everything)
-    assert done.returncode == 0 and "1 fits that retention.weights keeps were freed before" in done.stderr
+    assert done.returncode == 0 and "1 fit that retention.weights keeps was freed before" in done.stderr
     answer, counts = done.stdout.splitlines()
     assert answer.startswith("log variance ") and counts.startswith("chains complete: 1")
     assert answer in harness("report", config, "--root", root).stdout.splitlines(), "whole, in a pipe too"

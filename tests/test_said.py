@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from bundled import run_bundles
+from chains import run_all
 from conftest import GAUSSIAN, Make, harness
 from rich.cells import cell_len
 
@@ -18,6 +19,7 @@ from harness.reporting import ledger
 from harness.science import cut
 from harness.store import Experiment, Store
 from harness.study import open_study
+from harness.terminal import counted, noun
 
 
 @pytest.mark.slow
@@ -147,3 +149,26 @@ def test_a_files_name_says_the_format(make_config: Make, tmp_path: Path) -> None
     )
     wrong = harness("export", config, "--root", root, "--format", "parkuet")
     assert "allowed: csv, json, parquet (did you mean 'parquet'?)" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_one_thing_has_no_s(make_config: Make, tmp_path: Path) -> None:
+    assert [counted(number, "study", "studies") for number in (0, 1, 2)] == [
+        "0 studies",
+        "1 study",
+        "2 studies",
+    ]
+    assert [noun(number, "file") for number in (0, 1, 2)] == ["files", "file", "files"]
+    config, root = make_config(GAUSSIAN), tmp_path / "root"
+    run_all(config, root)
+    done = harness("report", config, "--root", root)
+    assert done.returncode == 0, done.stderr
+    page = (root / "experiments" / "normal" / "report" / "report.html").read_text()
+    assert "1 chain, 1 seed a cell; 4 of 4 generations are committed" in page
+    assert "1 chain has 4 generations, of which 4 are different" in page
+    done = harness("compare", config, "--root", root)
+    assert "found 1 study and 1 store, expected two studies or more" in done.stderr
+    done = harness("compact", "--root", root)
+    assert done.stdout == f"packed the records of 4 generations; 1 pack in {root / 'packs'}\n"
+    done = harness("plan", config, "--root", root)
+    assert "(4 fits), 4 in the store" in done.stdout

@@ -18,7 +18,7 @@ from harness.config.track import BASELINE, Track
 from harness.errors import InputError
 from harness.reporting.growth import until
 from harness.reporting.statistics import Aggregate, aggregate
-from harness.terminal import shown
+from harness.terminal import counted, shown
 
 TRUE_SCORES = ("agreement", "log_density")
 """Scores of filters that are computed from the truth of closed forms."""
@@ -289,7 +289,7 @@ def _badges(
         found.append("source tree not clean")
     failed = sum(result.state == "failed" for result in entry.seeds.values())
     if failed:
-        found.append(f"{failed} seeds failed")
+        found.append(f"{counted(failed, 'seed')} failed")
     if rise.high is not None and rise.high < 0 and not entry.track.answers:
         found.append("too good: better than generation 0")
     for name, what in (("oracle", "its oracle"), ("real", "the baseline without synthetic examples")):

@@ -36,7 +36,7 @@ from harness.errors import GangError, InputError, ResourceError
 from harness.imports import arrow_without_pandas
 from harness.ray_access import check_ray
 from harness.stop import Stop
-from harness.terminal import counted
+from harness.terminal import counted, noun
 
 if TYPE_CHECKING:
     from harness.coordinator.summary import RunSummary
@@ -212,7 +212,7 @@ def plan(
     terminal.show(f"{found.experiment}: {counted(found.cells, 'cell')}, {counted(found.chains, 'chain')}")
     terminal.show(
         f"generations     {found.generations_requested} asked for, {found.generations_unique} after sharing "
-        f"({found.fits_unique} fits), {found.generations_stored} in the store, "
+        f"({counted(found.fits_unique, 'fit')}), {found.generations_stored} in the store, "
         + (f"{found.generations_begun} of which a part is to be made, " if found.generations_begun else "")
         + f"{found.generations_unique - found.generations_stored - found.generations_begun} to compute"
     )
@@ -249,17 +249,18 @@ def _wall(found: PlanSummary, nodes: int) -> str:
 
 
 def _gone(fits: int) -> str:
+    were, they = ("was", "it is") if fits == 1 else ("were", "they are")
     return (
-        f"{fits} fits that retention.weights keeps were freed before; they are fitted again only if "
-        "something needs them"
+        f"{counted(fits, 'fit')} that retention.weights keeps {were} freed before; {they} fitted again only "
+        f"if something needs {noun(fits, 'it', 'them')}"
     )
 
 
 def _read(data: Mapping[str, Any]) -> str:
     """What was read of a source, in one line."""
-    parts = [f"{data['files']} files"] if "files" in data else []
-    parts += [f"{data['documents']} documents"] if "documents" in data else []
-    parts += [f"{data['empty']} empty texts left out"] if data.get("empty") else []
+    parts = [counted(data["files"], "file")] if "files" in data else []
+    parts += [counted(data["documents"], "document")] if "documents" in data else []
+    parts += [f"{counted(data['empty'], 'empty text')} left out"] if data.get("empty") else []
     left_out = data.get("not_read") or []
     parts += [f"not read: {', '.join(left_out[:5])}{' ...' if len(left_out) > 5 else ''}"] if left_out else []
     return f"{data['source']}{': ' if parts else ''}{', '.join(parts)}"

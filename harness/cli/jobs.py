@@ -78,7 +78,8 @@ class JobRun:
         from harness.launch.jobs import write_outcome
 
         reason = "idle" if summary.reason == IDLE else "stopped" if summary.stopped else "done"
-        counts = f"{summary.chains_complete} chains complete, {summary.chains_failed} failed"
+        complete = terminal.counted(summary.chains_complete, "chain")
+        counts = f"{complete} complete, {summary.chains_failed} failed"
         because = f"; {summary.reason or 'stopped with work left'}" if summary.stopped else ""
         write_outcome(self.folder, reason, counts + because)
 

@@ -25,6 +25,7 @@ from harness.cli.app import (
 )
 from harness.cli.tables import cell, print_rows
 from harness.errors import InputError
+from harness.terminal import counted, noun
 
 if TYPE_CHECKING:
     from harness.launch.doctor.checks import Check
@@ -57,21 +58,24 @@ def doctor(
         raise InputError("doctor: --repair goes with --store")
     from rich.console import Console
 
-    from harness.launch.doctor.examination import counted, examine
+    from harness.launch.doctor.examination import counted as by_severity
+    from harness.launch.doctor.examination import examine
 
     checks = []
     with Console(stderr=True).status("examining") as status:
         for check in examine(root):
             checks.append(check)
             status.update(f"examining: {len(checks)} checks, {check.name} done")
-    counts = counted(checks)
+    counts = by_severity(checks)
     if json_output:
         fields = ("name", "where", "severity", "found", "remedy")
         print_json({**counts, "checks": [{f: getattr(check, f) for f in fields} for check in checks]})
     else:
         _show(checks)
-        plural = {name: "s" if name != "ok" and count != 1 else "" for name, count in counts.items()}
-        terminal.show(", ".join(f"{count} {name}{plural[name]}" for name, count in counts.items() if count))
+        parts = (
+            counted(count, name, "ok" if name == "ok" else "") for name, count in counts.items() if count
+        )
+        terminal.show(", ".join(parts))
     raise typer.Exit(EXIT_FAILED if counts["failure"] else 0)
 
 
@@ -136,9 +140,10 @@ def gc(
         return
     size = 2**20
     terminal.show(
-        f"{'would free' if dry_run else 'freed'}: weights of {freed.weights} fits "
-        f"({freed.weights_bytes / size:,.1f} MiB), unfinished work of {freed.work} keys "
-        f"({freed.work_bytes / size:,.1f} MiB), {freed.leases} leases, {freed.damaged} damaged items "
+        f"{'would free' if dry_run else 'freed'}: weights of {counted(freed.weights, 'fit')} "
+        f"({freed.weights_bytes / size:,.1f} MiB), unfinished work of {counted(freed.work, 'key')} "
+        f"({freed.work_bytes / size:,.1f} MiB), {counted(freed.leases, 'lease')}, "
+        f"{counted(freed.damaged, 'damaged item')} "
         f"({freed.damaged_bytes / size:,.1f} MiB)"
     )
 
@@ -159,7 +164,8 @@ def compact(root: Root = DEFAULT_ROOT, json_output: Json = False) -> None:
     if json_output:
         print_json({"packed": folders, "packs": packs})
     else:
-        terminal.show(f"packed the records of {folders:,} generations; {packs} packs in {root / 'packs'}")
+        packed = f"packed the records of {folders:,} {noun(folders, 'generation')}"
+        terminal.show(f"{packed}; {counted(packs, 'pack')} in {root / 'packs'}")
 
 
 @app.command(rich_help_panel="On a cluster")
@@ -199,4 +205,5 @@ def fetch(
     for item in found:
         terminal.show(describe(item))
     size = sum(item.bytes for item in found) / 2**20
-    terminal.show(f"{len(found)} items, {size:.1f} MiB" if found else "nothing of the hub is needed")
+    items = f"{counted(len(found), 'item')}, {size:.1f} MiB"
+    terminal.show(items if found else "nothing of the hub is needed")

@@ -80,7 +80,8 @@ def build(
         print_json(about)
         return
     left = ", ".join(f"{count:,} {why}" for why, count in about["dropped"].items() if count)
-    terminal.show(f"{about['documents']:,} documents{f' (left out: {left})' if left else ''}: {to}")
+    kept = f"{about['documents']:,} {terminal.noun(about['documents'], 'document')}"
+    terminal.show(f"{kept}{f' (left out: {left})' if left else ''}: {to}")
     for found in about["overlap"]:
         shares = ", ".join(f"{found[n]:.2%} of {n}" for n in ("whole examples", "13-grams") if n in found)
         terminal.show(f"in the training text of {found['study']}: {shares or 'it fills no block'}")

@@ -37,7 +37,7 @@ from harness.cli.tables import GAP, least_widths, print_rows, screen_width
 from harness.errors import InputError
 from harness.imports import arrow_gives_back, arrow_without_pandas
 from harness.stop import Stop
-from harness.terminal import shown
+from harness.terminal import counted, noun, shown
 
 if TYPE_CHECKING:
     from harness.reporting.rows import Rows
@@ -129,7 +129,8 @@ def export(
             sys.stdout.buffer.flush()
         else:
             _write_out(out, part)
-            terminal.show(f"{written:,} {'records' if sql is None else 'rows'}: {out}", sys.stderr)
+            what = noun(written, "record" if sql is None else "row")
+            terminal.show(f"{written:,} {what}: {out}", sys.stderr)
     raise typer.Exit(tell_damage(store))
 
 
@@ -157,7 +158,8 @@ def _export_examples(config: Path, assignments: list[str] | None, root: Path, to
         prepared, store = prepare(config, assignments, root, scratch)
         told = hand_on(prepared, store, to)
     dropped = "".join(f", {count:,} dropped by {name}" for name, count in told["dropped"].items())
-    terminal.show(f"{told['trained']:,} training examples, {told['real']:,} of them real{dropped}: {to}")
+    trained = f"{told['trained']:,} training {noun(told['trained'], 'example')}"
+    terminal.show(f"{trained}, {told['real']:,} of them real{dropped}: {to}")
     if told["differ"]:
         say(
             f"chains that were run in bundles are run again for this, and {len(told['differ'])} of them come "
@@ -271,8 +273,11 @@ def compare(
     roots = root or [path(os.environ.get("HARNESS_ROOT") or DEFAULT_ROOT)]
     roots = roots * len(configs) if len(roots) == 1 else roots
     if len(configs) < 2 or len(roots) != len(configs):
-        message = f"found {len(configs)} studies and {len(roots)} stores, expected two studies or more, and "
-        raise InputError(f"{message}--root once for all or once for each (in the order of the studies)")
+        given = f"{counted(len(configs), 'study', 'studies')} and {counted(len(roots), 'store')}"
+        raise InputError(
+            f"found {given}, expected two studies or more, and --root once for all or once for each (in the "
+            "order of the studies)"
+        )
     arrow_gives_back()
     damaged, parts = 0, []
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -417,4 +422,4 @@ def pull(
         terminal.show(f"model    {found['model']}{other}")
     if found["adapter"] is not None:
         terminal.show(f"adapter  {found['adapter']}")
-    terminal.show(f"corpus   {found['corpus']} ({found['examples']:,} examples)")
+    terminal.show(f"corpus   {found['corpus']} ({found['examples']:,} {noun(found['examples'], 'example')})")

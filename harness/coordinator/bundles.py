@@ -296,9 +296,8 @@ class BundleRun:
                 ) from None
             again = task.attempt <= self.prepared.study.base.resources.max_failures
             self.experiment.event("bundle_failed", reason=reason, attempt=task.attempt, again=again)
-            self.display.line(
-                f"a bundle of {len(task.chains)} chains failed{', trying again' if again else ''}: {reason}"
-            )
+            what = f"a bundle of {counted(len(task.chains), 'chain')} failed"
+            self.display.line(f"{what}{', trying again' if again else ''}: {reason}")
             if again:
                 for part in task.slices:
                     for unit in part.units:

@@ -19,7 +19,7 @@ from harness.data.compressed import CHUNK, DAMAGED, OPENERS
 from harness.errors import DataError, reason_of
 from harness.files import refuse_pointer, refuse_special
 from harness.proc import usable_memory
-from harness.terminal import cut, shown
+from harness.terminal import counted, cut, shown
 
 BREAKS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """Characters that `str.splitlines` takes for newlines, and that are content here."""
@@ -88,9 +88,8 @@ def read_files(path: Path, text_field: str, field: str) -> Texts:
             else:
                 empty += 1
     if not documents:
-        raise DataError(
-            f"{field}: {path} holds no text ({len(files)} files, {empty} empty texts){_named(left_out)}"
-        )
+        found = f"{counted(len(files), 'file')}, {counted(empty, 'empty text')}"
+        raise DataError(f"{field}: {path} holds no text ({found}){_named(left_out)}")
     return Texts(tuple(documents), len(files), empty, tuple(left_out))
 
 

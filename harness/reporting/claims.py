@@ -18,6 +18,7 @@ from harness.reporting.rows import Rows
 from harness.reporting.statistics import LEVEL, aggregate, one_more
 from harness.reporting.worth import exchange, undoing
 from harness.study import Prepared
+from harness.terminal import counted
 
 ClaimVerdict = Literal["reproduced", "contradicted", "undecided"]
 SHARES = ("exceeds_first", "lost")
@@ -163,7 +164,7 @@ def _reservation(ended: int, there: int, total: int, least: int) -> str:
         return f"{ended} of {total} seeds have diverged, and the value is of those that live"
     if there < total:
         return f"{total - there} of {total} seeds have no finite value, or are not finished"
-    return f"{there} seeds, {least} are needed" if there < least else ""
+    return f"{counted(there, 'seed')}, {least} are needed" if there < least else ""
 
 
 def _summary(

@@ -90,8 +90,9 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
     """What was shared: by generation, how many chains go through how many different ones.
 
     Returns:
-        ``asked`` and ``different`` generations in all, and ``lines`` with ``generation``, ``chains``,
-        ``different`` and ``most``, the largest number of chains through one; empty without such chains.
+        How many ``chains`` there are, ``asked`` and ``different`` generations in all, and ``lines`` with
+        ``generation``, ``chains``, ``different`` and ``most``, the largest number of chains through one;
+        empty without such chains.
     """
     chains: tuple[Chain, ...] = prepared.lineage.chains
     if not chains:
@@ -110,4 +111,4 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
         for generation, found in by_generation.items()
     ]
     asked = sum(line["chains"] for line in lines)
-    return {"asked": asked, "different": len(prepared.lineage.nodes), "lines": lines}
+    return {"chains": len(chains), "asked": asked, "different": len(prepared.lineage.nodes), "lines": lines}

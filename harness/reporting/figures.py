@@ -27,6 +27,7 @@ from harness.reporting.lettering import letter, width_of
 from harness.reporting.palette import Style, styles
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, curves, thinned
+from harness.terminal import counted
 
 DPI = 130
 MAX_POINTS = 400
@@ -263,7 +264,7 @@ def _grid_figure(
     notes = [f"{lines} of {every} cells, evenly chosen; the table has all"] if lines < every else []
     counts = {len(p.values) for _, cells in parts for cell in cells for p in found[cell].values() if p.values}
     least, most = min(counts), max(counts)
-    many = f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
+    many = f"{least} to {most} seeds" if least < most else counted(most, "seed")
     notes.append(f"{many} at every point")
     if any(cell in expected for _, cells in parts for cell in cells):
         notes.append("thin dashed lines: theory")

@@ -23,7 +23,7 @@ from harness.reporting.answer import answers
 from harness.reporting.explorer import Theory, explorer
 from harness.reporting.rows import Rows
 from harness.reporting.tables import growth_table, headline, summary_table, to_csv
-from harness.terminal import visible
+from harness.terminal import counted, noun, visible
 
 ROOM_PX, LETTER_PX, GAP_PX = 1216, 8, 15
 """Width of a page's text on a wide screen, of a digit, and of what is between two columns."""
@@ -199,6 +199,7 @@ def _template(names: Collection[str]) -> jinja2.Template:
         finalize=_plain,
     )
     environment.filters |= {"words": words, "label": lambda metric: among(str(metric), names).title}
+    environment.filters |= {"counted": counted, "noun": noun}
     text = (files("harness.reporting") / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(text)
 

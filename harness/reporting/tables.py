@@ -13,6 +13,7 @@ from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.growth import growths
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import SURVIVORS, curves, thinned
+from harness.terminal import counted
 
 
 def to_csv(columns: Sequence[str], numbers: Sequence[Sequence[Any]]) -> bytes:
@@ -37,7 +38,7 @@ def critical_table(
     found = critical_ratios(rows, axes, metric, seeds) if metric else []
     lines = []
     for item in found:
-        ratio, of = "", f"{item.seeds} seeds"
+        ratio, of = "", counted(item.seeds, "seed")
         if item.unfinished:
             of += f"; {item.unfinished} more have not come to generation {item.generation} with every ratio"
         if item.ratio is not None:

@@ -198,6 +198,8 @@ def test_a_table_is_asked_in_sql(make_config: Make, tmp_path: Path) -> None:
     for query, said in (
         ("SELECT nothing FROM ledger", r'column "nothing" not found[^$]*\nLINE 1: SELECT nothing'),
         ("SELECT\nnothing\nFROM ledger", "\nLINE 2: nothing\n"),
+        ("SELECT 1 FROM recrods", r"recrods does not exist!\nThe table is ledger\.\n\nLINE 1: SELECT 1"),
+        ("SELECT\n1 FROM a.b", r'schema "a" does not exist.\nThe table is ledger\.\n\nLINE 2: 1 FROM'),
         ("SELEC 1", r"syntax error[^$]*\nLINE 1: SELEC 1\n"),
         ("SELECT\n(", r"syntax error[^$]*\nLINE 2: \(\n"),
         ("SELECT error('\nLINE 7: no')", "\nLINE 7: no"),  # text of data stays as it is

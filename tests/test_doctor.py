@@ -280,6 +280,17 @@ except RuntimeError:
     assert said.splitlines()[-1] == "['cpu_adam']"
 
 
+def test_the_hub_is_not_called_reachable_unseen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whether the hub is asked is a setting; that it answers nobody has tried."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for offline, said in (
+        (False, ", may be asked, not tried (HF_HUB_OFFLINE is not set)"),
+        (True, ", offline (HF_HUB_OFFLINE)"),
+    ):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        assert f"free){said}" in only(services.hub(), "hub").found
+
+
 @pytest.mark.slow
 def test_wandb_without_a_key_with_one_and_without_a_server(
     monkeypatch: pytest.MonkeyPatch, outside: None, tmp_path: Path

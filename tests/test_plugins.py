@@ -378,7 +378,10 @@ def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tm
         ("filters=[{kind: every, step: 0}]", "filters.0.step: found 0"),
         ("filters=[{kind: every, stride: 2}]", "filters.0.stride: unknown field"),
         ("tracking.trackers=[file]", "tracking.trackers: found 'file', allowed: mlflow, files"),
-        ("evaluate.metrics=[spred]", "evaluate.metrics: found 'spred', allowed: survival, spread"),
+        (
+            "evaluate.metrics=[spred]",
+            "evaluate.metrics: found 'spred', allowed: survival, spread (did you mean 'spread'?)",
+        ),
         (
             "data={source: discrete, probabilities: [0.5, 0.5]}",
             "learner laplace reads gaussian, mixture, shape, array data",

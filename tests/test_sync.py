@@ -30,6 +30,7 @@ from harness.study import open_study
 from harness.tracking import login, run_id
 from harness.tracking.login import unreachable
 from harness.tracking.runs import ChainView
+from harness.tracking.sync import Synced, describe
 from harness.tracking.sync import sync as in_process
 from harness.tracking.tracker import Tracker
 from harness.tracking.views import Mirrored, Views
@@ -169,7 +170,8 @@ def test_bundled_chains_are_sent_by_cell_or_one_by_one(make_config: Make, tmp_pa
     config, root = make_config(GAUSSIAN, grid=GRID, **changes), tmp_path / "root"
     prepared, store = run_bundles(config, root)
     with endpoint() as recorder:
-        assert sync(config, root, recorder)["generations_sent"] == 2 * 4
+        first = sync(config, root, recorder)
+        assert (first["generations_sent"], first["chains"], first["cells"]) == (2 * 4, 2, 2)
         assert sync(config, root, recorder)["generations_sent"] == 0
         names = recorder.names()
         assert len(names) == 2 and all("cell-" in name for name in names)
@@ -194,6 +196,19 @@ def test_bundled_chains_are_sent_by_cell_or_one_by_one(make_config: Make, tmp_pa
     longer, _ = open_study(config, ("generations=5",), store)
     for item in mirrored(longer):
         assert len(Views(longer, store).view(item).generations) == 4, "no means over chains to come"
+
+
+def test_what_was_sent_is_called_what_it_is() -> None:
+    """Of chains in bundles, their cells."""
+    assert describe(Synced(4, complete=4, chains_sent=1, generations_sent=1)) == (
+        "1 generation of 1 chain sent, 4 of 4 chains complete"
+    )
+    assert describe(Synced(2, cells=2, complete=2)) == (
+        "0 generations of 0 cells sent, 2 of 2 cells complete"
+    )
+    assert describe(Synced(3, cells=2)) == (
+        "0 generations of 0 chains and cells sent, 0 of 3 chains and cells complete"
+    )
 
 
 def test_another_project_or_server_gets_everything(study: tuple[Path, Path]) -> None:

@@ -131,7 +131,7 @@ def test_runs_are_sent_whatever_becomes_of_their_view(
         assert len(recorder.names(project)) == 1 and not recorder.views
         assert done.view == "" and "view" not in describe(done)
         progress, line = lines
-        assert progress == "sent 1 of 1 chains" and line == done.view_missing and "\n" not in line
+        assert progress == "sent 1 of 1 chain" and line == done.view_missing and "\n" not in line
         return line
 
     recorder.no_views = f"permission denied\nTraceback {KEY}"

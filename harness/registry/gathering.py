@@ -16,7 +16,7 @@ from harness.errors import reason_of
 from harness.registry.blame import note_modules
 from harness.registry.plugins import DataKind, EntryPointGroup, LearnerPlugin
 from harness.section import DataSection, Section
-from harness.terminal import cut, shown
+from harness.terminal import cut, nearest, shown
 
 P = TypeVar("P")
 Q = TypeVar("Q")
@@ -196,7 +196,7 @@ def check_names(names: tuple[str, ...], found: Found[Any]) -> tuple[str, ...]:
         if name in found.broken:
             raise ValueError(f"found {shown(name)}; {cut(found.broken[name])}")
         allowed = ", ".join(found.loaded) or "none, no package adds any"
-        raise ValueError(f"found {shown(name)}, allowed: {allowed}")
+        raise ValueError(f"found {shown(name)}, allowed: {allowed}{nearest(name, found.loaded)}")
     if len(set(names)) < len(names):
         raise ValueError("names one twice")
     return names

@@ -72,6 +72,8 @@ FORMATS = {"csv": "(FORMAT csv, HEADER)", "json": "(FORMAT json, ARRAY true)", "
 
 _WHERE = re.compile(r"^LINE (\d+):(?=.*\n *\^+\s*\Z)", re.MULTILINE)
 """Where DuckDB says what is wrong: at the end, above a mark."""
+_NO_TABLE = re.compile(r'(Table with name [^\n]* does not exist[^\n]*)(\nDid you mean "[^\n]*"\?)?')
+"""What DuckDB says of a table that is not there, and the name that is most like it among all its tables."""
 TABLE = "ledger"
 """What a query calls the rows."""
 
@@ -111,6 +113,8 @@ def write(records: Rows, form: str, out: Path, own: str | None = None) -> int:
                     connection.execute(f"CREATE TEMP TABLE answer AS\n{asked}")
                 except duckdb.Error as error:  # it counts a line above the query's own
                     said = _WHERE.sub(lambda at: f"LINE {int(at[1]) - 1}:", str(error))
+                    if isinstance(error, duckdb.CatalogException):  # it would offer tables of its own
+                        said = _NO_TABLE.sub(rf"\1\nThe table is {TABLE}.", said)
                     raise InputError(f"--sql: {said}") from None
             except duckdb.Error as error:
                 raise InputError(f"--sql: {error}") from None

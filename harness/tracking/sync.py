@@ -16,12 +16,15 @@ from harness.errors import DamagedError, HarnessError, InputError
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
+from harness.terminal import counted
 from harness.tracking import BusyError, held, patience_s
 from harness.tracking.tracker import Tracker, open_trackers
 from harness.tracking.views import Mirrored, Views, aggregates, mirrored, of_chain
 
 PROGRESS_CHAINS = 20
 """A line of progress after so many chains."""
+BOTH = ("chain or cell", "chains and cells")
+"""What items are called of which some are chains and others the cells of bundles."""
 MAX_FAILURES = 3
 """Chains in a row that could not be sent, after which a pass ends: the tracker does not answer, and each took
 its time to say so."""
@@ -32,7 +35,9 @@ class Synced:
     """What a sync has done.
 
     Attributes:
-        chains: Chains of the study.
+        chains: Chains of the study; of those in bundles their cells, where these are sent
+            (`tracking.bundles`), as in all counts here.
+        cells: How many of them are cells.
         complete: Chains of which nothing is left to send, ever: all generations are there, or the last one
             diverged.
         chains_sent: Chains of which something was sent, once for each tracker.
@@ -47,6 +52,7 @@ class Synced:
     """
 
     chains: int
+    cells: int = 0
     complete: int = 0
     chains_sent: int = 0
     generations_sent: int = 0
@@ -122,7 +128,8 @@ def _watch(
     every_s: float | None,
     say: Callable[[str], None],
 ) -> Synced:
-    started, total = time.monotonic(), Synced(len(mirrored(prepared)))
+    started, items = time.monotonic(), mirrored(prepared)
+    total = Synced(len(items), sum(item.kind == "cell" for item in items))
     while True:
         if (root / "format").exists():
             _Pass(prepared, root, trackers, stop, say, total).run()
@@ -253,7 +260,9 @@ class _Pass:
                 self.total.errors[item.id] = (f"{told}; " if told else "") + tracker.reason(error)
                 failures += 1
                 if failures == MAX_FAILURES:
-                    self.say(f"{failures} chains in a row could not be sent; the rest is left for later")
+                    self.say(
+                        f"{_counted(failures, items)} in a row could not be sent; the rest is left for later"
+                    )
                     self.gave_up = True
                 continue
             failures, done, self.sent = 0, done + 1, True
@@ -261,15 +270,22 @@ class _Pass:
                 self.total.chains_sent += generations > 0
                 self.total.generations_sent += generations
                 if done % PROGRESS_CHAINS == 0 or done == len(items):
-                    self.say(f"sent {done} of {len(items)} chains")
+                    self.say(f"sent {done} of {_counted(len(items), items)}")
         return busy
+
+
+def _counted(number: int, items: Sequence[Mirrored]) -> str:
+    """So many of some items, in words: chains, cells, or both."""
+    kinds = sorted({item.kind for item in items}, reverse=True)
+    return counted(number, *(kinds if len(kinds) == 1 else BOTH))
 
 
 def describe(done: Synced) -> str:
     """What a sync has done, in one line; in another the address of the saved view, where there is one."""
+    what = ["chain"] if done.cells == 0 else ["cell"] if done.cells == done.chains else BOTH
     text = (
-        f"{done.generations_sent} generations of {done.chains_sent} chains sent, {done.complete} of "
-        f"{done.chains} chains complete"
+        f"{counted(done.generations_sent, 'generation')} of {counted(done.chains_sent, *what)} sent, "
+        f"{done.complete} of {counted(done.chains, *what)} complete"
     )
     if done.errors:
         text += f", {len(done.errors)} could not be sent"

@@ -119,7 +119,7 @@ def hub() -> list[Check]:
     folder, offline = Path(constants.HF_HUB_CACHE), constants.HF_HUB_OFFLINE
     there = above(folder)
     free = shutil.disk_usage(there).free
-    mode = "offline (HF_HUB_OFFLINE)" if offline else "online"
+    mode = "offline (HF_HUB_OFFLINE)" if offline else "may be asked, not tried (HF_HUB_OFFLINE is not set)"
     text = f"{folder} ({'there' if there == folder else 'not there yet'}, {gib(free)} free), {mode}"
     wrong = [] if os.access(there, os.W_OK) else [f"{there} cannot be written"]
     wrong += ["offline, and there is no cache"] if offline and there != folder else []

@@ -243,7 +243,7 @@ def run(
 
     Returns:
         ``chains_complete``, ``chains_failed``, ``generations_computed``, ``generations_reused``, ``wall_s``,
-        ``failures`` (each a branch and a reason), ``warnings``.
+        ``failures`` (each a branch or a chain, and a reason), ``warnings``.
 
     Raises:
         harness.errors.HarnessError: The configuration is wrong, the machine too small, the store cannot be

@@ -202,7 +202,11 @@ def test_a_gang_that_fails_too_often_fails_its_chain_only(
     assert [event["again"] for event in failed] == [True, False] and "a rank died" in failed[-1]["reason"]
     states = json.loads(harness("status", config, "--root", root, "--json").stdout)["chains"]
     assert sorted(state["state"] for state in states) == ["complete", "failed"]
-    assert all(Path(log).exists() for log in summary.failures[0][1].split("log: ")[1].rstrip(")").split(", "))
+    ((name, reason),) = summary.failures
+    assert name == f"branch {failed[-1]['branch']}" and reason == failed[-1]["reason"]
+    assert all(Path(log).exists() for log in reason.split("log: ")[1].rstrip(")").split(", "))
+    (told,) = [state["detail"] for state in states if state["state"] == "failed"]
+    assert told == reason, "status names the log too"
     summary, _, lines = run_study(config, root)
     assert (summary.chains_complete, summary.exit_code) == (2, 0), lines
     assert events(root, "text", "resumed"), "what the failed run had saved was not lost"

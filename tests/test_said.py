@@ -6,19 +6,27 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import ray
 from bundled import run_bundles
 from chains import run_all
-from conftest import GAUSSIAN, Make, harness
+from conftest import GAUSSIAN, Make, Quiet, harness
 from rich.cells import cell_len
 
+from harness.cli.grid import _tell
 from harness.cli.results import _print_answers
 from harness.cli.tables import print_rows
+from harness.coordinator.bundles import BundleRun, BundleTask
+from harness.coordinator.summary import RunSummary
+from harness.inspection.status import chain_states
+from harness.inventory.failed import with_logs, without_logs
 from harness.reporting import ledger
 from harness.science import cut
+from harness.stop import Stop
 from harness.store import Experiment, Store
-from harness.study import open_study
+from harness.study import commit_data, open_study
 from harness.terminal import counted, noun
 
 
@@ -172,3 +180,41 @@ def test_one_thing_has_no_s(make_config: Make, tmp_path: Path) -> None:
     assert done.stdout == f"packed the records of 4 generations; 1 pack in {root / 'packs'}\n"
     done = harness("plan", config, "--root", root)
     assert "(4 fits), 4 in the store" in done.stdout
+
+
+def test_equal_reasons_of_failures_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with its first chain and its log, and how many more there are."""
+    chains = [(f"chain {number}", "it ends \x1b[31m here") for number in range(100)]
+    branches = [(f"branch {name}", with_logs("a rank died", [Path(f"/l/{name}.log")])) for name in "ab"]
+    _tell(
+        RunSummary(0, 102, 0, 0, 1.0, failures=(*chains, *branches, ("branch c", "no (log: here"))), [], False
+    )
+    assert capsys.readouterr().err.splitlines() == [
+        "failed: chain 0 and 99 more: it ends \\u001b[31m here",
+        "failed: branch a and 1 more: a rank died (log: /l/a.log)",
+        "failed: branch c: no (log: here",
+    ]
+    assert with_logs("x", []) == "x" and without_logs(with_logs("x", [Path("/a"), Path("/b")])) == "x"
+
+
+@pytest.mark.slow
+def test_chains_of_a_worker_that_died_are_failed(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given up, they were said to be waiting: nothing was written down of them."""
+    grid = {"seed": [0, 1]}
+    config = make_config(GAUSSIAN, grid=grid, **{"resources.bundled": True, "resources.max_failures": 0})
+    root = tmp_path / "root"
+    prepared, scratch = open_study(config, (), Store.read(root))
+    with scratch:
+        store, experiment = Store.open(root), Experiment(root, "normal")
+        commit_data(prepared, store)
+        experiment.begin({}, [])
+        run = BundleRun(prepared, store, experiment, Mock(), Quiet(), Stop())
+        task = BundleTask(tuple(run.ready))
+        monkeypatch.setattr(ray, "get", Mock(side_effect=ray.exceptions.WorkerCrashedError()))
+        monkeypatch.setattr(run, "_close", Mock())
+        run._finish(None, task)
+        states = chain_states(prepared, store)
+    assert [state.state for state in states] == ["failed", "failed"]
+    assert {state.detail for state in states} == {*run.failed.values()} and len(run.failed) == 2

@@ -152,10 +152,12 @@ def _answer(prepared: Prepared, store: Store) -> None:
 
 def _tell(summary: RunSummary, warnings: Sequence[str], json_output: bool) -> None:
     """What a run did, and what went wrong beside it."""
+    from harness.inventory.failed import grouped
+
     for warning in warnings:
         terminal.show(f"warning: {warning}", sys.stderr)
-    for branch, reason in summary.failures:
-        terminal.show(f"failed: branch {branch}: {reason}", sys.stderr)
+    for failed in grouped(summary.failures):
+        terminal.show(f"failed: {failed}", sys.stderr)
     names = ("chains_complete", "chains_failed", "generations_computed", "generations_reused", "wall_s")
     found = {name: getattr(summary, name) for name in names}
     if json_output:

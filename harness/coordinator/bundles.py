@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -306,11 +306,9 @@ class BundleRun:
                             BundleTask((replace(part, units=(unit,)),), task.attempt + 1, task.commit)
                         )
             else:
-                self.failed |= {chain.key: reason for chain in task.chains}
+                self._fail({chain.key: reason for chain in task.chains})
         else:
-            self.failed |= found.failed
-            for key, why in found.failed.items():
-                self.experiment.event("chain_failed", chain=key, reason=why)
+            self._fail(found.failed)
             self.computed += sum(
                 chain.generations + 1 for chain in task.chains if chain.key not in found.failed
             )
@@ -322,6 +320,12 @@ class BundleRun:
             )
         for part in task.slices:
             self._close(part.key)
+
+    def _fail(self, failed: Mapping[str, str]) -> None:
+        """Give chains up, by key, and write down why."""
+        self.failed |= failed
+        for key, reason in failed.items():
+            self.experiment.event("chain_failed", chain=key, reason=reason)
 
     def _summary(self, wall_s: float, reason: str) -> RunSummary:
         left = {chain.key for chain in missing(self.prepared, self.store.bundles.index())}

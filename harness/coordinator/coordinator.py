@@ -25,6 +25,7 @@ from harness.coordinator.tally import Tally, clear_committed
 from harness.errors import StoreError
 from harness.inventory import Inventory
 from harness.inventory.estimates import scheduled_seconds
+from harness.inventory.failed import with_logs
 from harness.inventory.retention import Eviction
 from harness.science import Branch, Chain, cut
 from harness.stop import Stop
@@ -331,6 +332,7 @@ class Coordinator:
             kind = "crash"
         self._notice_commits(running)
         self.experiment.clear_progress(branch.id)
+        reason = with_logs(reason, gang.logs)
         attempt = self.budget.attempt(branch.id)
         again = self.budget.again(branch.id, kind, self._resources_of(branch))
         self.experiment.event(
@@ -342,15 +344,12 @@ class Coordinator:
             attempt=attempt,
             again=again,
         )
-        logs = ", ".join(str(path) for path in gang.logs)
-        self.display.line(
-            f"branch {branch.id} failed{', trying again' if again else ''}: {reason} (log: {logs})"
-        )
+        self.display.line(f"branch {branch.id} failed{', trying again' if again else ''}: {reason}")
         self._refresh_machines()
         if again:
             self.queue.push(branch)
         else:
-            self.failed[branch.id] = f"{reason} (log: {logs})"
+            self.failed[f"branch {branch.id}"] = reason
 
     def _lost_machines(self, gang: GangHandle) -> set[str]:
         """The machines of a gang that are gone.

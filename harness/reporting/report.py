@@ -12,6 +12,7 @@ import yaml
 from harness.components import LEARNERS
 from harness.files import write_atomic
 from harness.inventory import Inventory, StoredChains
+from harness.inventory.failed import without_logs
 from harness.inventory.judging import remarks
 from harness.reporting import claims, distributions, homogenisation, inside
 from harness.reporting.baseline import Baseline, baselines
@@ -96,13 +97,13 @@ def _drawings(prepared: Prepared, store: Store, rows: Rows) -> Iterator[FigureDr
 
 
 def failed_chains(prepared: Prepared, store: Store) -> list[str]:
-    """Why chains have failed: a reason for each that has."""
+    """Why chains have failed: a reason for each that has, without its log, which is this machine's."""
     experiment = Experiment(store.root, prepared.study.base.experiment)
     if not any(event["event"] in ("branch_failed", "chain_failed") for event in experiment.events()):
         return []
     stored = StoredChains(prepared, store, Inventory(prepared, store))
     states = (stored.of(chain).progress(chain)[1] for chain in prepared.chains)
-    return [state.detail for state in states if state.state == "failed"]
+    return [without_logs(state.detail) for state in states if state.state == "failed"]
 
 
 def failed_line(prepared: Prepared, reasons: Sequence[str]) -> list[str]:

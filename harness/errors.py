@@ -3,6 +3,7 @@
 HarnessError
 ├── InputError          what the user gave is wrong: exit code 2, nothing started, nothing written
 │   ├── ConfigError     in a configuration: file, line, field, what was found, what is allowed
+│   ├── PluginError     a package's component is not what it has to be
 │   ├── DataError       the real data are missing, unreadable or too small for what is asked of them
 │   └── ResourceError   the grid cannot fit the devices at hand
 ├── StoreError          the store cannot be read or written
@@ -59,6 +60,10 @@ class ConfigError(InputError):
         """Keep the problems and join them, one to a line."""
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class PluginError(InputError):
+    """What a package adds is not there, or not what it has to be."""
 
 
 class DataError(InputError):

@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,30 @@ import yaml
 from conftest import GAUSSIAN, ROOT, TASK, TEXT, Make
 from forked import Forks
 
+from harness import components
 from harness.components import METRICS
 from harness.components.judging import DECISIONS
-from harness.errors import LearnerError
+from harness.errors import LearnerError, PluginError
+from harness.learners.analytic import Family
+from harness.learners.protocol import Learner
 from harness.metrics.added import added_metrics
 from harness.records import Examples
-from harness.registry import Loaded, Metric, MetricPlugin
+from harness.registry import (
+    DataKind,
+    DataPlugin,
+    FilterPlugin,
+    Found,
+    LearnerPlugin,
+    Loaded,
+    Metric,
+    MetricPlugin,
+    RegimePlugin,
+    TrackerPlugin,
+    gather,
+    gathering,
+    named,
+)
+from harness.registry.plugins import EntryPointGroup
 
 pytestmark = pytest.mark.slow
 
@@ -466,7 +486,7 @@ BROKEN = [
 
 def test_a_list_names_what_is_left_out(tmp_path: Path) -> None:
     """Where a package is registered, not all of the harness can be imported yet."""
-    rest = f"{SECTION.format('every')}f = FilterPlugin(Odd, 1, None)\n"
+    rest = f"{SECTION.format('every')}f = FilterPlugin(Odd, 1, len)\n"
     for folder, early, found in (
         ("good", "from harness.tasks import Checker, Problem, Verdict", True),
         ("bad", "import harness.learners.protocol", False),
@@ -494,6 +514,210 @@ def test_a_package_that_does_not_work_is_named(
     # Who does not ask for it is not concerned.
     plain = harness("show", "papers/small/kazdan_gaussian", path=[folder])
     assert plain.returncode == 0, plain.stderr
+
+
+MADE = """
+from typing import ClassVar, Literal
+from pydantic import create_model
+from harness.registry import DataKind, FilterPlugin, LearnerPlugin, RegimePlugin, TrackerPlugin
+from harness.section import DataSection, Section
+class Odd(Section):
+    kind: Literal["odd"]
+class Shelf(DataSection):
+    source: Literal["odd"]
+def shelf(like, **fields):
+    section = create_model("Own", __base__=Shelf, **{name: (int, value) for name, value in fields.items()})
+    return DataKind(section, prepare="made:p", load="made:l", sources=("odd",), like=like)
+class Prompts(Shelf):
+    prompted: ClassVar[bool] = True
+    num_examples: int = 3
+"""
+MADE_WRONG: list[tuple[str, str, str]] = [
+    (
+        "learners",
+        "LearnerPlugin(Odd, 1, reads=('gaussian',))",
+        "made:odd has no family, so it needs a learner, ",
+    ),
+    ("learners", "LearnerPlugin(Odd, 1, reads=(), family='made:F')", "made:odd reads no kind of data"),
+    (
+        "learners",
+        "LearnerPlugin(Odd, 1, reads=('gaussian',), family='nowhere.models:F')",
+        "its family is 'nowhere.models:F', and there is no module nowhere",
+    ),
+    (
+        "learners",
+        "LearnerPlugin(Odd, 1, reads=('gaussian',), family='made.F')",
+        "its family is 'made.F', expected 'module:attribute'",
+    ),
+    ("filters", "FilterPlugin(Odd, 1, None)", "its keep is None, expected a function or 'module:attribute'"),
+    ("filters", "FilterPlugin(Odd, 1, '')", "its keep is '', expected 'module:attribute'"),
+    ("regimes", "RegimePlugin('made:rule', 1)", "its rule is 'made:rule', expected a function"),
+    ("trackers", "TrackerPlugin()", "made:odd needs write, or a tracker"),
+    ("trackers", "TrackerPlugin(7)", "its write is 7, expected a function or 'module:attribute'"),
+    ("data", "shelf('array')", "the section of made:odd needs the field num_examples"),
+    (
+        "data",
+        "shelf('linear', num_examples=3)",
+        "its section lacks dim, which readers of linear data ask for",
+    ),
+    (
+        "data",
+        "shelf('text', num_examples=3, block_size=4)",
+        "its section lacks tokenizer, prepend_bos, filled, longest, which readers of text data ask for",
+    ),
+    (
+        "data",
+        "DataKind(Prompts, prepare='made:p', load='made:l', sources=('odd',))",
+        "prompt_length, has_truth, has_solutions, named, more, which readers of task data ask for",
+    ),
+    ("data", "shelf('boxes', num_examples=3)", "its like is 'boxes', allowed: text, task, chat, images, "),
+]
+EXPECTED: dict[EntryPointGroup, Any] = {
+    "learners": LearnerPlugin,
+    "filters": FilterPlugin,
+    "regimes": RegimePlugin,
+    "trackers": TrackerPlugin,
+    "data": (DataPlugin, DataKind),
+}
+
+
+@pytest.fixture
+def gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Found[Any]]:
+    """What is found of a package, by its module and one entry point."""
+
+    def found(group: EntryPointGroup, module: str, name: str = "odd") -> Found[Any]:
+        (tmp_path / "made.py").write_text(module)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "made", raising=False)
+        points = EntryPoints([EntryPoint(name, "made:odd", f"harness.{group}")])
+        monkeypatch.setattr(gathering, "_entry_points", lambda: points)
+        check = {"check": components._check_like} if group == "data" else {}
+        return gather(group, EXPECTED[group], {}, **check)
+
+    return found
+
+
+@pytest.mark.parametrize(("group", "made", "message"), MADE_WRONG)
+def test_a_component_that_cannot_work_is_left_out(
+    gathered: Callable[..., Found[Any]], group: EntryPointGroup, made: str, message: str
+) -> None:
+    """Before anything of it is used, and without an import of its code."""
+    found = gathered(group, f"{MADE}odd = {made}\n")
+    assert not found.loaded and message in found.broken["odd"]
+    assert found.broken["odd"].startswith("made cannot be used for it: ")
+
+
+@pytest.mark.parametrize("name", ["../../../esc", "a.b", "_a", "a b", "", "a/b", "\u001b[2J", "é"])
+def test_a_kind_has_a_plain_name(gathered: Callable[..., Found[Any]], name: str) -> None:
+    """Trackers have a folder of their name."""
+    module = f"{MADE}odd = TrackerPlugin('made:write')\n"
+    found = gathered("trackers", module, name)
+    assert not found.loaded and "a name has letters, digits, - and _" in found.broken[name]
+    assert gathered("trackers", module, "lab-notes_2").loaded
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("", "AttributeError: module 'code_of_it' has no attribute 'Fam'"),
+        (
+            "import nothing_like_it",
+            "ModuleNotFoundError: No module named 'nothing_like_it' (code_of_it.py, line 1)",
+        ),
+        ("import sys\nsys.exit('no licence')", "SystemExit: no licence (code_of_it.py, line 2)"),
+        ("Fam = (", "SyntaxError: '(' was never closed (code_of_it.py, line 1)"),
+    ],
+)
+def test_code_that_cannot_be_had_is_its_packages(
+    gathered: Callable[..., Found[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    message: str,
+) -> None:
+    """None of these errors has a frame of what its entry point names."""
+    (tmp_path / "code_of_it.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "code_of_it", raising=False)
+    made = "LearnerPlugin(Odd, 1, reads=('gaussian',), family='code_of_it:Fam')"
+    plugin = gathered("learners", f"{MADE}odd = {made}\n")["odd"]
+    with pytest.raises(PluginError) as failed:
+        named(plugin.family)
+    assert str(failed.value) == (
+        f"learner odd of the package made: family 'code_of_it:Fam' cannot be used: {message}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        ("7", None, "is 7, expected a function"),
+        ("7", Family, "is 7, expected a class as harness.learners.analytic.family.Family"),
+        (
+            "type('Fam', (), {})",
+            Family,
+            "is no subclass of Family, expected a class as harness.learners.anal",
+        ),
+        (
+            "type('Fam', (Family,), {'fit': len})",
+            Family,
+            "has no evaluate, sample, expected a class as harness",
+        ),
+        (
+            "type('Fam', (), {'fit': len})",
+            Learner,
+            "has no sample, evaluate, reset_peak, describe, expected a ",
+        ),
+    ],
+)
+def test_code_that_is_something_else_is_its_packages(
+    gathered: Callable[..., Found[Any]], code: str, kind: type[Any] | None, message: str
+) -> None:
+    made = "LearnerPlugin(Odd, 1, reads=('gaussian',), family='made:Fam')"
+    module = f"{MADE}from harness.learners.analytic.family import Family\nFam = {code}\nodd = {made}\n"
+    plugin = gathered("learners", module)["odd"]
+    with pytest.raises(PluginError) as failed:
+        named(plugin.family, kind)
+    assert str(failed.value).startswith(f"learner odd of the package made: family 'made:Fam' {message}")
+
+
+def test_code_that_takes_something_else_is_its_packages(gathered: Callable[..., Found[Any]]) -> None:
+    """A function of too few arguments; what is wrong inside of one stays what it is."""
+    module = f"{MADE}def keep(section, examples): return len(7)\n"
+    for place in ("keep", "'made:keep'"):
+        plugin = gathered("filters", f"{module}odd = FilterPlugin(Odd, 1, {place})\n")["odd"]
+        whose = "filter odd of the package made: keep" + " 'made:keep'" * (place != "keep")
+        with pytest.raises(PluginError) as failed:
+            named(plugin.keep)(1, 2, 3)
+        assert str(failed.value) == (
+            f"{whose} cannot be called as it is: keep() takes 2 positional arguments but 3 were given"
+        )
+        with pytest.raises(TypeError, match=r"object of type 'int' has no len\(\)"):
+            named(plugin.keep)(1, 2)
+
+
+def test_commands_name_the_component_whose_code_is_not_there(tmp_path: Path, make_config: Make) -> None:
+    """Where it is used for the first time."""
+    parts = {
+        "learners": "LearnerPlugin(Odd, 1, reads=('gaussian',), family='made:Fam')",
+        "data": "shelf('array', num_examples=20)",
+        "trackers": "TrackerPlugin(tracker='made:Tracker')",
+    }
+    module = MADE + "".join(f"{group} = {made}\n" for group, made in parts.items())
+    points = "".join(f"[harness.{group}]\nodd = made:{group}\n" for group in parts)
+    folder = given(tmp_path / "site", "made", points, module)
+    for command, setting, message in (
+        ("plan", "data={source: odd}", "data odd of the package made: prepare 'made:p' cannot be used: Attr"),
+        ("run", "learner={kind: odd}", "learner odd of the package made: family 'made:Fam' cannot be used: "),
+        ("run", "tracking.trackers=[odd]", "tracker odd of the package made: tracker 'made:Tracker' cannot "),
+        (
+            "sync",
+            "tracking.trackers=[odd]",
+            "tracker odd of the package made: tracker 'made:Tracker' cannot ",
+        ),
+    ):
+        options = ("--root", tmp_path / "root", "--set", setting, "--set", "resources.bundled=true")
+        done = harness(command, make_config(GAUSSIAN), *options, path=[folder])
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {message}"), done.stderr
 
 
 def test_a_package_cannot_take_a_name_that_exists(site: Path, config: Path, tmp_path: Path) -> None:
@@ -801,6 +1025,10 @@ def test_a_checker_that_raises_or_never_returns_is_counted(tmp_path: Path) -> No
     alone.stdin.flush()
     assert alone.wait(timeout=60) == -signal.SIGALRM
     alone.stdin.close()
+    # one that is not there is no checker that raises
+    (package / "bad_task.py").write_text(BAD_TASK.replace("def check(", "def checks("))
+    with pytest.raises(AssertionError, match="LearnerError: task bad of the package bad_task: check 'bad_t"):
+        ask("bad", [["prompt", "right"]], [package])
 
 
 CHAINS = """

@@ -39,8 +39,10 @@ from harness.registry import (
     RegimePlugin,
     TrackerPlugin,
     gather,
+    has_field,
     releases,
 )
+from harness.terminal import shown
 
 LEARNERS = gather(
     "learners",
@@ -66,11 +68,26 @@ _KINDS: Mapping[str, DataKind] = {
     "images": images.KIND,
     **truths.KINDS,
 }
+
+
+def _check_like(kind: DataPlugin | DataKind) -> None:
+    """Check that a package's section has what readers of the kind that it is like ask for."""
+    if not isinstance(kind, DataKind):
+        return
+    if kind.like and kind.like not in _KINDS:
+        raise ValueError(f"its like is {shown(kind.like)}, allowed: {', '.join(_KINDS)}")
+    like = "task" if kind.section.prompted else kind.like
+    lacks = [name for name in _KINDS[like].asked if not has_field(kind.section, name)] if like else []
+    if lacks:
+        raise TypeError(f"its section lacks {', '.join(lacks)}, which readers of {like} data ask for")
+
+
 _DATA: Found[DataPlugin | DataKind] = gather(
     "data",
     (DataPlugin, DataKind),
     text.NAMED,
     taken=[*_KINDS, *(name for kind in _KINDS.values() for name in kind.sources)],
+    check=_check_like,
 )
 DATA = _DATA.of(DataPlugin)
 """Texts that are known by a name."""

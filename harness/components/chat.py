@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.components.tasks import Prompted
+from harness.components.tasks import ASKED, Prompted
 from harness.components.text import BpeTokenizer, PretrainedTokenizer, Split, check_own_test, tokenizer_items
 from harness.registry import DataKind
 from harness.section import HubItem, Place, PositiveInt, check_revision, hub_data, since
@@ -112,6 +112,7 @@ KIND = DataKind(
     prepare="harness.data.chat:prepared",
     load="harness.data.chat:ChatCorpus",
     like="text",
+    asked=ASKED,
     places=(
         "source",
         "revision",

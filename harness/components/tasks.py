@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
 
+from harness.components.text import ASKED as OF_TEXT
 from harness.components.text import PretrainedTokenizer, tokenizer_items
 from harness.registry import DataKind, TaskPlugin, gather
 from harness.section import DataSection, HubItem, Place, PositiveInt, Section, since
@@ -177,6 +178,10 @@ class Prompted(DataSection):
         return self.block_size
 
 
+ASKED = (*OF_TEXT, "prompt_length", "has_truth", "has_solutions", "named", "more")
+"""What a language model asks of a section of prompts."""
+
+
 class TaskData(Prompted):
     """Prompts with solutions and an exact checker, from an endless generator or a package."""
 
@@ -296,6 +301,7 @@ KIND = DataKind(
     load="harness.data.task:load",
     sources=("task",),
     like="text",
+    asked=ASKED,
     places=("template", "tokenizer.name", "tokenizer.revision"),
     example={"source": "task", "task": {"kind": "boolean"}, "num_examples": 1000},
 )

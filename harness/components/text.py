@@ -120,10 +120,13 @@ def tokenizer_items(tokenizer: BpeTokenizer | PretrainedTokenizer | None) -> lis
     return [HubItem("tokenizer", "data.tokenizer.name", tokenizer.name, tokenizer.revision)]
 
 
+ASKED = ("tokenizer", "block_size", "prepend_bos", "filled", "longest")
+"""What a language model asks of a section of text."""
 KIND = DataKind(
     section=TextData,
     prepare="harness.data.text:prepared",
     load="harness.data.text:TextCorpus",
+    asked=ASKED,
     places=("source", "text_field", "revision", "tokenizer.name", "tokenizer.revision"),
     example={
         "source": "python-docs",

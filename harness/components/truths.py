@@ -132,13 +132,16 @@ class ArrayData(DataSection):
 AnalyticData = GaussianData | DiscreteData | LinearData | MixtureData | ShapeData | ArrayData
 
 
-def _kind(section: type[DataSection], places: Sequence[str] = (), **example: Any) -> DataKind:
+def _kind(
+    section: type[DataSection], places: Sequence[str] = (), asked: Sequence[str] = (), **example: Any
+) -> DataKind:
     return DataKind(
         section=section,
         prepare="harness.data.truths:prepared",
         load="harness.data.truths:load_truth",
         sources=get_args(section.model_fields["source"].annotation),
         places=places,
+        asked=asked,
         example=example,
     )
 
@@ -148,7 +151,7 @@ KINDS: Mapping[str, DataKind] = {
     "discrete": _kind(
         DiscreteData, source="discrete", probabilities=[0.5, 0.3, 0.15, 0.05], num_examples=100
     ),
-    "linear": _kind(LinearData, source="linear", dim=10, num_examples=100),
+    "linear": _kind(LinearData, asked=("dim",), source="linear", dim=10, num_examples=100),
     "mixture": _kind(MixtureData),
     "shape": _kind(ShapeData),
     "array": _kind(ArrayData, ("path", "columns")),

@@ -142,8 +142,8 @@ def placed(filters: Sequence[Filter]) -> list[tuple[int, Filter]]:
 
 
 def _code(kind: str) -> Callable[[Any, Any, Any], Mask]:
-    keep = FILTERS[kind].keep
-    return named(keep) if isinstance(keep, str) else keep
+    code: Callable[[Any, Any, Any], Mask] = named(FILTERS[kind].keep)
+    return code
 
 
 def _verdict(kind: str, section: Any, what: Examples, known: Known, count: int) -> npt.NDArray[Any]:

@@ -19,7 +19,7 @@ from harness.components import DATA
 from harness.config.schema import TextData
 from harness.data.hub import load_hub
 from harness.data.reading import known, paragraphs, read_column, read_files
-from harness.errors import DataError, reason_of
+from harness.errors import DataError, PluginError, reason_of
 from harness.registry import named
 from harness.terminal import cut, shown
 
@@ -173,6 +173,8 @@ def named_documents(source: str, field: str = "data.source") -> tuple[str, ...]:
     """
     try:
         return _named_documents(source)
+    except PluginError:
+        raise
     except (Exception, SystemExit) as error:  # whatever somebody else's code raises
         package = DATA.loaded[source].package
         if not package:

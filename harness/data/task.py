@@ -23,7 +23,7 @@ from harness.data.documents import side_by_hash
 from harness.data.real import ExternalCorpus, PreparedData, Room, own_examples
 from harness.data.text import TextCorpus
 from harness.data.tokenizers import END_OF_TEXT, TOKENIZER
-from harness.errors import DataError
+from harness.errors import DataError, InputError
 from harness.files import write_json
 from harness.metrics import TASK_VERSION
 from harness.records import Examples
@@ -59,7 +59,7 @@ def _problems(config: TaskData) -> Iterator[Problem]:
             _check_problem(config.task.kind, problem, config.has_solutions)
             _check_fits(config, problem)
             yield problem
-    except DataError:
+    except InputError:
         raise
     except (Exception, SystemExit) as error:
         if not package:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from harness.components import DATA, DATA_KINDS, FILTERS, LEARNERS, OBJECTIVES, REGIMES, TASKS, TRACKERS
+from harness.components import METRICS as METRIC_PLUGINS
 from harness.components.presets import preset_names, read_preset
 from harness.config.described import first_line
 from harness.config.shipped import studies, summary, tracks
@@ -154,6 +155,7 @@ BROKEN: Mapping[str, Mapping[str, str]] = {
     "tasks": TASKS.broken,
     "objectives": OBJECTIVES.broken,
     "data": DATA.broken,
+    "metrics": METRIC_PLUGINS.broken,
     "trackers": TRACKERS.broken,
 }
 """Kinds of packages that cannot be used, and why."""

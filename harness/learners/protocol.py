@@ -421,5 +421,5 @@ def check_installed(kind: str) -> None:
 
 def make_learner(kind: str, data: RealData, ranks: Ranks, execution: Execution) -> Learner:
     """A learner of some kind, over some real data, on some ranks."""
-    learner: Learner = named(LEARNERS[kind].learner)(data, ranks, execution)
+    learner: Learner = named(LEARNERS[kind].learner, Learner)(data, ranks, execution)
     return learner

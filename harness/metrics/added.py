@@ -42,8 +42,7 @@ def added_metrics(
     for name in names:
         item = METRICS.loaded[name]
         uniform = stream(seed, generation, f"{item.package}/{name}").random(len(corpus))
-        measure = item.plugin.measure
-        code = named(measure) if isinstance(measure, str) else measure
+        code = named(item.plugin.measure)
         values = dict(code(corpus, Known(real, seed, generation, uniform)))
         declared = [metric.name for metric in item.plugin.metrics]
         if sorted(values) != sorted(declared):

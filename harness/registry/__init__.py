@@ -14,7 +14,8 @@ computes, so that two packages never mean two things by one key.
 
 from __future__ import annotations
 
-from harness.registry.gathering import Found, Loaded, check_names, gather, named, releases
+from harness.registry.gathering import Found, Loaded, check_names, gather, has_field, releases
+from harness.registry.places import named
 from harness.registry.plugins import (
     NUMBERS,
     DataKind,
@@ -51,6 +52,7 @@ __all__ = [
     "TrackerPlugin",
     "check_names",
     "gather",
+    "has_field",
     "moments_numbers",
     "moments_seconds",
     "named",

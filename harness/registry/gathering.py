@@ -8,18 +8,20 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from harness.errors import reason_of
 from harness.registry.blame import note_modules
-from harness.registry.plugins import DataKind, EntryPointGroup, LearnerPlugin
+from harness.registry.places import check_places, with_whose
+from harness.registry.plugins import DataKind, EntryPointGroup, LearnerPlugin, TrackerPlugin
 from harness.section import DataSection, Section
 from harness.terminal import cut, nearest, shown
 
 P = TypeVar("P")
 Q = TypeVar("Q")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""Of a kind: keys, columns, folders and lists of kinds have it."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def gather(
     own: Mapping[str, P],
     taken: Collection[str] = (),
     columns: Collection[str] = (),
+    check: Callable[[P], None] = lambda plugin: None,
 ) -> Found[P]:
     """The components of a group: the harness's own, and those that packages add.
 
@@ -96,18 +99,23 @@ def gather(
         own: The harness's own by kind.
         taken: Other names that a package cannot have.
         columns: Metrics that a package cannot declare, with their open parts (``<group>``).
+        check: Raises what is wrong with a package's object, beyond what is of all groups.
     """
     found: Found[P] = Found({kind: Loaded(plugin) for kind, plugin in own.items()})
     points = _entry_points().select(group=f"harness.{group}")
     for point in sorted(points, key=lambda point: (point.name, _package(point))):
         package = _package(point)
         try:
+            if not _NAME.fullmatch(point.name):
+                raise ValueError("a name has letters, digits, - and _, and begins with a letter or a digit")
             if point.name in (*own, *taken):
                 raise ValueError("the harness has a kind of that name")
             if point.name in found.loaded:
                 raise ValueError(f"{found.loaded[point.name].package} gives a kind of that name too")
             plugin = _checked(point, expected)
             _check_columns(plugin, columns)
+            check_places(plugin)
+            check(plugin)
         except (Exception, SystemExit) as error:  # whatever somebody else's code raises, sys.exit too
             reason = reason_of(error)
             if isinstance(error, ImportError) and "partially initialized module 'harness" in reason:
@@ -120,6 +128,7 @@ def gather(
             )
             continue
         note_modules(package, point.module)
+        plugin = with_whose(plugin, f"{group.removesuffix('s')} {point.name} of the package {package}")
         found.loaded[point.name] = Loaded(plugin, package, point.dist.version if point.dist else "")
     return found
 
@@ -142,23 +151,37 @@ def _checked(point: EntryPoint, expected: type[Any] | tuple[type[Any], ...]) -> 
         raise TypeError(f"{point.value} is a {type(plugin).__name__}, not a {' or a '.join(names)}")
     if any("/" not in metric.name for metric in getattr(plugin, "metrics", ())):
         raise ValueError(f"the columns of {point.value} need names with a stroke, as text/rep_4")
-    section = getattr(plugin, "section", None)
-    if section is None:
-        return plugin
+    if isinstance(plugin, TrackerPlugin) and not plugin.write and plugin.tracker == TrackerPlugin.tracker:
+        raise TypeError(f"{point.value} needs write, or a tracker")
+    if hasattr(plugin, "section"):
+        _check_section(point, plugin)
+    if isinstance(plugin, LearnerPlugin):
+        _check_learner(point.value, plugin)
+    if getattr(plugin, "of", "corpora") not in ("corpora", "training sets", "pools"):
+        raise ValueError(f"{point.value} is of {plugin.of!r}, allowed: 'corpora', 'training sets', 'pools'")
+    return plugin
+
+
+def _check_section(point: EntryPoint, plugin: Any) -> None:
+    """A section says which kind it is of, and of data how many examples."""
+    section, of_data = plugin.section, isinstance(plugin, DataKind)
     if not (isinstance(section, type) and issubclass(section, Section)):
         raise TypeError(f"the section of {point.value} is not a harness.section.Section")
-    of_data = isinstance(plugin, DataKind)
     if of_data and (not issubclass(section, DataSection) or plugin.sources != (point.name,)):
         raise TypeError(f"{point.value} needs a harness.section.DataSection, and sources=({point.name!r},)")
     name = "source" if of_data else "kind"
     kind = section.model_fields.get(name)
     if kind is None or typing.get_args(kind.annotation) != (point.name,):
         raise TypeError(f"the section of {point.value} needs the field {name}: Literal[{point.name!r}]")
-    if isinstance(plugin, LearnerPlugin):
-        _check_learner(point.value, plugin)
-    if getattr(plugin, "of", "corpora") not in ("corpora", "training sets", "pools"):
-        raise ValueError(f"{point.value} is of {plugin.of!r}, allowed: 'corpora', 'training sets', 'pools'")
-    return plugin
+    if of_data and "num_examples" not in section.model_fields:
+        raise TypeError(
+            f"the section of {point.value} needs the field num_examples; None may be all there are"
+        )
+
+
+def has_field(section: type[Section], name: str) -> bool:
+    """Whether sections have something of that name: a field, a property, or what all of them share."""
+    return name in section.model_fields or hasattr(section, name)
 
 
 def _check_columns(plugin: Any, columns: Collection[str]) -> None:
@@ -182,6 +205,10 @@ def _check_learner(place: str, plugin: LearnerPlugin) -> None:
     allowed = {"scratch", "previous"}
     if init is not None and not set(typing.get_args(init.annotation)) <= allowed:
         raise TypeError(f"the field init of {place} can only be a Literal of 'scratch' and 'previous'")
+    if not plugin.reads:
+        raise TypeError(f"{place} reads no kind of data; name some in reads")
+    if plugin.batchable and not plugin.family:
+        raise TypeError(f"{place} has no family, so it needs a learner, and batchable=False")
 
 
 def check_names(names: tuple[str, ...], found: Found[Any]) -> tuple[str, ...]:
@@ -205,9 +232,3 @@ def check_names(names: tuple[str, ...], found: Found[Any]) -> tuple[str, ...]:
 def releases(*found: Found[Any]) -> dict[str, str]:
     """The packages that components come from, with their versions, for provenance."""
     return {item.package: item.release for group in found for item in group.added.values()}
-
-
-def named(place: str) -> Any:
-    """What ``module:attribute`` names."""
-    module, _, attribute = place.partition(":")
-    return getattr(import_module(module), attribute)

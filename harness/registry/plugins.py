@@ -329,6 +329,8 @@ class DataKind:
         version: Of a package's kind: part of every key beside what ``prepare`` says, of the folder's too;
             raise it when other examples come out.
         like: The kind whose readers (learners, filters, metrics) read these data too; empty for none.
+        asked: What readers of a built-in kind ask its section, besides ``num_examples``: sections of kinds
+            that are ``like`` it need it too, as a field or a property.
         places: Fields that say where the data lie, dotted where they are of a section inside: nothing of them
             is in keys or specs.
         example: Settings that need no file and no network (``harness init``).
@@ -341,6 +343,7 @@ class DataKind:
     sources: Sequence[str] = ()
     version: int = 1
     like: str = ""
+    asked: Sequence[str] = ()
     places: Sequence[str] = ()
     example: Mapping[str, Any] = field(default_factory=dict)
 

@@ -14,6 +14,8 @@ import sys
 from dataclasses import asdict
 
 from harness.components import TASKS
+from harness.errors import PluginError
+from harness.registry import named
 from harness.tasks.checking import answer_of, verdict_of
 from harness.tasks.problem import Answer, Verdict
 
@@ -28,7 +30,13 @@ def main() -> None:
     about = json.loads(sys.stdin.readline())
     plugin = TASKS[about["kind"]]
     section = plugin.section.model_validate(about["section"])
-    out.write("{}\n")
+    try:
+        for place in filter(None, (plugin.check, plugin.answer)):
+            named(place)
+        begun = {}
+    except PluginError as error:
+        begun = {"failed": str(error)}
+    out.write(json.dumps(begun) + "\n")
     out.flush()
     for line in sys.stdin:
         asked = json.loads(line)

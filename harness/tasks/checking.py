@@ -132,9 +132,10 @@ class _Apart:
             [sys.executable, "-m", "harness.tasks.apart"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         about = {"kind": self.section.kind, "section": self.section.model_dump(mode="json")}
-        if self._ask(self._process, about, START_S) != {}:
+        if (begun := self._ask(self._process, about, START_S)) != {}:
             self.end()
-            raise LearnerError(f"data.task: the checker of {self.section.kind} cannot be loaded")
+            reason = f"data.task: the checker of {self.section.kind} cannot be loaded"
+            raise LearnerError(begun["failed"] if begun else reason)
         return self._process
 
     def _ask(self, process: subprocess.Popen[bytes], question: Any, limit_s: float) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from harness.components import TRACKERS
 from harness.config.schema import Tracking
-from harness.errors import reason_of
+from harness.errors import PluginError, reason_of
 from harness.registry import named
 from harness.tracking.runs import ChainView
 
@@ -97,9 +97,10 @@ class Tracker(ABC):
 
     def reason(self, error: Exception) -> str:
         """What went wrong, in a line without secrets."""
-        return f"{type(error).__name__}: {reason_of(error)}"
+        said = reason_of(error)
+        return said if isinstance(error, PluginError) else f"{type(error).__name__}: {said}"
 
 
 def open_trackers(tracking: Tracking, experiment: Path) -> list[Tracker]:
     """The trackers that a study asks for."""
-    return [named(TRACKERS[name].tracker)(name, tracking, experiment) for name in tracking.names]
+    return [named(TRACKERS[name].tracker, Tracker)(name, tracking, experiment) for name in tracking.names]

@@ -210,5 +210,5 @@ def padding(count: int) -> int:
 
 def make_family(learner: Any, truth: Truth) -> Family:
     """The family of a learner's section."""
-    family: Family = named(LEARNERS[learner.kind].family)(learner, truth)
+    family: Family = named(LEARNERS[learner.kind].family, Family)(learner, truth)
     return family

@@ -161,5 +161,5 @@ def make_objective(section: Any) -> Objective | None:
     place = OBJECTIVES[section.kind].loss if section is not None else ""
     if not place:
         return None
-    found: Objective = named(place)(section)
+    found: Objective = named(place, Objective)(section)
     return found

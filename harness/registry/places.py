@@ -1,0 +1,157 @@
+"""Where the code of components is: what they name as ``module:attribute``, which is imported when it is used.
+
+What a package names may not be there, be something else, or not be called as the harness calls it. No frame
+of the package's own code tells of that, so it is noted here which component names what, and errors say it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import traceback
+from collections.abc import Callable
+from copy import copy
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from harness.errors import PluginError, reason_of
+from harness.terminal import cut, shown
+
+PLACES = (
+    *("family", "learner", "settle", "resolve", "hub_items", "theory", "whole"),
+    *("keep", "facts", "rewards", "decides", "locate", "rule", "measure", "loss"),
+    *("prepare", "load", "read", "problems", "check", "alphabet", "answer"),
+    *("write", "where", "tracker"),
+)
+"""Fields of plug-ins that hold code, or name it."""
+_FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_FUNCTIONS: dict[int, str] = {}
+"""`id` of a package's function that a component holds to whose it is, as in `_Place`."""
+
+
+class _Place(str):
+    """A place that a package's component names.
+
+    Attributes:
+        whose: The component, its package, its field and the place, in words.
+    """
+
+    whose: str
+
+
+def check_places(plugin: Any) -> None:
+    """Check that a package's component says where its code is, as far as that needs no import.
+
+    Raises:
+        TypeError: A field holds no code and names none.
+        ValueError: What it names cannot be there.
+    """
+    for name, value, needed in _places(plugin):
+        if callable(value) or (value == "" and not needed):
+            continue
+        if not isinstance(value, str) or name == "rule":
+            place = "" if name == "rule" else " or 'module:attribute'"
+            raise TypeError(f"its {name} is {shown(value)}, expected a function{place}")
+        if not _FORM.fullmatch(value):
+            raise ValueError(f"its {name} is {shown(value)}, expected 'module:attribute'")
+        module = value.partition(":")[0].partition(".")[0]
+        if find_spec(module) is None:
+            raise ValueError(f"its {name} is {shown(value)}, and there is no module {module}")
+
+
+def with_whose(plugin: Any, whose: str) -> Any:
+    """A package's component whose places say whose they are.
+
+    Args:
+        plugin: The component.
+        whose: What it is, and of which package.
+    """
+    found = copy(plugin)
+    for name, value, _ in _places(plugin):
+        if not isinstance(value, str):
+            _FUNCTIONS.setdefault(id(value), f"{whose}: {name}")
+        elif value and not value.startswith("harness."):  # what of the harness fails is no package's fault
+            place = _Place(value)
+            place.whose = f"{whose}: {name} {shown(value)}"
+            object.__setattr__(found, name, place)  # its class is frozen, and this is nobody else's yet
+    return found
+
+
+def named(place: str | Callable[..., Any], kind: type[Any] | None = None) -> Any:
+    """What ``module:attribute`` names.
+
+    Args:
+        place: Where it is; a function is itself.
+        kind: What it has to be a subclass of, or of a protocol, what methods it has to have.
+
+    Raises:
+        PluginError: A package names it, and it cannot be had, or is something else. What is given raises it
+            where it cannot be called as it is.
+    """
+    whose = place.whose if isinstance(place, _Place) else _FUNCTIONS.get(id(place))
+    if whose is None:
+        return _found(place)
+    try:
+        found = _found(place)
+    except (Exception, SystemExit) as error:  # whatever somebody else's module raises when it is imported
+        if hasattr(error, "ray_terminate_msg"):  # Ray ends the process
+            raise
+        reason = f"{type(error).__name__}: {cut(reason_of(error))}{_where(error)}"
+        raise PluginError(f"{whose} cannot be used: {reason}") from error
+    if wrong := _mismatch(found, kind):
+        raise PluginError(f"{whose} {wrong}")
+
+    @functools.wraps(found, updated=())
+    def call(*arguments: Any, **more: Any) -> Any:
+        try:
+            return found(*arguments, **more)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise  # from inside, so its own frames say where
+            raise PluginError(f"{whose} cannot be called as it is: {cut(reason_of(error))}") from error
+
+    return call
+
+
+def _places(plugin: Any) -> list[tuple[str, Any, bool]]:
+    """Fields that hold code: their names, values, and whether they have to be given."""
+    fields = [item for item in dataclasses.fields(plugin) if item.name in PLACES]
+    return [(item.name, getattr(plugin, item.name), item.default != "") for item in fields]
+
+
+def _found(place: str | Callable[..., Any]) -> Any:
+    if not isinstance(place, str):
+        return place
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _mismatch(found: Any, kind: type[Any] | None) -> str:
+    """Why something is not what it should be; empty where it is."""
+    if kind is None:
+        return "" if callable(found) else f"is {shown(found)}, expected a function"
+    expected = f"expected a class as {kind.__module__}.{kind.__name__}"
+    if not isinstance(found, type):
+        return f"is {shown(found)}, {expected}"
+    if getattr(kind, "_is_protocol", False):
+        methods = [name for name in vars(kind) if not name.startswith("_") and callable(vars(kind)[name])]
+        lacks = [name for name in methods if not callable(getattr(found, name, None))]
+    elif not issubclass(found, kind):
+        return f"is no subclass of {kind.__name__}, {expected}"
+    else:
+        lacks = sorted(getattr(found, "__abstractmethods__", ())) if inspect.isabstract(found) else []
+    return f"has no {', '.join(lacks)}, {expected}" if lacks else ""
+
+
+def _where(error: BaseException) -> str:
+    """The line of the package's code that an import has failed at; empty where none was executed."""
+    at = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        name, file = str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename
+        if name.partition(".")[0] not in ("importlib", "harness") and not file.startswith("<"):
+            at = f" ({Path(file).name}, line {line})"
+    return at

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -904,6 +905,153 @@ def test_a_package_gives_the_columns_it_declares_alone(monkeypatch: pytest.Monke
     monkeypatch.setitem(METRICS.loaded, "number", loaded("test/nll"))
     with pytest.raises(LearnerError, match=r"number \(mine\) gives test/nll, declared are mine/number"):
         added_metrics(["number"], corpus, None, 0, 1, set())
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        ("text", "{} gives 'text', expected a mapping by name"),
+        (None, "{} gives None, expected a mapping by name"),
+        ({1: 2.0}, "{} gives 1 as a name, expected a text"),
+        ({"mine/number": "text"}, "{}: mine/number is 'text', expected a number"),
+        ({"mine/number": None}, "{}: mine/number is None, expected a number"),
+        ({"mine/number": 1j}, "{}: mine/number is 1j, expected a number"),
+        ({"mine/number": np.zeros(2)}, "{}: mine/number is array([0., 0.]), expected a number"),
+    ],
+)
+def test_a_metric_of_a_package_is_a_number(monkeypatch: pytest.MonkeyPatch, gives: Any, message: str) -> None:
+    plugin = MetricPlugin((Metric("mine/number", "a number"),), 1, lambda corpus, known: gives)
+    monkeypatch.setitem(METRICS.loaded, "number", Loaded(plugin, "mine", "1.0"))
+    corpus = Examples.full(np.zeros((3, 2)))
+    with pytest.raises(LearnerError) as failed:
+        added_metrics(["number"], corpus, None, 0, 1, set())
+    assert str(failed.value) == message.format("evaluate.metrics: number (mine)")
+    for number in (True, 1, np.int32(1), np.float32(1), np.ones(1), Fraction(1)):
+        plugin = MetricPlugin(
+            (Metric("mine/number", "a number"),), 1, lambda *_, n=number: {"mine/number": n}
+        )
+        monkeypatch.setitem(METRICS.loaded, "number", Loaded(plugin, "mine", "1.0"))
+        assert added_metrics(["number"], corpus, None, 0, 1, set()) == {"mine/number": 1.0}
+
+
+FAMILY_MODULE = """
+from typing import Literal
+import numpy as np
+from harness.registry import LearnerPlugin, Metric
+from harness.section import Section, since
+class Odd(Section):
+    kind: Literal["odd"]
+    wrong: str = since("")
+class Own(Section):
+    kind: Literal["own"]
+    wrong: str = since("")
+odd = LearnerPlugin(Odd, 1, family="odd_code:Fam", reads=("gaussian",), metrics=(Metric("odd/mean", "mean"),))
+own = LearnerPlugin(Own, 1, learner="odd_code:Own", reads=("gaussian",), batchable=False)
+"""
+FAMILY_CODE = """
+import numpy as np
+from harness.learners.analytic import Family
+from harness.learners.protocol import Evaluation, FitOutcome
+from harness.records import Examples
+class Fam(Family):
+    parameters = ("mean",)
+    def fit(self, summary, chains, parent):
+        mean = summary["values"].mean(axis=1)
+        return {
+            "nothing": None, "lacks": {"median": mean}, "one": {"mean": 1.0}, "words": {"mean": ["a"]}
+        }.get(self.learner.wrong, {"mean": mean})
+    def sample(self, model, chains, count, real):
+        shape = {"fewer": (count - 1, 2), "narrow": (count, 1), "more": (count + 1, 2)}
+        found = np.zeros((len(chains), *shape.get(self.learner.wrong, (count, 2))))
+        return {"ragged": [[[1.0], [1.0, 2.0]]], "none": None}.get(self.learner.wrong, found)
+    def evaluate(self, model, corpus):
+        chains = len(corpus)
+        return {
+            "text": {"odd/mean": "text"}, "number": {"odd/mean": 1.0}, "list": [1.0] * chains
+        }.get(self.learner.wrong, {"odd/mean": np.full(chains, np.nan)})
+class Own:
+    def __init__(self, data, ranks, execution): pass
+    def fit(self, task):
+        (task.out / "model.safetensors").write_bytes(b"")
+        return FitOutcome("ok", {}, 1, 1)
+    def sample(self, task):
+        wrong, rows = task.spec.fit.learner.section.wrong, task.stop - task.start
+        shape = {"fewer": (rows - 1, 2), "narrow": (rows, 1)}.get(wrong, (rows, 2))
+        task.append(task.start, Examples.full(np.zeros(shape)))
+        return rows
+    def evaluate(self, task):
+        return Evaluation({"odd/mean": {"text": "text"}.get(task.spec.fit.learner.section.wrong, 1.0)})
+    def reset_peak(self): pass
+    def describe(self): return {"device": "cpu", "zero_stage": None, "versions": {}}
+"""
+EXAMPLES = "expected numbers of the shape [1, 40, 2] (chains, examples, numbers in an example)"
+FAMILY_WRONG = {
+    "nothing": "fit gives None, expected a mapping by name",
+    "lacks": "fit gives no mean, which its parameters name",
+    "one": "fit: mean has the shape [], expected numbers of the shape [1, ...] (chains, and any)",
+    "words": "fit: mean is ['a'], expected numbers of the shape [1, ...] (chains, and any)",
+    "fewer": f"sample: what it gives has the shape [1, 39, 2], {EXAMPLES}",
+    "more": f"sample: what it gives has the shape [1, 41, 2], {EXAMPLES}",
+    "narrow": f"sample: what it gives has the shape [1, 40, 1], {EXAMPLES}",
+    "ragged": "sample: what it gives is [[[1.0], [1.0, 2.0]]], " + EXAMPLES,
+    "none": f"sample: what it gives is None, {EXAMPLES}",
+    "text": "evaluate: odd/mean is 'text', expected numbers of the shape [1] (chains)",
+    "number": "evaluate: odd/mean has the shape [], expected numbers of the shape [1] (chains)",
+    "list": "evaluate gives [1.0], expected a mapping by name",
+}
+OWN_WRONG = {
+    "fewer": "sample: it appends examples up to 39, 40 are needed",
+    "narrow": "sample: what it appends has the shape [40, 1], expected [40, 2] (examples, numbers in an "
+    "example)",
+    "text": "evaluate: odd/mean is 'text', expected a number",
+}
+BOTH_WAYS = """
+import json, sys
+from pathlib import Path
+from bundled import run_bundles
+from chains import run_all
+from harness.errors import LearnerError
+found = []
+for number, (path, bundled) in enumerate(json.loads(sys.argv[1])):
+    root = Path(sys.argv[2]) / str(number)
+    try:
+        (run_bundles if bundled else run_all)(Path(path), root)
+        found.append("")
+    except LearnerError as error:
+        found.append(str(error))
+    except AssertionError as error:  # with the chains that failed
+        found += error.args[0].values()
+print(json.dumps(found))
+"""
+
+
+def test_what_a_learner_of_a_package_gives_is_looked_at(make_config: Make, tmp_path: Path) -> None:
+    """A bundle and a chain by itself say the same; what is not finite is no fault of form."""
+    points = "[harness.learners]\nodd = odd:odd\nown = odd:own\n"
+    package = given(tmp_path / "site", "odd", points, FAMILY_MODULE)
+    (package / "odd_code.py").write_text(FAMILY_CODE)
+    study = {**GAUSSIAN, "data": {"source": "gaussian", "dim": 2, "num_examples": 40}, "generations": 1}
+    asked, expected = [], []
+    for kind, wrong in (("odd", FAMILY_WRONG), ("own", OWN_WRONG)):
+        for name, message in {"": "", **wrong}.items():
+            changed = {**study, "learner": {"kind": kind, "wrong": name}}
+            for bundled in (True, False) if kind == "odd" else (False,):
+                file = f"{kind}-{name}-{bundled}.yaml"
+                asked.append(
+                    (str(make_config({**changed, "resources": {"bundled": bundled}}, file)), bundled)
+                )
+                expected.append(message and f"learner {kind} of the package odd: {message}")
+    search = [str(package), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", BOTH_WAYS, json.dumps(asked), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
 ASK = """

@@ -19,8 +19,11 @@ from harness.learners.analytic.family import (
     Chains,
     Parameters,
     Summary,
+    fitted,
     fold_origins,
     make_family,
+    metrics_of,
+    sampled,
     select,
 )
 from harness.metrics.added import added_metrics
@@ -115,7 +118,9 @@ class CellRun:
         summary = self._training(recipe, chains)
         goes_on = recipe.init == "previous" or (recipe.init is None and self.spec.init_previous)
         with np.errstate(invalid="ignore", over="ignore"):
-            self.model = self.family.fit(summary, chains, self.model if goes_on and self.generation else None)
+            self.model = fitted(
+                self.family, summary, chains, self.model if goes_on and self.generation else None
+            )
         sound = np.ones(len(self.alive), dtype=bool)
         for array in self.model.values():
             sound &= ~np.isnan(array).reshape(len(array), -1).any(axis=1)
@@ -131,7 +136,7 @@ class CellRun:
         """Write every chain's corpus, as long as anybody reads it."""
         real = self.real[self.alive][:, : self.spec.n] if self.family.reads_real else None
         count = self.counts[self.generation]
-        self.corpora[self.generation] = self.family.sample(self.model, self.chains, count, real)
+        self.corpora[self.generation] = sampled(self.family, self.model, self.chains, count, real)
         self.written[self.generation] = self.alive
         if self.keeps_models:
             self.models[self.generation] = self.model
@@ -145,7 +150,7 @@ class CellRun:
         measured = self.spec.measured
         corpora = self.corpora[self.generation][:, : measured.examples]
         with np.errstate(invalid="ignore", over="ignore"):
-            metrics = self.family.measure(self.model, corpora, measured.section.ranges)
+            metrics = metrics_of(self.family, self.model, corpora, measured.section.ranges)
         metrics |= self.selected
         if measured.section.metrics:
             metrics |= self._added(self.chains, corpora, metrics)
@@ -302,8 +307,8 @@ class CellRun:
 def _more(writer: CellRun, seed: int, generation: int, count: int) -> Array:
     """A longer corpus of the chain that wrote it."""
     real = writer.real[:, : writer.spec.n] if writer.family.reads_real else None
-    writer.corpora[generation] = writer.family.sample(
-        writer.models[generation], Chains((seed,), generation), count, real
+    writer.corpora[generation] = sampled(
+        writer.family, writer.models[generation], Chains((seed,), generation), count, real
     )
     rows: Array = writer.corpora[generation][0]
     return rows

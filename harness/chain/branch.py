@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from harness.chain.checkpoints import adopt, save_checkpoint
 from harness.chain.context import Context
 from harness.chain.earlier import ARRAYS, Earlier
+from harness.chain.given import Written, numbers_of
 from harness.chain.plan import Plan, Site
 from harness.curation import gather, training_examples
 from harness.data.packing import corpus_science, other_science, read_other
@@ -215,6 +216,7 @@ class BranchRun:
             self.store.clear_work(node.corpus)
             self.store.corpora.create(node.corpus, node.spec.corpus.to_json())
         shards = self.context.on_rank_0(lambda: frozenset(self.store.corpora.shards(node.corpus)))
+        written = Written(node, self.data, shards, self.store.corpora.append)
         self.context.event("sample_started", node, start=have, stop=count, shards=len(shards))
         with self.context.timed("sample"):
             tokens = self.learner.sample(
@@ -224,7 +226,7 @@ class BranchRun:
                     start=have,
                     stop=count,
                     prompts=prompts,
-                    append=lambda start, examples: self.store.corpora.append(node.corpus, start, examples),
+                    append=written.append,
                     shards=shards,
                     report=report,
                     control=self.context.control,
@@ -234,6 +236,7 @@ class BranchRun:
             )
         self.ranks.barrier()
         if self.ranks.rank == 0:
+            written.check(count)
             self.store.clear_work(node.corpus)
         self.context.rates["sample"] = tokens / max(self.context.seconds["sample"], 1e-9)
         self.context.event("sample_committed", node, examples=self._count(node))
@@ -286,6 +289,7 @@ class BranchRun:
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)
             if self.ranks.rank == 0:
+                metrics = numbers_of(node, metrics)
                 names = node.spec.measured.section.metrics
                 selection = training.selection
                 metrics = {

@@ -419,6 +419,12 @@ def check_installed(kind: str) -> None:
         )
 
 
+def whose_learner(kind: str) -> str:
+    """A learner in messages about what its code gives: its kind, and the package that adds it."""
+    package = LEARNERS.loaded[kind].package
+    return f"learner {kind} of the package {package}" if package else f"learner {kind}"
+
+
 def make_learner(kind: str, data: RealData, ranks: Ranks, execution: Execution) -> Learner:
     """A learner of some kind, over some real data, on some ranks."""
     learner: Learner = named(LEARNERS[kind].learner, Learner)(data, ranks, execution)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import numpy as np
-
 from harness.components import METRICS
 from harness.errors import LearnerError
 from harness.records import Examples
 from harness.registry import Known, named
+from harness.registry.given import as_number, by_name
 from harness.streams import stream
 
 
@@ -36,23 +35,21 @@ def added_metrics(
         Column to value, the columns that each package has declared.
 
     Raises:
-        LearnerError: A package gives other columns than it has declared, or one that exists already.
+        LearnerError: A package gives other columns than it has declared, one that exists already, or what is
+            no number.
     """
     found: dict[str, float] = {}
     for name in names:
         item = METRICS.loaded[name]
         uniform = stream(seed, generation, f"{item.package}/{name}").random(len(corpus))
         code = named(item.plugin.measure)
-        values = dict(code(corpus, Known(real, seed, generation, uniform)))
+        whose = f"evaluate.metrics: {name} ({item.package})"
+        values = by_name(code(corpus, Known(real, seed, generation, uniform)), whose)
         declared = [metric.name for metric in item.plugin.metrics]
         if sorted(values) != sorted(declared):
-            given = ", ".join(sorted(map(str, values))) or "nothing"
-            raise LearnerError(
-                f"evaluate.metrics: {name} ({item.package}) gives {given}, declared are {', '.join(declared)}"
-            )
+            given = ", ".join(sorted(values)) or "nothing"
+            raise LearnerError(f"{whose} gives {given}, declared are {', '.join(declared)}")
         if taken := sorted({*there, *found} & values.keys()):
-            raise LearnerError(
-                f"evaluate.metrics: {name} ({item.package}) gives {', '.join(taken)}, which exists already"
-            )
-        found |= {column: float(np.float64(value)) for column, value in values.items()}
+            raise LearnerError(f"{whose} gives {', '.join(taken)}, which exists already")
+        found |= {column: as_number(value, f"{whose}: {column}") for column, value in values.items()}
     return found

@@ -20,10 +20,12 @@ import numpy.typing as npt
 from harness.components import LEARNERS
 from harness.data.analytic import Draw, Truth
 from harness.errors import LearnerError
+from harness.learners.protocol import whose_learner
 from harness.learners.weights import relative_weights
 from harness.metrics.analytic import range_shares
 from harness.records import REAL
 from harness.registry import named
+from harness.registry.given import as_array, by_name
 from harness.streams import stream
 
 Array = npt.NDArray[np.float64]
@@ -155,7 +157,8 @@ class Family(ABC):
         self, model: Parameters, corpus: Array, ranges: Mapping[str, tuple[float, float]]
     ) -> dict[str, Array]:
         """`evaluate`, and the shares of some ranges (``evaluate.ranges``)."""
-        return {**self.evaluate(model, corpus), **range_shares(corpus[:, :, 0], ranges)}
+        found = by_name(self.evaluate(model, corpus), f"{whose_learner(self.learner.kind)}: evaluate")
+        return {**found, **range_shares(corpus[:, :, 0], ranges)}
 
 
 def fold_origins(
@@ -212,3 +215,46 @@ def make_family(learner: Any, truth: Truth) -> Family:
     """The family of a learner's section."""
     family: Family = named(LEARNERS[learner.kind].family, Family)(learner, truth)
     return family
+
+
+def fitted(family: Family, summary: Summary, chains: Chains, parent: Parameters | None) -> Parameters:
+    """The models of `Family.fit`, looked at.
+
+    Raises:
+        LearnerError: They are no arrays with the chains as their first axis, or lack some that are kept.
+    """
+    whose = f"{whose_learner(family.learner.kind)}: fit"
+    found = by_name(family.fit(summary, chains, parent), whose)
+    if lacks := [name for name in family.parameters if name not in found]:
+        raise LearnerError(f"{whose} gives no {', '.join(lacks)}, which its parameters name")
+    return {
+        name: as_array(array, [len(chains)], f"{whose}: {name}", "chains, and any", more=True)
+        for name, array in found.items()
+    }
+
+
+def sampled(family: Family, model: Parameters, chains: Chains, count: int, real: Array | None) -> Array:
+    """The corpora of `Family.sample`, looked at.
+
+    Raises:
+        LearnerError: They are something else than so many examples of each chain, as wide as the real ones.
+    """
+    shape, whose = (len(chains), count, family.truth.width), f"{whose_learner(family.learner.kind)}: sample"
+    axes = "chains, examples, numbers in an example"
+    return as_array(family.sample(model, chains, count, real), shape, f"{whose}: what it gives", axes)
+
+
+def metrics_of(
+    family: Family, model: Parameters, corpus: Array, ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, Array]:
+    """The metrics of `Family.measure`, looked at.
+
+    Raises:
+        LearnerError: They are something else than a number of each chain, by name.
+    """
+    whose = f"{whose_learner(family.learner.kind)}: evaluate"
+    found = by_name(family.measure(model, corpus, ranges), whose)
+    return {
+        name: as_array(values, corpus.shape[:1], f"{whose}: {name}", "chains")
+        for name, values in found.items()
+    }

@@ -10,7 +10,16 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from harness.data.analytic import Truth
-from harness.learners.analytic.family import Chains, Family, Parameters, fold_origins, make_family
+from harness.learners.analytic.family import (
+    Chains,
+    Family,
+    Parameters,
+    fitted,
+    fold_origins,
+    make_family,
+    metrics_of,
+    sampled,
+)
 from harness.learners.protocol import (
     EvaluateTask,
     Evaluation,
@@ -49,7 +58,7 @@ class AnalyticLearner:
             parts = [family.summarise(values[None, drawn.origin == origin]) for origin in origins]
             parent = None if task.init_from is None else _load(task.init_from)
             sizes = [int((drawn.origin == origin).sum()) for origin in origins]
-            model = family.fit(fold_origins(family, parts, origins, sizes), _chain(task.spec), parent)
+            model = fitted(family, fold_origins(family, parts, origins, sizes), _chain(task.spec), parent)
         save_file(
             {name: np.array(array[0], order="C") for name, array in model.items()},
             task.out / "model.safetensors",
@@ -62,7 +71,7 @@ class AnalyticLearner:
         fit, family = task.spec.fit, self._family(task.spec.fit)
         real = self.data.real(fit.seed, self.data.num_examples).values[None] if family.reads_real else None
         with one_thread():
-            found = family.sample(_load(task.fit), _chain(fit), task.stop, real)[0]
+            found = sampled(family, _load(task.fit), _chain(fit), task.stop, real)[0]
         task.append(task.start, Examples.full(found[task.start :]))
         return task.stop - task.start
 
@@ -70,7 +79,7 @@ class AnalyticLearner:
         """Distance of the fit from the truth."""
         family, ranges = self._family(task.spec.fit), task.spec.measured.section.ranges
         with one_thread():
-            found = family.measure(_load(task.fit()), task.corpus.values[None], ranges)
+            found = metrics_of(family, _load(task.fit()), task.corpus.values[None], ranges)
         return Evaluation({name: float(value[0]) for name, value in found.items()})
 
     def reset_peak(self) -> None:

@@ -147,8 +147,9 @@ def with_populations(study: Study, specs: Sequence[CellSpec]) -> list[CellSpec]:
 
 def _asked(spec: CellSpec) -> tuple[Any, ...]:
     """What judges of those who read a member's corpus take for granted."""
-    section = spec.sampling.section  # a language model's, as only these answer prompts
-    return section.per_prompt, None if section.verdict is None else section.verdict.model_dump_json()
+    section = spec.sampling.section
+    verdict = getattr(section, "verdict", None)  # a language model's, as only these answer prompts
+    return getattr(section, "per_prompt", 1), None if verdict is None else verdict.model_dump_json()
 
 
 def _rule(cell: Cell, spec: CellSpec) -> Rule:

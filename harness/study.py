@@ -413,8 +413,8 @@ def _check_judges(item: CellSpec, who: CellSpec, where: str) -> None:
     """Check that judges look at the completions of one prompt together, as many as the writer writes."""
     written = getattr(who.sampling.section, "per_prompt", 1)
     for part in item.filters:
-        together = getattr(part.section, "of", None)
-        if FILTERS[str(part.identity["kind"])].rewards and together != written:
+        together = FILTERS[str(part.identity["kind"])].together(part.section)
+        if together not in (None, written):
             raise DataError(
                 f"{where} writes {written} completions of each prompt, the judge looks at {together}; "
                 "learner.sample.per_prompt has to be the same in both"

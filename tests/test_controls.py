@@ -226,6 +226,10 @@ def test_who_knows_the_truth_says_so(computed: Any) -> None:
     (line,) = table_of(told.track, [told]).lines
     knows = "its filter knows the truth, which nobody has of real data"
     assert knows in line.badges and knows not in plain.badges
+    for other in ("deduplicate", "of_a_package"):  # a field may be called so
+        filters = [{"kind": other, "score": "log_density"}]
+        told = with_data(entry, lambda data, now=filters: data["configuration"].update(filters=now))
+        assert knows not in table_of(told.track, [told]).lines[0].badges
 
 
 def test_nobody_has_real_examples_that_others_have_not(tmp_path: Path) -> None:

@@ -1054,6 +1054,63 @@ def test_what_a_learner_of_a_package_gives_is_looked_at(make_config: Make, tmp_p
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
+FIELDS_MODULE = """
+from typing import Literal
+import numpy as np
+from harness.registry import FilterPlugin
+from harness.section import Section, since
+class Odd(Section):
+    kind: Literal["odd"]
+    model: float = since(2.0)
+    of: int = since(3)
+    score: str = since("log_density")
+    choose: str = since("pairs")
+def keep(section, examples, known): return np.ones(len(examples), dtype=bool)
+def rewards(section, examples, known): return np.ones(len(examples))
+odd = FilterPlugin(Odd, 1, keep, rewards="odd:rewards"{})
+"""
+
+
+def test_what_a_filter_is_its_section_does_not_say(make_config: Make, tmp_path: Path) -> None:
+    """A package's field that is called as one of the harness's has nothing to do with it."""
+    points = "[harness.filters]\nodd = odd:odd\n"
+    plain = given(tmp_path / "plain", "odd", points, FIELDS_MODULE.format(""))
+    said = "elsewhere=lambda odd: True, together=lambda odd: odd.of, choice=lambda odd: 'pairs'"
+    says = given(tmp_path / "says", "odd", points, FIELDS_MODULE.format(f", {said}"))
+    track = {
+        "track": "normal",
+        "version": 1,
+        "title": "A normal distribution",
+        "about": "Fitted to its own samples.",
+        "rules": ["None."],
+        "config": {name: GAUSSIAN[name] for name in ("data", "learner", "regime", "generations")},
+        "seeds": [0, 1, 2, 3, 4],
+        "score": {"metric": "gaussian/kl"},
+        "open": ["filters"],
+    }
+    (tmp_path / "track.yaml").write_text(yaml.safe_dump(track))
+    board = {"experiment": "board", "track": str(tmp_path / "track.yaml"), "tracking": GAUSSIAN["tracking"]}
+    odd = {"filters": [{"kind": "odd"}]}
+    board |= {"mitigations": {"none": {}, "odd": odd}}
+    (tmp_path / "board.yaml").write_text(yaml.safe_dump(board))
+    reads = {"when": {"filters": odd["filters"]}, "set": {"regime.source": {"cell": {"filters": []}}}}
+    sourced = make_config(GAUSSIAN, "sourced.yaml", grid={"filters": [[], odd["filters"]]}, overrides=[reads])
+    pairs = {"learner.objective": {"kind": "dpo"}, "filters": odd["filters"], "learner.sample.per_prompt": 3}
+    learner = make_config(TASK, "pairs.yaml", **pairs, regime={"kind": "replace", "synthetic_ratio": 1.0})
+    for config, message in (
+        (tmp_path / "board.yaml", "odd has learned elsewhere, which limits.classifiers does not allow"),
+        (sourced, "writes 1 completions of each prompt, the judge looks at 3"),
+    ):
+        done = harness("plan", config, "--root", tmp_path / "root", path=[says])
+        assert message in done.stdout + done.stderr, done.stdout + done.stderr
+        done = harness("plan", config, "--root", tmp_path / "root", path=[plain])
+        assert done.returncode == 0 and message not in done.stdout + done.stderr, done.stderr
+    done = harness("plan", learner, "--root", tmp_path / "root", path=[plain])
+    assert done.returncode == 2 and "learner.objective: dpo needs a judge" in done.stderr, done.stderr
+    done = harness("plan", learner, "--root", tmp_path / "root", path=[says])
+    assert done.returncode == 0, done.stderr
+
+
 ASK = """
 import json, sys
 from dataclasses import astuple

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from harness.components import FILTERS
 from harness.config.grid import find_cells
 from harness.config.mitigations import AXIS, SECTION
 from harness.config.schema import Config, science
@@ -76,7 +77,7 @@ def _broken_kind(config: Config, baseline: Config, limits: Limits) -> tuple[str,
     if config.regime.writer != baseline.regime.writer:
         return "regime.source", "reads what no chain of its own has written"
     for number, section in enumerate(config.filters):
-        if getattr(section, "model", None) is not None and not limits.classifiers:
+        if FILTERS[section.kind].elsewhere(section) and not limits.classifiers:
             why = f"{section.kind} has learned elsewhere, which limits.classifiers does not allow"
             return f"filters.{number}", why
     return None

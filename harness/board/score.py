@@ -20,8 +20,6 @@ from harness.reporting.growth import until
 from harness.reporting.statistics import Aggregate, aggregate
 from harness.terminal import counted, shown
 
-TRUE_SCORES = ("agreement", "log_density")
-"""Scores of filters that are computed from the truth of closed forms."""
 HUGE = 1e150
 """The square of a number beyond is none, so that nothing can be said of its scatter."""
 CONTRASTS = {
@@ -322,7 +320,8 @@ def _is_told(section: Any) -> bool:
 
 def _knows(section: Any) -> bool:
     """Whether a filter, as an entry has it, scores examples by the true distribution."""
-    return isinstance(section, Mapping) and section.get("score") in TRUE_SCORES
+    kind = section.get("kind") if isinstance(section, Mapping) else None
+    return isinstance(kind, str) and kind in FILTERS and bool(FILTERS[kind].knows(section))
 
 
 def _both(entry: Entry) -> list[str]:

@@ -248,6 +248,14 @@ SCORES: Mapping[str, tuple[str, ...]] = {
 """Score of a verifier to the kinds of data that it reads."""
 
 
+TRUE_SCORES = ("agreement", "log_density")
+"""Scores that are by the true distribution."""
+
+
+def _knows(given: Mapping[str, Any]) -> bool:
+    return given.get("score") in TRUE_SCORES
+
+
 def _check_curate(section: CurateFilter, data: Any, kind: str) -> None:
     if section.outcomes is not None:
         if kind != "discrete":
@@ -327,6 +335,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         f"{_CODE}:verifier",
         check=lambda section, data, kind: _check_score(section.score, data, kind),
         neutral=lambda section: section.false_accept == 1 and section.false_reject == 0,
+        knows=_knows,
     ),
     "near_duplicate": FilterPlugin(
         SimilarFilter, 1, "harness.curation.similar:near_duplicate", reads=("text",)
@@ -349,6 +358,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         of="pools",
         reference=lambda section: section.reference or 0,
         check=_check_select,
+        knows=_knows,
         neutral=lambda section: section.keep == 1,
         leaves=lambda section, count: count if section.error else _left(section, count),
     ),
@@ -381,6 +391,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         reads=("text",),
         locate="harness.curation.classifier:locate",
         hub_items=_classifier_items,
+        elsewhere=lambda section: True,
     ),
     "label": FilterPlugin(
         LabelFilter,

@@ -203,6 +203,8 @@ COMPONENT = FilterPlugin(
         section.rejected == "initial",
     ),
     passing=lambda section: section.passing,
+    together=lambda section: section.of,
+    choice=lambda section: section.choose,
     short=True,
     decides="harness.tasks.judges:decides",
     foreseen=lambda section: section.foreseen,

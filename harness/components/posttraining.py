@@ -216,8 +216,10 @@ def _check_objective(config: Any, later: Any) -> None:
     if learner.init != "previous" or regime.refresh is not None:
         raise ValueError(f"{place} goes on from the weights before; it needs init: previous, and no refresh")
     _check_regime(place, plugin.chooses, regime)
-    judges = [item for item in config.filters if hasattr(item, "choose")]
-    if not judges or (plugin.chooses and judges[0].choose != plugin.chooses):
+    from harness.components import FILTERS  # which is made of what is here
+
+    chosen = [FILTERS[item.kind].choice(item) for item in config.filters if FILTERS[item.kind].rewards]
+    if not chosen or (plugin.chooses and chosen[0] != plugin.chooses):
         raise ValueError(f"{place} needs a judge: filters: [{{kind: judge, choose: {plugin.chooses}, ...}}]")
     if len(config.filters) > 1:
         raise ValueError(f"{place} learns from what belongs together; the judge has to be the only filter")

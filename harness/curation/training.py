@@ -115,6 +115,7 @@ def _beside(
     """
     [item] = spec.filters
     section: Any = item.section
+    each = FILTERS[str(item.identity["kind"])].together(section) or 1
     own = {part.origin: raw_count((section,), part.end) for part in spec.recipe.parts}
     raw = {**({0: max(own.values())} if first else {}), **own}
     written = {
@@ -126,7 +127,7 @@ def _beside(
     drawn: list[tuple[int, int]] = []
     for part in spec.recipe.parts:
         latest, other = written[part.origin], written[0 if first else part.origin]
-        asked = latest.values[: len(latest) // section.of * section.of : section.of, :start]
+        asked = latest.values[: len(latest) // each * each : each, :start]
         places = _solutions(asked, real.values[:, :start])
         pairs = named(opponent)(section, latest, other, real.take(places))[: part.end // 2]
         origins = {"current": part.origin, "initial": 0, "solutions": REAL}

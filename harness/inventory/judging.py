@@ -45,7 +45,7 @@ def remarks(prepared: Prepared, store: Store) -> list[str]:
                 if wrong:
                     found.setdefault((chain.cell, wrong), set()).add(prepared.lineage.nodes[key].generation)
     lines = [
-        _line(prepared, cell, map(str, sorted(generations)), DECISIONS[wrong])
+        _line(prepared, cell, map(str, sorted(generations)), DECISIONS.get(wrong, wrong))
         for (cell, wrong), generations in sorted(found.items())
     ]
     for cell, chosen in sorted(_chosen(prepared, store).items()):

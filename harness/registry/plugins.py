@@ -115,11 +115,20 @@ class FilterPlugin:
         rewards: ``module:function`` that scores examples (as ``keep`` is called), one number each, before it
             decides: the note ``reward`` of what it decides about, and of what is trained on. Where there is
             one, evaluations know it, and measure it.
+        together: Of filters with rewards: how many completions of one prompt, in a row, it looks at together,
+            by its section; None where it judges each alone.
+        choice: Of filters with rewards: how it chooses among them, by its section, in the word that
+            objectives ask for (`ObjectivePlugin.chooses`); empty where none of these fits.
+        elsewhere: Whether it has learned from other data than the study's, by its section: tracks allow that
+            or not (``limits.classifiers``).
+        knows: Whether it scores examples by the true distribution, from its settings as a board's entry has
+            them: fields that are left out are not there.
         short: Fewer examples than a training set asks for may pass; it is shorter then, and no more are
             written.
         decides: ``module:function`` from the section, examples with their rewards, which of them pass
             (positions) and the real data to what is wrong with how it decides, as fits record it
-            (`harness.components.filters.DECISIONS`) or empty. Empty where nothing is ever wrong.
+            (a key of `harness.components.judging.DECISIONS`, or words) or empty. Empty where nothing is ever
+            wrong.
         foreseen: The same from its section alone: what it decides whatever there is.
         votes: From its section to whether it compares final answers of completions, in which what finds these
             may fail.
@@ -147,6 +156,10 @@ class FilterPlugin:
     drops: Callable[[Any], tuple[bool, bool]] = lambda section: (False, False)
     chooses: bool = False
     rewards: str = ""
+    together: Callable[[Any], int | None] = lambda section: None
+    choice: Callable[[Any], str] = lambda section: ""
+    elsewhere: Callable[[Any], bool] = lambda section: False
+    knows: Callable[[Mapping[str, Any]], bool] = lambda given: False
     short: bool = False
     decides: str = ""
     foreseen: Callable[[Any], str] = lambda section: ""
@@ -407,7 +420,7 @@ class ObjectivePlugin:
         version: Part of every key; raise it when a fit comes out otherwise.
         loss: ``module:Class`` of a `harness.learners.language_model.objectives.Objective`; empty for the
             cross-entropy.
-        chooses: What the judge's ``choose`` has to be; empty where that does not matter.
+        chooses: What the judge's choice has to be (`FilterPlugin.choice`); empty where that does not matter.
         reference: From the section to whose weights it compares with: ``initial``, ``previous``, or None.
         each: Training examples of a unit of its loss, of which a batch has ``train.batch_size``.
     """

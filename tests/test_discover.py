@@ -105,7 +105,8 @@ def test_show_of_a_cell_that_is_not_there(make_config: Make) -> None:
 
 @pytest.mark.parametrize("learner", sorted(learners()))
 def test_a_started_study_and_its_comments_are_valid(learner: str, tmp_path: Path) -> None:
-    text = starter("mine", learner)
+    text, to_fill = starter("mine", learner)
+    assert not to_fill
     assert max(map(len, text.splitlines())) <= 130
     path = tmp_path / "mine.yaml"
     path.write_text(text)

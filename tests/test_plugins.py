@@ -425,6 +425,73 @@ def test_lists_messages_and_started_studies_know_it(site: Path, config: Path, tm
         assert f"{config}:{lines.index(line) + 1}: {field}" in said, said
 
 
+FILLED = """
+from typing import Annotated, Literal
+from pydantic import Field, create_model
+from harness.registry import DataKind, LearnerPlugin
+from harness.section import DataSection, PositiveInt, Section, Share, since
+class Part(Section):
+    size: PositiveInt
+    count: PositiveInt = since(1)
+class Odd(Section):
+    "What has to be told something."
+    kind: Literal["odd"]
+    needed: Share
+    "How much of it."
+    inner: Part
+    several: list[int] = Field(default_factory=lambda: [1])
+class Shelf(DataSection):
+    source: Literal["shelf"]
+    rows: PositiveInt
+    num_examples: PositiveInt = since(20)
+made = create_model("Made", __base__=Section, kind=(Literal["made"], ...))
+shelf = DataKind(Shelf, prepare="filled:p", load="filled:l", sources=("shelf",))
+odd = LearnerPlugin(Odd, 1, family="filled:F", reads=("shelf", "gaussian"))
+half = LearnerPlugin(create_model("Half", __base__=Odd, kind=(Literal["half"], ...)), 1, family="filled:F",
+                     reads=("gaussian",), example={"needed": 0.5, "inner": {"count": 2}})
+bad = LearnerPlugin(create_model("Bad", __base__=Odd, kind=(Literal["bad"], ...)), 1, family="filled:F",
+                    reads=("gaussian",), example={"needed": 7, "inner": {"size": 1}})
+none = LearnerPlugin(create_model("Nothing", __base__=Odd, kind=(Literal["none"], ...)), 1, family="filled:F",
+                     reads=("nothing",))
+"""
+
+
+def test_a_started_study_says_what_is_to_be_filled_in(tmp_path: Path) -> None:
+    """A component need not have an example, and its sections need not be written as classes."""
+    points = "[harness.data]\nshelf = filled:shelf\n[harness.learners]\n"
+    points += "".join(f"{name} = filled:{name}\n" for name in ("odd", "half", "bad", "none"))
+    folder = given(tmp_path / "site", "filled", points, FILLED)
+
+    def start(learner: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+        out = tmp_path / f"{learner}.yaml"
+        return harness("init", learner, "--learner", learner, "--out", out, path=[folder]), out
+
+    done, out = start("odd")
+    assert done.returncode == 0, done.stderr
+    fields = "data.rows and learner.needed and learner.inner"
+    assert done.stdout.startswith(f"{out}: fill in {fields}; then `harness plan {out}` says what it costs")
+    text = out.read_text()
+    assert f"# Fill in {fields} first.\n" in text and "  source: shelf\n" in text
+    assert "  needed:  # has to be filled in; How much of it.\n  inner:  # has to be filled in\n" in text
+    assert "  # several: [1]\n" in text
+    done = harness("plan", out, path=[folder])
+    assert (
+        done.returncode == 2
+        and f"{out}:{text.splitlines().index('  inner:  # has to be filled in') + 1}:" in (done.stderr)
+    )
+    done, out = start("half")
+    assert done.stdout.startswith(f"{out}: fill in learner.inner.size; then"), done.stdout + done.stderr
+    assert "  needed: 0.5" in out.read_text() and "    size:  # has to be filled in\n" in out.read_text()
+    done, out = start("bad")
+    message = (
+        "the example of 'bad', which a package gives, is none: learner.needed: Input should be less than"
+    )
+    assert done.returncode == 2 and message in done.stderr and not out.exists()
+    done, out = start("none")
+    message = "--learner: none reads nothing data, and there are none of these here"
+    assert done.returncode == 2 and message in done.stderr and not out.exists()
+
+
 SECTION = (
     "from typing import Literal\nfrom harness.registry import FilterPlugin, LearnerPlugin\n"
     "from harness.section import Section\nclass Odd(Section):\n    kind: Literal['{}']\n"

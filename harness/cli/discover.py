@@ -127,7 +127,7 @@ def init(
     from harness.inspection.starter import starter
 
     name = name.removesuffix(".yaml")
-    text = starter(name, learner)
+    text, to_fill = starter(name, learner)
     place = Path(f"{name}.yaml") if out is None else out
     if place.exists():
         raise InputError(
@@ -136,4 +136,5 @@ def init(
     if not place.absolute().parent.is_dir():
         raise InputError(f"--out: the folder {place.absolute().parent} does not exist")
     write_atomic(place, text.encode())
-    terminal.show(f"{place}: `harness plan {place}` says what it costs, `harness run {place}` runs it")
+    first = f"fill in {' and '.join(to_fill)}; then " if to_fill else ""
+    terminal.show(f"{place}: {first}`harness plan {place}` says what it costs, `harness run {place}` runs it")

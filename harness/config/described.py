@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from harness.config.messages import section_classes
 
@@ -45,8 +44,13 @@ def _texts(section: type[BaseModel]) -> dict[str, str]:
     for kind in reversed(section.__mro__):
         if not issubclass(kind, BaseModel) or kind is BaseModel:
             continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-        assert isinstance(body, ast.ClassDef)
+        try:
+            source = inspect.getsource(kind)
+        except (OSError, TypeError):  # a package may make its sections otherwise
+            continue
+        (body,) = ast.parse(textwrap.dedent(source)).body
+        if not isinstance(body, ast.ClassDef):
+            continue
         for above, below in zip(body.body, body.body[1:], strict=False):
             if not isinstance(above, ast.AnnAssign) or not isinstance(above.target, ast.Name):
                 continue
@@ -59,8 +63,8 @@ def fields(section: type[BaseModel]) -> Iterator[Described]:
     """The fields of a section, in their order."""
     texts = _texts(section)
     for name, info in section.model_fields.items():
-        required = info.default is PydanticUndefined
-        default = None if required else info.default
+        required = info.is_required()
+        default = None if required else info.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):
             default = default.model_dump(mode="json")
         elif isinstance(default, tuple):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from harness.components import DATA_KINDS, LEARNERS, REGIMES
 from harness.config.described import Described, fields, first_line
@@ -17,6 +17,7 @@ from harness.config.schema import Config, Evaluate, Regime, Resources, Retention
 from harness.errors import InputError
 from harness.imports import is_installed
 from harness.inspection.components import learners
+from harness.registry import DataKind
 from harness.terminal import nearest, shown
 
 WIDTH = 110
@@ -29,15 +30,18 @@ REST: Mapping[str, type[BaseModel]] = {
 """Sections that a study need not have."""
 
 
-def starter(name: str, learner: str) -> str:
-    """The text of a study.
+def starter(name: str, learner: str) -> tuple[str, tuple[str, ...]]:
+    """The text of a study, and the fields that have to be filled in before it is one.
+
+    These are of packages: what is built in has an example.
 
     Args:
         name: Of the study.
         learner: Its learner's kind.
 
     Raises:
-        InputError: There is no such learner, or the name cannot be a study's.
+        InputError: There is no such learner, the name cannot be a study's, or the example of a package is
+            none.
     """
     kinds = learners()
     if learner not in kinds:
@@ -51,19 +55,28 @@ def starter(name: str, learner: str) -> str:
         raise InputError(f"NAME: found {shown(name)}, allowed: {OF_PATTERN[pattern]}")
     section, component = kinds[learner], LEARNERS[learner]
     of_others = {name for kind in REGIMES for name in REGIMES[kind].uses} - {*REGIMES["replace"].uses}
-    data = DATA_KINDS[component.reads[0]]
+    data = _data_of(learner)
+    given = {
+        "data": {**({"source": data.sources[0]} if data.sources else {}), **data.example},
+        "learner": {"kind": learner, **component.example},
+    }
+    to_fill = (
+        *_missing("data", data.section, given["data"]),
+        *_missing("learner", section, given["learner"]),
+    )
     last = 20 if component.batchable else 3  # what is fitted in closed form costs next to nothing
     lines = [
         f"# Study {name}: {first_line(section)}",
+        *([f"# Fill in {' and '.join(to_fill)} first."] if to_fill else []),
         f"# `harness plan {name}.yaml` says what it costs, `harness run {name}.yaml` runs it, or what is "
         "left of it.",
         "# Fields behind a # are at their default; take the # away to change one. `harness list` says what "
         "there is.",
         f"experiment: {name}",
         "data:",
-        *_block(data.section, data.example, "  "),
+        *_block(data.section, given["data"], "  "),
         "learner:",
-        *_block(section, {"kind": learner, **component.example}, "  "),
+        *_block(section, given["learner"], "  "),
         "regime:",
         *_block(Regime, {"kind": "replace", "synthetic_ratio": 1.0}, "  ", left_out=of_others),
         f"generations: {last}  # the last one: generations 0 to {last} are fitted",
@@ -80,7 +93,33 @@ def starter(name: str, learner: str) -> str:
             lines += [f"{title}:", *_block(rest, {"wandb": "disabled"}, "  ")]
         else:
             lines += [f"# {title}:", *(_block(rest, {}, "# ", "  ", left_out))]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n", to_fill
+
+
+def _data_of(learner: str) -> DataKind:
+    """The first of the kinds of data that a learner reads."""
+    reads = LEARNERS[learner].reads
+    found = next((DATA_KINDS[kind] for kind in reads if kind in DATA_KINDS), None)
+    if found is None:
+        raise InputError(
+            f"--learner: {learner} reads {', '.join(reads)} data, and there are none of these here"
+        )
+    return found
+
+
+def _missing(place: str, section: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
+    """The fields that a section needs besides those that are given."""
+    try:
+        section.model_validate(given)
+    except ValidationError as error:
+        for problem in error.errors():
+            field = ".".join(map(str, (place, *problem["loc"])))
+            if problem["type"] != "missing":
+                whose = shown(given.get("kind", given.get("source")))
+                raise InputError(
+                    f"the example of {whose}, which a package gives, is none: {field}: {problem['msg']}"
+                ) from None
+            yield field
 
 
 def _block(
@@ -114,13 +153,16 @@ def _block(
                 yield from _block(item.sections[0], value, f"{left}  ")
         elif item.name in given or not item.required:
             yield from _with_words(f"{head} {_inline(value)}", item, f"{left}{inner}")
+        elif "#" not in left:
+            yield from _with_words(f"{left}{item.name}:", item, left, "has to be filled in")
 
 
-def _with_words(line: str, item: Described, left: str) -> Iterator[str]:
+def _with_words(line: str, item: Described, left: str, before: str = "") -> Iterator[str]:
     """A field with what it means: behind it where there is room, else above it."""
     words = item.text or (
         f"{', '.join(item.allowed[:-1])} or {item.allowed[-1]}" if len(item.allowed) > 1 else ""
     )
+    words = "; ".join(filter(None, (before, words)))
     if words and len(line) + len(words) + 4 > WIDTH:
         above = f"{left}# " if "#" in left else f"{left}## "
         yield from textwrap.wrap(words, WIDTH, initial_indent=above, subsequent_indent=above)

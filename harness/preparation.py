@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from harness.components import DATA_KINDS
 from harness.config.schema import Config, Data, data_kind
 from harness.data.noted import Notes
 from harness.data.packing import corpus_science, other_science, read_other
 from harness.data.real import ExternalCorpus, Kept, PreparedData, RealData
-from harness.errors import DamagedError
+from harness.errors import DamagedError, PluginError
 from harness.records import Examples
 from harness.registry import named
 from harness.science import DataSpec, blank, key_of
 from harness.store import Store
+from harness.terminal import shown
 
 
 class DataOf:
@@ -52,7 +53,11 @@ class DataOf:
     def _prepared(self, config: Data) -> PreparedData:
         mark = _mark(config)
         room = _Room(self.store, self.scratch, self.notes, f"{data_kind(config)} {mark}", mark)
-        found: PreparedData = named(DATA_KINDS[data_kind(config)].prepare)(config, room)
+        kind = data_kind(config)
+        found: PreparedData = named(DATA_KINDS[kind].prepare)(config, room)
+        if not (isinstance(found, PreparedData) and isinstance(found.real, RealData)):
+            what = found.real if isinstance(found, PreparedData) else found
+            raise _no_data(kind, "prepare", what, "harness.data.real.PreparedData of harness.data.RealData")
         return replace(found, spec={**found.spec, **mark}, kept=room.kept)
 
 
@@ -239,5 +244,15 @@ def load_data(spec: DataSpec, store: Store) -> RealData:
     if spec.folder is not None and not store.sound("data", spec.folder):
         reason = store.trouble.get(str(folder), f"{folder} is missing")
         raise DamagedError(f"prepared data: {reason}; run the command again, which prepares them anew")
-    real = named(DATA_KINDS[data_kind(spec.section)].load)(spec.section, folder)
-    return cast("RealData", real)
+    kind = data_kind(spec.section)
+    real = named(DATA_KINDS[kind].load)(spec.section, folder)
+    if not isinstance(real, RealData):
+        raise _no_data(kind, "load", real, "harness.data.RealData")
+    return real
+
+
+def _no_data(kind: str, field: str, found: Any, expected: str) -> PluginError:
+    package = DATA_KINDS.loaded[kind].package
+    return PluginError(
+        f"data {kind} of the package {package}: {field} gives {shown(found)}, expected {expected}"
+    )

@@ -358,6 +358,26 @@ def test_another_version_of_a_kind_of_data_has_another_folder(make_config: Make,
     assert sorted(spec["added"] for spec in specs) == ["shelf/1", "shelf/2"]
 
 
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        ("7", "prepare gives 7, expected harness.data.real.PreparedData of harness.data.RealData"),
+        (
+            "PreparedData({}, None, {})",
+            "prepare gives None, expected harness.data.real.PreparedData of harness.data.RealData",
+        ),
+    ],
+)
+def test_what_a_kind_of_data_prepares_is_looked_at(
+    make_config: Make, tmp_path: Path, gives: str, message: str
+) -> None:
+    path = shelf(tmp_path / "site", 1)
+    code = f"from harness.data.real import PreparedData\ndef prepared(config, room): return {gives}\n"
+    (path / "shelf_rows.py").write_text(code)
+    done = harness("plan", make_config({**GAUSSIAN, "data": {"source": "shelf"}}), path=[path])
+    assert done.returncode == 2 and done.stderr == f"error: data shelf of the package shelf: {message}\n"
+
+
 def test_finite_data_of_a_package_are_shared_by_seeds(make_config: Make, tmp_path: Path) -> None:
     """The message names no field that the section has not got, and goes where the section says no."""
     config = make_config({**GAUSSIAN, "data": {"source": "shelf"}})

@@ -19,7 +19,7 @@ from harness.files import read_json, seal, write_json
 from harness.inspection.explain import Explainer
 from harness.inspection.planner import plan
 from harness.inspection.status import chain_states
-from harness.inventory import Inventory, NodeState
+from harness.inventory import Inventory, NodeState, StoredChains
 from harness.reporting import ledger
 from harness.science import Chain, Node
 from harness.store import Experiment, Store
@@ -278,3 +278,20 @@ def test_rows_are_the_same_columns_however_chains_are_kept(make_config: Make, tm
         assert written["provenance/host"].tolist() == frame["provenance/host"].tolist()
     bare, keys = ledger.rows(prepared, store, provenance=True, keys=False).to_pandas(), ["key", "parent_key"]
     pd.testing.assert_frame_equal(bare.drop(columns=keys), frame.drop(columns=keys))
+
+
+def test_what_others_finish_meanwhile_is_counted(make_config: Make, tmp_path: Path) -> None:
+    """Between the look at a store and the question others go on: a chain is complete at its end alone."""
+    config, root = make_config(GAUSSIAN, **ONE, generations=3), tmp_path / "root"
+    prepared, store = looked_at(config, root)
+    [chain] = prepared.lineage.chains
+
+    def answer(before: Inventory) -> tuple[int, str]:
+        count, found = StoredChains(prepared, store, before).of(chain).progress(chain)
+        return count, found.state
+
+    before = Inventory(prepared, store)
+    assert answer(before) == (0, "waiting")
+    for last, expected in ((1, (2, "waiting")), (3, (4, "committed"))):
+        run_all(config, root, f"generations={last}")
+        assert answer(before) == expected

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -218,3 +222,21 @@ def test_chains_of_a_worker_that_died_are_failed(
         states = chain_states(prepared, store)
     assert [state.state for state in states] == ["failed", "failed"]
     assert {state.detail for state in states} == {*run.failed.values()} and len(run.failed) == 2
+
+
+def test_a_watched_status_ends_when_nothing_is_left(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN, generations=1, resources={"bundled": False}), tmp_path / "root"
+    command = [sys.executable, "-m", "harness", "status", str(config), "--root", str(root), "--watch", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stderr is not None
+        assert watching.stderr.readline() == "1 waiting\n"
+        run_all(config, root)
+        out, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0 and out.endswith("1 complete\n") and "2/2" in out
+    other = make_config(GAUSSIAN, "other.yaml", seed=7, resources={"bundled": False})
+    command[4] = str(other)
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert json.loads(watching.stdout.readline())["chains"][0]["state"] == "waiting"
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=60) == 0

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +28,7 @@ from harness.cli.app import (
     app,
     prepare,
     print_json,
+    say,
     signals,
     tell_absence,
     tell_damage,
@@ -270,51 +272,106 @@ def _read(data: Mapping[str, Any]) -> str:
 
 @app.command(rich_help_panel="A study")
 def status(
-    config: ConfigPath, assignments: Assignments = None, root: Root = DEFAULT_ROOT, json_output: Json = False
+    config: ConfigPath,
+    assignments: Assignments = None,
+    root: Root = DEFAULT_ROOT,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="Look again so often until no chain is left to wait for."
+        ),
+    ] = None,
+    json_output: Json = False,
 ) -> None:
     """Say what is committed, running, waiting and failed; reads only the store.
 
-    Example: harness status study.yaml
-    """
-    from harness.config.naming import short_names, spoken
-    from harness.inspection.status import chain_states
-    from harness.inventory.judging import remarks
-    from harness.store import Experiment
+    Watched on a terminal it stays in its place; elsewhere a line comes whenever something has changed, and
+    the whole once nothing is left to wait for. With --json each look is a line.
 
+    Example: harness status study.yaml --watch 5
+    """
+    from rich.console import Console
+
+    from harness.store import Store
+
+    stop, told = Stop(), ""
+    if watch is not None:
+        signals(stop)()
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)
-        states, noted = chain_states(prepared, store), remarks(prepared, store)
-        name = prepared.study.base.experiment
-        experiment = Experiment(store.root, name)
-        jobs, problem = slurm_jobs.find_jobs(experiment.path)
-    if json_output:
-        chains = [asdict(state) for state in states]
-        found = {
-            "experiment": name,
-            "chains": chains,
-            "remarks": noted,
-            "jobs": [asdict(task) for task in jobs],
-            "jobs_problem": problem,
-        }
-        print_json(found)
-        raise typer.Exit(tell_damage(store))
-    if not (root / "format").exists():
-        terminal.show(f"note: there is no store at --root {root} yet", sys.stderr)
-    elif not any(state.committed for state in states) and not (experiment.path / "config.json").exists():
-        tell_absence(prepared, store)
-    axes, rows = prepared.study.columns, []
-    for state in states:
-        known = (state.axes.get(name) for name in axes)
-        values = ("" if value is None else spoken(value) for value in known)
-        done = f"{state.committed}/{state.total}"
-        rows.append((state.chain, *values, str(state.seed), done, f"{state.state} {state.detail}".strip()))
-    print_rows(("chain", *short_names(axes), "seed", "generations", "state"), rows)
-    counts = Counter(state.state for state in states)
-    terminal.show(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
-    for remark in noted:
-        terminal.show(remark)
-    slurm_jobs.print_jobs(jobs, problem)
+        while True:
+            found = _Look(prepared, store, root)
+            last = watch is None or found.settled or stop.is_set()
+            if json_output:
+                print_json(found.to_json())
+            elif last or sys.stdout.isatty():
+                if watch is not None and sys.stdout.isatty():
+                    Console().clear()
+                found.show()
+            elif told != (told := found.counts):
+                say(told)
+            if last or stop.wait(watch or 0):
+                break
+            store = Store.read(root)
     raise typer.Exit(tell_damage(store))
+
+
+class _Look:
+    """What a store has of a study at one moment."""
+
+    def __init__(self, prepared: Prepared, store: Store, root: Path) -> None:
+        from harness.inspection.status import chain_states
+        from harness.inventory.judging import remarks
+        from harness.store import Experiment
+
+        self.prepared, self.store, self.root = prepared, store, root
+        self.states, self.remarks = chain_states(prepared, store), remarks(prepared, store)
+        self.folder = Experiment(store.root, prepared.study.base.experiment).path
+        self.jobs, self.problem = slurm_jobs.find_jobs(self.folder)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is computed any more: what has failed the next run tries again."""
+        ended = ("complete", "diverged", "unreachable", "failed")
+        return all(state.state in ended for state in self.states)
+
+    @property
+    def counts(self) -> str:
+        """How many chains are in which state."""
+        counts = Counter(state.state for state in self.states)
+        return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "experiment": self.prepared.study.base.experiment,
+            "chains": [asdict(state) for state in self.states],
+            "remarks": self.remarks,
+            "jobs": [asdict(task) for task in self.jobs],
+            "jobs_problem": self.problem,
+        }
+
+    def show(self) -> None:
+        """The table of chains, and what there is to say of it."""
+        from harness.config.naming import short_names, spoken
+
+        if not (self.root / "format").exists():
+            terminal.show(f"note: there is no store at --root {self.root} yet", sys.stderr)
+        elif not any(s.committed for s in self.states) and not (self.folder / "config.json").exists():
+            tell_absence(self.prepared, self.store)
+        axes, rows = self.prepared.study.columns, []
+        for state in self.states:
+            known = (state.axes.get(name) for name in axes)
+            values = ("" if value is None else spoken(value) for value in known)
+            done = f"{state.committed}/{state.total}"
+            rows.append(
+                (state.chain, *values, str(state.seed), done, f"{state.state} {state.detail}".strip())
+            )
+        print_rows(("chain", *short_names(axes), "seed", "generations", "state"), rows)
+        terminal.show(self.counts)
+        for remark in self.remarks:
+            terminal.show(remark)
+        slurm_jobs.print_jobs(self.jobs, self.problem)
 
 
 @app.command(rich_help_panel="A study")

@@ -56,9 +56,12 @@ class OneByOne(Stored):
     def progress(self, chain: Chain) -> tuple[int, NodeState]:
         """How many generations are complete, and the state of the next one, or of the chain."""
         inventory = self.look()
-        done, nodes = inventory.committed(chain), list(inventory.nodes_of(chain))
-        if done < len(nodes):
-            return done, inventory.state(nodes[done])
+        nodes = list(inventory.nodes_of(chain))
+        for place in range(inventory.committed(chain), len(nodes)):
+            found = inventory.state(nodes[place])
+            if found.state != "committed":  # or somebody has finished it since the inventory was taken
+                return place, found
+        done = len(nodes)
         if nodes and nodes[-1] in inventory.diverged:
             return done, NodeState("diverged", f"in generation {done - 1}")
         if done <= chain.generations:

@@ -14,15 +14,16 @@ from conftest import GAUSSIAN, Make, harness
 from harness.errors import InputError
 from harness.reporting import ledger
 from harness.reporting.answer import answers
-from harness.reporting.compare import build, together
+from harness.reporting.compare import _fixed, build, together
 from harness.reporting.rows import Rows
 from harness.reporting.tables import headline
 from harness.store import Experiment, Store
+from harness.study import open_study
 
 
 @pytest.mark.slow
 def test_experiments_stay_apart(make_config: Make, tmp_path: Path) -> None:
-    """Chains that two have in common are lines of both, and an axis that one has not is empty there."""
+    """Chains that two have in common are lines of both; where one has no axis, its one value stands."""
     root, seeds = tmp_path / "root", {"seed": [0, 1]}
     one = make_config(GAUSSIAN, "a.yaml", experiment="a", **{"resources.bundled": True}, grid=seeds)
     grid = {**seeds, "regime.synthetic_ratio": [0.5, 1.0]}
@@ -36,7 +37,7 @@ def test_experiments_stay_apart(make_config: Make, tmp_path: Path) -> None:
     mine = table[table["experiment"] == "a"].set_index(["seed", "generation"])["gaussian/log_variance"]
     same = table[(table["experiment"] == "b") & (table["regime.synthetic_ratio"] == 1.0)]
     assert (mine == same.set_index(["seed", "generation"])["gaussian/log_variance"]).all()
-    assert table[table["experiment"] == "a"]["regime.synthetic_ratio"].isna().all()
+    assert (table[table["experiment"] == "a"]["regime.synthetic_ratio"] == 1.0).all()
     page = build(found, tmp_path / "page").read_text()
     assert "<title>a and b: model collapse</title>" in page and page.count("<figure") > 2
     with pytest.raises(InputError, match="is given twice"):
@@ -67,6 +68,25 @@ def test_learners_that_measure_otherwise_have_own_tables(make_config: Make, tmp_
         assert "not finite" not in text and "of 5 seeds" not in text
     assert "gaussian/log_variance by generation" in done.stdout and page.count("By generation: ") == 2
     assert "7 chains, 2 to 5 seeds a cell" in page
+
+
+def test_what_another_study_sweeps_is_shown_of_one(make_config: Make, tmp_path: Path) -> None:
+    """Fields that it has not, sections, and what its cells do not have alike, are empty."""
+    grid = {"learner.merge": [0.5, -0.2]}
+    config = make_config({**GAUSSIAN, "learner": {"kind": "gaussian", "init": "previous"}}, grid=grid)
+    prepared, scratch = open_study(config, (), Store.read(tmp_path / "root"))
+    names = (
+        "data.dim",
+        "learner.init",
+        "learner.sample.temperature",
+        "regime",
+        "learner.merge",
+        "experiment",
+    )
+    with scratch:
+        assert _fixed(prepared, names) == {
+            **dict.fromkeys(names), "data.dim": 1, "learner.init": "previous"
+        }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from harness.config.source import get, has
 from harness.errors import InputError
 from harness.reporting.page import Page, Tell, render
 from harness.reporting.rows import Rows
@@ -30,7 +31,7 @@ class Compared:
     Attributes:
         names: Of the experiments; with their stores where two have the same.
         axes: `AXIS`, and all axes of any of them.
-        rows: Of all of them; an axis that one does not have is null there.
+        rows: Of all of them; where one has no such axis its one value stands, or null.
         seeds: Those of all, where they are the same in all; else none, and cells tell their own.
         chains: Of all of them, with records or without.
         total: Generations that these will have.
@@ -100,14 +101,25 @@ def _axes(parts: Sequence[tuple[Prepared, Rows, Path]]) -> tuple[str, ...]:
     return (AXIS, *dict.fromkeys(name for prepared, _, _ in parts for name in prepared.study.columns))
 
 
+def _fixed(prepared: Prepared, axes: Sequence[str]) -> dict[str, Any]:
+    """What a study has where another one has an axis: its one value; null where it has none, or several."""
+    known = [cell.config.model_dump(mode="json") for cell in prepared.study.cells if not cell.teacher]
+    found: dict[str, Any] = dict.fromkeys(axes)
+    for name in set(axes) - {AXIS, *prepared.study.columns}:
+        values = [get(data, name) if has(data, name) else None for data in known]
+        alike = all(value == values[0] for value in values)
+        found[name] = values[0] if alike and not isinstance(values[0], dict | list) else None
+    return found
+
+
 def _rows(names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepared, Rows, Path]]) -> Rows:
     """All rows as one table; what a chain's rows share is changed once a chain."""
-    missing = dict.fromkeys(axes)
     shared, places, before = list[Mapping[str, Any]](), list[npt.NDArray[np.int64]](), 0
-    for name, (_, rows, _) in zip(names, parts, strict=True):
+    for name, (prepared, rows, _) in zip(names, parts, strict=True):
+        fixed = _fixed(prepared, axes)
         # two experiments may have chains in common, which are lines of their own here
         shared += [
-            {**missing, **chain, AXIS: name, "chain": f"{name}/{chain['chain']}"} for chain in rows.shared
+            {**fixed, **chain, AXIS: name, "chain": f"{name}/{chain['chain']}"} for chain in rows.shared
         ]
         places.append(rows.chain + before)
         before = len(shared)

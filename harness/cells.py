@@ -44,6 +44,7 @@ from harness.science import (
     in_order,
     key_of,
 )
+from harness.section import begins, per_prompt
 
 
 def cell_spec(
@@ -78,7 +79,7 @@ def cell_spec(
         filters=_filters(config),
         recipe=partial(recipe, config.regime, n, external=external, compared=resolved.compared),
         init=resolved.init,
-        init_previous=getattr(config.learner, "init", None) == "previous",
+        init_previous=begins(config.learner) == "previous",
         prompts=resolved.prompts,
         n=n,
         generations=config.generations,
@@ -100,7 +101,7 @@ def _called(config: Config, measured: Measured, fixed: str | None, teacher: Data
     texts = {"others": measured.identity["others"]} if measured.others else {}
     return Called(
         regime=Versioned(config.regime, REGIMES.loaded[config.regime.kind].version),
-        init=getattr(config.learner, "init", None),
+        init=begins(config.learner),
         writer=writer if teacher is None else {"model": teacher.identity},
         generation=config.regime.writer.generation,
         evaluation={**science(config.evaluate), **texts},
@@ -149,7 +150,7 @@ def _asked(spec: CellSpec) -> tuple[Any, ...]:
     """What judges of those who read a member's corpus take for granted."""
     section = spec.sampling.section
     verdict = getattr(section, "verdict", None)  # a language model's, as only these answer prompts
-    return getattr(section, "per_prompt", 1), None if verdict is None else verdict.model_dump_json()
+    return per_prompt(section), None if verdict is None else verdict.model_dump_json()
 
 
 def _rule(cell: Cell, spec: CellSpec) -> Rule:
@@ -165,7 +166,7 @@ def _rule(cell: Cell, spec: CellSpec) -> Rule:
         arrives + spec.generations,
         spec.compared,
         Fraction(math.prod(shares)) if any(kind.short for kind, _ in kinds) else Fraction(1),
-        getattr(spec.sampling.section, "per_prompt", 1),
+        per_prompt(spec.sampling.section),
     )
 
 

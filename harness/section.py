@@ -89,6 +89,17 @@ class DataSection(Section):
         return []
 
     @property
+    def resampled(self) -> bool:
+        """Whether every seed draws its own examples from the training split."""
+        return bool(getattr(self, "resample", False))
+
+    @property
+    def own_part(self) -> Segment | None:
+        """The part of the training split that is this section's; None for all of it."""
+        found: Segment | None = getattr(self, "segment", None)
+        return found
+
+    @property
     def own_examples(self) -> bool:
         """Whether every seed has training examples of its own.
 
@@ -99,7 +110,7 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _one_choice(self) -> DataSection:
-        if getattr(self, "resample", False) and getattr(self, "segment", None) is not None:
+        if self.resampled and self.own_part is not None:
             raise ValueError(
                 "resample: every seed draws from the whole split, and segment is a part of it; give one of "
                 "the two"
@@ -120,6 +131,18 @@ class Segment(Section):
         if self.number >= self.of:
             raise ValueError(f"number: found {self.number}, allowed: 0 to {self.of - 1}")
         return self
+
+
+def begins(learner: Section) -> str | None:
+    """What a learner's fits begin from, its field ``init``; None where it has none, or leaves it open."""
+    found: str | None = getattr(learner, "init", None)
+    return found
+
+
+def per_prompt(sampling: Section) -> int:
+    """Completions that are written for each prompt; 1 where nothing is sampled so."""
+    found: int = getattr(sampling, "per_prompt", 1)
+    return found
 
 
 def since(default: Any, **kwargs: Any) -> Any:

@@ -37,7 +37,7 @@ from harness.records import REAL, Examples, Part, on_a_line
 from harness.regimes import check_supply, recipe
 from harness.registry import named
 from harness.science import CellSpec, Chain, DataSpec, Lineage, key_of
-from harness.section import DataSection
+from harness.section import DataSection, per_prompt
 from harness.store import Experiment, Store
 from harness.store.shared import Making, commit_once
 from harness.terminal import nearest, shown
@@ -411,7 +411,7 @@ def _check_sources(study: Study, specs: list[CellSpec]) -> None:
 
 def _check_judges(item: CellSpec, who: CellSpec, where: str) -> None:
     """Check that judges look at the completions of one prompt together, as many as the writer writes."""
-    written = getattr(who.sampling.section, "per_prompt", 1)
+    written = per_prompt(who.sampling.section)
     for part in item.filters:
         together = FILTERS[str(part.identity["kind"])].together(part.section)
         if together not in (None, written):

@@ -26,7 +26,7 @@ from harness.errors import InputError
 from harness.inspection.status import ChainState, chain_states
 from harness.reporting import ledger
 from harness.science import Chain, key_of
-from harness.section import Section
+from harness.section import Section, begins
 from harness.store import Store
 from harness.store.corpora import digest
 from harness.study import Prepared
@@ -227,7 +227,7 @@ def _entry(results: _Results, mitigation: str, said: Mapping[str, Any] | str | N
     configuration = {
         "data": spec.data.identity,
         # where a fit starts from is in the keys of fits one by one, and so not in what all have in common
-        "learner": {**spec.learner.identity, "init": getattr(config.learner, "init", None)},
+        "learner": {**spec.learner.identity, "init": begins(config.learner)},
         "sampling": spec.sampling.identity,
         "evaluation": spec.measured.identity,
         "filters": [part.identity for part in spec.filters],

@@ -36,7 +36,7 @@ class Mixture(Section):
 
 def _check(config: Any) -> None:
     """As many examples as components, at least."""
-    components, n = config.learner.components, getattr(config.data, "num_examples", None)
+    components, n = config.learner.components, config.data.num_examples
     if n is not None and components > n:
         raise ValueError(
             f"learner.components: {components} components, but only {n} examples (data.num_examples)"

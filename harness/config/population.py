@@ -89,14 +89,14 @@ def _check_data(source: Source, place: str, config: Config, population: Populati
     data, size = config.data, len(population.named)
     if population.segments == "shared" or size == 1:
         return
-    given = getattr(data, "num_examples", None)
+    given = data.num_examples
     if given is not None and given < size:
         raise source.error(
             f"{place}.segments",
             f"{size} disjoint parts of {given} real examples (data.num_examples) are none",
         )
-    for name in ("resample", "segment"):
-        if getattr(data, name, None):
+    for name, is_given in (("resample", data.resampled), ("segment", data.own_part is not None)):
+        if is_given:
             raise source.error(
                 f"{place}.segments",
                 f"the members' parts are disjoint, so data.{name} cannot be given; leave it out, or set "
@@ -114,7 +114,7 @@ def _own_data(config: Config, population: Population, number: int) -> dict[str, 
     if population.segments == "shared" or size == 1:
         return {}
     found: dict[str, Any] = {}
-    given = getattr(config.data, "num_examples", None)
+    given = config.data.num_examples
     if given is not None:
         found["data.num_examples"] = given // size
     if "segment" in type(config.data).model_fields:

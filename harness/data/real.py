@@ -236,9 +236,9 @@ def own_examples(section: DataSection, seed: int, supply: int, count: int) -> sl
         supply: Examples of the training split.
         count: How many are wanted.
     """
-    if getattr(section, "resample", False):
+    if section.resampled:
         return stream(seed, 0, "resample").permutation(supply)[:count]
-    segment = getattr(section, "segment", None)
+    segment = section.own_part
     if segment is None:
         return slice(count)
     own = supply // segment.of  # a remainder is nobody's
@@ -247,5 +247,5 @@ def own_examples(section: DataSection, seed: int, supply: int, count: int) -> sl
 
 def supply_of(section: DataSection, examples: int) -> int:
     """How many of a split's training examples a chain may have: all, or as many as every segment has."""
-    segment = getattr(section, "segment", None)
+    segment = section.own_part
     return examples if segment is None else examples // segment.of

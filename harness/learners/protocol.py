@@ -20,6 +20,7 @@ from harness.records import NO_CHOICES, Choices, Examples, Recipe, Selection, St
 from harness.regimes import Drawn
 from harness.registry import named
 from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Prompts, Versioned, blank
+from harness.section import begins
 
 GROUP_MODULES = ("torch", "deepspeed")
 """What a process group of several ranks is made with."""
@@ -135,7 +136,7 @@ def resolve(config: Config, real: RealData) -> Resolved:
     return Resolved(
         fit=Versioned(blank(section, "init", "sample"), found.version),
         sampling=Versioned(getattr(section, "sample", Section()), found.version),
-        init="scratch" if getattr(section, "init", None) else None,
+        init="scratch" if begins(section) else None,
         prompts="none",
         cost=each(real.example_bytes // 8) if callable(each) else each,
     )

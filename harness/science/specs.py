@@ -18,6 +18,7 @@ from harness.components import FILTERS
 from harness.config.schema import Evaluate, Section, science
 from harness.records import REAL, Recipe
 from harness.science.keys import KEY_FORMAT, key_of
+from harness.section import per_prompt
 from harness.streams import stream_seed
 
 Prompts = Literal["none", "real", "previous", "fresh"]
@@ -198,7 +199,7 @@ class CorpusSpec:
         if self.prompts == "none":
             return None
         behind = n * (self.fit.generation + 1) if self.prompts == "fresh" else 0
-        return behind + example // getattr(self.sampling.section, "per_prompt", 1) % n
+        return behind + example // per_prompt(self.sampling.section) % n
 
     def to_json(self) -> dict[str, Any]:
         """What is hashed, and stored beside the corpus."""

@@ -12,7 +12,7 @@ from harness.config.schema.learners import Learner
 from harness.config.schema.population import Population
 from harness.config.schema.regimes import Evaluate, Filter, Regime
 from harness.registry import check_names
-from harness.section import PositiveInt, Seconds, Section
+from harness.section import PositiveInt, Seconds, Section, begins
 from harness.terminal import shown
 
 NOT_IN_PROJECTS = "/\\#?%:"
@@ -341,7 +341,7 @@ class Config(Section):
         kind, refresh = self.learner.kind, self.regime.refresh
         if self.regime.budget != "examples":
             raise ValueError(f"regime.budget: is not used by learner {kind}, which takes no steps")
-        if refresh is not None and refresh.init is not None and not getattr(self.learner, "init", None):
+        if refresh is not None and refresh.init is not None and not begins(self.learner):
             raise ValueError(
                 f"regime.refresh.init: is not used by learner {kind}, which has no weights to start from"
             )

@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from conftest import GAUSSIAN, ROOT, TASK, TEXT, Make
 from forked import Forks
 
 from harness import components
+from harness.chain import given as given_by
 from harness.components import METRICS
 from harness.components.judging import DECISIONS
 from harness.errors import LearnerError, PluginError
@@ -44,6 +47,7 @@ from harness.registry import (
     gathering,
     named,
 )
+from harness.registry.given import as_array, as_number
 from harness.registry.plugins import EntryPointGroup
 
 pytestmark = pytest.mark.slow
@@ -1196,6 +1200,40 @@ def test_what_a_filter_is_its_section_does_not_say(make_config: Make, tmp_path: 
     assert done.returncode == 2 and "learner.objective: dpo needs a judge" in done.stderr, done.stderr
     done = harness("plan", learner, "--root", tmp_path / "root", path=[says])
     assert done.returncode == 0, done.stderr
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    """What is masked is none, as it was before it was looked at; texts are no numbers."""
+    torch = pytest.importorskip("torch")
+    one = [
+        Decimal("1"),
+        np.array(1.0, dtype=object),
+        np.float32(1),
+        True,
+        np.ma.array([1.0, 9.0], mask=[0, 1]).mean(),
+    ]
+    one += [torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(1.0, requires_grad=True)]
+    assert [as_number(value, "it") for value in one] == [1.0] * len(one)
+    hidden = np.ma.masked_array([1.0, 2.0], mask=[True, True])
+    assert np.isnan(as_number(hidden.mean(), "it")) and np.isnan(as_number(float("nan"), "it"))
+    for odd in ("1", b"1", None, [1.0, 2.0], np.ones(2), {}):
+        with pytest.raises(LearnerError, match="it is .*, expected a number"):
+            as_number(odd, "it")
+    with pytest.raises(LearnerError, match="it is masked in part"):
+        as_array(np.ma.masked_array([1.0, 2.0], mask=[False, True]), (2,), "it", "numbers")
+
+
+def test_what_all_ranks_append_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank knows what it has appended itself; whether anything is missing the store says."""
+    monkeypatch.setattr(given_by, "_is_added", lambda node: True)
+    monkeypatch.setattr(given_by, "_whose", lambda node, what: "it")
+    data = SimpleNamespace(real=lambda seed, count: Examples.full(np.zeros((count, 2))))
+    node: Any = SimpleNamespace(seed=0, corpus="c")
+    written = given_by.Written(node, data, (), lambda key, start, examples: None)  # type: ignore[arg-type]
+    written.append(0, Examples.full(np.zeros((25, 2))))
+    written.check(50, [(25, 50)])
+    with pytest.raises(LearnerError, match="it appends examples up to 25, 50 are needed"):
+        written.check(50, [(30, 50)])
 
 
 ASK = """

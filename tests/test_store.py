@@ -378,10 +378,15 @@ def test_another_study_of_the_same_name_is_told(tmp_path: Path) -> None:
     """Not so where a grid grows, is run in parts, or goes further."""
     experiment = Experiment(tmp_path, "one")
 
-    def others(chain: str, kind: str = "gaussian", **more: Any) -> int:
+    def others(chain: str, kind: str = "gaussian", axes: Any = (), **more: Any) -> int:
         config = {"experiment": "one", "learner": {"kind": kind}, **more}
-        return experiment.begin(config, [{"chain": chain, "keep": []}])
+        return experiment.begin(config, [{"chain": chain, "keep": [], "axes": dict(axes)}])
 
     assert others("a") == 0 == others("b", grid={"seed": [1]}) == others("c", seed=3, generations=9)
     assert others("a", "kde") == 0, "a chain of it is there"
     assert others("d", "linear") == 3 and others("d", "linear") == 0
+    swept = {"regime.ratio": 0.5}
+    assert others("d", "linear", swept, grid={"regime.ratio": [0.5]}, regime={"kind": "replace"}) == 0
+    pinned = {"kind": "replace", "ratio": 0.1}
+    assert others("e", "linear", regime=pinned) == 0 == others("f", "linear", regime={"kind": "replace"})
+    assert others("g", "linear", regime={"kind": "augment"}) == 6

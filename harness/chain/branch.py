@@ -236,7 +236,7 @@ class BranchRun:
             )
         self.ranks.barrier()
         if self.ranks.rank == 0:
-            written.check(count)
+            written.check(count, self.store.corpora.shards(node.corpus))
             self.store.clear_work(node.corpus)
         self.context.rates["sample"] = tokens / max(self.context.seconds["sample"], 1e-9)
         self.context.event("sample_committed", node, examples=self._count(node))

@@ -70,14 +70,18 @@ class Written:
             self.shards.add((start, start + len(examples)))
         self._append(self.node.corpus, start, examples)
 
-    def check(self, count: int) -> None:
-        """Check that there are as many examples as are needed; of the rank that writes them.
+    def check(self, count: int, there: Collection[tuple[int, int]]) -> None:
+        """Check that there are as many examples as are needed.
+
+        Args:
+            count: How many are.
+            there: Shards that the store has, of all ranks.
 
         Raises:
             LearnerError: Some are missing.
         """
         end = 0
-        for start, stop in sorted(self.shards):
+        for start, stop in sorted(self.shards.union(there)):
             end = max(end, stop) if start <= end else end
         if _is_added(self.node) and end < count:
             raise LearnerError(

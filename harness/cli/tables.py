@@ -90,11 +90,13 @@ def _broken(text: Text, width: int) -> list[Text]:
         return [text]
     lines: list[Text] = []
     for line in text.split("\n", allow_blank=True):
-        begins = list[int]()
+        begins, end, filled = list[int](), 0, 0
         for word in re.finditer(r"\S+", line.plain):
-            start = begins[-1] if begins else 0
-            if cell_len(line.plain[start : word.end()]) > width and word.start() > start:
+            length = cell_len(line.plain[end : word.end()])
+            if filled + length > width and word.start() > (begins[-1] if begins else 0):
                 begins.append(word.start())
+                filled, length = 0, cell_len(word[0])
+            filled, end = filled + length, word.end()
         parts = line.divide(begins)
         for part in parts:
             part.rstrip()

@@ -223,7 +223,7 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
     """Everything is there: no Ray is started; what W&B has not been sent is sent."""
     experiment = Experiment(store.root, prepared.study.base.experiment)
     commit_data(prepared, store)  # where somebody has removed it: other studies go on from it
-    experiment.begin(source.data, describe_chains(prepared))
+    others = experiment.begin(source.data, describe_chains(prepared))
     with _leases(store, prepared.study.base) as leases:
         mirror = Mirror(open_trackers(prepared.study.base.tracking, experiment.path), leases)
         if mirror.active:
@@ -233,4 +233,5 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundled.values())
+    warnings += [_OTHERS.format(experiment.name, others)] if others else []
     return RunSummary(len(prepared.chains), 0, 0, reused, 0.0), warnings

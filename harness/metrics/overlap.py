@@ -40,7 +40,7 @@ def passages_in(
     Returns:
         Shape [documents], and a share; a document of fewer than 13 tokens has no passage.
     """
-    rows = [np.asarray(document, dtype=np.int64) for document in documents]
+    rows = [np.asarray(document, dtype=np.int32) for document in documents]
     windows, owner = _all_windows(rows)
     there = _is_in(windows, _all_windows(others)[0])
     found = np.zeros(len(rows), dtype=np.bool_)
@@ -53,7 +53,7 @@ def _all_windows(texts: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], n
     long = [place for place, text in enumerate(texts) if len(text) >= NGRAM]
     found = [_windows(texts[place][None]) for place in long]
     owner = np.repeat(np.array(long, dtype=np.int64), [len(part) for part in found])
-    return np.concatenate([np.zeros((0, NGRAM), np.int64), *found]), owner
+    return np.concatenate([np.zeros((0, NGRAM), np.int32), *found]), owner
 
 
 def _windows(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -30,17 +31,16 @@ def by_name(found: Any, whose: str) -> Mapping[str, Any]:
 
 
 def as_number(value: Any, whose: str) -> float:
-    """One number, which need not be finite.
+    """One number, which need not be finite; what is masked is none.
 
     Raises:
         LearnerError: It is something else.
     """
-    try:
-        found = np.asarray(value)
-        if isinstance(value, Real) or (found.size == 1 and found.dtype.kind in _NUMBERS):
-            return float(np.float64(value if isinstance(value, Real) else found.reshape(())))
-    except (TypeError, ValueError, OverflowError):  # also what no array can be made of
-        pass
+    if np.ma.is_masked(value):
+        return math.nan
+    if value is not None and not isinstance(value, str | bytes):
+        with contextlib.suppress(Exception):  # whatever numbers of other libraries raise where they are none
+            return float(np.float64(value))
     raise LearnerError(f"{whose} is {shown(value)}, expected a number")
 
 
@@ -61,6 +61,8 @@ def as_array(value: Any, shape: Sequence[int], whose: str, axes: str, more: bool
         found = np.asarray(value)
     except (TypeError, ValueError):  # rows of different lengths
         found = np.array(None)
+    if np.ma.is_masked(value):
+        raise LearnerError(f"{whose} is masked in part, expected numbers everywhere")
     expected = f"expected numbers of the shape {[*shape, *['...'] * more]} ({axes})".replace("'", "")
     if found.dtype.kind not in _NUMBERS:
         raise LearnerError(f"{whose} is {shown(value)}, {expected}")

@@ -135,8 +135,8 @@ def _mismatch(found: Any, kind: type[Any] | None) -> str:
     if kind is None:
         return "" if callable(found) else f"is {shown(found)}, expected a function"
     expected = f"expected a class as {kind.__module__}.{kind.__name__}"
-    if not isinstance(found, type):
-        return f"is {shown(found)}, {expected}"
+    if not isinstance(found, type):  # a function that makes one does
+        return "" if callable(found) else f"is {shown(found)}, {expected}"
     if getattr(kind, "_is_protocol", False):
         methods = [name for name in vars(kind) if not name.startswith("_") and callable(vars(kind)[name])]
         lacks = [name for name in methods if not callable(getattr(found, name, None))]

@@ -73,7 +73,8 @@ class Experiment:
         try:
             before, known = read_json(self.path / "config.json"), read_json(self.path / "chains.json")
             there = {entry["chain"] for entry in known}
-            same = _about(before) == _about(config)
+            axes = {*before.get("grid", ()), *config.get("grid", ())}.union(*(e["axes"] for e in known))
+            same = _about(before, axes) == _about(config, axes)
         except (DamagedError, KeyError, TypeError, AttributeError):
             return 0
         return 0 if same or there.intersection(chains) else len(there)
@@ -218,10 +219,25 @@ class Experiment:
         return found
 
 
-def _about(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a study's chains have in common: all but its grid, how it is run, and how far."""
-    apart = (*NOT_DECLARED, "seed", "generations")
-    return {name: value for name, value in config.items() if name not in apart}
+def _about(config: Mapping[str, Any], axes: Collection[str]) -> Any:
+    """What a study's chains have in common: all but its axes, how it is run, and how far.
+
+    Args:
+        config: Its content.
+        axes: Dotted fields that some study of this name sweeps, and another one may set.
+    """
+    found: Any = config
+    for name in (*NOT_DECLARED, "seed", "generations", *axes):
+        found = _without(found, name)
+    return found
+
+
+def _without(data: Any, dotted: str) -> Any:
+    head, _, rest = dotted.partition(".")
+    if not isinstance(data, Mapping) or head not in data:
+        return data
+    others = {name: value for name, value in data.items() if name != head}
+    return {**others, head: _without(data[head], rest)} if rest else others
 
 
 def experiments(root: Path) -> list[str]:

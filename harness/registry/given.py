@@ -38,6 +38,8 @@ def as_number(value: Any, whose: str) -> float:
     """
     if np.ma.is_masked(value):
         return math.nan
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(())
     if value is not None and not isinstance(value, str | bytes):
         with contextlib.suppress(Exception):  # whatever numbers of other libraries raise where they are none
             return float(np.float64(value))

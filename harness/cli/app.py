@@ -92,6 +92,10 @@ ChainName = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Watch = Annotated[
+    float | None,
+    typer.Option(min=1, metavar="SECONDS", help="Look again so often, until nothing is left to wait for."),
+]
 DEFAULT_ROOT = Path("runs")
 
 

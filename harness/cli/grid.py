@@ -25,6 +25,7 @@ from harness.cli.app import (
     ConfigPath,
     Json,
     Root,
+    Watch,
     app,
     prepare,
     print_json,
@@ -275,12 +276,7 @@ def status(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            min=1, metavar="SECONDS", help="Look again so often until no chain is left to wait for."
-        ),
-    ] = None,
+    watch: Watch = None,
     json_output: Json = False,
 ) -> None:
     """Say what is committed, running, waiting and failed; reads only the store.
@@ -290,8 +286,6 @@ def status(
 
     Example: harness status study.yaml --watch 5
     """
-    from rich.console import Console
-
     from harness.store import Store
 
     stop, told = Stop(), ""
@@ -306,6 +300,8 @@ def status(
                 print_json(found.to_json())
             elif last or sys.stdout.isatty():
                 if watch is not None and sys.stdout.isatty():
+                    from rich.console import Console
+
                     Console().clear()
                 found.show()
             elif told != (told := found.counts):

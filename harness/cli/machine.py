@@ -58,8 +58,7 @@ def doctor(
         raise InputError("doctor: --repair goes with --store")
     from rich.console import Console
 
-    from harness.launch.doctor.examination import counted as by_severity
-    from harness.launch.doctor.examination import examine
+    from harness.launch.doctor.examination import by_severity, examine
 
     checks = []
     with Console(stderr=True).status("examining") as status:

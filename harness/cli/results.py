@@ -20,6 +20,7 @@ from harness.cli.app import (
     ConfigPath,
     Json,
     Root,
+    Watch,
     app,
     config_names,
     config_path,
@@ -307,12 +308,7 @@ def sync(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            min=1, metavar="SECONDS", help="Look again so often until all chains are complete and sent."
-        ),
-    ] = None,
+    watch: Watch = None,
     json_output: Json = False,
 ) -> None:
     """Mirror what is committed to W&B, one run per chain, and to the other trackers of the study.

@@ -8,6 +8,7 @@ from typing import Any
 from harness.components import FILTERS
 from harness.components.judging import DECISIONS
 from harness.config.naming import cell_name
+from harness.errors import DamagedError
 from harness.records import Choices
 from harness.science import Node
 from harness.store import Store
@@ -98,12 +99,21 @@ def _recorded(prepared: Prepared, store: Store, cells: set[int]) -> Iterator[tup
             yield chain.cell, row[GENERATION], Choices(**counts)
 
 
+def fit_facts(store: Store, fit: str) -> Mapping[str, Any]:
+    """What a fit has recorded of itself; empty where it is not there, or damaged."""
+    try:
+        found = store.json("fits", fit, "fit.json")
+    except (DamagedError, OSError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
 def decision(store: Store, node: Node) -> str:
     """What is wrong with how a fit's examples were judged (`DECISIONS`), as it has recorded it.
 
     Empty where nothing is, where nothing is stored, and of fits of versions that did not record it.
     """
-    return str(store.fit_facts(node.fit).get("judge", ""))
+    return str(fit_facts(store, node.fit).get("judge", ""))
 
 
 def choices(store: Store, node: Node) -> Choices:
@@ -111,4 +121,4 @@ def choices(store: Store, node: Node) -> Choices:
 
     None are made where nothing is stored, and by fits of versions that did not record it.
     """
-    return Choices(**store.fit_facts(node.fit).get("choices", {}))
+    return Choices(**fit_facts(store, node.fit).get("choices", {}))

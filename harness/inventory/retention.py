@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from harness.errors import StoreError
+from harness.inventory.judging import fit_facts
 from harness.science import Chain
 from harness.store import Experiment, Store
 from harness.study import Prepared
@@ -38,7 +39,7 @@ def weights_gone(prepared: Prepared, store: Store) -> int:
     An earlier retention, or gc, has freed them.
     """
     freed = (fit for fit in kept_fits(prepared) if store.has("fits", fit) and store.weights_freed(fit))
-    return sum(store.fit_facts(fit).get("status", "diverged") != "diverged" for fit in freed)
+    return sum(fit_facts(store, fit).get("status", "diverged") != "diverged" for fit in freed)
 
 
 class Eviction:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from safetensors.numpy import load
 
 from harness.errors import DamagedError
+from harness.inventory.judging import fit_facts
 from harness.reporting.distributions import histogram_figure, histogram_numbers
 from harness.reporting.figures import PANEL_COLUMNS, legend_columns, plain_ticks
 from harness.reporting.page import FigureDrawing
@@ -203,7 +204,8 @@ def _losses(prepared: Prepared, store: Store, chain: Chain) -> dict[Key, Line]:
     lines: dict[Key, Line] = {}
     for generation in _generations(chain, store):
         fit = prepared.lineage.nodes[chain.nodes[generation]].fit
-        found = store.fit_facts(fit).get("log", {}).get("train_loss") or []
+        log = fit_facts(store, fit).get("log")
+        found = log.get("train_loss") or [] if isinstance(log, Mapping) else []
         losses = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
         if len(losses):
             parts = np.array_split(losses, min(len(losses), MAX_POINTS))

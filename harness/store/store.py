@@ -57,11 +57,9 @@ LATER = ("bundles", "packs", "leases")
 
 def _no_folders(root: Path) -> dict[str, str]:
     """What lies where a folder of a root should be, path to reason."""
-    found = {}
-    for path in (root / name for name in (*MADE, *LATER)):
-        if os.path.lexists(path) and not path.is_dir():
-            found[str(path)] = f"{path} is no folder, and no link to one"
-    return found
+    paths = (root / name for name in (*MADE, *LATER))
+    wrong = (path for path in paths if os.path.lexists(path) and not path.is_dir())
+    return {str(path): f"{path} is no folder, and no link to one" for path in wrong}
 
 
 class Store:
@@ -347,12 +345,7 @@ class Store:
         return self.packs.read(key, name)
 
     def json(self, kind: AnyKind, key: str, name: str) -> Any:
-        """A JSON file of a committed item.
-
-        Raises:
-            DamagedError: It is missing, or no JSON; a store that mends has set the item aside.
-            StoreError: It cannot be read.
-        """
+        """A JSON file of a committed item (errors as `content`); a store that mends sets damage aside."""
         try:
             return parse_json(self.content(kind, key, name), self.path(kind, key) / name)
         except DamagedError:
@@ -360,14 +353,6 @@ class Store:
                 self._verified[kind].discard(key)  # it was whole once
                 self.sound(kind, key)
             raise
-
-    def fit_facts(self, fit: str) -> Mapping[str, Any]:
-        """What a fit has recorded of itself; empty where it is not there, or damaged."""
-        try:
-            found: Mapping[str, Any] = self.json("fits", fit, "fit.json")
-        except (DamagedError, OSError):
-            return {}
-        return found
 
     def place(self, kind: ItemKind, key: str) -> Path:
         """The folder of a committed item, or the pack that it is in."""

@@ -68,7 +68,7 @@ def _guarded(name: str, function: Callable[[], Iterator[Check]]) -> Iterator[Che
         yield replace(broken, where=node_name())
 
 
-def counted(checks: Iterable[Check]) -> dict[str, int]:
+def by_severity(checks: Iterable[Check]) -> dict[str, int]:
     """How many checks of each severity there are."""
     found = Counter(check.severity for check in checks)
     return {severity: found[severity] for severity in get_args(Severity)}

@@ -222,12 +222,11 @@ def data_spec(config: Data, prepared: PreparedData) -> DataSpec:
         prepared: What it was prepared to.
     """
     n = prepared.real.num_examples
-    section, folder = config, None
+    kind, section, folder = data_kind(config), config, None
     if prepared.kept is not None:
-        section, folder = blank(config, *DATA_KINDS[data_kind(config)].places), prepared.kept.key
-    return DataSpec(
-        section.model_copy(update={"num_examples": n}), {**prepared.spec, "num_examples": n}, folder
-    )
+        section, folder = blank(config, *DATA_KINDS[kind].places), prepared.kept.key
+    section = section.model_copy(update={"num_examples": n})
+    return DataSpec(kind, section, {**prepared.spec, "num_examples": n}, folder)
 
 
 def load_data(spec: DataSpec, store: Store) -> RealData:
@@ -244,10 +243,9 @@ def load_data(spec: DataSpec, store: Store) -> RealData:
     if spec.folder is not None and not store.sound("data", spec.folder):
         reason = store.trouble.get(str(folder), f"{folder} is missing")
         raise DamagedError(f"prepared data: {reason}; run the command again, which prepares them anew")
-    kind = data_kind(spec.section)
-    real = named(DATA_KINDS[kind].load)(spec.section, folder)
+    real = named(DATA_KINDS[spec.kind].load)(spec.section, folder)
     if not isinstance(real, RealData):
-        raise _no_data(kind, "load", real, "harness.data.RealData")
+        raise _no_data(spec.kind, "load", real, "harness.data.RealData")
     return real
 
 

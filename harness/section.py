@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -29,6 +29,17 @@ class Section(BaseModel):
     """A section of the configuration: unknown fields, NaN and infinity are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # or any name would pass for a field
+
+        def __getattr__(self, name: str) -> Any:
+            """A field that is not there: specs have sections without what no key holds."""
+            if name in type(self).model_fields:
+                raise AttributeError(
+                    f"{type(self).__name__}.{name}: is in no key here, so what runs cannot read it; who does "
+                    "has to say so (LearnerPlugin.evaluates, DataKind.places)"
+                )
+            return super().__getattr__(name)
 
 
 HUB = "hf:"
@@ -174,6 +185,8 @@ def science(section: BaseModel) -> dict[str, Any]:
     """What of a section belongs to its key, as plain data (see the module's text)."""
     found: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
+        if name not in section.__dict__:  # taken out of a spec (`science.specs.blank`)
+            continue
         value, extra = _plain(getattr(section, name)), info.json_schema_extra
         marks = extra if isinstance(extra, Mapping) else {}
         if marks.get("execution") or ("introduced" in marks and value == marks["introduced"]):

@@ -33,7 +33,7 @@ from harness.inspection.explain import Explainer
 from harness.inspection.status import chain_states
 from harness.inventory import Inventory
 from harness.inventory.slices import make_slices, missing
-from harness.learners.analytic.family import Chains, make_family
+from harness.learners.analytic.family import Chains, make_family, metrics_of
 from harness.reporting import ledger
 from harness.reporting.statistics import curves
 from harness.store import Experiment, Leases, Owner, Store
@@ -216,7 +216,8 @@ def test_fits_and_samples_do_not_depend_on_the_batch(
     long = family.sample(many, everyone, count + more, real)
     short = family.sample(one, alone, count, real[me : me + 1])
     assert long[me, :count].tobytes() == short[0].tobytes()
-    found, single = family.measure(many, long, {}), family.measure(one, long[me : me + 1], {})
+    found = metrics_of(family, many, long, config.evaluate)
+    single = metrics_of(family, one, long[me : me + 1], config.evaluate)
     for metric in found:
         assert found[metric][me].tobytes() == single[metric][0].tobytes(), metric
 

@@ -15,12 +15,12 @@ from classifiers import write_classifier
 from conftest import TASK, TEXT, Make, merged
 from pydantic import BaseModel
 
-from harness.components import DATA_KINDS
-from harness.config.schema import Config, VaeSample
+from harness.components import DATA_KINDS, LEARNERS
+from harness.config.schema import Config, Evaluate
 from harness.coordinator.plans import plan_of
 from harness.science import cut
 from harness.store import Store
-from harness.study import commit_data, open_study
+from harness.study import Prepared, commit_data, open_study
 
 STREAM = {"kind": "stream", "synthetic_ratio": 0.5}
 REPLACE = {"kind": "replace", "synthetic_ratio": 0.5}
@@ -592,14 +592,12 @@ ELSEWHERE = {
     ("CellSource", "cell"): "tests/test_switches.py: by the keys of what the other chain writes",
     ("CellSource", "generation"): "the same",
     ("Evaluate", "metrics"): "tests/test_plugins.py: by the package's version",
-    ("ImageData", "kind"): "says how the source is read",
-    ("ChatData", "too_long"): "what is left out is known by what is left",
     ("TaskData", "tokenizer"): "tests/test_chat.py: by content",
 }
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import numpy as np
     import yaml
 
@@ -607,9 +605,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
     chat(folder)
     classifier_folder = write_classifier(folder / "classifier")
     np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(60, 1)))
-    known: dict[str, list[str]] = {}
+    known: dict[str, Prepared] = {}
 
-    def find(config: dict[str, Any]) -> list[str]:
+    def find(config: dict[str, Any]) -> Prepared:
         if "path" in config["data"]:
             config = merged(config, {"data.path": str(folder / "rows.npy")})
         if config["data"].get("kind") == "chat":
@@ -624,17 +622,17 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if text not in known:
             (folder / "config.yaml").write_text(text)
             store = Store.open(folder / "root")
-            prepared, scratch = open_study(folder / "config.yaml", (), store)
+            known[text], scratch = open_study(folder / "config.yaml", (), store)
             with scratch:
-                commit_data(prepared, store)  # so that nothing is read twice
-            known[text] = [
-                key
-                for node in prepared.lineage.nodes.values()
-                for key in (node.fit, node.corpus, node.evaluation)
-            ]
+                commit_data(known[text], store)  # so that nothing is read twice
         return known[text]
 
     return find
+
+
+def keys(prepared: Prepared) -> set[str]:
+    nodes = prepared.lineage.nodes.values()
+    return {key for node in nodes for key in (node.fit, node.corpus, node.evaluation)}
 
 
 @pytest.mark.parametrize(
@@ -646,15 +644,15 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if value is not None
     ],
 )
-def test_a_changed_field_changes_a_key(base: str, field: str, value: Any, keys: Any) -> None:
+def test_a_changed_field_changes_a_key(base: str, field: str, value: Any, prepared: Any) -> None:
     changed = _with(BASES[base], field, value)
-    assert set(keys(changed)) != set(keys(BASES[base]))
+    assert keys(prepared(changed)) != keys(prepared(BASES[base]))
 
 
 @pytest.mark.parametrize("which", range(len(TOGETHER)))
-def test_fields_that_come_together_change_a_key(which: int, keys: Any) -> None:
+def test_fields_that_come_together_change_a_key(which: int, prepared: Any) -> None:
     base, one, two = TOGETHER[which]
-    assert set(keys(merged(BASES[base], one))) != set(keys(merged(BASES[base], two)))
+    assert keys(prepared(merged(BASES[base], one))) != keys(prepared(merged(BASES[base], two)))
 
 
 def _with(config: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
@@ -808,13 +806,33 @@ def test_what_runs_a_node_is_told_nothing_else(make_config: Make, tmp_path: Path
         }
 
 
-def test_a_fit_does_not_see_how_is_sampled(make_config: Make, tmp_path: Path) -> None:
+def test_a_fit_does_not_see_how_is_sampled(prepared: Any) -> None:
     config = merged(BASES["images"], {"learner.sample": {"binary": True}, "learner.init": "previous"})
-    prepared, scratch = open_study(make_config(config), (), Store.read(tmp_path / "absent"))
-    scratch.cleanup()
-    spec = prepared.specs[0]
-    assert spec.learner.section.sample == VaeSample() and spec.learner.section.init == "scratch"
-    assert spec.sampling.section.binary  # type: ignore[attr-defined]
+    (spec,) = prepared(config).specs
+    for field in ("sample", "init"):
+        with pytest.raises(AttributeError, match=rf"Vae\.{field}: is in no key here"):
+            getattr(spec.learner.section, field)
+    assert spec.sampling.section.binary
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_what_no_key_holds_cannot_be_read(base: str, prepared: Any) -> None:
+    """Every field of what a node is given either changes a key (the tests above), or reading it raises."""
+    found = prepared(BASES[base])
+    for node in found.lineage.nodes.values():
+        fit, measured = node.spec.fit, node.spec.measured
+        data, learner = fit.data, LEARNERS[fit.learner.section.kind]
+        read = {"metrics", *learner.evaluates} - {"others"}
+        assert vars(measured.section).keys() == read
+        places = () if data.folder is None else DATA_KINDS[data.kind].places
+        for section, names in (
+            (measured.section, set(Evaluate.model_fields) - read),
+            (fit.learner.section, {"sample", "init"} & set(type(fit.learner.section).model_fields)),
+            (data.section, set(places)),
+        ):
+            for name in names:
+                with pytest.raises(AttributeError, match="is in no key here|has no attribute"):
+                    reduce(_step, name.split("."), section)
 
 
 def _reachable(thing: Any) -> Iterator[Any]:

@@ -150,7 +150,7 @@ class CellRun:
         measured = self.spec.measured
         corpora = self.corpora[self.generation][:, : measured.examples]
         with np.errstate(invalid="ignore", over="ignore"):
-            metrics = metrics_of(self.family, self.model, corpora, measured.section.ranges)
+            metrics = metrics_of(self.family, self.model, corpora, measured.section)
         metrics |= self.selected
         if measured.section.metrics:
             metrics |= self._added(self.chains, corpora, metrics)

@@ -123,5 +123,7 @@ KIND = DataKind(
         "template",
         "tokenizer.name",
         "tokenizer.revision",
+        "too_long",
+        "split.own_test",
     ),
 )

@@ -70,6 +70,6 @@ KIND = DataKind(
     prepare="harness.data.images:prepared",
     load="harness.data.images:ImageSet",
     sources=(DIGITS,),
-    places=("source", "image_field", "label_field", "labels", "revision"),
+    places=("source", "kind", "image_field", "label_field", "labels", "revision"),
     example={"source": DIGITS, "num_examples": 1000},
 )

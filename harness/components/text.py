@@ -127,7 +127,7 @@ KIND = DataKind(
     prepare="harness.data.text:prepared",
     load="harness.data.text:TextCorpus",
     asked=ASKED,
-    places=("source", "text_field", "revision", "tokenizer.name", "tokenizer.revision"),
+    places=("source", "text_field", "revision", "tokenizer.name", "tokenizer.revision", "split.own_test"),
     example={
         "source": "python-docs",
         "tokenizer": {"kind": "bpe", "vocab_size": 512},

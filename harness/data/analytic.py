@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from harness.components.truths import AnalyticData, GaussianData
+from harness.config.schema.data import data_kind
 from harness.data.real import RealData
 from harness.errors import DataError
 from harness.records import Examples
@@ -130,7 +131,7 @@ class Distribution(Truth):
                 "regime.source.model: the teacher's examples have another shape than the real ones (dim, "
                 "outcomes or means)"
             )
-        return DataSpec(made.config, made.identity)
+        return DataSpec(data_kind(made.config), made.config, made.identity)
 
     @abstractmethod
     def draw(self, streams: Draw, count: int) -> Array:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from harness.components import DATA_KINDS
 from harness.components.truths import AnalyticData, ArrayData
-from harness.config.schema import data_kind
 from harness.data.analytic import Distribution, Truth
 from harness.data.distributions import DiscreteTruth, GaussianTruth, LinearTruth, MixtureTruth, ShapeTruth
 from harness.data.real import PreparedData, Room
@@ -61,6 +60,6 @@ def load_truth(config: AnalyticData, folder: Path | None) -> Truth:
 
 def load_teacher(spec: DataSpec) -> Distribution:
     """A fixed teacher, from its spec (`Distribution.teacher`): its examples are not the real ones."""
-    teacher: Distribution = named(DATA_KINDS[data_kind(spec.section)].load)(spec.section, None)
+    teacher: Distribution = named(DATA_KINDS[spec.kind].load)(spec.section, None)
     teacher.purpose = "teacher"
     return teacher

@@ -30,11 +30,12 @@ S = TypeVar("S", bound=Section)
 
 
 def blank(section: S, *names: str) -> S:
-    """A section without some of its fields: they have their defaults, or are empty where they have none.
+    """A section without some of its fields: they are not there, and whoever reads one is told (`Section`).
 
     A dotted name is a field of a section inside; names of fields that there are not are passed over.
     """
     emptied: dict[str, Any] = {}
+    absent: list[str] = []
     for name in names:
         head, _, rest = name.partition(".")
         info = type(section).model_fields.get(head)
@@ -42,8 +43,11 @@ def blank(section: S, *names: str) -> S:
             inside = emptied.get(head, getattr(section, head))
             emptied[head] = inside if inside is None else blank(inside, rest)
         elif info is not None:
-            emptied[head] = "" if info.is_required() else info.get_default()
-    return section.model_copy(update=emptied)
+            absent.append(head)
+    found = section.model_copy(update=emptied)
+    for name in absent:
+        found.__dict__.pop(name, None)
+    return found
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class Versioned:
     """A section as it is executed, with the version of the code that reads it.
 
     Attributes:
-        section: The section, of whatever kind its code is for; fields that other specs hold have their
-            defaults (`blank`).
+        section: The section, of whatever kind its code is for; fields that other specs hold are not there
+            (`blank`).
         version: Of its code.
     """
 
@@ -70,12 +74,14 @@ class DataSpec:
     """Real data, or a fixed teacher, by content.
 
     Attributes:
+        kind: Of data.
         section: The section, of whatever kind, without the fields that say where the data come from.
         identity: What enters keys.
         folder: Name of their folder under ``data`` in the store; None for what a section describes
             altogether.
     """
 
+    kind: str
     section: Any
     identity: Mapping[str, Any]
     folder: str | None = None
@@ -86,7 +92,7 @@ class Measured:
     """What an evaluation measures.
 
     Attributes:
-        section: The section; fields that this learner's evaluation does not read have their defaults.
+        section: The section; fields that this learner's evaluation does not read are not there.
         identity: What enters keys: versions of the metrics, and the fields that are read.
         examples: How many examples of the corpus are read.
         others: Other real texts by name, as the hash of their content.

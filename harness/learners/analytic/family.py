@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components import LEARNERS
+from harness.config.schema import Evaluate
 from harness.data.analytic import Draw, Truth
 from harness.errors import LearnerError
 from harness.learners.protocol import whose_learner
@@ -153,13 +154,6 @@ class Family(ABC):
             corpus: The examples that the metrics read, shape [chains, count, width].
         """
 
-    def measure(
-        self, model: Parameters, corpus: Array, ranges: Mapping[str, tuple[float, float]]
-    ) -> dict[str, Array]:
-        """`evaluate`, and the shares of some ranges (``evaluate.ranges``)."""
-        found = by_name(self.evaluate(model, corpus), f"{whose_learner(self.learner.kind)}: evaluate")
-        return {**found, **range_shares(corpus[:, :, 0], ranges)}
-
 
 def fold_origins(
     family: Family, parts: Sequence[Summary], origins: Sequence[int], sizes: Sequence[int]
@@ -244,17 +238,22 @@ def sampled(family: Family, model: Parameters, chains: Chains, count: int, real:
     return as_array(family.sample(model, chains, count, real), shape, f"{whose}: what it gives", axes)
 
 
-def metrics_of(
-    family: Family, model: Parameters, corpus: Array, ranges: Mapping[str, tuple[float, float]]
-) -> dict[str, Array]:
-    """The metrics of `Family.measure`, looked at.
+def metrics_of(family: Family, model: Parameters, corpus: Array, asked: Evaluate) -> dict[str, Array]:
+    """The metrics of `Family.evaluate`, looked at, and the shares of ranges (``evaluate.ranges``).
+
+    Args:
+        family: The family.
+        model: The models.
+        corpus: The examples that the metrics read, shape [chains, count, width].
+        asked: What is measured, of which a learner reads what it says (`LearnerPlugin.evaluates`).
 
     Raises:
         LearnerError: They are something else than a number of each chain, by name.
     """
     whose = f"{whose_learner(family.learner.kind)}: evaluate"
-    found = by_name(family.measure(model, corpus, ranges), whose)
-    return {
+    found = {
         name: as_array(values, corpus.shape[:1], f"{whose}: {name}", "chains")
-        for name, values in found.items()
+        for name, values in by_name(family.evaluate(model, corpus), whose).items()
     }
+    reads_ranges = "ranges" in LEARNERS[family.learner.kind].evaluates
+    return {**found, **(range_shares(corpus[:, :, 0], asked.ranges) if reads_ranges else {})}

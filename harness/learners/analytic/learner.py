@@ -77,9 +77,9 @@ class AnalyticLearner:
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Distance of the fit from the truth."""
-        family, ranges = self._family(task.spec.fit), task.spec.measured.section.ranges
+        family, asked = self._family(task.spec.fit), task.spec.measured.section
         with one_thread():
-            found = metrics_of(family, _load(task.fit()), task.corpus.values[None], ranges)
+            found = metrics_of(family, _load(task.fit()), task.corpus.values[None], asked)
         return Evaluation({name: float(value[0]) for name, value in found.items()})
 
     def reset_peak(self) -> None:

@@ -30,7 +30,7 @@ from harness.imports import is_installed
 from harness.learners.language_model.facts import ModelFacts
 from harness.learners.language_model.needs import batches
 from harness.learners.protocol import Execution, Resolved, check_installed, resolve
-from harness.metrics.catalogue import METRICS, about, is_described
+from harness.metrics.catalogue import METRICS, about, is_described, lacking
 from harness.metrics.overlap import overlaps
 from harness.preparation import DataOf, TextsOf, load_data, teacher_spec
 from harness.records import REAL, Examples, Part, on_a_line
@@ -135,7 +135,7 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     """
     study = expand(load_file(path, assignments))
     check_claims(study)
-    _check_columns(study)
+    check_columns(study)
     _check_libraries(study)
     try:
         study = replace(study, cells=tuple(_settled(study.source, cell) for cell in study.cells))
@@ -147,8 +147,12 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
         raise study.source.located(error) from None
 
 
-def _check_columns(study: Study) -> None:
-    """Check that claims, and what a track scores, are of columns that records can have."""
+def check_columns(study: Study) -> None:
+    """Check that claims, and what a track scores, are of columns that records can have.
+
+    Raises:
+        ConfigError: No record has such a column; or none of a cell that a claim names.
+    """
     asked = [
         (study.source, f"claims.{number}.statistic.{field}", getattr(claim.statistic, field))
         for number, claim in enumerate(study.base.claims)
@@ -165,6 +169,17 @@ def _check_columns(study: Study) -> None:
                 place,
                 f"no record has the column {shown(name)}{hint}; harness list metrics says which there are",
             )
+    for number, claim in enumerate(study.base.claims):
+        named_cells = {index for _, wanted in claim.statistic.cells for index in find_cells(study, wanted)}
+        for field in ("metric", "than"):
+            name = getattr(claim.statistic, field)
+            for cell in (study.cells[index] for index in sorted(named_cells) if name is not None):
+                if why := lacking(name, cell.config):
+                    which = f" {dict(cell.axes)}" if cell.axes else ""
+                    raise study.source.error(
+                        f"claims.{number}.statistic.{field}",
+                        f"no record of the cell{which} has the column {name}: {why}",
+                    )
 
 
 def _check_libraries(study: Study) -> None:

@@ -3,6 +3,7 @@ lost shares."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from bundled import run_bundles
-from conftest import Make, harness
+from conftest import TASK, TEXT, Make, harness, merged
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import digamma
 
+from harness.config.grid import expand
+from harness.config.load import load_file
 from harness.config.schema import Claim, Statistic
 from harness.errors import ConfigError
 from harness.metrics.catalogue import HEADLINES
@@ -26,7 +29,7 @@ from harness.reporting.report import theory_lines
 from harness.reporting.tables import critical_table
 from harness.reporting.theory import expected
 from harness.store import Store
-from harness.study import Prepared, open_study
+from harness.study import Prepared, check_columns, open_study
 
 COLLAPSE = {
     "text": "the variance collapses",
@@ -109,8 +112,10 @@ def test_few_seeds_and_values_not_finite_decide_nothing(make_config: Make, tmp_p
     config = make_config({**BASE, "grid": {"seed": [0, 1, 2, 3]}, "claims": [COLLAPSE]})
     (few,) = verdicts(config, tmp_path / "few")
     assert few.verdict == "undecided" and "4 seeds, 5 are needed" in few.reason
-    nowhere = {**COLLAPSE, "statistic": {"metric": "task/pass_1"}}
-    (absent,) = verdicts(make_config({**BASE, "claims": [nowhere]}), tmp_path / "absent")
+    nowhere = {**COLLAPSE, "statistic": {"metric": "test/nll"}}
+    coins = {"data": {"source": "discrete", "probabilities": [0.5, 0.5], "num_examples": 20}}
+    discrete = {**BASE, **coins, "learner": {"kind": "discrete"}, "claims": [nowhere]}
+    (absent,) = verdicts(make_config(discrete), tmp_path / "absent")
     assert absent.verdict == "undecided" and absent.value is None
     singular = {"source": "gaussian", "dim": 9, "num_examples": 5}
     claim = {**COLLAPSE, "statistic": {"metric": "test/nll", "of": "change"}}
@@ -217,6 +222,45 @@ def test_a_claim_must_name_one_cell_and_one_range(make_config: Make, tmp_path: P
         )
         assert found.returncode == 2, found.stdout
         assert all(word in found.stderr for word in words), found.stderr
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "metric", "why"),
+    [
+        (BASE, {}, "kde/variance", "it is of learner kde, not of gaussian"),
+        (BASE, {}, "share/left", "it needs evaluate.ranges: {left: [from, to]}"),
+        (BASE, {"evaluate.ranges": {"left": [-9, 0]}}, "share/left", ""),
+        (BASE, {}, "test/nll", ""),
+        (BASE, {}, "survival/count_1", "it needs evaluate.metrics: [survival]"),
+        (BASE, {}, "pool/recall", "it is of regimes whose examples arrive unlabelled, not of replace"),
+        (TEXT, {}, "drift/kl", "it needs evaluate.drift"),
+        (TEXT, {"evaluate.drift": {}}, "drift/kl", ""),
+        (TEXT, {}, "other/code/nll", "it needs evaluate.others"),
+        (
+            TEXT,
+            {"evaluate.others": {"python": "python-stdlib"}},
+            "other/code/nll",
+            "evaluate.others has no 'code'; it has python",
+        ),
+        (TEXT, {"evaluate.others": {"python": "python-stdlib"}}, "other/python/nll", ""),
+        (TEXT, {}, "test/nll/poems", "it needs evaluate.groups"),
+        (TEXT, {}, "task/pass_1", "it needs data that are prompts (data.source: task, or data.kind: chat)"),
+        (TEXT, {}, "judge/true_share", "it needs data that are prompts (data.source: task, or data"),
+        (TASK, {}, "task/pass_4", ""),
+        (TASK, {}, "task/kl_pretrained", "it needs evaluate.task.pretrained"),
+    ],
+)
+def test_a_claim_is_about_what_a_cell_records(
+    make_config: Make, base: dict[str, Any], changes: dict[str, Any], metric: str, why: str
+) -> None:
+    """What no record can have is said before anything runs, and not as a claim that stays open."""
+    claim = {"text": "it falls", "source": "here", "statistic": {"metric": metric}, "below": 0.0}
+    study = expand(load_file(make_config({**merged(base, changes), "claims": [claim]}), ()))
+    with pytest.raises(ConfigError) if why else nullcontext() as raised:
+        check_columns(study)
+    if why:
+        place = f"claims.0.statistic.metric: no record of the cell has the column {metric}: {why}"
+        assert place in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,13 @@ COMPONENT = LearnerPlugin(
             "vae/latent_std", "std of samples in generation 0's latent", "", "lower", _SHUMAILOV, shown=True
         ),
         Metric("vae/elbo", "ELBO of real test images", "nats/image", "lower", _KINGMA, shown=True),
-        Metric("vae/elbo_<class>", "ELBO of real test images of class <class>", "nats/image", "lower"),
+        Metric(
+            "vae/elbo_<class>",
+            "ELBO of real test images of class <class>",
+            "nats/image",
+            "lower",
+            needs="evaluate.groups",
+        ),
         Metric(
             "vae/reconstruction", "reconstruction error of real test images", "nats/image", "higher", _KINGMA
         ),

@@ -5,13 +5,19 @@ Figures, tables, claims and ``harness list metrics`` read it here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
-from harness.components import LEARNERS
+from harness.components import LEARNERS, REGIMES
 from harness.components import METRICS as METRIC_PLUGINS
 from harness.components.columns import JUDGED, POOL
 from harness.registry import LearnerPlugin, Metric
+from harness.terminal import shown
+
+if TYPE_CHECKING:
+    from harness.config.schema import Config
 
 METRICS: tuple[Metric, ...] = (
     *(metric for kind in LEARNERS for metric in LEARNERS[kind].metrics),
@@ -38,14 +44,67 @@ _OPEN = [metric for metric in METRICS if "<" in metric.name]
 
 def about(name: str) -> Metric:
     """What is known of a column; of one that nobody has described, its name."""
-    if name in _PLAIN:
-        return _PLAIN[name]
-    for metric in _OPEN:
-        before, part, after = _around(metric)
-        if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
-            found = name[len(before) : len(name) - len(after)].replace("_", " ")
-            return replace(metric, name=name, label=metric.label.replace(part, found))
-    return Metric(name, name)
+    metric = _described(name)
+    if metric is None or metric.name == name:
+        return metric or Metric(name, name)
+    part, found = _around(metric)[1], _open_part(metric, name).replace("_", " ")
+    return replace(metric, name=name, label=metric.label.replace(part, found))
+
+
+def _described(name: str) -> Metric | None:
+    """What describes a column, as it was written; None where nobody has."""
+    return _PLAIN.get(name) or next((metric for metric in _OPEN if _open_part(metric, name)), None)
+
+
+def lacking(name: str, config: Config) -> str:
+    """Why no record of a cell has a column; empty where they can have it.
+
+    Args:
+        name: A column that is described (`is_described`).
+        config: The cell.
+    """
+    kind, evaluate = config.learner.kind, config.evaluate
+    learner = LEARNERS[kind]
+    if name.startswith("share/") and "ranges" in learner.evaluates and not _among(name, learner.metrics):
+        part = name.removeprefix("share/")
+        return "" if part in evaluate.ranges else f"it needs evaluate.ranges: {{{part}: [from, to]}}"
+    owners = [other for other in LEARNERS if _among(name, LEARNERS[other].metrics)]
+    if owners and kind not in owners and not (name == "test/nll" and learner.family):
+        return f"it is of learner {' or '.join(owners)}, not of {kind}"
+    added = [item for item in METRIC_PLUGINS if _among(name, METRIC_PLUGINS[item].metrics)]
+    if added and not set(added) & set(evaluate.metrics):
+        return f"it needs evaluate.metrics: [{added[0]}]"
+    if _among(name, POOL) and not REGIMES[config.regime.kind].selects:
+        return f"it is of regimes whose examples arrive unlabelled, not of {config.regime.kind}"
+    metric = _described(name)
+    return "" if metric is None or not metric.needs else _ungiven(metric, name, config)
+
+
+def _ungiven(metric: Metric, name: str, config: Config) -> str:
+    """Which field that a column needs a cell does not give."""
+    given = attrgetter(metric.needs)(config)
+    if not given:
+        return f"it needs {_SAID.get(metric.needs, metric.needs)}"
+    if isinstance(given, Mapping) and (part := _open_part(metric, name)) not in given:
+        return f"{metric.needs} has no {shown(part)}; it has {', '.join(given)}"
+    return ""
+
+
+_SAID = {"data.prompted": "data that are prompts (data.source: task, or data.kind: chat)"}
+"""What a study has to have, where no field is called so."""
+
+
+def _among(name: str, metrics: Sequence[Metric]) -> bool:
+    return any(metric.name == name or _open_part(metric, name) for metric in metrics)
+
+
+def _open_part(metric: Metric, name: str) -> str:
+    """What a column's name has for the open part of a metric; empty where it is another one."""
+    if "<" not in metric.name:
+        return ""
+    before, _, after = _around(metric)
+    fits = name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)
+    return name[len(before) : len(name) - len(after)] if fits else ""
 
 
 def among(name: str, names: Collection[str]) -> Metric:
@@ -63,7 +122,7 @@ def among(name: str, names: Collection[str]) -> Metric:
 
 def is_described(name: str) -> bool:
     """Whether somebody has described a column of this name."""
-    return name in _PLAIN or about(name) != Metric(name, name)
+    return _described(name) is not None
 
 
 def _around(metric: Metric) -> tuple[str, str, str]:

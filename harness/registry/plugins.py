@@ -29,6 +29,8 @@ class Metric:
         source: Who defined it, or reported it first for collapse.
         shown: Whether a run's lines show it.
         drawn: Whether a report draws it.
+        needs: Field of a study without which no record has it, dotted (``evaluate.drift``); where it is a
+            mapping, its names are the open parts. Claims are checked against it.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Metric:
     source: str = ""
     shown: bool = False
     drawn: bool = True
+    needs: str = ""
 
     @property
     def group(self) -> str:

@@ -159,6 +159,10 @@ def test_a_files_name_says_the_format(make_config: Make, tmp_path: Path) -> None
     assert wrong.stderr == (
         f"error: --format: found csv, but --out {place} has the name of parquet; leave out one of them\n"
     )
+    for extra in ([], ["--format", "csv"]):
+        wrong = harness("export", config, "--root", root, "--out", tmp_path / "w.csv.gz", *extra)
+        assert wrong.returncode == 2 and not (tmp_path / "w.csv.gz").exists()
+        assert "w.csv.gz: no .gz files are written; allowed: .csv, .json, .parquet (compr" in wrong.stderr
     wrong = harness("export", config, "--root", root, "--format", "parkuet")
     assert "allowed: csv, json, parquet (did you mean 'parquet'?)" in wrong.stderr
 

@@ -135,6 +135,10 @@ def export(
     raise typer.Exit(tell_damage(store))
 
 
+COMPRESSED = ("gz", "zst", "bz2", "xz", "zip")
+"""What names of files that `export` does not write end in."""
+
+
 def _form(form: str | None, out: Path | None) -> str:
     """The format that is asked for, or that a file's name says."""
     from harness.reporting import ledger
@@ -144,6 +148,9 @@ def _form(form: str | None, out: Path | None) -> str:
         raise InputError(f"--format: found {shown(form)}, {allowed}")
     suffix = "" if out is None else out.suffix[1:].lower()
     named = suffix if suffix in ledger.FORMATS else None
+    if suffix in COMPRESSED:
+        allowed = ", ".join(f".{name}" for name in ledger.FORMATS)
+        raise InputError(f"--out: {out}: no .{suffix} files are written; allowed: {allowed} (compressed)")
     if form and named and form != named:
         raise InputError(
             f"--format: found {form}, but --out {out} has the name of {named}; leave out one of them"

@@ -643,6 +643,7 @@ MADE_WRONG: list[tuple[str, str, str]] = [
     ),
     ("filters", "FilterPlugin(Odd, 1, None)", "its keep is None, expected a function or 'module:attribute'"),
     ("filters", "FilterPlugin(Odd, 1, '')", "its keep is '', expected 'module:attribute'"),
+    ("filters", "FilterPlugin(Odd, 1, 'made:k', passing=0.5)", "its passing is 0.5, expected a function"),
     ("regimes", "RegimePlugin('made:rule', 1)", "its rule is 'made:rule', expected a function"),
     ("trackers", "TrackerPlugin()", "made:odd needs write, or a tracker"),
     ("trackers", "TrackerPlugin(7)", "its write is 7, expected a function or 'module:attribute'"),
@@ -785,6 +786,51 @@ def test_code_that_takes_something_else_is_its_packages(gathered: Callable[..., 
         )
         with pytest.raises(TypeError, match=r"object of type 'int' has no len\(\)"):
             named(plugin.keep)(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("field", "code", "gives"),
+    [
+        ("passing", "lambda section: 0.25", 0.25),
+        ("passing", "lambda section: np.float32(0.25)", 0.25),
+        ("passing", "lambda section: 0", "gives 0: it should be greater than 0"),
+        ("passing", "lambda section: 'half'", "gives 'half': it should be a valid number"),
+        ("passing", "lambda section: None", "gives None: it should be a valid number"),
+        (
+            "passing",
+            "lambda: 1.0",
+            "cannot be called as it is: <lambda>() takes 0 positional arguments but 1",
+        ),
+        ("learns", "lambda section: (np.int64(3), 1)", (3, 1)),
+        ("learns", "lambda section: 3", "gives 3: it should be a valid tuple"),
+        ("labelled", "lambda section: -1", "gives -1: it should be greater than or equal to 0"),
+        ("labelled", "lambda section: 1.5", "gives 1.5: it should be a valid integer"),
+        ("neutral", "lambda section: 'no'", "gives 'no': it should be a valid boolean"),
+        ("together", "lambda section: None", None),
+        ("choice", "lambda section: 7", "gives 7: it should be a valid string"),
+    ],
+)
+def test_what_small_functions_give_is_looked_at(
+    gathered: Callable[..., Found[Any]], field: str, code: str, gives: Any
+) -> None:
+    """Before anything is computed with it."""
+    module = f"{MADE}import numpy as np\nodd = FilterPlugin(Odd, 1, 'made:keep', {field}={code})\n"
+    function = getattr(gathered("filters", module)["odd"], field)
+    if not isinstance(gives, str):
+        assert function(None) == gives
+        return
+    with pytest.raises(PluginError) as failed:
+        function(None)
+    assert str(failed.value).startswith(f"filter odd of the package made: {field} {gives}")
+
+
+def test_a_shared_function_is_the_callers(gathered: Callable[..., Found[Any]]) -> None:
+    module = f"{MADE}from os.path import basename as keep\nodd = FilterPlugin(Odd, 1, keep)\n"
+    one = gathered("filters", module)["odd"]
+    other = gathered("filters", module.replace('"odd"', '"even"'), "even")["even"]
+    for plugin, kind in ((one, "odd"), (other, "even")):
+        with pytest.raises(PluginError, match=f"^filter {kind} of the package made: keep cannot be called"):
+            named(plugin.keep)(1, 2, 3)
 
 
 def test_commands_name_the_component_whose_code_is_not_there(tmp_path: Path, make_config: Make) -> None:

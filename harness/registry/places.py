@@ -16,7 +16,10 @@ from copy import copy
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import PluginError, reason_of
 from harness.terminal import cut, shown
@@ -29,8 +32,6 @@ PLACES = (
 )
 """Fields of plug-ins that hold code, or name it."""
 _FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-_FUNCTIONS: dict[int, str] = {}
-"""`id` of a package's function that a component holds to whose it is, as in `_Place`."""
 
 
 class _Place(str):
@@ -43,6 +44,54 @@ class _Place(str):
     whose: str
 
 
+class _Code:
+    """A function that a package's component holds, which says whose it is where it cannot be used.
+
+    Attributes:
+        code: The function, or a class.
+        whose: The component, its package and its field, in words.
+    """
+
+    def __init__(self, code: Callable[..., Any], whose: str, gives: Any = None) -> None:
+        """Keep the function.
+
+        Args:
+            code: The function, or a class.
+            whose: As above.
+            gives: The type of what it gives, which is looked at; None where others look at it.
+        """
+        functools.update_wrapper(self, code, updated=())
+        self.code, self.whose = code, whose
+        self._gives = None if gives is None else TypeAdapter(gives)
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        """Call it.
+
+        Raises:
+            PluginError: It cannot be called so, or gives something else.
+        """
+        try:
+            found = self.code(*arguments, **more)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise  # from inside, so its own frames say where
+            raise PluginError(f"{self.whose} cannot be called as it is: {cut(reason_of(error))}") from error
+        if self._gives is None:
+            return found
+        try:
+            return self._gives.validate_python(_plain(found), strict=True)
+        except ValidationError as error:
+            wrong = error.errors()[0]["msg"].replace("Input", "it")
+            raise PluginError(f"{self.whose} gives {shown(found)}: {wrong}") from None
+
+
+def _plain(value: Any) -> Any:
+    """A number of another library as Python's own, in a tuple too."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def check_places(plugin: Any) -> None:
     """Check that a package's component says where its code is, as far as that needs no import.
 
@@ -50,6 +99,9 @@ def check_places(plugin: Any) -> None:
         TypeError: A field holds no code and names none.
         ValueError: What it names cannot be there.
     """
+    for name in _functions(plugin):
+        if not callable(getattr(plugin, name)):
+            raise TypeError(f"its {name} is {shown(getattr(plugin, name))}, expected a function")
     for name, value, needed in _places(plugin):
         if callable(value) or (value == "" and not needed):
             continue
@@ -70,14 +122,17 @@ def with_whose(plugin: Any, whose: str) -> Any:
         plugin: The component.
         whose: What it is, and of which package.
     """
-    found = copy(plugin)
+    found, told = copy(plugin), dict[str, Any]()
+    for name, gives in _functions(plugin).items():
+        told[name] = _Code(getattr(plugin, name), f"{whose}: {name}", gives)
     for name, value, _ in _places(plugin):
         if not isinstance(value, str):
-            _FUNCTIONS.setdefault(id(value), f"{whose}: {name}")
+            told.setdefault(name, _Code(value, f"{whose}: {name}"))
         elif value and not value.startswith("harness."):  # what of the harness fails is no package's fault
-            place = _Place(value)
-            place.whose = f"{whose}: {name} {shown(value)}"
-            object.__setattr__(found, name, place)  # its class is frozen, and this is nobody else's yet
+            told[name] = _Place(value)
+            told[name].whose = f"{whose}: {name} {shown(value)}"
+    for name, value in told.items():
+        object.__setattr__(found, name, value)  # its class is frozen, and this is nobody else's yet
     return found
 
 
@@ -92,11 +147,11 @@ def named(place: str | Callable[..., Any], kind: type[Any] | None = None) -> Any
         PluginError: A package names it, and it cannot be had, or is something else. What is given raises it
             where it cannot be called as it is.
     """
-    whose = place.whose if isinstance(place, _Place) else _FUNCTIONS.get(id(place))
-    if whose is None:
+    if not isinstance(place, _Place | _Code):
         return _found(place)
+    whose = place.whose
     try:
-        found = _found(place)
+        found = place.code if isinstance(place, _Code) else _found(place)
     except (Exception, SystemExit) as error:  # whatever somebody else's module raises when it is imported
         if hasattr(error, "ray_terminate_msg"):  # Ray ends the process
             raise
@@ -104,17 +159,20 @@ def named(place: str | Callable[..., Any], kind: type[Any] | None = None) -> Any
         raise PluginError(f"{whose} cannot be used: {reason}") from error
     if wrong := _mismatch(found, kind):
         raise PluginError(f"{whose} {wrong}")
+    return place if isinstance(place, _Code) else _Code(found, whose)
 
-    @functools.wraps(found, updated=())
-    def call(*arguments: Any, **more: Any) -> Any:
-        try:
-            return found(*arguments, **more)
-        except TypeError as error:
-            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-                raise  # from inside, so its own frames say where
-            raise PluginError(f"{whose} cannot be called as it is: {cut(reason_of(error))}") from error
 
-    return call
+def _functions(plugin: Any) -> dict[str, Any]:
+    """Functions that a component gives in place of defaults, beside its code: the type of what each gives."""
+    hints, found = get_type_hints(type(plugin), include_extras=True), dict[str, Any]()
+    for item in dataclasses.fields(plugin):
+        given, hint = getattr(plugin, item.name), hints[item.name]
+        if item.name in PLACES or given is item.default:
+            continue
+        kinds = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Callable]
+        if kinds and (kinds == [hint] or callable(given)):
+            found[item.name] = get_args(kinds[0])[1]
+    return found
 
 
 def _places(plugin: Any) -> list[tuple[str, Any, bool]]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from harness.records import Examples, Part
-from harness.section import DataSection, HubItem, Section
+from harness.section import DataSection, HubItem, PositiveInt, Section
 
+Count = Annotated[int, Field(ge=0)]
+Passing = Annotated[float, Field(gt=0, le=1)]
+Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 EntryPointGroup = Literal[
     "learners", "filters", "regimes", "data", "metrics", "objectives", "tasks", "trackers"
 ]
@@ -147,19 +151,19 @@ class FilterPlugin:
     keep: Callable[[Any, Any, Any], npt.NDArray[np.bool_]] | str
     reads: Collection[str] = ()
     of: Literal["corpora", "training sets", "pools"] = "corpora"
-    labelled: Callable[[Any], int] = lambda section: 0
-    learns: Callable[[Any], tuple[int, int]] = lambda section: (0, 1)
+    labelled: Callable[[Any], Count] = lambda section: 0
+    learns: Callable[[Any], tuple[Count, Count]] = lambda section: (0, 1)
     facts: str = ""
     opposed: Callable[[Any], tuple[str, bool]] = lambda section: ("", False)
-    reference: Callable[[Any], int] = lambda section: 0
+    reference: Callable[[Any], Count] = lambda section: 0
     check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
-    passing: Callable[[Any], float] = lambda section: 1.0
+    passing: Callable[[Any], Passing] = lambda section: 1.0
     neutral: Callable[[Any], bool] = lambda section: False
-    leaves: Callable[[Any, int], int] = lambda section, count: count
+    leaves: Callable[[Any, int], Count] = lambda section, count: count
     drops: Callable[[Any], tuple[bool, bool]] = lambda section: (False, False)
     chooses: bool = False
     rewards: str = ""
-    together: Callable[[Any], int | None] = lambda section: None
+    together: Callable[[Any], PositiveInt | None] = lambda section: None
     choice: Callable[[Any], str] = lambda section: ""
     elsewhere: Callable[[Any], bool] = lambda section: False
     knows: Callable[[Mapping[str, Any]], bool] = lambda given: False
@@ -297,13 +301,13 @@ class LearnerPlugin:
     names_examples: bool = False
     batchable: bool = True
     many_ranks: bool = False
-    micro_batch: Callable[[Any], int] = lambda config: config.resources.micro_batch or 1
+    micro_batch: Callable[[Any], PositiveInt] = lambda config: config.resources.micro_batch or 1
     zero_stage: Callable[[Any], int | None] = lambda config: config.resources.zero_stage
     extra: str = ""
     modules: Sequence[str] = ()
-    seconds_per_example: float | Callable[[int], float] = 1e-6
-    least_numbers: Callable[[Any, FitSize], int] = lambda section, size: 0
-    turn_seconds: Callable[[Any], float] | None = None
+    seconds_per_example: float | Callable[[int], Cost] = 1e-6
+    least_numbers: Callable[[Any, FitSize], Count] = lambda section, size: 0
+    turn_seconds: Callable[[Any], Cost] | None = None
     reads_pools_anew: Callable[[Any], bool] = lambda section: False
     theory: str = ""
     whole: str = ""
@@ -409,7 +413,7 @@ class TaskPlugin:
     check: str
     alphabet: str
     answer: str = ""
-    lengths: Callable[[Any], tuple[int, int] | None] = lambda section: None
+    lengths: Callable[[Any], tuple[PositiveInt, PositiveInt] | None] = lambda section: None
     check_s: float = 1.0
     solutions: bool = True
 

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from harness.board.build import build_site, read_entries, site_files, tables_of
 from harness.board.checked import verification
+from harness.board.drawing import Scale, interval, time_of
 from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.entry_page import entry_page
 from harness.board.front import fronts
@@ -352,6 +353,28 @@ def test_the_front_is_of_those_that_none_beats(site: Path, computed: Any) -> Non
     both = list(fronts(replace(table, lines=lines), lambda line: "page.html"))
     assert len(both) == 2 and "clean cost" in both[1] and "clean cost" not in both[0]
     assert 'middle">0.01</text>' in both[1], "costs that span a factor of 5,000 are on a log scale"
+    bundled = [
+        replace(line, entry=with_data(line.entry, lambda data: data["cost"].update(device_hours=0.0002)))
+        for line in table.lines
+    ]
+    (alike,) = fronts(replace(table, lines=tuple(bundled)), lambda line: "page.html")
+    assert alike == '<p class="note">All ranked entries cost alike: 0.72 device-seconds of all seeds.</p>'
+
+
+@pytest.mark.parametrize(
+    ("hours", "shown"), [(0.0, "0 s"), (0.0001184, "0.426 s"), (0.02, "1.2 min"), (36.5, "36.5 h")]
+)
+def test_device_time_is_in_the_largest_unit(hours: float, shown: str) -> None:
+    assert time_of(hours) == shown
+
+
+def test_an_interval_that_goes_on_has_an_arrow() -> None:
+    """What lies beyond a table's scale is not drawn as if it ended there."""
+    scale = Scale(-1.0, 1.0, 6, 174)
+    whole, left, away = (interval(*ends, scale) for ends in ((0, -1, 1), (-0.5, -3, 0.5), (5, 4, 6)))
+    assert whole.count("<path") == 0 and whole.count("<circle") == 1
+    assert left.count("<path") == 1 and 'x1="6.0" x2="132.0"' in left and left.count("<circle") == 1
+    assert away.count("<path") == 1 and "M169 5L174 10" in away and "<circle" not in away
 
 
 def browser(page: str, *flags: str) -> tuple[str, str]:

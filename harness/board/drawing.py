@@ -49,16 +49,32 @@ def text(value: float) -> str:
     return f"{value:.4g}".replace("-", "\u2212")
 
 
+def time_of(hours: float) -> str:
+    """Hours as people read them, in the largest unit of which there is one."""
+    seconds = 3600 * hours
+    size, unit = next((pair for pair in ((3600, "h"), (60, "min")) if seconds >= pair[0]), (1, "s"))
+    return f"{seconds / size:.3g} {unit}"
+
+
 def interval(
     mean: float | None, low: float | None, high: float | None, scale: Scale, width: int = 180
 ) -> str:
-    """A mean with its interval, and a line at zero, in a table's cell."""
+    """A mean with its interval, and a line at zero, in a table's cell; what goes on beyond has an arrow."""
     if mean is None:
         return ""
+
+    def within(value: float) -> float:
+        return min(max(scale(value), scale.start), scale.stop)
+
     parts = [f'<line class="zero" x1="{scale(0):.1f}" x2="{scale(0):.1f}" y1="0" y2="20"/>']
     if low is not None and high is not None:
-        parts.append(f'<line class="range" x1="{scale(low):.1f}" x2="{scale(high):.1f}" y1="10" y2="10"/>')
-    parts.append(f'<circle class="mean" cx="{scale(mean):.1f}" cy="10" r="4"/>')
+        parts.append(f'<line class="range" x1="{within(low):.1f}" x2="{within(high):.1f}" y1="10" y2="10"/>')
+    for end, edge, step in ((low, scale.start, 5), (high, scale.stop, -5)):
+        at = scale(mean if end is None else end)
+        if at < edge - 0.1 if step > 0 else at > edge + 0.1:
+            parts.append(f'<path class="beyond" d="M{edge + step} 5L{edge} 10L{edge + step} 15"/>')
+    if within(mean) == scale(mean):
+        parts.append(f'<circle class="mean" cx="{scale(mean):.1f}" cy="10" r="4"/>')
     return f'<svg class="interval" viewBox="0 0 {width} 20" aria-hidden="true">{"".join(parts)}</svg>'
 
 

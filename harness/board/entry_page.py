@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from harness.board.checked import Verification
-from harness.board.drawing import Curve, curves, text
+from harness.board.drawing import Curve, curves, text, time_of
 from harness.board.entry import Entry, SeedResult
 from harness.board.pages import page, safe
 from harness.board.rules import other_rules, worse_sign
@@ -56,7 +56,7 @@ def entry_page(line: Scored | None, entry: Entry, table: str, checks: Sequence[V
         ("training examples of a seed", f"{entry.cost.training_examples:,}"),
         *_tokens(entry),
         ("times the baseline's", text(entry.cost.times_baseline)),
-        ("device-hours of all seeds", text(entry.cost.device_hours)),
+        ("device time of all seeds", time_of(entry.cost.device_hours)),
         ("devices", ", ".join(entry.provenance.devices) or "not known"),
         ("source", ", ".join(entry.provenance.commits) or "not known"),
         ("finished", entry.provenance.finished or "not known"),

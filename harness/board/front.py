@@ -41,6 +41,8 @@ class FrontPoint:
     best: bool
 
 
+ALIKE = 0.001
+"""Costs that differ by no larger share are one: chains of one bundle share its time in equal parts."""
 CLEAN = "Clean cost: how much more it worsens than the baseline where nothing is synthetic."
 
 
@@ -52,17 +54,26 @@ def fronts(table: TrackTable, link: Callable[[Scored], str]) -> Iterator[str]:
         link: The page of an entry.
     """
     unit = f" ({table.track.score.unit})" if table.track.score.unit else ""
-    hours: Callable[[Scored], float | None] = lambda line: line.entry.cost.device_hours  # noqa: E731
-    clean: Callable[[Scored], float | None] = lambda line: (  # noqa: E731
-        line.controls["clean"].mean if "clean" in line.controls else None
+    ranked = [line for line in table.lines if line.rank is not None]
+    hours = [line.entry.cost.device_hours for line in ranked]
+    size, word = next(
+        (pair for pair in ((1, "hours"), (60, "minutes")) if max(hours, default=0) * pair[0] >= 1),
+        (3600, "seconds"),
     )
-    figures = [("device-hours of all seeds", hours)]
+    costs: list[tuple[str, Sequence[float | None]]] = [
+        (f"device-{word} of all seeds", [size * each for each in hours])
+    ]
     if "clean" in table.controls:
-        figures.append((f"clean cost{unit}", clean))
-    for label, cost in figures:
-        known = [(line, cost(line)) for line in table.lines if line.rank is not None]
-        whole = [(line, price) for line, price in known if price is not None]
-        if len(whole) > 1:
+        clean = [line.controls["clean"].mean if "clean" in line.controls else None for line in ranked]
+        costs.append((f"clean cost{unit}", clean))
+    for label, prices in costs:
+        whole = [(line, price) for line, price in zip(ranked, prices, strict=True) if price is not None]
+        if len(whole) < 2:
+            continue
+        low, high = (pick(price for _, price in whole) for pick in (min, max))
+        if high - low <= ALIKE * high:
+            yield f'<p class="note">All ranked entries cost alike: {text(high)} {escape(label)}.</p>'
+        else:
             yield _figure(whole, label, f"resists{unit}", link)
 
 

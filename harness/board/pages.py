@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from statistics import median
 
-from harness.board.drawing import Scale, interval, text
+from harness.board.drawing import Scale, interval, text, time_of
 from harness.board.entry import Entry
 from harness.board.front import fronts
 from harness.board.ranking import smallest_p
@@ -124,6 +124,8 @@ class Column:
 
 
 EMPTY = aggregate(())
+WIDEST = 3.0
+"""The scale of a table's intervals ends at so many times what half of them reach."""
 AGAINST = {
     "clean": ("clean cost", "how much more it worsens than the baseline where nothing is synthetic"),
     "random": ("better than chance by", "as many examples, chosen by lot"),
@@ -166,7 +168,6 @@ def _columns(table: TrackTable) -> list[Column]:
         Column("benefit", f"resists{unit}", less, lambda line: mean(line.benefit)),
         Column("figure", "interval", "of the column before", figure),
         Column("rise", f"worsens by{unit}", worse, lambda line: mean(line.rise)),
-        Column("notes", "notes", "", _notes_cell, "words"),
         Column(
             "first",
             "best in",
@@ -191,9 +192,7 @@ def _columns(table: TrackTable) -> list[Column]:
     return [
         *found,
         Column("examples", "training examples", "times the baseline's", _examples_cell),
-        Column(
-            "hours", "device-hours", "of all seeds", lambda line: _number_cell(line.entry.cost.device_hours)
-        ),
+        Column("hours", "device time", "of all seeds", _time_cell),
     ]
 
 
@@ -205,8 +204,12 @@ def _rank_cell(line: Scored) -> tuple[str, str]:
 
 
 def _entry_cell(line: Scored) -> tuple[str, str]:
+    """Its name, and below it what has to be known of it."""
     name = line.entry.mitigation
-    return name, f'<a href="{safe(file_of(line.entry))}">{safe(name)}</a>'
+    efficient = ["efficient"] if line.efficient and name != BASELINE else []
+    badges = "".join(f'<span class="badge">{safe(note)}</span>' for note in [*line.badges, *efficient])
+    below = "".join(f"<div>{part}</div>" for part in (badges, safe(line.unranked)) if part)
+    return name, f'<a href="{safe(file_of(line.entry))}">{safe(name)}</a>{below}'
 
 
 def _examples_cell(line: Scored) -> tuple[str, str]:
@@ -218,6 +221,11 @@ def _number_cell(value: float | None) -> tuple[str, str]:
     return _plain(value), "" if value is None else text(value)
 
 
+def _time_cell(line: Scored) -> tuple[str, str]:
+    hours = line.entry.cost.device_hours
+    return _plain(hours), time_of(hours)
+
+
 def _share(value: float | None) -> tuple[str, str]:
     return _plain(value), "" if value is None else f"{100 * value:.0f} %"
 
@@ -227,12 +235,6 @@ def _kept(found: Aggregate) -> tuple[str, str]:
     value, shown = _share(found.mean)
     partly = shown and len(found.values) < found.total
     return value, f"{shown} ({len(found.values)}/{found.total})" if partly else shown
-
-
-def _notes_cell(line: Scored) -> tuple[str, str]:
-    notes = [*line.badges, *(["efficient"] if line.efficient else [])]
-    badges = "".join(f'<span class="badge">{safe(note)}</span>' for note in notes)
-    return ", ".join(notes), badges + (f"<div>{safe(line.unranked)}</div>" if line.unranked else "")
 
 
 def track_page(table: TrackTable) -> str:
@@ -261,8 +263,8 @@ def track_page(table: TrackTable) -> str:
         "apart where a paired t test over the seeds says so after Holm\u2019s correction for all pairs; "
         "entries with the same rank are tied (between lines), and the second number is the last rank that "
         f"an entry may truly have. Without assuming how seeds scatter, {table.seeds} of them can give "
-        f"a p of {smallest_p(table.seeds):.2g} at best. Efficient: no ranked entry resists as much for fewer "
-        f'device-hours. The same numbers: <a href="{safe(table.name)}.csv">CSV</a>, '
+        f"a p of {smallest_p(table.seeds):.2g} at best. Efficient: no ranked entry resists as much for less "
+        f'device time. The same numbers: <a href="{safe(table.name)}.csv">CSV</a>, '
         '<a href="board.json">JSON</a>, <a href="feed.xml">feed</a>.</p>'
     )
     figures = list(fronts(table, lambda line: file_of(line.entry)))
@@ -325,13 +327,13 @@ def values_of(line: Scored, table: TrackTable) -> dict[str, float | str | None]:
 
 
 def _scale(table: TrackTable) -> Scale:
-    ends = [
-        v
-        for line in table.lines
-        for v in (line.benefit.mean, line.benefit.low, line.benefit.high)
-        if v is not None
-    ]
-    return Scale(min([0.0, *ends]), max([0.0, *ends]) or 1.0, 6, 174)
+    """Of all intervals of a table, but for parts of some that would leave no room to tell others apart."""
+    found = [line.benefit for line in table.lines]
+    ends = [[end for end in (each.mean, each.low, each.high) if end is not None] for each in found]
+    reach = [max(map(abs, each)) for each in ends if each]
+    limit = WIDEST * median(reach) if reach else 0.0
+    shown = [min(max(end, -limit), limit) for each in ends for end in each] if limit else []
+    return Scale(min([0.0, *shown]), max([0.0, *shown]) or 1.0, 6, 174)
 
 
 def _lines(table: TrackTable, columns: Sequence[Column]) -> Iterable[str]:

@@ -431,16 +431,17 @@ def test_the_theory_of_a_chain_is_not_that_of_a_population(tmp_path: Path, excha
         (
             {
                 "population": {"members": 2},
+                "evaluate": {"ranges": {"left": [-9.0, 0.0]}},
                 "claims": [
                     {
                         "text": "x",
                         "source": "y",
                         "above": 0,
-                        "statistic": {"metric": "pool/kept_share", "of": "last", "over": "best"},
+                        "statistic": {"metric": "share/left", "of": "last", "over": "best"},
                     }
                 ],
             },
-            "found best, and it is not known which way pool/kept_share worsens; allowed: mean",
+            "found best, and it is not known which way share/left worsens; allowed: mean",
         ),
         (
             {"population": {"members": 2}, "regime": {**REPLACE, "source": {"model": {"variance": 2.0}}}},

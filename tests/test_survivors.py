@@ -61,14 +61,14 @@ def test_three_of_five_explode() -> None:
     assert (curve[1].median(), curve[2].median()) == (9.0, None)
     table = summary_table(EXPLODED, [])
     assert table["lines"][0]["points"] == [
-        "3.2 ± 0.2",
+        "3.20 ± 0.20",
         "6* (3 of 5 live, median 9)",
         "2* (2 of 5 live, median diverged)",
     ]
     assert "have diverged" in table["note"]
     brief = summary_table(EXPLODED, [], brief=True)
     assert (
-        brief["lines"][0]["points"] == ["3.2 ± 0.2", "6* (3/5)", "2* (2/5)"]
+        brief["lines"][0]["points"] == ["3.20 ± 0.20", "6* (3/5)", "2* (2/5)"]
         and "of how many seeds" in brief["note"]
     )
 

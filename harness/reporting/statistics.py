@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,17 @@ def short(value: float, digits: int) -> str:
     """A number in so many digits, as people write it: 2420 and not 2.42e+03."""
     shown = f"{value:.{digits}g}"
     return f"{float(shown):.0f}" if "e+" in shown and abs(value) < 1e7 else shown
+
+
+def with_half(value: float, half: float) -> str:
+    """A number with half its interval's width in two digits: as many decimals, four digits at most."""
+    if not 1e-4 <= half < 1e7:
+        return f"{short(value, 4)} ± {short(half, 2)}"
+    decimals = max(0, 1 - math.floor(math.log10(float(f"{half:.2g}"))))
+    plain = f"{value:.{decimals}f}" if round(value, decimals) else "0"
+    if decimals and len(re.sub(r"^[-0.]+|[.]", "", plain)) > 4:
+        plain = short(value, 4)
+    return f"{plain} ± {f'{half:.{decimals}f}' if decimals else short(half, 2)}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ class Aggregate:
                 else f"{shown}* ({count.replace('/', ' of ')} live, median {median})"
             )
         if self.low is not None and self.high is not None:
-            shown += f" ± {short((self.high - self.low) / 2, 2)}"
+            shown = with_half(self.mean, (self.high - self.low) / 2)
         if len(self.values) < self.total:
             return f"{shown} ({count})" if brief else f"{shown} ({count.replace('/', ' of ')} seeds)"
         few = 1 < self.total <= FEW

@@ -59,7 +59,7 @@ def _path(text: str | Path) -> Path:
         raise InputError(str(error)) from None
 
 
-def _check_key(key: str) -> None:
+def _check_key(key: str | None) -> None:
     if not (isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key)):
         raise InputError(f"key: found {shown(key)}, expected 32 hexadecimal digits (`key` of records)")
 
@@ -113,33 +113,58 @@ class Results:
             frame: pd.DataFrame = rows.to_pandas()
         return frame
 
-    def corpus(self, key: str) -> pd.DataFrame:
+    def corpus(
+        self, key: str | None = None, *, chain: str | None = None, generation: int | None = None
+    ) -> pd.DataFrame:
         """Everything that a generation wrote, raw.
 
         ``text`` and ``tokens``, or ``values``, one row per example.
 
         Args:
-            key: Of the corpus, or of the fit that wrote it (the column ``key`` of `records`).
+            key: Of the corpus, or of the fit that wrote it (the column ``key`` of `records`). Cells that
+                differ in how they sample share fits, those of generation 0 for one: then name the chain.
+            chain: In place of the key: the column ``chain`` of `records`.
+            generation: With the chain: the index of its generation.
 
         Raises:
-            harness.errors.InputError: No experiment on the store has it; chains in bundles keep no corpora.
+            harness.errors.InputError: No experiment on the store has it; a fit has written several; chains
+                in bundles keep no corpora.
         """
-        _check_key(key)
+        if chain is None and generation is None:
+            _check_key(key)
+        elif key is not None or chain is None or generation is None:
+            raise InputError("give a key, or a chain and a generation")
         unread: list[str] = []
-        for name, generation in self._generations(unread):
-            if key not in (generation["corpus"], generation["fit"]):
-                continue
-            with self._prepared(name, None, ()) as (prepared, store):
-                node = prepared.lineage.nodes.get(generation["evaluation"])
-                count = store.corpora.count(generation["corpus"])
-                if node is None or not count:
-                    continue
-                examples = store.corpora.load(generation["corpus"], count)
-                frame: pd.DataFrame = prepared.data[node.cell].real.table(examples).to_pandas()
+        found: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = {}
+        for name, of, number, node in self._generations(unread):
+            if key in (node["corpus"], node["fit"]) or (of, number) == (chain, generation):
+                found.setdefault(node["corpus"], []).append((name, f"{number} of chain {of}", node))
+        if len(found) > 1:
+            several = "; ".join(f"{corpus}: generation {held[0][1]}" for corpus, held in found.items())
+            raise InputError(
+                f"{key}: this fit has written {len(found)} corpora, as cells sample differently. Give chain "
+                f"and generation, or the key of the corpus: {several}"
+            )
+        for name, _, node in (item for held in found.values() for item in held):
+            frame = self._read_corpus(name, node)
+            if frame is not None:
                 return frame
-        self._refuse_bundled(key)
+        if key is not None:
+            self._refuse_bundled(key)
         left_out = f"; left out: {'; '.join(unread)}" if unread else ""
-        raise InputError(f"{key}: no experiment on {self.root} has such a corpus{left_out}")
+        which = key or f"generation {generation} of chain {shown(chain)}"
+        raise InputError(f"{which}: no experiment on {self.root} has such a corpus{left_out}")
+
+    def _read_corpus(self, experiment: str, generation: Mapping[str, Any]) -> pd.DataFrame | None:
+        """What a generation of an experiment wrote; None where it is not there, or no longer of its study."""
+        with self._prepared(experiment, None, ()) as (prepared, store):
+            node = prepared.lineage.nodes.get(generation["evaluation"])
+            count = store.corpora.count(generation["corpus"])
+            if node is None or not count:
+                return None
+            examples = store.corpora.load(generation["corpus"], count)
+            frame: pd.DataFrame = prepared.data[node.cell].real.table(examples).to_pandas()
+            return frame
 
     def model(self, key: str) -> Any:
         """A language model as `transformers` loads it, in the precision that it was trained in.
@@ -187,8 +212,8 @@ class Results:
                 "resources.bundled: false every generation has its corpus and its fit"
             )
 
-    def _generations(self, unread: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Every generation of every chain that was run by itself, with the experiment's name.
+    def _generations(self, unread: list[str]) -> Iterator[tuple[str, str, int, Mapping[str, Any]]]:
+        """Every generation of every chain that was run by itself: experiment, chain, index, and its keys.
 
         Args:
             unread: Gets why the chains of an experiment cannot be read.
@@ -199,13 +224,17 @@ class Results:
         for name in self.experiments():
             path = self.root / "experiments" / name / "chains.json"
             try:
-                found = [entry for chain in read_json(path) for entry in chain["generations"]]
+                found = [
+                    (name, chain["chain"], index, entry)
+                    for chain in read_json(path)
+                    for index, entry in enumerate(chain["generations"])
+                ]
             except StoreError as error:
                 unread.append(str(error))
             except (KeyError, TypeError):
                 unread.append(f"{path} is no list of chains")
             else:
-                yield from ((name, entry) for entry in found)
+                yield from found
 
     @contextmanager
     def _prepared(

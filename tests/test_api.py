@@ -22,7 +22,9 @@ from conftest import harness as command
 from scipy import special
 
 import harness
+from harness.coordinator.session import describe_chains
 from harness.errors import ConfigError, InputError
+from harness.store.experiment import Experiment
 
 KEEP = {"retention": {"weights": "all"}, "generations": 1}
 
@@ -79,6 +81,13 @@ def test_a_study_is_run_planned_and_read_from_python(
     with pytest.raises(InputError, match="give experiment, or config"):
         results.records()
     wrote = results.corpus(frame["key"][0])
+    assert results.corpus(chain=frame["chain"][0], generation=0).equals(wrote)
+    assert not results.corpus(chain=frame["chain"][0], generation=1).equals(wrote)
+    for wrong in ({"generation": 0}, {"chain": "x"}, {"key": "0" * 32, "chain": "x", "generation": 0}):
+        with pytest.raises(InputError, match="give a key, or a chain and a generation"):
+            results.corpus(**wrong)
+    with pytest.raises(InputError, match="generation 0 of chain 'x': no experiment on .* has such a corpus$"):
+        results.corpus(chain="x", generation=0)
     assert len(wrote) == 20 and all(len(row) == 1 for row in wrote["values"])
     with pytest.raises(InputError, match="no experiment on .* has such a corpus$"):
         results.corpus("0" * 32)
@@ -143,6 +152,28 @@ def test_a_pulled_generation_opens_in_other_libraries(text_store: Any, tmp_path:
     assert rows[3]["tokens"] == raw.values[3].tolist() and rows[3]["text"] == real.decode(raw.values[3])
     assert model(input_ids=torch.tensor([rows[0]["tokens"]])).logits.shape[-1] == real.meta["vocab_size"]
     assert not (tmp_path / "g1" / "model" / "spec.json").exists()
+
+
+def test_a_fit_that_has_written_several_corpora(make_config: Make, tmp_path: Path, ranks: Any) -> None:
+    """Cells that differ in how they sample share generation 0's fit: no corpus of another cell is given."""
+    grid = {"learner.sample.temperature": [1.0, 0.1]}
+    config, root = make_config({**TEXT, "generations": 0, "grid": grid}), tmp_path / "root"
+    prepared, store = run_all(config, root, ranks=ranks)
+    experiment = Experiment(root, prepared.study.base.experiment)
+    experiment.begin(prepared.study.source.data, describe_chains(prepared))
+    results = harness.load(root)
+    frame = results.records(experiment=experiment.name)
+    assert frame["key"].nunique() == 1
+    nodes = [prepared.lineage.nodes[chain.nodes[0]] for chain in prepared.lineage.chains]
+    with pytest.raises(
+        InputError, match="this fit has written 2 corpora, as cells sample differently"
+    ) as told:
+        results.corpus(frame["key"][0])
+    for chain, node in zip(prepared.lineage.chains, nodes, strict=True):
+        assert f"{node.corpus}: generation 0 of chain {chain.id}" in str(told.value)
+        raw = store.corpora.load(node.corpus, store.corpora.count(node.corpus))
+        for found in (results.corpus(chain=chain.id, generation=0), results.corpus(node.corpus)):
+            assert np.array_equal(np.stack(found["tokens"]), raw.values)
 
 
 def test_a_stored_fit_opens_as_it_lies(text_store: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from harness.board.pages import track_page, values_of
 from harness.board.rules import broken_rules
 from harness.board.score import Scored, table_of
 from harness.board.verify import verified
+from harness.components import FILTERS
+from harness.components.filters import TRUE_SCORES
 from harness.config.grid import expand
 from harness.config.load import load_file
 from harness.errors import ConfigError, InputError
@@ -216,6 +219,25 @@ def test_what_has_learned_elsewhere_needs_the_tracks_word(tmp_path: Path) -> Non
         else:
             (line,) = found
             assert "mitigations.outside.filters" in line and "classifier has learned elsewhere" in line
+
+
+KNOWING = {
+    "verifier": {"score": "log_density"},
+    "select": {"score": "log_density"},
+    "curate": {"of": 2, "rewards": {"log_density": 0.03}},
+}
+
+
+def test_every_filter_with_a_true_score_says_so() -> None:
+    """A board marks them, so that none of them leads it as if what it knows were to be had."""
+    for kind in FILTERS:
+        takes = any(score in json.dumps(FILTERS[kind].section.model_json_schema()) for score in TRUE_SCORES)
+        assert takes == (kind in KNOWING), kind
+    for kind, given in KNOWING.items():
+        assert FILTERS[kind].knows(given), kind
+    assert not FILTERS["select"].knows({"score": "entropy"})
+    assert not FILTERS["curate"].knows({"of": 2, "outcomes": [1.0, 2.0]})
+    assert not FILTERS["curate"].knows({"of": 3, "rewards": {"distinct_2": 1.0, "log_density": 0.0}})
 
 
 def test_who_knows_the_truth_says_so(computed: Any) -> None:

@@ -253,7 +253,8 @@ TRUE_SCORES = ("agreement", "log_density")
 
 
 def _knows(given: Mapping[str, Any]) -> bool:
-    return given.get("score") in TRUE_SCORES
+    weights = {given.get("score"): 1.0, **(given.get("rewards") or {})}
+    return any(weights.get(score) for score in TRUE_SCORES)
 
 
 def _check_curate(section: CurateFilter, data: Any, kind: str) -> None:
@@ -347,6 +348,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         check=_check_curate,
         passing=lambda section: 1 / section.of,
         leaves=lambda section, count: count // section.of,
+        knows=_knows,
         chooses=True,
     ),
     "watermark": FilterPlugin(WatermarkFilter, 1, "harness.curation.watermark:watermark", reads=("text",)),
